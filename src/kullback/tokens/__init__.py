@@ -1,0 +1,15 @@
+"""Exact KL divergence between language models, token by token, from logits or from hidden states."""
+
+from ..errors import MissingDependencyError
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError("kullback.tokens needs PyTorch: pip install 'kullback[train]'") from error
+
+from .hidden import linear_token_kl
+from .logits import token_kl
+
+__all__ = ["linear_token_kl", "token_kl"]

@@ -1,0 +1,113 @@
+"""linear_token_kl and token_kl against PyTorch's log_softmax: digits, time and peak memory, in one run.
+
+    python benchmarks/tokens.py [--threads 2]
+
+Each timing runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from kullback.tokens import linear_token_kl, token_kl
+
+POSITIONS, WIDTH, VOCABULARY = 1024, 256, 32_000
+
+
+def naive_token_kl(p_logits, q_logits):
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def naive_linear(hidden_p, weight_p, hidden_q, weight_q):
+    return naive_token_kl(hidden_p @ weight_p.T, hidden_q @ weight_q.T)
+
+
+def chunked(chunk):
+    return lambda *heads: linear_token_kl(*heads, chunk=chunk)
+
+
+CASES = {"naive": naive_linear, "chunk 256": chunked(256), "chunk 64": chunked(64)}
+
+
+def accuracy() -> None:
+    print("token_kl, float32, 16 positions, V = 32000: median relative error (and how many values are negative)\n")
+    print(f"{'KL':>8}  {'naive':>18}  {'token_kl':>18}  {'naive / token_kl':>16}")
+    generator = torch.Generator().manual_seed(0)
+    for target in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+        p = 3 * torch.randn(16, VOCABULARY, generator=generator)
+        q = p + (2 * target) ** 0.5 * torch.randn(16, VOCABULARY, generator=generator)
+        truth = token_kl(p.double(), q.double())
+        errors, negatives = [], []
+        for function in (naive_token_kl, token_kl):
+            got = function(p, q).double()
+            errors.append(((got - truth).abs() / truth).median().item())
+            negatives.append(int((got < 0).sum()))
+        cells = [f"{error:.1e} ({count:2d} neg)" for error, count in zip(errors, negatives, strict=True)]
+        print(f"{truth.mean().item():8.1e}  {cells[0]:>18}  {cells[1]:>18}  {errors[0] / errors[1]:16.1e}")
+
+
+def measure(case: str, learns: bool) -> None:
+    """One case: seconds (the best of three) and the peak above the inputs, in MB, as JSON."""
+    generator = torch.Generator().manual_seed(1)
+    heads = [
+        torch.randn(POSITIONS, WIDTH, generator=generator),
+        torch.randn(VOCABULARY, WIDTH, generator=generator) / 16,
+    ]
+    heads += [head + 0.01 * torch.randn(head.shape, generator=generator) for head in heads]
+    heads = [head.requires_grad_(learns and side < 2) for side, head in enumerate(heads)]
+    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for _ in range(3):
+        start = time.perf_counter()
+        kl = CASES[case](*heads)
+        if learns:
+            torch.autograd.grad(kl.sum(), heads[:2])
+        seconds.append(time.perf_counter() - start)
+        del kl
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({"seconds": min(seconds), "megabytes": peak}))
+
+
+def cost(threads: int) -> None:
+    print(
+        f"\nlinear_token_kl, float32, N = {POSITIONS}, d = {WIDTH}, V = {VOCABULARY}, {threads} thread(s), frozen q\n"
+    )
+    print(f"{'':22}  {'seconds':>8}  {'time / naive':>12}  {'peak MB':>8}  {'naive peak / peak':>17}")
+    for learns in (False, True):
+        base = None
+        for case in CASES:
+            command = [
+                sys.executable,
+                __file__,
+                "--case",
+                case,
+                "--threads",
+                str(threads),
+                *(["--learns"] if learns else []),
+            ]
+            got = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            base = base or got
+            label = f"{case}, {'with gradient' if learns else 'value'}"
+            print(
+                f"{label:22}  {got['seconds']:8.2f}  {got['seconds'] / base['seconds']:12.2f}  "
+                f"{got['megabytes']:8.0f}  {base['megabytes'] / got['megabytes']:17.1f}"
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--case", choices=CASES, help="measure this one alone")
+    parser.add_argument("--learns", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.case:
+        measure(arguments.case, arguments.learns)
+    else:
+        accuracy()
+        cost(arguments.threads)

@@ -1,0 +1,1 @@
+"""Kullback: measure, minimise and constrain KL divergence."""

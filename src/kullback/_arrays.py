@@ -1,0 +1,125 @@
+"""The array namespace (NumPy, PyTorch, ...), and the little that the array API lacks."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+__all__ = ["Array", "ArrayLike", "as_floats", "by_rows", "cast", "untracked", "with_gradient"]
+
+Array: TypeAlias = Any
+ArrayLike: TypeAlias = Any
+
+
+def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
+    """The namespace, the values as floating arrays of one dtype fit for computing, and the dtype to return.
+
+    Numbers and lists join the arrays beside them, and are NumPy arrays where there are none. Integers become the
+    default floating dtype. float16 and bfloat16 are computed in float32.
+    """
+    arrays: list[Array] = [value for value in values if array_api_compat.is_array_api_obj(value)]
+    xp = array_api_compat.array_namespace(*arrays) if arrays else array_api_compat.array_namespace(np.empty(0))
+    device = array_api_compat.device(arrays[0]) if arrays else None
+    dtypes = [array.dtype for array in arrays if xp.isdtype(array.dtype, "real floating") or _is_half(array.dtype)]
+    default = dtypes[0] if dtypes else xp.__array_namespace_info__().default_dtypes()["real floating"]
+    floats = []
+    for value in values:
+        array: Array = value if array_api_compat.is_array_api_obj(value) else xp.asarray(value, device=device)
+        if xp.isdtype(array.dtype, "complex floating"):
+            raise TypeError(f"expected real numbers, got dtype {array.dtype}")
+        joins = array is not value or xp.isdtype(array.dtype, ("bool", "integral"))
+        floats.append(xp.astype(array, default) if joins else array)
+    dtype = xp.result_type(*floats)
+    computing = xp.float32 if _is_half(dtype) else dtype
+    return xp, [xp.astype(array, computing, copy=False) for array in floats], dtype
+
+
+def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The function `function(xp, *arrays)` of rows, called for a few rows at a time.
+
+    What it makes on its way then stays in a processor's cache, and is small beside the arrays. All but the last axis
+    count rows; an array of fewer axes than the last has one entry a row.
+    """
+
+    def call(xp: Any, *arrays: Array) -> Array:
+        *lead, width = arrays[-1].shape
+        count = math.prod(lead)
+        # An accelerator has no such cache, and wants fewer and larger calls.
+        entries = 2**20 if str(array_api_compat.device(arrays[-1])).startswith("cpu") else 2**25
+        step = max(1, entries // width)
+        if count <= step:
+            return function(xp, *arrays)
+        rows = [xp.reshape(array, (count, *array.shape[len(lead) :])) for array in arrays]
+        pieces = [function(xp, *(array[k : k + step, ...] for array in rows)) for k in range(0, count, step)]
+        whole = xp.concat(pieces, axis=0)
+        return xp.reshape(whole, (*lead, *whole.shape[1:]))
+
+    return call
+
+
+def cast(xp: Any, array: Array, dtype: Any) -> Array:
+    """The array in `dtype`, where too large a number for float16 becomes inf without a warning."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return xp.astype(array, dtype)
+
+
+def untracked(array: Array) -> Array:
+    """The same numbers, for looking at: no gradient is recorded."""
+    return array.detach() if array_api_compat.is_torch_array(array) else array
+
+
+def _is_half(dtype: Any) -> bool:
+    # By name: bfloat16 is outside the array API, and each library has its own.
+    return "float16" in str(dtype)
+
+
+def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
+    """The function `value(xp, *arrays)` with gradients that are written out rather than traced.
+
+    A traced gradient keeps every intermediate array, and meets 0 * inf on the branch not taken.
+
+    Args:
+        value: Called as `value(xp, *arrays)`; returns one array.
+        pullbacks: One for each array, called as `pullback(xp, gradient, output, *arrays)`; returns that array's
+            gradient. Made of differentiable operations, so that gradients of gradients follow.
+    """
+
+    @cache
+    def torch_function() -> Any:
+        import torch
+
+        class Function(torch.autograd.Function):
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(*arrays: Any) -> Any:
+                return value(array_api_compat.array_namespace(arrays[0]), *arrays)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                ctx.save_for_backward(output, *inputs)
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: Any) -> Any:
+                output, *arrays = ctx.saved_tensors
+                xp = array_api_compat.array_namespace(output)
+                return tuple(
+                    pullback(xp, gradients[0], output, *arrays) if needed else None
+                    for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
+                )
+
+        return Function
+
+    def call(xp: Any, *arrays: Array) -> Array:
+        if array_api_compat.is_torch_namespace(xp):
+            return torch_function().apply(*arrays)
+        # Both sides of a `where` are computed, so infinities and nans on the side not taken are expected.
+        with np.errstate(all="ignore"):
+            return value(xp, *arrays)
+
+    return call

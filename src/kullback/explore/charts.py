@@ -1,0 +1,206 @@
+"""Which charts a training run has: what `chart` of `kullback.js` is given, made of plain lists and dictionaries."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kullback.explore.tracks import Track, finite
+
+__all__ = ["RunCharts", "budget_of"]
+
+Row = Mapping[str, Any]
+Chart = dict[str, Any]
+
+BUDGET_BAND = 0.2  # a budget counts as held within 20 %
+FAR = 4  # a KL this many times the smallest budget flattens its band on a linear axis
+UNLIKE = 6  # reward functions whose ranges differ by more than this get a chart each
+
+
+def budget_of(config: Row) -> tuple[float, str] | None:
+    """Read the budget of an arm.
+
+    Args:
+        config: The settings of a run.
+
+    Returns:
+        The target in nats and its unit ("token" or "sequence"); None when there is no budget.
+
+    Example:
+        >>> budget_of({"budget": {"target": 0.05, "unit": "token"}}), budget_of({"budget": None})
+        ((0.05, 'token'), None)
+    """
+    budget = config.get("budget")
+    if not isinstance(budget, Mapping):
+        return None
+    target = finite(budget.get("target"))
+    return (target, str(budget.get("unit", "token"))) if target is not None and target > 0 else None
+
+
+class RunCharts:
+    """The charts of runs side by side.
+
+    Args:
+        configs: The settings of each run.
+        batches: Its training steps.
+        evaluations: What was measured on a fixed set of prompts.
+    """
+
+    def __init__(self, configs: Sequence[Row], batches: Sequence[Track], evaluations: Sequence[Track]):
+        self.configs = configs
+        self.batches = batches
+        self.evaluations = evaluations
+
+    def grids(self) -> list[dict[str, Any]]:
+        """The steps that the curves lie on, which they share; a series names its own by index."""
+        return [track.grid() for track in (*self.batches, *self.evaluations)]
+
+    def sections(self) -> list[dict[str, Any]]:
+        """Every chart that has data, under three headings.
+
+        Returns:
+            {"title": heading, "charts": [what `chart` is given, with `grid` in the place of `x` and `spans`]}.
+        """
+        control = {"step_scale": "learning-rate factor", "pull": "pull towards the reference"}
+        control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
+        entropy_note = "How undecided the policy is about the next token."
+        truncated_note = "Completions that were cut off at the length limit."
+        repetition_note = "How much of a completion repeats itself."
+        sections = {
+            "Reward and divergence": [*self._rewards(), *self._divergences()],
+            "What held the budget": [
+                self._beta(),
+                self._chart(
+                    "control", "Learning-rate factor and pull", "factor", control_note, control, min=0, max=1.03
+                ),
+            ],
+            "What the policy writes": [
+                self._chart("entropy", "Entropy", "nats per token", entropy_note, {"entropy": ""}, zero=True),
+                self._chart("length", "Completion length", "tokens", "", {"completion_length": ""}, zero=True),
+                self._chart("truncated", "Truncated", "fraction", truncated_note, {"truncated": ""}, zero=True),
+                self._chart("repetition", "Repetition", "fraction", repetition_note, {"repetition": ""}, zero=True),
+            ],
+        }
+        drawn = {title: [chart for chart in charts if chart] for title, charts in sections.items()}
+        return [{"title": title, "charts": charts} for title, charts in drawn.items() if charts]
+
+    def _chart(
+        self,
+        name: str,
+        title: str,
+        label: str,
+        note: str,
+        keys: Mapping[str, str],
+        *,
+        lines: Sequence[dict[str, Any]] = (),
+        keep: Callable[[int, str], bool] = lambda _arm, _key: True,
+        **axis: object,
+    ) -> Chart | None:
+        """A chart of some keys (key -> its name on the chart) for every arm, or None when nothing was recorded.
+
+        What was measured on the training batch is faint where evaluations of the same key stand over it.
+        """
+        series: list[dict[str, Any]] = []
+        broken = 0
+        for dash, (key, words) in enumerate(keys.items()):
+            batches = [track.curve(key) if keep(i, key) else None for i, track in enumerate(self.batches)]
+            evaluations = [track.curve(key) for track in self.evaluations]
+            on_batch = ", ".join(filter(None, [words, "training batch" if any(evaluations) or not words else ""]))
+            on_prompts = ", ".join(filter(None, [words, "evaluation"]))
+            for i, (batch, evaluation) in enumerate(zip(batches, evaluations, strict=True)):
+                if batch:
+                    # Whiskers at every training step would bury the line: only the envelope of a long run is drawn.
+                    bounds = () if self.batches[i].bucketed else ("low", "high")
+                    look = {"name": on_batch, "mark": "line", "faint": bool(evaluation), "group": i, "dash": dash}
+                    series.append({k: v for k, v in batch.items() if k not in bounds} | look | {"grid": i})
+                    broken += self.batches[i].not_finite(key)
+                if evaluation:
+                    look = {"name": on_prompts, "mark": "points", "group": i, "dash": dash}
+                    series.append(evaluation | look | {"grid": len(self.batches) + i})
+                    broken += self.evaluations[i].not_finite(key)
+        if not series:
+            return None
+        if broken:
+            note += f" {broken:,} {'values are' if broken > 1 else 'value is'} not finite, and left as a gap."
+        x = {"label": "step", "integer": True}
+        words = {"id": name, "title": title, "note": note.strip()}
+        return {**words, "x": x, "y": {"label": label, **axis}, "lines": list(lines), "series": series}
+
+    def _names(self, key: str) -> list[str]:
+        """The reward functions that the arms list under a key of their settings."""
+        lists = [value for config in self.configs if isinstance(value := config.get(key), list | tuple)]
+        return list(dict.fromkeys(str(name) for names in lists for name in names))
+
+    def _rewards(self) -> list[Chart | None]:
+        optimised, watched = self._names("rewards"), self._names("watched")
+        rows = [row for track in (*self.batches, *self.evaluations) for row in track.rows]
+        written = dict.fromkeys(
+            key.removeprefix("rewards/") for row in rows for key in row if key.startswith("rewards/")
+        )
+        order = dict.fromkeys([*optimised, *watched, *written])
+        found = [name for name in order if name in written and not name.endswith("_std_error")]
+        if not found:
+            return [self._chart("reward", "Reward", "mean reward", "", {"reward": "reward"})]
+        pursued = set(optimised or found[:1])
+        names = {f"rewards/{name}": name if name in pursued else f"{name} (watched)" for name in found}
+        values = {key: [value for row in rows if (value := finite(row.get(key))) is not None] for key in names}
+        ranges = [max(some) - min(some) for some in values.values() if some and max(some) > min(some)]
+        if ranges and max(ranges) > UNLIKE * min(ranges):
+            alone = enumerate(names.items())
+            return [
+                self._chart(f"reward-{i}", f"Reward: {name}", "mean reward", "", {key: ""}) for i, (key, name) in alone
+            ]
+        note = "The mean of each reward function."
+        if any(name not in pursued for name in found):
+            note = "The mean of each reward function. Those that are only watched do not train the policy."
+        return [self._chart("reward", "Reward", "mean reward", note, names)]
+
+    def _divergences(self) -> list[Chart | None]:
+        """KL(policy || reference) in the unit of the budget; a chart for each unit when the budgets differ in it."""
+        budgets = [budget_of(config) for config in self.configs]
+        return [self._divergence(unit, budgets) for unit in ("token", "sequence") if unit in self._units(budgets)]
+
+    def _units(self, budgets: Sequence[tuple[float, str] | None]) -> set[str]:
+        tracks = (*self.batches, *self.evaluations)
+        measured = [unit for unit in ("token", "sequence") if any(t.curve(f"kl_policy_ref_per_{unit}") for t in tracks)]
+        return {budget[1] for budget in budgets if budget} or set(measured[:1])
+
+    def _divergence(self, unit: str, budgets: Sequence[tuple[float, str] | None]) -> Chart | None:
+        key = f"kl_policy_ref_per_{unit}"
+        targets: dict[float, int] = {}  # each target with the first arm that has it
+        for i, budget in enumerate(budgets):
+            if budget and budget[1] == unit:
+                targets.setdefault(budget[0], i)
+        lines = [
+            {
+                "value": target,
+                "low": target * (1 - BUDGET_BAND),
+                "high": target * (1 + BUDGET_BAND),
+                "label": f"budget {target:g}, ±{BUDGET_BAND:.0%}",
+                "group": arm,
+            }
+            for target, arm in targets.items()
+        ]
+        note = "How far the policy has moved, measured on what it writes."
+        if any(not t.bucketed and any(f"{key}_std_error" in row for row in t.rows) for t in self.evaluations):
+            note += " Whiskers: ±2 standard errors."
+        measured = [kl for t in (*self.batches, *self.evaluations) for row in t.rows if (kl := finite(row.get(key)))]
+        lowest = min(targets, default=0.0)
+        return self._chart(
+            f"kl-{unit}",
+            "KL(policy || reference)",
+            f"nats per {unit}",
+            note,
+            {key: "", "kl_level": "controller's estimate"},
+            lines=lines,
+            keep=lambda arm, key: key != "kl_level" or (budgets[arm] or (0, ""))[1] == unit,
+            zero=True,
+            toggle=True,
+            log=bool(targets) and max(measured, default=0) > FAR * min(targets),
+            logMin=lowest / 20 or None,
+        )
+
+    def _beta(self) -> Chart | None:
+        def priced(arm: int, key: str) -> bool:
+            return any((finite(row.get(key)) or 0) > 0 for row in self.batches[arm].rows)
+
+        note = "What a nat of KL costs in reward."
+        return self._chart("beta", "Penalty weight β", "reward per nat", note, {"beta": "β"}, log=True, keep=priced)

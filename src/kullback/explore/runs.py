@@ -1,0 +1,56 @@
+"""Run directories as a report and as a table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kullback.explore.report import Arm, Table, write_report
+from kullback.train.run_directory import RunDirectory
+
+__all__ = ["closing_table", "report_runs"]
+
+
+def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
+    """Write the report of run directories, each under the name that it is given here."""
+    arms = [Arm(name, run.config(), run.metrics(), run.evaluations(), run.samples()) for name, run in runs.items()]
+    table = closing_table(runs) if all(arm.evaluations for arm in arms) else None
+    return write_report(arms, path, title=title, summary=summary, table=table)
+
+
+def closing_table(runs: Mapping[str, RunDirectory]) -> Table:
+    """The first and the last evaluation of each run, side by side."""
+    columns = ["measure", *runs]
+    told = [_told(run) for run in runs.values()]
+    names = list(dict.fromkeys(name for arm in told for name in arm))
+    return {"columns": columns, "rows": [[name, *(arm.get(name, "-") for arm in told)] for name in names]}
+
+
+def _told(run: RunDirectory) -> dict[str, str]:
+    config, evaluations, metrics = run.config(), run.evaluations(), run.metrics()
+    first, last = evaluations[0], evaluations[-1]
+
+    def change(key: str) -> str:
+        return f"{_number(first.get(key))} → {_number(last.get(key))}"
+
+    told = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
+    told |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
+    for unit in ("token", "sequence"):
+        told[f"KL(policy || ref), nats per {unit}"] = _kl(last, unit, config.get("budget"))
+    told |= {
+        "entropy, nats per token": change("entropy"),
+        "repeated pairs of tokens": change("repetition"),
+        "completion length, tokens": change("completion_length"),
+        "steps": str(metrics[-1]["step"]) if metrics else "0",
+        "time, s": f"{metrics[-1]['seconds']:.0f}" if metrics else "-",
+    }
+    return told
+
+
+def _kl(row: Mapping[str, Any], unit: str, budget: Mapping[str, Any] | None) -> str:
+    key = f"kl_policy_ref_per_{unit}"
+    value = f"{_number(row.get(key))} ± {_number(row.get(f'{key}_std_error'), 2)}"
+    return f"{value} (budget {budget['target']:g})" if budget and budget["unit"] == unit else value
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "-" if not isinstance(value, (int, float)) else f"{value:.{digits}g}" if value else "0"

@@ -1,0 +1,210 @@
+"""A KL budget: what holds KL(policy || reference) at a target while a policy learns. Pure: state in, state out.
+
+Three things act, from the slow one to the fast one, all on one smoothed estimate of the KL (`level`):
+
+- `beta`, the price of a nat in the loss, integrates until a step no longer wants to change the KL (then it is the
+  Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
+- `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has no
+  authority over the size of an optimiser's normalised step;
+- `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL is about quadratic in it.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
+
+from kullback.errors import BudgetError
+
+__all__ = ["KLBudget"]
+
+_SMOOTH = 0.2  # share of the newest step in the running push
+_MEMORY = 0.1  # share of the newest in the running bustle and spread
+_FASTER = 1.2  # the most that the step grows by at once
+_TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
+_JITTER = 0.01  # ... and never better than to one percent
+_UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
+_PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
+_NEAR = 0.8  # share of the target above which it may be trimmed outward
+_EDGE = 1.2  # share of the target above which a step is taken back at once
+
+
+@dataclass(frozen=True)
+class KLBudget:
+    """Holds KL(policy || reference) at `target` nats per `unit`; below it, with beta at its floor, where it does not bind.
+
+    Once an optimizer step, in this order: `update` with the KL of a fresh batch; take the step with the learning rate times
+    `step_scale`; scale the displacement from the reference by `pull`; `moved` with the KL of held-out positions before and
+    after. A user without weights to pull calls `update` alone.
+
+    Args:
+        target: The budget in nats per unit, > 0.
+        unit: "token" (KL summed over tokens / tokens) or "sequence" (KL summed over tokens / sequences).
+        beta: The current penalty coefficient, in reward per nat.
+        beta_min: Where beta rests while the budget does not bind.
+        beta_max: Where beta stops: beyond it a larger price moves nothing.
+        gain: The largest change of log beta in one step.
+        step_limit: How far one step may move the KL, root mean square, as a share of the target.
+        step_scale: The factor on the learning rate, in (0, 1].
+        level: The smoothed estimate of the KL, in nats per unit.
+        doubt: The relative standard error of `level`.
+        push: How far recent steps wanted to move log KL, on average.
+        bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
+        spread: The relative standard deviation of the KL between prompts, as measured.
+        followed: Whether `moved` was called since the last `update`.
+
+    Raises:
+        BudgetError: A number that makes no sense; the message says which.
+
+    Example:
+        >>> budget = KLBudget(0.05, unit="token")
+        >>> for _ in range(50):
+        ...     budget = budget.update(0.08, std_error=0.008, count=16)
+        >>> budget.beta > 0.5, budget.pull < 1
+        (True, True)
+        >>> KLBudget.from_dict(budget.to_dict()) == budget
+        True
+    """
+
+    target: float
+    unit: Literal["token", "sequence"] = "token"
+    beta: float = 0.1
+    beta_min: float = 1e-3
+    beta_max: float = 10.0
+    gain: float = 0.05
+    step_limit: float = 0.02
+    step_scale: float = 1.0
+    level: float = 0.0
+    doubt: float = 0.0
+    push: float = 0.0
+    bustle: float = 0.0
+    spread: float = 0.0
+    followed: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.target) and self.target > 0):
+            raise BudgetError(f"a KL budget must be a finite number of nats > 0, got {self.target}")
+        if self.unit not in ("token", "sequence"):
+            raise BudgetError(f"the unit of a KL budget is 'token' or 'sequence', got {self.unit!r}")
+        if not 0 < self.beta_min <= self.beta <= self.beta_max < math.inf:
+            raise BudgetError(
+                f"expected 0 < beta_min <= beta <= beta_max, got beta_min={self.beta_min}, beta={self.beta}, "
+                f"beta_max={self.beta_max}"
+            )
+        if not (0 < self.gain < math.inf and 0 < self.step_limit < math.inf and 0 < self.step_scale <= 1):
+            raise BudgetError(
+                f"expected gain > 0, step_limit > 0 and 0 < step_scale <= 1, got gain={self.gain}, "
+                f"step_limit={self.step_limit}, step_scale={self.step_scale}"
+            )
+
+    @property
+    def status(self) -> Literal["free", "held", "powerless"]:
+        """ "free": beta at its floor; "powerless": beta at its ceiling, the steps alone hold the budget; else "held"."""
+        if self.beta <= self.beta_min:
+            return "free"
+        return "powerless" if self.beta >= self.beta_max else "held"
+
+    @property
+    def pull(self) -> float:
+        """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
+        if self.level <= 0:
+            return 1.0
+        factor = math.sqrt(self.target / (self.level * math.exp(self.push)))
+        if factor <= 1:
+            return factor
+        trims = self.status != "free" and self.level > _NEAR * self.target
+        return min(factor, _PULL_OUT) if trims else 1.0
+
+    @property
+    def brake(self) -> float:
+        """The factor to scale the displacement by at once, below 1 where a step left the budget by more than a fifth."""
+        return math.sqrt(self.target / self.level) if self.level > _EDGE * self.target else 1.0
+
+    def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:
+        """The state after measuring the policy's KL on fresh samples: a corrected level, a new beta.
+
+        Args:
+            observed_kl: KL(policy || reference) in nats per unit on samples of the policy as it is.
+            std_error: Its standard error; nan if unknown.
+            count: On how many independent prompts it rests.
+
+        Raises:
+            BudgetError: `observed_kl` is negative, nan or infinite.
+        """
+        _require_kl(observed_kl, "observed_kl")
+        level, doubt, spread = self.level, self.doubt, self.spread
+        if observed_kl > 0:
+            # One batch's standard error follows its mean (the noise is skewed), and weighing by it would favour low
+            # batches; the running spread does not.
+            newest = std_error / observed_kl * math.sqrt(count) if math.isfinite(std_error) and count > 1 else 1.0
+            spread = newest if spread == 0 else (1 - _MEMORY) * spread + _MEMORY * newest
+            noise = spread**2 / count
+            prior = doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
+            weight = 1.0 if level <= 0 else prior / max(prior + noise, 1e-300)
+            level += weight * (observed_kl - level)
+            doubt = math.sqrt(noise if weight == 1 else prior * (1 - weight))
+        return replace(self, level=level, doubt=doubt, spread=spread, beta=self._next_beta(level), followed=False)
+
+    def moved(self, before: float, after: float, *, pull: float) -> Self:
+        """The state after an optimizer step and a pull took the KL of fixed, held-out positions from before to after.
+
+        Args:
+            before: Their mean KL in nats per unit before the step.
+            after: The same after the step and the pull.
+            pull: The factor that the displacement was scaled by in between.
+
+        Raises:
+            BudgetError: A KL that is negative, nan or infinite, or a factor <= 0.
+        """
+        _require_kl(before, "before")
+        _require_kl(after, "after")
+        if not pull > 0:
+            raise BudgetError(f"expected a pull > 0, got {pull}")
+        if before <= 0 or after <= 0 or self.level <= 0:
+            return replace(self, level=after, doubt=1.0, followed=True)
+        change = math.log(after / before)
+        wanted = change - 2 * math.log(pull)
+        move = min(1.0, self.level / self.target) * max(-1.0, min(1.0, wanted))
+        # Per unit of step_scale, so that what the scale did is not taken for calm.
+        bustle = math.hypot(math.sqrt(1 - _MEMORY) * self.bustle, math.sqrt(_MEMORY) * move / self.step_scale)
+        slower = self.step_limit / bustle if bustle > self.step_limit else 1.0
+        return replace(
+            self,
+            level=self.level * after / before,
+            doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
+            push=(1 - _SMOOTH) * self.push + _SMOOTH * move,
+            bustle=bustle,
+            step_scale=min(slower, _FASTER * self.step_scale),
+            followed=True,
+        )
+
+    def braked(self, before: float, after: float) -> Self:
+        """The state after the brake took the KL of the held-out positions from before to after."""
+        _require_kl(before, "before")
+        _require_kl(after, "after")
+        return replace(self, level=self.level * after / before) if before > 0 else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole state as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        """The budget that `to_dict` was called on."""
+        return cls(**state)
+
+    def _next_beta(self, level: float) -> float:
+        if level <= 0:
+            return self.beta
+        bustle = self.bustle * self.step_scale
+        lead = self.push / bustle if bustle > 0 else 0.0
+        error = min(1.0, level / self.target) * lead + 2 * math.log(level / self.target)
+        rate = self.gain * max(-1.0, min(1.0, error))
+        return max(self.beta_min, min(self.beta_max, self.beta * math.exp(rate)))
+
+
+def _require_kl(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise BudgetError(
+            f"expected {name} to be a finite KL >= 0 in nats, got {value}: an infinite KL means that the policy puts mass "
+            "where the reference has none, nan that its logits overflowed"
+        )

@@ -1,0 +1,119 @@
+"""The embedded task from end to end: a supervised reference, then GRPO without and with a KL budget."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kullback.errors import InputError
+from kullback.policy.budget import KLBudget
+from kullback.train.grpo import GRPOPlan, train_grpo
+from kullback.train.run_directory import RunDirectory
+from kullback.train.sums import answer_entropy, exact_match, prefix_found, prompt_rows, train_reference
+
+__all__ = ["DEMO_SETTINGS", "demo_plan", "train_demo", "verdict"]
+
+DEMO_SETTINGS: Mapping[str, Any] = {
+    "learning_rate": 5e-4,
+    "per_device_train_batch_size": 128,
+    "num_generations": 8,
+    "max_completion_length": 12,
+    "gradient_checkpointing": False,
+    "save_steps": 100,
+}
+_TRAINING_PROMPTS = 4800
+_JUDGED_PROMPTS = 512
+
+
+def demo_plan(
+    reference: Path, output: Path, budget: KLBudget | None, *, steps: int, seed: int, **settings: Any
+) -> GRPOPlan:
+    """One arm of the embedded task: the flawed verifier is optimised, the exact match only watched."""
+    return GRPOPlan(
+        model=reference,
+        rows=prompt_rows(_TRAINING_PROMPTS, seed),
+        evaluation_rows=prompt_rows(_JUDGED_PROMPTS, seed + 1_000_000),
+        rewards=[prefix_found],
+        watched=[exact_match],
+        budget=budget,
+        steps=steps,
+        seed=seed,
+        output=output,
+        settings={**DEMO_SETTINGS, **settings},
+        named={"task": "sums a+b=c, a and b from 0 to 99"},
+    )
+
+
+def train_demo(
+    output: Path, *, target: float, steps: int, reference_steps: int, seed: int, overwrite: bool, console: Console
+) -> dict[str, RunDirectory]:
+    """Train both arms under `output`, and give their run directories by name.
+
+    Args:
+        output: Gets `reference/model`, `unconstrained` and `budget`.
+        target: The budget in nats per token.
+        steps: GRPO steps of each arm.
+        reference_steps: Steps of the supervised stage.
+        seed: Of everything.
+        overwrite: Replace an earlier demo there.
+        console: Where the progress goes.
+
+    Raises:
+        InputError: `output` holds something that is not to be replaced.
+    """
+    runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
+    parts = [output / "reference", *(run.path for run in runs.values())]
+    if any(part.exists() for part in parts):
+        if not overwrite:
+            raise InputError(f"--output {output}: holds an earlier demo; name another, or replace it with --overwrite")
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+    reference = output / "reference" / "model"
+    reference.mkdir(parents=True)
+    console.print(
+        f"supervised stage: {reference_steps} steps on sums, a quarter of the answers wrong "
+        f"(their entropy: {answer_entropy():.3f} nats)",
+        highlight=False,
+    )
+
+    def report(step: int, kl: float) -> None:
+        if step % 100 == 0 or step == reference_steps:
+            console.print(
+                f"  step {step}/{reference_steps}  KL(data || model) {kl:.3f} nats per answer", highlight=False
+            )
+
+    train_reference(reference, steps=reference_steps, seed=seed, report=report)
+    budgets = {"unconstrained": None, "budget": KLBudget(target, unit="token")}
+    for name, run in runs.items():
+        plan = demo_plan(reference, run.path, budgets[name], steps=steps, seed=seed)
+        if not train_grpo(plan, console=console):
+            raise KeyboardInterrupt
+    return runs
+
+
+def verdict(runs: Mapping[str, RunDirectory]) -> str:
+    """What happened in the two arms, in one sentence, from their first and last evaluations."""
+    said = []
+    for name, run in runs.items():
+        rows = run.evaluations()
+        (proxy, proxy_then), (true, true_then) = (
+            (rows[-1][f"rewards/{reward.__name__}"], rows[0][f"rewards/{reward.__name__}"])
+            for reward in (prefix_found, exact_match)
+        )
+        if true < true_then and proxy > true + 0.2:
+            what = "cheats the verifier"
+        elif true < true_then:
+            what = "gets worse"
+        else:
+            what = "learns to add"
+        kl = rows[-1]["kl_policy_ref_per_token"]
+        budget = run.config()["budget"]
+        held = f" of a budget of {budget['target']:g}" if budget else ""
+        who = "the budgeted policy" if budget else f"the {name} policy"
+        said.append(
+            f"{who} {what}: proxy {proxy_then:.2f} -> {proxy:.2f}, true reward {true_then:.2f} -> {true:.2f}, "
+            f"at {kl:.3f}{held} nats per token"
+        )
+    return "; ".join(said) + "."

@@ -1,0 +1,299 @@
+"""Train a language-model policy by GRPO against rewards, inside a KL budget: one run, one run directory."""
+
+import platform
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig
+
+from kullback.errors import InputError, KullbackError
+from kullback.integrations.transformers import load_model, load_tokenizer
+from kullback.integrations.trl import BudgetGRPOTrainer
+from kullback.policy.budget import KLBudget
+from kullback.train.evaluation import Evaluation
+from kullback.train.progress import RunProgress
+from kullback.train.rewards import Reward, checked
+from kullback.train.run_directory import RunDirectory
+
+__all__ = ["GRPOPlan", "train_grpo"]
+
+Row = dict[str, Any]
+
+# What TRL logs under another name than the run's metrics do.
+_FROM_TRL = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl_policy_ref_per_token": "kl_policy_ref_per_token",
+    "kl_policy_ref_per_token_std_error": "kl_policy_ref_per_token_std_error",
+    "kl_policy_ref_per_sequence": "kl_policy_ref_per_sequence",
+    "kl_policy_ref_per_sequence_std_error": "kl_policy_ref_per_sequence_std_error",
+    "kl_level": "kl_level",
+    "beta": "beta",
+    "step_scale": "step_scale",
+    "pull": "pull",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated",
+    "learning_rate": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "loss": "loss",
+    "step_time": "step_seconds",
+}
+
+
+@dataclass(frozen=True)
+class GRPOPlan:
+    """All that a run is told.
+
+    Args:
+        model: A local transformers directory; it is the reference, and where the policy starts.
+        rows: The prompts, each row with a "prompt" and the columns that the rewards take.
+        rewards: Reward functions as TRL defines them; their sum is optimised.
+        watched: Reward functions that are only logged.
+        budget: What KL(policy || reference) is held to; None leaves the policy unconstrained.
+        steps: Optimizer steps.
+        output: The run directory.
+        seed: Of everything.
+        settings: More fields of TRL's GRPOConfig.
+        evaluation_rows: The fixed prompts to judge the policy by; none: the first 128 of `rows`.
+        evaluate_every: Steps between two judgements.
+        named: What to write into config.json beside this: where the rows and the rewards came from.
+    """
+
+    model: Path
+    rows: Sequence[Row]
+    rewards: Sequence[Reward]
+    budget: KLBudget | None
+    steps: int
+    output: Path
+    watched: Sequence[Reward] = ()
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    evaluation_rows: Sequence[Row] = ()
+    evaluate_every: int = 20
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self) -> Row:
+        """What config.json says of it."""
+        budget = self.budget
+        names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
+        return {
+            "kind": "grpo",
+            "model": str(self.model),
+            "budget": None if budget is None else {"target": budget.target, "unit": budget.unit},
+            "rewards": names[: len(self.rewards)],
+            "watched": names[len(self.rewards) :],
+            "steps": self.steps,
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "evaluate_every": self.evaluate_every,
+            "evaluation_prompts": len(self.judged_rows()),
+            **self.named,
+        }
+
+    def judged_rows(self) -> Sequence[Row]:
+        return self.evaluation_rows or self.rows[:128]
+
+
+def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None = None) -> bool:
+    """Train, and leave a run directory behind; nothing is left if the first rewards or the inputs are bad.
+
+    Args:
+        plan: What to do.
+        resume: Go on from the run directory's last checkpoint, with the controller as it was there.
+        console: Where to show the progress; quiet if None.
+
+    Returns:
+        Whether the run came to its end: False after an interrupt, which leaves a checkpoint.
+
+    Raises:
+        InputError: The plan cannot be carried out; the message says why.
+        RewardError: A reward function raised or returned something else than numbers.
+    """
+    run = RunDirectory(plan.output)
+    _require_sense(plan, run, resume)
+    rewards = [checked(reward) for reward in (*plan.rewards, *plan.watched)]
+    args = _grpo_config(plan, run)
+    tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
+    policy.to(args.device)  # type: ignore[arg-type]
+    evaluation = Evaluation(
+        plan.judged_rows(),
+        rewards,
+        tokenizer,
+        max_new_tokens=args.max_completion_length or 256,
+        temperature=args.temperature,
+        rank=args.process_index,
+        processes=args.world_size,
+        seed=plan.seed,
+    )
+    checkpoint = run.last_checkpoint() if resume else None
+    main = args.process_index == 0
+    if checkpoint is None:
+        # The reference's own rewards, before anything is written: a reward that cannot work leaves no run behind.
+        before, samples = evaluation.measure(policy, policy, step=0)
+        if main:
+            run.create({**plan.config(), "versions": _versions(), "learning_rate": args.learning_rate})
+            run.forget_after(-1)
+            run.add_evaluation(before)
+            run.set_samples("before", samples)
+    elif main:
+        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
+    args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+
+    trainer = BudgetGRPOTrainer(
+        policy,
+        list(rewards),
+        args,
+        budget=plan.budget,
+        train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
+        processing_class=tokenizer,
+    )
+    trainer.pop_callback(PrinterCallback)
+    judge = _Judge(trainer, evaluation, run, plan)
+    stop = _StopOnInterrupt()
+    budget = plan.budget
+    with (
+        RunProgress(
+            plan.output.name,
+            plan.steps,
+            target=budget.target if budget else None,
+            unit=budget.unit if budget else "token",
+            console=console if main else None,
+        ) as progress,
+        stop,
+    ):
+        trainer.add_callback(_WriteMetrics(run, [reward.__name__ for reward in rewards], progress))
+        trainer.add_callback(judge)
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked and trainer.state.global_step < plan.steps:
+        return False
+    samples = judge.look()
+    if main:
+        run.set_samples("after", samples)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.model)  # type: ignore[operator]
+        tokenizer.save_pretrained(run.model)
+    trainer.accelerator.wait_for_everyone()
+    return True
+
+
+class _Judge(TrainerCallback):
+    """Measures the policy on the fixed prompts every so many steps, from outside: training does not change by it."""
+
+    def __init__(self, trainer: BudgetGRPOTrainer, evaluation: Evaluation, run: RunDirectory, plan: GRPOPlan) -> None:
+        self.trainer, self.evaluation, self.run, self.every = trainer, evaluation, run, plan.evaluate_every
+        self.newest: tuple[int, list[Row]] = (-1, [])
+
+    def look(self) -> list[Row]:
+        """Measure now, unless this step was measured already; the completions to show."""
+        step = self.trainer.state.global_step
+        if self.newest[0] != step:
+            unwrap = self.trainer.accelerator.unwrap_model
+            row, samples = self.evaluation.measure(
+                unwrap(self.trainer.model), unwrap(self.trainer.ref_model), step=step
+            )
+            self.newest = (step, samples)
+            if self.trainer.accelerator.is_main_process:
+                self.run.add_evaluation(row)
+        return self.newest[1]
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
+        if self.every and state.global_step % self.every == 0:
+            self.look()
+
+
+class _WriteMetrics(TrainerCallback):
+    """A row of metrics.jsonl for every step, and the progress line."""
+
+    def __init__(self, run: RunDirectory, rewards: Sequence[str], progress: RunProgress) -> None:
+        self.run, self.progress = run, progress
+        self.names = {**_FROM_TRL, **{f"rewards/{name}/mean": f"rewards/{name}" for name in rewards}}
+        earlier = run.metrics()
+        self.since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ARG002
+        if not state.is_world_process_zero or not logs or "reward" not in logs:
+            return
+        row: Row = {"step": state.global_step}
+        row |= {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in logs}
+        row["seconds"] = round(time.monotonic() - self.since, 3)
+        self.run.add_metrics(row)
+        self.progress.show(row)
+
+
+class _StopOnInterrupt(TrainerCallback):
+    """The first Ctrl-C ends the run after the step in hand, with a checkpoint; the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: Any = None
+
+    def __enter__(self) -> "_StopOnInterrupt":
+        self.previous = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+
+    def _interrupted(self, number: int, frame: Any) -> None:  # noqa: ARG002
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
+    names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"expected rewards of different names, got {', '.join(names)}: metrics could not tell them apart"
+        )
+    if plan.steps < 1:
+        raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
+    if not resume:
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise InputError(f"--output {run.path}: already there; name another, or continue it with --resume")
+        return
+    stored, given = run.config(), RunDirectory.as_stored(plan.config())
+    for key, value in given.items():
+        if key != "steps" and stored.get(key) != value:
+            raise InputError(f"--resume {run.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
+
+
+def _grpo_config(plan: GRPOPlan, run: RunDirectory) -> GRPOConfig:
+    defaults: Row = {"save_steps": 50, "save_total_limit": 2, "use_cpu": not torch.cuda.is_available()}
+    if not torch.cuda.is_available():
+        defaults |= {"bf16": False, "dataloader_pin_memory": False}
+    fixed = {
+        "output_dir": str(run.checkpoints),
+        "max_steps": plan.steps,
+        "seed": plan.seed,
+        "beta": 0.0,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "reward_weights": [1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
+    }
+    try:
+        return GRPOConfig(**{**defaults, "report_to": "none", **plan.settings, **fixed})
+    except (ValueError, TypeError) as error:
+        if isinstance(error, KullbackError):
+            raise
+        raise InputError(f"GRPOConfig refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def _versions() -> dict[str, str]:
+    packages = ("kullback", "torch", "transformers", "trl", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
