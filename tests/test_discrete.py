@@ -151,6 +151,7 @@ def test_logits_far_apart():
     for p, q in (([0.0, -800.0], [-800.0, 0.0]), ([0.0, -1e6], [-1e6, 0.0]), ([0.0, -750.0, -740.0], [0.0, 3.0, -2.0])):
         assert relative_error(kl_logits(p, q), oracle.kl_logits(p, q)) < 1e-14
     assert kl_logits([0.0, -1e6], [0.0, -inf]) == inf
+    assert kl_logits([0.0, -1e6, -inf], [0.0, -inf, -inf]) == inf
     assert kl_logits([0.0, -inf], [0.0, -1e6]) == 0
     lowest = float(np.finfo(np.float32).min)
     masked = kl_logits(np.float32([0.0, 1.0, lowest]), np.float32([1.0, 0.0, lowest]))

@@ -133,11 +133,11 @@ def _difference(xp: Any, p: Array, q: Array, d: Array) -> Array:
 
 
 def _sum_phi(xp: Any, p: Array, q: Array, d: Array) -> Array:
-    near = d < 1
     # e^d may overflow where p e^d does not, and p may have underflowed where q has not.
-    far = q - p - p * xp.where(near | (d == inf), 0.0, d)
-    terms = xp.where(near, p * phi(xp.where(near, d, 0.0)), far)
-    return xp.sum(xp.where(d == -inf, inf, terms), axis=-1)
+    far = q - p - p * xp.where(d < inf, d, 0.0)
+    total = xp.sum(xp.where(d < 1, p * phi(d), far), axis=-1)
+    # By d, since p may have underflowed here too.
+    return xp.where(xp.min(d, axis=-1) == -inf, inf, total)
 
 
 def _log_p_gradient(xp: Any, kl: Array, p: Array, d: Array) -> Array:
@@ -152,7 +152,8 @@ def _logit_events(xp: Any, p_logits: Array, q_logits: Array) -> tuple[Array, Arr
     mass_p, mass_q = xp.sum(p, axis=-1, keepdims=True), xp.sum(q, axis=-1, keepdims=True)
     # Differences of logits, not of log-probabilities: nearby numbers subtract exactly.
     d = (q_logits - p_logits) - ((top_q - top_p) + xp.log(mass_q / mass_p))
-    d = xp.where((p_logits == -inf) & (q_logits == -inf), 0.0, d)
+    # Where both are impossible, -inf - -inf; a nan that was given stays.
+    d = xp.where(xp.maximum(p_logits, q_logits) == -inf, 0.0, d)
     return _centre(xp, p / mass_p, q / mass_q, d)
 
 

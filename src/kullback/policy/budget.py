@@ -25,6 +25,7 @@ _JITTER = 0.01  # ... and never better than to one percent
 _UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
 _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
 _NEAR = 0.8  # share of the target above which it may be trimmed outward
+_LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
 _EDGE = 1.2  # share of the target above which a step is taken back at once
 
 
@@ -159,7 +160,7 @@ class KLBudget:
         _require_kl(after, "after")
         if not pull > 0:
             raise BudgetError(f"expected a pull > 0, got {pull}")
-        if before <= 0 or after <= 0 or self.level <= 0:
+        if not (before > 0 and 0 < after < _LEAP * before and self.level > 0):
             return replace(self, level=after, doubt=1.0, followed=True)
         change = math.log(after / before)
         wanted = change - 2 * math.log(pull)
@@ -181,7 +182,7 @@ class KLBudget:
         """The state after the brake took the KL of the held-out positions from before to after."""
         _require_kl(before, "before")
         _require_kl(after, "after")
-        return replace(self, level=self.level * after / before) if before > 0 else self
+        return replace(self, level=self.level * after / before) if 0 < after < _LEAP * before else self
 
     def to_dict(self) -> dict[str, Any]:
         """The whole state as JSON types."""

@@ -48,7 +48,7 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
         ShapeError: The arguments differ in length, or are empty.
 
     Example:
-        >>> kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value
+        >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
         0.25
     """
     return _ratio(kl_sums, np.ones(np.shape(kl_sums)), prompts, "nats per sequence")

@@ -1,0 +1,33 @@
+# Everything happens in .venv, which pip fills from constraints.txt; nothing but Python >= 3.11 need be installed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint clean
+
+run: .venv/installed-train
+	$(BIN)/kullback train demo --output runs/demo --overwrite
+
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv
+
+.venv/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed-train: .venv/created pyproject.toml constraints.txt
+	$(PIP) --editable '.[train]'
+	touch $@
+
+.venv/installed-test: .venv/installed-train
+	$(PIP) --editable '.[train,test]'
+	touch $@

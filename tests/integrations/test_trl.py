@@ -1,0 +1,260 @@
+"""The trainer, as TRL runs it: its penalty's gradient, its controller, its checkpoints."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from kullback import KLBudget
+from kullback.errors import BudgetError
+from kullback.integrations.trl import BudgetGRPOTrainer, _fingerprints
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+MakeTrainer = Callable[..., Any]
+
+
+def longer(completions: list[str], **_: Any) -> list[float]:
+    return [len(text) / 6 for text in completions]
+
+
+@pytest.fixture
+def make(tiny_model: Path, tmp_path: Path) -> Iterator[MakeTrainer]:
+    def trainer(budget: KLBudget | None = None, *, kind: Any = BudgetGRPOTrainer, **settings: Any) -> Any:
+        extra = {name: settings.pop(name) for name in ("peft_config",) if name in settings}
+        config = GRPOConfig(
+            **{
+                "output_dir": str(tmp_path / "checkpoints"),
+                "per_device_train_batch_size": 16,
+                "num_generations": 4,
+                "max_completion_length": 6,
+                "max_steps": 4,
+                "learning_rate": 1e-3,
+                "beta": 0.0,
+                "bf16": False,
+                "use_cpu": True,
+                "gradient_checkpointing": False,
+                "dataloader_pin_memory": False,
+                "report_to": "none",
+                "disable_tqdm": True,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                **settings,
+            }
+        )
+        if kind is BudgetGRPOTrainer:
+            extra["budget"] = budget
+        return kind(
+            AutoModelForCausalLM.from_pretrained(tiny_model),
+            longer,
+            config,
+            train_dataset=Dataset.from_list([{"prompt": f"{a}+{a + 1}="} for a in range(40)]),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model, padding_side="left"),
+            **extra,
+        )
+
+    return trainer
+
+
+def perturb(model: torch.nn.Module, size: float = 0.2) -> None:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(size * weight.std() * torch.randn_like(weight))
+
+
+def batch_of(trainer: Any) -> dict[str, Any]:
+    """A generation batch, prepared as TRL prepares it."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    rows = [{"prompt": prompt} for prompt in ("1+2=", "34+5=", "67+89=", "0+0=") for _ in range(4)]
+    return trainer._prepare_inputs(rows)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.double().clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch.Tensor:
+    """The mean KL by the plain double sum over the vocabulary, in float64, from full logits of whole models."""
+    policy, reference = trainer.model.double(), trainer.ref_model.double()
+    total, weight = torch.zeros((), dtype=torch.float64), 0
+    for row in range(len(inputs["completion_ids"])):
+        prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
+        length = int(inputs["completion_mask"][row].sum())
+        ids = torch.cat([prompt, inputs["completion_ids"][row][:length]])[None]
+        logits = type(policy).forward(policy, input_ids=ids).logits[0] / trainer.temperature
+        with torch.no_grad():
+            ref_logits = type(reference).forward(reference, input_ids=ids).logits[0] / trainer.temperature
+        for position in range(len(prompt) - 1, len(prompt) + length - 1):
+            log_p, log_q = logits[position].log_softmax(-1), ref_logits[position].log_softmax(-1)
+            for token in range(logits.shape[-1]):
+                total = total + log_p[token].exp() * (log_p[token] - log_q[token])
+        weight += length if unit == "token" else 1
+    return total / weight
+
+
+@pytest.mark.parametrize("unit", ["token", "sequence"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_penalty_and_its_gradient_are_the_enumerated_ones(make: MakeTrainer, unit: Any, temperature: float) -> None:
+    beta = 0.7
+    trainer = make(KLBudget(0.05, unit=unit, beta=beta), temperature=temperature)
+    perturb(trainer.model)
+    inputs = batch_of(trainer)
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])  # leaves the penalty alone in the loss
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    ours = gradients(trainer.model)
+    trainer.model.zero_grad()
+    truth = enumerated_penalty(trainer, inputs, unit)
+    (beta * truth).backward()
+    exact = gradients(trainer.model)
+    value = float(truth.detach())
+    assert value > 0.01
+    assert float(loss.detach()) == pytest.approx(beta * value, rel=1e-5)
+    assert exact.keys() <= ours.keys()
+    largest = max(float(gradient.abs().max()) for gradient in exact.values())
+    for name, gradient in exact.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
+    seen = trainer._holder.measured()[unit == "sequence"]
+    assert seen.value == pytest.approx(value, rel=1e-5)
+
+
+def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer) -> None:
+    watched = make(None)
+    inputs = batch_of(watched)
+    watched.compute_loss(watched.model, inputs).backward()
+    plain = make(kind=GRPOTrainer)
+    plain.current_gradient_accumulation_steps = 1
+    plain.model.train()
+    plain.compute_loss(plain.model, inputs).backward()
+    expected = gradients(plain.model)
+    assert any(float(gradient.abs().max()) > 0 for gradient in expected.values())
+    for name, gradient in gradients(watched.model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer) -> None:
+    whole = make(KLBudget(0.05, beta=0.5))
+    perturb(whole.model)
+    inputs = batch_of(whole)
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+    whole.compute_loss(whole.model, inputs).backward()
+    expected = gradients(whole.model)
+    halves = make(KLBudget(0.05, beta=0.5), per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    perturb(halves.model)
+    halves.model.train()
+    halves.current_gradient_accumulation_steps = 2
+    for part in (slice(0, 8), slice(8, 16)):
+        half = {k: v[part] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in inputs.items()}
+        halves.compute_loss(halves.model, half).backward()
+    for name, gradient in gradients(halves.model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+    assert halves._holder.measured()[0].value == pytest.approx(whole._holder.measured()[0].value, rel=1e-6)
+
+
+def test_masked_tool_tokens_cost_nothing(make: MakeTrainer) -> None:
+    trainer = make(KLBudget(0.05))
+    perturb(trainer.model)
+    inputs = batch_of(trainer)
+    trainer.compute_loss(trainer.model, inputs)
+    everything = trainer._holder.newest.kl.detach()
+    inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
+    inputs["tool_mask"][:, 1::2] = 0
+    trainer.compute_loss(trainer.model, inputs)
+    torch.testing.assert_close(trainer._holder.newest.kl.detach(), everything * inputs["tool_mask"])
+
+
+def test_the_kl_is_exactly_zero_at_the_reference(make: MakeTrainer) -> None:
+    trainer = make(KLBudget(0.05))
+    trainer.compute_loss(trainer.model, batch_of(trainer))
+    token, sequence = trainer._holder.measured()
+    assert token.value == sequence.value == 0.0
+
+
+def test_pulling_scales_the_displacement(make: MakeTrainer) -> None:
+    trainer = make(KLBudget(0.05))
+    perturb(trainer.model)
+    before = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
+    trainer._holder.pull(0.5)
+    after = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other, one / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedulers_rate_is_put_back_after_the_step(make: MakeTrainer) -> None:
+    budget = KLBudget(1e-4, step_scale=0.25)  # small: the controller keeps its steps small
+    trainer = make(budget, lr_scheduler_type="constant", max_steps=3)
+    trainer.train()
+    assert trainer.budget.step_scale < 0.5
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([1e-3] * 2)
+
+
+def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer) -> None:
+    kls = {}
+    for target in (None, 0.02):
+        trainer = make(target and KLBudget(target), max_steps=60, learning_rate=1e-2)
+        trainer.train()
+        logged = [row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row]
+        kls[target] = sum(logged[-20:]) / 20
+    assert kls[None] > 0.2
+    assert kls[0.02] == pytest.approx(0.02, rel=0.3)
+
+
+def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_path: Path) -> None:
+    first = make(KLBudget(0.02), max_steps=6, save_strategy="steps", save_steps=6)
+    first.train()
+    resumed = make(KLBudget(0.02), max_steps=7)
+    seen: list[KLBudget] = []
+    holder = resumed._holder
+    hold = holder.on_pre_optimizer_step
+
+    def noting(*arguments: Any, **named: Any) -> None:
+        seen.append(resumed.budget)
+        hold(*arguments, **named)
+
+    holder.on_pre_optimizer_step = noting
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
+    assert seen == [first.budget]
+    assert seen[0] != KLBudget(0.02)
+
+
+def test_an_adapter_is_held_by_its_own_weights(make: MakeTrainer) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+    trainer = make(KLBudget(0.01), peft_config=config, max_steps=40, learning_rate=2e-2)
+    frozen = {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
+    trainer.train()
+    logged = [row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row]
+    assert logged[0] == 0.0
+    assert sum(logged[-15:]) / 15 == pytest.approx(0.01, rel=0.3)
+    for name, weight in trainer.model.named_parameters():
+        if name in frozen:
+            assert torch.equal(weight, frozen[name])
+
+
+def test_two_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
+    own = {name for name, value in vars(BudgetGRPOTrainer).items() if callable(value)}
+    assert own == {"__init__", "compute_loss"}
+
+
+def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> None:
+    with pytest.raises(BudgetError, match=r"beta = 0, got 0\.04"):
+        make(KLBudget(0.05), beta=0.04)
+
+
+def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [0, 0, 5, 6], [0, 5, 6, 5], [0, 0, 6, 5]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
+    prints = _fingerprints(ids, mask).tolist()
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert _fingerprints(torch.tensor([[5, 6]]), torch.tensor([[1, 1]])).tolist() == prints[:1]
+    assert not math.isnan(sum(prints))

@@ -1,0 +1,200 @@
+"""The controller alone: its laws, and closed loops with plants whose truth is known."""
+
+import json
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kullback import KLBudget
+from kullback.errors import BudgetError
+
+kls = st.floats(min_value=0.0, max_value=1e6, allow_subnormal=False)
+
+
+class Policy:
+    """KL = stiffness |x|^2 / 2, the reward grows along the first axis, the optimiser's step has a fixed length.
+
+    Like Adam's, the step is normalised: a larger beta turns it, and does not shrink it.
+    """
+
+    def __init__(self, *, rate: float, reward: float, noise: float, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.x = np.zeros(50)
+        self.rate, self.reward, self.noise = rate, reward, noise
+
+    @property
+    def kl(self) -> float:
+        return float(self.x @ self.x) / 2
+
+    def measured(self) -> float:
+        return self.kl * float(self.rng.lognormal(-(self.noise**2) / 2, self.noise))
+
+    def step(self, beta: float, scale: float) -> None:
+        gradient = -beta * self.x + self.rng.normal(0, 0.3 * self.reward / math.sqrt(50), 50)
+        gradient[0] += self.reward
+        self.x = self.x + self.rate * scale * gradient / np.linalg.norm(gradient)
+
+
+def hold(budget: KLBudget, policy: Policy, steps: int) -> tuple[KLBudget, list[float]]:
+    """The closed loop as a trainer runs it; the true KL after each step."""
+    truth = []
+    for _ in range(steps):
+        budget = budget.update(policy.measured(), std_error=policy.noise * policy.kl, count=16)
+        before = policy.kl
+        policy.step(budget.beta, budget.step_scale)
+        pull = budget.pull
+        policy.x *= pull
+        budget = budget.moved(before, policy.kl, pull=pull)
+        if (brake := budget.brake) < 1:
+            before = policy.kl
+            policy.x *= brake
+            budget = budget.braked(before, policy.kl)
+        truth.append(policy.kl)
+    return budget, truth
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize("rate", [0.005, 0.05, 0.3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_holds_a_binding_budget_whatever_the_step(target: float, rate: float, seed: int) -> None:
+    policy = Policy(rate=rate, reward=1.0, noise=0.2, seed=seed)
+    _, truth = hold(KLBudget(target), policy, 600)
+    settled = np.array(truth[300:]) / target
+    assert abs(settled.mean() - 1) < 0.05
+    assert settled.max() < 1.2
+    assert settled.min() > 0.8
+
+
+def test_beta_finds_the_multiplier() -> None:
+    # At the optimum reward = beta |x| along the first axis and |x| = sqrt(2 target): beta = reward / sqrt(2 target).
+    policy = Policy(rate=0.02, reward=1.0, noise=0.05, seed=0)
+    betas = []
+    budget = KLBudget(0.5)
+    for _ in range(40):
+        budget, _ = hold(budget, policy, 50)
+        betas.append(budget.beta)
+    assert 0.6 < np.median(betas[20:]) < 1.7
+    assert policy.x[0] > 0.95  # of 1.0: the budget is spent on reward, not on noise
+
+
+def test_beta_rests_at_its_floor_where_the_budget_does_not_bind() -> None:
+    class Content(Policy):
+        def step(self, beta: float, scale: float) -> None:
+            self.x[0] += 0.05 * scale * (0.1 - self.x[0])  # wants KL 0.005 and no more
+
+    budget, truth = hold(KLBudget(1.0), Content(rate=0.0, reward=0.0, noise=0.2, seed=0), 400)
+    assert budget.beta == budget.beta_min
+    assert budget.status == "free"
+    assert truth[-1] == pytest.approx(0.005, rel=1e-3)  # nothing pushed it outward
+
+
+def test_a_budget_that_stops_binding_lets_go() -> None:
+    policy = Policy(rate=0.05, reward=1.0, noise=0.1, seed=0)
+    budget, _ = hold(KLBudget(0.1), policy, 300)
+    assert budget.status == "held"
+    policy.reward = 0.0
+    policy.x *= 0.1
+    policy.step = lambda beta, scale: None  # type: ignore[method-assign]
+    budget, truth = hold(replace(budget, level=policy.kl), policy, 300)
+    assert budget.status == "free"
+    assert truth[-1] == truth[0]
+
+
+def test_one_wild_step_is_taken_back_at_once() -> None:
+    budget = replace(KLBudget(0.05), level=0.05, doubt=0.05, spread=0.5)
+    after = budget.moved(0.05, 0.2, pull=1.0)
+    assert after.level == pytest.approx(0.2)
+    assert after.brake == pytest.approx(0.5)  # KL goes with the square of the displacement
+    assert after.braked(0.2, 0.05).brake == 1.0
+    assert after.step_scale < budget.step_scale
+
+
+def test_noise_is_weighed_by_the_running_spread_and_not_by_the_batch() -> None:
+    # Skewed noise: low batches report small errors. The estimate must not sink for it.
+    rng = np.random.default_rng(0)
+    budget, levels = KLBudget(0.05), []
+    for _ in range(3000):
+        draws = 0.05 * rng.lognormal(-0.5, 1.0, 16)
+        error = draws.std(ddof=1) / 4
+        budget = budget.update(float(draws.mean()), std_error=float(error), count=16).moved(0.05, 0.05, pull=1.0)
+        levels.append(budget.level)
+    mean = float(np.mean(levels[500:]))
+    assert mean == pytest.approx(0.05, rel=0.02)
+
+
+def test_without_moved_it_still_steers_by_the_level_alone() -> None:
+    budget = KLBudget(0.05)
+    for _ in range(30):
+        budget = budget.update(0.2, std_error=0.02, count=16)
+    assert budget.beta > 0.4
+    assert budget.level == pytest.approx(0.2, rel=1e-6)
+    for _ in range(200):
+        budget = budget.update(0.001, std_error=1e-4, count=16)
+    assert budget.beta == budget.beta_min
+
+
+@given(st.lists(st.tuples(kls, kls, st.floats(0.5, 1.02)), max_size=30))
+def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float, float]]) -> None:
+    budget = KLBudget(0.05)
+    for kl, after, pull in told:
+        budget = budget.update(kl, std_error=kl / 5, count=16).moved(kl, after, pull=pull)
+        assert budget.beta_min <= budget.beta <= budget.beta_max
+        assert 0 < budget.step_scale <= 1
+        assert 0 < budget.brake <= 1
+        assert 0 < budget.pull <= 1.02
+        assert all(math.isfinite(v) for v in budget.to_dict().values() if isinstance(v, float))
+
+
+@given(st.lists(st.tuples(kls, kls), max_size=10))
+def test_the_state_survives_json(told: list[tuple[float, float]]) -> None:
+    budget = KLBudget(0.05, unit="sequence")
+    for kl, after in told:
+        budget = budget.update(kl, std_error=kl / 5, count=16).moved(kl, after, pull=1.0)
+    assert KLBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
+
+
+def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
+    budget = KLBudget(0.05)
+    before = budget.to_dict()
+    budget.update(0.1).moved(0.1, 0.2, pull=1.0)
+    assert budget.to_dict() == before
+    with pytest.raises(AttributeError):
+        budget.beta = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"target": 0.0}, "> 0, got 0.0"),
+        ({"target": -1.0}, "> 0, got -1.0"),
+        ({"target": math.nan}, "got nan"),
+        ({"target": math.inf}, "got inf"),
+        ({"target": 1.0, "unit": "word"}, "'word'"),
+        ({"target": 1.0, "beta": 100.0}, "beta=100.0"),
+        ({"target": 1.0, "beta_min": 0.0}, "beta_min=0.0"),
+        ({"target": 1.0, "gain": 0.0}, "gain=0.0"),
+        ({"target": 1.0, "step_scale": 1.5}, "step_scale=1.5"),
+    ],
+)
+def test_nonsense_is_refused(arguments: dict, said: str) -> None:
+    with pytest.raises(BudgetError, match=said.replace(".", r"\.")):
+        KLBudget(**arguments)
+
+
+@pytest.mark.parametrize("kl", [-1e-9, math.nan, math.inf])
+def test_a_kl_that_is_none_is_refused(kl: float) -> None:
+    budget = KLBudget(0.05)
+    with pytest.raises(BudgetError, match="observed_kl"):
+        budget.update(kl)
+    with pytest.raises(BudgetError, match="after"):
+        budget.moved(0.1, kl, pull=1.0)
+    with pytest.raises(BudgetError, match="pull"):
+        budget.moved(0.1, 0.1, pull=0.0)
+
+
+def test_every_field_is_explained() -> None:
+    assert all(f"{field.name}:" in (KLBudget.__doc__ or "") for field in fields(KLBudget))
