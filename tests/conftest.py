@@ -10,9 +10,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Llama of a few thousand weights with the sums tokenizer, saved as a user's would be."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     from kullback.train.sums import make_tokenizer
 
+    logging.disable_progress_bar()  # or it ends up in what the tests read of stderr
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ def _console(*, quiet: bool) -> Any:
     import transformers
     from rich.console import Console
 
+    # TRL still sets options that transformers has renamed: nothing that the user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return Console(quiet=quiet)

@@ -11,9 +11,10 @@ from kullback.errors import BudgetError, InputError, MissingDependencyError
 
 try:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 except ModuleNotFoundError as error:
-    if error.name not in ("torch", "transformers"):
+    if error.name not in ("torch", "transformers", "safetensors"):
         raise
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
@@ -99,7 +100,7 @@ def load_model(directory: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             directory, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--model {directory}: it does not load: {_first_line(error)}") from error
 
 

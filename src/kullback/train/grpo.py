@@ -263,6 +263,8 @@ def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
         )
     if plan.steps < 1:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
+    if plan.evaluate_every < 0:
+        raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
     if not resume:
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             raise InputError(f"--output {run.path}: already there; name another, or continue it with --resume")

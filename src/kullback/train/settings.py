@@ -1,6 +1,7 @@
 """TRL's GRPOConfig from `key=value` words, every key of it."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
@@ -55,4 +56,14 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         keys.append(key)
     # The parsed words alone, not a GRPOConfig: making one asks the machine for its devices.
     parsed = vars(_Parser(GRPOConfig, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
-    return {key: parsed[key] for key in keys}
+    return {key: _object(key, parsed[key]) for key in keys}
+
+
+def _object(key: str, value: Any) -> Any:
+    """Fields that hold a dictionary are written as JSON, and the parser leaves them as text."""
+    if not (isinstance(value, str) and value.startswith("{")):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--set {key}={value}: not JSON: {error.msg} at column {error.colno}") from error

@@ -1,0 +1,302 @@
+"""`kullback train` as a user runs it: real processes, real files, killed and resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REWARDS = """
+import math
+
+def longer(completions, **_):
+    return [len(text) / 6 for text in completions]
+
+def equals_answer(completions, answer, **_):
+    return [float(text == right) for text, right in zip(completions, answer)]
+
+def gives_nan(completions, **_):
+    return [math.nan for _ in completions]
+
+def too_few(completions, **_):
+    return [1.0]
+
+def raises(completions, **_):
+    raise ValueError("no such column")
+"""
+
+# `python -m kullback`, with each process writing down the controller's state and the weights after each step.
+NOTING = """
+import os, runpy
+import kullback.integrations.trl as trl
+
+step = trl._BudgetHolder.on_optimizer_step
+
+def noting(self, args, state, control, **kwargs):
+    step(self, args, state, control, **kwargs)
+    weights = float(sum(weight.detach().double().sum() for weight in self.policy.parameters()))
+    with open("seen/" + os.environ["LOCAL_RANK"], "a") as file:
+        print(self.trainer.budget.to_dict(), weights, file=file)
+
+trl._BudgetHolder.on_optimizer_step = noting
+runpy.run_module("kullback", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A working directory as a user has it: rewards and prompts."""
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    rows = [{"prompt": f"{a}+{a + 1}=", "answer": str(2 * a + 1)} for a in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def command(tiny: Path, **changes: Any) -> list[str]:
+    options = {
+        "model": tiny,
+        "prompts": "prompts.jsonl",
+        "reward": "my_rewards:longer",
+        "watch": "my_rewards:equals_answer",
+        "budget": 0.02,
+        "unit": "token",
+        "steps": 6,
+        "output": "run",
+        "evaluate-every": 3,
+        **{key.replace("_", "-"): value for key, value in changes.items()},
+    }
+    settings = {
+        "per_device_train_batch_size": 16,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "gradient_checkpointing": "false",
+        "save_steps": 2,
+    }
+    words = ["train", "grpo"]
+    for key, value in options.items():
+        if value is not None:
+            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "100"}
+
+
+def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
+    return run_in(desk, [sys.executable, "-m", "kullback", *words])
+
+
+def run_in(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        cwd=desk,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path) -> None:
+    done = kullback(command(tiny_model), desk)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    run = desk / "run"
+    config = json.loads((run / "config.json").read_text())
+    assert config["budget"] == {"target": 0.02, "unit": "token"}
+    assert config["rewards"] == ["longer"]
+    assert config["watched"] == ["equals_answer"]
+    assert config["versions"]["trl"].startswith("1.16")
+    metrics = rows_of(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[0]["kl_policy_ref_per_token"] == 0.0
+    assert metrics[-1]["kl_policy_ref_per_token"] > 0
+    assert {"beta", "kl_level", "pull", "step_scale", "rewards/equals_answer"} <= metrics[-1].keys()
+    assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 3, 6]
+    samples = json.loads((run / "samples.json").read_text())
+    assert [one["prompt"] for one in samples["before"]] == [one["prompt"] for one in samples["after"]]
+    assert "nats per token" in (run / "report.html").read_text()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = AutoModelForCausalLM.from_pretrained(run / "model", use_safetensors=True)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model)
+    moved = [not bool((a == b).all()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
+    assert any(moved)
+    assert AutoTokenizer.from_pretrained(run / "model")("1+2=")["input_ids"]
+    assert not [path for path in (run / "model").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert "step 6/6" in done.stdout
+    assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
+    again = kullback(command(tiny_model), desk)
+    assert again.returncode == 2
+    assert "already there" in again.stderr
+
+
+def test_every_logged_key_is_explained(desk: Path, tiny_model: Path) -> None:
+    done = kullback([*command(tiny_model, steps=2), "--json"], desk)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ended"] is True
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    explained = set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(desk / "run" / name) for key in row}
+        assert keys <= explained, keys - explained
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "absent"}, "--model absent: no such directory"),
+        ({"prompts": "absent.jsonl"}, "--prompts absent.jsonl: no such file"),
+        ({"prompts": "bad.jsonl"}, "line 2: not JSON"),
+        ({"prompts": "unprompted.jsonl"}, 'line 1: expected a "prompt"'),
+        ({"reward": "my_rewards:gives_nan"}, "gives_nan gave nan for completion 0"),
+        ({"reward": "my_rewards:too_few"}, "too_few returned 1 values for 40 completions"),
+        ({"reward": "my_rewards:raises"}, "raises raised ValueError: no such column"),
+        ({"reward": "my_rewards:absent"}, "has no function absent"),
+        ({"budget": 0}, "> 0, got 0.0"),
+        ({"budget": -0.1}, "> 0, got -0.1"),
+        ({"steps": 0}, "--steps: expected 1 or more"),
+        ({"set": "learning_rat=1"}, "the nearest is learning_rate"),
+        ({"set": "num_generations=5"}, "GRPOConfig refuses these settings"),
+        ({"resume": True}, "no run here"),
+        ({"watch": "my_rewards:longer"}, "rewards of different names"),
+        ({"evaluate-every": -1}, "--evaluate-every"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    desk: Path, tiny_model: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kullback.cli import main
+
+    (desk / "bad.jsonl").write_text('{"prompt": "1+1="}\n{"prompt"\n')
+    (desk / "unprompted.jsonl").write_text('{"question": "1+1="}\n')
+    words = command(tiny_model, **changes)
+    if "set" in changes:  # last, so that it is the one that counts
+        words += ["--set", changes["set"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        patch.setattr(sys, "path", [str(desk), *sys.path])
+        patch.delitem(sys.modules, "my_rewards", raising=False)
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (desk / "run").exists()
+
+
+def test_models_that_cannot_be_used_are_refused(
+    desk: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kullback.cli import main
+
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (mute / name).write_bytes((tiny_model / name).read_bytes())
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    for path in tiny_model.iterdir():
+        (torn / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        for model, said in ((pickled, "a pickle, which can run code"), (mute, "no tokenizer"), (torn, "does not load")):
+            assert main(command(model)) == 2
+            error = capsys.readouterr().err
+            assert said in error
+            assert error.count("\n") == 1
+            assert not (desk / "run").exists()
+
+
+def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kullback", *words],
+        cwd=desk,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        path = run / "metrics.jsonl"
+        if path.is_file() and len(path.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_a_killed_run_resumes_where_its_checkpoint_is(desk: Path, tiny_model: Path) -> None:
+    whole = kullback(command(tiny_model, steps=12, output="whole"), desk)
+    assert whole.returncode == 0, whole.stderr
+    process = start(command(tiny_model, steps=12), desk)
+    wait_for_step(desk / "run", 7, process)
+    process.kill()
+    process.communicate()
+    assert not (desk / "run" / "model").exists()
+    resumed = kullback(command(tiny_model, steps=12, resume=True), desk)
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = rows_of(desk / "run" / "metrics.jsonl"), rows_of(desk / "whole" / "metrics.jsonl")
+    assert [row["step"] for row in ours] == list(range(1, 13))
+    assert [row["step"] for row in rows_of(desk / "run" / "evaluations.jsonl")] == [0, 3, 6, 9, 12]
+    # The same controller and the same random numbers: up to the first batch whose panel was lost, the same run.
+    betas = [[row["beta"] for row in rows] for rows in (ours, theirs)]
+    assert betas[0][:8] == betas[1][:8]
+    assert abs(betas[0][8] / betas[0][7] - 1) < 0.06  # it went on from there and did not start again
+    assert ours[7]["beta"] != 0.1
+    other = kullback(command(tiny_model, steps=12, resume=True, budget=0.5), desk)
+    assert other.returncode == 2
+    assert "was started with budget" in other.stderr
+
+
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(desk: Path, tiny_model: Path) -> None:
+    process = start(command(tiny_model, steps=400), desk)
+    wait_for_step(desk / "run", 3, process)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    steps = [row["step"] for row in rows_of(desk / "run" / "metrics.jsonl")]
+    assert (desk / "run" / "checkpoints" / f"checkpoint-{steps[-1]}").is_dir()
+    assert "--resume" in out
+    assert (desk / "run" / "report.html").is_file()
+
+
+def test_two_processes_hold_one_budget(desk: Path, tiny_model: Path) -> None:
+    words = command(tiny_model, steps=30, budget=0.02)
+    words[words.index("per_device_train_batch_size=16")] = "per_device_train_batch_size=8"
+    (desk / "seen").mkdir()
+    (desk / "noting.py").write_text(NOTING)
+    # Without a GPU accelerate starts a single process unless it is told --multi_gpu; what it starts talks by gloo.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "noting.py"]
+    done = run_in(desk, [*launcher, *words])
+    assert done.returncode == 0, done.stderr
+    seen = desk / "seen"
+    first, second = ((seen / rank).read_text().splitlines() for rank in "01")
+    assert len(first) == 30
+    assert first == second  # the budget's whole state, beta in it, and the weights
+    metrics = rows_of(desk / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 31))
+    late = [row["kl_policy_ref_per_token"] for row in metrics[15:]]
+    assert sum(late) / len(late) == pytest.approx(0.02, rel=0.3)
+    assert rows_of(desk / "run" / "evaluations.jsonl")[0]["count"] == 40

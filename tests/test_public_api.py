@@ -1,0 +1,55 @@
+"""The public names are these; each is documented with a formula or an example; the docs name no other."""
+
+import subprocess
+import sys
+
+import pytest
+
+import kullback
+
+PUBLIC = {
+    "Estimate",
+    "KLBudget",
+    "KullbackError",
+    "kl_log_probs",
+    "kl_logits",
+    "kl_probs",
+    "linear_token_kl",
+    "log1p_residual",
+    "phi",
+    "token_kl",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(kullback.__all__) == PUBLIC
+    assert list(kullback.__all__) == sorted(kullback.__all__)
+    assert set(dir(kullback)) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(kullback, name) is not None
+
+
+def test_other_names_are_an_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'kl_div'"):
+        _ = kullback.kl_div
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"KullbackError"}))
+def test_public_names_are_documented(name: str) -> None:
+    text = getattr(kullback, name).__doc__
+    assert text
+    assert "Args:" in text
+    assert "Example:" in text
+    assert ">>>" in text
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import kullback\n"
+        "from kullback.errors import MissingDependencyError\n"
+        "try: kullback.token_kl\n"
+        "except MissingDependencyError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'kullback[train]'" in done.stdout, done.stderr
