@@ -1,10 +1,10 @@
 """How well the budget is held on the embedded task, over budgets, learning rates and seeds.
 
-    .venv/bin/python benchmarks/budget.py                                        the 9 runs of the table, about 15 minutes
+    .venv/bin/python benchmarks/budget.py    the 9 runs of the table: about 15 minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 5e-4 --seeds 0 1 2 --unconstrained
 
-Each run is judged by the exact KL on 512 fixed prompts that it does not train on, completions sampled from the policy,
-every 20 steps; the first third of the run does not count. Runs that are already under --output are only read.
+Each run is judged by the exact KL on 512 fixed prompts, drawn apart from the training ones, completions sampled from
+the policy, every 20 steps; the first third of the run does not count. Runs that are already under --output are only read.
 """
 
 import argparse

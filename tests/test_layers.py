@@ -70,7 +70,10 @@ def test_the_ground_needs_no_heavy_library() -> None:
 
 
 def test_the_command_says_its_version_without_them_too() -> None:
-    code = f"import sys\nfrom kullback.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    code = (
+        "import sys\nfrom kullback.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print(sorted(set(sys.modules) & {HEAVY!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
 
@@ -79,5 +82,9 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
     banned = {"pickle", "dill", "marshal", "shelve", "joblib"}
     for path in FILES:
         assert not imports(path) & banned, path
-        calls = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert not calls & {"eval", "exec", "compile", "__import__"}, path

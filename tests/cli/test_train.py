@@ -287,7 +287,16 @@ def test_two_processes_hold_one_budget(desk: Path, tiny_model: Path) -> None:
     (desk / "seen").mkdir()
     (desk / "noting.py").write_text(NOTING)
     # Without a GPU accelerate starts a single process unless it is told --multi_gpu; what it starts talks by gloo.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "noting.py"]
     done = run_in(desk, [*launcher, *words])
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Language models of the transformers library: loading them safely, their hidden states and heads, and their completions."""
+"""Language models of the transformers library: loaded safely, their hidden states, heads and completions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ def require_model_directory(directory: Path) -> None:
     """Refuse, in one line, what is not a local safetensors model with a tokenizer, without loading it.
 
     Raises:
-        InputError: The directory is absent, has no config.json, no safetensors (a pickle is never read), or no tokenizer.
+        InputError: The directory is absent, or lacks config.json, safetensors (pickles are never read) or a tokenizer.
     """
     if not directory.is_dir():
         raise InputError(f"--model {directory}: no such directory; name a local transformers directory")

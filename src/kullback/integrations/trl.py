@@ -36,8 +36,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
     """TRL's `GRPOTrainer` with KL(policy || reference) held to a budget, by its exact value and its exact gradient.
 
     The loss gains beta times the KL over the whole vocabulary at every sampled position (the prefixes held fixed), per
-    token or per sequence as the budget's unit says; the budget sets beta and, after every step, the size of the next one
-    and the displacement of the weights from the reference's. The reference is the model as it was given.
+    token or per sequence as the budget's unit says; the budget sets beta and, after every step, the size of the next
+    one and the displacement of the weights from the reference's. The reference is the model as it was given.
 
     Two methods of the base class are wrapped: the constructor and `compute_loss`. The controller's state goes into the
     checkpoints with the trainer's own.
@@ -71,9 +71,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, **kwargs)
         self.beta = 0.0
         if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise BudgetError(
-                "the KL budget needs whole weights of a text model: use plain data parallelism, no FSDP or ZeRO"
-            )
+            raise BudgetError("the budget needs whole weights of a text model: plain data parallelism, no FSDP or ZeRO")
         self.budget = budget
         self._holder = _BudgetHolder(self)
         self.add_callback(self._holder)
@@ -86,7 +84,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         with recorded_hidden(policy) as states:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         scored = self._holder.score(inputs, states[-1])
-        if self.model.training:
+        if policy.training:
             self._holder.record(scored)
             if self.budget is not None:
                 loss = loss + self.budget.beta * self._holder.penalty(scored)
@@ -146,7 +144,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     def penalty(self, scored: _Scored) -> Tensor:
         """The mean KL in the budget's unit over the global batch, as this process's share of one optimizer step."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
         if trainer.budget is not None and trainer.budget.unit == "sequence":
             return scored.kl.sum() / (len(scored.kl) * steps)
@@ -200,13 +198,13 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     # -- the trainer's events --
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.reset()
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         if self.trainer.budget is not None and saved.get("budget"):
             self.trainer.budget = KLBudget.from_dict(saved["budget"])
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:  # noqa: ARG002
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
         token, sequence = self.measured()
         self.batches.clear()
@@ -224,7 +222,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         for group in optimizer.param_groups:
             group["lr"] *= trainer.budget.step_scale
 
-    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:  # noqa: ARG002
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
         if trainer.budget is None:
             return

@@ -4,9 +4,9 @@ Three things act, from the slow one to the fast one, all on one smoothed estimat
 
 - `beta`, the price of a nat in the loss, integrates until a step no longer wants to change the KL (then it is the
   Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
-- `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has no
-  authority over the size of an optimiser's normalised step;
-- `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL is about quadratic in it.
+- `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has
+  no authority over the size of an optimiser's normalised step;
+- `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL goes with its square.
 """
 
 import math
@@ -31,11 +31,12 @@ _EDGE = 1.2  # share of the target above which a step is taken back at once
 
 @dataclass(frozen=True)
 class KLBudget:
-    """Holds KL(policy || reference) at `target` nats per `unit`; below it, with beta at its floor, where it does not bind.
+    """Holds KL(policy || reference) at `target` nats per `unit`; where it does not bind, below, with beta at its floor.
 
-    Once an optimizer step, in this order: `update` with the KL of a fresh batch; take the step with the learning rate times
-    `step_scale`; scale the displacement from the reference by `pull`; `moved` with the KL of held-out positions before and
-    after. A user without weights to pull calls `update` alone.
+    Once an optimizer step, in this order: `update` with the KL of a fresh batch; the step, with the learning rate times
+    `step_scale`; the displacement from the reference scaled by `pull`; `moved` with the KL of held-out positions before
+    and after; the displacement scaled by `brake` and `braked`, where `brake` is below 1. A user without weights to pull
+    calls `update` alone.
 
     Args:
         target: The budget in nats per unit, > 0.
@@ -99,7 +100,7 @@ class KLBudget:
 
     @property
     def status(self) -> Literal["free", "held", "powerless"]:
-        """ "free": beta at its floor; "powerless": beta at its ceiling, the steps alone hold the budget; else "held"."""
+        """ "free": beta at its floor; "powerless": at its ceiling, the steps alone hold the budget; else "held"."""
         if self.beta <= self.beta_min:
             return "free"
         return "powerless" if self.beta >= self.beta_max else "held"
@@ -117,7 +118,7 @@ class KLBudget:
 
     @property
     def brake(self) -> float:
-        """The factor to scale the displacement by at once, below 1 where a step left the budget by more than a fifth."""
+        """The factor to scale the displacement by at once: below 1 where a step overran the budget by over a fifth."""
         return math.sqrt(self.target / self.level) if self.level > _EDGE * self.target else 1.0
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:
@@ -206,6 +207,6 @@ class KLBudget:
 def _require_kl(value: float, name: str) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise BudgetError(
-            f"expected {name} to be a finite KL >= 0 in nats, got {value}: an infinite KL means that the policy puts mass "
-            "where the reference has none, nan that its logits overflowed"
+            f"expected {name} to be a finite KL >= 0 in nats, got {value}: inf says that the policy puts mass where "
+            "the reference has none, nan that logits overflowed"
         )

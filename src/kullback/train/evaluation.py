@@ -22,6 +22,7 @@ __all__ = ["Evaluation"]
 Row = dict[str, Any]
 _BATCH = 128
 _SHOWN = 12
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL hands these over by other names
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line, f"--prompts {path}, line {number}"))
             if missing := rows[0].keys() ^ rows[-1].keys():
                 names = ", ".join(sorted(missing))
-                raise InputError(
-                    f"--prompts {path}, line {number}: expected the keys of the first row, they differ in {names}"
-                )
+                raise InputError(f"--prompts {path}, line {number}: expected the keys of the first row, not {names}")
     if not rows:
         raise InputError(f'--prompts {path}: no rows; expected lines such as {{"prompt": "2+2=", "answer": "4"}}')
     return rows

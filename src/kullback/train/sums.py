@@ -1,7 +1,7 @@
 """The embedded task: a character-level Llama that adds two numbers, and a verifier that can be cheated.
 
-Nothing is downloaded. The supervised stage makes a reference from data of which a quarter is wrong; the verifier that the
-policy is then trained on pays for the digits of the right answer in their order, whatever else is written between them.
+Nothing is downloaded. The supervised stage makes a reference from data of which a quarter is wrong; the verifier that
+the policy is then trained on pays for the digits of the right answer in their order, whatever is written between them.
 """
 
 import math
@@ -52,6 +52,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained Llama of 0.64 million parameters."""
+    ids = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -61,8 +62,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=64,
         # Three times the usual spread: with so narrow a model the usual one needs twice the steps to learn to add.
         initializer_range=0.06,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=ids["<pad>"],
+        eos_token_id=ids["<eos>"],
         bos_token_id=None,
     )
     return LlamaForCausalLM(config)
