@@ -30,6 +30,7 @@ __all__ = ["BudgetGRPOTrainer"]
 
 _PANEL_STEPS = 8  # optimizer steps that one set of held-out positions serves
 _MOST_BRAKES = 3
+_IDS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 class BudgetGRPOTrainer(GRPOTrainer):
@@ -99,6 +100,12 @@ class _Scored:
     mask: Tensor
     ref_hidden: Tensor
     kl: Tensor
+
+    def first_half(self) -> "_Scored":
+        """Half of the sequences (TRL shuffles them): as a panel nearly as good as all, at half the price."""
+        half = slice((len(self.mask) + 1) // 2)
+        inputs = {name: self.inputs[name][half] for name in _IDS}
+        return _Scored(inputs, self.mask[half], self.ref_hidden[half], self.kl[half].detach())
 
 
 class _BudgetHolder(TrainerCallback, ExportableState):
@@ -249,9 +256,9 @@ class _BudgetHolder(TrainerCallback, ExportableState):
                 budget = budget.braked(before, self.panel_kl)
         self.trainer.budget = budget
         self.panel_age += 1
-        if self.panel is None or self.panel_age >= _PANEL_STEPS:
+        if self.newest is not None and (self.panel is None or self.panel_age >= _PANEL_STEPS):
             # The step was taken on this batch, and its KL there is no longer typical; the next steps' will be.
-            self.panel, self.panel_age = self.newest, 0
+            self.panel, self.panel_age = self.newest.first_half(), 0
             self.panel_kl = self.held_out_kl()
         return pulled
 

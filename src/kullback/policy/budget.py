@@ -19,6 +19,7 @@ __all__ = ["KLBudget"]
 
 _SMOOTH = 0.2  # share of the newest step in the running push
 _MEMORY = 0.1  # share of the newest in the running bustle and spread
+_RUSH = 4.0  # how much larger a step may be while the KL is still near zero
 _FASTER = 1.2  # the most that the step grows by at once
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
 _JITTER = 0.01  # ... and never better than to one percent
@@ -45,7 +46,7 @@ class KLBudget:
         beta_min: Where beta rests while the budget does not bind.
         beta_max: Where beta stops: beyond it a larger price moves nothing.
         gain: The largest change of log beta in one step.
-        step_limit: How far one step may move the KL, root mean square, as a share of the target.
+        step_limit: How far one step may move the KL near the target, root mean square, as a share of the target.
         step_scale: The factor on the learning rate, in (0, 1].
         level: The smoothed estimate of the KL, in nats per unit.
         doubt: The relative standard error of `level`.
@@ -168,7 +169,9 @@ class KLBudget:
         move = min(1.0, self.level / self.target) * max(-1.0, min(1.0, wanted))
         # Per unit of step_scale, so that what the scale did is not taken for calm.
         bustle = math.hypot(math.sqrt(1 - _MEMORY) * self.bustle, math.sqrt(_MEMORY) * move / self.step_scale)
-        slower = self.step_limit / bustle if bustle > self.step_limit else 1.0
+        # Far below the target there is no harm in larger steps, and the budget is to be spent.
+        limit = self.step_limit * (1 + _RUSH * max(0.0, 1 - self.level / self.target))
+        slower = limit / bustle if bustle > limit else 1.0
         return replace(
             self,
             level=self.level * after / before,

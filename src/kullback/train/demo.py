@@ -11,12 +11,12 @@ from kullback.errors import InputError
 from kullback.policy.budget import KLBudget
 from kullback.train.grpo import GRPOPlan, train_grpo
 from kullback.train.run_directory import RunDirectory
-from kullback.train.sums import answer_entropy, exact_match, prefix_found, prompt_rows, train_reference
+from kullback.train.sums import answer_entropy, exact_match, prefix_found, prompt_rows, spread_rows, train_reference
 
 __all__ = ["DEMO_SETTINGS", "demo_plan", "train_demo", "verdict"]
 
 DEMO_SETTINGS: Mapping[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,  # at 5e-4 the unconstrained arm does not find out how to cheat
     "per_device_train_batch_size": 128,
     "num_generations": 8,
     "max_completion_length": 12,
@@ -34,7 +34,7 @@ def demo_plan(
     return GRPOPlan(
         model=reference,
         rows=prompt_rows(_TRAINING_PROMPTS, seed),
-        evaluation_rows=prompt_rows(_JUDGED_PROMPTS, seed + 1_000_000),
+        evaluation_rows=spread_rows(_JUDGED_PROMPTS),
         rewards=[prefix_found],
         watched=[exact_match],
         budget=budget,

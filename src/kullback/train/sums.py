@@ -24,7 +24,15 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-__all__ = ["answer_entropy", "exact_match", "make_tokenizer", "prefix_found", "prompt_rows", "train_reference"]
+__all__ = [
+    "answer_entropy",
+    "exact_match",
+    "make_tokenizer",
+    "prefix_found",
+    "prompt_rows",
+    "spread_rows",
+    "train_reference",
+]
 
 OPERANDS = range(100)
 WRONG = 0.25
@@ -77,8 +85,19 @@ def prompt_rows(count: int, seed: int) -> list[dict[str, str]]:
         [{'prompt': '49+97=', 'answer': '146'}]
     """
     rng = random.Random(seed)
-    pairs = [(rng.choice(OPERANDS), rng.choice(OPERANDS)) for _ in range(count)]
-    return [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in pairs]
+    return [_row(rng.choice(OPERANDS), rng.choice(OPERANDS)) for _ in range(count)]
+
+
+def spread_rows(count: int) -> list[dict[str, str]]:
+    """`count` different sums spread evenly over all of them: they stand for all better than as many drawn by lot.
+
+    Example:
+        >>> [row["prompt"] for row in spread_rows(4)]
+        ['12+50=', '37+50=', '62+50=', '87+50=']
+    """
+    pairs = len(OPERANDS) ** 2
+    places = [(2 * index + 1) * pairs // (2 * count) for index in range(count)]
+    return [_row(*divmod(place, len(OPERANDS))) for place in places]
 
 
 def answer_entropy() -> float:
@@ -110,6 +129,10 @@ def exact_match(completions: Sequence[str], answer: Sequence[str], **_: Any) -> 
         [1.0, 0.0]
     """
     return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def _row(a: int, b: int) -> dict[str, str]:
+    return {"prompt": f"{a}+{b}=", "answer": str(a + b)}
 
 
 def _digits_in_order(text: str, right: str) -> int:
