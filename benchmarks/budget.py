@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/budget.py    the 9 runs of the table: about 10 minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 1e-3 --seeds 0 1 2 --unconstrained
 
-Each run is judged by the exact KL on 512 fixed prompts, spread over all sums, completions sampled from
-the policy, every 20 steps; the first third of the run does not count. Runs that are already under --output are only read.
+Each run is judged by the exact KL on 512 fixed prompts, spread over all sums, completions sampled from the policy,
+every 20 steps; the first third of the run does not count. "batches" is the mean over the training batches of the same
+steps. Runs that are already under --output are only read.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--schedule", default="linear", help="of the learning rate (TRL's default: linear)")
-    parser.add_argument("--reference-steps", type=int, default=600)
+    parser.add_argument("--reference-steps", type=int, default=700)
     parser.add_argument("--unconstrained", action="store_true", help="the same without a budget, beside each")
     parser.add_argument("--set", type=json.loads, default={}, help="more of KLBudget's fields, as JSON")
     options = parser.parse_args()

@@ -3,9 +3,9 @@
 from math import inf
 from typing import Any
 
-from ._arrays import Array, ArrayLike, as_floats, by_rows, cast, untracked, with_gradient
-from .errors import NotNormalizedError, ShapeError, SupportError
-from .residual import phi
+from kullback._arrays import Array, ArrayLike, as_floats, by_rows, cast, untracked, with_gradient
+from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.residual import phi
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs"]
 

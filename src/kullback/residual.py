@@ -3,7 +3,7 @@
 from math import inf, nan
 from typing import Any
 
-from ._arrays import Array, ArrayLike, as_floats, cast, with_gradient
+from kullback._arrays import Array, ArrayLike, as_floats, cast, with_gradient
 
 __all__ = ["log1p_residual", "phi"]
 

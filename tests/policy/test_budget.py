@@ -113,6 +113,29 @@ def test_one_wild_step_is_taken_back_at_once() -> None:
     assert after.step_scale < budget.step_scale
 
 
+def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None:
+    budget = replace(KLBudget(0.05), level=0.055, push=0.0)
+    assert budget.pull == pytest.approx(math.sqrt(0.05 / 0.055))
+    assert replace(budget, push=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
+    assert replace(budget, level=0.0495).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
+    assert replace(budget, level=0.045).pull == 1.02
+    assert replace(budget, level=0.03).pull == 1.0  # too far below: reward is to spend the budget
+    assert replace(budget, level=0.045, beta=budget.beta_min).pull == 1.0  # it does not bind
+
+
+def test_what_held_out_positions_miss_is_learned() -> None:
+    # The true KL stays, while the held-out positions lose half a percent in each step.
+    rng = np.random.default_rng(0)
+    budget, levels, drifts = KLBudget(0.05), [], []
+    for _ in range(3000):
+        seen = 0.05 * rng.lognormal(-0.005, 0.1)
+        budget = budget.update(seen, std_error=0.005, count=16).moved(0.05, 0.05 * 0.995, pull=1.0)
+        levels.append(budget.level)
+        drifts.append(budget.drift)
+    assert float(np.mean(levels[500:])) == pytest.approx(0.05, rel=0.01)
+    assert float(np.mean(drifts[500:])) == pytest.approx(-math.log(0.995), rel=0.1)
+
+
 def test_noise_is_weighed_by_the_running_spread_and_not_by_the_batch() -> None:
     # Skewed noise: low batches report small errors. The estimate must not sink for it.
     rng = np.random.default_rng(0)

@@ -58,7 +58,7 @@ def _add_demo(recipes: Any) -> None:
     add("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
     add("--budget", type=float, default=0.05, metavar="NATS", help="nats per token (default: 0.05)")
     add("--steps", type=int, default=200, metavar="N", help="GRPO steps of each arm (default: 200)")
-    add("--reference-steps", type=int, default=600, metavar="N", help="supervised steps (default: 600)")
+    add("--reference-steps", type=int, default=700, metavar="N", help="supervised steps (default: 700)")
     add("--seed", type=int, default=0)
     add("--overwrite", action="store_true", help="replace an earlier demo in DIR")
     parser.set_defaults(run=_demo)

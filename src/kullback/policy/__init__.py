@@ -1,0 +1,1 @@
+"""Policies: what holds one near its reference while it learns."""

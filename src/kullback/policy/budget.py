@@ -23,6 +23,7 @@ _RUSH = 4.0  # how much larger a step may be while the KL is still near zero
 _FASTER = 1.2  # the most that the step grows by at once
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
 _JITTER = 0.01  # ... and never better than to one percent
+_DRIFT = 0.02  # the most that held-out positions can be taken to miss in a step
 _UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
 _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
 _NEAR = 0.8  # share of the target above which it may be trimmed outward
@@ -50,6 +51,7 @@ class KLBudget:
         step_scale: The factor on the learning rate, in (0, 1].
         level: The smoothed estimate of the KL, in nats per unit.
         doubt: The relative standard error of `level`.
+        drift: What log KL gains in a step beyond what held-out positions show, as learned.
         push: How far recent steps wanted to move log KL, on average.
         bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
         spread: The relative standard deviation of the KL between prompts, as measured.
@@ -78,6 +80,7 @@ class KLBudget:
     step_scale: float = 1.0
     level: float = 0.0
     doubt: float = 0.0
+    drift: float = 0.0
     push: float = 0.0
     bustle: float = 0.0
     spread: float = 0.0
@@ -134,7 +137,7 @@ class KLBudget:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
         _require_kl(observed_kl, "observed_kl")
-        level, doubt, spread = self.level, self.doubt, self.spread
+        level, doubt, spread, drift = self.level, self.doubt, self.spread, self.drift
         if observed_kl > 0:
             # One batch's standard error follows its mean (the noise is skewed), and weighing by it would favour low
             # batches; the running spread does not.
@@ -143,9 +146,14 @@ class KLBudget:
             noise = spread**2 / count
             prior = doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
             weight = 1.0 if level <= 0 else prior / max(prior + noise, 1e-300)
+            if level > 0:
+                # Fixed positions miss what new samples visit. A steady miss is learned, by an alpha-beta filter's gain.
+                miss = max(-1.0, min(1.0, observed_kl / level - 1))
+                drift = max(-_DRIFT, min(_DRIFT, drift + weight**2 / (2 - weight) * miss))
             level += weight * (observed_kl - level)
             doubt = math.sqrt(noise if weight == 1 else prior * (1 - weight))
-        return replace(self, level=level, doubt=doubt, spread=spread, beta=self._next_beta(level), followed=False)
+        told = replace(self, level=level, doubt=doubt, spread=spread, drift=drift, followed=False)
+        return replace(told, beta=told._next_beta())
 
     def moved(self, before: float, after: float, *, pull: float) -> Self:
         """The state after an optimizer step and a pull took the KL of fixed, held-out positions from before to after.
@@ -174,7 +182,7 @@ class KLBudget:
         slower = limit / bustle if bustle > limit else 1.0
         return replace(
             self,
-            level=self.level * after / before,
+            level=self.level * after / before * math.exp(self.drift),
             doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
             push=(1 - _SMOOTH) * self.push + _SMOOTH * move,
             bustle=bustle,
@@ -197,14 +205,14 @@ class KLBudget:
         """The budget that `to_dict` was called on."""
         return cls(**state)
 
-    def _next_beta(self, level: float) -> float:
-        if level <= 0:
+    def _next_beta(self) -> float:
+        if self.level <= 0:
             return self.beta
+        # Steps that push outward all alike (lead 1) raise the price at the target, and keep it on the way there.
         bustle = self.bustle * self.step_scale
         lead = self.push / bustle if bustle > 0 else 0.0
-        error = min(1.0, level / self.target) * lead + 2 * math.log(level / self.target)
-        rate = self.gain * max(-1.0, min(1.0, error))
-        return max(self.beta_min, min(self.beta_max, self.beta * math.exp(rate)))
+        error = max(-1.0, min(1.0, lead + math.log(self.level / self.target)))
+        return max(self.beta_min, min(self.beta_max, self.beta * math.exp(self.gain * error)))
 
 
 def _require_kl(value: float, name: str) -> None:

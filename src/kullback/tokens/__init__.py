@@ -1,6 +1,6 @@
 """Exact KL divergence between language models, token by token, from logits or from hidden states."""
 
-from ..errors import MissingDependencyError
+from kullback.errors import MissingDependencyError
 
 try:
     import torch  # noqa: F401
@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError("kullback.tokens needs PyTorch: pip install 'kullback[train]'") from error
 
-from .hidden import linear_token_kl
-from .logits import token_kl
+from kullback.tokens.hidden import linear_token_kl
+from kullback.tokens.logits import token_kl
 
 __all__ = ["linear_token_kl", "token_kl"]

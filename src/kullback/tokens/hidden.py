@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ShapeError
-from .logits import as_logits, as_mask, logit_kl, require_temperature
+from kullback.errors import ShapeError
+from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature
 
 __all__ = ["linear_token_kl"]
 

@@ -4,8 +4,8 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from ..discrete import _from_logits
-from ..errors import ShapeError, SupportError
+from kullback.discrete import _from_logits
+from kullback.errors import ShapeError, SupportError
 
 __all__ = ["token_kl"]
 

@@ -64,14 +64,15 @@ def train_demo(
         InputError: `output` holds something that is not to be replaced.
     """
     runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
-    parts = [output / "reference", *(run.path for run in runs.values())]
-    if any(part.exists() for part in parts):
-        if not overwrite:
-            raise InputError(f"--output {output}: holds an earlier demo; name another, or replace it with --overwrite")
-        for part in parts:
-            shutil.rmtree(part, ignore_errors=True)
-    reference = output / "reference" / "model"
-    reference.mkdir(parents=True)
+    supervised = RunDirectory(output / "reference")
+    parts = [supervised.path, *(run.path for run in runs.values())]
+    for part in parts:
+        if part.exists() and not (overwrite and (part / "config.json").is_file()):
+            raise InputError(f"--output {output}: {part.name} is there; name another, or replace a run by --overwrite")
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+    supervised.create({"kind": "supervised", "steps": reference_steps, "seed": seed, "data_entropy": answer_entropy()})
+    supervised.model.mkdir()
     console.print(
         f"supervised stage: {reference_steps} steps on sums, a quarter of the answers wrong "
         f"(their entropy: {answer_entropy():.3f} nats)",
@@ -79,15 +80,16 @@ def train_demo(
     )
 
     def report(step: int, kl: float) -> None:
+        supervised.add_metrics({"step": step, "kl_data_model_per_sequence": kl})
         if step % 100 == 0 or step == reference_steps:
             console.print(
                 f"  step {step}/{reference_steps}  KL(data || model) {kl:.3f} nats per answer", highlight=False
             )
 
-    train_reference(reference, steps=reference_steps, seed=seed, report=report)
+    train_reference(supervised.model, steps=reference_steps, seed=seed, report=report)
     budgets = {"unconstrained": None, "budget": KLBudget(target, unit="token")}
     for name, run in runs.items():
-        plan = demo_plan(reference, run.path, budgets[name], steps=steps, seed=seed)
+        plan = demo_plan(supervised.model, run.path, budgets[name], steps=steps, seed=seed)
         if not train_grpo(plan, console=console):
             raise KeyboardInterrupt
     return runs
