@@ -23,7 +23,7 @@ from kullback.train.grpo import train_grpo
 from kullback.train.run_directory import RunDirectory
 from kullback.train.sums import train_reference
 
-HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | true reward | proxy | beta | seconds |"
+HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | true reward | proxy | beta |"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 5e-4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--schedule", default="linear", help="of the learning rate (TRL's default: linear)")
+    parser.add_argument("--schedule", default="constant", help="of the learning rate (default: constant)")
     parser.add_argument("--reference-steps", type=int, default=700)
     parser.add_argument("--unconstrained", action="store_true", help="the same without a budget, beside each")
     parser.add_argument("--set", type=json.loads, default={}, help="more of KLBudget's fields, as JSON")
@@ -90,7 +90,6 @@ def _row(run: RunDirectory, rate: float, seed: int, budget: float | None) -> str
         *said,
         *(f"{first[key]:.2f} → {last[key]:.2f}" for key in ("rewards/exact_match", "rewards/prefix_found")),
         f"{metrics[-1].get('beta') or 0:.2g}",
-        f"{metrics[-1]['seconds']:.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
 

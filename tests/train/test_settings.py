@@ -7,6 +7,7 @@ from kullback.errors import InputError
 from kullback.train.settings import parse_settings
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_values_take_the_types_of_their_fields() -> None:
     words = ["learning_rate=1e-5", "num_generations=4", "bf16=false", "loss_type=grpo"]
     assert parse_settings(words) == {

@@ -16,7 +16,9 @@ from kullback.train.sums import answer_entropy, exact_match, prefix_found, promp
 __all__ = ["DEMO_SETTINGS", "demo_plan", "train_demo", "verdict"]
 
 DEMO_SETTINGS: Mapping[str, Any] = {
-    "learning_rate": 1e-3,  # at 5e-4 the unconstrained arm does not find out how to cheat
+    # So large that the unconstrained arm finds out within 200 steps how to cheat; at 5e-4 it does not.
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 128,
     "num_generations": 8,
     "max_completion_length": 12,
@@ -77,14 +79,12 @@ def train_demo(
         f"supervised stage: {reference_steps} steps on sums, a quarter of the answers wrong "
         f"(their entropy: {answer_entropy():.3f} nats)",
         highlight=False,
+        soft_wrap=True,
     )
 
     def report(step: int, kl: float) -> None:
         supervised.add_metrics({"step": step, "kl_data_model_per_sequence": kl})
-        if step % 100 == 0 or step == reference_steps:
-            console.print(
-                f"  step {step}/{reference_steps}  KL(data || model) {kl:.3f} nats per answer", highlight=False
-            )
+        console.print(f"  step {step}/{reference_steps}  KL(data || model) {kl:.3f} nats per answer", highlight=False)
 
     train_reference(supervised.model, steps=reference_steps, seed=seed, report=report)
     budgets = {"unconstrained": None, "budget": KLBudget(target, unit="token")}

@@ -56,7 +56,9 @@ class RunProgress:
             left = since / (done - 1) * (self.steps - step) if done > 1 else float("nan")
             time_left = f"{left:.0f} s left" if left == left else ""
             self.console.print(
-                f"{self.name}  step {step}/{self.steps}  {self._said(row)}  {time_left}", highlight=False
+                f"{self.name}  step {step}/{self.steps}  {self._said(row)}  {time_left}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def _said(self, row: Mapping[str, Any]) -> str:
