@@ -104,7 +104,7 @@ def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_penalty_and_its_gradient_are_the_enumerated_ones(make: MakeTrainer, unit: Any, temperature: float) -> None:
     beta = 0.7
-    trainer = make(KLBudget(0.05, unit=unit, beta=beta), temperature=temperature)
+    trainer = make(KLBudget(0.05, unit=unit, price=beta * 0.05), temperature=temperature)
     perturb(trainer.model)
     inputs = batch_of(trainer)
     inputs["advantages"] = torch.zeros_like(inputs["advantages"])  # leaves the penalty alone in the loss
@@ -141,13 +141,13 @@ def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer) 
 
 
 def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer) -> None:
-    whole = make(KLBudget(0.05, beta=0.5))
+    whole = make(KLBudget(0.05, price=0.025))
     perturb(whole.model)
     inputs = batch_of(whole)
     inputs["advantages"] = torch.zeros_like(inputs["advantages"])
     whole.compute_loss(whole.model, inputs).backward()
     expected = gradients(whole.model)
-    halves = make(KLBudget(0.05, beta=0.5), per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    halves = make(KLBudget(0.05, price=0.025), per_device_train_batch_size=8, gradient_accumulation_steps=2)
     perturb(halves.model)
     halves.model.train()
     halves.current_gradient_accumulation_steps = 2

@@ -87,7 +87,7 @@ def test_beta_rests_at_its_floor_where_the_budget_does_not_bind() -> None:
             self.x[0] += 0.05 * scale * (0.1 - self.x[0])  # wants KL 0.005 and no more
 
     budget, truth = hold(KLBudget(1.0), Content(rate=0.0, reward=0.0, noise=0.2, seed=0), 400)
-    assert budget.beta == budget.beta_min
+    assert budget.price == budget.price_min
     assert budget.status == "free"
     assert truth[-1] == pytest.approx(0.005, rel=1e-3)  # nothing pushed it outward
 
@@ -120,7 +120,7 @@ def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None
     assert replace(budget, level=0.0495).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
     assert replace(budget, level=0.045).pull == 1.02
     assert replace(budget, level=0.03).pull == 1.0  # too far below: reward is to spend the budget
-    assert replace(budget, level=0.045, beta=budget.beta_min).pull == 1.0  # it does not bind
+    assert replace(budget, level=0.045, price=budget.price_min).pull == 1.0  # it does not bind
 
 
 def test_what_held_out_positions_miss_is_learned() -> None:
@@ -157,7 +157,7 @@ def test_without_moved_it_still_steers_by_the_level_alone() -> None:
     assert budget.level == pytest.approx(0.2, rel=1e-6)
     for _ in range(200):
         budget = budget.update(0.001, std_error=1e-4, count=16)
-    assert budget.beta == budget.beta_min
+    assert budget.price == budget.price_min
 
 
 @given(st.lists(st.tuples(kls, kls, st.floats(0.5, 1.02)), max_size=30))
@@ -165,7 +165,7 @@ def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float
     budget = KLBudget(0.05)
     for kl, after, pull in told:
         budget = budget.update(kl, std_error=kl / 5, count=16).moved(kl, after, pull=pull)
-        assert budget.beta_min <= budget.beta <= budget.beta_max
+        assert budget.price_min <= budget.price <= budget.price_max
         assert 0 < budget.step_scale <= 1
         assert 0 < budget.brake <= 1
         assert 0 < budget.pull <= 1.02
@@ -186,7 +186,7 @@ def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
     budget.update(0.1).moved(0.1, 0.2, pull=1.0)
     assert budget.to_dict() == before
     with pytest.raises(AttributeError):
-        budget.beta = 1.0  # type: ignore[misc]
+        budget.price = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
         ({"target": math.nan}, "got nan"),
         ({"target": math.inf}, "got inf"),
         ({"target": 1.0, "unit": "word"}, "'word'"),
-        ({"target": 1.0, "beta": 100.0}, "beta=100.0"),
-        ({"target": 1.0, "beta_min": 0.0}, "beta_min=0.0"),
+        ({"target": 1.0, "price": 100.0}, "price=100.0"),
+        ({"target": 1.0, "price_min": 0.0}, "price_min=0.0"),
         ({"target": 1.0, "gain": 0.0}, "gain=0.0"),
         ({"target": 1.0, "step_scale": 1.5}, "step_scale=1.5"),
     ],
@@ -217,6 +217,18 @@ def test_a_kl_that_is_none_is_refused(kl: float) -> None:
         budget.moved(0.1, kl, pull=1.0)
     with pytest.raises(BudgetError, match="pull"):
         budget.moved(0.1, 0.1, pull=0.0)
+
+
+def test_budgets_of_any_size_start_and_end_alike() -> None:
+    for target in (1e-4, 0.05, 6.0):
+        budget = KLBudget(target)
+        assert budget.beta * target == pytest.approx(5e-3)
+        higher, lower = budget, budget
+        for _ in range(300):
+            higher, lower = higher.update(3 * target), lower.update(target / 9)
+        assert higher.beta * target == pytest.approx(0.5)
+        assert higher.status == "powerless"
+        assert lower.beta * target == pytest.approx(5e-4)
 
 
 def test_every_field_is_explained() -> None:

@@ -25,8 +25,8 @@ def test_the_verdict_says_what_happened(tmp_path: Path) -> None:
         "budget": run_with(tmp_path / "b", {"target": 0.05, "unit": "token"}, (0.75, 0.95), (0.7, 0.92)),
     }
     said = verdict(runs)
-    assert "the unconstrained policy cheats the verifier: proxy 0.75 -> 0.90, true reward 0.70 -> 0.00" in said
-    assert "the budgeted policy learns to add: proxy 0.75 -> 0.95, true reward 0.70 -> 0.92" in said
+    assert "The unconstrained policy cheats the verifier: proxy 0.75 → 0.90, true reward 0.70 → 0.00" in said
+    assert "the budgeted policy learns to add: proxy 0.75 → 0.95, true reward 0.70 → 0.92" in said
     assert "at 0.050 of a budget of 0.05 nats per token" in said
     worse = run_with(tmp_path / "c", None, (0.75, 0.6), (0.7, 0.5))
     assert "gets worse" in verdict({"unconstrained": worse})

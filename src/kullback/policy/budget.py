@@ -2,7 +2,7 @@
 
 Three things act, from the slow one to the fast one, all on one smoothed estimate of the KL (`level`):
 
-- `beta`, the price of a nat in the loss, integrates until a step no longer wants to change the KL (then it is the
+- the price, beta times the budget, integrates until a step no longer wants to change the KL (then it is the
   Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
 - `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has
   no authority over the size of an optimiser's normalised step;
@@ -43,10 +43,10 @@ class KLBudget:
     Args:
         target: The budget in nats per unit, > 0.
         unit: "token" (KL summed over tokens / tokens) or "sequence" (KL summed over tokens / sequences).
-        beta: The current penalty coefficient, in reward per nat.
-        beta_min: Where beta rests while the budget does not bind.
-        beta_max: Where beta stops: beyond it a larger price moves nothing.
-        gain: The largest change of log beta in one step.
+        price: What the whole budget costs in the loss, in reward: beta * target. Budgets of any size start alike.
+        price_min: Where the price rests while the budget does not bind.
+        price_max: Where it stops: beyond it a larger price moves nothing.
+        gain: The largest change of the price's logarithm in one step.
         step_limit: How far one step may move the KL near the target, root mean square, as a share of the target.
         step_scale: The factor on the learning rate, in (0, 1].
         level: The smoothed estimate of the KL, in nats per unit.
@@ -64,7 +64,7 @@ class KLBudget:
         >>> budget = KLBudget(0.05, unit="token")
         >>> for _ in range(50):
         ...     budget = budget.update(0.08, std_error=0.008, count=16)
-        >>> budget.beta > 0.5, budget.pull < 1
+        >>> budget.beta > 0.3, budget.pull < 1
         (True, True)
         >>> KLBudget.from_dict(budget.to_dict()) == budget
         True
@@ -72,9 +72,9 @@ class KLBudget:
 
     target: float
     unit: Literal["token", "sequence"] = "token"
-    beta: float = 0.1
-    beta_min: float = 1e-3
-    beta_max: float = 10.0
+    price: float = 5e-3
+    price_min: float = 5e-4
+    price_max: float = 0.5
     gain: float = 0.05
     step_limit: float = 0.02
     step_scale: float = 1.0
@@ -91,10 +91,10 @@ class KLBudget:
             raise BudgetError(f"a KL budget must be a finite number of nats > 0, got {self.target}")
         if self.unit not in ("token", "sequence"):
             raise BudgetError(f"the unit of a KL budget is 'token' or 'sequence', got {self.unit!r}")
-        if not 0 < self.beta_min <= self.beta <= self.beta_max < math.inf:
+        if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             raise BudgetError(
-                f"expected 0 < beta_min <= beta <= beta_max, got beta_min={self.beta_min}, beta={self.beta}, "
-                f"beta_max={self.beta_max}"
+                f"expected 0 < price_min <= price <= price_max, got price_min={self.price_min}, price={self.price}, "
+                f"price_max={self.price_max}"
             )
         if not (0 < self.gain < math.inf and 0 < self.step_limit < math.inf and 0 < self.step_scale <= 1):
             raise BudgetError(
@@ -103,11 +103,16 @@ class KLBudget:
             )
 
     @property
+    def beta(self) -> float:
+        """The penalty's coefficient: reward per nat, in the budget's unit."""
+        return self.price / self.target
+
+    @property
     def status(self) -> Literal["free", "held", "powerless"]:
-        """ "free": beta at its floor; "powerless": at its ceiling, the steps alone hold the budget; else "held"."""
-        if self.beta <= self.beta_min:
+        """How it binds: "free", price at its floor; "powerless", at its ceiling: steps alone hold it; else "held"."""
+        if self.price <= self.price_min:
             return "free"
-        return "powerless" if self.beta >= self.beta_max else "held"
+        return "powerless" if self.price >= self.price_max else "held"
 
     @property
     def pull(self) -> float:
@@ -153,7 +158,7 @@ class KLBudget:
             level += weight * (observed_kl - level)
             doubt = math.sqrt(noise if weight == 1 else prior * (1 - weight))
         told = replace(self, level=level, doubt=doubt, spread=spread, drift=drift, followed=False)
-        return replace(told, beta=told._next_beta())
+        return replace(told, price=told._next_price())
 
     def moved(self, before: float, after: float, *, pull: float) -> Self:
         """The state after an optimizer step and a pull took the KL of fixed, held-out positions from before to after.
@@ -205,14 +210,14 @@ class KLBudget:
         """The budget that `to_dict` was called on."""
         return cls(**state)
 
-    def _next_beta(self) -> float:
+    def _next_price(self) -> float:
         if self.level <= 0:
-            return self.beta
+            return self.price
         # Steps that push outward all alike (lead 1) raise the price at the target, and keep it on the way there.
         bustle = self.bustle * self.step_scale
         lead = self.push / bustle if bustle > 0 else 0.0
         error = max(-1.0, min(1.0, lead + math.log(self.level / self.target)))
-        return max(self.beta_min, min(self.beta_max, self.beta * math.exp(self.gain * error)))
+        return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
 
 
 def _require_kl(value: float, name: str) -> None:

@@ -115,7 +115,8 @@ def verdict(runs: Mapping[str, RunDirectory]) -> str:
         held = f" of a budget of {budget['target']:g}" if budget else ""
         who = "the budgeted policy" if budget else f"the {name} policy"
         said.append(
-            f"{who} {what}: proxy {proxy_then:.2f} -> {proxy:.2f}, true reward {true_then:.2f} -> {true:.2f}, "
+            f"{who} {what}: proxy {proxy_then:.2f} → {proxy:.2f}, true reward {true_then:.2f} → {true:.2f}, "
             f"at {kl:.3f}{held} nats per token"
         )
-    return "; ".join(said) + "."
+    sentence = "; ".join(said)
+    return f"{sentence[0].upper()}{sentence[1:]}."
