@@ -42,6 +42,7 @@ def demo_plan(
         budget=budget,
         steps=steps,
         seed=seed,
+        evaluate_every=20 if budget else 40,  # without a budget there is less to judge, and its completions are long
         output=output,
         settings={**DEMO_SETTINGS, **settings},
         named={"task": "sums a+b=c, a and b from 0 to 99"},
