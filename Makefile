@@ -1,7 +1,7 @@
 # Everything happens in .venv, which pip fills from constraints.txt; nothing but Python >= 3.11 need be installed.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test lint clean
 
