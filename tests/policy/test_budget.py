@@ -136,6 +136,50 @@ def test_what_held_out_positions_miss_is_learned() -> None:
     assert float(np.mean(drifts[500:])) == pytest.approx(-math.log(0.995), rel=0.1)
 
 
+@pytest.mark.parametrize("share", [0.93, 1.0, 1.08])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> None:
+    # A set of prompts whose KL is the population's times `share`, whatever the policy.
+    policy = Policy(rate=0.05, reward=1.0, noise=0.2, seed=seed)
+    budget, judged = KLBudget(0.05), []
+    for _ in range(30):
+        budget, _ = hold(budget, policy, 20)
+        judged.append(share * policy.kl * float(policy.rng.lognormal(0, 0.01)))
+        budget = budget.judged(judged[-1], std_error=0.035 * judged[-1])
+    settled = np.array(judged[4:]) / 0.05
+    assert abs(settled.mean() - 1) < 0.03
+    assert abs(settled - 1).max() < 0.15
+    assert budget.offset == pytest.approx(math.log(share), abs=0.04)
+    assert budget.offset_doubt < 0.03
+
+
+def test_a_judgement_corrects_a_doubtful_level_more_than_a_sure_one() -> None:
+    sure = replace(KLBudget(0.05), level=0.05, doubt=0.01)
+    doubtful = replace(sure, doubt=0.2)
+    told = [budget.judged(0.055, std_error=0.0018) for budget in (sure, doubtful)]
+    assert told[0].level < 1.01 * 0.05
+    assert told[0].offset > 0.05
+    assert told[1].level > 1.08 * 0.05
+    assert told[1].offset < 0.02
+    assert told[1].doubt < 0.2
+
+
+def test_a_judged_set_of_another_kind_moves_the_aim_by_15_percent_at_most() -> None:
+    budget = replace(KLBudget(0.05), level=0.05, doubt=0.03)
+    for _ in range(20):
+        budget = replace(budget.judged(0.5, std_error=0.01), level=0.05)
+    assert budget.aim == pytest.approx(0.05 * math.exp(-0.15))
+
+
+def test_a_judgement_without_an_error_or_before_any_level_teaches_nothing() -> None:
+    budget = replace(KLBudget(0.05), level=0.04, doubt=0.1)
+    assert budget.judged(0.06, std_error=math.nan) == budget
+    assert budget.judged(0.0, std_error=0.0) == budget
+    assert KLBudget(0.05).judged(0.06, std_error=0.01) == KLBudget(0.05)
+    with pytest.raises(BudgetError, match="expected observed_kl to be a finite KL"):
+        budget.judged(math.inf, std_error=0.1)
+
+
 def test_noise_is_weighed_by_the_running_spread_and_not_by_the_batch() -> None:
     # Skewed noise: low batches report small errors. The estimate must not sink for it.
     rng = np.random.default_rng(0)

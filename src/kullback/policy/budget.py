@@ -29,6 +29,9 @@ _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the co
 _NEAR = 0.8  # share of the target above which it may be trimmed outward
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
 _EDGE = 1.2  # share of the target above which a step is taken back at once
+_OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
+_RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
+_WANDER = 0.01  # what the offset changes by from one judgement to the next
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class KLBudget:
     Once an optimizer step, in this order: `update` with the KL of a fresh batch; the step, with the learning rate times
     `step_scale`; the displacement from the reference scaled by `pull`; `moved` with the KL of held-out positions before
     and after; the displacement scaled by `brake` and `braked`, where `brake` is below 1. A user without weights to pull
-    calls `update` alone.
+    calls `update` alone. Where a fixed set of prompts judges the policy every so often, `judged` with its KL: that is
+    what is held then.
 
     Args:
         target: The budget in nats per unit, > 0.
@@ -52,6 +56,8 @@ class KLBudget:
         level: The smoothed estimate of the KL, in nats per unit.
         doubt: The relative standard error of `level`.
         drift: What log KL gains in a step beyond what held-out positions show, as learned.
+        offset: The logarithm of the KL on the judged prompts over `level`, as learned; 0.15 of it counts at most.
+        offset_doubt: Its standard error; 0 before the first judgement.
         push: How far recent steps wanted to move log KL, on average.
         bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
         spread: The relative standard deviation of the KL between prompts, as measured.
@@ -81,6 +87,8 @@ class KLBudget:
     level: float = 0.0
     doubt: float = 0.0
     drift: float = 0.0
+    offset: float = 0.0
+    offset_doubt: float = 0.0
     push: float = 0.0
     bustle: float = 0.0
     spread: float = 0.0
@@ -115,20 +123,25 @@ class KLBudget:
         return "powerless" if self.price >= self.price_max else "held"
 
     @property
+    def aim(self) -> float:
+        """The level at which the KL on the judged prompts is the target; the target itself where nothing is judged."""
+        return self.target * math.exp(-max(-_OFFSET, min(_OFFSET, self.offset)))
+
+    @property
     def pull(self) -> float:
         """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
         if self.level <= 0:
             return 1.0
-        factor = math.sqrt(self.target / (self.level * math.exp(self.push)))
+        factor = math.sqrt(self.aim / (self.level * math.exp(self.push)))
         if factor <= 1:
             return factor
-        trims = self.status != "free" and self.level > _NEAR * self.target
+        trims = self.status != "free" and self.level > _NEAR * self.aim
         return min(factor, _PULL_OUT) if trims else 1.0
 
     @property
     def brake(self) -> float:
         """The factor to scale the displacement by at once: below 1 where a step overran the budget by over a fifth."""
-        return math.sqrt(self.target / self.level) if self.level > _EDGE * self.target else 1.0
+        return math.sqrt(self.aim / self.level) if self.level > _EDGE * self.aim else 1.0
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:
         """The state after measuring the policy's KL on fresh samples: a corrected level, a new beta.
@@ -201,6 +214,34 @@ class KLBudget:
         _require_kl(after, "after")
         return replace(self, level=self.level * after / before) if 0 < after < _LEAP * before else self
 
+    def judged(self, observed_kl: float, *, std_error: float) -> Self:
+        """The state after measuring the KL on the fixed set of prompts that the policy is judged by.
+
+        Part of the difference is the level's error, and goes. The rest is the set's own, the same each time since the
+        prompts are, and is learned as `offset`.
+
+        Args:
+            observed_kl: KL(policy || reference) on the set, in nats per unit.
+            std_error: Its standard error; nan (unknown) teaches nothing.
+
+        Raises:
+            BudgetError: `observed_kl` is negative, nan or infinite.
+        """
+        _require_kl(observed_kl, "observed_kl")
+        if not (observed_kl > 0 and self.level > 0 and math.isfinite(std_error)):
+            return self
+        error = std_error / observed_kl
+        prior = error**2 if self.offset_doubt == 0 else self.offset_doubt**2 + _WANDER**2
+        total = max(self.doubt**2 + prior + (_RENEWED * error) ** 2, 1e-300)
+        surprise = math.log(observed_kl / self.level) - self.offset
+        return replace(
+            self,
+            level=self.level * math.exp(self.doubt**2 / total * surprise),
+            doubt=self.doubt * math.sqrt(1 - self.doubt**2 / total),
+            offset=self.offset + prior / total * surprise,
+            offset_doubt=math.sqrt(prior * (1 - prior / total)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The whole state as JSON types."""
         return asdict(self)
@@ -216,7 +257,7 @@ class KLBudget:
         # Steps that push outward all alike (lead 1) raise the price at the target, and keep it on the way there.
         bustle = self.bustle * self.step_scale
         lead = self.push / bustle if bustle > 0 else 0.0
-        error = max(-1.0, min(1.0, lead + math.log(self.level / self.target)))
+        error = max(-1.0, min(1.0, lead + math.log(self.level / self.aim)))
         return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
 
 

@@ -188,7 +188,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
 
 
 class _Judge(TrainerCallback):
-    """Measures the policy on the fixed prompts every so many steps, from outside: training does not change by it."""
+    """Measures the policy on the fixed prompts every so many steps, and tells the budget, which holds it there."""
 
     def __init__(self, trainer: BudgetGRPOTrainer, evaluation: Evaluation, run: RunDirectory, plan: GRPOPlan) -> None:
         self.trainer, self.evaluation, self.run, self.every = trainer, evaluation, run, plan.evaluate_every
@@ -205,7 +205,14 @@ class _Judge(TrainerCallback):
             self.newest = (step, samples)
             if self.trainer.accelerator.is_main_process:
                 self.run.add_evaluation(row)
+            self._tell(row)
         return self.newest[1]
+
+    def _tell(self, row: Row) -> None:
+        budget = self.trainer.budget
+        if budget is not None:
+            name = f"kl_policy_ref_per_{budget.unit}"
+            self.trainer.budget = budget.judged(row[name], std_error=row[f"{name}_std_error"])
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
         if self.every and state.global_step % self.every == 0:
