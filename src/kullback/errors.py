@@ -5,7 +5,9 @@ __all__ = [
     "InputError",
     "KullbackError",
     "MissingDependencyError",
+    "NoClosedFormError",
     "NotNormalizedError",
+    "ParameterError",
     "RewardError",
     "ShapeError",
     "SupportError",
@@ -26,6 +28,14 @@ class NotNormalizedError(KullbackError, ValueError):
 
 class SupportError(KullbackError, ValueError):
     """A value lies outside the set that the function is defined on."""
+
+
+class ParameterError(KullbackError, ValueError):
+    """A distribution's parameter lies outside its set."""
+
+
+class NoClosedFormError(KullbackError, NotImplementedError):
+    """The KL of these two distributions has no closed form here; the message names what to call instead."""
 
 
 class BudgetError(KullbackError, ValueError):
