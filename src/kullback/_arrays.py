@@ -1,4 +1,4 @@
-"""The array namespace (NumPy, PyTorch, ...), and the little that the array API lacks."""
+"""The array namespace (NumPy, PyTorch, JAX, ...), and the little that the array API lacks."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,18 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-__all__ = ["Array", "ArrayLike", "as_floats", "by_rows", "cast", "untracked", "with_gradient"]
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "as_floats",
+    "by_rows",
+    "cast",
+    "holds",
+    "is_positive",
+    "log",
+    "untracked",
+    "with_gradient",
+]
 
 Array: TypeAlias = Any
 ArrayLike: TypeAlias = Any
@@ -45,6 +56,8 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     def call(xp: Any, *arrays: Array) -> Array:
+        if array_api_compat.is_jax_namespace(xp):  # XLA makes its own blocks, and would unroll ours
+            return function(xp, *arrays)
         *lead, width = arrays[-1].shape
         count = math.prod(lead)
         # An accelerator has no such cache, and wants fewer and larger calls.
@@ -73,6 +86,42 @@ def untracked(array: Array) -> Array:
     return array.detach() if array_api_compat.is_torch_array(array) else array
 
 
+def holds(flag: Array) -> bool:
+    """Whether a flag is true, for a check that raises: False where tracing (jit, vmap, compile) hides its value."""
+    if array_api_compat.is_torch_array(flag):
+        import torch
+
+        if torch.compiler.is_compiling():
+            return False
+    try:
+        return bool(flag)
+    except (TypeError, RuntimeError) as error:
+        if type(error).__name__ == "TracerBoolConversionError" or "vmap" in str(error):
+            return False
+        raise
+
+
+def is_positive(xp: Any, x: Array) -> Array:
+    """x > 0 of what is not negative; in JAX too, whose comparisons take subnormal numbers for 0."""
+    return _bits(xp, x) > 0 if array_api_compat.is_jax_namespace(xp) else x > 0
+
+
+def log(xp: Any, x: Array) -> Array:
+    """log(x) of what is positive; in JAX too, whose logarithm takes subnormal numbers for 0."""
+    if not array_api_compat.is_jax_namespace(xp):
+        return xp.log(x)
+    bits, limits = _bits(xp, x), xp.finfo(x.dtype)
+    least = xp.asarray(limits.smallest_normal, dtype=x.dtype)
+    subnormal = bits < _bits(xp, least)
+    # A subnormal number is as many times the least one as its bits count.
+    small = xp.log(xp.astype(bits, x.dtype)) + math.log(limits.smallest_subnormal)
+    return xp.where(subnormal, small, xp.log(xp.where(subnormal, least, x)))
+
+
+def _bits(xp: Any, x: Array) -> Array:
+    return x.view(xp.int32 if x.dtype == xp.float32 else xp.int64)
+
+
 def _is_half(dtype: Any) -> bool:
     # By name: bfloat16 is outside the array API, and each library has its own.
     return "float16" in str(dtype)
@@ -86,7 +135,8 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
     Args:
         value: Called as `value(xp, *arrays)`; returns one array.
         pullbacks: One for each array, called as `pullback(xp, gradient, output, *arrays)`; returns that array's
-            gradient. Made of differentiable operations, so that gradients of gradients follow.
+            gradient, linear in `gradient`. Made of differentiable operations, so that gradients of gradients follow;
+            in JAX forward mode too.
     """
 
     @cache
@@ -115,9 +165,37 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
         return Function
 
+    @cache
+    def jax_function() -> Any:
+        import jax
+        from jax.custom_derivatives import SymbolicZero
+
+        @jax.custom_jvp
+        def function(*arrays: Any) -> Any:
+            return value(jax.numpy, *arrays)
+
+        def forward(arrays: Any, tangents: Any) -> Any:
+            output = function(*arrays)
+            change = jax.numpy.zeros_like(output)
+            for pullback, tangent in zip(pullbacks, tangents, strict=True):
+                if type(tangent) is SymbolicZero:
+                    continue
+
+                def back(gradient: Any, pullback: Any = pullback) -> Any:
+                    return pullback(jax.numpy, gradient, output, *arrays)
+
+                # What the pullback does to gradients, transposed, is what the derivative does to changes.
+                change += jax.linear_transpose(back, output)(tangent)[0]
+            return output, change
+
+        function.defjvp(forward, symbolic_zeros=True)
+        return function
+
     def call(xp: Any, *arrays: Array) -> Array:
         if array_api_compat.is_torch_namespace(xp):
             return torch_function().apply(*arrays)
+        if array_api_compat.is_jax_namespace(xp):
+            return jax_function()(*arrays)
         # Both sides of a `where` are computed, so infinities and nans on the side not taken are expected.
         with np.errstate(all="ignore"):
             return value(xp, *arrays)
