@@ -1,10 +1,12 @@
 """What an estimate is: a value in nats, how sure it is, and how it came about."""
 
 from dataclasses import dataclass, fields
-from math import nan
+from math import log, nan
 from typing import Literal, TypeAlias
 
-__all__ = ["Estimate", "Status"]
+from kullback._arrays import Array, ArrayLike, as_floats, cast
+
+__all__ = ["Estimate", "Status", "nats_to_bits"]
 
 Status: TypeAlias = Literal["exact", "bounded", "estimated", "unreliable"]
 
@@ -51,3 +53,20 @@ class Estimate:
             if field.name == "unit" or (value == value and value != field.default):
                 told.append(f"{field.name}={value!r}")
         return f"Estimate({', '.join(told)})"
+
+
+def nats_to_bits(x: ArrayLike) -> Array:
+    """Nats as bits: x / log 2. Everything in this package is in nats until it is shown.
+
+    Args:
+        x: Nats, any shape: array, tensor, number or list.
+
+    Returns:
+        Bits, in the same shape, kind and dtype.
+
+    Example:
+        >>> float(nats_to_bits(0.6931471805599453))
+        1.0
+    """
+    xp, [x], dtype = as_floats(x)
+    return cast(xp, x / log(2), dtype)
