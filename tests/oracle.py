@@ -28,6 +28,13 @@ def log1p_residual(x: float) -> mpmath.mpf:
         return x - mpmath.log1p(x)
 
 
+def log_gamma_residual(a: float, h: float) -> mpmath.mpf:
+    """lgamma(a + h) - lgamma(a) - h digamma(a)."""
+    with mpmath.workdps(DIGITS * 2):
+        a, h = mpmath.mpf(a), mpmath.mpf(h)
+        return mpmath.loggamma(a + h) - mpmath.loggamma(a) - h * mpmath.digamma(a)
+
+
 def kl(p: Iterable[float], q: Iterable[float]) -> mpmath.mpf:
     """KL(p/P || q/Q) of the very floats given, P and Q being their exact sums."""
     with mpmath.workdps(KL_DIGITS):

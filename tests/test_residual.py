@@ -4,12 +4,16 @@ import math
 import subprocess
 import sys
 
+import array_api_compat.numpy
+import array_api_compat.torch
 import array_api_strict
+import mpmath
 import numpy as np
 import pytest
 import torch
 
-from kullback.residual import log1p_residual, phi
+from kullback import residual
+from kullback.residual import log1p_residual, log_gamma_residual, phi
 
 from . import oracle
 
@@ -161,3 +165,97 @@ def test_complex_numbers_are_refused():
 def test_importing_it_does_not_import_torch():
     code = "import sys, kullback.residual, kullback.discrete; assert not {'torch', 'jax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Log-gamma.
+
+
+REGIONS = {
+    "ordinary": ((-3, 3), None),
+    "huge": ((0, 12), None),
+    "tiny": ((-12, 2), None),
+    "nearly equal": ((-3, 6), (-12, -1)),
+}
+
+
+def pairs(region, dtype, count=200):
+    """a and b = a + h, on a logarithmic scale."""
+    rng = np.random.default_rng(4)
+    exponents, nearness = REGIONS[region]
+    a, b = 10 ** rng.uniform(*exponents, (2, count))
+    if nearness:
+        b = a * (1 + 10 ** rng.uniform(*nearness, count) * rng.choice([-1.0, 1.0], count))
+    a, b = a.astype(dtype), b.astype(dtype)
+    return a[a != b], b[a != b]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 2e-6)])
+def test_log_gamma_residual_keeps_its_digits(region, dtype, tolerance):
+    a, b = pairs(region, dtype)
+    h = b - a
+    kept = a + h > 0
+    a, h = a[kept], h[kept]
+    truth = [oracle.log_gamma_residual(x, y) for x, y in zip(a.tolist(), h.tolist(), strict=True)]
+    for kind in KINDS:
+        got = log_gamma_residual(a, h) if kind == "numpy" else log_gamma_residual(*map(torch.tensor, (a, h))).numpy()
+        assert got.dtype == dtype
+        # Where b = a + h is tiny beside a, its rounding alone moves log(b).
+        slack = float(np.finfo(dtype).eps) * np.abs(h / (a + h))
+        errors = [abs(float(value) - float(exact)) for value, exact in zip(got, truth, strict=True)]
+        assert (errors <= tolerance * np.asarray([float(exact) for exact in truth]) + slack).all()
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_dispersion_and_its_gradients_keep_their_digits(region):
+    a, b = pairs(region, np.float64, count=80)
+    got = residual.dispersion(array_api_compat.numpy, a, b)
+    leaves = [torch.tensor(side, requires_grad=True) for side in (a, b)]
+    slopes = torch.autograd.grad(residual.dispersion(array_api_compat.torch, *leaves).sum(), leaves)
+    with mpmath.workdps(80):
+        for k, (x, y) in enumerate(zip(map(mpmath.mpf, a), map(mpmath.mpf, b), strict=True)):
+            value = oracle.log_gamma_residual(x, y - x) - (x - y + y * mpmath.log(y / x))
+            by_a = -(y - x) * (mpmath.psi(1, x) - 1 / x)
+            by_b = mpmath.digamma(y) - mpmath.digamma(x) - mpmath.log(y / x)
+            for found, exact in ((got[k], value), (slopes[0][k], by_a), (slopes[1][k], by_b)):
+                assert abs(float(found) / float(exact) - 1) < 3e-14
+
+
+def test_the_rest_of_stirling():
+    xp = array_api_compat.numpy
+    points = 10 ** np.random.default_rng(5).uniform(-6, 6, 100)
+    with mpmath.workdps(40):
+        for a in points:
+            x = mpmath.mpf(a)
+            truths = (
+                mpmath.loggamma(x) - (x - 0.5) * mpmath.log(x) + x - mpmath.log(2 * mpmath.pi) / 2,
+                mpmath.digamma(x) - mpmath.log(x) + 1 / (2 * x),
+                mpmath.psi(1, x) - 1 / x - 1 / (2 * x * x),
+            )
+            functions = (residual.binet, residual.binet_slope, residual.binet_curvature)
+            for function, truth in zip(functions, truths, strict=True):
+                assert abs(float(function(xp, np.asarray(a))) / float(truth) - 1) < 1e-13
+
+
+def test_ratios_of_any_size():
+    xp = array_api_compat.numpy
+    for u, v in ((1e300, 1e-300), (1e-300, 1e300), (1 + 2**-52, 1.0), (3e-320, 1e-320), (1.0, 1e308), (2.0, 3.0)):
+        with mpmath.workdps(60):
+            d = mpmath.log(mpmath.mpf(u) / mpmath.mpf(v))
+            truth = mpmath.expm1(d) - d
+        u, v = np.asarray(u), np.asarray(v)
+        with np.errstate(over="ignore"):
+            assert float(residual.log_ratio(xp, u, v)) == pytest.approx(float(d), rel=2e-15, abs=0)
+            assert float(residual.ratio_residual(xp, u, v)) == pytest.approx(float(truth), rel=2e-15, abs=0)
+            assert float(residual.mass_phi(xp, v, u)) == pytest.approx(float(truth * float(v)), rel=3e-15, abs=0)
+
+
+def test_masses_that_are_zero():
+    xp = array_api_compat.torch
+    a = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.0, 2.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    result = residual.mass_phi(xp, a, b)
+    assert result.tolist() == [0.0, 2.0, math.inf, 0.0]
+    by_a, by_b = torch.autograd.grad(result.sum(), (a, b))
+    assert by_a.tolist() == [0.0, 0.0, math.inf, 0.0]
+    assert by_b.tolist() == [0.0, 1.0, -math.inf, 0.0]

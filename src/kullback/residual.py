@@ -5,7 +5,18 @@ from typing import Any
 
 from kullback._arrays import Array, ArrayLike, as_floats, cast, with_gradient
 
-__all__ = ["log1p_residual", "phi"]
+__all__ = [
+    "binet",
+    "binet_curvature",
+    "binet_slope",
+    "dispersion",
+    "log1p_residual",
+    "log_gamma_residual",
+    "log_ratio",
+    "mass_phi",
+    "phi",
+    "ratio_residual",
+]
 
 # t(w) of d coth(d/2) = 2 + w t(w), w = d^2, at the Chebyshev nodes of 0 <= w <= 1: errors 5e-19 and 4e-10.
 _COTH = (
@@ -86,6 +97,67 @@ def log1p_residual(x: ArrayLike) -> Array:
     return cast(xp, _log1p_residual(xp, x), dtype)
 
 
+def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
+    """What log-gamma rises above its tangent at a: the part of a KL that gamma, beta and Wishart normalisers make.
+
+    R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a): never negative, zero only at h = 0. Relative error below 1e-13
+    in float64 and 1e-5 in float32, however large a or near zero h.
+
+    Args:
+        a: Above 0, any shape.
+        h: Above -a, broadcast against `a`.
+
+    Returns:
+        The broadcast shape, and the inputs' kind and dtype; `inf` at h = -a.
+
+    Example:
+        >>> float(log_gamma_residual(3.0, 1e-10))  # trigamma(3) h^2 / 2
+        1.974670334215447e-21
+    """
+    xp, [a, h], dtype = as_floats(a, h)
+    a, h = xp.broadcast_arrays(a, h)
+    b = a + h
+    # Stirling's leading terms, b log(b/a) - h, are a phi by themselves.
+    leading = b * _phi(xp, -_log_ratio(xp, b, a, h))
+    return cast(xp, leading + _dispersion(xp, a, b, h), dtype)
+
+
+def log_ratio(xp: Any, u: Array, v: Array) -> Array:
+    """log(u/v) of u, v >= 0, that keeps its digits where u and v are nearly equal."""
+    u, v = xp.broadcast_arrays(u, v)
+    return _log_ratio(xp, u, v, u - v)
+
+
+def ratio_residual(xp: Any, u: Array, v: Array) -> Array:
+    """phi(log(u/v)) = u/v - 1 - log(u/v) of u, v > 0."""
+    u, v = xp.broadcast_arrays(u, v)
+    return _ratio_residual(xp, u, v, u - v)
+
+
+def mass_phi(xp: Any, a: Array, b: Array) -> Array:
+    """a phi(log(b/a)) = b - a - a log(b/a) of masses a, b >= 0: one term of a KL. Without slope at a = 0."""
+    return _mass_phi(xp, *xp.broadcast_arrays(a, b))
+
+
+def dispersion(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:
+    """KL of gammas of one mean: R(a, b - a) - b phi(log(a/b)), what the leading terms of Stirling leave of R.
+
+    `h` is b - a, where the caller knows more of its digits.
+    """
+    a, b, h = xp.broadcast_arrays(a, b, b - a if h is None else h)
+    return _dispersion(xp, a, b, h)
+
+
+def binet(xp: Any, a: Array) -> Array:
+    """J(a) = lgamma(a) - (a - 1/2) log(a) + a - log(2 pi)/2."""
+    return _binet(xp, a)
+
+
+def binet_slope(xp: Any, a: Array) -> Array:
+    """J'(a) = digamma(a) - log(a) + 1/(2a)."""
+    return _binet_slope(xp, a)
+
+
 def _phi_value(xp: Any, d: Array) -> Array:
     w = d * d
     # With u = d - w t: e^d - 1 = 2d / (d coth(d/2) - d) = 2d / (2 - u). The factor d comes last, so that a subnormal
@@ -118,6 +190,116 @@ def _log1p_residual_gradient(xp: Any, gradient: Array, _output: Array, x: Array)
     return gradient * xp.where(end, 1.0, x / (1 + x))
 
 
+def _log_ratio_value(xp: Any, u: Array, v: Array, difference: Array) -> Array:
+    change, ratio = difference / v, u / v
+    near = abs(change) < 0.5
+    # The quotient may leave the range of floats where its log does not.
+    middle = (ratio > 0) & (ratio < inf)
+    far = xp.where(middle, xp.log(ratio), xp.log(u) - xp.log(v))
+    return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), far)
+
+
+def _ratio_residual_value(xp: Any, u: Array, v: Array, difference: Array) -> Array:
+    change = difference / v
+    near = change > -0.5
+    far = change - _log_ratio(xp, u, v, difference)
+    return xp.where(near, _log1p_residual(xp, xp.where(near, change, 0.0)), far)
+
+
+def _mass_phi_value(xp: Any, a: Array, b: Array) -> Array:
+    near = (a > 0) & (b < 2 * a)
+    safe = xp.where(a > 0, a, 1.0)
+    far = xp.where(a > 0, b - a - a * _log_ratio(xp, b, safe, b - safe), b)
+    return xp.where(near, a * _ratio_residual(xp, b, safe, b - safe), far)
+
+
+# Stirling's series sum c / z^m, m = 1, 3, 5, ..., is right to the last digit from z = 10 on.
+_STIRLING_FROM = 10
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188)
+
+
+def _shifted(xp: Any, least: Array) -> tuple[Array, Array]:
+    """Where arguments are below Stirling's region, and how far the recurrence lifts them there."""
+    small = least < _STIRLING_FROM
+    return small, xp.where(small, float(_STIRLING_FROM), xp.zeros_like(least))
+
+
+def _dispersion_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """h^2/(4 a^2) at first, as ratio_residual/2, and the residual of J about its tangent at a."""
+    total = _ratio_residual(xp, b, a, h) / 2
+    small, shift = _shifted(xp, xp.minimum(a, b))
+    for k in range(_STIRLING_FROM):
+        total = total + xp.where(small, _binet_step_residual(xp, a + k, b + k, h), 0.0)
+    a, b = a + shift, b + shift
+    # b^-m - a^-m + m h a^-(m+1) = (h/a)^2 g_m, with g_m = (g_(m-1) + m a^-(m-1)) / b: nothing cancels.
+    power, g, series = xp.ones_like(a), xp.zeros_like(a), xp.zeros_like(a)
+    for m in range(1, 2 * len(_STIRLING)):
+        g, power = (g + m * power) / b, power / a
+        if m % 2:
+            series = series + _STIRLING[m // 2] * g
+    return total + (h / a) ** 2 * series
+
+
+def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """The residual of j(a) = J(a) - J(a + 1) = (a + 1/2) log(1 + 1/a) - 1 about its tangent at a."""
+    y = h / b / (a + 1)  # log(1 + 1/b) - log(1 + 1/a) = log(1 - y)
+    near = abs(y) < 0.5
+    second_order = (h / a) * (h / b) / (2 * (a + 1)) - (b + 0.5) * _log1p_residual(xp, -xp.where(near, y, 0.0))
+    log = xp.log(a / b) + xp.log((b + 1) / (a + 1))
+    return xp.where(near, second_order, (b + 0.5) * log + h * ((a + 0.5) / (a * (a + 1))))
+
+
+def _dispersion_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """digamma(b) - digamma(a) - log(b/a)."""
+    total = h / a / (2 * b)
+    small, shift = _shifted(xp, xp.minimum(a, b))
+    for k in range(_STIRLING_FROM):
+        c, d = a + k, b + k
+        y = h / d / (c + 1)
+        near = abs(y) < 0.5
+        close = h * (1 + h) / (2 * c * d * (c + 1) * (d + 1)) - _log1p_residual(xp, -xp.where(near, y, 0.0))
+        log = xp.log(c / d) + xp.log((d + 1) / (c + 1))
+        apart = log + h * (1 / (c * d) + 1 / ((c + 1) * (d + 1))) / 2
+        total = total + xp.where(small, xp.where(near, close, apart), 0.0)
+    a, b = a + shift, b + shift
+    # a^-m - b^-m = g_m, with g_m = (g_(m-1) + (h/a) a^-(m-1)) / b.
+    power, g = xp.ones_like(a), xp.zeros_like(a)
+    for m in range(1, 2 * len(_STIRLING) + 1):
+        g, power = (g + (h / a) * power) / b, power / a
+        if m % 2 == 0:
+            total = total + (m - 1) * _STIRLING[m // 2 - 1] * g
+    return total
+
+
+def _binet_value(xp: Any, a: Array) -> Array:
+    small, shift = _shifted(xp, a)
+    total = xp.zeros_like(a)
+    for k in range(_STIRLING_FROM):
+        total = total + xp.where(small, (a + k + 0.5) * xp.log1p(1 / (a + k)) - 1, 0.0)
+    z = 1 / (a + shift)
+    return total + z * _polynomial(z * z, _STIRLING)
+
+
+def _binet_slope_value(xp: Any, a: Array) -> Array:
+    small, shift = _shifted(xp, a)
+    total = xp.zeros_like(a)
+    for k in range(_STIRLING_FROM):
+        step = xp.log1p(1 / (a + k)) - (1 / (a + k) + 1 / (a + k + 1)) / 2
+        total = total + xp.where(small, step, 0.0)
+    w = (a + shift) ** -2
+    return total - w * _polynomial(w, tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)))
+
+
+def binet_curvature(xp: Any, a: Array) -> Array:
+    """J''(a) = trigamma(a) - 1/a - 1/(2 a^2)."""
+    small, shift = _shifted(xp, a)
+    total = xp.zeros_like(a)
+    for k in range(_STIRLING_FROM):
+        total = total + xp.where(small, 0.5 / ((a + k) * (a + k + 1)) ** 2, 0.0)
+    z = 1 / (a + shift)
+    return total + z**3 * _polynomial(z * z, tuple((2 * n + 1) * (2 * n + 2) * c for n, c in enumerate(_STIRLING)))
+
+
 def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
     total = w * coefficients[-1] + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
@@ -127,3 +309,28 @@ def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
 
 _phi = with_gradient(_phi_value, _phi_gradient)
 _log1p_residual = with_gradient(_log1p_residual_value, _log1p_residual_gradient)
+_log_ratio = with_gradient(
+    _log_ratio_value,
+    lambda _xp, gradient, _output, u, _v, _difference: gradient / u,
+    lambda _xp, gradient, _output, _u, v, _difference: -gradient / v,
+    lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
+)
+_ratio_residual = with_gradient(
+    _ratio_residual_value,
+    lambda _xp, gradient, _output, u, v, difference: gradient * (difference / v) / u,
+    lambda _xp, gradient, _output, _u, v, difference: -gradient * (difference / v) / v,
+    lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
+)
+_mass_phi = with_gradient(
+    _mass_phi_value,
+    lambda xp, gradient, _output, a, b: gradient * -xp.where(a > 0, log_ratio(xp, b, xp.where(a > 0, a, 1.0)), 0.0),
+    lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
+)
+_dispersion = with_gradient(
+    _dispersion_value,
+    lambda xp, gradient, _output, a, _b, h: -gradient * h * (0.5 / (a * a) + binet_curvature(xp, a)),
+    lambda xp, gradient, _output, a, b, h: gradient * _dispersion_slope(xp, a, b, h),
+    lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),
+)
+_binet = with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))
+_binet_slope = with_gradient(_binet_slope_value, lambda xp, gradient, _output, a: gradient * binet_curvature(xp, a))
