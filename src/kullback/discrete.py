@@ -136,7 +136,7 @@ def kl_terms(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | N
 
 
 def _log_p_gradient(xp: Any, kl: Array, p: Array, d: Array) -> Array:
-    finite = abs(d) < inf
+    finite = (abs(d) < inf) & (p > 0)
     return p * xp.where(finite, -xp.where(finite, d, 0.0) - kl[..., None], 0.0)
 
 
