@@ -1,0 +1,1 @@
+"""KL divergence where no formula gives it: quadrature and summation within a bound, Monte Carlo, bounds of mixtures."""

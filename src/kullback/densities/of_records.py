@@ -1,0 +1,287 @@
+"""The density of each record on the line: SciPy's, or our own where SciPy has none, underflows, or loses an end."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from math import exp, inf, log, pi
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from kullback import families
+from kullback._arrays import Array, untracked
+from kullback.densities.density import Density
+from kullback.densities.of_scipy import of_continuous, of_counts
+from kullback.errors import ParameterError, ShapeError
+
+__all__ = ["of_record"]
+
+
+def of_record(record: families.Record) -> Density | None:
+    """The density of a record, or None if it is not one on the line.
+
+    Raises:
+        ShapeError: The parameters are a batch.
+    """
+    kind = type(record)
+    if kind not in _MADE_OF:
+        return None
+    numbers = [_number(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
+    with np.errstate(all="ignore"):
+        return _MADE_OF[kind](*numbers)
+
+
+def _number(record: families.Record, name: str) -> Any:
+    value = getattr(record, name)
+    if value is None:
+        return None
+    array = np.asarray(untracked(value), dtype=np.float64)
+    if isinstance(record, families.NormalMixture):
+        return array
+    if array.size != 1:
+        raise ShapeError(
+            f"expected numbers, one distribution at a time, but {type(record).__name__}'s {name} has shape "
+            f"{array.shape}; measure each of them"
+        )
+    return float(array.reshape(()))
+
+
+def _uniform(low: float, high: float) -> Density:
+    def log_density(origin: Array, offset: Array) -> Array:
+        x = origin + offset
+        return np.where((x >= low) & (x <= high), -log(high - low), -inf)
+
+    return Density(
+        log_density,
+        (low, high),
+        (((low + high) / 2, (high - low) / 4),),
+        (low, high),
+        sample=lambda count, rng: rng.uniform(low, high, count),
+    )
+
+
+def _laplace(loc: float, scale: float) -> Density:
+    # SciPy takes the log of a density that underflows.
+    return Density(
+        lambda origin, offset: -np.abs((origin - loc) + offset) / scale - log(2 * scale),
+        (-inf, inf),
+        ((loc, scale),),
+        sample=lambda count, rng: rng.laplace(loc, scale, count),
+    )
+
+
+def _pareto(scale: float, alpha: float) -> Density:
+    def log_density(origin: Array, offset: Array) -> Array:
+        # As log1p near the end, where x - scale is what has digits.
+        distance = ((origin - scale) + offset) / scale
+        value = log(alpha / scale) - (alpha + 1) * np.log1p(np.maximum(distance, 0.0))
+        return np.where(distance >= 0, value, -inf)
+
+    middle = scale * 2 ** min(1 / alpha, 300.0)
+    return Density(
+        log_density,
+        (scale, inf),
+        ((middle, middle - scale),),
+        (scale,),
+        sample=lambda count, rng: scale * (1 + rng.pareto(alpha, count)),
+    )
+
+
+def _unit(log_density: Callable[[Array, Array], Array], frozen: Any, sample: Any) -> Density:
+    """A density on (0, 1) from its logarithm by x and 1 - x."""
+
+    def from_ends(origin: Array, offset: Array) -> Array:
+        x, rest = origin + offset, (1 - origin) - offset
+        inside = (x >= 0) & (rest >= 0)
+        return np.where(inside, log_density(np.where(inside, x, 0.5), np.where(inside, rest, 0.5)), -inf)
+
+    lower, middle, upper = frozen([0.25, 0.5, 0.75])
+    width = max(float(upper - lower) / 2, 1e-290)
+    return Density(from_ends, (0.0, 1.0), ((float(middle), width),), (0.0, 1.0), sample=sample)
+
+
+def _power(a: float, x: Array, rest: Array) -> Array:
+    """a log x, from the smaller of x and 1 - x."""
+    return np.where(x < 0.5, special.xlogy(a, x), special.xlog1py(a, -rest))
+
+
+def _beta(concentration1: float, concentration0: float) -> Density:
+    a, b = concentration1, concentration0
+    return _unit(
+        lambda x, rest: _power(a - 1, x, rest) + _power(b - 1, rest, x) - special.betaln(a, b),
+        lambda levels: special.betaincinv(a, b, levels),
+        lambda count, rng: rng.beta(a, b, count),
+    )
+
+
+def _kumaraswamy(concentration1: float, concentration0: float) -> Density:
+    a, b = concentration1, concentration0
+
+    def log_density(x: Array, rest: Array) -> Array:
+        # log(1 - x^a), with x^a = e^power
+        power = _power(a, x, rest)
+        log_rest = np.where(power > -0.7, np.log(-np.expm1(power)), np.log1p(-np.exp(power)))
+        return log(a) + log(b) + _power(a - 1, x, rest) + np.where(log_rest == 0, 0.0, (b - 1) * log_rest)
+
+    def quantile(level: Array) -> Array:
+        return np.exp(np.log(-np.expm1(np.log1p(-np.asarray(level)) / b)) / a)
+
+    return _unit(log_density, quantile, lambda count, rng: quantile(rng.random(count)))
+
+
+def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
+    slope = float(special.logit(probs)) if logits is None else float(logits)
+    if abs(slope) == inf:
+        raise ParameterError(f"expected ContinuousBernoulli's probs to be in (0, 1), got {probs}: it has no density")
+    size = abs(slope)
+    # log of the integral of e^(-size t), 0 < t < 1; and t is measured from the end where the density is largest.
+    mass = log(-np.expm1(-size) / size) if size > 0 else 0.0
+
+    def quantile(level: Array) -> Array:
+        t = -np.log1p(np.asarray(level) * np.expm1(-size)) / size if size > 0 else np.asarray(level)
+        return 1 - t[::-1] if slope > 0 else t
+
+    return _unit(
+        lambda x, rest: -size * (rest if slope > 0 else x) - mass,
+        quantile,
+        lambda count, rng: quantile(np.sort(rng.random(count))),
+    )
+
+
+def _von_mises(loc: float, concentration: float) -> Density:
+    centre = (loc + pi) % (2 * pi) - pi
+    width = min(1.0, concentration**-0.5 if concentration > 0 else 1.0)
+    constant = log(2 * pi * float(special.i0e(concentration)))
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        inside = np.abs(origin + offset) <= pi
+        return np.where(inside, -2 * concentration * np.sin(((origin - centre) + offset) / 2) ** 2 - constant, -inf)
+
+    opposite = centre - pi if centre > 0 else centre + pi
+    return Density(
+        log_density,
+        (-pi, pi),
+        ((centre, width), (opposite, width)),
+        (-pi, pi),
+        sample=lambda count, rng: rng.vonmises(centre, concentration, count),
+    )
+
+
+def _tanh_normal(loc: float, scale: float) -> Density:
+    def log_density(origin: Array, offset: Array) -> Array:
+        above, below = (1 + origin) + offset, (1 - origin) - offset
+        inside = (above > 0) & (below > 0)
+        above, below = np.where(inside, above, 1.0), np.where(inside, below, 1.0)
+        z = (0.5 * (np.log(above) - np.log(below)) - loc) / scale
+        value = -z * z / 2 - log(scale) - 0.5 * log(2 * pi) - np.log(above) - np.log(below)
+        return np.where(inside, value, -inf)
+
+    lower, middle, upper = np.tanh(loc + scale * special.ndtri([0.25, 0.5, 0.75]))
+    return Density(
+        log_density,
+        (-1.0, 1.0),
+        ((float(middle), max(float(upper - lower) / 2, 1e-16)),),
+        (-1.0, 1.0),
+        sample=lambda count, rng: np.tanh(rng.normal(loc, scale, count)),
+    )
+
+
+def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
+    weights, locs, scales = np.broadcast_arrays(weights, locs, scales)
+    if locs.ndim != 1:
+        raise ShapeError(
+            f"expected one distribution at a time, but NormalMixture's parameters have shape {locs.shape}; "
+            "measure each of them"
+        )
+    kept = weights > 0
+    weights, locs, scales = weights[kept], locs[kept], scales[kept]
+    logs = np.log(weights / weights.sum()) - np.log(scales) - 0.5 * log(2 * pi)
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        z = ((origin[..., None] - locs) + offset[..., None]) / scales
+        parts = logs - z * z / 2
+        top = parts.max(axis=-1)
+        total = top + np.log(np.exp(parts - np.where(top > -inf, top, 0.0)[..., None]).sum(axis=-1))
+        return np.where(top > -inf, total, -inf)
+
+    def sample(count: int, rng: Any) -> Array:
+        which = rng.choice(weights.size, count, p=weights / weights.sum())
+        return rng.normal(locs[which], scales[which])
+
+    return Density(
+        log_density,
+        (-inf, inf),
+        tuple(zip(locs.tolist(), scales.tolist(), strict=True)),
+        sample=sample,
+    )
+
+
+def _zipf(exponent: float) -> Density:
+    # SciPy takes the log of a probability that underflows.
+    constant = log(special.zeta(exponent))
+    return Density(
+        lambda origin, offset: np.where(origin + offset >= 1, -exponent * np.log(origin + offset) - constant, -inf),
+        (1.0, inf),
+        ((1.0, 1.0),),
+        discrete=True,
+        sample=lambda count, rng: rng.zipf(exponent, count),
+    )
+
+
+def _zipfian(exponent: float, total_count: float) -> Density:
+    # SciPy's takes no negative exponent.
+    logs = -exponent * np.log(np.arange(1.0, total_count + 1))
+    constant = float(special.logsumexp(logs))
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        k = origin + offset
+        inside = (k >= 1) & (k <= total_count)
+        return np.where(inside, -exponent * np.log(np.where(inside, k, 1.0)) - constant, -inf)
+
+    return Density(log_density, (1.0, total_count), (((1 + total_count) / 2, total_count / 4),), discrete=True)
+
+
+def _probability(probs: float | None, logits: float | None) -> float:
+    return float(special.expit(logits)) if probs is None else float(probs)
+
+
+def _complement(probs: float | None, logits: float | None) -> float:
+    return float(special.expit(-float(logits))) if probs is None else 1 - float(probs)  # pyright: ignore
+
+
+_MADE_OF: dict[type, Callable[..., Density]] = {
+    families.Beta: _beta,
+    families.ContinuousBernoulli: _continuous_bernoulli,
+    families.Kumaraswamy: _kumaraswamy,
+    families.Laplace: _laplace,
+    families.NormalMixture: _normal_mixture,
+    families.Pareto: _pareto,
+    families.TanhNormal: _tanh_normal,
+    families.Uniform: _uniform,
+    families.VonMises: _von_mises,
+    families.Zipf: _zipf,
+    families.Normal: lambda loc, scale: of_continuous(stats.norm, loc=loc, scale=scale),
+    families.Cauchy: lambda loc, scale: of_continuous(stats.cauchy, loc=loc, scale=scale),
+    families.Logistic: lambda loc, scale: of_continuous(stats.logistic, loc=loc, scale=scale),
+    families.Gumbel: lambda loc, scale: of_continuous(stats.gumbel_r, loc=loc, scale=scale),
+    families.StudentT: lambda df, loc, scale: of_continuous(stats.t, df, loc=loc, scale=scale),
+    families.Exponential: lambda rate: of_continuous(stats.expon, scale=1 / rate),
+    families.Gamma: lambda concentration, rate: of_continuous(stats.gamma, concentration, scale=1 / rate),
+    families.ChiSquared: lambda df: of_continuous(stats.chi2, df),
+    families.InverseGamma: lambda concentration, rate: of_continuous(stats.invgamma, concentration, scale=rate),
+    families.Weibull: lambda scale, concentration: of_continuous(stats.weibull_min, concentration, scale=scale),
+    families.Rayleigh: lambda scale: of_continuous(stats.rayleigh, scale=scale),
+    families.Maxwell: lambda scale: of_continuous(stats.maxwell, scale=scale),
+    families.HalfNormal: lambda scale: of_continuous(stats.halfnorm, scale=scale),
+    families.HalfCauchy: lambda scale: of_continuous(stats.halfcauchy, scale=scale),
+    families.LogNormal: lambda loc, scale: of_continuous(stats.lognorm, scale, scale=exp(loc)),
+    families.InverseGaussian: lambda mean, shape: of_continuous(stats.invgauss, mean / shape, scale=shape),
+    families.F: lambda df1, df2: of_continuous(stats.f, df1, df2),
+    families.Bernoulli: lambda *p: of_counts(stats.bernoulli, _probability(*p)),
+    families.Binomial: lambda count, *p: of_counts(stats.binom, count, _probability(*p)),
+    families.Geometric: lambda *p: of_counts(stats.geom, _probability(*p), loc=-1),
+    families.NegativeBinomial: lambda count, *p: of_counts(stats.nbinom, count, _complement(*p)),
+    families.Poisson: lambda rate: of_counts(stats.poisson, rate),
+    families.Zipfian: _zipfian,
+    families.Hypergeometric: lambda n, k, draws: of_counts(stats.hypergeom, n, k, draws),
+}
