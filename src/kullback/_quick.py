@@ -1,0 +1,159 @@
+"""The quick ways to KL(p || q) of plain arrays in memory; None where the general way must judge, and say what is wrong.
+
+They are Numba's kernels where Numba is installed, else NumPy block by block for probabilities.
+"""
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from math import inf, prod
+from typing import Any
+
+import numpy as np
+
+from kullback._arrays import Array, ArrayLike
+from kullback._blocks import kl_of_sums, prob_sums
+
+__all__ = ["quick_log_probs", "quick_logits", "quick_probs"]
+
+# How bfloat16 is passed on here: NumPy has no such type.
+_BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+
+# As in _checks, by what is quickest to look up.
+_TOLERANCES = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
+_LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: 2.0**-5}
+
+# Loading kernels takes 0.5 s, and some 10 s at the first time of all, to compile them. So it waits for an array of a
+# million entries, or for a hundred small ones: what has been asked for so often will be again.
+_asked = {"kullback._fast": 0, "kullback._fast_logits": 0}
+_CALL, _ENOUGH = 10_000, 1_000_000
+_loaded: dict[str, Any] = {}  # None without Numba
+
+_THREAD = 2**20  # entries that are worth the start of a thread
+
+
+def quick_probs(p: ArrayLike, q: ArrayLike, axis: int) -> Array | None:
+    """`kl_probs` without `where`."""
+    if type(p) is np.ndarray and type(q) is np.ndarray:
+        return _probs(p, q, axis)
+    return _as_arrays(_probs, p, q, axis)
+
+
+def quick_logits(p_logits: ArrayLike, q_logits: ArrayLike, axis: int) -> Array | None:
+    """`kl_logits` without `where`."""
+    if type(p_logits) is np.ndarray and type(q_logits) is np.ndarray:
+        return _logits(p_logits, q_logits, axis)
+    return _as_arrays(_logits, p_logits, q_logits, axis)
+
+
+def quick_log_probs(log_p: ArrayLike, log_q: ArrayLike, axis: int) -> Array | None:
+    """`kl_log_probs` without `where`."""
+    if type(log_p) is np.ndarray and type(log_q) is np.ndarray:
+        return _log_probs(log_p, log_q, axis)
+    return _as_arrays(_log_probs, log_p, log_q, axis)
+
+
+def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, axis: int) -> Array | None:
+    """The function of what lies in memory as NumPy's arrays do: memory maps, and tensors without a gradient."""
+    if isinstance(p, np.memmap) or isinstance(q, np.memmap):
+        p, q = (np.asarray(side) if type(side) is np.memmap else side for side in (p, q))
+        return function(p, q, axis) if type(p) is type(q) is np.ndarray else None
+    torch = sys.modules.get("torch")
+    if torch is None or type(p) is not torch.Tensor or type(q) is not torch.Tensor or p.dtype != q.dtype:
+        return None
+    tracked = torch.is_grad_enabled() and (p.requires_grad or q.requires_grad)
+    if tracked or p.device.type != "cpu" or q.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if any(torch.autograd.forward_ad.unpack_dual(side).tangent is not None for side in (p, q)):
+        return None
+    try:
+        if p.dtype == torch.bfloat16:
+            arrays = [side.detach().view(torch.uint16).numpy().view(_BFLOAT16) for side in (p, q)]
+        else:
+            arrays = [side.detach().numpy() for side in (p, q)]
+    except (RuntimeError, TypeError):  # under vmap, or sparse, or of another type: there are no numbers to look at
+        return None
+    kl = function(*arrays, axis, torch.get_num_threads())
+    return None if kl is None else torch.from_numpy(kl).to(p.dtype)
+
+
+def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
+    dtype, shape = p.dtype, p.shape
+    tolerance = _TOLERANCES.get(dtype)
+    if tolerance is None or q.dtype != dtype or not shape or (axis != -1 and axis != len(shape) - 1):
+        return None
+    name = "kullback._fast"
+    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
+    if len(shape) > 1 or q.shape != shape:
+        if kernels:
+            return _rows(kernels.prob_rows, p, q, tolerance, threads or kernels.THREADS)
+        return _rows(_block_rows, p, q, tolerance, 1) if shape[-1] >= 4096 else None
+    if not (p.flags.carray and q.flags.carray):
+        p, q = np.require(p, requirements=["C", "A"]), np.require(q, requirements=["C", "A"])
+    if not kernels:
+        kl = kl_of_sums(*prob_sums(p, q), tolerance)
+    elif shape[0] < 2 * _THREAD:
+        kl = kernels.probs(p, q, tolerance)
+    else:
+        sums = _in_threads(lambda piece: kernels.prob_sums(p[piece], q[piece]), shape[0], threads or kernels.THREADS)
+        kl = kernels.kl_of_sums(*map(sum, zip(*sums, strict=True)), tolerance)
+    return np.asarray(kl, dtype) if kl == kl else None
+
+
+def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
+    return _logits(p, q, axis, threads, _LOG_TOLERANCES.get(p.dtype, inf))
+
+
+def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
+    name = "kullback._fast_logits"
+    if p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and axis != p.ndim - 1):
+        return None
+    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
+    if not kernels:
+        return None
+    if p.dtype == _BFLOAT16:
+        p, q = p.view(np.uint16), q.view(np.uint16)
+    return _rows(kernels.logit_rows, p, q, tolerance, threads or kernels.THREADS)
+
+
+def _load(name: str, entries: int) -> Any:
+    _asked[name] += entries + _CALL
+    if _asked[name] < _ENOUGH:
+        return None
+    try:
+        _loaded[name] = import_module(name)
+    except ImportError:  # without Numba, or with one that refuses this NumPy
+        _loaded[name] = None
+    return _loaded[name]
+
+
+def _rows(kernel: Callable[..., None], p: Array, q: Array, tolerance: float, threads: int) -> Any:
+    """The kernel's values of rows with rows, or of rows with one row."""
+    lead, events = p.shape[:-1] if p.ndim > q.ndim else q.shape[:-1], p.shape[-1:]
+    if not prod(lead) or not prod(events) or any(side.shape not in ((*lead, *events), events) for side in (p, q)):
+        return None
+    dtype = p.dtype if p.dtype in _TOLERANCES else np.float32
+    p, q = (np.require(side, requirements=["C", "A"]).reshape(-1, *events) for side in (p, q))
+    out = np.empty(prod(lead))
+
+    def fill(piece: slice) -> None:
+        kernel(*(side[piece] if len(side) == len(out) else side for side in (p, q)), tolerance, out[piece])
+
+    _in_threads(fill, len(out), min(threads, out.size * p.shape[-1] // _THREAD))
+    return None if np.isnan(out).any() else out.reshape(lead).astype(dtype)
+
+
+def _block_rows(p: Array, q: Array, tolerance: float, out: Array) -> None:
+    for i in range(len(out)):
+        out[i] = kl_of_sums(*prob_sums(p[i % len(p)], q[i % len(q)]), tolerance)
+
+
+def _in_threads(function: Callable[[slice], Any], length: int, threads: int) -> list[Any]:
+    """The function's values of slices that make up the length, one a thread: the kernels let go of Python's lock."""
+    threads = max(1, min(threads, length))
+    pieces = [slice(length * k // threads, length * (k + 1) // threads) for k in range(threads)]
+    if threads == 1:
+        return [function(pieces[0])]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, pieces))
