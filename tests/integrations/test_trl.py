@@ -1,6 +1,5 @@
 """The trainer, as TRL runs it: its penalty's gradient, its controller, its checkpoints."""
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.errors import BudgetError
-from kullback.integrations.trl import BudgetGRPOTrainer, _fingerprints
+from kullback.integrations.trl import BudgetGRPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
@@ -250,13 +249,3 @@ def test_two_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
 def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> None:
     with pytest.raises(BudgetError, match=r"beta = 0, got 0\.04"):
         make(KLBudget(0.05), beta=0.04)
-
-
-def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
-    ids = torch.tensor([[0, 0, 5, 6], [0, 0, 5, 6], [0, 5, 6, 5], [0, 0, 6, 5]])
-    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
-    prints = _fingerprints(ids, mask).tolist()
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
-    assert _fingerprints(torch.tensor([[5, 6]]), torch.tensor([[1, 1]])).tolist() == prints[:1]
-    assert not math.isnan(sum(prints))

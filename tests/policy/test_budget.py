@@ -117,6 +117,7 @@ def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None
     budget = replace(KLBudget(0.05), level=0.055, push=0.0)
     assert budget.pull == pytest.approx(math.sqrt(0.05 / 0.055))
     assert replace(budget, push=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
+    assert replace(budget, drift=0.02).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.02))))
     assert replace(budget, level=0.0495).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
     assert replace(budget, level=0.045).pull == 1.02
     assert replace(budget, level=0.03).pull == 1.0  # too far below: reward is to spend the budget
@@ -148,7 +149,7 @@ def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> No
         budget = budget.judged(judged[-1], std_error=0.035 * judged[-1])
     settled = np.array(judged[4:]) / 0.05
     assert abs(settled.mean() - 1) < 0.03
-    assert abs(settled - 1).max() < 0.15
+    assert abs(settled - 1).max() < 0.2
     assert budget.offset == pytest.approx(math.log(share), abs=0.04)
     assert budget.offset_doubt < 0.03
 
@@ -156,26 +157,32 @@ def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> No
 def test_a_judgement_corrects_a_doubtful_level_more_than_a_sure_one() -> None:
     sure = replace(KLBudget(0.05), level=0.05, doubt=0.01)
     doubtful = replace(sure, doubt=0.2)
-    told = [budget.judged(0.055, std_error=0.0018) for budget in (sure, doubtful)]
+    told = [budget.judged(0.052, std_error=0.0018) for budget in (sure, doubtful)]
     assert told[0].level < 1.01 * 0.05
-    assert told[0].offset > 0.05
-    assert told[1].level > 1.08 * 0.05
-    assert told[1].offset < 0.02
+    assert told[0].offset > 0.02
+    assert told[1].level > 1.03 * 0.05
+    assert told[1].offset < 0.01
     assert told[1].doubt < 0.2
 
 
+def test_more_than_the_errors_can_say_is_the_levels() -> None:
+    told = replace(KLBudget(0.05), level=0.05, doubt=0.03).judged(0.075, std_error=0.002)
+    assert told.level == pytest.approx(0.075, rel=0.02)
+    assert told.offset < 0.01
+
+
 def test_a_judged_set_of_another_kind_moves_the_aim_by_15_percent_at_most() -> None:
-    budget = replace(KLBudget(0.05), level=0.05, doubt=0.03)
-    for _ in range(20):
-        budget = replace(budget.judged(0.5, std_error=0.01), level=0.05)
-    assert budget.aim == pytest.approx(0.05 * math.exp(-0.15))
+    assert replace(KLBudget(0.05), offset=1.0).aim == pytest.approx(0.05 * math.exp(-0.15))
+    assert replace(KLBudget(0.05), offset=-1.0).aim == pytest.approx(0.05 * math.exp(0.15))
 
 
-def test_a_judgement_without_an_error_or_before_any_level_teaches_nothing() -> None:
+def test_a_judgement_without_an_error_or_on_the_way_to_the_budget_teaches_nothing() -> None:
     budget = replace(KLBudget(0.05), level=0.04, doubt=0.1)
     assert budget.judged(0.06, std_error=math.nan) == budget
     assert budget.judged(0.0, std_error=0.0) == budget
     assert KLBudget(0.05).judged(0.06, std_error=0.01) == KLBudget(0.05)
+    rising = replace(budget, level=0.03)
+    assert rising.judged(0.02, std_error=0.001) == rising
     with pytest.raises(BudgetError, match="expected observed_kl to be a finite KL"):
         budget.judged(math.inf, std_error=0.1)
 

@@ -1,9 +1,10 @@
 """GRPO by TRL, with the policy held inside a KL budget."""
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError, MissingDependencyError
@@ -21,6 +22,7 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
+from kullback.integrations.positions import Positions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, head_of, last_hidden, recorded_hidden
 from kullback.policy.budget import KLBudget
 from kullback.result import Estimate
@@ -28,9 +30,8 @@ from kullback.tokens.average import kl_per_sequence, kl_per_token
 
 __all__ = ["BudgetGRPOTrainer"]
 
-_PANEL_STEPS = 8  # optimizer steps that one set of held-out positions serves
+_PANEL_STEPS = 8  # optimizer steps that held-out positions serve
 _MOST_BRAKES = 3
-_IDS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 class BudgetGRPOTrainer(GRPOTrainer):
@@ -86,26 +87,10 @@ class BudgetGRPOTrainer(GRPOTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         scored = self._holder.score(inputs, states[-1])
         if policy.training:
-            self._holder.record(scored)
+            self._holder.record(inputs, scored)
             if self.budget is not None:
-                loss = loss + self.budget.beta * self._holder.penalty(scored)
+                loss = loss + self.budget.beta * self._holder.penalty(inputs, scored)
         return loss
-
-
-@dataclass
-class _Scored:
-    """A batch and its KL: what the loss, the measurement and the held-out panel all look at."""
-
-    inputs: Mapping[str, Any]
-    mask: Tensor
-    ref_hidden: Tensor
-    kl: Tensor
-
-    def first_half(self) -> "_Scored":
-        """Half of the sequences (TRL shuffles them): as a panel nearly as good as all, at half the price."""
-        half = slice((len(self.mask) + 1) // 2)
-        inputs = {name: self.inputs[name][half] for name in _IDS}
-        return _Scored(inputs, self.mask[half], self.ref_hidden[half], self.kl[half].detach())
 
 
 class _BudgetHolder(TrainerCallback, ExportableState):
@@ -126,36 +111,36 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     def reset(self) -> None:
         self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.newest: _Scored | None = None
-        self.panel: _Scored | None = None
-        self.panel_kl = 0.0
-        self.panel_age = 0
+        self.newest: Positions | None = None
+        self.panel: Positions | None = None
         self.rates: list[float] = []
 
     # -- measuring --
 
-    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> _Scored:
+    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> Positions:
         """The KL at every completion token of a batch, given the policy's hidden states on it."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         with self.trainer.accelerator.autocast(), self._as_reference():
-            ref_hidden = last_hidden(self.reference, *_ids(inputs))
-        return _Scored(inputs, mask, ref_hidden, self._kl(hidden, ref_hidden, mask))
+            ref_hidden = last_hidden(self.reference, ids, attention)[:, -mask.shape[1] - 1 :]
+        return Positions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask))
 
-    def record(self, scored: _Scored) -> None:
+    def record(self, inputs: Mapping[str, Any], scored: Positions) -> None:
         """Remember a micro-batch's KL until the optimizer steps, from every process."""
-        self.newest = scored
+        self.newest = replace(scored, kl=scored.kl.detach())
         keep = self.trainer.accelerator.gather
-        prompts = _fingerprints(scored.inputs["prompt_ids"], scored.inputs["prompt_mask"])
-        sums, lengths = scored.kl.detach().double().sum(dim=1), scored.mask.double().sum(dim=1)
+        prompts = prompt_fingerprints(inputs["prompt_ids"], inputs["prompt_mask"])
+        sums, lengths = self.newest.kl.double().sum(dim=1), scored.mask.double().sum(dim=1)
         self.batches.append((keep(sums), keep(lengths), keep(prompts)))  # type: ignore[arg-type]
 
-    def penalty(self, scored: _Scored) -> Tensor:
+    def penalty(self, inputs: Mapping[str, Any], scored: Positions) -> Tensor:
         """The mean KL in the budget's unit over the global batch, as this process's share of one optimizer step."""
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
         if trainer.budget is not None and trainer.budget.unit == "sequence":
-            return scored.kl.sum() / (len(scored.kl) * steps)
-        tokens = scored.inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
+            return scored.kl.sum() / (len(scored) * steps)
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
 
     def measured(self) -> tuple[Estimate, Estimate]:
@@ -163,15 +148,17 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         sums, lengths, prompts = (torch.cat(column).cpu().numpy() for column in zip(*self.batches, strict=True))
         return kl_per_token(sums, lengths, prompts), kl_per_sequence(sums, prompts)
 
-    def held_out_kl(self) -> float:
-        """The KL of the panel, in the budget's unit, under the weights as they are."""
-        panel, trainer = self.panel, self.trainer
-        assert panel is not None
-        with trainer.accelerator.autocast(), torch.no_grad():
-            hidden = last_hidden(self.policy, *_ids(panel.inputs))
-            kl = self._kl(hidden, panel.ref_hidden, panel.mask).double()
+    def seen_again(self, positions: Positions) -> Positions:
+        """The same positions with their KL under the weights as they are."""
+        with self.trainer.accelerator.autocast(), torch.no_grad():
+            hidden = last_hidden(self.policy, positions.ids, positions.attention)
+            return replace(positions, kl=self._kl(hidden, positions.ref_hidden, positions.mask))
+
+    def mean_kl(self, positions: Positions) -> float:
+        """Their KL in the budget's unit, over all processes."""
+        trainer, kl = self.trainer, positions.kl.double()
         per_token = trainer.budget is None or trainer.budget.unit == "token"
-        share = panel.mask.double().sum() if per_token else kl.new_tensor(len(kl))
+        share = positions.mask.double().sum() if per_token else kl.new_tensor(len(kl))
         total: Any = trainer.accelerator.reduce(torch.stack([kl.sum(), share]), reduction="sum")
         return float(total[0] / total[1].clamp(min=1.0))
 
@@ -245,34 +232,37 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         pulled = budget.pull
         self.pull(pulled)
         if self.panel is not None:
-            before, self.panel_kl = self.panel_kl, self.held_out_kl()
-            budget = budget.moved(before, self.panel_kl, pull=pulled)
+            before, after = self._looked()
+            budget = budget.moved(before, after, pull=pulled)
             for _ in range(_MOST_BRAKES):
                 if (brake := budget.brake) == 1.0:
                     break
                 self.pull(brake)
                 pulled *= brake
-                before, self.panel_kl = self.panel_kl, self.held_out_kl()
-                budget = budget.braked(before, self.panel_kl)
+                budget = budget.braked(*self._looked())
         self.trainer.budget = budget
-        self.panel_age += 1
-        if self.newest is not None and (self.panel is None or self.panel_age >= _PANEL_STEPS):
-            # The step was taken on this batch, and its KL there is no longer typical; the next steps' will be.
-            self.panel, self.panel_age = self.newest.first_half(), 0
-            self.panel_kl = self.held_out_kl()
+        if self.newest is not None:
+            self._renew_panel(self.newest)
         return pulled
+
+    def _looked(self) -> tuple[float, float]:
+        """The panel's KL as it was when last looked at, and as it is now."""
+        assert self.panel is not None
+        before, self.panel = self.mean_kl(self.panel), self.seen_again(self.panel)
+        return before, self.mean_kl(self.panel)
+
+    def _renew_panel(self, newest: Positions) -> None:
+        """Half a batch of positions, an eighth of them new after each step: many prompts, none of them old.
+
+        The step was taken on the newest, and their KL before it is not typical; what later steps do to them is.
+        """
+        size = (len(newest) + 1) // 2
+        if self.panel is None:
+            self.panel = self.seen_again(newest.varied(size))
+        else:
+            fresh = self.seen_again(newest.varied(math.ceil(size / _PANEL_STEPS)))
+            self.panel = fresh.followed_by(self.panel).take(slice(size))
 
     def state(self) -> dict[str, Any]:
         budget = self.trainer.budget
         return {"args": {}, "attributes": {"budget": None if budget is None else budget.to_dict()}}
-
-
-def _ids(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    return ids, torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-
-
-def _fingerprints(ids: Tensor, mask: Tensor) -> Tensor:
-    """A number for each row that is equal for equal prompts, however much padding stands on their left."""
-    powers = torch.full_like(ids, 1_000_003).cumprod(dim=1).flip(1)  # wraps around, as a hash may
-    return ((ids + 1) * mask * powers).sum(dim=1)

@@ -22,12 +22,14 @@ _MEMORY = 0.1  # share of the newest in the running bustle and spread
 _RUSH = 4.0  # how much larger a step may be while the KL is still near zero
 _FASTER = 1.2  # the most that the step grows by at once
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
-_JITTER = 0.02  # ... and never better than to two percent
-_DRIFT = 0.02  # the most that held-out positions can be taken to miss in a step
+_JITTER = 0.012  # ... and never better than to one percent or so
+_DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step ...
+_SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
 _UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
 _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
 _NEAR = 0.8  # share of the target above which it may be trimmed outward
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
+_WIDEST = 10.0  # the largest spread between prompts that is believed, in multiples of the KL
 _EDGE = 1.2  # share of the target above which a step is taken back at once
 _OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
 _RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
@@ -52,7 +54,7 @@ class KLBudget:
         price_max: Where it stops: beyond it a larger price moves nothing.
         gain: The largest change of the price's logarithm in one step.
         step_limit: How far one step may move the KL near the target, root mean square, as a share of the target.
-        step_scale: The factor on the learning rate, in (0, 1].
+        step_scale: The factor on the learning rate, in (0, 1]. It starts low: how far a step moves is not known yet.
         level: The smoothed estimate of the KL, in nats per unit.
         doubt: The relative standard error of `level`.
         drift: What log KL gains in a step beyond what held-out positions show, as learned.
@@ -83,7 +85,7 @@ class KLBudget:
     price_max: float = 0.5
     gain: float = 0.05
     step_limit: float = 0.02
-    step_scale: float = 1.0
+    step_scale: float = 0.1
     level: float = 0.0
     doubt: float = 0.0
     drift: float = 0.0
@@ -132,7 +134,7 @@ class KLBudget:
         """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
         if self.level <= 0:
             return 1.0
-        factor = math.sqrt(self.aim / (self.level * math.exp(self.push)))
+        factor = math.sqrt(self.aim / (self.level * math.exp(self.push + self.drift)))
         if factor <= 1:
             return factor
         trims = self.status != "free" and self.level > _NEAR * self.aim
@@ -158,19 +160,25 @@ class KLBudget:
         level, doubt, spread, drift = self.level, self.doubt, self.spread, self.drift
         if observed_kl > 0:
             # One batch's standard error follows its mean (the noise is skewed), and weighing by it would favour low
-            # batches; the running spread does not.
-            newest = std_error / observed_kl * math.sqrt(count) if math.isfinite(std_error) and count > 1 else 1.0
-            spread = newest if spread == 0 else (1 - _MEMORY) * spread + _MEMORY * newest
-            noise = spread**2 / count
+            # batches; the spread of those before does not.
+            about = level if level > 0 else observed_kl
+            known = math.isfinite(std_error) and count > 1
+            newest = min(_WIDEST, std_error / about * math.sqrt(count)) if known else 1.0
+            usual = spread or newest
+            noise = usual**2 / count
+            spread = math.hypot(math.sqrt(1 - _MEMORY) * usual, math.sqrt(_MEMORY) * newest)
             prior = doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
             weight = 1.0 if level <= 0 else prior / max(prior + noise, 1e-300)
             if level > 0:
                 # Fixed positions miss what new samples visit. A steady miss is learned, by an alpha-beta filter's gain.
                 miss = max(-1.0, min(1.0, observed_kl / level - 1))
-                drift = max(-_DRIFT, min(_DRIFT, drift + weight**2 / (2 - weight) * miss))
+                slow = min(weight, _SLOW)
+                drift = max(-_DRIFT, min(_DRIFT, drift + slow**2 / (2 - slow) * miss))
             level += weight * (observed_kl - level)
             doubt = math.sqrt(noise if weight == 1 else prior * (1 - weight))
-        told = replace(self, level=level, doubt=doubt, spread=spread, drift=drift, followed=False)
+        # Where nobody says how far steps move, there is nothing to hold the steps back by.
+        scale = self.step_scale if self.followed else min(1.0, _FASTER * self.step_scale)
+        told = replace(self, level=level, doubt=doubt, spread=spread, drift=drift, step_scale=scale, followed=False)
         return replace(told, price=told._next_price())
 
     def moved(self, before: float, after: float, *, pull: float) -> Self:
@@ -194,7 +202,8 @@ class KLBudget:
         wanted = change - 2 * math.log(pull)
         move = min(1.0, self.level / self.target) * max(-1.0, min(1.0, wanted))
         # Per unit of step_scale, so that what the scale did is not taken for calm.
-        bustle = math.hypot(math.sqrt(1 - _MEMORY) * self.bustle, math.sqrt(_MEMORY) * move / self.step_scale)
+        newest = abs(move) / self.step_scale
+        bustle = math.hypot(math.sqrt(1 - _MEMORY) * (self.bustle or newest), math.sqrt(_MEMORY) * newest)
         # Far below the target there is no harm in larger steps, and the budget is to be spent.
         limit = self.step_limit * (1 + _RUSH * max(0.0, 1 - self.level / self.target))
         slower = limit / bustle if bustle > limit else 1.0
@@ -222,22 +231,26 @@ class KLBudget:
 
         Args:
             observed_kl: KL(policy || reference) on the set, in nats per unit.
-            std_error: Its standard error; nan (unknown) teaches nothing.
+            std_error: Its standard error; nan (unknown) teaches nothing, nor does a level far below the target.
 
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
         _require_kl(observed_kl, "observed_kl")
-        if not (observed_kl > 0 and self.level > 0 and math.isfinite(std_error)):
+        # On the way to the budget the level runs late by more than its doubt says, and nothing needs an aim yet.
+        if not (observed_kl > 0 and self.level > _NEAR * self.target and math.isfinite(std_error)):
             return self
         error = std_error / observed_kl
         prior = error**2 if self.offset_doubt == 0 else self.offset_doubt**2 + _WANDER**2
-        total = max(self.doubt**2 + prior + (_RENEWED * error) ** 2, 1e-300)
+        noise = (_RENEWED * error) ** 2
         surprise = math.log(observed_kl / self.level) - self.offset
+        # What is more than the errors can say is the level's: a set of prompts does not change.
+        doubt = max(self.doubt**2, surprise**2 - prior - noise)
+        total = max(doubt + prior + noise, 1e-300)
         return replace(
             self,
-            level=self.level * math.exp(self.doubt**2 / total * surprise),
-            doubt=self.doubt * math.sqrt(1 - self.doubt**2 / total),
+            level=self.level * math.exp(doubt / total * surprise),
+            doubt=math.sqrt(doubt * (1 - doubt / total)),
             offset=self.offset + prior / total * surprise,
             offset_doubt=math.sqrt(prior * (1 - prior / total)),
         )

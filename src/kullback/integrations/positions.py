@@ -1,0 +1,77 @@
+"""Sampled positions at which the KL is looked at again while the weights change."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from kullback.errors import MissingDependencyError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError("torch is missing: pip install 'kullback[train]'") from error
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["Positions", "prompt_fingerprints"]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Completions, what the reference makes of them, and the policy's KL from it there.
+
+    Args:
+        ids: Shape (batch, prompt + completion), prompts padded on the left, completions on the right.
+        attention: The same shape: 1 for what is not padding.
+        mask: Shape (batch, completion): true for the tokens that count.
+        ref_hidden: Shape (batch, completion + 1, d): the reference's states, from the one before the first token.
+        kl: Shape (batch, completion), nats, zero where masked.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+    ref_hidden: Tensor
+    kl: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def take(self, rows: Tensor | slice) -> Self:
+        """Some of the rows."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def varied(self, count: int) -> Self:
+        """So many of the rows, of as many prompts as there are: what one prompt's rows show is much the same."""
+        prompt = self.ids.shape[1] - self.mask.shape[1]
+        prints = prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
+        same = prints[:, None] == prints[None, :]
+        return self.take(torch.argsort(same.tril(-1).sum(dim=1), stable=True)[:count])
+
+    def followed_by(self, others: Self) -> Self:
+        """These rows and the others', padded to one shape."""
+        prompt, completion = (
+            max(one.ids.shape[1] - one.mask.shape[1] for one in (self, others)),
+            max(one.mask.shape[1] for one in (self, others)),
+        )
+        first, second = self._padded(prompt, completion), others._padded(prompt, completion)
+        return type(self)(*(torch.cat([getattr(one, field.name) for one in (first, second)]) for field in fields(self)))
+
+    def _padded(self, prompt: int, completion: int) -> Self:
+        right = completion - self.mask.shape[1]
+        left = prompt - (self.ids.shape[1] - self.mask.shape[1])
+        return type(self)(
+            pad(self.ids, (left, right)),
+            pad(self.attention, (left, right)),
+            pad(self.mask, (0, right)),
+            pad(self.ref_hidden, (0, 0, 0, right)),
+            pad(self.kl, (0, right)),
+        )
+
+
+def prompt_fingerprints(ids: Tensor, attention: Tensor) -> Tensor:
+    """A number for each row that is equal for equal prompts, however much padding stands on their left."""
+    powers = torch.full_like(ids, 1_000_003).cumprod(dim=1).flip(1)  # wraps around, as a hash may
+    return ((ids + 1) * attention * powers).sum(dim=1)

@@ -1,0 +1,67 @@
+"""Rows of positions: chosen over many prompts, and joined whatever their padding."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kullback.integrations.positions import Positions, prompt_fingerprints
+from kullback.integrations.transformers import completion_kl, head_of, last_hidden
+
+
+def positions(prompts: list[list[int]], completions: list[list[int]]) -> Positions:
+    """Rows of token numbers, padded as a trainer pads them; the states hold each row's and place's number."""
+    left, right = max(map(len, prompts)), max(map(len, completions))
+    ids = torch.tensor(
+        [[0] * (left - len(a)) + a + b + [0] * (right - len(b)) for a, b in zip(prompts, completions, strict=True)]
+    )
+    mask = torch.tensor([[1] * len(b) + [0] * (right - len(b)) for b in completions])
+    attention = torch.cat([torch.tensor([[0] * (left - len(a)) + [1] * len(a) for a in prompts]), mask], dim=1)
+    states = torch.arange(len(ids) * (right + 1) * 2.0).reshape(len(ids), right + 1, 2)
+    return Positions(ids, attention, mask, states, mask * 0.5)
+
+
+def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [0, 0, 5, 6], [0, 5, 6, 5], [0, 0, 6, 5]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
+    prints = prompt_fingerprints(ids, mask).tolist()
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert prompt_fingerprints(torch.tensor([[5, 6]]), torch.tensor([[1, 1]])).tolist() == prints[:1]
+
+
+def test_varied_rows_are_of_different_prompts_first() -> None:
+    rows = positions([[7], [7], [7, 8], [7], [9], [7, 8]], [[1], [2], [3], [4], [5], [6]])
+    assert rows.varied(3).ids[:, -1].tolist() == [1, 3, 5]
+    assert rows.varied(5).ids[:, -1].tolist() == [1, 3, 5, 2, 6]
+    assert len(rows.varied(99)) == 6
+
+
+def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32, initializer_range=0.5)
+    policy, reference = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
+
+    def seen(rows: Positions) -> tuple[Positions, torch.Tensor]:
+        ref = last_hidden(reference, rows.ids, rows.attention)[:, -rows.mask.shape[1] - 1 :]
+        hidden = last_hidden(policy, rows.ids, rows.attention)
+        kl = completion_kl(head_of(policy), hidden, head_of(reference), ref, rows.mask, temperature=1.0)
+        return Positions(rows.ids, rows.attention, rows.mask, ref, kl), kl
+
+    long, long_kl = seen(positions([[3, 4, 5, 6], [3]], [[7, 8, 9], [7]]))
+    short, short_kl = seen(positions([[3, 9]], [[4, 5, 6, 7, 8]]))
+    joined = long.followed_by(short)
+    assert joined.ids.shape == (3, 4 + 5)
+    assert joined.ref_hidden.shape == (3, 6, 16)
+    hidden = last_hidden(policy, joined.ids, joined.attention)
+    again = completion_kl(head_of(policy), hidden, head_of(reference), joined.ref_hidden, joined.mask, temperature=1.0)
+    torch.testing.assert_close(again, joined.kl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again[:2, :3], long_kl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again[2:], short_kl, rtol=1e-4, atol=1e-6)
+    assert joined.mask.sum().item() == 9
+
+
+def test_take_keeps_the_rows_together() -> None:
+    rows = positions([[3], [4]], [[1, 2], [5]]).take(slice(1, None))
+    assert rows.ids.tolist() == [[4, 5, 0]]
+    assert rows.mask.tolist() == [[1, 0]]
+    assert len(rows) == 1
