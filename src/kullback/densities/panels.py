@@ -120,7 +120,7 @@ def cut(p: Density, q: Density) -> tuple[list[Straight], list[Ray]]:
     """Straight panels between the places where either density changes, and the rays beyond them.
 
     Around each place the panels widen fourfold, so that densities of any widths, however far apart, are each met at
-    their own scale, and each panel measures from the place nearest to it. The ends of supports, and poles, are
+    their own scale, and each panel measures from the place or end nearest to it. The ends of supports, and poles, are
     approached along rays, on which powers and logarithms of the distance are smooth.
     """
     anchors = [*p.anchors, *q.anchors]
@@ -130,9 +130,11 @@ def cut(p: Density, q: Density) -> tuple[list[Straight], list[Ray]]:
     steps = np.concatenate([place + _widening(width, reach) for place, width in anchors])
     zeros = np.zeros_like(places)
     poles = places[(p.log_density(places, zeros) == inf) | (q.log_density(places, zeros) == inf)]
+    ends = sorted({*p.support, *q.support, *poles.tolist()})
+    origins = np.asarray([*places, *filter(isfinite, ends)])
     straight: list[Straight] = []
     rays: list[Ray] = []
-    for low, high in pairwise(sorted({*p.support, *q.support, *poles.tolist()})):
+    for low, high in pairwise(ends):
         edges = np.unique(steps[(steps > low) & (steps < high)])
         if edges.size == 0:
             middle = (low + high) / 2
@@ -142,7 +144,7 @@ def cut(p: Density, q: Density) -> tuple[list[Straight], list[Ray]]:
                 edges = np.union1d(edges, end + _widening(nearest - end, reach))
         edges = edges[(edges > low) & (edges < high)]
         for left, right in pairwise(edges.tolist()):
-            nearest = float(places[np.argmin(np.abs(places - (left + right) / 2))])
+            nearest = float(origins[np.argmin(np.abs(origins - (left + right) / 2))])
             straight.append(Straight(nearest, left - nearest, right - nearest))
         for end, last in ((low, float(edges[0])), (high, float(edges[-1]))):
             origin = end if isfinite(end) else float(places[np.argmax(np.abs(places - last))])

@@ -54,13 +54,16 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
             wanted = max(0.01 * error * min(total[0], 1.0), rounding, 1e-6 * error)
             return bound / np.asarray([wanted, 1e-12, 1e-12, 1e-12])
 
-        (value, *masses, blind), bounds = integrate(lambda *u: _integrand(p, q, *u), panels, is_enough)
+        totals, bounds = integrate(lambda *u: _integrand(p, q, *u), panels, is_enough)
+    (value, *masses, blind), bounds = totals.tolist(), bounds.tolist()
     beyond = sum(tail.beyond for tail in tails)
-    value, bound = float(value + beyond), float(bounds[0] + rounding + beyond)
+    doubt = sum(tail.doubt for tail in tails)
+    value, bound = float(value + beyond), float(bounds[0] + rounding + doubt)
     warnings = [tail.unclear for tail in tails if tail.unclear]
-    if beyond > 0.01 * value:
+    if doubt > 0.01 * value:
         warnings.append(f"{beyond / value:.0%} of it lies nearer to an end than floats reach")
-    mass_p, mass_q = masses[0] + sum(tail.mass_p for tail in tails), masses[1] + sum(tail.mass_q for tail in tails)
+    mass_p = float(masses[0]) + sum(tail.mass_p for tail in tails)
+    mass_q = float(masses[1]) + sum(tail.mass_q for tail in tails)
     for name, mass, seen, mass_bound in zip("pq", (mass_p, mass_q), masses, bounds[1:], strict=False):
         missing = abs(mass - 1)
         if missing > 1e-12 + mass_bound:
@@ -73,13 +76,13 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         bound = inf
     else:  # what rounding has left of each mass: KL(p/P || q/Q), exactly
         value = value / mass_p - float(phi(np.log(mass_q / mass_p)))
-        bound += value * float(bounds[1] + mass_p - masses[0])
+        bound += value * (bounds[1] + mass_p - masses[0])
     allowed = error * max(1.0, value)
     if bound > allowed and not warnings:
         warnings.append(f"the error bound {bound:.2g} is above the {allowed:.2g} asked for")
     return Estimate(
         value,
-        error=float(bound),
+        error=bound,
         interval=(max(0.0, value - bound), value + bound),
         method="quadrature",
         status="bounded" if bound <= allowed and not warnings else "unreliable",

@@ -21,6 +21,7 @@ class Tail(NamedTuple):
     Args:
         reach: Beyond this s nothing counts, or nothing can be seen.
         beyond: What KL has beyond it, by the law that it follows there; `inf` if it diverges.
+        doubt: How far `beyond` may be off.
         mass_p: What p has beyond it.
         mass_q: What q has beyond it.
         unclear: Why `beyond` cannot be told, if so.
@@ -28,6 +29,7 @@ class Tail(NamedTuple):
 
     reach: float
     beyond: float = 0.0
+    doubt: float = 0.0
     mass_p: float = 0.0
     mass_q: float = 0.0
     unclear: str = ""
@@ -40,26 +42,36 @@ def follow(p: Density, q: Density, origin: float, scale: float, growth: int) -> 
         farthest = min(farthest, log(abs(scale)) - log(1e3 * np.spacing(abs(origin))))
     if farthest < 4:
         return Tail(max(farthest, 1.0))
-    s = np.linspace(0.0, farthest, 1 + round(2 * farthest))
-    step = log(abs(scale)) + growth * s
-    offset = scale * np.exp(growth * s)
-    log_p, log_q = (density.log_density(np.full_like(s, origin), offset) + step for density in (p, q))
-    # Where log q alone has overflowed, or was the log of a q that underflowed, there is nothing to be seen any more.
-    blind = np.flatnonzero((log_q == -inf) & (log_p > -inf))
-    seen = int(blind[0]) if blind.size else s.size
-    if seen < 8:
+    s, log_p, log_q = _sight(p, q, (origin, scale, growth), farthest)
+    if s.size < 2:
         return Tail(40.0)
-    s, log_p, log_q = s[:seen], log_p[:seen], log_q[:seen]
     height = log_terms(log_p, log_q)
     counts = np.flatnonzero(np.maximum(height, np.maximum(log_p, log_q)) > _NEGLIGIBLE)
     last = int(counts[-1]) + 1 if counts.size else 0
-    if last < seen:
+    if last < s.size:
         return Tail(float(s[last]))
     masses = _mass_beyond(s, log_p), _mass_beyond(s, log_q)
     if log_q[-1] >= log_p[-1]:  # no more than the mass of q is left
-        return Tail(float(s[-1]), _mass_beyond(s, height), *masses)
-    beyond, unclear = _judge(s, height)
-    return Tail(float(s[-1]), beyond, *masses, unclear)
+        beyond = _mass_beyond(s, height)
+        return Tail(float(s[-1]), beyond, beyond, *masses)
+    beyond, doubt, unclear = _judge(s, height)
+    return Tail(float(s[-1]), beyond, doubt, *masses, unclear)
+
+
+def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: float) -> tuple[Array, Array, Array]:
+    """s, and the logs of both densities by s, for as far as there is something to be seen."""
+    origin, scale, growth = ray
+    s = np.linspace(0.0, farthest, max(400, 1 + round(2 * farthest)))
+    offset, step = scale * np.exp(growth * s), log(abs(scale)) + growth * s
+    log_p, log_q = (density.log_density(np.full_like(s, origin), offset) + step for density in (p, q))
+    # Where log q alone has overflowed, or was the log of a q that underflowed, there is nothing to be seen any more;
+    # nor where log p is gone at a stroke, so far out that it must have overflowed.
+    blind = (log_q == -inf) & (log_p > -inf)
+    blind[1:] |= (np.abs(offset[1:]) > 1e75) & (log_p[1:] == -inf) & (log_p[:-1] > -1e4)
+    seen = int(np.append(np.flatnonzero(blind), s.size)[0])
+    if 0 < seen < 50 and farthest > 1e-3:
+        return _sight(p, q, ray, float(s[seen]))
+    return s[:seen], log_p[:seen], log_q[:seen]
 
 
 def _resolves(density: Density, end: float) -> bool:
@@ -69,27 +81,34 @@ def _resolves(density: Density, end: float) -> bool:
 
 def _mass_beyond(s: Array, height: Array) -> float:
     """The integral of e^height beyond the last s, where the height falls as it fell last."""
-    slope = (height[-7] - height[-1]) / (s[-1] - s[-7])
-    return exp(height[-1]) / slope if slope > 0 else 0.0 if height[-1] == -inf else 1.0
+    slope = float((height[-7] - height[-1]) / (s[-1] - s[-7]))
+    return float(exp(height[-1]) / slope) if slope > 0 else 0.0 if height[-1] == -inf else 1.0
 
 
-def _judge(s: Array, height: Array) -> tuple[float, str]:
-    """Whether the integral of e^height ds goes on to be finite, and how large it is."""
+def _judge(s: Array, height: Array) -> tuple[float, float, str]:
+    """The integral of e^height ds beyond the last s, how far that may be off, and why it cannot be told."""
     reach, top = float(s[-1]), exp(min(float(height[-1]), 700.0))
-    # By x = e^s, height - s = c - a x/x_last + k log x: densities that end in exponentials have an a.
-    x = np.exp(s[[-1, -3, -5]] - reach)
-    _, rate, _ = np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[[-1, -3, -5]])
+    # With x = e^s, height - s = c - a x/x_last + k log x: densities that end in exponentials have an a.
+    step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
+    last = [-1, -1 - step, -1 - 2 * step]
+    x = np.exp(s[last] - reach)
+    _, rate, _ = np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[last])
     if abs(rate) > 0.05:
-        return (top / rate if rate > 0 else inf), ""
+        return (top / rate, top / rate, "") if rate > 0 else (inf, 0.0, "")
+    power = float((height[last[1]] - height[-1]) / (s[-1] - s[last[1]]))
+    if reach < 100:
+        if abs(power) > 0.1:
+            return (top / power, top / power, "") if power > 0 else (inf, 0.0, "")
+        return top, inf, "whether the integral of p log(p/q) is finite is too close to call"
     # height = c - a s + k log s: a power of x, and a power of its logarithm.
     places = [s.size - 1, s.size // 2, s.size // 4]
     rows = np.stack([np.ones(3), -s[places], np.log(s[places])], axis=1)
-    _, power, logs = np.linalg.solve(rows, height[places])
-    sharp = reach > 100
-    if abs(power) > (1e-3 if sharp else 0.2):
-        return (top / max(power - logs / reach, 0.1 * power) if power > 0 else inf), ""
-    if sharp and abs(logs) < 1e-3:  # a power alone: E|x|^power at the edge
-        return (top / power if power > 1e-9 else inf), ""
-    if sharp and abs(logs + 1) > 0.1:
-        return (top * reach / (-1 - logs) if logs < -1 else inf), ""
-    return top, "whether the integral of p log(p/q) is finite is too close to call"
+    _, power, logs = (float(value) for value in np.linalg.solve(rows, height[places]))
+    if abs(logs) < 1e-3:  # a power alone
+        return (top / power, top / power * (abs(logs) + 1e-12 / power), "") if power > 1e-9 else (inf, 0.0, "")
+    if abs(power) > 1e-3:
+        beyond = top / max(power - logs / reach, 0.1 * power)
+        return (beyond, beyond, "") if power > 0 else (inf, 0.0, "")
+    if abs(logs + 1) > 0.1:
+        return (top * reach / (-1 - logs), top * reach / (-1 - logs), "") if logs < -1 else (inf, 0.0, "")
+    return top, inf, "whether the integral of p log(p/q) is finite is too close to call"
