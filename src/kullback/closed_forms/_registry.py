@@ -1,0 +1,68 @@
+"""Which function gives the KL of which two classes, and how it is called."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from kullback._arrays import Array, as_floats, cast
+from kullback.closed_forms._supports import is_contained, lies_on_the_line
+from kullback.errors import ShapeError
+from kullback.families import Record
+
+__all__ = ["FORMS", "Form", "closed_form", "in_arrays"]
+
+Form = Callable[[Any, Any], Array]
+FORMS: dict[tuple[type, type], Form] = {}
+
+
+def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Register `function(xp, p, q)`, whose records hold arrays of one dtype, for these pairs of classes.
+
+    It gives the KL wherever q's support holds p's; elsewhere the KL is `inf`, whatever it says.
+    """
+
+    def register(function: Callable[..., Array]) -> Callable[..., Array]:
+        for pair in pairs:
+            if pair in FORMS:
+                raise ValueError(f"{pair[0].__name__} || {pair[1].__name__} is registered twice")
+            FORMS[pair] = lambda p, q: in_arrays(function, p, q)
+        return function
+
+    return register
+
+
+def in_arrays(function: Callable[..., Array], p: Record, q: Record) -> Array:
+    """`function(xp, p, q)` with the parameters as arrays to compute in, and the result in the dtype to return."""
+    given = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
+    given = [(record, name) for record, name in given if getattr(record, name) is not None]
+    xp, arrays, dtype = as_floats(*(getattr(record, name) for record, name in given))
+    on_the_line = lies_on_the_line(p) and lies_on_the_line(q)
+    if on_the_line:
+        _require_broadcasting(p, q, [tuple(array.shape) for array in arrays])
+    bare = {id(record): object.__new__(type(record)) for record in (p, q)}
+    for record in (p, q):
+        for field in fields(record):  # pyright: ignore[reportArgumentType]
+            object.__setattr__(bare[id(record)], field.name, None)
+    for (record, name), array in zip(given, arrays, strict=True):
+        object.__setattr__(bare[id(record)], name, array)
+    p, q = bare[id(p)], bare[id(q)]
+    # Infinite answers, and the sides of a `where` that are not taken, are expected.
+    with np.errstate(all="ignore"):
+        result = function(xp, p, q)
+        held = is_contained(xp, p, q) if on_the_line else True
+        if held is not True:
+            result = xp.where(xp.asarray(held, device=array_api_compat.device(result)), result, np.inf)
+        return cast(xp, result, dtype)
+
+
+def _require_broadcasting(p: Record, q: Record, shapes: list[tuple[int, ...]]) -> None:
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        listed = " and ".join(map(str, dict.fromkeys(shapes)))
+        raise ShapeError(
+            f"expected the parameters of {type(p).__name__} and {type(q).__name__} to broadcast, got shapes {listed}"
+        ) from error

@@ -1,0 +1,189 @@
+"""Gamma and its kin: powers of a gamma variable, their logarithms and their inverses.
+
+Of x = scale G^(1/power), G being Gamma(shape, 1): exponential, gamma and chi-squared (power 1), Weibull (shape 1),
+Rayleigh (shape 1, power 2), half-normal (shape 1/2, power 2) and Maxwell (shape 3/2, power 2).
+"""
+
+import math
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kullback import families as f
+from kullback._arrays import Array
+from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms.normals import against_normal
+from kullback.residual import (
+    binet,
+    binet_curvature,
+    binet_slope,
+    dispersion,
+    log1p_residual,
+    log_gamma_residual,
+    log_ratio,
+    phi,
+    ratio_residual,
+)
+
+POWERS_OF_GAMMA: tuple[type, ...] = (
+    f.ChiSquared,
+    f.Exponential,
+    f.Gamma,
+    f.HalfNormal,
+    f.Maxwell,
+    f.Rayleigh,
+    f.Weibull,
+)
+
+
+class _Power(NamedTuple):
+    """x = constant (over / under) G^(1/power); the scale's parts are apart, so that ratios of scales lose no digit."""
+
+    shape: Any
+    power: Any
+    over: Any
+    under: Any
+    constant: float
+
+
+def _power_of_gamma(xp: Any, d: Any) -> _Power:
+    def one(x: Array) -> Array:
+        return xp.ones_like(x)
+
+    match d:
+        case f.Exponential():
+            return _Power(one(d.rate), one(d.rate), one(d.rate), d.rate, 1.0)
+        case f.Gamma() | f.InverseGamma():
+            return _Power(d.concentration, one(d.rate), one(d.rate), d.rate, 1.0)
+        case f.ChiSquared():
+            return _Power(d.df / 2, one(d.df), one(d.df), one(d.df), 2.0)
+        case f.Weibull():
+            return _Power(one(d.scale), d.concentration, d.scale, one(d.scale), 1.0)
+        case _:
+            shape = {f.HalfNormal: 0.5, f.Rayleigh: 1.0, f.Maxwell: 1.5}[type(d)]
+            return _Power(shape * one(d.scale), 2 * one(d.scale), d.scale, one(d.scale), math.sqrt(2))
+
+
+def _log_scale_ratio(xp: Any, p: _Power, q: _Power) -> Array:
+    return log_ratio(xp, p.over * q.under, q.over * p.under) + math.log(p.constant / q.constant)
+
+
+def _log_scale(xp: Any, p: _Power) -> Array:
+    return xp.log(p.over / p.under) + math.log(p.constant)
+
+
+def _digamma(xp: Any, a: Array) -> Array:
+    return xp.log(a) - 0.5 / a + binet_slope(xp, a)
+
+
+@closed_form(*product(POWERS_OF_GAMMA, POWERS_OF_GAMMA), (f.InverseGamma, f.InverseGamma))
+def power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
+    """KL of the gamma variables' own: with t = power_q/power_p = 1 + s, and m the mean of (x / scale_q)^power_q,
+
+    k2 phi(log(m/k2)) + D(k1, k2) + k2 R(k1 + 1, s) + s (k2/k1 - 1) + (s - log(1 + s)),
+
+    D(k1, k2) being the KL of gammas of one mean. One power leaves the first two terms; one shape, all but the fourth.
+    """
+    p, q = _power_of_gamma(xp, p), _power_of_gamma(xp, q)
+    s = (q.power - p.power) / p.power
+    return _powers(xp, p.shape, q.shape, s, q.power * _log_scale_ratio(xp, p, q))
+
+
+def _powers(xp: Any, k1: Array, k2: Array, s: Array, log_scales: Array) -> Array:
+    """`log_scales` is power_q log(scale_p / scale_q)."""
+    residual = log_gamma_residual(k1 + 1, s)
+    log_mean = log_scales + s * _digamma(xp, k1 + 1) + residual + log_ratio(xp, k1, k2)
+    shapes = dispersion(xp, k1, k2) + s * ((k2 - k1) / k1)
+    return k2 * (phi(log_mean) + residual) + shapes + log1p_residual(s)
+
+
+@closed_form((f.Gumbel, f.Gumbel))
+def gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """Of the Weibull variables exp(-x), of powers 1/scale and scales exp(-loc)."""
+    s = (p.scale - q.scale) / q.scale
+    one = xp.ones_like(s)
+    return _powers(xp, one, one, s, (q.loc - p.loc) / q.scale)
+
+
+# Between logarithms of gamma variables and normal ones. An inverse gamma's logarithm is a gamma's, negated.
+
+
+@closed_form(*product([*POWERS_OF_GAMMA, f.InverseGamma], [f.LogNormal]))
+def power_of_gamma_log_normal(xp: Any, p: Any, q: Any) -> Array:
+    """Of log x, by its mean, its variance and its negentropy."""
+    sign = -1 if isinstance(p, f.InverseGamma) else 1
+    p = _power_of_gamma(xp, p)
+    mean = sign * (_log_scale(xp, p) + _digamma(xp, p.shape) / p.power)
+    return _log_gamma_normal(xp, p.shape, mean, 1 / p.power, q)
+
+
+@closed_form((f.Gumbel, f.Normal))
+def gumbel_normal(xp: Any, p: Any, q: Any) -> Array:
+    """As -x is loc + scale log G, G being exponential."""
+    return _log_gamma_normal(xp, xp.ones_like(p.scale), p.loc + np.euler_gamma * p.scale, p.scale, q)
+
+
+def _log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -> Array:
+    """Of a variable with this mean that is `scale` times the log of a Gamma(k, 1), or that negated."""
+    curvature = binet_curvature(xp, k)
+    trigamma = 1 / k + 0.5 / (k * k) + curvature
+    negentropy = xp.log1p(0.5 / k + k * curvature) / 2 + k * binet_slope(xp, k) - binet(xp, k)
+    return against_normal(xp, mean, scale * scale * trigamma, negentropy, q)
+
+
+@closed_form(*product([f.LogNormal], [*POWERS_OF_GAMMA, f.InverseGamma]))
+def log_normal_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
+    sign = -1 if isinstance(q, f.InverseGamma) else 1
+    q = _power_of_gamma(xp, q)
+    return _normal_log_gamma(xp, q.shape, q.power * (sign * p.loc - _log_scale(xp, q)), q.power * p.scale)
+
+
+@closed_form((f.Normal, f.Gumbel))
+def normal_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    return _normal_log_gamma(xp, xp.ones_like(q.scale), (q.loc - p.loc) / q.scale, p.scale / q.scale)
+
+
+def _normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
+    """Normal(loc, scale) to the log of a Gamma(k, 1): k phi(loc + scale^2/2 - log k) + phi(log(k scale^2))/2 + J(k)."""
+    variance = scale * scale
+    ratio = ratio_residual(xp, k * variance, xp.ones_like(k * variance))
+    return k * phi(loc + variance / 2 - xp.log(k)) + ratio / 2 + binet(xp, k)
+
+
+@closed_form(*product([f.Pareto], POWERS_OF_GAMMA))
+def pareto_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
+    """As log x is log(scale) and an exponential; `inf` where the tail of p is too heavy for q."""
+    q = _power_of_gamma(xp, q)
+    t = q.power / p.alpha
+    tail = 1 - t
+    finite = tail > 0
+    tail = xp.where(finite, tail, 1.0)
+    k = q.shape
+    log_mean = q.power * (xp.log(p.scale) - _log_scale(xp, q)) - xp.log(tail)
+    entropy = 1 + xp.log(t) - 0.5 * xp.log(2 * np.pi / k)
+    kl = k * phi(log_mean - xp.log(k)) + k * log1p_residual(-xp.where(finite, t, 0.0)) + binet(xp, k) - entropy
+    return xp.where(finite, kl, np.inf)
+
+
+@closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Gumbel]))
+def gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """By the mean of x and that of exp(-x/scale)."""
+    p = _power_of_gamma(xp, p)
+    scale = p.over * p.constant / p.under / q.scale
+    k = p.shape
+    log_mean = q.loc / q.scale - k * xp.log1p(scale)
+    return xp.exp(log_mean) + k * scale - q.loc / q.scale - _entropy(xp, k) - xp.log(scale)
+
+
+@closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Normal]))
+def gamma_normal(xp: Any, p: Any, q: Any) -> Array:
+    p = _power_of_gamma(xp, p)
+    k, scale = p.shape, p.over * p.constant / p.under
+    negentropy = 0.5 / k - binet(xp, k) - (1 - k) * binet_slope(xp, k)
+    return against_normal(xp, k * scale, k * scale * scale, negentropy, q)
+
+
+def _entropy(xp: Any, k: Array) -> Array:
+    """That of a Gamma(k, 1), in nats."""
+    return xp.log(2 * np.pi * k) / 2 + 0.5 - 0.5 / k + binet(xp, k) + (1 - k) * binet_slope(xp, k)
