@@ -308,7 +308,7 @@ def test_shapes_must_fit(name: str) -> None:
         KLPenalty(estimator="k2").loss(log_prob=torch.zeros(3), ref_log_prob=torch.zeros(3))
     with pytest.raises(ShapeError, match="at least one token"):
         KLPenalty().value(**batch | {"mask": torch.zeros(2, 3)})
-    with pytest.raises(PenaltyError, match="one of token_mean, sequence_mean"):
+    with pytest.raises(PenaltyError, match="of token_mean, sequence_mean"):
         KLPenalty().value(**batch, aggregate="mean")
 
 

@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError
-from kullback.policy.refusals import PenaltyError
+from kullback.policy.aggregation import Aggregate, require_aggregate
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_sequence, kl_per_token
 
-__all__ = ["Aggregate", "Prompts", "estimate", "statistics"]
+__all__ = ["Prompts", "estimate", "statistics"]
 
-Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Prompts = Sequence[int] | Tensor | None
 
 
 def estimate(values: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompts, method: str) -> Estimate:
     """The mean of values (batch, time) that are 0 where the mask is false; prompts are the independent draws."""
-    if aggregate not in get_args(Aggregate):
-        raise PenaltyError(f"expected aggregate to be one of {', '.join(get_args(Aggregate))}, got {aggregate!r}")
+    require_aggregate(aggregate)
     sums, lengths = _numbers(values.sum(-1, dtype=torch.float64)), _numbers(mask.sum(-1))
     if not lengths.any():
         raise ShapeError("expected at least one token that counts, got none: look at the mask")

@@ -10,9 +10,10 @@ from kullback.tokens import token_kl  # noqa: F401  first: where PyTorch is miss
 import torch
 from torch import Tensor
 
+from kullback.policy.aggregation import Aggregate
 from kullback.policy.batch import Batch, Given, read_batch
 from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, weight
-from kullback.policy.measures import Aggregate, Prompts, estimate, statistics
+from kullback.policy.measures import Prompts, estimate, statistics
 from kullback.policy.refusals import PenaltyError, refusal
 from kullback.result import Estimate
 
