@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +19,9 @@ from .enumeration import Language, weights
 
 DIRECTIONS, ESTIMATORS, PLACEMENTS = ("reverse", "forward"), ("exact", "k1", "k2", "k3"), ("loss", "reward")
 HORIZONS, SAMPLERS = ("token", "sequence"), ("policy", "behaviour")
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "penalty.md"
 
 
 class Kind(NamedTuple):
@@ -43,6 +47,18 @@ def is_right(kind: Kind) -> bool:
     if kind.horizon == "sequence":
         return False
     return kind.estimator in {"policy": ("exact", "k2"), "behaviour": ("exact", "k1", "k3")}[kind.sampler]
+
+
+def rows_of(heading: str) -> list[Kind]:
+    """The table under a heading of docs/penalty.md, each "any" written out."""
+    text = DOCUMENT.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in text.splitlines() if line.startswith("|")][2:]
+    choices = (DIRECTIONS, ESTIMATORS, PLACEMENTS, HORIZONS, SAMPLERS)
+    return [
+        Kind(*kind)
+        for row in rows
+        for kind in product(*(every if cell == "any" else [cell] for cell, every in zip(row, choices, strict=True)))
+    ]
 
 
 RIGHT, WRONG = [kind for kind in KINDS if is_right(kind)], [kind for kind in KINDS if not is_right(kind)]
@@ -80,6 +96,11 @@ class World:
 
     def mean(self, at_tokens: torch.Tensor) -> torch.Tensor:
         return (self.seen * at_tokens.sum(-1)).sum()
+
+
+def test_the_document_says_of_each_combination_once_what_becomes_of_it() -> None:
+    assert sorted(rows_of("What is accepted")) == sorted(RIGHT)
+    assert sorted(rows_of("What is refused")) == sorted(WRONG)
 
 
 @pytest.mark.parametrize("tools", [False, True], ids=["plain", "tools"])
@@ -132,6 +153,8 @@ LEADS = [
     (other(PLAIN, horizon="sequence", estimator="exact"), PLAIN),
     (other(PLAIN, horizon="sequence", estimator="k2"), PLAIN),
     (other(PLAIN, horizon="sequence", estimator="k3", sampler="behaviour"), other(PLAIN, sampler="behaviour")),
+    (other(PLAIN, direction="forward", estimator="k1"), None),
+    (other(PLAIN, direction="forward", estimator="k1", horizon="sequence"), None),
     (other(PLAIN, direction="forward", estimator="k1", sampler="behaviour"), other(PLAIN, sampler="behaviour")),
 ]
 
