@@ -94,12 +94,13 @@ def _least(_typing: Any, like: Any) -> Any:
 # Not "reassoc": the order of these operations is what keeps the digits.
 @compiled(fast=("contract", "nsz"))
 def _term(p, q):
-    """p log(p/q) - p + q = p phi(log q/p), without cancellation where p and q are nearly equal."""
+    """p log(p/q) - p + q = p phi(log q/p), without cancellation where p and q are nearly equal; and p - q."""
     shift, f = _fold(p, q)
     apart = p - f  # 0 where p and q lie within a factor of 1.5, and s ((p - q) + p w g) is left
     s = (f - q) / (f + q)
     w = s * s
-    return s * ((p - q) + apart) - apart + p * (shift + s * (w * _atanh_tail(w)))
+    excess = p - q
+    return s * (excess + apart) - apart + p * (shift + s * (w * _atanh_tail(w))), excess
 
 
 @compiled(fast=("reassoc", "contract", "nsz"))
@@ -110,9 +111,10 @@ def _block(p, q):
     for i in range(p.shape[0]):
         a, b = p[i], q[i]
         special |= not ((a >= _least(a)) & (b >= _least(b)))
-        total += _term(a, b)
+        term, apart = _term(a, b)
+        total += term
         mass += a
-        excess += a - b
+        excess += apart
     return total, mass, excess, special
 
 
@@ -133,7 +135,7 @@ def _special_block(p, q, spare_p, spare_q):
             elif a == 0 or b == 0:
                 total += b if a == 0 else inf
             else:  # 2^200 brings the subnormal ones up, and nothing that sums to 1 out of range
-                total += 2.0**-200 * _term(2.0**200 * a, 2.0**200 * b)
+                total += 2.0**-200 * _term(2.0**200 * a, 2.0**200 * b)[0]
     n = p.shape[0]
     quick_total, quick_mass, quick_excess, _ = _block(spare_p[:n], spare_q[:n])
     return total + quick_total, mass + quick_mass, excess + quick_excess

@@ -202,7 +202,7 @@ def _kl(p, q, tolerance):
         kl = far / weights - _log1p_residual(x) if x < 1 else log1p(x) - mean / weights
         kl = inf if infinite else kl
         # What the sums have lost to rounding does not show in kl.
-        if far / weights <= 8 * kl * (1 + x):
+        if x < inf and far / weights <= 8 * kl * (1 + x):
             log_mass = log(weights) + top
             if tolerance < inf and not (
                 abs(exp(log_mass) - 1) <= tolerance and abs(exp(log_mass + shift + log1p(x)) - 1) <= tolerance

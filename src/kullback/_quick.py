@@ -81,14 +81,14 @@ def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike
 def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     dtype, shape = p.dtype, p.shape
     tolerance = _TOLERANCES.get(dtype)
-    if tolerance is None or q.dtype != dtype or not shape or (axis != -1 and axis != len(shape) - 1):
+    if tolerance is None or q.dtype != dtype or not p.size or (axis != -1 and not _is_last(axis, p, q)):
         return None
     name = "kullback._fast"
     kernels = _loaded[name] if name in _loaded else _load(name, p.size)
-    if len(shape) > 1 or q.shape != shape:
+    if len(shape) != 1 or q.shape != shape:
         if kernels:
             return _rows(kernels.prob_rows, p, q, tolerance, threads or kernels.THREADS)
-        return _rows(_block_rows, p, q, tolerance, 1) if shape[-1] >= 4096 else None
+        return _rows(_block_rows, p, q, tolerance, 1) if shape and shape[-1] >= 4096 else None
     if not (p.flags.carray and q.flags.carray):
         p, q = np.require(p, requirements=["C", "A"]), np.require(q, requirements=["C", "A"])
     if not kernels:
@@ -107,7 +107,7 @@ def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
     name = "kullback._fast_logits"
-    if p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and axis != p.ndim - 1):
+    if p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
         return None
     kernels = _loaded[name] if name in _loaded else _load(name, p.size)
     if not kernels:
@@ -115,6 +115,10 @@ def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = 
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
     return _rows(kernels.logit_rows, p, q, tolerance, threads or kernels.THREADS)
+
+
+def _is_last(axis: int, p: Array, q: Array) -> bool:
+    return axis == p.ndim - 1 and p.shape == q.shape
 
 
 def _load(name: str, entries: int) -> Any:
