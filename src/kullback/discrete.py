@@ -6,6 +6,7 @@ from typing import Any
 from kullback._arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
 from kullback._checks import events_last, require_log_probs, require_logits, require_probs
 from kullback._events import difference, kl_events, logit_events, prob_events, q_gradient, sum_kl
+from kullback._quick import quick_log_probs, quick_logits, quick_probs
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -36,6 +37,8 @@ def kl_probs(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | N
         >>> float(kl_probs([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]))
         0.6931471805599453
     """
+    if where is None and (kl := quick_probs(p, q, axis)) is not None:
+        return kl
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, nothing=0.0)
     require_probs(xp, "p", p, probs_p, dtype, axis)
     require_probs(xp, "q", q, probs_q, dtype, axis)
@@ -67,6 +70,8 @@ def kl_log_probs(log_p: ArrayLike, log_q: ArrayLike, *, axis: int = -1, where: A
         >>> float(kl_log_probs([log(0.5), log(0.5), -inf], [log(0.25), log(0.25), log(0.5)]))
         0.6931471805599453
     """
+    if where is None and (kl := quick_log_probs(log_p, log_q, axis)) is not None:
+        return kl
     xp, [logs_p, logs_q], dtype = events_last(log_p, log_q, axis=axis, where=where, nothing=-inf)
     require_log_probs(xp, "log_p", log_p, logs_p, dtype, axis)
     require_log_probs(xp, "log_q", log_q, logs_q, dtype, axis)
@@ -96,6 +101,8 @@ def kl_logits(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where
         >>> float(kl_logits([1.0, 1.0, -inf], [3.0, 3.0, -inf]))
         0.0
     """
+    if where is None and (kl := quick_logits(p_logits, q_logits, axis)) is not None:
+        return kl
     xp, [p_logits, q_logits], dtype = events_last(p_logits, q_logits, axis=axis, where=where, nothing=-inf)
     require_logits(xp, "p_logits", p_logits, axis)
     require_logits(xp, "q_logits", q_logits, axis)
