@@ -10,8 +10,9 @@ from scipy import special, stats
 
 from kullback import families
 from kullback._arrays import Array, untracked
+from kullback.densities import of_counts
 from kullback.densities.density import Density
-from kullback.densities.of_scipy import of_continuous, of_counts
+from kullback.densities.of_scipy import of_continuous
 from kullback.errors import ParameterError, ShapeError
 
 __all__ = ["of_record"]
@@ -216,37 +217,8 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
     )
 
 
-def _zipf(exponent: float) -> Density:
-    # SciPy takes the log of a probability that underflows.
-    constant = log(special.zeta(exponent))
-    return Density(
-        lambda origin, offset: np.where(origin + offset >= 1, -exponent * np.log(origin + offset) - constant, -inf),
-        (1.0, inf),
-        ((1.0, 1.0),),
-        discrete=True,
-        sample=lambda count, rng: rng.zipf(exponent, count),
-    )
-
-
-def _zipfian(exponent: float, total_count: float) -> Density:
-    # SciPy's takes no negative exponent.
-    logs = -exponent * np.log(np.arange(1.0, total_count + 1))
-    constant = float(special.logsumexp(logs))
-
-    def log_density(origin: Array, offset: Array) -> Array:
-        k = origin + offset
-        inside = (k >= 1) & (k <= total_count)
-        return np.where(inside, -exponent * np.log(np.where(inside, k, 1.0)) - constant, -inf)
-
-    return Density(log_density, (1.0, total_count), (((1 + total_count) / 2, total_count / 4),), discrete=True)
-
-
-def _probability(probs: float | None, logits: float | None) -> float:
-    return float(special.expit(logits)) if probs is None else float(probs)
-
-
-def _complement(probs: float | None, logits: float | None) -> float:
-    return float(special.expit(-float(logits))) if probs is None else 1 - float(probs)  # pyright: ignore
+def _log_odds(probs: float | None, logits: float | None) -> float:
+    return float(special.logit(probs)) if logits is None else logits
 
 
 _MADE_OF: dict[type, Callable[..., Density]] = {
@@ -259,7 +231,7 @@ _MADE_OF: dict[type, Callable[..., Density]] = {
     families.TanhNormal: _tanh_normal,
     families.Uniform: _uniform,
     families.VonMises: _von_mises,
-    families.Zipf: _zipf,
+    families.Zipf: of_counts.zipf,
     families.Normal: lambda loc, scale: of_continuous(stats.norm, loc=loc, scale=scale),
     families.Cauchy: lambda loc, scale: of_continuous(stats.cauchy, loc=loc, scale=scale),
     families.Logistic: lambda loc, scale: of_continuous(stats.logistic, loc=loc, scale=scale),
@@ -277,11 +249,11 @@ _MADE_OF: dict[type, Callable[..., Density]] = {
     families.LogNormal: lambda loc, scale: of_continuous(stats.lognorm, scale, scale=exp(loc)),
     families.InverseGaussian: lambda mean, shape: of_continuous(stats.invgauss, mean / shape, scale=shape),
     families.F: lambda df1, df2: of_continuous(stats.f, df1, df2),
-    families.Bernoulli: lambda *p: of_counts(stats.bernoulli, _probability(*p)),
-    families.Binomial: lambda count, *p: of_counts(stats.binom, count, _probability(*p)),
-    families.Geometric: lambda *p: of_counts(stats.geom, _probability(*p), loc=-1),
-    families.NegativeBinomial: lambda count, *p: of_counts(stats.nbinom, count, _complement(*p)),
-    families.Poisson: lambda rate: of_counts(stats.poisson, rate),
-    families.Zipfian: _zipfian,
-    families.Hypergeometric: lambda n, k, draws: of_counts(stats.hypergeom, n, k, draws),
+    families.Bernoulli: lambda *p: of_counts.binomial(1.0, _log_odds(*p)),
+    families.Binomial: lambda count, *p: of_counts.binomial(count, _log_odds(*p)),
+    families.Geometric: lambda *p: of_counts.negative_binomial(1.0, -_log_odds(*p)),
+    families.NegativeBinomial: lambda count, *p: of_counts.negative_binomial(count, _log_odds(*p)),
+    families.Poisson: of_counts.poisson,
+    families.Zipfian: of_counts.zipfian,
+    families.Hypergeometric: of_counts.hypergeometric,
 }

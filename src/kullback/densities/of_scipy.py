@@ -9,7 +9,7 @@ from kullback._arrays import Array
 from kullback.densities.density import Density
 from kullback.errors import ParameterError, ShapeError
 
-__all__ = ["of_continuous", "of_counts", "of_frozen", "of_random_variable"]
+__all__ = ["of_continuous", "of_discrete", "of_frozen", "of_random_variable"]
 
 
 def of_continuous(family: Any, *shapes: float, loc: float = 0.0, scale: float = 1.0) -> Density:
@@ -31,7 +31,7 @@ def of_continuous(family: Any, *shapes: float, loc: float = 0.0, scale: float = 
     )
 
 
-def of_counts(family: Any, *shapes: float, loc: float = 0.0) -> Density:
+def of_discrete(family: Any, *shapes: float, loc: float = 0.0) -> Density:
     """A discrete family."""
     low, high = (float(end) for end in family.support(*shapes, loc))
     lower, middle, upper = family.ppf([0.25, 0.5, 0.75], *shapes, loc)
@@ -65,7 +65,7 @@ def of_frozen(frozen: Any) -> Density:
     if not (scale > 0 and isfinite(loc)) or np.isnan(family.support(*shapes)).any():
         raise ParameterError(f"expected parameters that scipy.stats.{family.name} allows, got {given}")
     if hasattr(family, "logpmf"):
-        return of_counts(family, *shapes, loc=loc)
+        return of_discrete(family, *shapes, loc=loc)
     return of_continuous(family, *shapes, loc=loc, scale=scale)
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from kullback._arrays import Array
 from kullback.densities.density import Density
 from kullback.densities.panels import Panels, cut, integrate, join
+from kullback.densities.sums import Sums, conclude, infinite, support_gap
 from kullback.densities.tails import follow
 from kullback.densities.terms import terms
 from kullback.errors import SupportError
-from kullback.residual import phi
 from kullback.result import Estimate
 
-__all__ = ["infinite", "kl_quadrature", "support_gap"]
+__all__ = ["integrals", "kl_quadrature"]
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -40,13 +40,19 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
     """
     if gap := support_gap(p, q):
         return infinite(gap, "supports")
+    sums = integrals(p, q, error)
+    return conclude(sums, error, "tails" if sums.kl == inf else "quadrature")
+
+
+def integrals(p: Density, q: Density, error: float) -> Sums:
+    """All that is added up beside KL, over the supports of both."""
     with np.errstate(all="ignore"):
         straight, rays = cut(p, q)
         tails = [follow(p, q, *ray) for ray in rays]
         for ray, tail in zip(rays, tails, strict=True):
             if tail.beyond == inf:
                 end = f"{ray.scale * inf:+}" if ray.growth > 0 else f"{ray.origin:.6g}"
-                return infinite(f"the integral of p log(p/q) diverges towards {end}, by the power it follows", "tails")
+                return Sums(inf, warnings=(f"p log(p/q) adds up to inf towards {end}, by the law that it follows",))
         panels = join(straight, rays, [tail.reach for tail in tails])
         rounding = _rounding(p, q, panels)
 
@@ -55,52 +61,20 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
             return bound / np.asarray([wanted, 1e-12, 1e-12, 1e-12])
 
         totals, bounds = integrate(lambda *u: _integrand(p, q, *u), panels, is_enough)
-    (value, *masses, blind), bounds = totals.tolist(), bounds.tolist()
-    beyond = sum(tail.beyond for tail in tails)
-    doubt = sum(tail.doubt for tail in tails)
-    value, bound = float(value + beyond), float(bounds[0] + rounding + doubt)
-    warnings = [tail.unclear for tail in tails if tail.unclear]
-    if doubt > 0.01 * value:
-        warnings.append(f"{beyond / value:.0%} of it lies nearer to an end than floats reach")
-    mass_p = float(masses[0]) + sum(tail.mass_p for tail in tails)
-    mass_q = float(masses[1]) + sum(tail.mass_q for tail in tails)
-    for name, mass, seen, mass_bound in zip("pq", (mass_p, mass_q), masses, bounds[1:], strict=False):
-        missing = abs(mass - 1)
-        if missing > 1e-12 + mass_bound:
-            bound += missing
-        if missing > 1e-6 + mass - seen + mass_bound:
-            warnings.append(f"{name} integrates to {mass:.9g}, not 1: part of it was missed, or it is no density")
-    if blind > 1e-15:
-        warnings.append(f"log q is -inf where p has {blind:.3g} of its mass, inside what q says its support is")
-    if warnings:
-        bound = inf
-    else:  # what rounding has left of each mass: KL(p/P || q/Q), exactly
-        value = value / mass_p - float(phi(np.log(mass_q / mass_p)))
-        bound += value * (bounds[1] + mass_p - masses[0])
-    allowed = error * max(1.0, value)
-    if bound > allowed and not warnings:
-        warnings.append(f"the error bound {bound:.2g} is above the {allowed:.2g} asked for")
-    return Estimate(
-        value,
-        error=bound,
-        interval=(max(0.0, value - bound), value + bound),
-        method="quadrature",
-        status="bounded" if bound <= allowed and not warnings else "unreliable",
-        warnings=tuple(warnings),
+    (kl, mass_p, mass_q, blind), bounds = totals.tolist(), bounds.tolist()
+    beyond_p, beyond_q = sum(tail.mass_p for tail in tails), sum(tail.mass_q for tail in tails)
+    return Sums(
+        kl + sum(tail.beyond for tail in tails),
+        mass_p + beyond_p,
+        mass_q + beyond_q,
+        blind,
+        bounds[0] + rounding,
+        max(bounds[1:]),
+        sum(tail.doubt for tail in tails),
+        beyond_p,
+        beyond_q,
+        tuple(tail.unclear for tail in tails if tail.unclear),
     )
-
-
-def support_gap(p: Density, q: Density) -> str:
-    """Where p has mass outside the support of q, in words, or nothing."""
-    (low_p, high_p), (low_q, high_q) = p.support, q.support
-    gaps = [(low_p, min(high_p, low_q)), (max(low_p, high_q), high_p)]
-    words = [f"{low:.6g} < x < {high:.6g}" for low, high in gaps if low < high]
-    return f"q is 0 where p is not: {' and '.join(words)}" if words else ""
-
-
-def infinite(reason: str, method: str) -> Estimate:
-    """KL(p || q) = inf, and why."""
-    return Estimate(inf, error=0.0, interval=(inf, inf), method=method, status="exact", warnings=(reason,))
 
 
 def _log_pair(p: Density, q: Density, panels: Panels, u: Array) -> tuple[Array, Array, Array]:
@@ -108,7 +82,7 @@ def _log_pair(p: Density, q: Density, panels: Panels, u: Array) -> tuple[Array, 
     log_p, log_q = p.log_density(origin, offset), q.log_density(origin, offset)
     bad = np.isnan(log_p) | np.isnan(log_q)
     if bad.any():
-        raise SupportError(f"expected log-densities, but one is nan at x = {(origin + offset)[bad][0]!r}")
+        raise SupportError(f"expected log-densities, but one is nan at x = {float((origin + offset)[bad][0])!r}")
     return log_p, log_q, step
 
 
