@@ -1,6 +1,8 @@
 """The objectives: against the policy gradient by enumeration, against TRL's own losses, and at their edges."""
 
 import math
+import subprocess
+import sys
 from collections import defaultdict
 from itertools import product
 from types import SimpleNamespace
@@ -296,3 +298,15 @@ def test_rloo_is_trls(samples) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-15)
     gradients = [torch.autograd.grad(of, batch["log_prob"])[0] for of in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("module", ["penalty", "objectives", "advantages", "preferences", "presets"])
+def test_without_pytorch_the_extra_is_named(module: str) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from kullback.errors import MissingDependencyError\n"
+        f"try: import kullback.policy.{module}\n"
+        "except MissingDependencyError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'kullback[train]'" in done.stdout, done.stderr

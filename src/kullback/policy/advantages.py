@@ -1,5 +1,8 @@
 """Advantages: how much better an action did than was expected of it."""
 
+import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
+
+# isort: split
 import torch
 from torch import Tensor
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from kullback.tokens import token_kl  # noqa: F401  first: where PyTorch is missing it says what to install
+import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
 
 # isort: split
 import torch

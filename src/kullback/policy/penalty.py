@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal, Unpack, get_args
 
-from kullback.tokens import token_kl  # noqa: F401  first: where PyTorch is missing it says what to install
+import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
 
 # isort: split
 import torch

@@ -1,5 +1,8 @@
 """Learning from preferences with the KL budgeted implicitly: direct preference optimisation."""
 
+import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
+
+# isort: split
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

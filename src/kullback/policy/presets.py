@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
+
+# isort: split
 from torch import Tensor
 
 from kullback.policy.aggregation import Aggregate
