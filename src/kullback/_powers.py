@@ -35,8 +35,8 @@ def alpha_family(alpha: float) -> Triple:
     def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
         # The base is that of the larger power: then nothing cancels.
         if alpha < 0.5:
-            return xp.sum(_gaps(xp, q, p, -d, 1 - alpha), axis=-1) / (1 - alpha)
-        return xp.sum(_gaps(xp, p, q, d, alpha), axis=-1) / alpha
+            return xp.sum(_gaps(xp, q, p, -d, 1 - alpha, alpha), axis=-1) / (1 - alpha)
+        return xp.sum(_gaps(xp, p, q, d, alpha, 1 - alpha), axis=-1) / alpha
 
     def by_p(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
         return -expm1_over(xp, d, 1 - alpha)
@@ -169,9 +169,8 @@ def expm1_over(xp: Any, d: Array, k: float) -> Array:
     return xp.where(finite, safe if k == 0 else xp.expm1(k * safe) / k, limit)
 
 
-def _gaps(xp: Any, p: Array, q: Array, d: Array, b: float) -> Array:
-    """(p^b q^c - b p - c q) / (b - 1), c = 1 - b, for b >= 1/2: never negative; p log(p/q) - p + q at b = 1."""
-    c = 1 - b
+def _gaps(xp: Any, p: Array, q: Array, d: Array, b: float, c: float) -> Array:
+    """(b p + c q - p^b q^c) / c, b + c = 1, for b >= 1/2: never negative; p log(p/q) - p + q at c = 0."""
     near = abs(d) < 1
     x = xp.where(near, d, 0.0)
     close = p * (phi(x) - phi(c * x) / c) if c else p * phi(x)
