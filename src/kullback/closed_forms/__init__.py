@@ -1,8 +1,10 @@
 """One function for each pair of families whose KL has a closed form, by family."""
 
 from kullback.closed_forms import (  # noqa: F401  (each registers its pairs)
+    circles,
     counts,
     dirichlets,
+    finite,
     gammas,
     intervals,
     locations,

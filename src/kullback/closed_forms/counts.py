@@ -12,7 +12,7 @@ from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families._record import first_offender, is_traced
 from kullback.residual import log1p_residual, log_ratio, mass_phi, phi
 
-__all__: list[str] = []
+__all__ = ["bernoulli", "log_probabilities"]
 
 
 @closed_form((f.Bernoulli, f.Bernoulli))
@@ -25,13 +25,15 @@ def bernoulli(xp: Any, p: Any, q: Any) -> Array:
         close = (1 - p.probs) * log1p_residual(xp.where(near, change, 0.0))
         apart = mass_phi(xp, 1 - p.probs, 1 - q.probs)
         return mass_phi(xp, p.probs, q.probs) + xp.where(near & (p.probs < 1), close, apart)
-    return _from_logits(xp, *xp.broadcast_arrays(_log_odds(xp, p), _log_odds(xp, q)))
+    logits = [xp.stack(log_probabilities(xp, d), axis=-1) for d in (p, q)]
+    return _from_logits(xp, *xp.broadcast_arrays(*logits))
 
 
-def _log_odds(xp: Any, d: Any) -> Array:
+def log_probabilities(xp: Any, d: Any) -> list[Array]:
+    """Of a one and of none, up to a constant."""
     if d.logits is None:
-        return xp.stack([xp.log(d.probs), xp.log1p(-d.probs)], axis=-1)
-    return xp.stack([d.logits, xp.zeros_like(d.logits)], axis=-1)
+        return [xp.log(d.probs), xp.log1p(-d.probs)]
+    return [d.logits, xp.zeros_like(d.logits)]
 
 
 def _success(xp: Any, d: Any) -> Array:

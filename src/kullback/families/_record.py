@@ -27,6 +27,7 @@ __all__ = [
     "require_mass_one",
     "require_one_of",
     "require_order",
+    "require_unit_length",
 ]
 
 
@@ -106,11 +107,27 @@ def require_mass_one(owner: Record, name: str) -> None:
     if probs.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have an axis of categories, got a number")
     sums = xp.sum(probs, axis=-1)
-    tolerance = 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
-    if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= tolerance)):
+    if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= _tolerance(dtype))):
         raise NotNormalizedError(
             f"expected {type(owner).__name__}'s {name} to sum to 1, but {offender}; divide by the sum"
         )
+
+
+def require_unit_length(owner: Record, name: str) -> None:
+    """Along the last axis the entries are a vector of length one, but for rounding."""
+    value = getattr(owner, name)
+    if is_traced(value):
+        return
+    xp, [vectors], dtype = as_floats(untracked(value))
+    if vectors.ndim == 0:
+        raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector, got a number")
+    lengths = xp.linalg.vector_norm(vectors, axis=-1)
+    if offender := first_offender(f"the length of {name}", lengths, ~(abs(lengths - 1) <= _tolerance(dtype))):
+        raise ParameterError(f"expected {type(owner).__name__}'s {name} to have length 1, but {offender}; divide by it")
+
+
+def _tolerance(dtype: Any) -> float:
+    return 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
 
 
 def _refuse(owner: Record, name: str, array: Array, bad: Array, words: str) -> None:

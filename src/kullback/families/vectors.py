@@ -1,6 +1,6 @@
 """Distributions of vectors and matrices: the event's axes are the parameters' last ones."""
 
-from kullback.families._record import Positive, Real, Record, record, require_one_of
+from kullback.families._record import Nonnegative, Positive, Real, Record, record, require_one_of, require_unit_length
 
 __all__ = [
     "Dirichlet",
@@ -90,4 +90,7 @@ class VonMisesFisher(Record):
     """
 
     mean_direction: Real
-    concentration: Positive
+    concentration: Nonnegative
+
+    def _check(self) -> None:
+        require_unit_length(self, "mean_direction")

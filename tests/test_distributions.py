@@ -1,0 +1,354 @@
+"""kl(p, q) of distributions: its digits against quadrature, its infinities, its gradients, its refusals."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import mpmath
+import numpy as np
+import pytest
+import torch
+from mpmath import mpf
+
+from kullback import families as f
+from kullback.closed_forms import FORMS
+from kullback.distributions import kl
+
+from . import families_oracle as oracle
+
+REFERENCE = Path(__file__).parents[1].parent / "shared" / "reference"
+LIBRARIES = {
+    "numpy": lambda value: np.asarray(value, dtype=np.float64),
+    "torch": lambda value: torch.tensor(value, dtype=torch.float64),
+    "jax": lambda value: jax.numpy.asarray(value, dtype=jax.numpy.float64),
+}
+inf = math.inf
+# Of families that have none, by quadrature or summation.
+NO_CLOSED_FORM = {"logistic", "student_t", "kumaraswamy"}
+NO_CLOSED_PAIR = {("normal", "cauchy"), ("normal", "logistic"), ("normal", "student_t")}
+
+
+def relative_error(got, truth):
+    return abs(float((mpf(float(got)) - truth) / truth))
+
+
+def record(family, parameters, library):
+    kind = getattr(f, "".join(word.capitalize() for word in family.split("_")))
+    return kind(**{name: library(value) for name, value in parameters.items()})
+
+
+def floats(value):
+    return [floats(entry) for entry in value] if isinstance(value, list) else float(value)
+
+
+# The digits.
+
+
+def nearness(p, q):
+    """The least relative change that a nearly equal case makes, or nothing."""
+    changes = np.abs(np.asarray(q, float) / np.asarray(p, float) - 1) if np.shape(p) == np.shape(q) else np.ones(1)
+    changes = changes[changes > 0]
+    return float(changes.min()) if changes.size and changes.min() < 2e-3 else None
+
+
+def reference_cases():
+    if not REFERENCE.exists():
+        return
+    for number, case in enumerate(json.loads((REFERENCE / "families.json").read_text())["cases"]):
+        p, q = dict(case["p"]), dict(case["q"])
+        names = p.pop("family"), q.pop("family")
+        p, q = ({name: float(value) for name, value in side.items()} for side in (p, q))
+        if names[0] == names[1] and names[0] in NO_CLOSED_FORM:
+            continue
+        if names not in NO_CLOSED_PAIR:
+            delta = nearness(list(p.values()), list(q.values())) if names[0] == names[1] else None
+            yield pytest.param(*names, p, q, mpf(case["kl"]), delta, id=f"{names[0]}-{names[1]}-{number}")
+    for number, case in enumerate(json.loads((REFERENCE / "multivariate.json").read_text())["cases"]):
+        p, q = ({name: floats(value) for name, value in case[side].items()} for side in "pq")
+        delta = 1e-6 if "nearly" in case["note"] else None
+        name = case["family"]
+        yield pytest.param(name, name, p, q, mpf(case["kl"]), delta, id=f"{name}-{number}")
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference values are not beside this checkout")
+@pytest.mark.parametrize("kind", LIBRARIES)
+@pytest.mark.parametrize(("p_family", "q_family", "p", "q", "truth", "delta"), list(reference_cases()))
+def test_reference_values(p_family, q_family, p, q, truth, delta, kind):
+    with jax.enable_x64(True):
+        p, q = record(p_family, p, LIBRARIES[kind]), record(q_family, q, LIBRARIES[kind])
+        # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+        assert relative_error(kl(p, q), truth) < 1e-13 + (4e-16 / delta if delta else 0)
+
+
+def on_the_line():
+    return [pair for pair in FORMS if pair[0] in oracle.FAMILIES and pair[1] in oracle.FAMILIES]
+
+
+def name_of(pair):
+    return f"{pair[0].__name__}-{pair[1].__name__}"
+
+
+@pytest.mark.parametrize("pair", on_the_line(), ids=name_of)
+def test_every_pair_agrees_with_its_definition(pair):
+    p, q = oracle.draw(*pair, np.random.default_rng(3))
+    assert relative_error(kl(p, q), oracle.kl(p, q)) < 1e-12
+
+
+# Vectors, matrices and categories: textbook formulas in many digits, or every outcome in turn.
+
+
+def positive_definite(rng, size):
+    root = rng.normal(size=(size, size + 2))
+    return root @ root.T / size
+
+
+def textbook_normal(p_loc, p_cov, q_loc, q_cov):
+    shift, p_cov, q_cov = mpmath.matrix(q_loc - p_loc), mpmath.matrix(p_cov), mpmath.matrix(q_cov)
+    inverse = q_cov**-1
+    product = inverse * p_cov
+    trace = mpmath.fsum(product[i, i] for i in range(len(p_loc)))
+    quadratic = (shift.T * inverse * shift)[0]
+    return (trace + quadratic - len(p_loc) - mpmath.log(mpmath.det(p_cov) / mpmath.det(q_cov))) / 2
+
+
+def textbook_wishart(p_df, p_cov, q_df, q_cov):
+    size, p_df, q_df = len(p_cov), mpf(p_df), mpf(q_df)
+    product = mpmath.matrix(q_cov) ** -1 * mpmath.matrix(p_cov)
+    trace = mpmath.fsum(product[i, i] for i in range(size))
+    kl = p_df / 2 * (trace - size) - q_df / 2 * mpmath.log(mpmath.det(product))
+    for i in range(size):
+        a, b = (p_df - i) / 2, (q_df - i) / 2
+        kl += mpmath.loggamma(b) - mpmath.loggamma(a) - (b - a) * mpmath.digamma(a)
+    return kl
+
+
+def textbook_dirichlet(a, b):
+    a, b = list(map(mpf, a)), list(map(mpf, b))
+    total_a, total_b = mpmath.fsum(a), mpmath.fsum(b)
+    kl = mpmath.loggamma(total_a) - mpmath.loggamma(total_b)
+    for x, y in zip(a, b, strict=True):
+        kl += mpmath.loggamma(y) - mpmath.loggamma(x) + (x - y) * (mpmath.digamma(x) - mpmath.digamma(total_a))
+    return kl
+
+
+def enumerate_counts(categories, total):
+    if categories == 1:
+        yield (total,)
+        return
+    for first in range(total + 1):
+        for rest in enumerate_counts(categories - 1, total - first):
+            yield (first, *rest)
+
+
+def near(rng, matrix, delta):
+    """The matrix, symmetric still, with entries changed by about delta."""
+    factor = np.linalg.cholesky(matrix)
+    change = rng.normal(size=matrix.shape)
+    return matrix + delta * factor @ (change + change.T) @ factor.T / 2
+
+
+def symmetric(matrix):
+    return (matrix + matrix.T) / 2
+
+
+def normal_case(rng, delta):
+    size = 4
+    p_loc, p_cov = rng.normal(size=size), symmetric(positive_definite(rng, size))
+    q_loc, q_cov = p_loc + delta * rng.normal(size=size), symmetric(near(rng, p_cov, 0.2 * delta))
+    return p_loc, p_cov, q_loc, q_cov
+
+
+def multivariate_normal(rng, delta):
+    p_loc, p_cov, q_loc, q_cov = normal_case(rng, delta)
+    p, q = (f.MultivariateNormal(loc=loc, covariance_matrix=cov) for loc, cov in ((p_loc, p_cov), (q_loc, q_cov)))
+    return p, q, textbook_normal(p_loc, p_cov, q_loc, q_cov)
+
+
+def matrix_normal(rng, delta):
+    p_loc, q_loc = (loc.reshape(3, 2) for loc in (lambda x: (x, x + delta * rng.normal(size=6)))(rng.normal(size=6)))
+    rows, columns = (symmetric(positive_definite(rng, size)) for size in (3, 2))
+    q_rows, q_columns = (symmetric(near(rng, cov, 0.2 * delta)) for cov in (rows, columns))
+    p = f.MatrixNormal(loc=p_loc, row_covariance=rows, column_covariance=columns)
+    q = f.MatrixNormal(loc=q_loc, row_covariance=q_rows, column_covariance=q_columns)
+
+    def kronecker(a, b):
+        return [[mpf(a[i, j]) * mpf(b[k, m]) for j in range(3) for m in range(2)] for i in range(3) for k in range(2)]
+
+    truth = textbook_normal(p_loc.ravel(), kronecker(rows, columns), q_loc.ravel(), kronecker(q_rows, q_columns))
+    return p, q, truth
+
+
+def low_rank(rng, delta):
+    p_loc, q_loc = (lambda x: (x, x + delta * rng.normal(size=5)))(rng.normal(size=5))
+    p_factor, p_diagonal = rng.normal(size=(5, 2)), rng.uniform(0.5, 2, 5)
+    q_factor = p_factor + 0.2 * delta * rng.normal(size=(5, 2))
+    q_diagonal = p_diagonal * (1 + 0.2 * delta * rng.uniform(-1, 1, 5))
+    p, q = (
+        f.LowRankMultivariateNormal(loc=loc, cov_factor=factor, cov_diag=diagonal)
+        for loc, factor, diagonal in ((p_loc, p_factor, p_diagonal), (q_loc, q_factor, q_diagonal))
+    )
+
+    def covariance(factor, diagonal):
+        factor = mpmath.matrix(factor)
+        return factor * factor.T + mpmath.diag(list(map(mpf, diagonal)))
+
+    return p, q, textbook_normal(p_loc, covariance(p_factor, p_diagonal), q_loc, covariance(q_factor, q_diagonal))
+
+
+def low_rank_of_full(rng, delta):
+    p, q, _ = low_rank(rng, delta)
+    cov = symmetric(q.cov_factor @ q.cov_factor.T + np.diag(q.cov_diag))
+    p_cov = mpmath.matrix(p.cov_factor) * mpmath.matrix(p.cov_factor).T + mpmath.diag(list(map(mpf, p.cov_diag)))
+    return p, f.MultivariateNormal(loc=q.loc, covariance_matrix=cov), textbook_normal(p.loc, p_cov, q.loc, cov)
+
+
+def full_of_low_rank(rng, delta):
+    p, q, _ = low_rank(rng, delta)
+    cov = symmetric(p.cov_factor @ p.cov_factor.T + np.diag(p.cov_diag))
+    q_cov = mpmath.matrix(q.cov_factor) * mpmath.matrix(q.cov_factor).T + mpmath.diag(list(map(mpf, q.cov_diag)))
+    return f.MultivariateNormal(loc=p.loc, covariance_matrix=cov), q, textbook_normal(p.loc, cov, q.loc, q_cov)
+
+
+def wishart(rng, delta):
+    cov = symmetric(positive_definite(rng, 3))
+    q_cov, df = symmetric(near(rng, cov, 0.2 * delta)), 4.5
+    q_df = df * (1 + 0.3 * delta)
+    p, q = f.Wishart(df=df, covariance_matrix=cov), f.Wishart(df=q_df, covariance_matrix=q_cov)
+    return p, q, textbook_wishart(df, cov, q_df, q_cov)
+
+
+def inverse_wishart(rng, delta):
+    scale = symmetric(positive_definite(rng, 3))
+    q_scale, df = symmetric(near(rng, scale, 0.2 * delta)), 4.5
+    q_df = df * (1 + 0.3 * delta)
+    p, q = f.InverseWishart(df=df, scale_matrix=scale), f.InverseWishart(df=q_df, scale_matrix=q_scale)
+    inverses = (mpmath.matrix(matrix) ** -1 for matrix in (scale, q_scale))
+    p_cov, q_cov = ([[matrix[i, j] for j in range(3)] for i in range(3)] for matrix in inverses)
+    return p, q, textbook_wishart(df, p_cov, q_df, q_cov)
+
+
+def dirichlet(rng, delta):
+    a = rng.uniform(0.3, 6, 5)
+    b = a * np.exp(delta * rng.normal(size=5))
+    return f.Dirichlet(concentration=a), f.Dirichlet(concentration=b), textbook_dirichlet(a, b)
+
+
+def simplexes(rng, delta, size=4):
+    p = rng.dirichlet(np.ones(size))
+    q = p * np.exp(delta * rng.normal(size=size))
+    return p, q / q.sum()
+
+
+def plain_kl(p, q):
+    p, q = list(map(mpf, p)), list(map(mpf, q))
+    total_p, total_q = mpmath.fsum(p), mpmath.fsum(q)
+    return mpmath.fsum(x / total_p * mpmath.log(x * total_q / (y * total_p)) for x, y in zip(p, q, strict=True))
+
+
+def categorical(rng, delta, kind=f.Categorical):
+    p, q = simplexes(rng, delta)
+    return kind(probs=p), kind(probs=q), plain_kl(p, q)
+
+
+def one_hot(rng, delta):
+    return categorical(rng, delta, f.OneHotCategorical)
+
+
+def multinomial(rng, delta):
+    p, q = simplexes(rng, delta, 3)
+    truth = mpf(0)
+    total_p, total_q = (mpmath.fsum(map(mpf, side)) for side in (p, q))
+    for counts in enumerate_counts(3, 4):
+        ways = mpmath.factorial(4)
+        for count in counts:
+            ways /= mpmath.factorial(count)
+        mass_p = ways * mpmath.fprod((mpf(x) / total_p) ** c for x, c in zip(p, counts, strict=True))
+        mass_q = ways * mpmath.fprod((mpf(x) / total_q) ** c for x, c in zip(q, counts, strict=True))
+        truth += mass_p * mpmath.log(mass_p / mass_q)
+    return f.Multinomial(total_count=4, probs=p), f.Multinomial(total_count=4, probs=q), truth
+
+
+def von_mises(rng, delta):
+    k, loc = float(rng.uniform(0.5, 20)), float(rng.normal())
+    p, q = f.VonMises(loc=loc, concentration=k), f.VonMises(loc=loc + delta, concentration=k * (1 + 0.3 * delta))
+    k1, k2, m1, m2 = (mpf(v) for v in (p.concentration, q.concentration, p.loc, q.loc))
+    log_i0 = [mpmath.log(mpmath.besseli(0, v)) for v in (k1, k2)]
+    truth = mpmath.quad(
+        lambda x: (
+            mpmath.exp(k1 * mpmath.cos(x - m1) - log_i0[0])
+            / (2 * mpmath.pi)
+            * (k1 * mpmath.cos(x - m1) - k2 * mpmath.cos(x - m2) + log_i0[1] - log_i0[0])
+        ),
+        mpmath.linspace(-mpmath.pi, mpmath.pi, 9),
+    )
+    return p, q, truth
+
+
+def von_mises_fisher(rng, delta, dimension=5):
+    m1 = rng.normal(size=dimension)
+    m1 /= np.linalg.norm(m1)
+    m2 = m1 + delta * rng.normal(size=dimension)
+    m2 /= np.linalg.norm(m2)
+    k1 = float(rng.uniform(0.5, 200))
+    k2 = k1 * (1 + 0.3 * delta)
+    order = mpf(dimension) / 2 - 1
+    logs = [mpmath.log(mpmath.besseli(order, k)) - order * mpmath.log(k) for k in (mpf(k1), mpf(k2))]
+    resultant = mpmath.besseli(order + 1, k1) / mpmath.besseli(order, k1)
+    distance = mpmath.fsum((mpf(a) - mpf(b)) ** 2 for a, b in zip(m1, m2, strict=True))
+    truth = logs[1] - logs[0] + (mpf(k1) - mpf(k2)) * resultant + mpf(k2) * resultant * distance / 2
+    p = f.VonMisesFisher(mean_direction=m1, concentration=k1)
+    return p, f.VonMisesFisher(mean_direction=m2, concentration=k2), truth
+
+
+def hypergeometric(rng, delta):
+    del rng, delta
+    p, q = (f.Hypergeometric(population=n, successes=k, draws=5) for n, k in ((20, 8), (24, 7)))
+
+    def masses(d):
+        return [
+            mpmath.binomial(d.successes, k) * mpmath.binomial(d.population - d.successes, d.draws - k) for k in range(6)
+        ]
+
+    return p, q, plain_kl(masses(p), masses(q))
+
+
+def zipfian(rng, delta):
+    a, b = mpf(float(rng.uniform(0.5, 2))), mpf(float(rng.uniform(0.5, 2)))
+    p, q = (f.Zipfian(exponent=float(s), total_count=50) for s in (a, b))
+    del delta
+    return p, q, plain_kl(*([mpf(k) ** -s for k in range(1, 51)] for s in (a, b)))
+
+
+OTHERS = {
+    (f.MultivariateNormal, f.MultivariateNormal): multivariate_normal,
+    (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): low_rank,
+    (f.LowRankMultivariateNormal, f.MultivariateNormal): low_rank_of_full,
+    (f.MultivariateNormal, f.LowRankMultivariateNormal): full_of_low_rank,
+    (f.MatrixNormal, f.MatrixNormal): matrix_normal,
+    (f.Wishart, f.Wishart): wishart,
+    (f.InverseWishart, f.InverseWishart): inverse_wishart,
+    (f.Dirichlet, f.Dirichlet): dirichlet,
+    (f.Categorical, f.Categorical): categorical,
+    (f.OneHotCategorical, f.OneHotCategorical): one_hot,
+    (f.Multinomial, f.Multinomial): multinomial,
+    (f.VonMises, f.VonMises): von_mises,
+    (f.VonMisesFisher, f.VonMisesFisher): von_mises_fisher,
+    (f.Hypergeometric, f.Hypergeometric): hypergeometric,
+    (f.Zipfian, f.Zipfian): zipfian,
+}
+
+
+def test_every_pair_has_an_oracle():
+    ours = {pair for pair in FORMS if all(issubclass(kind, f.Record) for kind in pair)}
+    assert ours == set(on_the_line()) | OTHERS.keys()
+
+
+@pytest.mark.parametrize("delta", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("pair", OTHERS, ids=name_of)
+def test_vectors_and_categories_agree_with_theirs(pair, delta):
+    with mpmath.workdps(50):
+        p, q, truth = OTHERS[pair](np.random.default_rng(8), delta)
+        # A covariance that is written out is rounded first.
+        slack = 4e-15 if f.LowRankMultivariateNormal in pair else 4e-16
+        assert relative_error(kl(p, q), truth) < 1e-12 + slack / delta
