@@ -83,7 +83,13 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
 
 def untracked(array: Array) -> Array:
     """The same numbers, for looking at: no gradient is recorded."""
-    return array.detach() if array_api_compat.is_torch_array(array) else array
+    if array_api_compat.is_torch_array(array):
+        return array.detach()
+    if array_api_compat.is_jax_array(array):
+        import jax
+
+        return jax.lax.stop_gradient(array)
+    return array
 
 
 def holds(flag: Array) -> bool:
