@@ -246,6 +246,11 @@ def test_two_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
     assert own == {"__init__", "compute_loss"}
 
 
+def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:
+    with pytest.raises(BudgetError, match="'token' or 'sequence', got 'step'"):
+        make(KLBudget(0.05, unit="step"))
+
+
 def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> None:
     with pytest.raises(BudgetError, match=r"beta = 0, got 0\.04"):
         make(KLBudget(0.05), beta=0.04)

@@ -74,6 +74,10 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self.beta = 0.0
         if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise BudgetError("the budget needs whole weights of a text model: plain data parallelism, no FSDP or ZeRO")
+        if budget is not None and budget.unit not in ("token", "sequence"):
+            raise BudgetError(
+                f"expected a budget per 'token' or 'sequence', got {budget.unit!r}: these are completions"
+            )
         self.budget = budget
         self._holder = _BudgetHolder(self)
         self.add_callback(self._holder)

@@ -11,11 +11,13 @@ Three things act, from the slow one to the fast one, all on one smoothed estimat
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.errors import BudgetError
 
-__all__ = ["KLBudget"]
+__all__ = ["KLBudget", "Unit"]
+
+Unit: TypeAlias = Literal["token", "sequence", "step", "latent"]
 
 _SMOOTH = 0.2  # share of the newest step in the running push
 _MEMORY = 0.1  # share of the newest in the running bustle and spread
@@ -48,7 +50,8 @@ class KLBudget:
 
     Args:
         target: The budget in nats per unit, > 0.
-        unit: "token" (KL summed over tokens / tokens) or "sequence" (KL summed over tokens / sequences).
+        unit: What the nats are per: "token" (KL summed over tokens / tokens), "sequence" (the same / sequences), "step"
+            (a state visited in an environment), or "latent" (all of a VAE's latent dimensions, an example).
         price: What the whole budget costs in the loss, in reward: beta * target. Budgets of any size start alike.
         price_min: Where the price rests while the budget does not bind.
         price_max: Where it stops: beyond it a larger price moves nothing.
@@ -79,7 +82,7 @@ class KLBudget:
     """
 
     target: float
-    unit: Literal["token", "sequence"] = "token"
+    unit: Unit = "token"
     price: float = 5e-3
     price_min: float = 5e-4
     price_max: float = 0.5
@@ -99,8 +102,8 @@ class KLBudget:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.target) and self.target > 0):
             raise BudgetError(f"a KL budget must be a finite number of nats > 0, got {self.target}")
-        if self.unit not in ("token", "sequence"):
-            raise BudgetError(f"the unit of a KL budget is 'token' or 'sequence', got {self.unit!r}")
+        if self.unit not in get_args(Unit):
+            raise BudgetError(f"expected a unit of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             raise BudgetError(
                 f"expected 0 < price_min <= price <= price_max, got price_min={self.price_min}, price={self.price}, "
