@@ -36,7 +36,7 @@ def binomial(total_count: float, log_odds: float) -> Density:
 def hypergeometric(population: float, successes: float, draws: float) -> Density:
     """How many of the draws, without replacement, are among the successes: three binomials of any one probability."""
     failures = population - successes
-    log_odds = float(special.logit(draws / population)) if population else 0.0
+    log_odds: Any = special.logit(draws / population) if population else 0.0
 
     def log_pmf(k: Array) -> Array:
         missed = draws - k
@@ -60,7 +60,7 @@ def negative_binomial(total_count: float, log_odds: float) -> Density:
 
 
 def zipf(exponent: float) -> Density:
-    constant = log(special.zeta(exponent))
+    constant = np.log(np.asarray(special.zeta(exponent)))
     return Density(
         _inside(lambda k: -exponent * np.log(k) - constant, 1.0, inf),
         (1.0, inf),
@@ -72,7 +72,7 @@ def zipf(exponent: float) -> Density:
 
 def zipfian(exponent: float, total_count: float) -> Density:
     logs = -exponent * np.log(np.arange(1.0, total_count + 1))
-    constant = float(special.logsumexp(logs))
+    constant: Any = special.logsumexp(logs)
     return Density(
         _inside(lambda k: -exponent * np.log(k) - constant, 1.0, total_count),
         (1.0, total_count),

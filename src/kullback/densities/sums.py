@@ -39,7 +39,7 @@ class Sums(NamedTuple):
 
     def plus(self, other: "Sums") -> "Sums":
         """Both together."""
-        return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Sums._make(mine + theirs for mine, theirs in zip(self, other, strict=True))  # pyright: ignore
 
 
 def conclude(sums: Sums, error: float, method: str) -> Estimate:

@@ -44,7 +44,9 @@ def follow(p: Density, q: Density, origin: float, scale: float, growth: int) -> 
         return Tail(max(farthest, 1.0))
     s, log_p, log_q = _sight(p, q, (origin, scale, growth), farthest)
     if s.size < 2:
-        return Tail(40.0)
+        # q has underflowed before the ray begins: look nearer.
+        nearer = follow(p, q, origin, scale / 8, growth) if growth > 0 and abs(scale) > 1e-300 else Tail(40.0)
+        return Tail(40.0, nearer.beyond if nearer.beyond == inf else 0.0)
     height = log_terms(log_p, log_q)
     counts = np.flatnonzero(np.maximum(height, np.maximum(log_p, log_q)) > _NEGLIGIBLE)
     last = int(counts[-1]) + 1 if counts.size else 0
@@ -69,6 +71,9 @@ def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: floa
     blind = (log_q == -inf) & (log_p > -inf)
     blind[1:] |= (np.abs(offset[1:]) > 1e75) & (log_p[1:] == -inf) & (log_p[:-1] > -1e4)
     seen = int(np.append(np.flatnonzero(blind), s.size)[0])
+    if 0 < seen < s.size and log_q[seen - 1] - step[seen - 1] > -746:
+        # The log of a q that underflowed: it lost digits before it was gone.
+        seen = min(seen, int(np.append(np.flatnonzero(log_q - step < -690), seen)[0]))
     if 0 < seen < 50 and farthest > 1e-3:
         return _sight(p, q, ray, float(s[seen]))
     return s[:seen], log_p[:seen], log_q[:seen]

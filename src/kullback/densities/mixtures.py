@@ -1,0 +1,129 @@
+"""Mixtures of normals in any dimension: their density and draws, and what bounds KL between two of them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import linalg, special
+
+from kullback._arrays import Array, untracked
+from kullback.closed_forms import FORMS
+from kullback.densities.monte_carlo import Sampler
+from kullback.errors import ShapeError
+from kullback.families import MultivariateNormal
+
+__all__ = ["Components", "MixtureBounds", "components", "mixture_bounds", "sampler_of_components"]
+
+
+class Components(NamedTuple):
+    """A mixture of normals.
+
+    Args:
+        weights: Shape (k,), summing to one.
+        locs: Shape (k, d).
+        covariances: Shape (k, d, d).
+    """
+
+    weights: Array
+    locs: Array
+    covariances: Array
+
+
+class MixtureBounds(NamedTuple):
+    """What is known of KL(p || q) without a draw, in nats.
+
+    Args:
+        variational: An approximation, which may lie on either side, and even below 0.
+        upper: Never below KL.
+    """
+
+    variational: float
+    upper: float
+
+
+def components(weights: Array, locs: Array, covariances: Array) -> Components:
+    """A mixture of normals, checked; components of weight 0 are left out.
+
+    Args:
+        weights: Shape (k,), summing to one.
+        locs: Shape (k, d).
+        covariances: Shape (k, d, d).
+
+    Raises:
+        ShapeError: The shapes do not fit together.
+    """
+    given = weights, locs, covariances
+    weights, locs, covariances = (np.asarray(untracked(value), dtype=np.float64) for value in given)
+    count, size = weights.size, locs.shape[-1]
+    if weights.shape != (count,) or locs.shape != (count, size) or covariances.shape != (count, size, size):
+        raise ShapeError(
+            "expected k weights, (k, d) locs and (k, d, d) covariances, got shapes "
+            f"{weights.shape}, {locs.shape}, {covariances.shape}"
+        )
+    kept = weights > 0
+    return Components(weights[kept] / weights.sum(), locs[kept], covariances[kept])
+
+
+def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
+    """The variational approximation of KL(p || q) and the variational upper bound, for mixtures of normals, in nats.
+
+    With KL of components by their closed form,
+
+        variational = sum_a p_a log(sum_a' p_a' exp(-KL(a || a')) / sum_b q_b exp(-KL(a || b)))
+        upper = min over f, g of sum_ab f_ab (log(f_ab / g_ab) + KL(a || b)), sum_b f_ab = p_a, sum_a g_ab = q_b
+
+    Args:
+        p: A mixture of normals.
+        q: Another, of the same dimension.
+
+    Returns:
+        Both, in nats.
+
+    Source: [hershey2007], eqs. 18 and 21-24.
+    """
+    within, across = _pairwise(p, p), _pairwise(p, q)
+    log_p, log_q = np.log(p.weights), np.log(q.weights)
+    nearness = _log_sum(log_p - within, 1) - _log_sum(log_q - across, 1)
+    variational = float(p.weights @ nearness)
+    log_f = log_p[:, None] + log_q
+    upper = bound = np.inf
+    for _ in range(500):
+        # Each step is the best g for this f, then the best f for this g; any of them gives a bound.
+        log_g = log_q + log_f - _log_sum(log_f, 0)
+        log_f = log_g - across
+        log_f += (log_p - _log_sum(log_f, 1))[:, None]
+        bound = float((np.exp(log_f) * np.where(log_f > -np.inf, log_f - log_g + across, 0.0)).sum())
+        if not bound < upper - 1e-12 * max(1.0, upper):
+            break
+        upper = bound
+    return MixtureBounds(variational, max(min(upper, bound), 0.0))
+
+
+def sampler_of_components(mixture: Components) -> Sampler:
+    """Draws of shape (count, d), and their log-densities."""
+    roots = np.linalg.cholesky(mixture.covariances)
+    halves = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1) + 0.5 * mixture.locs.shape[1] * np.log(2 * np.pi)
+
+    def sample(count: int, rng: Any) -> Array:
+        which = rng.choice(mixture.weights.size, count, p=mixture.weights)
+        noise = rng.standard_normal((count, mixture.locs.shape[1]))
+        return mixture.locs[which] + np.einsum("nij,nj->ni", roots[which], noise)
+
+    def log_density(x: Array) -> Array:
+        logs = []
+        for weight, loc, root, half in zip(mixture.weights, mixture.locs, roots, halves, strict=True):
+            z = linalg.solve_triangular(root, (x - loc).T, lower=True)
+            logs.append(np.log(weight) - half - 0.5 * (z * z).sum(axis=0))
+        return _log_sum(np.asarray(logs), 0)
+
+    return Sampler(sample, log_density)
+
+
+def _log_sum(logs: Array, axis: int) -> Array:
+    return np.asarray(special.logsumexp(logs, axis=axis))
+
+
+def _pairwise(p: Components, q: Components) -> Array:
+    """KL of every component of p to every one of q."""
+    form = FORMS[MultivariateNormal, MultivariateNormal]
+    left = MultivariateNormal(loc=p.locs[:, None], covariance_matrix=p.covariances[:, None])
+    return np.asarray(form(left, MultivariateNormal(loc=q.locs, covariance_matrix=q.covariances)))

@@ -1,0 +1,79 @@
+"""What quadrature, summation and Monte Carlo can know of a distribution, whichever library it comes from."""
+
+from typing import Any
+
+import numpy as np
+
+from kullback._arrays import Array, untracked
+from kullback.densities.density import Density
+from kullback.densities.mixtures import Components, components, sampler_of_components
+from kullback.densities.monte_carlo import Sampler
+from kullback.densities.of_records import of_record
+from kullback.densities.of_scipy import of_frozen, of_random_variable
+from kullback.densities.of_torch import components_of_torch, of_torch, sampler_of_torch
+from kullback.families import MultivariateNormal, Record
+
+__all__ = ["as_components", "as_density", "as_sampler"]
+
+
+def as_density(distribution: Any) -> Density | None:
+    """Its density on the line; None if it has none, or none that is known."""
+    if isinstance(distribution, Record):
+        return of_record(distribution)
+    if _is_torch(distribution):
+        return of_torch(distribution)
+    if _is_scipy(distribution):
+        if hasattr(distribution, "dist"):
+            return of_frozen(distribution)
+        if hasattr(distribution, "icdf"):
+            return of_random_variable(distribution)
+        if hasattr(distribution, "ppf") and distribution.numargs == 0:
+            return of_frozen(distribution())
+    return None
+
+
+def as_components(distribution: Any) -> Components | None:
+    """Its parts, if it is a mixture of normals in several dimensions."""
+    if isinstance(distribution, Components):
+        return distribution
+    if isinstance(distribution, MultivariateNormal) and distribution.covariance_matrix is not None:
+        loc, covariance = (np.asarray(untracked(v)) for v in (distribution.loc, distribution.covariance_matrix))
+        return components(np.ones(1), loc[None], covariance[None])
+    return components_of_torch(distribution) if _is_torch(distribution) else None
+
+
+def as_sampler(distribution: Any) -> Sampler | None:
+    """Its draws and its log-density, if it gives both."""
+    if parts := as_components(distribution):
+        return sampler_of_components(parts)
+    if _is_torch(distribution):
+        return sampler_of_torch(distribution)
+    density = as_density(distribution)
+    if density is not None:
+        return _of_density(density)
+    if hasattr(distribution, "resample") and hasattr(distribution, "logpdf"):  # SciPy's kernel density estimate
+        flat = distribution.d == 1
+        return Sampler(
+            lambda count, rng: distribution.resample(count, rng)[0 if flat else ...].T,
+            lambda x: distribution.logpdf(np.asarray(x).T),
+        )
+    if hasattr(distribution, "rvs") and hasattr(distribution, "logpdf"):
+        return Sampler(lambda count, rng: distribution.rvs(size=count, random_state=rng), distribution.logpdf)
+    if hasattr(distribution, "log_prob") and hasattr(distribution, "sample"):
+        return Sampler(lambda count, _: distribution.sample(count), distribution.log_prob)
+    return None
+
+
+def _of_density(density: Density) -> Sampler | None:
+    def log_density(x: Array) -> Array:
+        return density.log_density(np.asarray(x, dtype=np.float64), np.zeros(np.shape(x)))
+
+    return Sampler(density.sample, log_density) if density.sample else None
+
+
+def _is_torch(distribution: Any) -> bool:
+    return any(kind.__module__ == "torch.distributions.distribution" for kind in type(distribution).__mro__)
+
+
+def _is_scipy(distribution: Any) -> bool:
+    return any(kind.__module__.startswith("scipy.stats") for kind in type(distribution).__mro__)
