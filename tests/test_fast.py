@@ -257,6 +257,16 @@ def test_what_are_not_probabilities_is_refused_as_ever(way, bad, position):
             kl_probs(wrong, good)
 
 
+def test_a_negative_entry_beside_a_zero_is_refused_although_the_masses_are_one(way):
+    p, q = np.asarray([0.0, 0.125, 0.875]), np.asarray([-0.125, 0.875, 0.25])
+    for dtype in (np.float64, np.float32):
+        a, b = p.astype(dtype), q.astype(dtype)
+        assert quick_probs(a, b, -1) is None
+        assert quick_probs(b, a, -1) is None
+        with pytest.raises(NotNormalizedError, match=r"q\[0\] is -0\.125"):
+            kl_probs(a, b)
+
+
 @pytest.mark.parametrize(("dtype", "excess"), [(np.float64, 2e-9), (np.float32, 2e-5)])
 def test_masses_that_are_not_one_are_refused_as_ever(way, dtype, excess):
     good, wrong = np.asarray([0.5, 0.5], dtype), np.asarray([0.5, 0.5 + excess], dtype)
