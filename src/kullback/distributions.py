@@ -12,7 +12,7 @@ from kullback._arrays import Array
 from kullback.closed_forms import FORMS, Form, is_contained, lies_on_the_line
 from kullback.closed_forms._registry import in_arrays
 from kullback.errors import NoClosedFormError, ShapeError
-from kullback.families import Independent, Record, Transformed
+from kullback.families import Independent, LogNormal, Normal, Record, TanhNormal, Transformed
 
 __all__ = ["as_record", "kl", "register_kl"]
 
@@ -56,12 +56,15 @@ def kl(p: Any, q: Any) -> Array:
     """
     form = _form(type(p), type(q))
     if form is None:
+        _require_one_event_shape(p, q)
         p, q = as_record(p), as_record(q)
         form = _form(type(p), type(q))
     if form is not None:
         return form(p, q)
     if isinstance(p, Independent) or isinstance(q, Independent):
         return _independent(p, q)
+    if isinstance(p, Transformed) or isinstance(q, Transformed):
+        p, q = _unfolded(p), _unfolded(q)
     if isinstance(p, Transformed) and isinstance(q, Transformed):
         return _transformed(p, q)
     if lies_on_the_line(p) and lies_on_the_line(q):
@@ -118,13 +121,22 @@ def as_record(distribution: Any) -> Any:
     """
     if isinstance(distribution, Record):
         return distribution
-    root = type(distribution).__module__.partition(".")[0]
-    if root not in _ADAPTERS:
+    # A user's class may inherit from a library's.
+    roots = (kind.__module__.partition(".")[0] for kind in type(distribution).__mro__)
+    root = next((root for root in roots if root in _ADAPTERS), None)
+    if root is None:
         raise TypeError(
             f"expected a distribution, got {type(distribution).__name__}: pass a record of kullback.families or a "
             "distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or give its class to register_kl"
         )
     return import_module(_ADAPTERS[root]).as_record(distribution)
+
+
+def _require_one_event_shape(p: Any, q: Any) -> None:
+    """Where other libraries say it: one value of 3 numbers does not broadcast against one of 1."""
+    shapes = [tuple(d.event_shape) for d in (p, q) if hasattr(d, "event_shape")]
+    if len(set(shapes)) > 1:
+        raise ShapeError(f"expected events of one shape, got p's {shapes[0]} and q's {shapes[1]}")
 
 
 def _form(p_class: type, q_class: type) -> Form | None:
@@ -147,6 +159,14 @@ def _independent(p: Any, q: Any) -> Array:
         raise ShapeError(f"expected {p.event_dims} batch axes or more to make one event of, got shape {parts.shape}")
     xp = array_api_compat.array_namespace(parts)
     return xp.sum(parts, axis=tuple(range(-p.event_dims, 0)))
+
+
+def _unfolded(d: Any) -> Any:
+    """A family that is the image of normal variables, as that image."""
+    name = {LogNormal: "exp", TanhNormal: "tanh"}.get(type(d))
+    if name is None:
+        return d
+    return Transformed(base=Normal(loc=d.loc, scale=d.scale), transform=(name,), invertible=True)
 
 
 def _transformed(p: Transformed, q: Transformed) -> Array:
