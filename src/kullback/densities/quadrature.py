@@ -109,7 +109,7 @@ def _rounding(p: Density, q: Density, panels: Panels) -> float:
     # Of p phi(d) by d, and by log p at that d; or by log q and log p, where d is large.
     kl, mass_p, mass_q = terms(log_p + step, log_q + step)
     by_p = np.where(d < 1, kl, mass_p * d) * noise_p
-    by_d = np.abs(mass_q - mass_p) * noise_d
+    by_d = (np.abs(mass_q - mass_p) + mass_q * np.minimum(noise_d, 1.0)) * noise_d
     change = np.where(np.isfinite(by_p), by_p, 0.0) + np.where(np.isfinite(by_d), by_d, 0.0)
     return float(((change @ weights) * half).sum())
 

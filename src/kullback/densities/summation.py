@@ -103,7 +103,8 @@ def _add(p: Density, q: Density, k: Array) -> Sums:
     d = np.where(np.isfinite(log_q - log_p), log_q - log_p, 0.0)
     noise_p, noise_q = (np.where(np.isfinite(logs), 4 * _EPS * (1 + np.abs(logs)), 0.0) for logs in (log_p, log_q))
     by_p = np.where(d < 1, values[0], values[1] * d) * noise_p
-    rounding = by_p + np.abs(values[2] - values[1]) * (noise_p + noise_q)
+    noise_d = noise_p + noise_q
+    rounding = by_p + (np.abs(values[2] - values[1]) + values[2] * np.minimum(noise_d, 1.0)) * noise_d
     kl, mass_p, mass_q = values.sum(axis=1).tolist()
     return Sums(kl, mass_p, mass_q, blind, float(rounding.sum()), 1e-15)
 

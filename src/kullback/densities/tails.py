@@ -98,6 +98,8 @@ def _judge(s: Array, height: Array) -> tuple[float, float, str]:
     last = [-1, -1 - step, -1 - 2 * step]
     x = np.exp(s[last] - reach)
     _, rate, _ = np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[last])
+    if abs(rate) > 0.05 and height[-1] > 600:
+        return top, inf, "it is larger than floats hold, or infinite"
     if abs(rate) > 0.05:
         return (top / rate, top / rate, "") if rate > 0 else (inf, 0.0, "")
     power = float((height[last[1]] - height[-1]) / (s[-1] - s[last[1]]))

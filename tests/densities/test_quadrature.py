@@ -1,0 +1,457 @@
+"""Quadrature against the reference values and 40 digits: the true error is below the bound, everywhere tried."""
+
+import json
+import math
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kullback import families
+from kullback.densities.density import Density
+from kullback.densities.of_records import of_record
+from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.summation import kl_summation
+from kullback.errors import ShapeError, SupportError
+from kullback.families import (
+    Beta,
+    Cauchy,
+    ContinuousBernoulli,
+    Exponential,
+    F,
+    Gamma,
+    Gumbel,
+    HalfCauchy,
+    InverseGamma,
+    Kumaraswamy,
+    Laplace,
+    LogNormal,
+    Normal,
+    NormalMixture,
+    Pareto,
+    Rayleigh,
+    StudentT,
+    TanhNormal,
+    Uniform,
+    VonMises,
+    Weibull,
+)
+
+REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
+inf = math.inf
+mpf = mpmath.mpf
+
+
+def bound_of(p, q, **options):
+    p, q = of_record(p), of_record(q)
+    return (kl_summation if p.discrete else kl_quadrature)(p, q, **options)
+
+
+def assert_within_bound(estimate, truth, status="bounded"):
+    assert estimate.status == status, estimate
+    assert abs(mpf(estimate.value) - truth) <= estimate.error, (estimate, truth)
+
+
+# The reference values.
+
+
+def reference(name):
+    path = REFERENCE / name
+    return json.loads(path.read_text())["cases"] if path.exists() else []
+
+
+def record(parameters):
+    kind = getattr(families, "".join(word.capitalize() for word in parameters["family"].split("_")))
+    return kind(**{name: float(value) for name, value in parameters.items() if name != "family"})
+
+
+def distance(p, q):
+    """How far apart the parameters are, relative to p's; 1 where the families differ."""
+    if p["family"] != q["family"]:
+        return 1.0
+    pairs = [(float(p[name]), float(q[name])) for name in p if name != "family"]
+    return max(abs(a - b) / max(abs(a), 1e-300) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=f"{c['p']['family']}-{i}") for i, c in enumerate(reference("families.json"))]
+)
+def test_every_family_within_its_bound(case):
+    estimate, truth = bound_of(record(case["p"]), record(case["q"])), mpf(case["kl"])
+    assert estimate.status == "bounded"
+    assert estimate.error <= 1e-10 * max(1.0, float(truth))
+    # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+    rounding = (1e-15 + 4e-16 / distance(case["p"], case["q"])) * truth
+    assert abs(mpf(estimate.value) - truth) <= estimate.error + rounding
+    assert estimate.value == pytest.approx(float(truth), rel=1e-12 + 4e-16 / distance(case["p"], case["q"]), abs=0)
+
+
+def mixture(parts):
+    weights, locs, scales = ([float(part[name]) for part in parts] for name in ("weight", "loc", "scale"))
+    return NormalMixture(weights=weights, locs=locs, scales=scales)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c["name"]) for c in reference("mixtures.json")])
+def test_mixtures_both_ways(case):
+    p, q = mixture(case["p"]), mixture(case["q"])
+    for first, second, truth in ((p, q, case["kl"]), (q, p, case["reverse_kl"])):
+        estimate = bound_of(first, second)
+        assert abs(mpf(estimate.value) - mpf(truth)) <= estimate.error + 1e-17  # the digits that the file gives
+        assert estimate.value == pytest.approx(float(truth), rel=1e-12)
+
+
+# Pairs without a closed form, against mpmath's own quadrature.
+
+
+def by_mpmath(log_p, log_q, points):
+    with mpmath.workdps(25):
+        points = [mpf(point) for point in points]
+        return mpmath.quad(lambda x: mpmath.exp(log_p(x)) * (log_p(x) - log_q(x)), points)
+
+
+def log_t(df, loc, scale):
+    df, loc, scale = map(mpf, (df, loc, scale))
+    constant = (
+        mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2 - mpmath.log(scale)
+    )
+    return lambda x: constant - (df + 1) / 2 * mpmath.log1p(((x - loc) / scale) ** 2 / df)
+
+
+def log_normals(weights, locs, scales):
+    def log_density(x):
+        parts = zip(map(mpf, weights), map(mpf, locs), map(mpf, scales), strict=True)
+        return mpmath.log(mpmath.fsum(w * mpmath.npdf(x, m, s) for w, m, s in parts))
+
+    return log_density
+
+
+def log_kumaraswamy(a, b):
+    a, b = mpf(a), mpf(b)
+    return lambda x: mpmath.log(a * b) + (a - 1) * mpmath.log(x) + (b - 1) * mpmath.log1p(-(x**a))
+
+
+def log_beta(a, b):
+    a, b = mpf(a), mpf(b)
+    return lambda x: (a - 1) * mpmath.log(x) + (b - 1) * mpmath.log1p(-x) - mpmath.log(mpmath.beta(a, b))
+
+
+def log_logistic(x):
+    return -2 * mpmath.log(2 * mpmath.cosh(x / 2))
+
+
+LINE = [-inf, -300, -30, -5, -1, 0, 1, 5, 30, 300, inf]
+UNIT_LINE = [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1]
+MODES = [-inf, -9, -4, -2.5, -2, -1.5, 0, 1, 2, 4, 9, inf]
+TWO = NormalMixture(weights=[0.25, 0.75], locs=[-2.0, 1.0], scales=[0.125, 1.0])
+HARD = {
+    "t and Cauchy": (
+        StudentT(df=2.5, loc=0.5, scale=0.25),
+        Cauchy(loc=-3.0, scale=2.0),
+        log_t(2.5, 0.5, 0.25),
+        log_t(1, -3, 2),
+        LINE,
+    ),
+    "logistic and t": (
+        families.Logistic(loc=0.0, scale=1.0),
+        StudentT(df=30.0, loc=1.0, scale=2.0),
+        log_logistic,
+        log_t(30, 1, 2),
+        LINE,
+    ),
+    "a mixture and Cauchy": (
+        TWO,
+        Cauchy(loc=0.0, scale=1.0),
+        log_normals([0.25, 0.75], [-2, 1], [0.125, 1]),
+        log_t(1, 0, 1),
+        MODES,
+    ),
+    "Kumaraswamy and beta": (
+        Kumaraswamy(concentration1=1.5, concentration0=2.5),
+        Beta(concentration1=0.75, concentration0=3.5),
+        log_kumaraswamy(1.5, 2.5),
+        log_beta(0.75, 3.5),
+        UNIT_LINE,
+    ),
+    "beta and Kumaraswamy, infinite at both ends": (
+        Beta(concentration1=2.5, concentration0=1.5),
+        Kumaraswamy(concentration1=0.5, concentration0=0.5),
+        log_beta(2.5, 1.5),
+        log_kumaraswamy(0.5, 0.5),
+        UNIT_LINE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("p", "q", "log_p", "log_q", "points"), HARD.values(), ids=HARD)
+def test_pairs_without_a_closed_form(p, q, log_p, log_q, points):
+    truth = by_mpmath(log_p, log_q, points)
+    estimate = bound_of(p, q)
+    assert estimate.status == "bounded"
+    assert abs(mpf(estimate.value) - truth) <= estimate.error + 1e-15 * truth
+    assert estimate.error < 1e-12
+
+
+def test_a_squashed_normal_is_a_squashed_normal_whatever_squashes_it():
+    squashed = bound_of(TanhNormal(loc=0.5, scale=2.0), TanhNormal(loc=-1.0, scale=1.0))
+    assert squashed.value == pytest.approx(2 - math.log(2) - 0.5 + 1.125, rel=1e-13)
+    # Far out, where 1 - tanh(x) is 1e-80.
+    assert bound_of(TanhNormal(loc=92.0, scale=1.0), TanhNormal(loc=91.0, scale=1.0)).value == pytest.approx(
+        0.5, rel=1e-12
+    )
+
+
+def test_the_circle():
+    uniform, narrow = VonMises(loc=1.0, concentration=0.0), VonMises(loc=3.0, concentration=50.0)
+    with mpmath.workdps(30):
+        kappa = mpf(50)
+        ratio = mpmath.besseli(1, kappa) / mpmath.besseli(0, kappa)
+        log_i0 = mpmath.log(mpmath.besseli(0, kappa))
+    assert_within_bound(bound_of(uniform, narrow), log_i0)
+    assert_within_bound(bound_of(narrow, uniform), kappa * ratio - log_i0)
+    assert_within_bound(bound_of(narrow, VonMises(loc=-3.0, concentration=50.0)), kappa * ratio * (1 - mpmath.cos(6)))
+
+
+# Hard ones at random, against the closed form in 40 digits.
+
+
+def scales(low, high):
+    return st.floats(low, high).map(lambda exponent: 10.0**exponent)
+
+
+def shifted(scale):
+    return st.tuples(st.floats(-3, 3), scale).map(lambda pair: pair[0] * pair[1])
+
+
+def log_beta_function(a, b):
+    return mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
+
+
+def phi(d):
+    return mpmath.expm1(d) - d
+
+
+HONEST = settings(max_examples=25, deadline=None)
+WIDE = scales(-8, 8)
+
+
+@HONEST
+@given(shifted(WIDE), WIDE, shifted(WIDE), WIDE)
+def test_normals_of_any_scale(m1, s1, m2, s2):
+    with mpmath.workdps(40):
+        truth = phi(2 * mpmath.log(mpf(s1) / s2)) / 2 + ((mpf(m1) - m2) / s2) ** 2 / 2
+    assert_within_bound(bound_of(Normal(loc=m1, scale=s1), Normal(loc=m2, scale=s2)), truth)
+
+
+@HONEST
+@given(st.floats(-10, -1), st.floats(-1, 1), st.floats(-1, 1))
+def test_nearly_equal_normals_keep_their_digits(exponent, shift, stretch):
+    delta = 10.0**exponent
+    m2, s2 = 0.25 + delta * shift, 1.5 * (1 + delta * stretch)
+    with mpmath.workdps(40):
+        truth = phi(2 * mpmath.log(mpf(1.5) / s2)) / 2 + ((mpf(0.25) - m2) / s2) ** 2 / 2
+    estimate = bound_of(Normal(loc=0.25, scale=1.5), Normal(loc=m2, scale=s2))
+    assert_within_bound(estimate, truth)
+    assert estimate.error <= (1e-12 + 2e-14 / delta) * delta**2
+
+
+@HONEST
+@given(shifted(WIDE), WIDE, shifted(WIDE), WIDE)
+def test_heavy_tails(m1, s1, m2, s2):
+    with mpmath.workdps(40):
+        truth = mpmath.log(((mpf(s1) + s2) ** 2 + (mpf(m1) - m2) ** 2) / (4 * mpf(s1) * s2))
+    assert_within_bound(bound_of(Cauchy(loc=m1, scale=s1), Cauchy(loc=m2, scale=s2)), truth)
+
+
+@HONEST
+@given(shifted(WIDE), WIDE, shifted(WIDE), WIDE)
+def test_kinks(m1, s1, m2, s2):
+    with mpmath.workdps(40):
+        gap = abs(mpf(m1) - m2)
+        truth = (s1 * mpmath.exp(-gap / s1) + gap) / s2 + mpmath.log(mpf(s2) / s1) - 1
+    assert_within_bound(bound_of(Laplace(loc=m1, scale=s1), Laplace(loc=m2, scale=s2)), truth)
+
+
+@HONEST
+@given(*[scales(-1.3, 3)] * 4)
+def test_poles_at_both_ends(a, b, c, d):
+    with mpmath.workdps(40):
+        psi, (a_, b_, c_, d_) = mpmath.digamma, map(mpf, (a, b, c, d))
+        truth = log_beta_function(c_, d_) - log_beta_function(a_, b_) + (a_ - c_) * psi(a_) + (b_ - d_) * psi(b_)
+        truth += (c_ - a_ + d_ - b_) * psi(a_ + b_)
+    p, q = Beta(concentration1=a, concentration0=b), Beta(concentration1=c, concentration0=d)
+    assert_within_bound(bound_of(p, q), truth)
+
+
+@HONEST
+@given(scales(-1.3, 3), scales(-1.3, 3), scales(-6, 6), scales(-6, 6))
+def test_a_pole_at_one_end(a, b, r1, r2):
+    with mpmath.workdps(40):
+        a_, b_, r1_, r2_ = map(mpf, (a, b, r1, r2))
+        truth = b_ * mpmath.log(r1_ / r2_) - mpmath.loggamma(a_) + mpmath.loggamma(b_)
+        truth += (a_ - b_) * mpmath.digamma(a_) - (r1_ - r2_) * a_ / r1_
+    estimate = bound_of(Gamma(concentration=a, rate=r1), Gamma(concentration=b, rate=r2))
+    assert abs(mpf(estimate.value) - truth) <= estimate.error
+
+
+@HONEST
+@given(scales(-2, 2), scales(-2, 2), scales(-3, 3), st.floats(0.01, 1))
+def test_powers_at_infinity(alpha1, alpha2, scale, part):
+    with mpmath.workdps(40):
+        a1, a2, s1, s2 = map(mpf, (alpha1, alpha2, scale, scale * part))
+        truth = mpmath.log(a1 / a2) + a2 * mpmath.log(s1 / s2) + a2 / a1 - 1
+    estimate = bound_of(Pareto(scale=scale, alpha=alpha1), Pareto(scale=scale * part, alpha=alpha2))
+    # Below an exponent of 0.1, a part of the mass lies beyond the floats, and the bound must say so.
+    assert abs(mpf(estimate.value) - truth) <= estimate.error
+
+
+@HONEST
+@given(st.floats(-20, 20), scales(-2, 1.5), st.floats(-20, 20), scales(-2, 1.5))
+def test_many_decades(m1, s1, m2, s2):
+    with mpmath.workdps(40):
+        # SciPy is told e^loc, rounded.
+        distance = mpmath.log(mpf(math.exp(m1)) / mpf(math.exp(m2)))
+        truth = phi(2 * mpmath.log(mpf(s1) / s2)) / 2 + (distance / s2) ** 2 / 2
+    assert_within_bound(bound_of(LogNormal(loc=m1, scale=s1), LogNormal(loc=m2, scale=s2)), truth)
+
+
+# Infinite, and nearly so.
+
+NORMAL, UNIT = Normal(loc=0.0, scale=1.0), Uniform(low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "where"),
+    [
+        (NORMAL, UNIT, "-inf < x < 0 and 1 < x < inf"),
+        (Exponential(rate=1.0), Pareto(scale=0.5, alpha=2.0), "0 < x < 0.5"),
+        (Uniform(low=2.0, high=3.0), UNIT, "2 < x < 3"),
+        (Cauchy(loc=0.0, scale=1.0), NORMAL, "towards -inf"),
+        (StudentT(df=2.0, loc=3e5, scale=1e-5), NORMAL, "towards -inf"),
+        (StudentT(df=1.9999, loc=0.0, scale=1.0), NORMAL, "towards -inf"),
+        (StudentT(df=0.9, loc=0.0, scale=1.0), Laplace(loc=0.0, scale=1e8), "towards -inf"),
+        (Laplace(loc=0.0, scale=1.0), Gumbel(loc=0.0, scale=1.0), "towards -inf"),
+        (Pareto(scale=1.0, alpha=1.0), Exponential(rate=1.0), "towards +inf"),
+        (F(df1=3.0, df2=4.0), Rayleigh(scale=1.0), "towards +inf"),
+        (Exponential(rate=1.0), InverseGamma(concentration=1.0, rate=1.0), "towards 0"),
+        (Gamma(concentration=0.99, rate=1.0), InverseGamma(concentration=1.0, rate=1.0), "towards 0"),
+    ],
+)
+def test_infinite_and_where(p, q, where):
+    estimate = bound_of(p, q)
+    assert estimate.value == inf
+    assert estimate.interval == (inf, inf)
+    assert where in estimate.warnings[0]
+
+
+def test_nearly_infinite_tails_are_finite():
+    """E_p[x^2] = df/(df - 2), E_p[x] and E_p[1/x] at the edge of existing."""
+    for df in (2.5, 2.01, 2.0001):
+        with mpmath.workdps(30):
+            nu = mpf(df)
+            entropy = (nu + 1) / 2 * (mpmath.digamma((nu + 1) / 2) - mpmath.digamma(nu / 2))
+            entropy += mpmath.log(mpmath.sqrt(nu) * mpmath.beta(nu / 2, mpf(1) / 2))
+            truth = nu / (nu - 2) / 2 + mpmath.log(2 * mpmath.pi) / 2 - entropy
+        estimate = bound_of(StudentT(df=df, loc=0.0, scale=1.0), NORMAL)
+        assert abs(mpf(estimate.value) - truth) <= estimate.error < 1e-3
+    alpha = mpf(1.0001)
+    estimate = bound_of(Pareto(scale=1.0, alpha=1.0001), Exponential(rate=1.0))
+    assert abs(mpf(estimate.value) - (mpmath.log(alpha) - (alpha + 1) / alpha + alpha / (alpha - 1))) <= estimate.error
+    a = mpf(1.01)
+    estimate = bound_of(Gamma(concentration=1.01, rate=1.0), InverseGamma(concentration=1.0, rate=1.0))
+    truth = (a + 1) * mpmath.digamma(a) - a - mpmath.loggamma(a) + 1 / (a - 1)
+    assert_within_bound(estimate, truth)
+
+
+def test_what_is_too_large_for_floats_is_not_called_known():
+    estimate = bound_of(Normal(loc=0.0, scale=1000.0), Gumbel(loc=0.0, scale=1.0))  # e^500000
+    assert estimate.status == "unreliable"
+    assert estimate.error == inf
+
+
+# What it notices.
+
+
+def density(log_density, **options):
+    return Density(lambda origin, offset: log_density(origin + offset), **options)
+
+
+def normal(x, loc=0.0, scale=1.0):
+    return -(((x - loc) / scale) ** 2) / 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+
+
+def test_a_mode_that_was_missed_is_noticed():
+    hidden = density(lambda x: np.logaddexp(normal(x), normal(x, 1234.5, 1e-7)) - np.log(2), anchors=((0.0, 1.0),))
+    plain = density(normal, anchors=((0.0, 1.0),))
+    estimate = kl_quadrature(plain, hidden)
+    assert estimate.status == "unreliable"
+    assert "q adds up to 0.5" in estimate.warnings[0]
+
+
+def test_a_density_that_is_none_is_noticed():
+    double = density(lambda x: normal(x) + np.log(2), anchors=((0.0, 1.0),))
+    estimate = kl_quadrature(double, density(normal, anchors=((0.0, 1.0),)))
+    assert estimate.status == "unreliable"
+    assert "p adds up to 2" in estimate.warnings[0]
+
+
+def test_masses_that_are_one_only_to_rounding_cost_nothing():
+    off = density(lambda x: normal(x, 1e-3) + 1e-13, anchors=((0.0, 1.0),))
+    assert kl_quadrature(density(normal, anchors=((0.0, 1.0),)), off).value == pytest.approx(5e-7, rel=1e-9)
+
+
+def test_a_density_that_underflows_is_not_called_a_gap():
+    """log of exp(-x^2/2) is -inf from x = 39 on, where a Cauchy variable still has 1.6% of its mass."""
+
+    def underflowing(x):
+        with np.errstate(all="ignore"):
+            return np.log(np.exp(normal(x)))
+
+    poor = density(underflowing, anchors=((0.0, 1.0),))
+    assert kl_quadrature(of_record(NORMAL), poor).status == "bounded"
+    estimate = kl_quadrature(of_record(StudentT(df=5.0, loc=0.0, scale=1.0)), poor)
+    truth = bound_of(StudentT(df=5.0, loc=0.0, scale=1.0), NORMAL).value
+    assert estimate.status == "unreliable"
+    assert estimate.value == pytest.approx(truth, abs=1e-3)
+
+
+def test_an_unreachable_demand_is_said_to_be_unmet():
+    estimate = bound_of(NORMAL, Cauchy(loc=0.0, scale=1.0), error=1e-18)
+    assert estimate.status == "unreliable"
+    assert "above the 1e-18 asked for" in estimate.warnings[0]
+
+
+def test_a_nan_is_an_error_that_says_where():
+    broken = density(lambda x: np.where(x > 1, np.nan, normal(x)), anchors=((0.0, 1.0),))
+    with pytest.raises(SupportError, match=r"nan at x = 1\.\d+"):
+        kl_quadrature(broken, of_record(NORMAL))
+
+
+def test_a_batch_is_refused():
+    with pytest.raises(ShapeError, match=r"Normal's loc has shape \(2,\)"):
+        of_record(Normal(loc=[0.0, 1.0], scale=1.0))
+
+
+def test_ends_of_a_continuous_bernoulli():
+    half, steep = ContinuousBernoulli(probs=0.5), ContinuousBernoulli(logits=700.0)
+    truth = mpmath.log(mpf(700)) - mpmath.log1p(-mpmath.exp(-700)) - 1 + 700 / mpmath.expm1(700)
+    assert_within_bound(bound_of(steep, half), truth)
+
+
+def test_half_lines():
+    """|x| of a Cauchy variable is sqrt of F(1, 1): KL is that of the squares."""
+    with mpmath.workdps(30):
+        truth = mpmath.log((1 + mpf(2)) ** 2 / (4 * mpf(2)))
+    assert_within_bound(bound_of(HalfCauchy(scale=1.0), HalfCauchy(scale=2.0)), truth)
+    assert_within_bound(bound_of(F(df1=1.0, df2=1.0), F(df1=1.0, df2=1.0)), 0)
+
+
+def test_steep_weibulls():
+    p, q = Weibull(scale=1.0, concentration=0.1), Weibull(scale=2.0, concentration=5.0)
+    with mpmath.workdps(40):
+        k1, k2, ratio = mpf(0.1), mpf(5), mpf(1) / 2
+        truth = mpmath.log(k1) - mpmath.log(k2 / mpf(2) ** k2) - (k1 - k2) * mpmath.euler / k1
+        truth += ratio**k2 * mpmath.gamma(k2 / k1 + 1) - 1
+    assert_within_bound(bound_of(p, q), truth)
