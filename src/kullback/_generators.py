@@ -42,8 +42,10 @@ def f_divergence(
         step = 2.0 ** round(log2(eps) / 3)
         below, above = values([1 - step, 1 + step])
         slope = (above - below) / (2 * step)
-        p, q = p / xp.sum(p, axis=-1, keepdims=True), q / xp.sum(q, axis=-1, keepdims=True)
         some_p, some_q = is_positive(xp, p), is_positive(xp, q)
+        # At 0 f may have no slope: the gradient there is 0.
+        p, q = xp.where(some_p, p, 0.0), xp.where(some_q, q, 0.0)
+        p, q = p / xp.sum(p, axis=-1, keepdims=True), q / xp.sum(q, axis=-1, keepdims=True)
         both = some_p & some_q
         ratio = xp.where(both, p, 1.0) / xp.where(both, q, 1.0)
         huge = ratio == inf

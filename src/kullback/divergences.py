@@ -55,7 +55,8 @@ def divergence(
     "alpha" is in the convention of Zhu and Rohwer, and of Minka; Amari's alpha is 1 - 2a, with the same values. A
     function's limits are f(0), which counts where p_i = 0, and lim f(t)/t, which counts where q_i = 0: they are found
     by evaluating f far out, unless passed. What rounding has left of each mass beside 1 is taken out, as in `kl_probs`,
-    and nearly equal p and q keep their digits.
+    and nearly equal p and q keep their digits; of a function, as far as its own rounding near 1 allows, which may leave
+    -1e-16 for 0.
 
     Args:
         p: Probabilities, shape (..., n), as in `kl_probs`.
@@ -68,7 +69,8 @@ def divergence(
     Returns:
         Shape (...), in the inputs' kind and dtype. `inf` where some p_i > 0 meets q_i = 0 in "jeffreys",
         "chi_squared" and orders or alpha >= 1; where p_i = 0 meets q_i > 0 in "jeffreys" and alpha <= 0; and for
-        disjoint p and q in "renyi" and "bhattacharyya". The gradient is 0 where it would be infinite, and where p = q.
+        disjoint p and q in "renyi" and "bhattacharyya". The gradient is 0 where it would be infinite, where
+        p = q, and, of a function, by p at p_i = 0 and by q at q_i = 0.
 
     Raises:
         NotNormalizedError: An entry is negative or nan, or a sum is not 1.
