@@ -136,7 +136,7 @@ def _ties(xp: Any, values: Array) -> tuple[Array, Array]:
     """Where the values equal to each begin and end, along sorted rows."""
     *lead, width = values.shape
     rises = xp.astype(values[..., 1:] != values[..., :-1], xp.int64)
-    level = xp.concat([xp.zeros_like(rises[..., :1]), xp.cumulative_sum(rises, axis=-1)], axis=-1)
+    level = xp.concat([xp.zeros_like(values[..., :1], dtype=xp.int64), xp.cumulative_sum(rises, axis=-1)], axis=-1)
     # All rows in one: the levels of a row lie above those of the row before.
     row = xp.arange(math.prod(lead), dtype=level.dtype)[:, None] * width
     flat = xp.reshape(xp.reshape(level, (-1, width)) + row, (-1,))

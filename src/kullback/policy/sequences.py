@@ -124,8 +124,8 @@ def tabulate(
             raise ShapeError(f"expected rewards of shape {each.lengths.shape} for prompt {row}, got {earned.shape}")
         if each.rest > 0 and rest_reward is None:
             raise InputError(
-                f"expected rest_reward, since prompt {row} leaves out completions of probability {each.rest:.3g}: give the "
-                "largest reward for a bound from above, the smallest for one from below"
+                f"expected rest_reward, since prompt {row} leaves out completions of probability {each.rest:.3g}: give "
+                "the largest reward for a bound from above, the smallest for one from below"
             )
         ref[row, : len(earned)], reward[row, : len(earned)] = np.exp(each.log_probs), earned
         ref[row, -1], reward[row, -1] = each.rest, rest_reward or 0.0

@@ -71,7 +71,7 @@ def tilted(xp: Any, ref: Array, reward: Array, beta: Array) -> Tilted:
 def _over(xp: Any, gap: Array, beta: Array) -> Array:
     """gap / beta, and its limit at beta = 0."""
     positive = beta > 0
-    return xp.where(positive, gap / xp.where(positive, beta, 1.0), xp.where(gap < 0, -inf, 0.0))
+    return xp.where(positive, gap / xp.where(positive, beta, 1.0), xp.where(gap < 0, -inf, xp.zeros_like(gap)))
 
 
 def _still(xp: Any, array: Array) -> Array:
@@ -122,7 +122,7 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
     start = xp.where((start >= low) & (start <= high), start, xp.sqrt(low) * xp.sqrt(high))
     state = (start, low, high, ~buys, xp.asarray(0))
     t = _repeat(xp, step, lambda state: ~xp.all(state[3]) & (state[4] < 200), state)[0]
-    return xp.where(buys, 1 / t, xp.where(budget < largest, inf, 0.0))
+    return xp.where(buys, 1 / t, xp.where(budget < largest, inf, xp.zeros_like(t)))
 
 
 def _repeat(xp: Any, step: Callable[..., Any], unfinished: Callable[..., Any], state: Any) -> Any:
