@@ -111,7 +111,7 @@ def _newton(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, tolerance: flo
     value = np.zeros(len(mdp.rewards))
     after = mdp.discount / (1 - mdp.discount)
     lasting = not mdp.ends.any()
-    iteration = 0
+    iteration, spread = 0, np.inf
     while True:
         iteration += 1
         policy, logs, new = _renewed(mdp, beta, ref, bonus, value)
@@ -120,8 +120,10 @@ def _newton(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, tolerance: flo
         least, most = (change.min(), change.max()) if lasting else (min(change.min(), 0.0), max(change.max(), 0.0))
         rounding = _rounding(mdp, new, value)
         error = after * (most - least) / 2 + rounding / (1 - mdp.discount)
-        if error <= tolerance or most - least <= 2 * rounding or iteration >= max_iterations:
+        stalled = most - least <= 2 * rounding and most - least >= 0.5 * spread
+        if error <= tolerance or stalled or iteration >= max_iterations:
             break
+        spread = most - least
         value = value + solve(left_after(mdp, policy), change)
     best = new + after * (least + most) / 2
     return SoftOptimum(policy, logs, best, float(mdp.initial @ best), beta, float(error), iteration)
