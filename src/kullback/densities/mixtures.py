@@ -92,7 +92,7 @@ def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
         log_f = log_g - across
         log_f += (log_p - _log_sum(log_f, 1))[:, None]
         bound = float((np.exp(log_f) * np.where(log_f > -np.inf, log_f - log_g + across, 0.0)).sum())
-        if not bound < upper - 1e-12 * max(1.0, upper):
+        if bound > upper - 1e-12 * max(1.0, bound):
             break
         upper = bound
     return MixtureBounds(variational, max(min(upper, bound), 0.0))

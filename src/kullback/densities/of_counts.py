@@ -84,6 +84,9 @@ def zipfian(exponent: float, total_count: float) -> Density:
 
 def _counts(log_pmf: Callable[[Array], Array], frozen: Any, high: float, low: float = 0.0) -> Density:
     lower, middle, upper = frozen.ppf([0.25, 0.5, 0.75]) if low < high else (low, low, low)
+    if not np.isfinite([lower, middle, upper]).all():  # as SciPy's of Poisson(1e11)
+        middle, half = frozen.mean(), 0.67 * frozen.std()
+        lower, upper = middle - half, middle + half
     return Density(
         _inside(log_pmf, low, high),
         (low, high),
