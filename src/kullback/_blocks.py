@@ -11,7 +11,7 @@ __all__ = ["Sums", "kl_of_sums", "prob_sums"]
 # The sums of p phi(log q/p), p and p - q. The first is inf where KL is, and nan where an entry is no probability.
 Sums: TypeAlias = tuple[float, float, float]
 
-_BLOCK = 16384
+_BLOCK = 32768  # with what is made of it, within a second cache of 1 MB
 
 # g(w) of 2 atanh(s) = 2s + s w g(w), w = s^2, at the Chebyshev nodes of 0 <= w <= 0.04: an error of 4e-17.
 _ATANH = (
@@ -55,7 +55,8 @@ def _block_sums(p: np.ndarray, q: np.ndarray, spare: np.ndarray) -> Iterator[Sum
         logs = np.log(np.divide(a, b, out=spare[: a.shape[0]]), out=spare[: a.shape[0]])
         mass = float(np.add.reduce(a))
         excess = mass - float(np.add.reduce(b))
-        total = float(a.dot(logs)) - excess
+        logs *= a  # and not a.dot(logs), for which BLAS would start threads
+        total = float(np.add.reduce(logs)) - excess
         # Each of the three is right to the rounding of mass, so where total is not small beside it, total is too.
         yield (total, mass, excess) if mass / 16 <= total < inf else _careful_sums(a, b)
 
@@ -80,7 +81,8 @@ def _sum_near(p: np.ndarray, excess: np.ndarray, s: np.ndarray) -> float:
     tail *= w
     tail *= p
     tail += excess
-    return float(s.dot(tail))
+    tail *= s
+    return float(tail.sum())
 
 
 def _sum_far(p: np.ndarray, q: np.ndarray, excess: np.ndarray, s: np.ndarray, near: np.ndarray) -> float:
