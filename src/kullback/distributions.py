@@ -20,7 +20,7 @@ __all__ = ["as_record", "kl", "register_kl"]
 _ADAPTERS = {
     "numpyro": "kullback.integrations.jax",
     "scipy": "kullback.integrations.scipy",
-    "tensorflow_probability": "kullback.integrations.jax",
+    "tensorflow_probability": "kullback.integrations.tensorflow_probability",
     "torch": "kullback.integrations.torch",
 }
 
