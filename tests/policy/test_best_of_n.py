@@ -81,10 +81,8 @@ def test_many_digits(n, task):
         ref[reward.argmin()] = 1e9
     ref /= ref.sum()
     best, (policy, kl) = best_of_n_policy(ref, reward, n), in_many_digits(ref, reward, n)
-    # The draws raise what rounding left of a sum to the power n.
-    tolerance = 1e-13 + 4e-16 * n
-    assert float(best.kl) == pytest.approx(float(kl), rel=tolerance)
-    assert best.policy == pytest.approx([float(p) for p in policy], rel=20 * tolerance, abs=1e-300)
+    assert float(best.kl) == pytest.approx(float(kl), rel=1e-13)
+    assert best.policy == pytest.approx([float(p) for p in policy], rel=1e-12, abs=1e-200)
 
 
 def test_the_bound():

@@ -114,15 +114,16 @@ def _log_ratio(xp: Any, probs: Array, values: Array, n: Array) -> Array:
     none = xp.zeros_like(probs[..., :1])
     below = xp.concat([none, xp.cumulative_sum(probs, axis=-1)], axis=-1)
     above = xp.flip(xp.concat([none, xp.cumulative_sum(xp.flip(probs, axis=-1), axis=-1)], axis=-1), axis=-1)
-    up_to, less, more = (
-        xp.take_along_axis(sums, index, axis=-1) for sums, index in ((below, last), (below, first), (above, last))
+    up_to, less, more, rest = (
+        xp.take_along_axis(sums, index, axis=-1)
+        for sums, index in ((below, last), (below, first), (above, last), (above, first))
     )
     up_to = xp.where(up_to > 0, up_to, 1.0)
-    # Each logarithm from the sum that is small, and keeps its digits.
+    # From the sums that are small, and keep their digits.
     upper = more < 0.5
     log_up_to = xp.where(upper, xp.log1p(-xp.where(upper, more, 0.0)), xp.log(up_to))
     # (1 - y^n) / (1 - y) is smooth in x = 1 - y, and n at x = 0.
-    x = (up_to - less) / up_to
+    x = xp.where(upper, rest - more, up_to - less) / up_to
     near = x < 0.5
     small = xp.where(near & (x != 0), x, 0.25)
     smooth = -xp.expm1(n * xp.log1p(-small)) / small
