@@ -194,6 +194,8 @@ def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, A
         q["scale"] = p["scale"] + 0.5
     if p_class is f.Poisson and q_class is not f.Poisson:
         p["rate"] = 0.0
+    if p_class is f.Binomial and q_class is f.Bernoulli:
+        p["total_count"] = 1
     if p_class is q_class and "total_count" in p:
         q["total_count"] = p["total_count"]
     return p_class(**p), q_class(**q)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -13,7 +14,8 @@ from mpmath import mpf
 
 from kullback import families as f
 from kullback.closed_forms import FORMS
-from kullback.distributions import kl
+from kullback.distributions import kl, register_kl
+from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 
 from . import families_oracle as oracle
 
@@ -103,6 +105,7 @@ def positive_definite(rng, size):
     return root @ root.T / size
 
 
+@mpmath.workdps(60)
 def textbook_normal(p_loc, p_cov, q_loc, q_cov):
     shift, p_cov, q_cov = mpmath.matrix(q_loc - p_loc), mpmath.matrix(p_cov), mpmath.matrix(q_cov)
     inverse = q_cov**-1
@@ -112,6 +115,7 @@ def textbook_normal(p_loc, p_cov, q_loc, q_cov):
     return (trace + quadratic - len(p_loc) - mpmath.log(mpmath.det(p_cov) / mpmath.det(q_cov))) / 2
 
 
+@mpmath.workdps(60)
 def textbook_wishart(p_df, p_cov, q_df, q_cov):
     size, p_df, q_df = len(p_cov), mpf(p_df), mpf(q_df)
     product = mpmath.matrix(q_cov) ** -1 * mpmath.matrix(p_cov)
@@ -123,6 +127,7 @@ def textbook_wishart(p_df, p_cov, q_df, q_cov):
     return kl
 
 
+@mpmath.workdps(60)
 def textbook_dirichlet(a, b):
     a, b = list(map(mpf, a)), list(map(mpf, b))
     total_a, total_b = mpmath.fsum(a), mpmath.fsum(b)
@@ -352,3 +357,185 @@ def test_vectors_and_categories_agree_with_theirs(pair, delta):
         # A covariance that is written out is rounded first.
         slack = 4e-15 if f.LowRankMultivariateNormal in pair else 4e-16
         assert relative_error(kl(p, q), truth) < 1e-12 + slack / delta
+
+
+# Infinite, exactly where p has mass outside q's support or tails too heavy for it.
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "expected"),
+    [
+        (f.Normal(loc=0.0, scale=1.0), f.Gamma(concentration=1.0, rate=1.0), inf),
+        (f.Laplace(loc=0.0, scale=1.0), f.Beta(concentration1=1.0, concentration0=1.0), inf),
+        (f.Gamma(concentration=1.0, rate=1.0), f.Pareto(scale=0.1, alpha=1.0), inf),
+        (f.Uniform(low=0.0, high=1.0), f.Uniform(low=0.0, high=0.5), inf),
+        (f.Uniform(low=0.0, high=0.5), f.Uniform(low=0.0, high=1.0), math.log(2)),
+        (f.Uniform(low=1.0, high=2.0), f.Pareto(scale=1.0, alpha=1.0), 2 * (2 * math.log(2) - 1)),
+        (f.Uniform(low=1.0, high=2.0), f.Pareto(scale=1.1, alpha=1.0), inf),
+        (f.Pareto(scale=1.0, alpha=1.0), f.Exponential(rate=1.0), inf),
+        (f.Pareto(scale=1.0, alpha=2.0), f.Exponential(rate=1.0), math.log(2) - 1.5 + 2),
+        (f.Pareto(scale=1.0, alpha=2.0), f.Normal(loc=0.0, scale=1.0), inf),
+        (f.StudentT(df=2.0, loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=1.0), inf),
+        (f.Laplace(loc=0.0, scale=1.0), f.Gumbel(loc=0.0, scale=1.0), inf),
+        (f.Poisson(rate=1.0), f.Binomial(total_count=100, probs=0.5), inf),
+        (f.Poisson(rate=0.0), f.Bernoulli(probs=0.5), math.log(2)),
+        (f.Poisson(rate=0.0), f.Poisson(rate=2.0), 2.0),
+        (f.Poisson(rate=2.0), f.Poisson(rate=0.0), inf),
+        (f.Binomial(total_count=3, probs=0.5), f.Binomial(total_count=2, probs=0.5), inf),
+        (f.Binomial(total_count=3, probs=0.0), f.Binomial(total_count=2, probs=0.5), 2 * math.log(2)),
+        (f.Bernoulli(probs=1.0), f.Bernoulli(probs=0.5), math.log(2)),
+        (f.Bernoulli(probs=0.5), f.Bernoulli(probs=1.0), inf),
+        (f.Bernoulli(probs=[0.0, 1.0]), f.Bernoulli(probs=[0.0, 1.0]), [0.0, 0.0]),
+        (f.Geometric(probs=1.0), f.Geometric(probs=0.25), 2 * math.log(2)),
+        (f.Multinomial(total_count=2, probs=[0.5, 0.5]), f.Multinomial(total_count=3, probs=[0.5, 0.5]), inf),
+        (f.Zipfian(exponent=1.0, total_count=5), f.Zipfian(exponent=1.0, total_count=4), inf),
+        (f.Normal(loc=0.0, scale=1.0), f.Poisson(rate=1.0), inf),
+        (f.Kumaraswamy(concentration1=1.0, concentration0=1.0), f.Uniform(low=0.5, high=2.0), inf),
+        (f.Categorical(probs=[0.5, 0.5, 0.0]), f.Categorical(probs=[0.5, 0.0, 0.5]), inf),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_infinite_exactly_where_it_is(p, q, expected):
+    np.testing.assert_allclose(kl(p, q), expected, rtol=1e-14)
+
+
+def test_a_binomial_of_fewer_draws():
+    p, q = f.Binomial(total_count=[3, 5], probs=0.4), f.Binomial(total_count=5, probs=0.3)
+    masses = [
+        [mpmath.binomial(n, k) * mpf(x) ** k * (1 - mpf(x)) ** (n - k) for k in range(6)]
+        for n, x in ((3, 0.4), (5, 0.3), (5, 0.4))
+    ]
+    truth = mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(*masses[:2], strict=True) if a)
+    same = mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(masses[2], masses[1], strict=True))
+    np.testing.assert_allclose(kl(p, q), [float(truth), float(same)], rtol=1e-13)
+
+
+def test_covariance_given_in_other_ways():
+    rng = np.random.default_rng(4)
+    for delta in (1.0, 1e-5):
+        p_loc, p_cov, q_loc, q_cov = normal_case(rng, delta)
+        truth = textbook_normal(p_loc, p_cov, q_loc, q_cov)
+        forms = {
+            "covariance_matrix": lambda cov: cov,
+            "precision_matrix": lambda cov: symmetric(np.linalg.inv(cov)),
+            "scale_tril": np.linalg.cholesky,
+        }
+        for first, second in product(forms, forms):
+            p = f.MultivariateNormal(loc=p_loc, **{first: forms[first](p_cov)})
+            q = f.MultivariateNormal(loc=q_loc, **{second: forms[second](q_cov)})
+            # Writing a covariance in another way rounds it.
+            assert relative_error(kl(p, q), truth) < 1e-12 + 4e-14 / delta
+
+
+def test_covariances_far_apart():
+    p_cov, q_cov = np.diag([1e-12, 1.0, 1e6]), np.diag([1.0, 1e-3, 1e6])
+    truth = textbook_normal(np.zeros(3), p_cov, np.ones(3), q_cov)
+    p, q = (
+        f.MultivariateNormal(loc=np.zeros(3), covariance_matrix=p_cov),
+        f.MultivariateNormal(loc=np.ones(3), covariance_matrix=q_cov),
+    )
+    assert relative_error(kl(p, q), truth) < 1e-14
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_matrices_that_are_no_covariance(kind):
+    library = LIBRARIES[kind]
+    with jax.enable_x64(True):
+        fine = f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library([[1.0, 0.0], [0.0, 1.0]]))
+        for matrix, message in (
+            ([[1.0, 2.0], [2.0, 1.0]], "positive definite, but its least eigenvalue is -1"),
+            ([[1.0, 0.5], [0.0, 1.0]], "symmetric, but entries differ by 0.5"),
+        ):
+            bad = f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library(matrix))
+            with pytest.raises(ParameterError, match=message):
+                kl(bad, fine)
+        with pytest.raises(ShapeError, match=r"shape \(..., 2, 2\)"):
+            kl(f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library([[1.0]])), fine)
+        wishart = f.Wishart(df=library(1.0), covariance_matrix=library([[1.0, 0.0], [0.0, 1.0]]))
+        with pytest.raises(ParameterError, match="df > 1"):
+            kl(wishart, wishart)
+
+
+# Large parameters.
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+def test_large_parameters_keep_their_digits(size):
+    with mpmath.workdps(60):
+        a, b = mpf(size), mpf(1.01 * size)
+        p, q = f.Gamma(concentration=float(a), rate=float(a)), f.Gamma(concentration=float(b), rate=float(b))
+        truth = mpmath.loggamma(b) - mpmath.loggamma(a) - (b - a) * mpmath.digamma(a)
+        truth += b * mpmath.log(a / b) + b - a
+        assert relative_error(kl(p, q), truth) < 1e-13
+        vector = np.full(100, size)
+        truth = textbook_dirichlet(vector, 1.01 * vector)
+        dirichlets = f.Dirichlet(concentration=vector), f.Dirichlet(concentration=1.01 * vector)
+        assert relative_error(kl(*dirichlets), truth) < 1e-12
+        wide = (
+            f.Wishart(df=size, covariance_matrix=np.eye(2)),
+            f.Wishart(df=1.01 * size, covariance_matrix=np.eye(2) / 1.01),
+        )
+        truth = textbook_wishart(size, np.eye(2), 1.01 * size, np.eye(2) / 1.01)
+        assert relative_error(kl(*wide), truth) < 1e-12
+        loose, tight = f.StudentT(df=size, loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=1.0)
+        assert 0 < kl(loose, tight) < 2 / size**2
+        for k in (1e3 * size, 1.001e3 * size):
+            close = kl(f.VonMises(loc=0.0, concentration=1e3 * size), f.VonMises(loc=0.0, concentration=k))
+            d = mpmath.log(mpf(k) / mpf(1e3 * size))
+            assert abs(close - float(mpmath.expm1(d) - d) / 2) < 2e-5 / size
+
+
+# What is refused, and what users add.
+
+
+def test_what_has_no_closed_form_says_what_to_call():
+    p, q = f.Normal(loc=0.0, scale=1.0), f.Cauchy(loc=0.0, scale=1.0)
+    with pytest.raises(NoClosedFormError, match=r"KL\(Normal \|\| Cauchy\).*kullback.measure"):
+        kl(p, q)
+    with pytest.raises(NotImplementedError):
+        kl(p, q)
+    counts = (f.NegativeBinomial(total_count=n, probs=0.5) for n in ([2.0, 3.0], 2.0))
+    with pytest.raises(NoClosedFormError, match=r"p's total_count\[1\] is 3.0"):
+        kl(*counts)
+    half = f.Uniform(low=[0.0, 0.5], high=1.0), f.Kumaraswamy(concentration1=1.0, concentration0=1.0)
+    with pytest.raises(NoClosedFormError):
+        kl(*half)
+
+
+def test_shapes_that_do_not_broadcast():
+    with pytest.raises(ShapeError, match=r"Normal and Normal to broadcast, got shapes \(2,\) and \(\) and \(3,\)"):
+        kl(f.Normal(loc=[0.0, 1.0], scale=1.0), f.Normal(loc=[0.0, 1.0, 2.0], scale=1.0))
+    with pytest.raises(ShapeError, match="as many categories"):
+        kl(f.Categorical(probs=[0.5, 0.5]), f.Categorical(probs=[1.0]))
+    with pytest.raises(ShapeError, match="as many categories"):
+        kl(f.Dirichlet(concentration=[0.5, 0.5]), f.Dirichlet(concentration=[1.0]))
+
+
+def test_independent_events_must_match():
+    base = f.Normal(loc=np.zeros(3), scale=1.0)
+    with pytest.raises(NoClosedFormError):
+        kl(f.Independent(base=base, event_dims=1), base)
+    with pytest.raises(ShapeError):
+        kl(f.Independent(base=base, event_dims=2), f.Independent(base=base, event_dims=2))
+
+
+def test_users_add_their_own():
+    class Coin:
+        pass
+
+    class LuckyCoin(Coin):
+        pass
+
+    @register_kl(Coin, f.Normal)
+    def coin_normal(p, q):
+        return inf
+
+    assert kl(Coin(), f.Normal(loc=0.0, scale=1.0)) == inf
+    assert kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0)) == inf
+    register_kl(LuckyCoin, f.Normal)(lambda p, q: 7.0)
+    assert kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0)) == 7.0
+    del FORMS[Coin, f.Normal], FORMS[LuckyCoin, f.Normal]
+    with pytest.raises(TypeError, match="expected a distribution, got LuckyCoin"):
+        kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0))
+    with pytest.raises(ValueError, match=r"KL\(Normal \|\| Normal\) has a closed form here already"):
+        register_kl(f.Normal, f.Normal)

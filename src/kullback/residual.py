@@ -3,6 +3,8 @@
 from math import inf, nan
 from typing import Any
 
+from array_api_compat import device
+
 from kullback._arrays import Array, ArrayLike, as_floats, cast, with_gradient
 
 __all__ = [
@@ -122,10 +124,12 @@ def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
     return cast(xp, leading + _dispersion(xp, a, b, h), dtype)
 
 
-def log_ratio(xp: Any, u: Array, v: Array) -> Array:
-    """log(u/v) of u, v >= 0, that keeps its digits where u and v are nearly equal."""
-    u, v = xp.broadcast_arrays(u, v)
-    return _log_ratio(xp, u, v, u - v)
+def log_ratio(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:
+    """log(u/v) of u, v >= 0, that keeps its digits where u and v are nearly equal.
+
+    `difference` is u - v, where the caller knows more of its digits.
+    """
+    return _log_ratio(xp, *xp.broadcast_arrays(u, v, u - v if difference is None else difference))
 
 
 def ratio_residual(xp: Any, u: Array, v: Array) -> Array:
@@ -224,12 +228,17 @@ def _shifted(xp: Any, least: Array) -> tuple[Array, Array]:
     return small, xp.where(small, float(_STIRLING_FROM), xp.zeros_like(least))
 
 
+def _climb(xp: Any, a: Array) -> Array:
+    """a, a + 1, ... along a new last axis, up to where Stirling's region is reached."""
+    return a[..., None] + xp.arange(_STIRLING_FROM, dtype=a.dtype, device=device(a))
+
+
 def _dispersion_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """h^2/(4 a^2) at first, as ratio_residual/2, and the residual of J about its tangent at a."""
     total = _ratio_residual(xp, b, a, h) / 2
     small, shift = _shifted(xp, xp.minimum(a, b))
-    for k in range(_STIRLING_FROM):
-        total = total + xp.where(small, _binet_step_residual(xp, a + k, b + k, h), 0.0)
+    steps = _binet_step_residual(xp, _climb(xp, a), _climb(xp, b), h[..., None])
+    total = total + xp.where(small, xp.sum(steps, axis=-1), 0.0)
     a, b = a + shift, b + shift
     # b^-m - a^-m + m h a^-(m+1) = (h/a)^2 g_m, with g_m = (g_(m-1) + m a^-(m-1)) / b: nothing cancels.
     power, g, series = xp.ones_like(a), xp.zeros_like(a), xp.zeros_like(a)
@@ -253,14 +262,8 @@ def _dispersion_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a)."""
     total = h / a / (2 * b)
     small, shift = _shifted(xp, xp.minimum(a, b))
-    for k in range(_STIRLING_FROM):
-        c, d = a + k, b + k
-        y = h / d / (c + 1)
-        near = abs(y) < 0.5
-        close = h * (1 + h) / (2 * c * d * (c + 1) * (d + 1)) - _log1p_residual(xp, -xp.where(near, y, 0.0))
-        log = xp.log(c / d) + xp.log((d + 1) / (c + 1))
-        apart = log + h * (1 / (c * d) + 1 / ((c + 1) * (d + 1))) / 2
-        total = total + xp.where(small, xp.where(near, close, apart), 0.0)
+    steps = _binet_step_slope(xp, _climb(xp, a), _climb(xp, b), h[..., None])
+    total = total + xp.where(small, xp.sum(steps, axis=-1), 0.0)
     a, b = a + shift, b + shift
     # a^-m - b^-m = g_m, with g_m = (g_(m-1) + (h/a) a^-(m-1)) / b.
     power, g = xp.ones_like(a), xp.zeros_like(a)
@@ -271,33 +274,39 @@ def _dispersion_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     return total
 
 
+def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """j'(b) - j'(a)."""
+    y = h / b / (a + 1)
+    near = abs(y) < 0.5
+    close = h * (1 + h) / (2 * a * b * (a + 1) * (b + 1)) - _log1p_residual(xp, -xp.where(near, y, 0.0))
+    log = xp.log(a / b) + xp.log((b + 1) / (a + 1))
+    return xp.where(near, close, log + h * (1 / (a * b) + 1 / ((a + 1) * (b + 1))) / 2)
+
+
 def _binet_value(xp: Any, a: Array) -> Array:
     small, shift = _shifted(xp, a)
-    total = xp.zeros_like(a)
-    for k in range(_STIRLING_FROM):
-        total = total + xp.where(small, (a + k + 0.5) * xp.log1p(1 / (a + k)) - 1, 0.0)
+    c = _climb(xp, a)
+    steps = xp.sum((c + 0.5) * xp.log1p(1 / c) - 1, axis=-1)
     z = 1 / (a + shift)
-    return total + z * _polynomial(z * z, _STIRLING)
+    return xp.where(small, steps, 0.0) + z * _polynomial(z * z, _STIRLING)
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
     small, shift = _shifted(xp, a)
-    total = xp.zeros_like(a)
-    for k in range(_STIRLING_FROM):
-        step = xp.log1p(1 / (a + k)) - (1 / (a + k) + 1 / (a + k + 1)) / 2
-        total = total + xp.where(small, step, 0.0)
+    c = _climb(xp, a)
+    steps = xp.sum(xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, axis=-1)
     w = (a + shift) ** -2
-    return total - w * _polynomial(w, tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)))
+    return xp.where(small, steps, 0.0) - w * _polynomial(w, tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)))
 
 
 def binet_curvature(xp: Any, a: Array) -> Array:
     """J''(a) = trigamma(a) - 1/a - 1/(2 a^2)."""
     small, shift = _shifted(xp, a)
-    total = xp.zeros_like(a)
-    for k in range(_STIRLING_FROM):
-        total = total + xp.where(small, 0.5 / ((a + k) * (a + k + 1)) ** 2, 0.0)
+    c = _climb(xp, a)
+    steps = xp.sum(0.5 / (c * (c + 1)) ** 2, axis=-1)
     z = 1 / (a + shift)
-    return total + z**3 * _polynomial(z * z, tuple((2 * n + 1) * (2 * n + 2) * c for n, c in enumerate(_STIRLING)))
+    series = _polynomial(z * z, tuple((2 * n + 1) * (2 * n + 2) * c for n, c in enumerate(_STIRLING)))
+    return xp.where(small, steps, 0.0) + z**3 * series
 
 
 def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:

@@ -3,6 +3,7 @@
 from math import pi
 from typing import Any
 
+from array_api_compat import device
 from scipy import special
 
 from kullback._arrays import Array, with_gradient
@@ -15,7 +16,8 @@ _SERIES = tuple(float((-1) ** (n + 1) * special.zeta(2 * n) / n / pi ** (2 * n))
 _SLOPE = tuple(2 * n * c for n, c in zip(_TERMS, _SERIES, strict=True))
 _CURVATURE = tuple((2 * n - 1) * c for n, c in zip(_TERMS, _SLOPE, strict=True))
 
-_NODES, _WEIGHTS = (values.tolist() for values in special.roots_legendre(16))
+_ROOTS, _WEIGHTS = special.roots_legendre(16)
+_NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
 
 
 def log_sinhc(xp: Any, u: Array) -> Array:
@@ -71,11 +73,8 @@ def _slope_value(xp: Any, u: Array) -> Array:
 
 def _integral(xp: Any, u: Array, h: Array, weight: Any) -> Array:
     """Of weight(t) L''(u + t h), 0 < t < 1."""
-    total = xp.zeros_like(u)
-    for node, w in zip(_NODES, _WEIGHTS, strict=True):
-        t = (1 + node) / 2
-        total = total + (w / 2 * weight(t)) * log_sinhc_curvature(xp, u + t * h)
-    return total
+    t, w = (xp.asarray(values, dtype=u.dtype, device=device(u)) for values in (_NODES, _WEIGHTS))
+    return xp.sum(w * weight(t) * log_sinhc_curvature(xp, u[..., None] + t * h[..., None]), axis=-1)
 
 
 def _is_near(u: Array, h: Array) -> Array:

@@ -54,7 +54,9 @@ def geometric(xp: Any, p: Any, q: Any) -> Array:
 def negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     """A Bernoulli's, times the mean number of draws, for equal total_count."""
     _require_equal_counts(xp, p, q)
-    return p.total_count * (bernoulli(xp, p, q) / _failure(xp, p))
+    kl = p.total_count * (bernoulli(xp, p, q) / _failure(xp, p))
+    # Counts that are traced have not been looked at.
+    return xp.where(p.total_count == q.total_count, kl, np.nan)
 
 
 @closed_form((f.Multinomial, f.Multinomial))

@@ -1,6 +1,6 @@
 """Counts that have a greatest value: their KL is a finite sum of p phi(log(q/p))."""
 
-from math import inf
+from math import inf, nan
 from typing import Any
 
 from array_api_compat import device
@@ -21,8 +21,9 @@ __all__: list[str] = []
 def binomial(xp: Any, p: Any, q: Any) -> Array:
     """A Bernoulli's, times total_count; where the counts differ, the sum."""
     count_p, count_q = xp.broadcast_arrays(_count(xp, p), _count(xp, q))
-    kl = count_p * bernoulli(xp, p, q)
-    if is_traced(count_p) or is_traced(count_q) or not xp.any(untracked(count_p != count_q)):
+    kl = xp.where(count_p == count_q, count_p * bernoulli(xp, p, q), nan)
+    # Counts that are traced cannot be summed over: nan says so where they differ.
+    if is_traced(count_p) or is_traced(count_q) or xp.all(untracked(count_p == count_q)):
         return kl
     k = _events(xp, count_p, count_q)
     logs = [_binomial_logs(xp, d, count, k) for d, count in ((p, count_p), (q, count_q))]

@@ -128,7 +128,7 @@ def continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
     """The residual of log(sinh(u)/u) about its tangent, u being half a logit."""
     if p.logits is None and q.logits is None:
         # The difference of logits, as the logs of two ratios, keeps its digits.
-        h = (log_ratio(xp, q.probs, p.probs) - log_ratio(xp, 1 - q.probs, 1 - p.probs)) / 2
+        h = (log_ratio(xp, q.probs, p.probs) - log_ratio(xp, 1 - q.probs, 1 - p.probs, p.probs - q.probs)) / 2
     else:
         h = _half_logit(xp, q) - _half_logit(xp, p)
     return log_sinhc_residual(xp, *xp.broadcast_arrays(_half_logit(xp, p), h))
