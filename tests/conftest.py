@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure; pytest-timeout ends what hangs.
+settings.register_profile("kullback", deadline=None)
+settings.load_profile("kullback")
 
 
 @pytest.fixture(scope="session")

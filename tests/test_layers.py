@@ -11,9 +11,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "kullback"
 
 # From the ground up; a module may import from its own row and the rows before it.
 LAYERS = [
-    {"errors", "result", "files", "_arrays"},
+    {"errors", "result", "files", "_arrays", "_special"},
     {"residual"},
+    {"_checks", "_events", "_blocks", "_fast", "_fast_logits", "_quick"},
     {"discrete"},
+    {"_generators", "_powers", "entropies", "divergences"},
+    {"families"},
+    {"closed_forms"},
+    {"distributions"},
+    {"densities"},
+    {"measures"},
     {"tokens"},
     {"policy"},
     {"integrations"},
@@ -21,7 +28,7 @@ LAYERS = [
     {"explore"},
     {"cli", "__main__"},
 ]
-HEAVY = {"torch", "jax", "transformers", "trl", "accelerate", "datasets", "pandas"}
+HEAVY = {"torch", "jax", "numba", "transformers", "trl", "accelerate", "datasets", "pandas"}
 
 
 def room(path: Path) -> str:

@@ -1,39 +1,86 @@
 """Kullback: measure, minimise and constrain KL divergence.
 
-The names below are the package's public verbs. Those that need PyTorch load it at their first use.
+The names below are the package's public verbs. Those that need PyTorch, or much of SciPy, load it at their first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kullback.discrete import kl_log_probs, kl_logits, kl_probs
+from kullback.discrete import kl_log_probs, kl_logits, kl_probs, kl_terms
+from kullback.distributions import kl, register_kl
+from kullback.divergences import divergence
+from kullback.entropies import cross_entropy, entropy
 from kullback.errors import KullbackError
+from kullback.policy.best_of_n import best_of_n, best_of_n_policy
 from kullback.policy.budget import KLBudget
-from kullback.residual import log1p_residual, phi
-from kullback.result import Estimate
+from kullback.policy.optimum import frontier, tilt, tilt_to_budget
+from kullback.residual import log1p_residual, log_gamma_residual, phi
+from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:
+    from kullback.measures import measure
+    from kullback.policy.mdp import MDP
+    from kullback.policy.objectives import grpo_loss, ppo_loss
+    from kullback.policy.penalty import KLPenalty
+    from kullback.policy.preferences import dpo_loss
+    from kullback.policy.presets import preset
+    from kullback.policy.soft_values import soft_value_iteration
+    from kullback.policy.trajectories import trajectory_kl
     from kullback.tokens import linear_token_kl, token_kl
 
 __all__ = [
+    "MDP",
     "Estimate",
     "KLBudget",
+    "KLPenalty",
     "KullbackError",
+    "best_of_n",
+    "best_of_n_policy",
+    "cross_entropy",
+    "divergence",
+    "dpo_loss",
+    "entropy",
+    "frontier",
+    "grpo_loss",
+    "kl",
     "kl_log_probs",
     "kl_logits",
     "kl_probs",
+    "kl_terms",
     "linear_token_kl",
     "log1p_residual",
+    "log_gamma_residual",
+    "measure",
+    "nats_to_bits",
     "phi",
+    "ppo_loss",
+    "preset",
+    "register_kl",
+    "soft_value_iteration",
+    "tilt",
+    "tilt_to_budget",
     "token_kl",
+    "trajectory_kl",
 ]
 
-_NEED_TORCH = {"linear_token_kl": "kullback.tokens", "token_kl": "kullback.tokens"}
+_AT_FIRST_USE = {
+    "KLPenalty": "kullback.policy.penalty",
+    "MDP": "kullback.policy.mdp",
+    "dpo_loss": "kullback.policy.preferences",
+    "grpo_loss": "kullback.policy.objectives",
+    "linear_token_kl": "kullback.tokens",
+    "measure": "kullback.measures",
+    "ppo_loss": "kullback.policy.objectives",
+    "preset": "kullback.policy.presets",
+    "soft_value_iteration": "kullback.policy.soft_values",
+    "token_kl": "kullback.tokens",
+    "trajectory_kl": "kullback.policy.trajectories",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCH:
-        return getattr(import_module(_NEED_TORCH[name]), name)
+    if name in _AT_FIRST_USE:
+        return getattr(import_module(_AT_FIRST_USE[name]), name)
     raise AttributeError(f"module 'kullback' has no attribute {name!r}")
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from kullback._arrays import Array, ArrayLike, as_floats, holds, untracked
 from kullback.errors import NotNormalizedError, ShapeError, SupportError
 
-__all__ = ["events_last", "require_log_probs", "require_logits", "require_probs"]
+__all__ = ["MASS_TOLERANCES", "events_last", "require_log_probs", "require_logits", "require_probs"]
 
 # How far a sum may lie from 1: room for rounding in the numbers, and in the logs of small ones.
-_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 2.0**-5, "bfloat16": 2.0**-5}
+MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 2.0**-5, "bfloat16": 2.0**-5}
 
 
 def events_last(*given: ArrayLike, axis: int, where: ArrayLike | None, nothing: float) -> tuple[Any, list[Array], Any]:
@@ -70,7 +70,7 @@ def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
 def _require_mass(xp: Any, probs: Array, name: str, given: ArrayLike, dtype: Any, axis: int, remedy: str) -> None:
     sums = xp.sum(probs, axis=-1)
     own, common = (str(kind).split(".")[-1] for kind in (getattr(given, "dtype", dtype), dtype))
-    tolerance = _TOLERANCES.get(own) or _TOLERANCES.get(common, 1e-9)
+    tolerance = MASS_TOLERANCES.get(own) or MASS_TOLERANCES.get(common, 1e-9)
     bad = ~(abs(sums - 1) <= tolerance)
     if holds(xp.any(bad)):
         raise NotNormalizedError(

@@ -14,15 +14,16 @@ import numpy as np
 
 from kullback._arrays import Array, ArrayLike
 from kullback._blocks import kl_of_sums, prob_sums
+from kullback._checks import MASS_TOLERANCES
 
 __all__ = ["quick_log_probs", "quick_logits", "quick_probs"]
 
 # How bfloat16 is passed on here: NumPy has no such type.
 _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
-# As in _checks, by what is quickest to look up.
-_TOLERANCES = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
-_LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: 2.0**-5}
+# By what is quickest to look up.
+_TOLERANCES = {np.dtype(name): MASS_TOLERANCES[name] for name in ("float64", "float32")}
+_LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: MASS_TOLERANCES["bfloat16"]}
 
 # Loading kernels takes 0.5 s, and some 10 s at the first time of all, to compile them. So it waits for an array of a
 # million entries, or for a hundred small ones: what has been asked for so often will be again.

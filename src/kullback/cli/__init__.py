@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kullback.cli import train
+from kullback.cli import measure, train
 from kullback.errors import KullbackError
 
 __all__ = ["main"]
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kullback", description="Measure, minimise and constrain KL divergence.")
     parser.add_argument("--version", action="version", version=f"kullback {version('kullback')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    measure.add_parser(commands)
     train.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

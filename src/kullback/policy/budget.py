@@ -21,7 +21,7 @@ Unit: TypeAlias = Literal["token", "sequence", "step", "latent"]
 
 _SMOOTH = 0.2  # share of the newest step in the running push
 _MEMORY = 0.1  # share of the newest in the running bustle and spread
-_RUSH = 4.0  # how much larger a step may be while the KL is still near zero
+_RUSH = 4.0  # how much larger a step may be near zero
 _FASTER = 1.2  # the most that the step grows by at once
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
 _JITTER = 0.012  # ... and never better than to one percent or so
@@ -29,9 +29,9 @@ _DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step
 _SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
 _UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
 _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
-_NEAR = 0.8  # share of the target above which it may be trimmed outward
+_NEAR = 0.8  # share of the target above which it may be trimmed
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
-_WIDEST = 10.0  # the largest spread between prompts that is believed, in multiples of the KL
+_WIDEST = 10.0  # the largest spread between prompts that is believed
 _EDGE = 1.2  # share of the target above which a step is taken back at once
 _OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
 _RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
@@ -46,7 +46,7 @@ class KLBudget:
     `step_scale`; the displacement from the reference scaled by `pull`; `moved` with the KL of held-out positions before
     and after; the displacement scaled by `brake` and `braked`, where `brake` is below 1. A user without weights to pull
     calls `update` alone. Where a fixed set of prompts judges the policy every so often, `judged` with its KL: that is
-    what is held then.
+    held then.
 
     Args:
         target: The budget in nats per unit, > 0.
@@ -105,15 +105,11 @@ class KLBudget:
         if self.unit not in get_args(Unit):
             raise BudgetError(f"expected a unit of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
-            raise BudgetError(
-                f"expected 0 < price_min <= price <= price_max, got price_min={self.price_min}, price={self.price}, "
-                f"price_max={self.price_max}"
-            )
+            got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
+            raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")
         if not (0 < self.gain < math.inf and 0 < self.step_limit < math.inf and 0 < self.step_scale <= 1):
-            raise BudgetError(
-                f"expected gain > 0, step_limit > 0 and 0 < step_scale <= 1, got gain={self.gain}, "
-                f"step_limit={self.step_limit}, step_scale={self.step_scale}"
-            )
+            got = f"gain={self.gain}, step_limit={self.step_limit}, step_scale={self.step_scale}"
+            raise BudgetError(f"expected gain > 0, step_limit > 0 and 0 < step_scale <= 1, got {got}")
 
     @property
     def beta(self) -> float:
@@ -162,8 +158,8 @@ class KLBudget:
         _require_kl(observed_kl, "observed_kl")
         level, doubt, spread, drift = self.level, self.doubt, self.spread, self.drift
         if observed_kl > 0:
-            # One batch's standard error follows its mean (the noise is skewed), and weighing by it would favour low
-            # batches; the spread of those before does not.
+            # One batch's standard error follows its mean, and weighing by it would favour low batches; the spread of
+            # those before does not.
             about = level if level > 0 else observed_kl
             known = math.isfinite(std_error) and count > 1
             newest = min(_WIDEST, std_error / about * math.sqrt(count)) if known else 1.0
@@ -173,7 +169,7 @@ class KLBudget:
             prior = doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
             weight = 1.0 if level <= 0 else prior / max(prior + noise, 1e-300)
             if level > 0:
-                # Fixed positions miss what new samples visit. A steady miss is learned, by an alpha-beta filter's gain.
+                # What fixed positions miss steadily is learned, by an alpha-beta filter's gain.
                 miss = max(-1.0, min(1.0, observed_kl / level - 1))
                 slow = min(weight, _SLOW)
                 drift = max(-_DRIFT, min(_DRIFT, drift + slow**2 / (2 - slow) * miss))

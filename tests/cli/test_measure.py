@@ -1,0 +1,159 @@
+"""`kullback measure`, as it is typed: the mission's rows as they must print, and what it refuses."""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kullback import families
+from kullback.cli import main
+from kullback.cli.notation import read
+from kullback.errors import KullbackError
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main(["measure", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# Mission rows 3 to 6: reference values to the digits that they are stated with.
+@pytest.mark.parametrize(
+    ("p", "q", "unit", "kl", "reverse"),
+    [
+        ("0.4,0.3,0.2,0.1", "0.3,0.3,0.3,0.1", "nats", "0.033980", "0.035335"),
+        ("0.4,0.3,0.2,0.1", "0.3,0.3,0.3,0.1", "bits", "0.049022", "0.050978"),
+        (",".join(["0.16666666666666666"] * 6), "0.5,0.1,0.1,0.1,0.1,0.1", "bits", "0.349978", "0.423998"),
+        ("uniform(0,2)", "uniform(0,3)", "nats", "0.405465", "inf"),
+        ("uniform(0,3)", "uniform(0,2)", "nats", "inf", "0.405465"),
+        (".3,.25,.2,.15,.1", ".1,.15,.2,.25,.3", "nats", "0.270805", "0.270805"),
+    ],
+)
+def test_the_mission_rows(p: str, q: str, unit: str, kl: str, reverse: str, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = told(capsys, p, q, *(["--bits"] if unit == "bits" else []))
+    shown = [f"{float(facts[name]):.6f}" for name in ("kl", "reverse_kl")]
+    assert shown == [kl, reverse]
+    assert facts["unit"] == unit
+
+
+def test_entropy_and_cross_entropy_of_the_die(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = told(capsys, ",".join(["0.16666666666666666"] * 6), "0.5,0.1,0.1,0.1,0.1,0.1", "--bits")
+    assert round(facts["entropy"], 6) == 2.584963
+    assert round(facts["cross_entropy"], 6) == 2.934940
+    assert facts["cross_entropy"] - facts["entropy"] == pytest.approx(facts["kl"], rel=1e-12)
+
+
+def test_the_mixture_row_by_quadrature(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = told(capsys, "mixture(0.5*normal(0,2) + 0.5*normal(20,2))", "normal(10, 10.19803902718557)")
+    assert facts["kl"] == pytest.approx(0.935901951616756559, abs=1e-10)
+    assert facts["reverse_kl"] == pytest.approx(3.70909007605118678, abs=1e-10)
+    assert (facts["method"], facts["status"]) == ("quadrature", "bounded")
+    assert 0 < facts["error"] < 1e-10
+
+
+def test_the_term_table_sums_to_the_kl(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = told(capsys, "0.4,0.3,0.2,0.1", "0.3,0.3,0.3,0.1", "--terms", "--bits")
+    for column in ("term", "p_log_ratio"):
+        assert math.fsum(term[column] for term in facts["terms"]) == pytest.approx(facts["kl"], rel=1e-13)
+    assert all(term["term"] >= 0 for term in facts["terms"])
+    assert any(term["p_log_ratio"] < 0 for term in facts["terms"])
+
+
+def test_reverse_swaps_the_two(capsys: pytest.CaptureFixture[str]) -> None:
+    there = told(capsys, "0.4,0.6", "0.3,0.7")
+    back = told(capsys, "0.4,0.6", "0.3,0.7", "--reverse")
+    assert (back["kl"], back["reverse_kl"]) == (there["reverse_kl"], there["kl"])
+    assert back["p"] == "0.3,0.7"
+
+
+def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "0.5,0.25,0.25", "0.5,0.5,0", "--terms"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "KL(P || Q)   inf nats   exact sum"
+    assert lines[3] == "KL(Q || P)   0.3465735903 nats   exact sum"
+    assert lines[4] == "H(P)         1.039720771 nats"
+    assert "KL(P || Q): q is 0 at 2, where p is 0.25" in lines
+
+
+def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(b"aab<")
+    (tmp_path / "b.txt").write_bytes(b"ab<<")
+    facts = told(capsys, f"bytes:{tmp_path}/a.txt", f"bytes:{tmp_path}/b.txt", "--bits", "--terms")
+    assert facts["kl"] == pytest.approx(0.5 - 0.25, rel=1e-14)
+    assert [term["event"] for term in facts["terms"]] == ["'<'", "'a'", "'b'"]
+    table = np.array([[0.5, 0.5], [0.25, 0.75]])
+    np.save(tmp_path / "p.npy", table)
+    np.savetxt(tmp_path / "p.csv", table, delimiter=",")
+    (tmp_path / "p.json").write_text(json.dumps(table.tolist()))
+    for name in ("p.npy", "p.csv", "p.json"):
+        facts = told(capsys, str(tmp_path / name), "0.5,0.5")
+        assert facts["kl"] == pytest.approx([0.0, 0.25 * math.log(0.5) + 0.75 * math.log(1.5)], abs=1e-15)
+    assert main(["measure", str(tmp_path / "p.npy"), "0.5,0.5"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "said"),
+    [
+        ("0.5,0.6", "0.5,0.5", "sums to 1.1"),
+        ("0.5,0.5", "1,0,0", "shapes that broadcast, got (2,) and (3,)"),
+        ("1.5,-0.5", "0.5,0.5", "p[1] is -0.5"),
+        ("norml(0,1)", "normal(0,1)", "did you mean normal?"),
+        ("normal(0)", "normal(0,1)", "normal also needs scale"),
+        ("normal(0,1,2)", "normal(0,1)", "normal takes loc, scale, got more"),
+        ("normal(0,sd=2)", "normal(0,1)", "normal takes loc, scale, got sd"),
+        ("normal(0,loc=2)", "normal(0,1)", "got loc twice"),
+        ("normal(0,-1)", "normal(0,1)", "scale to be > 0 and finite, but it is -1.0"),
+        ("normal(0,1", "normal(0,1)", "expected ',', got the end"),
+        ("__import__('os').system('true')", "normal(0,1)", "no family is called '__import__'"),
+        ("mixture(0.5*gamma(1,2))", "normal(0,1)", "a mixture is of normals, got Gamma"),
+        ("0.5,0.5", "normal(0,1)", "two tables of probabilities or two families"),
+        ("absent.npy", "0.5,0.5", "absent.npy: cannot be read: No such file"),
+        ("bytes:absent", "0.5,0.5", "absent: cannot be read"),
+        ("0.5,x", "0.5,0.5", "expected"),
+        ("", "0.5,0.5", "got the end"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_status_2(
+    p: str, q: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", p, q]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1
+    assert said in output.err
+
+
+def test_terms_of_densities_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "normal(0,1)", "normal(1,1)", "--terms"]) == 2
+    assert "no events to list" in capsys.readouterr().err
+
+
+def test_pickles_and_other_rubbish_in_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "p.json").write_text('{"a": 1}')
+    (tmp_path / "p.csv").write_text("a,b\n")
+    (tmp_path / "empty.json").write_text("[]")
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("p.npy", "p.json", "p.csv", "empty.json"):
+        assert main(["measure", str(tmp_path / name), "0.5,0.5"]) == 2
+        assert "expected a vector or a matrix of numbers" in capsys.readouterr().err
+    assert main(["measure", f"bytes:{tmp_path}/empty", f"bytes:{tmp_path}/empty"]) == 2
+    assert "the file is empty" in capsys.readouterr().err
+
+
+def test_parameters_by_order_and_by_name_are_the_same() -> None:
+    for text in ("StudentT(3, 0.5, 2)", "student_t(df=3, loc=.5, scale=2)", "studentt( 3 ,scale=2e0,loc=5e-1)"):
+        record = read(text)
+        assert isinstance(record, families.StudentT)
+        assert (record.df, record.loc, record.scale) == (3.0, 0.5, 2.0)
+
+
+@given(st.text(alphabet="normal(),=*+[]0123456789.e-_ 'xn", max_size=30))
+def test_any_text_is_read_or_refused_by_one_of_our_errors(text: str) -> None:
+    with contextlib.suppress(KullbackError):
+        read(text)
