@@ -252,6 +252,25 @@ def test_gradients_are_finite_at_equality_and_at_zeros(name, parameters):
                 torch.testing.assert_close(side.grad, torch.zeros_like(side), rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(("name", "parameters"), KINDS, ids=str)
+def test_gradients_are_those_of_the_normalised(name, parameters):
+    # What does not depend on the mass does not change along p.
+    generator = torch.Generator().manual_seed(5)
+    p, q = (torch.randn(3, 5, dtype=torch.float64, generator=generator).softmax(-1).requires_grad_() for _ in range(2))
+    divergence(p, q, name, **parameters).sum().backward()
+    for side in (p, q):
+        assert abs((side.detach() * side.grad).sum(-1)).max() < 1e-14 * max(1.0, float(abs(side.grad).max()))
+
+
+def test_powers_of_ratios_far_apart_are_as_good_as_the_ratios():
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        p, q = (10.0 ** rng.uniform(-130, 0, size=6) for _ in range(2))
+        p, q = p / p.sum(), q / q.sum()
+        for name, parameters in (("chi_squared", {}), ("alpha", {"alpha": -1.0}), ("tsallis", {"order": 2.5})):
+            assert is_close(divergence(p, q, name, **parameters), truth(p, q, name, **parameters), 4e-15)
+
+
 def test_gradients_at_zeros_are_right_where_they_exist():
     # By p at p = 0, from the right, along p + h (e_2 - e_0).
     p, q = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64), torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)

@@ -209,6 +209,16 @@ def test_gradients_agree_with_differences_twice_and_across_libraries():
                         np.testing.assert_allclose(got, other.numpy(), rtol=1e-9, atol=1e-15)
 
 
+def test_gradients_are_those_of_the_normalised():
+    # What does not depend on the mass does not change along p.
+    generator = torch.Generator().manual_seed(5)
+    p, q = (torch.randn(3, 5, dtype=torch.float64, generator=generator).softmax(-1).requires_grad_() for _ in range(2))
+    weights = torch.linspace(-1, 2, 5, dtype=torch.float64)
+    for value in (entropy(p) + 0 * q.sum(), cross_entropy(p, q), kl_terms(p, q) * weights, kl_probs(p, q)):
+        for side, gradient in zip((p, q), torch.autograd.grad(value.sum(), (p, q)), strict=True):
+            assert abs((side.detach() * gradient).sum(-1)).max() < 1e-15
+
+
 def test_gradients_at_zeros_are_finite_and_right_where_they_exist():
     p = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.25, 0.5, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
