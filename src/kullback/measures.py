@@ -1,8 +1,9 @@
 """KL divergence of any two distributions as an estimate: by a formula, within a bound, or from draws."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -10,15 +11,18 @@ from kullback._arrays import untracked
 from kullback.densities.mixtures import mixture_bounds
 from kullback.densities.monte_carlo import kl_monte_carlo
 from kullback.densities.of_objects import as_components, as_density, as_sampler
+from kullback.densities.of_records import in_float64
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
-from kullback.densities.sums import infinite, support_gap
+from kullback.densities.sums import infinite
 from kullback.distributions import as_record, kl
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Independent, Record
 from kullback.result import Estimate, Status
 
 __all__ = ["measure"]
+
+_View = TypeVar("_View")
 
 _TRUST: list[Status] = ["exact", "bounded", "estimated", "unreliable"]
 
@@ -62,72 +66,78 @@ def measure(
         SupportError: A log-density is nan, or `error` is not above 0.
 
     Example:
-        >>> from kullback.families import Cauchy, Normal, StudentT
+        >>> from kullback.families import Cauchy, Logistic, Normal, StudentT
         >>> measure(Normal(loc=0.0, scale=1.0), Normal(loc=1.0, scale=2.0)).status
         'exact'
-        >>> estimate = measure(StudentT(df=5.0, loc=0.0, scale=1.0), Normal(loc=0.0, scale=1.0))
+        >>> estimate = measure(StudentT(df=5.0, loc=0.0, scale=1.0), Logistic(loc=0.0, scale=1.0))
         >>> round(estimate.value, 12), estimate.status, estimate.method, estimate.error < 1e-10
-        (0.124769194124, 'bounded', 'quadrature', True)
+        (0.091582858462, 'bounded', 'quadrature', True)
         >>> measure(Cauchy(loc=0.0, scale=1.0), Normal(loc=0.0, scale=1.0)).value
         inf
     """
     if not error > 0:
         raise SupportError(f"expected error > 0, got {error!r}; quadrature can bound it by 1e-10 or so")
     if method in (None, "closed form"):
-        exact = _closed_form(p, q)
+        exact = _closed_form(p, q, error)
         if exact is not None:
             return exact
-        if method is not None:
-            raise NoClosedFormError(f"KL({_name(p)} || {_name(q)}) has no closed form here; leave method out")
-    p, q = _known(p), _known(q)
-    for distribution in (p, q):
-        _require_distribution(distribution)
-    if method != "Monte Carlo":
-        if isinstance(p, Independent) and isinstance(q, Independent):
-            return _of_independent(p, q, error=error, method=method)
-        left, right = as_density(p), as_density(q)
-        if left is not None and right is not None:
-            if left.discrete != right.discrete:
-                kinds = ["of counts" if density.discrete else "of a continuum" for density in (left, right)]
-                return infinite(f"p is a distribution {kinds[0]}, q one {kinds[1]}: q is 0 where p is not", "supports")
-            return (kl_summation if left.discrete else kl_quadrature)(left, right, error=error)
-        if method is not None:
-            raise NoClosedFormError(f"expected two densities on the line, got {_name(p)} and {_name(q)}")
-    return _from_draws(p, q, draws, seed, confidence)
+    for given in (p, q):
+        _require_distribution(given)
+    if method in (None, "quadrature"):
+        bounded = _within_bound(p, q, error)
+        if bounded is not None:
+            return bounded
+    if method in (None, "Monte Carlo"):
+        estimated = _from_draws(p, q, draws, seed, confidence)
+        if estimated is not None:
+            return estimated
+    by = f"no {method} for it" if method else "no closed form, no densities on the line and no draws"
+    raise NoClosedFormError(
+        f"expected a way to KL({_name(p)} || {_name(q)}), but there is {by}; pass objects with log_prob(x) and "
+        "sample(count) to estimate it from draws"
+    )
 
 
-def _closed_form(p: Any, q: Any) -> Estimate | None:
+def _closed_form(p: Any, q: Any, error: float) -> Estimate | None:
     try:
-        value = np.asarray(untracked(kl(_known(p), _known(q))))
+        result = untracked(kl(_in_float64(p), _in_float64(q)))
     except (NoClosedFormError, TypeError):
         return None
-    except ModuleNotFoundError as missing:
-        if not (missing.name or "").startswith("kullback.integrations"):
-            raise
-        return None
-    if value.size != 1:
+    array = np.asarray(result)
+    if array.size != 1:
         raise ShapeError(
-            f"expected one distribution at a time, got a batch of shape {value.shape}; kl takes batches, measure one "
+            f"expected one distribution at a time, got a batch of shape {array.shape}; kl takes batches, measure one "
             "after another"
         )
-    value = float(value.reshape(()))
+    value = float(array.reshape(()))
     if value == inf:
-        left, right = as_density(_known(p)), as_density(_known(q))
-        gap = support_gap(left, right) if left is not None and right is not None else ""
-        return infinite(gap or "by the closed form", "closed form")
-    return Estimate(value, error=0.0, interval=(value, value), method="closed form", status="exact")
+        found = _within_bound(p, q, error)
+        where = found.warnings[0] if found is not None and found.value == inf else "by the closed form"
+        return infinite(where, "closed form")
+    rounding = 0.0 if array.dtype == np.float64 else 8 * float(np.finfo(array.dtype).eps) * value
+    interval = (value - rounding, value + rounding)
+    return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
 
 
-def _from_draws(p: Any, q: Any, draws: int, seed: int, confidence: float) -> Estimate:
-    left, right = as_sampler(p), as_sampler(q)
+def _within_bound(p: Any, q: Any, error: float) -> Estimate | None:
+    left, right = _seen_as(as_density, p), _seen_as(as_density, q)
+    if left is not None and right is not None:
+        if left.discrete != right.discrete:
+            kinds = ["of counts" if density.discrete else "of a continuum" for density in (left, right)]
+            return infinite(f"p is a distribution {kinds[0]}, q one {kinds[1]}: q is 0 where p is not", "supports")
+        return (kl_summation if left.discrete else kl_quadrature)(left, right, error=error)
+    p, q = _known(p), _known(q)
+    if isinstance(p, Independent) and isinstance(q, Independent):
+        return _of_independent(p, q, error)
+    return None
+
+
+def _from_draws(p: Any, q: Any, draws: int, seed: int, confidence: float) -> Estimate | None:
+    left, right = _seen_as(as_sampler, p), _seen_as(as_sampler, q)
     if left is None or right is None:
-        missing = _name(p if left is None else q)
-        raise NoClosedFormError(
-            f"KL({_name(p)} || {_name(q)}) has no closed form here, and {missing} no density that is known; pass "
-            "objects with log_prob(x) and sample(count) to estimate it from draws"
-        )
+        return None
     estimate = kl_monte_carlo(left, right, draws=draws, seed=seed, confidence=confidence)
-    parts_p, parts_q = as_components(p), as_components(q)
+    parts_p, parts_q = _seen_as(as_components, p), _seen_as(as_components, q)
     if parts_p is None or parts_q is None or estimate.interval is None:
         return estimate
     bounds, (low, high) = mixture_bounds(parts_p, parts_q), estimate.interval
@@ -140,10 +150,17 @@ def _from_draws(p: Any, q: Any, draws: int, seed: int, confidence: float) -> Est
     return replace(estimate, interval=(low, min(high, bounds.upper)))
 
 
-def _of_independent(p: Independent, q: Independent, **options: Any) -> Estimate:
+def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | None:
     """The sum over the parts."""
-    pairs = list(zip(_parts(p), _parts(q), strict=True))
-    estimates = [measure(*pair, **options) for pair in pairs]
+    parts_p, parts_q = _parts(p), _parts(q)
+    if len(parts_p) != len(parts_q):
+        raise ShapeError(f"expected as many independent parts, got {len(parts_p)} of p and {len(parts_q)} of q")
+    estimates = []
+    for pair in zip(parts_p, parts_q, strict=True):
+        estimate = _closed_form(*pair, error) or _within_bound(*pair, error)
+        if estimate is None:
+            return None
+        estimates.append(estimate)
     worst = max(estimates, key=lambda estimate: _TRUST.index(estimate.status))
     value, error = sum(estimate.value for estimate in estimates), sum(estimate.error for estimate in estimates)
     return Estimate(
@@ -173,10 +190,17 @@ def _known(distribution: Any) -> Any:
         return as_record(distribution)
     except (NoClosedFormError, TypeError):
         return distribution
-    except ModuleNotFoundError as missing:  # no adapter
-        if not (missing.name or "").startswith("kullback.integrations"):
-            raise
-        return distribution
+
+
+def _in_float64(distribution: Any) -> Any:
+    record = _known(distribution)
+    return in_float64(record) if isinstance(record, Record) else distribution
+
+
+def _seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | None:
+    """What can be known of its record; or else of itself."""
+    found = view(_known(distribution))
+    return view(distribution) if found is None else found
 
 
 def _require_distribution(given: Any) -> None:

@@ -365,6 +365,16 @@ def test_nearly_infinite_tails_are_finite():
     assert_within_bound(estimate, truth)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.9, 0.999])
+def test_an_exponential_tail_against_an_exponential_of_an_exponential(scale):
+    """E_p[e^-x] = 1 / (1 - scale^2), but log q is beyond the floats from x = -710 on."""
+    estimate = bound_of(Laplace(loc=0.0, scale=scale), Gumbel(loc=0.0, scale=1.0))
+    b = mpf(scale)
+    truth = 1 / (1 - b**2) - 1 - mpmath.log(2 * b)
+    assert abs(mpf(estimate.value) - truth) <= min(estimate.error, 3.0)
+    assert estimate.status == ("unreliable" if scale > 0.99 else "bounded")
+
+
 def test_what_is_too_large_for_floats_is_not_called_known():
     estimate = bound_of(Normal(loc=0.0, scale=1000.0), Gumbel(loc=0.0, scale=1.0))  # e^500000
     assert estimate.status == "unreliable"

@@ -15,7 +15,7 @@ from kullback.densities.density import Density
 from kullback.densities.of_scipy import of_continuous
 from kullback.errors import ParameterError, ShapeError
 
-__all__ = ["of_record"]
+__all__ = ["in_float64", "of_record"]
 
 
 def of_record(record: families.Record) -> Density | None:
@@ -30,6 +30,15 @@ def of_record(record: families.Record) -> Density | None:
     numbers = [_number(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     with np.errstate(all="ignore"):
         return _MADE_OF[kind](*numbers)
+
+
+def in_float64(record: families.Record) -> families.Record:
+    """The same with its parameters in float64, if it is of numbers on the line."""
+    if type(record) not in _MADE_OF or isinstance(record, families.NormalMixture):
+        return record
+    values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
+    given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
+    return type(record)(**given)
 
 
 def _number(record: families.Record, name: str) -> Any:

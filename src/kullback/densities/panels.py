@@ -84,7 +84,7 @@ def integrate(
         again = ((error > fair[:, None]) & (excess > 1)[:, None]).any(axis=0)
         # Where halving no longer helps there is nothing left but rounding.
         history.append(float(excess.max()))
-        stuck = len(history) > 6 and history[-1] > 0.5 * history[-5]
+        stuck = len(history) > 7 and history[-1] > 0.9 * history[-6]
         if again.sum() > _MOST or not again.any() or stuck:
             break
         done += both[:, ~again].sum(axis=1)
@@ -136,12 +136,15 @@ def cut(p: Density, q: Density) -> tuple[list[Straight], list[Ray]]:
     rays: list[Ray] = []
     for low, high in pairwise(ends):
         edges = np.unique(steps[(steps > low) & (steps < high)])
+        if np.nextafter(low, high) == high:
+            straight.append(Straight(low, 0.0, high - low))  # no float lies between
+            continue
         if edges.size == 0:
             middle = (low + high) / 2
             edges = np.asarray([middle if isfinite(middle) else high - widest if low == -inf else low + widest])
         for end, nearest in ((low, edges[0]), (high, edges[-1])):
-            if isfinite(end):
-                edges = np.union1d(edges, end + _widening(nearest - end, reach))
+            if isfinite(end):  # as far as the middle, so as not to come near the other end
+                edges = np.union1d(edges, end + _widening(nearest - end, min(reach, (high - low) / 8)))
         edges = edges[(edges > low) & (edges < high)]
         for left, right in pairwise(edges.tolist()):
             nearest = float(origins[np.argmin(np.abs(origins - (left + right) / 2))])
@@ -165,6 +168,6 @@ def join(straight: list[Straight], rays: list[Ray], reaches: list[float]) -> Pan
 
 def _widening(width: float, reach: float) -> Array:
     """0, and steps on both sides from the width on, each four times the last, until the reach."""
-    count = max(0, ceil(log(max(reach / abs(width), 1.0), 4))) + 1
-    steps = width * 4.0 ** np.arange(min(count, 600))
+    count = max(0, ceil((log(reach) - log(abs(width))) / log(4)) + 1)
+    steps = width * 4.0 ** np.arange(count)
     return np.concatenate([-steps[::-1], [0.0], steps])
