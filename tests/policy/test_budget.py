@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kullback import KLBudget
 from kullback.errors import BudgetError
+from kullback.policy.level import Level
 
 kls = st.floats(min_value=0.0, max_value=1e6, allow_subnormal=False)
 
@@ -99,13 +100,13 @@ def test_a_budget_that_stops_binding_lets_go() -> None:
     policy.reward = 0.0
     policy.x *= 0.1
     policy.step = lambda beta, scale: None  # type: ignore[method-assign]
-    budget, truth = hold(replace(budget, level=policy.kl), policy, 300)
+    budget, truth = hold(replace(budget, seen=replace(budget.seen, value=policy.kl)), policy, 300)
     assert budget.status == "free"
     assert truth[-1] == truth[0]
 
 
 def test_one_wild_step_is_taken_back_at_once() -> None:
-    budget = replace(KLBudget(0.05), level=0.05, doubt=0.05, spread=0.5)
+    budget = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.05, spread=0.5))
     after = budget.moved(0.05, 0.2, pull=1.0)
     assert after.level == pytest.approx(0.2)
     assert after.brake == pytest.approx(0.5)  # KL goes with the square of the displacement
@@ -114,14 +115,20 @@ def test_one_wild_step_is_taken_back_at_once() -> None:
 
 
 def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None:
-    budget = replace(KLBudget(0.05), level=0.055, push=0.0)
+    budget = replace(KLBudget(0.05), seen=Level(value=0.055), push=0.0)
     assert budget.pull == pytest.approx(math.sqrt(0.05 / 0.055))
     assert replace(budget, push=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
-    assert replace(budget, drift=0.02).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.02))))
-    assert replace(budget, level=0.0495).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
-    assert replace(budget, level=0.045).pull == 1.02
-    assert replace(budget, level=0.03).pull == 1.0  # too far below: reward is to spend the budget
-    assert replace(budget, level=0.045, price=budget.price_min).pull == 1.0  # it does not bind
+    assert replace(budget, seen=replace(budget.seen, drift=0.02)).pull == pytest.approx(
+        math.sqrt(0.05 / (0.055 * math.exp(0.02)))
+    )
+    assert replace(budget, seen=replace(budget.seen, value=0.0495)).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
+    assert replace(budget, seen=replace(budget.seen, value=0.045)).pull == 1.02
+    assert (
+        replace(budget, seen=replace(budget.seen, value=0.03)).pull == 1.0
+    )  # too far below: reward is to spend the budget
+    assert (
+        replace(budget, seen=replace(budget.seen, value=0.045), price=budget.price_min).pull == 1.0
+    )  # it does not bind
 
 
 def test_what_held_out_positions_miss_is_learned() -> None:
@@ -132,7 +139,7 @@ def test_what_held_out_positions_miss_is_learned() -> None:
         seen = 0.05 * rng.lognormal(-0.005, 0.1)
         budget = budget.update(seen, std_error=0.005, count=16).moved(0.05, 0.05 * 0.995, pull=1.0)
         levels.append(budget.level)
-        drifts.append(budget.drift)
+        drifts.append(budget.seen.drift)
     assert float(np.mean(levels[500:])) == pytest.approx(0.05, rel=0.01)
     assert float(np.mean(drifts[500:])) == pytest.approx(-math.log(0.995), rel=0.1)
 
@@ -150,38 +157,38 @@ def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> No
     settled = np.array(judged[4:]) / 0.05
     assert abs(settled.mean() - 1) < 0.03
     assert abs(settled - 1).max() < 0.2
-    assert budget.offset == pytest.approx(math.log(share), abs=0.04)
-    assert budget.offset_doubt < 0.03
+    assert budget.seen.offset == pytest.approx(math.log(share), abs=0.04)
+    assert budget.seen.offset_doubt < 0.03
 
 
 def test_a_judgement_corrects_a_doubtful_level_more_than_a_sure_one() -> None:
-    sure = replace(KLBudget(0.05), level=0.05, doubt=0.01)
-    doubtful = replace(sure, doubt=0.2)
+    sure = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.01))
+    doubtful = replace(sure, seen=replace(sure.seen, doubt=0.2))
     told = [budget.judged(0.052, std_error=0.0018) for budget in (sure, doubtful)]
     assert told[0].level < 1.01 * 0.05
-    assert told[0].offset > 0.02
+    assert told[0].seen.offset > 0.02
     assert told[1].level > 1.03 * 0.05
-    assert told[1].offset < 0.01
-    assert told[1].doubt < 0.2
+    assert told[1].seen.offset < 0.01
+    assert told[1].seen.doubt < 0.2
 
 
 def test_more_than_the_errors_can_say_is_the_levels() -> None:
-    told = replace(KLBudget(0.05), level=0.05, doubt=0.03).judged(0.075, std_error=0.002)
+    told = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.03)).judged(0.075, std_error=0.002)
     assert told.level == pytest.approx(0.075, rel=0.02)
-    assert told.offset < 0.01
+    assert told.seen.offset < 0.01
 
 
 def test_a_judged_set_of_another_kind_moves_the_aim_by_15_percent_at_most() -> None:
-    assert replace(KLBudget(0.05), offset=1.0).aim == pytest.approx(0.05 * math.exp(-0.15))
-    assert replace(KLBudget(0.05), offset=-1.0).aim == pytest.approx(0.05 * math.exp(0.15))
+    assert replace(KLBudget(0.05), seen=Level(offset=1.0)).aim == pytest.approx(0.05 * math.exp(-0.15))
+    assert replace(KLBudget(0.05), seen=Level(offset=-1.0)).aim == pytest.approx(0.05 * math.exp(0.15))
 
 
 def test_a_judgement_without_an_error_or_on_the_way_to_the_budget_teaches_nothing() -> None:
-    budget = replace(KLBudget(0.05), level=0.04, doubt=0.1)
+    budget = replace(KLBudget(0.05), seen=Level(value=0.04, doubt=0.1))
     assert budget.judged(0.06, std_error=math.nan) == budget
     assert budget.judged(0.0, std_error=0.0) == budget
     assert KLBudget(0.05).judged(0.06, std_error=0.01) == KLBudget(0.05)
-    rising = replace(budget, level=0.03)
+    rising = replace(budget, seen=replace(budget.seen, value=0.03))
     assert rising.judged(0.02, std_error=0.001) == rising
     with pytest.raises(BudgetError, match="expected observed_kl to be a finite KL"):
         budget.judged(math.inf, std_error=0.1)

@@ -10,32 +10,24 @@ Three things act, from the slow one to the fast one, all on one smoothed estimat
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.errors import BudgetError
+from kullback.policy.level import Level
 
 __all__ = ["KLBudget", "Unit"]
 
 Unit: TypeAlias = Literal["token", "sequence", "step", "latent"]
 
 _SMOOTH = 0.2  # share of the newest step in the running push
-_MEMORY = 0.1  # share of the newest in the running bustle and spread
-_RUSH = 4.0  # how much larger a step may be near zero
-_FASTER = 1.2  # the most that a step grows by
-_TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
-_JITTER = 0.012  # ... and never better than to one percent or so
-_DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step ...
-_SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
-_UNFOLLOWED = 0.1  # the same where nobody says how far the steps moved
+_MEMORY = 0.1  # share of the newest in the running bustle
+_RUSH = 4.0  # how much larger a step may be while the KL is still near zero
+_FASTER = 1.2  # the most that the step grows by at once
 _PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
-_NEAR = 0.8  # share of the target above which it may be trimmed
-_LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
-_WIDEST = 10.0  # the largest spread between prompts that is believed
+_NEAR = 0.8  # share of the target above which it may be trimmed outward
 _EDGE = 1.2  # share of the target above which a step is taken back at once
 _OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
-_RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
-_WANDER = 0.01  # what the offset changes by from one judgement to the next
 
 
 @dataclass(frozen=True)
@@ -58,15 +50,9 @@ class KLBudget:
         gain: The largest change of the price's logarithm in one step.
         step_limit: How far one step may move the KL near the target, root mean square, as a share of the target.
         step_scale: The factor on the learning rate, in (0, 1]. It starts low: how far a step moves is not known yet.
-        level: The smoothed estimate of the KL, in nats per unit.
-        doubt: The relative standard error of `level`.
-        drift: What log KL gains in a step beyond what held-out positions show, as learned.
-        offset: The logarithm of the KL on the judged prompts over `level`, as learned; 0.15 of it counts at most.
-        offset_doubt: Its standard error; 0 before the first judgement.
         push: How far recent steps wanted to move log KL, on average.
         bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
-        spread: The relative standard deviation of the KL between prompts, as measured.
-        followed: Whether `moved` was called since the last `update`.
+        seen: What is known of the KL from the measurements.
 
     Raises:
         BudgetError: A number that makes no sense; the message says which.
@@ -89,15 +75,9 @@ class KLBudget:
     gain: float = 0.05
     step_limit: float = 0.02
     step_scale: float = 0.1
-    level: float = 0.0
-    doubt: float = 0.0
-    drift: float = 0.0
-    offset: float = 0.0
-    offset_doubt: float = 0.0
     push: float = 0.0
     bustle: float = 0.0
-    spread: float = 0.0
-    followed: bool = False
+    seen: Level = field(default_factory=Level)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.target) and self.target > 0):
@@ -110,6 +90,11 @@ class KLBudget:
         if not (0 < self.gain < math.inf and 0 < self.step_limit < math.inf and 0 < self.step_scale <= 1):
             got = f"gain={self.gain}, step_limit={self.step_limit}, step_scale={self.step_scale}"
             raise BudgetError(f"expected gain > 0, step_limit > 0 and 0 < step_scale <= 1, got {got}")
+
+    @property
+    def level(self) -> float:
+        """The smoothed estimate of the KL, in nats per unit; 0 before the first measurement."""
+        return self.seen.value
 
     @property
     def beta(self) -> float:
@@ -126,14 +111,14 @@ class KLBudget:
     @property
     def aim(self) -> float:
         """The level at which the KL on the judged prompts is the target; the target itself where nothing is judged."""
-        return self.target * math.exp(-max(-_OFFSET, min(_OFFSET, self.offset)))
+        return self.target * math.exp(-max(-_OFFSET, min(_OFFSET, self.seen.offset)))
 
     @property
     def pull(self) -> float:
         """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
         if self.level <= 0:
             return 1.0
-        factor = math.sqrt(self.aim / (self.level * math.exp(self.push + self.drift)))
+        factor = math.sqrt(self.aim / (self.level * math.exp(self.push + self.seen.drift)))
         if factor <= 1:
             return factor
         trims = self.status != "free" and self.level > _NEAR * self.aim
@@ -156,28 +141,10 @@ class KLBudget:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
         _require_kl(observed_kl, "observed_kl")
-        level, doubt, spread, drift = self.level, self.doubt, self.spread, self.drift
-        if observed_kl > 0:
-            # One batch's standard error follows its mean, and weighing by it would favour low batches; the spread of
-            # those before does not.
-            about = level if level > 0 else observed_kl
-            known = math.isfinite(std_error) and count > 1
-            newest = min(_WIDEST, std_error / about * math.sqrt(count)) if known else 1.0
-            usual = spread or newest
-            noise = usual**2 / count
-            spread = math.hypot(math.sqrt(1 - _MEMORY) * usual, math.sqrt(_MEMORY) * newest)
-            prior = doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
-            weight = 1.0 if level <= 0 else prior / max(prior + noise, 1e-300)
-            if level > 0:
-                # What fixed positions miss steadily is learned, by an alpha-beta filter's gain.
-                miss = max(-1.0, min(1.0, observed_kl / level - 1))
-                slow = min(weight, _SLOW)
-                drift = max(-_DRIFT, min(_DRIFT, drift + slow**2 / (2 - slow) * miss))
-            level += weight * (observed_kl - level)
-            doubt = math.sqrt(noise if weight == 1 else prior * (1 - weight))
         # Where nobody says how far steps move, there is nothing to hold the steps back by.
-        scale = self.step_scale if self.followed else min(1.0, _FASTER * self.step_scale)
-        told = replace(self, level=level, doubt=doubt, spread=spread, drift=drift, step_scale=scale, followed=False)
+        scale = self.step_scale if self.seen.followed else min(1.0, _FASTER * self.step_scale)
+        seen = self.seen.seen(observed_kl, std_error=std_error, count=count)
+        told = replace(self, seen=seen, step_scale=scale)
         return replace(told, price=told._next_price())
 
     def moved(self, before: float, after: float, *, pull: float) -> Self:
@@ -195,10 +162,9 @@ class KLBudget:
         _require_kl(after, "after")
         if not pull > 0:
             raise BudgetError(f"expected a pull > 0, got {pull}")
-        if not (before > 0 and 0 < after < _LEAP * before and self.level > 0):
-            return replace(self, level=after, doubt=1.0, followed=True)
-        change = math.log(after / before)
-        wanted = change - 2 * math.log(pull)
+        if not self.seen.knows_move(before, after):
+            return replace(self, seen=self.seen.moved(before, after, wanted=0.0))
+        wanted = math.log(after / before) - 2 * math.log(pull)
         move = min(1.0, self.level / self.target) * max(-1.0, min(1.0, wanted))
         # Per unit of step_scale, so that what the scale did is not taken for calm.
         newest = abs(move) / self.step_scale
@@ -208,25 +174,22 @@ class KLBudget:
         slower = limit / bustle if bustle > limit else 1.0
         return replace(
             self,
-            level=self.level * after / before * math.exp(self.drift),
-            doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
+            seen=self.seen.moved(before, after, wanted=wanted),
             push=(1 - _SMOOTH) * self.push + _SMOOTH * move,
             bustle=bustle,
             step_scale=min(slower, _FASTER * self.step_scale),
-            followed=True,
         )
 
     def braked(self, before: float, after: float) -> Self:
         """The state after the brake took the KL of the held-out positions from before to after."""
         _require_kl(before, "before")
         _require_kl(after, "after")
-        return replace(self, level=self.level * after / before) if 0 < after < _LEAP * before else self
+        return replace(self, seen=self.seen.scaled(before, after))
 
     def judged(self, observed_kl: float, *, std_error: float) -> Self:
         """The state after measuring the KL on the fixed set of prompts that the policy is judged by.
 
-        Part of the difference is the level's error, and goes. The rest is the set's own, the same each time since the
-        prompts are, and is learned as `offset`.
+        From then on the KL on that set is what is held, as far as it lies within 15% of the batches'.
 
         Args:
             observed_kl: KL(policy || reference) on the set, in nats per unit.
@@ -239,20 +202,7 @@ class KLBudget:
         # On the way to the budget the level runs late by more than its doubt says, and nothing needs an aim yet.
         if not (observed_kl > 0 and self.level > _NEAR * self.target and math.isfinite(std_error)):
             return self
-        error = std_error / observed_kl
-        prior = error**2 if self.offset_doubt == 0 else self.offset_doubt**2 + _WANDER**2
-        noise = (_RENEWED * error) ** 2
-        surprise = math.log(observed_kl / self.level) - self.offset
-        # What is more than the errors can say is the level's: a set of prompts does not change.
-        doubt = max(self.doubt**2, surprise**2 - prior - noise)
-        total = max(doubt + prior + noise, 1e-300)
-        return replace(
-            self,
-            level=self.level * math.exp(doubt / total * surprise),
-            doubt=math.sqrt(doubt * (1 - doubt / total)),
-            offset=self.offset + prior / total * surprise,
-            offset_doubt=math.sqrt(prior * (1 - prior / total)),
-        )
+        return replace(self, seen=self.seen.judged(observed_kl, std_error=std_error))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole state as JSON types."""
@@ -261,7 +211,7 @@ class KLBudget:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
         """The budget that `to_dict` was called on."""
-        return cls(**state)
+        return cls(**{**state, "seen": Level(**state["seen"])})
 
     def _next_price(self) -> float:
         if self.level <= 0:
