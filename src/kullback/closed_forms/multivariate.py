@@ -47,6 +47,8 @@ def multivariate_normal(xp: Any, p: Any, q: Any) -> Array:
     elif kind_p == kind_q == "scale_tril":
         for side, matrix in (("p", matrix_p), ("q", matrix_q)):
             require_lower(xp, f"{side}'s scale_tril", matrix)
+        # What is 0 by its place has no gradient.
+        matrix_p, matrix_q = xp.tril(matrix_p), xp.tril(matrix_q)
         step = whiten(xp, matrix_q, matrix_p - matrix_q)
         square = step @ xp.matrix_transpose(step)
         changes = xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
@@ -82,7 +84,10 @@ def _given(xp: Any, d: Any) -> tuple[str, Array]:
 def _covariance(xp: Any, kind: str, matrix: Array) -> Array:
     if kind == "precision_matrix":
         return xp.linalg.inv(matrix)
-    return matrix @ xp.matrix_transpose(matrix) if kind == "scale_tril" else matrix
+    if kind == "scale_tril":
+        matrix = xp.tril(matrix)
+        return matrix @ xp.matrix_transpose(matrix)
+    return matrix
 
 
 @closed_form((f.MatrixNormal, f.MatrixNormal))
