@@ -461,6 +461,10 @@ def test_jax_transforms():
     rows[1].requires_grad_()
     tilt_to_budget(rows[0].softmax(-1), rows[1], rows[2]).expected_reward.sum().backward()
     assert np.asarray(by_reward) == pytest.approx(rows[1].grad.numpy(), rel=1e-10)
+    traced = jax.jit(lambda r: (tilt([0.25] * 4, r, 0.5).kl, frontier([0.25] * 4, r, points=3).expected_reward))
+    kl, curve = traced(jnp.arange(4.0))
+    assert float(kl) == pytest.approx(float(tilt([0.25] * 4, np.arange(4.0), 0.5).kl), rel=1e-13)
+    assert np.asarray(curve) == pytest.approx(frontier([0.25] * 4, np.arange(4.0), points=3).expected_reward)
     _, forward = jax.jvp(lambda b: earned(logits[0], reward[0], b), (0.1,), (1.0,))
     assert float(forward) == pytest.approx(float(tilt_to_budget(jax.nn.softmax(logits[0]), reward[0], 0.1).beta))
 

@@ -1,6 +1,5 @@
 """Best of n: the policy that draws n times from its reference and keeps the best, and its exact KL."""
 
-import math
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -139,8 +138,9 @@ def _ties(xp: Any, values: Array) -> tuple[Array, Array]:
     rises = xp.astype(values[..., 1:] != values[..., :-1], xp.int64)
     level = xp.concat([xp.zeros_like(values[..., :1], dtype=xp.int64), xp.cumulative_sum(rises, axis=-1)], axis=-1)
     # All rows in one: the levels of a row lie above those of the row before.
-    row = xp.arange(math.prod(lead), dtype=level.dtype)[:, None] * width
-    flat = xp.reshape(xp.reshape(level, (-1, width)) + row, (-1,))
+    level = xp.reshape(level, (-1, width))
+    row = (xp.cumulative_sum(xp.ones_like(level[:, :1]), axis=0) - 1) * width
+    flat = xp.reshape(level + row, (-1,))
     ends = (xp.reshape(xp.searchsorted(flat, flat, side=side), (-1, width)) - row for side in ("left", "right"))
     first, last = (xp.reshape(end, (*lead, width)) for end in ends)
     return first, last

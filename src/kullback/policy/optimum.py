@@ -165,7 +165,8 @@ def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = 
     xp, [ref_, reward_], _ = as_floats(ref, reward)
     ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
     ref_, reward_ = xp.expand_dims(ref_, axis=-1 - events), xp.expand_dims(reward_, axis=-1 - events)
-    share = xp.linspace(0.0, 1.0, points, dtype=largest.dtype) ** 2
+    device = array_api_compat.device(largest)
+    share = xp.linspace(0.0, 1.0, points, dtype=largest.dtype, device=device) ** 2
     weights = None if contexts is None else xp.expand_dims(as_floats(ref_, contexts)[1][1], axis=-2)
     best = tilt_to_budget(ref_, reward_, largest[..., None] * share, contexts=weights)
     return Frontier(best.beta, best.kl, best.expected_reward, (ref, reward, contexts))
@@ -187,7 +188,9 @@ def _prepare(ref: Any, reward: Any, price: Any, contexts: Any, name: str, refusa
     xp, floats, dtype = as_floats(*given)
     # Numbers again, in the arrays' dtype at once: PyTorch reads 0.1 in float32 first.
     ref_, reward_, price_, *rest = (
-        array if array_api_compat.is_array_api_obj(value) else xp.asarray(value, dtype=array.dtype, device=array.device)
+        array
+        if array_api_compat.is_array_api_obj(value)
+        else xp.asarray(value, dtype=array.dtype, device=array_api_compat.device(array))
         for value, array in zip(given, floats, strict=True)
     )
     shapes = ", ".join(str(tuple(array.shape)) for array in (ref_, reward_, price_, *rest))
