@@ -41,8 +41,10 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         array: Array = value if array_api_compat.is_array_api_obj(value) else xp.asarray(value, device=device)
         if xp.isdtype(array.dtype, "complex floating"):
             raise TypeError(f"expected real numbers, got dtype {array.dtype}")
-        joins = array is not value or xp.isdtype(array.dtype, ("bool", "integral"))
-        floats.append(xp.astype(array, default) if joins else array)
+        if array is not value:
+            # Read again: PyTorch reads 0.1 in float32, whatever stands beside it.
+            array = xp.asarray(value, dtype=default, device=device)
+        floats.append(xp.astype(array, default) if xp.isdtype(array.dtype, ("bool", "integral")) else array)
     dtype = xp.result_type(*floats)
     computing = xp.float32 if _is_half(dtype) else dtype
     return xp, [xp.astype(array, computing, copy=False) for array in floats], dtype

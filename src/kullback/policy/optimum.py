@@ -185,14 +185,7 @@ def _optimum(xp: Any, dtype: Any, ref: Array, reward: Array, weights: Array, bet
 def _prepare(ref: Any, reward: Any, price: Any, contexts: Any, name: str, refusal: type[Exception]) -> Any:
     """The namespace, the dtype to return, and ref, reward (..., m, n), weights (..., m) and price (...) that fit."""
     given = [ref, reward, price] if contexts is None else [ref, reward, price, contexts]
-    xp, floats, dtype = as_floats(*given)
-    # Numbers again, in the arrays' dtype at once: PyTorch reads 0.1 in float32 first.
-    ref_, reward_, price_, *rest = (
-        array
-        if array_api_compat.is_array_api_obj(value)
-        else xp.asarray(value, dtype=array.dtype, device=array_api_compat.device(array))
-        for value, array in zip(given, floats, strict=True)
-    )
+    xp, (ref_, reward_, price_, *rest), dtype = as_floats(*given)
     shapes = ", ".join(str(tuple(array.shape)) for array in (ref_, reward_, price_, *rest))
     try:
         ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
