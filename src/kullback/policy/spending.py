@@ -72,7 +72,7 @@ def budget_symptoms(
     elif kl < 0.5 * target and (at_floor or _at_rest(values)):
         cause = "the budget is out of reach: the policy stays far below it with beta at its floor or the KL at rest"
         remedy = (
-            "nothing, if the reward is as high as it can be; else a larger learning rate or more steps; and see whether "
+            "nothing, if the reward is as high as it can be; else a larger learning rate or more steps. See whether "
             f"the budget was meant per {unit}"
         )
         found.append(
