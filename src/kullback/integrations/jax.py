@@ -74,7 +74,7 @@ def _multivariate_normal(distribution: Any) -> f.Record:
     forms = ("covariance_matrix", "precision_matrix", "scale_tril")
     form = next(name for name, value in vars(distribution).items() if name in forms and value is not None)
     loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
-    return f.MultivariateNormal(loc=loc, **{form: getattr(distribution, form)})
+    return f.MultivariateNormal(loc=loc, **{form: jnp.asarray(getattr(distribution, form))})
 
 
 def _matrix_normal(distribution: Any) -> f.Record:

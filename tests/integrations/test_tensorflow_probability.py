@@ -1,0 +1,56 @@
+"""TensorFlow Probability on JAX: its classes as records, where it can be imported."""
+
+import math
+
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from kullback import families as f
+from kullback.distributions import as_record, kl
+from kullback.errors import NoClosedFormError
+
+try:
+    import tensorflow_probability.substrates.jax as tfp
+except Exception as error:  # its last release uses parts of JAX that are gone
+    pytest.skip(f"TensorFlow Probability on JAX does not import: {error!r}", allow_module_level=True)
+
+d, b = tfp.distributions, tfp.bijectors
+SCALAR = {
+    "Bernoulli": {"logits": 0.7},
+    "Beta": {"concentration1": 2.0, "concentration0": 2.5},
+    "Gamma": {"concentration": 2.5, "rate": 0.7},
+    "Exponential": {"rate": 0.7},
+    "InverseGamma": {"concentration": 2.5, "scale": 0.7},
+    "Laplace": {"loc": 0.3, "scale": 0.7},
+    "LogNormal": {"loc": 0.3, "scale": 0.7},
+    "Normal": {"loc": 0.3, "scale": 0.7},
+    "Pareto": {"concentration": 2.5, "scale": 0.7},
+    "Poisson": {"rate": 0.7},
+    "Weibull": {"concentration": 2.5, "scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_by_the_definition_at_samples(name):
+    p = getattr(d, name)(**SCALAR[name])
+    q = getattr(d, name)(
+        **{key: value if name == "Pareto" and key == "scale" else 1.2 for key, value in SCALAR[name].items()}
+    )
+    x = p.sample(20000, seed=np.asarray([0, 1], np.uint32))
+    ratios = np.asarray(p.log_prob(x) - q.log_prob(x), float)
+    assert float(kl(p, q)) == pytest.approx(ratios.mean(), abs=5 * ratios.std() / math.sqrt(ratios.size))
+
+
+def test_what_is_made_of_others():
+    p, q = (d.Normal(jnp.full(3, loc), 1.0) for loc in (0.0, 1.0))
+    assert float(kl(d.Independent(p, 1), d.Independent(q, 1))) == pytest.approx(1.5)
+    assert kl(*(d.TransformedDistribution(base, b.Tanh()) for base in (p, q))).tolist() == [0.5] * 3
+    with pytest.raises(NoClosedFormError, match="measure"):
+        as_record(d.TransformedDistribution(p, b.AbsoluteValue()))
+
+
+def test_records_hold_what_was_given():
+    assert isinstance(as_record(d.Categorical(logits=jnp.zeros(2))), f.Categorical)
+    with pytest.raises(NoClosedFormError, match="as it was made"):
+        as_record(d.Gamma(2.0, log_rate=1.0))
