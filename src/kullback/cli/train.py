@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.train_ppo import add_ppo
 from kullback.policy.budget import KLBudget
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "finish"]
 
 GRPO_EXAMPLE = """example:
   kullback train grpo --model my-model --prompts prompts.jsonl --reward my_rewards:exact --budget 0.05 --steps 500 \\
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> None:
         required=True, metavar="RECIPE"
     )
     _add_grpo(recipes)
+    add_ppo(recipes)
     _add_demo(recipes)
 
 
@@ -101,7 +103,7 @@ def _grpo(options: argparse.Namespace) -> int:
     run = RunDirectory(options.output)
     if not _is_main_process():
         return 0
-    _finish({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
+    finish({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
     if options.json:
         print(json.dumps({"run": str(run.path), "ended": ended, "last": (run.evaluations() or [None])[-1]}))
     elif not ended:
@@ -125,13 +127,14 @@ def _demo(options: argparse.Namespace) -> int:
     )
     for name, run in runs.items():
         _report({name: run}, run.report, title=f"Sums, {name}")
-    _finish(
+    finish(
         runs, options.output / "report.html", title="Sums by a flawed verifier", summary=verdict(runs), console=console
     )
     return 0
 
 
-def _finish(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
+def finish(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
+    """Show how runs ended, and write their report."""
     from rich.table import Table
 
     from kullback.explore.runs import closing_table

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import Controller
+from kullback.policy.level import Level
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_token
 
@@ -34,8 +36,7 @@ __all__ = ["BudgetPPO"]
 _PANEL = 256  # states on which each step is followed
 _MOST_BRAKES = 3
 _MOST_PULLS = 8
-_CLOSE = 1.02  # an update this near its budget is not pulled again
-_WANTED = 2.0  # budgets that an update is to want: one that wanted a single one would miss it every other time
+_CLOSE = 1.02  # an update that ends this near its budget is not pulled again
 
 
 class BudgetPPO(PPO):
@@ -44,9 +45,9 @@ class BudgetPPO(PPO):
     loss = PPO's + beta E_s[KL(policy || reference)] + beta_old E_s[KL(old || policy)], the visited states s held fixed;
     old is the policy that collected the rollout, the reference a frozen one. Each beta is its controller's.
 
-    A `KLBudget` also acts on the actor's weights. Towards the reference it does so after every optimizer step, as in
-    docs/budget.md. Towards the old policy the end of an update is what counts: there the KL is known exactly, and
-    weights beyond the budget are drawn back onto it. Other controllers are told the KL once an update.
+    A `KLBudget` also acts on the actor's weights after every optimizer step, as docs/budget.md says: towards the
+    reference for good, towards the old policy anew in each update, which ends on its budget or below. Other controllers
+    are told the KL once an update.
 
     Without budgets, and with a clip, it trains as `PPO` does, weight for weight: `train` is wrapped, not copied.
     What is measured goes to the logger, under train/. `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
@@ -103,7 +104,7 @@ class BudgetPPO(PPO):
     def _setup_model(self) -> None:
         super()._setup_model()
         if self.reference is not None:
-            require_same_shape(self.policy, self.reference)
+            require_same_shape(self.policy, self.reference.state_dict())
             self.policy.load_state_dict(self.reference.state_dict())
         self.reference = twin_of(self) if self.has_reference else None
         self.old = twin_of(self)
@@ -120,22 +121,21 @@ class _Update:
     """One update of the policy: the penalties, what is done to the weights, and what was seen."""
 
     def __init__(self, model: BudgetPPO) -> None:
-        self.model, self.policy, self.old, self.reference = model, model.policy, model.old, model.reference
+        self.model, self.policy = model, model.policy
         self.states = rollout_states(model.rollout_buffer)
         self.episodes = rollout_episodes(model.rollout_buffer)
-        places = np.linspace(0, len(self.episodes) - 1, min(_PANEL, len(self.episodes))).round().astype(int)
-        self.panel = some_states(self.states, places)
-        self.actor = actor_weights(self.policy, some_states(self.states, slice(2)))
+        self.actor = actor_weights(model.policy, some_states(self.states, slice(2)))
         self.entropies: list[float] = []
-        self.scales: list[float] = []
-        self.kls = torch.empty(0)
-        self.pulled = 1.0
+        self.weights: list[Tensor] = []
+        if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
+            model.old_budget = replace(model.old_budget, seen=Level())
+        self.leashes = [_Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
 
     @contextmanager
     def penalised(self) -> Iterator[None]:
         """Within, the loss holds the penalties: they join the one thing that it charges by the state, the entropy."""
         model, evaluate, weight = self.model, self.policy.evaluate_actions, self.model.ent_coef
-        if model.budget is None and model.old_budget is None:
+        if not self.leashes:
             yield
             return
 
@@ -143,14 +143,7 @@ class _Update:
             values, log_prob, entropy = evaluate(obs, actions)
             entropy = -log_prob if entropy is None else entropy
             self.entropies.append(float(entropy.detach().mean()))
-            bonus = weight * entropy
-            if model.budget is not None:
-                kls = kl_of_policies(self.policy, self.reference, obs)
-                self.kls = kls.detach().double()
-                bonus = bonus - model.budget.beta * kls
-            if model.old_budget is not None:
-                bonus = bonus - model.old_budget.beta * kl_of_policies(self.old, self.policy, obs)
-            return values, log_prob, bonus
+            return values, log_prob, weight * entropy - sum(leash.charge(obs) for leash in self.leashes)
 
         self.policy.evaluate_actions, model.ent_coef = charged, 1.0  # type: ignore[method-assign]
         try:
@@ -162,113 +155,143 @@ class _Update:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Within, a `KLBudget` towards the reference acts on every optimizer step."""
-        if not isinstance(self.model.budget, KLBudget):
+        """Within, each `KLBudget` acts on every optimizer step."""
+        acting = [leash for leash in self.leashes if leash.acts]
+        if not acting:
             yield
             return
-        self.seen = self._on_panel()
-        optimizer = self.policy.optimizer
-        before = optimizer.register_step_pre_hook(lambda *_: self._before_step())
-        after = optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+        def before(*_: Any) -> None:
+            for leash in acting:
+                leash.before_step()
+            self.weights = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
+
+        def after(*_: Any) -> None:
+            # The same as the factor on the learning rate, for the actor alone.
+            self.draw(self.weights, min(leash.held.step_scale for leash in acting))
+            for leash in acting:
+                leash.after_step()
+
+        hooks = [
+            self.policy.optimizer.register_step_pre_hook(before),
+            self.policy.optimizer.register_step_post_hook(after),
+        ]
         try:
             yield
         finally:
-            before.remove()
-            after.remove()
+            for hook in hooks:
+                hook.remove()
 
     def end(self) -> None:
-        """Tell the controllers what the update did, keep it inside the old policy's budget, and log."""
-        model = self.model
-        record = model.logger.record
-        if model.old_budget is not None:
-            record("train/beta_old", model.old_budget.beta)
-            moved = self._over_rollout(self.old, self.policy).value
-            # No error: these are the very states that the update is judged by.
-            exactly = {"std_error": 0.0, "count": len(self.episodes)}
-            if isinstance(model.old_budget, KLBudget):
-                model.old_budget = model.old_budget.update(moved / _WANTED, **exactly)
-                record("train/pull_old", self._keep_near(model.old_budget.target, moved))
-            else:
-                model.old_budget = model.old_budget.update(moved, **exactly)
-        _record(model, "kl_old_policy_per_step", self._over_rollout(self.old, self.policy))
-        if self.reference is None:
-            return
-        apart = self._over_rollout(self.policy, self.reference)
-        _record(model, "kl_policy_ref_per_step", apart)
-        if model.budget is None:
-            return
-        record("train/beta", model.budget.beta)
-        if isinstance(model.budget, KLBudget):
-            record("train/kl_level", model.budget.level)
-            record("train/step_scale", float(np.mean(self.scales)))
-            record("train/pull", self.pulled)
-        else:
-            model.budget = model.budget.update(apart.value, std_error=apart.std_error, count=apart.count)
+        """Keep the update inside the old policy's budget, tell the controllers, and log."""
+        model, old = self.model, self.model.old_budget
+        if isinstance(old, KLBudget):
+            self._keep_near(old.target)
+        seen = {"old_budget": self.over_rollout(model.old, self.policy)}
+        if model.reference is not None:
+            seen["budget"] = self.over_rollout(self.policy, model.reference)
+        for leash in self.leashes:
+            leash.end(seen[leash.name])
+        for name, key in (("old_budget", "kl_old_policy_per_step"), ("budget", "kl_policy_ref_per_step")):
+            if name in seen:
+                model.logger.record(f"train/{key}", seen[name].value)
+                model.logger.record(f"train/{key}_std_error", seen[name].std_error)
 
-    def _over_rollout(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
+    def over_rollout(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
         """The mean KL over the rollout's states; its standard error takes the episodes as the independent draws."""
         kls = kl_over(p, q, self.states).double().cpu().numpy()
         sums, lengths = np.bincount(self.episodes, kls), np.bincount(self.episodes)
         return kl_per_token(sums, lengths, np.arange(len(sums)))
 
-    def _on_panel(self) -> float:
-        return float(kl_over(self.policy, self.reference, self.panel).double().mean())
+    def policy_weights(self, policy: ActorCriticPolicy) -> list[Tensor]:
+        return [policy.get_parameter(name) for name in self.actor]
 
-    def _keep_near(self, target: float, moved: float) -> float:
-        """Draw the actor back to where KL(old || policy) is the target, if it is beyond; by which factor."""
-        drawn = 1.0
+    @torch.no_grad()
+    def draw(self, towards: list[Tensor], factor: float) -> None:
+        """Scale the displacement of the actor's weights from others."""
+        if factor != 1.0:
+            for weight, other in zip(self.policy_weights(self.policy), towards, strict=True):
+                weight.copy_(torch.lerp(other, weight, factor))
+
+    def _keep_near(self, target: float) -> None:
+        """Draw the actor back where the panel did not tell that the rollout's KL(old || policy) is over its budget."""
         for _ in range(_MOST_PULLS):
+            moved = self.over_rollout(self.model.old, self.policy).value
             if moved <= _CLOSE * target:
                 break
-            factor = math.sqrt(target / moved)
-            self._draw(_weights(self.old, self.actor), factor)
-            drawn *= factor
-            moved = self._over_rollout(self.old, self.policy).value
-        return drawn
+            self.draw(self.policy_weights(self.model.old), math.sqrt(target / moved))
 
-    def _before_step(self) -> None:
-        budget, count = self.model.budget, len(self.kls)
-        assert isinstance(budget, KLBudget)
-        error = float(self.kls.std()) / math.sqrt(count) if count > 1 else math.nan
-        self.model.budget = budget.update(float(self.kls.mean()), std_error=error, count=count)
-        self.before = [weight.detach().clone() for weight in _weights(self.policy, self.actor)]
 
-    def _after_step(self) -> None:
-        budget = self.model.budget
-        assert isinstance(budget, KLBudget)
-        anchors = _weights(self.reference, self.actor)
-        # The same as the factor on the learning rate, for the actor alone.
-        self._draw(self.before, budget.step_scale)
+class _Leash:
+    """What holds the policy to one other during an update: a controller, and if it is a `KLBudget` the weights too."""
+
+    def __init__(self, update: _Update, name: str) -> None:
+        self.update, self.model, self.name = update, update.model, name
+        self.is_old = name == "old_budget"
+        self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
+        pair = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
+        self.p, self.q = pair
+        self.acts = isinstance(self.held, KLBudget)
+        self.scales: list[float] = []
+        self.pulled = 1.0
+        self.kls = torch.empty(0)
+        if self.acts:
+            count = len(update.episodes)
+            places = np.linspace(0, count - 1, min(_PANEL, count)).round().astype(int)
+            self.panel = some_states(update.states, places)
+            self.seen = self._on_panel()
+
+    @property
+    def held(self) -> Any:
+        return getattr(self.model, self.name)
+
+    def charge(self, obs: Any) -> Tensor:
+        """What the KL costs at each state of a minibatch, in reward."""
+        kls = kl_of_policies(self.p, self.q, obs)
+        self.kls = kls.detach().double()
+        return self.held.beta * kls
+
+    def before_step(self) -> None:
+        count = len(self.kls)
+        if self.is_old:  # these very states are what the update is judged by: their KL has no error
+            updated = self.held.update(self.seen, std_error=0.0, count=count)
+        else:
+            error = float(self.kls.std()) / math.sqrt(count) if count > 1 else math.nan
+            updated = self.held.update(float(self.kls.mean()), std_error=error, count=count)
+        setattr(self.model, self.name, updated)
+
+    def after_step(self) -> None:
+        budget: KLBudget = self.held
         self.scales.append(budget.step_scale)
+        anchors = self.update.policy_weights(self.anchor)
         pulled = budget.pull
-        self._draw(anchors, pulled)
+        self.update.draw(anchors, pulled)
         budget = budget.moved(*self._looked(), pull=pulled)
         for _ in range(_MOST_BRAKES):
             if (brake := budget.brake) == 1.0:
                 break
-            self._draw(anchors, brake)
+            self.update.draw(anchors, brake)
             pulled *= brake
             budget = budget.braked(*self._looked())
-        self.model.budget = budget
+        setattr(self.model, self.name, budget)
         self.pulled *= pulled
+
+    def end(self, apart: Estimate) -> None:
+        """Log what the controller did; tell it the KL, unless it was told at every step."""
+        record, end = self.model.logger.record, "_old" if self.is_old else ""
+        record(f"train/beta{end}", self.held.beta)
+        if self.acts:
+            record(f"train/kl_level{end}", self.held.level)
+            record(f"train/step_scale{end}", float(np.mean(self.scales)))
+            record(f"train/pull{end}", self.pulled)
+        else:
+            told = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
+            setattr(self.model, self.name, told)
 
     def _looked(self) -> tuple[float, float]:
         """The panel's KL as it was when last looked at, and as it is now."""
         before, self.seen = self.seen, self._on_panel()
         return before, self.seen
 
-    @torch.no_grad()
-    def _draw(self, towards: list[Tensor], factor: float) -> None:
-        """Scale the displacement of the actor's weights from others."""
-        if factor != 1.0:
-            for weight, other in zip(_weights(self.policy, self.actor), towards, strict=True):
-                weight.copy_(torch.lerp(other, weight, factor))
-
-
-def _weights(policy: ActorCriticPolicy, names: list[str]) -> list[Tensor]:
-    return [policy.get_parameter(name) for name in names]
-
-
-def _record(model: BudgetPPO, name: str, estimate: Estimate) -> None:
-    model.logger.record(f"train/{name}", estimate.value)
-    model.logger.record(f"train/{name}_std_error", estimate.std_error)
+    def _on_panel(self) -> float:
+        return float(kl_over(self.p, self.q, self.panel).double().mean())

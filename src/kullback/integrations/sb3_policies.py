@@ -1,6 +1,6 @@
 """The policies of stable-baselines3: the exact KL between two, frozen twins, and the weights that make the actor."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from kullback.errors import BudgetError, MissingDependencyError, NoClosedFormError, ShapeError
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 States = Tensor | dict[str, Tensor]
-KLAt = Callable[[States], Tensor]
 
 _CHUNK = 1024  # states that go through a network at once
 _SUMMED = (BernoulliDistribution, DiagGaussianDistribution, StateDependentNoiseDistribution)
@@ -160,16 +159,16 @@ def actor_weights(policy: ActorCriticPolicy, states: States) -> list[str]:
     return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]
 
 
-def require_same_shape(policy: torch.nn.Module, reference: torch.nn.Module) -> None:
+def require_same_shape(policy: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Refuse a reference whose weights are not of the policy's names and shapes.
 
     Raises:
         BudgetError: They are not; the message names the first that differs.
     """
-    ours, theirs = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (policy, reference))
+    ours, theirs = ({k: tuple(v.shape) for k, v in some.items()} for some in (policy.state_dict(), weights))
     for name in (*ours, *theirs):
         if ours.get(name) != theirs.get(name):
             raise BudgetError(
                 f"expected a reference of the policy's shape, but its {name} is {theirs.get(name, 'absent')} where the "
-                f"policy's is {ours.get(name, 'absent')}: same environment, same policy_kwargs?"
+                f"policy's is {ours.get(name, 'absent')}: is it of another environment or net_arch?"
             )
