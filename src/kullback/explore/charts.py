@@ -1,11 +1,11 @@
 """Which charts a training run has: what `chart` of `kullback.js` is given, made of plain lists and dictionaries."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kullback.explore.tracks import Track, finite
 
-__all__ = ["RunCharts", "budget_of"]
+__all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "held_key"]
 
 Row = Mapping[str, Any]
 Chart = dict[str, Any]
@@ -15,6 +15,25 @@ FAR = 4  # a KL this many times the smallest budget flattens its band on a linea
 UNLIKE = 6  # reward functions whose ranges differ by more than this get a chart each
 
 
+class Divergence(NamedTuple):
+    """A KL that runs measure: its chart's name, its title there and in a table, and what the nats are per."""
+
+    name: str
+    title: str
+    short: str
+    unit: str
+
+
+_POLICY_REF = ("KL(policy || reference)", "KL(policy || ref)")
+
+DIVERGENCES = {
+    "kl_policy_ref_per_token": Divergence("kl-token", *_POLICY_REF, "token"),
+    "kl_policy_ref_per_sequence": Divergence("kl-sequence", *_POLICY_REF, "sequence"),
+    "kl_policy_ref_per_step": Divergence("kl-step", *_POLICY_REF, "step"),
+    "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
+}
+
+
 def budget_of(config: Row) -> tuple[float, str] | None:
     """Read the budget of an arm.
 
@@ -22,7 +41,7 @@ def budget_of(config: Row) -> tuple[float, str] | None:
         config: The settings of a run.
 
     Returns:
-        The target in nats and its unit ("token" or "sequence"); None when there is no budget.
+        The target in nats and its unit; None when there is no budget.
 
     Example:
         >>> budget_of({"budget": {"target": 0.05, "unit": "token"}}), budget_of({"budget": None})
@@ -33,6 +52,19 @@ def budget_of(config: Row) -> tuple[float, str] | None:
         return None
     target = finite(budget.get("target"))
     return (target, str(budget.get("unit", "token"))) if target is not None and target > 0 else None
+
+
+def held_key(config: Row) -> str | None:
+    """The key of the KL that the budget of an arm is of; None when there is no budget.
+
+    Example:
+        >>> held_key({"budget": {"target": 0.01, "unit": "step", "of": "old"}})
+        'kl_old_policy_per_step'
+    """
+    budget = budget_of(config)
+    if budget is None:
+        return None
+    return f"kl_{'old_policy' if config['budget'].get('of') == 'old' else 'policy_ref'}_per_{budget[1]}"
 
 
 class RunCharts:
@@ -61,7 +93,9 @@ class RunCharts:
         """
         control = {"step_scale": "learning-rate factor", "pull": "pull towards the reference"}
         control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
-        entropy_note = "How undecided the policy is about the next token."
+        acts = any(config.get("kind") == "ppo" for config in self.configs)
+        unit, undecided = ("step", "its next action") if acts else ("token", "the next token")
+        entropy_note = f"How undecided the policy is about {undecided}."
         truncated_note = "Completions that were cut off at the length limit."
         repetition_note = "How much of a completion repeats itself."
         sections = {
@@ -72,8 +106,10 @@ class RunCharts:
                     "control", "Learning-rate factor and pull", "factor", control_note, control, min=0, max=1.03
                 ),
             ],
-            "What the policy writes": [
-                self._chart("entropy", "Entropy", "nats per token", entropy_note, {"entropy": ""}, zero=True),
+            "What the policy does" if acts else "What the policy writes": [
+                # The entropy of a density may be negative.
+                self._chart("entropy", "Entropy", f"nats per {unit}", entropy_note, {"entropy": ""}, zero=not acts),
+                self._chart("episode", "Episode length", "steps", "", {"episode_length": ""}, zero=True),
                 self._chart("length", "Completion length", "tokens", "", {"completion_length": ""}, zero=True),
                 self._chart("truncated", "Truncated", "fraction", truncated_note, {"truncated": ""}, zero=True),
                 self._chart("repetition", "Repetition", "fraction", repetition_note, {"repetition": ""}, zero=True),
@@ -154,20 +190,18 @@ class RunCharts:
         return [self._chart("reward", "Reward", "mean reward", note, names)]
 
     def _divergences(self) -> list[Chart | None]:
-        """KL(policy || reference) in the unit of the budget; a chart for each unit when the budgets differ in it."""
-        budgets = [budget_of(config) for config in self.configs]
-        return [self._divergence(unit, budgets) for unit in ("token", "sequence") if unit in self._units(budgets)]
-
-    def _units(self, budgets: Sequence[tuple[float, str] | None]) -> set[str]:
+        """The KL that the budgets are of, a chart for each when they differ in it; the first measured without any."""
+        held = [held_key(config) for config in self.configs]
         tracks = (*self.batches, *self.evaluations)
-        measured = [unit for unit in ("token", "sequence") if any(t.curve(f"kl_policy_ref_per_{unit}") for t in tracks)]
-        return {budget[1] for budget in budgets if budget} or set(measured[:1])
+        measured = [key for key in DIVERGENCES if any(track.curve(key) for track in tracks)]
+        shown = {key for key in held if key} or set(measured[:1])
+        return [self._divergence(key, held) for key in DIVERGENCES if key in shown]
 
-    def _divergence(self, unit: str, budgets: Sequence[tuple[float, str] | None]) -> Chart | None:
-        key = f"kl_policy_ref_per_{unit}"
+    def _divergence(self, key: str, held: Sequence[str | None]) -> Chart | None:
+        name, title, _, unit = DIVERGENCES[key]
         targets: dict[float, int] = {}  # each target with the first arm that has it
-        for i, budget in enumerate(budgets):
-            if budget and budget[1] == unit:
+        for i, config in enumerate(self.configs):
+            if held[i] == key and (budget := budget_of(config)):
                 targets.setdefault(budget[0], i)
         lines = [
             {
@@ -179,19 +213,20 @@ class RunCharts:
             }
             for target, arm in targets.items()
         ]
-        note = "How far the policy has moved, measured on what it writes."
+        where = "in the states that it visits" if unit == "step" else "on what it writes"
+        note = f"How far the policy has moved, measured {where}."
         if any(not t.bucketed and any(f"{key}_std_error" in row for row in t.rows) for t in self.evaluations):
             note += " Whiskers: ±2 standard errors."
         measured = [kl for t in (*self.batches, *self.evaluations) for row in t.rows if (kl := finite(row.get(key)))]
         lowest = min(targets, default=0.0)
         return self._chart(
-            f"kl-{unit}",
-            "KL(policy || reference)",
+            name,
+            title,
             f"nats per {unit}",
             note,
             {key: "", "kl_level": "controller's estimate"},
             lines=lines,
-            keep=lambda arm, key: key != "kl_level" or (budgets[arm] or (0, ""))[1] == unit,
+            keep=lambda arm, drawn: drawn != "kl_level" or held[arm] == key,
             zero=True,
             toggle=True,
             log=bool(targets) and max(measured, default=0) > FAR * min(targets),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kullback.explore.charts import DIVERGENCES, held_key
 from kullback.explore.report import Arm, Table, write_report
 from kullback.train.run_directory import RunDirectory
 
@@ -34,22 +35,27 @@ def _told(run: RunDirectory) -> dict[str, str]:
 
     told = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
     told |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
-    for unit in ("token", "sequence"):
-        told[f"KL(policy || ref), nats per {unit}"] = _kl(last, unit, config.get("budget"))
+    for key, divergence in DIVERGENCES.items():
+        if key in last:
+            told[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config)
+    unit = "step" if config.get("kind") == "ppo" else "token"
+    measures = {
+        f"entropy, nats per {unit}": "entropy",
+        "repeated pairs of tokens": "repetition",
+        "completion length, tokens": "completion_length",
+        "episode length, steps": "episode_length",
+    }
+    told |= {words: change(key) for words, key in measures.items() if key in last}
     told |= {
-        "entropy, nats per token": change("entropy"),
-        "repeated pairs of tokens": change("repetition"),
-        "completion length, tokens": change("completion_length"),
         "steps": str(metrics[-1]["step"]) if metrics else "0",
         "time, s": f"{metrics[-1]['seconds']:.0f}" if metrics else "-",
     }
     return told
 
 
-def _kl(row: Mapping[str, Any], unit: str, budget: Mapping[str, Any] | None) -> str:
-    key = f"kl_policy_ref_per_{unit}"
+def _kl(row: Mapping[str, Any], key: str, config: Mapping[str, Any]) -> str:
     value = f"{_number(row.get(key))} ± {_number(row.get(f'{key}_std_error'), 2)}"
-    return f"{value} (budget {budget['target']:g})" if budget and budget["unit"] == unit else value
+    return f"{value} (budget {config['budget']['target']:g})" if held_key(config) == key else value
 
 
 def _number(value: Any, digits: int = 3) -> str:

@@ -19,7 +19,7 @@ class RunProgress:
         name: What the line begins with.
         steps: How many there are in all.
         target: The budget in nats, or None.
-        unit: The budget's unit, "token" or "sequence".
+        unit: The budget's unit.
         console: Where to write; nothing is written if None.
     """
 
@@ -27,6 +27,7 @@ class RunProgress:
         self.name, self.steps, self.target, self.unit, self.console = name, steps, target, unit, console
         self.live: Progress | None = None
         self.first: tuple[int, float] | None = None
+        self.lines = 0
 
     def __enter__(self) -> "RunProgress":
         if self.console is not None and self.console.is_terminal:
@@ -51,7 +52,8 @@ class RunProgress:
         self.first = self.first or (step - 1, now)
         if self.live is not None:
             self.live.update(self.task, completed=step, said=self._said(row))
-        elif self.console is not None and (step % max(1, self.steps // _PLAIN_LINES) == 0 or step == self.steps):
+        elif self.console is not None and step * _PLAIN_LINES // self.steps > self.lines:
+            self.lines = step * _PLAIN_LINES // self.steps
             done, since = step - self.first[0], now - self.first[1]
             left = since / (done - 1) * (self.steps - step) if done > 1 else float("nan")
             time_left = f"{left:.0f} s left" if left == left else ""
