@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import distributions as d
 from torch.distributions import transforms as t
 from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
@@ -385,6 +386,9 @@ def test_mixed_kinds():
     assert isinstance(got, torch.Tensor)
     assert got.item() == pytest.approx(0.4431472, rel=1e-6)
     assert kl(f.Normal(loc=0.0, scale=1.0), d.Laplace(double(0.0), double(1.0))).dtype == torch.float64
+    assert kl(stats.norm(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
+    with pytest.raises(TypeError, match="arrays of one library, got arrays of numpy and torch; convert one of them"):
+        kl(stats.norm(np.zeros(3), 1.0), d.Normal(1.0, 1.0))
 
 
 # torch.distributions.kl_divergence.

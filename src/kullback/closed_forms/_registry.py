@@ -38,7 +38,18 @@ def in_arrays(function: Callable[..., Array], p: Record, q: Record) -> Array:
     """`function(xp, p, q)` with the parameters as arrays to compute in, and the result in the dtype to return."""
     given = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     given = [(record, name) for record, name in given if getattr(record, name) is not None]
-    xp, arrays, dtype = as_floats(*(getattr(record, name) for record, name in given))
+    values = [getattr(record, name) for record, name in given]
+    try:
+        xp, arrays, dtype = as_floats(*values)
+    except TypeError as error:
+        arrays = [value for value in values if array_api_compat.is_array_api_obj(value)]
+        libraries = {type(array).__module__.partition(".")[0].removesuffix("lib") for array in arrays}
+        if len(libraries) < 2:
+            raise
+        raise TypeError(
+            f"expected the parameters of {type(p).__name__} and {type(q).__name__} to be arrays of one library, got "
+            f"arrays of {' and '.join(sorted(libraries))}; convert one of them"
+        ) from error
     on_the_line = lies_on_the_line(p) and lies_on_the_line(q)
     if on_the_line:
         _require_broadcasting(p, q, [tuple(array.shape) for array in arrays])
