@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kullback.cli import measure, train
+from kullback.cli import doctor, measure, train
 from kullback.errors import KullbackError
 
 __all__ = ["main"]
@@ -15,10 +15,14 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status is 0, 2 for bad input (with one line saying why), 130 after Ctrl-C."""
+    """Run the command.
+
+    Its exit status is 0, 2 for bad input (with one line saying why), 130 after Ctrl-C; `doctor` has 1 for findings.
+    """
     parser = argparse.ArgumentParser(prog="kullback", description="Measure, minimise and constrain KL divergence.")
     parser.add_argument("--version", action="version", version=f"kullback {version('kullback')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    doctor.add_parser(commands)
     measure.add_parser(commands)
     train.add_parser(commands)
     options = parser.parse_args(arguments)

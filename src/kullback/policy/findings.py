@@ -1,5 +1,6 @@
 """What the doctor says: one broken thing, the numbers that show it, what causes it, and what mends it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -38,8 +39,13 @@ class Finding:
         return f"{self.severity} {self.name}: {self.cause}\n  evidence: {seen}\n  remedy: {self.remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON types."""
-        return asdict(self)
+        """The finding as JSON types; JSON has no infinity and no nan, so that their names stand for them."""
+        evidence = {name: str(value) if _is_odd(value) else value for name, value in self.evidence.items()}
+        return {**asdict(self), "evidence": evidence}
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,103 @@
+"""The doctor: looks at a policy, its reference and one batch, and says what is broken before it costs a run."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.errors import InputError
+from kullback.policy.doctor import mask_symptoms
+from kullback.policy.findings import Finding
+from kullback.policy.trained import Penalty, penalty_symptoms, value_symptoms
+from kullback.tokens import token_kl
+from kullback.train.checkup.looks import Pair, picked, seen_batch
+from kullback.train.checkup.recorded import place_symptoms, recorded_symptoms
+from kullback.train.checkup.start import start_symptoms
+from kullback.train.checkup.texts import token_symptoms, vocabulary_symptoms
+from kullback.train.checkup.weights import training_symptoms
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    policy: Any,
+    reference: Any,
+    batch: Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    ref_tokenizer: Any = None,
+    temperature: float = 1.0,
+    autocast: torch.dtype | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    penalty: Penalty | None = None,
+    at_start: bool = True,
+    on_policy: bool = True,
+) -> list[Finding]:
+    """What is wrong with KL(policy || reference) as it is set up; an empty list where nothing is.
+
+    It measures again, under one changed condition after another, and names the condition under which a discrepancy
+    vanishes. Models, modes and random numbers are left as they were; nothing is trained. It looks at 8 rows.
+
+    Args:
+        policy: A causal language model of transformers, or a PEFT model around one.
+        reference: The same; None for a PEFT policy, whose adapter is switched off for it.
+        batch: As TRL prepares it: prompt_ids, prompt_mask, completion_ids, completion_mask, each (batch, time), and
+            what is there of tool_mask, old_log_prob, sampler_log_prob, ref_log_prob (or TRL's names of these), and
+            "kl", what is logged: one number, nats per token, or (batch, time).
+        tokenizer: The policy's; without it texts and templates are not judged.
+        ref_tokenizer: The reference's, if it has its own.
+        temperature: At which the policy samples, and at which its KL is meant.
+        autocast: The dtype that the trainer computes in, where it is not the weights'.
+        optimizer: What trains the policy.
+        penalty: The KL term of the loss, as `penalty_symptoms` takes it.
+        at_start: Whether nothing was trained yet, so that the KL has to be 0.
+        on_policy: Whether the completions, old_log_prob and sampler_log_prob are of the policy as it is.
+
+    Returns:
+        Findings, errors first.
+
+    Raises:
+        InputError: The batch lacks a key, or there is no reference.
+        ShapeError: Its shapes do not fit together.
+
+    Source: what users report, collected in docs/doctor.md.
+    """
+    seen = seen_batch(batch, next(policy.parameters()).device)
+    if reference is None and not hasattr(policy, "disable_adapter"):
+        raise InputError("expected a reference model, got None, which only a PEFT policy can do without")
+    end = tokenizer.eos_token_id if tokenizer is not None else None
+    found = mask_symptoms(seen.prompt_mask, seen.tokens, seen.mask, end=end)
+    found += training_symptoms(policy, reference, optimizer)
+    found += token_symptoms(seen, tokenizer, ref_tokenizer)
+    found += vocabulary_symptoms(policy, reference, seen, tokenizer)
+    if penalty is not None:
+        found += penalty_symptoms(penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"])
+    if not any(one.name == "vocabulary" for one in found):
+        pair = Pair(policy, reference, seen, autocast)
+        found += start_symptoms(pair, temperature) if at_start else []
+        found += place_symptoms(pair)
+        found += recorded_symptoms(pair, temperature, on_policy=on_policy)
+        found += _logged(pair, temperature, batch.get("kl"))
+    return sorted(_once(found), key=lambda one: one.severity != "error")
+
+
+def _logged(pair: Pair, temperature: float, logged: Tensor | float | None) -> list[Finding]:
+    if logged is None:
+        return []
+    seen = pair.seen
+    if isinstance(logged, Tensor) and logged.ndim:
+        logged = logged[: len(seen.ids)].to(seen.ids.device)
+    p, q = pair.policy(), pair.reference()
+    exact = token_kl(p[:, :-1], q[:, :-1], temperature=temperature)
+    ratio = picked(p, seen.tokens, temperature=temperature) - picked(q, seen.tokens, temperature=temperature)
+    ref_exact = token_kl(q[:, :-1], p[:, :-1], temperature=temperature)
+    return value_symptoms(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=seen.mask)
+
+
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding of each name and evidence: two measurements may meet the same cause."""
+    kept: dict[tuple[str, str], Finding] = {}
+    for one in findings:
+        kept.setdefault((one.name, str(one.evidence.get("recorded", ""))), one)
+    return list(kept.values())

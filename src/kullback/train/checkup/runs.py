@@ -1,0 +1,128 @@
+"""The doctor on what a run left: a run directory of ours, a TRL output directory, or a file of settings."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kullback.errors import InputError
+from kullback.policy.budget import KLBudget
+from kullback.policy.findings import Finding
+from kullback.policy.spending import budget_symptoms, hacking_symptoms
+from kullback.policy.symptoms import kl_symptoms, learning_symptoms
+from kullback.train.checkup.configs import config_symptoms
+from kullback.train.run_directory import RunDirectory
+
+__all__ = ["doctor_path"]
+
+Row = dict[str, Any]
+
+_FROM_TRL = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
+
+
+def doctor_path(path: Path) -> list[Finding]:
+    """What is wrong with a run, from its files alone; errors first.
+
+    Args:
+        path: A run directory of `kullback train`; a directory that TRL wrote checkpoints to, or one checkpoint; or a
+            JSON file of TRL's settings.
+
+    Raises:
+        InputError: It is none of these, or what it holds cannot be read.
+    """
+    if path.is_file():
+        found = config_symptoms(_settings(path))
+    elif not path.is_dir():
+        raise InputError(f"{path}: no such file or directory; name a run, or a JSON file of settings")
+    elif (state := _newest_state(path)) is not None:
+        found = _of_history(state)
+    else:
+        found = _of_run(RunDirectory(path))
+    return sorted(found, key=lambda one: one.severity != "error")
+
+
+def _of_run(run: RunDirectory) -> list[Finding]:
+    config = run.config()
+    if not isinstance(config, dict) or config.get("kind") not in ("grpo", "ppo"):
+        raise InputError(f"{run.path}: expected a run of kullback train grpo or ppo, and its config.json is another's")
+    try:
+        metrics, evaluations = run.metrics(), run.evaluations()
+    except json.JSONDecodeError as error:
+        raise InputError(f"{run.path}: metrics.jsonl or evaluations.jsonl holds a line that is not JSON") from error
+    if not metrics:
+        raise InputError(f"{run.path}: no step was taken yet, nothing to judge by")
+    is_grpo = config["kind"] == "grpo"
+    # PPO measures after its epochs over the rollout, so that its first row has moved.
+    found = kl_symptoms(metrics, evaluations, first_is_reference=is_grpo)
+    found = [_named_dropout(one, config) if one.name == "kl-at-start" else one for one in found]
+    found += learning_symptoms(metrics)
+    held = None
+    if budget := config.get("budget"):
+        held = _held_key(config, budget), float(budget["target"])
+        bounds = KLBudget(held[1], unit=budget["unit"])
+        price = (bounds.price_min, bounds.price_max)
+        found += budget_symptoms(metrics, evaluations, target=held[1], unit=budget["unit"], price=price, name=held[0])
+    found += hacking_symptoms(
+        evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=held
+    )
+    known = {one.name for one in found}
+    return found + [one for one in config_symptoms(config.get("settings") or {}) if one.name not in known]
+
+
+def _held_key(config: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    sides = "old_policy" if config.get("of") == "old" else "policy_ref"
+    return f"kl_{sides}_per_{budget['unit']}"
+
+
+def _named_dropout(found: Finding, config: Mapping[str, Any]) -> Finding:
+    """A KL at the start, where the model's config has dropout, has that cause first."""
+    try:
+        told = json.loads((Path(str(config.get("model"))) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return found
+    on = {key: value for key, value in told.items() if ("dropout" in key or "pdrop" in key) and value}
+    if not on or (config.get("settings") or {}).get("disable_dropout"):
+        return found
+    cause = "dropout is on while the policy is compared with its reference: two passes differ with equal weights"
+    remedy = "--set disable_dropout=true, or 0 in the model's config"
+    return replace(found, name="dropout", cause=cause, remedy=remedy, evidence={**found.evidence, **on})
+
+
+def _newest_state(path: Path) -> Path | None:
+    """The trainer's state where TRL wrote it, in the directory itself or in its newest checkpoint."""
+    if (path / "metrics.jsonl").is_file():
+        return None
+    if (path / "trainer_state.json").is_file():
+        return path / "trainer_state.json"
+    found = [one for one in path.glob("checkpoint-*/trainer_state.json") if one.parent.name[11:].isdigit()]
+    return max(found, key=lambda one: int(one.parent.name[11:]), default=None)
+
+
+def _of_history(path: Path) -> list[Finding]:
+    state = _json(path)
+    history = state.get("log_history")
+    if not isinstance(history, list) or not any("reward" in row or "kl" in row for row in history):
+        raise InputError(f"{path}: expected the log of a policy's training, with a reward or a kl in its rows")
+    metrics: list[Row] = [
+        {str(_FROM_TRL.get(key, key)): value for key, value in row.items()} for row in history if "reward" in row
+    ]
+    # Without steps in between, the first row is the reference's own.
+    return kl_symptoms(metrics, []) + learning_symptoms(metrics)
+
+
+def _settings(path: Path) -> Row:
+    content = _json(path)
+    return content.get("settings") or {} if "kind" in content else content  # a run's own config.json
+
+
+def _json(path: Path) -> Row:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object of settings, got {type(content).__name__}")
+    return content
