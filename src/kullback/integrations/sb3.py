@@ -50,7 +50,8 @@ class BudgetPPO(PPO):
     are told the KL once an update.
 
     Without budgets, and with a clip, it trains as `PPO` does, weight for weight: `train` is wrapped, not copied.
-    What is measured goes to the logger, under train/. `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
+    What is measured goes to the logger, under train/: KL(policy || reference) before an update, on the states that the
+    policy itself went to, KL(old || policy) after it. `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
 
     Args:
         policy: As for `PPO`.
@@ -129,6 +130,10 @@ class _Update:
         self.weights: list[Tensor] = []
         if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
             model.old_budget = replace(model.old_budget, seen=Level())
+        self.fresh = None if model.reference is None else self.over_rollout(model.policy, model.reference)
+        if isinstance(model.budget, KLBudget) and self.fresh is not None:
+            # Other states than the last update was held on: what the policy makes of itself is what is to be held.
+            model.budget = model.budget.judged(self.fresh.value, std_error=self.fresh.std_error)
         self.leashes = [_Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
 
     @contextmanager
@@ -187,15 +192,13 @@ class _Update:
         model, old = self.model, self.model.old_budget
         if isinstance(old, KLBudget):
             self._keep_near(old.target)
-        seen = {"old_budget": self.over_rollout(model.old, self.policy)}
-        if model.reference is not None:
-            seen["budget"] = self.over_rollout(self.policy, model.reference)
+        seen = {"old_budget": self.over_rollout(model.old, self.policy), "budget": self.fresh}
         for leash in self.leashes:
             leash.end(seen[leash.name])
         for name, key in (("old_budget", "kl_old_policy_per_step"), ("budget", "kl_policy_ref_per_step")):
-            if name in seen:
-                model.logger.record(f"train/{key}", seen[name].value)
-                model.logger.record(f"train/{key}_std_error", seen[name].std_error)
+            if estimate := seen[name]:
+                model.logger.record(f"train/{key}", estimate.value)
+                model.logger.record(f"train/{key}_std_error", estimate.std_error)
 
     def over_rollout(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
         """The mean KL over the rollout's states; its standard error takes the episodes as the independent draws."""
@@ -276,7 +279,7 @@ class _Leash:
         setattr(self.model, self.name, budget)
         self.pulled *= pulled
 
-    def end(self, apart: Estimate) -> None:
+    def end(self, apart: Estimate | None) -> None:
         """Log what the controller did; tell it the KL, unless it was told at every step."""
         record, end = self.model.logger.record, "_old" if self.is_old else ""
         record(f"train/beta{end}", self.held.beta)
@@ -284,7 +287,7 @@ class _Leash:
             record(f"train/kl_level{end}", self.held.level)
             record(f"train/step_scale{end}", float(np.mean(self.scales)))
             record(f"train/pull{end}", self.pulled)
-        else:
+        elif apart is not None:
             told = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
             setattr(self.model, self.name, told)
 

@@ -182,16 +182,12 @@ class _Keeper(BaseCallback):
         self.since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
 
     def look(self) -> None:
-        """Judge the policy, unless that was done at this step, and tell the budget, which holds it there."""
+        """Judge the policy, unless that was done at this step."""
         model = self.ppo
         if self.looked == model.num_timesteps:
             return
         self.looked = model.num_timesteps
-        row = self.evaluation.measure(model)
-        self.run.add_evaluation(row)
-        if isinstance(model.budget, KLBudget):
-            name = "kl_policy_ref_per_step"
-            model.budget = model.budget.judged(row[name], std_error=row[f"{name}_std_error"])
+        self.run.add_evaluation(self.evaluation.measure(model))
 
     def _on_step(self) -> bool:
         self.episodes += [info["episode"] for info in self.locals["infos"] if "episode" in info]

@@ -1,0 +1,421 @@
+"""PPO of stable-baselines3: the exact KL of its policies, and an algorithm that is PPO but for what it is to hold."""
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import norm
+from stable_baselines3 import PPO
+from stable_baselines3.common import distributions as d
+from torch.distributions import kl_divergence
+
+from kullback.errors import BudgetError, NoClosedFormError, ShapeError
+from kullback.integrations.sb3 import BudgetPPO, _Update
+from kullback.integrations.sb3_policies import actor_weights, kl_of_policies, kl_over, policy_kl
+from kullback.policy.budget import KLBudget
+from kullback.policy.controllers import PPO2017, FixedBeta
+
+STATES = 5
+
+
+class Toy(gymnasium.Env):
+    """Eight steps in which any action will do; some earn more."""
+
+    def __init__(self, actions: spaces.Space, observations: spaces.Space | None = None) -> None:
+        self.action_space = actions
+        self.observation_space = observations or spaces.Box(-1, 1, (3,))
+        self.left = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.left = 8
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return self.observation_space.sample(), float(np.mean(action)), self.left == 0, False, {}
+
+
+SPACES = {
+    "categorical": spaces.Discrete(4),
+    "multi-categorical": spaces.MultiDiscrete([2, 3]),
+    "bernoulli": spaces.MultiBinary(3),
+    "normal": spaces.Box(-1, 1, (2,)),
+}
+
+
+def make(kind: str, weights: torch.Tensor) -> d.Distribution:
+    """A distribution of each kind from ten numbers a state; both of a pair are made alike."""
+    match kind:
+        case "categorical":
+            return d.CategoricalDistribution(4).proba_distribution(weights[:, :4])
+        case "multi-categorical":
+            return d.MultiCategoricalDistribution([2, 3]).proba_distribution(weights[:, :5])
+        case "bernoulli":
+            return d.BernoulliDistribution(3).proba_distribution(weights[:, :3])
+        case "normal":
+            return d.DiagGaussianDistribution(2).proba_distribution(weights[:, :2], weights[0, 2:4])
+        case "squashed":
+            return d.SquashedDiagGaussianDistribution(2).proba_distribution(weights[:, :2], weights[0, 2:4])
+        case _:
+            noise = d.StateDependentNoiseDistribution(2, squash_output=kind.endswith("squashed"))
+            noise.proba_distribution_net(3, latent_sde_dim=3)
+            return noise.proba_distribution(weights[:, :2], weights[:3, 2:4], weights[:, 4:7])
+
+
+KINDS = ["categorical", "multi-categorical", "bernoulli", "normal", "squashed", "sde", "sde squashed"]
+
+
+def numbers(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(STATES, 10, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def by_torch(p: Any, q: Any) -> torch.Tensor:
+    """The sum over an action's parts of PyTorch's own formulas."""
+    if isinstance(p.distribution, list):
+        return sum(kl_divergence(one, other) for one, other in zip(p.distribution, q.distribution, strict=True))
+    each = kl_divergence(p.distribution, q.distribution)
+    return each.sum(-1) if each.ndim > 1 else each
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kl_and_its_gradient_are_pytorchs(kind: str) -> None:
+    for seed in range(20):
+        p, q = numbers(seed).requires_grad_(), numbers(seed + 100).requires_grad_()
+        ours, theirs = policy_kl(make(kind, p), make(kind, q)), by_torch(make(kind, p), make(kind, q))
+        assert ours.shape == (STATES,)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+        got = torch.autograd.grad(ours.sum(), (p, q))
+        for one, other in zip(got, torch.autograd.grad(theirs.sum(), (p, q)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "actions"),
+    [
+        ("categorical", [(a,) for a in range(4)]),
+        ("multi-categorical", list(product(range(2), range(3)))),
+        ("bernoulli", list(product(range(2), repeat=3))),
+    ],
+)
+def test_the_kl_is_the_sum_over_all_actions(kind: str, actions: list[tuple[int, ...]]) -> None:
+    p, q = make(kind, numbers(1)), make(kind, numbers(2))
+    expected = torch.zeros(STATES, dtype=torch.float64)
+    for action in actions:
+        taken = torch.tensor([action] * STATES)
+        taken = taken.squeeze(-1) if kind == "categorical" else taken
+        taken = taken.double() if kind == "bernoulli" else taken
+        log_p, log_q = p.log_prob(taken), q.log_prob(taken)
+        expected += log_p.exp() * (log_p - log_q)
+    torch.testing.assert_close(policy_kl(p, q), expected, rtol=1e-12, atol=0)
+
+
+def test_a_squashed_normals_kl_is_that_of_its_densities_on_the_interval() -> None:
+    p, q = make("squashed", numbers(3)[:1]), make("squashed", numbers(4)[:1])
+    total = 0.0
+    for axis in range(2):
+        (mean, sd), (other, width) = (
+            (float(one.distribution.mean[0, axis]), float(one.distribution.stddev[0, axis])) for one in (p, q)
+        )
+
+        def integrand(a: float, mean=mean, sd=sd, other=other, width=width) -> float:
+            x, jacobian = math.atanh(a), -math.log1p(-a * a)
+            log_p, log_q = norm.logpdf(x, mean, sd) + jacobian, norm.logpdf(x, other, width) + jacobian
+            return math.exp(log_p) * (log_p - log_q)
+
+        total += quad(integrand, -1 + 1e-15, 1 - 1e-15, epsabs=1e-11, limit=400, points=[math.tanh(mean)])[0]
+    assert float(policy_kl(p, q)[0]) == pytest.approx(total, rel=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_keeps_the_digits_of_a_small_kl(kind: str) -> None:
+    p = numbers(5, torch.float32)
+    q = p + 1e-4 * numbers(6, torch.float32)
+    got = policy_kl(make(kind, p), make(kind, q))
+    truth = policy_kl(make(kind, p.double()), make(kind, q.double()))
+    assert truth.max() < 1e-6
+    # What the inputs' own rounding leaves: 6e-8 of numbers near 1, against differences of about 1e-4.
+    torch.testing.assert_close(got.double(), truth, rtol=1e-2, atol=0)
+    assert (policy_kl(make(kind, p), make(kind, p)) == 0).all()
+
+
+@given(seed=st.integers(0, 10_000), size=st.floats(0.0, 3.0))
+def test_no_kl_is_negative(seed: int, size: float) -> None:
+    for kind in KINDS:
+        p = numbers(seed, torch.float32)
+        assert (policy_kl(make(kind, p), make(kind, p + size * numbers(seed + 1, torch.float32))) >= 0).all()
+
+
+@pytest.mark.parametrize(("kind", "other"), [("normal", "squashed"), ("sde", "sde squashed"), ("bernoulli", "normal")])
+def test_two_kinds_have_no_kl(kind: str, other: str) -> None:
+    with pytest.raises(NoClosedFormError, match="one kind"):
+        policy_kl(make(kind, numbers(0)), make(other, numbers(0)))
+
+
+def test_what_is_not_known_or_does_not_fit_is_refused() -> None:
+    class Mine(d.Distribution):
+        distribution = torch.distributions.Normal(0.0, 1.0)
+
+        def __init__(self) -> None: ...
+
+        proba_distribution_net = proba_distribution = log_prob = entropy = sample = mode = None
+        actions_from_params = log_prob_from_params = None
+
+    with pytest.raises(NoClosedFormError, match="Mine: its KL is not known"):
+        policy_kl(Mine(), Mine())
+    for kind in KINDS[:4]:
+        with pytest.raises(ShapeError, match="states and actions alike"):
+            policy_kl(make(kind, numbers(0)), make(kind, numbers(0)[:2]))
+
+
+def trained(kind: Any, env: Any, *, policy: str = "MlpPolicy", steps: int = 256, **settings: Any) -> Any:
+    settings = {"n_steps": 128, "batch_size": 64, "n_epochs": 4, "seed": 3, "device": "cpu"} | settings
+    return kind(policy, env, **settings).learn(steps, log_interval=None)
+
+
+def seen(model: Any) -> dict[str, float]:
+    return {key.removeprefix("train/"): value for key, value in model.logger.name_to_value.items()}
+
+
+def same(first: Any, second: Any) -> bool:
+    pairs = zip(first.policy.parameters(), second.policy.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
+def test_with_a_clip_and_no_budget_it_is_ppo_weight_for_weight(env: str) -> None:
+    plain = trained(PPO, env)
+    assert same(plain, trained(BudgetPPO, env))
+    assert same(plain, trained(BudgetPPO, env, reference=PPO("MlpPolicy", env, seed=3, device="cpu")))  # only watched
+    assert not same(plain, trained(BudgetPPO, env, clip=None, old_budget=KLBudget(1e-3, unit="step")))
+
+
+def test_with_state_dependent_noise_too() -> None:
+    assert same(trained(PPO, "Pendulum-v1", use_sde=True), trained(BudgetPPO, "Pendulum-v1", use_sde=True))
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_a_price_of_nothing_and_no_clip_is_ppo_without_its_clip(ent_coef: float) -> None:
+    free = trained(BudgetPPO, "CartPole-v1", clip=None, old_budget=FixedBeta(0.0), ent_coef=ent_coef)
+    plain = trained(PPO, "CartPole-v1", clip_range=1e9, ent_coef=ent_coef)
+    for one, other in zip(free.policy.parameters(), plain.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert free.ent_coef == ent_coef
+    assert "evaluate_actions" not in vars(free.policy)
+    assert seen(free)["entropy_loss"] == pytest.approx(seen(plain)["entropy_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("ent_coef", [0.0, 0.05])
+def test_the_penalty_adds_beta_times_the_gradient_of_the_exact_kl(name: str, ent_coef: float) -> None:
+    # One step of plain gradient descent on the whole rollout shows the gradient itself.
+    one_step = {
+        "n_epochs": 1,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+        "max_grad_norm": 1e9,
+        "ent_coef": ent_coef,
+        "policy_kwargs": {"optimizer_class": torch.optim.SGD},
+    }
+    weights = {}
+    for beta in (0.0, 0.7):
+        model = BudgetPPO(
+            "MlpPolicy", Toy(SPACES[name]), n_steps=128, seed=0, device="cpu", budget=FixedBeta(beta), **one_step
+        )
+        torch.manual_seed(1)
+        for weight in model.reference.parameters():
+            weight.data += 0.3 * torch.randn_like(weight)
+        start = {key: weight.detach().clone() for key, weight in model.policy.named_parameters()}
+        model.learn(128, log_interval=None)
+        weights[beta] = {key: weight.detach().clone() for key, weight in model.policy.named_parameters()}
+    states = torch.as_tensor(model.rollout_buffer.observations)
+    model.policy.load_state_dict(start)
+    model.policy.zero_grad()
+    p, q = model.policy.get_distribution(states), model.reference.get_distribution(states)
+    by_torch(p, q).mean().backward()
+    assert seen(model)["kl_policy_ref_per_step"] > 1e-3
+    largest = max(float(w.grad.abs().max()) for w in model.policy.parameters() if w.grad is not None)
+    for key, weight in model.policy.named_parameters():
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        moved = (weights[0.0][key] - weights[0.7][key]) / (0.1 * 0.7)
+        torch.testing.assert_close(moved, gradient, rtol=2e-3, atol=2e-4 * largest)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_each_update_ends_on_the_old_policys_budget(name: str) -> None:
+    target, kls = 1e-3, []
+    model = BudgetPPO(
+        "MlpPolicy",
+        Toy(SPACES[name]),
+        old_budget=KLBudget(target, unit="step"),
+        clip=None,
+        n_steps=256,
+        learning_rate=1e-3,
+        seed=0,
+        device="cpu",
+    )
+    for _ in range(8):
+        model.learn(256, log_interval=None, reset_num_timesteps=False)
+        kls.append(seen(model)["kl_old_policy_per_step"])
+        moved = kl_over(model.old, model.policy, torch.as_tensor(model.rollout_buffer.observations))
+        assert kls[-1] == pytest.approx(float(moved.mean()), rel=1e-4)
+    assert max(kls) < 1.021 * target
+    assert np.mean(kls[2:]) == pytest.approx(target, rel=0.1)
+
+
+def test_two_budgets_are_kept_at_once() -> None:
+    model = BudgetPPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        budget=KLBudget(2e-3, unit="step"),
+        old_budget=KLBudget(5e-4, unit="step"),
+        n_steps=256,
+        seed=0,
+        device="cpu",
+    )
+    model.learn(2048, log_interval=None)
+    got = seen(model)
+    assert 0 < got["kl_old_policy_per_step"] < 5.2e-4
+    assert got["kl_policy_ref_per_step"] == pytest.approx(2e-3, rel=0.3)
+    assert {"beta", "beta_old", "kl_level", "kl_level_old", "pull", "pull_old"} <= got.keys()
+
+
+def test_the_steps_of_the_critic_are_left_alone() -> None:
+    once = {"n_epochs": 1, "batch_size": 128, "steps": 128, "max_grad_norm": 1e9}
+    plain = trained(PPO, "CartPole-v1", **once)
+    held = trained(BudgetPPO, "CartPole-v1", budget=KLBudget(1e-4, unit="step"), **once)
+    states = torch.zeros(2, 4)
+    acting = actor_weights(plain.policy, states)
+    assert {name.partition(".")[0] for name in acting} == {"mlp_extractor", "action_net"}
+    assert not any("value" in name for name in acting)
+    for name, weight in plain.policy.named_parameters():
+        assert torch.equal(weight, held.policy.get_parameter(name)) == (name not in acting)
+    continuous = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
+    assert "log_std" in actor_weights(continuous.policy, torch.zeros(2, 3))
+
+
+def test_the_step_scale_is_that_factor_on_the_actors_step() -> None:
+    once = {"n_epochs": 1, "batch_size": 128, "steps": 128, "max_grad_norm": 1e9}
+    start = BudgetPPO("MlpPolicy", "CartPole-v1", seed=3, device="cpu").policy.action_net.weight.detach().clone()
+    plain = trained(PPO, "CartPole-v1", **once).policy.action_net.weight - start
+    # A budget that is far away: nothing else is done to the weights.
+    budget = KLBudget(1e3, unit="step", step_scale=0.25)
+    held = trained(BudgetPPO, "CartPole-v1", budget=budget, **once)
+    scale = seen(held)["step_scale"]
+    assert 0.25 <= scale < 0.4
+    torch.testing.assert_close(held.policy.action_net.weight - start, scale * plain, rtol=1e-3, atol=1e-7)
+
+
+def test_published_rules_are_told_the_kl_once_an_update() -> None:
+    rule = PPO2017(1e-3)
+    model = BudgetPPO("MlpPolicy", "CartPole-v1", old_budget=rule, clip=None, n_steps=128, seed=0, device="cpu")
+    for _ in range(5):
+        model.learn(128, log_interval=None, reset_num_timesteps=False)
+        assert seen(model)["beta_old"] == rule.beta
+        rule = rule.update(seen(model)["kl_old_policy_per_step"])
+        assert model.old_budget == rule
+    assert rule.beta != 1.0
+
+
+def test_dictionaries_of_observations_are_states_too() -> None:
+    observations = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
+    env = Toy(spaces.Discrete(3), observations)
+    budgets = {"budget": KLBudget(1e-3, unit="step"), "old_budget": KLBudget(1e-3, unit="step")}
+    model = trained(BudgetPPO, env, policy="MultiInputPolicy", clip=None, **budgets)
+    assert 0 < seen(model)["kl_policy_ref_per_step"] < 2e-3
+
+
+def test_images_share_their_features_with_the_critic() -> None:
+    env = Toy(spaces.Discrete(2), spaces.Box(0, 255, (3, 36, 36), np.uint8))
+    model = BudgetPPO(
+        "CnnPolicy", env, budget=KLBudget(1e-3, unit="step"), n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu"
+    )
+    model.learn(32, log_interval=None)
+    assert 0 < seen(model)["kl_policy_ref_per_step"] < 5e-3
+    states = torch.zeros(1, 3, 36, 36, dtype=torch.uint8)
+    assert any("features_extractor" in name for name in actor_weights(model.policy, states))
+
+
+def test_training_starts_at_the_reference_and_the_reference_stays() -> None:
+    reference = trained(PPO, "CartPole-v1", seed=5)
+    before = [weight.clone() for weight in reference.policy.parameters()]
+    model = BudgetPPO("MlpPolicy", "CartPole-v1", reference=reference, budget=FixedBeta(1.0), seed=0, device="cpu")
+    assert same(reference, model)
+    assert float(kl_of_policies(model.policy, model.reference, torch.randn(9, 4)).detach().max()) == 0.0
+    model.learn(2048, log_interval=None)
+    for weight, twin, theirs in zip(before, model.reference.parameters(), reference.policy.parameters(), strict=True):
+        assert torch.equal(weight, twin)
+        assert torch.equal(weight, theirs)
+
+
+def test_a_saved_model_comes_back_with_its_reference_and_its_controllers(tmp_path: Path) -> None:
+    budgets = {"budget": KLBudget(1e-3, unit="step"), "old_budget": PPO2017(1e-3)}
+    reference = PPO("MlpPolicy", "CartPole-v1", seed=9, device="cpu")
+    model = trained(BudgetPPO, "CartPole-v1", reference=reference, clip=None, **budgets)
+    model.save(tmp_path / "model.zip")
+    loaded = BudgetPPO.load(tmp_path / "model.zip", env=gymnasium.make("CartPole-v1"), device="cpu")
+    assert same(model, loaded)
+    assert loaded.budget == model.budget != budgets["budget"]
+    assert loaded.old_budget == model.old_budget
+    for one, other in zip(model.reference.parameters(), loaded.reference.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert not other.requires_grad
+    loaded.learn(128, log_interval=None)
+    assert math.isfinite(seen(loaded)["kl_policy_ref_per_step"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"budget": KLBudget(0.1)}, "budget per 'step', got 'token'"),
+        ({"old_budget": KLBudget(0.1, unit="sequence")}, "old_budget per 'step', got 'sequence'"),
+        ({"clip_range": 0.2}, "expected clip, got clip_range"),
+        ({"reference": "acrobot"}, r"policy_net\.0\.weight is \(64, 6\) where the policy's is \(64, 4\)"),
+        ({"reference": "wide"}, r"policy_net\.0\.weight is \(32, 4\) where the policy's is \(64, 4\)"),
+        ({"reference": "deep"}, r"policy_net\.4\.weight is \(64, 64\) where the policy's is absent"),
+    ],
+)
+def test_what_could_not_be_held_is_refused(settings: dict[str, Any], said: str) -> None:
+    made = {
+        "acrobot": lambda: PPO("MlpPolicy", "Acrobot-v1", device="cpu"),
+        "wide": lambda: PPO("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"net_arch": [32, 32]}),
+        "deep": lambda: PPO("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"net_arch": [64, 64, 64]}),
+    }
+    if "reference" in settings:
+        settings = {"reference": made[settings["reference"]]()}
+    with pytest.raises(BudgetError, match=said):
+        BudgetPPO("MlpPolicy", "CartPole-v1", device="cpu", **settings)
+
+
+def test_a_policy_that_has_broken_says_so() -> None:
+    model = BudgetPPO(
+        "MlpPolicy", "Pendulum-v1", old_budget=FixedBeta(1.0), n_steps=64, learning_rate=1e6, clip=None, device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"scale to be > 0 and finite|finite KL|invalid values"):
+        model.learn(640, log_interval=None)
+
+
+def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None:
+    own = {name for name, value in vars(BudgetPPO).items() if callable(value)}
+    assert own == {"__init__", "train", "_setup_model", "_excluded_save_params", "_get_torch_save_params"}
+    model = trained(BudgetPPO, "CartPole-v1", budget=KLBudget(1e-3, unit="step"))
+    assert not model.policy.optimizer._optimizer_step_pre_hooks
+    assert not model.policy.optimizer._optimizer_step_post_hooks
+    model.rollout_buffer.reset()
+    with pytest.raises(RuntimeError, match="on purpose"), _Update(model).penalised(), _Update(model).followed():
+        raise RuntimeError("on purpose")
+    assert "evaluate_actions" not in vars(model.policy)
+    assert not model.policy.optimizer._optimizer_step_pre_hooks
+    assert model.ent_coef == 0.0
