@@ -12,7 +12,7 @@ from torch import Tensor
 from kullback.errors import ShapeError
 from kullback.policy.findings import Finding
 
-__all__ = ["Explained", "explain", "mask_symptoms"]
+__all__ = ["Explained", "explain", "mask_symptoms", "up_to_end"]
 
 _SHARE = 0.1  # of a discrepancy that an explanation may leave
 
@@ -64,6 +64,12 @@ def _apart(a: Tensor, b: Tensor, mask: Tensor) -> float:
     return float(away.mean()) if away.numel() else float("inf")
 
 
+def up_to_end(completion_ids: Tensor, end: int) -> Tensor:
+    """True up to the first end mark, that included; the same shape."""
+    ends = completion_ids == end
+    return (ends.cumsum(-1) - ends.long()) == 0
+
+
 def mask_symptoms(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, end: int | None) -> list[Finding]:
     """Whether the masks cover what they should: prompts padded on the left, completions up to their end mark.
 
@@ -86,10 +92,9 @@ def mask_symptoms(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, 
         found.append(Finding("padding-side", "error", cause, remedy, {"rows": int(holes.sum()), "of": len(holes)}))
     if end is None:
         return found
-    mask, ends = mask.bool(), completion_ids == end
-    proper = (ends.cumsum(-1) - ends.long()) == 0  # up to the first end mark, that included
+    mask, proper = mask.bool(), up_to_end(completion_ids, end)
     judged = mask.any(-1)  # a row left out as a whole is the trainer's choice
-    over, ended = (mask & ~proper)[judged], (ends & proper)[judged]
+    over, ended = (mask & ~proper)[judged], (proper & (completion_ids == end))[judged]
     short = ended & ~mask[judged]
     if not over.any() and not (ended.any() and bool(short.sum() == ended.sum())):
         return found

@@ -1,13 +1,14 @@
 """The doctor: looks at a policy, its reference and one batch, and says what is broken before it costs a run."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kullback.errors import InputError
-from kullback.policy.doctor import mask_symptoms
+from kullback.policy.doctor import mask_symptoms, up_to_end
 from kullback.policy.findings import Finding
 from kullback.policy.trained import Penalty, penalty_symptoms, value_symptoms
 from kullback.tokens import token_kl
@@ -68,6 +69,8 @@ def doctor(
         raise InputError("expected a reference model, got None, which only a PEFT policy can do without")
     end = tokenizer.eos_token_id if tokenizer is not None else None
     found = mask_symptoms(seen.prompt_mask, seen.tokens, seen.mask, end=end)
+    if end is not None:  # a mask that counts padding is one finding, and no part of the others
+        seen = replace(seen, mask=seen.mask & up_to_end(seen.tokens, end))
     found += training_symptoms(policy, reference, optimizer)
     found += token_symptoms(seen, tokenizer, ref_tokenizer)
     found += vocabulary_symptoms(policy, reference, seen, tokenizer)
@@ -76,7 +79,7 @@ def doctor(
     if not any(one.name == "vocabulary" for one in found):
         pair = Pair(policy, reference, seen, autocast)
         found += start_symptoms(pair, temperature) if at_start else []
-        found += place_symptoms(pair)
+        found += place_symptoms(pair) if not any(one.name == "padding-side" for one in found) else []
         found += recorded_symptoms(pair, temperature, on_policy=on_policy)
         found += _logged(pair, temperature, batch.get("kl"))
     return sorted(_once(found), key=lambda one: one.severity != "error")

@@ -1,7 +1,7 @@
 """A batch of completions, looked at by a language model under one condition and another."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kullback.errors import InputError, ShapeError
 
-__all__ = ["Pair", "Seen", "logits_of", "picked", "seen_batch"]
+__all__ = ["Pair", "Seen", "logits_of", "picked", "same_training", "seen_batch"]
 
 _ROWS = 8  # enough to name a cause, and few enough for a vocabulary of 256k
 _KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -170,9 +170,23 @@ class Pair:
         with self._as_reference():
             return logits_of(self.other or self.model, self.seen, **{"autocast": self.autocast, **conditions})
 
-    def _as_reference(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
         if self.other is not None:
-            return nullcontext()
+            yield
+            return
         from trl.trainer.utils import use_adapter
 
-        return use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)
+        with same_training(self.model), use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
+            yield
+
+
+@contextmanager
+def same_training(model: Any) -> Iterator[None]:
+    """What requires a gradient still does afterwards, and nothing else: PEFT frees an adapter that it switches on."""
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)

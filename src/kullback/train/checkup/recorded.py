@@ -69,27 +69,25 @@ def _of_one(pair: Pair, name: str, temperature: float) -> Finding | None:
     if told.apart <= most:
         return None
     evidence: dict[str, Any] = {"recorded": name, "mean |recorded - measured|, nats": told.apart}
-    moved = {
-        "shift": _rolled(truth, 1),
-        "shift back": _rolled(truth, -1),
+    explanations = {
+        "shift": _rolled(truth, seen.mask, 1),
+        "shift back": _rolled(truth, seen.mask, -1),
         "late": picked(logits, seen.tokens, temperature=temperature, late=True),
         "padding": picked(own(blind=True), seen.tokens, temperature=temperature),
         "other model": picked(other(), seen.tokens, temperature=temperature),
+        **_filters(logits, seen.tokens, (temperature, 1.0)),
+        **_temperature(recorded, logits, seen.tokens, seen.mask),
     }
-    # First what needs no number of its own, then what does: a fitted temperature may imitate a filter.
-    for explanations in (
-        moved,
-        _filters(logits, seen.tokens, (temperature, 1.0)),
-        _temperature(recorded, logits, seen.tokens, seen.mask),
-    ):
-        best = explain(recorded, truth, explanations, seen.mask)
-        if best.by is not None:
-            return _explained(name, best, evidence, temperature)
+    # A filter may imitate a temperature, but only the right one leaves nothing but rounding: the least counts.
+    best = explain(recorded, truth, explanations, seen.mask)
+    if best.by is not None:
+        return _explained(name, best, evidence, temperature)
     return _by_size(pair, name, truth, temperature, told, evidence)
 
 
-def _rolled(values: Tensor, by: int) -> Tensor:
-    rolled = torch.roll(values, by, dims=-1)
+def _rolled(values: Tensor, mask: Tensor, by: int) -> Tensor:
+    """The neighbour's, where it counts: what trainers write beyond a completion differs."""
+    rolled = torch.roll(torch.where(mask, values, torch.nan), by, dims=-1)
     rolled[:, 0 if by > 0 else -1] = torch.nan
     return rolled
 

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from kullback.policy.findings import Finding
 from kullback.train.checkup.configs import config_symptoms
 from kullback.train.checkup.live import doctor
+from kullback.train.checkup.looks import same_training
 
 __all__ = ["doctor_trainer"]
 
@@ -37,7 +38,8 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         size = max(1, held.args.per_device_train_batch_size // group)
         rows = [held.train_dataset[i % len(held.train_dataset)] for i in range(size) for _ in range(group)]
     with _left_alone(held):
-        inputs = held._generate_and_score_completions([dict(row) for row in rows])
+        with same_training(held.model):
+            inputs = held._generate_and_score_completions([dict(row) for row in rows])
         penalty = _penalty_of(held, inputs) if held.beta != 0 else None
         found = doctor(
             policy,
