@@ -539,3 +539,67 @@ def test_users_add_their_own():
         kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0))
     with pytest.raises(ValueError, match=r"KL\(Normal \|\| Normal\) has a closed form here already"):
         register_kl(f.Normal, f.Normal)
+
+
+def test_powers_far_apart_keep_their_digits():
+    p, q = f.Weibull(concentration=114.0, scale=1e-3), f.Weibull(concentration=3e-5, scale=3e6)
+    with mpmath.workdps(60):
+        ratio, scales = mpf(3e-5) / 114, mpmath.log(mpf(1e-3) / mpf(3e6))
+        mean = mpmath.exp(mpf(3e-5) * scales) * mpmath.gamma(1 + ratio)
+        truth = -mpmath.log(ratio) - mpf(3e-5) * scales + (ratio - 1) * mpmath.euler + mean - 1
+    assert relative_error(kl(p, q), truth) < 1e-13
+
+
+@pytest.mark.parametrize("k", [500.0, 822.4, 1e6])
+def test_a_narrow_von_mises_against_a_wide_one(k):
+    p, q = f.VonMises(loc=0.0, concentration=k), f.VonMises(loc=0.3, concentration=9.0)
+    with mpmath.workdps(40):
+        resultant = mpmath.besseli(1, k) / mpmath.besseli(0, k)
+        logs = mpmath.log(mpmath.besseli(0, 9)) - mpmath.log(mpmath.besseli(0, k))
+        truth = logs + resultant * (k - 9 * mpmath.cos(mpf(0.3)))
+    assert relative_error(kl(p, q), truth) < 1e-13
+
+
+@mpmath.workdps(40)
+def log_hypergeometric(population, successes, draws, k):
+    def choose(n, r):
+        return mpmath.loggamma(n + 1) - mpmath.loggamma(r + 1) - mpmath.loggamma(n - r + 1)
+
+    return choose(successes, k) + choose(population - successes, draws - k) - choose(population, draws)
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ((20, 7, 8), (20, 9, 8)),
+        ((10, 8, 5), (14, 9, 5)),
+        ((1000, 300, 100), (1000, 301, 100)),
+        ((100_000, 500, 300), (100_000, 501, 301)),
+        ((10, 2, 3), (100_000, 90_000, 50)),
+    ],
+)
+def test_hypergeometric_counts_of_any_size_keep_their_digits(p, q):
+    names = ("population", "successes", "draws")
+    events = range(max(0, p[1] + p[2] - p[0]), min(p[1:]) + 1)
+    with mpmath.workdps(40):
+        logs = [(log_hypergeometric(*p, k), log_hypergeometric(*q, k)) for k in events]
+        truth = mpmath.fsum(mpmath.exp(log_p) * (log_p - log_q) for log_p, log_q in logs)
+    left, right = (f.Hypergeometric(**dict(zip(names, side, strict=True))) for side in (p, q))
+    assert relative_error(kl(left, right), truth) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "p", "q"),
+    [(5, 9, 0.3, 0.6), (3000, 3001, 0.9, 0.9), (200, 100_000, 0.5, 1e-3), (1, 2, 0.5, 0.5), (3, 4, 1.0, 0.5)],
+)
+def test_binomials_of_different_counts_keep_their_digits(n, m, p, q):
+    with mpmath.workdps(40):
+
+        def log_probability(count, probs, k):
+            log_odds = [mpmath.log(x) if x else mpf(-1e9) for x in (probs, 1 - mpf(probs))]
+            return mpmath.log(mpmath.binomial(count, k)) + k * log_odds[0] + (count - k) * log_odds[1]
+
+        logs = [(log_probability(n, p, k), log_probability(m, q, k)) for k in range(n + 1)]
+        truth = mpmath.fsum(mpmath.exp(log_p) * (log_p - log_q) for log_p, log_q in logs)
+    got = kl(f.Binomial(total_count=n, probs=p), f.Binomial(total_count=m, probs=q))
+    assert relative_error(got, truth) < 1e-13

@@ -1,6 +1,7 @@
 """The array namespace (NumPy, PyTorch, JAX, ...), and the little that the array API lacks."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "as_floats",
+    "by_pieces",
     "by_rows",
     "cast",
     "holds",
@@ -75,6 +77,22 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     return call
 
 
+def by_pieces(function: Callable[..., Array], size: int = 4096) -> Callable[..., Array]:
+    """The function `function(xp, *arrays)` of entries of one shape, called for a few at a time, as `by_rows` is."""
+
+    def call(xp: Any, *arrays: Array) -> Array:
+        shape = arrays[0].shape
+        count = math.prod(shape)
+        on_cpu = str(array_api_compat.device(arrays[0])).startswith("cpu")
+        if count <= size or not on_cpu or array_api_compat.is_jax_namespace(xp):
+            return function(xp, *arrays)
+        flat = [xp.reshape(array, (count,)) for array in arrays]
+        pieces = [function(xp, *(array[k : k + size] for array in flat)) for k in range(0, count, size)]
+        return xp.reshape(xp.concat(pieces), shape)
+
+    return call
+
+
 def cast(xp: Any, array: Array, dtype: Any) -> Array:
     """The array in `dtype`, where too large a number for float16 becomes inf without a warning."""
     if array.dtype == dtype:
@@ -133,6 +151,16 @@ def _bits(xp: Any, x: Array) -> Array:
 def _is_half(dtype: Any) -> bool:
     # By name: bfloat16 is outside the array API, and each library has its own.
     return "float16" in str(dtype)
+
+
+def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
+    """Whether PyTorch may ask for a derivative: recording one that nobody asks for takes longer than most formulas."""
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
@@ -201,7 +229,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
     def call(xp: Any, *arrays: Array) -> Array:
         if array_api_compat.is_torch_namespace(xp):
-            return torch_function().apply(*arrays)
+            return torch_function().apply(*arrays) if _is_differentiated(arrays) else value(xp, *arrays)
         if array_api_compat.is_jax_namespace(xp):
             return jax_function()(*arrays)
         # Both sides of a `where` are computed, so infinities and nans on the side not taken are expected.

@@ -7,17 +7,12 @@ import array_api_compat
 
 from kullback._arrays import Array
 
-__all__ = ["erf", "gammaln"]
+__all__ = ["erf"]
 
 
 def erf(xp: Any, x: Array) -> Array:
     """The error function."""
     return _library(xp).erf(x)
-
-
-def gammaln(xp: Any, x: Array) -> Array:
-    """The logarithm of the gamma function, for x > 0."""
-    return _library(xp).gammaln(x)
 
 
 def _library(xp: Any) -> Any:

@@ -1,19 +1,23 @@
 """The one careful kernel: every KL divergence is a sum of phi(d) = e^d - 1 - d."""
 
+from collections.abc import Callable
 from math import inf, nan
 from typing import Any
 
 from array_api_compat import device
 
-from kullback._arrays import Array, ArrayLike, as_floats, cast, with_gradient
+from kullback._arrays import Array, ArrayLike, as_floats, by_pieces, cast, holds, with_gradient
 
 __all__ = [
     "binet",
     "binet_curvature",
     "binet_slope",
+    "digamma",
+    "digamma_rise",
     "dispersion",
     "log1p_residual",
     "log_gamma_residual",
+    "log_gamma_rise",
     "log_ratio",
     "mass_phi",
     "phi",
@@ -117,11 +121,14 @@ def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
         1.974670334215447e-21
     """
     xp, [a, h], dtype = as_floats(a, h)
-    a, h = xp.broadcast_arrays(a, h)
-    b = a + h
+    return cast(xp, log_gamma_rise(xp, a, a + h, h), dtype)
+
+
+def log_gamma_rise(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """R(a, h) by a, b and h = b - a, where the caller knows more of their digits."""
+    a, b, h = xp.broadcast_arrays(a, b, h)
     # Stirling's leading terms, b log(b/a) - h, are a phi by themselves.
-    leading = b * _phi(xp, -_log_ratio(xp, b, a, h))
-    return cast(xp, leading + _dispersion(xp, a, b, h), dtype)
+    return b * _phi(xp, -_log_ratio(xp, b, a, h)) + _dispersion(xp, a, b, h)
 
 
 def log_ratio(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:
@@ -162,6 +169,16 @@ def binet_slope(xp: Any, a: Array) -> Array:
     return _binet_slope(xp, a)
 
 
+def digamma(xp: Any, a: Array) -> Array:
+    """The slope of lgamma at a."""
+    return xp.log(a) - 0.5 / a + _binet_slope(xp, a)
+
+
+def digamma_rise(xp: Any, a: Array, b: Array) -> Array:
+    """digamma(b) - digamma(a) - log(b/a)."""
+    return _dispersion_slope(xp, *xp.broadcast_arrays(a, b, b - a))
+
+
 def _phi_value(xp: Any, d: Array) -> Array:
     w = d * d
     # With u = d - w t: e^d - 1 = 2d / (d coth(d/2) - d) = 2d / (2 - u). The factor d comes last, so that a subnormal
@@ -177,11 +194,16 @@ def _phi_gradient(xp: Any, gradient: Array, _output: Array, d: Array) -> Array:
     return gradient * xp.expm1(d)
 
 
-def _log1p_residual_value(xp: Any, x: Array) -> Array:
+def _log1p_series(xp: Any, x: Array) -> Array:
+    """x - log1p(x) for -0.64 < x < 1."""
     s = x / (2 + x)
     g = _polynomial(s * s, _ATANH_FLOAT32 if x.dtype == xp.float32 else _ATANH)
     # log1p(x) = 2 atanh(s) and x - 2s = s x.
-    near = s * (x - s * (s * g))
+    return s * (x - s * (s * g))
+
+
+def _log1p_residual_value(xp: Any, x: Array) -> Array:
+    near = _log1p_series(xp, x)
     far = xp.where(abs(x) == inf, x, x - xp.log1p(x))
     # log1p(x) stays below twice the result outside (-0.64, 1), so the subtraction costs one bit.
     residual = xp.where((x > -0.64) & (x < 1), near, far)
@@ -217,96 +239,121 @@ def _mass_phi_value(xp: Any, a: Array, b: Array) -> Array:
     return xp.where(near, a * _ratio_residual(xp, b, safe, b - safe), far)
 
 
-# Stirling's series sum c / z^m, m = 1, 3, 5, ..., is right to the last digit from z = 10 on.
-_STIRLING_FROM = 10
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188)
+# Binet's integral, J(z) = sum w z / (z^2 + u) over Gauss nodes u: right to the last digit from z = 5 on.
+_GAUSS_FROM = 5
+_GAUSS_NODES = (
+    0.011634137702813867,
+    0.26736940950685045,
+    1.074005514404511,
+    2.77898651883113,
+    5.8808660678356635,
+    11.163522741534404,
+    20.054191737462645,
+    36.00866792173704,
+)
+_GAUSS_WEIGHTS = (
+    0.07718084665825808,
+    0.005874843350625122,
+    0.0002713667579757889,
+    6.212543415270509e-06,
+    6.377696802735569e-08,
+    2.4584442082628637e-10,
+    2.465985553853074e-13,
+    2.4876063998771705e-17,
+)
 
 
-def _shifted(xp: Any, least: Array) -> tuple[Array, Array]:
-    """Where arguments are below Stirling's region, and how far the recurrence lifts them there."""
-    small = least < _STIRLING_FROM
-    return small, xp.where(small, float(_STIRLING_FROM), xp.zeros_like(least))
+def _lifted(xp: Any, step: Callable[..., Array], least: Array, *arrays: Array) -> tuple[Array, Array]:
+    """The sum of step(a, ...), step(a + 1, ...), ... up to the nodes' region, and how far that lifts each entry."""
+    small = least < _GAUSS_FROM
+    if holds(~xp.any(small)):
+        return xp.zeros_like(least), xp.zeros_like(least)
+    rungs = xp.arange(_GAUSS_FROM, dtype=least.dtype, device=device(least))
+    steps = xp.sum(step(xp, *(array[..., None] + rungs for array in arrays)), axis=-1)
+    return xp.where(small, steps, 0.0), xp.where(small, float(_GAUSS_FROM), 0.0)
 
 
-def _climb(xp: Any, a: Array) -> Array:
-    """a, a + 1, ... along a new last axis, up to where Stirling's region is reached."""
-    return a[..., None] + xp.arange(_STIRLING_FROM, dtype=a.dtype, device=device(a))
+def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
+    """sum w term(u, 1/z, ...), the nodes lying along a new last axis."""
+    like = inverses[0]
+    u, w = (xp.asarray(values, dtype=like.dtype, device=device(like)) for values in (_GAUSS_NODES, _GAUSS_WEIGHTS))
+    return xp.sum(w * term(u, *(inverse[..., None] for inverse in inverses)), axis=-1)
 
 
 def _dispersion_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """h^2/(4 a^2) at first, as ratio_residual/2, and the residual of J about its tangent at a."""
     total = _ratio_residual(xp, b, a, h) / 2
-    small, shift = _shifted(xp, xp.minimum(a, b))
-    steps = _binet_step_residual(xp, _climb(xp, a), _climb(xp, b), h[..., None])
-    total = total + xp.where(small, xp.sum(steps, axis=-1), 0.0)
-    a, b = a + shift, b + shift
-    # b^-m - a^-m + m h a^-(m+1) = (h/a)^2 g_m, with g_m = (g_(m-1) + m a^-(m-1)) / b: nothing cancels.
-    power, g, series = xp.ones_like(a), xp.zeros_like(a), xp.zeros_like(a)
-    for m in range(1, 2 * len(_STIRLING)):
-        g, power = (g + m * power) / b, power / a
-        if m % 2:
-            series = series + _STIRLING[m // 2] * g
-    return total + (h / a) ** 2 * series
+    # The difference of a + n and b + n stays h, whose digits they may have lost.
+    steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    a, b = 1 / (a + shift), 1 / (b + shift)
+
+    def residual(u: Array, a: Array, b: Array) -> Array:
+        x, y = u * (a * a), u * (b * b)
+        return (1 - u * (a * (a + 2 * b))) / ((1 + x) * (1 + x) * (1 + y))
+
+    return total + steps + (h * a) ** 2 * (b * _over_nodes(xp, residual, a, b))
 
 
 def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """The residual of j(a) = J(a) - J(a + 1) = (a + 1/2) log(1 + 1/a) - 1 about its tangent at a."""
     y = h / b / (a + 1)  # log(1 + 1/b) - log(1 + 1/a) = log(1 - y)
     near = abs(y) < 0.5
-    second_order = (h / a) * (h / b) / (2 * (a + 1)) - (b + 0.5) * _log1p_residual(xp, -xp.where(near, y, 0.0))
-    log = xp.log(a / b) + xp.log((b + 1) / (a + 1))
+    second_order = (h / a) * y / 2 - (b + 0.5) * _log1p_series(xp, -xp.where(near, y, 0.0))
+    if holds(xp.all(near)):
+        return second_order
+    log = xp.log(a / b * ((b + 1) / (a + 1)))
     return xp.where(near, second_order, (b + 0.5) * log + h * ((a + 0.5) / (a * (a + 1))))
 
 
 def _dispersion_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a)."""
     total = h / a / (2 * b)
-    small, shift = _shifted(xp, xp.minimum(a, b))
-    steps = _binet_step_slope(xp, _climb(xp, a), _climb(xp, b), h[..., None])
-    total = total + xp.where(small, xp.sum(steps, axis=-1), 0.0)
-    a, b = a + shift, b + shift
-    # a^-m - b^-m = g_m, with g_m = (g_(m-1) + (h/a) a^-(m-1)) / b.
-    power, g = xp.ones_like(a), xp.zeros_like(a)
-    for m in range(1, 2 * len(_STIRLING) + 1):
-        g, power = (g + (h / a) * power) / b, power / a
-        if m % 2 == 0:
-            total = total + (m - 1) * _STIRLING[m // 2 - 1] * g
-    return total
+    steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    a, b = 1 / (a + shift), 1 / (b + shift)
+
+    def slope(u: Array, a: Array, b: Array) -> Array:
+        x, y = u * (a * a), u * (b * b)
+        return (1 - x - y - 3 * x * y) / ((1 + x) * (1 + x) * ((1 + y) * (1 + y)))
+
+    return total + steps + h * (a * b * ((a + b) * _over_nodes(xp, slope, a, b)))
 
 
 def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """j'(b) - j'(a)."""
     y = h / b / (a + 1)
     near = abs(y) < 0.5
-    close = h * (1 + h) / (2 * a * b * (a + 1) * (b + 1)) - _log1p_residual(xp, -xp.where(near, y, 0.0))
-    log = xp.log(a / b) + xp.log((b + 1) / (a + 1))
+    close = h * (1 + h) / (2 * a * b * (a + 1) * (b + 1)) - _log1p_series(xp, -xp.where(near, y, 0.0))
+    log = xp.log(a / b * ((b + 1) / (a + 1)))
     return xp.where(near, close, log + h * (1 / (a * b) + 1 / ((a + 1) * (b + 1))) / 2)
 
 
 def _binet_value(xp: Any, a: Array) -> Array:
-    small, shift = _shifted(xp, a)
-    c = _climb(xp, a)
-    steps = xp.sum((c + 0.5) * xp.log1p(1 / c) - 1, axis=-1)
-    z = 1 / (a + shift)
-    return xp.where(small, steps, 0.0) + z * _polynomial(z * z, _STIRLING)
+    steps, shift = _lifted(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
+    a = 1 / (a + shift)
+    return steps + a * _over_nodes(xp, lambda u, a: 1 / (1 + u * (a * a)), a)
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
-    small, shift = _shifted(xp, a)
-    c = _climb(xp, a)
-    steps = xp.sum(xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, axis=-1)
-    w = (a + shift) ** -2
-    return xp.where(small, steps, 0.0) - w * _polynomial(w, tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)))
+    steps, shift = _lifted(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
+    a = 1 / (a + shift)
+
+    def slope(u: Array, a: Array) -> Array:
+        x = u * (a * a)
+        return (1 - x) / ((1 + x) * (1 + x))
+
+    return steps - a * (a * _over_nodes(xp, slope, a))
 
 
 def binet_curvature(xp: Any, a: Array) -> Array:
     """J''(a) = trigamma(a) - 1/a - 1/(2 a^2)."""
-    small, shift = _shifted(xp, a)
-    c = _climb(xp, a)
-    steps = xp.sum(0.5 / (c * (c + 1)) ** 2, axis=-1)
-    z = 1 / (a + shift)
-    series = _polynomial(z * z, tuple((2 * n + 1) * (2 * n + 2) * c for n, c in enumerate(_STIRLING)))
-    return xp.where(small, steps, 0.0) + z**3 * series
+    steps, shift = _lifted(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
+    a = 1 / (a + shift)
+
+    def curvature(u: Array, a: Array) -> Array:
+        x = u * (a * a)
+        return (2 - 6 * x) / ((1 + x) * (1 + x) * (1 + x))
+
+    return steps + a * a * (a * _over_nodes(xp, curvature, a))
 
 
 def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
@@ -336,7 +383,7 @@ _mass_phi = with_gradient(
     lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
 )
 _dispersion = with_gradient(
-    _dispersion_value,
+    by_pieces(_dispersion_value),
     lambda xp, gradient, _output, a, _b, h: -gradient * h * (0.5 / (a * a) + binet_curvature(xp, a)),
     lambda xp, gradient, _output, a, b, h: gradient * _dispersion_slope(xp, a, b, h),
     lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),

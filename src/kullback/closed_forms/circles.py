@@ -53,8 +53,9 @@ def _residual(xp: Any, k1: Array, k2: Array, dimension: int) -> tuple[Array, Arr
     resultant = k1 / (dimension - 1) * xp.sum(weights * (y * (2 - y)), axis=-1)
     # Within one standard deviation, the residual as log E_p exp(d).
     shift = mean[..., None] - y
-    near = h * h * xp.sum(weights * shift * shift, axis=-1) < 1
-    d = xp.where(near, h, 0.0)[..., None] * shift
+    near = (h * h * xp.sum(weights * shift * shift, axis=-1) < 1) & ((abs(h) < k1 / 2) | (abs(h) < 40))
+    # Where exp(-k1 y) underflows so does the little that d makes of it, and phi(d) alone may overflow.
+    d = xp.where(near[..., None] & (weights > 0), h[..., None] * shift, 0.0)
     close = xp.log1p(xp.sum(weights * phi(d), axis=-1))
     # exp(k t) is taken as exp(-k (1 - t)), which changes no residual.
     apart = _log_sum(xp, _nodes(xp, k2, dimension)[1]) - _log_sum(xp, logs) + h * mean

@@ -12,7 +12,7 @@ from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families._record import first_offender, is_traced
 from kullback.residual import log1p_residual, log_ratio, mass_phi, phi
 
-__all__ = ["bernoulli", "log_probabilities"]
+__all__ = ["bernoulli", "failure", "log_probabilities", "success"]
 
 
 @closed_form((f.Bernoulli, f.Bernoulli))
@@ -36,25 +36,25 @@ def log_probabilities(xp: Any, d: Any) -> list[Array]:
     return [d.logits, xp.zeros_like(d.logits)]
 
 
-def _success(xp: Any, d: Any) -> Array:
+def success(xp: Any, d: Any) -> Array:
     return d.probs if d.logits is None else 1 / (1 + xp.exp(-d.logits))
 
 
-def _failure(xp: Any, d: Any) -> Array:
+def failure(xp: Any, d: Any) -> Array:
     return 1 - d.probs if d.logits is None else 1 / (1 + xp.exp(d.logits))
 
 
 @closed_form((f.Geometric, f.Geometric))
 def geometric(xp: Any, p: Any, q: Any) -> Array:
     """A Bernoulli's, times the mean number of draws."""
-    return bernoulli(xp, p, q) / _success(xp, p)
+    return bernoulli(xp, p, q) / success(xp, p)
 
 
 @closed_form((f.NegativeBinomial, f.NegativeBinomial))
 def negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     """A Bernoulli's, times the mean number of draws, for equal total_count."""
     _require_equal_counts(xp, p, q)
-    kl = p.total_count * (bernoulli(xp, p, q) / _failure(xp, p))
+    kl = p.total_count * (bernoulli(xp, p, q) / failure(xp, p))
     # Counts that are traced have not been looked at.
     return xp.where(p.total_count == q.total_count, kl, np.nan)
 
@@ -92,7 +92,7 @@ def poisson(xp: Any, p: Any, q: Any) -> Array:
 @closed_form((f.Bernoulli, f.Poisson))
 def bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
     """(1 - p) phi(log(e^-r / (1 - p))) + p phi(log(r e^-r / p)) + e^-r phi(r): none, one, and more."""
-    one, none, rate = _success(xp, p), _failure(xp, p), q.rate
+    one, none, rate = success(xp, p), failure(xp, p), q.rate
     some = none > 0
     log_none = rate - one - log1p_residual(-xp.where(some, one, 0.0))
     none = xp.where(some, none * phi(-log_none), xp.exp(-rate))

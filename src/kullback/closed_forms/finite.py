@@ -1,18 +1,18 @@
 """Counts that have a greatest value: their KL is a finite sum of p phi(log(q/p))."""
 
 from math import inf, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import device
 
 from kullback import families as f
 from kullback._arrays import Array, untracked
-from kullback._special import gammaln
 from kullback.closed_forms._registry import closed_form
-from kullback.closed_forms.counts import bernoulli, log_probabilities
+from kullback.closed_forms.counts import bernoulli, failure, log_probabilities, success
 from kullback.discrete import _from_logits
 from kullback.errors import NoClosedFormError
 from kullback.families._record import is_traced
+from kullback.residual import digamma, digamma_rise, log_gamma_residual, log_ratio, phi
 
 __all__: list[str] = []
 
@@ -26,8 +26,16 @@ def binomial(xp: Any, p: Any, q: Any) -> Array:
     if is_traced(count_p) or is_traced(count_q) or xp.all(untracked(count_p == count_q)):
         return kl
     k = _events(xp, count_p, count_q)
-    logs = [_binomial_logs(xp, d, count, k) for d, count in ((p, count_p), (q, count_q))]
-    return xp.where(count_p == count_q, kl, _sum(xp, *logs))
+    one, none = success(xp, p), failure(xp, p)
+    ref = xp.floor((count_p + 1) * one) if p.logits is None else xp.floor((count_p + 1) / (1 + none / one))
+    logits = _logits(xp, p), _logits(xp, q)
+    sides = [_binomial_side(xp, count, logit, k) for count, logit in ((count_p, logits[0]), (count_q, logits[1]))]
+    return xp.where(count_p == count_q, kl, _sum(xp, k, xp.minimum(ref, count_p), *sides))
+
+
+def _logits(xp: Any, d: Any) -> Array:
+    one, none = log_probabilities(xp, d)
+    return one - none
 
 
 def _count(xp: Any, d: Any) -> Array:
@@ -36,23 +44,31 @@ def _count(xp: Any, d: Any) -> Array:
     return xp.ones_like(d.probs if d.logits is None else d.logits)
 
 
-def _binomial_logs(xp: Any, d: Any, count: Array, k: Array) -> Array:
-    log_one, log_none = (log[..., None] for log in log_probabilities(xp, d))
-    count = count[..., None]
-    return _log_choose(xp, count, k) + _times(xp, k, log_one) + _times(xp, count - k, log_none)
+def _binomial_side(xp: Any, count: Array, logit: Array, k: Array) -> "_Side":
+    count, logit = xp.broadcast_arrays(count, logit)
+    count, logit = count[..., None], logit[..., None]
+    # Certain draws leave one event.
+    inside = (k <= count) & ((k == 0) | (logit > -inf)) & ((k == count) | (logit < inf))
+    return _Side(xp.where(abs(logit) < inf, logit, 0.0), (xp.ones_like(count), count + 1), (1, -1), inside)
 
 
 @closed_form((f.Hypergeometric, f.Hypergeometric))
 def hypergeometric(xp: Any, p: Any, q: Any) -> Array:
     """The sum over what both can draw."""
-    k = _events(xp, p.draws, q.draws)
-    return _sum(xp, *(_hypergeometric_logs(xp, d, k) for d in (p, q)))
+    p, q = (xp.broadcast_arrays(d.population, d.successes, d.draws) for d in (p, q))
+    most = [xp.minimum(successes, draws) for _, successes, draws in (p, q)]
+    k = _events(xp, *most)
+    population, successes, draws = p
+    mode = xp.floor((draws + 1) * ((successes + 1) / (population + 2)))
+    mode = xp.minimum(xp.maximum(mode, draws + successes - population), most[0])
+    return _sum(xp, k, mode, *(_hypergeometric_side(xp, d, k) for d in (p, q)))
 
 
-def _hypergeometric_logs(xp: Any, d: Any, k: Array) -> Array:
-    successes, failures = d.successes[..., None], (d.population - d.successes)[..., None]
-    draws = d.draws[..., None]
-    return _log_choose(xp, successes, k) + _log_choose(xp, failures, draws - k)
+def _hypergeometric_side(xp: Any, numbers: list[Array], k: Array) -> "_Side":
+    population, successes, draws = numbers
+    left, successes, draws = ((x + 1)[..., None] for x in (population - successes - draws, successes, draws))
+    inside = (left + k >= 1) & (k < successes) & (k < draws)
+    return _Side(xp.zeros_like(left), (xp.ones_like(left), left, successes, draws), (1, 1, -1, -1), inside)
 
 
 @closed_form((f.Zipfian, f.Zipfian))
@@ -61,7 +77,8 @@ def zipfian(xp: Any, p: Any, q: Any) -> Array:
     k = _events(xp, p.total_count, q.total_count)
     logs = (xp.where(k >= 1, -d.exponent[..., None] * xp.log(xp.where(k >= 1, k, 1.0)), -inf) for d in (p, q))
     counts = (d.total_count[..., None] for d in (p, q))
-    return _sum(xp, *(xp.where(k <= count, log, -inf) for log, count in zip(logs, counts, strict=True)))
+    logs = [xp.where(k <= count, log, -inf) for log, count in zip(logs, counts, strict=True)]
+    return _from_logits(xp, *xp.broadcast_arrays(*logs))
 
 
 def _events(xp: Any, *counts: Array) -> Array:
@@ -74,17 +91,53 @@ def _events(xp: Any, *counts: Array) -> Array:
     return xp.arange(int(last) + 1, dtype=counts[0].dtype, device=device(counts[0]))
 
 
-def _sum(xp: Any, log_p: Array, log_q: Array) -> Array:
-    return _from_logits(xp, *xp.broadcast_arrays(log_p, log_q))
+class _Side(NamedTuple):
+    """log p(k) = slope k - sum lgamma(offset + sign k) and a constant, where k is inside the support."""
+
+    slope: Array
+    offsets: tuple[Array, ...]
+    signs: tuple[int, ...]
+    inside: Array
 
 
-def _times(xp: Any, count: Array, log: Array) -> Array:
-    """count log, where no count of the impossible is possible."""
-    return xp.where(count == 0, 0.0, count * xp.where((count == 0) & (log == -inf), 0.0, log))
+def _sum(xp: Any, k: Array, ref: Array, p: _Side, q: _Side) -> Array:
+    """log(1 + E_p phi(g - E_p g) + what q has outside p), g being log(q/p) but for a constant.
+
+    Every logarithm is taken relative to `ref`, an event that p holds: large factorials keep their digits.
+    """
+    step, ref = k - ref[..., None], ref[..., None]
+    log_p, log_q = _relative_logs(xp, step, ref, p), _relative_logs(xp, step, ref, q)
+    both = p.inside & q.inside
+    g = (q.slope - p.slope) * step
+    for a, b, sign in zip(p.offsets, q.offsets, p.signs, strict=True):
+        r, h, m = xp.broadcast_arrays(a + sign * ref, xp.where(both, b - a, 0.0), xp.where(both, sign * step, 0.0))
+        # What lgamma rises from r to r + m and to r + h, together: by its tangents over h, or over m.
+        y = r + m
+        by_h = log_gamma_residual(y, h) - log_gamma_residual(r, h) + h * (log_ratio(xp, y, r) + digamma_rise(xp, r, y))
+        by_m = log_gamma_residual(r + h, m) - log_gamma_residual(r, m) + m * (digamma(xp, r + h) - digamma(xp, r))
+        g = g - xp.where(abs(h) < r / 2, by_h, by_m)
+    log_p = xp.where(p.inside, log_p, -inf)
+    log_q = xp.where(both, log_p + g, xp.where(q.inside, log_q, -inf))
+    mass = _log_sum(xp, log_p)
+    weights = xp.exp(log_p - mass)
+    mean = xp.sum(xp.where(both, weights * g, 0.0), axis=-1, keepdims=True)
+    inner = xp.where(both, weights * phi(xp.where(both, g - mean, 0.0)), 0.0)
+    outer = xp.where(p.inside, 0.0, xp.exp(log_q - mass - mean))
+    small = xp.sum(inner + outer, axis=-1)
+    near = small < 1
+    return xp.where(near, xp.log1p(xp.where(near, small, 0.0)), (_log_sum(xp, log_q) - mass - mean)[..., 0])
 
 
-def _log_choose(xp: Any, n: Array, k: Array) -> Array:
-    inside = (k >= 0) & (k <= n)
-    k = xp.where(inside, k, 0.0)
-    n = xp.broadcast_to(n, inside.shape)
-    return xp.where(inside, gammaln(xp, n + 1) - gammaln(xp, k + 1) - gammaln(xp, n - k + 1), -inf)
+def _relative_logs(xp: Any, step: Array, ref: Array, side: _Side) -> Array:
+    """log p(k) - log p(ref)."""
+    logs = side.slope * step
+    for offset, sign in zip(side.offsets, side.signs, strict=True):
+        r = xp.where(offset + sign * ref > 0, offset + sign * ref, 1.0)
+        r, h = xp.broadcast_arrays(r, xp.where(side.inside, sign * step, 0.0))
+        logs = logs - h * digamma(xp, r) - log_gamma_residual(r, h)
+    return logs
+
+
+def _log_sum(xp: Any, logs: Array) -> Array:
+    top = xp.max(logs, axis=-1, keepdims=True)
+    return xp.log(xp.sum(xp.exp(logs - top), axis=-1, keepdims=True)) + top

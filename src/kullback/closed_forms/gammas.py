@@ -18,9 +18,10 @@ from kullback.residual import (
     binet,
     binet_curvature,
     binet_slope,
+    digamma,
     dispersion,
     log1p_residual,
-    log_gamma_residual,
+    log_gamma_rise,
     log_ratio,
     phi,
     ratio_residual,
@@ -38,7 +39,10 @@ POWERS_OF_GAMMA: tuple[type, ...] = (
 
 
 class _Power(NamedTuple):
-    """x = constant (over / under) G^(1/power); the scale's parts are apart, so that ratios of scales lose no digit."""
+    """x = constant (over / under) G^(1/power); the scale's parts are apart, so that ratios of scales lose no digit.
+
+    A shape or a power that the family fixes is a float, and an array otherwise.
+    """
 
     shape: Any
     power: Any
@@ -53,16 +57,22 @@ def _power_of_gamma(xp: Any, d: Any) -> _Power:
 
     match d:
         case f.Exponential():
-            return _Power(one(d.rate), one(d.rate), one(d.rate), d.rate, 1.0)
+            return _Power(1.0, 1.0, one(d.rate), d.rate, 1.0)
         case f.Gamma() | f.InverseGamma():
-            return _Power(d.concentration, one(d.rate), one(d.rate), d.rate, 1.0)
+            return _Power(d.concentration, 1.0, one(d.rate), d.rate, 1.0)
         case f.ChiSquared():
-            return _Power(d.df / 2, one(d.df), one(d.df), one(d.df), 2.0)
+            return _Power(d.df / 2, 1.0, one(d.df), one(d.df), 2.0)
         case f.Weibull():
-            return _Power(one(d.scale), d.concentration, d.scale, one(d.scale), 1.0)
+            return _Power(1.0, d.concentration, d.scale, one(d.scale), 1.0)
         case _:
             shape = {f.HalfNormal: 0.5, f.Rayleigh: 1.0, f.Maxwell: 1.5}[type(d)]
-            return _Power(shape * one(d.scale), 2 * one(d.scale), d.scale, one(d.scale), math.sqrt(2))
+            return _Power(shape, 2.0, d.scale, one(d.scale), math.sqrt(2))
+
+
+def _whole(xp: Any, d: Any) -> _Power:
+    """With a fixed shape or power as an array too."""
+    power = _power_of_gamma(xp, d)
+    return power._replace(shape=_array(xp, power.shape, power.over), power=_array(xp, power.power, power.over))
 
 
 def _log_scale_ratio(xp: Any, p: _Power, q: _Power) -> Array:
@@ -71,10 +81,6 @@ def _log_scale_ratio(xp: Any, p: _Power, q: _Power) -> Array:
 
 def _log_scale(xp: Any, p: _Power) -> Array:
     return xp.log(p.over / p.under) + math.log(p.constant)
-
-
-def _digamma(xp: Any, a: Array) -> Array:
-    return xp.log(a) - 0.5 / a + binet_slope(xp, a)
 
 
 @closed_form(*product(POWERS_OF_GAMMA, POWERS_OF_GAMMA), (f.InverseGamma, f.InverseGamma))
@@ -86,24 +92,38 @@ def power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
     D(k1, k2) being the KL of gammas of one mean. One power leaves the first two terms; one shape, all but the fourth.
     """
     p, q = _power_of_gamma(xp, p), _power_of_gamma(xp, q)
-    s = (q.power - p.power) / p.power
-    return _powers(xp, p.shape, q.shape, s, q.power * _log_scale_ratio(xp, p, q))
+    return _powers(xp, (p.shape, q.shape), (q.power, p.power), q.power * _log_scale_ratio(xp, p, q))
 
 
-def _powers(xp: Any, k1: Array, k2: Array, s: Array, log_scales: Array) -> Array:
-    """`log_scales` is power_q log(scale_p / scale_q)."""
-    residual = log_gamma_residual(k1 + 1, s)
-    log_mean = log_scales + s * _digamma(xp, k1 + 1) + residual + log_ratio(xp, k1, k2)
-    shapes = dispersion(xp, k1, k2) + s * ((k2 - k1) / k1)
-    return k2 * (phi(log_mean) + residual) + shapes + log1p_residual(s)
+def _powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Array) -> Array:
+    """`t` is given as a quotient; `log_scales` is power_q log(scale_p / scale_q)."""
+    log_mean, rest = log_scales, 0.0
+    k1, k2 = (_array(xp, shape, log_scales) for shape in shapes)
+    if not _fixed_and_equal(*shapes):
+        log_mean = log_mean + log_ratio(xp, k1, k2)
+        rest = dispersion(xp, k1, k2)
+    if not _fixed_and_equal(*t):
+        over, under = (_array(xp, power, log_scales) for power in t)
+        s = (over - under) / under
+        # k1 + t and log(t) keep their digits where t is tiny, and s nearly -1.
+        residual = log_gamma_rise(xp, k1 + 1, k1 + over / under, s)
+        log_mean = log_mean + s * digamma(xp, k1 + 1) + residual
+        rest = rest + k2 * residual + s * ((k2 - k1) / k1) + ratio_residual(xp, over, under)
+    return k2 * phi(log_mean) + rest
+
+
+def _fixed_and_equal(left: Any, right: Any) -> bool:
+    return isinstance(left, float) and isinstance(right, float) and left == right
+
+
+def _array(xp: Any, value: Any, like: Array) -> Array:
+    return value * xp.ones_like(like) if isinstance(value, float) else value
 
 
 @closed_form((f.Gumbel, f.Gumbel))
 def gumbel(xp: Any, p: Any, q: Any) -> Array:
     """Of the Weibull variables exp(-x), of powers 1/scale and scales exp(-loc)."""
-    s = (p.scale - q.scale) / q.scale
-    one = xp.ones_like(s)
-    return _powers(xp, one, one, s, (q.loc - p.loc) / q.scale)
+    return _powers(xp, (1.0, 1.0), (p.scale, q.scale), (q.loc - p.loc) / q.scale)
 
 
 # Between logarithms of gamma variables and normal ones. An inverse gamma's logarithm is a gamma's, negated.
@@ -113,8 +133,8 @@ def gumbel(xp: Any, p: Any, q: Any) -> Array:
 def power_of_gamma_log_normal(xp: Any, p: Any, q: Any) -> Array:
     """Of log x, by its mean, its variance and its negentropy."""
     sign = -1 if isinstance(p, f.InverseGamma) else 1
-    p = _power_of_gamma(xp, p)
-    mean = sign * (_log_scale(xp, p) + _digamma(xp, p.shape) / p.power)
+    p = _whole(xp, p)
+    mean = sign * (_log_scale(xp, p) + digamma(xp, p.shape) / p.power)
     return _log_gamma_normal(xp, p.shape, mean, 1 / p.power, q)
 
 
@@ -135,7 +155,7 @@ def _log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -> A
 @closed_form(*product([f.LogNormal], [*POWERS_OF_GAMMA, f.InverseGamma]))
 def log_normal_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
     sign = -1 if isinstance(q, f.InverseGamma) else 1
-    q = _power_of_gamma(xp, q)
+    q = _whole(xp, q)
     return _normal_log_gamma(xp, q.shape, q.power * (sign * p.loc - _log_scale(xp, q)), q.power * p.scale)
 
 
@@ -154,7 +174,7 @@ def _normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
 @closed_form(*product([f.Pareto], POWERS_OF_GAMMA))
 def pareto_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
     """As log x is log(scale) and an exponential; `inf` where the tail of p is too heavy for q."""
-    q = _power_of_gamma(xp, q)
+    q = _whole(xp, q)
     t = q.power / p.alpha
     tail = 1 - t
     finite = tail > 0
@@ -169,7 +189,7 @@ def pareto_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
 @closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Gumbel]))
 def gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
     """By the mean of x and that of exp(-x/scale)."""
-    p = _power_of_gamma(xp, p)
+    p = _whole(xp, p)
     scale = p.over * p.constant / p.under / q.scale
     k = p.shape
     log_mean = q.loc / q.scale - k * xp.log1p(scale)
@@ -178,7 +198,7 @@ def gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
 
 @closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Normal]))
 def gamma_normal(xp: Any, p: Any, q: Any) -> Array:
-    p = _power_of_gamma(xp, p)
+    p = _whole(xp, p)
     k, scale = p.shape, p.over * p.constant / p.under
     negentropy = 0.5 / k - binet(xp, k) - (1 - k) * binet_slope(xp, k)
     return against_normal(xp, k * scale, k * scale * scale, negentropy, q)
