@@ -39,6 +39,8 @@ def kl_symptoms(
         found += _not_finite(metrics, name)
         found += _negative(name, [value for _, value in [*seen, *series(evaluations, name)]])
         found += _moved_reference(name, metrics)
+    # Per token and per sequence it is one fault.
+    found = list({one.name: one for one in reversed(found)}.values())[::-1]
     return found + _mask_mismatch([*metrics, *evaluations]) + _logged_apart(metrics, evaluations) + _engine(metrics)
 
 
@@ -67,7 +69,7 @@ def learning_symptoms(metrics: Sequence[Row]) -> list[Finding]:
             cause = "no gradient reaches the weights: what should train is frozen"
             remedy = (
                 "look at requires_grad (a loaded adapter needs is_trainable=True) and at the optimizer's parameters; "
-                "kullback.train.checkup.doctor names them"
+                "kullback.train.checkup.live.doctor names them"
             )
         else:
             cause = "the policy does not leave its reference: both are one model, or the steps change other weights"
@@ -87,7 +89,7 @@ def _not_zero(name: str, step: int, value: float) -> Finding:
         "error",
         "the policy is not its reference before anything was learned: dropout is on, the reference is another model or "
         "adapter, or the two were computed at different temperatures, precisions, masks or templates",
-        "kullback.train.checkup.doctor(policy, reference, batch) measures again and names which; see disable_dropout",
+        "kullback.train.checkup.live.doctor(policy, reference, batch) measures again and names which; see disable_dropout",
         {f"{name} at step {step}": value, "expected at most": SAME},
     )
 
@@ -157,7 +159,7 @@ def _logged_apart(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Fi
     cause = (
         "what is logged (and trained on) is not the KL on the judged prompts: another estimator, mask or temperature"
     )
-    remedy = "compare them on one batch: kullback.train.checkup.doctor(policy, reference, batch)"
+    remedy = "compare them on one batch: kullback.train.checkup.live.doctor(policy, reference, batch)"
     evidence = {"median of logged/judged": middle, "pairs": len(ratios)}
     return [Finding("logged-is-not-judged", "error", cause, remedy, evidence)]
 
@@ -169,6 +171,6 @@ def _engine(metrics: Sequence[Row]) -> list[Finding]:
     cause = (
         "the inference engine's log-probabilities are not the trainer's: precision, sampling filters or stale weights"
     )
-    remedy = "kullback.train.checkup.doctor with the batch's sampling_per_token_logps names which"
+    remedy = "kullback.train.checkup.live.doctor with the batch's sampling_per_token_logps names which"
     evidence = {"median |log-probability difference|, nats": median(apart), "largest": max(apart)}
     return [Finding("engine-mismatch", "error", cause, remedy, evidence)]
