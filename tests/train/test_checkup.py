@@ -125,16 +125,37 @@ def test_training_goes_on_as_if_nobody_had_looked(make: MakeTrainer) -> None:
         torch.manual_seed(3)
         trainer = make()
         if looked:
-            trainer.model.model.layers[0].eval()
             assert doctor_trainer(trainer) == []
-            assert not trainer.model.model.layers[0].training
-            trainer.model.train()
         trainer.train()
         weights.append([weight.detach().clone() for weight in trainer.model.parameters()])
         logs.append([(row["kl"], row["reward"]) for row in trainer.state.log_history if "reward" in row])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
     assert logs[0] == logs[1]
     assert logs[0][-1][0] > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"peft_config": True}])
+def test_models_are_left_as_they_were(make: MakeTrainer, tiny_model: Path, settings: dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.1)
+    trainer = make(model=model, **{name: lora() for name in settings})
+    batch = batch_of(trainer)
+    trainer.model.train()
+    modules, weights = list(trainer.model.modules()), list(trainer.model.parameters())
+    modules[5].training = False
+    for weight in weights[::2]:
+        weight.requires_grad_(False)
+    state = torch.get_rng_state()
+
+    def now() -> Any:
+        return [module.training for module in modules], [weight.requires_grad for weight in weights]
+
+    before = now()
+    assert names(doctor(trainer.model, trainer.ref_model, batch))[0] == "dropout"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert now() == before
+    doctor_trainer(trainer, PROMPTS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert now() == before
 
 
 # -- the KL at the start --

@@ -89,7 +89,7 @@ def _not_zero(name: str, step: int, value: float) -> Finding:
         "error",
         "the policy is not its reference before anything was learned: dropout is on, the reference is another model or "
         "adapter, or the two were computed at different temperatures, precisions, masks or templates",
-        "kullback.train.checkup.live.doctor(policy, reference, batch) measures again and names which; see disable_dropout",
+        "kullback.train.checkup.live.doctor(policy, reference, batch) measures again and names which",
         {f"{name} at step {step}": value, "expected at most": SAME},
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kullback.errors import InputError, ShapeError
 
-__all__ = ["Pair", "Seen", "logits_of", "picked", "same_training", "seen_batch"]
+__all__ = ["Pair", "Seen", "left_as_it_was", "logits_of", "picked", "seen_batch"]
 
 _ROWS = 8  # enough to name a cause, and few enough for a vocabulary of 256k
 _KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -104,22 +104,11 @@ def logits_of(
     lower = torch.autocast(kind, dtype=autocast) if autocast else nullcontext()
     devices = [seen.ids.device] if kind == "cuda" else []
     # The random numbers of the training go on as if nobody had looked.
-    with _mode(model, training), torch.random.fork_rng(devices), lower:
+    with left_as_it_was(model), torch.random.fork_rng(devices), lower:
+        model.train(training)
         logits = model(input_ids=seen.ids, attention_mask=attention, use_cache=False).logits
     logits = logits[:, -seen.mask.shape[1] - 1 :]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-@contextmanager
-def _mode(model: Any, training: bool) -> Iterator[None]:
-    """The model in training or evaluation mode; each module goes back to its own afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def picked(
@@ -177,16 +166,19 @@ class Pair:
             return
         from trl.trainer.utils import use_adapter
 
-        with same_training(self.model), use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
+        with left_as_it_was(self.model), use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
             yield
 
 
 @contextmanager
-def same_training(model: Any) -> Iterator[None]:
-    """What requires a gradient still does afterwards, and nothing else: PEFT frees an adapter that it switches on."""
+def left_as_it_was(model: Any) -> Iterator[None]:
+    """Each module's mode and each weight's need of a gradient go back: PEFT frees an adapter that it switches on."""
+    modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         yield
     finally:
+        for module, mode in modes:
+            module.training = mode
         for weight, flag in flags:
             weight.requires_grad_(flag)

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from kullback.policy.findings import Finding
 from kullback.train.checkup.configs import config_symptoms
 from kullback.train.checkup.live import doctor
-from kullback.train.checkup.looks import same_training
+from kullback.train.checkup.looks import left_as_it_was
 
 __all__ = ["doctor_trainer"]
 
@@ -38,7 +38,8 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         size = max(1, held.args.per_device_train_batch_size // group)
         rows = [held.train_dataset[i % len(held.train_dataset)] for i in range(size) for _ in range(group)]
     with _left_alone(held):
-        with same_training(held.model):
+        with left_as_it_was(held.model):
+            held.model.train()
             inputs = held._generate_and_score_completions([dict(row) for row in rows])
         penalty = _penalty_of(held, inputs) if held.beta != 0 else None
         found = doctor(
@@ -77,18 +78,16 @@ def _penalty_of(trainer: Any, inputs: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _left_alone(trainer: Any) -> Iterator[None]:
-    """Generation logs and draws as in training: what it logged goes, the mode and the random numbers go back."""
+    """Generation logs and draws as in training: what it logged goes, and the random numbers go back."""
     kept = {name: copy.deepcopy(getattr(trainer, name)) for name in ("_metrics", "_logs", "_total_train_tokens")}
     steps = getattr(trainer, "current_gradient_accumulation_steps", None)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    tokens, mode = trainer.state.num_input_tokens_seen, trainer.model.training
-    trainer.model.train()
+    tokens = trainer.state.num_input_tokens_seen
     devices = [trainer.model.device] if trainer.model.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        trainer.model.train(mode)
         trainer.state.num_input_tokens_seen = tokens
         trainer.current_gradient_accumulation_steps = steps
         for name, value in kept.items():
