@@ -152,6 +152,15 @@ FAMILIES: dict[type, Family] = {
         _named(concentration1="shape", concentration0="shape"),
         "unit",
     ),
+    f.Kumaraswamy: Family(
+        lambda x, concentration1, concentration0: (
+            mpmath.log(concentration1 * concentration0)
+            + (concentration1 - 1) * mpmath.log(x)
+            + (concentration0 - 1) * mpmath.log1p(-(x**concentration1))
+        ),
+        _named(concentration1="shape", concentration0="shape"),
+        "unit",
+    ),
     f.ContinuousBernoulli: Family(_continuous_bernoulli, _named(probs="prob"), "unit"),
     f.Bernoulli: Family(
         lambda k, probs: _log_or_none(probs, k) + _log_or_none(1 - probs, 1 - k), _named(probs="prob"), "counts"
@@ -183,6 +192,15 @@ FAMILIES: dict[type, Family] = {
 }
 
 
+# What two of one family must have in common for a closed form, or a short oracle.
+SHARED = {
+    f.Binomial: ["total_count"],
+    f.NegativeBinomial: ["total_count"],
+    f.Logistic: ["scale"],
+    f.Kumaraswamy: ["concentration1"],
+}
+
+
 def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, Any]:
     """Random p and q whose supports fit."""
     p, q = FAMILIES[p_class].parameters(rng), FAMILIES[q_class].parameters(rng)
@@ -196,8 +214,8 @@ def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, A
         p["rate"] = 0.0
     if p_class is f.Binomial and q_class is f.Bernoulli:
         p["total_count"] = 1
-    if p_class is q_class and "total_count" in p:
-        q["total_count"] = p["total_count"]
+    for name in SHARED.get(p_class, ()) if p_class is q_class else ():
+        q[name] = p[name]
     return p_class(**p), q_class(**q)
 
 

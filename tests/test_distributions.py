@@ -325,7 +325,16 @@ def zipfian(rng, delta):
     return p, q, plain_kl(*([mpf(k) ** -s for k in range(1, 51)] for s in (a, b)))
 
 
+def zipf(rng, delta):
+    p = float(1 + rng.exponential())
+    q = float(p + delta * rng.uniform(-0.9, 0.9) * (p - 1))
+    a, b = mpf(p), mpf(q)
+    truth = mpmath.log(mpmath.zeta(b) / mpmath.zeta(a)) - (b - a) * mpmath.zeta(a, derivative=1) / mpmath.zeta(a)
+    return f.Zipf(exponent=p), f.Zipf(exponent=q), truth
+
+
 OTHERS = {
+    (f.Zipf, f.Zipf): zipf,
     (f.MultivariateNormal, f.MultivariateNormal): multivariate_normal,
     (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): low_rank,
     (f.LowRankMultivariateNormal, f.MultivariateNormal): low_rank_of_full,
@@ -603,3 +612,18 @@ def test_binomials_of_different_counts_keep_their_digits(n, m, p, q):
         truth = mpmath.fsum(mpmath.exp(log_p) * (log_p - log_q) for log_p, log_q in logs)
     got = kl(f.Binomial(total_count=n, probs=p), f.Binomial(total_count=m, probs=q))
     assert relative_error(got, truth) < 1e-13
+
+
+def test_gradients_of_zipf_variables_in_torch_and_jax():
+    for a, b in ((1.7, 2.9), (2.5, 2.500001), (3.0, 3.0)):
+        leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (a, b)]
+        assert torch.autograd.gradcheck(lambda a, b: kl(f.Zipf(exponent=a), f.Zipf(exponent=b)), leaves)
+        by_torch = torch.autograd.grad(kl(*(f.Zipf(exponent=leaf) for leaf in leaves)), leaves)
+        with jax.enable_x64(True):
+            by_jax = jax.jit(jax.grad(lambda a, b: kl(f.Zipf(exponent=a), f.Zipf(exponent=b)), argnums=(0, 1)))(a, b)
+        np.testing.assert_allclose(np.asarray(by_jax), [float(slope) for slope in by_torch], rtol=1e-12, atol=1e-18)
+
+
+def test_numbers_that_are_no_distribution_are_sent_to_their_verb():
+    with pytest.raises(TypeError, match="kl_probs, kl_log_probs and kl_logits take arrays"):
+        kl([0.5, 0.5], np.asarray([0.4, 0.6]))

@@ -70,3 +70,9 @@ def test_traced_parameters_are_not_looked_at():
     torch.func.vmap(lambda scale: families.Normal(loc=0.0, scale=scale).scale)(torch.ones(3))
     with pytest.raises(ParameterError):
         torch.func.grad(lambda scale: families.Normal(loc=0.0, scale=scale).scale)(torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("value", [None, "0.5", [[1.0], [1.0, 2.0]], {}])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match="expected Normal's loc to be numbers, got"):
+        families.Normal(loc=value, scale=1.0)

@@ -14,7 +14,7 @@ from torch import distributions as td
 from kullback import families
 from kullback.densities.mixtures import components
 from kullback.distributions import register_kl
-from kullback.errors import NoClosedFormError, ParameterError, ShapeError, SupportError
+from kullback.errors import NoClosedFormError, NotNormalizedError, ParameterError, ShapeError, SupportError
 from kullback.families import (
     Cauchy,
     Dirichlet,
@@ -24,6 +24,8 @@ from kullback.families import (
     Normal,
     NormalMixture,
     StudentT,
+    Transformed,
+    Uniform,
 )
 from kullback.measures import measure
 
@@ -224,6 +226,7 @@ def test_nothing_random_unless_drawn():
     [
         (3, NORMAL, TypeError, "expected a distribution, got int"),
         (NORMAL, [0.5, 0.5], TypeError, "expected a distribution, got list"),
+        ([0.5, 0.5], [0.5, 0.6], NotNormalizedError, "sum to 1"),
         (
             Normal(loc=[0.0, 1.0], scale=1.0),
             NORMAL,
@@ -242,10 +245,10 @@ def test_nothing_random_unless_drawn():
             NoClosedFormError,
             "no closed form, no densities on the line and no draws",
         ),
-        # |x| of a normal: two values become one, and torch knows no density of it.
+        # |x| + 1 of a normal: two values become one, and torch knows no density of it.
         (
-            td.TransformedDistribution(td.Normal(1.0, 1.0), [td.AbsTransform()]),
-            td.TransformedDistribution(td.Normal(-1.0, 1.0), [td.AbsTransform()]),
+            td.TransformedDistribution(td.Normal(1.0, 1.0), [td.AbsTransform(), td.AffineTransform(1.0, 1.0)]),
+            td.TransformedDistribution(td.Normal(-1.0, 1.0), [td.AbsTransform(), td.AffineTransform(1.0, 1.0)]),
             NoClosedFormError,
             "expected a way to KL",
         ),
@@ -282,3 +285,33 @@ def test_it_is_quick():
             measure(p, q, method="quadrature")
             seconds.append(time.perf_counter() - start)
         assert min(seconds) < 0.05
+
+
+def test_the_name_of_a_method_is_checked():
+    with pytest.raises(SupportError, match="'quadrature', 'Monte Carlo' or None, got 'monte carlo'"):
+        measure(NORMAL, NORMAL, method="monte carlo")
+
+
+@pytest.mark.parametrize("library", [list, np.asarray, torch.tensor])
+def test_probabilities_are_measured_as_categories(library):
+    estimate = measure(library([0.5, 0.5, 0.0]), library([0.25, 0.5, 0.25]))
+    assert estimate.value == pytest.approx(math.log(2) / 2, rel=1e-6)
+    assert estimate.status == "exact"
+
+
+def folded(loc, scale):
+    normal = td.Normal(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
+    return td.TransformedDistribution(normal, td.AbsTransform())
+
+
+def test_where_two_values_become_one_the_densities_are_added():
+    # torch.distributions says 2, by the bases.
+    assert measure(folded(1.0, 1.0), folded(-1.0, 1.0)).value == pytest.approx(0, abs=1e-15)
+    estimate = measure(folded(1.0, 1.0), folded(3.0, 2.0))
+    scipys = measure(stats.foldnorm(1.0), stats.foldnorm(1.5, scale=2.0))
+    assert estimate.value == pytest.approx(0.808050325297774160653427034, rel=1e-12)  # by mpmath.quad
+    assert abs(estimate.value - scipys.value) <= estimate.error + scipys.error
+    ours = Transformed(base=Uniform(low=-1.0, high=2.0), transform="abs")
+    steps = measure(ours, Uniform(low=0.0, high=2.0))
+    truth = 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
+    assert abs(steps.value - truth) <= steps.error + 1e-15

@@ -124,6 +124,11 @@ def as_record(distribution: Any) -> Any:
     # A user's class may inherit from a library's.
     roots = (kind.__module__.partition(".")[0] for kind in type(distribution).__mro__)
     root = next((root for root in roots if root in _ADAPTERS), None)
+    if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
+        raise TypeError(
+            "expected a distribution, got numbers: kl_probs, kl_log_probs and kl_logits take arrays, and "
+            "kullback.families.Categorical(probs=...) makes a distribution of them"
+        )
     if root is None:
         raise TypeError(
             f"expected a distribution, got {type(distribution).__name__}: pass a record of kullback.families or a "

@@ -6,6 +6,7 @@ from math import inf
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
 from kullback._arrays import untracked
 from kullback.densities.mixtures import mixture_bounds
@@ -17,13 +18,14 @@ from kullback.densities.summation import kl_summation
 from kullback.densities.sums import infinite
 from kullback.distributions import as_record, kl
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
-from kullback.families import Independent, Record
+from kullback.families import Categorical, Independent, Record
 from kullback.result import Estimate, Status
 
 __all__ = ["measure"]
 
 _View = TypeVar("_View")
 
+_METHODS = ("closed form", "quadrature", "Monte Carlo")
 _TRUST: list[Status] = ["exact", "bounded", "estimated", "unreliable"]
 
 
@@ -46,7 +48,7 @@ def measure(
         p: One distribution: a record of `kullback.families`, an object of `torch.distributions`, a distribution of
             `scipy.stats`, a mixture of normals as `kullback.densities.mixtures.components` makes it, or any object
             with `log_prob(x)` and `sample(count)`.
-        q: Another.
+        q: Another. Where p and q are both arrays or lists, they are probabilities, shape (n,).
         error: How large a bound is good enough, in nats where KL is below 1, relative to KL above.
         method: The one way to take, where it is not to be chosen; summation counts as quadrature.
         draws: How many draws, where it comes to that.
@@ -63,7 +65,8 @@ def measure(
         ParameterError: A parameter lies outside its set.
         TypeError: p or q is no distribution.
         ShapeError: p or q is a batch, or they are no distributions on one space.
-        SupportError: A log-density is nan, or `error` is not above 0.
+        NotNormalizedError: Probabilities do not sum to 1.
+        SupportError: A log-density is nan, `error` is not above 0, or `method` is none of the three.
 
     Example:
         >>> from kullback.families import Cauchy, Logistic, Normal, StudentT
@@ -77,6 +80,10 @@ def measure(
     """
     if not error > 0:
         raise SupportError(f"expected error > 0, got {error!r}; quadrature can bound it by 1e-10 or so")
+    if method not in (None, *_METHODS):
+        raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
+    if _are_numbers(p) and _are_numbers(q):
+        p, q = Categorical(probs=p), Categorical(probs=q)
     if method in (None, "closed form"):
         exact = _closed_form(p, q, error)
         if exact is not None:
@@ -96,6 +103,10 @@ def measure(
         f"expected a way to KL({_name(p)} || {_name(q)}), but there is {by}; pass objects with log_prob(x) and "
         "sample(count) to estimate it from draws"
     )
+
+
+def _are_numbers(given: Any) -> bool:
+    return isinstance(given, list | tuple) or is_array_api_obj(given)
 
 
 def _closed_form(p: Any, q: Any, error: float) -> Estimate | None:

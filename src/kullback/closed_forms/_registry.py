@@ -7,12 +7,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from kullback._arrays import Array, as_floats, cast
+from kullback._arrays import Array, as_floats, cast, untracked, with_gradient
 from kullback.closed_forms._supports import is_contained, lies_on_the_line
-from kullback.errors import ShapeError
+from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import Record
+from kullback.families._record import first_offender, is_traced
 
-__all__ = ["FORMS", "Form", "closed_form", "in_arrays"]
+__all__ = ["FORMS", "Form", "closed_form", "in_arrays", "where_equal"]
 
 Form = Callable[[Any, Any], Array]
 FORMS: dict[tuple[type, type], Form] = {}
@@ -67,6 +68,30 @@ def in_arrays(function: Callable[..., Array], p: Record, q: Record) -> Array:
         if held is not True:
             result = xp.where(xp.asarray(held, device=array_api_compat.device(result)), result, np.inf)
         return cast(xp, result, dtype)
+
+
+def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
+    """`kl`, whose formula holds where p and q share this parameter: nan where traced ones differ, or else an error.
+
+    How KL changes where only one of the two moves the formula does not say: that gradient is nan.
+    """
+    mine, other = getattr(p, name), getattr(q, name)
+    if not (is_traced(mine) or is_traced(other)):
+        seen, compared = xp.broadcast_arrays(untracked(mine), untracked(other))
+        if offender := first_offender(f"p's {name}", seen, seen != compared):
+            raise NoClosedFormError(
+                f"expected {type(p).__name__}s of equal {name}, but {offender} and q's is another; "
+                "kullback.measure(p, q) bounds it"
+            )
+    return kl if mine is other else _where_equal(xp, *xp.broadcast_arrays(kl, mine, other))
+
+
+_where_equal = with_gradient(
+    lambda xp, kl, mine, other: xp.where(mine == other, kl, np.nan),
+    lambda _xp, gradient, *_: gradient,
+    lambda _xp, gradient, *_: gradient * np.nan,
+    lambda _xp, gradient, *_: gradient * np.nan,
+)
 
 
 def _require_broadcasting(p: Record, q: Record, shapes: list[tuple[int, ...]]) -> None:

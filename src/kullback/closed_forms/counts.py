@@ -6,10 +6,10 @@ import numpy as np
 
 from kullback import families as f
 from kullback._arrays import Array
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms._log_zeta import log_zeta_residual
+from kullback.closed_forms._registry import closed_form, where_equal
 from kullback.discrete import _from_logits, _from_probs
-from kullback.errors import NoClosedFormError, ShapeError
-from kullback.families._record import first_offender, is_traced
+from kullback.errors import ShapeError
 from kullback.residual import log1p_residual, log_ratio, mass_phi, phi
 
 __all__ = ["bernoulli", "failure", "log_probabilities", "success"]
@@ -53,10 +53,8 @@ def geometric(xp: Any, p: Any, q: Any) -> Array:
 @closed_form((f.NegativeBinomial, f.NegativeBinomial))
 def negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     """A Bernoulli's, times the mean number of draws, for equal total_count."""
-    _require_equal_counts(xp, p, q)
     kl = p.total_count * (bernoulli(xp, p, q) / failure(xp, p))
-    # Counts that are traced have not been looked at.
-    return xp.where(p.total_count == q.total_count, kl, np.nan)
+    return where_equal(xp, p, q, "total_count", kl)
 
 
 @closed_form((f.Multinomial, f.Multinomial))
@@ -89,6 +87,12 @@ def poisson(xp: Any, p: Any, q: Any) -> Array:
     return mass_phi(xp, p.rate, q.rate)
 
 
+@closed_form((f.Zipf, f.Zipf))
+def zipf(xp: Any, p: Any, q: Any) -> Array:
+    """The residual of log zeta about its tangent."""
+    return log_zeta_residual(xp, p.exponent, q.exponent - p.exponent)
+
+
 @closed_form((f.Bernoulli, f.Poisson))
 def bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
     """(1 - p) phi(log(e^-r / (1 - p))) + p phi(log(r e^-r / p)) + e^-r phi(r): none, one, and more."""
@@ -107,14 +111,3 @@ def poisson_bernoulli(xp: Any, p: Any, q: Any) -> Array:
     none = xp.log1p(-q.probs) if q.logits is None else -xp.log1p(xp.exp(q.logits))
     count = q.total_count if isinstance(q, f.Binomial) else 1
     return -count * none + xp.zeros_like(p.rate)
-
-
-def _require_equal_counts(xp: Any, p: Any, q: Any) -> None:
-    if is_traced(p.total_count) or is_traced(q.total_count):
-        return
-    counts, others = xp.broadcast_arrays(p.total_count, q.total_count)
-    if offender := first_offender("p's total_count", counts, counts != others):
-        raise NoClosedFormError(
-            f"expected {type(p).__name__}s of equal total_count, but {offender} and q's is another; "
-            "kullback.measure sums the series"
-        )

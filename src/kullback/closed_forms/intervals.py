@@ -8,7 +8,7 @@ import numpy as np
 from kullback import families as f
 from kullback._arrays import Array
 from kullback.closed_forms._log_sinhc import log_sinhc, log_sinhc_curvature, log_sinhc_residual, log_sinhc_slope
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms._registry import closed_form, where_equal
 from kullback.closed_forms.dirichlets import betas
 from kullback.closed_forms.normals import against_normal
 from kullback.residual import binet, binet_slope, dispersion, log1p_residual, log_ratio, phi, ratio_residual
@@ -75,6 +75,13 @@ def uniform_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
     u = _half_logit(xp, q)
     middle = p.low + (p.high - p.low) / 2
     return log_sinhc(xp, u) - 2 * u * (middle - 0.5) - xp.log(p.high - p.low)
+
+
+@closed_form((f.Kumaraswamy, f.Kumaraswamy))
+def kumaraswamy(xp: Any, p: Any, q: Any) -> Array:
+    """phi(log(b2/b1)) for equal concentration1, as -log(1 - x^a) is exponential; others have no closed form."""
+    kl = ratio_residual(xp, q.concentration0, p.concentration0)
+    return where_equal(xp, p, q, "concentration1", kl)
 
 
 @closed_form((f.Beta, f.Uniform))

@@ -7,7 +7,8 @@ import numpy as np
 from kullback import families as f
 from kullback._arrays import Array
 from kullback._special import erf
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms._log_sinhc import log_sinhc_slope
+from kullback.closed_forms._registry import closed_form, where_equal
 from kullback.residual import log_ratio, phi, ratio_residual
 
 __all__: list[str] = []
@@ -34,6 +35,13 @@ def half_cauchy(xp: Any, p: Any, q: Any) -> Array:
     """That of the Cauchy variables about 0, which are alike on both sides."""
     difference = p.scale - q.scale
     return xp.log1p(difference / p.scale * (difference / q.scale) / 4)
+
+
+@closed_form((f.Logistic, f.Logistic))
+def logistic(xp: Any, p: Any, q: Any) -> Array:
+    """d coth(d/2) - 2 with d = (m1 - m2)/s, for equal scales; others have no closed form."""
+    d = (p.loc - q.loc) / q.scale
+    return where_equal(xp, p, q, "scale", d * log_sinhc_slope(xp, d / 2))
 
 
 @closed_form((f.Normal, f.Laplace))

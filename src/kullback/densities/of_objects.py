@@ -1,5 +1,6 @@
 """What quadrature, summation and Monte Carlo can know of a distribution, whichever library it comes from."""
 
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from kullback.densities.monte_carlo import Sampler
 from kullback.densities.of_records import of_record
 from kullback.densities.of_scipy import of_frozen, of_random_variable
 from kullback.densities.of_torch import components_of_torch, of_torch, sampler_of_torch
-from kullback.families import MultivariateNormal, Record
+from kullback.families import MultivariateNormal, Record, Transformed
 
 __all__ = ["as_components", "as_density", "as_sampler"]
 
 
 def as_density(distribution: Any) -> Density | None:
     """Its density on the line; None if it has none, or none that is known."""
+    if isinstance(distribution, Transformed) and _is_absolute(distribution.transform):
+        base = as_density(distribution.base)
+        return None if base is None or base.discrete else _folded(base)
     if isinstance(distribution, Record):
         return of_record(distribution)
     if _is_torch(distribution):
@@ -30,6 +34,26 @@ def as_density(distribution: Any) -> Density | None:
         if hasattr(distribution, "ppf") and distribution.numargs == 0:
             return of_frozen(distribution())
     return None
+
+
+def _is_absolute(transform: Any) -> bool:
+    """Whether it is |x|: by name, or PyTorch's."""
+    parts = transform if isinstance(transform, tuple) else (transform,)
+    return len(parts) == 1 and (parts[0] == "abs" or type(parts[0]).__name__ == "AbsTransform")
+
+
+def _folded(base: Density) -> Density:
+    """|x|, whose density is that of x and that of -x together."""
+    low, high = base.support
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        logs = np.logaddexp(base.log_density(origin, offset), base.log_density(-origin, -offset))
+        return np.where(origin + offset >= 0, logs, -inf)
+
+    ends = ((end, (high - low) / 4) for end in base.support if isfinite(high - low))
+    anchors = tuple((abs(place), width) for place, width in (*base.anchors, *ends))
+    sample = base.sample and (lambda count, rng: abs(base.sample(count, rng)))  # pyright: ignore[reportOptionalCall]
+    return Density(log_density, (max(low, -high, 0.0), max(high, -low)), anchors, sample=sample)
 
 
 def as_components(distribution: Any) -> Components | None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeAlias, dataclass_transform
 
 import array_api_compat
@@ -64,7 +64,7 @@ class Record:
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             for constraint in getattr(field.type, "__metadata__", ()):
-                if value is not None:
+                if value is not None or field.default is MISSING:
                     require(self, field.name, value, constraint)
         self._check()
 
@@ -74,11 +74,21 @@ class Record:
 
 def require(owner: Record, name: str, value: ArrayLike, constraint: Constraint) -> None:
     """Raise ParameterError at the first entry that is outside the set."""
-    array = value if array_api_compat.is_array_api_obj(value) else np.asarray(value)
+    array = value if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
     if not is_traced(array):
         array = untracked(array)
         with np.errstate(invalid="ignore"):
             _refuse(owner, name, array, ~constraint.holds(array), constraint.words)
+
+
+def _as_numbers(owner: Record, name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
+    return array
 
 
 def require_order(owner: Record, name: str, other: str, *, strict: bool = True) -> None:
