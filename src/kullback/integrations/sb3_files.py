@@ -150,11 +150,12 @@ def _from_directory(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     directory = path / "model" if (path / "model").is_dir() else path
     try:
         told = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
-        return load_weights(directory / "model.safetensors"), dict(told["shape"])
+        shape = dict(told["shape"])
     except FileNotFoundError as error:
         raise InputError(f"--reference {path}: no policy here, expected model/policy.json of a finished run") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"--reference {path}: a policy.json that says nothing of the policy's shape") from error
+    return load_weights(directory / "model.safetensors"), shape
 
 
 def _from_zip(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,0 +1,192 @@
+"""`kullback train ppo`, as a user runs it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3 import PPO
+
+SETTINGS = ("n_steps=128", "n_epochs=2", "save_every=2")
+
+
+def command(*words: str, **changes: Any) -> list[str]:
+    options = {"env": "CartPole-v1", "budget": 0.001, "clip": "none", "steps": 768, "output": "run", **changes}
+    said = ["train", "ppo", "--evaluate-every", "3"]
+    for key, value in options.items():
+        if value is not None:
+            said += [f"--{key.replace('_', '-')}", str(value)]
+    return [*said, *(part for word in SETTINGS for part in ("--set", word)), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", "COLUMNS": "100"}
+
+
+def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kullback", *words],
+        cwd=desk,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def explained() -> set[str]:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
+
+
+def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
+    done = kullback(command(), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    run = tmp_path / "run"
+    config = json.loads((run / "config.json").read_text())
+    assert config["budget"] == {"target": 0.001, "kind": "KLBudget", "gain": 0.05, "unit": "step", "of": "old"}
+    assert config["clip"] is None
+    assert config["versions"]["stable_baselines3"].startswith("2.9")
+    metrics = rows_of(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [128, 256, 384, 512, 640, 768]
+    assert all(0 < row["kl_old_policy_per_step"] < 1.021e-3 for row in metrics)
+    assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 384, 768]
+    assert sorted(path.name for path in (run / "model").iterdir()) == ["model.safetensors", "policy.json"]
+    page = (run / "report.html").read_text()
+    for words in ("KL(old || policy)", "nats per step", "Episode length", "What the policy does"):
+        assert words in page
+    assert "step 768/768" in done.stdout
+    assert "of 0.001 nats/step" in done.stdout
+    assert "KL(old || policy), nats per step" in done.stdout
+    assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
+
+
+@pytest.mark.parametrize("kind", ["reference", "fixed", "plain"])
+def test_every_logged_key_is_explained(kind: str, tmp_path: Path) -> None:
+    PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "model.zip")
+    changes = {
+        "reference": {"reference": "model.zip", "budget": 0.01},
+        "fixed": {"budget": None, "controller": "FixedBeta", "beta": 3},
+        "plain": {"budget": None},
+    }
+    done = kullback([*command(env="Pendulum-v1", steps=512, **changes[kind]), "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["ended"] is True
+    assert said["last"]["step"] == 512
+    rows = [row for name in ("metrics.jsonl", "evaluations.jsonl") for row in rows_of(tmp_path / "run" / name)]
+    keys = {key for row in rows for key in row}
+    assert {key.replace("rewards/return", "rewards/NAME") for key in keys} <= explained()
+    assert ("beta" in keys) == (kind != "plain")
+    assert ("kl_policy_ref_per_step" in keys) == (kind == "reference")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"env": "CartPole-v9"}, "--env CartPole-v9"),
+        ({"budget": 0}, "> 0, got 0.0"),
+        ({"budget": "nan"}, "> 0, got nan"),
+        ({"steps": 0}, "--steps: expected 1 or more"),
+        ({"clip": 0}, "--clip: expected a number > 0 or none"),
+        ({"reference": "absent.zip"}, "--reference absent.zip: no such file"),
+        ({"of": "reference"}, "--of reference: expected --reference"),
+        ({"of": "old", "budget": None}, "--of: expected --budget beside it"),
+        ({"controller": "FixedBeta"}, "expected --beta and no --budget"),
+        ({"controller": "FixedBeta", "budget": None}, "expected --beta and no --budget"),
+        ({"controller": "PPO2017", "budget": None}, "--controller PPO2017: expected --budget"),
+        ({"beta": 1.0}, "--beta: KLBudget finds its own"),
+        ({"beta": -1.0, "controller": "RLlib"}, "beta > 0"),
+        ({"set": "n_step=1"}, "the nearest is n_steps"),
+        ({"set": "batch_size=100"}, "expected a divisor"),
+        ({"evaluate_every": -1}, "--evaluate-every"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    from kullback.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(command(**changes)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clip_that_is_no_number_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from kullback.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(command(clip="some"))
+    assert ended.value.code == 2
+    assert "--clip: " in capsys.readouterr().err
+
+
+def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kullback", *words],
+        cwd=desk,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_rows(run: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        path = run / "metrics.jsonl"
+        if path.is_file() and len(path.read_text().splitlines()) >= rows:
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError(f"{rows} rows were not reached")
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    assert kullback(command(steps=1280, output="whole"), tmp_path).returncode == 0
+    process = start(command(steps=1280), tmp_path)
+    wait_for_rows(tmp_path / "run", 5, process)
+    process.kill()
+    process.communicate()
+    resumed = kullback([*command(steps=1280), "--resume"], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        ours, theirs = (rows_of(tmp_path / run / name) for run in ("run", "whole"))
+        for row in (*ours, *theirs):
+            row.pop("seconds", None)
+        assert ours == theirs
+    other = kullback([*command(steps=1280, budget=0.5), "--resume"], tmp_path)
+    assert other.returncode == 2
+    assert "was started with budget" in other.stderr
+
+
+def test_ctrl_c_ends_after_the_update_with_a_checkpoint(tmp_path: Path) -> None:
+    process = start(command(steps=100_000), tmp_path)
+    wait_for_rows(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    last = rows_of(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{last}" / "trainer_state.json").is_file()
+    assert "--resume" in out
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert not (tmp_path / "run" / "model").exists()
+    shorter = kullback([*command(steps=last + 128), "--resume"], tmp_path)
+    assert shorter.returncode == 0, shorter.stderr
+    assert rows_of(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == last + 128

@@ -1,0 +1,334 @@
+"""Runs of PPO: budgets that are held, runs that go on as if never stopped, references that are read and not run."""
+
+import base64
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+
+from kullback.errors import InputError
+from kullback.integrations.sb3_files import load_policy, load_weights, make_environments
+from kullback.policy.budget import KLBudget
+from kullback.policy.controllers import PPO2017
+from kullback.train.ppo import PPOPlan, train_ppo
+from kullback.train.ppo_settings import parse_ppo_settings
+from kullback.train.run_directory import RunDirectory
+
+SMALL = {"n_steps": 128, "n_epochs": 4, "save_every": 2}
+FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A policy of each environment that has learned something."""
+    base = tmp_path_factory.mktemp("references")
+    for env, discount in (("CartPole-v1", 0.98), ("Pendulum-v1", 0.9)):
+        settings = {**FAST, "gamma": discount, "learning_rate": 1e-3}
+        assert train_ppo(PPOPlan(env, 8192, base / env, seed=1, settings=settings, evaluate_every=0))
+    return {env: base / env for env in ("CartPole-v1", "Pendulum-v1")}
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def plan_of(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
+    plan = PPOPlan("CartPole-v1", 128 * 7, output, seed=4, settings=SMALL, evaluate_every=2, evaluation_episodes=4)
+    reference = references["CartPole-v1"]
+    match kind:
+        case "plain":
+            return plan
+        case "old":
+            return replace(plan, budget=KLBudget(1e-3, unit="step"), clip=None)
+        case "reference":
+            return replace(plan, budget=KLBudget(0.01, unit="step"), of="reference", reference=reference)
+        case "rule":
+            return replace(plan, budget=PPO2017(0.01), of="reference", reference=reference)
+        case _:
+            return replace(plan, env="Pendulum-v1", settings={**SMALL, "use_sde": True, "n_envs": 2, "n_steps": 64})
+
+
+@pytest.mark.parametrize("kind", ["plain", "old", "reference", "rule", "sde"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path, references: dict[str, Path]) -> None:
+    whole, parted = plan_of(kind, tmp_path / "whole", references), plan_of(kind, tmp_path / "parted", references)
+    assert train_ppo(whole)
+    assert train_ppo(replace(parted, steps=128 * 4))
+    first = RunDirectory(parted.output)
+    # As a kill leaves it: rows of steps that no checkpoint holds, the last one torn.
+    first.add_metrics({"step": 640, "seconds": 9.0})
+    with (parted.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 76')
+    assert train_ppo(parted, resume=True)
+    runs = [RunDirectory(plan.output) for plan in (whole, parted)]
+    assert len(runs[0].metrics()) == 7
+    assert without_times(runs[0].metrics()) == without_times(runs[1].metrics())
+    assert without_times(runs[0].evaluations()) == without_times(runs[1].evaluations())
+    weights = [load_weights(run.model / "model.safetensors") for run in runs]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert {path.name for path in runs[0].checkpoints.iterdir()} == {"checkpoint-768", "checkpoint-896"}
+    files = [path for path in whole.output.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
+
+
+def test_a_run_whose_time_runs_backwards_or_changes_its_mind_is_refused(
+    tmp_path: Path, references: dict[str, Path]
+) -> None:
+    plan = plan_of("old", tmp_path / "run", references)
+    with pytest.raises(InputError, match="no run here"):
+        train_ppo(plan, resume=True)
+    assert train_ppo(replace(plan, steps=256))
+    with pytest.raises(InputError, match="already there"):
+        train_ppo(plan)
+    for change in ({"budget": KLBudget(2e-3, unit="step")}, {"clip": 0.2}, {"seed": 5}, {"env": "Acrobot-v1"}):
+        with pytest.raises(InputError, match=f"was started with {next(iter(change))}"):
+            train_ppo(replace(plan, **change), resume=True)
+
+
+@pytest.mark.parametrize(("env", "target"), [("CartPole-v1", 0.01), ("Pendulum-v1", 0.003)])
+def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path) -> None:
+    settings = {**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
+    plan = PPOPlan(
+        env,
+        512 * 16,
+        tmp_path / "run",
+        budget=KLBudget(target, unit="step"),
+        clip=None,
+        settings=settings,
+        evaluate_every=0,
+    )
+    assert train_ppo(plan)
+    kls = np.array([row["kl_old_policy_per_step"] for row in RunDirectory(plan.output).metrics()])
+    assert kls.max() < 1.021 * target  # of every update, exactly
+    assert kls[6:].mean() == pytest.approx(target, rel=0.1)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_the_references_budget_is_held(env: str, tmp_path: Path, references: dict[str, Path]) -> None:
+    target = 0.02
+    settings = {**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
+    plan = PPOPlan(
+        env,
+        512 * 24,
+        tmp_path / "run",
+        budget=KLBudget(target, unit="step"),
+        of="reference",
+        reference=references[env],
+        clip=None,
+        settings=settings,
+        evaluate_every=2,
+    )
+    assert train_ppo(plan)
+    run = RunDirectory(plan.output)
+    fresh = np.array([row["kl_policy_ref_per_step"] for row in run.metrics()[10:]])
+    # Each is of some episodes of its own: what their mean can say is 10%, and two standard errors.
+    assert abs(fresh.mean() / target - 1) < 0.1 + 2 * fresh.std(ddof=1) / target / len(fresh) ** 0.5
+    judged = [row for row in run.evaluations() if row["step"] > 512 * 10]
+    kls = np.array([row["kl_policy_ref_per_step"] for row in judged])
+    assert abs(kls.mean() / target - 1) < 0.1 + 2 * kls.std(ddof=1) / target / len(kls) ** 0.5
+    free = replace(plan, output=tmp_path / "free", budget=None, steps=512 * 12, evaluate_every=0)
+    assert train_ppo(free)
+    assert RunDirectory(free.output).evaluations()[-1]["kl_policy_ref_per_step"] > 2 * target  # it does bind
+
+
+def test_the_first_row_of_a_tuned_run_is_the_reference(tmp_path: Path, references: dict[str, Path]) -> None:
+    plan = plan_of("reference", tmp_path / "run", references)
+    assert train_ppo(replace(plan, steps=256))
+    run = RunDirectory(plan.output)
+    assert run.evaluations()[0]["kl_policy_ref_per_step"] == 0.0
+    assert run.metrics()[0]["kl_policy_ref_per_step"] == 0.0
+    assert run.metrics()[1]["kl_policy_ref_per_step"] > 0.0
+    first, second = (
+        load_weights(path / "model.safetensors")
+        for path in (references["CartPole-v1"] / "model", run.path / "reference")
+    )
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+# -- references on disk --
+
+
+class Trap:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.path,)
+
+
+def rewritten(source: Path, target: Path, **parts: bytes) -> Path:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, parts.get(name.replace(".", "_"), old.read(name)))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"policy_kwargs": {"net_arch": [16], "activation_fn": torch.nn.ReLU}}),
+        ("CartPole-v1", {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [16, 16]}, "ortho_init": False}}),
+        ("Pendulum-v1", {"use_sde": True, "policy_kwargs": {"log_std_init": -1.0}}),
+    ],
+)
+def test_a_zip_gives_the_same_policy_without_its_pickles(env: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    saved = PPO("MlpPolicy", env, seed=2, device="cpu", **settings)
+    saved.save(tmp_path / "model.zip")
+    envs = make_environments(env, 1)
+    state = torch.random.get_rng_state()
+    policy, _ = load_policy(tmp_path / "model.zip", envs)
+    assert torch.equal(state, torch.random.get_rng_state())
+    states = torch.randn(7, envs.observation_space.shape[0])
+    ours, theirs = policy.get_distribution(states).distribution, saved.policy.get_distribution(states).distribution
+    for name in ("logits",) if env == "CartPole-v1" else ("loc", "scale"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_no_pickle_of_a_zip_is_opened(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "good.zip")
+    envs, trapped = make_environments("CartPole-v1", 1), tmp_path / "trapped"
+    trap = pickle.dumps(Trap(trapped))
+    with zipfile.ZipFile(tmp_path / "good.zip") as archive:
+        data = json.loads(archive.read("data"))
+    for value in data.values():
+        if isinstance(value, dict) and ":serialized:" in value:
+            value[":serialized:"] = base64.b64encode(trap).decode()
+    told = rewritten(tmp_path / "good.zip", tmp_path / "told.zip", data=json.dumps(data).encode())
+    load_policy(told, envs)  # its JSON is read, its pickles are not
+    stored = io.BytesIO()
+    torch.save({"weight": Trap(trapped)}, stored)
+    for name, content in (("torch.zip", stored.getvalue()), ("raw.zip", trap), ("torn.zip", b"PK")):
+        bad = rewritten(tmp_path / "good.zip", tmp_path / name, policy_pth=content)
+        with pytest.raises(InputError, match="damaged or holds more than weights"):
+            load_policy(bad, envs)
+    assert not trapped.exists()
+    pickle.loads(trap)  # noqa: S301  the trap does work
+    assert trapped.exists()
+
+
+def test_references_that_do_not_fit_are_refused(tmp_path: Path, references: dict[str, Path]) -> None:
+    envs = make_environments("CartPole-v1", 1)
+    (tmp_path / "text.zip").write_text("no zip")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a", "b")
+    (tmp_path / "empty").mkdir()
+    wordless = tmp_path / "wordless"
+    wordless.mkdir()
+    (wordless / "policy.json").write_text("{}")
+    PPO("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"features_extractor_kwargs": {}}).save(
+        tmp_path / "own.zip"
+    )
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "policy.json").write_text((references["CartPole-v1"] / "model" / "policy.json").read_text())
+    (torn / "model.safetensors").write_bytes(b"\x00" * 40)
+    for path, said in (
+        (tmp_path / "absent", "no such file or directory"),
+        (tmp_path / "text.zip", "no model that stable-baselines3 has saved"),
+        (tmp_path / "other.zip", "no model that stable-baselines3 has saved"),
+        (tmp_path / "empty", r"expected model/policy\.json"),
+        (wordless, "says nothing of the policy's shape"),
+        (tmp_path / "own.zip", "features_extractor_kwargs, which cannot be read without unpickling"),
+        (torn, "does not load"),
+        (references["Pendulum-v1"], "where the policy's is"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_policy(path, envs)
+
+
+def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
+    load_policy(tmp_path / "a2c.zip", make_environments("CartPole-v1", 1))
+
+
+# -- inputs --
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"env": "CartPole-v9"}, "--env CartPole-v9"),
+        ({"env": "Nothing-v0"}, "--env Nothing-v0"),
+        ({"env": "no/such:Thing-v0"}, "--env no/such:Thing-v0"),
+        ({"steps": 0}, "--steps: expected 1 or more, got 0"),
+        ({"seed": -1}, "--seed: expected 0 or more"),
+        ({"evaluate_every": -1}, "--evaluate-every"),
+        ({"clip": 0.0}, r"--clip: expected a number > 0 or none, got 0\.0"),
+        ({"clip": float("nan")}, "--clip: expected a number > 0"),
+        ({"settings": {"batch_size": 100}}, r"batch_size=100: expected a divisor of n_steps \* n_envs = 2048"),
+        ({"settings": {"n_steps": 0}}, "--set n_steps: expected 1 or more"),
+        ({"settings": {"activation_fn": "Softmax"}}, "expected activation_fn of Tanh"),
+        ({"settings": {"device": "abacus"}}, "PPO refuses this"),
+        ({"settings": {"use_sde": True}}, "PPO refuses this: generalized State-Dependent Exploration"),
+        ({"of": "reference", "budget": KLBudget(0.1, unit="step")}, "--of reference: expected --reference"),
+        ({"budget": KLBudget(0.1)}, "budget per 'step', got 'token'"),
+        ({"reference": Path("absent")}, "--reference absent: no such"),
+    ],
+)
+def test_bad_plans_leave_nothing(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    plan = PPOPlan("CartPole-v1", 128, tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        train_ppo(replace(plan, **change))
+    assert not (tmp_path / "run").exists()
+
+
+class Broken(gymnasium.Env):
+    """Its actions are ones that PPO cannot take."""
+
+    action_space = spaces.Dict({"a": spaces.Discrete(2)})
+    observation_space = spaces.Box(-1, 1, (3,))
+
+    def __init__(self, render_mode: str | None = None) -> None: ...
+
+
+def test_actions_that_ppo_cannot_take_are_refused(tmp_path: Path) -> None:
+    gymnasium.register("Broken-v0", Broken)
+    try:
+        with pytest.raises(InputError, match=r"PPO refuses this: .*action spaces"):
+            train_ppo(PPOPlan("Broken-v0", 128, tmp_path / "run"))
+    finally:
+        del gymnasium.registry["Broken-v0"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("learning_rate", "expected key=value"),
+        ("learning_rat=1", "there is no learning_rat; the nearest is learning_rate"),
+        ("n_steps=1.5", "expected a value like 2048, got 1.5"),
+        ("n_steps=true", "expected a value like 2048, got true"),
+        ("gamma=high", r"expected a value like 0\.99, got high"),
+        ("use_sde=1", "expected a value like false, got 1"),
+        ("net_arch=64", r"expected a value like \[64, 64\], got 64"),
+        ("net_arch=[64,0]", r"expected a value like \[64, 64\]"),
+        ("clip_range=0.1", "not free here, see --clip"),
+        ("seed=1", "not free here, see --seed"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_ppo_settings([word])
+
+
+def test_settings_have_their_own_types() -> None:
+    words = ["gamma=1", "n_steps=64", "normalize_advantage=false", "net_arch=[]", "activation_fn=ReLU"]
+    assert parse_ppo_settings(words) == {
+        "gamma": 1.0,
+        "n_steps": 64,
+        "normalize_advantage": False,
+        "net_arch": [],
+        "activation_fn": "ReLU",
+    }
