@@ -380,6 +380,24 @@ def test_a_mask_shifted_by_one(make: MakeTrainer, by: int, said: str) -> None:
     assert said in found.cause
 
 
+def test_a_mask_of_nothing_but_padding(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    batch["completion_ids"][:, 0] = trainer.processing_class.eos_token_id
+    batch["completion_mask"] = torch.ones_like(batch["completion_ids"])
+    batch["completion_mask"][:, 0] = 0
+    found = doctor(trainer.model, trainer.ref_model, batch, tokenizer=trainer.processing_class)
+    assert names(found) == ["padding-counted"]
+
+
+def test_rows_that_do_not_count_are_passed_over(make: MakeTrainer) -> None:
+    trainer = make()
+    perturb(trainer.ref_model, 0.1)
+    batch = batch_of(trainer)
+    batch["completion_mask"][:12] = 0  # mask_truncated_completions
+    assert names(doctor(trainer.model, trainer.ref_model, batch)) == ["wrong-reference"]
+
+
 def test_padding_that_counts(make: MakeTrainer) -> None:
     def change(trainer: Any, made: dict[str, Any]) -> None:
         made["completion_mask"] = torch.ones_like(made["completion_mask"])
@@ -554,14 +572,15 @@ def test_a_reference_that_follows(make: MakeTrainer) -> None:
         (lambda kl, _: -kl, ["kl-sign"]),
         (lambda kl, share: kl * share, ["padding-counted"]),
         (lambda kl, _: 3 * kl + 1, ["logged-kl-unknown"]),
+        (lambda kl, _: torch.full((16, 6), kl), ["logged-kl-unknown"]),
     ],
 )
-def test_what_trl_logs(make: MakeTrainer, change: Callable[[float, float], float], expected: list[str]) -> None:
-    trainer = make(per_device_train_batch_size=8)
+def test_what_trl_logs(make: MakeTrainer, change: Callable[[float, float], Any], expected: list[str]) -> None:
+    trainer = make()
     perturb(trainer.model)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
-    batch = trainer._prepare_inputs(PROMPTS[:8])
+    batch = trainer._prepare_inputs(PROMPTS)
     trainer.compute_loss(trainer.model, batch)
     logged = trainer._metrics["train"]["kl"][-1]
     share = float(batch["completion_mask"].float().mean())
@@ -580,9 +599,13 @@ def test_bad_input_is_refused(make: MakeTrainer) -> None:
         doctor(policy, reference, {name: value for name, value in batch.items() if name != "completion_mask"})
     with pytest.raises(InputError, match="which only a PEFT policy can do without"):
         doctor(policy, None, batch)
-    with pytest.raises(ShapeError, match=r"prompts \(8, \d\) and \(8, 1\)"):
+    with pytest.raises(ShapeError, match=r"prompts \(16, \d\) and \(16, 1\)"):
         doctor(policy, reference, {**batch, "prompt_mask": batch["prompt_mask"][:, :1]})
-    with pytest.raises(ShapeError, match="got none: look at the mask"):
+    with pytest.raises(ShapeError, match="of 16 rows, got none: see the mask"):
         doctor(policy, reference, {**batch, "completion_mask": torch.zeros_like(batch["completion_mask"])})
-    with pytest.raises(ShapeError, match="expected recorded log-probabilities of shape"):
+    with pytest.raises(
+        ShapeError, match=r"expected old_log_prob of shape \(16, 6\), as the completions have, got \(16, 2\)"
+    ):
         doctor(policy, reference, {**batch, "old_log_prob": torch.zeros(16, 2)})
+    with pytest.raises(ShapeError, match="expected one logged KL, or one of shape"):
+        doctor(policy, reference, {**batch, "kl": torch.zeros(16, 2)})

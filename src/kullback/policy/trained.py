@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from kullback.errors import ShapeError
 from kullback.policy.findings import Finding
 from kullback.residual import phi
 
@@ -137,6 +138,8 @@ def value_symptoms(
         >>> value_symptoms(float(-ratio.mean()), **given)[0].name, value_symptoms(float(ratio.mean()), **given)
         ('kl-sign', [])
     """
+    if isinstance(logged, Tensor) and logged.ndim and logged.shape != mask.shape:
+        raise ShapeError(f"expected one logged KL, or one of shape {tuple(mask.shape)}, got {tuple(logged.shape)}")
     ratio, mask = log_ratio.double(), mask.bool()
     k3, other = phi(-ratio), phi(ratio)
     right = {"exact": exact, "k1": ratio, "k2": ratio**2 / 2, "k3": k3}

@@ -72,30 +72,36 @@ def doctor(
     if end is not None:  # a mask that counts padding is one finding, and no part of the others
         seen = replace(seen, mask=seen.mask & up_to_end(seen.tokens, end))
     found += training_symptoms(policy, reference, optimizer)
+    whole, seen = seen, seen.sample()
     found += token_symptoms(seen, tokenizer, ref_tokenizer)
     found += vocabulary_symptoms(policy, reference, seen, tokenizer)
     if penalty is not None:
         found += penalty_symptoms(penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"])
-    if not any(one.name == "vocabulary" for one in found):
+    # A mask may be so wrong that nothing of what should count does.
+    if len(seen.ids) and not any(one.name == "vocabulary" for one in found):
         pair = Pair(policy, reference, seen, autocast)
         found += start_symptoms(pair, temperature) if at_start else []
         found += place_symptoms(pair) if not any(one.name == "padding-side" for one in found) else []
         found += recorded_symptoms(pair, temperature, on_policy=on_policy)
-        found += _logged(pair, temperature, batch.get("kl"))
+        found += _logged(replace(pair, seen=whole), temperature, batch.get("kl"))
     return sorted(_once(found), key=lambda one: one.severity != "error")
 
 
 def _logged(pair: Pair, temperature: float, logged: Tensor | float | None) -> list[Finding]:
     if logged is None:
         return []
-    seen = pair.seen
+    whole = pair.seen
     if isinstance(logged, Tensor) and logged.ndim:
-        logged = logged[: len(seen.ids)].to(seen.ids.device)
-    p, q = pair.policy(), pair.reference()
-    exact = token_kl(p[:, :-1], q[:, :-1], temperature=temperature)
-    ratio = picked(p, seen.tokens, temperature=temperature) - picked(q, seen.tokens, temperature=temperature)
-    ref_exact = token_kl(q[:, :-1], p[:, :-1], temperature=temperature)
-    return value_symptoms(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=seen.mask)
+        logged = logged.to(whole.ids.device)
+    parts = []
+    for row in range(len(whole.ids)):  # a mean over the batch needs all of it, but not all its logits at once
+        part = replace(pair, seen=whole.part(slice(row, row + 1), whole.mask.shape[1]))
+        p, q, tokens = part.policy(), part.reference(), part.seen.tokens
+        ratio = picked(p, tokens, temperature=temperature) - picked(q, tokens, temperature=temperature)
+        both = ((p, q), (q, p))
+        parts.append((ratio, *(token_kl(a[:, :-1], b[:, :-1], temperature=temperature) for a, b in both)))
+    ratio, exact, ref_exact = (torch.cat(values) for values in zip(*parts, strict=True))
+    return value_symptoms(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=whole.mask)
 
 
 def _once(findings: Iterable[Finding]) -> list[Finding]:

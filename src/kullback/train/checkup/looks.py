@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from kullback.errors import InputError, ShapeError
 
 __all__ = ["Pair", "Seen", "left_as_it_was", "logits_of", "picked", "seen_batch"]
 
-_ROWS = 8  # enough to name a cause, and few enough for a vocabulary of 256k
+_ROWS, _TIME = 8, 64  # enough to name a cause, and few enough for a vocabulary of 256k
 _KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 _RECORDED = {
     "old_per_token_logps": "old_log_prob",
@@ -23,7 +24,7 @@ _RECORDED = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Some rows of a batch.
+    """A batch of completions, or a part of one.
 
     Args:
         ids: Shape (rows, prompt + completion).
@@ -44,6 +45,21 @@ class Seen:
         """The completions' ids."""
         return self.ids[:, -self.mask.shape[1] :]
 
+    def part(self, rows: Tensor | slice, time: int) -> "Seen":
+        """Some of the rows, with no more than so many of the completions' first tokens."""
+        cut = self.prompt_mask.shape[1] + time
+        return Seen(
+            self.ids[rows, :cut],
+            self.attention[rows, :cut],
+            self.prompt_mask[rows],
+            self.mask[rows, :time],
+            {name: values[rows, :time] for name, values in self.recorded.items()},
+        )
+
+    def sample(self) -> "Seen":
+        """The first rows in which something counts."""
+        return self.part(self.mask[:, :_TIME].any(-1).nonzero()[:_ROWS, 0], _TIME)
+
     def alone(self, row: int) -> "Seen":
         """One row, with its prompt's padding cut away."""
         start = int(self.prompt_mask[row].sum())
@@ -53,7 +69,7 @@ class Seen:
 
 
 def seen_batch(batch: Mapping[str, Any], device: torch.device) -> Seen:
-    """The first rows of a batch as TRL prepares it; log-probabilities go by TRL's names or by ours.
+    """A batch as TRL prepares it; log-probabilities go by TRL's names or by ours.
 
     Raises:
         InputError: A key is missing.
@@ -62,21 +78,28 @@ def seen_batch(batch: Mapping[str, Any], device: torch.device) -> Seen:
     missing = [key for key in _KEYS if key not in batch]
     if missing:
         raise InputError(f"expected a batch with {', '.join(_KEYS)}, got none of {', '.join(missing)}")
-    prompts, prompt_mask, tokens, kept = (batch[key][:_ROWS].to(device) for key in _KEYS)
-    mask = kept * batch["tool_mask"][:_ROWS].to(device) if batch.get("tool_mask") is not None else kept
+    prompts, prompt_mask, tokens, kept = (batch[key].to(device) for key in _KEYS)
+    mask = kept * batch["tool_mask"].to(device) if batch.get("tool_mask") is not None else kept
     if prompts.shape != prompt_mask.shape or tokens.shape != mask.shape or len(prompts) != len(tokens):
         raise ShapeError(
             f"expected ids and masks of one shape, got prompts {tuple(prompts.shape)} and {tuple(prompt_mask.shape)}, "
             f"completions {tuple(tokens.shape)} and {tuple(mask.shape)}"
         )
-    if not mask.any():
-        raise ShapeError(f"expected a token that counts in the first {len(mask)} rows, got none: look at the mask")
+    if not mask[:, :_TIME].any():
+        raise ShapeError(
+            f"expected a token that counts in the first {_TIME} of {len(mask)} rows, got none: see the mask"
+        )
     recorded = {
-        name: batch[key][:_ROWS].to(device)
+        name: batch[key].to(device)
         for theirs, name in _RECORDED.items()
         for key in (theirs, name)
         if batch.get(key) is not None
     }
+    for name, values in recorded.items():
+        if values.shape != tokens.shape:
+            raise ShapeError(
+                f"expected {name} of shape {tuple(tokens.shape)}, as the completions have, got {tuple(values.shape)}"
+            )
     return Seen(
         torch.cat([prompts, tokens], 1),
         torch.cat([prompt_mask.long(), torch.ones_like(tokens)], 1),
@@ -106,9 +129,16 @@ def logits_of(
     # The random numbers of the training go on as if nobody had looked.
     with left_as_it_was(model), torch.random.fork_rng(devices), lower:
         model.train(training)
-        logits = model(input_ids=seen.ids, attention_mask=attention, use_cache=False).logits
+        # A prompt's own logits may be many times the completion's.
+        keep = {"logits_to_keep": seen.mask.shape[1] + 1} if _keeps(model) else {}
+        logits = model(input_ids=seen.ids, attention_mask=attention, use_cache=False, **keep).logits
     logits = logits[:, -seen.mask.shape[1] - 1 :]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _keeps(model: Any) -> bool:
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return "logits_to_keep" in signature(type(base).forward).parameters
 
 
 def picked(

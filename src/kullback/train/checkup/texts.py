@@ -10,7 +10,7 @@ __all__ = ["token_symptoms", "vocabulary_symptoms"]
 
 def token_symptoms(seen: Seen, tokenizer: Any, ref_tokenizer: Any) -> list[Finding]:
     """Whether two tokenizers are one, and whether the prompts begin and end as theirs do."""
-    if tokenizer is None:
+    if tokenizer is None or not len(seen.ids):
         return []
     found = _prompt_symptoms(seen, tokenizer)
     if ref_tokenizer is None:
@@ -70,7 +70,7 @@ def _ending(tokenizer: Any) -> list[int]:
 def vocabulary_symptoms(policy: Any, reference: Any, seen: Seen, tokenizer: Any) -> list[Finding]:
     """Whether both heads have as many tokens, and all ids are among them."""
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (policy, reference) if model is not None]
-    largest = int(seen.ids.max())
+    largest = int(seen.ids.max()) if len(seen.ids) else 0
     evidence = {"the policy's head": sizes[0], "the reference's": sizes[-1], "largest id in the batch": largest}
     remedy = "resize both by one resize_token_embeddings, or take a reference with the policy's vocabulary"
     if len(set(sizes)) > 1:
