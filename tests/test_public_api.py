@@ -17,6 +17,7 @@ PUBLIC = {
     "best_of_n_policy",
     "cross_entropy",
     "divergence",
+    "doctor",
     "dpo_loss",
     "entropy",
     "frontier",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kullback.policy.soft_values import soft_value_iteration
     from kullback.policy.trajectories import trajectory_kl
     from kullback.tokens import linear_token_kl, token_kl
+    from kullback.train.checkup.live import doctor
 
 __all__ = [
     "MDP",
@@ -38,6 +39,7 @@ __all__ = [
     "best_of_n_policy",
     "cross_entropy",
     "divergence",
+    "doctor",
     "dpo_loss",
     "entropy",
     "frontier",
@@ -66,6 +68,7 @@ __all__ = [
 _AT_FIRST_USE = {
     "KLPenalty": "kullback.policy.penalty",
     "MDP": "kullback.policy.mdp",
+    "doctor": "kullback.train.checkup.live",
     "dpo_loss": "kullback.policy.preferences",
     "grpo_loss": "kullback.policy.objectives",
     "linear_token_kl": "kullback.tokens",

@@ -10,8 +10,8 @@ from kullback.errors import BudgetError
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import (
     CONTROLLERS,
-    FixedBeta,
     PPO2017,
+    FixedBeta,
     RLlib,
     Ziegler2019,
     controller_from_dict,
