@@ -259,3 +259,19 @@ def test_masses_that_are_zero():
     by_a, by_b = torch.autograd.grad(result.sum(), (a, b))
     assert by_a.tolist() == [0.0, 0.0, math.inf, 0.0]
     assert by_b.tolist() == [0.0, 1.0, -math.inf, 0.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_entries_are_as_each_alone(kind):
+    rng = np.random.default_rng(4)
+    a = np.exp(rng.uniform(-6, 8, (90, 100)))
+    h = a * rng.uniform(-0.9, 3, (90, 100))
+    whole = (
+        log_gamma_residual(torch.from_numpy(a), torch.from_numpy(h)) if kind == "torch" else log_gamma_residual(a, h)
+    )
+    assert tuple(whole.shape) == (90, 100)
+    rows = np.stack([log_gamma_residual(a[i], h[i]) for i in range(90)])
+    np.testing.assert_allclose(np.asarray(whole), rows, rtol=1e-13)
+    for index in ((0, 0), (45, 17), (89, 99)):
+        truth = oracle.log_gamma_residual(a[index], h[index])
+        assert float(abs(rows[index] - truth) / truth) < 1e-13
