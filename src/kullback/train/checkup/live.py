@@ -63,6 +63,16 @@ def doctor(
         ShapeError: Its shapes do not fit together.
 
     Source: what users report, collected in docs/doctor.md.
+
+    Example:
+        >>> from copy import deepcopy
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        >>> policy = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, attention_dropout=0.5))
+        >>> ids = torch.tensor([[1, 2, 3]])
+        >>> batch = {"prompt_ids": ids, "prompt_mask": ids > 0, "completion_ids": ids, "completion_mask": ids > 0}
+        >>> [finding.name for finding in doctor(policy, deepcopy(policy), batch)]
+        ['dropout']
     """
     seen = seen_batch(batch, next(policy.parameters()).device)
     if reference is None and not hasattr(policy, "disable_adapter"):
