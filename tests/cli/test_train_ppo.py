@@ -136,6 +136,27 @@ def test_a_clip_that_is_no_number_is_refused_by_name(capsys: pytest.CaptureFixtu
     assert "--clip: " in capsys.readouterr().err
 
 
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "stable_baselines3":
+            raise ModuleNotFoundError("No module named 'stable_baselines3'", name=name)
+
+sys.meta_path.insert(0, Missing())
+from kullback.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_missing_library_is_named_with_what_to_install(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WITHOUT, *command()]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == "kullback: stable_baselines3 is missing: pip install 'kullback[rl]'\n"
+    assert done.returncode == 2
+
+
 def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "kullback", *words],

@@ -254,6 +254,27 @@ def test_the_penalty_adds_beta_times_the_gradient_of_the_exact_kl(name: str, ent
 
 
 @pytest.mark.parametrize("name", SPACES)
+def test_each_state_is_charged_both_kls_in_their_own_directions(name: str) -> None:
+    budgets = {"budget": FixedBeta(0.3), "old_budget": FixedBeta(0.7)}
+    model = trained(BudgetPPO, Toy(SPACES[name]), ent_coef=0.1, **budgets)
+    for number, anchor in enumerate((model.reference, model.old)):
+        torch.manual_seed(number)
+        for weight in anchor.parameters():
+            weight.data += 0.5 * torch.randn_like(weight)
+    model.rollout_buffer.reset()
+    states = torch.randn(6, 3)
+    actions = torch.tensor(np.stack([model.action_space.sample() for _ in range(6)]))
+    actions = actions.float() if name == "bernoulli" else actions
+    _, _, entropy = model.policy.evaluate_actions(states, actions)
+    with _Update(model).penalised():
+        assert model.ent_coef == 1.0
+        _, _, bonus = model.policy.evaluate_actions(states, actions)
+    now, then, old = (one.get_distribution(states) for one in (model.policy, model.reference, model.old))
+    expected = 0.1 * entropy - 0.3 * by_torch(now, then) - 0.7 * by_torch(old, now)
+    torch.testing.assert_close(bonus, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPACES)
 def test_each_update_ends_on_the_old_policys_budget(name: str) -> None:
     target, kls = 1e-3, []
     model = BudgetPPO(

@@ -52,6 +52,9 @@ def _ppo(options: argparse.Namespace) -> int:
     if options.of and controller is None:
         raise InputError("--of: expected --budget beside it, or --controller FixedBeta")
 
+    import kullback.integrations.sb3_files  # noqa: F401  first: where a library is missing it says what to install
+
+    # isort: split
     from rich.console import Console
 
     from kullback.train.ppo import PPOPlan, train_ppo
