@@ -11,6 +11,7 @@ import numpy as np
 from mpmath import mpf
 
 from kullback import families as f
+from kullback.closed_forms import FORMS
 
 DIGITS = 30
 
@@ -199,6 +200,12 @@ SHARED = {
     f.Logistic: ["scale"],
     f.Kumaraswamy: ["concentration1"],
 }
+
+
+def has_closed_form(p_class: type, q_class: type, p: dict[str, float], q: dict[str, float]) -> bool:
+    """Whether a closed form is registered, and holds for these parameters."""
+    shared = SHARED.get(p_class, []) if p_class is q_class else []
+    return (p_class, q_class) in FORMS and all(p[name] == q[name] for name in shared if name != "total_count")
 
 
 def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, Any]:

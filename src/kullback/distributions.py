@@ -126,8 +126,8 @@ def as_record(distribution: Any) -> Any:
     root = next((root for root in roots if root in _ADAPTERS), None)
     if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
         raise TypeError(
-            "expected a distribution, got numbers: kl_probs, kl_log_probs and kl_logits take arrays, and "
-            "kullback.families.Categorical(probs=...) makes a distribution of them"
+            f"expected a distribution, got {type(distribution).__name__}; for arrays see kl_probs, kl_log_probs and "
+            "kl_logits, or make a kullback.families.Categorical of them"
         )
     if root is None:
         raise TypeError(

@@ -57,11 +57,12 @@ def _as_it_was():
 @pytest.mark.parametrize(("p_family", "q_family", "p", "q", "truth", "delta"), cases(REFERENCE_FAMILIES))
 def test_reference_values(p_family, q_family, p, q, truth, delta):
     classes = record_class(p_family), record_class(q_family)
+    has_form = oracle.has_closed_form(*classes, p, q)
     p, q = (
         OF_RECORD[kind](**{name: double(v) for name, v in side.items()})
         for kind, side in zip(classes, (p, q), strict=True)
     )
-    if classes not in FORMS:
+    if not has_form:
         with pytest.raises(NoClosedFormError, match="measure"):
             kl(p, q)
         return
@@ -375,7 +376,7 @@ def test_what_has_no_record_is_named(kind):
 
 
 def test_other_things():
-    with pytest.raises(TypeError, match="Tensor; for tensors see kl_probs"):
+    with pytest.raises(TypeError, match="Tensor; for arrays see kl_probs"):
         kl(torch.ones(2) / 2, torch.ones(2) / 2)
     with pytest.raises(ParameterError, match="scale"):
         kl(d.Normal(0.0, -1.0, validate_args=False), d.Normal(0.0, 1.0))
