@@ -35,6 +35,20 @@ def test_varied_rows_are_of_different_prompts_first() -> None:
     assert len(rows.varied(99)) == 6
 
 
+def test_what_is_still_to_come_is_held_against_the_prompts_other_rows() -> None:
+    rows = positions([[7], [7], [7], [7, 8]], [[1, 2, 3], [2], [4, 5, 6], [9, 9]])
+    kl = torch.tensor([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0], [16.0, 32.0, 64.0], [3.0, 5.0, 0.0]])
+    rows = Positions(rows.ids, rows.attention, rows.mask, rows.ref_hidden, kl)
+    expected = [
+        [6.0 - (0 + 96) / 2, 4.0 - (0 + 64) / 2, 0.0],
+        [0.0 - (6 + 96) / 2, 0.0 - (4 + 64) / 2, 0.0],
+        [96.0 - (6 + 0) / 2, 64.0 - (4 + 0) / 2, 0.0],
+        [5.0 - (6 + 0 + 96) / 3, 0.0 - (4 + 0 + 64) / 3, 0.0],  # alone of its prompt
+    ]
+    torch.testing.assert_close(rows.still_to_come(), torch.tensor(expected))
+    assert rows.take(slice(0, 1)).still_to_come().tolist() == [[6.0, 4.0, 0.0]]
+
+
 def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}

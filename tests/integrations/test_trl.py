@@ -81,9 +81,13 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch.Tensor:
-    """The mean KL by the plain double sum over the vocabulary, in float64, from full logits of whole models."""
+    """The mean KL by the plain double sum over the vocabulary, in float64, from full logits of whole models.
+
+    Per sequence its gradient is also that of later KL by a token's choice, less what the prompt's others have there.
+    """
     policy, reference = trainer.model.double(), trainer.ref_model.double()
     total, weight = torch.zeros((), dtype=torch.float64), 0
+    rows: list[tuple[list[int], list[torch.Tensor], list[torch.Tensor]]] = []
     for row in range(len(inputs["completion_ids"])):
         prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
         length = int(inputs["completion_mask"][row].sum())
@@ -91,11 +95,22 @@ def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch
         logits = type(policy).forward(policy, input_ids=ids).logits[0] / trainer.temperature
         with torch.no_grad():
             ref_logits = type(reference).forward(reference, input_ids=ids).logits[0] / trainer.temperature
+        kls, chosen = [], []
         for position in range(len(prompt) - 1, len(prompt) + length - 1):
             log_p, log_q = logits[position].log_softmax(-1), ref_logits[position].log_softmax(-1)
-            for token in range(logits.shape[-1]):
-                total = total + log_p[token].exp() * (log_p[token] - log_q[token])
+            kls.append(sum(log_p[token].exp() * (log_p[token] - log_q[token]) for token in range(logits.shape[-1])))
+            chosen.append(log_p[ids[0, position + 1]])
+        total = total + sum(kls)
         weight += length if unit == "token" else 1
+        rows.append((prompt.tolist(), kls, chosen))
+    if unit == "sequence":
+        for row, (prompt_of, kls, chosen) in enumerate(rows):
+            others = [kl for index, (prompt, kl, _) in enumerate(rows) if prompt == prompt_of and index != row]
+            for place, log_prob in enumerate(chosen):
+                later, baseline = (
+                    sum(float(kl.detach()) for some in each for kl in some[place + 1 :]) for each in ([kls], others)
+                )
+                total = total + (later - baseline / len(others)) * (log_prob - log_prob.detach())
     return total / weight
 
 
@@ -123,6 +138,45 @@ def test_the_penalty_and_its_gradient_are_the_enumerated_ones(make: MakeTrainer,
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
     seen = trainer._holder.measured()[unit == "sequence"]
     assert seen.value == pytest.approx(value, rel=1e-5)
+
+
+def completions_of(log_probs: torch.Tensor, end: int) -> list[list[int]]:
+    """All completions of two tokens at most."""
+    tokens = range(len(log_probs))
+    return [[end], *([first, second] for first in tokens if first != end for second in tokens)]
+
+
+def test_per_sequence_the_expected_gradient_is_that_of_whole_completions(make: MakeTrainer) -> None:
+    """Summed over all that can be written, one row at a time, against the KL of the completions' distributions."""
+    trainer = make(KLBudget(0.05, unit="sequence", price=0.05))  # beta 1
+    perturb(trainer.model)
+    tokenizer = trainer.processing_class
+    prompt = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    inputs = batch_of(trainer)
+    policy, reference = trainer.model, trainer.ref_model
+    rows = completions_of(policy.get_output_embeddings().weight[:, 0], tokenizer.eos_token_id)
+
+    def log_probs(model: Any) -> torch.Tensor:
+        """In float64, of every completion."""
+        ids = torch.tensor([row + [0] * (2 - len(row)) for row in rows])
+        whole = torch.cat([prompt.expand(len(ids), -1), ids], dim=1)
+        logits = type(model).forward(model.double(), input_ids=whole).logits[:, -3:-1]
+        each = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return torch.where(torch.tensor([[True, len(row) > 1] for row in rows]), each, 0.0).sum(1)
+
+    for row, chance in zip(rows, log_probs(policy).exp().tolist(), strict=True):
+        completion = torch.tensor([row])
+        given = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion}
+        given |= {"completion_mask": torch.ones_like(completion), "advantages": torch.zeros(1)}
+        (chance * trainer.compute_loss(policy, {**inputs, **given})).backward()
+    ours = gradients(policy)
+    policy.zero_grad()
+    log_policy, log_ref = log_probs(policy), log_probs(reference).detach()
+    (log_policy.exp() * (log_policy - log_ref)).sum().backward()
+    exact = gradients(policy)
+    largest = max(float(gradient.abs().max()) for gradient in exact.values())
+    for name, gradient in exact.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
 
 
 def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer) -> None:

@@ -15,6 +15,8 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kullback.policy.estimators import sum_after
+
 __all__ = ["Positions", "prompt_fingerprints"]
 
 
@@ -45,10 +47,19 @@ class Positions:
 
     def varied(self, count: int) -> Self:
         """So many of the rows, of as many prompts as there are: what one prompt's rows show is much the same."""
-        prompt = self.ids.shape[1] - self.mask.shape[1]
-        prints = prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
-        same = prints[:, None] == prints[None, :]
-        return self.take(torch.argsort(same.tril(-1).sum(dim=1), stable=True)[:count])
+        return self.take(torch.argsort(self._same_prompt().tril(-1).sum(dim=1), stable=True)[:count])
+
+    def still_to_come(self) -> Tensor:
+        """The KL of each row's later tokens, less the mean of the prompt's other rows at the same place (no gradient).
+
+        What the others have is independent of the row's own token: it takes noise away, and nothing else. A row that is
+        alone of its prompt is held against all others.
+        """
+        later = sum_after(self.kl.detach())
+        others = self._same_prompt().fill_diagonal_(False)
+        everyone = ~torch.eye(len(self), dtype=torch.bool, device=others.device)
+        others = torch.where(others.any(dim=1, keepdim=True), others, everyone).to(later.dtype)
+        return later - others @ later / others.sum(dim=1, keepdim=True).clamp(min=1.0)
 
     def followed_by(self, others: Self) -> Self:
         """These rows and the others', padded to one shape."""
@@ -58,6 +69,11 @@ class Positions:
         )
         first, second = self._padded(prompt, completion), others._padded(prompt, completion)
         return type(self)(*(torch.cat([getattr(one, field.name) for one in (first, second)]) for field in fields(self)))
+
+    def _same_prompt(self) -> Tensor:
+        prompt = self.ids.shape[1] - self.mask.shape[1]
+        prints = prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
+        return prints[:, None] == prints[None, :]
 
     def _padded(self, prompt: int, completion: int) -> Self:
         right = completion - self.mask.shape[1]

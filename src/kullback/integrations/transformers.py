@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor
+from torch.nn.functional import linear_cross_entropy
 
 from kullback.tokens import linear_token_kl
 
@@ -27,6 +28,7 @@ __all__ = [
     "Head",
     "completion_entropy",
     "completion_kl",
+    "completion_log_prob",
     "head_of",
     "last_hidden",
     "load_model",
@@ -40,6 +42,7 @@ Prompt = str | list[dict[str, str]]
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
+_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,32 @@ def completion_kl(
         mask=mask,
         temperature=temperature,
     )
+
+
+def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+    """The log-probability of every completion token, in nats, a few positions' logits held at a time.
+
+    Args:
+        head: The model's head.
+        hidden: Shape (batch, prompt + completion, d): its last hidden states.
+        ids: Shape (batch, prompt + completion).
+        mask: Shape (batch, completion): true for the tokens that count.
+        temperature: What the logits are divided by.
+
+    Returns:
+        Shape (batch, completion), zero where masked; differentiable.
+    """
+    time = mask.shape[1]
+    states = (hidden[:, -time - 1 : -1] * (head.scale / temperature)).to(head.weight.dtype)
+    loss = linear_cross_entropy(
+        states.flatten(0, 1),
+        head.weight,
+        torch.where(mask.bool(), ids[:, -time:], _IGNORED).flatten(),
+        linear_bias=None if head.bias is None else head.bias * (head.scale / temperature),
+        reduction="none",
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )
+    return -loss.view(mask.shape)
 
 
 def completion_entropy(head: Head, hidden: Tensor, mask: Tensor, *, temperature: float) -> Tensor:

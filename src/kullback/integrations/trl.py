@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.integrations.positions import Positions, prompt_fingerprints
-from kullback.integrations.transformers import completion_kl, head_of, last_hidden, recorded_hidden
+from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
 from kullback.policy.budget import KLBudget
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_sequence, kl_per_token
@@ -37,9 +37,10 @@ _MOST_BRAKES = 3
 class BudgetGRPOTrainer(GRPOTrainer):
     """TRL's `GRPOTrainer` with KL(policy || reference) held to a budget, by its exact value and its exact gradient.
 
-    The loss gains beta times the KL over the whole vocabulary at every sampled position (the prefixes held fixed), per
-    token or per sequence as the budget's unit says; the budget sets beta and, after every step, the size of the next
-    one and the displacement of the weights from the reference's. The reference is the model as it was given.
+    The loss gains beta times the KL over the whole vocabulary at every sampled position. Per token, its gradient is
+    taken with the prefixes held fixed; per sequence, it is that of the KL of whole completions: a token answers for the
+    KL that it leads to as well. The budget sets beta and, after every step, the size of the next one and the
+    displacement of the weights from the reference's. The reference is the model as it was given.
 
     Two methods of the base class are wrapped: the constructor and `compute_loss`. The controller's state goes into the
     checkpoints with the trainer's own.
@@ -93,7 +94,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         if policy.training:
             self._holder.record(inputs, scored)
             if self.budget is not None:
-                loss = loss + self.budget.beta * self._holder.penalty(inputs, scored)
+                loss = loss + self.budget.beta * self._holder.penalty(inputs, scored, states[-1])
         return loss
 
 
@@ -138,14 +139,20 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         sums, lengths = self.newest.kl.double().sum(dim=1), scored.mask.double().sum(dim=1)
         self.batches.append((keep(sums), keep(lengths), keep(prompts)))  # type: ignore[arg-type]
 
-    def penalty(self, inputs: Mapping[str, Any], scored: Positions) -> Tensor:
+    def penalty(self, inputs: Mapping[str, Any], scored: Positions, hidden: Tensor) -> Tensor:
         """The mean KL in the budget's unit over the global batch, as this process's share of one optimizer step."""
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
         if trainer.budget is not None and trainer.budget.unit == "sequence":
-            return scored.kl.sum() / (len(scored) * steps)
+            return (scored.kl.sum() + self._by_choice(scored, hidden)) / (len(scored) * steps)
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
+
+    def _by_choice(self, scored: Positions, hidden: Tensor) -> Tensor:
+        """0, whose gradient is that of the later tokens' KL by the tokens that lead to them."""
+        log_prob = completion_log_prob(self.head, hidden, scored.ids, scored.mask, temperature=self.trainer.temperature)
+        surrogate = (scored.still_to_come() * log_prob).sum()
+        return surrogate - surrogate.detach()
 
     def measured(self) -> tuple[Estimate, Estimate]:
         """KL(policy || reference) per token and per sequence over the samples of one optimizer step."""
