@@ -12,6 +12,7 @@ __all__ = ["Sums", "kl_of_sums", "prob_sums"]
 Sums: TypeAlias = tuple[float, float, float]
 
 _BLOCK = 32768  # with what is made of it, within a second cache of 1 MB
+_DOT = 8192
 
 # g(w) of 2 atanh(s) = 2s + s w g(w), w = s^2, at the Chebyshev nodes of 0 <= w <= 0.04: an error of 4e-17.
 _ATANH = (
@@ -55,10 +56,18 @@ def _block_sums(p: np.ndarray, q: np.ndarray, spare: np.ndarray) -> Iterator[Sum
         logs = np.log(np.divide(a, b, out=spare[: a.shape[0]]), out=spare[: a.shape[0]])
         mass = float(np.add.reduce(a))
         excess = mass - float(np.add.reduce(b))
-        logs *= a  # and not a.dot(logs), for which BLAS would start threads
-        total = float(np.add.reduce(logs)) - excess
+        total = _dot(a, logs) - excess
         # Each of the three is right to the rounding of mass, so where total is not small beside it, total is too.
         yield (total, mass, excess) if mass / 16 <= total < inf else _careful_sums(a, b)
+
+
+def _dot(a: np.ndarray, logs: np.ndarray) -> float:
+    """The sum of a logs; what logs holds is lost."""
+    if a.dtype == np.float64 and a.shape[0] == _BLOCK:
+        # In lengths for which BLAS starts no threads; its sums in float32 would lose digits.
+        return float(np.add.reduce(np.vecdot(a.reshape(-1, _DOT), logs.reshape(-1, _DOT))))
+    logs *= a
+    return float(np.add.reduce(logs))
 
 
 def _careful_sums(p: np.ndarray, q: np.ndarray) -> Sums:
