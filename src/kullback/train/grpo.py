@@ -1,7 +1,6 @@
 """Train a language-model policy by GRPO against rewards, inside a KL budget: one run, one run directory."""
 
 import platform
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.policy.budget import KLBudget
 from kullback.train.evaluation import Evaluation
+from kullback.train.interrupts import Interrupts
 from kullback.train.progress import RunProgress
 from kullback.train.rewards import Reward, checked
 from kullback.train.run_directory import RunDirectory
@@ -160,7 +160,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     )
     trainer.pop_callback(PrinterCallback)
     judge = _Judge(trainer, evaluation, run, plan)
-    stop = _StopOnInterrupt()
+    stop = Interrupts()
     budget = plan.budget
     with (
         RunProgress(
@@ -174,7 +174,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     ):
         trainer.add_callback(_WriteMetrics(run, [reward.__name__ for reward in rewards], progress))
         trainer.add_callback(judge)
-        trainer.add_callback(stop)
+        trainer.add_callback(_StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked and trainer.state.global_step < plan.steps:
         return False
@@ -239,26 +239,13 @@ class _WriteMetrics(TrainerCallback):
 
 
 class _StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C ends the run after the step in hand, with a checkpoint; the second ends it at once."""
+    """Ends the run after the step in hand, with a checkpoint, once Ctrl-C was pressed."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous: Any = None
-
-    def __enter__(self) -> "_StopOnInterrupt":
-        self.previous = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._interrupted)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.previous)
-
-    def _interrupted(self, number: int, frame: Any) -> None:  # noqa: ARG002
-        self.asked = True
-        signal.signal(signal.SIGINT, self.previous)
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.interrupts = interrupts
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
-        if self.asked:
+        if self.interrupts.asked:
             control.should_save = control.should_training_stop = True
 
 
