@@ -3,14 +3,14 @@
 import argparse
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.closing import finish
 from kullback.cli.train_ppo import add_ppo
 from kullback.policy.budget import KLBudget
 
-__all__ = ["add_parser", "finish"]
+__all__ = ["add_parser"]
 
 GRPO_EXAMPLE = """example:
   kullback train grpo --model my-model --prompts prompts.jsonl --reward my_rewards:exact --budget 0.05 --steps 500 \\
@@ -113,6 +113,7 @@ def _grpo(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     KLBudget(options.budget)  # refuse a bad one before a minute's work
+    from kullback.explore.runs import report_runs
     from kullback.train.demo import train_demo, verdict
 
     console = _console(quiet=False)
@@ -126,34 +127,11 @@ def _demo(options: argparse.Namespace) -> int:
         console=console,
     )
     for name, run in runs.items():
-        _report({name: run}, run.report, title=f"Sums, {name}")
+        report_runs({name: run}, run.report, title=f"Sums, {name}")
     finish(
         runs, options.output / "report.html", title="Sums by a flawed verifier", summary=verdict(runs), console=console
     )
     return 0
-
-
-def finish(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
-    """Show how runs ended, and write their report."""
-    from rich.table import Table
-
-    from kullback.explore.runs import closing_table
-
-    closing = closing_table(runs)
-    table = Table(*closing["columns"])
-    for row in closing["rows"]:
-        table.add_row(*row)
-    console.print(table)
-    if summary:
-        console.print(summary, highlight=False, soft_wrap=True)
-    _report(runs, path, title=title, summary=summary)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
-
-
-def _report(runs: Mapping[str, Any], path: Path, *, title: str, summary: str = "") -> None:
-    from kullback.explore.runs import report_runs
-
-    report_runs(runs, path, title=title, summary=summary)
 
 
 def _console(*, quiet: bool) -> Any:

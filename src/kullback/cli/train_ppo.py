@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.closing import finish
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -75,8 +76,6 @@ def _ppo(options: argparse.Namespace) -> int:
         evaluate_every=options.evaluate_every,
     )
     ended = train_ppo(plan, resume=options.resume, console=console)
-
-    from kullback.cli.train import finish
 
     run = RunDirectory(options.output)
     finish({options.output.name: run}, run.report, title=f"PPO: {options.env}", console=console)
