@@ -1,0 +1,169 @@
+"""The trainers that `frontier.py` holds against the exact optimum: TRL's GRPO with five penalties, and a short PPO."""
+
+import tempfile
+from copy import deepcopy
+from typing import Any
+
+import torch
+from datasets import Dataset
+from frontier_task import LONGEST, PROMPTS, Task, make_tokenizer, reward, successors
+from torch import Tensor
+from transformers import LlamaForCausalLM, set_seed
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from kullback import KLBudget
+from kullback.integrations.trl import BudgetGRPOTrainer
+from kullback.policy.advantages import gae
+from kullback.policy.objectives import ppo_loss
+from kullback.policy.penalty import KLPenalty
+
+__all__ = ["PENALTIES", "PenaltyGRPOTrainer", "train", "written"]
+
+GENERATIONS = 32
+RATE = 3e-3
+
+PENALTIES = {
+    "k1 in the reward": KLPenalty(estimator="k1", placement="reward", horizon="sequence"),
+    "exact in the loss": KLPenalty(estimator="exact", placement="loss", horizon="token"),
+    "exact with KL-to-go": KLPenalty(estimator="exact", placement="reward", horizon="sequence"),
+}
+
+
+class PenaltyGRPOTrainer(GRPOTrainer):
+    """TRL's GRPO with a `KLPenalty` at a fixed price, in its loss or in its advantages; loss_type="dr_grpo" only."""
+
+    penalty: KLPenalty
+    price: float
+    reference: LlamaForCausalLM
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.penalty.placement == "reward":
+            with torch.no_grad():
+                cost = self.penalty.to_go(**self._seen(self.model, batch))
+            groups = cost.view(-1, GENERATIONS, cost.shape[1])
+            excess = (groups - groups.mean(dim=1, keepdim=True)).view_as(cost)  # as TRL has made it of the rewards
+            batch["advantages"] = batch["advantages"][:, None] - self.price * excess
+        return batch
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.penalty.placement == "loss":
+            cost = self.penalty.loss(**self._seen(model, inputs))
+            loss = loss + self.price * cost.sum() / (len(cost) * LONGEST)
+        return loss
+
+    def _seen(self, model: Any, batch: Any) -> dict[str, Tensor]:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        return _seen(model, self.reference, ids, batch["completion_mask"])
+
+
+def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> LlamaForCausalLM:
+    """The policy that a trainer makes of the task's reference, at a price or inside a budget."""
+    if kind == "PPO, k1 in the reward":
+        return _ppo(task, value, steps=steps // 2, seed=seed)  # of four epochs each: as long as the others
+    with tempfile.TemporaryDirectory() as directory:
+        task.reference.save_pretrained(directory)  # TRL loads its reference from there
+        policy = LlamaForCausalLM.from_pretrained(directory)
+        args = GRPOConfig(
+            directory,
+            beta=value if kind == "k3 in the loss (TRL)" else 0.0,
+            # The loss whose reward and penalty are both sums over a completion, and no reward is scaled: its optimum is
+            # on the frontier.
+            loss_type="dr_grpo",
+            scale_rewards="none",
+            learning_rate=RATE,
+            lr_scheduler_type="linear",
+            per_device_train_batch_size=len(PROMPTS) * GENERATIONS,
+            num_generations=GENERATIONS,
+            max_completion_length=LONGEST,
+            max_steps=steps,
+            shuffle_dataset=False,
+            seed=seed,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=steps + 1,
+            save_strategy="no",
+        )
+        rows = Dataset.from_list([{"prompt": prompt} for _ in range(100) for prompt in PROMPTS])
+        common: dict[str, Any] = {"train_dataset": rows, "processing_class": make_tokenizer()}
+        if kind == "budget":
+            budget = KLBudget(value, unit="sequence")
+            trainer: Any = BudgetGRPOTrainer(policy, reward, args, budget=budget, **common)
+        elif kind == "k3 in the loss (TRL)":
+            trainer = GRPOTrainer(policy, reward, args, **common)
+        else:
+            trainer = PenaltyGRPOTrainer(policy, reward, args, **common)
+            trainer.penalty, trainer.price, trainer.reference = PENALTIES[kind], value, task.reference
+        trainer.pop_callback(PrinterCallback)
+        trainer.train()
+    return policy
+
+
+def _ppo(task: Task, beta: float, *, steps: int, seed: int, epochs: int = 4, clip: float = 0.2) -> LlamaForCausalLM:
+    """PPO with a critic of its own, its reward less beta k1 at every token, advantages standardised."""
+    set_seed(seed)
+    policy, critic = deepcopy(task.reference), deepcopy(task.reference)
+    critic.lm_head = torch.nn.Linear(critic.config.hidden_size, 1)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=RATE / 2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    prompts = torch.arange(1, len(PROMPTS) + 1).repeat_interleave(GENERATIONS)[:, None]
+    for _ in range(steps):
+        ids, mask = written(policy, prompts)
+        with torch.no_grad():
+            old = _seen(policy, task.reference, ids, mask)
+            values = critic(input_ids=ids).logits[:, :-1, 0]
+        paid = [successors(row[1:][kept].tolist(), int(row[0])) for row, kept in zip(ids, mask.bool(), strict=True)]
+        rewards = beta * (old["ref_log_prob"] - old["log_prob"]) * mask
+        rewards[:, -1] += torch.tensor(paid)
+        advantages = gae(rewards, values, mask)
+        returns, counts = advantages + values, mask.bool()
+        scaled = (advantages - advantages[counts].mean()) / advantages[counts].std()
+        for _ in range(epochs):
+            log_prob = _log_prob(policy(input_ids=ids).logits[:, :-1], ids)
+            loss = ppo_loss(log_prob=log_prob, old_log_prob=old["log_prob"], advantages=scaled, mask=mask, clip=clip)
+            off = critic(input_ids=ids).logits[:, :-1, 0] - returns
+            optimizer.zero_grad()
+            (loss + off[counts].square().mean()).backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+        schedule.step()
+    return policy
+
+
+@torch.no_grad()
+def written(policy: LlamaForCausalLM, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Completions of the prompts, and which of their tokens count."""
+    ids, going = prompts, torch.ones(len(prompts), dtype=torch.bool)
+    mask = []
+    for _ in range(LONGEST):
+        token = torch.distributions.Categorical(logits=policy(input_ids=ids).logits[:, -1]).sample()
+        mask.append(going)
+        ids, going = torch.cat([ids, torch.where(going, token, 0)[:, None]], dim=1), going & (token != 0)
+    return ids, torch.stack(mask, dim=1).long()
+
+
+def _seen(policy: Any, reference: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What `KLPenalty` asks for."""
+    tokens = slice(-mask.shape[1] - 1, -1)
+    logits = policy(input_ids=ids).logits[:, tokens]
+    with torch.no_grad():
+        ref_logits = reference(input_ids=ids).logits[:, tokens]
+    log_prob, ref_log_prob = _log_prob(logits, ids), _log_prob(ref_logits, ids)
+    return {
+        "log_prob": log_prob,
+        "ref_log_prob": ref_log_prob,
+        "logits": logits,
+        "ref_logits": ref_logits,
+        "mask": mask,
+    }
+
+
+def _log_prob(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of the tokens that the logits are of: the last ones."""
+    return logits.log_softmax(-1).gather(-1, ids[:, -logits.shape[1] :, None])[..., 0]
