@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 from kullback.errors import BudgetError
 from kullback.policy.level import Level
 
-__all__ = ["KLBudget", "Unit"]
+__all__ = ["KLBudget", "Unit", "require_kl"]
 
 Unit: TypeAlias = Literal["token", "sequence", "step", "latent"]
 
@@ -140,7 +140,7 @@ class KLBudget:
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         # Where nobody says how far steps move, there is nothing to hold the steps back by.
         scale = self.step_scale if self.seen.followed else min(1.0, _FASTER * self.step_scale)
         seen = self.seen.seen(observed_kl, std_error=std_error, count=count)
@@ -158,8 +158,8 @@ class KLBudget:
         Raises:
             BudgetError: A KL that is negative, nan or infinite, or a factor <= 0.
         """
-        _require_kl(before, "before")
-        _require_kl(after, "after")
+        require_kl(before, "before")
+        require_kl(after, "after")
         if not pull > 0:
             raise BudgetError(f"expected a pull > 0, got {pull}")
         if not self.seen.knows_move(before, after):
@@ -182,8 +182,8 @@ class KLBudget:
 
     def braked(self, before: float, after: float) -> Self:
         """The state after the brake took the KL of the held-out positions from before to after."""
-        _require_kl(before, "before")
-        _require_kl(after, "after")
+        require_kl(before, "before")
+        require_kl(after, "after")
         return replace(self, seen=self.seen.scaled(before, after))
 
     def judged(self, observed_kl: float, *, std_error: float) -> Self:
@@ -198,7 +198,7 @@ class KLBudget:
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         # On the way to the budget the level runs late by more than its doubt says, and nothing needs an aim yet.
         if not (observed_kl > 0 and self.level > _NEAR * self.target and math.isfinite(std_error)):
             return self
@@ -223,7 +223,8 @@ class KLBudget:
         return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
 
 
-def _require_kl(value: float, name: str) -> None:
+def require_kl(value: float, name: str) -> None:
+    """Refuse what is no finite KL >= 0."""
     if not (math.isfinite(value) and value >= 0):
         raise BudgetError(
             f"expected {name} to be a finite KL >= 0 in nats, got {value}: inf says that the policy puts mass where "

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
 from kullback.errors import BudgetError
-from kullback.policy.budget import KLBudget, _require_kl
+from kullback.policy.budget import KLBudget, require_kl
 
 __all__ = [
     "CONTROLLERS",
@@ -46,7 +46,7 @@ class FixedBeta:
         _require(self.beta >= 0, "beta >= 0", beta=self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         return self
 
 
@@ -72,7 +72,7 @@ class PPO2017:
         _require_target(self.target, self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         if observed_kl < self.target / 1.5:
             return replace(self, beta=self.beta / 2)
         return replace(self, beta=self.beta * 2) if observed_kl > self.target * 1.5 else self
@@ -100,7 +100,7 @@ class RLlib:
         _require_target(self.target, self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         if observed_kl > 2 * self.target:
             return replace(self, beta=self.beta * 1.5)
         return replace(self, beta=self.beta * 0.5) if observed_kl < 0.5 * self.target else self
@@ -131,7 +131,7 @@ class Ziegler2019:
         _require(0 < self.gain < math.inf, "a finite gain > 0", gain=self.gain)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        _require_kl(observed_kl, "observed_kl")
+        require_kl(observed_kl, "observed_kl")
         error = max(-0.2, min(0.2, observed_kl / self.target - 1))
         return replace(self, beta=self.beta * (1 + self.gain * error))
 
