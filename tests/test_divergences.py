@@ -180,7 +180,8 @@ def test_orders_meet_their_limits():
     p[0], p[1] = 0.0, p[1] + p[0]
     kl, reverse = float(kl_probs(p, q)), float(kl_probs(q[1:] / q[1:].sum(), p[1:] / p[1:].sum()))
     for name, key in (("renyi", "order"), ("tsallis", "order"), ("alpha", "alpha")):
-        assert float(divergence(p, q, name, **{key: 1})) == kl
+        # The compiled kernel, which the hundredth call of a process loads, rounds once elsewhere.
+        assert float(divergence(p, q, name, **{key: 1})) == pytest.approx(kl, rel=1e-15)
         for step in (-1e-12, 1e-12, -1e-7, 1e-7):
             assert float(divergence(p, q, name, **{key: 1 + step})) == pytest.approx(kl, rel=abs(step) * 10)
     assert float(divergence(p[1:], q[1:] / q[1:].sum(), "alpha", alpha=0)) == pytest.approx(reverse, rel=1e-14)
