@@ -21,6 +21,7 @@ LAYERS = [
     {"distributions"},
     {"densities"},
     {"measures"},
+    {"fit"},
     {"tokens"},
     {"policy"},
     {"integrations"},

@@ -10,6 +10,7 @@ import kullback
 PUBLIC = {
     "MDP",
     "Estimate",
+    "Fit",
     "KLBudget",
     "KLPenalty",
     "KullbackError",
@@ -20,6 +21,8 @@ PUBLIC = {
     "doctor",
     "dpo_loss",
     "entropy",
+    "fit_forward",
+    "fit_reverse",
     "frontier",
     "grpo_loss",
     "kl",

@@ -18,6 +18,7 @@ from kullback.residual import log1p_residual, log_gamma_residual, phi
 from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:
+    from kullback.fit import Fit, fit_forward, fit_reverse
     from kullback.measures import measure
     from kullback.policy.mdp import MDP
     from kullback.policy.objectives import grpo_loss, ppo_loss
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MDP",
     "Estimate",
+    "Fit",
     "KLBudget",
     "KLPenalty",
     "KullbackError",
@@ -42,6 +44,8 @@ __all__ = [
     "doctor",
     "dpo_loss",
     "entropy",
+    "fit_forward",
+    "fit_reverse",
     "frontier",
     "grpo_loss",
     "kl",
@@ -66,10 +70,13 @@ __all__ = [
 ]
 
 _AT_FIRST_USE = {
+    "Fit": "kullback.fit",
     "KLPenalty": "kullback.policy.penalty",
     "MDP": "kullback.policy.mdp",
     "doctor": "kullback.train.checkup.live",
     "dpo_loss": "kullback.policy.preferences",
+    "fit_forward": "kullback.fit",
+    "fit_reverse": "kullback.fit",
     "grpo_loss": "kullback.policy.objectives",
     "linear_token_kl": "kullback.tokens",
     "measure": "kullback.measures",

@@ -15,7 +15,7 @@ from kullback.densities.density import Density
 from kullback.densities.of_scipy import of_continuous
 from kullback.errors import ParameterError, ShapeError
 
-__all__ = ["in_float64", "of_record"]
+__all__ = ["in_float64", "known_on_the_line", "of_record"]
 
 
 def of_record(record: families.Record) -> Density | None:
@@ -30,6 +30,11 @@ def of_record(record: families.Record) -> Density | None:
     numbers = [_number(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     with np.errstate(all="ignore"):
         return _MADE_OF[kind](*numbers)
+
+
+def known_on_the_line(kind: type[families.Record]) -> bool:
+    """Whether the records of a class have a density on the line here."""
+    return kind in _MADE_OF
 
 
 def in_float64(record: families.Record) -> families.Record:

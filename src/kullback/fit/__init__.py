@@ -1,0 +1,7 @@
+"""The member of a family nearest to a target, by KL(target || member) or by KL(member || target)."""
+
+from kullback.fit.fits import Fit, Minimum, Step
+from kullback.fit.forward import fit_forward
+from kullback.fit.reverse import fit_reverse
+
+__all__ = ["Fit", "Minimum", "Step", "fit_forward", "fit_reverse"]

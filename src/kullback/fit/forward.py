@@ -1,0 +1,265 @@
+"""The member of a family nearest to a target by KL(target || member): maximum likelihood, which covers."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+
+from kullback import families
+from kullback._arrays import Array, ArrayLike, untracked
+from kullback.densities.density import Density
+from kullback.densities.of_objects import as_sampler
+from kullback.densities.of_records import known_on_the_line, of_record
+from kullback.errors import ParameterError, ShapeError, SupportError
+from kullback.families import Record
+from kullback.fit.coordinates import coordinates_of
+from kullback.fit.fits import Fit, Minimum, Step
+from kullback.fit.kinds import is_module, kind_of
+from kullback.fit.moments import moments_of, of_samples
+from kullback.fit.nodes import mean_of
+from kullback.fit.problems import Likelihood, problem_on_the_line
+from kullback.fit.search import search
+from kullback.fit.starts import guess_of, starts_on_the_line
+from kullback.fit.targets import density_of
+from kullback.fit.vectors import forward_of_vectors
+from kullback.measures import measure
+from kullback.result import Estimate
+
+__all__ = ["fit_forward"]
+
+_DRAWS = 65_536  # of a target that a module is trained on
+
+
+def fit_forward(
+    family: Any,
+    *,
+    samples: ArrayLike | None = None,
+    target: Any = None,
+    weights: ArrayLike | None = None,
+    start: Any = None,
+    starts: Sequence[Any] = (),
+    fixed: dict[str, Any] | None = None,
+    components: int | None = None,
+    steps: int = 2_000,
+    learning_rate: float = 0.005,
+    seed: int = 0,
+    **refused: Any,
+) -> Fit:
+    """The q of a family that minimises KL(target || q): the forward fit, which is maximum likelihood.
+
+    argmin_q KL(p || q) = argmax_q E_p[log q(x)], by the moments of p where they decide it, else by Newton's rule.
+
+    Args:
+        family: A record class of `kullback.families`, a class of `torch.distributions`, or a `torch.nn.Module` with
+            `log_prob` (trained in place, on samples).
+        samples: Draws of p, shape (n,) or (n, d); p need not be known.
+        target: p itself, in place of samples: any distribution that `kullback.measure` takes.
+        weights: What each sample counts, shape (n,), not negative; all alike if left out.
+        start: Where the descent begins, a member; its path is kept. A closed form then is its end.
+        starts: More of them.
+        fixed: Parameters that are not fitted, by name, such as `{"total_count": 10}`.
+        components: How many components a `NormalMixture`, or factors a low-rank normal, is to have.
+        steps: Of a module's training.
+        learning_rate: Of that training, Adam's, falling to 0.
+        seed: Of its batches.
+
+    Returns:
+        A `Fit`. From samples alone KL is nan, since p's entropy is not known: `diagnostics["cross_entropy"]` is
+        -mean log q(x), nats.
+
+    Raises:
+        SupportError: KL(p || q) is `inf` for every q of the family: a sample lies outside its support, or p's tails
+            are too heavy for it; or neither or both of samples and target are given, or a log-density alone.
+        ShapeError: The samples' shape is not that of draws.
+        ParameterError: A parameter must be fixed, or cannot be.
+
+    Example:
+        >>> from kullback.families import Normal, NormalMixture
+        >>> two = NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
+        >>> fit = fit_forward(Normal, target=two)
+        >>> round(fit.distribution.loc, 9), round(fit.distribution.scale, 9), round(fit.kl, 9)
+        (10.0, 10.198039027, 0.935901952)
+        >>> fit_forward(Normal, samples=[-1.0, 0.0, 1.0, 4.0]).distribution.loc
+        1.0
+    """
+    if "log_prob" in refused:
+        raise SupportError(
+            "expected samples of the target or the target itself: E_p[log q] is an average over p, and a log-density "
+            "alone gives no draws; fit_reverse can use log_prob, or draw from it first, by MCMC, and pass samples"
+        )
+    if refused:
+        raise TypeError(f"fit_forward() got an unexpected keyword argument {next(iter(refused))!r}")
+    if (samples is None) == (target is None):
+        raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
+    if is_module(family):
+        return _of_module(family, samples, target, weights, steps, learning_rate, seed)
+    kind = kind_of(family)
+    begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
+    fixed = fixed or {}
+    if samples is not None:
+        fit = _of_samples(kind.record_class, _draws(samples), weights, begin, fixed, components)
+    else:
+        if weights is not None:
+            raise SupportError("expected weights with samples alone: a target has its own")
+        fit = _of_target(kind.record_class, target, begin, fixed, components)
+    return kind.returned(fit)
+
+
+def _of_module(
+    module: Any, samples: Any, target: Any, weights: Any, steps: int, learning_rate: float, seed: int
+) -> Fit:
+    if samples is None:
+        sampler = as_sampler(target)
+        if sampler is None:
+            raise SupportError(f"expected a target with draws, got {type(target).__name__}: pass samples of it")
+        samples = sampler.sample(_DRAWS, np.random.default_rng(seed))
+    return import_module("kullback.integrations.torch_fit").fit_module_forward(
+        module, samples=samples, weights=weights, steps=steps, learning_rate=learning_rate, seed=seed
+    )
+
+
+def _draws(samples: ArrayLike) -> Array:
+    x = np.asarray(untracked(samples), np.float64)
+    if x.ndim not in (1, 2) or x.shape[0] == 0:
+        raise ShapeError(f"expected samples of shape (n,) or (n, d), n > 0, got {x.shape}")
+    if not np.isfinite(x).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise SupportError(
+            f"expected finite samples, but samples[{', '.join(map(str, at))}] is {x[at]!r}; leave it out"
+        )
+    return x
+
+
+def _shares(weights: ArrayLike | None, count: int) -> Array:
+    if weights is None:
+        return np.full(count, 1 / count)
+    w = np.asarray(untracked(weights), np.float64)
+    if w.shape != (count,):
+        raise ShapeError(f"expected weights of shape ({count},), as many as samples, got {w.shape}")
+    if not ((w >= 0).all() and 0 < w.sum() < inf):
+        raise SupportError("expected weights >= 0 with a finite sum above 0")
+    return w / w.sum()
+
+
+def _of_samples(
+    kind: type[Record], x: Array, weights: ArrayLike | None, begin: list[Record], fixed: dict[str, Any], components: Any
+) -> Fit:
+    shares = _shares(weights, len(x))
+    x, shares = x[shares > 0], shares[shares > 0]
+    closed = of_samples(kind, x, shares, fixed)
+    if closed is None:
+        closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
+    if x.ndim > 1 or not known_on_the_line(kind):
+        if closed is None:
+            raise ParameterError(
+                f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
+            )
+        return _alone(closed, _unknown("-mean log q(x)"), {"method": "closed form"})
+    if not begin:
+        guess = closed or guess_of(kind, x, shares, fixed, components)
+        if guess is None:
+            raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+        begin = [guess, *_scattered(guess, x)]
+    _require_inside(kind, closed or begin[0], x)
+    if closed is not None and begin == [closed]:
+        value = _cross_entropy(closed, x, shares)
+        return _alone(closed, _unknown(f"{value:.6g}"), {"method": "closed form", "cross_entropy": value})
+    chart = coordinates_of(kind, begin[0], fixed)
+    found = search(chart, Likelihood(chart, x, shares), begin)
+    if closed is None and not found.minima:
+        raise SupportError(f"expected a finite likelihood at a start, but none of {len(begin)} has one: pass start=")
+    best = closed or found.minima[0].distribution
+    value = _cross_entropy(best, x, shares)
+    told = {"method": "Newton" if closed is None else "closed form", "cross_entropy": value}
+    converged = closed is not None or found.converged
+    return Fit(best, nan, _unknown(f"{value:.6g}"), found.path, found.minima, converged, told)
+
+
+def _scattered(guess: Record, x: Array) -> list[Record]:
+    """A mixture's likelihood has many maxima: more starts, with components at samples."""
+    if not isinstance(guess, families.NormalMixture):
+        return []
+    rng = np.random.default_rng(0)
+    places = [rng.choice(x, np.size(guess.locs), replace=False) for _ in range(7)]
+    return [families.NormalMixture(weights=guess.weights, locs=locs, scales=guess.scales) for locs in places]
+
+
+def _unknown(cross_entropy: str) -> Estimate:
+    return Estimate(
+        nan,
+        method="samples",
+        status="unreliable",
+        warnings=(f"KL(p || q) = {cross_entropy} - H(p), and samples alone do not tell p's entropy H(p)",),
+    )
+
+
+def _cross_entropy(record: Record, x: Array, shares: Array) -> float:
+    density = of_record(record)
+    assert density is not None
+    return -float(density.log_density(x, np.zeros_like(x)) @ shares)
+
+
+def _require_inside(kind: type[Record], record: Record, x: Array) -> None:
+    density = of_record(record)
+    assert density is not None
+    with np.errstate(all="ignore"):
+        logs = density.log_density(x, np.zeros_like(x))
+    outside = np.flatnonzero((logs == -inf) & ~((x >= density.support[0]) & (x <= density.support[1])))
+    if density.discrete:
+        outside = np.union1d(outside, np.flatnonzero(x % 1 != 0))
+    if outside.size and kind not in (families.Uniform, families.Pareto):
+        i = int(outside[0])
+        raise SupportError(
+            f"expected samples inside {kind.__name__}'s support {density.support}"
+            f"{' of whole numbers' if density.discrete else ''}, but samples[{i}] is {float(x[i])!r}, which makes "
+            "KL(p || q) inf for every member"
+        )
+
+
+def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict[str, Any], components: Any) -> Fit:
+    density = density_of(target)
+    if density is None or not known_on_the_line(kind):
+        return forward_of_vectors(kind, target, components)
+    closed = _bounds(density) if kind is families.Uniform and not fixed else moments_of(kind, mean_of(density), fixed)
+    if closed is not None and (not begin or measure(target, closed).value == inf):
+        return _alone(closed, _finite(target, closed), {"method": "closed form"})
+    begin = begin or starts_on_the_line(kind, density, fixed, components)
+    if not begin:
+        raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+    chart = coordinates_of(kind, begin[0], fixed)
+    found = search(chart, problem_on_the_line(chart, density, forward=True), begin)
+    if not found.minima:
+        raise SupportError(
+            f"expected KL(target || {kind.__name__}) to be finite at a start, but it is inf at all {len(begin)}: "
+            "the target's support or tails go beyond the family's"
+        )
+    best = closed or found.minima[0].distribution
+    estimate = measure(target, best)
+    told = {"method": "Newton" if closed is None else "closed form"}
+    converged = closed is not None or found.converged
+    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, told)
+
+
+def _bounds(density: Density) -> families.Uniform:
+    low, high = density.support
+    if high - low == inf:
+        raise SupportError(f"expected a target of bounded support for Uniform, got {density.support}: KL is inf")
+    return families.Uniform(low=low, high=high)
+
+
+def _finite(target: Any, closed: Record) -> Estimate:
+    estimate = measure(target, closed)
+    if estimate.value == inf:
+        raise SupportError(
+            f"expected a target whose KL to some {type(closed).__name__} is finite, but {'; '.join(estimate.warnings)}"
+        )
+    return estimate
+
+
+def _alone(best: Record, estimate: Estimate, told: dict[str, Any]) -> Fit:
+    """What a closed form gives: no descent led there."""
+    here = told.get("cross_entropy", estimate.value)
+    minima = (Minimum(best, here, (best,)),)
+    return Fit(best, estimate.value, estimate, (Step(best, here),), minima, True, told)

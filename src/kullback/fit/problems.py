@@ -1,0 +1,123 @@
+"""What a descent descends: KL between a target and the members of a family, either way, or a cross-entropy."""
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from kullback import families
+from kullback._arrays import Array
+from kullback.densities.density import Density
+from kullback.densities.of_records import of_record
+from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.summation import kl_summation
+from kullback.densities.terms import terms
+from kullback.errors import ParameterError
+from kullback.fit.coordinates import Coordinates
+from kullback.fit.descent import Local, Problem
+from kullback.fit.nodes import Nodes, line_nodes
+
+__all__ = ["Likelihood", "problem_on_the_line"]
+
+# Their kinks and ends move with their parameters, off any nodes.
+_MOVING = (families.Laplace, families.Pareto, families.Uniform)
+_UNSEEN = 1e-13  # of the mass
+
+
+def problem_on_the_line(chart: Coordinates, target: Density, *, forward: bool) -> Problem:
+    """KL(target || member), forward, or KL(member || target)."""
+    return (_Anew if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, forward)
+
+
+def member(chart: Coordinates, vector: Array) -> Density:
+    """The density of the member that is there."""
+    density = of_record(chart.record(vector))
+    if density is None:
+        raise ParameterError(f"expected a family on the line, got {chart.kind.__name__}; its samples can be fitted")
+    return density
+
+
+@dataclass(frozen=True)
+class _OnNodes:
+    chart: Coordinates
+    target: Density
+    forward: bool
+
+    def near(self, vector: Array) -> Local:
+        here = member(self.chart, vector)
+        nodes = line_nodes(*((self.target, here) if self.forward else (here, self.target)))
+        log_target = nodes.log_mass(self.target)
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([nodes.log_mass(member(self.chart, one)) for one in vectors])
+
+        def value(vectors: Array) -> Array:
+            logs = log_prob(vectors)
+            return _sums(log_target, logs) if self.forward else _sums(logs, log_target)
+
+        return Local(value, log_prob, np.exp(nodes.log_mass(here)))
+
+
+def _sums(log_p: Array, log_q: Array) -> Array:
+    """KL(p || q) of masses on nodes; a q that underflowed where p is nothing to speak of is no infinity."""
+    with np.errstate(all="ignore"):
+        log_p, log_q = np.broadcast_arrays(log_p, log_q)
+        blind = (log_q == -inf) & (log_p > -inf)
+        values, mass_p, _ = terms(log_p, log_q)
+        lost = np.where(blind, mass_p, 0.0).sum(axis=-1)
+        return np.where(lost > _UNSEEN, inf, np.where(blind, 0.0, values).sum(axis=-1))
+
+
+@dataclass(frozen=True)
+class _Anew:
+    """The same, with new nodes for every member."""
+
+    chart: Coordinates
+    target: Density
+    forward: bool
+
+    def near(self, vector: Array) -> Local:
+        here = member(self.chart, vector)
+        low, high = here.support
+        nodes = line_nodes(here, here)
+        inside = (nodes.x > low) & (nodes.x < high)
+        nodes = Nodes(*(part[inside] for part in (nodes.origin, nodes.offset, nodes.log_weight)))
+
+        def value(vectors: Array) -> Array:
+            return np.asarray([self._kl(member(self.chart, one)) for one in vectors])
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([nodes.log_mass(member(self.chart, one)) for one in vectors])
+
+        return Local(value, log_prob, np.exp(nodes.log_mass(here)))
+
+    def _kl(self, here: Density) -> float:
+        pair = (self.target, here) if self.forward else (here, self.target)
+        return (kl_summation if here.discrete else kl_quadrature)(*pair, error=1e-13).value
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The cross-entropy of samples: -mean log q(x), which is KL(samples' law || q) but for a constant.
+
+    Args:
+        chart: The family.
+        x: Samples on the line, shape (n,).
+        weights: What each counts, shape (n,), summing to 1.
+    """
+
+    chart: Coordinates
+    x: Array
+    weights: Array
+
+    def near(self, vector: Array) -> Local:
+        zeros = np.zeros_like(self.x)
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([member(self.chart, one).log_density(self.x, zeros) for one in vectors])
+
+        def value(vectors: Array) -> Array:
+            return -(log_prob(vectors) @ self.weights)
+
+        del vector
+        return Local(value, log_prob, self.weights)

@@ -1,0 +1,220 @@
+"""The member of a family nearest to a target by KL(member || target): variational inference, which seeks modes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from kullback import families
+from kullback._arrays import Array
+from kullback.densities.density import Density
+from kullback.densities.of_objects import as_sampler
+from kullback.densities.of_records import known_on_the_line, of_record
+from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.summation import kl_summation
+from kullback.errors import ParameterError, SupportError
+from kullback.families import Record
+from kullback.fit.coordinates import coordinates_of
+from kullback.fit.fits import Fit
+from kullback.fit.kinds import is_module, kind_of
+from kullback.fit.pareto import pareto_k
+from kullback.fit.problems import problem_on_the_line
+from kullback.fit.search import Found, search
+from kullback.fit.starts import starts_on_the_line
+from kullback.fit.targets import called, density_of, normalised
+from kullback.fit.vectors import reverse_in_the_plane
+from kullback.measures import measure
+from kullback.result import Estimate
+
+__all__ = ["fit_reverse"]
+
+_DRAWS = 4_000  # for the importance weights
+
+
+def fit_reverse(
+    family: Any,
+    *,
+    log_prob: Callable[[Any], Any] | None = None,
+    target: Any = None,
+    start: Any = None,
+    starts: Sequence[Any] = (),
+    fixed: dict[str, Any] | None = None,
+    components: int | None = None,
+    support: tuple[float, float] = (-inf, inf),
+    steps: int = 2_000,
+    draws: int = 64,
+    learning_rate: float = 0.02,
+    seed: int = 0,
+    **refused: Any,
+) -> Fit:
+    """The q of a family that minimises KL(q || target): the reverse fit, which is variational inference.
+
+    argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)], so that log p may lack its constant. On the line and, for
+    normals, in the plane by quadrature and Newton's rule from many starts; beyond by reparameterised gradients that
+    stick the landing (only the path through x is differentiated), which needs PyTorch.
+
+    Args:
+        family: A record class of `kullback.families`, a class of `torch.distributions`, or a `torch.nn.Module` with
+            `log_prob(x)` and `rsample(shape)`, or whose call gives such a distribution (zuko's flows); a module is
+            trained in place.
+        log_prob: The target's log-density up to a constant: of places (n,) on the line, (n, d) beyond, as an array, or
+            as a tensor where PyTorch is needed.
+        target: A distribution, in place of log_prob.
+        start: Where a descent begins, a member; its path is kept. Of vectors it also says how many dimensions.
+        starts: More of them; members matched to pieces of the target are tried besides.
+        fixed: Parameters that are not fitted, by name.
+        components: How many components a `NormalMixture`, or factors a low-rank normal, is to have.
+        support: The ends of log_prob's support, on the line.
+        steps: Of the reparameterised gradients.
+        draws: For each of those steps.
+        learning_rate: Of those steps, Adam's, falling to 0.
+        seed: Of the draws.
+
+    Returns:
+        A `Fit` with every minimum that was found. With `log_prob`, `diagnostics["evidence_bound"]` is E_q[log p - log
+        q], nats, and `kl` is known where the integral of p could be taken (`diagnostics["log_evidence"]`), else nan.
+
+    Raises:
+        SupportError: Samples are given, which cannot do it; neither or both of log_prob and target are; log_prob is nan
+            or has no finite integral; or every member has mass where the target has none.
+        MissingDependencyError: More than two dimensions without PyTorch.
+
+    Source: [roeder2017] for the gradient; [yao2018] for what Pareto's k says.
+
+    Example:
+        >>> from kullback.families import Normal, NormalMixture
+        >>> two = NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
+        >>> fit = fit_reverse(Normal, target=two, start=Normal(loc=10.0, scale=5**0.5))
+        >>> len(fit.path) > 3, [round(one.distribution.scale, 5) for one in fit.minima]
+        (True, [2.00002, 2.00002, 8.44514])
+    """
+    if "samples" in refused:
+        raise SupportError(
+            "expected log_prob or target: KL(q || p) = E_q[log q - log p] asks for log p where q goes, and samples of "
+            "p alone do not tell it; give log_prob, up to a constant, or fit a density to the samples first "
+            "(fit_forward, a kernel density estimate) and pass that as target, knowing that its errors are kept"
+        )
+    if refused:
+        raise TypeError(f"fit_reverse() got an unexpected keyword argument {next(iter(refused))!r}")
+    if (log_prob is None) == (target is None):
+        raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
+    settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
+    if is_module(family):
+        return import_module("kullback.integrations.torch_fit").fit_module_reverse(
+            family, log_prob=log_prob, target=target, **settings
+        )
+    kind = kind_of(family)
+    begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
+    record_class = kind.record_class
+    if known_on_the_line(record_class):
+        fit = _on_the_line(record_class, log_prob, target, begin, fixed or {}, components, support)
+    else:
+        fit = _of_vectors(record_class, log_prob, target, begin, components, settings)
+    return kind.returned(fit)
+
+
+def _on_the_line(
+    kind: type[Record],
+    log_prob: Callable[[Any], Any] | None,
+    target: Any,
+    begin: list[Record],
+    fixed: dict[str, Any],
+    components: int | None,
+    support: tuple[float, float],
+) -> Fit:
+    diagnostics: dict[str, Any] = {"method": "quadrature"}
+    if log_prob is None:
+        density = density_of(target)
+        if density is None:
+            raise SupportError(
+                f"expected a target with a density on the line, as {kind.__name__} has, got {type(target).__name__}; "
+                "pass its log_prob"
+            )
+    else:
+        density, diagnostics["log_evidence"] = normalised(log_prob, support)
+    own = starts_on_the_line(kind, density, fixed, components)
+    if not begin + own:
+        raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+    chart = coordinates_of(kind, (begin + own)[0], fixed)
+    found = search(chart, problem_on_the_line(chart, density, forward=False), begin + own)
+    if not found.minima:
+        raise SupportError(
+            f"expected KL({kind.__name__} || target) to be finite at a start, but it is inf at all "
+            f"{len(begin + own)}: the family has mass where the target, supported on {density.support}, has none"
+        )
+    best = found.minima[0].distribution
+    estimate = _judged(best, target, density)
+    if log_prob is not None:
+        diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
+    diagnostics["pareto_k"] = _tail(best, density)
+    return _fit(found, estimate, diagnostics)
+
+
+def _judged(best: Record, target: Any, density: Density) -> Estimate:
+    if target is not None:
+        return measure(best, target)
+    mine = of_record(best)
+    assert mine is not None
+    return (kl_summation if density.discrete else kl_quadrature)(mine, density)
+
+
+def _tail(best: Record, density: Density) -> float:
+    mine = of_record(best)
+    if mine is None or mine.sample is None:
+        return float("nan")
+    x = np.asarray(mine.sample(_DRAWS, np.random.default_rng(0)), np.float64)
+    zeros = np.zeros_like(x)
+    with np.errstate(all="ignore"):
+        return pareto_k(density.log_density(x, zeros) - mine.log_density(x, zeros))
+
+
+def _fit(found: Found, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+    best = found.minima[0].distribution
+    return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, diagnostics)
+
+
+def _of_vectors(
+    kind: type[Record],
+    log_prob: Callable[[Any], Any] | None,
+    target: Any,
+    begin: list[Record],
+    rank: int | None,
+    settings: dict[str, Any],
+) -> Fit:
+    if kind not in (families.MultivariateNormal, families.LowRankMultivariateNormal):
+        raise ParameterError(
+            f"expected a family on the line or normals of vectors, got {kind.__name__}; a torch.nn.Module with "
+            "log_prob and rsample fits any other"
+        )
+    size = np.shape(begin[0].loc)[-1] if begin else _dimensions(target)  # pyright: ignore
+    if size is None:
+        raise ParameterError("expected start=, a member of the family: it says how many dimensions log_prob takes")
+    if size == 2 and kind is families.MultivariateNormal:
+        return _in_the_plane(log_prob, target, begin)
+    return import_module("kullback.integrations.torch_fit").fit_normal_reverse(
+        kind, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
+    )
+
+
+def _in_the_plane(log_prob: Callable[[Any], Any] | None, target: Any, begin: list[Record]) -> Fit:
+    fit, log_density = reverse_in_the_plane(target, log_prob and _in_arrays(log_prob), begin)
+    best = as_sampler(fit.distribution)
+    assert best is not None
+    x = np.asarray(best.sample(_DRAWS, np.random.default_rng(0)))
+    return replace(fit, diagnostics=fit.diagnostics | {"pareto_k": pareto_k(log_density(x) - best.log_density(x))})
+
+
+def _in_arrays(log_prob: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    return lambda x: called(log_prob, x)
+
+
+def _dimensions(target: Any) -> int | None:
+    if target is None:
+        return None
+    sampler = as_sampler(target)
+    if sampler is None:
+        raise SupportError(f"expected a target with log_prob(x) and sample(count), got {type(target).__name__}")
+    return int(np.shape(sampler.sample(1, np.random.default_rng(0)))[-1])

@@ -1,0 +1,58 @@
+"""Descents from several starts, and the minima that they end in."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kullback.families import Record
+from kullback.fit.coordinates import Coordinates
+from kullback.fit.descent import Descent, Problem, descend
+from kullback.fit.fits import Minimum, Step
+
+__all__ = ["Found", "search"]
+
+_SAME = 1e-4  # nearer in value and in the members' coordinates than this, relative to their size, is one minimum
+
+
+class Found(NamedTuple):
+    """What came of the descents.
+
+    Args:
+        path: Of the first start.
+        minima: The lowest first, each with its starts.
+        converged: Whether the descent to the lowest came to a minimum.
+    """
+
+    path: tuple[Step, ...]
+    minima: tuple[Minimum, ...]
+    converged: bool
+
+
+def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Found:
+    """Descend from every start."""
+    ends: list[tuple[Descent, list[Record]]] = []
+    path: tuple[Step, ...] = ()
+    for number, start in enumerate(starts):
+        descent = descend(problem, chart.vector(start))
+        if number == 0:
+            path = tuple(Step(chart.record(one), kl) for one, kl in zip(descent.vectors, descent.values, strict=True))
+        if not np.isfinite(descent.values[-1]):
+            continue
+        for end, basin in ends:
+            if _same(chart, end, descent):
+                basin.append(start)
+                break
+        else:
+            ends.append((descent, [start]))
+    # What did not settle counts only where nothing did.
+    settled = [end for end in ends if end[0].converged] or ends
+    settled.sort(key=lambda end: end[0].values[-1])
+    minima = tuple(Minimum(chart.record(end.vectors[-1]), end.values[-1], tuple(basin)) for end, basin in settled)
+    return Found(path, minima, bool(settled and settled[0][0].converged))
+
+
+def _same(chart: Coordinates, one: Descent, other: Descent) -> bool:
+    a, b = (chart.vector(chart.record(descent.vectors[-1])) for descent in (one, other))
+    near = np.abs(a - b) <= _SAME * (1 + np.abs(a))
+    return bool(near.all()) and abs(one.values[-1] - other.values[-1]) <= 1e-7 * (1 + abs(one.values[-1]))

@@ -1,0 +1,122 @@
+"""Where descents begin: members matched to pieces of the target, for every minimum lies near some piece."""
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from kullback import families
+from kullback._arrays import Array
+from kullback.densities.density import Density
+from kullback.errors import KullbackError
+from kullback.families import Record
+from kullback.fit.moments import moments_of
+from kullback.fit.nodes import line_nodes
+
+__all__ = ["guess_of", "starts_on_the_line"]
+
+_MOST = 24  # starts
+
+
+def starts_on_the_line(
+    kind: type[Record], target: Density, fixed: dict[str, Any], components: int | None
+) -> list[Record]:
+    """Members matched to the target, to its pieces between anchors and quantiles, and to pieces side by side."""
+    nodes = line_nodes(target, target)
+    mass = np.exp(nodes.log_mass(target))
+    order = np.argsort(nodes.x, kind="stable")
+    x, mass = nodes.x[order], mass[order]
+    seen = mass > 0
+    x, mass = x[seen], mass[seen] / mass[seen].sum()
+    edges = _edges(x, mass, target)
+    spans = sorted(
+        combinations(range(len(edges)), 2), key=lambda span: (span[1] - span[0] != len(edges) - 1, span[1] - span[0])
+    )
+    found = []
+    for first, last in spans:
+        inside = (x >= edges[first]) & (x <= edges[last])
+        if mass[inside].sum() < 1e-9 or len(found) >= _MOST:
+            continue
+        part = mass[inside] / mass[inside].sum()
+        made = guess_of(kind, x[inside], part, fixed, components)
+        if made is not None:
+            found.append(made)
+    return found
+
+
+def _edges(x: Array, mass: Array, target: Density) -> list[float]:
+    """Between neighbouring anchors; and quartiles, where there is but one."""
+    places = sorted({place for place, _ in target.anchors if x[0] < place < x[-1]})
+    cumulative = np.cumsum(mass)
+    if len(places) > 1:
+        # The density's lowest place between two anchors parts them.
+        inner = []
+        for left, right in pairwise(places):
+            between = np.flatnonzero((x >= left) & (x <= right))
+            if between.size:
+                logs = target.log_density(x[between], np.zeros(between.size))
+                inner.append(float(x[between[np.argmin(logs)]]))
+        inner = inner if len(inner) <= 5 else list(np.interp(np.linspace(0, 1, 7)[1:-1], cumulative, x))
+    else:
+        inner = [float(np.interp(share, cumulative, x)) for share in (0.25, 0.75)]
+    return [float(x[0]), *dict.fromkeys(inner), float(x[-1])]
+
+
+def guess_of(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], components: int | None) -> Record | None:
+    """A member near these weighted places: by its moments, or by the place and width alone."""
+    made = moments_of(kind, lambda f: f(x) @ mass, fixed)
+    if made is not None:
+        return made
+    try:
+        return _rough(kind, x, mass, fixed, components)
+    except (KullbackError, ValueError, ZeroDivisionError, FloatingPointError):
+        return None
+
+
+def _rough(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], components: int | None) -> Record | None:
+    order = np.argsort(x, kind="stable")
+    x, mass = x[order], mass[order]
+    cumulative = np.cumsum(mass) - mass / 2
+
+    def quantile(share: float) -> float:
+        return float(np.interp(share, cumulative, x))
+
+    low, middle, high = quantile(0.25), quantile(0.5), quantile(0.75)
+    width = (high - low) / 2 or (float(x[-1]) - float(x[0])) / 4 or max(abs(middle), 1.0) * 1e-3
+    mean = float(x @ mass)
+    spread = float(((x - mean) ** 2) @ mass)
+    values: dict[str, Any] = {"loc": middle, "scale": width}
+    if kind is families.StudentT:
+        values["df"] = 4.0
+    elif kind is families.VonMises:
+        values = {"loc": mean, "concentration": 1 / max(spread, 1e-3)}
+    elif kind is families.Uniform:
+        values = {"low": quantile(0.02), "high": quantile(0.98)}
+    elif kind is families.Kumaraswamy:
+        whole = mean * (1 - mean) / max(spread, 1e-12) - 1
+        values = {"concentration1": max(mean * whole, 0.1), "concentration0": max((1 - mean) * whole, 0.1)}
+    elif kind is families.ContinuousBernoulli:
+        values = {"probs": min(max(mean, 0.05), 0.95)}
+    elif kind is families.Pareto:
+        values = {"scale": float(x[0]), "alpha": 1 / max(float(np.log(x / x[0]) @ mass), 1e-3)}
+    elif kind is families.F:
+        values = {"df1": 5.0, "df2": 2 * mean / (mean - 1) if mean > 1.2 else 10.0}
+    elif kind is families.HalfCauchy:
+        values = {"scale": middle}
+    elif kind is families.Zipf:
+        values = {"exponent": 1 + 1 / max(float(np.log(x + 0.5) @ mass), 0.05)}
+    elif kind is families.NegativeBinomial:
+        count = mean**2 / (spread - mean) if spread > 1.001 * mean else 1e3 * max(mean, 1.0)
+        values = {"total_count": count, "probs": mean / (mean + count)}
+    elif kind is families.Zipfian:
+        values = {"exponent": 1.0}
+    elif kind is families.NormalMixture:
+        if components is None:
+            return None
+        shares = (np.arange(components) + 0.5) / components
+        values = {
+            "weights": np.full(components, 1 / components),
+            "locs": np.asarray([quantile(share) for share in shares]),
+            "scales": np.full(components, max(spread**0.5 / components, 1e-12)),
+        }
+    return kind(**{**values, **fixed})

@@ -1,0 +1,272 @@
+"""Fits that need PyTorch: modules, and normals of many dimensions, by reparameterised gradients."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from kullback import families
+from kullback.densities.of_objects import as_components
+from kullback.errors import MissingDependencyError, ShapeError, SupportError
+from kullback.families import Record
+from kullback.fit.fits import Fit, Minimum, Step
+from kullback.fit.pareto import pareto_k
+from kullback.result import Estimate
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError("this fit needs PyTorch: pip install 'kullback[train]'") from error
+
+__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normal_reverse", "made", "of_tensors"]
+
+_JUDGED = 16_384  # draws that the end is judged by
+_SHOWN = 100  # steps of a path
+
+
+def made(family: type, record: Record) -> Any:
+    """A distribution of PyTorch from a record of the same family, in float64."""
+    given = {name: value for name, value in vars(record).items() if value is not None}
+    return family(**{name: torch.as_tensor(np.asarray(value, np.float64)) for name, value in given.items()})
+
+
+def of_tensors(log_prob: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """A function of tensors, at an array."""
+    return log_prob(torch.from_numpy(np.array(x, np.float64))).detach().numpy()
+
+
+def fit_module_forward(
+    module: torch.nn.Module,
+    *,
+    samples: Any,
+    weights: Any,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    batch_size: int = 512,
+) -> Fit:
+    """Maximum likelihood of a module on samples, by Adam on shuffled batches; the rate falls to 0."""
+    parameter = _first(module)
+    x = torch.as_tensor(samples).detach().to(parameter)
+    if x.shape[0] == 0 or not torch.isfinite(x).all():
+        raise SupportError(f"expected finite samples of shape (n, ...), n > 0, got shape {tuple(x.shape)}")
+    shares = torch.full((len(x),), 1 / len(x)) if weights is None else torch.as_tensor(weights) / np.sum(weights)
+    shares = shares.to(parameter)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser, schedule = _optimiser(module, steps, learning_rate)
+    path = []
+    for step in range(steps):
+        if batch_size < len(x):
+            rows = torch.multinomial(shares, batch_size, replacement=True, generator=generator)
+            loss = -_of(module).log_prob(x[rows]).mean()
+        else:
+            loss = -(shares * _of(module).log_prob(x)).sum()
+        if step % max(1, steps // _SHOWN) == 0:
+            path.append(Step(None, float(loss)))
+        _descend(loss, optimiser, schedule)
+    with torch.no_grad():
+        value = -float((shares * _of(module).log_prob(x)).sum())
+    unknown = Estimate(
+        float("nan"),
+        method="samples",
+        status="unreliable",
+        warnings=(f"KL(p || q) = {value:.6g} - H(p), and samples alone do not tell p's entropy H(p)",),
+    )
+    told = {"method": "gradients", "cross_entropy": value}
+    return Fit(module, float("nan"), unknown, tuple(path), (Minimum(module, value),), True, told)
+
+
+def fit_module_reverse(
+    module: torch.nn.Module,
+    *,
+    log_prob: Callable[[Any], Any] | None,
+    target: Any,
+    steps: int,
+    draws: int,
+    learning_rate: float,
+    seed: int,
+) -> Fit:
+    """KL(module || target) downhill along x = rsample(): the module's own log-density is held still in its parameters.
+
+    The score of q has mean zero and is left out, so that the gradient's noise vanishes where q is p.
+    """
+    log_density = _log_density(log_prob, target)
+    still = deepcopy(module).requires_grad_(False)
+    optimiser, schedule = _optimiser(module, steps, learning_rate)
+    path = []
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        for step in range(steps):
+            with torch.no_grad():
+                for copy, own in zip(still.parameters(), module.parameters(), strict=True):
+                    copy.copy_(own)
+            x = _of(module).rsample(torch.Size([draws]))
+            gap = _finite(_of(still).log_prob(x) - log_density(x), x)
+            if step % max(1, steps // _SHOWN) == 0:
+                path.append(Step(None, float(gap.detach().mean())))
+            _descend(gap.mean(), optimiser, schedule)
+        with torch.no_grad():
+            x = _of(module).rsample(torch.Size([_JUDGED]))
+            gap = _finite(_of(module).log_prob(x) - log_density(x), x).double().numpy()
+    finally:
+        torch.random.set_rng_state(state)
+    return _judged(module, gap, path, normalised=log_prob is None)
+
+
+def fit_normal_reverse(
+    kind: type[Record],
+    *,
+    size: int,
+    rank: int | None,
+    log_prob: Callable[[Any], Any] | None,
+    target: Any,
+    start: Record | None,
+    **settings: Any,
+) -> Fit:
+    """A normal of vectors nearest to a target by KL(normal || target)."""
+    if kind is families.LowRankMultivariateNormal:
+        if rank is None or not 0 < rank <= size:
+            raise ShapeError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
+        module = _LowRank(size, rank, start)
+    else:
+        module = _FullRank(size, start)
+    fit = fit_module_reverse(module, log_prob=log_prob, target=target, **settings)
+    record = module.record()
+    return Fit(
+        record, fit.kl, fit.estimate, fit.path, (Minimum(record, fit.kl, fit.minima[0].basin),), fit.converged,
+        fit.diagnostics,
+    )  # fmt: skip
+
+
+class _FullRank(torch.nn.Module):
+    """A normal by its mean and Cholesky factor, whose diagonal is in logarithms."""
+
+    def __init__(self, size: int, start: Any) -> None:
+        super().__init__()
+        root = torch.eye(size, dtype=torch.float64)
+        loc = torch.zeros(size, dtype=torch.float64)
+        if start is not None:
+            loc = torch.as_tensor(np.asarray(start.loc, np.float64))
+            root = torch.linalg.cholesky(torch.as_tensor(np.asarray(start.covariance_matrix, np.float64)))
+        self.loc = torch.nn.Parameter(loc.clone())
+        self.log_diagonal = torch.nn.Parameter(root.diagonal().log().clone())
+        self.below = torch.nn.Parameter(root.tril(-1).clone())
+
+    def forward(self) -> torch.distributions.Distribution:
+        root = self.below.tril(-1) + torch.diag(self.log_diagonal.exp())
+        return torch.distributions.MultivariateNormal(self.loc, scale_tril=root)
+
+    def record(self) -> Record:
+        with torch.no_grad():
+            covariance = self().covariance_matrix
+        return families.MultivariateNormal(loc=self.loc.detach().numpy(), covariance_matrix=covariance.numpy())
+
+
+class _LowRank(torch.nn.Module):
+    """A normal by its mean, a factor and a diagonal, in logarithms."""
+
+    def __init__(self, size: int, rank: int, start: Any) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        loc, factor = (
+            torch.zeros(size, dtype=torch.float64),
+            0.1 * torch.randn(size, rank, generator=generator).double(),
+        )
+        diagonal = torch.ones(size, dtype=torch.float64)
+        if start is not None:
+            given = (start.loc, start.cov_factor, start.cov_diag)
+            loc, factor, diagonal = (torch.as_tensor(np.asarray(value, np.float64)) for value in given)
+        self.loc = torch.nn.Parameter(loc.clone())
+        self.factor = torch.nn.Parameter(factor.clone())
+        self.log_diagonal = torch.nn.Parameter(diagonal.log().clone())
+
+    def forward(self) -> torch.distributions.Distribution:
+        return torch.distributions.LowRankMultivariateNormal(self.loc, self.factor, self.log_diagonal.exp())
+
+    def record(self) -> Record:
+        return families.LowRankMultivariateNormal(
+            loc=self.loc.detach().numpy(),
+            cov_factor=self.factor.detach().numpy(),
+            cov_diag=self.log_diagonal.detach().exp().numpy(),
+        )
+
+
+def _of(module: torch.nn.Module) -> Any:
+    """The distribution that a module is, or makes when called."""
+    return module if hasattr(module, "log_prob") else module()
+
+
+def _first(module: torch.nn.Module) -> torch.Tensor:
+    found = next((one for one in module.parameters() if one.requires_grad), None)
+    if found is None:
+        raise SupportError("expected a module with parameters to train, got one without")
+    return found
+
+
+def _optimiser(module: torch.nn.Module, steps: int, learning_rate: float) -> Any:
+    _first(module)
+    optimiser = torch.optim.Adam([one for one in module.parameters() if one.requires_grad], lr=learning_rate)
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+
+
+def _descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer, schedule: Any) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    schedule.step()
+
+
+def _log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    if log_prob is not None:
+        return log_prob
+    if isinstance(target, torch.distributions.Distribution):
+        return target.log_prob
+    parts = as_components(target)
+    if parts is not None:
+        weights, locs, covariances = (torch.from_numpy(np.array(part)) for part in parts)
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(weights),
+            torch.distributions.MultivariateNormal(locs, covariance_matrix=covariances),
+        ).log_prob
+    if hasattr(target, "log_prob"):
+        return target.log_prob
+    raise SupportError(
+        f"expected a target whose log_prob takes tensors, got {type(target).__name__}; pass log_prob, a function of "
+        "tensors of shape (n, d)"
+    )
+
+
+def _finite(gap: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    if gap.ndim != 1:
+        raise ShapeError(
+            f"expected one log-density for each draw of shape {tuple(x.shape[1:])}, got {tuple(gap.shape)}"
+        )
+    if not torch.isfinite(gap).all():
+        at = int(torch.nonzero(~torch.isfinite(gap))[0])
+        raise SupportError(
+            f"expected finite log-densities, but log q - log p is {float(gap[at])} at x = {x[at].tolist()}: KL(q || p) "
+            "is inf where q goes beyond p's support; map the target to the whole space first"
+        )
+    return gap
+
+
+def _judged(module: torch.nn.Module, gap: np.ndarray, path: list[Step], *, normalised: bool) -> Fit:
+    value, std_error = float(gap.mean()), float(gap.std(ddof=1) / gap.size**0.5)
+    told: dict[str, Any] = {"method": "gradients", "pareto_k": pareto_k(-gap)}
+    interval = (value - 1.96 * std_error, value + 1.96 * std_error)
+    if normalised:
+        kl, estimate = value, Estimate(value, std_error, gap.size, method="Monte Carlo", interval=interval)
+    else:
+        told |= {"evidence_bound": -value, "std_error": std_error}
+        kl = float("nan")
+        estimate = Estimate(
+            kl,
+            method="Monte Carlo",
+            status="unreliable",
+            warnings=("KL(q || p) = log of p's integral - evidence bound, and that integral is not known",),
+        )
+    return Fit(module, kl, estimate, tuple(path), (Minimum(module, kl),), True, told)
