@@ -151,7 +151,8 @@ def places_and_weights(lines: Sequence[Line], kinks: Sequence[float]) -> tuple[n
     if lines[0].counts:
         places = _counts(lines)
         return places, np.ones(places.size)
-    edges = np.unique([*edges_between(*lines), *kinks])
+    ends = [end for line in lines for end in line.support if np.isfinite(end)]
+    edges = np.unique([*edges_between(*lines), *kinks, *ends])
     half = np.diff(edges) / 2
     places = (edges[:-1] + half)[:, None] + half[:, None] * _NODES
     return places.ravel(), (half[:, None] * _WEIGHTS).ravel()
