@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kullback.cli.notation import Held, read
+from kullback.cli.printing import strict, table
 from kullback.discrete import kl_probs, kl_terms
 from kullback.entropies import cross_entropy, entropy
 from kullback.errors import InputError
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("--terms: expected two tables of probabilities; a density has no events to list")
     else:
         facts |= _of_families(p, q, scale, options.error)
-    print(json.dumps(_strict(facts)) if options.json else _shown(facts))
+    print(json.dumps(strict(facts)) if options.json else _shown(facts))
     return 0
 
 
@@ -136,7 +137,7 @@ def _terms(p: np.ndarray, q: np.ndarray, scale: float, *, is_bytes: bool) -> lis
 def _shown(facts: dict[str, Any]) -> str:
     unit = facts["unit"]
     if isinstance(facts["kl"], list):
-        return _table(
+        return table(
             ["row", f"KL(P || Q), {unit}", "KL(Q || P)", "H(P)", "H(P, Q)"],
             [
                 [str(row), *map(_number, values)]
@@ -183,7 +184,7 @@ def _term_table(terms: Sequence[dict[str, Any]], unit: str) -> str:
         rows.append([f"{len(rest)} others", *_sums(rest)])
     rows.append(["sum", *_sums(terms)])
     header = ["event", "p", "q", f"log p/q, {unit}", "p log p/q", "p phi(log q/p)"]
-    return _table(header, rows) + "\nBoth last columns sum to KL(P || Q); the terms of the last are never negative."
+    return table(header, rows) + "\nBoth last columns sum to KL(P || Q); the terms of the last are never negative."
 
 
 def _sums(terms: Sequence[dict[str, Any]]) -> list[str]:
@@ -191,20 +192,5 @@ def _sums(terms: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{sums['p']:.6g}", f"{sums['q']:.6g}", "", f"{sums['p_log_ratio']:.6g}", f"{sums['term']:.6g}"]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _number(value: float) -> str:
     return f"{value:.10g}"
-
-
-def _strict(value: Any) -> Any:
-    """The same for JSON, which has no infinity: "inf" stands for it."""
-    if isinstance(value, dict):
-        return {key: _strict(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

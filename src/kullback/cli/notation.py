@@ -22,7 +22,7 @@ from kullback import families
 from kullback.errors import InputError
 from kullback.families import Categorical, NormalMixture, Record
 
-__all__ = ["read"]
+__all__ = ["family_named", "read"]
 
 _TOKEN = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([()\[\],=*+]))")
 _NUMBERS = re.compile(r"[-+\d.eE,\s]*\d[-+\d.eE,\s]*")
@@ -56,6 +56,23 @@ def read(text: str) -> Held:
     if _NUMBERS.fullmatch(text):
         return _array(text, [_number(text, part) for part in text.split(",")])
     return _Reader(text).whole()
+
+
+def family_named(name: str) -> type[Record]:
+    """The record class of a name such as `student_t`.
+
+    Raises:
+        InputError: No family is called so.
+    """
+    kinds = _names()
+    key = name.lower().replace("_", "")
+    if key not in kinds:
+        near = get_close_matches(key, kinds, n=1)
+        meant = (
+            f"did you mean {_snake(kinds[near[0]])}?" if near else f"known: {', '.join(map(_snake, kinds.values()))}"
+        )
+        raise InputError(f"no family is called {name!r}; {meant}")
+    return kinds[key]
 
 
 def _bytes(path: Path) -> np.ndarray:
@@ -128,17 +145,10 @@ class _Reader:
         name = self.take("name")
         if name.lower() == "mixture":
             return self.mixture()
-        kinds = _names()
-        key = name.lower().replace("_", "")
-        if key not in kinds:
-            near = get_close_matches(key, kinds, n=1)
-            meant = (
-                f"did you mean {_snake(kinds[near[0]])}?"
-                if near
-                else f"known: {', '.join(map(_snake, kinds.values()))}"
-            )
-            raise InputError(f"{self.text!r}: no family is called {name!r}; {meant}")
-        return self.made(kinds[key])
+        try:
+            return self.made(family_named(name))
+        except InputError as error:
+            raise InputError(str(error) if repr(self.text) in str(error) else f"{self.text!r}: {error}") from None
 
     def mixture(self) -> NormalMixture:
         self.take("(")

@@ -106,7 +106,8 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
         if not words or words[0] not in _BY_WORDS or field.name.endswith("covariance"):
             raise ParameterError(f"expected a family that fits are known for, got {kind.__name__}")
         ways = _OF_FAMILY.get((kind, field.name), _BY_WORDS[words[0]])
-        free.append((field.name, np.shape(ways[0](_parameter(like, field.name))), ways))
+        shape = np.shape(ways[0](_parameter(like, field.name)))
+        free.append((field.name, shape, ways))
     return Coordinates(kind, fixed, tuple(free))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import optimize
 
 from kullback._arrays import Array
+from kullback.errors import ParameterError
 
 __all__ = ["Descent", "Local", "Problem", "descend"]
 
@@ -67,9 +68,10 @@ def descend(problem: Problem, start: Array, *, most: int = 300) -> Descent:
     for _ in range(most):
         step, expected = _trusted(model.gradient, model.hessian, radius)
         length = float(np.linalg.norm(step))
-        if length < 1e-9 and np.linalg.eigvalsh(model.hessian)[0] > 0:
-            return Descent(vectors, values, True)
         candidate = vector + model.basis @ step
+        curved = np.linalg.eigvalsh(model.hessian)[0] > 0
+        if curved and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
+            return Descent([*vectors, candidate], [*values, model.value], True)
         there = _model(problem, candidate)
         gained = model.value - there.value
         noise = 1e-14 * max(1.0, abs(model.value))
@@ -92,17 +94,14 @@ def descend(problem: Problem, start: Array, *, most: int = 300) -> Descent:
 
 def _model(problem: Problem, vector: Array) -> _Model:
     """Value, gradient and Hessian by central differences of fourth and second order, in the members' own units."""
-    local, size = problem.near(vector), vector.size
-    basis = _units(local, vector)
-    axes = _STEP * basis.T
-    pairs = [(i, j) for i in range(size) for j in range(i)]
-    moves = [np.zeros(size)]
-    for axis in axes:
-        moves += [axis, -axis, 2 * axis, -2 * axis]
-    for i, j in pairs:
-        moves += [axes[i] + axes[j], axes[i] - axes[j], axes[j] - axes[i], -axes[i] - axes[j]]
-    with np.errstate(all="ignore"):
-        values = local.value(vector + np.asarray(moves))
+    size = vector.size
+    try:
+        local = problem.near(vector)
+        basis = _units(local, vector)
+        values = _around(local, vector, basis)
+    except ParameterError:  # beyond what floats hold
+        return _Model(float("inf"), np.zeros(size), np.eye(size), np.eye(size))
+    pairs = _pairs(size)
     if not np.isfinite(values).all():
         return _Model(float("inf"), np.zeros(size), np.eye(size), basis)
     here, single = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
@@ -114,6 +113,22 @@ def _model(problem: Problem, vector: Array) -> _Model:
     for (i, j), four in zip(pairs, values[1 + 4 * size :].reshape(-1, 4), strict=True):
         hessian[i, j] = hessian[j, i] = (four[0] - four[1] - four[2] + four[3]) / (4 * _STEP**2)
     return _Model(float(here), gradient, hessian, basis)
+
+
+def _pairs(size: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(size) for j in range(i)]
+
+
+def _around(local: Local, vector: Array, basis: Array) -> Array:
+    """The values here, at four places along each axis, and at four for each pair of axes."""
+    axes = _STEP * basis.T
+    moves = [np.zeros(vector.size)]
+    for axis in axes:
+        moves += [axis, -axis, 2 * axis, -2 * axis]
+    for i, j in _pairs(vector.size):
+        moves += [axes[i] + axes[j], axes[i] - axes[j], axes[j] - axes[i], -axes[i] - axes[j]]
+    with np.errstate(all="ignore"):
+        return local.value(vector + np.asarray(moves))
 
 
 def _units(local: Local, vector: Array) -> Array:

@@ -21,7 +21,7 @@ from kullback.fit.moments import moments_of, of_samples
 from kullback.fit.nodes import mean_of
 from kullback.fit.problems import Likelihood, problem_on_the_line
 from kullback.fit.search import search
-from kullback.fit.starts import guess_of, starts_on_the_line
+from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
 from kullback.fit.vectors import forward_of_vectors
 from kullback.measures import measure
@@ -157,10 +157,17 @@ def _of_samples(
                 f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
             )
         return _alone(closed, _unknown("-mean log q(x)"), {"method": "closed form"})
+    if closed is None and x.min() == x.max():
+        raise SupportError(
+            f"expected samples that differ, but all {x.size} are {float(x[0])!r}: {kind.__name__} has its "
+            "greatest likelihood nowhere"
+        )
     if not begin:
         guess = closed or guess_of(kind, x, shares, fixed, components)
+        if guess is None and (other := guess_of(kind, np.abs(x) + 1, shares, fixed, components)) is not None:
+            _require_inside(kind, other, x)
         if guess is None:
-            raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+            raise no_start(kind)
         begin = [guess, *_scattered(guess, x)]
     _require_inside(kind, closed or begin[0], x)
     if closed is not None and begin == [closed]:
@@ -182,7 +189,7 @@ def _scattered(guess: Record, x: Array) -> list[Record]:
     if not isinstance(guess, families.NormalMixture):
         return []
     rng = np.random.default_rng(0)
-    places = [rng.choice(x, np.size(guess.locs), replace=False) for _ in range(7)]
+    places = [rng.choice(x, np.size(guess.locs), replace=False) for _ in range(3)]
     return [families.NormalMixture(weights=guess.weights, locs=locs, scales=guess.scales) for locs in places]
 
 
@@ -227,9 +234,9 @@ def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict
         return _alone(closed, _finite(target, closed), {"method": "closed form"})
     begin = begin or starts_on_the_line(kind, density, fixed, components)
     if not begin:
-        raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+        raise no_start(kind)
     chart = coordinates_of(kind, begin[0], fixed)
-    found = search(chart, problem_on_the_line(chart, density, forward=True), begin)
+    found = search(chart, problem_on_the_line(chart, density, alpha=1.0), begin)
     if not found.minima:
         raise SupportError(
             f"expected KL(target || {kind.__name__}) to be finite at a start, but it is inf at all {len(begin)}: "

@@ -12,6 +12,7 @@ from scipy import optimize, special
 
 from kullback import families
 from kullback._arrays import Array
+from kullback.errors import ParameterError
 from kullback.families import Record
 
 __all__ = ["Mean", "moments_of", "of_samples"]
@@ -39,8 +40,12 @@ def moments_of(kind: type[Record], mean: Mean, fixed: dict[str, Any]) -> Record 
         return None
     with np.errstate(all="ignore"):
         values = form(mean, *(fixed[name] for name in names))
-    good = all(np.isfinite(value).all() for value in values.values())
-    return kind(**fixed, **values) if good else None
+    if not all(np.isfinite(value).all() for value in values.values()):
+        return None
+    try:
+        return kind(**fixed, **values)
+    except ParameterError:  # P has mass outside the family's support
+        return None
 
 
 def of_samples(kind: type[Record], x: Array, shares: Array, fixed: dict[str, Any]) -> Record | None:

@@ -34,6 +34,8 @@ def pareto_k(log_weights: Array) -> float:
     count = ceil(min(0.2 * logs.size, 3 * logs.size**0.5))
     if logs[-count - 1] == -inf:
         return inf
+    if logs[-1] - logs[-count - 1] < 1e-9:
+        return 0.0  # the largest are all alike
     tail, cutoff = np.exp(logs[-count:] - logs[-1]), np.exp(logs[-count - 1] - logs[-1])
     excess = tail - cutoff
     excess = excess[excess > 0]

@@ -23,7 +23,7 @@ from kullback.fit.kinds import is_module, kind_of
 from kullback.fit.pareto import pareto_k
 from kullback.fit.problems import problem_on_the_line
 from kullback.fit.search import Found, search
-from kullback.fit.starts import starts_on_the_line
+from kullback.fit.starts import no_start, starts_on_the_line
 from kullback.fit.targets import called, density_of, normalised
 from kullback.fit.vectors import reverse_in_the_plane
 from kullback.measures import measure
@@ -137,26 +137,32 @@ def _on_the_line(
         density, diagnostics["log_evidence"] = normalised(log_prob, support)
     own = starts_on_the_line(kind, density, fixed, components)
     if not begin + own:
-        raise ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records")
+        raise no_start(kind)
     chart = coordinates_of(kind, (begin + own)[0], fixed)
-    found = search(chart, problem_on_the_line(chart, density, forward=False), begin + own)
+    if _kl((begin + own)[0], density).value == inf:
+        own = [one for one in own if _kl(one, density).value < inf]
+        if not own:
+            raise _never_finite(kind, density)
+    found = search(chart, problem_on_the_line(chart, density, alpha=0.0), begin + own)
     if not found.minima:
-        raise SupportError(
-            f"expected KL({kind.__name__} || target) to be finite at a start, but it is inf at all "
-            f"{len(begin + own)}: the family has mass where the target, supported on {density.support}, has none"
-        )
+        raise _never_finite(kind, density)
     best = found.minima[0].distribution
-    estimate = _judged(best, target, density)
+    estimate = _kl(best, density) if target is None else measure(best, target)
     if log_prob is not None:
         diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
     diagnostics["pareto_k"] = _tail(best, density)
     return _fit(found, estimate, diagnostics)
 
 
-def _judged(best: Record, target: Any, density: Density) -> Estimate:
-    if target is not None:
-        return measure(best, target)
-    mine = of_record(best)
+def _never_finite(kind: type[Record], density: Density) -> SupportError:
+    return SupportError(
+        f"expected KL({kind.__name__} || target) to be finite at a start, but it is inf at each: the family has mass "
+        f"where the target, supported on {density.support}, has none, or tails too heavy for it"
+    )
+
+
+def _kl(one: Record, density: Density) -> Estimate:
+    mine = of_record(one)
     assert mine is not None
     return (kl_summation if density.discrete else kl_quadrature)(mine, density)
 

@@ -34,7 +34,11 @@ def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Fo
     ends: list[tuple[Descent, list[Record]]] = []
     path: tuple[Step, ...] = ()
     for number, start in enumerate(starts):
-        descent = descend(problem, chart.vector(start))
+        with np.errstate(all="ignore"):
+            vector = chart.vector(start)
+        if not np.isfinite(vector).all():
+            continue  # on the family's edge
+        descent = descend(problem, vector)
         if number == 0:
             path = tuple(Step(chart.record(one), kl) for one, kl in zip(descent.vectors, descent.values, strict=True))
         if not np.isfinite(descent.values[-1]):

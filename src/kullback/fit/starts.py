@@ -1,5 +1,6 @@
 """Where descents begin: members matched to pieces of the target, for every minimum lies near some piece."""
 
+from dataclasses import fields
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -8,14 +9,21 @@ import numpy as np
 from kullback import families
 from kullback._arrays import Array
 from kullback.densities.density import Density
-from kullback.errors import KullbackError
+from kullback.errors import KullbackError, ParameterError
 from kullback.families import Record
 from kullback.fit.moments import moments_of
 from kullback.fit.nodes import line_nodes
 
-__all__ = ["guess_of", "starts_on_the_line"]
+__all__ = ["guess_of", "no_start", "starts_on_the_line"]
 
-_MOST = 24  # starts
+_MOST = 30  # starts
+
+
+def no_start(kind: type[Record]) -> ParameterError:
+    """What is wrong where no start can be guessed."""
+    counts = [field.name for field in fields(kind) if field.name in ("total_count", "population", "draws")]  # pyright: ignore
+    more = f", and {', '.join(counts)} in fixed=" if counts else ""
+    return ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records{more}")
 
 
 def starts_on_the_line(
@@ -32,9 +40,15 @@ def starts_on_the_line(
     spans = sorted(
         combinations(range(len(edges)), 2), key=lambda span: (span[1] - span[0] != len(edges) - 1, span[1] - span[0])
     )
+    windows = [(edges[first], edges[last]) for first, last in spans]
+    windows += [
+        (place - reach * width, place + reach * width) for reach in (1, 3) for place, width in target.anchors[:6]
+    ]
+    if kind is families.NormalMixture:
+        windows = windows[:3]  # its components are spread over each
     found = []
-    for first, last in spans:
-        inside = (x >= edges[first]) & (x <= edges[last])
+    for low, high in windows:
+        inside = (x >= low) & (x <= high)
         if mass[inside].sum() < 1e-9 or len(found) >= _MOST:
             continue
         part = mass[inside] / mass[inside].sum()
@@ -119,4 +133,5 @@ def _rough(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], com
             "locs": np.asarray([quantile(share) for share in shares]),
             "scales": np.full(components, max(spread**0.5 / components, 1e-12)),
         }
-    return kind(**{**values, **fixed})
+    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{**values, **fixed}) if values.keys() <= names else None

@@ -46,9 +46,10 @@ def normalised(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
 
         return log_density
 
-    anchors, top = _places(shifted(0.0), support)
-    raw = Density(shifted(top), support, anchors)
-    mass = float(np.exp(line_nodes(raw, raw).log_mass(raw)).sum())
+    with np.errstate(all="ignore"):
+        anchors, top = _places(shifted(0.0), support)
+        raw = Density(shifted(top), support, anchors)
+        mass = float(np.exp(line_nodes(raw, raw).log_mass(raw)).sum())
     edge = [
         raw.log_density(np.zeros(1), np.asarray([end]))[0]
         for end, bound in zip((-1e12, 1e12), support, strict=True)
