@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.closing import finish
+from kullback.cli.train_latents import add_latents
 from kullback.cli.train_ppo import add_ppo
 from kullback.policy.budget import KLBudget
 
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> None:
     )
     _add_grpo(recipes)
     add_ppo(recipes)
+    add_latents(recipes)
     _add_demo(recipes)
 
 

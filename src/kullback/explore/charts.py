@@ -12,6 +12,7 @@ Chart = dict[str, Any]
 
 BUDGET_BAND = 0.2  # a budget counts as held within 20 %
 FAR = 4  # a KL this many times the smallest budget flattens its band on a linear axis
+_ACTIVE_NOTE = "Latent dimensions whose mean varies over images by more than 0.01."
 UNLIKE = 6  # reward functions whose ranges differ by more than this get a chart each
 
 
@@ -31,6 +32,7 @@ DIVERGENCES = {
     "kl_policy_ref_per_sequence": Divergence("kl-sequence", *_POLICY_REF, "sequence"),
     "kl_policy_ref_per_step": Divergence("kl-step", *_POLICY_REF, "step"),
     "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
+    "kl_posterior_prior_per_latent": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
 }
 
 
@@ -64,6 +66,8 @@ def held_key(config: Row) -> str | None:
     budget = budget_of(config)
     if budget is None:
         return None
+    if budget[1] == "latent":
+        return "kl_posterior_prior_per_latent"
     return f"kl_{'old_policy' if config['budget'].get('of') == 'old' else 'policy_ref'}_per_{budget[1]}"
 
 
@@ -83,7 +87,42 @@ class RunCharts:
 
     def grids(self) -> list[dict[str, Any]]:
         """The steps that the curves lie on, which they share; a series names its own by index."""
-        return [track.grid() for track in (*self.batches, *self.evaluations)]
+        ranks = [{"x": list(range(1, 1 + len(kls)))} for kls in self._latents()]
+        rates = {"x": [rate for rate, _ in self._outcomes()]}
+        return [*(track.grid() for track in (*self.batches, *self.evaluations)), *ranks, rates]
+
+    def _is_latent(self) -> bool:
+        return any(config.get("kind") in ("vae", "bottleneck") for config in self.configs)
+
+    def _outcomes(self) -> list[tuple[float, float]]:
+        """Nats and accuracy of each run at its end, by nats."""
+        last = [track.rows[-1] for track in self.evaluations if track.rows]
+        pairs = [(finite(row.get("kl_posterior_prior_per_latent")), finite(row.get("accuracy"))) for row in last]
+        return sorted((rate, accuracy) for rate, accuracy in pairs if rate is not None and accuracy is not None)
+
+    def _accuracy_by_nats(self) -> Chart | None:
+        """What the nats of each run buy."""
+        pairs = self._outcomes()
+        if len(pairs) < 2:
+            return None
+        values, grid = [accuracy for _, accuracy in pairs], 3 * len(self.batches)
+        last = {"x": pairs[-1][0], "value": values[-1]}
+        return {
+            "id": "accuracy-by-nats",
+            "title": "Accuracy against nats",
+            "note": "Each point is a run at its end, on held-out images.",
+            "x": {"label": "nats per image"},
+            "y": {"label": "accuracy", "max": 1.0},
+            "lines": [],
+            "series": [
+                {"name": "", "mark": "points", "group": 0, "dash": 0, "grid": grid, "values": values, "last": last}
+            ],
+        }
+
+    def _latents(self) -> list[list[float]]:
+        """The last KL of each latent dimension, the largest first, for each run."""
+        last = [track.rows[-1].get("kl_latents") if track.rows else None for track in self.evaluations]
+        return [sorted(filter(None, map(finite, kls or ())), reverse=True) for kls in last]
 
     def sections(self) -> list[dict[str, Any]]:
         """Every chart that has data, under three headings.
@@ -93,13 +132,18 @@ class RunCharts:
         """
         control = {"step_scale": "learning-rate factor", "pull": "pull towards the reference"}
         control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
+        latent = self._is_latent()
         acts = any(config.get("kind") == "ppo" for config in self.configs)
         unit, undecided = ("step", "its next action") if acts else ("token", "the next token")
         entropy_note = f"How undecided the policy is about {undecided}."
         truncated_note = "Completions that were cut off at the length limit."
         repetition_note = "How much of a completion repeats itself."
         sections = {
-            "Reward and divergence": [*self._rewards(), *self._divergences()],
+            "Divergence" if latent else "Reward and divergence": [
+                *([] if latent else self._rewards()),
+                *self._divergences(),
+                self._accuracy_by_nats(),
+            ],
             "What held the budget": [
                 self._beta(),
                 self._chart(
@@ -113,6 +157,19 @@ class RunCharts:
                 self._chart("length", "Completion length", "tokens", "", {"completion_length": ""}, zero=True),
                 self._chart("truncated", "Truncated", "fraction", truncated_note, {"truncated": ""}, zero=True),
                 self._chart("repetition", "Repetition", "fraction", repetition_note, {"repetition": ""}, zero=True),
+            ],
+            "What the model learns": [
+                self._chart("distortion", "Distortion", "nats per image", "-log p(x | z).", {"distortion": ""}),
+                self._chart(
+                    "cross-entropy", "Cross-entropy of the classes", "nats per image", "", {"cross_entropy": ""}
+                ),
+                self._chart("accuracy", "Accuracy", "fraction", "", {"accuracy": ""}, max=1.0),
+                self._chart("elbo", "Evidence bound", "nats per image", "log p(x) is above it.", {"elbo": ""}),
+                self._chart(
+                    "likelihood", "Log-likelihood", "nats per image", "By importance weights.", {"log_likelihood": ""}
+                ),
+                self._chart("active", "Active units", "dimensions", _ACTIVE_NOTE, {"active_units": ""}, zero=True),
+                self._by_dimension(),
             ],
         }
         drawn = {title: [chart for chart in charts if chart] for title, charts in sections.items()}
@@ -159,6 +216,26 @@ class RunCharts:
         x = {"label": "step", "integer": True}
         words = {"id": name, "title": title, "note": note.strip()}
         return {**words, "x": x, "y": {"label": label, **axis}, "lines": list(lines), "series": series}
+
+    def _by_dimension(self) -> Chart | None:
+        """The last KL of each latent dimension, by rank."""
+        first = len(self.batches) + len(self.evaluations)
+        series = [
+            {"name": "", "mark": "points", "group": i, "dash": 0, "grid": first + i, "values": kls, "last": last}
+            for i, kls in enumerate(self._latents())
+            if kls and (last := {"x": len(kls), "value": kls[-1]})
+        ]
+        if not series:
+            return None
+        return {
+            "id": "latents",
+            "title": "KL by latent dimension",
+            "note": "At the last evaluation, the largest first.",
+            "x": {"label": "rank", "integer": True},
+            "y": {"label": "nats per image", "zero": True},
+            "lines": [],
+            "series": series,
+        }
 
     def _names(self, key: str) -> list[str]:
         """The reward functions that the arms list under a key of their settings."""
@@ -215,6 +292,8 @@ class RunCharts:
         ]
         where = "in the states that it visits" if unit == "step" else "on what it writes"
         note = f"How far the policy has moved, measured {where}."
+        if unit == "image":
+            note = "What the latent variables tell of an image, all dimensions together."
         if any(not t.bucketed and any(f"{key}_std_error" in row for row in t.rows) for t in self.evaluations):
             note += " Whiskers: ±2 standard errors."
         measured = [kl for t in (*self.batches, *self.evaluations) for row in t.rows if (kl := finite(row.get(key)))]
@@ -237,5 +316,6 @@ class RunCharts:
         def priced(arm: int, key: str) -> bool:
             return any((finite(row.get(key)) or 0) > 0 for row in self.batches[arm].rows)
 
-        note = "What a nat of KL costs in reward."
-        return self._chart("beta", "Penalty weight β", "reward per nat", note, {"beta": "β"}, log=True, keep=priced)
+        what = "distortion" if self._is_latent() else "reward"
+        note = f"What a nat of KL costs in {what}."
+        return self._chart("beta", "Penalty weight β", f"{what} per nat", note, {"beta": "β"}, log=True, keep=priced)

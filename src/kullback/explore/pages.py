@@ -41,6 +41,7 @@ def self_contained_page(template: str, data: object, words: Mapping[str, str]) -
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     parts = {
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
+        "img-src data:; "
         f"style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "script": modules,

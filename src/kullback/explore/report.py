@@ -19,6 +19,7 @@ __all__ = ["Arm", "Table", "write_report"]
 
 Row = Mapping[str, Any]
 
+_PER = {"latent": "image"}
 MOST_ARMS = 6  # as many as there are colours
 MOST_SAMPLES = 24
 MOST_CHARACTERS = 6_000
@@ -35,6 +36,7 @@ class Arm:
         metrics: One row for each training step; a key that is absent, None or nan is a gap.
         evaluations: Rows measured on a fixed set of prompts.
         samples: "before" and "after", each a list of {"prompt": str, "completion": str, "rewards": {name: number}}.
+        pictures: "before" and "after", each a list of {"title": str, "images": PNGs in base64}.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arm:
     metrics: Sequence[Row] = ()
     evaluations: Sequence[Row] = ()
     samples: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    pictures: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
 
 class Table(TypedDict):
@@ -104,7 +107,10 @@ def _count(number: int, noun: str) -> str:
 
 def _facts(arm: Arm, steps: int, evaluations: int) -> str:
     budget = budget_of(arm.config)
-    facts = [f"budget {budget[0]:g} nats per {budget[1]}" if budget else "no budget", _count(steps, "step")]
+    facts = [
+        f"budget {budget[0]:g} nats per {_PER.get(budget[1], budget[1])}" if budget else "no budget",
+        _count(steps, "step"),
+    ]
     facts.append(_count(evaluations, "evaluation"))
     seconds = [s for row in arm.metrics if (s := finite(row.get("seconds"))) is not None]
     return " · ".join(facts + ([_duration(max(seconds))] if seconds else []))
@@ -130,6 +136,9 @@ def _notes(arms: Sequence[Arm], tracks: Sequence[Track]) -> list[str]:
         if track.bucketed:
             drawn = f"{len(track.steps):,} steps are drawn as {len(track.buckets)} means"
             notes.append(f"{drawn}; the shading runs from the least to the greatest value under each.")
+        alarms = [row["alarm"] for row in arm.evaluations if row.get("alarm")]
+        if alarms and arm.evaluations[-1].get("alarm"):
+            notes.append(f"{_cut(str(alarms[-1]))}.")
         for note in notes:
             said.setdefault(note, []).append(arm.name)
     return [f"{', '.join(names)}: {note}" for note, names in said.items()]
@@ -190,6 +199,11 @@ def _page(arms: Sequence[Arm], table: Table | None) -> dict[str, Any]:
         "notes": _notes(arms, batches),
         "grids": charts.grids(),
         "sections": charts.sections(),
+        "pictures": [
+            {"arm": i, "rows": [{"title": str(row["title"]), "images": list(map(str, row["images"]))} for row in rows]}
+            for i, arm in enumerate(arms)
+            if (rows := arm.pictures.get("after") or arm.pictures.get("before"))
+        ],
         "samples": [samples for i, arm in enumerate(arms) if (samples := _samples(arm, i))],
         "settings": _settings(arms),
     }

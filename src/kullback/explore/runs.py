@@ -13,7 +13,10 @@ __all__ = ["closing_table", "report_runs"]
 
 def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
     """Write the report of run directories, each under the name that it is given here."""
-    arms = [Arm(name, run.config(), run.metrics(), run.evaluations(), run.samples()) for name, run in runs.items()]
+    arms = [
+        Arm(name, run.config(), run.metrics(), run.evaluations(), run.samples(), run.pictures())
+        for name, run in runs.items()
+    ]
     table = closing_table(runs) if all(arm.evaluations for arm in arms) else None
     return write_report(arms, path, title=title, summary=summary, table=table)
 
@@ -44,6 +47,12 @@ def _told(run: RunDirectory) -> dict[str, str]:
         "repeated pairs of tokens": "repetition",
         "completion length, tokens": "completion_length",
         "episode length, steps": "episode_length",
+        "distortion, nats per image": "distortion",
+        "evidence bound, nats per image": "elbo",
+        "log-likelihood, nats per image": "log_likelihood",
+        "cross-entropy, nats per image": "cross_entropy",
+        "accuracy": "accuracy",
+        "active units": "active_units",
     }
     told |= {words: change(key) for words, key in measures.items() if key in last}
     told |= {

@@ -4,6 +4,7 @@ config.json        what the run was told
 metrics.jsonl      a row for each optimizer step
 evaluations.jsonl  a row for each measurement on the fixed prompts
 samples.json       completions of the first of those prompts, before and after
+pictures.json      images of a VAE, before and after
 checkpoints/       what `--resume` continues from
 model/             the trained policy, for transformers
 report.html        all of it to look at
@@ -89,6 +90,13 @@ class RunDirectory:
     def samples(self) -> dict[str, list[Row]]:
         path = self.path / "samples.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def pictures(self) -> dict[str, list[Row]]:
+        path = self.path / "pictures.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def set_pictures(self, when: str, rows: list[Row]) -> None:
+        self._write_json("pictures.json", {**self.pictures(), when: rows})
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", row)
