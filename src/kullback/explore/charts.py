@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kullback.explore.latent_charts import accuracy_by_nats, by_dimension, is_latent, latent_grids
 from kullback.explore.tracks import Track, finite
 
 __all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "held_key"]
@@ -87,42 +88,7 @@ class RunCharts:
 
     def grids(self) -> list[dict[str, Any]]:
         """The steps that the curves lie on, which they share; a series names its own by index."""
-        ranks = [{"x": list(range(1, 1 + len(kls)))} for kls in self._latents()]
-        rates = {"x": [rate for rate, _ in self._outcomes()]}
-        return [*(track.grid() for track in (*self.batches, *self.evaluations)), *ranks, rates]
-
-    def _is_latent(self) -> bool:
-        return any(config.get("kind") in ("vae", "bottleneck") for config in self.configs)
-
-    def _outcomes(self) -> list[tuple[float, float]]:
-        """Nats and accuracy of each run at its end, by nats."""
-        last = [track.rows[-1] for track in self.evaluations if track.rows]
-        pairs = [(finite(row.get("kl_posterior_prior_per_latent")), finite(row.get("accuracy"))) for row in last]
-        return sorted((rate, accuracy) for rate, accuracy in pairs if rate is not None and accuracy is not None)
-
-    def _accuracy_by_nats(self) -> Chart | None:
-        """What the nats of each run buy."""
-        pairs = self._outcomes()
-        if len(pairs) < 2:
-            return None
-        values, grid = [accuracy for _, accuracy in pairs], 3 * len(self.batches)
-        last = {"x": pairs[-1][0], "value": values[-1]}
-        return {
-            "id": "accuracy-by-nats",
-            "title": "Accuracy against nats",
-            "note": "Each point is a run at its end, on held-out images.",
-            "x": {"label": "nats per image"},
-            "y": {"label": "accuracy", "max": 1.0},
-            "lines": [],
-            "series": [
-                {"name": "", "mark": "points", "group": 0, "dash": 0, "grid": grid, "values": values, "last": last}
-            ],
-        }
-
-    def _latents(self) -> list[list[float]]:
-        """The last KL of each latent dimension, the largest first, for each run."""
-        last = [track.rows[-1].get("kl_latents") if track.rows else None for track in self.evaluations]
-        return [sorted(filter(None, map(finite, kls or ())), reverse=True) for kls in last]
+        return [*(track.grid() for track in (*self.batches, *self.evaluations)), *latent_grids(self.evaluations)]
 
     def sections(self) -> list[dict[str, Any]]:
         """Every chart that has data, under three headings.
@@ -132,7 +98,7 @@ class RunCharts:
         """
         control = {"step_scale": "learning-rate factor", "pull": "pull towards the reference"}
         control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
-        latent = self._is_latent()
+        latent = is_latent(self.configs)
         acts = any(config.get("kind") == "ppo" for config in self.configs)
         unit, undecided = ("step", "its next action") if acts else ("token", "the next token")
         entropy_note = f"How undecided the policy is about {undecided}."
@@ -142,7 +108,7 @@ class RunCharts:
             "Divergence" if latent else "Reward and divergence": [
                 *([] if latent else self._rewards()),
                 *self._divergences(),
-                self._accuracy_by_nats(),
+                accuracy_by_nats(self.evaluations),
             ],
             "What held the budget": [
                 self._beta(),
@@ -169,7 +135,7 @@ class RunCharts:
                     "likelihood", "Log-likelihood", "nats per image", "By importance weights.", {"log_likelihood": ""}
                 ),
                 self._chart("active", "Active units", "dimensions", _ACTIVE_NOTE, {"active_units": ""}, zero=True),
-                self._by_dimension(),
+                by_dimension(self.evaluations),
             ],
         }
         drawn = {title: [chart for chart in charts if chart] for title, charts in sections.items()}
@@ -216,26 +182,6 @@ class RunCharts:
         x = {"label": "step", "integer": True}
         words = {"id": name, "title": title, "note": note.strip()}
         return {**words, "x": x, "y": {"label": label, **axis}, "lines": list(lines), "series": series}
-
-    def _by_dimension(self) -> Chart | None:
-        """The last KL of each latent dimension, by rank."""
-        first = len(self.batches) + len(self.evaluations)
-        series = [
-            {"name": "", "mark": "points", "group": i, "dash": 0, "grid": first + i, "values": kls, "last": last}
-            for i, kls in enumerate(self._latents())
-            if kls and (last := {"x": len(kls), "value": kls[-1]})
-        ]
-        if not series:
-            return None
-        return {
-            "id": "latents",
-            "title": "KL by latent dimension",
-            "note": "At the last evaluation, the largest first.",
-            "x": {"label": "rank", "integer": True},
-            "y": {"label": "nats per image", "zero": True},
-            "lines": [],
-            "series": series,
-        }
 
     def _names(self, key: str) -> list[str]:
         """The reward functions that the arms list under a key of their settings."""
@@ -316,6 +262,6 @@ class RunCharts:
         def priced(arm: int, key: str) -> bool:
             return any((finite(row.get(key)) or 0) > 0 for row in self.batches[arm].rows)
 
-        what = "distortion" if self._is_latent() else "reward"
+        what = "distortion" if is_latent(self.configs) else "reward"
         note = f"What a nat of KL costs in {what}."
         return self._chart("beta", "Penalty weight β", f"{what} per nat", note, {"beta": "β"}, log=True, keep=priced)

@@ -13,7 +13,7 @@ __all__ = ["self_contained_page"]
 MODULES = ("axes.js", "kullback.js")  # in the order of their imports
 
 
-def self_contained_page(template: str, data: object, words: Mapping[str, str]) -> str:
+def self_contained_page(template: str, data: object, words: Mapping[str, str], *, images: bool = False) -> str:
     """Fill a template of this package with its style sheet, its modules, its data and its words.
 
     The page forbids itself the network and every script and style but its own two, named by their hashes.
@@ -23,6 +23,7 @@ def self_contained_page(template: str, data: object, words: Mapping[str, str]) -
             `<script type="module">`), `{{data}}` (within a `<script type="application/json">`) and the keys of `words`.
         data: What the script draws: plain lists, dictionaries, strings, finite numbers, None.
         words: Text for the markup, not yet escaped.
+        images: Whether its data holds images, which the page then may show.
 
     Returns:
         The HTML.
@@ -41,7 +42,7 @@ def self_contained_page(template: str, data: object, words: Mapping[str, str]) -
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     parts = {
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
-        "img-src data:; "
+        f"{'img-src data:; ' if images else ''}"
         f"style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "script": modules,

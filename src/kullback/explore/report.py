@@ -93,7 +93,8 @@ def write_report(
     if not path.parent.is_dir():
         raise InputError(f"The directory {path.parent} does not exist; create it, or name another file.")
 
-    page = self_contained_page("report.html", _page(arms, table), {"title": title, "summary": summary})
+    images = any(arm.pictures for arm in arms)
+    page = self_contained_page("report.html", _page(arms, table), {"title": title, "summary": summary}, images=images)
     write_whole(path, page)
     return path
 

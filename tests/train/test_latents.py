@@ -1,0 +1,227 @@
+"""Autoencoders and bottlenecks: the KL term, schedules, free bits, data, the budget, the alarm, resuming."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kullback.errors import InputError
+from kullback.train.latents.images import load_images
+from kullback.train.latents.judgement import alarm, judge
+from kullback.train.latents.models import VAE, Bottleneck, kl_to_prior
+from kullback.train.latents.schedules import Constant, Cyclical, FreeBits, Linear, priced_kl
+from kullback.train.latents.trainer import LatentPlan, latent_budget, train_latent
+from kullback.train.run_directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits")
+
+
+def test_the_kl_term_is_torchs():
+    torch.manual_seed(0)
+    loc, scale = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.rand(7, 5, dtype=torch.float64) + 0.1
+    ours = kl_to_prior(loc, scale)
+    prior = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
+    theirs = torch.distributions.kl_divergence(torch.distributions.Normal(loc, scale), prior)
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+    (slope,) = torch.autograd.grad(ours.sum(), loc)
+    torch.testing.assert_close(slope, loc.detach())
+
+
+def test_free_bits_by_hand():
+    kl = torch.tensor([[0.2, 3.0, 0.0], [0.4, 1.0, 0.1]], requires_grad=True)
+    assert priced_kl(kl, None).item() == pytest.approx((3.2 + 1.5) / 2)
+    # Means by dimension are 0.3, 2 and 0.05.
+    of_dimensions = priced_kl(kl, FreeBits(0.25))
+    assert of_dimensions.item() == pytest.approx(0.3 + 2.0 + 0.25)
+    (slope,) = torch.autograd.grad(of_dimensions, kl)
+    assert slope.tolist() == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
+    of_examples = priced_kl(kl, FreeBits(2.0, of="example"))
+    assert of_examples.item() == pytest.approx((3.2 + 2.0) / 2)
+    (slope,) = torch.autograd.grad(of_examples, kl)
+    assert slope.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
+
+
+def test_schedules_at_known_steps():
+    assert [Constant(2.0).beta(step) for step in (1, 10_000)] == [2.0, 2.0]
+    assert [Linear(2.0, warmup=10).beta(step) for step in (1, 5, 10, 11)] == [0.2, 1.0, 2.0, 2.0]
+    cycles = Cyclical(1.0, total=100, cycles=2, ratio=0.5)
+    assert [cycles.beta(step) for step in (1, 26, 50, 51, 76)] == [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert cycles.beta(11) == pytest.approx(0.4)
+
+
+def test_likelihoods_are_densities():
+    """Of one pixel: the gaussian's cost is -log N(x; decoded, noise), the bernoulli's a cross-entropy."""
+    torch.manual_seed(1)
+    z, x = torch.randn(3, 2), torch.rand(3, 8, 8)
+    for likelihood in ("bernoulli", "gaussian"):
+        model = VAE((8, 8), 2, 16, likelihood, 0.2)
+        mean = model.decoded(z)
+        if likelihood == "gaussian":
+            expected = -torch.distributions.Normal(mean, 0.2).log_prob(x).flatten(1).sum(1)
+        else:
+            expected = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1)
+        torch.testing.assert_close(model.cost(z, x), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_likelihood_by_weights_is_that_of_a_linear_model():
+    """Where the posterior is exact, the weights are all alike and the evidence bound is the likelihood."""
+    torch.manual_seed(0)
+    model = VAE((8, 8), 1, 4, "gaussian", 0.5)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+        for parameter in model.encoder.parameters():
+            parameter.zero_()  # q(z | x) is the prior, which the decoder makes exact
+    x = torch.rand(30, 8, 8)
+    row = judge(model, x, None, step=3)
+    expected = -(0.5 * ((x - 0.5) / 0.5) ** 2 + math.log(0.5) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1).mean()
+    assert row["log_likelihood"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["elbo"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["kl_posterior_prior_per_latent"] == 0
+    assert row["active_units"] == 0
+    assert "collapse" in (alarm(row, 4.0) or "")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 22)])
+def test_networks_give_back_the_size_they_are_given(size):
+    x = torch.rand(3, *size)
+    model = VAE(size, 4, 32)
+    loc, scale = model.posterior(x)
+    assert loc.shape == scale.shape == (3, 4)
+    assert model.decoded(loc).shape == x.shape
+    assert Bottleneck(size, 4, 32, 10).cost(loc, x, torch.tensor([0, 1, 9])).shape == (3,)
+
+
+@pytest.mark.parametrize(("target", "rate"), [(2.0, 3e-3), (10.0, 1e-3)])
+def test_the_budget_is_held(tmp_path, digits, target, rate):
+    plan = LatentPlan("digits", 700, tmp_path / "run", budget=latent_budget(target), learning_rate=rate, hidden=64)
+    assert train_latent(plan, digits)
+    run = RunDirectory(tmp_path / "run")
+    rows = [row["kl_posterior_prior_per_latent"] / target for row in run.evaluations() if row["step"] >= 400]
+    assert len(rows) == 4
+    assert all(0.85 < value < 1.15 for value in rows), rows  # a tenth, and two standard errors of the images
+    assert 0.93 < np.mean(rows) < 1.07
+    assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
+    assert not any("alarm" in row for row in run.evaluations()[1:])
+    assert (run.model / "model.safetensors").is_file()
+    assert len(run.pictures()["after"]) == 5
+
+
+def test_a_run_made_to_collapse_says_so(tmp_path, digits):
+    plan = LatentPlan("digits", 150, tmp_path / "run", schedule=Constant(100.0), hidden=32, evaluate_every=50)
+    assert train_latent(plan, digits)
+    last = RunDirectory(tmp_path / "run").evaluations()[-1]
+    assert last["active_units"] == 0
+    assert "posterior collapse" in last["alarm"]
+
+
+def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
+    accuracies = []
+    for nats in (0.3, 4.0):
+        path = tmp_path / str(nats)
+        budget = latent_budget(nats)
+        assert train_latent(LatentPlan("digits", 400, path, "bottleneck", budget, hidden=64), digits)
+        last = RunDirectory(path).evaluations()[-1]
+        assert last["kl_posterior_prior_per_latent"] == pytest.approx(nats, rel=0.25)
+        # Fano: I(z; label) is at most the nats, so that the cross-entropy is at least log 10 less them.
+        assert last["cross_entropy"] > math.log(10) - last["kl_posterior_prior_per_latent"] - 0.1
+        accuracies.append(last["accuracy"])
+    assert accuracies[1] > 0.93 > accuracies[0] + 0.1
+
+
+def test_a_killed_run_is_the_run_that_was_not(tmp_path):
+    def command(name, *more):
+        words = ("train", "vae", "--budget", "4", "--steps", "600", "--hidden", "32", "--output", str(tmp_path / name))
+        return [sys.executable, "-m", "kullback", *words, "--evaluate-every", "200", *more]
+
+    whole = subprocess.run([*command("whole"), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(whole.stdout)["ended"] is True
+    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    killed = RunDirectory(tmp_path / "killed")
+    until = time.monotonic() + 60
+    while killed.last_checkpoint() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run([*command("killed"), "--resume", "--json"], check=True, capture_output=True)
+    one, other = RunDirectory(tmp_path / "whole"), killed
+    keys = ("step", "kl_posterior_prior_per_latent", "distortion", "beta", "kl_level")
+    assert [[row[key] for key in keys] for row in one.metrics()] == [
+        [row[key] for key in keys] for row in other.metrics()
+    ]
+    assert one.evaluations() == other.evaluations()
+    assert "data:image/png;base64" in killed.report.read_text()
+
+
+def test_data_is_read_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "good.npy", rng.random((30, 5, 6)))
+    np.save(tmp_path / "bytes.npy", rng.integers(0, 256, (30, 5, 6), dtype=np.uint8))
+    images = load_images(str(tmp_path / "good.npy"))
+    assert images.train.shape == (24, 5, 6)
+    assert images.held_out.shape == (6, 5, 6)
+    assert load_images(str(tmp_path / "bytes.npy")).train.max() <= 1
+    bad = {"nan": np.full((30, 5, 6), np.nan), "range": np.full((30, 5, 6), 1.5), "flat": np.zeros((30, 5)),
+           "few": np.zeros((3, 5, 6)), "objects": np.array(["a"] * 30)}  # fmt: skip
+    for name, array in bad.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(InputError, match="expected"):
+            load_images(str(tmp_path / f"{name}.npy"))
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("text.npy", "absent.npy"):
+        with pytest.raises(InputError, match="expected"):
+            load_images(str(tmp_path / name))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InputError, match="found none"):
+        load_images(str(folder))
+    for i in range(25):
+        Image.fromarray(rng.integers(0, 256, (4, 7), dtype=np.uint8)).save(folder / f"{i}.png")
+    assert load_images(str(folder)).train.shape == (20, 4, 7)
+    Image.new("L", (3, 3)).save(folder / "99.png")
+    with pytest.raises(InputError, match="one size"):
+        load_images(str(folder))
+    (folder / "99.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="no picture"):
+        load_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "0"], "--budget: expected a finite number"),
+        (["--budget", "3", "--beta", "1"], "sets the price itself"),
+        (["--beta", "-1"], "--beta"),
+        (["--free-bits", "-1"], "--free-bits"),
+        (["--latents", "0"], "--latents"),
+        (["--data", "nowhere"], "not there"),
+        (["--learning-rate", "7"], "--learning-rate"),
+    ],
+)
+def test_bad_options_end_with_one_line(tmp_path, capsys, words, said):
+    from kullback.cli import main
+
+    assert main(["train", "vae", "--output", str(tmp_path / "run"), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not Path(tmp_path / "run").exists()
+
+
+def test_a_run_that_is_there_is_not_overwritten(tmp_path, digits):
+    plan = LatentPlan("digits", 2, tmp_path / "run", hidden=8)
+    assert train_latent(plan, digits)
+    with pytest.raises(InputError, match="already there"):
+        train_latent(plan, digits)
+    with pytest.raises(InputError, match="started with latents"):
+        train_latent(LatentPlan("digits", 2, tmp_path / "run", hidden=8, latents=3), digits, resume=True)
