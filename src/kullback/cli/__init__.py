@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kullback.cli import doctor, fit, measure, train
+from kullback.cli import doctor, explore, fit, measure, train
 from kullback.errors import KullbackError
 
 __all__ = ["main"]
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"kullback {version('kullback')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     doctor.add_parser(commands)
+    explore.add_parser(commands)
     fit.add_parser(commands)
     measure.add_parser(commands)
     train.add_parser(commands)

@@ -10,10 +10,18 @@ from importlib.resources import files
 
 __all__ = ["self_contained_page"]
 
-MODULES = ("axes.js", "kullback.js")  # in the order of their imports
+MODULES = ("axes.js", "kullback.js", "report.js")  # in the order of their imports
 
 
-def self_contained_page(template: str, data: object, words: Mapping[str, str], *, images: bool = False) -> str:
+def self_contained_page(
+    template: str,
+    data: object,
+    words: Mapping[str, str],
+    *,
+    images: bool = False,
+    live: bool = False,
+    more: tuple[str, ...] = (),
+) -> str:
     """Fill a template of this package with its style sheet, its modules, its data and its words.
 
     The page forbids itself the network and every script and style but its own two, named by their hashes.
@@ -24,6 +32,8 @@ def self_contained_page(template: str, data: object, words: Mapping[str, str], *
         data: What the script draws: plain lists, dictionaries, strings, finite numbers, None.
         words: Text for the markup, not yet escaped.
         images: Whether its data holds images, which the page then may show.
+        live: Whether it may ask the server that it came from.
+        more: Modules after those of every page, in the order of their imports.
 
     Returns:
         The HTML.
@@ -38,11 +48,12 @@ def self_contained_page(template: str, data: object, words: Mapping[str, str], *
     """
     text = _asset(template)
     style = _asset("kullback.css")
-    modules = "\n".join(_without_imports(_asset(name)) for name in MODULES)
+    modules = "\n".join(_without_imports(_asset(name)) for name in (*MODULES, *more))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
+    pictures, asks = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
-        f"{'img-src data:; ' if images else ''}"
+        f"{pictures}{asks}"
         f"style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "script": modules,

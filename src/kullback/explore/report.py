@@ -15,7 +15,7 @@ from kullback.explore.pages import self_contained_page
 from kullback.explore.tracks import Track, finite
 from kullback.files import write_whole
 
-__all__ = ["Arm", "Table", "write_report"]
+__all__ = ["Arm", "Table", "page_data", "write_report"]
 
 Row = Mapping[str, Any]
 
@@ -94,7 +94,9 @@ def write_report(
         raise InputError(f"The directory {path.parent} does not exist; create it, or name another file.")
 
     images = any(arm.pictures for arm in arms)
-    page = self_contained_page("report.html", _page(arms, table), {"title": title, "summary": summary}, images=images)
+    page = self_contained_page(
+        "report.html", page_data(arms, table), {"title": title, "summary": summary}, images=images
+    )
     write_whole(path, page)
     return path
 
@@ -188,7 +190,7 @@ def _words(value: object) -> str:
     return "none" if value is None else _cut(str(value))
 
 
-def _page(arms: Sequence[Arm], table: Table | None) -> dict[str, Any]:
+def page_data(arms: Sequence[Arm], table: Table | None) -> dict[str, Any]:
     """All that the page shows, as plain data."""
     batches = [Track(arm.metrics) for arm in arms]
     evaluations = [Track(arm.evaluations) for arm in arms]

@@ -1,0 +1,43 @@
+"""The explorer: one page of four rooms, with runs in the last of them; as a file, or from a server on this machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kullback.explore.pages import self_contained_page
+from kullback.explore.report import page_data
+from kullback.explore.runs import arms_of, closing_table
+from kullback.train.run_directory import RunDirectory
+
+__all__ = ["explorer_page", "runs_data"]
+
+_MODULES = ("mathematics.js", "figure.js", "room_directions.js", "room_words.js", "room_policy.js", "room_runs.js")
+_WORDS = {
+    "title": "Kullback",
+    "summary": "What KL divergence is, what each of its directions wants, and what a budget of it buys.",
+}
+
+
+def runs_data(runs: Mapping[str, RunDirectory]) -> dict[str, Any] | None:
+    """What the last room shows of runs; None without any.
+
+    Raises:
+        InputError: A directory is no run.
+    """
+    if not runs:
+        return None
+    arms = arms_of(runs)
+    return page_data(arms, closing_table(runs) if all(arm.evaluations for arm in arms) else None)
+
+
+def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:
+    """The page as HTML that needs nothing beside it.
+
+    Args:
+        runs: By the names that they are shown under.
+        live: Whether it is to ask the server that it comes from for news of them.
+
+    Raises:
+        InputError: A directory is no run.
+    """
+    data = {"runs": runs_data(runs), "live": live}
+    return self_contained_page("explorer.html", data, _WORDS, images=True, live=live, more=_MODULES)
