@@ -15,12 +15,12 @@ const DRAWS = [1, 2, 4, 8, 16, 64];
 const SIDE = 5;
 const goal = 4;
 const coin = 12;
-const paid = (cell) => (cell === goal ? 1 : cell === coin ? 0.25 : 0);
+const paid = (cell) => (cell === goal ? 1 : cell === coin ? 0.6 : 0);
 const WORLD = { side: SIDE, start: 20, horizon: 16, stops: [goal], reward: Array.from({ length: 25 }, (_, cell) => paid(cell)) };
 const HONEST = Array.from({ length: 25 }, (_, cell) => (cell === goal ? 1 : 0));
 
 export function policyRoom() {
-  let [budget, world] = [0.3, "bandit"];
+  let [budget, world] = [0.3025, "bandit"];
   const numbers = readings({ kl: "KL(policy || reference), nats", beta: "price β, reward per nat", proxy: "reward that is paid", true: "reward that is meant" });
   const bandit = (nats) => {
     const best = tiltToBudget(REFERENCE, PROXY, nats);
@@ -45,7 +45,7 @@ export function policyRoom() {
         const kept = bestOfN(REFERENCE, PROXY, n);
         return dot(api, [klOf(kept, REFERENCE), kept.reduce((sum, one, i) => sum + one * PROXY[i], 0)], 4, `best of ${n}`);
       }) : [];
-      frontier.words.textContent = `Solid: the reward that is paid, and the most that any policy of that KL can have. Dashed: the reward that is meant; it turns at ${format(peak.kl, 3)} nats, and beyond the policy cheats.${world === "bandit" ? " Dots: best of 1, 2, 4, 8, 16, 64." : ""}`;
+      frontier.words.textContent = `Solid: the reward that is paid, and the most that any policy of that KL can have. Dashed: the reward that is meant. It turns at ${format(peak.kl, 3)} nats; beyond, the policy cheats.${world === "bandit" ? " Dots: best of 1, 2, 4, 8, 16, 64." : ""}`;
       return [
         line(api, curve.map((one) => [one.kl, one.reward]), 0), line(api, curve.map((one) => [one.kl, one.watched]), 1, 1),
         shape("line", { class: "now", x1: api.x(best.kl), x2: api.x(best.kl), y1: api.y(0), y2: api.y(api.invert(0, 12)[1]) }),
@@ -94,14 +94,14 @@ export function policyRoom() {
     else drawGrid();
     for (const [name, value] of Object.entries({ kl: best.kl, beta: best.beta, proxy: best.reward, true: best.watched })) numbers.set(name, value);
   });
-  const nats = slider({ id: "budget", label: "KL budget", min: 0, max: 1, step: 0.005, value: Math.sqrt(0.3 / 4), words: (share) => `${format(most() * share * share, 3)} nats`, change: (share) => { budget = most() * share * share; update(); } });
+  const nats = slider({ id: "budget", label: "KL budget", min: 0, max: 1, step: 0.005, value: 0.275, words: (share) => `${format(most() * share * share, 3)} nats`, change: (share) => { budget = most() * share * share; update(); } });
 
   const section = element("section", { class: "room", id: "policy", "aria-labelledby": "policy-title" },
     element("h2", { id: "policy-title" }, "A policy on a budget"),
     element("p", { class: "lead" }, "The best policy within a KL of the reference is the reference, tilted by the reward. When the reward is flawed, a small budget learns what was meant, and a large one learns to cheat."),
     choice("task", { bandit: "eight answers to one question", grid: "a gridworld" }, world, (value) => {
       world = value;
-      budget = world === "bandit" ? 0.3 : 3;
+      budget = world === "bandit" ? 0.3025 : 3;
       nats.set(Math.sqrt(budget / most()));
       trace();
       update();

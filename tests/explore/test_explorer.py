@@ -1,0 +1,307 @@
+"""The explorer in a real browser: each room moved by hand and by keys, its numbers Python's, the network cut."""
+
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+from kullback import divergence, kl_probs, measure, tilt_to_budget
+from kullback.cli import main
+from kullback.errors import InputError
+from kullback.explore.explorer import explorer_page
+from kullback.explore.server import make_server
+from kullback.families import Normal, NormalMixture
+from kullback.train.run_directory import RunDirectory
+
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+HOSTILE = "</script><script>window.taken = true</script><img src=x onerror='window.taken = true'>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "mine")
+    config = {"budget": {"target": 0.05, "unit": "token"}, "rewards": ["good"], "watched": [], "note": HOSTILE}
+    directory.create(config)
+    for step in range(1, 6):
+        directory.add_metrics({"step": step, "kl_policy_ref_per_token": 0.01 * step, "beta": 0.1, "seconds": step})
+    directory.add_evaluation({"step": 5, "kl_policy_ref_per_token": 0.05, "rewards/good": 0.5})
+    sample = {"prompt": HOSTILE, "completion": HOSTILE, "rewards": {"good": 1.0}}
+    directory.set_samples("after", [sample])
+    return directory
+
+
+@pytest.fixture
+def enter(browser, tmp_path):
+    """Opens a room of the page as a file, with no network; whatever the console says fails the test."""
+    pages, said = [], []
+
+    def opened(room: str, runs=None, width: int = 1100, **options):
+        (tmp_path / "page.html").write_text(explorer_page(runs or {}, live=False), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"file://{tmp_path / 'page.html'}#{room}")
+        page.wait_for_selector(f"#{room}:not([hidden])")
+        pages.append(context)
+        return page
+
+    yield opened
+    for context in pages:
+        context.close()
+    assert said == []
+
+
+def value(page, name: str) -> float:
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return float(
+        page.get_attribute(f"section:not([hidden]) [data-name='{name}']", "data-value").replace("Infinity", "inf")
+    )
+
+
+def drag(page, handle: str, dx: float, dy: float) -> None:
+    box = page.locator(f"[data-handle='{handle}']").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + dx / 2, y + dy / 2, steps=3)
+    page.mouse.move(x + dx, y + dy, steps=3)
+    page.mouse.up()
+
+
+def two_modes(second: float = 20.0) -> NormalMixture:
+    return NormalMixture(weights=[0.5, 0.5], locs=[0.0, second], scales=[2.0, 2.0])
+
+
+@needs_chromium
+def test_both_directions_by_hand(enter):
+    page = enter("directions")
+
+    def checked(target: NormalMixture) -> float:
+        q = Normal(loc=value(page, "mean"), scale=value(page, "width"))
+        assert value(page, "forward") == pytest.approx(measure(target, q).value, rel=1e-6)
+        assert value(page, "reverse") == pytest.approx(measure(q, target).value, rel=1e-6)
+        return value(page, "mean")
+
+    assert checked(two_modes()) == 5
+    drag(page, "q", 90, 15)
+    assert checked(two_modes()) > 8
+    assert value(page, "width") > 2.4
+    drag(page, "map-q", -60, 0)
+    checked(two_modes())
+    page.locator("[data-handle='mode-1']").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    checked(two_modes(18.0))
+    place = page.locator("[data-handle='mode-1']").get_attribute("aria-valuenow")
+    assert float(place or "nan") == pytest.approx(18)
+
+
+@needs_chromium
+def test_every_minimum_and_the_descents(enter):
+    page = enter("directions", reduced_motion="reduce")
+    page.wait_for_selector(".minima li:nth-child(3)")
+    kls = [float(kl) for kl in page.eval_on_selector_all(".minima li", "all => all.map((one) => one.dataset.value)")]
+    assert kls == pytest.approx([0.6931463172594308, 0.6931463172594308, 3.306603806698614], abs=1e-6)
+    page.click("#descend")
+    page.wait_for_selector("#directions [role=status]:has-text('reverse')")
+    assert re.search(r"forward: \d+ steps to mean 10, width 10.198, 0.935902", page.inner_text("#directions"))
+    page.click("[data-choice=forward]")
+    page.wait_for_selector(".minima li:only-child")
+
+
+@needs_chromium
+def test_a_next_token(enter):
+    page = enter("words")
+
+    said = np.asarray([2.1, 1.6, 2.4, 2.2, -0.6, -1.2, 0.3, 0.5, 0.9, -0.4])
+    p = np.exp(said) / np.exp(said).sum()
+
+    def checked() -> np.ndarray:
+        value(page, "js")  # after the frame that shows the change
+        handles = page.eval_on_selector_all("#words .handle", "all => all.map((one) => one.ariaValueNow)")
+        q = np.asarray(handles, float)
+        assert q.sum() == pytest.approx(1, abs=1e-12)
+        assert value(page, "forward") == pytest.approx(float(kl_probs(p, q)), rel=1e-6)
+        assert value(page, "reverse") == pytest.approx(float(kl_probs(q, p)), rel=1e-6)
+        assert value(page, "js") == pytest.approx(float(divergence(p, q, "js")), rel=1e-6)
+        return q
+
+    before = checked()[3]
+    drag(page, "word-3", 0, -40)
+    assert checked()[3] > before + 0.05
+    page.focus("#temperature")
+    page.keyboard.press("ArrowRight")
+    checked()
+    page.focus("#top-p")
+    page.keyboard.press("Home")
+    checked()
+    assert value(page, "forward") == np.inf
+    assert "infinite" in page.inner_text("#words")
+
+
+@needs_chromium
+def test_a_policy_on_a_budget(enter):
+    page = enter("policy")
+    reference, paid = [0.24, 0.2, 0.22, 0.12, 0.07, 0.11, 0.03, 0.01], [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1.0]
+    for key in ("ArrowRight", "PageUp", "ArrowLeft"):
+        page.focus("#budget")
+        page.keyboard.press(key)
+        nats = 4 * float(page.input_value("#budget")) ** 2
+        best = tilt_to_budget(reference, paid, nats)
+        assert value(page, "kl") == pytest.approx(nats, rel=1e-6)
+        assert value(page, "beta") == pytest.approx(float(best.beta), rel=1e-6)
+        assert value(page, "proxy") == pytest.approx(float(best.expected_reward), rel=1e-6)
+    page.click("[data-choice=grid]")
+    assert value(page, "kl") == pytest.approx(3.0, rel=1e-6)
+    small = value(page, "true")
+    page.focus("#budget")
+    page.keyboard.press("End")
+    assert value(page, "proxy") > 2
+    assert value(page, "true") < small, "with nats to spend it collects coins and forgets the goal"
+
+
+@needs_chromium
+def test_a_run_whose_text_is_hostile(enter, run):
+    page = enter("runs", {HOSTILE: run})
+    page.wait_for_selector("#runs .chart")
+    assert page.evaluate("window.taken") is None
+    assert page.locator("#runs img[src=x]").count() == 0
+    assert page.locator("#runs .completion").first.inner_text() == HOSTILE
+
+
+@needs_chromium
+@pytest.mark.parametrize("room", ["directions", "words", "policy", "runs"])
+def test_a_narrow_page_does_not_scroll_sideways(enter, run, room):
+    page = enter(room, {"mine": run} if room == "runs" else None, width=400, color_scheme="dark")
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@needs_chromium
+def test_frames_keep_up_with_a_drag(enter):
+    page = enter("directions")
+    page.wait_for_selector(".minima li")
+    page.evaluate(
+        "() => { window.frames_ = []; let last = performance.now();"
+        "const tick = (now) => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };"
+        "requestAnimationFrame(tick); }"
+    )
+    for _ in range(4):
+        drag(page, "q", 60, 5)
+        drag(page, "q", -60, -5)
+    frames = page.evaluate("window.frames_")
+    assert len(frames) > 20
+    # 16.7 ms is 60 a second; a shared machine may miss some.
+    assert float(np.median(frames)) < 25, np.percentile(frames, [50, 90, 99])
+
+
+@needs_chromium
+def test_a_run_is_followed_while_it_trains(browser, run):
+    server, address = make_server({"mine": run})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        page = browser.new_page()
+        page.goto(address + "#runs")
+        page.wait_for_selector("#runs .chart")
+        assert "5 steps" in page.inner_text("#runs")
+        run.add_metrics({"step": 6, "kl_policy_ref_per_token": 0.06, "beta": 0.1, "seconds": 6})
+        page.wait_for_selector("#runs >> text=6 steps", timeout=15_000)
+        page.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(address: str, path: str, method: str = "GET", **headers: str) -> int:
+    host, _, token = address.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request(method, path.replace("TOKEN", token.strip("/")), headers=headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def test_the_server_gives_nothing_else(run, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    server, address = make_server({"mine": run})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert server.server_address[0] == "127.0.0.1"
+        assert ask(address, "/TOKEN/") == 200
+        assert ask(address, "/TOKEN/runs.json") == 200
+        for path in (
+            "/",
+            "/TOKEN",
+            "/TOKEN/../secret",
+            "/TOKEN/%2e%2e/secret",
+            "/wrong/",
+            "/TOKEN/?a",
+            "/TOKEN/mine/config.json",
+        ):
+            assert ask(address, path) == 404, path
+        assert ask(address, "/TOKEN/", Host="evil.example") == 403
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            assert ask(address, "/TOKEN/", method) == 501
+        (run.path / "config.json").write_text("{")
+        assert ask(address, "/TOKEN/runs.json") == 503
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_bad_input_ends_with_one_line(tmp_path, capsys, run):
+    server, _ = make_server({})
+    taken = str(server.server_address[1])
+    for words in (
+        ["--port", "70000"],
+        ["--port", taken],
+        [str(tmp_path / "nothing")],
+        ["--output", str(tmp_path / "no" / "page.html")],
+    ):
+        assert main(["explore", "--no-browser", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("kullback: ")
+        assert told.count("\n") == 1
+    server.server_close()
+    with pytest.raises(InputError, match="no run here"):
+        explorer_page({"a": RunDirectory(tmp_path)}, live=False)
+    assert main(["explore", str(run.path), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "https://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert json.loads(re.search(r'id="page">(.*?)</script>', page, re.DOTALL)[1])["runs"]["arms"][0]["name"] == "mine"
+
+
+def test_ctrl_c_ends_it(tmp_path):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kullback", "explore", "--no-browser"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told == "kullback: interrupted\n"
