@@ -21,6 +21,7 @@ PUBLIC = {
     "doctor",
     "dpo_loss",
     "entropy",
+    "fit_alpha",
     "fit_forward",
     "fit_reverse",
     "frontier",

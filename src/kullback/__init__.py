@@ -18,7 +18,7 @@ from kullback.residual import log1p_residual, log_gamma_residual, phi
 from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:
-    from kullback.fit import Fit, fit_forward, fit_reverse
+    from kullback.fit import Fit, fit_alpha, fit_forward, fit_reverse
     from kullback.measures import measure
     from kullback.policy.mdp import MDP
     from kullback.policy.objectives import grpo_loss, ppo_loss
@@ -44,6 +44,7 @@ __all__ = [
     "doctor",
     "dpo_loss",
     "entropy",
+    "fit_alpha",
     "fit_forward",
     "fit_reverse",
     "frontier",
@@ -75,6 +76,7 @@ _AT_FIRST_USE = {
     "MDP": "kullback.policy.mdp",
     "doctor": "kullback.train.checkup.live",
     "dpo_loss": "kullback.policy.preferences",
+    "fit_alpha": "kullback.fit",
     "fit_forward": "kullback.fit",
     "fit_reverse": "kullback.fit",
     "grpo_loss": "kullback.policy.objectives",

@@ -1,7 +1,8 @@
 """The member of a family nearest to a target, by KL(target || member) or by KL(member || target)."""
 
+from kullback.fit.alpha import fit_alpha
 from kullback.fit.fits import Fit, Minimum, Step
 from kullback.fit.forward import fit_forward
 from kullback.fit.reverse import fit_reverse
 
-__all__ = ["Fit", "Minimum", "Step", "fit_forward", "fit_reverse"]
+__all__ = ["Fit", "Minimum", "Step", "fit_alpha", "fit_forward", "fit_reverse"]

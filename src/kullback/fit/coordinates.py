@@ -105,7 +105,8 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
             continue
         if not words or words[0] not in _BY_WORDS or field.name.endswith("covariance"):
             raise ParameterError(f"expected a family that fits are known for, got {kind.__name__}")
-        ways = _OF_FAMILY.get((kind, field.name), _BY_WORDS[words[0]])
+        special_case = (kind, field.name)
+        ways = _OF_FAMILY[special_case] if special_case in _OF_FAMILY else _BY_WORDS[words[0]]
         shape = np.shape(ways[0](_parameter(like, field.name)))
         free.append((field.name, shape, ways))
     return Coordinates(kind, fixed, tuple(free))

@@ -1,12 +1,13 @@
-"""What a descent descends: KL between a target and the members of a family, either way, or a cross-entropy."""
+"""What a descent descends: KL between a target and a family's members, either way or between, or a cross-entropy."""
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import numpy as np
 
 from kullback import families
 from kullback._arrays import Array
+from kullback._powers import alpha_family
 from kullback.densities.density import Density
 from kullback.densities.of_records import of_record
 from kullback.densities.quadrature import kl_quadrature
@@ -17,21 +18,24 @@ from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Local, Problem
 from kullback.fit.nodes import Nodes, line_nodes
 
-__all__ = ["Likelihood", "problem_on_the_line"]
+__all__ = ["Likelihood", "divergence_of", "problem_on_the_line"]
 
 # Their kinks and ends move with their parameters, off any nodes.
 _MOVING = (families.Laplace, families.Pareto, families.Uniform)
 _UNSEEN = 1e-13  # of the mass
 
 
-def problem_on_the_line(chart: Coordinates, target: Density, *, forward: bool) -> Problem:
-    """KL(target || member), forward, or KL(member || target)."""
-    return (_Anew if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, forward)
+def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) -> Problem:
+    """The alpha-divergence of target and member: KL(target || member) at alpha = 1, KL(member || target) at 0."""
+    return (_Anew if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, alpha)
 
 
 def member(chart: Coordinates, vector: Array) -> Density:
     """The density of the member that is there."""
-    density = of_record(chart.record(vector))
+    with np.errstate(all="ignore"):
+        density = of_record(chart.record(vector))
+    if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
+        raise ParameterError(f"expected parameters that floats hold, got {chart.kind.__name__} at {vector.tolist()}")
     if density is None:
         raise ParameterError(f"expected a family on the line, got {chart.kind.__name__}; its samples can be fitted")
     return density
@@ -41,21 +45,32 @@ def member(chart: Coordinates, vector: Array) -> Density:
 class _OnNodes:
     chart: Coordinates
     target: Density
-    forward: bool
+    alpha: float
 
     def near(self, vector: Array) -> Local:
         here = member(self.chart, vector)
-        nodes = line_nodes(*((self.target, here) if self.forward else (here, self.target)))
+        nodes = line_nodes(*((self.target, here) if self.alpha > 0 else (here, self.target)))
         log_target = nodes.log_mass(self.target)
 
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(member(self.chart, one)) for one in vectors])
 
         def value(vectors: Array) -> Array:
-            logs = log_prob(vectors)
-            return _sums(log_target, logs) if self.forward else _sums(logs, log_target)
+            return divergence_of(log_target, log_prob(vectors), self.alpha)
 
         return Local(value, log_prob, np.exp(nodes.log_mass(here)))
+
+
+def divergence_of(log_p: Array, log_q: Array, alpha: float) -> Array:
+    """The alpha-divergence of masses on nodes, shape (..., nodes), in nats."""
+    if alpha == 1:
+        return _sums(log_p, log_q)
+    if alpha == 0:
+        return _sums(log_q, log_p)
+    with np.errstate(all="ignore"):
+        log_p, log_q = np.broadcast_arrays(log_p, log_q)
+        d = np.where((log_p == -inf) & (log_q == -inf), 0.0, log_q - log_p)
+        return alpha_family(alpha)[0](np, np.exp(log_p), np.exp(log_q), d)
 
 
 def _sums(log_p: Array, log_q: Array) -> Array:
@@ -74,7 +89,7 @@ class _Anew:
 
     chart: Coordinates
     target: Density
-    forward: bool
+    alpha: float
 
     def near(self, vector: Array) -> Local:
         here = member(self.chart, vector)
@@ -92,7 +107,10 @@ class _Anew:
         return Local(value, log_prob, np.exp(nodes.log_mass(here)))
 
     def _kl(self, here: Density) -> float:
-        pair = (self.target, here) if self.forward else (here, self.target)
+        pair = (self.target, here) if self.alpha > 0 else (here, self.target)
+        if 0 < self.alpha < 1:
+            nodes = line_nodes(*pair)
+            return float(divergence_of(nodes.log_mass(self.target), nodes.log_mass(here), self.alpha))
         return (kl_summation if here.discrete else kl_quadrature)(*pair, error=1e-13).value
 
 

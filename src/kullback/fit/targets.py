@@ -68,7 +68,7 @@ def called(log_prob: Callable[[Any], Any], x: Array) -> Array:
     """A log-density at places (n,) or (n, d), as an array (n,)."""
     try:
         values = np.asarray(log_prob(x), dtype=np.float64)
-    except (TypeError, AttributeError, RuntimeError):  # a function of tensors
+    except (TypeError, AttributeError, RuntimeError, ValueError):  # perhaps a function of tensors
         values = import_module("kullback.integrations.torch_fit").of_tensors(log_prob, x)
     if values.shape != x.shape[:1]:
         raise SupportError(

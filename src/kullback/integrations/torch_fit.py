@@ -65,7 +65,7 @@ def fit_module_forward(
         else:
             loss = -(shares * _of(module).log_prob(x)).sum()
         if step % max(1, steps // _SHOWN) == 0:
-            path.append(Step(None, float(loss)))
+            path.append(Step(None, loss.item()))
         _descend(loss, optimiser, schedule)
     with torch.no_grad():
         value = -float((shares * _of(module).log_prob(x)).sum())
@@ -107,7 +107,7 @@ def fit_module_reverse(
             x = _of(module).rsample(torch.Size([draws]))
             gap = _finite(_of(still).log_prob(x) - log_density(x), x)
             if step % max(1, steps // _SHOWN) == 0:
-                path.append(Step(None, float(gap.detach().mean())))
+                path.append(Step(None, gap.mean().item()))
             _descend(gap.mean(), optimiser, schedule)
         with torch.no_grad():
             x = _of(module).rsample(torch.Size([_JUDGED]))

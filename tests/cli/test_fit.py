@@ -1,0 +1,60 @@
+"""`kullback fit`: what it prints, as text and as JSON, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kullback.cli import main
+
+TWO = "mixture(0.5*normal(0,2) + 0.5*normal(20,2))"
+
+
+def run(capsys, *words: str) -> str:
+    assert main(["fit", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_both_directions(capsys):
+    facts = json.loads(run(capsys, TWO, "normal", "--json"))
+    assert facts["parameters"] == pytest.approx({"loc": 10.0, "scale": 10.198039027185570})
+    assert facts["kl"] == pytest.approx(0.935901951616756559)
+    facts = json.loads(run(capsys, TWO, "normal", "--direction", "reverse", "--json"))
+    assert [one["kl"] for one in facts["minima"]] == pytest.approx([0.6931463172594308] * 2 + [3.306603806698614])
+    told = run(capsys, TWO, "normal", "--direction", "reverse", "--start", "normal(10, 2.2)", "--path")
+    assert "every minimum found" in told
+    assert "8.4451438" in told
+    assert "step" in told
+
+
+def test_samples_from_a_file(capsys, tmp_path):
+    x = np.random.default_rng(0).gamma(3.0, 0.5, 300)
+    np.save(tmp_path / "x.npy", x)
+    facts = json.loads(run(capsys, str(tmp_path / "x.npy"), "gamma", "--json"))
+    assert facts["kl"] == "nan"
+    assert facts["parameters"]["concentration"] / facts["parameters"]["rate"] == pytest.approx(x.mean())
+    assert "not known" in run(capsys, str(tmp_path / "x.npy"), "gamma")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([TWO, "nrmal"], "did you mean normal?"),
+        (["0.4,0.6", "normal"], "a file of samples"),
+        (["cauchy(0,1)", "normal"], "finite"),
+        ([TWO, "normal", "--start", "0.5,0.5"], "--start"),
+        ([TWO, "normal", "--fixed", "scale"], "--fixed"),
+        ([TWO, "normal", "--components", "0"], "--components"),
+    ],
+)
+def test_bad_input_ends_with_one_line(capsys, words, said):
+    assert main(["fit", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_samples_alone_cannot_give_the_reverse_fit(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(9.0))
+    assert main(["fit", str(tmp_path / "x.npy"), "normal", "--direction", "reverse"]) == 2
+    assert "log_prob" in capsys.readouterr().err

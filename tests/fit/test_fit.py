@@ -1,0 +1,369 @@
+"""Fits in both directions, against reference projections, other optimisers, closed forms and enumeration."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributions as td
+from scipy import optimize, stats
+from sklearn.datasets import load_diabetes, load_digits
+
+from kullback import families as f
+from kullback import fit_alpha, fit_forward, fit_reverse, measure
+from kullback.errors import ParameterError, SupportError
+from kullback.fit.pareto import pareto_k
+
+CASES = json.loads((Path(__file__).parents[3] / "shared/reference/projections.json").read_text())["cases"]
+TWO = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
+
+
+def mixture(case: dict) -> f.NormalMixture:
+    columns = {name: [float(part[name]) for part in case["target"]] for name in ("weight", "loc", "scale")}
+    return f.NormalMixture(weights=columns["weight"], locs=columns["loc"], scales=columns["scale"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_reference_projections(case):
+    target = mixture(case)
+    forward = fit_forward(f.Normal, target=target)
+    for name in ("loc", "scale"):
+        assert getattr(forward.distribution, name) == pytest.approx(float(case["forward"][name]), rel=1e-12)
+    assert forward.kl == pytest.approx(float(case["forward"]["kl"]), rel=1e-12)
+    reverse = fit_reverse(f.Normal, target=target)
+    assert reverse.converged
+    for point in case["reverse_stationary_points"]:
+        near = [one for one in reverse.minima if abs(one.distribution.loc - point["loc"]) < 1e-3]
+        assert len(near) == 1
+        assert near[0].distribution.loc == pytest.approx(point["loc"], abs=2e-7)
+        assert near[0].distribution.scale == pytest.approx(point["scale"], abs=2e-7)
+        assert near[0].kl == pytest.approx(point["kl"], abs=1e-11)
+    assert len(reverse.minima) == len(case["reverse_stationary_points"])
+    assert reverse.kl == pytest.approx(case["reverse_best"]["kl"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loc", "reverse_to"), [(-30.0, 0.0), (50.0, 20.0), (0.0, 0.0), (20.0, 20.0), (5.0, 0.0), (10.0, 10.0)]
+)
+def test_five_starts(loc, reverse_to):
+    """Far left, far right, under each mode, off the centre, and at it, where the reverse descent stays."""
+    start = f.Normal(loc=loc, scale=5**0.5)
+    forward = fit_forward(f.Normal, target=TWO, start=start)
+    assert forward.path[0].distribution.loc == loc
+    last = forward.path[-1].distribution
+    assert (last.loc, last.scale) == pytest.approx((10.0, 10.198039027185570), abs=1e-7)
+    reverse = fit_reverse(f.Normal, target=TWO, start=start)
+    last = reverse.path[-1].distribution
+    assert last.loc == pytest.approx(reverse_to, abs=1e-4)
+    assert last.scale == pytest.approx(8.4451438 if reverse_to == 10 else 2.0000223, abs=1e-6)
+    assert start in next(one for one in reverse.minima if abs(one.distribution.loc - reverse_to) < 1e-3).basin
+    for path, way in ((forward.path, True), (reverse.path, False)):
+        kls = [step.kl for step in path]
+        assert all(after <= before + 1e-12 for before, after in zip(kls, kls[1:], strict=False))
+        for step in path[:3]:
+            pair = (TWO, step.distribution) if way else (step.distribution, TWO)
+            assert step.kl == pytest.approx(measure(*pair).value, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_minimum_that_a_map_shows_is_found(seed):
+    """Against a dense map by another rule, its dips polished by SciPy."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 5))
+    weights, locs, scales = rng.dirichlet(np.full(count, 2.0)), rng.uniform(-10, 10, count), rng.uniform(0.3, 2, count)
+    z = np.linspace(-8.5, 8.5, 3001)
+    mass = np.exp(-z * z / 2) / np.exp(-z * z / 2).sum()
+
+    def kl(loc: float, log_scale: float) -> float:
+        x = loc + math.exp(log_scale) * z
+        logs = np.log(weights / scales) - 0.5 * np.log(2 * np.pi) - 0.5 * ((x[:, None] - locs) / scales) ** 2
+        return -0.5 * math.log(2 * math.pi) - log_scale - 0.5 - float(np.logaddexp.reduce(logs, axis=1) @ mass)
+
+    means, widths = np.linspace(-13, 13, 61), np.linspace(-2, 3, 26)
+    table = np.asarray([[kl(m, w) for w in widths] for m in means])
+    found = []
+    for i, j in np.ndindex(table.shape):
+        if table[i, j] == table[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].min() and 0 < i < 60 and 0 < j < 25:
+            end = optimize.minimize(lambda at: kl(*at), [means[i], widths[j]], method="BFGS", options={"gtol": 1e-8})
+            if all(np.abs(end.x - other).max() > 1e-3 for other, _ in found):
+                found.append((end.x, end.fun))
+    minima = fit_reverse(f.Normal, target=f.NormalMixture(weights=weights, locs=locs, scales=scales)).minima
+    ours = np.asarray([(one.distribution.loc, math.log(one.distribution.scale)) for one in minima])
+    for at, value in found:
+        nearest = int(np.abs(ours - at).max(axis=1).argmin())
+        assert np.abs(ours[nearest] - at).max() < 1e-4
+        assert minima[nearest].kl == pytest.approx(value, abs=1e-8)
+
+
+def test_reverse_of_a_family_in_itself_and_with_an_unknown_constant():
+    gamma = fit_reverse(f.Gamma, log_prob=lambda x: 2 * np.log(x) - 3 * x + 5, support=(0.0, math.inf))
+    assert (gamma.distribution.concentration, gamma.distribution.rate) == pytest.approx((3.0, 3.0), rel=1e-8)
+    evidence = 5 + math.lgamma(3) - 3 * math.log(3)
+    assert gamma.diagnostics["log_evidence"] == pytest.approx(evidence, rel=1e-10)
+    assert gamma.diagnostics["evidence_bound"] == pytest.approx(evidence, rel=1e-10)
+    far = fit_reverse(f.Normal, log_prob=lambda x: -((x - 1e4) ** 2) / 18)
+    assert (far.distribution.loc, far.distribution.scale) == pytest.approx((1e4, 3.0), rel=1e-9)
+    tensors = fit_reverse(f.Normal, log_prob=lambda x: -2 * torch.log1p(x * x))
+    exact = optimize.minimize_scalar(
+        lambda s: -math.log(s) + 2 * stats.norm(0, s).expect(lambda x: math.log1p(x * x)), bounds=(0.3, 2), method="bounded",
+        options={"xatol": 1e-9},
+    )  # fmt: skip
+    assert tensors.distribution.scale == pytest.approx(exact.x, abs=1e-5)
+
+
+def test_discrete_and_bounded_families():
+    poisson = fit_reverse(f.Poisson, target=f.NegativeBinomial(total_count=3.0, probs=0.4))
+    k = np.arange(200)
+    best = optimize.minimize_scalar(
+        lambda rate: float(stats.poisson(rate).pmf(k) @ (stats.poisson(rate).logpmf(k) - stats.nbinom(3, 0.6).logpmf(k))),
+        bounds=(0.5, 5), method="bounded", options={"xatol": 1e-10},
+    )  # fmt: skip
+    assert poisson.distribution.rate == pytest.approx(best.x, abs=1e-6)
+    # Of a uniform, the edges stand where the normal's log-density is its mean less 1: 6^0.5 2^0.5 = 12^0.5 wide each.
+    uniform = fit_reverse(f.Uniform, target=f.Normal(loc=1.0, scale=2.0)).distribution
+    assert (uniform.low, uniform.high) == pytest.approx((1 - 12**0.5, 1 + 12**0.5), abs=1e-6)
+    beta = fit_forward(f.Uniform, target=f.Beta(concentration1=2.0, concentration0=3.0)).distribution
+    assert (beta.low, beta.high) == (0.0, 1.0)
+
+
+LIKELIHOODS = {
+    "Normal": (stats.norm(1, 2), lambda d: stats.norm(d.loc, d.scale)),
+    "Gamma": (stats.gamma(3, scale=0.5), lambda d: stats.gamma(d.concentration, scale=1 / d.rate)),
+    "Beta": (stats.beta(2, 5), lambda d: stats.beta(d.concentration1, d.concentration0)),
+    "Weibull": (stats.weibull_min(1.7, scale=2), lambda d: stats.weibull_min(d.concentration, scale=d.scale)),
+    "Laplace": (stats.laplace(1, 2), lambda d: stats.laplace(d.loc, d.scale)),
+    "StudentT": (stats.t(4, 1, 2), lambda d: stats.t(d.df, d.loc, d.scale)),
+    "Gumbel": (stats.gumbel_r(1, 2), lambda d: stats.gumbel_r(d.loc, d.scale)),
+    "InverseGaussian": (stats.invgauss(0.7, scale=2), lambda d: stats.invgauss(d.mean / d.shape, scale=d.shape)),
+    "VonMises": (stats.vonmises(2.5, loc=1), lambda d: stats.vonmises(d.concentration, loc=d.loc)),
+    "ChiSquared": (stats.chi2(5), lambda d: stats.chi2(d.df)),
+    "Poisson": (stats.poisson(3.2), lambda d: stats.poisson(d.rate)),
+    "Geometric": (stats.geom(0.3, loc=-1), lambda d: stats.geom(d.probs, loc=-1)),
+    "NegativeBinomial": (stats.nbinom(3, 0.4), lambda d: stats.nbinom(d.total_count, 1 - d.probs)),
+    "Zipf": (stats.zipf(2.5), lambda d: stats.zipf(d.exponent)),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_maximum_likelihood_cannot_be_bettered(name):
+    """SciPy's own likelihood, at the fit and a step away in every parameter."""
+    law, as_scipy = LIKELIHOODS[name]
+    x = law.rvs(400, random_state=3)
+    fit = fit_forward(getattr(f, name), samples=x)
+
+    def likelihood(record) -> float:
+        made = as_scipy(record)
+        return float((made.logpmf if hasattr(made.dist, "pmf") else made.logpdf)(x).mean())
+
+    top = likelihood(fit.distribution)
+    assert fit.diagnostics["cross_entropy"] == pytest.approx(-top, rel=1e-9)
+    assert math.isnan(fit.kl)
+    given = {key: value for key, value in vars(fit.distribution).items() if value is not None}
+    for key, value in given.items():
+        for step in (0.999, 1.001):
+            assert likelihood(type(fit.distribution)(**{**given, key: value * step})) <= top + 1e-12
+
+
+def test_alpha_fits_run_from_one_direction_to_the_other():
+    target = f.NormalMixture(weights=[0.7, 0.3], locs=[0.0, 4.0], scales=[1.0, 1.0])
+    fits = [fit_alpha(f.Normal, target=target, alpha=a) for a in (0.0, 0.05, 0.5, 0.95, 1.0)]
+    for end, other in (
+        (fits[0], fit_reverse(f.Normal, target=target)),
+        (fits[-1], fit_forward(f.Normal, target=target)),
+    ):
+        assert end.distribution.loc == pytest.approx(other.distribution.loc, abs=1e-8)
+        assert end.distribution.scale == pytest.approx(other.distribution.scale, abs=1e-8)
+        assert end.kl == pytest.approx(other.kl, abs=1e-12)
+    scales = [one.distribution.scale for one in fits]
+    assert scales == sorted(scales)
+    x = np.linspace(-30, 30, 60_001)
+    p = 0.7 * stats.norm(0, 1).pdf(x) + 0.3 * stats.norm(4, 1).pdf(x)
+    best = optimize.minimize(
+        lambda at: (1 - (p**0.5 * stats.norm(at[0], math.exp(at[1])).pdf(x) ** 0.5).sum() * 0.001) / 0.25, [1.0, 0.5],
+        method="BFGS", options={"gtol": 1e-9},
+    )  # fmt: skip
+    half = fits[2].distribution
+    assert (half.loc, math.log(half.scale)) == pytest.approx(tuple(best.x), abs=1e-5)
+    with pytest.raises(SupportError, match="alpha"):
+        fit_alpha(f.Normal, target=target, alpha=1.5)
+
+
+def test_families_of_torch_come_back_as_torchs():
+    fit = fit_reverse(td.Normal, target=td.Gumbel(0.0, 1.0))
+    assert type(fit.distribution) is td.Normal
+    # E_q[log p] = -m - e^(s^2/2 - m): at the least m = s^2/2 and s = 1.
+    assert (float(fit.distribution.loc), float(fit.distribution.scale)) == pytest.approx((0.5, 1.0), abs=1e-9)
+    assert type(fit_forward(td.Gamma, samples=torch.tensor([1.0, 2.0, 5.0])).distribution) is td.Gamma
+
+
+# ---- vectors ----
+
+
+def test_a_normal_in_the_plane_under_a_curved_density():
+    def banana(x):
+        return -0.5 * (x[:, 0] ** 2 / 4 + (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2)
+
+    fit = fit_reverse(
+        f.MultivariateNormal, log_prob=banana, start=f.MultivariateNormal(loc=[0.0, 0.0], covariance_matrix=np.eye(2))
+    )
+    assert fit.diagnostics["log_evidence"] == pytest.approx(math.log(4 * math.pi), abs=1e-10)
+    # With mean (0, m), variances a and b: E[log q - log p] in closed form, since E x^4 = 3 a^2.
+    exact = optimize.minimize(
+        lambda at: -0.5 * (at[1] + at[2]) - 1 - math.log(2 * math.pi) + 0.5 * (math.exp(at[1]) / 4 + math.exp(at[2])
+        + at[0] ** 2 - at[0] * math.exp(at[1]) + 0.75 * math.exp(2 * at[1])) + math.log(4 * math.pi), [0.3, 0.0, 0.0],
+        method="BFGS", options={"gtol": 1e-10},
+    )  # fmt: skip
+    assert fit.kl == pytest.approx(exact.fun, abs=1e-9)
+    assert fit.distribution.loc == pytest.approx([0.0, exact.x[0]], abs=1e-5)
+    assert np.diag(fit.distribution.covariance_matrix) == pytest.approx(np.exp(exact.x[1:]), rel=1e-5)
+
+
+def test_moments_of_mixtures_of_vectors():
+    locs = torch.tensor([[-4.0, 0.0, 1.0], [3.0, 1.0, 0.0]]).double()
+    parts = td.MultivariateNormal(locs, torch.eye(3).double())
+    target = td.MixtureSameFamily(td.Categorical(torch.tensor([0.3, 0.7]).double()), parts)
+    fit = fit_forward(f.MultivariateNormal, target=target)
+    assert fit.distribution.loc == pytest.approx(target.mean.numpy(), rel=1e-6)
+    assert np.diag(fit.distribution.covariance_matrix) == pytest.approx(target.variance.numpy(), rel=1e-6)
+
+
+def test_many_dimensions_by_gradients_that_stick_the_landing():
+    root = np.random.default_rng(0).normal(size=(5, 5))
+    target = f.MultivariateNormal(loc=np.arange(5.0), covariance_matrix=root @ root.T + np.eye(5))
+    fit = fit_reverse(f.MultivariateNormal, target=target, steps=1500)
+    assert fit.distribution.loc == pytest.approx(np.arange(5.0), abs=0.01)
+    assert abs(fit.kl) < 1e-4  # the gradient's noise vanishes at the target itself
+    assert fit.diagnostics["pareto_k"] < 0.3
+    thin = fit_forward(f.LowRankMultivariateNormal, target=target, components=2)
+    full = measure(target, f.MultivariateNormal(
+        loc=np.arange(5.0), covariance_matrix=np.diag(np.diag(root @ root.T + np.eye(5))))).value  # fmt: skip
+    assert 0 < thin.kl < 0.1 * full
+    reverse = fit_reverse(f.LowRankMultivariateNormal, target=target, components=2, steps=1500)
+    assert 0 < reverse.kl < 0.1 * full
+
+
+def test_flows_of_zuko_both_ways():
+    import zuko
+
+    def banana(x):
+        return -0.5 * (x[:, 0] ** 2 / 4 + (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2)
+
+    torch.manual_seed(0)
+    flow = zuko.flows.NSF(2, transforms=2, hidden_features=[32])
+    fit = fit_reverse(flow, log_prob=banana, steps=250, draws=128, learning_rate=1e-2)
+    assert math.log(4 * math.pi) - 0.1 < fit.diagnostics["evidence_bound"] < math.log(4 * math.pi) + 0.01
+    assert fit.distribution is flow
+    law = td.MultivariateNormal(torch.tensor([1.0, -2.0]), torch.tensor([[1.0, 0.6], [0.6, 2.0]]))
+    x = law.sample((2000,))
+    torch.manual_seed(0)
+    forward = fit_forward(
+        zuko.flows.MAF(2, transforms=1, hidden_features=[16]), samples=x, steps=250, learning_rate=2e-2
+    )
+    assert forward.diagnostics["cross_entropy"] == pytest.approx(float(-law.log_prob(x).mean()), abs=0.03)
+
+
+def test_posteriors_of_pyro():
+    import pyro
+    import pyro.distributions as pd
+    from pyro.infer.mcmc.util import initialize_model
+
+    data = torch.tensor([1.0, 2.0, 4.0]).double()
+
+    def model():
+        mean = pyro.sample("mean", pd.Normal(torch.zeros(()).double(), 10.0))
+        pyro.sample("x", pd.Normal(mean, 1.5).expand([3]).to_event(1), obs=data)
+
+    _, potential, _, _ = initialize_model(model)
+    fit = fit_reverse(pd.Normal, log_prob=lambda z: torch.stack([-potential({"mean": one}) for one in z]))
+    precision = 1 / 100 + 3 / 1.5**2
+    assert float(fit.distribution.scale) == pytest.approx(precision**-0.5, rel=1e-6)
+    assert float(fit.distribution.loc) == pytest.approx(7 / 1.5**2 / precision, rel=1e-6)
+    covariance = 1.5**2 * np.eye(3) + 100
+    assert fit.diagnostics["evidence_bound"] == pytest.approx(
+        stats.multivariate_normal(np.zeros(3), covariance).logpdf(data.numpy()), abs=1e-8
+    )
+
+
+# ---- supervised learning is the forward fit ----
+
+
+def trained(loss, *shape: int) -> np.ndarray:
+    """Where full-batch training by a loss ends."""
+    at = torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [at], lr=1, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimiser.zero_grad()
+        value = loss(at)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    return at.detach().numpy()
+
+
+def test_cross_entropy_squared_and_absolute_error_train_the_forward_fit():
+    classes = load_digits().target
+    logits = trained(
+        lambda z: torch.nn.functional.cross_entropy(z.expand(len(classes), 10), torch.from_numpy(classes)), 10
+    )
+    probs = fit_forward(f.Categorical, samples=classes).distribution.probs
+    assert np.exp(logits) / np.exp(logits).sum() == pytest.approx(probs, abs=1e-8)
+    y = load_diabetes().target
+    mean = trained(lambda m: ((torch.from_numpy(y) - m) ** 2).mean(), 1)
+    assert fit_forward(f.Normal, samples=y).distribution.loc == pytest.approx(mean[0], rel=1e-10)
+    laplace = fit_forward(f.Laplace, samples=y).distribution
+    grid = np.unique(y)
+    assert np.abs(y - laplace.loc).mean() == pytest.approx(min(np.abs(y - m).mean() for m in grid), rel=1e-12)
+    assert laplace.scale == pytest.approx(np.abs(y - np.median(y)).mean(), rel=1e-12)
+
+
+# ---- what it will not do, and what it says of its weights ----
+
+
+def test_pareto_k_of_known_tails():
+    rng = np.random.default_rng(0)
+    for k in (0.2, 0.5, 0.9):
+        weights = np.log1p(stats.genpareto(k).rvs(20_000, random_state=rng))
+        assert pareto_k(weights) == pytest.approx(k, abs=0.15)
+    assert pareto_k(np.zeros(100)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: fit_reverse(f.Normal, samples=[1.0, 2.0]), "asks for log p where q goes"),
+        (lambda: fit_forward(f.Normal, log_prob=lambda x: -x * x), "gives no draws"),
+        (lambda: fit_forward(f.Normal), "neither"),
+        (lambda: fit_reverse(f.Normal), "neither"),
+        (lambda: fit_forward(f.Normal, samples=[1.0], target=TWO), "both"),
+        (lambda: fit_forward(f.Normal, samples=[1.0, math.nan]), r"samples\[1\]"),
+        (lambda: fit_forward(f.Normal, samples=[2.0, 2.0]), "differ"),
+        (lambda: fit_forward(f.Gamma, samples=[1.0, -2.0]), r"samples\[1\] is -2.0"),
+        (lambda: fit_forward(f.Poisson, samples=[1, 2.5]), r"samples\[1\] is 2.5"),
+        (lambda: fit_forward(f.Normal, target=f.Cauchy(loc=0.0, scale=1.0)), "finite"),
+        (lambda: fit_reverse(f.Cauchy, target=f.Normal(loc=0.0, scale=1.0)), "tails too heavy"),
+        (lambda: fit_reverse(f.Normal, target=f.Gamma(concentration=2.0, rate=1.0)), "mass where the target"),
+        (lambda: fit_reverse(f.Normal, log_prob=lambda x: x), "finite integral"),
+        (lambda: fit_reverse(f.Normal, log_prob=lambda x: x * np.nan), "nan"),
+    ],
+)
+def test_refusals_teach(call, said):
+    with pytest.raises(SupportError, match=said):
+        call()
+
+
+def test_families_that_cannot_be_fitted_say_what_is_missing():
+    with pytest.raises(ParameterError, match="total_count"):
+        fit_forward(f.Binomial, samples=[1, 2, 3])
+    assert fit_forward(f.Binomial, samples=[1, 2, 3], fixed={"total_count": 10}).distribution.probs == pytest.approx(
+        0.2
+    )
+    with pytest.raises(TypeError, match="family"):
+        fit_forward(3, samples=[1.0])
+    with pytest.raises(TypeError, match="unexpected"):
+        fit_forward(f.Normal, samples=[1.0, 2.0], sample=3)
