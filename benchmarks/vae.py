@@ -29,7 +29,10 @@ from kullback.train.latents.trainer import LatentPlan, latent_budget, train_late
 from kullback.train.run_directory import RunDirectory
 
 LATENTS, HIDDEN, BATCH, RATE = 16, 256, 128, 1e-3
-HEADER = "| beta | seed | KL, pythae | KL, ours | ELBO, pythae | ELBO, ours | log p(x), pythae | log p(x), ours | s, pythae | s, ours |"
+HEADER = (
+    "| beta | seed | KL, pythae | KL, ours | ELBO, pythae | ELBO, ours | log p(x), pythae | log p(x), ours "
+    "| s, pythae | s, ours |"
+)
 
 
 class _Encoder(BaseEncoder):
@@ -110,7 +113,7 @@ class _Data(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int):  # noqa: ANN204
+    def __getitem__(self, index: int):
         return ModelOutput(**self.rows[index])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_five_starts(loc, reverse_to):
     assert start in next(one for one in reverse.minima if abs(one.distribution.loc - reverse_to) < 1e-3).basin
     for path, way in ((forward.path, True), (reverse.path, False)):
         kls = [step.kl for step in path]
-        assert all(after <= before + 1e-12 for before, after in zip(kls, kls[1:], strict=False))
+        assert all(after <= before + 1e-12 for before, after in pairwise(kls))
         for step in path[:3]:
             pair = (TWO, step.distribution) if way else (step.distribution, TWO)
             assert step.kl == pytest.approx(measure(*pair).value, rel=1e-9)
@@ -107,8 +108,8 @@ def test_reverse_of_a_family_in_itself_and_with_an_unknown_constant():
     assert (far.distribution.loc, far.distribution.scale) == pytest.approx((1e4, 3.0), rel=1e-9)
     tensors = fit_reverse(f.Normal, log_prob=lambda x: -2 * torch.log1p(x * x))
     exact = optimize.minimize_scalar(
-        lambda s: -math.log(s) + 2 * stats.norm(0, s).expect(lambda x: math.log1p(x * x)), bounds=(0.3, 2), method="bounded",
-        options={"xatol": 1e-9},
+        lambda s: -math.log(s) + 2 * stats.norm(0, s).expect(lambda x: math.log1p(x * x)),
+        bounds=(0.3, 2), method="bounded", options={"xatol": 1e-9},
     )  # fmt: skip
     assert tensors.distribution.scale == pytest.approx(exact.x, abs=1e-5)
 
@@ -116,8 +117,9 @@ def test_reverse_of_a_family_in_itself_and_with_an_unknown_constant():
 def test_discrete_and_bounded_families():
     poisson = fit_reverse(f.Poisson, target=f.NegativeBinomial(total_count=3.0, probs=0.4))
     k = np.arange(200)
+    logs = stats.nbinom(3, 0.6).logpmf(k)
     best = optimize.minimize_scalar(
-        lambda rate: float(stats.poisson(rate).pmf(k) @ (stats.poisson(rate).logpmf(k) - stats.nbinom(3, 0.6).logpmf(k))),
+        lambda rate: float(stats.poisson(rate).pmf(k) @ (stats.poisson(rate).logpmf(k) - logs)),
         bounds=(0.5, 5), method="bounded", options={"xatol": 1e-10},
     )  # fmt: skip
     assert poisson.distribution.rate == pytest.approx(best.x, abs=1e-6)
@@ -232,7 +234,7 @@ def test_moments_of_mixtures_of_vectors():
 def test_many_dimensions_by_gradients_that_stick_the_landing():
     root = np.random.default_rng(0).normal(size=(5, 5))
     target = f.MultivariateNormal(loc=np.arange(5.0), covariance_matrix=root @ root.T + np.eye(5))
-    fit = fit_reverse(f.MultivariateNormal, target=target, steps=1500)
+    fit = fit_reverse(f.MultivariateNormal, target=target, steps=3000)
     assert fit.distribution.loc == pytest.approx(np.arange(5.0), abs=0.01)
     assert abs(fit.kl) < 1e-4  # the gradient's noise vanishes at the target itself
     assert fit.diagnostics["pareto_k"] < 0.3
@@ -253,7 +255,8 @@ def test_flows_of_zuko_both_ways():
     torch.manual_seed(0)
     flow = zuko.flows.NSF(2, transforms=2, hidden_features=[32])
     fit = fit_reverse(flow, log_prob=banana, steps=250, draws=128, learning_rate=1e-2)
-    assert math.log(4 * math.pi) - 0.1 < fit.diagnostics["evidence_bound"] < math.log(4 * math.pi) + 0.01
+    told, evidence = fit.diagnostics, math.log(4 * math.pi)
+    assert evidence - 0.25 < told["evidence_bound"] < evidence + 4 * told["std_error"]
     assert fit.distribution is flow
     law = td.MultivariateNormal(torch.tensor([1.0, -2.0]), torch.tensor([[1.0, 0.6], [0.6, 2.0]]))
     x = law.sample((2000,))
@@ -267,16 +270,19 @@ def test_flows_of_zuko_both_ways():
 def test_posteriors_of_pyro():
     import pyro
     import pyro.distributions as pd
-    from pyro.infer.mcmc.util import initialize_model
+    from pyro import poutine
 
     data = torch.tensor([1.0, 2.0, 4.0]).double()
 
     def model():
         mean = pyro.sample("mean", pd.Normal(torch.zeros(()).double(), 10.0))
-        pyro.sample("x", pd.Normal(mean, 1.5).expand([3]).to_event(1), obs=data)
+        pyro.sample("x", pd.Normal(mean[..., None], 1.5).expand([*mean.shape, 3]).to_event(1), obs=data)
 
-    _, potential, _, _ = initialize_model(model)
-    fit = fit_reverse(pd.Normal, log_prob=lambda z: torch.stack([-potential({"mean": one}) for one in z]))
+    def log_joint(z):
+        nodes = poutine.trace(poutine.condition(model, data={"mean": z})).get_trace().nodes
+        return nodes["mean"]["fn"].log_prob(z) + nodes["x"]["fn"].log_prob(data)
+
+    fit = fit_reverse(pd.Normal, log_prob=log_joint)
     precision = 1 / 100 + 3 / 1.5**2
     assert float(fit.distribution.scale) == pytest.approx(precision**-0.5, rel=1e-6)
     assert float(fit.distribution.loc) == pytest.approx(7 / 1.5**2 / precision, rel=1e-6)
