@@ -133,7 +133,7 @@ def _dirichlet(mean: Mean) -> dict[str, Any]:
 
 def _dirichlet_of(logs: Array) -> Array:
     """Concentrations a with digamma(a) - digamma(sum a) = E log x, by Newton's rule on log a."""
-    if not np.isfinite(logs).all() or special.logsumexp(logs) >= 0:
+    if not np.isfinite(logs).all() or float(np.asarray(special.logsumexp(logs))) >= 0:
         return np.full_like(logs, nan)
 
     def excess(u: Array) -> Array:
