@@ -157,3 +157,16 @@ def test_parameters_by_order_and_by_name_are_the_same() -> None:
 def test_any_text_is_read_or_refused_by_one_of_our_errors(text: str) -> None:
     with contextlib.suppress(KullbackError):
         read(text)
+
+
+def test_densities_have_their_entropies_too(capsys):
+    assert main(["measure", "normal(0, 2)", "normal(1, 3)", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    exact = 0.5 * math.log(2 * math.pi * math.e * 4)
+    assert facts["entropy"] == pytest.approx(exact, rel=1e-12)
+    # E_p[-log q] of two normals
+    cross = math.log(3) + 0.5 * math.log(2 * math.pi) + (4 + 1) / 18
+    assert facts["cross_entropy"] == pytest.approx(cross, rel=1e-12)
+    assert facts["entropy_kind"] == "differential"
+    assert main(["measure", "poisson(3)", "poisson(4)"]) == 0
+    assert "differential" not in capsys.readouterr().out

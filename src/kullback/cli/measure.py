@@ -11,6 +11,8 @@ import numpy as np
 
 from kullback.cli.notation import Held, read
 from kullback.cli.printing import strict, table
+from kullback.densities.entropy import entropy_of
+from kullback.densities.of_objects import as_density
 from kullback.discrete import kl_probs, kl_terms
 from kullback.entropies import cross_entropy, entropy
 from kullback.errors import InputError
@@ -98,8 +100,18 @@ def _gap(p: np.ndarray, q: np.ndarray) -> dict[str, Any]:
 
 def _of_families(p: Held, q: Held, scale: float, error: float) -> dict[str, Any]:
     there, back = measure(p, q, error=error), measure(q, p, error=error)
-    facts = {"kl": scale * there.value, "reverse_kl": scale * back.value}
+    facts = {"kl": scale * there.value, "reverse_kl": scale * back.value, **_entropies(p, there.value, scale)}
     return {**facts, **_how(there, scale), "reverse": _how(back, scale)}
+
+
+def _entropies(p: Held, kl: float, scale: float) -> dict[str, Any]:
+    """H(P), and H(P, Q) = H(P) + KL(P || Q); nothing where P is no distribution on the line."""
+    density = as_density(p)
+    if density is None:
+        return {}
+    entropy_p = entropy_of(density)
+    kind = {} if density.discrete else {"entropy_kind": "differential"}
+    return {"entropy": scale * entropy_p, "cross_entropy": scale * (entropy_p + kl), **kind}
 
 
 def _how(estimate: Estimate, scale: float) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def _shown(facts: dict[str, Any]) -> str:
     ]
     if "entropy" in facts:
         lines += [
-            f"H(P)         {_number(facts['entropy'])} {unit}",
+            f"H(P)         {_number(facts['entropy'])} {unit}{'   differential' if 'entropy_kind' in facts else ''}",
             f"H(P, Q)      {_number(facts['cross_entropy'])} {unit}   = H(P) + KL(P || Q)",
         ]
     lines += [f"KL(P || Q): {warning}" for warning in facts.get("warnings", ())]

@@ -10,6 +10,7 @@ import numpy as np
 from kullback import families
 from kullback._arrays import Array, ArrayLike, untracked
 from kullback.densities.density import Density
+from kullback.densities.nodes import mean_of
 from kullback.densities.of_objects import as_sampler
 from kullback.densities.of_records import known_on_the_line, of_record
 from kullback.errors import ParameterError, ShapeError, SupportError
@@ -18,7 +19,6 @@ from kullback.fit.coordinates import coordinates_of
 from kullback.fit.fits import Fit, Minimum, Step
 from kullback.fit.kinds import is_module, kind_of
 from kullback.fit.moments import moments_of, of_samples
-from kullback.fit.nodes import mean_of
 from kullback.fit.problems import Likelihood, problem_on_the_line
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line

@@ -9,6 +9,7 @@ from kullback import families
 from kullback._arrays import Array
 from kullback._powers import alpha_family
 from kullback.densities.density import Density
+from kullback.densities.nodes import Nodes, line_nodes
 from kullback.densities.of_records import of_record
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
@@ -16,7 +17,6 @@ from kullback.densities.terms import terms
 from kullback.errors import ParameterError
 from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Local, Problem
-from kullback.fit.nodes import Nodes, line_nodes
 
 __all__ = ["Likelihood", "divergence_of", "problem_on_the_line"]
 

@@ -9,10 +9,10 @@ import numpy as np
 from kullback import families
 from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.densities.nodes import line_nodes
 from kullback.errors import KullbackError, ParameterError
 from kullback.families import Record
 from kullback.fit.moments import moments_of
-from kullback.fit.nodes import line_nodes
 
 __all__ = ["guess_of", "no_start", "starts_on_the_line"]
 

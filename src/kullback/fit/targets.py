@@ -9,10 +9,10 @@ import numpy as np
 
 from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.densities.nodes import line_nodes
 from kullback.densities.of_objects import as_density
 from kullback.distributions import as_record
 from kullback.errors import NoClosedFormError, SupportError
-from kullback.fit.nodes import line_nodes
 
 __all__ = ["called", "density_of", "normalised"]
 
