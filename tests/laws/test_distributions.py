@@ -48,8 +48,11 @@ def name_of(pair):
 
 def draw(pair, rng):
     p, q = MORE[pair](rng) if pair in MORE else oracle.draw(*pair, rng)
-    # JAX compiles the sum over its counts anew for every other number of them.
-    return p, f.Binomial(total_count=5.0, probs=q.probs) if pair == (f.Bernoulli, f.Binomial) else q
+    if pair == (f.Bernoulli, f.Binomial):  # JAX compiles the sum over its counts anew for every other number of them
+        q = f.Binomial(total_count=5.0, probs=q.probs)
+    if pair == (f.Pareto, f.Weibull):  # the moment that KL asks for exists, and is seen as far out as floats reach
+        q = f.Weibull(scale=q.scale, concentration=min(q.concentration, p.alpha / 2))
+    return p, q
 
 
 def moved(one, other, share):
@@ -111,7 +114,8 @@ def test_data_processing_merging_values_never_raises_it(pair, seed, share, data)
     coarse = fine[np.sort(kept)]
     values = [float(rel_entr(*(masses(line, edges) for line in lines)).sum()) for edges in (coarse, fine)]
     assert -1e-12 <= values[0] <= values[1] + 1e-12
-    whole_is_seen = lines[0].counts or lines[1].cdf(finest[0]) > 1e-280 < lines[1].sf(finest[-1])
+    with np.errstate(all="ignore"):
+        whole_is_seen = lines[0].counts or lines[1].cdf(finest[0]) > 1e-280 < lines[1].sf(finest[-1])
     for whole, _ in by_every_library(*sides):
         assert values[1] <= whole * (1 + 1e-9) + 1e-12
         # The finest bins lose next to nothing: a KL that is too large is noticed as well.
