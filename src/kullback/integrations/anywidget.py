@@ -1,0 +1,46 @@
+"""The explorer as a widget of notebooks, by anywidget: the same page, in a frame of its own."""
+
+from kullback.errors import MissingDependencyError
+
+try:
+    import anywidget
+    import traitlets
+except ModuleNotFoundError as error:
+    if error.name not in ("anywidget", "traitlets"):
+        raise
+    raise MissingDependencyError("anywidget is missing: pip install 'kullback[notebook]'") from error
+
+__all__ = ["PageWidget"]
+
+
+class PageWidget(anywidget.AnyWidget):
+    """A page that holds everything it needs, such as `kullback.explore.explorer.explorer_page` makes.
+
+    Args:
+        page: Its HTML; its own policy keeps it from the network, and the frame from the notebook.
+        height: In pixels.
+
+    Example:
+        >>> from kullback.explore.explorer import explorer_page
+        >>> widget = PageWidget(page=explorer_page({}, live=False), height=700)
+        >>> widget.height, "Two directions" in widget.page
+        (700, True)
+    """
+
+    page = traitlets.Unicode("").tag(sync=True)
+    height = traitlets.Int(900).tag(sync=True)
+    _esm = """
+    function render({ model, el }) {
+      const frame = document.createElement("iframe");
+      frame.setAttribute("sandbox", "allow-scripts");
+      frame.setAttribute("title", "Kullback");
+      const show = () => {
+        frame.srcdoc = model.get("page");
+        frame.style = `width: 100%; border: 0; height: ${model.get("height")}px`;
+      };
+      model.on("change:page change:height", show);
+      show();
+      el.append(frame);
+    }
+    export default { render };
+    """

@@ -1,0 +1,37 @@
+"""The widget's own module, in a real browser, with the page in its frame."""
+
+import json
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from kullback.explore.explorer import explorer_page
+from kullback.integrations.anywidget import PageWidget
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_the_page_lives_in_its_frame(tmp_path):
+    widget = PageWidget(page=explorer_page({}, live=False), height=600)
+    state = json.dumps({"page": widget.page, "height": widget.height}).replace("<", "\\u003c")
+    module = str(widget._esm).replace("export default { render };", "")
+    html = f"""<!doctype html><div id="cell"></div><script>{module}
+    const state = {state};
+    render({{ model: {{ get: (name) => state[name], on: () => 0 }}, el: document.getElementById("cell") }});</script>"""
+    (tmp_path / "notebook.html").write_text(html, encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(f"file://{tmp_path / 'notebook.html'}")
+        frame = page.frame_locator("iframe")
+        reading = frame.locator("[data-name=forward]")
+        reading.wait_for()
+        page.wait_for_timeout(300)
+        assert float(reading.get_attribute("data-value") or "nan") == pytest.approx(11.818425, abs=1e-5)
+        assert page.locator("iframe").bounding_box()["height"] == 600
+        assert said == []
+        browser.close()
