@@ -13,6 +13,7 @@ Sums: TypeAlias = tuple[float, float, float]
 
 _BLOCK = 65536  # few calls, and what is made stays within the second or third cache
 _DOT = 8192
+_ONES = np.ones(_DOT)
 
 # g(w) of 2 atanh(s) = 2s + s w g(w), w = s^2, at the Chebyshev nodes of 0 <= w <= 0.04: an error of 4e-17.
 _ATANH = (
@@ -54,11 +55,18 @@ def _block_sums(p: np.ndarray, q: np.ndarray, spare: np.ndarray) -> Iterator[Sum
     for start in range(0, p.shape[0], _BLOCK):
         a, b = p[start : start + _BLOCK], q[start : start + _BLOCK]
         logs = np.log(np.divide(a, b, out=spare[: a.shape[0]]), out=spare[: a.shape[0]])
-        mass = float(np.add.reduce(a))
-        excess = mass - float(np.add.reduce(b))
+        mass = _sum(a)
+        excess = mass - _sum(b)
         total = _dot(a, logs) - excess
         # Each of the three is right to the rounding of mass, so where total is not small beside it, total is too.
         yield (total, mass, excess) if mass / 16 <= total < inf else _careful_sums(a, b)
+
+
+def _sum(a: np.ndarray) -> float:
+    """The sum of a: as a product with ones, which BLAS adds up sooner than NumPy does."""
+    if a.dtype == np.float64 and a.shape[0] == _BLOCK:
+        return float(np.add.reduce(np.vecdot(a.reshape(-1, _DOT), _ONES)))
+    return float(np.add.reduce(a))
 
 
 def _dot(a: np.ndarray, logs: np.ndarray) -> float:

@@ -141,7 +141,7 @@ def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
 
 def test_a_killed_run_is_the_run_that_was_not(tmp_path):
     def command(name, *more):
-        words = ("train", "vae", "--budget", "4", "--steps", "600", "--hidden", "32", "--output", str(tmp_path / name))
+        words = ("train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name))
         return [sys.executable, "-m", "kullback", *words, "--evaluate-every", "200", *more]
 
     whole = subprocess.run([*command("whole"), "--json"], capture_output=True, text=True, check=True)
