@@ -59,10 +59,12 @@ def _of_run(run: RunDirectory) -> list[Finding]:
     found += learning_symptoms(metrics)
     held = None
     if budget := config.get("budget"):
-        held = _held_key(config, budget), float(budget["target"])
+        held = _held_key(budget), float(budget["target"])
         bounds = KLBudget(held[1], unit=budget["unit"])
         price = (bounds.price_min, bounds.price_max)
-        found += budget_symptoms(metrics, evaluations, target=held[1], unit=budget["unit"], price=price, name=held[0])
+        # The KL of one update is judged by all updates: an evaluation sees a single one.
+        judged = [] if budget.get("of") == "old" else evaluations
+        found += budget_symptoms(metrics, judged, target=held[1], unit=budget["unit"], price=price, name=held[0])
     found += hacking_symptoms(
         evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=held
     )
@@ -70,8 +72,8 @@ def _of_run(run: RunDirectory) -> list[Finding]:
     return found + [one for one in config_symptoms(config.get("settings") or {}) if one.name not in known]
 
 
-def _held_key(config: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
-    sides = "old_policy" if config.get("of") == "old" else "policy_ref"
+def _held_key(budget: Mapping[str, Any]) -> str:
+    sides = "old_policy" if budget.get("of") == "old" else "policy_ref"
     return f"kl_{sides}_per_{budget['unit']}"
 
 
