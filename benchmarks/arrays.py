@@ -3,6 +3,8 @@
     python benchmarks/arrays.py [--sizes 10 1000 1000000 100000000] [--rows 64] [--repeats 9]
 
 What is compared takes turns; each part runs in a process of its own, on one thread except where "2 threads" is said.
+A turn begins with a call that is not timed, so that each is met with what it leaves in the caches, not with what the
+one before it did; --cold leaves that call out.
 Times are per event, or per call up to 1000 events. kl_logits of bfloat16 returns bfloat16, which has three digits.
 100 million events in float64 need 6 GB; --sizes 10 1000 1000000 --rows 8 takes a minute.
 """
@@ -24,13 +26,15 @@ FORMS = ("float64", "float32")
 BASE = "np.sum(rel_entr)"
 
 
-def take_turns(cases, repeats, number=1):
+def take_turns(cases, repeats, number=1, cold=False):
     """Seconds a call, of each case in turn: median and least."""
     seconds = {name: [] for name in cases}
     for case in cases.values():
         case()
     for _ in range(repeats):
         for name, case in cases.items():
+            if not cold:
+                case()
             start = time.perf_counter()
             for _ in range(number):
                 case()
@@ -112,7 +116,7 @@ def probabilities(arguments):
             exact = truth(p, q)
             errors = {name: error(case(), exact) for name, case in cases.items() if "reading" not in name}
             slow = n > 10**7
-            times = take_turns(cases, 3 if slow else arguments.repeats, max(1, 10_000 // n))
+            times = take_turns(cases, 3 if slow else arguments.repeats, max(1, 10_000 // n), arguments.cold)
             show(f"{n:.0e} events, {dtype}, KL = {float(exact):.3f}", times, n, errors)
             if n >= 10**7:
                 for one, two in (("kl_probs", "reading: p.dot(q)"), ("kl_probs, 2 threads", "reading, 2 threads")):
@@ -138,7 +142,7 @@ def torch(arguments):
             }
             exact = truth(p, q)
             errors = {name: error(case(), exact) for name, case in cases.items()}
-            times = take_turns(cases, 3 if n > 10**7 else arguments.repeats, max(1, 10_000 // n))
+            times = take_turns(cases, 3 if n > 10**7 else arguments.repeats, max(1, 10_000 // n), arguments.cold)
             show(f"{n:.0e} events, {dtype}, beside PyTorch", times, n, errors)
 
 
@@ -167,7 +171,7 @@ def logits(arguments):
             }
             exact = kl_logits(p.double().requires_grad_(), q.double()).detach()
             errors = {name: ((case().double() - exact).abs() / exact).median().item() for name, case in cases.items()}
-            times = take_turns(cases, arguments.repeats)
+            times = take_turns(cases, arguments.repeats, cold=arguments.cold)
             title = f"{arguments.rows} rows of {width} logits, {dtype}"
             show(title, times, p.numel(), errors, "eager PyTorch")
             print(f"torch.compile / kl_logits: {times['torch.compile'][0] / times['kl_logits'][0]:.1f}")
@@ -218,6 +222,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--cold", action="store_true", help="time each turn's first call")
     parser.add_argument("--part", choices=PARTS, help="this one alone, in this process")
     given = parser.parse_args()
     if given.part:

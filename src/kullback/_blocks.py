@@ -12,7 +12,7 @@ __all__ = ["Sums", "kl_of_sums", "prob_sums"]
 Sums: TypeAlias = tuple[float, float, float]
 
 _BLOCK = 65536  # few calls, and what is made stays within the second or third cache
-_DOT = 8192
+_DOT = 2048
 _ONES = np.ones(_DOT)
 
 # g(w) of 2 atanh(s) = 2s + s w g(w), w = s^2, at the Chebyshev nodes of 0 <= w <= 0.04: an error of 4e-17.
