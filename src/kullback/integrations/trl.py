@@ -25,6 +25,7 @@ from torch import Tensor
 from kullback.integrations.positions import Positions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
 from kullback.policy.budget import KLBudget
+from kullback.policy.controllers import Controller, controller_from_dict, controller_to_dict
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_sequence, kl_per_token
 
@@ -49,7 +50,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
         model: As for `GRPOTrainer`; an object must have been saved first, since TRL loads the reference from its path.
         reward_funcs: As for `GRPOTrainer`.
         args: A `GRPOConfig` whose `beta` is 0 (TRL's own penalty) or left alone.
-        budget: The budget; None only measures the KL.
+        budget: The budget; None only measures the KL. Another controller sets beta alone, once a step, by the KL per
+            token; `KLBudget` also acts on the weights.
         **kwargs: As for `GRPOTrainer`.
 
     Raises:
@@ -62,7 +64,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         reward_funcs: Any = None,
         args: GRPOConfig | None = None,
         *,
-        budget: KLBudget | None,
+        budget: Controller | None,
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else GRPOConfig("budget-grpo", beta=0.0)
@@ -75,11 +77,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self.beta = 0.0
         if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise BudgetError("the budget needs whole weights of a text model: plain data parallelism, no FSDP or ZeRO")
-        if budget is not None and budget.unit not in ("token", "sequence"):
-            raise BudgetError(
-                f"expected a budget per 'token' or 'sequence', got {budget.unit!r}: these are completions"
-            )
-        self.budget = budget
+        self.budget, self.unit = budget, getattr(budget, "unit", "token")
+        if self.unit not in ("token", "sequence"):
+            raise BudgetError(f"expected a budget per 'token' or 'sequence', got {self.unit!r}: these are completions")
         self._holder = _BudgetHolder(self)
         self.add_callback(self._holder)
 
@@ -143,7 +143,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         """The mean KL in the budget's unit over the global batch, as this process's share of one optimizer step."""
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
-        if trainer.budget is not None and trainer.budget.unit == "sequence":
+        if trainer.unit == "sequence":
             return (scored.kl.sum() + self._by_choice(scored, hidden)) / (len(scored) * steps)
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
@@ -168,8 +168,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
     def mean_kl(self, positions: Positions) -> float:
         """Their KL in the budget's unit, over all processes."""
         trainer, kl = self.trainer, positions.kl.double()
-        per_token = trainer.budget is None or trainer.budget.unit == "token"
-        share = positions.mask.double().sum() if per_token else kl.new_tensor(len(kl))
+        share = positions.mask.double().sum() if trainer.unit == "token" else kl.new_tensor(len(kl))
         total: Any = trainer.accelerator.reduce(torch.stack([kl.sum(), share]), reduction="sum")
         return float(total[0] / total[1].clamp(min=1.0))
 
@@ -207,7 +206,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         self.reset()
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         if self.trainer.budget is not None and saved.get("budget"):
-            self.trainer.budget = KLBudget.from_dict(saved["budget"])
+            self.trainer.budget = controller_from_dict(saved["budget"])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
@@ -220,8 +219,10 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         if trainer.budget is None:
             return
         log["beta"].append(trainer.budget.beta)
-        seen = token if trainer.budget.unit == "token" else sequence
+        seen = token if trainer.unit == "token" else sequence
         trainer.budget = trainer.budget.update(seen.value, std_error=seen.std_error, count=seen.count)
+        if not isinstance(trainer.budget, KLBudget):
+            return
         # The scheduler may compute its next rate from this one, so it is put back after the step.
         self.rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
@@ -229,7 +230,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
-        if trainer.budget is None:
+        if not isinstance(trainer.budget, KLBudget):
             return
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
@@ -276,4 +277,4 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         budget = self.trainer.budget
-        return {"args": {}, "attributes": {"budget": None if budget is None else budget.to_dict()}}
+        return {"args": {}, "attributes": {"budget": None if budget is None else controller_to_dict(budget)}}

@@ -16,6 +16,7 @@ __all__ = [
     "Ziegler2019",
     "controller_from_dict",
     "controller_to_dict",
+    "told_budget",
 ]
 
 
@@ -166,6 +167,22 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
     if kind is None:
         raise BudgetError(f"expected the state of one of {', '.join(CONTROLLERS)}, got kind {state.get('kind')!r}")
     return KLBudget.from_dict(fields) if kind is KLBudget else kind(**fields)
+
+
+def told_budget(controller: Any, *, unit: str) -> dict[str, Any]:
+    """What a run's configuration says of its controller: what was asked for, not how it stands.
+
+    Example:
+        >>> told_budget(PPO2017(0.03), unit="step")
+        {'kind': 'PPO2017', 'target': 0.03, 'unit': 'step', 'beta': 1.0}
+    """
+    stored = controller_to_dict(controller)
+    asked = ("price_min", "price_max", "gain") if isinstance(controller, KLBudget) else ("beta", "gain")
+    return {
+        **{key: stored[key] for key in ("kind", "target") if key in stored},
+        "unit": unit,
+        **{key: stored[key] for key in asked if key in stored},
+    }
 
 
 def _require_target(target: float, beta: float) -> None:

@@ -19,6 +19,7 @@ from kullback.errors import InputError, KullbackError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.policy.budget import KLBudget
+from kullback.policy.controllers import Controller, told_budget
 from kullback.train.evaluation import Evaluation
 from kullback.train.interrupts import Interrupts
 from kullback.train.progress import RunProgress
@@ -60,7 +61,8 @@ class GRPOPlan:
         rows: The prompts, each row with a "prompt" and the columns that the rewards take.
         rewards: Reward functions as TRL defines them; their sum is optimised.
         watched: Reward functions that are only logged.
-        budget: What KL(policy || reference) is held to; None leaves the policy unconstrained.
+        budget: What KL(policy || reference) is held to, or another controller, of nats per token; None leaves the
+            policy unconstrained.
         steps: Optimizer steps.
         output: The run directory.
         seed: Of everything.
@@ -73,7 +75,7 @@ class GRPOPlan:
     model: Path
     rows: Sequence[Row]
     rewards: Sequence[Reward]
-    budget: KLBudget | None
+    budget: Controller | None
     steps: int
     output: Path
     watched: Sequence[Reward] = ()
@@ -85,12 +87,11 @@ class GRPOPlan:
 
     def config(self) -> Row:
         """What config.json says of it."""
-        budget = self.budget
         names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
         return {
             "kind": "grpo",
             "model": str(self.model),
-            "budget": None if budget is None else {"target": budget.target, "unit": budget.unit},
+            "budget": None if self.budget is None else told_budget(self.budget, unit=self.unit),
             "rewards": names[: len(self.rewards)],
             "watched": names[len(self.rewards) :],
             "steps": self.steps,
@@ -100,6 +101,10 @@ class GRPOPlan:
             "evaluation_prompts": len(self.judged_rows()),
             **self.named,
         }
+
+    @property
+    def unit(self) -> str:
+        return getattr(self.budget, "unit", "token")
 
     def judged_rows(self) -> Sequence[Row]:
         return self.evaluation_rows or self.rows[:128]
@@ -161,13 +166,12 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     trainer.pop_callback(PrinterCallback)
     judge = _Judge(trainer, evaluation, run, plan)
     stop = Interrupts()
-    budget = plan.budget
     with (
         RunProgress(
             plan.output.name,
             plan.steps,
-            target=budget.target if budget else None,
-            unit=budget.unit if budget else "token",
+            target=getattr(plan.budget, "target", None),
+            unit=plan.unit,
             console=console if main else None,
         ) as progress,
         stop,
@@ -210,7 +214,7 @@ class _Judge(TrainerCallback):
 
     def _tell(self, row: Row) -> None:
         budget = self.trainer.budget
-        if budget is not None:
+        if isinstance(budget, KLBudget):
             name = f"kl_policy_ref_per_{budget.unit}"
             self.trainer.budget = budget.judged(row[name], std_error=row[f"{name}_std_error"])
 

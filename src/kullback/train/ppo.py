@@ -21,8 +21,7 @@ from kullback.integrations.sb3_files import (
     policy_name,
     save_policy,
 )
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller, controller_to_dict
+from kullback.policy.controllers import Controller, told_budget
 from kullback.train.interrupts import Interrupts
 from kullback.train.ppo_checkpoint import derived_seed, draw_anew, restore_checkpoint, save_checkpoint
 from kullback.train.ppo_evaluation import EpisodeEvaluation
@@ -81,7 +80,7 @@ class PPOPlan:
             "kind": "ppo",
             "env": self.env,
             "reference": None if self.reference is None else str(self.reference),
-            "budget": None if self.budget is None else self._told(self.budget),
+            "budget": None if self.budget is None else told_budget(self.budget, unit="step") | {"of": self.of},
             "clip": self.clip,
             "rewards": ["return"],
             "watched": [],
@@ -91,12 +90,6 @@ class PPOPlan:
             "evaluate_every": self.evaluate_every,
             "evaluation_episodes": self.evaluation_episodes,
         }
-
-    def _told(self, budget: Controller) -> Row:
-        stored = controller_to_dict(budget)
-        shape = {key: stored[key] for key in ("target", "kind", "gain") if key in stored}
-        start = {} if isinstance(budget, KLBudget) else {"beta": budget.beta}
-        return {**shape, **start, "unit": "step", "of": self.of}
 
     @property
     def all_settings(self) -> Row:

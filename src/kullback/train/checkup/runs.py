@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.policy.budget import KLBudget
 from kullback.policy.findings import Finding
 from kullback.policy.spending import budget_symptoms, hacking_symptoms
 from kullback.policy.symptoms import kl_symptoms, learning_symptoms
@@ -58,10 +58,10 @@ def _of_run(run: RunDirectory) -> list[Finding]:
     found = [_named_dropout(one, config) if one.name == "kl-at-start" else one for one in found]
     found += learning_symptoms(metrics)
     held = None
-    if budget := config.get("budget"):
+    if (budget := config.get("budget")) and "target" in budget:
         held = _held_key(budget), float(budget["target"])
-        bounds = KLBudget(held[1], unit=budget["unit"])
-        price = (bounds.price_min, bounds.price_max)
+        # What is published beside KLBudget has no bounds.
+        price = (float(budget.get("price_min", 0.0)), float(budget.get("price_max", inf)))
         # The KL of one update is judged by all updates: an evaluation sees a single one.
         judged = [] if budget.get("of") == "old" else evaluations
         found += budget_symptoms(metrics, judged, target=held[1], unit=budget["unit"], price=price, name=held[0])

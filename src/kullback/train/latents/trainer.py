@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from kullback.errors import InputError
 from kullback.files import write_whole
 from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller, controller_from_dict, controller_to_dict
+from kullback.policy.controllers import Controller, controller_from_dict, controller_to_dict, told_budget
 from kullback.train.interrupts import Interrupts
 from kullback.train.latents.images import Images
 from kullback.train.latents.judgement import alarm, judge
@@ -84,7 +84,7 @@ class LatentPlan:
             "kind": self.kind,
             **{name: getattr(self, name) for name in same},
             "likelihood": self.likelihood if self.kind == "vae" else "categorical",
-            "budget": None if self.budget is None else controller_to_dict(self.budget) | {"unit": "latent"},
+            "budget": None if self.budget is None else told_budget(self.budget, unit="latent"),
             "schedule": None if self.budget is not None else schedule,
             "free": None if self.free is None else asdict(self.free),
             "rewards": [],
