@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "kullback"
 LAYERS = [
     {"errors", "result", "files", "_arrays", "_special"},
     {"residual"},
+    {"log_gamma"},
     {"_checks", "_events", "_blocks", "_fast", "_fast_logits", "_quick"},
     {"discrete"},
     {"_generators", "_powers", "entropies", "divergences"},

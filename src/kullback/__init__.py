@@ -11,10 +11,11 @@ from kullback.distributions import kl, register_kl
 from kullback.divergences import divergence
 from kullback.entropies import cross_entropy, entropy
 from kullback.errors import KullbackError
+from kullback.log_gamma import log_gamma_residual
 from kullback.policy.best_of_n import best_of_n, best_of_n_policy
 from kullback.policy.budget import KLBudget
 from kullback.policy.optimum import frontier, tilt, tilt_to_budget
-from kullback.residual import log1p_residual, log_gamma_residual, phi
+from kullback.residual import log1p_residual, phi
 from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:

@@ -8,11 +8,20 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from kullback._arrays import Array
+from kullback._arrays import Array, as_floats
 from kullback.closed_forms import FORMS, Form, is_contained, lies_on_the_line
 from kullback.closed_forms._registry import in_arrays
 from kullback.errors import NoClosedFormError, ShapeError
-from kullback.families import Independent, LogNormal, Normal, Record, TanhNormal, Transformed
+from kullback.families import (
+    Independent,
+    LogNormal,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    Record,
+    TanhNormal,
+    Transformed,
+)
 
 __all__ = ["as_record", "kl", "register_kl"]
 
@@ -155,6 +164,8 @@ def _form(p_class: type, q_class: type) -> Form | None:
 
 def _independent(p: Any, q: Any) -> Array:
     """The sum of the parts'."""
+    if any(isinstance(d, MultivariateNormal | LowRankMultivariateNormal) for d in (p, q)):
+        return _of_vectors(p, q)
     if not (isinstance(p, Independent) and isinstance(q, Independent) and p.event_dims == q.event_dims):
         raise _no_closed_form(p, q)
     parts = kl(p.base, q.base)
@@ -164,6 +175,26 @@ def _independent(p: Any, q: Any) -> Array:
         raise ShapeError(f"expected {p.event_dims} batch axes or more to make one event of, got shape {parts.shape}")
     xp = array_api_compat.array_namespace(parts)
     return xp.sum(parts, axis=tuple(range(-p.event_dims, 0)))
+
+
+def _of_vectors(p: Any, q: Any) -> Array:
+    """Independent normals are a normal vector."""
+    vectors = [_as_vector(d) for d in (p, q)]
+    form = _form(*map(type, vectors))
+    if form is None:
+        raise _no_closed_form(p, q)
+    return form(*vectors)
+
+
+def _as_vector(d: Any) -> Any:
+    if not (isinstance(d, Independent) and isinstance(d.base, Normal) and d.event_dims == 1):
+        return d
+    xp, [loc, scale], _ = as_floats(d.base.loc, d.base.scale)
+    loc, scale = xp.broadcast_arrays(loc, scale)
+    if not scale.ndim:
+        raise ShapeError("expected a batch axis or more to make one event of, got shape ()")
+    eye = xp.eye(scale.shape[-1], dtype=scale.dtype, device=array_api_compat.device(scale))
+    return MultivariateNormal(loc=loc, scale_tril=scale[..., None] * eye)
 
 
 def _unfolded(d: Any) -> Any:

@@ -188,7 +188,7 @@ def test_independent_parts_add_up():
     with pytest.raises(ShapeError):
         kl(d.Independent(p, 1), q)
     with pytest.raises(NoClosedFormError, match="measure"):
-        kl(d.Independent(p, 1), d.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+        kl(d.Independent(d.Laplace(p.loc, 1.0), 1), d.MultivariateNormal(torch.zeros(3), torch.eye(3)))
 
 
 def test_events_of_different_shapes_are_refused():
@@ -518,3 +518,24 @@ def test_only_classes_are_registered():
     del _KL_REGISTRY[int, int]
     with pytest.raises(TypeError, match="two classes of distributions, got int"):
         register_kl(int, int)
+
+
+@pytest.mark.parametrize("other", ["full", "low-rank"])
+def test_independent_normals_beside_a_normal_vector(other: str) -> None:
+    torch.manual_seed(0)
+    loc, scale = torch.randn(3, dtype=torch.double, requires_grad=True), torch.rand(2, 3, dtype=torch.double) + 0.3
+    parts, vector = d.Independent(d.Normal(loc, scale), 1), d.MultivariateNormal(loc, torch.diag_embed(scale**2))
+    factor, far = torch.randn(3, 2, dtype=torch.double), torch.ones(3, dtype=torch.double)
+    full = d.MultivariateNormal(far, factor @ factor.mT + torch.eye(3, dtype=torch.double))
+    q = full if other == "full" else d.LowRankMultivariateNormal(far, factor, far)
+    for ours, theirs in (((parts, q), (vector, q)), ((q, parts), (q, vector))):
+        expected = d.kl_divergence(*theirs)
+        torch.testing.assert_close(kl(*ours), expected, rtol=1e-12, atol=1e-13)
+        gradients = [torch.autograd.grad(value.sum(), loc)[0] for value in (kl(*ours), expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_no_vector_beside_one() -> None:
+    q = d.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    with pytest.raises(ShapeError):
+        kl(d.Independent(d.Normal(torch.zeros(3), 1.0), 1), q)

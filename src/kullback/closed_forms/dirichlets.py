@@ -6,7 +6,8 @@ from kullback import families as f
 from kullback._arrays import Array
 from kullback.closed_forms._registry import closed_form
 from kullback.errors import ShapeError
-from kullback.residual import dispersion, log_ratio, phi
+from kullback.log_gamma import dispersion
+from kullback.residual import log_ratio, phi
 
 __all__ = ["betas"]
 

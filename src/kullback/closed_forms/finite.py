@@ -12,7 +12,8 @@ from kullback.closed_forms.counts import bernoulli, failure, log_probabilities, 
 from kullback.discrete import _from_logits
 from kullback.errors import NoClosedFormError
 from kullback.families._record import is_traced
-from kullback.residual import digamma, digamma_rise, log_gamma_residual, log_ratio, phi
+from kullback.log_gamma import digamma, digamma_rise, log_gamma_residual
+from kullback.residual import log_ratio, phi
 
 __all__: list[str] = []
 

@@ -14,18 +14,8 @@ from kullback import families as f
 from kullback._arrays import Array
 from kullback.closed_forms._registry import closed_form
 from kullback.closed_forms.normals import against_normal
-from kullback.residual import (
-    binet,
-    binet_curvature,
-    binet_slope,
-    digamma,
-    dispersion,
-    log1p_residual,
-    log_gamma_rise,
-    log_ratio,
-    phi,
-    ratio_residual,
-)
+from kullback.log_gamma import binet, binet_curvature, binet_slope, digamma, dispersion, log_gamma_rise
+from kullback.residual import log1p_residual, log_ratio, phi, ratio_residual
 
 POWERS_OF_GAMMA: tuple[type, ...] = (
     f.ChiSquared,

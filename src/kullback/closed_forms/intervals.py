@@ -11,7 +11,8 @@ from kullback.closed_forms._log_sinhc import log_sinhc, log_sinhc_curvature, log
 from kullback.closed_forms._registry import closed_form, where_equal
 from kullback.closed_forms.dirichlets import betas
 from kullback.closed_forms.normals import against_normal
-from kullback.residual import binet, binet_slope, dispersion, log1p_residual, log_ratio, phi, ratio_residual
+from kullback.log_gamma import binet, binet_slope, dispersion
+from kullback.residual import log1p_residual, log_ratio, phi, ratio_residual
 
 __all__: list[str] = []
 

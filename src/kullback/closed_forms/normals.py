@@ -7,7 +7,8 @@ import numpy as np
 from kullback import families as f
 from kullback._arrays import Array
 from kullback.closed_forms._registry import closed_form
-from kullback.residual import binet, binet_slope, log_ratio, phi, ratio_residual
+from kullback.log_gamma import binet, binet_slope
+from kullback.residual import log_ratio, phi, ratio_residual
 
 __all__ = ["against_normal"]
 

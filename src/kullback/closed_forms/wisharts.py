@@ -11,7 +11,8 @@ from kullback.closed_forms._matrices import cholesky, log_ratios, relative_chang
 from kullback.closed_forms._registry import closed_form
 from kullback.errors import ParameterError, ShapeError
 from kullback.families._record import is_traced
-from kullback.residual import dispersion, log1p_residual, log_ratio
+from kullback.log_gamma import dispersion
+from kullback.residual import log1p_residual, log_ratio
 
 __all__: list[str] = []
 
