@@ -56,7 +56,9 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert done.stderr == ""
     run = tmp_path / "run"
     config = json.loads((run / "config.json").read_text())
-    assert config["budget"] == {"target": 0.001, "kind": "KLBudget", "gain": 0.05, "unit": "step", "of": "old"}
+    bounds = {"price_min": 5e-4, "price_max": 0.5, "gain": 0.05}
+    told = {"kind": "KLBudget", "target": 0.001, "unit": "step", "of": "old", "over": "visited"}
+    assert config["budget"] == told | bounds
     assert config["clip"] is None
     assert config["versions"]["stable_baselines3"].startswith("2.9")
     metrics = rows_of(run / "metrics.jsonl")

@@ -21,6 +21,8 @@ from kullback.integrations.sb3_files import load_policy, load_weights, make_envi
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import PPO2017
 from kullback.train.ppo import PPOPlan, train_ppo
+from kullback.train.ppo_checkpoint import derived_seed
+from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import parse_ppo_settings
 from kullback.train.run_directory import RunDirectory
 
@@ -52,13 +54,16 @@ def plan_of(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
             return replace(plan, budget=KLBudget(1e-3, unit="step"), clip=None)
         case "reference":
             return replace(plan, budget=KLBudget(0.01, unit="step"), of="reference", reference=reference)
+        case "states":
+            budget = KLBudget(0.01, unit="step")
+            return replace(plan, budget=budget, of="reference", over="reference", reference=reference)
         case "rule":
             return replace(plan, budget=PPO2017(0.01), of="reference", reference=reference)
         case _:
             return replace(plan, env="Pendulum-v1", settings={**SMALL, "use_sde": True, "n_envs": 2, "n_steps": 64})
 
 
-@pytest.mark.parametrize("kind", ["plain", "old", "reference", "rule", "sde"])
+@pytest.mark.parametrize("kind", ["plain", "old", "reference", "states", "rule", "sde"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path, references: dict[str, Path]) -> None:
     whole, parted = plan_of(kind, tmp_path / "whole", references), plan_of(kind, tmp_path / "parted", references)
     assert train_ppo(whole)
@@ -138,6 +143,48 @@ def test_the_references_budget_is_held(env: str, tmp_path: Path, references: dic
     free = replace(plan, output=tmp_path / "free", budget=None, steps=512 * 12, evaluate_every=0)
     assert train_ppo(free)
     assert RunDirectory(free.output).evaluations()[-1]["kl_policy_ref_per_step"] > 2 * target  # it does bind
+
+
+@pytest.mark.parametrize(("env", "rate"), [("CartPole-v1", 2e-3), ("Pendulum-v1", 2e-3)])
+def test_where_the_reference_went_the_budget_is_held_in_every_update(
+    env: str, rate: float, tmp_path: Path, references: dict[str, Path]
+) -> None:
+    target = 0.02
+    plan = PPOPlan(
+        env,
+        512 * 14,
+        tmp_path / "run",
+        budget=KLBudget(target, unit="step"),
+        of="reference",
+        over="reference",
+        reference=references[env],
+        settings={**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": rate},
+        evaluate_every=2,
+    )
+    assert train_ppo(plan)
+    run = RunDirectory(plan.output)
+    for rows in (run.metrics()[4:], [row for row in run.evaluations() if row["step"] > 512 * 4]):
+        kls = np.array([row["kl_policy_ref_per_reference_step"] for row in rows])
+        np.testing.assert_allclose(kls, target, rtol=0.1)
+    # By PyTorch, over the same states: those that the reference goes to, and not those that the policy goes to.
+    told = json.loads((run.path / "config.json").read_text())["budget"]
+    assert told["over"] == "reference"
+    judging = make_environments(env, plan.evaluation_episodes)
+    policies = [load_policy(path, judging)[0] for path in (run.path, references[env])]
+    states = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1)).states_of(policies[1], 1024)
+    assert isinstance(states, torch.Tensor)
+    with torch.no_grad():
+        pair = [policy.get_distribution(states).distribution for policy in policies]
+        kl = torch.distributions.kl_divergence(*pair)  # pyright: ignore[reportArgumentType]
+    expected = float((kl if kl.ndim == 1 else kl.sum(-1)).double().mean())
+    assert run.evaluations()[-1]["kl_policy_ref_per_reference_step"] == pytest.approx(expected, rel=1e-4)
+    judging.close()
+
+
+def test_states_of_the_reference_want_its_budget(tmp_path: Path) -> None:
+    plan = PPOPlan("CartPole-v1", 128, tmp_path / "run", budget=KLBudget(0.01, unit="step"), over="reference")
+    with pytest.raises(InputError, match="--over reference: expected --of reference"):
+        train_ppo(plan)
 
 
 def test_the_first_row_of_a_tuned_run_is_the_reference(tmp_path: Path, references: dict[str, Path]) -> None:

@@ -29,6 +29,8 @@ def add_ppo(recipes: Any) -> None:
     add("--env", required=True, metavar="NAME", help="the environment's name in Gymnasium")
     add("--budget", type=float, metavar="NATS", help="nats per step that the KL is held to; without: not held")
     add("--of", choices=("old", "reference"), help="KL(old || policy) of an update, or KL(policy || reference)")
+    over = "of the reference's KL: where the policy goes (visited), or 1024 states where the reference went (reference)"
+    add("--over", choices=("visited", "reference"), default="visited", help=over)
     add("--reference", type=Path, metavar="PATH", help="start here, and stay near: a run of this, or SB3's model.zip")
     add("--clip", type=_clip, default=0.2, metavar="X", help="of the probability ratio, or none (default: 0.2)")
     add("--controller", choices=_CONTROLLERS, default="KLBudget", help="what sets beta (default: KLBudget)")
@@ -69,6 +71,7 @@ def _ppo(options: argparse.Namespace) -> int:
         output=options.output,
         budget=controller,
         of=of,
+        over=options.over,
         reference=options.reference,
         clip=options.clip,
         seed=options.seed,

@@ -32,6 +32,7 @@ DIVERGENCES = {
     "kl_policy_ref_per_token": Divergence("kl-token", *_POLICY_REF, "token"),
     "kl_policy_ref_per_sequence": Divergence("kl-sequence", *_POLICY_REF, "sequence"),
     "kl_policy_ref_per_step": Divergence("kl-step", *_POLICY_REF, "step"),
+    "kl_policy_ref_per_reference_step": Divergence("kl-reference-step", *_POLICY_REF, "step of the reference"),
     "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
     "kl_posterior_prior_per_latent": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
 }
@@ -69,6 +70,8 @@ def held_key(config: Row) -> str | None:
         return None
     if budget[1] == "latent":
         return "kl_posterior_prior_per_latent"
+    if config["budget"].get("over") == "reference":
+        return "kl_policy_ref_per_reference_step"
     return f"kl_{'old_policy' if config['budget'].get('of') == 'old' else 'policy_ref'}_per_{budget[1]}"
 
 

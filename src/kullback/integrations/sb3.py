@@ -8,7 +8,9 @@ from typing import Any
 
 from kullback.errors import BudgetError
 from kullback.integrations.sb3_policies import (
+    States,
     actor_weights,
+    kl_at,
     kl_of_policies,
     kl_over,
     require_same_shape,
@@ -51,7 +53,8 @@ class BudgetPPO(PPO):
 
     Without budgets, and with a clip, it trains as `PPO` does, weight for weight: `train` is wrapped, not copied.
     What is measured goes to the logger, under train/: KL(policy || reference) before an update, on the states that the
-    policy itself went to, KL(old || policy) after it. `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
+    policy itself went to; KL(old || policy), and KL(policy || reference) at the `reference_states`, after it.
+    `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
 
     Args:
         policy: As for `PPO`.
@@ -60,6 +63,8 @@ class BudgetPPO(PPO):
         old_budget: Of KL(old || policy) over one update, the PPO paper's direction, nats per step.
         reference: A trained policy of the same shape, or the algorithm that holds it. Training starts at its weights.
             None: with a `budget`, the policy as it is made.
+        reference_states: States that the `budget` is of, the same all along, such as where the reference goes. None:
+            where the policy goes, which each update changes.
         clip: How far the probability ratio may leave 1, or a schedule of it; None leaves it free.
         **kwargs: As for `PPO`, `clip_range` apart.
 
@@ -81,6 +86,7 @@ class BudgetPPO(PPO):
         budget: Controller | None = None,
         old_budget: Controller | None = None,
         reference: Any = None,
+        reference_states: States | None = None,
         clip: Any = 0.2,
         **kwargs: Any,
     ) -> None:
@@ -92,6 +98,7 @@ class BudgetPPO(PPO):
         self.budget, self.old_budget = budget, old_budget
         self.reference: Any = getattr(reference, "policy", reference)
         self.has_reference = reference is not None or budget is not None
+        self.reference_states = reference_states
         super().__init__(policy, env, clip_range=math.inf if clip is None else clip, **kwargs)
 
     def train(self) -> None:
@@ -131,7 +138,7 @@ class _Update:
         if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
             model.old_budget = replace(model.old_budget, seen=Level())
         self.fresh = None if model.reference is None else self.over_rollout(model.policy, model.reference)
-        if isinstance(model.budget, KLBudget) and self.fresh is not None:
+        if isinstance(model.budget, KLBudget) and self.fresh is not None and model.reference_states is None:
             # Other states than the last update was held on: what the policy makes of itself is what is to be held.
             model.budget = model.budget.judged(self.fresh.value, std_error=self.fresh.std_error)
         self.leashes = [_Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
@@ -192,13 +199,16 @@ class _Update:
         model, old = self.model, self.model.old_budget
         if isinstance(old, KLBudget):
             self._keep_near(old.target)
-        seen = {"old_budget": self.over_rollout(model.old, self.policy), "budget": self.fresh}
+        seen = {"kl_old_policy_per_step": self.over_rollout(model.old, self.policy)}
+        if self.fresh is not None:
+            seen["kl_policy_ref_per_step"] = self.fresh
+        if model.reference is not None and model.reference_states is not None:
+            seen["kl_policy_ref_per_reference_step"] = kl_at(self.policy, model.reference, model.reference_states)
         for leash in self.leashes:
-            leash.end(seen[leash.name])
-        for name, key in (("old_budget", "kl_old_policy_per_step"), ("budget", "kl_policy_ref_per_step")):
-            if estimate := seen[name]:
-                model.logger.record(f"train/{key}", estimate.value)
-                model.logger.record(f"train/{key}_std_error", estimate.std_error)
+            leash.end(seen[leash.measured])
+        for key, estimate in seen.items():
+            model.logger.record(f"train/{key}", estimate.value)
+            model.logger.record(f"train/{key}_std_error", estimate.std_error)
 
     def over_rollout(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
         """The mean KL over the rollout's states; its standard error takes the episodes as the independent draws."""
@@ -231,6 +241,11 @@ class _Leash:
     def __init__(self, update: _Update, name: str) -> None:
         self.update, self.model, self.name = update, update.model, name
         self.is_old = name == "old_budget"
+        fixed = None if self.is_old else update.model.reference_states
+        self.measured = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
+        if fixed is not None:
+            self.measured = "kl_policy_ref_per_reference_step"
+        self.is_judge = self.is_old or fixed is not None  # the panel's states are those that the budget is of
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
         pair = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
         self.p, self.q = pair
@@ -241,7 +256,7 @@ class _Leash:
         if self.acts:
             count = len(update.episodes)
             places = np.linspace(0, count - 1, min(_PANEL, count)).round().astype(int)
-            self.panel = some_states(update.states, places)
+            self.panel = some_states(update.states, places) if fixed is None else fixed
             self.seen = self._on_panel()
 
     @property
@@ -256,7 +271,7 @@ class _Leash:
 
     def before_step(self) -> None:
         count = len(self.kls)
-        if self.is_old:  # these very states are what the update is judged by: their KL has no error
+        if self.is_judge:  # the KL has no error
             updated = self.held.update(self.seen, std_error=0.0, count=count)
         else:
             error = float(self.kls.std()) / math.sqrt(count) if count > 1 else math.nan
@@ -279,7 +294,7 @@ class _Leash:
         setattr(self.model, self.name, budget)
         self.pulled *= pulled
 
-    def end(self, apart: Estimate | None) -> None:
+    def end(self, apart: Estimate) -> None:
         """Log what the controller did; tell it the KL, unless it was told at every step."""
         record, end = self.model.logger.record, "_old" if self.is_old else ""
         record(f"train/beta{end}", self.held.beta)
@@ -287,7 +302,7 @@ class _Leash:
             record(f"train/kl_level{end}", self.held.level)
             record(f"train/step_scale{end}", float(np.mean(self.scales)))
             record(f"train/pull{end}", self.pulled)
-        elif apart is not None:
+        else:
             told = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
             setattr(self.model, self.name, told)
 

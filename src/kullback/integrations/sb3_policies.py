@@ -26,10 +26,13 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.distributions import kl
+from kullback.result import Estimate
+from kullback.tokens.average import kl_per_token
 
 __all__ = [
     "States",
     "actor_weights",
+    "kl_at",
     "kl_of_policies",
     "kl_over",
     "policy_kl",
@@ -110,6 +113,12 @@ def kl_over(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tenso
     finally:
         for policy, mode in modes:
             policy.set_training_mode(mode)
+
+
+def kl_at(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Estimate:
+    """Its mean over states that are each a draw of their own."""
+    kls = kl_over(p, q, states).double().cpu().numpy()
+    return kl_per_token(kls, np.ones_like(kls), np.arange(len(kls)))
 
 
 def some_states(states: States, index: Any) -> States:

@@ -37,10 +37,12 @@ Row = dict[str, Any]
 _FROM_SB3 = {
     **{key: key for key in ("kl_policy_ref_per_step", "kl_policy_ref_per_step_std_error")},
     **{key: key for key in ("kl_old_policy_per_step", "kl_old_policy_per_step_std_error")},
+    **{key: key for key in ("kl_policy_ref_per_reference_step", "kl_policy_ref_per_reference_step_std_error")},
     **{key: key for key in ("clip_fraction", "explained_variance", "learning_rate", "loss", "value_loss")},
     "policy_gradient_loss": "policy_loss",
     "std": "action_std",
 }
+_REFERENCE_STATES = 1024
 _CONTROL = ("beta", "kl_level", "step_scale", "pull")
 
 
@@ -54,6 +56,8 @@ class PPOPlan:
         output: The run directory.
         budget: What holds the KL, in nats per step; a `KLBudget` or another controller. None: nothing does.
         of: What the budget is of: "reference", KL(policy || reference); "old", KL(old || policy) of an update.
+        over: The states that KL(policy || reference) is held at: where the policy goes ("visited"), or 1024 states
+            where the reference went, the same all along ("reference").
         reference: A policy on disk, where training starts and what KL(policy || reference) is of: see `load_policy`.
         clip: PPO's clip of the probability ratio, or None.
         seed: Of everything.
@@ -67,6 +71,7 @@ class PPOPlan:
     output: Path
     budget: Controller | None = None
     of: Literal["old", "reference"] = "old"
+    over: Literal["visited", "reference"] = "visited"
     reference: Path | None = None
     clip: float | None = 0.2
     seed: int = 0
@@ -80,7 +85,9 @@ class PPOPlan:
             "kind": "ppo",
             "env": self.env,
             "reference": None if self.reference is None else str(self.reference),
-            "budget": None if self.budget is None else told_budget(self.budget, unit="step") | {"of": self.of},
+            "budget": None
+            if self.budget is None
+            else told_budget(self.budget, unit="step") | {"of": self.of, "over": self.over},
             "clip": self.clip,
             "rewards": ["return"],
             "watched": [],
@@ -90,6 +97,13 @@ class PPOPlan:
             "evaluate_every": self.evaluate_every,
             "evaluation_episodes": self.evaluation_episodes,
         }
+
+    @property
+    def held(self) -> str:
+        """The key of the KL that the budget is of."""
+        if self.of == "old":
+            return "kl_old_policy_per_step"
+        return "kl_policy_ref_per_reference_step" if self.over == "reference" else "kl_policy_ref_per_step"
 
     @property
     def all_settings(self) -> Row:
@@ -130,6 +144,8 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
     try:
         model, shape = _make_model(plan, env, run.path / "reference" if resume and plan.reference else plan.reference)
         evaluation = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1))
+        if plan.over == "reference":
+            model.reference_states = evaluation.states_of(model.reference, _REFERENCE_STATES)
         if checkpoint is None:
             _begin(plan, run, model, shape, evaluation)
         else:
@@ -219,7 +235,7 @@ class _Keeper(BaseCallback):
         row["seconds"] = round(time.monotonic() - self.since, 3)
         self.episodes.clear()
         self.run.add_metrics(row)
-        measured = row.get("kl_policy_ref_per_step" if self.plan.of == "reference" else "kl_old_policy_per_step")
+        measured = row.get(self.plan.held)
         shown = {"reward": row["rewards/return"], "kl_level": measured, "beta": row.get("beta")}
         self.progress.show({"step": row["step"], **shown})
         every = self.plan.evaluate_every
@@ -282,6 +298,8 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
             f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "
             "that all minibatches are whole"
         )
+    if plan.over == "reference" and plan.of != "reference":
+        raise InputError("--over reference: expected --of reference beside it, whose KL is held at states")
     if plan.of == "reference" and plan.reference is None:
         raise InputError("--of reference: expected --reference, a run or a zip of stable-baselines3, to stay near to")
     if not resume:

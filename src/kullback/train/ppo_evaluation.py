@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from kullback.integrations.sb3 import BudgetPPO
-from kullback.integrations.sb3_policies import States, kl_over, twin_of
+from kullback.integrations.sb3_policies import States, kl_at, kl_over, some_states, twin_of
 from kullback.tokens.average import kl_per_token
 
 __all__ = ["EpisodeEvaluation"]
@@ -50,9 +50,21 @@ class EpisodeEvaluation:
                 episodes = np.repeat(np.arange(len(lengths)), lengths)
                 estimate = kl_per_token(np.bincount(episodes, kls), lengths, np.arange(len(lengths)))
                 row |= {name: estimate.value, f"{name}_std_error": estimate.std_error}
+        if model.reference is not None and model.reference_states is not None:
+            there = kl_at(policy, model.reference, model.reference_states)
+            name = "kl_policy_ref_per_reference_step"
+            row |= {name: there.value, f"{name}_std_error": there.std_error}
         if spread is not None:  # a squashed normal has no closed form of it
             row["entropy"] = float(spread.double().mean())
         return row | {"episode_length": float(lengths.mean())}
+
+    def states_of(self, policy: Any, count: int) -> States:
+        """Where a policy goes in these episodes: so many states, or all if they are fewer, evenly along the way."""
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            states, _, lengths = self._play(policy)
+        total = int(lengths.sum())
+        return some_states(states, np.linspace(0, total - 1, min(count, total)).round().astype(int))
 
     def _play(self, policy: Any) -> tuple[States, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """The visited states, one episode after the other, and the episodes' returns and lengths."""

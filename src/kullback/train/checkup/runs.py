@@ -73,6 +73,8 @@ def _of_run(run: RunDirectory) -> list[Finding]:
 
 
 def _held_key(budget: Mapping[str, Any]) -> str:
+    if budget.get("over") == "reference":
+        return "kl_policy_ref_per_reference_step"
     sides = "old_policy" if budget.get("of") == "old" else "policy_ref"
     return f"kl_{sides}_per_{budget['unit']}"
 
