@@ -1,97 +1,141 @@
-"""How well the budget is held on the embedded task, over budgets, learning rates and seeds.
+"""How well controllers hold a KL budget, over tasks, budgets, learning rates and seeds.
 
-    .venv/bin/python benchmarks/budget.py    the 9 runs of the table: about 10 minutes
+    .venv/bin/python benchmarks/budget.py    KLBudget on the language task, the 9 runs of the first table: ten minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 1e-3 --seeds 0 1 2 --unconstrained
+    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers all --unconstrained
+    .venv/bin/python benchmarks/budget.py --summary    of all runs under --output, by task and controller
 
-Each run is judged by the exact KL on 512 fixed prompts, spread over all sums, completions sampled from the policy,
-every 20 steps; the first third of the run does not count. "batches" is the mean over the training batches of the same
-steps. Runs that are already under --output are only read.
+The tasks, and what judges each run (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 512 fixed prompts every
+20 steps; "CartPole-v1" and "Pendulum-v1", PPO: the exact KL at 1024 fixed states after every update; "digits", a VAE:
+the closed-form KL on all held-out images every 25 steps. The first third of a run does not count, but for settling and
+overshoot. "batches" is the mean over the training batches of the same steps. A run can bind where the same run without
+a budget goes beyond 1.1 budgets. FixedBeta has no target: it is given the price that KLBudget ended with at the middle
+rate. Runs that are already under --output are only read.
 """
 
 import argparse
-import json
-import shutil
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import transformers
-from rich.console import Console
+from budget_tasks import TASKS, Trace, name_of, read, train
 
-from kullback import KLBudget
-from kullback.train.demo import demo_plan
-from kullback.train.grpo import train_grpo
-from kullback.train.run_directory import RunDirectory
-from kullback.train.sums import train_reference
+from kullback.policy.controllers import PPO2017, FixedBeta, RLlib, Ziegler2019
 
-HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | true reward | proxy | beta |"
+HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | reward | beta |"
+SUMMARY = (
+    "| task | controller | runs that can bind | within 10% | mean error | worst overshoot | settled after | "
+    "reward less KLBudget's at its KL |"
+)
+CONTROLLERS = ("KLBudget", "PPO2017", "RLlib", "Ziegler2019", "FixedBeta")
+_CLOSE = 0.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark-budget"))
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.01, 0.05, 0.2])
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 5e-4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--schedule", default="constant", help="of the learning rate (default: constant)")
-    parser.add_argument("--reference-steps", type=int, default=700)
-    parser.add_argument("--unconstrained", action="store_true", help="the same without a budget, beside each")
-    parser.add_argument("--set", type=json.loads, default={}, help="more of KLBudget's fields, as JSON")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs/benchmark-budget"))
+    add("--task", choices=TASKS, default="sums")
+    add("--controllers", nargs="+", choices=(*CONTROLLERS, "all"), default=["KLBudget"])
+    add("--budgets", type=float, nargs="+", help="default: the task's own, over 100 times")
+    add("--rates", type=float, nargs="+", help="learning rates; default: the task's own, over 20 times")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--steps", type=int, help="optimizer steps, or of PPO updates; default: the task's own")
+    add("--unconstrained", action="store_true", help="the same without a budget, beside each")
+    add("--summary", action="store_true", help="train nothing; judge what there is")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-    rows = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
+    if options.summary:
+        print("\n".join(_summary([trace for task in TASKS for trace in read(options.output, task)])))
+        return
+    task = TASKS[options.task]
+    budgets, rates = options.budgets or task.budgets, options.rates or task.rates
+    kinds = CONTROLLERS if "all" in options.controllers else options.controllers
+    print(HEADER, "|---" * HEADER.count(" | ") + "|---|", sep="\n")
     for seed in options.seeds:
-        reference = _reference(
-            options.output / f"reference-{seed}-{options.reference_steps}", seed, options.reference_steps
-        )
-        for budget in [*options.budgets, *([None] if options.unconstrained else [])]:
-            for rate in options.rates:
-                name = f"{budget}-{rate:g}-{seed}-{options.steps}-{options.schedule}"
-                run = RunDirectory(options.output / name)
-                if len(run.metrics()) < options.steps:
-                    shutil.rmtree(run.path, ignore_errors=True)
-                    held = None if budget is None else KLBudget(budget, **options.set)
-                    settings = {
-                        "learning_rate": rate,
-                        "lr_scheduler_type": options.schedule,
-                        "save_steps": options.steps,
-                    }
-                    plan = demo_plan(reference, run.path, held, steps=options.steps, seed=seed, **settings)
-                    train_grpo(plan, console=Console(quiet=True))
-                rows.append(_row(run, rate, seed, budget))
-                print(rows[-1], flush=True)
-    print("\n".join(rows))
+        for kind in [*(["none"] if options.unconstrained else []), *kinds]:
+            for budget in budgets if kind != "none" else [0.0]:
+                for rate in rates:
+                    controller = None if kind == "none" else _controller(kind, budget, options, task.rates)
+                    steps = options.steps or task.steps
+                    print(_row(train(options.output, options.task, controller, kind, budget, rate, seed, steps)))
 
 
-def _reference(directory: Path, seed: int, steps: int) -> Path:
-    if not (directory / "model.safetensors").is_file():
-        directory.mkdir(parents=True, exist_ok=True)
-        train_reference(directory, steps=steps, seed=seed, report=lambda _step, _kl: None)
-    return directory
+def _controller(kind, budget, options, rates):
+    task = TASKS[options.task]
+    match kind:
+        case "KLBudget":
+            return task.budget(budget)
+        case "FixedBeta":
+            steps = options.steps or task.steps
+            name = name_of("KLBudget", budget, sorted(rates)[len(rates) // 2], options.seeds[0], steps)
+            there = [trace for trace in read(options.output, options.task) if trace.name == name]
+            if not there:
+                raise SystemExit(f"FixedBeta: expected the run {name} of KLBudget first, whose price it takes")
+            return FixedBeta(there[0].beta)
+    return {"PPO2017": PPO2017, "RLlib": RLlib, "Ziegler2019": Ziegler2019}[kind](budget)
 
 
-def _row(run: RunDirectory, rate: float, seed: int, budget: float | None) -> str:
-    metrics, evaluations = run.metrics(), run.evaluations()
-    settled = metrics[-1]["step"] / 3
-    scale = budget or 1.0
-    judged = [row["kl_policy_ref_per_token"] / scale for row in evaluations if row["step"] > settled]
-    batches = fmean(row["kl_policy_ref_per_token"] / scale for row in metrics if row["step"] > settled)
-    first, last = evaluations[0], evaluations[-1]
-    said = [
-        f"{100 * value - 100:+.1f}%" if budget else f"{value:.3f}"
-        for value in (fmean(judged), min(judged), max(judged), batches)
-    ]
+def _row(trace: Trace) -> str:
+    scale = trace.budget or 1.0
+    judged = [kl / scale for kl in trace.late]
+    values = (fmean(judged), min(judged), max(judged), trace.batches / scale)
+    said = [f"{100 * value - 100:+.1f}%" if trace.budget else f"{value:.3f}" for value in values]
+    budget = f"{trace.kind} {trace.budget:g}" if trace.kind != "KLBudget" else f"{trace.budget:g}"
+    reward = f"{trace.rewards[0]:.2f} → {trace.rewards[-1]:.2f}"
+    cells = [budget if trace.budget else "none", f"{trace.rate:g}", str(trace.seed), *said, reward, f"{trace.beta:.2g}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _summary(traces: list[Trace]) -> list[str]:
+    rows = [SUMMARY, "|---" * SUMMARY.count(" | ") + "|---|"]
+    for task in TASKS:
+        here = [trace for trace in traces if trace.task == task]
+        free = {(trace.rate, trace.seed): fmean(trace.late) for trace in here if trace.kind == "none"}
+        for kind in CONTROLLERS:
+            runs = [
+                trace
+                for trace in here
+                if trace.kind == kind and free.get((trace.rate, trace.seed), 0.0) > (1 + _CLOSE) * trace.budget
+            ]
+            if runs:
+                rows.append(_judged(task, kind, runs, [trace for trace in here if trace.kind == "KLBudget"]))
+    return rows
+
+
+def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
+    late = [[abs(kl / trace.budget - 1) for kl in trace.late] for trace in runs]
+    errors = [error for one in late for error in one]
+    overshoot = max(max(trace.kls) / trace.budget - 1 for trace in runs)
+    settled = [trace.settled(_CLOSE) for trace in runs]
+    reached = [share for share in settled if share is not None]
+    after = f"{100 * median(reached):.0f}% of the run" if reached else "-"
+    if len(reached) < len(runs):
+        after += f", {len(runs) - len(reached)} never"
+    beside = [gap for trace in runs if (gap := _beside(trace, ours)) is not None]
     cells = [
-        "none" if budget is None else f"{budget:g}",
-        f"{rate:g}",
-        str(seed),
-        *said,
-        *(f"{first[key]:.2f} → {last[key]:.2f}" for key in ("rewards/exact_match", "rewards/prefix_found")),
-        f"{metrics[-1].get('beta') or 0:.2g}",
+        task,
+        kind,
+        str(len(runs)),
+        f"{100 * fmean(error <= _CLOSE for error in errors):.0f}%",
+        f"{100 * fmean(errors):.0f}%",
+        f"{100 * overshoot:+.0f}%",
+        after,
+        "-" if kind == "KLBudget" or not beside else f"{fmean(beside):+.3g} ({len(beside)} runs)",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _beside(trace: Trace, ours: list[Trace]) -> float | None:
+    """The late reward less that of KLBudget's runs at the same rate, interpolated to the same KL; None outside."""
+    points = sorted((fmean(one.late), one.reward) for one in ours if (one.rate, one.seed) == (trace.rate, trace.seed))
+    kl = fmean(trace.late)
+    for (low, first), (high, second) in pairwise(points):
+        if low <= kl <= high:
+            return trace.reward - first - (second - first) * (kl - low) / (high - low)
+    return None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kullback.errors import InputError
 from kullback.policy.budget import KLBudget
+from kullback.policy.controllers import Controller
 from kullback.train.grpo import GRPOPlan, train_grpo
 from kullback.train.run_directory import RunDirectory
 from kullback.train.sums import answer_entropy, exact_match, prefix_found, prompt_rows, spread_rows, train_reference
@@ -30,7 +31,7 @@ _JUDGED_PROMPTS = 512
 
 
 def demo_plan(
-    reference: Path, output: Path, budget: KLBudget | None, *, steps: int, seed: int, **settings: Any
+    reference: Path, output: Path, budget: Controller | None, *, steps: int, seed: int, **settings: Any
 ) -> GRPOPlan:
     """One arm of the embedded task: the flawed verifier is optimised, the exact match only watched."""
     return GRPOPlan(
