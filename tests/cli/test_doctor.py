@@ -1,6 +1,7 @@
 """`kullback doctor` on runs that were really trained: faults planted in the trainer, sound runs, and bad input."""
 
 import ast
+import copy
 import json
 import math
 import re
@@ -17,6 +18,8 @@ from trl import GRPOConfig, GRPOTrainer
 import kullback.integrations.trl as budget_trainer
 from kullback import KLBudget
 from kullback.cli import main
+from kullback.integrations.transformers import completion_log_prob, last_hidden
+from kullback.policy.controllers import PPO2017
 from kullback.train.grpo import GRPOPlan, train_grpo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -213,7 +216,71 @@ def test_settings_of_a_run_count_too(train: Train, capsys: pytest.CaptureFixture
     assert names(told(capsys, run / "config.json")[1]) == ["sampling-filter"]
 
 
+def repeating(completions: Sequence[str], **_: Any) -> list[float]:
+    return [max(map(text.count, text), default=0) / 6 for text in completions]
+
+
+def test_text_that_degenerates(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = told(capsys, train(None, rewards=[repeating], watched=[], steps=40))
+    assert names(found) == ["degeneration"]
+    assert found[0]["evidence"].keys() >= {"entropy", "proxy repeating"}
+
+
+def test_a_policy_that_gets_worse(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    # Advantages of the wrong sign: what is rewarded is unlearned.
+    def scored(self: Any, inputs: Any, original: Any = GRPOTrainer._generate_and_score_completions) -> Any:
+        made = original(self, inputs)
+        made["advantages"] = -made["advantages"]
+        return made
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", scored)
+    _, found = told(capsys, train(None, steps=20, settings={"per_device_train_batch_size": 64}))
+    assert names(found) == ["collapse"]
+
+
+def test_a_beta_without_bounds(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = told(capsys, train(PPO2017(1e-7), steps=18, evaluate_every=0))
+    assert "beta-runs-away" in names(found)
+    away = next(one for one in found if one["name"] == "beta-runs-away")
+    assert away["evidence"]["last beta"] > 1e4 * away["evidence"]["first beta"]
+
+
+def test_k1_in_the_log(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def record(self: Any, inputs: Any, scored: Any, original: Any = Holder.record) -> None:
+        ids, mask = scored.ids, scored.mask
+        with torch.no_grad():
+            hidden = last_hidden(self.policy, ids, scored.attention)[:, -mask.shape[1] - 1 :]
+            ours = completion_log_prob(self.head, hidden, ids, mask, temperature=1.0)
+            theirs = completion_log_prob(self.ref_head, scored.ref_hidden, ids, mask, temperature=1.0)
+        original(self, inputs, replace(scored, kl=(ours - theirs) * mask))
+
+    monkeypatch.setattr(Holder, "record", record)
+    _, found = told(capsys, train(None, evaluate_every=0, settings={"learning_rate": 1e-3}))
+    assert [(one["name"], one["severity"]) for one in found] == [("negative-kl", "warning")]
+
+
 # -- what TRL writes --
+
+
+class OtherEngine(GRPOTrainer):
+    """Completions, and their log-probabilities, from a second copy of the model that nobody sends weights to."""
+
+    def __init__(self, model: Any, *arguments: Any, **words: Any) -> None:
+        self.engine = copy.deepcopy(model)
+        super().__init__(model, *arguments, **words)
+        self.use_vllm = True  # what is logged of an engine is logged with this
+
+    def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **words: Any) -> Any:
+        self.use_vllm = False
+        completions, _ = super()._generate_single_turn(prompt_ids, *arguments, **words)
+        self.use_vllm = True
+        log_probs = []
+        for prompt, completion in zip(prompt_ids, completions, strict=True):
+            ids = torch.tensor([[*prompt, *completion]])
+            with torch.no_grad():
+                every = self.engine(ids).logits[0].log_softmax(-1)
+            log_probs.append([float(every[len(prompt) + t - 1, token]) for t, token in enumerate(completion)])
+        return completions, log_probs
 
 
 class TurnedSign(GRPOTrainer):
@@ -255,6 +322,14 @@ def test_a_plain_trl_run(tiny_model: Path, tmp_path: Path, capsys: pytest.Captur
     turned = trl_run(TurnedSign, tiny_model, tmp_path / "turned")
     assert names(told(capsys, turned)[1]) == ["negative-kl"]
     assert told(capsys, sound, turned)[0] == 1
+
+
+def test_an_engine_that_nobody_sends_weights_to(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = told(capsys, trl_run(OtherEngine, tiny_model, tmp_path / "run"))
+    assert names(found) == ["engine-mismatch"]
+    assert found[0]["evidence"]["median |log-probability difference|, nats"] > 0.05
 
 
 @pytest.mark.parametrize(
@@ -310,9 +385,45 @@ def test_bad_input_gets_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("text", "said"), [("beta: 0.04", "not JSON"), ("[]", "expected a JSON object")])
-def test_files_of_no_settings(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "settings"
+def test_settings_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("beta: -1e-2\nlearning_rate: 1e-6\ntop_p: 0.9\nmodel_name_or_path: mine\n")
+    assert names(told(capsys, path)[1]) == ["kl-sign", "sampling-filter"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"clip": None}, ["nothing-holds"]),
+        ({"clip": None, "budget": {"kind": "FixedBeta", "beta": 3.0}}, []),
+        ({"clip": None, "budget": {"kind": "FixedBeta", "beta": 0.0}}, ["nothing-holds"]),
+        ({"clip": None, "budget": {"kind": "KLBudget", "target": 0.01}}, []),
+        ({"settings": {"learning_rate": 0.0, "beta": -1.0}}, ["nothing-trains"]),
+    ],
+)
+def test_a_ppo_config_has_rules_of_its_own(
+    changes: dict[str, Any], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"kind": "ppo", "clip": 0.2, "budget": None, "settings": {}} | changes))
+    assert names(told(capsys, path)[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("settings", "beta: 0.04", "not JSON"),
+        ("settings", "[]", "expected an object of settings"),
+        ("settings.yaml", "beta: [", "not YAML"),
+        ("settings.yml", "- 1", "expected an object of settings"),
+        ("settings.yaml", "!!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_files_of_no_settings(
+    name: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
     path.write_text(text)
     assert main(["doctor", str(path)]) == 2
     assert said in capsys.readouterr().err

@@ -14,7 +14,7 @@ def kl_names(rows: Iterable[Row]) -> list[str]:
     keys = {key for row in rows for key in row}
     return [
         name
-        for name in (*(f"kl_policy_ref_per_{unit}" for unit in ("token", "sequence", "step")), "kl")
+        for name in (*(f"kl_policy_ref_per_{unit}" for unit in ("token", "sequence", "step", "reference_step")), "kl")
         if name in keys
     ]
 

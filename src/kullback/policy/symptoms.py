@@ -11,6 +11,7 @@ __all__ = ["SAME", "kl_symptoms", "learning_symptoms"]
 
 SAME = 1e-6
 """Nats per token below which two policies count as one: rounding in float32 gives 1e-10, bfloat16 1e-4 and more."""
+_OF_UPDATES = "kl_old_policy_per_step"
 _ENOUGH = 5  # rows before a run is judged as a whole
 
 
@@ -39,6 +40,8 @@ def kl_symptoms(
         found += _not_finite(metrics, name)
         found += _negative(name, [value for _, value in [*seen, *series(evaluations, name)]])
         found += _moved_reference(name, metrics)
+    # That of an update starts anew each time: all that can be said of it is that it is a KL.
+    found += _not_finite(metrics, _OF_UPDATES) + _negative(_OF_UPDATES, [v for _, v in series(metrics, _OF_UPDATES)])
     # Per token and per sequence it is one fault.
     found = list({one.name: one for one in reversed(found)}.values())[::-1]
     return found + _mask_mismatch([*metrics, *evaluations]) + _logged_apart(metrics, evaluations) + _engine(metrics)
@@ -52,7 +55,7 @@ def learning_symptoms(metrics: Sequence[Row]) -> list[Finding]:
         >>> learning_symptoms(rows)[0].name
         'nothing-trains'
     """
-    for name in kl_names(metrics):
+    for name in (*kl_names(metrics), _OF_UPDATES):
         later = [value for step, value in series(metrics, name) if step > 1]
         if len(later) < _ENOUGH or any(value != 0 for value in later):
             continue

@@ -1,11 +1,11 @@
-"""What a trainer's settings say before anything runs: TRL's names, from a GRPOConfig or a file of one."""
+"""What a trainer's settings say before anything runs: TRL's, from a GRPOConfig or a file of one, or a PPO run's."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from kullback.policy.findings import Finding
 
-__all__ = ["config_symptoms"]
+__all__ = ["config_symptoms", "ppo_config_symptoms"]
 
 
 def config_symptoms(settings: Mapping[str, Any]) -> list[Finding]:
@@ -45,7 +45,29 @@ def config_symptoms(settings: Mapping[str, Any]) -> list[Finding]:
         evidence = {"use_vllm": True, "vllm_importance_sampling_correction": False}
         remedy = "vllm_importance_sampling_correction=True"
         found.append(Finding("engine-mismatch", "warning", cause, remedy, evidence))
-    if settings.get("learning_rate") == 0:
-        cause = "the learning rate is 0: nothing trains"
-        found.append(Finding("nothing-trains", "error", cause, "learning_rate > 0", {"learning_rate": 0.0}))
-    return found
+    return found + _idle(settings)
+
+
+def ppo_config_symptoms(config: Mapping[str, Any]) -> list[Finding]:
+    """What the config.json of `kullback train ppo` will come to.
+
+    Example:
+        >>> ppo_config_symptoms({"clip": None, "budget": None, "settings": {}})[0].name
+        'nothing-holds'
+        >>> ppo_config_symptoms({"clip": 0.2, "budget": None, "settings": {}})
+        []
+    """
+    settings, budget = config.get("settings") or {}, config.get("budget")
+    found = []
+    if config.get("clip") is None and not (budget and (budget.get("target") or budget.get("beta"))):
+        cause = "neither a clip nor a penalty nor a budget: nothing bounds how far one update takes the policy"
+        remedy = "--clip 0.2, or --budget 0.01 --of old"
+        found.append(Finding("nothing-holds", "warning", cause, remedy, {"clip": None, "budget": budget}))
+    return found + _idle(settings)
+
+
+def _idle(settings: Mapping[str, Any]) -> list[Finding]:
+    if settings.get("learning_rate") != 0:
+        return []
+    cause = "the learning rate is 0: nothing trains"
+    return [Finding("nothing-trains", "error", cause, "learning_rate > 0", {"learning_rate": 0.0})]

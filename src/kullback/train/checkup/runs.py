@@ -7,11 +7,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from kullback.errors import InputError
+from kullback.errors import InputError, MissingDependencyError
 from kullback.policy.findings import Finding
 from kullback.policy.spending import budget_symptoms, hacking_symptoms
 from kullback.policy.symptoms import kl_symptoms, learning_symptoms
-from kullback.train.checkup.configs import config_symptoms
+from kullback.train.checkup.configs import config_symptoms, ppo_config_symptoms
 from kullback.train.run_directory import RunDirectory
 
 __all__ = ["doctor_path"]
@@ -26,15 +26,15 @@ def doctor_path(path: Path) -> list[Finding]:
 
     Args:
         path: A run directory of `kullback train`; a directory that TRL wrote checkpoints to, or one checkpoint; or a
-            JSON file of TRL's settings.
+            JSON or YAML file of TRL's settings.
 
     Raises:
         InputError: It is none of these, or what it holds cannot be read.
     """
     if path.is_file():
-        found = config_symptoms(_settings(path))
+        found = _of_settings(_table(path))
     elif not path.is_dir():
-        raise InputError(f"{path}: no such file or directory; name a run, or a JSON file of settings")
+        raise InputError(f"{path}: no such file or directory; name a run, or a JSON or YAML file of settings")
     elif (state := _newest_state(path)) is not None:
         found = _of_history(state)
     else:
@@ -69,7 +69,7 @@ def _of_run(run: RunDirectory) -> list[Finding]:
         evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=held
     )
     known = {one.name for one in found}
-    return found + [one for one in config_symptoms(config.get("settings") or {}) if one.name not in known]
+    return found + [one for one in _of_settings(config) if one.name not in known]
 
 
 def _held_key(budget: Mapping[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _newest_state(path: Path) -> Path | None:
 
 
 def _of_history(path: Path) -> list[Finding]:
-    state = _json(path)
+    state = _table(path)
     history = state.get("log_history")
     if not isinstance(history, list) or not any("reward" in row or "kl" in row for row in history):
         raise InputError(f"{path}: expected the log of a policy's training, with a reward or a kl in its rows")
@@ -115,18 +115,41 @@ def _of_history(path: Path) -> list[Finding]:
     return kl_symptoms(metrics, []) + learning_symptoms(metrics)
 
 
-def _settings(path: Path) -> Row:
-    content = _json(path)
-    return content.get("settings") or {} if "kind" in content else content  # a run's own config.json
+def _of_settings(content: Row) -> list[Finding]:
+    """Of a run's own config.json, or of TRL's settings alone."""
+    if content.get("kind") == "ppo":
+        return ppo_config_symptoms(content)
+    return config_symptoms(content.get("settings") or {} if "kind" in content else content)
 
 
-def _json(path: Path) -> Row:
+def _table(path: Path) -> Row:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = _yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+        raise InputError(f"{path}: not JSON: {error}; a YAML file is told by its name, .yaml") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object of settings, got {type(content).__name__}")
+        raise InputError(f"{path}: expected an object of settings, got {type(content).__name__}")
     return content
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("PyYAML is missing: pip install pyyaml") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {' '.join(str(error).split())}") from error
+    # YAML 1.1 takes 1e-5 for a word.
+    return {key: _number(value) for key, value in content.items()} if isinstance(content, dict) else content
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
