@@ -1,14 +1,14 @@
-"""`kullback train`: policies inside a KL budget. Options in, a run directory and its report out."""
+"""`kullback train`: policies inside a KL budget, and what else is KL. Options in, a run and its report out."""
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.closing import finish
+from kullback.cli.closing import finish, transformers_console
 from kullback.cli.train_latents import add_latents
 from kullback.cli.train_ppo import add_ppo
+from kullback.cli.train_sft import add_sft
 from kullback.policy.budget import KLBudget
 
 __all__ = ["add_parser"]
@@ -22,11 +22,12 @@ GRPO_EXAMPLE = """example:
 
 def add_parser(commands: Any) -> None:
     """Add `train` and what can be trained."""
-    recipes = commands.add_parser("train", help="train a policy inside a KL budget").add_subparsers(
-        required=True, metavar="RECIPE"
-    )
+    recipes = commands.add_parser(
+        "train", help="train a policy inside a KL budget; a VAE; a model on examples"
+    ).add_subparsers(required=True, metavar="RECIPE")
     _add_grpo(recipes)
     add_ppo(recipes)
+    add_sft(recipes)
     add_latents(recipes)
     _add_demo(recipes)
 
@@ -83,7 +84,7 @@ def _grpo(options: argparse.Namespace) -> int:
     from kullback.train.grpo import GRPOPlan, train_grpo
     from kullback.train.settings import parse_settings
 
-    console = _console(quiet=options.json)
+    console = transformers_console(quiet=options.json)
     plan = GRPOPlan(
         model=options.model,
         rows=rows,
@@ -118,7 +119,7 @@ def _demo(options: argparse.Namespace) -> int:
     from kullback.explore.runs import report_runs
     from kullback.train.demo import train_demo, verdict
 
-    console = _console(quiet=False)
+    console = transformers_console(quiet=False)
     runs = train_demo(
         options.output,
         target=options.budget,
@@ -134,17 +135,6 @@ def _demo(options: argparse.Namespace) -> int:
         runs, options.output / "report.html", title="Sums by a flawed verifier", summary=verdict(runs), console=console
     )
     return 0
-
-
-def _console(*, quiet: bool) -> Any:
-    import transformers
-    from rich.console import Console
-
-    # TRL still sets options that transformers has renamed: nothing that the user could mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return Console(quiet=quiet)
 
 
 def _is_main_process() -> bool:

@@ -14,6 +14,18 @@ Chart = dict[str, Any]
 BUDGET_BAND = 0.2  # a budget counts as held within 20 %
 FAR = 4  # a KL this many times the smallest budget flattens its band on a linear axis
 _ACTIVE_NOTE = "Latent dimensions whose mean varies over images by more than 0.01."
+_FORWARD = {
+    "train_forward_kl_per_token": "training examples",
+    "eval_forward_kl_per_token": "held-out examples",
+}
+_FLOOR = {
+    "loss": "loss of the batch",
+    "train_cross_entropy_per_token": "training examples",
+    "eval_cross_entropy_per_token": "held-out examples",
+    "train_entropy_floor_per_token": "the training examples' floor",
+    "eval_entropy_floor_per_token": "the held-out examples' floor",
+}
+_FLOOR_NOTE = "No model comes below the floor: the entropy of these examples' tokens, given all that comes before."
 UNLIKE = 6  # reward functions whose ranges differ by more than this get a chart each
 
 
@@ -34,6 +46,7 @@ DIVERGENCES = {
     "kl_policy_ref_per_step": Divergence("kl-step", *_POLICY_REF, "step"),
     "kl_policy_ref_per_reference_step": Divergence("kl-reference-step", *_POLICY_REF, "step of the reference"),
     "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
+    "train_forward_kl_per_token": Divergence("forward-kl", "KL(data || model)", "KL(data || model)", "token"),
     "kl_posterior_prior_per_latent": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
 }
 
@@ -103,13 +116,14 @@ class RunCharts:
         control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
         latent = is_latent(self.configs)
         acts = any(config.get("kind") == "ppo" for config in self.configs)
+        learns = any(config.get("kind") == "sft" for config in self.configs)
         unit, undecided = ("step", "its next action") if acts else ("token", "the next token")
-        entropy_note = f"How undecided the policy is about {undecided}."
+        entropy_note = f"How undecided the {'model' if learns else 'policy'} is about {undecided}."
         truncated_note = "Completions that were cut off at the length limit."
         repetition_note = "How much of a completion repeats itself."
         sections = {
-            "Divergence" if latent else "Reward and divergence": [
-                *([] if latent else self._rewards()),
+            "Divergence" if latent or learns else "Reward and divergence": [
+                *([] if latent or learns else self._rewards()),
                 *self._divergences(),
                 accuracy_by_nats(self.evaluations),
             ],
@@ -119,7 +133,7 @@ class RunCharts:
                     "control", "Learning-rate factor and pull", "factor", control_note, control, min=0, max=1.03
                 ),
             ],
-            "What the policy does" if acts else "What the policy writes": [
+            "What the policy does" if acts else "What the model says" if learns else "What the policy writes": [
                 # The entropy of a density may be negative.
                 self._chart("entropy", "Entropy", f"nats per {unit}", entropy_note, {"entropy": ""}, zero=not acts),
                 self._chart("episode", "Episode length", "steps", "", {"episode_length": ""}, zero=True),
@@ -128,6 +142,9 @@ class RunCharts:
                 self._chart("repetition", "Repetition", "fraction", repetition_note, {"repetition": ""}, zero=True),
             ],
             "What the model learns": [
+                self._chart("floor", "Cross-entropy and its floor", "nats per token", _FLOOR_NOTE, _FLOOR, zero=True)
+                if learns
+                else None,
                 self._chart("distortion", "Distortion", "nats per image", "-log p(x | z).", {"distortion": ""}),
                 self._chart(
                     "cross-entropy", "Cross-entropy of the classes", "nats per image", "", {"cross_entropy": ""}
@@ -241,6 +258,8 @@ class RunCharts:
         ]
         where = "in the states that it visits" if unit == "step" else "on what it writes"
         note = f"How far the policy has moved, measured {where}."
+        if key in _FORWARD:
+            note = "What the model has yet to learn of these examples: cross-entropy less its floor."
         if unit == "image":
             note = "What the latent variables tell of an image, all dimensions together."
         if any(not t.bucketed and any(f"{key}_std_error" in row for row in t.rows) for t in self.evaluations):
@@ -252,7 +271,7 @@ class RunCharts:
             title,
             f"nats per {unit}",
             note,
-            {key: "", "kl_level": "controller's estimate"},
+            _FORWARD if key in _FORWARD else {key: "", "kl_level": "controller's estimate"},
             lines=lines,
             keep=lambda arm, drawn: drawn != "kl_level" or held[arm] == key,
             zero=True,

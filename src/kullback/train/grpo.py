@@ -1,10 +1,7 @@
 """Train a language-model policy by GRPO against rewards, inside a KL budget: one run, one run directory."""
 
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,8 @@ from kullback.train.evaluation import Evaluation
 from kullback.train.interrupts import Interrupts
 from kullback.train.progress import RunProgress
 from kullback.train.rewards import Reward, checked
-from kullback.train.run_directory import RunDirectory
+from kullback.train.run_callbacks import StopOnInterrupt, WriteMetrics
+from kullback.train.run_directory import RunDirectory, versions
 
 __all__ = ["GRPOPlan", "train_grpo"]
 
@@ -147,7 +145,13 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         # The reference's own rewards, before anything is written: a reward that cannot work leaves no run behind.
         before, samples = evaluation.measure(policy, policy, step=0)
         if main:
-            run.create({**plan.config(), "versions": _versions(), "learning_rate": args.learning_rate})
+            run.create(
+                {
+                    **plan.config(),
+                    "versions": versions("torch", "transformers", "trl", "accelerate"),
+                    "learning_rate": args.learning_rate,
+                }
+            )
             run.forget_after(-1)
             run.add_evaluation(before)
             run.set_samples("before", samples)
@@ -176,9 +180,10 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         ) as progress,
         stop,
     ):
-        trainer.add_callback(_WriteMetrics(run, [reward.__name__ for reward in rewards], progress))
+        names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
+        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress, told_by="reward"))
         trainer.add_callback(judge)
-        trainer.add_callback(_StopOnInterrupt(stop))
+        trainer.add_callback(StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked and trainer.state.global_step < plan.steps:
         return False
@@ -223,36 +228,6 @@ class _Judge(TrainerCallback):
             self.look()
 
 
-class _WriteMetrics(TrainerCallback):
-    """A row of metrics.jsonl for every step, and the progress line."""
-
-    def __init__(self, run: RunDirectory, rewards: Sequence[str], progress: RunProgress) -> None:
-        self.run, self.progress = run, progress
-        self.names = {**_FROM_TRL, **{f"rewards/{name}/mean": f"rewards/{name}" for name in rewards}}
-        earlier = run.metrics()
-        self.since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ARG002
-        if not state.is_world_process_zero or not logs or "reward" not in logs:
-            return
-        row: Row = {"step": state.global_step}
-        row |= {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in logs}
-        row["seconds"] = round(time.monotonic() - self.since, 3)
-        self.run.add_metrics(row)
-        self.progress.show(row)
-
-
-class _StopOnInterrupt(TrainerCallback):
-    """Ends the run after the step in hand, with a checkpoint, once Ctrl-C was pressed."""
-
-    def __init__(self, interrupts: Interrupts) -> None:
-        self.interrupts = interrupts
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
-        if self.interrupts.asked:
-            control.should_save = control.should_training_stop = True
-
-
 def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
     names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
     if len(set(names)) < len(names):
@@ -263,14 +238,7 @@ def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
     if plan.evaluate_every < 0:
         raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
-    if not resume:
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            raise InputError(f"--output {run.path}: already there; name another, or continue it with --resume")
-        return
-    stored, given = run.config(), RunDirectory.as_stored(plan.config())
-    for key, value in given.items():
-        if key != "steps" and stored.get(key) != value:
-            raise InputError(f"--resume {run.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
+    run.may_begin(plan.config(), resume=resume)
 
 
 def _grpo_config(plan: GRPOPlan, run: RunDirectory) -> GRPOConfig:
@@ -292,8 +260,3 @@ def _grpo_config(plan: GRPOPlan, run: RunDirectory) -> GRPOConfig:
         if isinstance(error, KullbackError):
             raise
         raise InputError(f"GRPOConfig refuses these settings: {' '.join(str(error).split())}") from error
-
-
-def _versions() -> dict[str, str]:
-    packages = ("kullback", "torch", "transformers", "trl", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

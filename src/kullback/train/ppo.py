@@ -1,10 +1,8 @@
 """Train a policy for an environment of Gymnasium by PPO, inside a KL budget: one run, one run directory."""
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +25,7 @@ from kullback.train.ppo_checkpoint import derived_seed, draw_anew, restore_check
 from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import PPO_SETTINGS
 from kullback.train.progress import RunProgress
-from kullback.train.run_directory import RunDirectory
+from kullback.train.run_directory import RunDirectory, versions
 
 __all__ = ["PPOPlan", "train_ppo"]
 
@@ -274,7 +272,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
 def _begin(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
     """The first judgement, before anything is written: an environment that cannot be run leaves no run behind."""
     before = evaluation.measure(model)
-    run.create({**plan.config(), "versions": _versions()})
+    run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
     run.forget_after(-1)
     run.add_evaluation(before)
     if model.reference is not None:
@@ -302,16 +300,4 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
         raise InputError("--over reference: expected --of reference beside it, whose KL is held at states")
     if plan.of == "reference" and plan.reference is None:
         raise InputError("--of reference: expected --reference, a run or a zip of stable-baselines3, to stay near to")
-    if not resume:
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            raise InputError(f"--output {run.path}: already there; name another, or continue it with --resume")
-        return
-    stored, given = run.config(), RunDirectory.as_stored(plan.config())
-    for key, value in given.items():
-        if key != "steps" and stored.get(key) != value:
-            raise InputError(f"--resume {run.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
-
-
-def _versions() -> dict[str, str]:
-    packages = ("kullback", "torch", "stable_baselines3", "gymnasium")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    run.may_begin(plan.config(), resume=resume)

@@ -19,11 +19,13 @@ class RunProgress:
         name: What the line begins with.
         steps: How many there are in all.
         target: The budget in nats, or None.
-        unit: The budget's unit.
+        unit: The budget's unit; None: no KL is told at each step.
         console: Where to write; nothing is written if None.
     """
 
-    def __init__(self, name: str, steps: int, *, target: float | None, unit: str, console: Console | None) -> None:
+    def __init__(
+        self, name: str, steps: int, *, target: float | None, unit: str | None, console: Console | None
+    ) -> None:
         self.name, self.steps, self.target, self.unit, self.console = name, steps, target, unit, console
         self.live: Progress | None = None
         self.first: tuple[int, float] | None = None
@@ -64,9 +66,13 @@ class RunProgress:
             )
 
     def _said(self, row: Mapping[str, Any]) -> str:
-        kl = row.get("kl_level") or row.get(f"kl_policy_ref_per_{self.unit}")
-        parts = [f"reward {_number(row.get('reward'))}", f"KL {_number(kl)}"]
-        parts[-1] += f" of {self.target:g} nats/{self.unit}" if self.target is not None else f" nats/{self.unit}"
+        parts = [
+            f"{name} {_number(row[name])}" for name in ("reward", "loss")[: 1 if "reward" in row else 2] if name in row
+        ]
+        if self.unit is not None:
+            kl = row.get("kl_level") or row.get(f"kl_policy_ref_per_{self.unit}")
+            of = f" of {self.target:g}" if self.target is not None else ""
+            parts.append(f"KL {_number(kl)}{of} nats/{self.unit}")
         if row.get("beta") is not None:
             parts.append(f"beta {_number(row['beta'])}")
         return "  ".join(parts)

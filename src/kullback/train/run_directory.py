@@ -12,15 +12,17 @@ report.html        all of it to look at
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
 from kullback.files import write_whole
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "versions"]
 
 Row = dict[str, Any]
 
@@ -51,6 +53,21 @@ class RunDirectory:
         """Make the directory and say in it what the run was told."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json("config.json", config)
+
+    def may_begin(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Refuse to write over what is there, or to go on with another run than the one that was begun.
+
+        Raises:
+            InputError: The directory holds something, or to resume, a run that was told otherwise, `steps` apart.
+        """
+        if not resume:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(f"--output {self.path}: already there; name another, or continue it with --resume")
+            return
+        stored = self.config()
+        for key, value in self.as_stored(config).items():
+            if key != "steps" and stored.get(key) != value:
+                raise InputError(f"--resume {self.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
 
     @staticmethod
     def as_stored(config: Mapping[str, Any]) -> Row:
@@ -120,6 +137,11 @@ class RunDirectory:
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_whole(self.path / name, json.dumps(_plain(content), indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What config.json says of the software: Python's version, and these packages'."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
 
 
 def _line(row: Mapping[str, Any]) -> str:

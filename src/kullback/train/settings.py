@@ -1,4 +1,4 @@
-"""TRL's GRPOConfig from `key=value` words, every key of it."""
+"""TRL's GRPOConfig, or another of its configs, from `key=value` words, every key of it."""
 
 import difflib
 import json
@@ -29,18 +29,18 @@ class _Parser(HfArgumentParser):
         raise InputError(f"--set: {' '.join(message.split())}")
 
 
-def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """The values that `--set key=value` words give GRPOConfig's fields, in the fields' types.
+def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict[str, Any]:
+    """The values that `--set key=value` words give the fields of TRL's config, in the fields' types.
 
     Raises:
-        InputError: A word has no "=", a key is not GRPOConfig's (the message names the nearest) or has an option of its
+        InputError: A word has no "=", a key is not the config's (the message names the nearest) or has an option of its
             own, or a value is not of the field's type.
 
     Example:
         >>> parse_settings(["learning_rate=1e-5", "num_generations=4"])
         {'learning_rate': 1e-05, 'num_generations': 4}
     """
-    known = {field.name for field in fields(GRPOConfig) if field.init}
+    known = {field.name for field in fields(config) if field.init}
     arguments: list[str] = []
     keys: list[str] = []
     for word in words:
@@ -51,11 +51,11 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--set {word}: {key} is not free here, {_OURS[key]}")
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise InputError(f"--set {word}: GRPOConfig has no {key}; the nearest is {nearest[0]}")
+            raise InputError(f"--set {word}: {config.__name__} has no {key}; the nearest is {nearest[0]}")
         arguments.append(f"--{key}={value}")
         keys.append(key)
     # The parsed words alone, not a GRPOConfig: making one asks the machine for its devices.
-    parsed = vars(_Parser(GRPOConfig, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
+    parsed = vars(_Parser(config, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
     return {key: _object(key, parsed[key]) for key in keys}
 
 

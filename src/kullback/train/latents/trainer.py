@@ -1,12 +1,9 @@
 """Train a model of latent variables, at a price of KL or inside a budget of it: one run, one run directory."""
 
 import json
-import platform
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +23,7 @@ from kullback.train.latents.models import VAE, Bottleneck, Likelihood, kl_to_pri
 from kullback.train.latents.pictures import add_pictures
 from kullback.train.latents.schedules import Constant, FreeBits, Schedule, priced_kl
 from kullback.train.progress import RunProgress
-from kullback.train.run_directory import RunDirectory
+from kullback.train.run_directory import RunDirectory, versions
 
 __all__ = ["LatentPlan", "latent_budget", "train_latent"]
 
@@ -120,7 +117,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
         step, budget = _restore(model, optimiser, checkpoint)
         run.forget_after(step)
     else:
-        run.create({**plan.config(), "versions": _versions()})
+        run.create({**plan.config(), "versions": versions("torch")})
         run.forget_after(-1)
     x, labels, judged, judged_labels = (None if one is None else torch.from_numpy(one) for one in _ordered(images))
     assert x is not None
@@ -238,15 +235,4 @@ def _require_sense(plan: LatentPlan, images: Images, run: RunDirectory, resume: 
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:
         raise InputError(f"--data {plan.data}: expected classes to learn, which digits has and images alone have not")
-    if not resume:
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            raise InputError(f"--output {run.path}: already there; name another, or continue it with --resume")
-        return
-    stored, given = run.config(), RunDirectory.as_stored(plan.config())
-    for key, value in given.items():
-        if key != "steps" and stored.get(key) != value:
-            raise InputError(f"--resume {run.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
-
-
-def _versions() -> Mapping[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", "torch")}}
+    run.may_begin(plan.config(), resume=resume)
