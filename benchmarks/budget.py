@@ -60,7 +60,8 @@ def main() -> None:
                 for rate in rates:
                     controller = None if kind == "none" else _controller(kind, budget, options, task.rates)
                     steps = options.steps or task.steps
-                    print(_row(train(options.output, options.task, controller, kind, budget, rate, seed, steps)))
+                    trace = train(options.output, options.task, controller, kind, budget, rate, seed, steps)
+                    print(_row(trace), flush=True)
 
 
 def _controller(kind, budget, options, rates):
@@ -85,6 +86,8 @@ def _row(trace: Trace) -> str:
     said = [f"{100 * value - 100:+.1f}%" if trace.budget else f"{value:.3f}" for value in values]
     budget = f"{trace.kind} {trace.budget:g}" if trace.kind != "KLBudget" else f"{trace.budget:g}"
     reward = f"{trace.rewards[0]:.2f} → {trace.rewards[-1]:.2f}"
+    if trace.broken:
+        reward += ", broke down"
     cells = [budget if trace.budget else "none", f"{trace.rate:g}", str(trace.seed), *said, reward, f"{trace.beta:.2g}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -108,6 +111,8 @@ def _summary(traces: list[Trace]) -> list[str]:
 def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
     late = [[abs(kl / trace.budget - 1) for kl in trace.late] for trace in runs]
     errors = [error for one in late for error in one]
+    # What a run that broke down was not there to be measured at counts as outside.
+    due, broken = len(runs) * max(map(len, late)), sum(trace.broken for trace in runs)
     overshoot = max(max(trace.kls) / trace.budget - 1 for trace in runs)
     settled = [trace.settled(_CLOSE) for trace in runs]
     reached = [share for share in settled if share is not None]
@@ -118,8 +123,8 @@ def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
     cells = [
         task,
         kind,
-        str(len(runs)),
-        f"{100 * fmean(error <= _CLOSE for error in errors):.0f}%",
+        f"{len(runs)}, {broken} broke down" if broken else str(len(runs)),
+        f"{100 * sum(error <= _CLOSE for error in errors) / due:.0f}%",
         f"{100 * fmean(errors):.0f}%",
         f"{100 * overshoot:+.0f}%",
         after,

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kullback.errors import InputError
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import Controller, FixedBeta
 from kullback.train.demo import demo_plan
@@ -21,6 +22,7 @@ from kullback.train.run_directory import RunDirectory
 from kullback.train.sums import train_reference
 
 QUIET = Console(quiet=True)
+_BROKEN = "broken.txt"
 _PPO = {"n_envs": 4, "n_steps": 256, "batch_size": 64, "save_every": 1000}
 _ROLLOUT = 1024
 _DISCOUNT = {"CartPole-v1": 0.99, "Pendulum-v1": 0.9}
@@ -28,7 +30,10 @@ _DISCOUNT = {"CartPole-v1": 0.99, "Pendulum-v1": 0.9}
 
 @dataclass(frozen=True)
 class Trace:
-    """A run as it was judged: `kls` in the order of their steps, the late ones after the first third."""
+    """A run as it was judged: `kls` in the order of their steps, the late ones after the first third.
+
+    Of a run that broke down they are those before.
+    """
 
     task: str
     name: str
@@ -41,6 +46,7 @@ class Trace:
     batches: float
     rewards: list[float]
     beta: float
+    broken: bool
 
     @property
     def late(self) -> list[float]:
@@ -88,9 +94,12 @@ def train(
 ) -> Trace:
     """Train, unless that was done, and judge."""
     run = RunDirectory(output / task / name_of(kind, budget, rate, seed, steps))
-    if not run.model.is_dir():
+    if not (run.model.is_dir() or (run.path / _BROKEN).is_file()):
         shutil.rmtree(run.path, ignore_errors=True)
-        TASKS[task].train(run.path, controller, rate, seed, steps)
+        try:
+            TASKS[task].train(run.path, controller, rate, seed, steps)
+        except (RuntimeError, ValueError, InputError) as error:  # a beta of 1e38 makes inf and nan of the weights
+            (run.path / _BROKEN).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
         for kept in run.checkpoints.glob("checkpoint-*"):
             shutil.rmtree(kept)
     return _trace(task, run)
@@ -99,7 +108,7 @@ def train(
 def read(output: Path, task: str) -> list[Trace]:
     """All runs of a task that came to their end."""
     runs = (RunDirectory(path.parent) for path in sorted((output / task).glob("*/config.json")))
-    return [_trace(task, run) for run in runs if run.model.is_dir()]
+    return [_trace(task, run) for run in runs if run.model.is_dir() or (run.path / _BROKEN).is_file()]
 
 
 def _trace(task: str, run: RunDirectory) -> Trace:
@@ -120,6 +129,7 @@ def _trace(task: str, run: RunDirectory) -> Trace:
         fmean(row[told.batch_kl] for row in metrics if row["step"] > settled),
         [reward for row in rows if (reward := row[told.reward]) is not None],
         metrics[-1].get("beta") or 0.0,
+        (run.path / _BROKEN).is_file(),
     )
 
 
