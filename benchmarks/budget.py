@@ -15,6 +15,7 @@ rate. Runs that are already under --output are only read.
 
 import argparse
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 from statistics import fmean, median
 
@@ -81,7 +82,7 @@ def _controller(kind, budget, options, rates):
 
 def _row(trace: Trace) -> str:
     scale = trace.budget or 1.0
-    judged = [kl / scale for kl in trace.late]
+    judged = [kl / scale for kl in trace.late] or [nan]
     values = (fmean(judged), min(judged), max(judged), trace.batches / scale)
     said = [f"{100 * value - 100:+.1f}%" if trace.budget else f"{value:.3f}" for value in values]
     budget = f"{trace.kind} {trace.budget:g}" if trace.kind != "KLBudget" else f"{trace.budget:g}"
@@ -136,7 +137,7 @@ def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
 def _beside(trace: Trace, ours: list[Trace]) -> float | None:
     """The late reward less that of KLBudget's runs at the same rate, interpolated to the same KL; None outside."""
     points = sorted((fmean(one.late), one.reward) for one in ours if (one.rate, one.seed) == (trace.rate, trace.seed))
-    kl = fmean(trace.late)
+    kl = fmean(trace.late or [nan])
     for (low, first), (high, second) in pairwise(points):
         if low <= kl <= high:
             return trace.reward - first - (second - first) * (kl - low) / (high - low)
