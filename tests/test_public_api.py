@@ -24,6 +24,7 @@ PUBLIC = {
     "fit_alpha",
     "fit_forward",
     "fit_reverse",
+    "fit_tempered",
     "frontier",
     "grpo_loss",
     "kl",

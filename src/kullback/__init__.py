@@ -19,7 +19,7 @@ from kullback.residual import log1p_residual, phi
 from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:
-    from kullback.fit import Fit, fit_alpha, fit_forward, fit_reverse
+    from kullback.fit import Fit, fit_alpha, fit_forward, fit_reverse, fit_tempered
     from kullback.measures import measure
     from kullback.policy.mdp import MDP
     from kullback.policy.objectives import grpo_loss, ppo_loss
@@ -48,6 +48,7 @@ __all__ = [
     "fit_alpha",
     "fit_forward",
     "fit_reverse",
+    "fit_tempered",
     "frontier",
     "grpo_loss",
     "kl",
@@ -80,6 +81,7 @@ _AT_FIRST_USE = {
     "fit_alpha": "kullback.fit",
     "fit_forward": "kullback.fit",
     "fit_reverse": "kullback.fit",
+    "fit_tempered": "kullback.fit",
     "grpo_loss": "kullback.policy.objectives",
     "linear_token_kl": "kullback.tokens",
     "measure": "kullback.measures",

@@ -16,6 +16,7 @@ from kullback import families as f
 from kullback import fit_alpha, fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, SupportError
 from kullback.fit.pareto import pareto_k
+from kullback.fit.targets import normalised
 
 CASES = json.loads((Path(__file__).parents[3] / "shared/reference/projections.json").read_text())["cases"]
 TWO = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
@@ -373,3 +374,15 @@ def test_families_that_cannot_be_fitted_say_what_is_missing():
         fit_forward(3, samples=[1.0])
     with pytest.raises(TypeError, match="unexpected"):
         fit_forward(f.Normal, samples=[1.0, 2.0], sample=3)
+
+
+def test_the_modes_of_a_function_are_found_and_rounding_makes_none():
+    # Near its top a density has the same float over and over, and rounding makes peaks of that.
+    target = f.NormalMixture(weights=[0.7, 0.3], locs=[0.0, 6.0], scales=[1.0, 1.0])
+    density = stats.Mixture([stats.Normal(mu=0, sigma=1), stats.Normal(mu=6, sigma=1)], weights=[0.7, 0.3])
+    found, _ = normalised(density.logpdf, (-math.inf, math.inf))
+    assert [round(place, 3) for place, _ in found.anchors] == [0.0, 6.0]
+    known = [minimum.distribution.loc for minimum in fit_reverse(f.Normal, target=target).minima]
+    fit = fit_reverse(f.Normal, log_prob=lambda x: 3 + density.logpdf(x))
+    assert [minimum.distribution.loc for minimum in fit.minima] == pytest.approx(known, abs=1e-6)
+    assert len(known) == 2

@@ -4,5 +4,6 @@ from kullback.fit.alpha import fit_alpha
 from kullback.fit.fits import Fit, Minimum, Step
 from kullback.fit.forward import fit_forward
 from kullback.fit.reverse import fit_reverse
+from kullback.fit.tempered import fit_tempered
 
-__all__ = ["Fit", "Minimum", "Step", "fit_alpha", "fit_forward", "fit_reverse"]
+__all__ = ["Fit", "Minimum", "Step", "fit_alpha", "fit_forward", "fit_reverse", "fit_tempered"]

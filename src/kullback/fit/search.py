@@ -51,7 +51,8 @@ def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Fo
             ends.append((descent, [start]))
     # What did not settle counts only where nothing did.
     settled = [end for end in ends if end[0].converged] or ends
-    settled.sort(key=lambda end: end[0].values[-1])
+    # Of values that only rounding tells apart, the coordinates decide.
+    settled.sort(key=lambda end: (round(end[0].values[-1], 9), *end[0].vectors[-1]))
     minima = tuple(Minimum(chart.record(end.vectors[-1]), end.values[-1], tuple(basin)) for end, basin in settled)
     return Found(path, minima, bool(settled and settled[0][0].converged))
 

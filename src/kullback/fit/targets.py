@@ -16,6 +16,8 @@ from kullback.errors import NoClosedFormError, SupportError
 
 __all__ = ["called", "density_of", "normalised"]
 
+_MODES = 40  # at most
+
 
 def density_of(target: Any) -> Density | None:
     """The density of a distribution on the line; None of any other."""
@@ -128,13 +130,25 @@ def _places(
         if values.max() == inf:
             values = np.where(values == inf, np.finfo(float).max, values)
     top, anchors = float(values.max()), []
-    for i in _peaks(values):
+    for i in _apart(values):
         if values[i] > top - 40:
             lower = np.flatnonzero(values < values[i] - 0.5)
             reach = [abs(x[j] - x[i]) for j in (lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist())]
-            anchors.append((float(x[i]), float(min(reach, default=1.0)), float(values[i])))
-    anchors.sort(key=lambda anchor: -anchor[2])
-    return tuple((place, width) for place, width, _ in anchors[:40]), top
+            anchors.append((float(x[i]), float(min(reach, default=1.0))))
+    return tuple(anchors), top
+
+
+def _apart(values: Array) -> list[int]:
+    """The peaks, the highest first, with a valley between each two that is more than rounding: a round top is one."""
+    ripple = 1e-9 * max(1.0, abs(float(values.max())))
+    kept: list[int] = []
+    for i in sorted(_peaks(values), key=lambda i: -values[i]):
+        valleys = (values[min(i, j) : max(i, j) + 1].min() for j in kept)
+        if all(valley < values[i] - ripple for valley in valleys):
+            kept.append(int(i))
+        if len(kept) == _MODES:
+            break
+    return kept
 
 
 def _peaks(values: Array) -> Array:
