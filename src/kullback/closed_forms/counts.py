@@ -102,7 +102,9 @@ def bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
     none = xp.where(some, none * phi(-log_none), xp.exp(-rate))
     safe = xp.where(one > 0, one, 1.0)
     one = xp.where(one > 0, one * phi(log_ratio(xp, rate, safe) - rate), rate * xp.exp(-rate))
-    return none + one + xp.exp(-rate) * phi(rate)
+    small = rate < 1
+    more = xp.where(small, xp.exp(-rate) * phi(xp.where(small, rate, 0.0)), 1 - (1 + rate) * xp.exp(-rate))
+    return none + one + more
 
 
 @closed_form((f.Poisson, f.Bernoulli), (f.Poisson, f.Binomial))

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from array_api_compat import device
+
 from kullback import families as f
-from kullback._arrays import Array
+from kullback._arrays import Array, holds
 from kullback.closed_forms._registry import closed_form
 from kullback.errors import ShapeError
-from kullback.log_gamma import dispersion
+from kullback.log_gamma import dispersion, dispersion_rise
 from kullback.residual import log_ratio, phi
 
 __all__ = ["betas"]
@@ -41,8 +43,15 @@ def betas(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> Array:
 def _dirichlet(xp: Any, a: Array, b: Array) -> Array:
     a, b = xp.broadcast_arrays(a, b)
     h = b - a
-    sum_a, sum_h = xp.sum(a, axis=-1, keepdims=True), xp.sum(h, axis=-1, keepdims=True)
-    sum_b = xp.sum(b, axis=-1, keepdims=True)
-    d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)
-    terms = b * phi(d) + dispersion(xp, a, b, h)
-    return xp.sum(terms, axis=-1) - dispersion(xp, sum_a, sum_b, sum_h)[..., 0]
+    sum_a, sum_b, sum_h = (xp.sum(x, axis=-1) for x in (a, b, h))
+    d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
+    each, whole = dispersion(xp, a, b, h), dispersion(xp, sum_a, sum_b, sum_h)
+    # The largest's D may all but cancel that of the sums.
+    is_top = xp.arange(a.shape[-1], device=device(a)) == xp.argmax(a, axis=-1, keepdims=True)
+    top_a, top_b, top_h, top = (xp.sum(xp.where(is_top, x, 0.0), axis=-1) for x in (a, b, h, each))
+    rest_a, rest_b, rest_h, rest = (xp.sum(xp.where(is_top, 0.0, x), axis=-1) for x in (a, b, h, each))
+    near, change = (rest_a < top_a / 8) & (rest_b < top_b / 8), whole - top
+    if not holds(~xp.any(near)):
+        rest_a, rest_b, rest_h = (xp.where(near, x, 0.0) for x in (rest_a, rest_b, rest_h))
+        change = xp.where(near, dispersion_rise(xp, top_a, top_b, top_h, rest_a, rest_b, rest_h), change)
+    return xp.sum(b * phi(d), axis=-1) + rest - change

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import families as f
-from kullback._arrays import Array
+from kullback._arrays import Array, holds
 from kullback.closed_forms._registry import closed_form
 from kullback.closed_forms.normals import against_normal
 from kullback.log_gamma import binet, binet_curvature, binet_slope, digamma, dispersion, log_gamma_rise
@@ -98,7 +98,14 @@ def _powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Ar
         # k1 + t and log(t) keep their digits where t is tiny, and s nearly -1.
         residual = log_gamma_rise(xp, k1 + 1, k1 + over / under, s)
         log_mean = log_mean + s * digamma(xp, k1 + 1) + residual
-        rest = rest + k2 * residual + s * ((k2 - k1) / k1) + ratio_residual(xp, over, under)
+        rest = rest + s * ((k2 - k1) / k1) + ratio_residual(xp, over, under)
+        # Where k1 and t are tiny, these cancel by the pole of each at 0, which k1 + 1 has not.
+        poles = (k1 < 0.5) & (k2 > 2 * k1) & (s < -0.5)
+        if not holds(~xp.any(poles)):
+            near, far = xp.where(poles, k1, 1.0), xp.where(poles, k2, 1.0)
+            rise = log_gamma_rise(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
+            rest = xp.where(poles, rise + ratio_residual(xp, far * over, near * under), rest)
+        rest = rest + k2 * residual
     return k2 * phi(log_mean) + rest
 
 
