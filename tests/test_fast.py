@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback import _blocks, _fast, _fast_logits, _quick
+from kullback import _blocks, _fast, _fast_logits, _quick, discrete
 from kullback._quick import quick_log_probs, quick_logits, quick_probs
 from kullback.discrete import kl_log_probs, kl_logits, kl_probs
 from kullback.errors import NotNormalizedError, SupportError
@@ -401,6 +401,76 @@ def test_tensors_with_a_gradient_keep_it(numba):
     assert seen == [None, None]
     for other in (p.to_sparse(), p.half(), p.to("meta"), torch.tensor([1, 0])):
         assert quick_probs(other, other, -1) is None
+
+
+def exact_slopes(p_logits, q_logits):
+    """p (log p/q - KL) and q - p of the very floats given, in many digits."""
+    mp = oracle.mpmath
+    with mp.workdps(60):
+        p, q = ([mp.exp(mp.mpf(float(v))) for v in side] for side in (p_logits, q_logits))
+        mass_p, mass_q = mp.fsum(p), mp.fsum(q)
+        p, q = [v / mass_p for v in p], [v / mass_q for v in q]
+        logs = [mp.log(a / b) if a > 0 and b > 0 else mp.mpf(0) for a, b in zip(p, q, strict=True)]
+        kl = mp.fsum(a * one for a, one in zip(p, logs, strict=True))
+        by_p = [a * (one - kl) if b > 0 else 0 for a, b, one in zip(p, q, logs, strict=True)]
+        return [np.array(side, dtype=float) for side in (by_p, [b - a for a, b in zip(p, q, strict=True)])]
+
+
+def torch_slopes(p, q, weight):
+    p, q = (torch.tensor(side, requires_grad=True) for side in (p, q))
+    slopes = torch.autograd.grad((kl_logits(p, q) * torch.tensor(weight, dtype=p.dtype)).sum(), (p, q))
+    return [slope.numpy() for slope in slopes]
+
+
+@pytest.mark.parametrize("delta", [50.0, 3.0, 0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_slopes_keep_their_digits_however_near(numba, monkeypatch, delta, dtype, tolerance):
+    for general in ("_general_value", "_general_p_gradient", "_general_q_gradient"):
+        monkeypatch.setattr(discrete, general, None)  # the kernels do it all
+    rng = np.random.default_rng(5)
+    p = (3 * rng.normal(size=(2, 700))).astype(dtype)
+    q = (p + dtype(delta) * rng.normal(size=p.shape)).astype(dtype)
+    p[:, ::7] = q[:, ::7] = -inf
+    weight = np.array([2.0, -0.5])
+    got = torch_slopes(p, q, weight)
+    for k in range(2):
+        for slopes, exact in zip(got, exact_slopes(p[k], q[k]), strict=True):
+            assert np.abs(slopes[k] - weight[k] * exact).max() <= 8 * tolerance * np.abs(weight[k] * exact).max()
+            assert (slopes[k, ::7] == 0).all()
+
+
+def test_slopes_where_one_side_is_impossible(numba):
+    p, q = np.array([[0.0, 1.0, -inf, 2.0]]), np.array([[0.5, -2.0, 1.0, 700.0]])
+    by_p, by_q = torch_slopes(p, q, [3.0])
+    exact = exact_slopes(p[0], q[0])
+    np.testing.assert_allclose(by_p[0], 3 * exact[0], rtol=1e-13)
+    np.testing.assert_allclose(by_q[0], 3 * exact[1], rtol=1e-13, atol=1e-300)
+    # Where KL is infinite, by q there is a slope all the same.
+    q[0, 1] = -inf
+    np.testing.assert_allclose(torch_slopes(p, q, [3.0])[1][0], 3 * exact_slopes(p[0], q[0])[1], rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_slopes_of_equal_logits_are_exactly_zero(numba, dtype):
+    logits = torch.randn(3, 50, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for slope in torch_slopes(logits.numpy(), logits.numpy(), [1.0, 2.0, 3.0]):
+        assert (slope == 0).all()
+
+
+def test_slopes_have_slopes_and_threads_and_strides(numba, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    p, q = (torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradgradcheck(kl_logits, (p, q))
+    monkeypatch.setattr(_quick, "_THREAD", 2)
+    wide = torch.randn(2, 5, 40, dtype=torch.float64, generator=generator)
+    strided, flipped = wide[..., ::2].numpy(), wide.flip(-1)[..., ::2].numpy()
+    weight = np.arange(10.0).reshape(2, 5)
+    for slopes, dense in zip(
+        torch_slopes(strided, flipped, weight), torch_slopes(strided.copy(), flipped.copy(), weight), strict=True
+    ):
+        assert np.array_equal(slopes, dense)
+    exact = exact_slopes(strided[1, 2], flipped[1, 2])[0]
+    np.testing.assert_allclose(torch_slopes(strided, flipped, weight)[0][1, 2], 7 * exact, rtol=1e-12, atol=1e-15)
 
 
 def test_bfloat16_tensors_are_computed_in_float32(numba):

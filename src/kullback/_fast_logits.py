@@ -12,7 +12,7 @@ from numba import types
 
 from kullback._fast import BLOCK, THREADS, compiled, horner, instructions
 
-__all__ = ["THREADS", "logit_rows"]
+__all__ = ["THREADS", "logit_rows", "p_slope_rows", "q_slope_rows"]
 
 # phi(r) / r^2 at the Chebyshev nodes of |r| <= log(2)/2: errors 3e-18 and 3e-9.
 _PHI = (
@@ -62,7 +62,7 @@ def _split(_typing: Any, d: Any) -> Any:
 
 @instructions
 def _lowest(_typing: Any, like: Any) -> Any:
-    """Where exp has all but reached 0: below, it is taken there."""
+    """Below this e^a is taken for 0, which it has all but reached."""
 
     def generate(context: Any, _b: Any, _signature: Any, _arguments: Any) -> Any:
         return context.get_value_type(like)(-700.0 if like == types.float64 else -87.0)
@@ -85,12 +85,17 @@ def _order(_typing: Any, value: Any) -> Any:
 
 # Not "reassoc": the order of these operations is what keeps the digits.
 @compiled(fast=("contract", "nsz"))
+def _exp(a):
+    """e^a of what is not large."""
+    lowest = _lowest(a)
+    r, power, tail = _split(a if a > lowest else lowest)
+    return power + power * (r + tail) if a > lowest else lowest * _ZERO
+
+
+@compiled(fast=("contract", "nsz"))
 def _weigh(p, q, top, shift):
     """w = exp(p - top), w phi(d) and w d, d = q - p - shift, and whether d lets them be computed this way."""
-    lowest, d = _lowest(p), (q - p) - shift
-    a = p - top
-    r, power, tail = _split(a if a > lowest else lowest)
-    weight = power + power * (r + tail)
+    weight, d = _exp(p - top), (q - p) - shift
     r, power, tail = _split(d)
     phi = ((power - _ONE) - d) + power * r + power * tail  # r^2 times the polynomial alone where d is small
     return weight, weight * phi, weight * d, (d < _MOST) & (d > _LEAST)
@@ -187,31 +192,56 @@ def _log1p_residual(x):
 
 
 @compiled()
-def _kl(p, q, tolerance):
+def _solve(p, q):
+    """KL(p || q), and what it comes of: top, sum of exp(p - top), and log(Z_q / Z_p) as a shift and the rest of it."""
     likeliest = _likeliest(p)
     top = p[likeliest]
-    if not abs(top) < inf:
-        return nan
     # The first shift is the gap at the likeliest event; where that is a poor guess, the sums tell a better one.
     shift = q[likeliest] - top
     if not abs(shift) < inf:
         shift = top * _ZERO
-    for _ in range(4):
+    for _ in range(4 if abs(top) < inf else 0):
         weights, far, mean, infinite = _sums(p, q, top, shift)
         x = (far + mean) / weights
         kl = far / weights - _log1p_residual(x) if x < 1 else log1p(x) - mean / weights
         kl = inf if infinite else kl
         # What the sums have lost to rounding does not show in kl.
         if x < inf and far / weights <= 8 * kl * (1 + x):
-            log_mass = log(weights) + top
-            if tolerance < inf and not (
-                abs(exp(log_mass) - 1) <= tolerance and abs(exp(log_mass + shift + log1p(x)) - 1) <= tolerance
-            ):
-                return nan
-            return kl
+            return kl, top, weights, shift, log1p(x)
         if log1p(x) < inf:
             shift += p.dtype.type(log1p(x))
-    return nan
+    return nan, top, nan, shift, nan
+
+
+@compiled()
+def _kl(p, q, tolerance):
+    kl, top, weights, shift, rest = _solve(p, q)
+    if tolerance < inf:
+        log_mass = log(weights) + top
+        if not (abs(exp(log_mass) - 1) <= tolerance and abs(exp(log_mass + shift + rest) - 1) <= tolerance):
+            return nan
+    return kl
+
+
+@compiled(fast=("contract", "nsz"))
+def _p_slopes(p, q, top, shift, rest, kl, factor, out):
+    """factor exp(p - top) (log p/q - kl), 0 where p or q is impossible."""
+    for i in range(p.shape[0]):
+        d = ((q[i] - p[i]) - shift) - rest
+        slope = factor * _exp(p[i] - top) * (-d - kl)
+        out[i] = slope if abs(d) < np.float32(inf) else factor * _ZERO
+
+
+@compiled(fast=("contract", "nsz"))
+def _q_slopes(p, q, top, shift, rest, factor, out):
+    """factor (exp(q - shift - rest - top) - exp(p - top)), from the difference where they are nearly equal."""
+    for i in range(p.shape[0]):
+        d = ((q[i] - p[i]) - shift) - rest
+        weight = _exp(p[i] - top)
+        r, power, tail = _split(d if abs(d) < _ONE else d * _ZERO)
+        near = weight * ((power - _ONE) + power * (r + tail))
+        far = _exp(((q[i] - shift) - rest) - top) - weight
+        out[i] = factor * (near if abs(d) < _ONE else far)
 
 
 _NUMBERS = (types.float64, types.float32, types.uint16)
@@ -249,6 +279,30 @@ def _bfloat16_rows(p, q, tolerance, out):
         _widen_row(p[i % p.shape[0]], wide[0])
         _widen_row(q[i % q.shape[0]], wide[1])
         out[i] = _kl(wide[0], wide[1], tolerance)
+
+
+_OUT64, _OUT32 = (types.Array(number, 2, "C") for number in _NUMBERS[:2])
+_SLOPES = [types.void(rows, rows, _OUT, out) for rows, out in ((_ROWS64, _OUT64), (_ROWS32, _OUT32))]
+
+
+@compiled(_SLOPES)
+def p_slope_rows(p, q, gradient, out):
+    """gradient times p (log p/q - KL), the gradient of KL(p || q) by the logits of p, of rows; nan as in `logit_rows`."""
+    number = p.dtype.type
+    for i in range(p.shape[0]):
+        kl, top, weights, shift, rest = _solve(p[i], q[i])
+        factor = gradient[i] / weights if kl < inf else nan
+        _p_slopes(p[i], q[i], top, shift, number(rest), number(kl), number(factor), out[i])
+
+
+@compiled(_SLOPES)
+def q_slope_rows(p, q, gradient, out):
+    """The same by the logits of q, q - p."""
+    number = p.dtype.type
+    for i in range(p.shape[0]):
+        kl, top, weights, shift, rest = _solve(p[i], q[i])
+        factor = gradient[i] / weights if kl == kl else nan
+        _q_slopes(p[i], q[i], top, shift, number(rest), number(factor), out[i])
 
 
 def logit_rows(p: np.ndarray, q: np.ndarray, tolerance: float, out: np.ndarray) -> None:

@@ -6,6 +6,7 @@ They are Numba's kernels where Numba is installed, else NumPy block by block for
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from math import inf, prod
 from typing import Any
@@ -16,7 +17,7 @@ from kullback._arrays import Array, ArrayLike
 from kullback._blocks import kl_of_sums, prob_sums
 from kullback._checks import MASS_TOLERANCES
 
-__all__ = ["quick_log_probs", "quick_logits", "quick_probs"]
+__all__ = ["quick_log_probs", "quick_logits", "quick_p_slopes", "quick_probs", "quick_q_slopes"]
 
 # How bfloat16 is passed on here: NumPy has no such type.
 _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
@@ -55,28 +56,44 @@ def quick_log_probs(log_p: ArrayLike, log_q: ArrayLike, axis: int) -> Array | No
     return _as_arrays(_log_probs, log_p, log_q, axis)
 
 
-def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, axis: int) -> Array | None:
-    """The function of what lies in memory as NumPy's arrays do: memory maps, and tensors without a gradient."""
+def quick_p_slopes(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
+    """The pullback of `kl_logits` by the logits of p, of rows."""
+    return _as_arrays(partial(_slopes, "p_slope_rows"), p_logits, q_logits, gradient)
+
+
+def quick_q_slopes(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
+    """The same by the logits of q."""
+    return _as_arrays(partial(_slopes, "q_slope_rows"), p_logits, q_logits, gradient)
+
+
+def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, last: Any) -> Array | None:
+    """The function of what lies in memory as NumPy's arrays do: memory maps, and tensors without a gradient.
+
+    The last argument is the axis, or a tensor too.
+    """
     if isinstance(p, np.memmap) or isinstance(q, np.memmap):
         p, q = (np.asarray(side) if type(side) is np.memmap else side for side in (p, q))
-        return function(p, q, axis) if type(p) is type(q) is np.ndarray else None
+        return function(p, q, last) if type(p) is type(q) is np.ndarray else None
     torch = sys.modules.get("torch")
     if torch is None or type(p) is not torch.Tensor or type(q) is not torch.Tensor or p.dtype != q.dtype:
         return None
-    tracked = torch.is_grad_enabled() and (p.requires_grad or q.requires_grad)
-    if tracked or p.device.type != "cpu" or q.device.type != "cpu" or torch.compiler.is_compiling():
+    tensors = [p, q] if isinstance(last, int) else [p, q, last]
+    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if tracked or torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
         return None
-    if any(torch.autograd.forward_ad.unpack_dual(side).tangent is not None for side in (p, q)):
+    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         return None
     try:
-        if p.dtype == torch.bfloat16:
-            arrays = [side.detach().view(torch.uint16).numpy().view(_BFLOAT16) for side in (p, q)]
-        else:
-            arrays = [side.detach().numpy() for side in (p, q)]
+        arrays = [_as_array(tensor.detach()) for tensor in tensors]
     except (RuntimeError, TypeError):  # under vmap, or sparse, or of another type: there are no numbers to look at
         return None
-    kl = function(*arrays, axis, torch.get_num_threads())
+    kl = function(*arrays[:2], last if isinstance(last, int) else arrays[2], torch.get_num_threads())
     return None if kl is None else torch.from_numpy(kl).to(p.dtype)
+
+
+def _as_array(tensor: Any) -> Array:
+    torch = sys.modules["torch"]
+    return tensor.view(torch.uint16).numpy().view(_BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
@@ -116,6 +133,22 @@ def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = 
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
     return _rows(kernels.logit_rows, p, q, tolerance, threads or kernels.THREADS)
+
+
+def _slopes(kernel: str, p: Array, q: Array, gradient: Array, threads: int) -> Array | None:
+    name = "kullback._fast_logits"
+    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
+    if not kernels or p.dtype not in _TOLERANCES or p.shape != q.shape or gradient.shape != p.shape[:-1] or not p.size:
+        return None
+    p, q = (np.require(side, requirements=["C", "A"]).reshape(-1, p.shape[-1]) for side in (p, q))
+    factors, out = gradient.astype(np.float64).reshape(-1), np.empty_like(p)
+
+    def fill(piece: slice) -> None:
+        getattr(kernels, kernel)(p[piece], q[piece], factors[piece], out[piece])
+
+    _in_threads(fill, len(out), min(threads, out.size // _THREAD))
+    # One entry of a row tells whether the kernel took it.
+    return None if np.isnan(out[:, 0]).any() else out.reshape(*gradient.shape, -1)
 
 
 def _is_last(axis: int, p: Array, q: Array) -> bool:

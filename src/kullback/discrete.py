@@ -6,7 +6,7 @@ from typing import Any
 from kullback._arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
 from kullback._checks import events_last, require_log_probs, require_logits, require_probs
 from kullback._events import difference, kl_events, logit_events, prob_events, q_gradient, sum_kl
-from kullback._quick import quick_log_probs, quick_logits, quick_probs
+from kullback._quick import quick_log_probs, quick_logits, quick_p_slopes, quick_probs, quick_q_slopes
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -148,15 +148,33 @@ def _log_p_gradient(xp: Any, kl: Array, p: Array, d: Array) -> Array:
 
 
 def _logits_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
-    return sum_kl(xp, *logit_events(xp, p_logits, q_logits))
+    kl = quick_logits(p_logits, q_logits, -1)
+    return _general_value(xp, p_logits, q_logits) if kl is None else kl
 
 
 def _p_logits_gradient(xp: Any, gradient: Array, kl: Array, p_logits: Array, q_logits: Array) -> Array:
+    slopes = quick_p_slopes(gradient, p_logits, q_logits)
+    return _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if slopes is None else slopes
+
+
+def _q_logits_gradient(xp: Any, gradient: Array, _kl: Array, p_logits: Array, q_logits: Array) -> Array:
+    slopes = quick_q_slopes(gradient, p_logits, q_logits)
+    return _general_q_gradient(xp, gradient, p_logits, q_logits) if slopes is None else slopes
+
+
+@by_rows
+def _general_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
+    return sum_kl(xp, *logit_events(xp, p_logits, q_logits))
+
+
+@by_rows
+def _general_p_gradient(xp: Any, gradient: Array, kl: Array, p_logits: Array, q_logits: Array) -> Array:
     p, _, d = logit_events(xp, p_logits, q_logits)
     return gradient[..., None] * _log_p_gradient(xp, kl, p, d)
 
 
-def _q_logits_gradient(xp: Any, gradient: Array, _kl: Array, p_logits: Array, q_logits: Array) -> Array:
+@by_rows
+def _general_q_gradient(xp: Any, gradient: Array, p_logits: Array, q_logits: Array) -> Array:
     return gradient[..., None] * difference(xp, *logit_events(xp, p_logits, q_logits))
 
 
@@ -190,6 +208,6 @@ def _terms_q_gradient(xp: Any, gradient: Array, _terms: Array, p: Array, q: Arra
     return xp.where(kept, slope - shift, 0.0) / xp.sum(q, axis=-1, keepdims=True)
 
 
-_from_logits = with_gradient(*map(by_rows, (_logits_value, _p_logits_gradient, _q_logits_gradient)))
+_from_logits = with_gradient(_logits_value, _p_logits_gradient, _q_logits_gradient)
 _from_probs = with_gradient(*map(by_rows, (_probs_value, _p_gradient, q_gradient)))
 _terms_from_probs = with_gradient(*map(by_rows, (_terms_value, _terms_p_gradient, _terms_q_gradient)))
