@@ -287,7 +287,7 @@ _SLOPES = [types.void(rows, rows, _OUT, out) for rows, out in ((_ROWS64, _OUT64)
 
 @compiled(_SLOPES)
 def p_slope_rows(p, q, gradient, out):
-    """gradient times p (log p/q - KL), the gradient of KL(p || q) by the logits of p, of rows; nan as in `logit_rows`."""
+    """gradient times p (log p/q - KL), the gradient of KL(p || q) by p's logits, of rows; nan as in `logit_rows`."""
     number = p.dtype.type
     for i in range(p.shape[0]):
         kl, top, weights, shift, rest = _solve(p[i], q[i])
