@@ -15,7 +15,7 @@ from torch import Tensor
 from kullback._arrays import with_gradient
 from kullback.residual import phi
 
-__all__ = ["Terms", "make_terms", "sampled_kl", "slope", "straight_through", "sum_after"]
+__all__ = ["Terms", "make_terms", "sampled_kl", "slope", "straight_through", "sum_after", "times"]
 
 
 class Terms(NamedTuple):
@@ -54,7 +54,7 @@ def sampled_kl(terms: Terms, direction: str, estimator: str, bound: float = inf)
         log_a, log_b, log_ratio = log_b, log_a, -log_ratio
     if estimator == "k3":
         return _weighted_phi(log_a, log_b, -log_ratio, bound)
-    return _times(weight(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
+    return times(weight(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
 
 
 def slope(terms: Terms, direction: str, estimator: str, *, weighted: bool, bound: float) -> Tensor:
@@ -70,10 +70,10 @@ def slope(terms: Terms, direction: str, estimator: str, *, weighted: bool, bound
         return torch.where(
             near, -w * torch.expm1(-torch.where(near, log_ratio, 0.0)), w - weight(terms.reference, bound)
         )
-    own = {"k1": 1.0, "k2": log_ratio, "k3": log_ratio}[estimator]
+    own = torch.ones_like(log_ratio) if estimator == "k1" else log_ratio
     if weighted and estimator != "k3":
         own = own + (log_ratio if estimator == "k1" else log_ratio**2 / 2)
-    return _times(w, own)
+    return times(w, own)
 
 
 def weight(log_weight: Tensor, bound: float = inf) -> Tensor:
@@ -108,12 +108,13 @@ def _weighted_phi(log_a: Tensor, log_b: Tensor, d: Tensor, bound: float) -> Tens
         log_b, d = torch.minimum(log_b, most), torch.where(log_b > most, most - log_a, d)
     a, b = weight(log_a), weight(log_b)
     near = d < 1
-    return torch.where(near, _times(a, phi(torch.where(near, d, 0.0))), b - a - _times(a, d))
+    far = torch.where(b == inf, inf, b - a - times(a, d))
+    return torch.where(near, times(a, phi(torch.where(near, d, 0.0))), far)
 
 
-def _times(weights: Tensor, values: Tensor | float) -> Tensor:
-    """0 where the weight is, whatever it meets."""
-    return torch.where(weights == 0, 0.0, weights * values)
+def times(weights: Tensor, values: Tensor) -> Tensor:
+    """0 where the weight or the value is: one may have overflowed where the product does not."""
+    return torch.where((weights == 0) | (values == 0), 0.0, weights * values)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.batch import Batch, Given, read_batch
-from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, weight
+from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, times, weight
 from kullback.policy.measures import Prompts, estimate, statistics
 from kullback.policy.refusals import PenaltyError, refusal
 from kullback.result import Estimate
@@ -58,7 +58,7 @@ class KLPenalty:
         tensor([[0.5000, 0.0000]])
         >>> KLPenalty(estimator="k1")
         Traceback (most recent call last):
-        kullback.policy.refusals.PenaltyError: the expected gradient of k1 in a loss is 0: take estimator='k2' or ...
+        kullback.policy.refusals.PenaltyError: the expected gradient of k1 in a loss is 0: take estimator='exact' or ...
     """
 
     direction: Literal["reverse", "forward"] = "reverse"
@@ -242,7 +242,7 @@ class KLPenalty:
         """The estimate at each token, with the weight of its prefix; differentiable where it is exact."""
         if batch.kl is None:
             return sampled_kl(batch.terms, self.direction, self.estimator, bound)
-        return weight(batch.terms.prefix, bound) * batch.kl
+        return times(weight(batch.terms.prefix, bound), batch.kl)
 
     def _to_go(self, batch: Batch) -> Tensor:
         own = later = self._at_tokens(batch, self.bound)
