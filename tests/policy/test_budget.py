@@ -275,6 +275,35 @@ def test_a_kl_that_is_none_is_refused(kl: float) -> None:
         budget.moved(0.1, kl, pull=1.0)
     with pytest.raises(BudgetError, match="pull"):
         budget.moved(0.1, 0.1, pull=0.0)
+    for error, count in ((-0.1, 16), (0.1, 0), (0.1, -3)):
+        with pytest.raises(BudgetError, match=f"got {error} and {count}"):
+            budget.update(0.1, std_error=error, count=count)
+
+
+def test_a_kl_of_exactly_zero_is_believed() -> None:
+    budget = KLBudget(0.05)
+    for _ in range(30):
+        budget = budget.update(0.05, std_error=0.01, count=16)
+    price = budget.price
+    for _ in range(60):
+        budget = budget.update(0.0, std_error=0.0, count=16)
+    assert budget.level < 1e-3 * 0.05
+    assert budget.price < price
+
+
+@pytest.mark.parametrize("kl", [5e-324, 1e-300, 1e-12, 1e12, 1e300])
+def test_one_absurd_measurement_leaves_a_state_that_can_act(kl: float) -> None:
+    budget = KLBudget(0.05).update(0.05, std_error=0.01, count=16).moved(0.05, 0.05, pull=1.0)
+    for told in (
+        budget.judged(kl, std_error=0.01),
+        budget.judged(kl, std_error=0.0).judged(0.05, std_error=1e300),
+        budget.update(kl),
+        budget.moved(0.05, kl, pull=1.0).update(kl, std_error=kl, count=16),
+    ):
+        assert 0 < told.pull <= 1.02
+        assert 0 < told.brake <= 1
+        assert all(math.isfinite(value) for value in (told.beta, told.step_scale, *vars(told.seen).values()))
+        told.moved(kl, 0.05, pull=told.pull)
 
 
 def test_budgets_of_any_size_start_and_end_alike() -> None:

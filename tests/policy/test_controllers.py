@@ -1,7 +1,9 @@
 """The published rules, against their sources' own words and as laws."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +49,19 @@ def test_ziegler2019_takes_542_updates_to_double_at_64_of_10000_samples() -> Non
     assert updates == math.ceil(math.log(2) / math.log1p(0.2 * 64 / 10_000)) == 542
 
 
+@pytest.mark.parametrize(
+    "rule", [PPO2017(0.01), RLlib(0.01), Ziegler2019(0.01, gain=4.0)], ids=lambda r: type(r).__name__
+)
+def test_a_run_as_long_as_may_be_leaves_a_beta_that_comes_back(rule) -> None:
+    for kl, back in ((0.0, 1.0), (1.0, 0.0)):
+        last = rule
+        for _ in range(3000):
+            last = last.update(kl)
+        assert 0 < np.float32(last.beta) < np.inf
+        assert last.beta != last.update(back).beta
+        assert controller_from_dict(json.loads(json.dumps(controller_to_dict(last), allow_nan=False))) == last
+
+
 @given(st.lists(kls, max_size=30))
 def test_beta_stays_positive_and_the_state_survives_a_trip(seen: list[float]) -> None:
     for rule in RULES:
@@ -75,6 +90,8 @@ def test_what_is_no_kl_is_refused(rule, kl: float) -> None:
     [
         (FixedBeta, {"beta": -1.0}, "beta=-1.0"),
         (FixedBeta, {"beta": math.nan}, "beta=nan"),
+        (FixedBeta, {"beta": math.inf}, "beta=inf"),
+        (PPO2017, {"beta": math.inf}, "beta=inf"),
         (PPO2017, {"target": 0.0}, "target=0.0"),
         (PPO2017, {"beta": 0.0}, "beta=0.0"),
         (RLlib, {"target": math.inf}, "target=inf"),
@@ -94,4 +111,8 @@ def test_only_known_controllers_are_stored_and_made() -> None:
         controller_to_dict(Mine(1.0))
     with pytest.raises(BudgetError, match="got kind 'Mine'"):
         controller_from_dict({"kind": "Mine", "beta": 1.0})
+    with pytest.raises(BudgetError, match="'price'"):
+        controller_from_dict({"kind": "PPO2017", "price": 1.0})
+    with pytest.raises(BudgetError, match="'seen'"):
+        controller_from_dict({"kind": "KLBudget", "target": 1.0})
     assert set(CONTROLLERS) == {type(rule).__name__ for rule in RULES}

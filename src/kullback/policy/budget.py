@@ -118,7 +118,8 @@ class KLBudget:
         """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
         if self.level <= 0:
             return 1.0
-        factor = math.sqrt(self.aim / (self.level * math.exp(self.push + self.seen.drift)))
+        # Logarithms, so that no level is too large or too small for it.
+        factor = math.exp((math.log(self.aim) - math.log(self.level) - self.push - self.seen.drift) / 2)
         if factor <= 1:
             return factor
         trims = self.status != "free" and self.level > _NEAR * self.aim
@@ -138,9 +139,11 @@ class KLBudget:
             count: On how many independent prompts it rests.
 
         Raises:
-            BudgetError: `observed_kl` is negative, nan or infinite.
+            BudgetError: `observed_kl` is negative, nan or infinite; a standard error below 0; no prompt.
         """
         require_kl(observed_kl, "observed_kl")
+        if std_error < 0 or not count >= 1:
+            raise BudgetError(f"expected std_error >= 0 or nan, and count >= 1, got {std_error} and {count}")
         # Where nobody says how far steps move, there is nothing to hold the steps back by.
         scale = self.step_scale if self.seen.followed else min(1.0, _FASTER * self.step_scale)
         seen = self.seen.seen(observed_kl, std_error=std_error, count=count)
@@ -210,8 +213,15 @@ class KLBudget:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
-        """The budget that `to_dict` was called on."""
-        return cls(**{**state, "seen": Level(**state["seen"])})
+        """The budget that `to_dict` was called on.
+
+        Raises:
+            BudgetError: Something is missing, unknown or makes no sense.
+        """
+        try:
+            return cls(**{**state, "seen": Level(**state["seen"])})
+        except (KeyError, TypeError) as error:
+            raise BudgetError(f"expected what KLBudget.to_dict gave, got {state!r}: {error}") from error
 
     def _next_price(self) -> float:
         if self.level <= 0:

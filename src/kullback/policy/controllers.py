@@ -20,6 +20,9 @@ __all__ = [
 ]
 
 
+_LEAST, _MOST = 2.0**-126, 2.0**127  # of a float32: from 0 or inf no rule comes back
+
+
 class Controller(Protocol):
     """What says the price of a nat: `beta` now, and the state after a measured KL. `KLBudget` is one."""
 
@@ -44,7 +47,7 @@ class FixedBeta:
     beta: float
 
     def __post_init__(self) -> None:
-        _require(self.beta >= 0, "beta >= 0", beta=self.beta)
+        _require(0 <= self.beta < math.inf, "a finite beta >= 0", beta=self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
@@ -75,8 +78,8 @@ class PPO2017:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         if observed_kl < self.target / 1.5:
-            return replace(self, beta=self.beta / 2)
-        return replace(self, beta=self.beta * 2) if observed_kl > self.target * 1.5 else self
+            return replace(self, beta=_held(self.beta / 2))
+        return replace(self, beta=_held(self.beta * 2)) if observed_kl > self.target * 1.5 else self
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class RLlib:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         if observed_kl > 2 * self.target:
-            return replace(self, beta=self.beta * 1.5)
-        return replace(self, beta=self.beta * 0.5) if observed_kl < 0.5 * self.target else self
+            return replace(self, beta=_held(self.beta * 1.5))
+        return replace(self, beta=_held(self.beta * 0.5)) if observed_kl < 0.5 * self.target else self
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Ziegler2019:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         error = max(-0.2, min(0.2, observed_kl / self.target - 1))
-        return replace(self, beta=self.beta * (1 + self.gain * error))
+        return replace(self, beta=_held(self.beta * (1 + self.gain * error)))
 
 
 CONTROLLERS: dict[str, type[Any]] = {kind.__name__: kind for kind in (FixedBeta, KLBudget, PPO2017, RLlib, Ziegler2019)}
@@ -160,13 +163,16 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
     """The controller that `controller_to_dict` was called on.
 
     Raises:
-        BudgetError: The state is of no known kind.
+        BudgetError: The state is of no known kind, or not one of that kind.
     """
     fields = dict(state)
     kind = CONTROLLERS.get(fields.pop("kind", ""))
     if kind is None:
         raise BudgetError(f"expected the state of one of {', '.join(CONTROLLERS)}, got kind {state.get('kind')!r}")
-    return KLBudget.from_dict(fields) if kind is KLBudget else kind(**fields)
+    try:
+        return KLBudget.from_dict(fields) if kind is KLBudget else kind(**fields)
+    except TypeError as error:
+        raise BudgetError(f"expected what controller_to_dict gave, got {state!r}: {error}") from error
 
 
 def told_budget(controller: Any, *, unit: str) -> dict[str, Any]:
@@ -185,9 +191,13 @@ def told_budget(controller: Any, *, unit: str) -> dict[str, Any]:
     }
 
 
+def _held(beta: float) -> float:
+    return max(_LEAST, min(_MOST, beta))
+
+
 def _require_target(target: float, beta: float) -> None:
     _require(0 < target < math.inf, "a finite target in nats > 0", target=target)
-    _require(beta > 0, "beta > 0, which is multiplied", beta=beta)
+    _require(0 < beta < math.inf, "a finite beta > 0, which is multiplied", beta=beta)
 
 
 def _require(holds: bool, what: str, **got: float) -> None:

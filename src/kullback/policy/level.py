@@ -13,7 +13,7 @@ _DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step
 _SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
 _UNFOLLOWED = 0.1  # what the KL may move by in a step of which nobody says how far it went
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
-_WIDEST = 10.0  # the largest spread between prompts that is believed
+_WIDEST = 10.0  # the largest spread between prompts, and relative error, that is believed
 _RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
 _WANDER = 0.01  # what the offset changes by from one judgement to the next
 
@@ -45,7 +45,7 @@ class Level:
 
     def seen(self, kl: float, *, std_error: float, count: int) -> Self:
         """The level after a batch of `count` independent prompts; a standard error of nan is unknown."""
-        if kl <= 0:
+        if max(kl, self.value) <= 0:
             return replace(self, followed=False)
         # One batch's standard error follows its mean, and weighing by it would favour low batches; the spread of those
         # before does not.
@@ -81,14 +81,14 @@ class Level:
             return replace(self, value=after, doubt=1.0, followed=True)
         return replace(
             self,
-            value=self.value * after / before * math.exp(self.drift),
+            value=self.value * (after / before) * math.exp(self.drift),
             doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
             followed=True,
         )
 
     def scaled(self, before: float, after: float) -> Self:
         """The level after the displacement alone was scaled."""
-        return replace(self, value=self.value * after / before) if self.knows_move(before, after) else self
+        return replace(self, value=self.value * (after / before)) if self.knows_move(before, after) else self
 
     def judged(self, kl: float, *, std_error: float) -> Self:
         """The level after a fixed set of prompts was measured.
@@ -96,10 +96,10 @@ class Level:
         Part of the difference is the level's error, and goes. The rest is the set's own, the same each time since the
         prompts are, and becomes `offset`.
         """
-        error = std_error / kl
+        error = min(_WIDEST, std_error / kl)
         prior = error**2 if self.offset_doubt == 0 else self.offset_doubt**2 + _WANDER**2
         noise = (_RENEWED * error) ** 2
-        surprise = math.log(kl / self.value) - self.offset
+        surprise = math.log(kl) - math.log(self.value) - self.offset
         # What is more than the errors can say is the level's: a set of prompts does not change.
         doubt = max(self.doubt**2, surprise**2 - prior - noise)
         total = max(doubt + prior + noise, 1e-300)
