@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback.errors import ShapeError
+from kullback.errors import ShapeError, SupportError
 from kullback.policy.advantages import gae, group_advantages, leave_one_out
 from kullback.policy.objectives import grpo_loss
 
@@ -99,6 +99,16 @@ def test_bad_input_is_refused() -> None:
         gae(torch.ones(2, 3), torch.ones(2, 2))
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_refused_and_not_taken_for_zero(odd: float) -> None:
+    for advantages in (group_advantages, leave_one_out):
+        with pytest.raises(SupportError, match=rf"rewards\[2\] is {odd}"):
+            advantages(torch.tensor([1.0, 0.0, odd, 1.0]), torch.tensor([0, 0, 1, 1]))
+
+
 def test_whole_numbers_are_rewards_too() -> None:
+    got = gae(torch.tensor([[0, 0, 1]]), torch.tensor([[1, 1, 1]]), decay=0.5)
+    assert got.tolist() == [[0.0, 0.0, 0.0]]
+    assert gae(torch.tensor([[1, 1, 1]]), torch.tensor([[1, 1, 1]]), decay=0.5).tolist() == [[1.5, 1.0, 0.0]]
     assert group_advantages(torch.tensor([1, 0]), torch.zeros(2), scale=False).tolist() == [0.5, -0.5]
     assert leave_one_out(torch.tensor([1, 0, 0]), torch.zeros(3)).tolist() == pytest.approx([1.0, -0.5, -0.5])

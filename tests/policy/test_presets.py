@@ -39,7 +39,10 @@ def batch():
         ("deepseekmath", {"beta": 0.04, "group": 64, "aggregate": "sequence_mean", "advantages": "group"}),
         ("deepseek_r1", {"beta": 0.001, "group": 16, "clip": 10.0}),
         ("rloo", {"advantages": "leave_one_out", "ratio": "sequence", "beta": 0.05}),
-        ("dr_grpo", {"advantages": "group_centred", "aggregate": "sequence_sum", "penalty": None}),
+        (
+            "dr_grpo",
+            {"clip": 0.2, "group": 8, "advantages": "group_centred", "aggregate": "sequence_sum", "penalty": None},
+        ),
         ("dapo", {"clip": (0.2, 0.28), "aggregate": "token_mean", "penalty": None, "group": 16}),
         ("gspo", {"clip": (3e-4, 4e-4), "ratio": "sequence_mean", "penalty": None}),
     ],

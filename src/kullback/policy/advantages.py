@@ -6,7 +6,7 @@ import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says wh
 import torch
 from torch import Tensor
 
-from kullback.errors import ShapeError
+from kullback.errors import ShapeError, SupportError
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 
@@ -26,6 +26,7 @@ def group_advantages(rewards: Tensor, prompts: Tensor, *, scale: bool = True) ->
 
     Raises:
         ShapeError: The shapes differ, or a prompt has one completion only.
+        SupportError: A reward is not finite.
 
     Source: [shao2024], section 4.1.2; [liu2025] for scale=False.
 
@@ -47,7 +48,7 @@ def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
     A_i = r_i - sum_{j != i} r_j / (n - 1) = (r_i - mean_g) n / (n - 1), which leaves the policy gradient unbiased.
 
     Args:
-        rewards: Shape (batch,).
+        rewards: Shape (batch,), finite.
         prompts: Shape (batch,): equal numbers for completions of one prompt.
 
     Returns:
@@ -55,6 +56,7 @@ def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
 
     Raises:
         ShapeError: The shapes differ, or a prompt has one completion only.
+        SupportError: A reward is not finite.
 
     Source: [ahmadian2024].
 
@@ -98,7 +100,8 @@ def gae(
             f"expected rewards, values and mask of one shape (batch, time), got {tuple(rewards.shape)}, "
             f"{tuple(values.shape)} and {tuple(kept.shape)}"
         )
-    rewards, values = rewards.detach(), values.detach()
+    dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.get_default_dtype())
+    rewards, values = rewards.detach().to(dtype), values.detach().to(dtype)
     after = value_after = owed = torch.zeros_like(rewards[:, 0])
     advantages = torch.zeros_like(rewards)
     for step in range(rewards.shape[1] - 1, -1, -1):
@@ -120,6 +123,9 @@ def _groups(rewards: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if (count < 2).any():
         raise ShapeError(f"expected two completions or more of each prompt, got one of {names[count < 2][0].item()}")
     rewards = rewards if rewards.is_floating_point() else rewards.to(torch.get_default_dtype())
+    if (odd := ~rewards.isfinite()).any():
+        row = int(odd.nonzero()[0, 0])
+        raise SupportError(f"expected finite rewards, but rewards[{row}] is {rewards[row].item()!r}: look at its maker")
     return rewards, group, count.to(rewards.dtype)
 
 

@@ -1,5 +1,6 @@
 """What a policy descends: PPO's clipped surrogate and its kin, with a KL penalty whose gradient is a KL's."""
 
+from math import inf
 from typing import Literal
 
 import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
@@ -64,7 +65,8 @@ def ppo_loss(
         A number to minimise. Its gradient is finite at any log-ratio, and 0 only where the clip means it to be.
 
     Raises:
-        PenaltyError: beta without ref_log_prob, a penalty that belongs in the returns, or as `KLPenalty.loss`.
+        PenaltyError: beta below 0 or without ref_log_prob, a penalty that belongs in the returns, or as
+            `KLPenalty.loss`.
         ShapeError: The shapes differ.
 
     Source: [schulman2017], eq. 7 and 8.
@@ -79,6 +81,8 @@ def ppo_loss(
     loss = clipped_surrogate(
         log_prob=log_prob, advantages=advantages, old_log_prob=old_log_prob, mask=mask, clip=clip, ratio=ratio
     )
+    if not isinstance(beta, Tensor) and not 0 <= beta < inf:
+        raise PenaltyError(f"expected beta to be a finite number >= 0, got {beta!r}: below 0 it would reward the KL")
     if isinstance(beta, Tensor) or beta != 0:
         if penalty.placement == "reward":
             raise PenaltyError(
@@ -200,9 +204,10 @@ def clipped_surrogate(
     w = straight_through(log_ratio, held, held)
     if clip is None:
         return -w * advantages
-    low, high = clip if isinstance(clip, tuple) else (clip, clip)
-    if not (low >= 0 and high >= 0):
-        raise PenaltyError(f"expected a clip of 0 or more on both sides, got {clip!r}")
+    sides = clip if isinstance(clip, tuple) else (clip, clip)
+    if len(sides) != 2 or not all(side >= 0 for side in sides):
+        raise PenaltyError(f"expected a clip of 0 or more, one number or (low, high), got {clip!r}")
+    low, high = sides
     return -torch.minimum(w * advantages, w.clamp(1 - low, 1 + high) * advantages)
 
 

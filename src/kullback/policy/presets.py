@@ -116,7 +116,7 @@ PRESETS = {
         decay=0.95,
     ),
     "ziegler2019": Preset(
-        "[ziegler2019], section 2.2, and its released code for beta",
+        "[ziegler2019], section 2.2 for the discount; the rest is its released code's, for sentiment",
         0.2,
         "token_mean",
         "gae",
@@ -151,7 +151,9 @@ PRESETS = {
         penalty=_K1_IN_REWARD,
         beta=0.05,
     ),
-    "dr_grpo": Preset("[liu2025]", 0.2, "sequence_sum", "group_centred"),
+    "dr_grpo": Preset(
+        "[liu2025]; clip and group are its released code's", 0.2, "sequence_sum", "group_centred", group=8
+    ),
     "dapo": Preset("[yu2025], section 4.1", (0.2, 0.28), "token_mean", "group", group=16),
     "gspo": Preset("[zheng2025], section 5.1", (3e-4, 4e-4), "sequence_mean", "group", ratio="sequence_mean"),
 }
