@@ -9,8 +9,9 @@ The tasks, and what judges each run (benchmarks/budget_tasks.py): "sums", GRPO: 
 20 steps; "CartPole-v1" and "Pendulum-v1", PPO: the exact KL at 1024 fixed states after every update; "digits", a VAE:
 the closed-form KL on all held-out images every 25 steps. The first third of a run does not count, but for settling and
 overshoot. "batches" is the mean over the training batches of the same steps. A run can bind where the same run without
-a budget goes beyond 1.1 budgets. FixedBeta has no target: it is given the price that KLBudget ended with at the middle
-rate. Runs that are already under --output are only read.
+a budget goes beyond 1.1 budgets; in the summary what lies before it first comes within 10% of its budget does not
+count either, and a run that never does counts as it is. FixedBeta has no target: it is given the price that KLBudget
+ended with at the middle rate. Runs that are already under --output are only read.
 """
 
 import argparse
@@ -110,21 +111,21 @@ def _summary(traces: list[Trace]) -> list[str]:
 
 
 def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
-    late = [[abs(kl / trace.budget - 1) for kl in trace.late] for trace in runs]
-    errors = [error for one in late for error in one]
+    errors = [abs(kl / trace.budget - 1) for trace in runs for kl in trace.held(_CLOSE)]
     # What a run that broke down was not there to be measured at counts as outside.
-    due, broken = len(runs) * max(map(len, late)), sum(trace.broken for trace in runs)
+    whole, broken = max(len(trace.late) for trace in runs), [trace for trace in runs if trace.broken]
+    due = len(errors) + sum(whole - len(trace.late) for trace in broken)
     overshoot = max(max(trace.kls) / trace.budget - 1 for trace in runs)
     settled = [trace.settled(_CLOSE) for trace in runs]
-    reached = [share for share in settled if share is not None]
-    after = f"{100 * median(reached):.0f}% of the run" if reached else "-"
-    if len(reached) < len(runs):
-        after += f", {len(runs) - len(reached)} never"
+    shares = [step / trace.steps[-1] for step, trace in zip(settled, runs, strict=True) if step is not None]
+    after = f"{100 * median(shares):.0f}% of the run" if shares else "-"
+    if len(shares) < len(runs):
+        after += f", {len(runs) - len(shares)} never"
     beside = [gap for trace in runs if (gap := _beside(trace, ours)) is not None]
     cells = [
         task,
         kind,
-        f"{len(runs)}, {broken} broke down" if broken else str(len(runs)),
+        f"{len(runs)}, {len(broken)} broke down" if broken else str(len(runs)),
         f"{100 * sum(error <= _CLOSE for error in errors) / due:.0f}%",
         f"{100 * fmean(errors):.0f}%",
         f"{100 * overshoot:+.0f}%",

@@ -50,7 +50,7 @@ class Trace:
 
     @property
     def late(self) -> list[float]:
-        return [kl for step, kl in zip(self.steps, self.kls, strict=True) if step > self.steps[-1] / 3]
+        return self._after(self.steps[-1] / 3)
 
     @property
     def reward(self) -> float:
@@ -58,9 +58,16 @@ class Trace:
         return fmean(self.rewards[len(self.rewards) // 3 :])
 
     def settled(self, close: float) -> float | None:
-        """After which share of the run the KL first lies near its budget."""
+        """The step at which the KL first lies near its budget."""
         near = (step for step, kl in zip(self.steps, self.kls, strict=True) if abs(kl / self.budget - 1) <= close)
-        return next((step / self.steps[-1] for step in near), None)
+        return next(near, None)
+
+    def held(self, close: float) -> list[float]:
+        """The KLs of the last two thirds, without those on the way to the budget."""
+        return self._after(max(self.steps[-1] / 3, (self.settled(close) or 0) - 1))
+
+    def _after(self, start: float) -> list[float]:
+        return [kl for step, kl in zip(self.steps, self.kls, strict=True) if step > start]
 
 
 @dataclass(frozen=True)
