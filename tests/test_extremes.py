@@ -49,7 +49,7 @@ def test_dirichlets_of_one_dominating_category_keep_their_digits(a, b):
             assert relative_error(got, truth) < 1e-5 + 4e-7 / min(change, 1.0)
 
 
-@pytest.mark.parametrize(("a", "b"), DOMINATED[:4])
+@pytest.mark.parametrize(("a", "b"), DOMINATED[:2])
 def test_their_gradients(a, b):
     with mpmath.workdps(60):
         sides = [[mpf(x) for x in side] for side in (a, b)]

@@ -212,6 +212,33 @@ def test_the_circle():
     assert_within_bound(bound_of(uniform, narrow), log_i0)
     assert_within_bound(bound_of(narrow, uniform), kappa * ratio - log_i0)
     assert_within_bound(bound_of(narrow, VonMises(loc=-3.0, concentration=50.0)), kappa * ratio * (1 - mpmath.cos(6)))
+    # Many times round it.
+    for loc, other in ((-553.7546934235062, 0.3), (88.61, -0.14), (1e6, 2.0)):
+        far = bound_of(VonMises(loc=loc, concentration=50.0), VonMises(loc=other, concentration=50.0))
+        with mpmath.workdps(30):
+            assert_within_bound(far, kappa * ratio * (1 - mpmath.cos(mpf(loc) - mpf(other))))
+
+
+def test_nearly_equal_f_variables():
+    """E_p[log p - log q] as an integral over log x, in 40 digits."""
+    for df1, df2 in ((10.99, 1.09), (8.32, 0.8), (10.47, 1.29)):
+        delta = 1e-6
+        p, q = (df1, df2), (df1 * (1 - delta), df2 * (1 + delta))
+        with mpmath.workdps(40):
+            a, b = ((mpf(d1) / 2, mpf(d2) / 2) for d1, d2 in (p, q))
+            constants = [mpmath.log(m / n) * m - log_beta_function(m, n) for m, n in (a, b)]
+
+            def term(t, a=a, b=b, constants=constants):
+                logs = [
+                    c + m * t - (m + n) * mpmath.log1p(m / n * mpmath.exp(t))
+                    for c, (m, n) in zip(constants, (a, b), strict=True)
+                ]
+                return mpmath.exp(logs[0]) * (logs[0] - logs[1])
+
+            truth = mpmath.quad(term, [-60, -20, -6, -2, 0, 2, 6, 20, 120])
+        estimate = bound_of(F(df1=p[0], df2=p[1]), F(df1=q[0], df2=q[1]))
+        assert_within_bound(estimate, truth)
+        assert abs(estimate.value / float(truth) - 1) < 1e-9
 
 
 # Hard ones at random, against the closed form in 40 digits.

@@ -1,8 +1,8 @@
 """The density of each record on the line: SciPy's, or our own where SciPy has none, underflows, or loses an end."""
 
 from collections.abc import Callable
-from dataclasses import fields
-from math import exp, inf, log, pi
+from dataclasses import fields, replace
+from math import exp, inf, log, pi, remainder
 from typing import Any
 
 import numpy as np
@@ -163,14 +163,36 @@ def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
     )
 
 
+def _f(df1: float, df2: float) -> Density:
+    ratio = df1 / df2
+    constant = log(ratio) - float(special.betaln(df1 / 2, df2 / 2))
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        # In parts that are small where p is not: what is rounded of them is what nearly equal ones differ by.
+        z = ratio * (origin + offset)
+        near, far = np.where(z < 1, np.maximum(z, 0.0), 0.5), np.where(z < 1, 1.0, z)
+        small = special.xlogy(df1 / 2 - 1, near) - (df1 + df2) / 2 * np.log1p(near)
+        large = -np.log(far) - df1 / 2 * np.log1p(1 / far) - df2 / 2 * np.log1p(far)
+        return np.where(z >= 0, constant + np.where(z < 1, small, large), -inf)
+
+    return replace(of_continuous(stats.f, df1, df2), log_density=log_density)
+
+
+_SHORT_OF_2_PI = 2.4492935982947064e-16
+
+
 def _von_mises(loc: float, concentration: float) -> Density:
-    centre = (loc + pi) % (2 * pi) - pi
+    # Exactly, but for what 2 pi as a float is short of 2 pi.
+    centre = remainder(loc, 2 * pi)
+    rest = round((loc - centre) / (2 * pi)) * _SHORT_OF_2_PI
     width = min(1.0, concentration**-0.5 if concentration > 0 else 1.0)
     constant = log(2 * pi * float(special.i0e(concentration)))
 
     def log_density(origin: Array, offset: Array) -> Array:
         inside = np.abs(origin + offset) <= pi
-        return np.where(inside, -2 * concentration * np.sin(((origin - centre) + offset) / 2) ** 2 - constant, -inf)
+        return np.where(
+            inside, -2 * concentration * np.sin(((origin - centre) + offset + rest) / 2) ** 2 - constant, -inf
+        )
 
     opposite = centre - pi if centre > 0 else centre + pi
     return Density(
@@ -262,7 +284,7 @@ _MADE_OF: dict[type, Callable[..., Density]] = {
     families.HalfCauchy: lambda scale: of_continuous(stats.halfcauchy, scale=scale),
     families.LogNormal: lambda loc, scale: of_continuous(stats.lognorm, scale, scale=exp(loc)),
     families.InverseGaussian: lambda mean, shape: of_continuous(stats.invgauss, mean / shape, scale=shape),
-    families.F: lambda df1, df2: of_continuous(stats.f, df1, df2),
+    families.F: _f,
     families.Bernoulli: lambda *p: of_counts.binomial(1.0, _log_odds(*p)),
     families.Binomial: lambda count, *p: of_counts.binomial(count, _log_odds(*p)),
     families.Geometric: lambda *p: of_counts.negative_binomial(1.0, -_log_odds(*p)),
