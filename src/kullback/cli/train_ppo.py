@@ -46,7 +46,10 @@ def add_ppo(recipes: Any) -> None:
 
 
 def _clip(text: str) -> float | None:
-    return None if text == "none" else float(text)
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or none, got {text!r}") from None
 
 
 def _ppo(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Train a policy for an environment of Gymnasium by PPO, inside a KL budget: one run, one run directory."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -289,8 +290,13 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
     ):
         if value < least:
             raise InputError(f"{name}: expected {least} or more, got {value}")
-    if plan.clip is not None and not plan.clip > 0:
-        raise InputError(f"--clip: expected a number > 0 or none, got {plan.clip}")
+    if plan.clip is not None and not 0 < plan.clip < math.inf:
+        raise InputError(f"--clip: expected a finite number > 0, or none, got {plan.clip}")
+    for key in ("gamma", "gae_lambda"):
+        if not 0 <= settings[key] <= 1:
+            raise InputError(f"--set {key}: expected a number from 0 to 1, got {settings[key]}")
+    if not settings["max_grad_norm"] > 0:
+        raise InputError(f"--set max_grad_norm: expected a number > 0, got {settings['max_grad_norm']}")
     if plan.rollout % settings["batch_size"]:
         raise InputError(
             f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def _read(word: str, text: str, like: Any) -> Any:
         value = text
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    fits = type(value) is type(like)
+    fits = type(value) is type(like) and not (isinstance(value, float) and not math.isfinite(value))
     if isinstance(value, list):
         fits = fits and all(type(one) is int and one > 0 for one in value)
     if not fits:

@@ -50,9 +50,16 @@ class RunDirectory:
         return self.path / "report.html"
 
     def create(self, config: Mapping[str, Any]) -> None:
-        """Make the directory and say in it what the run was told."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write_json("config.json", config)
+        """Make the directory and say in it what the run was told.
+
+        Raises:
+            InputError: It cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_json("config.json", config)
+        except OSError as error:
+            raise InputError(f"--output {self.path}: cannot be written: {error.strerror or error}") from error
 
     def may_begin(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Refuse to write over what is there, or to go on with another run than the one that was begun.
