@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import distributions as td
 
 from kullback import families
@@ -315,3 +315,39 @@ def test_where_two_values_become_one_the_densities_are_added():
     steps = measure(ours, Uniform(low=0.0, high=2.0))
     truth = 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
     assert abs(steps.value - truth) <= steps.error + 1e-15
+
+
+def test_an_invertible_map_of_both_changes_nothing():
+    """Where floats leave the images no tails: tanh(40) is 1."""
+    loc, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    bases = [torch.distributions.StudentT(5.0 * scale, loc + shift, scale) for shift in (0.0, 1.0)]
+    plain = measure(*bases)
+    for transform in (torch.distributions.TanhTransform(), torch.distributions.ExpTransform()):
+        images = [torch.distributions.TransformedDistribution(base, [transform]) for base in bases]
+        assert measure(*images) == plain
+    squashed = [
+        Transformed(base=StudentT(df=5.0, loc=x, scale=1.0), transform="t", invertible=True) for x in (0.0, 1.0)
+    ]
+    assert measure(*squashed) == plain
+    both = [
+        torch.distributions.Independent(
+            torch.distributions.TransformedDistribution(
+                torch.distributions.StudentT(torch.full((2,), df, dtype=torch.float64)),
+                [torch.distributions.TanhTransform()],
+            ),
+            1,
+        )
+        for df in (5.0, 7.0)
+    ]
+    one = measure(*(StudentT(df=df, loc=0.0, scale=1.0) for df in (5.0, 7.0)))
+    assert measure(*both).value == pytest.approx(2 * one.value, rel=1e-12)
+
+
+def test_a_density_that_overflows_near_an_end_is_not_infinite():
+    """SciPy's own log-density of 1/x is inf below 1e-154."""
+    gamma = stats.make_distribution(stats.gamma)
+    for a, b in ((3.0, 3.0), (3.0, 2.0), (2.0, 4.0)):
+        found = measure(1 / gamma(a=a), 1 / gamma(a=b))
+        expected = float(special.gammaln(b) - special.gammaln(a) + (a - b) * special.digamma(a))
+        assert found.status == "bounded"
+        assert abs(found.value - expected) <= found.error + 1e-15

@@ -23,7 +23,7 @@ from kullback.families import (
     Transformed,
 )
 
-__all__ = ["as_record", "kl", "register_kl"]
+__all__ = ["as_record", "kl", "register_kl", "shared_bases"]
 
 # Where an object of each library is turned into a record, by the root of its class's module.
 _ADAPTERS = {
@@ -72,10 +72,8 @@ def kl(p: Any, q: Any) -> Array:
         return form(p, q)
     if isinstance(p, Independent) or isinstance(q, Independent):
         return _independent(p, q)
-    if isinstance(p, Transformed) or isinstance(q, Transformed):
-        p, q = _unfolded(p), _unfolded(q)
-    if isinstance(p, Transformed) and isinstance(q, Transformed):
-        return _transformed(p, q)
+    if bases := shared_bases(p, q):
+        return kl(*bases)
     if lies_on_the_line(p) and lies_on_the_line(q):
         return in_arrays(_outside, p, q)
     raise _no_closed_form(p, q)
@@ -197,28 +195,34 @@ def _as_vector(d: Any) -> Any:
     return MultivariateNormal(loc=loc, scale_tril=scale[..., None] * eye)
 
 
+def shared_bases(p: Any, q: Any) -> tuple[Any, Any] | None:
+    """What two images are images of, which is as far apart: an invertible map changes nothing. None of what are none.
+
+    Raises:
+        NoClosedFormError: The maps differ, or are not invertible: any other may lower KL.
+    """
+    if isinstance(p, Transformed) or isinstance(q, Transformed):
+        p, q = _unfolded(p), _unfolded(q)
+    if not (isinstance(p, Transformed) and isinstance(q, Transformed)):
+        return None
+    if not (p.transform is q.transform or bool(p.transform == q.transform)):
+        raise NoClosedFormError(
+            f"expected one transform, got {p.transform!r} and {q.transform!r}; call kullback.measure"
+        )
+    if not ((p.invertible and q.invertible) or getattr(p.transform, "bijective", False) is True):
+        raise NoClosedFormError(
+            f"expected an invertible transform, got {p.transform!r}: where several values become one, KL may be "
+            "lower than that of the bases; call kullback.measure"
+        )
+    return p.base, q.base
+
+
 def _unfolded(d: Any) -> Any:
     """A family that is the image of normal variables, as that image."""
     name = {LogNormal: "exp", TanhNormal: "tanh"}.get(type(d))
     if name is None:
         return d
     return Transformed(base=Normal(loc=d.loc, scale=d.scale), transform=(name,), invertible=True)
-
-
-def _transformed(p: Transformed, q: Transformed) -> Array:
-    """That of the bases: an invertible map changes nothing, and any other may lower it."""
-    same = p.transform is q.transform or bool(p.transform == q.transform)
-    invertible = (p.invertible and q.invertible) or getattr(p.transform, "bijective", False) is True
-    if not same:
-        raise NoClosedFormError(
-            f"expected one transform, got {p.transform!r} and {q.transform!r}; call kullback.measure"
-        )
-    if not invertible:
-        raise NoClosedFormError(
-            f"expected an invertible transform, got {p.transform!r}: where several values become one, KL may be "
-            "lower than that of the bases; call kullback.measure"
-        )
-    return kl(p.base, q.base)
 
 
 def _outside(xp: Any, p: Any, q: Any) -> Array:

@@ -16,7 +16,7 @@ from kullback.densities.of_records import in_float64
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.densities.sums import infinite
-from kullback.distributions import as_record, kl
+from kullback.distributions import as_record, kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Independent, Record
 from kullback.result import Estimate, Status
@@ -90,6 +90,7 @@ def measure(
             return exact
     for given in (p, q):
         _require_distribution(given)
+    p, q = _without_shared_map(p, q)
     if method in (None, "quadrature"):
         bounded = _within_bound(p, q, error)
         if bounded is not None:
@@ -193,6 +194,22 @@ def _parts(independent: Independent) -> list[Record]:
         raise ShapeError(f"expected one distribution at a time, got a batch of shape {shape}; measure each of them")
     given = {name: np.broadcast_to(value, shape) for name, value in given.items()}
     return [type(base)(**{name: value[index] for name, value in given.items()}) for index in np.ndindex(shape)]
+
+
+def _without_shared_map(p: Any, q: Any) -> tuple[Any, Any]:
+    """Their bases, which have densities where floats leave none of the images: near 1, as of tanh."""
+    left, right = _known(p), _known(q)
+    if isinstance(left, Independent) and isinstance(right, Independent) and left.event_dims == right.event_dims:
+        bases = _without_shared_map(left.base, right.base)
+        if bases == (left.base, right.base):
+            return p, q
+        left, right = (Independent(base=base, event_dims=left.event_dims) for base in bases)
+        return left, right
+    try:
+        bases = shared_bases(left, right)
+    except NoClosedFormError:
+        return p, q
+    return _without_shared_map(*bases) if bases else (p, q)
 
 
 def _known(distribution: Any) -> Any:

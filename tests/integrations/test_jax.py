@@ -9,10 +9,12 @@ import numpyro.distributions as d
 import pytest
 from jax import numpy as jnp
 from numpyro.distributions import transforms as t
+from scipy import special, stats
 
 from kullback import families as f
 from kullback.distributions import as_record, kl
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.measures import measure
 
 from .. import families_oracle as oracle
 from .reference import cases, needs_reference, record_class, relative_error, tolerance
@@ -348,3 +350,38 @@ class Mine(d.Normal):
 
 def test_users_classes():
     assert kl(Mine(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "scipy_p", "scipy_q"),
+    [
+        (
+            d.AsymmetricLaplace(0.0, 1.0, 2.0),
+            d.Normal(0.0, 3.0),
+            stats.laplace_asymmetric(2.0, scale=1.0),
+            stats.norm(0, 3),
+        ),
+        (
+            d.MixtureGeneral(d.Categorical(jnp.asarray([0.5, 0.5])), [d.Normal(0.0, 1.0), d.Laplace(0.0, 1.0)]),
+            d.StudentT(3.0, 0.0, 1.0),
+            stats.Mixture([stats.Normal(), stats.make_distribution(stats.laplace)()], weights=[0.5, 0.5]),
+            stats.t(3),
+        ),
+    ],
+)
+def test_what_has_no_record_is_measured_by_its_density(p, q, scipy_p, scipy_q):
+    found, other = measure(p, q), measure(scipy_p, scipy_q, method="quadrature")
+    assert found.status == "bounded"
+    assert abs(found.value - other.value) <= found.error + other.error + 1e-15
+
+
+def test_what_has_no_record_is_summed_or_refused():
+    inflated = measure(d.ZeroInflatedPoisson(0.5, 2.0), d.Poisson(2.0))
+    k = np.arange(60)
+    mass, plain = 0.5 * (k == 0) + 0.5 * stats.poisson(2).pmf(k), stats.poisson(2).pmf(k)
+    assert inflated.method == "summation"
+    assert abs(inflated.value - np.sum(special.rel_entr(mass, plain))) <= inflated.error + 1e-14
+    with pytest.raises(NoClosedFormError, match="no closed form, no densities on the line and no draws"):
+        measure(d.ImproperUniform(d.constraints.real, (), ()), d.Normal(0.0, 1.0))
+    with pytest.raises(ShapeError, match="batch shape"):
+        measure(d.AsymmetricLaplace(jnp.zeros(2), 1.0, 2.0), d.Normal(0.0, 1.0))

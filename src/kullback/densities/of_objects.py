@@ -9,6 +9,7 @@ from kullback._arrays import Array, untracked
 from kullback.densities.density import Density
 from kullback.densities.mixtures import Components, components, sampler_of_components
 from kullback.densities.monte_carlo import Sampler
+from kullback.densities.of_numpyro import of_numpyro, sampler_of_numpyro
 from kullback.densities.of_records import of_record
 from kullback.densities.of_scipy import of_frozen, of_random_variable
 from kullback.densities.of_torch import components_of_torch, of_torch, sampler_of_torch
@@ -26,6 +27,8 @@ def as_density(distribution: Any) -> Density | None:
         return of_record(distribution)
     if _is_torch(distribution):
         return of_torch(distribution)
+    if _is_numpyro(distribution):
+        return of_numpyro(distribution)
     if _is_scipy(distribution):
         if hasattr(distribution, "dist"):
             return of_frozen(distribution)
@@ -72,6 +75,8 @@ def as_sampler(distribution: Any) -> Sampler | None:
         return sampler_of_components(parts)
     if _is_torch(distribution):
         return sampler_of_torch(distribution)
+    if _is_numpyro(distribution):
+        return sampler_of_numpyro(distribution)
     density = as_density(distribution)
     if density is not None:
         return _of_density(density)
@@ -97,6 +102,10 @@ def _of_density(density: Density) -> Sampler | None:
 
 def _is_torch(distribution: Any) -> bool:
     return any(kind.__module__ == "torch.distributions.distribution" for kind in type(distribution).__mro__)
+
+
+def _is_numpyro(distribution: Any) -> bool:
+    return any(kind.__module__ == "numpyro.distributions.distribution" for kind in type(distribution).__mro__)
 
 
 def _is_scipy(distribution: Any) -> bool:

@@ -36,7 +36,7 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         above what was asked.
 
     Raises:
-        SupportError: A log-density is nan.
+        SupportError: A log-density is nan or inf.
     """
     if gap := support_gap(p, q):
         return infinite(gap, "supports")
@@ -80,9 +80,10 @@ def integrals(p: Density, q: Density, error: float) -> Sums:
 def _log_pair(p: Density, q: Density, panels: Panels, u: Array) -> tuple[Array, Array, Array]:
     origin, offset, step = panels.at(u)
     log_p, log_q = p.log_density(origin, offset), q.log_density(origin, offset)
-    bad = np.isnan(log_p) | np.isnan(log_q)
+    bad = ~((log_p < inf) & (log_q < inf))
     if bad.any():
-        raise SupportError(f"expected log-densities, but one is nan at x = {float((origin + offset)[bad][0])!r}")
+        which = "nan" if np.isnan(log_p[bad][0] + log_q[bad][0]) else "inf"
+        raise SupportError(f"expected log-densities, but one is {which} at x = {float((origin + offset)[bad][0])!r}")
     return log_p, log_q, step
 
 

@@ -67,9 +67,10 @@ def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: floa
     offset, step = scale * np.exp(growth * s), log(abs(scale)) + growth * s
     log_p, log_q = (density.log_density(np.full_like(s, origin), offset) + step for density in (p, q))
     # Where log q alone has overflowed, or was the log of a q that underflowed, there is nothing to be seen any more;
-    # nor where log p is gone at a stroke, so far out that it must have overflowed.
+    # nor where log p is gone at a stroke, so far out that it must have overflowed, or where a density is inf itself.
     blind = (log_q == -inf) & (log_p > -inf)
     blind[1:] |= (np.abs(offset[1:]) > 1e75) & (log_p[1:] == -inf) & (log_p[:-1] > -1e4)
+    blind |= (log_p == inf) | (log_q == inf)
     seen = int(np.append(np.flatnonzero(blind), s.size)[0])
     if 0 < seen < s.size and log_q[seen - 1] - step[seen - 1] > -746:
         # The log of a q that underflowed: it lost digits before it was gone.
