@@ -10,7 +10,7 @@ import numpy as np
 from kullback._arrays import Array, as_floats, cast, untracked, with_gradient
 from kullback.closed_forms._supports import is_contained, lies_on_the_line
 from kullback.errors import NoClosedFormError, ShapeError
-from kullback.families import Record
+from kullback.families import NormalMixture, Record
 from kullback.families._record import first_offender, is_traced
 
 __all__ = ["FORMS", "Form", "closed_form", "in_arrays", "where_equal"]
@@ -53,7 +53,10 @@ def in_arrays(function: Callable[..., Array], p: Record, q: Record) -> Array:
         ) from error
     on_the_line = lies_on_the_line(p) and lies_on_the_line(q)
     if on_the_line:
-        _require_broadcasting(p, q, [tuple(array.shape) for array in arrays])
+        shapes = [tuple(array.shape) for array in arrays]
+        # A mixture's last axis is its components, of which two may have unlike counts.
+        mixed = [isinstance(record, NormalMixture) for record, _ in given]
+        _require_broadcasting(p, q, [s[:-1] if one else s for s, one in zip(shapes, mixed, strict=True)])
     bare = {id(record): object.__new__(type(record)) for record in (p, q)}
     for record in (p, q):
         for field in fields(record):  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from typing import Any
 from kullback import families as f
 from kullback._arrays import Array
 
-__all__ = ["is_contained", "lies_on_the_line", "support"]
+__all__ = ["is_contained", "is_of_counts", "lies_on_the_line", "shared_support", "support"]
 
 
 def _binary(d: Any) -> tuple[Array, Array]:
@@ -66,6 +66,17 @@ _COUNTS: dict[type, Callable[[Any, Any], tuple[Any, Any]]] = {
 def lies_on_the_line(record: Any) -> bool:
     """Whether the distribution is of real numbers or of counts."""
     return type(record) in _INTERVALS or type(record) in _COUNTS
+
+
+def is_of_counts(kind: type) -> bool:
+    """Whether the records of a class are of whole numbers."""
+    return kind in _COUNTS
+
+
+def shared_support(kind: type) -> tuple[float, float]:
+    """The support that all densities of a class have; the whole line where parameters move it."""
+    moved = kind in (f.Pareto, f.Uniform) or kind not in _INTERVALS
+    return (-inf, inf) if moved else _INTERVALS[kind](None, None)
 
 
 def support(xp: Any, record: Any) -> tuple[Any, Any]:

@@ -75,6 +75,21 @@ def _uniform(low: float, high: float) -> Density:
     )
 
 
+def _normal(loc: float, scale: float) -> Density:
+    constant = -log(scale) - 0.5 * log(2 * pi)
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        z = ((origin - loc) + offset) / scale
+        return constant - z * z / 2
+
+    return Density(
+        log_density,
+        (-inf, inf),
+        ((loc, 0.6744897501960817 * scale),),
+        sample=lambda count, rng: rng.normal(loc, scale, count),
+    )
+
+
 def _laplace(loc: float, scale: float) -> Density:
     # SciPy takes the log of a density that underflows.
     return Density(
@@ -268,7 +283,7 @@ _MADE_OF: dict[type, Callable[..., Density]] = {
     families.Uniform: _uniform,
     families.VonMises: _von_mises,
     families.Zipf: of_counts.zipf,
-    families.Normal: lambda loc, scale: of_continuous(stats.norm, loc=loc, scale=scale),
+    families.Normal: _normal,
     families.Cauchy: lambda loc, scale: of_continuous(stats.cauchy, loc=loc, scale=scale),
     families.Logistic: lambda loc, scale: of_continuous(stats.logistic, loc=loc, scale=scale),
     families.Gumbel: lambda loc, scale: of_continuous(stats.gumbel_r, loc=loc, scale=scale),

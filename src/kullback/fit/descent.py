@@ -1,6 +1,6 @@
 """Newton's rule within a trust region measured in KL: each step moves the member by a bounded number of nats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +12,9 @@ from kullback.errors import ParameterError
 __all__ = ["Descent", "Local", "Problem", "descend"]
 
 _STEP = 1e-3  # of the differences, in units of the members' own scale
+_WALL = 1e-2  # so near a place that is inf no difference can be taken
+_OVERFLOW = 1e150  # a sum that was on its way to inf
+_BOWL = 0.1  # in the same units: 0.005 nats
 _RADIUS = 1.0  # the longest step: KL of successive members is about half its square
 
 
@@ -58,8 +61,15 @@ class _Model(NamedTuple):
     basis: Array  # columns: unit steps of the members
 
 
-def descend(problem: Problem, start: Array, *, most: int = 300) -> Descent:
-    """From a start downhill to a local minimum, by steps that no basin is left with."""
+def descend(problem: Problem, start: Array, *, most: int = 300, known: Sequence[Descent] = ()) -> Descent:
+    """From a start downhill to a local minimum, by steps that no basin is left with.
+
+    Args:
+        problem: What is descended.
+        start: Where from.
+        most: How many steps.
+        known: Minima that are known: close to one of them, in its bowl, the descent ends there.
+    """
     vector, radius = np.asarray(start, np.float64), _RADIUS / 2
     model = _model(problem, vector)
     if not np.isfinite(model.value):
@@ -70,7 +80,12 @@ def descend(problem: Problem, start: Array, *, most: int = 300) -> Descent:
         length = float(np.linalg.norm(step))
         candidate = vector + model.basis @ step
         curved = np.linalg.eigvalsh(model.hessian)[0] > 0
-        if curved and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
+        for end in known if curved else ():
+            if np.linalg.norm(np.linalg.solve(model.basis, end.vectors[-1] - vector)) < _BOWL:
+                return end
+        # A step that the radius cut short says nothing of how far the minimum is.
+        whole = curved and length < 0.9 * radius
+        if whole and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
             return Descent([*vectors, candidate], [*values, model.value], True)
         there = _model(problem, candidate)
         gained = model.value - there.value
@@ -86,10 +101,17 @@ def descend(problem: Problem, start: Array, *, most: int = 300) -> Descent:
                 break
         else:
             radius = length / 4
-            if radius < 1e-10:
+            if radius < (1e-10 if np.isfinite(there.value) else _WALL):
                 break
-    curved = np.linalg.eigvalsh(model.hessian)[0] > 0
-    return Descent(vectors, values, bool(curved and np.linalg.norm(model.gradient) < 1e-7))
+    return Descent(vectors, values, _settled(model))
+
+
+def _settled(model: _Model) -> bool:
+    """Whether all curvature is upward, and Newton's whole step would gain nothing and go nowhere."""
+    if not np.linalg.eigvalsh(model.hessian)[0] > 0:
+        return False
+    step = np.linalg.solve(model.hessian, model.gradient)
+    return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12)
 
 
 def _model(problem: Problem, vector: Array) -> _Model:
@@ -102,7 +124,7 @@ def _model(problem: Problem, vector: Array) -> _Model:
     except ParameterError:  # beyond what floats hold
         return _Model(float("inf"), np.zeros(size), np.eye(size), np.eye(size))
     pairs = _pairs(size)
-    if not np.isfinite(values).all():
+    if not (np.abs(values) < _OVERFLOW).all():
         return _Model(float("inf"), np.zeros(size), np.eye(size), basis)
     here, single = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
     gradient = (8 * (single[:, 0] - single[:, 1]) - (single[:, 2] - single[:, 3])) / (12 * _STEP)
@@ -140,11 +162,14 @@ def _units(local: Local, vector: Array) -> Array:
         scores = (logs[:size] - logs[size:]) / (2 * h)
         scores = np.where(np.isfinite(scores) & (local.mass > 0), scores, 0.0)
         metric = (scores * local.mass) @ scores.T / float(local.mass.sum())
+    if not np.isfinite(metric).all():
+        raise ParameterError("expected a member that floats hold, and its neighbours too")
     values, vectors = np.linalg.eigh(metric)
     top = values[-1] if values[-1] > 0 else 1.0
     return vectors / np.sqrt(np.maximum(values, 1e-8 * top))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of members at the edge of what floats hold
 def _trusted(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float]:
     """The step of at most this length that a parabola falls by most along, and by how much it falls."""
     values, vectors = np.linalg.eigh(hessian)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kullback import families
 from kullback._arrays import Array, ArrayLike, untracked
+from kullback.closed_forms._supports import shared_support
 from kullback.densities.density import Density
 from kullback.densities.nodes import mean_of
 from kullback.densities.of_objects import as_sampler
@@ -229,7 +230,9 @@ def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict
     density = density_of(target)
     if density is None or not known_on_the_line(kind):
         return forward_of_vectors(kind, target, components)
-    closed = _bounds(density) if kind is families.Uniform and not fixed else moments_of(kind, mean_of(density), fixed)
+    _require_held(kind, density)
+    closed = _bounds(kind, density) if kind in (families.Uniform, families.Pareto) and not fixed else None
+    closed = closed or moments_of(kind, mean_of(density), fixed)
     if closed is not None and (not begin or measure(target, closed).value == inf):
         return _alone(closed, _finite(target, closed), {"method": "closed form"})
     begin = begin or starts_on_the_line(kind, density, fixed, components)
@@ -243,14 +246,28 @@ def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict
             "the target's support or tails go beyond the family's"
         )
     best = closed or found.minima[0].distribution
-    estimate = measure(target, best)
+    estimate = _finite(target, best)
     told = {"method": "Newton" if closed is None else "closed form"}
     converged = closed is not None or found.converged
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, told)
 
 
-def _bounds(density: Density) -> families.Uniform:
+def _require_held(kind: type[Record], density: Density) -> None:
+    low, high = shared_support(kind)
+    if density.support[0] < low or density.support[1] > high:
+        raise SupportError(
+            f"expected a target within {kind.__name__}'s support {(low, high)}, got one on {density.support}, so that "
+            "KL(target || member) is inf for every member; pick a wider family, or map the target inside"
+        )
+
+
+def _bounds(kind: type[Record], density: Density) -> Record | None:
+    """The members that end where the target does: narrower ones miss some of it, wider ones cover too much."""
     low, high = density.support
+    if kind is families.Pareto:
+        if not low > 0:
+            raise SupportError(f"expected a target above 0 for Pareto, got one on {density.support}: KL is inf")
+        return moments_of(kind, mean_of(density), {"scale": low})
     if high - low == inf:
         raise SupportError(f"expected a target of bounded support for Uniform, got {density.support}: KL is inf")
     return families.Uniform(low=low, high=high)

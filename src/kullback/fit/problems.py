@@ -102,7 +102,7 @@ class _Anew:
             return np.asarray([self._kl(member(self.chart, one)) for one in vectors])
 
         def log_prob(vectors: Array) -> Array:
-            return np.stack([nodes.log_mass(member(self.chart, one)) for one in vectors])
+            return np.stack([nodes.log_mass(_smooth(self.chart, one)) for one in vectors])
 
         return Local(value, log_prob, np.exp(nodes.log_mass(here)))
 
@@ -112,6 +112,17 @@ class _Anew:
             nodes = line_nodes(*pair)
             return float(divergence_of(nodes.log_mass(self.target), nodes.log_mass(here), self.alpha))
         return (kl_summation if here.discrete else kl_quadrature)(*pair, error=1e-13).value
+
+
+def _smooth(chart: Coordinates, vector: Array) -> Density:
+    """The member; of a uniform, whose ends no score sees, the normal of its mean and width."""
+    record = chart.record(vector)
+    if not isinstance(record, families.Uniform):
+        return member(chart, vector)
+    low, high = float(record.low), float(record.high)  # pyright: ignore[reportArgumentType]
+    density = of_record(families.Normal(loc=low / 2 + high / 2, scale=(high - low) / 12**0.5))
+    assert density is not None
+    return density
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Record
-from kullback.fit.coordinates import coordinates_of
+from kullback.fit.edges import search_with_edges
 from kullback.fit.fits import Fit
 from kullback.fit.kinds import is_module, kind_of
 from kullback.fit.pareto import pareto_k
-from kullback.fit.problems import problem_on_the_line
-from kullback.fit.search import Found, search
+from kullback.fit.search import Found
 from kullback.fit.starts import no_start, starts_on_the_line
 from kullback.fit.targets import called, density_of, normalised
 from kullback.fit.vectors import reverse_in_the_plane
@@ -138,12 +137,11 @@ def _on_the_line(
     own = starts_on_the_line(kind, density, fixed, components)
     if not begin + own:
         raise no_start(kind)
-    chart = coordinates_of(kind, (begin + own)[0], fixed)
     if _kl((begin + own)[0], density).value == inf:
         own = [one for one in own if _kl(one, density).value < inf]
         if not own:
             raise _never_finite(kind, density)
-    found = search(chart, problem_on_the_line(chart, density, alpha=0.0), begin + own)
+    found = search_with_edges(kind, density, begin + own, fixed, lambda one: _kl(one, density).value)
     if not found.minima:
         raise _never_finite(kind, density)
     best = found.minima[0].distribution

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kullback._arrays import Array
 from kullback.families import Record
 from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Descent, Problem, descend
@@ -32,27 +33,34 @@ class Found(NamedTuple):
 def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Found:
     """Descend from every start."""
     ends: list[tuple[Descent, list[Record]]] = []
+    begun: list[tuple[Array, list[Record]]] = []
     path: tuple[Step, ...] = ()
     for number, start in enumerate(starts):
         with np.errstate(all="ignore"):
             vector = chart.vector(start)
         if not np.isfinite(vector).all():
             continue  # on the family's edge
-        descent = descend(problem, vector)
+        if (twin := next((basin for seen, basin in begun if np.array_equal(seen, vector)), None)) is not None:
+            twin.append(start)
+            continue
+        # The first path is told whole.
+        descent = descend(problem, vector, known=[end for end, _ in ends if end.converged] if number else ())
         if number == 0:
             path = tuple(Step(chart.record(one), kl) for one, kl in zip(descent.vectors, descent.values, strict=True))
         if not np.isfinite(descent.values[-1]):
             continue
         for end, basin in ends:
-            if _same(chart, end, descent):
+            if end is descent or _same(chart, end, descent):
                 basin.append(start)
+                begun.append((vector, basin))
                 break
         else:
             ends.append((descent, [start]))
-    # What did not settle counts only where nothing did.
-    settled = [end for end in ends if end[0].converged] or ends
+            begun.append((vector, ends[-1][1]))
     # Of values that only rounding tells apart, the coordinates decide.
-    settled.sort(key=lambda end: (round(end[0].values[-1], 9), *end[0].vectors[-1]))
+    ends.sort(key=lambda end: (round(end[0].values[-1], 9), *end[0].vectors[-1]))
+    # What did not settle is no minimum: where nothing did, the lowest place is all there is.
+    settled = [end for end in ends if end[0].converged] or ends[:1]
     minima = tuple(Minimum(chart.record(end.vectors[-1]), end.values[-1], tuple(basin)) for end, basin in settled)
     return Found(path, minima, bool(settled and settled[0][0].converged))
 

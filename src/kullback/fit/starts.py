@@ -8,9 +8,10 @@ import numpy as np
 
 from kullback import families
 from kullback._arrays import Array
+from kullback.closed_forms._supports import is_of_counts, shared_support
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
-from kullback.errors import KullbackError, ParameterError
+from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.families import Record
 from kullback.fit.moments import moments_of
 
@@ -29,29 +30,48 @@ def no_start(kind: type[Record]) -> ParameterError:
 def starts_on_the_line(
     kind: type[Record], target: Density, fixed: dict[str, Any], components: int | None
 ) -> list[Record]:
-    """Members matched to the target, to its pieces between anchors and quantiles, and to pieces side by side."""
+    """Members matched to the target, to its pieces between anchors and quantiles, and to pieces side by side.
+
+    Raises:
+        SupportError: KL between target and members is `inf` both ways.
+    """
+    if is_of_counts(kind) != target.discrete:
+        counts, continuum = ("the family", "the target") if is_of_counts(kind) else ("the target", "the family")
+        raise SupportError(
+            f"expected a target and a family that are both of counts or both of a continuum, got {kind.__name__}: "
+            f"{counts} is of counts and {continuum} is not, so that KL is inf both ways"
+        )
     nodes = line_nodes(target, target)
     mass = np.exp(nodes.log_mass(target))
     order = np.argsort(nodes.x, kind="stable")
     x, mass = nodes.x[order], mass[order]
-    seen = mass > 0
+    low, high = shared_support(kind)
+    seen = (mass > 0) & (x >= low) & (x <= high)
+    if not seen.any():
+        raise SupportError(
+            f"expected a target with mass within {kind.__name__}'s support {(low, high)}, got one on {target.support}: "
+            "KL is inf both ways"
+        )
     x, mass = x[seen], mass[seen] / mass[seen].sum()
     edges = _edges(x, mass, target)
     spans = sorted(
         combinations(range(len(edges)), 2), key=lambda span: (span[1] - span[0] != len(edges) - 1, span[1] - span[0])
     )
-    windows = [(edges[first], edges[last]) for first, last in spans]
+    # A minimum may stand between two pieces of which one weighs far more than the other.
+    level = mass / np.bincount(piece := np.searchsorted(edges[1:-1], x), mass)[piece]
+    windows = [(edges[first], edges[last], mass) for first, last in spans]
     windows += [
-        (place - reach * width, place + reach * width) for reach in (1, 3) for place, width in target.anchors[:6]
+        (place - reach * width, place + reach * width, mass) for reach in (1, 3) for place, width in target.anchors[:6]
     ]
+    windows += [(edges[first], edges[last], level) for first, last in spans if last - first > 1]
     if kind is families.NormalMixture:
         windows = windows[:3]  # its components are spread over each
     found = []
-    for low, high in windows:
+    for low, high, weight in windows:
         inside = (x >= low) & (x <= high)
         if mass[inside].sum() < 1e-9 or len(found) >= _MOST:
             continue
-        part = mass[inside] / mass[inside].sum()
+        part = weight[inside] / weight[inside].sum()
         made = guess_of(kind, x[inside], part, fixed, components)
         if made is not None:
             found.append(made)
