@@ -170,3 +170,25 @@ def test_densities_have_their_entropies_too(capsys):
     assert facts["entropy_kind"] == "differential"
     assert main(["measure", "poisson(3)", "poisson(4)"]) == 0
     assert "differential" not in capsys.readouterr().out
+
+
+def test_one_vector_against_the_rows_of_a_matrix(tmp_path, capsys):
+    (tmp_path / "rows.json").write_text("[[0.5, 0.5], [0.1, 0.9]]")
+    facts = told(capsys, "0.5,0.5", str(tmp_path / "rows.json"))
+    assert facts["kl"] == pytest.approx([0.0, math.log(5 / 3)], rel=1e-12)
+    assert facts["entropy"] == pytest.approx([math.log(2)] * 2, rel=1e-12)
+    assert main(["measure", "0.5,0.5", str(tmp_path / "rows.json")]) == 0
+    assert "0.5108256238" in capsys.readouterr().out
+
+
+def test_an_empty_file_is_one_clear_line(tmp_path, capsys):
+    for name in ("empty.csv", "empty.json", "empty.npy"):
+        (tmp_path / name).write_text("\n")
+        assert main(["measure", str(tmp_path / name), "0.5,0.5"]) == 2
+        said = capsys.readouterr().err
+        assert "the file is empty" in said
+        assert said.count("\n") == 1
+
+
+def test_numbers_may_have_a_plus():
+    assert read("normal(+1, scale=+2e+0)").loc == 1.0  # pyright: ignore[reportAttributeAccessIssue]

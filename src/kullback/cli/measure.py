@@ -82,7 +82,9 @@ def _of_tables(p: np.ndarray, q: np.ndarray, scale: float) -> dict[str, Any]:
         "entropy": entropy(p),
         "cross_entropy": cross_entropy(p, q),
     }
-    values = {name: (scale * np.asarray(value)).tolist() for name, value in verbs.items()}
+    # One table may be a vector, and the other a matrix: a row each.
+    rows = np.broadcast_arrays(*verbs.values())
+    values = {name: (scale * value).tolist() for name, value in zip(verbs, rows, strict=True)}
     told = {"method": "exact sum", "status": "exact"}
     return {**values, **told, **_gap(p, q), "reverse": {**told, **_gap(q, p)}}
 

@@ -6,7 +6,7 @@ FILE     = a path that ends in .npy, .csv or .json
 family   = name "(" [ argument { "," argument } ] ")"
          | "mixture(" number "*" family { "+" number "*" family } ")"
 argument = [ name "=" ] value
-value    = number | "[" [ value { "," value } ] "]"
+value    = [ "+" ] number | "[" [ value { "," value } ] "]"
 """
 
 import json
@@ -90,7 +90,8 @@ def _contents(path: Path) -> bytes:
 
 
 def _file(path: Path) -> np.ndarray:
-    _contents(path)
+    if not _contents(path).strip():
+        raise InputError(f"{path}: expected a vector or a matrix of numbers, but the file is empty")
     try:
         if path.suffix == ".npy":
             return _array(str(path), np.load(path, allow_pickle=False))
@@ -192,6 +193,8 @@ class _Reader:
 
     def value(self) -> Any:
         if self.peek() != "[":
+            if self.peek() == "+":
+                self.take("+")
             return float(self.take("number"))
         self.take("[")
         values: list[Any] = []
