@@ -313,6 +313,29 @@ def test_two_budgets_are_kept_at_once() -> None:
     assert {"beta", "beta_old", "kl_level", "kl_level_old", "pull", "pull_old"} <= got.keys()
 
 
+@pytest.mark.parametrize(("use_sde", "seed"), [(True, 0), (False, 2)])
+def test_of_two_budgets_neither_takes_the_others_pull_for_a_step(use_sde: bool, seed: int) -> None:
+    model = BudgetPPO(
+        "MlpPolicy",
+        Toy(SPACES["normal"]),
+        budget=KLBudget(0.02, unit="step"),
+        old_budget=KLBudget(0.003, unit="step"),
+        clip=None,
+        use_sde=use_sde,
+        n_steps=128,
+        batch_size=32,
+        n_epochs=6,
+        learning_rate=1e-3,
+        seed=seed,
+        device="cpu",
+    )
+    scales = []
+    for _ in range(10):
+        model.learn(128, log_interval=None, reset_num_timesteps=False)
+        scales.append(min(seen(model)["step_scale"], seen(model)["step_scale_old"]))
+    assert min(scales) > 0.05
+
+
 def test_the_steps_of_the_critic_are_left_alone() -> None:
     once = {"n_epochs": 1, "batch_size": 128, "steps": 128, "max_grad_norm": 1e9}
     plain = trained(PPO, "CartPole-v1", **once)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
+from kullback.integrations.sb3_leash import Leash
 from kullback.integrations.sb3_policies import (
     States,
     actor_weights,
     kl_at,
-    kl_of_policies,
     kl_over,
     require_same_shape,
     rollout_episodes,
@@ -30,13 +30,12 @@ from torch import Tensor
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import Controller
 from kullback.policy.level import Level
+from kullback.policy.power import Power
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_token
 
 __all__ = ["BudgetPPO"]
 
-_PANEL = 256  # states on which each step is followed
-_MOST_BRAKES = 3
 _MOST_PULLS = 8
 _CLOSE = 1.02  # an update that ends this near its budget is not pulled again
 
@@ -136,12 +135,12 @@ class _Update:
         self.entropies: list[float] = []
         self.weights: list[Tensor] = []
         if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
-            model.old_budget = replace(model.old_budget, seen=Level())
+            model.old_budget = replace(model.old_budget, seen=Level(), power=Power())
         self.fresh = None if model.reference is None else self.over_rollout(model.policy, model.reference)
         if isinstance(model.budget, KLBudget) and self.fresh is not None and model.reference_states is None:
             # Other states than the last update was held on: what the policy makes of itself is what is to be held.
             model.budget = model.budget.judged(self.fresh.value, std_error=self.fresh.std_error)
-        self.leashes = [_Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
+        self.leashes = [Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
 
     @contextmanager
     def penalised(self) -> Iterator[None]:
@@ -176,13 +175,25 @@ class _Update:
         def before(*_: Any) -> None:
             for leash in acting:
                 leash.before_step()
+            scale = min(leash.held.step_scale for leash in acting)  # one step is taken for all
+            for leash in acting:
+                leash.held = replace(leash.held, step_scale=scale)
             self.weights = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
 
         def after(*_: Any) -> None:
             # The same as the factor on the learning rate, for the actor alone.
-            self.draw(self.weights, min(leash.held.step_scale for leash in acting))
+            self.draw(self.weights, acting[0].held.step_scale)
+            if len(acting) == 1:
+                acting[0].after_step()
+                return
+            # What one pulls the other must not take for the step's doing.
             for leash in acting:
-                leash.after_step()
+                leash.held = leash.held.moved(*leash.looked(), pull=1.0)
+            for leash in acting:
+                leash.after_step(is_told=True)
+                for other in acting:
+                    if other is not leash:
+                        other.held = other.held.braked(*other.looked())
 
         hooks = [
             self.policy.optimizer.register_step_pre_hook(before),
@@ -233,83 +244,3 @@ class _Update:
             if moved <= _CLOSE * target:
                 break
             self.draw(self.policy_weights(self.model.old), math.sqrt(target / moved))
-
-
-class _Leash:
-    """What holds the policy to one other during an update: a controller, and if it is a `KLBudget` the weights too."""
-
-    def __init__(self, update: _Update, name: str) -> None:
-        self.update, self.model, self.name = update, update.model, name
-        self.is_old = name == "old_budget"
-        fixed = None if self.is_old else update.model.reference_states
-        self.measured = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
-        if fixed is not None:
-            self.measured = "kl_policy_ref_per_reference_step"
-        self.is_judge = self.is_old or fixed is not None  # the panel's states are those that the budget is of
-        self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
-        pair = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
-        self.p, self.q = pair
-        self.acts = isinstance(self.held, KLBudget)
-        self.scales: list[float] = []
-        self.pulled = 1.0
-        self.kls = torch.empty(0)
-        if self.acts:
-            count = len(update.episodes)
-            places = np.linspace(0, count - 1, min(_PANEL, count)).round().astype(int)
-            self.panel = some_states(update.states, places) if fixed is None else fixed
-            self.seen = self._on_panel()
-
-    @property
-    def held(self) -> Any:
-        return getattr(self.model, self.name)
-
-    def charge(self, obs: Any) -> Tensor:
-        """What the KL costs at each state of a minibatch, in reward."""
-        kls = kl_of_policies(self.p, self.q, obs)
-        self.kls = kls.detach().double()
-        return self.held.beta * kls
-
-    def before_step(self) -> None:
-        count = len(self.kls)
-        if self.is_judge:  # the KL has no error
-            updated = self.held.update(self.seen, std_error=0.0, count=count)
-        else:
-            error = float(self.kls.std()) / math.sqrt(count) if count > 1 else math.nan
-            updated = self.held.update(float(self.kls.mean()), std_error=error, count=count)
-        setattr(self.model, self.name, updated)
-
-    def after_step(self) -> None:
-        budget: KLBudget = self.held
-        self.scales.append(budget.step_scale)
-        anchors = self.update.policy_weights(self.anchor)
-        pulled = budget.pull
-        self.update.draw(anchors, pulled)
-        budget = budget.moved(*self._looked(), pull=pulled)
-        for _ in range(_MOST_BRAKES):
-            if (brake := budget.brake) == 1.0:
-                break
-            self.update.draw(anchors, brake)
-            pulled *= brake
-            budget = budget.braked(*self._looked())
-        setattr(self.model, self.name, budget)
-        self.pulled *= pulled
-
-    def end(self, apart: Estimate) -> None:
-        """Log what the controller did; tell it the KL, unless it was told at every step."""
-        record, end = self.model.logger.record, "_old" if self.is_old else ""
-        record(f"train/beta{end}", self.held.beta)
-        if self.acts:
-            record(f"train/kl_level{end}", self.held.level)
-            record(f"train/step_scale{end}", float(np.mean(self.scales)))
-            record(f"train/pull{end}", self.pulled)
-        else:
-            told = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
-            setattr(self.model, self.name, told)
-
-    def _looked(self) -> tuple[float, float]:
-        """The panel's KL as it was when last looked at, and as it is now."""
-        before, self.seen = self.seen, self._on_panel()
-        return before, self.seen
-
-    def _on_panel(self) -> float:
-        return float(kl_over(self.p, self.q, self.panel).double().mean())
