@@ -122,13 +122,42 @@ def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None
         math.sqrt(0.05 / (0.055 * math.exp(0.02)))
     )
     assert replace(budget, seen=replace(budget.seen, value=0.0495)).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
-    assert replace(budget, seen=replace(budget.seen, value=0.045)).pull == 1.02
+    assert replace(budget, seen=replace(budget.seen, value=0.045)).pull == pytest.approx(math.sqrt(1.04))
     assert (
         replace(budget, seen=replace(budget.seen, value=0.03)).pull == 1.0
     )  # too far below: reward is to spend the budget
     assert (
         replace(budget, seen=replace(budget.seen, value=0.045), price=budget.price_min).pull == 1.0
     )  # it does not bind
+
+
+@pytest.mark.parametrize("power", [1.3, 2.0, 5.0, 12.0])
+def test_the_power_of_the_displacement_is_learned_and_steps_go_on(power: float) -> None:
+    # Far from the reference KL is not quadratic in the displacement. Taken for the steps' own doing, what pulls do
+    # beyond the square cut the steps to nothing: on CartPole to 1e-33 of the learning rate.
+    rng = np.random.default_rng(0)
+    budget, kl, kls, scales = KLBudget(0.004, unit="step"), 1e-3, [], []
+    for _ in range(1500):
+        budget = budget.update(kl, std_error=0.0, count=64)
+        before, pull = kl, budget.pull
+        kl *= math.exp(budget.step_scale * rng.normal(0.02, 0.1)) * pull**power
+        budget = budget.moved(before, kl, pull=pull)
+        while (brake := budget.brake) < 1:
+            before, kl = kl, kl * brake**power
+            budget = budget.braked(before, kl)
+        kls.append(kl)
+        scales.append(budget.step_scale)
+    assert budget.power.value == pytest.approx(power, rel=0.2)
+    # A step at the full rate moves the KL by 10%, and may move it by 2%.
+    assert 0.1 < np.mean(scales[300:]) < 0.3
+    assert np.abs(np.array(kls[300:]) / 0.004 - 1).max() < 0.1
+
+
+def test_a_brake_tells_the_power() -> None:
+    budget = replace(KLBudget(0.05), seen=Level(value=0.1, followed=True))
+    told = budget.braked(0.1, 0.1 * budget.brake**6)
+    assert told.power.value == pytest.approx(6, rel=1e-4)
+    assert told.level == pytest.approx(0.1 * budget.brake**6)
 
 
 def test_what_held_out_positions_miss_is_learned() -> None:
@@ -226,7 +255,7 @@ def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float
         assert budget.price_min <= budget.price <= budget.price_max
         assert 0 < budget.step_scale <= 1
         assert 0 < budget.brake <= 1
-        assert 0 < budget.pull <= 1.02
+        assert 0 < budget.pull**budget.power.value <= 1.04 + 1e-12
         assert all(math.isfinite(v) for v in budget.to_dict().values() if isinstance(v, float))
 
 
@@ -300,7 +329,7 @@ def test_one_absurd_measurement_leaves_a_state_that_can_act(kl: float) -> None:
         budget.update(kl),
         budget.moved(0.05, kl, pull=1.0).update(kl, std_error=kl, count=16),
     ):
-        assert 0 < told.pull <= 1.02
+        assert 0 < told.pull**told.power.value <= 1.04 + 1e-12
         assert 0 < told.brake <= 1
         assert all(math.isfinite(value) for value in (told.beta, told.step_scale, *vars(told.seen).values()))
         told.moved(kl, 0.05, pull=told.pull)

@@ -113,6 +113,6 @@ def test_only_known_controllers_are_stored_and_made() -> None:
         controller_from_dict({"kind": "Mine", "beta": 1.0})
     with pytest.raises(BudgetError, match="'price'"):
         controller_from_dict({"kind": "PPO2017", "price": 1.0})
-    with pytest.raises(BudgetError, match="'seen'"):
+    with pytest.raises(BudgetError, match="'power'"):
         controller_from_dict({"kind": "KLBudget", "target": 1.0})
     assert set(CONTROLLERS) == {type(rule).__name__ for rule in RULES}

@@ -6,7 +6,8 @@ Three things act, from the slow one to the fast one, all on one smoothed estimat
   Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
 - `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has
   no authority over the size of an optimiser's normalised step;
-- `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL goes with its square.
+- `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL goes with a power of
+  it, its square near the reference; further out the power is learned.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.errors import BudgetError
 from kullback.policy.level import Level
+from kullback.policy.power import Power
 
 __all__ = ["KLBudget", "Unit", "require_kl"]
 
@@ -24,9 +26,10 @@ _SMOOTH = 0.2  # share of the newest step in the running push
 _MEMORY = 0.1  # share of the newest in the running bustle
 _RUSH = 4.0  # how much larger a step may be while the KL is still near zero
 _FASTER = 1.2  # the most that the step grows by at once
-_PULL_OUT = 1.02  # outward the displacement is only trimmed: reward, not the controller, is to spend the budget
+_PULL_OUT = 1.04  # outward the KL is only trimmed: reward, not the controller, is to spend the budget
 _NEAR = 0.8  # share of the target above which it may be trimmed outward
 _EDGE = 1.2  # share of the target above which a step is taken back at once
+_SLOWEST = 1e-4  # of the learning rate: what is left of a move at smaller steps is rounding
 _OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
 
 
@@ -52,6 +55,7 @@ class KLBudget:
         step_scale: The factor on the learning rate, in (0, 1]. It starts low: how far a step moves is not known yet.
         push: How far recent steps wanted to move log KL, on average.
         bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
+        power: With which power of the displacement the KL goes, as learned from pulls.
         seen: What is known of the KL from the measurements.
 
     Raises:
@@ -77,6 +81,7 @@ class KLBudget:
     step_scale: float = 0.1
     push: float = 0.0
     bustle: float = 0.0
+    power: Power = field(default_factory=Power)
     seen: Level = field(default_factory=Level)
 
     def __post_init__(self) -> None:
@@ -115,20 +120,18 @@ class KLBudget:
 
     @property
     def pull(self) -> float:
-        """The factor to scale the displacement from the reference by, after the next step: KL goes with its square."""
+        """The factor to scale the displacement from the reference by, after the next step."""
         if self.level <= 0:
             return 1.0
         # Logarithms, so that no level is too large or too small for it.
-        factor = math.exp((math.log(self.aim) - math.log(self.level) - self.push - self.seen.drift) / 2)
-        if factor <= 1:
-            return factor
+        change = math.log(self.aim) - math.log(self.level) - self.push - self.seen.drift
         trims = self.status != "free" and self.level > _NEAR * self.aim
-        return min(factor, _PULL_OUT) if trims else 1.0
+        return math.exp(min(change, math.log(_PULL_OUT) if trims else 0.0) / self.power.value)
 
     @property
     def brake(self) -> float:
         """The factor to scale the displacement by at once: below 1 where a step overran the budget by over a fifth."""
-        return math.sqrt(self.aim / self.level) if self.level > _EDGE * self.aim else 1.0
+        return (self.aim / self.level) ** (1 / self.power.value) if self.level > _EDGE * self.aim else 1.0
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:
         """The state after measuring the policy's KL on fresh samples: a corrected level, a new beta.
@@ -167,8 +170,12 @@ class KLBudget:
             raise BudgetError(f"expected a pull > 0, got {pull}")
         if not self.seen.knows_move(before, after):
             return replace(self, seen=self.seen.moved(before, after, wanted=0.0))
-        wanted = math.log(after / before) - 2 * math.log(pull)
-        move = min(1.0, self.level / self.target) * max(-1.0, min(1.0, wanted))
+        change = math.log(after / before)
+        near = min(1.0, self.level / self.target)
+        noise = self.bustle * self.step_scale / near or 1.0
+        power = self.power.moved(math.log(pull), change, noise=noise)
+        wanted = change - power.value * math.log(pull)
+        move = near * max(-1.0, min(1.0, wanted))
         # Per unit of step_scale, so that what the scale did is not taken for calm.
         newest = abs(move) / self.step_scale
         bustle = math.hypot(math.sqrt(1 - _MEMORY) * (self.bustle or newest), math.sqrt(_MEMORY) * newest)
@@ -177,17 +184,21 @@ class KLBudget:
         slower = limit / bustle if bustle > limit else 1.0
         return replace(
             self,
+            power=power,
             seen=self.seen.moved(before, after, wanted=wanted),
             push=(1 - _SMOOTH) * self.push + _SMOOTH * move,
             bustle=bustle,
-            step_scale=min(slower, _FASTER * self.step_scale),
+            step_scale=max(min(slower, _FASTER * self.step_scale), min(_SLOWEST, self.step_scale)),
         )
 
     def braked(self, before: float, after: float) -> Self:
         """The state after the brake took the KL of the held-out positions from before to after."""
         require_kl(before, "before")
         require_kl(after, "after")
-        return replace(self, seen=self.seen.scaled(before, after))
+        power = self.power
+        if self.seen.knows_move(before, after):
+            power = power.scaled(math.log(self.brake), math.log(after / before))
+        return replace(self, power=power, seen=self.seen.scaled(before, after))
 
     def judged(self, observed_kl: float, *, std_error: float) -> Self:
         """The state after measuring the KL on the fixed set of prompts that the policy is judged by.
@@ -219,7 +230,7 @@ class KLBudget:
             BudgetError: Something is missing, unknown or makes no sense.
         """
         try:
-            return cls(**{**state, "seen": Level(**state["seen"])})
+            return cls(**{**state, "power": Power(**state["power"]), "seen": Level(**state["seen"])})
         except (KeyError, TypeError) as error:
             raise BudgetError(f"expected what KLBudget.to_dict gave, got {state!r}: {error}") from error
 
