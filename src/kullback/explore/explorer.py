@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kullback.explore.charts import DIVERGENCES
 from kullback.explore.pages import self_contained_page
 from kullback.explore.report import page_data
 from kullback.explore.runs import arms_of, closing_table
@@ -10,7 +11,15 @@ from kullback.train.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "runs_data"]
 
-_MODULES = ("mathematics.js", "figure.js", "room_directions.js", "room_words.js", "room_policy.js", "room_runs.js")
+_MODULES = (
+    "mathematics.js",
+    "figure.js",
+    "room_directions.js",
+    "room_words.js",
+    "room_policy.js",
+    "run_files.js",
+    "room_runs.js",
+)
 _WORDS = {
     "title": "Kullback",
     "summary": "What KL divergence is, what each of its directions wants, and what a budget of it buys.",
@@ -39,5 +48,6 @@ def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:
     Raises:
         InputError: A directory is no run.
     """
-    data = {"runs": runs_data(runs), "live": live}
+    named = {key: {"title": one.title, "label": f"nats per {one.unit}"} for key, one in DIVERGENCES.items()}
+    data = {"runs": runs_data(runs), "live": live, "named": named}
     return self_contained_page("explorer.html", data, _WORDS, images=True, live=live, more=_MODULES)

@@ -36,7 +36,11 @@ export function plot({ title, note, x, y, height = 260, draw }) {
     const axes = shape("g", { class: "axes", "aria-hidden": "true" });
     const across = x.ticks ?? ticks(...xDomain, Math.max(3, Math.round(width / 90)));
     const up = y.ticks ?? ticks(...yDomain, 4);
-    (x.labels ?? tickLabels(across)).forEach((label, i) => axes.append(shape("text", { x: api.x(across[i]), y: height - BOTTOM + 18, "text-anchor": "middle" }, label)));
+    const labels = x.labels ?? tickLabels(across);
+    // Where neighbours would touch, every other one stands lower.
+    const room = across.length > 1 ? api.x(across[1]) - api.x(across[0]) : Infinity;
+    const low = labels.some((label) => 7.5 * label.length > room) ? 13 : 0;
+    labels.forEach((label, i) => axes.append(shape("text", { x: api.x(across[i]), y: height - BOTTOM + 18 + (i % 2) * low, "text-anchor": "middle" }, label)));
     (y.labels ?? tickLabels(up)).forEach((label, i) => axes.append(
       shape("line", { x1: LEFT, x2: width - RIGHT, y1: api.y(up[i]), y2: api.y(up[i]) }),
       shape("text", { x: LEFT - 8, y: api.y(up[i]) + 4, "text-anchor": "end" }, label)));

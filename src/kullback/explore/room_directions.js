@@ -10,6 +10,7 @@ const [NARROW, WIDE] = [0.4, 25];
 const GRID = Array.from({ length: 501 }, (_, i) => LOW + (i * (HIGH - LOW)) / 500);
 const MEANS = Array.from({ length: 61 }, (_, i) => LOW + (i * (HIGH - LOW)) / 60);
 const WIDTHS = Array.from({ length: 41 }, (_, i) => NARROW * (WIDE / NARROW) ** (i / 40));
+const near = (mean) => Math.round(1e4 * mean) / 1e4 || 0; // beyond that a mean near 0 shows digits that say nothing
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 export function directionsRoom() {
@@ -26,7 +27,7 @@ export function directionsRoom() {
 
   const densities = plot({
     title: "P and Q",
-    note: "Drag the top of a curve: sideways for its place, up and down for its width. Arrow keys do the same.",
+    note: "Blue: P. Orange: Q. Drag the top of a curve: sideways for its place, up and down for its width. Arrow keys do the same.",
     x: { label: "x", domain: () => [LOW, HIGH] },
     y: { label: "density", domain: () => [0, Math.min(1.1, tallest())] },
     draw: (api) => {
@@ -118,9 +119,9 @@ export function directionsRoom() {
     }));
     context.putImageData(image, 0, 0);
     const words = direction === "forward" ? "KL(P || Q)" : "KL(Q || P)";
-    chart.words.textContent = `${words}: the darker, the lower. Dots: its minima. Lines: descents, solid for KL(P || Q).`;
+    chart.words.textContent = `${words}: the bluer, the lower. Dots: its minima. Lines: descents, solid for KL(P || Q).`;
     found.replaceChildren(...minima.map((one) => element("li", { "data-mean": one.mean, "data-width": one.width, "data-value": one.kl },
-      `${words} ${format(one.kl, 6)} nats at mean ${format(one.mean, 5)}, width ${format(one.width, 5)}`)));
+      `${words} ${format(one.kl, 6)} nats at mean ${format(near(one.mean), 5)}, width ${format(one.width, 5)}`)));
     chart.redraw();
   }
   let timer = 0;
@@ -152,7 +153,7 @@ export function directionsRoom() {
       if (shown <= longest) requestAnimationFrame(advance);
       else outcome.textContent = ["forward", "reverse"].map((way) => {
         const end = whole[way].at(-1);
-        return `${way}: ${whole[way].length - 1} steps to mean ${format(end.mean, 5)}, width ${format(end.width, 5)}, ${format(end.kl, 6)} nats`;
+        return `${way}: ${whole[way].length - 1} steps to mean ${format(near(end.mean), 5)}, width ${format(end.width, 5)}, ${format(end.kl, 6)} nats`;
       }).join("; ");
     };
     advance();

@@ -17,7 +17,7 @@ export function wordsRoom() {
 
   const bars = plot({
     title: "P and Q of the next word",
-    note: "Filled: P. Handles: Q; drag them, or use the up and down keys. What one word gains, all others lose in proportion.",
+    note: "Blue: P. Orange: Q; drag its handles, or use the up and down keys. What one word gains, all others lose in proportion.",
     x: { label: "", domain: () => [-0.6, WORDS.length - 0.4], ticks: WORDS.map((_, i) => i), labels: WORDS },
     y: { label: "probability", domain: () => [0, Math.max(0.45, 1.1 * Math.max(...q()))] },
     draw: (api) => {
