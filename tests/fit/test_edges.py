@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from kullback import families as f
 from kullback import fit_alpha, fit_forward, fit_reverse, measure
-from kullback.errors import SupportError
+from kullback.errors import ParameterError, ShapeError, SupportError
 
 
 def test_a_uniform_ends_where_its_target_does() -> None:
@@ -124,3 +124,29 @@ def test_a_limit_is_no_minimum() -> None:
 def test_what_is_infinite_for_every_member_is_refused(fit, said) -> None:
     with pytest.raises(SupportError, match=said):
         fit()
+
+
+def test_samples_of_vectors() -> None:
+    x = np.random.default_rng(0).normal(size=(400, 3)) @ np.asarray([[1.0, 0.5, 0.2], [0.0, 1.0, 0.3], [0.0, 0.0, 0.5]])
+    full = fit_forward(f.MultivariateNormal, samples=x)
+    law = stats.multivariate_normal(x.mean(axis=0), np.cov(x.T, bias=True))
+    assert full.diagnostics["cross_entropy"] == pytest.approx(-law.logpdf(x).mean(), rel=1e-12)
+    low = fit_forward(f.LowRankMultivariateNormal, samples=x, components=1)
+    told = low.distribution
+    same = stats.multivariate_normal(told.loc, told.cov_factor @ told.cov_factor.T + np.diag(told.cov_diag))
+    assert low.diagnostics["cross_entropy"] == pytest.approx(-same.logpdf(x).mean(), rel=1e-10)
+    # A factor in three dimensions has as many parameters as a covariance.
+    assert low.diagnostics["cross_entropy"] == pytest.approx(full.diagnostics["cross_entropy"], abs=1e-6)
+
+
+@pytest.mark.parametrize("verb", [fit_forward, fit_reverse])
+def test_a_parameter_that_is_none_is_refused(verb) -> None:
+    with pytest.raises(ParameterError, match="to name parameters of Normal"):
+        verb(f.Normal, target=stats.norm(), fixed={"foo": 1.0})
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ShapeError, match=r"\(n, d\) for MultivariateNormal"):
+        fit_forward(f.MultivariateNormal, samples=[1.0, 2.0, 4.0])
+    with pytest.raises(ParameterError, match="components="):
+        fit_forward(f.NormalMixture, target=stats.norm())

@@ -61,7 +61,8 @@ def fit_alpha(
     """
     if not 0 <= alpha <= 1:
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
-    kind, fixed, density = kind_of(family), fixed or {}, density_of(target)
+    kind, density = kind_of(family), density_of(target)
+    fixed = kind.fixed(fixed)
     if not known_on_the_line(kind.record_class):
         raise ParameterError(f"expected a family on the line, got {kind.record_class.__name__}")
     if density is None:

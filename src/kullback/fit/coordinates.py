@@ -79,14 +79,9 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
     """The chart around a record of the family.
 
     Raises:
-        ParameterError: A name in `fixed` is no parameter, or a count is not fixed.
+        ParameterError: A count is not fixed.
     """
     names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
-    unknown = [name for name in fixed if name not in names]
-    if unknown:
-        raise ParameterError(
-            f"expected fixed to name parameters of {kind.__name__} ({', '.join(names)}), got {unknown}"
-        )
     free = []
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
         if field.name in fixed or field.name in _LEFT_OUT & (set(names) - {"covariance_matrix"}):

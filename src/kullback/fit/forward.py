@@ -24,12 +24,18 @@ from kullback.fit.problems import Likelihood, problem_on_the_line
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
-from kullback.fit.vectors import forward_of_vectors
+from kullback.fit.vectors import forward_of_vectors, low_rank
 from kullback.measures import measure
 from kullback.result import Estimate
 
 __all__ = ["fit_forward"]
 
+_OF_VECTORS = (
+    families.Dirichlet,
+    families.LowRankMultivariateNormal,
+    families.MultivariateNormal,
+    families.OneHotCategorical,
+)
 _DRAWS = 65_536  # of a target that a module is trained on
 
 
@@ -98,7 +104,7 @@ def fit_forward(
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
     kind = kind_of(family)
     begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
-    fixed = fixed or {}
+    fixed = kind.fixed(fixed)
     if samples is not None:
         fit = _of_samples(kind.record_class, _draws(samples), weights, begin, fixed, components)
     else:
@@ -149,15 +155,31 @@ def _of_samples(
 ) -> Fit:
     shares = _shares(weights, len(x))
     x, shares = x[shares > 0], shares[shares > 0]
+    if x.ndim == 1 and kind in _OF_VECTORS:
+        raise ShapeError(
+            f"expected samples of shape (n, d) for {kind.__name__}, whose draws are vectors, got {x.shape}"
+        )
     closed = of_samples(kind, x, shares, fixed)
-    if closed is None:
+    if kind is families.LowRankMultivariateNormal:
+        whole = moments_of(families.MultivariateNormal, lambda f: np.tensordot(shares, f(x), axes=1), {})
+        closed = whole and low_rank(whole.loc, whole.covariance_matrix, components)  # pyright: ignore
+    elif closed is None:
         closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
     if x.ndim > 1 or not known_on_the_line(kind):
         if closed is None:
             raise ParameterError(
                 f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
             )
-        return _alone(closed, _unknown("-mean log q(x)"), {"method": "closed form"})
+        known = closed
+        if isinstance(known, families.LowRankMultivariateNormal):
+            factor = np.asarray(known.cov_factor)
+            covariance = factor @ factor.T + np.diag(known.cov_diag)
+            known = families.MultivariateNormal(loc=known.loc, covariance_matrix=covariance)
+        sampler = as_sampler(known)
+        if sampler is None:
+            return _alone(closed, _unknown("-mean log q(x)"), {"method": "closed form"})
+        value = -float(sampler.log_density(x) @ shares)
+        return _alone(closed, _unknown(f"{value:.6g}"), {"method": "closed form", "cross_entropy": value})
     if closed is None and x.min() == x.max():
         raise SupportError(
             f"expected samples that differ, but all {x.size} are {float(x[0])!r}: {kind.__name__} has its "

@@ -1,7 +1,7 @@
 """Which family is asked for: a record class, a class of torch.distributions, or a module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -36,6 +36,19 @@ class Kind:
                 f"expected a start of the family {self.record_class.__name__}, got {type(member).__name__}"
             )
         return found
+
+    def fixed(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """Parameters that are not fitted.
+
+        Raises:
+            ParameterError: One of them is no parameter of this family.
+        """
+        names = [field.name for field in fields(self.record_class)]  # pyright: ignore[reportArgumentType]
+        if unknown := [name for name in given or {} if name not in names]:
+            raise ParameterError(
+                f"expected fixed to name parameters of {self.record_class.__name__} ({', '.join(names)}), got {unknown}"
+            )
+        return given or {}
 
     def returned(self, fit: Fit) -> Fit:
         """The fit in the caller's kind of distributions."""

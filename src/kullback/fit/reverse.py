@@ -109,7 +109,7 @@ def fit_reverse(
     begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
     record_class = kind.record_class
     if known_on_the_line(record_class):
-        fit = _on_the_line(record_class, log_prob, target, begin, fixed or {}, components, support)
+        fit = _on_the_line(record_class, log_prob, target, begin, kind.fixed(fixed), components, support)
     else:
         fit = _of_vectors(record_class, log_prob, target, begin, components, settings)
     return kind.returned(fit)

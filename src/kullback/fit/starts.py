@@ -23,6 +23,8 @@ _MOST = 30  # starts
 def no_start(kind: type[Record]) -> ParameterError:
     """What is wrong where no start can be guessed."""
     counts = [field.name for field in fields(kind) if field.name in ("total_count", "population", "draws")]  # pyright: ignore
+    if kind is families.NormalMixture:
+        return ParameterError("expected how many components a NormalMixture is to have: pass components=, or a start")
     more = f", and {', '.join(counts)} in fixed=" if counts else ""
     return ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records{more}")
 
