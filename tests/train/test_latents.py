@@ -225,3 +225,12 @@ def test_a_run_that_is_there_is_not_overwritten(tmp_path, digits):
         train_latent(plan, digits)
     with pytest.raises(InputError, match="started with latents"):
         train_latent(LatentPlan("digits", 2, tmp_path / "run", hidden=8, latents=3), digits, resume=True)
+
+
+def test_the_fewest_images_that_are_taken_are_enough(tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((20, 5, 6)))
+    plan = LatentPlan(str(tmp_path / "few.npy"), 3, tmp_path / "run", hidden=8, latents=2)
+    assert train_latent(plan, load_images(plan.data))
+    rows = RunDirectory(tmp_path / "run").pictures()["after"]
+    assert [len(row["images"]) for row in rows] == [4, 4, 16, 9, 9]
+    assert rows[-1]["title"] == "from image 2 to image 4"

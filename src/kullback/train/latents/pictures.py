@@ -30,9 +30,10 @@ def add_pictures(run: RunDirectory, model: Any, x: torch.Tensor, when: str) -> N
         "held-out images": shown,
         "their reconstructions": model.decoded(loc),
         "samples of the prior": model.decoded(torch.randn(_SHOWN, model.latents, generator=draws)),
-        "from the first image to the eighth": model.decoded(loc[0] * (1 - path) + loc[7] * path),
-        "from the fourth to the twelfth": model.decoded(loc[3] * (1 - path) + loc[11] * path),
     }
+    for first, last in ((0, len(shown) // 2), (1, len(shown) - 1)):
+        title = f"from image {first + 1} to image {last + 1}"
+        rows[title] = model.decoded(loc[first] * (1 - path) + loc[last] * path)
     run.set_pictures(
         when, [{"title": title, "images": [_png(one) for one in images.numpy()]} for title, images in rows.items()]
     )
