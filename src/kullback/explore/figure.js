@@ -1,16 +1,7 @@
 // Small live figures for the explorer: axes that stay, curves and areas that are redrawn, handles that hand and keys move.
 
 import { format, scale, tickLabels, ticks } from "./axes.js";
-import { element } from "./kullback.js";
-
-const SVG = "http://www.w3.org/2000/svg";
-
-export function shape(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) node.setAttribute(name, value);
-  node.append(...children.filter((child) => child || child === ""));
-  return node;
-}
+import { element, onWidth, shape } from "./kullback.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 12, 12, 40];
 
@@ -52,13 +43,10 @@ export function plot({ title, note, x, y, height = 260, draw }) {
     if (focused) svg.querySelector(`[data-handle="${focused}"]`)?.focus();
   }
 
-  new ResizeObserver(([entry]) => {
-    const now = Math.round(entry.contentRect.width);
-    if (now > 0 && now !== width) {
-      width = now;
-      redraw();
-    }
-  }).observe(figure);
+  onWidth(figure, (now) => {
+    width = now;
+    redraw();
+  });
   return api;
 }
 

@@ -22,20 +22,30 @@ function fill(node, attributes, children) {
 /** An HTML element; children are nodes, or strings, which become text. */
 export const element = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
-const draw = (tag, attributes = {}, ...children) =>
+/** An SVG element, alike. */
+export const shape = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+/** Tells the width of a node, at first and at every change. */
+export function onWidth(node, told) {
+  let width = 0;
+  new ResizeObserver(([entry]) => {
+    const now = Math.round(entry.contentRect.width);
+    if (now > 0 && now !== width) told((width = now));
+  }).observe(node);
+}
 
 // Circle, square, triangle up, diamond, triangle down, plus: drawn about the origin, one unit large.
 const MARKERS = [
   "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0Z", "M-.9,-.9h1.8v1.8h-1.8Z", "M0,-1.2l1.2,2.1h-2.4Z",
   "M0,-1.3l1.3,1.3l-1.3,1.3l-1.3,-1.3Z", "M0,1.2l1.2,-2.1h-2.4Z", "M-1.2,0h2.4M0,-1.2v2.4",
 ];
-const marker = (group, dash, x, y, size = 3) => draw("path", {
+const marker = (group, dash, x, y, size = 3) => shape("path", {
   class: dash ? "marker hollow" : "marker", d: MARKERS[group % MARKERS.length], transform: `translate(${x},${y}) scale(${size})`,
 });
 
-const key = (group, { dash, mark, faint }) => draw("svg", { class: faint ? "key faint" : "key", viewBox: "0 0 26 10", width: 26, height: 10, "aria-hidden": true },
-  draw("path", { class: `line d${dash}`, d: "M1,5H25" }), mark === "points" && marker(group, dash, 13, 5));
+const key = (group, { dash, mark, faint }) => shape("svg", { class: faint ? "key faint" : "key", viewBox: "0 0 26 10", width: 26, height: 10, "aria-hidden": true },
+  shape("path", { class: `line d${dash}`, d: "M1,5H25" }), mark === "points" && marker(group, dash, 13, 5));
 
 /** The name of a group behind its colour and marker. */
 export const swatch = (group, name) =>
@@ -77,10 +87,10 @@ export function chart(spec) {
   const outcome = series.filter((one) => one.last).map((one) =>
     `${groups[one.group]}, ${one.name}: ${format(one.last.value)} at ${spec.x.label} ${format(one.last.x)}.`);
   const heading = [
-    draw("title", { id: `${id}-title` }, `${spec.title}, ${spec.y.label}`),
-    draw("desc", { id: `${id}-desc` }, [spec.note, ...outcome, "The arrow keys move the cursor."].filter(Boolean).join(" ")),
+    shape("title", { id: `${id}-title` }, `${spec.title}, ${spec.y.label}`),
+    shape("desc", { id: `${id}-desc` }, [spec.note, ...outcome, "The arrow keys move the cursor."].filter(Boolean).join(" ")),
   ];
-  const svg = draw("svg", {
+  const svg = shape("svg", {
     role: "slider", tabindex: 0, "aria-labelledby": `${id}-title`, "aria-describedby": `${id}-desc`,
     "aria-valuemin": stops[0], "aria-valuemax": stops.at(-1),
   });
@@ -127,43 +137,43 @@ export function chart(spec) {
     const xTicks = ticks(...xDomain, Math.min(8, (right - left) / 70), spec.x.integer);
     const x = scale(xDomain, [left, right]);
     const y = scale(yDomain, [bottom, top], log);
-    const text = (label, at, over, anchor, name = "") => draw("text", { class: name, x: at, y: over, "text-anchor": anchor }, label);
-    const across = (value) => draw("line", { x1: left, x2: right, y1: y(value), y2: y(value) });
+    const text = (label, at, over, anchor, name = "") => shape("text", { class: name, x: at, y: over, "text-anchor": anchor }, label);
+    const across = (value) => shape("line", { x1: left, x2: right, y1: y(value), y2: y(value) });
 
-    const axes = draw("g", { class: "axes" },
+    const axes = shape("g", { class: "axes" },
       yTicks.map((tick, i) => [across(tick), text(yLabels[i], left - 8, y(tick) + 4, "end")]).flat(),
       xTicks.map((tick, i) => text(tickLabels(xTicks)[i], x(tick), bottom + 17, "middle")),
       text(spec.y.label + (log ? " (log scale)" : ""), 0, 12, "start"), text(spec.x.label, right, height - 2, "end"));
-    const limits = lines.map(({ group, value, low, high }) => draw("g", { class: `limit c${group}` },
-      draw("rect", { class: "band", x: left, width: right - left, y: y(high), height: y(low) - y(high) }), across(value)));
+    const limits = lines.map(({ group, value, low, high }) => shape("g", { class: `limit c${group}` },
+      shape("rect", { class: "band", x: left, width: right - left, y: y(high), height: y(low) - y(high) }), across(value)));
     const labels = lines.map((line) => text(line.label, right - 4, y(line.high) - 5, "end", "limit-label"));
 
     const curves = series.map((one) => {
       const parts = runs(one.values, shown);
       const to = (values) => (i) => `${x(one.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
-      const path = (name, pieces) => draw("path", { class: name, d: pieces.join("") });
+      const path = (name, pieces) => shape("path", { class: name, d: pieces.join("") });
       const outline = (part) => `M${part.map(to(one.high)).join("L")}L${part.toReversed().map(to(one.low)).join("L")}Z`;
       const whisker = (i) => `M${to(one.high)(i)}V${shown(one.low[i]) ? y(one.low[i]) : bottom}`;
       const bounds = one.spans ? ["band", runs(one.low ?? [], shown).map(outline)] : ["whisker", runs(one.high ?? [], shown).flat().map(whisker)];
       const crowd = parts.flat().length;
       // A value between two gaps has no line to show it; a hundred markers would hide theirs.
       const dots = one.mark === "points" && crowd <= 100 ? parts.flat() : parts.filter((part) => part.length === 1).flat();
-      return draw("g", {
+      return shape("g", {
         class: `series c${one.group}${one.faint ? " faint" : ""}`, "data-group": groups[one.group], "data-name": one.name,
         "data-count": crowd, "data-last-x": one.last?.x, "data-last-value": one.last?.value,
       }, path(...bounds), path(`line d${one.dash}`, parts.map((part) => `M${part.map(to(one.values)).join("L")}`)),
       dots.map((i) => marker(one.group, one.dash, x(one.x[i]), y(one.values[i]), crowd > 40 ? 2 : 3)));
     });
-    const clip = draw("clipPath", { id: `${id}-clip` }, draw("rect", { x: left - 6, y: top - 6, width: right - left + 12, height: bottom - top + 6 }));
-    const cursor = draw("g", { class: "cursor" });
+    const clip = shape("clipPath", { id: `${id}-clip` }, shape("rect", { x: left - 6, y: top - 6, width: right - left + 12, height: bottom - top + 6 }));
+    const cursor = shape("g", { class: "cursor" });
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.replaceChildren(...heading, clip, axes, draw("g", { "clip-path": `url(#${id}-clip)` }, limits, curves), ...labels, cursor);
+    svg.replaceChildren(...heading, clip, axes, shape("g", { "clip-path": `url(#${id}-clip)` }, limits, curves), ...labels, cursor);
 
     place = () => {
       const here = x(stops[at]);
       const dots = series.map((one) => [one, nearest(one.x, stops[at])]).filter(([one, i]) => shown(one.values[i]) && y(one.values[i]) <= bottom);
-      cursor.replaceChildren(draw("line", { x1: here, x2: here, y1: top, y2: bottom }),
-        ...dots.map(([one, i]) => draw("circle", { class: `c${one.group}`, cx: x(one.x[i]), cy: y(one.values[i]), r: 4 })));
+      cursor.replaceChildren(shape("line", { x1: here, x2: here, y1: top, y2: bottom }),
+        ...dots.map(([one, i]) => shape("circle", { class: `c${one.group}`, cx: x(one.x[i]), cy: y(one.values[i]), r: 4 })));
     };
     svg.onpointermove = (event) => {
       const box = svg.getBoundingClientRect();
@@ -194,13 +204,10 @@ export function chart(spec) {
 
   const caption = element("figcaption", {}, element("h3", {}, spec.title), toggle, spec.note && element("p", {}, spec.note));
   const figure = element("figure", { class: "chart", id }, caption, svg, legend, data);
-  new ResizeObserver(([entry]) => {
-    const now = Math.round(entry.contentRect.width);
-    if (now > 0 && now !== width) {
-      width = now;
-      redraw();
-    }
-  }).observe(figure);
+  onWidth(figure, (now) => {
+    width = now;
+    redraw();
+  });
   return figure;
 }
 

@@ -1,8 +1,8 @@
 // Room 1: a normal Q under a target P of modes that can be dragged; both KLs, their integrands, descents and the map.
 
 import { format } from "./axes.js";
-import { area, choice, dot, eachFrame, handle, line, plot, readings, shape } from "./figure.js";
-import { element } from "./kullback.js";
+import { area, choice, dot, eachFrame, handle, line, plot, readings } from "./figure.js";
+import { element, shape } from "./kullback.js";
 import { descend, klTo, logDensity, mapOf, minimaOf, phi } from "./mathematics.js";
 
 const [LOW, HIGH] = [-15, 35];

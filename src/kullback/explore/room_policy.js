@@ -1,8 +1,8 @@
 // Room 3: the best policy that a budget of nats can buy, of a bandit and of a gridworld, and where a flawed reward is cheated.
 
 import { format } from "./axes.js";
-import { choice, dot, eachFrame, line, plot, readings, shape, slider } from "./figure.js";
-import { element } from "./kullback.js";
+import { choice, dot, eachFrame, line, plot, readings, slider } from "./figure.js";
+import { element, shape } from "./kullback.js";
 import { bestOfN, gridToBudget, klOf, MOVES, tiltToBudget } from "./mathematics.js";
 
 const ANSWERS = ["vague", "wrong", "right", "right, short", "right, cited", "long", "flattery", "answer key"];

@@ -1,8 +1,8 @@
 // Room 2: the distributions P and Q of a next word; mass that is pushed about, a temperature and a top-p on Q.
 
 import { format } from "./axes.js";
-import { eachFrame, handle, plot, readings, shape, slider } from "./figure.js";
-import { element, table } from "./kullback.js";
+import { eachFrame, handle, plot, readings, slider } from "./figure.js";
+import { element, shape, table } from "./kullback.js";
 import { jensenShannon, klOf, sampled, softmax, termsOf } from "./mathematics.js";
 
 const WORDS = ["the", "a", "cat", "dog", "moon", "blue", "ran", "sat", "is", "not"];
