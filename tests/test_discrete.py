@@ -484,6 +484,11 @@ def test_shapes_that_do_not_fit_are_refused(form):
         form(0.0, 0.0)
     with pytest.raises(ShapeError):
         form(torch.tensor(p), torch.tensor(p), where=[True, False])
+    for axis in (None, (0, 1)):
+        with pytest.raises(TypeError, match="expected one axis of events"):
+            form(p, p, axis=axis)
+    with pytest.raises(TypeError, match="arrays of numpy and torch; convert one"):
+        form(p, torch.tensor(p))
 
 
 @pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])

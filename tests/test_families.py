@@ -47,6 +47,12 @@ def test_the_first_offender_is_named(library):
         (families.Bernoulli, {"probs": 0.5, "logits": 0.0}, "one of probs, logits, got probs and logits"),
         (families.Bernoulli, {}, "got none"),
         (families.Zipf, {"exponent": 1.0}, "above 1"),
+        (families.Zipfian, {"exponent": 1.0, "total_count": 0}, "1 or more, but it is 0"),
+        (
+            families.ContinuousBernoulli,
+            {"probs": [0.5, 1.0]},
+            r"between 0 and 1, where it has a density, but probs\[1\]",
+        ),
         (families.MultivariateNormal, {"loc": [0.0]}, "one of covariance_matrix, precision_matrix, scale_tril"),
         (families.VonMises, {"loc": 0.0, "concentration": -1.0}, "concentration to be >= 0"),
         (families.Gamma, {"concentration": 1.0, "rate": np.inf}, "rate to be > 0 and finite, but it is inf"),

@@ -34,7 +34,14 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
     default floating dtype. float16 and bfloat16 are computed in float32.
     """
     arrays: list[Array] = [value for value in values if array_api_compat.is_array_api_obj(value)]
-    xp = array_api_compat.array_namespace(*arrays) if arrays else array_api_compat.array_namespace(np.empty(0))
+    try:
+        xp = array_api_compat.array_namespace(*arrays) if arrays else array_api_compat.array_namespace(np.empty(0))
+    except TypeError as error:
+        libraries = {type(array).__module__.partition(".")[0].removesuffix("lib") for array in arrays}
+        if len(libraries) < 2:
+            raise
+        given = " and ".join(sorted(libraries))
+        raise TypeError(f"expected arrays of one library, got arrays of {given}; convert one of them") from error
     device = array_api_compat.device(arrays[0]) if arrays else None
     dtypes = [array.dtype for array in arrays if xp.isdtype(array.dtype, "real floating") or _is_half(array.dtype)]
     default = dtypes[0] if dtypes else xp.__array_namespace_info__().default_dtypes()["real floating"]

@@ -20,6 +20,8 @@ def events_last(*given: ArrayLike, axis: int, where: ArrayLike | None, nothing: 
 
     Events that do not count become `nothing` in each array.
     """
+    if not hasattr(axis, "__index__"):
+        raise TypeError(f"expected one axis of events, a whole number, got {axis!r}; reshape several into one")
     xp, arrays, dtype = as_floats(*given)
     shapes = [tuple(array.shape) for array in arrays]
     try:

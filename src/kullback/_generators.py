@@ -26,8 +26,8 @@ def f_divergence(
     def values(points: list[float]) -> list[float]:
         with _eager(xp):
             result = untracked(f(xp.asarray(points, dtype=p.dtype, device=array_api_compat.device(p))))
-            if tuple(result.shape) != (len(points),):
-                raise ShapeError(f"expected f to keep the shape ({len(points)},), got {tuple(result.shape)}")
+            if tuple(np.shape(result)) != (len(points),):
+                raise ShapeError(f"expected f to keep the shape ({len(points)},), got {tuple(np.shape(result))}")
             return [float(result[k]) for k in range(len(points))]
 
     # Both sides of a `where` are computed, and f may meet 0 * inf at its limits.

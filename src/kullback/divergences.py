@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from inspect import signature
 from math import inf
+from numbers import Real
 from typing import Any
 
 from kullback._arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
@@ -86,7 +87,7 @@ def divergence(
         >>> float(divergence([0.5, 0.5, 0.0], [0.25, 0.25, 0.5], "renyi", order=2))
         0.6931471805599453
     """
-    if not callable(name) and name not in _NAMED:
+    if not callable(name) and (not isinstance(name, str) or name not in _NAMED):
         near = get_close_matches(str(name), _NAMED, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"KL is kl_probs; the names are {', '.join(_NAMED)}"
         raise SupportError(f"expected the name of a divergence or a function, got {name!r}; {hint}")
@@ -94,8 +95,13 @@ def divergence(
     try:
         signature(builder).bind(*[None] * skipped, **parameters)
     except TypeError as error:
-        wanted = ", ".join(list(signature(builder).parameters)[skipped:]) or "no parameters"
-        raise TypeError(f"the divergence {name!r} takes {wanted}, got {parameters!r}") from error
+        wanted = ", ".join(f"{key}=" for key in list(signature(builder).parameters)[skipped:]) or "no parameters"
+        given = ", ".join(f"{key}={value!r}" for key, value in parameters.items()) or "none"
+        raise TypeError(f"the divergence {name!r} takes {wanted}; got {given}") from error
+    for key, value in parameters.items():
+        is_number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
+        if not (is_number or (value is None and callable(name))):
+            raise TypeError(f"expected {key} to be a number, got {value!r}; call divergence for each of several")
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, nothing=0.0)
     require_probs(xp, "p", p, probs_p, dtype, axis)
     require_probs(xp, "q", q, probs_q, dtype, axis)

@@ -1,17 +1,22 @@
 """Distributions on an interval, and on the circle."""
 
 from kullback.families._record import (
+    Constraint,
     Nonnegative,
     Positive,
     Probability,
     Real,
     Record,
     record,
+    require,
     require_one_of,
     require_order,
 )
 
 __all__ = ["Beta", "ContinuousBernoulli", "Kumaraswamy", "Uniform", "VonMises"]
+
+
+_BETWEEN = Constraint("between 0 and 1, where it has a density", lambda x: (x > 0) & (x < 1))
 
 
 @record
@@ -43,13 +48,15 @@ class Kumaraswamy(Record):
 
 @record
 class ContinuousBernoulli(Record):
-    """Density proportional to probs^x (1 - probs)^(1 - x), 0 <= x <= 1; or give logits."""
+    """Density proportional to probs^x (1 - probs)^(1 - x), 0 <= x <= 1, with 0 < probs < 1; or give logits."""
 
     probs: Probability = None
     logits: Real = None
 
     def _check(self) -> None:
         require_one_of(self, "probs", "logits")
+        if self.probs is not None:
+            require(self, "probs", self.probs, _BETWEEN)
 
 
 @record

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 
+_ABOVE_ZERO = Constraint("1 or more", lambda x: x >= 1)
 _ABOVE_ONE = Constraint("above 1", lambda x: x > 1)
 
 
@@ -112,6 +113,9 @@ class Zipfian(Record):
 
     exponent: Real
     total_count: Count
+
+    def _check(self) -> None:
+        require(self, "total_count", self.total_count, _ABOVE_ZERO)
 
 
 @record
