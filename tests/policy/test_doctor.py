@@ -298,6 +298,14 @@ def test_budgets(kls: list[float], betas: list[float], expected: list[str]) -> N
     assert names(budget_symptoms(rows, [], target=0.05, unit="token", price=BOUNDS)) == expected
 
 
+@pytest.mark.parametrize(("level", "said"), [(0.05, "--over reference"), (0.01, "larger learning rate")])
+def test_a_budget_held_elsewhere_is_told_from_one_out_of_reach(level: float, said: str) -> None:
+    rows = rows_with(kl_policy_ref_per_step=[0.02] * 40, kl_level=[level] * 40, beta=[0.3] * 40)
+    [found] = budget_symptoms(rows, [], target=0.05, unit="step", price=BOUNDS)
+    assert found.name == "budget-not-reached"
+    assert said in found.remedy
+
+
 def test_the_judged_prompts_count_where_there_are_enough() -> None:
     rows = rows_with(kl_policy_ref_per_token=[0.05] * 40, beta=[0.3] * 40)
     judged = [{"step": step, "kl_policy_ref_per_token": 0.08} for step in range(0, 41, 8)]

@@ -331,6 +331,27 @@ def test_an_engine_in_bfloat16(make: MakeTrainer, tiny_model: Path) -> None:
     assert (found.name, found.severity) == ("precision", "warning")
 
 
+@pytest.mark.parametrize("odd", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("name", ["old_log_prob", "ref_log_prob"])
+def test_recorded_log_probs_that_are_no_numbers(make: MakeTrainer, name: str, odd: float) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    recorded = torch.full(batch["completion_ids"].shape, odd)
+    [found] = doctor(trainer.model, trainer.ref_model, {**batch, name: recorded})
+    assert found.name == "log-prob-not-finite"
+    assert found.evidence["not finite"] == found.evidence["of"] > 0
+
+
+def test_a_trainer_without_a_reference_is_looked_at_too(make: MakeTrainer) -> None:
+    assert found_in(make(beta=0.0, num_iterations=2, steps_per_generation=2)) == []
+    trainer = make(beta=0.0)
+    trainer.model.requires_grad_(False)
+    assert found_in(trainer) == ["frozen"]
+    batch = batch_of(trainer)
+    warm = doctor(trainer.model.requires_grad_(True), None, {**batch, "old_log_prob": torch.zeros(16, 6) - 1})
+    assert names(warm) == ["stale-policy"]
+
+
 def test_a_stale_cache_of_the_reference(make: MakeTrainer) -> None:
     def change(trainer: Any, made: dict[str, Any]) -> None:
         other = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)
@@ -597,8 +618,8 @@ def test_bad_input_is_refused(make: MakeTrainer) -> None:
     policy, reference = trainer.model, trainer.ref_model
     with pytest.raises(InputError, match="got none of completion_mask"):
         doctor(policy, reference, {name: value for name, value in batch.items() if name != "completion_mask"})
-    with pytest.raises(InputError, match="which only a PEFT policy can do without"):
-        doctor(policy, None, batch)
+    with pytest.raises(InputError, match="beside the batch's kl, got None"):
+        doctor(policy, None, {**batch, "kl": 0.1})
     with pytest.raises(ShapeError, match=r"prompts \(16, \d\) and \(16, 1\)"):
         doctor(policy, reference, {**batch, "prompt_mask": batch["prompt_mask"][:, :1]})
     with pytest.raises(ShapeError, match="of 16 rows, got none: see the mask"):

@@ -75,6 +75,11 @@ def budget_symptoms(
             "nothing, if the reward is as high as it can be; else a larger learning rate or more steps. See whether "
             f"the budget was meant per {unit}"
         )
+        levels = [value for _, value in late_half(series(metrics, "kl_level"))]
+        if levels and fmean(levels) > 0.8 * target:
+            evidence["mean kl_level of the last half"] = fmean(levels)
+            cause = "the budget is held where the controller looks, and what the policy comes to next shows far less"
+            remedy = "larger rollouts or batches; in PPO --over reference, which holds it at states that stay the same"
         found.append(
             Finding("budget-not-reached", "warning", cause, remedy, {**evidence, **_in_other_unit(metrics, unit)})
         )

@@ -42,7 +42,8 @@ def doctor(
 
     Args:
         policy: A causal language model of transformers, or a PEFT model around one.
-        reference: The same; None for a PEFT policy, whose adapter is switched off for it.
+        reference: The same; None for a PEFT policy, whose adapter is switched off for it. Where there is none
+            (TRL's beta = 0), what asks for one is passed over.
         batch: As TRL prepares it: prompt_ids, prompt_mask, completion_ids, completion_mask, each (batch, time), and
             what is there of tool_mask, old_log_prob, sampler_log_prob, ref_log_prob (or TRL's names of these), and
             "kl", what is logged: one number, nats per token, or (batch, time).
@@ -59,7 +60,7 @@ def doctor(
         Findings, errors first.
 
     Raises:
-        InputError: The batch lacks a key, or there is no reference.
+        InputError: The batch lacks a key, or something in it is of a reference and there is none.
         ShapeError: Its shapes do not fit together.
 
     Source: what users report, collected in docs/doctor.md.
@@ -75,8 +76,10 @@ def doctor(
         ['dropout']
     """
     seen = seen_batch(batch, next(policy.parameters()).device)
-    if reference is None and not hasattr(policy, "disable_adapter"):
-        raise InputError("expected a reference model, got None, which only a PEFT policy can do without")
+    pair = Pair(policy, reference, seen, autocast)
+    told = [key for key in ("kl", "ref_log_prob", "ref_per_token_logps") if batch.get(key) is not None]
+    if told and not pair.has_reference:
+        raise InputError(f"expected a reference model beside the batch's {told[0]}, got None")
     end = tokenizer.eos_token_id if tokenizer is not None else None
     found = mask_symptoms(seen.prompt_mask, seen.tokens, seen.mask, end=end)
     if end is not None:  # a mask that counts padding is one finding, and no part of the others
@@ -89,8 +92,8 @@ def doctor(
         found += penalty_symptoms(penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"])
     # A mask may be so wrong that nothing of what should count does.
     if len(seen.ids) and not any(one.name == "vocabulary" for one in found):
-        pair = Pair(policy, reference, seen, autocast)
-        found += start_symptoms(pair, temperature) if at_start else []
+        pair = replace(pair, seen=seen)
+        found += start_symptoms(pair, temperature) if at_start and pair.has_reference else []
         found += place_symptoms(pair) if not any(one.name == "padding-side" for one in found) else []
         found += recorded_symptoms(pair, temperature, on_policy=on_policy)
         found += _logged(replace(pair, seen=whole), temperature, batch.get("kl"))

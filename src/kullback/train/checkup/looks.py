@@ -180,6 +180,11 @@ class Pair:
     seen: Seen
     autocast: torch.dtype | None = None
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is one to compare with: a model, or the policy without its adapter."""
+        return self.other is not None or hasattr(self.model, "disable_adapter")
+
     def policy(self, **conditions: Any) -> Tensor:
         """The policy's logits; see `logits_of`."""
         return logits_of(self.model, self.seen, **{"autocast": self.autocast, **conditions})

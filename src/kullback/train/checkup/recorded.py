@@ -65,16 +65,22 @@ def _of_one(pair: Pair, name: str, temperature: float) -> Finding | None:
     truth = picked(logits, seen.tokens, temperature=temperature)
     # Engines compute in kernels of their own.
     most = _COARSE if _is_coarse(pair) or name == "sampler_log_prob" else _FINE
+    kept = recorded[seen.mask]  # nan where nothing was recorded, which may be some but not all
+    if (odd := kept.isinf() | kept.isnan().all()).any():
+        cause = f"{name} (of {_WHO[name]}) is inf or nan: a filter ruled out a token that came, or numbers overflowed"
+        remedy = "take it from the whole distribution, with logits in float32; see which tokens they are"
+        evidence: dict[str, Any] = {"recorded": name, "not finite": int(odd.sum()), "of": len(odd)}
+        return Finding("log-prob-not-finite", "error", cause, remedy, evidence)
     told = explain(recorded, truth, {}, seen.mask)
     if told.apart <= most:
         return None
-    evidence: dict[str, Any] = {"recorded": name, "mean |recorded - measured|, nats": told.apart}
+    evidence = {"recorded": name, "mean |recorded - measured|, nats": told.apart}
     explanations = {
         "shift": _rolled(truth, seen.mask, 1),
         "shift back": _rolled(truth, seen.mask, -1),
         "late": picked(logits, seen.tokens, temperature=temperature, late=True),
         "padding": picked(own(blind=True), seen.tokens, temperature=temperature),
-        "other model": picked(other(), seen.tokens, temperature=temperature),
+        **({"other model": picked(other(), seen.tokens, temperature=temperature)} if pair.has_reference else {}),
         **_filters(logits, seen.tokens, (temperature, 1.0)),
         **_temperature(recorded, logits, seen.tokens, seen.mask),
     }
