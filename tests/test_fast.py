@@ -39,6 +39,7 @@ def way(request, monkeypatch):
 @pytest.fixture
 def numba(monkeypatch):
     use(monkeypatch, "numba")
+    monkeypatch.setattr(_quick, "_STEADY", 0)
 
 
 def simplex(rng, shape, dtype=np.float64):
@@ -455,6 +456,25 @@ def test_slopes_of_equal_logits_are_exactly_zero(numba, dtype):
     logits = torch.randn(3, 50, dtype=dtype, generator=torch.Generator().manual_seed(0))
     for slope in torch_slopes(logits.numpy(), logits.numpy(), [1.0, 2.0, 3.0]):
         assert (slope == 0).all()
+
+
+def test_what_is_learned_from_depends_on_no_earlier_call(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    small, large = (torch.randn(2, 2, n, generator=generator) for n in (1000, 2**17))
+
+    def told(side):
+        p = side[0].clone().requires_grad_()
+        kl = kl_logits(p, side[1])
+        return kl.detach(), torch.autograd.grad(kl.sum(), p)[0]
+
+    for side, general in ((small, True), (large, False)):
+        monkeypatch.setattr(_quick, "_loaded", {})
+        monkeypatch.setattr(_quick, "_asked", dict.fromkeys(_quick._asked, 0))
+        first = told(side)
+        assert (_quick._loaded == {}) == general
+        use(monkeypatch, "numba")
+        for one, other in zip(first, told(side), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_slopes_have_slopes_and_threads_and_strides(numba, monkeypatch):

@@ -17,7 +17,14 @@ from kullback._arrays import Array, ArrayLike
 from kullback._blocks import kl_of_sums, prob_sums
 from kullback._checks import MASS_TOLERANCES
 
-__all__ = ["quick_log_probs", "quick_logits", "quick_p_slopes", "quick_probs", "quick_q_slopes"]
+__all__ = [
+    "quick_log_probs",
+    "quick_logits",
+    "quick_p_slopes",
+    "quick_probs",
+    "quick_q_slopes",
+    "quick_tensor_logits",
+]
 
 # How bfloat16 is passed on here: NumPy has no such type.
 _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
@@ -31,6 +38,10 @@ _LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: MASS_TOLERANCES["bfloat16"]}
 _asked = {"kullback._fast": 0, "kullback._fast_logits": 0}
 _CALL, _ENOUGH = 10_000, 1_000_000
 _loaded: dict[str, Any] = {}  # None without Numba
+
+# Tensors that may learn take the kernels from so many entries on, and below never, whatever came before: a run that is
+# resumed is then, to the last digit, the run that was not stopped.
+_STEADY = 2**18
 
 _THREAD = 2**20  # entries that are worth the start of a thread
 
@@ -56,14 +67,26 @@ def quick_log_probs(log_p: ArrayLike, log_q: ArrayLike, axis: int) -> Array | No
     return _as_arrays(_log_probs, log_p, log_q, axis)
 
 
+def quick_tensor_logits(p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
+    """KL of rows of logits where it may be learned from: large tensors alone."""
+    return _steadily(_logits, p_logits, q_logits, -1)
+
+
 def quick_p_slopes(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
-    """The pullback of `kl_logits` by the logits of p, of rows."""
-    return _as_arrays(partial(_slopes, "p_slope_rows"), p_logits, q_logits, gradient)
+    """Its pullback by the logits of p."""
+    return _steadily(partial(_slopes, "p_slope_rows"), p_logits, q_logits, gradient)
 
 
 def quick_q_slopes(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
     """The same by the logits of q."""
-    return _as_arrays(partial(_slopes, "q_slope_rows"), p_logits, q_logits, gradient)
+    return _steadily(partial(_slopes, "q_slope_rows"), p_logits, q_logits, gradient)
+
+
+def _steadily(function: Callable[..., Array | None], p: Any, q: Any, last: Any) -> Array | None:
+    if prod(p.shape) < _STEADY:
+        return None
+    _asked["kullback._fast_logits"] = _ENOUGH
+    return _as_arrays(function, p, q, last)
 
 
 def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, last: Any) -> Array | None:

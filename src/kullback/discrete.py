@@ -6,7 +6,14 @@ from typing import Any
 from kullback._arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
 from kullback._checks import events_last, require_log_probs, require_logits, require_probs
 from kullback._events import difference, kl_events, logit_events, prob_events, q_gradient, sum_kl
-from kullback._quick import quick_log_probs, quick_logits, quick_p_slopes, quick_probs, quick_q_slopes
+from kullback._quick import (
+    quick_log_probs,
+    quick_logits,
+    quick_p_slopes,
+    quick_probs,
+    quick_q_slopes,
+    quick_tensor_logits,
+)
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -148,7 +155,7 @@ def _log_p_gradient(xp: Any, kl: Array, p: Array, d: Array) -> Array:
 
 
 def _logits_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
-    kl = quick_logits(p_logits, q_logits, -1)
+    kl = quick_tensor_logits(p_logits, q_logits)
     return _general_value(xp, p_logits, q_logits) if kl is None else kl
 
 
