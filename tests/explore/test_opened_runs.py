@@ -68,7 +68,9 @@ def test_long_runs_are_thinned_as_the_report_thins_them(room, tmp_path):
     room.set_input_files("#run-files", path)
     room.wait_for_selector("#runs >> text=2000 steps · 0 evaluations")
     room.locator("#runs .chart summary").first.click()
-    cells = room.locator("#runs .chart .data td").all_inner_texts()
+    table = room.locator("#runs .chart .data td")
+    table.first.wait_for()  # it is made once its chart is open
+    cells = table.all_inner_texts()
     track = Track(rows)
     expected = track.curve("loss")
     assert expected is not None
