@@ -95,8 +95,10 @@ def test_bad_input_is_refused() -> None:
             advantages(torch.ones(3), torch.tensor([1, 1, 5]))
         with pytest.raises(ShapeError, match=r"\(3,\) and \(2,\)"):
             advantages(torch.ones(3), torch.tensor([1, 1]))
-    with pytest.raises(ShapeError, match=r"\(2, 3\), \(2, 2\)"):
+    with pytest.raises(ShapeError, match=r"\(2, 3\) and \(2, 2\)"):
         gae(torch.ones(2, 3), torch.ones(2, 2))
+    with pytest.raises(ShapeError, match=r"shape \(2, 3\), got \(2,\)"):
+        gae(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])

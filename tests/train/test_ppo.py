@@ -358,7 +358,7 @@ def test_actions_that_ppo_cannot_take_are_refused(tmp_path: Path) -> None:
     ("word", "said"),
     [
         ("learning_rate", "expected key=value"),
-        ("learning_rat=1", "there is no learning_rat; the nearest is learning_rate"),
+        ("learning_rat=1", "PPO has no learning_rat; the nearest is learning_rate"),
         ("n_steps=1.5", "expected a value like 2048, got 1.5"),
         ("n_steps=true", "expected a value like 2048, got true"),
         ("gamma=high", r"expected a value like 0\.99, got high"),

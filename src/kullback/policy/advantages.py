@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError, SupportError
+from kullback.policy.aggregation import counted
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 
@@ -94,12 +95,12 @@ def gae(
         >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), decay=1.0)
         tensor([[0.5000, 0.5000]])
     """
-    kept = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask != 0
-    if not rewards.shape == values.shape == kept.shape or rewards.ndim != 2:
+    if rewards.shape != values.shape or rewards.ndim != 2:
         raise ShapeError(
-            f"expected rewards, values and mask of one shape (batch, time), got {tuple(rewards.shape)}, "
-            f"{tuple(values.shape)} and {tuple(kept.shape)}"
+            f"expected rewards and values of one shape (batch, time), got {tuple(rewards.shape)} and "
+            f"{tuple(values.shape)}"
         )
+    kept = counted(rewards, mask)
     dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.get_default_dtype())
     rewards, values = rewards.detach().to(dtype), values.detach().to(dtype)
     after = value_after = owed = torch.zeros_like(rewards[:, 0])

@@ -8,7 +8,7 @@ from torch import Tensor
 from kullback.policy.refusals import PenaltyError
 from kullback.tokens.logits import as_mask
 
-__all__ = ["Aggregate", "aggregate_tokens", "require_aggregate"]
+__all__ = ["Aggregate", "aggregate_tokens", "counted", "require_aggregate"]
 
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
@@ -44,13 +44,22 @@ def aggregate_tokens(
         [2.25, 2.5, 4.5]
     """
     require_aggregate(how)
-    kept = torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
+    kept = counted(values, mask)
     sums, lengths = torch.where(kept, values, 0.0).sum(-1), kept.sum(-1)
     if how == "sequence_mean":
         sums = sums / lengths.clamp(min=1)
     if divisor is None:
         divisor = lengths.sum().clamp(min=1) if how == "token_mean" else len(sums)
     return sums.sum() / divisor
+
+
+def counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """True for the tokens that count, of the values' shape (batch, time); all of them where there is no mask.
+
+    Raises:
+        ShapeError: The mask does not fit.
+    """
+    return torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
 
 
 def require_aggregate(how: str) -> None:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError
+from kullback.policy.aggregation import counted
 from kullback.policy.estimators import Terms, make_terms
 from kullback.policy.refusals import PenaltyError
-from kullback.tokens.logits import as_mask, token_kl
+from kullback.tokens.logits import token_kl
 
 __all__ = ["Batch", "Given", "read_batch"]
 
@@ -57,7 +58,7 @@ def read_batch(
                 f"expected log_prob and {name} of one shape (batch, time), got {tuple(shape)} and "
                 f"{None if other is None else tuple(other.shape)}"
             )
-    kept = torch.ones(shape, dtype=torch.bool, device=log_prob.device) if mask is None else as_mask(mask, shape)
+    kept = counted(log_prob, mask)
     given = [log_prob, ref_log_prob] if old_log_prob is None else [log_prob, ref_log_prob, old_log_prob]
     dtype = torch.float64 if any(values.dtype == torch.float64 for values in given) else torch.float32
     log_prob, ref_log_prob, *rest = (torch.where(kept, values.to(dtype), 0.0) for values in given)

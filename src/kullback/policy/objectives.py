@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError
-from kullback.policy.aggregation import Aggregate, aggregate_tokens
+from kullback.policy.aggregation import Aggregate, aggregate_tokens, counted
 from kullback.policy.estimators import straight_through, weight
 from kullback.policy.penalty import KLPenalty
 from kullback.policy.refusals import PenaltyError
-from kullback.tokens.logits import as_mask
 
 __all__ = ["Clip", "Ratio", "clipped_surrogate", "grpo_loss", "ppo_loss"]
 
@@ -221,7 +220,7 @@ def _log_ratio(
             f"expected log_prob and old_log_prob of one shape (batch, time), got {tuple(shape)} and "
             f"{tuple(old_log_prob.shape)}"
         )
-    kept = torch.ones(shape, dtype=torch.bool, device=log_prob.device) if mask is None else as_mask(mask, shape)
+    kept = counted(log_prob, mask)
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, old_log_prob.dtype), torch.float32)
     log_prob, old_log_prob = (torch.where(kept, values.to(dtype), 0.0) for values in (log_prob, old_log_prob))
     log_ratio = log_prob - old_log_prob

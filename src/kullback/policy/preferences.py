@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kullback.errors import ShapeError
+from kullback.policy.aggregation import counted
 from kullback.policy.refusals import PenaltyError
-from kullback.tokens.logits import as_mask
 
 __all__ = ["dpo_loss", "implicit_reward"]
 
@@ -89,7 +89,7 @@ def implicit_reward(log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor | None 
             f"expected log-probabilities of one shape (batch, time), got {tuple(log_prob.shape)} and "
             f"{tuple(ref_log_prob.shape)}"
         )
-    kept = torch.ones_like(log_prob, dtype=torch.bool) if mask is None else as_mask(mask, log_prob.shape)
+    kept = counted(log_prob, mask)
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, ref_log_prob.dtype), torch.float32)
     log_prob, ref_log_prob = (torch.where(kept, values.to(dtype), 0.0) for values in (log_prob, ref_log_prob.detach()))
     return beta * (log_prob - ref_log_prob).sum(-1)

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
-from kullback.errors import InputError, KullbackError
+from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.policy.budget import KLBudget
@@ -23,6 +22,7 @@ from kullback.train.progress import RunProgress
 from kullback.train.rewards import Reward, checked
 from kullback.train.run_callbacks import StopOnInterrupt, WriteMetrics
 from kullback.train.run_directory import RunDirectory, versions
+from kullback.train.settings import make_config
 
 __all__ = ["GRPOPlan", "train_grpo"]
 
@@ -126,7 +126,15 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     run = RunDirectory(plan.output)
     _require_sense(plan, run, resume)
     rewards = [checked(reward) for reward in (*plan.rewards, *plan.watched)]
-    args = _grpo_config(plan, run)
+    args = make_config(
+        GRPOConfig,
+        plan.settings,
+        output_dir=str(run.checkpoints),
+        max_steps=plan.steps,
+        seed=plan.seed,
+        beta=0.0,
+        reward_weights=[1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
+    )
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
@@ -239,24 +247,3 @@ def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
     if plan.evaluate_every < 0:
         raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
     run.may_begin(plan.config(), resume=resume)
-
-
-def _grpo_config(plan: GRPOPlan, run: RunDirectory) -> GRPOConfig:
-    defaults: Row = {"save_steps": 50, "save_total_limit": 2, "use_cpu": not torch.cuda.is_available()}
-    if not torch.cuda.is_available():
-        defaults |= {"bf16": False, "dataloader_pin_memory": False}
-    fixed = {
-        "output_dir": str(run.checkpoints),
-        "max_steps": plan.steps,
-        "seed": plan.seed,
-        "beta": 0.0,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "reward_weights": [1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
-    }
-    try:
-        return GRPOConfig(**{**defaults, "report_to": "none", **plan.settings, **fixed})
-    except (ValueError, TypeError) as error:
-        if isinstance(error, KullbackError):
-            raise
-        raise InputError(f"GRPOConfig refuses these settings: {' '.join(str(error).split())}") from error

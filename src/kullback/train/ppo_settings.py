@@ -1,12 +1,12 @@
 """PPO's settings from `key=value` words, each of its own type."""
 
-import difflib
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from kullback.errors import InputError
+from kullback.train.setting_words import read_words
 
 __all__ = ["PPO_SETTINGS", "parse_ppo_settings"]
 
@@ -51,18 +51,10 @@ def parse_ppo_settings(words: Sequence[str]) -> dict[str, Any]:
         >>> parse_ppo_settings(["learning_rate=1e-3", "net_arch=[32, 32]", "use_sde=true"])
         {'learning_rate': 0.001, 'net_arch': [32, 32], 'use_sde': True}
     """
-    settings = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {word}: expected key=value, for example learning_rate=1e-3")
-        if key in _OURS:
-            raise InputError(f"--set {word}: {key} is not free here, {_OURS[key]}")
-        if key not in PPO_SETTINGS:
-            nearest = difflib.get_close_matches(key, PPO_SETTINGS, n=1, cutoff=0.0)
-            raise InputError(f"--set {word}: there is no {key}; the nearest is {nearest[0]}")
-        settings[key] = _read(word, value, PPO_SETTINGS[key])
-    return settings
+    return {
+        key: _read(word, value, PPO_SETTINGS[key])
+        for word, key, value in read_words(words, PPO_SETTINGS, _OURS, owner="PPO")
+    }
 
 
 def _read(word: str, text: str, like: Any) -> Any:

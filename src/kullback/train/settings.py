@@ -1,17 +1,20 @@
 """TRL's GRPOConfig, or another of its configs, from `key=value` words, every key of it."""
 
-import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+import torch
 from transformers import HfArgumentParser
 from trl import GRPOConfig
 
-from kullback.errors import InputError
+from kullback.errors import InputError, KullbackError
+from kullback.train.setting_words import read_words
 
-__all__ = ["parse_settings"]
+__all__ = ["make_config", "parse_settings"]
+
+Config = TypeVar("Config")
 
 _OURS = {
     "beta": "see --budget: it sets the price of a nat itself",
@@ -41,22 +44,28 @@ def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict
         {'learning_rate': 1e-05, 'num_generations': 4}
     """
     known = {field.name for field in fields(config) if field.init}
-    arguments: list[str] = []
-    keys: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {word}: expected key=value, for example learning_rate=1e-5")
-        if key in _OURS:
-            raise InputError(f"--set {word}: {key} is not free here, {_OURS[key]}")
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise InputError(f"--set {word}: {config.__name__} has no {key}; the nearest is {nearest[0]}")
-        arguments.append(f"--{key}={value}")
-        keys.append(key)
+    pairs = [(key, value) for _, key, value in read_words(words, known, _OURS, owner=config.__name__)]
+    arguments = [f"--{key}={value}" for key, value in pairs]
     # The parsed words alone, not a GRPOConfig: making one asks the machine for its devices.
     parsed = vars(_Parser(config, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
-    return {key: _object(key, parsed[key]) for key in keys}
+    return {key: _object(key, parsed[key]) for key, _ in pairs}
+
+
+def make_config(kind: type[Config], settings: Mapping[str, Any], **fixed: Any) -> Config:
+    """One of TRL's configs for a run: our defaults, what the user set, and what is not free here.
+
+    Raises:
+        InputError: TRL refuses the settings; the message says which and why.
+    """
+    defaults: dict[str, Any] = {"save_steps": 50, "save_total_limit": 2, "report_to": "none"}
+    if not torch.cuda.is_available():
+        defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
+    try:
+        return kind(**{**defaults, **settings, **fixed, "logging_steps": 1, "disable_tqdm": True})
+    except (ValueError, TypeError) as error:
+        if isinstance(error, KullbackError):
+            raise
+        raise InputError(f"{kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
 
 
 def _object(key: str, value: Any) -> Any:

@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from kullback.errors import InputError, KullbackError
+from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_callback import ForwardKL
 from kullback.train.interrupts import Interrupts
 from kullback.train.progress import RunProgress
 from kullback.train.run_callbacks import StopOnInterrupt, WriteMetrics
 from kullback.train.run_directory import RunDirectory, versions
+from kullback.train.settings import make_config
 
 __all__ = ["SFTPlan", "train_sft"]
 
@@ -93,7 +93,14 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
     """
     run = RunDirectory(plan.output)
     _require_sense(plan, run, resume)
-    args = _sft_config(plan, run)
+    args = make_config(
+        SFTConfig,
+        plan.settings,
+        output_dir=str(run.checkpoints),
+        max_steps=plan.steps,
+        seed=plan.seed,
+        packing=False,
+    )
     tokenizer, model = load_tokenizer(plan.model), load_model(plan.model)
     trainer = SFTTrainer(
         model,
@@ -165,23 +172,3 @@ def _require_sense(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
         if value < least:
             raise InputError(f"{name}: expected {least} or more, got {value}")
     run.may_begin(plan.config(), resume=resume)
-
-
-def _sft_config(plan: SFTPlan, run: RunDirectory) -> SFTConfig:
-    defaults: Row = {"save_steps": 50, "save_total_limit": 2, "use_cpu": not torch.cuda.is_available()}
-    if not torch.cuda.is_available():
-        defaults |= {"bf16": False, "dataloader_pin_memory": False}
-    fixed = {
-        "output_dir": str(run.checkpoints),
-        "max_steps": plan.steps,
-        "seed": plan.seed,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "packing": False,
-    }
-    try:
-        return SFTConfig(**{**defaults, "report_to": "none", **plan.settings, **fixed})
-    except (ValueError, TypeError) as error:
-        if isinstance(error, KullbackError):
-            raise
-        raise InputError(f"SFTConfig refuses these settings: {' '.join(str(error).split())}") from error
