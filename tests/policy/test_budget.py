@@ -153,6 +153,18 @@ def test_the_power_of_the_displacement_is_learned_and_steps_go_on(power: float) 
     assert np.abs(np.array(kls[300:]) / 0.004 - 1).max() < 0.1
 
 
+def test_what_another_did_to_the_kl_teaches_no_power() -> None:
+    budget = KLBudget(0.05).update(0.1, std_error=0.0, count=16)
+    assert budget.brake < 1
+    told = budget.braked(0.1, 0.05, factor=1.0)
+    assert told.power == budget.power
+    assert told.level == pytest.approx(0.05)
+    own = budget.braked(0.1, 0.1 * 0.9**6, factor=0.9)
+    assert own.power.value == pytest.approx(6, rel=1e-3)
+    with pytest.raises(BudgetError, match=r"factor > 0, got 0\.0"):
+        budget.braked(0.1, 0.05, factor=0.0)
+
+
 def test_a_brake_tells_the_power() -> None:
     budget = replace(KLBudget(0.05), seen=Level(value=0.1, followed=True))
     told = budget.braked(0.1, 0.1 * budget.brake**6)
@@ -320,7 +332,15 @@ def test_a_kl_of_exactly_zero_is_believed() -> None:
     assert budget.price < price
 
 
-@pytest.mark.parametrize("kl", [5e-324, 1e-300, 1e-12, 1e12, 1e300])
+def test_a_level_that_grows_without_end_stays_a_number() -> None:
+    budget = KLBudget(0.05).update(1e299)
+    for _ in range(20):
+        budget = budget.moved(0.1, 0.9, pull=1.0).braked(0.1, 0.9)
+    assert json.dumps(budget.to_dict(), allow_nan=False)
+    assert budget.pull > 0
+
+
+@pytest.mark.parametrize("kl", [5e-324, 1e-300, 1e-12, 1e12, 1e300, 1.7e308])
 def test_one_absurd_measurement_leaves_a_state_that_can_act(kl: float) -> None:
     budget = KLBudget(0.05).update(0.05, std_error=0.01, count=16).moved(0.05, 0.05, pull=1.0)
     for told in (

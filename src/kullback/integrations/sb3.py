@@ -193,7 +193,7 @@ class _Update:
                 leash.after_step(is_told=True)
                 for other in acting:
                     if other is not leash:
-                        other.held = other.held.braked(*other.looked())
+                        other.held = other.held.braked(*other.looked(), factor=1.0)
 
         hooks = [
             self.policy.optimizer.register_step_pre_hook(before),

@@ -74,7 +74,7 @@ class Leash:
         anchors = self.update.policy_weights(self.anchor)
         pulled = budget.pull
         self.update.draw(anchors, pulled)
-        budget = budget.braked(*self.looked()) if is_told else budget.moved(*self.looked(), pull=pulled)
+        budget = budget.braked(*self.looked(), factor=pulled) if is_told else budget.moved(*self.looked(), pull=pulled)
         for _ in range(_MOST_BRAKES):
             if (brake := budget.brake) == 1.0:
                 break

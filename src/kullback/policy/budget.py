@@ -172,7 +172,7 @@ class KLBudget:
             return replace(self, seen=self.seen.moved(before, after, wanted=0.0))
         change = math.log(after / before)
         near = min(1.0, self.level / self.target)
-        noise = self.bustle * self.step_scale / near or 1.0
+        noise = self.bustle * self.step_scale / max(near, 1e-300) or 1.0
         power = self.power.moved(math.log(pull), change, noise=noise)
         wanted = change - power.value * math.log(pull)
         move = near * max(-1.0, min(1.0, wanted))
@@ -191,13 +191,25 @@ class KLBudget:
             step_scale=max(min(slower, _FASTER * self.step_scale), min(_SLOWEST, self.step_scale)),
         )
 
-    def braked(self, before: float, after: float) -> Self:
-        """The state after the brake took the KL of the held-out positions from before to after."""
+    def braked(self, before: float, after: float, *, factor: float | None = None) -> Self:
+        """The state after the brake took the KL of the held-out positions from before to after.
+
+        Args:
+            before: Their mean KL in nats per unit before.
+            after: The same after.
+            factor: What the displacement was scaled by, where it was not by `brake`; 1 where another's moved the KL.
+
+        Raises:
+            BudgetError: A KL that is negative, nan or infinite, or a factor <= 0.
+        """
         require_kl(before, "before")
         require_kl(after, "after")
+        factor = self.brake if factor is None else factor
+        if not factor > 0:
+            raise BudgetError(f"expected a factor > 0, got {factor}")
         power = self.power
         if self.seen.knows_move(before, after):
-            power = power.scaled(math.log(self.brake), math.log(after / before))
+            power = power.scaled(math.log(factor), math.log(after / before))
         return replace(self, power=power, seen=self.seen.scaled(before, after))
 
     def judged(self, observed_kl: float, *, std_error: float) -> Self:
@@ -240,7 +252,7 @@ class KLBudget:
         # Steps that push outward all alike (lead 1) raise the price at the target, and keep it on the way there.
         bustle = self.bustle * self.step_scale
         lead = self.push / bustle if bustle > 0 else 0.0
-        error = max(-1.0, min(1.0, lead + math.log(self.level / self.aim)))
+        error = max(-1.0, min(1.0, lead + math.log(self.level) - math.log(self.aim)))
         return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
 
 

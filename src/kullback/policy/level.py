@@ -13,6 +13,7 @@ _DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step
 _SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
 _UNFOLLOWED = 0.1  # what the KL may move by in a step of which nobody says how far it went
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
+_MOST = 1e300  # nats, so that no state is infinite
 _WIDEST = 10.0  # the largest spread between prompts, and relative error, that is believed
 _RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
 _WANDER = 0.01  # what the offset changes by from one judgement to the next
@@ -81,14 +82,16 @@ class Level:
             return replace(self, value=after, doubt=1.0, followed=True)
         return replace(
             self,
-            value=self.value * (after / before) * math.exp(self.drift),
+            value=min(_MOST, self.value * (after / before) * math.exp(self.drift)),
             doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
             followed=True,
         )
 
     def scaled(self, before: float, after: float) -> Self:
         """The level after the displacement alone was scaled."""
-        return replace(self, value=self.value * (after / before)) if self.knows_move(before, after) else self
+        if not self.knows_move(before, after):
+            return self
+        return replace(self, value=min(_MOST, self.value * (after / before)))
 
     def judged(self, kl: float, *, std_error: float) -> Self:
         """The level after a fixed set of prompts was measured.
@@ -105,7 +108,7 @@ class Level:
         total = max(doubt + prior + noise, 1e-300)
         return replace(
             self,
-            value=self.value * math.exp(doubt / total * surprise),
+            value=math.exp(min(math.log(_MOST), math.log(self.value) + doubt / total * surprise)),
             doubt=math.sqrt(doubt * (1 - doubt / total)),
             offset=self.offset + prior / total * surprise,
             offset_doubt=math.sqrt(prior * (1 - prior / total)),

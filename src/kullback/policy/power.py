@@ -10,7 +10,8 @@ _BEND = 0.02  # what the power changes by in a step
 _VAGUE = 1.0  # the most that its standard error is taken for
 _LEAST, _MOST = 1.0, 20.0  # between which it lies
 _FRESH = 0.05  # the variance that a step's own push gains, as a share of that of its noise
-_FINEST = 1e-3  # the least error of a measured change of log KL
+_FINEST = 1e-3  # the least error of a measured change of log KL ...
+_COARSEST = 1e3  # ... and the most, beyond which it teaches nothing
 _SURPRISE = 1.0  # the most that one change may teach
 
 
@@ -34,7 +35,7 @@ class Power:
 
     def moved(self, pulled: float, change: float, *, noise: float) -> Self:
         """The power after a step, whose own change is uncertain by noise, and a pull of that logarithm."""
-        noise, doubt = math.hypot(noise, _FINEST), math.hypot(self.doubt, _BEND)
+        noise, doubt = min(_COARSEST, math.hypot(noise, _FINEST)), math.hypot(self.doubt, _BEND)
         shrink = min(1.0, _VAGUE / doubt)
         power, both = (shrink * doubt) ** 2, shrink * self.both
         push = self.push_doubt**2 + _FRESH * noise**2
