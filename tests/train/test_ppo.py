@@ -117,10 +117,9 @@ def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path)
     assert kls[6:].mean() == pytest.approx(target, rel=0.1)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_the_references_budget_is_held(env: str, tmp_path: Path, references: dict[str, Path]) -> None:
-    target = 0.02
-    settings = {**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
+def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Path]) -> None:
+    target, env = 0.02, "CartPole-v1"
+    settings = {**FAST, "gamma": 0.98, "learning_rate": 1e-3}
     plan = PPOPlan(
         env,
         512 * 24,
