@@ -293,13 +293,15 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys, run):
 def test_ctrl_c_ends_it(tmp_path):
     import signal
 
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "kullback", "explore", "--no-browser"],
+        [sys.executable, "-c", heeding, sys.executable, "-m", "kullback", "explore", "--no-browser"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs ignore it, and what they start too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("http://127.0.0.1:")
