@@ -94,6 +94,17 @@ def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
     return run_in(desk, [sys.executable, "-m", "kullback", *words])
 
 
+def in_process(words: list[str], desk: Path) -> int:
+    """The same without a process of its own, whose imports take seconds."""
+    from kullback.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        patch.setattr(sys, "path", [str(desk), *sys.path])
+        patch.delitem(sys.modules, "my_rewards", raising=False)
+        return main(words)
+
+
 def run_in(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words,
@@ -110,7 +121,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path) -> None:
+def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = kullback(command(tiny_model), desk)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
@@ -139,20 +150,16 @@ def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path) -> None:
     assert not [path for path in (run / "model").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert "step 6/6" in done.stdout
     assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
-    again = kullback(command(tiny_model), desk)
-    assert again.returncode == 2
-    assert "already there" in again.stderr
-
-
-def test_every_logged_key_is_explained(desk: Path, tiny_model: Path) -> None:
-    done = kullback([*command(tiny_model, steps=2), "--json"], desk)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ended"] is True
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    explained = set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
     for name in ("metrics.jsonl", "evaluations.jsonl"):
-        keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(desk / "run" / name) for key in row}
-        assert keys <= explained, keys - explained
+        keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(run / name) for key in row}
+        assert keys <= explained(), keys - explained()
+    assert in_process(command(tiny_model), desk) == 2
+    assert "already there" in capsys.readouterr().err
+
+
+def explained() -> set[str]:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -179,18 +186,12 @@ def test_every_logged_key_is_explained(desk: Path, tiny_model: Path) -> None:
 def test_bad_input_gets_one_line_and_leaves_nothing(
     desk: Path, tiny_model: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kullback.cli import main
-
     (desk / "bad.jsonl").write_text('{"prompt": "1+1="}\n{"prompt"\n')
     (desk / "unprompted.jsonl").write_text('{"question": "1+1="}\n')
     words = command(tiny_model, **changes)
     if "set" in changes:  # last, so that it is the one that counts
         words += ["--set", changes["set"]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(desk)
-        patch.setattr(sys, "path", [str(desk), *sys.path])
-        patch.delitem(sys.modules, "my_rewards", raising=False)
-        assert main(words) == 2
+    assert in_process(words, desk) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -200,8 +201,6 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 def test_models_that_cannot_be_used_are_refused(
     desk: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kullback.cli import main
-
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
@@ -214,14 +213,12 @@ def test_models_that_cannot_be_used_are_refused(
     torn.mkdir()
     for path in tiny_model.iterdir():
         (torn / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(desk)
-        for model, said in ((pickled, "a pickle, which can run code"), (mute, "no tokenizer"), (torn, "does not load")):
-            assert main(command(model)) == 2
-            error = capsys.readouterr().err
-            assert said in error
-            assert error.count("\n") == 1
-            assert not (desk / "run").exists()
+    for model, said in ((pickled, "a pickle, which can run code"), (mute, "no tokenizer"), (torn, "does not load")):
+        assert in_process(command(model), desk) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert not (desk / "run").exists()
 
 
 def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
@@ -246,16 +243,18 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-def test_a_killed_run_resumes_where_its_checkpoint_is(desk: Path, tiny_model: Path) -> None:
-    whole = kullback(command(tiny_model, steps=12, output="whole"), desk)
-    assert whole.returncode == 0, whole.stderr
+def test_a_killed_run_resumes_where_its_checkpoint_is(
+    desk: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(command(tiny_model, steps=12, output="whole"), desk) == 0
     process = start(command(tiny_model, steps=12), desk)
     wait_for_step(desk / "run", 7, process)
     process.kill()
     process.communicate()
     assert not (desk / "run" / "model").exists()
-    resumed = kullback(command(tiny_model, steps=12, resume=True), desk)
-    assert resumed.returncode == 0, resumed.stderr
+    capsys.readouterr()
+    assert in_process([*command(tiny_model, steps=12, resume=True), "--json"], desk) == 0
+    assert json.loads(capsys.readouterr().out)["ended"] is True
     ours, theirs = rows_of(desk / "run" / "metrics.jsonl"), rows_of(desk / "whole" / "metrics.jsonl")
     assert [row["step"] for row in ours] == list(range(1, 13))
     assert [row["step"] for row in rows_of(desk / "run" / "evaluations.jsonl")] == [0, 3, 6, 9, 12]
@@ -264,9 +263,8 @@ def test_a_killed_run_resumes_where_its_checkpoint_is(desk: Path, tiny_model: Pa
     assert betas[0][:8] == betas[1][:8]
     assert abs(betas[0][8] / betas[0][7] - 1) < 0.06  # it went on from there and did not start again
     assert ours[7]["beta"] != ours[0]["beta"]
-    other = kullback(command(tiny_model, steps=12, resume=True, budget=0.5), desk)
-    assert other.returncode == 2
-    assert "was started with budget" in other.stderr
+    assert in_process(command(tiny_model, steps=12, resume=True, budget=0.5), desk) == 2
+    assert "was started with budget" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(desk: Path, tiny_model: Path) -> None:

@@ -108,7 +108,7 @@ def laws(function):
 def test_data_processing_merging_values_never_raises_it(pair, seed, share, data):
     (p, *_), (q, *_) = sides = two_of(pair, seed, share)
     lines = line_of(p), line_of(q)
-    finest = edges_between(*lines)
+    finest = np.unique([*edges_between(*lines), *kinks([p, q])])  # a bin that holds a kink hides what is beside it
     fine = resolved(lines[1], finest)
     kept = data.draw(st.lists(st.integers(0, fine.size - 1), min_size=1, max_size=6, unique=True))
     coarse = fine[np.sort(kept)]
