@@ -36,7 +36,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("references")
     for env, discount in (("CartPole-v1", 0.98), ("Pendulum-v1", 0.9)):
         settings = {**FAST, "gamma": discount, "learning_rate": 1e-3}
-        assert train_ppo(PPOPlan(env, 8192, base / env, seed=1, settings=settings, evaluate_every=0))
+        assert train_ppo(PPOPlan(env, 6144, base / env, seed=1, settings=settings, evaluate_every=0))
     return {env: base / env for env in ("CartPole-v1", "Pendulum-v1")}
 
 
@@ -104,7 +104,7 @@ def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path)
     settings = {**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
     plan = PPOPlan(
         env,
-        512 * 16,
+        512 * 12,
         tmp_path / "run",
         budget=KLBudget(target, unit="step"),
         clip=None,
@@ -114,7 +114,7 @@ def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path)
     assert train_ppo(plan)
     kls = np.array([row["kl_old_policy_per_step"] for row in RunDirectory(plan.output).metrics()])
     assert kls.max() < 1.021 * target  # of every update, exactly
-    assert kls[6:].mean() == pytest.approx(target, rel=0.1)
+    assert kls[5:].mean() == pytest.approx(target, rel=0.1)
 
 
 def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Path]) -> None:
@@ -122,7 +122,7 @@ def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Pat
     settings = {**FAST, "gamma": 0.98, "learning_rate": 1e-3}
     plan = PPOPlan(
         env,
-        512 * 24,
+        512 * 20,
         tmp_path / "run",
         budget=KLBudget(target, unit="step"),
         of="reference",
@@ -133,13 +133,13 @@ def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Pat
     )
     assert train_ppo(plan)
     run = RunDirectory(plan.output)
-    fresh = np.array([row["kl_policy_ref_per_step"] for row in run.metrics()[10:]])
+    fresh = np.array([row["kl_policy_ref_per_step"] for row in run.metrics()[8:]])
     # Each is of some episodes of its own: what their mean can say is 10%, and two standard errors.
     assert abs(fresh.mean() / target - 1) < 0.1 + 2 * fresh.std(ddof=1) / target / len(fresh) ** 0.5
-    judged = [row for row in run.evaluations() if row["step"] > 512 * 10]
+    judged = [row for row in run.evaluations() if row["step"] > 512 * 8]
     kls = np.array([row["kl_policy_ref_per_step"] for row in judged])
     assert abs(kls.mean() / target - 1) < 0.1 + 2 * kls.std(ddof=1) / target / len(kls) ** 0.5
-    free = replace(plan, output=tmp_path / "free", budget=None, steps=512 * 12, evaluate_every=0)
+    free = replace(plan, output=tmp_path / "free", budget=None, steps=512 * 8, evaluate_every=0)
     assert train_ppo(free)
     assert RunDirectory(free.output).evaluations()[-1]["kl_policy_ref_per_step"] > 2 * target  # it does bind
 
@@ -151,14 +151,14 @@ def test_where_the_reference_went_the_budget_is_held_in_every_update(
     target = 0.02
     plan = PPOPlan(
         env,
-        512 * 14,
+        512 * 10,
         tmp_path / "run",
         budget=KLBudget(target, unit="step"),
         of="reference",
         over="reference",
         reference=references[env],
         settings={**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": rate},
-        evaluate_every=2,
+        evaluate_every=3,
     )
     assert train_ppo(plan)
     run = RunDirectory(plan.output)
