@@ -38,7 +38,7 @@ def test_the_demo_runs_to_its_end(
     from kullback.cli import main
 
     monkeypatch.chdir(tmp_path)
-    words = ["train", "demo", "--output", "demo", "--steps", "2", "--reference-steps", "60"]
+    words = ["train", "demo", "--output", "demo", "--steps", "2", "--reference-steps", "15"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "KL(data || model)" in out

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kullback.cli import main
 from kullback.errors import InputError
 from kullback.train.latents.images import load_images
 from kullback.train.latents.judgement import alarm, judge
@@ -139,21 +140,21 @@ def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
     assert accuracies[1] > 0.93 > accuracies[0] + 0.1
 
 
-def test_a_killed_run_is_the_run_that_was_not(tmp_path):
-    def command(name, *more):
-        words = ("train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name))
-        return [sys.executable, "-m", "kullback", *words, "--evaluate-every", "200", *more]
+def test_a_killed_run_is_the_run_that_was_not(tmp_path, capsys):
+    def words(name, *more):
+        said = ["train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name)]
+        return [*said, "--evaluate-every", "200", *more]
 
-    whole = subprocess.run([*command("whole"), "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(whole.stdout)["ended"] is True
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    assert main(words("whole", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["ended"] is True
+    process = subprocess.Popen([sys.executable, "-m", "kullback", *words("killed")], stdout=subprocess.DEVNULL)
     killed = RunDirectory(tmp_path / "killed")
     until = time.monotonic() + 60
     while killed.last_checkpoint() is None and time.monotonic() < until:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    subprocess.run([*command("killed"), "--resume", "--json"], check=True, capture_output=True)
+    assert main(words("killed", "--resume")) == 0
     one, other = RunDirectory(tmp_path / "whole"), killed
     keys = ("step", "kl_posterior_prior_per_latent", "distortion", "beta", "kl_level")
     assert [[row[key] for key in keys] for row in one.metrics()] == [

@@ -224,7 +224,7 @@ def train_reference(
             warmup_steps=min(100, steps // 4),
             adam_beta2=0.98,
             weight_decay=0.01,
-            logging_steps=50,
+            logging_steps=min(50, steps),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
