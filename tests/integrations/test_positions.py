@@ -1,5 +1,7 @@
 """Rows of positions: chosen over many prompts, and joined whatever their padding."""
 
+from dataclasses import replace
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,7 +18,7 @@ def positions(prompts: list[list[int]], completions: list[list[int]]) -> Positio
     mask = torch.tensor([[1] * len(b) + [0] * (right - len(b)) for b in completions])
     attention = torch.cat([torch.tensor([[0] * (left - len(a)) + [1] * len(a) for a in prompts]), mask], dim=1)
     states = torch.arange(len(ids) * (right + 1) * 2.0).reshape(len(ids), right + 1, 2)
-    return Positions(ids, attention, mask, states, mask * 0.5)
+    return Positions(ids, attention, mask, states, mask * 0.5, torch.ones(len(ids), dtype=torch.float64))
 
 
 def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
@@ -28,17 +30,43 @@ def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
     assert prompt_fingerprints(torch.tensor([[5, 6]]), torch.tensor([[1, 1]])).tolist() == prints[:1]
 
 
-def test_varied_rows_are_of_different_prompts_first() -> None:
-    rows = positions([[7], [7], [7, 8], [7], [9], [7, 8]], [[1], [2], [3], [4], [5], [6]])
-    assert rows.varied(3).ids[:, -1].tolist() == [1, 3, 5]
-    assert rows.varied(5).ids[:, -1].tolist() == [1, 3, 5, 2, 6]
-    assert len(rows.varied(99)) == 6
+def test_rows_alike_are_drawn_from_many_prompts() -> None:
+    rows = positions([[7], [8], [7], [8], [9], [9]], [[1], [2], [3], [4], [5], [6]])
+    drawn = rows.drawn(3)
+    assert {tuple(prompt) for prompt in drawn.ids[:, :1].tolist()} == {(7,), (8,), (9,)}
+    assert drawn.weight.tolist() == [1.0, 1.0, 1.0]
+    assert sorted(rows.drawn(6).ids[:, -1].tolist()) == [1, 2, 3, 4, 5, 6]
+    nothing = replace(rows, kl=torch.zeros_like(rows.kl)).drawn(3)  # a policy that is its reference
+    assert nothing.weight.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_rows_of_much_kl_are_drawn_and_weighted_down() -> None:
+    rows = positions([[n] for n in range(8)], [[n] for n in range(8)])
+    rows = replace(rows, kl=torch.tensor([[0.0], [0.0], [0.0], [8.0], [0.0], [0.0], [0.0], [0.0]]))
+    drawn = rows.drawn(4)  # sizes are 1, and 9 of 16 are the fourth's
+    assert drawn.ids[:, -1].tolist().count(3) in (2, 3)
+    assert drawn.weight.tolist() == [2.0 if kl == 0 else 2 / 9 for kl in drawn.kl[:, 0].tolist()]
+
+
+def test_drawn_rows_tell_the_mean_kl_and_better_than_as_many_by_lot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = positions([[n // 8] for n in range(128)], [[n % 8] for n in range(128)])
+    errors = {"drawn": [], "by lot": []}
+    for _ in range(300):
+        kl = torch.randn(128, 1, generator=generator, dtype=torch.float64).mul(1.5).exp()
+        drawn = replace(rows, kl=kl).drawn(16)
+        errors["drawn"].append(float((drawn.weight * drawn.kl[:, 0]).mean() / kl.mean() - 1))
+        some = torch.randperm(128, generator=generator)[:16]
+        errors["by lot"].append(float(kl[some].mean() / kl.mean() - 1))
+    spread = {name: torch.tensor(values).square().mean().sqrt() for name, values in errors.items()}
+    assert abs(sum(errors["drawn"]) / 300) < 4 * spread["drawn"] / 300**0.5
+    assert spread["drawn"] < 0.4 * spread["by lot"]
 
 
 def test_what_is_still_to_come_is_held_against_the_prompts_other_rows() -> None:
     rows = positions([[7], [7], [7], [7, 8]], [[1, 2, 3], [2], [4, 5, 6], [9, 9]])
     kl = torch.tensor([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0], [16.0, 32.0, 64.0], [3.0, 5.0, 0.0]])
-    rows = Positions(rows.ids, rows.attention, rows.mask, rows.ref_hidden, kl)
+    rows = replace(rows, kl=kl)
     expected = [
         [6.0 - (0 + 96) / 2, 4.0 - (0 + 64) / 2, 0.0],
         [0.0 - (6 + 96) / 2, 0.0 - (4 + 64) / 2, 0.0],
@@ -59,7 +87,7 @@ def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
         ref = last_hidden(reference, rows.ids, rows.attention)[:, -rows.mask.shape[1] - 1 :]
         hidden = last_hidden(policy, rows.ids, rows.attention)
         kl = completion_kl(head_of(policy), hidden, head_of(reference), ref, rows.mask, temperature=1.0)
-        return Positions(rows.ids, rows.attention, rows.mask, ref, kl), kl
+        return replace(rows, ref_hidden=ref, kl=kl), kl
 
     long, long_kl = seen(positions([[3, 4, 5, 6], [3]], [[7, 8, 9], [7]]))
     short, short_kl = seen(positions([[3, 9]], [[4, 5, 6, 7, 8]]))

@@ -185,6 +185,43 @@ def test_what_held_out_positions_miss_is_learned() -> None:
     assert float(np.mean(drifts[500:])) == pytest.approx(-math.log(0.995), rel=0.1)
 
 
+def test_judgements_learn_what_held_out_positions_miss_sooner() -> None:
+    # The same where batches say little: a judgement every 20 steps knows what became of 20 steps' worth of it.
+    rng = np.random.default_rng(1)
+    misses = {}
+    for judges in (False, True):
+        budget, missed = KLBudget(0.05), []
+        for step in range(1, 401):
+            seen = 0.05 * rng.lognormal(-0.125, 0.5)
+            budget = budget.update(seen, std_error=0.025, count=16)
+            budget = budget.moved(0.05, 0.05 * 0.995, pull=1.0, std_error=0.003)
+            if judges and step % 20 == 0:
+                budget = budget.judged(0.05 * rng.lognormal(0, 0.01), std_error=0.0005)
+            missed.append(abs(budget.seen.drift + math.log(0.995)))
+        misses[judges] = np.mean(missed[100:])
+    assert misses[True] < 0.001
+    assert misses[True] < 0.6 * misses[False]
+
+
+def test_steps_that_positions_differ_about_are_made_smaller_near_the_target() -> None:
+    def scale_at(level: float, std_error: float) -> float:
+        """Where a step at the full rate moves no mean, but the rows by so much."""
+        budget = replace(KLBudget(0.05), seen=Level(value=level, doubt=0.02, spread=0.5))
+        for _ in range(200):
+            budget = replace(budget, seen=replace(budget.seen, value=level))
+            budget = budget.moved(level, level, pull=1.0, std_error=std_error * budget.step_scale)
+        return budget.step_scale
+
+    assert scale_at(0.05, 0.03) == pytest.approx(0.1, rel=0.01)
+    assert scale_at(0.05, 0.3) == pytest.approx(0.01, rel=0.01)
+    assert scale_at(0.05, 0.002) == 1.0
+    assert scale_at(0.025, 0.03) == 1.0  # on the way there nobody minds
+    told = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.01, spread=0.5))
+    blurred, clear = (told.moved(0.05, 0.05, pull=1.0, std_error=error) for error in (0.05, 0.0))
+    assert blurred.seen.doubt == pytest.approx(math.hypot(0.1, 0.01), rel=1e-2)
+    assert clear.seen.doubt == pytest.approx(0.01, rel=0.1)
+
+
 @pytest.mark.parametrize("share", [0.93, 1.0, 1.08])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> None:
@@ -316,6 +353,8 @@ def test_a_kl_that_is_none_is_refused(kl: float) -> None:
         budget.moved(0.1, kl, pull=1.0)
     with pytest.raises(BudgetError, match="pull"):
         budget.moved(0.1, 0.1, pull=0.0)
+    with pytest.raises(BudgetError, match=r"std_error >= 0 or nan, got 1\.0 and -0\.1"):
+        budget.moved(0.1, 0.1, pull=1.0, std_error=-0.1)
     for error, count in ((-0.1, 16), (0.1, 0), (0.1, -3)):
         with pytest.raises(BudgetError, match=f"got {error} and {count}"):
             budget.update(0.1, std_error=error, count=count)

@@ -1,6 +1,6 @@
 """Sampled positions at which the KL is looked at again while the weights change."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from kullback.errors import MissingDependencyError
@@ -30,6 +30,7 @@ class Positions:
         mask: Shape (batch, completion): true for the tokens that count.
         ref_hidden: Shape (batch, completion + 1, d): the reference's states, from the one before the first token.
         kl: Shape (batch, completion), nats, zero where masked.
+        weight: Shape (batch,): what each counts, 1 where it is no likelier to be here than the others were.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class Positions:
     mask: Tensor
     ref_hidden: Tensor
     kl: Tensor
+    weight: Tensor
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -45,9 +47,20 @@ class Positions:
         """Some of the rows."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def varied(self, count: int) -> Self:
-        """So many of the rows, of as many prompts as there are: what one prompt's rows show is much the same."""
-        return self.take(torch.argsort(self._same_prompt().tril(-1).sum(dim=1), stable=True)[:count])
+    def drawn(self, count: int) -> Self:
+        """So many of the rows, those of much KL likelier than others and weighted down by as much.
+
+        Few rows have most of the KL, and most of its change. They are taken at equal distances along the rows' sizes,
+        prompt by prompt, so that they are of many prompts; a size is the KL and the mean KL, so that none weighs more
+        than 2.
+        """
+        kl = self.kl.detach().double().sum(dim=1)
+        size = kl + kl.mean() if kl.sum() > 0 else torch.ones_like(kl)
+        order = torch.argsort(self._fingerprints(), stable=True)
+        ends = size[order].cumsum(0)
+        places = (torch.arange(count, device=size.device) + 0.5) * (ends[-1] / count)
+        rows = order[torch.searchsorted(ends, places).clamp(max=len(order) - 1)]
+        return replace(self.take(rows), weight=size.mean() / size[rows])
 
     def still_to_come(self) -> Tensor:
         """The KL of each row's later tokens, less the mean of the prompt's other rows at the same place (no gradient).
@@ -71,9 +84,12 @@ class Positions:
         return type(self)(*(torch.cat([getattr(one, field.name) for one in (first, second)]) for field in fields(self)))
 
     def _same_prompt(self) -> Tensor:
-        prompt = self.ids.shape[1] - self.mask.shape[1]
-        prints = prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
+        prints = self._fingerprints()
         return prints[:, None] == prints[None, :]
+
+    def _fingerprints(self) -> Tensor:
+        prompt = self.ids.shape[1] - self.mask.shape[1]
+        return prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
 
     def _padded(self, prompt: int, completion: int) -> Self:
         right = completion - self.mask.shape[1]
@@ -84,6 +100,7 @@ class Positions:
             pad(self.mask, (0, right)),
             pad(self.ref_hidden, (0, 0, 0, right)),
             pad(self.kl, (0, right)),
+            self.weight,
         )
 
 

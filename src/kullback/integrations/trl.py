@@ -129,7 +129,8 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         with self.trainer.accelerator.autocast(), self._as_reference():
             ref_hidden = last_hidden(self.reference, ids, attention)[:, -mask.shape[1] - 1 :]
-        return Positions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask))
+        alike = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
+        return Positions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), alike)
 
     def record(self, inputs: Mapping[str, Any], scored: Positions) -> None:
         """Remember a micro-batch's KL until the optimizer steps, from every process."""
@@ -165,12 +166,17 @@ class _BudgetHolder(TrainerCallback, ExportableState):
             hidden = last_hidden(self.policy, positions.ids, positions.attention)
             return replace(positions, kl=self._kl(hidden, positions.ref_hidden, positions.mask))
 
-    def mean_kl(self, positions: Positions) -> float:
-        """Their KL in the budget's unit, over all processes."""
-        trainer, kl = self.trainer, positions.kl.double()
-        share = positions.mask.double().sum() if trainer.unit == "token" else kl.new_tensor(len(kl))
-        total: Any = trainer.accelerator.reduce(torch.stack([kl.sum(), share]), reduction="sum")
-        return float(total[0] / total[1].clamp(min=1.0))
+    def change(self, old: Positions, new: Positions) -> tuple[float, float, float]:
+        """The same positions' KL in the budget's unit, before and after, and the relative error of its change."""
+        trainer, weight = self.trainer, old.weight
+        before, after = (weight * one.kl.double().sum(dim=1) for one in (old, new))
+        shares = weight * (old.mask.sum(dim=1) if trainer.unit == "token" else 1.0)
+        total: Any = trainer.accelerator.reduce(torch.stack([before.sum(), after.sum(), shares.sum()]), reduction="sum")
+        first, last, share = (float(one) for one in total)
+        if first <= 0 or last <= 0:
+            return first / share, last / share, math.nan
+        apart: Any = trainer.accelerator.reduce((after - before * (last / first)).square().sum(), reduction="sum")
+        return first / share, last / share, math.sqrt(float(apart)) / last
 
     def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor) -> Tensor:
         temperature = self.trainer.temperature
@@ -244,24 +250,25 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         pulled = budget.pull
         self.pull(pulled)
         if self.panel is not None:
-            before, after = self._looked()
-            budget = budget.moved(before, after, pull=pulled)
+            before, after, std_error = self._looked()
+            budget = budget.moved(before, after, pull=pulled, std_error=std_error)
             for _ in range(_MOST_BRAKES):
                 if (brake := budget.brake) == 1.0:
                     break
                 self.pull(brake)
                 pulled *= brake
-                budget = budget.braked(*self._looked())
+                before, after, _ = self._looked()
+                budget = budget.braked(before, after)
         self.trainer.budget = budget
         if self.newest is not None:
             self._renew_panel(self.newest)
         return pulled
 
-    def _looked(self) -> tuple[float, float]:
-        """The panel's KL as it was when last looked at, and as it is now."""
+    def _looked(self) -> tuple[float, float, float]:
+        """The panel's KL as it was when last looked at, as it is now, and the relative error of the change."""
         assert self.panel is not None
-        before, self.panel = self.mean_kl(self.panel), self.seen_again(self.panel)
-        return before, self.mean_kl(self.panel)
+        old, self.panel = self.panel, self.seen_again(self.panel)
+        return self.change(old, self.panel)
 
     def _renew_panel(self, newest: Positions) -> None:
         """Half a batch of positions, an eighth of them new after each step: many prompts, none of them old.
@@ -270,9 +277,9 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         """
         size = (len(newest) + 1) // 2
         if self.panel is None:
-            self.panel = self.seen_again(newest.varied(size))
+            self.panel = self.seen_again(newest.drawn(size))
         else:
-            fresh = self.seen_again(newest.varied(math.ceil(size / _PANEL_STEPS)))
+            fresh = self.seen_again(newest.drawn(math.ceil(size / _PANEL_STEPS)))
             self.panel = fresh.followed_by(self.panel).take(slice(size))
 
     def state(self) -> dict[str, Any]:

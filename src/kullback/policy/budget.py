@@ -4,8 +4,8 @@ Three things act, from the slow one to the fast one, all on one smoothed estimat
 
 - the price, beta times the budget, integrates until a step no longer wants to change the KL (then it is the
   Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
-- `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target: beta has
-  no authority over the size of an optimiser's normalised step;
+- `step_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target, and to
+  what can be seen: beta has no authority over the size of an optimiser's normalised step;
 - `pull`, a factor on the weights' displacement from the reference, corrects the level at once: KL goes with a power of
   it, its square near the reference; further out the power is learned.
 """
@@ -23,7 +23,9 @@ __all__ = ["KLBudget", "Unit", "require_kl"]
 Unit: TypeAlias = Literal["token", "sequence", "step", "latent"]
 
 _SMOOTH = 0.2  # share of the newest step in the running push
-_MEMORY = 0.1  # share of the newest in the running bustle
+_MEMORY = 0.1  # share of the newest in the running bustle and blur
+_SIGHT = 0.003  # how badly a step near the target may be seen: the standard error of the KL's change, relative ...
+_FAR_SIGHT = 0.1  # ... and at a KL near zero, where no harm comes of it
 _RUSH = 4.0  # how much larger a step may be while the KL is still near zero
 _FASTER = 1.2  # the most that the step grows by at once
 _PULL_OUT = 1.04  # outward the KL is only trimmed: reward, not the controller, is to spend the budget
@@ -55,6 +57,7 @@ class KLBudget:
         step_scale: The factor on the learning rate, in (0, 1]. It starts low: how far a step moves is not known yet.
         push: How far recent steps wanted to move log KL, on average.
         bustle: How far a step at the full learning rate moves it, root mean square, as a share of the target.
+        blur: The standard error with which held-out positions show such a step, relative, root mean square.
         power: With which power of the displacement the KL goes, as learned from pulls.
         seen: What is known of the KL from the measurements.
 
@@ -81,6 +84,7 @@ class KLBudget:
     step_scale: float = 0.1
     push: float = 0.0
     bustle: float = 0.0
+    blur: float = 0.0
     power: Power = field(default_factory=Power)
     seen: Level = field(default_factory=Level)
 
@@ -153,21 +157,23 @@ class KLBudget:
         told = replace(self, seen=seen, step_scale=scale)
         return replace(told, price=told._next_price())
 
-    def moved(self, before: float, after: float, *, pull: float) -> Self:
+    def moved(self, before: float, after: float, *, pull: float, std_error: float = math.nan) -> Self:
         """The state after an optimizer step and a pull took the KL of fixed, held-out positions from before to after.
 
         Args:
             before: Their mean KL in nats per unit before the step.
             after: The same after the step and the pull.
             pull: The factor that the displacement was scaled by in between.
+            std_error: That of after / before, relative; nan if unknown. Steps that the positions differ much about are
+                made smaller: what a step did elsewhere is as uncertain.
 
         Raises:
-            BudgetError: A KL that is negative, nan or infinite, or a factor <= 0.
+            BudgetError: A KL that is negative, nan or infinite, a factor <= 0, or a standard error below 0.
         """
         require_kl(before, "before")
         require_kl(after, "after")
-        if not pull > 0:
-            raise BudgetError(f"expected a pull > 0, got {pull}")
+        if not pull > 0 or std_error < 0:
+            raise BudgetError(f"expected a pull > 0 and std_error >= 0 or nan, got {pull} and {std_error}")
         if not self.seen.knows_move(before, after):
             return replace(self, seen=self.seen.moved(before, after, wanted=0.0))
         change = math.log(after / before)
@@ -178,16 +184,19 @@ class KLBudget:
         move = near * max(-1.0, min(1.0, wanted))
         # Per unit of step_scale, so that what the scale did is not taken for calm.
         newest = abs(move) / self.step_scale
-        bustle = math.hypot(math.sqrt(1 - _MEMORY) * (self.bustle or newest), math.sqrt(_MEMORY) * newest)
+        bustle = _running(self.bustle, newest)
+        blur = self.blur if math.isnan(std_error) else _running(self.blur, min(1.0, std_error) / self.step_scale)
         # Far below the target there is no harm in larger steps, and the budget is to be spent.
-        limit = self.step_limit * (1 + _RUSH * max(0.0, 1 - self.level / self.target))
-        slower = limit / bustle if bustle > limit else 1.0
+        far = max(0.0, 1 - self.level / self.target)
+        limit, sight = self.step_limit * (1 + _RUSH * far), _SIGHT + _FAR_SIGHT * far
+        slower = min(1.0, limit / max(bustle, 1e-300), sight / max(blur, 1e-300))
         return replace(
             self,
             power=power,
-            seen=self.seen.moved(before, after, wanted=wanted),
+            seen=self.seen.moved(before, after, wanted=wanted, std_error=std_error),
             push=(1 - _SMOOTH) * self.push + _SMOOTH * move,
             bustle=bustle,
+            blur=blur,
             step_scale=max(min(slower, _FASTER * self.step_scale), min(_SLOWEST, self.step_scale)),
         )
 
@@ -254,6 +263,11 @@ class KLBudget:
         lead = self.push / bustle if bustle > 0 else 0.0
         error = max(-1.0, min(1.0, lead + math.log(self.level) - math.log(self.aim)))
         return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
+
+
+def _running(so_far: float, newest: float) -> float:
+    """The root mean square, recent ones weighing most."""
+    return math.hypot(math.sqrt(1 - _MEMORY) * (so_far or newest), math.sqrt(_MEMORY) * newest)
 
 
 def require_kl(value: float, name: str) -> None:

@@ -8,9 +8,11 @@ __all__ = ["Level"]
 
 _MEMORY = 0.1  # share of the newest in the running spread
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
-_JITTER = 0.012  # ... and never better than to one percent or so
+_JITTER = 0.012  # ... and never better than to one percent or so, where nobody says how well it was seen ...
+_SERVED = 2.0  # ... and to so many standard errors where one does: a position errs alike for as long as it serves
 _DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step ...
-_SLOW = 0.2  # ... and the weight of one batch in learning it, at most: while the KL rises the level runs late
+_VAGUE = 0.003  # ... what it is doubted by, at most, and at first ...
+_TURNS = 0.0003  # ... and what it changes by in one
 _UNFOLLOWED = 0.1  # what the KL may move by in a step of which nobody says how far it went
 _LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
 _MOST = 1e300  # nats, so that no state is infinite
@@ -23,13 +25,15 @@ _WANDER = 0.01  # what the offset changes by from one judgement to the next
 class Level:
     """The KL as estimated, in nats per unit, with what has been learned about its measurements.
 
-    A scalar Kalman filter on the KL: batches correct it by the weight that both errors deserve, and the change seen at
-    held-out positions carries it along.
+    A Kalman filter on the KL and on what held-out positions miss of its changes: these carry the level along, batches
+    and judgements correct both by the weight that the errors deserve.
 
     Args:
         value: The estimate; 0 before the first measurement.
         doubt: Its relative standard error.
         drift: What log KL gains in a step beyond what held-out positions show, as learned.
+        drift_doubt: Its standard error.
+        both: The covariance of log KL's error and the drift's.
         spread: The relative standard deviation of the KL between prompts, as measured.
         offset: The logarithm of the KL on the judged prompts over `value`, as learned.
         offset_doubt: Its standard error; 0 before the first judgement.
@@ -39,6 +43,8 @@ class Level:
     value: float = 0.0
     doubt: float = 0.0
     drift: float = 0.0
+    drift_doubt: float = _VAGUE
+    both: float = 0.0
     spread: float = 0.0
     offset: float = 0.0
     offset_doubt: float = 0.0
@@ -59,15 +65,14 @@ class Level:
         if self.value <= 0:
             return replace(self, value=kl, doubt=math.sqrt(noise), spread=spread, followed=False)
         prior = self.doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
-        weight = prior / max(prior + noise, 1e-300)
-        # What fixed positions miss steadily is learned, by an alpha-beta filter's gain.
-        slow = min(weight, _SLOW)
+        total = max(prior + noise, 1e-300)
+        weight = prior / total
         miss = max(-1.0, min(1.0, kl / self.value - 1))
         return replace(
-            self,
+            self._with_drift(miss, total=total),
             value=self.value + weight * (kl - self.value),
             doubt=math.sqrt(prior * (1 - weight)),
-            drift=max(-_DRIFT, min(_DRIFT, self.drift + slow**2 / (2 - slow) * miss)),
+            both=self.both * (1 - weight),
             spread=spread,
             followed=False,
         )
@@ -76,14 +81,22 @@ class Level:
         """Whether the KL of fixed positions, before and after, says by what factor the level moved."""
         return before > 0 and 0 < after < _LEAP * before and self.value > 0
 
-    def moved(self, before: float, after: float, *, wanted: float) -> Self:
-        """The level after a step took held-out positions from before to after; log KL moved by `wanted` unasked."""
+    def moved(self, before: float, after: float, *, wanted: float, std_error: float = math.nan) -> Self:
+        """The level after a step took held-out positions from before to after.
+
+        Log KL moved by `wanted` unasked; `std_error` is that of after / before, relative, or nan where it is unknown.
+        """
         if not self.knows_move(before, after):
-            return replace(self, value=after, doubt=1.0, followed=True)
+            return replace(self, value=after, doubt=1.0, both=0.0, followed=True)
+        unknown = math.isnan(std_error)
+        noise = math.hypot(_JITTER, _TRUST * wanted) if unknown else min(1.0, _SERVED * std_error)
+        drift_doubt = min(_VAGUE, math.hypot(self.drift_doubt, _TURNS))
         return replace(
             self,
             value=min(_MOST, self.value * (after / before) * math.exp(self.drift)),
-            doubt=math.hypot(self.doubt, _JITTER, _TRUST * wanted),
+            doubt=math.sqrt(max(0.0, self.doubt**2 + 2 * self.both + drift_doubt**2 + noise**2)),
+            drift_doubt=drift_doubt,
+            both=self.both + drift_doubt**2,
             followed=True,
         )
 
@@ -107,9 +120,19 @@ class Level:
         doubt = max(self.doubt**2, surprise**2 - prior - noise)
         total = max(doubt + prior + noise, 1e-300)
         return replace(
-            self,
+            self._with_drift(surprise, total=total),
             value=math.exp(min(math.log(_MOST), math.log(self.value) + doubt / total * surprise)),
             doubt=math.sqrt(doubt * (1 - doubt / total)),
+            both=self.both * (1 - doubt / total),
             offset=self.offset + prior / total * surprise,
             offset_doubt=math.sqrt(prior * (1 - prior / total)),
+        )
+
+    def _with_drift(self, surprise: float, *, total: float) -> Self:
+        """What a measurement that surprises by so much, where its variance is the total, says of the drift."""
+        slow = self.both / total
+        return replace(
+            self,
+            drift=max(-_DRIFT, min(_DRIFT, self.drift + slow * surprise)),
+            drift_doubt=math.sqrt(max(0.0, self.drift_doubt**2 - slow * self.both)),
         )
