@@ -5,6 +5,7 @@ import math
 import warnings
 from itertools import product
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from kullback.closed_forms import FORMS
 from kullback.distributions import as_record, kl, register_kl
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 from kullback.integrations.torch import _FAMILIES, install, uninstall
+from kullback.measures import measure
 
 from .. import families_oracle as oracle
 from .reference import cases, needs_reference, record_class, relative_error, tolerance
@@ -539,3 +541,15 @@ def test_what_is_no_vector_beside_one() -> None:
     q = d.MultivariateNormal(torch.zeros(2), torch.eye(2))
     with pytest.raises(ShapeError):
         kl(d.Independent(d.Normal(torch.zeros(3), 1.0), 1), q)
+
+
+def test_a_pareto_whose_density_takes_no_float64() -> None:
+    p, q = (d.GeneralizedPareto(0.0, scale, shape) for scale, shape in ((1.0, 0.25), (2.0, 0.5)))
+    estimate = measure(p, q)
+    # By mpmath's quadrature of p log(p/q), p = (1 + x/4)^-5 and q = (1 + x/4)^-3 / 2.
+    with mpmath.workdps(30):
+        truth = mpmath.quad(
+            lambda x: (1 + x / 4) ** -5 * (mpmath.log(2) - 2 * mpmath.log(1 + x / 4)), [0, 1, 10, 100, mpmath.inf]
+        )
+    assert estimate.status == "bounded"
+    assert abs(mpmath.mpf(estimate.value) - truth) <= estimate.error < 1e-10

@@ -6,11 +6,13 @@ from math import inf, isfinite
 from typing import Any
 
 import numpy as np
+from scipy.stats import genpareto
 
 from kullback._arrays import Array, untracked
 from kullback.densities.density import Density
 from kullback.densities.mixtures import Components, components
 from kullback.densities.monte_carlo import Sampler
+from kullback.densities.of_scipy import of_frozen
 from kullback.errors import ShapeError
 
 __all__ = ["components_of_torch", "of_torch", "sampler_of_torch"]
@@ -24,6 +26,9 @@ def of_torch(distribution: Any) -> Density | None:
     """
     _require_one(distribution)
     torch = sys.modules["torch"]
+    if type(distribution).__name__ == "GeneralizedPareto":  # its log_prob takes no float64
+        shape = (distribution.concentration, distribution.loc, distribution.scale)
+        return of_frozen(genpareto(*(float(parameter) for parameter in shape)))
     distribution = _double(distribution, torch)
     sampler = sampler_of_torch(distribution)
     if tuple(distribution.event_shape) or sampler is None:

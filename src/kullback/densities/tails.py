@@ -13,6 +13,7 @@ __all__ = ["Tail", "follow"]
 
 _NEGLIGIBLE = -75.0  # log of 3e-33, beside masses of one
 _FARTHEST = 690.0  # log of 1e300: beyond, floats end
+_SQUARED = 172.0  # log of 5e74, whose fourth power is a float
 
 
 class Tail(NamedTuple):
@@ -57,6 +58,8 @@ def follow(p: Density, q: Density, origin: float, scale: float, growth: int) -> 
         beyond = _mass_beyond(s, height)
         return Tail(float(s[-1]), beyond, beyond, *masses)
     beyond, doubt, unclear = _judge(s, height)
+    if doubt == inf and growth > 0 and _outgrows(p, origin, scale, s, height - log_p, farthest):
+        beyond, doubt, unclear = inf, 0.0, ""
     return Tail(float(s[-1]), beyond, doubt, *masses, unclear)
 
 
@@ -78,6 +81,19 @@ def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: floa
     if 0 < seen < 50 and farthest > 1e-3:
         return _sight(p, q, ray, float(s[seen]))
     return s[:seen], log_p[:seen], log_q[:seen]
+
+
+def _outgrows(p: Density, origin: float, scale: float, s: Array, log_ratio: Array, farthest: float) -> bool:
+    """Whether log(p/q), where it grows as e^x from where it was seen last, grows sooner than p falls for all that floats
+    can tell: p is seen farther out than log q, which overflows."""
+    step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
+    last = [-1, -1 - step]
+    x = np.exp(s[last] - s[-1])
+    rate = (log_ratio[last[0]] - log_ratio[last[1]]) / (x[0] - x[1])
+    far = np.linspace(s[-1], min(farthest, _SQUARED - log(abs(scale))), 100)
+    log_p = p.log_density(np.full_like(far, origin), scale * np.exp(far)) + log(abs(scale)) + far
+    height = log_p + rate * np.exp(far - s[-1])
+    return bool(rate > 1 and (np.diff(height) > 0).all() and height[-1] > 1e3)
 
 
 def _resolves(density: Density, end: float) -> bool:
