@@ -84,8 +84,7 @@ def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: floa
 
 
 def _outgrows(p: Density, origin: float, scale: float, s: Array, log_ratio: Array, farthest: float) -> bool:
-    """Whether log(p/q), where it grows as e^x from where it was seen last, grows sooner than p falls for all that floats
-    can tell: p is seen farther out than log q, which overflows."""
+    """Whether log(p/q), if it goes on growing as e^x, grows sooner than p falls: p is seen farther out than log q."""
     step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
     last = [-1, -1 - step]
     x = np.exp(s[last] - s[-1])
