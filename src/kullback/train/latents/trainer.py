@@ -19,6 +19,7 @@ from kullback.policy.controllers import Controller, controller_from_dict, contro
 from kullback.train.interrupts import Interrupts
 from kullback.train.latents.images import Images
 from kullback.train.latents.judgement import alarm, judge
+from kullback.train.latents.leash import Leash
 from kullback.train.latents.models import VAE, Bottleneck, Likelihood, kl_to_prior
 from kullback.train.latents.pictures import add_pictures
 from kullback.train.latents.schedules import Constant, FreeBits, Schedule, priced_kl
@@ -110,7 +111,9 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     run = RunDirectory(plan.output)
     _require_sense(plan, images, run, resume)
     model = _model(plan, images)
-    optimiser = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
+    others = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
+    groups = [{"params": list(model.encoder.parameters())}, {"params": others}]
+    optimiser = torch.optim.Adam(groups, lr=plan.learning_rate)
     budget, step = plan.budget, 0
     checkpoint = run.last_checkpoint() if resume else None
     if checkpoint is not None:
@@ -122,6 +125,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     x, labels, judged, judged_labels = (None if one is None else torch.from_numpy(one) for one in _ordered(images))
     assert x is not None
     assert judged is not None
+    leash = Leash(model, x, plan.learning_rate) if isinstance(budget, KLBudget) else None
     earlier = run.metrics()
     since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
     told = RunProgress(
@@ -148,14 +152,21 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
             beta = plan.schedule.beta(step) if budget is None else budget.beta
             optimiser.zero_grad()
             (cost + beta * priced_kl(kl, plan.free)).backward()
-            optimiser.step()
+            acted: Row = {}
+            if leash is None:
+                optimiser.step()
+            else:
+                assert isinstance(budget, KLBudget)
+                scale_of_step = budget.step_scale
+                budget, pulled = leash.step(budget, optimiser)
+                acted = {"kl_level": budget.level, "step_scale": scale_of_step, "pull": pulled}
             row = {
                 "step": step,
                 "kl_posterior_prior_per_latent": rate,
                 "kl_posterior_prior_per_latent_std_error": error,
             }
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
-            row |= {} if not isinstance(budget, KLBudget) else {"kl_level": budget.level}
+            row |= acted
             run.add_metrics({**row, "seconds": round(time.monotonic() - since, 3)})
             progress.show({**row, "reward": -float(cost.detach())})
             if step % plan.evaluate_every == 0 or step == plan.steps:
@@ -165,6 +176,9 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                     if console is not None and step == plan.steps:
                         console.print(words, highlight=False, soft_wrap=True)
                 run.add_evaluation(found)
+                if isinstance(budget, KLBudget):
+                    name = "kl_posterior_prior_per_latent"
+                    budget = budget.judged(found[name], std_error=found[f"{name}_std_error"])
             if step % plan.save_every == 0 or step == plan.steps or interrupts.asked:
                 _save(model, optimiser, run.checkpoints, step, budget)
     if step < plan.steps:

@@ -1,0 +1,61 @@
+"""Keeps the nats that a model's posteriors say inside a budget: by the size of the encoder's steps, and at once."""
+
+import numpy as np
+import torch
+
+from kullback.policy.budget import KLBudget
+from kullback.train.latents.models import VAE, Bottleneck, kl_to_prior
+
+__all__ = ["Leash"]
+
+_PANEL = 512  # images that the KL is looked at again on
+_MOST_BRAKES = 3
+
+
+class Leash:
+    """Does to the encoder what a `KLBudget` asks, and tells it what came of that.
+
+    The prior is a posterior whose means and log standard deviations are 0: scaling what the encoder's last layers give
+    pulls all posteriors towards it.
+
+    Args:
+        model: Whose encoder it acts on.
+        x: Images that it learns from; some of them serve as a panel.
+        rate: The learning rate.
+    """
+
+    def __init__(self, model: VAE | Bottleneck, x: torch.Tensor, rate: float) -> None:
+        self.model, self.rate = model, rate
+        self.panel = x[np.linspace(0, len(x) - 1, min(_PANEL, len(x))).round().astype(int)]
+        self.seen = self._on_panel()
+
+    def step(self, budget: KLBudget, optimiser: torch.optim.Optimizer) -> tuple[KLBudget, float]:
+        """The optimiser's step, whose first group is the encoder; the budget after it, and the factor it pulled by."""
+        encoder = optimiser.param_groups[0]
+        encoder["lr"] = self.rate * budget.step_scale
+        optimiser.step()
+        encoder["lr"] = self.rate
+        pulled = budget.pull
+        self._pull(pulled)
+        budget = budget.moved(*self._looked(), pull=pulled)
+        for _ in range(_MOST_BRAKES):
+            if (brake := budget.brake) == 1.0:
+                break
+            self._pull(brake)
+            pulled *= brake
+            budget = budget.braked(*self._looked())
+        return budget, pulled
+
+    @torch.no_grad()
+    def _pull(self, factor: float) -> None:
+        for layer in (self.model.encoder.loc, self.model.encoder.log_scale):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+
+    def _looked(self) -> tuple[float, float]:
+        before, self.seen = self.seen, self._on_panel()
+        return before, self.seen
+
+    @torch.no_grad()
+    def _on_panel(self) -> float:
+        return float(kl_to_prior(*self.model.posterior(self.panel)).sum(1).double().mean())
