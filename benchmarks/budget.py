@@ -5,12 +5,13 @@
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers all --unconstrained
     .venv/bin/python benchmarks/budget.py --summary    of all runs under --output, by task and controller
 
-The tasks, and what judges each run (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 512 fixed prompts every
+The tasks, and what judges each run (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 2048 fixed prompts every
 20 steps; "CartPole-v1" and "Pendulum-v1", PPO: the exact KL at 1024 fixed states after every update; "digits", a VAE:
 the closed-form KL on all held-out images every 25 steps. The first third of a run does not count, but for settling and
 overshoot. "batches" is the mean over the training batches of the same steps. A run can bind where the same run without
 a budget goes beyond 1.1 budgets; in the summary what lies before it first comes within 10% of its budget does not
-count either, and a run that never does counts as it is. FixedBeta has no target: it is given the price that KLBudget
+count either, nor what lies below the budget with KLBudget's price at its floor, where nothing is to be held; any other
+run that never comes near counts as it is. FixedBeta has no target: it is given the price that KLBudget
 ended with at the middle rate. Runs that are already under --output are only read.
 """
 

@@ -47,6 +47,9 @@ class Trace:
     rewards: list[float]
     beta: float
     broken: bool
+    free: list[
+        bool
+    ]  # whether the price lay within a quarter of its floor, and the KL below the budget: it was not to be held
 
     @property
     def late(self) -> list[float]:
@@ -63,8 +66,10 @@ class Trace:
         return next(near, None)
 
     def held(self, close: float) -> list[float]:
-        """The KLs of the last two thirds, without those on the way to the budget."""
-        return self._after(max(self.steps[-1] / 3, (self.settled(close) or 0) - 1))
+        """The KLs of the last two thirds, without those on the way to the budget or where it did not bind."""
+        start = max(self.steps[-1] / 3, (self.settled(close) or 0) - 1)
+        rows = zip(self.steps, self.kls, self.free, strict=True)
+        return [kl for step, kl, free in rows if step > start and not free]
 
     def _after(self, start: float) -> list[float]:
         return [kl for step, kl in zip(self.steps, self.kls, strict=True) if step > start]
@@ -124,6 +129,8 @@ def _trace(task: str, run: RunDirectory) -> Trace:
     judged = [row for row in rows if row["step"] > 0]
     kind, budget, rate, seed, _ = run.path.name.split("_")
     settled = metrics[-1]["step"] / 3
+    floor = 1.25 * run.config()["budget"].get("price_min", 0.0) / float(budget) if kind == "KLBudget" else 0.0
+    betas = {row["step"]: row["beta"] for row in metrics if kind == "KLBudget"}
     return Trace(
         task,
         run.path.name,
@@ -137,6 +144,7 @@ def _trace(task: str, run: RunDirectory) -> Trace:
         [reward for row in rows if (reward := row[told.reward]) is not None],
         metrics[-1].get("beta") or 0.0,
         (run.path / _BROKEN).is_file(),
+        [betas.get(row["step"], 1.0) <= floor and row[told.kl] < float(budget) for row in judged],
     )
 
 
