@@ -1,6 +1,8 @@
 """The trainer, as TRL runs it: its penalty's gradient, its controller, its checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.errors import BudgetError
+from kullback.integrations.positions import Positions
 from kullback.integrations.trl import BudgetGRPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -308,3 +311,26 @@ def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:
 def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> None:
     with pytest.raises(BudgetError, match=r"beta = 0, got 0\.04"):
         make(KLBudget(0.05), beta=0.04)
+
+
+@pytest.mark.parametrize("unit", ["token", "sequence"])
+def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: Any) -> None:
+    trainer = make(KLBudget(0.05, unit=unit))
+    holder, lengths = trainer._holder, torch.randint(1, 6, (400,), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < lengths[:, None]
+    surprises = []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        sizes, moves = torch.randn(2, 400, 1, generator=generator, dtype=torch.float64)
+        kl = (1.5 * sizes).exp() * mask
+        rows = Positions(torch.arange(400)[:, None].expand(-1, 8), mask, mask, mask, kl, torch.ones(400))
+        after = kl * (0.1 + 0.2 * moves).exp()
+        whole = holder.change(rows, replace(rows, kl=after))
+        share = float(mask.sum()) if unit == "token" else 400
+        assert whole[:2] == pytest.approx((float(kl.sum()) / share, float(after.sum()) / share), rel=1e-12)
+        panel = rows.drawn(40)
+        before, later, std_error = holder.change(panel, replace(panel, kl=after[panel.ids[:, 0]]))
+        surprises.append(math.log(later / before / (whole[1] / whole[0])) / std_error)
+    surprises = torch.tensor(surprises)
+    assert abs(surprises.mean()) < 4 / 200**0.5
+    assert 0.6 < surprises.std() < 1.1  # less than 1: rows that are sure to be drawn err less than the formula says
