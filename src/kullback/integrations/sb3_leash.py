@@ -13,12 +13,12 @@ from torch import Tensor
 
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import Controller
+from kullback.policy.holding import hold
 from kullback.result import Estimate
 
 __all__ = ["Leash"]
 
 _PANEL = 256  # states on which each step is followed
-_MOST_BRAKES = 3
 
 
 class Leash:
@@ -72,16 +72,12 @@ class Leash:
         budget: KLBudget = self.held
         self.scales.append(budget.step_scale)
         anchors = self.update.policy_weights(self.anchor)
-        pulled = budget.pull
-        self.update.draw(anchors, pulled)
-        budget = budget.braked(*self.looked(), factor=pulled) if is_told else budget.moved(*self.looked(), pull=pulled)
-        for _ in range(_MOST_BRAKES):
-            if (brake := budget.brake) == 1.0:
-                break
-            self.update.draw(anchors, brake)
-            pulled *= brake
-            budget = budget.braked(*self.looked())
-        self.held = budget
+        self.held, pulled = hold(
+            budget,
+            lambda factor: self.update.draw(anchors, factor),
+            lambda: (*self.looked(), math.nan),
+            is_told=is_told,
+        )
         self.pulled *= pulled
 
     def end(self, apart: Estimate) -> None:

@@ -26,13 +26,13 @@ from kullback.integrations.positions import Positions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
 from kullback.policy.budget import KLBudget
 from kullback.policy.controllers import Controller, controller_from_dict, controller_to_dict
+from kullback.policy.holding import hold
 from kullback.result import Estimate
 from kullback.tokens.average import kl_per_sequence, kl_per_token
 
 __all__ = ["BudgetGRPOTrainer"]
 
 _PANEL_STEPS = 8  # optimizer steps that held-out positions serve
-_MOST_BRAKES = 3
 
 
 class BudgetGRPOTrainer(GRPOTrainer):
@@ -246,19 +246,12 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         log["kl_level"].append(trainer.budget.level)
 
     def _hold(self, budget: KLBudget) -> float:
-        """Pull the weights, see on held-out positions where the step went, brake if it went too far."""
-        pulled = budget.pull
-        self.pull(pulled)
-        if self.panel is not None:
-            before, after, std_error = self._looked()
-            budget = budget.moved(before, after, pull=pulled, std_error=std_error)
-            for _ in range(_MOST_BRAKES):
-                if (brake := budget.brake) == 1.0:
-                    break
-                self.pull(brake)
-                pulled *= brake
-                before, after, _ = self._looked()
-                budget = budget.braked(before, after)
+        """Pull and brake, where there are positions to see it on; the factor on the displacement."""
+        if self.panel is None:
+            pulled = budget.pull
+            self.pull(pulled)
+        else:
+            budget, pulled = hold(budget, self.pull, self._looked)
         self.trainer.budget = budget
         if self.newest is not None:
             self._renew_panel(self.newest)

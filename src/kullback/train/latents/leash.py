@@ -1,15 +1,17 @@
 """Keeps the nats that a model's posteriors say inside a budget: by the size of the encoder's steps, and at once."""
 
+import math
+
 import numpy as np
 import torch
 
 from kullback.policy.budget import KLBudget
+from kullback.policy.holding import hold
 from kullback.train.latents.models import VAE, Bottleneck, kl_to_prior
 
 __all__ = ["Leash"]
 
 _PANEL = 512  # images that the KL is looked at again on
-_MOST_BRAKES = 3
 
 
 class Leash:
@@ -35,16 +37,7 @@ class Leash:
         encoder["lr"] = self.rate * budget.step_scale
         optimiser.step()
         encoder["lr"] = self.rate
-        pulled = budget.pull
-        self._pull(pulled)
-        budget = budget.moved(*self._looked(), pull=pulled)
-        for _ in range(_MOST_BRAKES):
-            if (brake := budget.brake) == 1.0:
-                break
-            self._pull(brake)
-            pulled *= brake
-            budget = budget.braked(*self._looked())
-        return budget, pulled
+        return hold(budget, self._pull, self._looked)
 
     @torch.no_grad()
     def _pull(self, factor: float) -> None:
@@ -52,9 +45,9 @@ class Leash:
             layer.weight.mul_(factor)
             layer.bias.mul_(factor)
 
-    def _looked(self) -> tuple[float, float]:
+    def _looked(self) -> tuple[float, float, float]:
         before, self.seen = self.seen, self._on_panel()
-        return before, self.seen
+        return before, self.seen, math.nan
 
     @torch.no_grad()
     def _on_panel(self) -> float:
