@@ -137,9 +137,13 @@ def _judged(task: str, kind: str, runs: list[Trace], ours: list[Trace]) -> str:
 
 
 def _beside(trace: Trace, ours: list[Trace]) -> float | None:
-    """The late reward less that of KLBudget's runs at the same rate, interpolated to the same KL; None outside."""
-    points = sorted((fmean(one.late), one.reward) for one in ours if (one.rate, one.seed) == (trace.rate, trace.seed))
-    kl = fmean(trace.late or [nan])
+    """The late reward less that of KLBudget's runs at the same rate, interpolated to the same KL; None outside.
+
+    Along the root of KL, since that is how reward begins to grow with it: budgets lie ten times apart.
+    """
+    same = [one for one in ours if (one.rate, one.seed) == (trace.rate, trace.seed)]
+    points = sorted((fmean(one.late) ** 0.5, one.reward) for one in same)
+    kl = fmean(trace.late or [nan]) ** 0.5
     for (low, first), (high, second) in pairwise(points):
         if low <= kl <= high:
             return trace.reward - first - (second - first) * (kl - low) / (high - low)
