@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kullback.train import demo
 from kullback.train.demo import verdict
 from kullback.train.run_directory import RunDirectory
 
@@ -38,6 +39,7 @@ def test_the_demo_runs_to_its_end(
     from kullback.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_JUDGED_PROMPTS", 64)
     words = ["train", "demo", "--output", "demo", "--steps", "2", "--reference-steps", "15"]
     assert main(words) == 0
     out = capsys.readouterr().out

@@ -27,7 +27,7 @@ from kullback.train.ppo_settings import parse_ppo_settings
 from kullback.train.run_directory import RunDirectory
 
 SMALL = {"n_steps": 128, "n_epochs": 4, "save_every": 2}
-FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64}
+FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64, "n_epochs": 6}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_whose_time_runs_backwards_or_changes_its_mind_is_refused(
 
 @pytest.mark.parametrize(("env", "target"), [("CartPole-v1", 0.01), ("Pendulum-v1", 0.003)])
 def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path) -> None:
-    settings = {**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
+    settings = {**FAST, "n_epochs": 10, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
     plan = PPOPlan(
         env,
         512 * 12,
