@@ -320,11 +320,12 @@ def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
         ({"settings": {"batch_size": 100}}, r"batch_size=100: expected a divisor of n_steps \* n_envs = 2048"),
         ({"settings": {"n_steps": 0}}, "--set n_steps: expected 1 or more"),
         ({"settings": {"activation_fn": "Softmax"}}, "expected activation_fn of Tanh"),
-        ({"settings": {"device": "abacus"}}, "PPO refuses this"),
+        ({"settings": {"device": "abacus"}}, "--set device=abacus: expected a device that PyTorch has"),
         ({"settings": {"use_sde": True}}, "PPO refuses this: generalized State-Dependent Exploration"),
         ({"of": "reference", "budget": KLBudget(0.1, unit="step")}, "--of reference: expected --reference"),
         ({"budget": KLBudget(0.1)}, "budget per 'step', got 'token'"),
         ({"reference": Path("absent")}, "--reference absent: no such"),
+        ({"settings": {"device": "cuda:99"}}, "--set device=cuda:99: expected a device that PyTorch has"),
     ],
 )
 def test_bad_plans_leave_nothing(change: dict[str, Any], said: str, tmp_path: Path) -> None:

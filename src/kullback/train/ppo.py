@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -295,6 +296,7 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
     for key in ("gamma", "gae_lambda"):
         if not 0 <= settings[key] <= 1:
             raise InputError(f"--set {key}: expected a number from 0 to 1, got {settings[key]}")
+    _require_device(settings["device"])
     if not settings["max_grad_norm"] > 0:
         raise InputError(f"--set max_grad_norm: expected a number > 0, got {settings['max_grad_norm']}")
     if plan.rollout % settings["batch_size"]:
@@ -307,3 +309,12 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
     if plan.of == "reference" and plan.reference is None:
         raise InputError("--of reference: expected --reference, a run or a zip of stable-baselines3, to stay near to")
     run.may_begin(plan.config(), resume=resume)
+
+
+def _require_device(name: str) -> None:
+    """Tried here, since stable-baselines3 takes the CPU where there is no such device, and says nothing."""
+    try:
+        torch.empty(0, device="cpu" if name == "auto" else name)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).partition("\n")[0]
+        raise InputError(f"--set device={name}: expected a device that PyTorch has, such as cpu: {said}") from error

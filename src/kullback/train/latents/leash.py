@@ -11,7 +11,7 @@ from kullback.train.latents.models import VAE, Bottleneck, kl_to_prior
 
 __all__ = ["Leash"]
 
-_PANEL = 512  # images that the KL is looked at again on
+_PANEL = 256  # images that the KL is looked at again on
 
 
 class Leash:
