@@ -27,7 +27,7 @@ DEMO_SETTINGS: Mapping[str, Any] = {
     "save_steps": 100,
 }
 _TRAINING_PROMPTS = 4800
-_JUDGED_PROMPTS = 2048  # 512 know the KL of all to 3 to 10%
+_JUDGED_PROMPTS = 1024  # they know the KL of all to 2 to 5%
 
 
 def demo_plan(
