@@ -32,8 +32,11 @@ Row = dict[str, Any]
 
 
 def latent_budget(nats: float) -> KLBudget:
-    """A budget of nats an image over all latent dimensions. Costs are in nats too, so that prices are around 1 each."""
-    return KLBudget(nats, unit="latent", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats)
+    """A budget of nats an image over all latent dimensions. Costs are in nats too, so that prices are around 1 each.
+
+    Its steps may move the KL farther than a policy's: what a pull does is seen on the panel without noise.
+    """
+    return KLBudget(nats, unit="latent", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats, step_limit=0.1)
 
 
 @dataclass(frozen=True)
