@@ -223,6 +223,23 @@ def test_a_normal_in_the_plane_under_a_curved_density():
     assert np.diag(fit.distribution.covariance_matrix) == pytest.approx(np.exp(exact.x[1:]), rel=1e-5)
 
 
+@pytest.mark.parametrize("correlation", [-0.8, 0.0])
+def test_every_normal_in_the_plane_is_of_rank_one(correlation):
+    covariance = np.asarray([[4.0, 2 * correlation], [2 * correlation, 1.0]])
+    target = f.MultivariateNormal(loc=[1.0, -2.0], covariance_matrix=covariance)
+    start = f.LowRankMultivariateNormal(loc=[0.0, 0.0], cov_factor=[[0.5], [0.1]], cov_diag=[1.0, 1.0])
+    fit = fit_reverse(f.LowRankMultivariateNormal, target=target, start=start)
+    one = fit.distribution
+    assert type(one) is f.LowRankMultivariateNormal
+    assert one.cov_factor.shape == (2, 1)
+    assert one.loc == pytest.approx([1.0, -2.0], abs=1e-8)
+    np.testing.assert_allclose(one.cov_factor @ one.cov_factor.T + np.diag(one.cov_diag), covariance, atol=1e-8)
+    assert fit.kl == pytest.approx(0, abs=1e-10)
+    assert fit.path[0].distribution.cov_diag.min() > 0
+    with pytest.raises(ParameterError, match="the rank of the factor, from 1 to 2, got None"):
+        fit_reverse(f.LowRankMultivariateNormal, target=target)
+
+
 def test_moments_of_mixtures_of_vectors():
     locs = torch.tensor([[-4.0, 0.0, 1.0], [3.0, 1.0, 0.0]]).double()
     parts = td.MultivariateNormal(locs, torch.eye(3).double())

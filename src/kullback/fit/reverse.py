@@ -19,12 +19,12 @@ from kullback.errors import ParameterError, SupportError
 from kullback.families import Record
 from kullback.fit.edges import search_with_edges
 from kullback.fit.fits import Fit
-from kullback.fit.kinds import is_module, kind_of
+from kullback.fit.kinds import Kind, is_module, kind_of
 from kullback.fit.pareto import pareto_k
 from kullback.fit.search import Found
 from kullback.fit.starts import no_start, starts_on_the_line
 from kullback.fit.targets import called, density_of, normalised
-from kullback.fit.vectors import reverse_in_the_plane
+from kullback.fit.vectors import low_rank_in_the_plane, require_rank, reverse_in_the_plane
 from kullback.measures import measure
 from kullback.result import Estimate
 
@@ -198,9 +198,19 @@ def _of_vectors(
         raise ParameterError("expected start=, a member of the family: it says how many dimensions log_prob takes")
     if size == 2 and kind is families.MultivariateNormal:
         return _in_the_plane(log_prob, target, begin)
+    if size == 2:
+        given = np.shape(begin[0].cov_factor)[-1] if begin else None  # pyright: ignore[reportAttributeAccessIssue]
+        of_rank = require_rank(given if rank is None else rank, 2)
+        fit = _in_the_plane(log_prob, target, [_whole(one) for one in begin])
+        return Kind(kind, lambda normal: low_rank_in_the_plane(normal, of_rank)).returned(fit)
     return import_module("kullback.integrations.torch_fit").fit_normal_reverse(
         kind, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
     )
+
+
+def _whole(one: Any) -> Record:
+    factor, rest = np.asarray(one.cov_factor), np.asarray(one.cov_diag)
+    return families.MultivariateNormal(loc=one.loc, covariance_matrix=factor @ factor.T + np.diag(rest))
 
 
 def _in_the_plane(log_prob: Callable[[Any], Any] | None, target: Any, begin: list[Record]) -> Fit:

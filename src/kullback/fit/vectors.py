@@ -21,7 +21,7 @@ from kullback.fit.search import search
 from kullback.measures import measure
 from kullback.result import Estimate
 
-__all__ = ["forward_of_vectors", "low_rank", "reverse_in_the_plane"]
+__all__ = ["forward_of_vectors", "low_rank", "low_rank_in_the_plane", "require_rank", "reverse_in_the_plane"]
 
 _DRAWS = 65_536
 
@@ -69,9 +69,7 @@ def low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRan
 
     Descends KL(N(loc, covariance) || N(loc, F F' + D)) = (log det Sigma + tr(Sigma^-1 covariance))/2 + const.
     """
-    size = len(loc)
-    if rank is None or not 0 < rank <= size:
-        raise ParameterError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
+    size, rank = len(loc), require_rank(rank, len(loc))
     widths = np.sqrt(np.diag(covariance))
     scaled = covariance / np.outer(widths, widths)
     values, vectors = np.linalg.eigh(scaled)
@@ -91,6 +89,28 @@ def low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRan
     )
     f, d = found.x[: size * rank].reshape(size, rank), np.exp(found.x[size * rank :])
     return families.LowRankMultivariateNormal(loc=loc, cov_factor=f * widths[:, None], cov_diag=d * widths**2)
+
+
+def low_rank_in_the_plane(normal: Record, rank: int | None) -> families.LowRankMultivariateNormal:
+    """The same normal: in the plane each is of rank 1, and shares its variances as its correlation says."""
+    rank = require_rank(rank, 2)
+    covariance = np.asarray(normal.covariance_matrix)  # pyright: ignore[reportAttributeAccessIssue]
+    variances = np.diag(covariance)
+    correlation = float(covariance[0, 1] / np.sqrt(variances[0] * variances[1]))
+    factor = np.zeros((2, rank))
+    factor[:, 0] = np.sqrt(abs(correlation) * variances) * [1.0, np.sign(correlation)]
+    return families.LowRankMultivariateNormal(
+        loc=normal.loc,  # pyright: ignore[reportAttributeAccessIssue]
+        cov_factor=factor,
+        cov_diag=(1 - abs(correlation)) * variances,
+    )
+
+
+def require_rank(rank: int | None, size: int) -> int:
+    """The rank, or ParameterError."""
+    if rank is None or not 0 < rank <= size:
+        raise ParameterError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
+    return rank
 
 
 def reverse_in_the_plane(

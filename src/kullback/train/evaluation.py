@@ -55,7 +55,7 @@ class Evaluation:
         return [reward.__name__ for reward in self.rewards]
 
     def measure(self, policy: Any, reference: Any, *, step: int) -> tuple[Row, list[Row]]:
-        """One row of numbers over all the prompts, and the first completions to look at; the same in every process."""
+        """One row of numbers over all the prompts, and some completions to look at; the same in every process."""
         was_training = policy.training
         policy.eval()
         devices = [policy.device] if policy.device.type == "cuda" else []
@@ -69,7 +69,8 @@ class Evaluation:
         finally:
             policy.train(was_training)
         results = sorted(gather_object(mine), key=lambda result: result["index"])
-        samples = [{key: result[key] for key in ("prompt", "completion", "rewards")} for result in results[:_SHOWN]]
+        shown = results[:: max(1, len(results) // _SHOWN)][:_SHOWN]
+        samples = [{key: result[key] for key in ("prompt", "completion", "rewards")} for result in shown]
         return {"step": step, **self._summary(results)}, samples
 
     def _judge(self, policy: Any, reference: Any, indices: range) -> list[Row]:
