@@ -158,7 +158,7 @@ def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
     for nats in (0.3, 4.0):
         path = tmp_path / str(nats)
         budget = latent_budget(nats)
-        assert train_latent(LatentPlan("digits", 400, path, "bottleneck", budget, hidden=64), digits)
+        assert train_latent(LatentPlan("digits", 700, path, "bottleneck", budget, hidden=64), digits)
         last = RunDirectory(path).evaluations()[-1]
         assert last["kl_posterior_prior_per_latent"] == pytest.approx(nats, rel=0.25)
         # Fano: I(z; label) is at most the nats, so that the cross-entropy is at least log 10 less them.
