@@ -205,7 +205,7 @@ def pairs(draw):
     return p / p.sum(), q / q.sum()
 
 
-laws = settings(max_examples=40, deadline=None, derandomize=True)
+laws = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @laws

@@ -142,7 +142,7 @@ def test_log_probabilities(numba):
 
 TINY = [0.0, -0.0, 5e-324, 3e-320, 1e-310, 1e-300, 2.0**-961, 2.0**-960, 1e-280, 1e-45, 1e-38, 2.0**-120, 1e-30, 1e-9]
 entries = st.floats(0.01, 1) | st.sampled_from(TINY)
-laws = settings(max_examples=50, deadline=None, derandomize=True)
+laws = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 @st.composite

@@ -104,7 +104,7 @@ def test_the_bound_is_met_by_fine_choices_without_ties_and_not_by_coarse_ones():
         assert float(coarse.kl) <= min(math.log(4), float(best_of_n(n)) - 0.005)
 
 
-laws = settings(max_examples=40, deadline=None, derandomize=True)
+laws = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @st.composite

@@ -232,7 +232,7 @@ def test_no_policy_of_the_same_kl_earns_more():
 
 # The laws.
 
-laws = settings(max_examples=40, deadline=None, derandomize=True)
+laws = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @st.composite
