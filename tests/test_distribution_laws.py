@@ -159,7 +159,7 @@ def test_counts_that_jax_traces_are_not_guessed():
         assert math.isnan(traced(kind, 3.0, 4.0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, delta=st.sampled_from([1.0, 1e-3, 1e-6]))
 def test_invertible_maps_change_nothing(seed, delta):
     rng = np.random.default_rng(seed)
@@ -181,7 +181,7 @@ def test_invertible_maps_change_nothing(seed, delta):
     assert powers == pytest.approx(gumbels, rel=1e-9 / delta**0.5 + 4e-15 / delta)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=SEEDS)
 def test_one_family_as_a_case_of_another(seed):
     rng = np.random.default_rng(seed)
@@ -205,7 +205,7 @@ def test_one_family_as_a_case_of_another(seed):
     assert betas == kl(f.Dirichlet(concentration=[a, b]), f.Dirichlet(concentration=[b, a]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=SEEDS)
 def test_independent_parts_add_up(seed):
     rng = np.random.default_rng(seed)

@@ -130,7 +130,7 @@ def test_posteriors_are_pulled_towards_the_prior(digits):
         return float(kl_to_prior(*model.posterior(x)).sum(1).double().mean().detach())
 
     before = rate()
-    leash = Leash(model, x, 0.0)
+    leash = Leash(model, x)
     assert leash.seen == pytest.approx(before, rel=0.1)
     budget = latent_budget(before / 4).update(before, std_error=before / 50, count=128)
     held, pulled = leash.step(budget, optimiser)

@@ -23,20 +23,20 @@ class Leash:
     Args:
         model: Whose encoder it acts on.
         x: Images that it learns from; some of them serve as a panel.
-        rate: The learning rate.
     """
 
-    def __init__(self, model: VAE | Bottleneck, x: torch.Tensor, rate: float) -> None:
-        self.model, self.rate = model, rate
+    def __init__(self, model: VAE | Bottleneck, x: torch.Tensor) -> None:
+        self.model = model
         self.panel = x[np.linspace(0, len(x) - 1, min(_PANEL, len(x))).round().astype(int)]
         self.seen = self._on_panel()
 
     def step(self, budget: KLBudget, optimiser: torch.optim.Optimizer) -> tuple[KLBudget, float]:
         """The optimiser's step, whose first group is the encoder; the budget after it, and the factor it pulled by."""
         encoder = optimiser.param_groups[0]
-        encoder["lr"] = self.rate * budget.step_scale
+        rate = encoder["lr"]
+        encoder["lr"] = rate * budget.step_scale
         optimiser.step()
-        encoder["lr"] = self.rate
+        encoder["lr"] = rate
         return hold(budget, self._pull, self._looked)
 
     @torch.no_grad()

@@ -128,7 +128,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     x, labels, judged, judged_labels = (None if one is None else torch.from_numpy(one) for one in _ordered(images))
     assert x is not None
     assert judged is not None
-    leash = Leash(model, x, plan.learning_rate) if isinstance(budget, KLBudget) else None
+    leash = Leash(model, x) if isinstance(budget, KLBudget) else None
     earlier = run.metrics()
     since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
     told = RunProgress(
