@@ -151,8 +151,8 @@ def _log1p_residual_gradient(xp: Any, gradient: Array, _output: Array, x: Array)
 def _log_ratio_value(xp: Any, u: Array, v: Array, difference: Array) -> Array:
     change, ratio = difference / v, u / v
     near = abs(change) < 0.5
-    # The quotient may leave the range of floats where its log does not.
-    middle = (ratio > 0) & (ratio < inf)
+    # The quotient may leave the range of normal numbers where its log does not.
+    middle = (ratio >= xp.finfo(u.dtype).smallest_normal) & (ratio < inf)
     far = xp.where(middle, xp.log(ratio), xp.log(u) - xp.log(v))
     return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), far)
 
