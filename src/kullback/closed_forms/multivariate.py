@@ -19,7 +19,7 @@ from kullback.closed_forms._matrices import (
 from kullback.closed_forms._registry import closed_form
 from kullback.errors import ShapeError
 
-__all__: list[str] = []
+__all__ = ["covariance_of"]
 
 _NORMALS: tuple[type, ...] = (f.MultivariateNormal, f.LowRankMultivariateNormal)
 
@@ -71,6 +71,11 @@ def _size(p: Any, q: Any) -> int:
             f"expected vectors loc of as many dimensions, got shapes {tuple(p.loc.shape)} and {tuple(q.loc.shape)}"
         )
     return sizes[0]
+
+
+def covariance_of(xp: Any, d: Any) -> Array:
+    """The covariance matrix of either kind of normal vectors, however it was given."""
+    return _covariance(xp, *_given(xp, d))
 
 
 def _given(xp: Any, d: Any) -> tuple[str, Array]:

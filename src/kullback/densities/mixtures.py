@@ -3,15 +3,24 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import linalg, special
+from scipy import special
 
 from kullback._arrays import Array, untracked
 from kullback.closed_forms import FORMS
+from kullback.closed_forms.multivariate import covariance_of
 from kullback.densities.monte_carlo import Sampler
 from kullback.errors import ShapeError
-from kullback.families import MultivariateNormal
+from kullback.families import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, Record
 
-__all__ = ["Components", "MixtureBounds", "components", "mixture_bounds", "sampler_of_components"]
+__all__ = [
+    "Components",
+    "MixtureBounds",
+    "components",
+    "components_of_record",
+    "log_density_of_components",
+    "mixture_bounds",
+    "sampler_of_components",
+]
 
 
 class Components(NamedTuple):
@@ -51,8 +60,7 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
     Raises:
         ShapeError: The shapes do not fit together.
     """
-    given = weights, locs, covariances
-    weights, locs, covariances = (np.asarray(untracked(value), dtype=np.float64) for value in given)
+    weights, locs, covariances = (_plain(value) for value in (weights, locs, covariances))
     count, size = weights.size, locs.shape[-1]
     if weights.shape != (count,) or locs.shape != (count, size) or covariances.shape != (count, size, size):
         raise ShapeError(
@@ -61,6 +69,25 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
         )
     kept = weights > 0
     return Components(weights[kept] / weights.sum(), locs[kept], covariances[kept])
+
+
+def components_of_record(record: Record) -> Components | None:
+    """A normal of vectors as a mixture of one; None for what is none, and for a batch."""
+    if isinstance(record, Independent) and isinstance(record.base, Normal) and record.event_dims == 1:
+        loc, scale = np.broadcast_arrays(*(_plain(side) for side in (record.base.loc, record.base.scale)))
+        covariance = scale[..., None] ** 2 * np.eye(scale.shape[-1] if scale.ndim else 1)
+    elif isinstance(record, MultivariateNormal | LowRankMultivariateNormal):
+        plain = type(record)(**{name: None if v is None else _plain(v) for name, v in vars(record).items()})
+        loc, covariance = plain.loc, covariance_of(np, plain)
+    else:
+        return None
+    if loc.ndim != 1 or covariance.ndim != 2:
+        return None
+    return components(np.ones(1), loc[None], covariance[None])
+
+
+def _plain(value: Any) -> Array:
+    return np.asarray(untracked(value), dtype=np.float64)
 
 
 def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
@@ -100,22 +127,43 @@ def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
 
 def sampler_of_components(mixture: Components) -> Sampler:
     """Draws of shape (count, d), and their log-densities."""
-    roots = np.linalg.cholesky(mixture.covariances)
-    halves = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1) + 0.5 * mixture.locs.shape[1] * np.log(2 * np.pi)
+    roots, log_weights = np.linalg.cholesky(mixture.covariances), np.log(mixture.weights)
 
     def sample(count: int, rng: Any) -> Array:
         which = rng.choice(mixture.weights.size, count, p=mixture.weights)
         noise = rng.standard_normal((count, mixture.locs.shape[1]))
         return mixture.locs[which] + np.einsum("nij,nj->ni", roots[which], noise)
 
-    def log_density(x: Array) -> Array:
-        logs = []
-        for weight, loc, root, half in zip(mixture.weights, mixture.locs, roots, halves, strict=True):
-            z = linalg.solve_triangular(root, (x - loc).T, lower=True)
-            logs.append(np.log(weight) - half - 0.5 * (z * z).sum(axis=0))
-        return _log_sum(np.asarray(logs), 0)
+    return Sampler(sample, lambda x: log_density_of_components(log_weights, mixture.locs, roots, x))
 
-    return Sampler(sample, log_density)
+
+def log_density_of_components(log_weights: Array, locs: Array, roots: Array, x: Array) -> Array:
+    """log sum_k weights_k N(x; locs_k, roots_k roots_k^T), of one mixture or of a batch.
+
+    Args:
+        log_weights: Shape (..., k).
+        locs: Shape (..., k, d).
+        roots: Lower Cholesky factors of the covariances, shape (..., k, d, d).
+        x: Shape (n, d).
+
+    Returns:
+        Shape (..., n).
+    """
+    logs = []
+    halves = np.log(np.diagonal(roots, axis1=-2, axis2=-1)).sum(axis=-1) + 0.5 * locs.shape[-1] * np.log(2 * np.pi)
+    for k in range(locs.shape[-2]):
+        z = _whitened(roots[..., k, :, :], x.T - locs[..., k, :, None])
+        logs.append((log_weights[..., k] - halves[..., k])[..., None] - 0.5 * (z * z).sum(axis=-2))
+    return logs[0] if len(logs) == 1 else _log_sum(np.asarray(logs), 0)
+
+
+def _whitened(root: Array, away: Array) -> Array:
+    """root^-1 away, by forward substitution over a batch, for which LAPACK has no routine."""
+    z = np.empty(away.shape)
+    for i in range(away.shape[-2]):
+        known = (root[..., i, None, :i] @ z[..., :i, :])[..., 0, :]
+        z[..., i, :] = (away[..., i, :] - known) / root[..., i, i, None]
+    return z
 
 
 def _log_sum(logs: Array, axis: int) -> Array:

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from kullback._arrays import Array, untracked
+from kullback._arrays import Array
 from kullback.densities.density import Density
-from kullback.densities.mixtures import Components, components, sampler_of_components
+from kullback.densities.mixtures import Components, components_of_record, sampler_of_components
 from kullback.densities.monte_carlo import Sampler
 from kullback.densities.of_numpyro import of_numpyro, sampler_of_numpyro
 from kullback.densities.of_records import of_record
 from kullback.densities.of_scipy import of_frozen, of_random_variable
 from kullback.densities.of_torch import components_of_torch, of_torch, sampler_of_torch
-from kullback.families import MultivariateNormal, Record, Transformed
+from kullback.families import Record, Transformed
 
 __all__ = ["as_components", "as_density", "as_sampler"]
 
@@ -60,12 +60,11 @@ def _folded(base: Density) -> Density:
 
 
 def as_components(distribution: Any) -> Components | None:
-    """Its parts, if it is a mixture of normals in several dimensions."""
+    """Its parts, if it is a normal of vectors or a mixture of them."""
     if isinstance(distribution, Components):
         return distribution
-    if isinstance(distribution, MultivariateNormal) and distribution.covariance_matrix is not None:
-        loc, covariance = (np.asarray(untracked(v)) for v in (distribution.loc, distribution.covariance_matrix))
-        return components(np.ones(1), loc[None], covariance[None])
+    if isinstance(distribution, Record):
+        return components_of_record(distribution)
     return components_of_torch(distribution) if _is_torch(distribution) else None
 
 

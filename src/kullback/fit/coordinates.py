@@ -33,8 +33,6 @@ _OF_FAMILY: dict[tuple[type, str], Map] = {
     (families.Zipf, "exponent"): _ABOVE_ONE,
 }
 _COUNTS = "a whole number >= 0"
-# One way to give a parameter that may be given in several.
-_LEFT_OUT = {"logits", "precision_matrix", "covariance_matrix"}
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,6 @@ class Coordinates:
             value = back(np.reshape(vector[at : at + count], shape))
             values[name] = float(value) if value.ndim == 0 else value
             at += count
-        if self.kind is families.MultivariateNormal:
-            root = values.pop("scale_tril")
-            values["covariance_matrix"] = root @ root.T
         return self.kind(**values)
 
 
@@ -81,12 +76,9 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
     Raises:
         ParameterError: A count is not fixed.
     """
-    names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
     free = []
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        if field.name in fixed or field.name in _LEFT_OUT & (set(names) - {"covariance_matrix"}):
-            continue
-        if field.name == "covariance_matrix" and kind is families.MultivariateNormal:
+        if field.name in fixed or field.name == "logits":  # probs in their place
             continue
         words = [constraint.words for constraint in getattr(field.type, "__metadata__", ())]
         if _COUNTS in words:
@@ -94,10 +86,6 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
                 f"expected {kind.__name__}'s {field.name} to be fixed, for it is a count: pass "
                 f"fixed={{{field.name!r}: ...}}"
             )
-        if field.name == "scale_tril":
-            size = int(_parameter(like, "loc").size)
-            free.append((field.name, (size * (size + 1) // 2,), _root(size)))
-            continue
         if not words or words[0] not in _BY_WORDS or field.name.endswith("covariance"):
             raise ParameterError(f"expected a family that fits are known for, got {kind.__name__}")
         special_case = (kind, field.name)
@@ -122,27 +110,4 @@ def _parameter(record: Record, name: str) -> Array:
     if value is None and name == "probs":
         logits = np.asarray(untracked(record.logits), np.float64)  # pyright: ignore[reportAttributeAccessIssue]
         return special.expit(logits) if logits.ndim == 0 else special.softmax(logits, axis=-1)
-    if value is None and name == "scale_tril":
-        given = record.covariance_matrix  # pyright: ignore[reportAttributeAccessIssue]
-        if given is None:
-            precision = record.precision_matrix  # pyright: ignore[reportAttributeAccessIssue]
-            given = np.linalg.inv(np.asarray(untracked(precision), np.float64))
-        value = np.linalg.cholesky(np.asarray(untracked(given), np.float64))
     return np.asarray(untracked(value), np.float64)
-
-
-def _root(size: int) -> Map:
-    """A Cholesky factor: its rows below the diagonal, which is in logarithms."""
-    rows, columns = np.tril_indices(size)
-    diagonal = rows == columns
-
-    def into(root: Array) -> Array:
-        entries = np.asarray(root)[rows, columns]
-        return np.where(diagonal, np.log(np.where(diagonal, entries, 1.0)), entries)
-
-    def back(vector: Array) -> Array:
-        root = np.zeros((size, size))
-        root[rows, columns] = np.where(diagonal, np.exp(np.where(diagonal, vector, 0.0)), vector)
-        return root
-
-    return into, back

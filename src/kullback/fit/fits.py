@@ -1,11 +1,12 @@
 """What a fit comes to: the distribution, its KL, the way there, and every minimum that was met."""
 
 from dataclasses import dataclass, field
+from math import isnan, nan
 from typing import Any
 
 from kullback.result import Estimate
 
-__all__ = ["Fit", "Minimum", "Step"]
+__all__ = ["Fit", "Minimum", "Step", "without_entropy"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,14 @@ class Fit:
     minima: tuple[Minimum, ...] = ()
     converged: bool = True
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+def without_entropy(cross_entropy: float) -> Estimate:
+    """What samples alone tell of KL(p || q): nothing, for want of p's entropy."""
+    known = "-mean log q(x)" if isnan(cross_entropy) else f"{cross_entropy:.6g}"
+    return Estimate(
+        nan,
+        method="samples",
+        status="unreliable",
+        warnings=(f"KL(p || q) = {known} - H(p), and samples alone do not tell p's entropy H(p)",),
+    )

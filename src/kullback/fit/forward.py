@@ -1,6 +1,6 @@
 """The member of a family nearest to a target by KL(target || member): maximum likelihood, which covers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from math import inf, nan
 from typing import Any
@@ -11,20 +11,23 @@ from kullback import families
 from kullback._arrays import Array, ArrayLike, untracked
 from kullback.closed_forms._supports import shared_support
 from kullback.densities.density import Density
+from kullback.densities.mixtures import Components
 from kullback.densities.nodes import mean_of
 from kullback.densities.of_objects import as_sampler
 from kullback.densities.of_records import known_on_the_line, of_record
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Record
 from kullback.fit.coordinates import coordinates_of
-from kullback.fit.fits import Fit, Minimum, Step
+from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.kinds import is_module, kind_of
+from kullback.fit.mixtures import MixtureChart
 from kullback.fit.moments import moments_of, of_samples
-from kullback.fit.problems import Likelihood, problem_on_the_line
+from kullback.fit.normals import NORMALS, nearest_normal
+from kullback.fit.problems import Likelihood, log_densities, problem_on_the_line
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
-from kullback.fit.vectors import forward_of_vectors, low_rank
+from kullback.fit.vectors import forward_of_mixture, forward_of_normal, likelihood_of_mixture
 from kullback.measures import measure
 from kullback.result import Estimate
 
@@ -32,6 +35,7 @@ __all__ = ["fit_forward"]
 
 _OF_VECTORS = (
     families.Dirichlet,
+    families.Independent,
     families.LowRankMultivariateNormal,
     families.MultivariateNormal,
     families.OneHotCategorical,
@@ -59,15 +63,16 @@ def fit_forward(
     argmin_q KL(p || q) = argmax_q E_p[log q(x)], by the moments of p where they decide it, else by Newton's rule.
 
     Args:
-        family: A record class of `kullback.families`, a class of `torch.distributions`, or a `torch.nn.Module` with
-            `log_prob` (trained in place, on samples).
+        family: A record class of `kullback.families` (`Independent` is that of normals), a class of
+            `torch.distributions` (`MixtureSameFamily` is that of normals), or a `torch.nn.Module` with `log_prob`
+            (trained in place, on samples).
         samples: Draws of p, shape (n,) or (n, d); p need not be known.
         target: p itself, in place of samples: any distribution that `kullback.measure` takes.
         weights: What each sample counts, shape (n,), not negative; all alike if left out.
         start: Where the descent begins, a member; its path is kept. A closed form then is its end.
         starts: More of them.
         fixed: Parameters that are not fitted, by name, such as `{"total_count": 10}`.
-        components: How many components a `NormalMixture`, or factors a low-rank normal, is to have.
+        components: How many components a mixture, or factors a low-rank normal, is to have.
         steps: Of a module's training.
         learning_rate: Of that training, Adam's, falling to 0.
         seed: Of its batches.
@@ -100,16 +105,19 @@ def fit_forward(
         raise TypeError(f"fit_forward() got an unexpected keyword argument {next(iter(refused))!r}")
     if (samples is None) == (target is None):
         raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
+    if samples is None and weights is not None:
+        raise SupportError("expected weights with samples alone: a target has its own")
     if is_module(family):
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
-    kind = kind_of(family)
-    begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
+    given = ([start] if start is not None else []) + list(starts)
+    kind = kind_of(family, *given, target if samples is None else _draws(samples))
+    begin = [kind.record(one) for one in given]
     fixed = kind.fixed(fixed)
-    if samples is not None:
+    if kind.record_class is Components:
+        fit = _of_mixture(kind.chart(begin, components), samples, target, weights, begin)
+    elif samples is not None:
         fit = _of_samples(kind.record_class, _draws(samples), weights, begin, fixed, components)
     else:
-        if weights is not None:
-            raise SupportError("expected weights with samples alone: a target has its own")
         fit = _of_target(kind.record_class, target, begin, fixed, components)
     return kind.returned(fit)
 
@@ -125,6 +133,16 @@ def _of_module(
     return import_module("kullback.integrations.torch_fit").fit_module_forward(
         module, samples=samples, weights=weights, steps=steps, learning_rate=learning_rate, seed=seed
     )
+
+
+def _of_mixture(
+    chart: Callable[[int], MixtureChart], samples: Any, target: Any, weights: Any, begin: list[Components]
+) -> Fit:
+    if samples is None:
+        return forward_of_mixture(chart, target, begin)
+    x = _draws(samples)
+    shares = _shares(weights, len(x))
+    return likelihood_of_mixture(chart(x.shape[1]), x[shares > 0], shares[shares > 0], begin)
 
 
 def _draws(samples: ArrayLike) -> Array:
@@ -160,9 +178,9 @@ def _of_samples(
             f"expected samples of shape (n, d) for {kind.__name__}, whose draws are vectors, got {x.shape}"
         )
     closed = of_samples(kind, x, shares, fixed)
-    if kind is families.LowRankMultivariateNormal:
-        whole = moments_of(families.MultivariateNormal, lambda f: np.tensordot(shares, f(x), axes=1), {})
-        closed = whole and low_rank(whole.loc, whole.covariance_matrix, components)  # pyright: ignore
+    if kind in NORMALS:
+        loc = shares @ x
+        closed = nearest_normal(kind, loc, (shares[:, None] * (x - loc)).T @ (x - loc), components)
     elif closed is None:
         closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
     if x.ndim > 1 or not known_on_the_line(kind):
@@ -170,16 +188,10 @@ def _of_samples(
             raise ParameterError(
                 f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
             )
-        known = closed
-        if isinstance(known, families.LowRankMultivariateNormal):
-            factor = np.asarray(known.cov_factor)
-            covariance = factor @ factor.T + np.diag(known.cov_diag)
-            known = families.MultivariateNormal(loc=known.loc, covariance_matrix=covariance)
-        sampler = as_sampler(known)
-        if sampler is None:
-            return _alone(closed, _unknown("-mean log q(x)"), {"method": "closed form"})
-        value = -float(sampler.log_density(x) @ shares)
-        return _alone(closed, _unknown(f"{value:.6g}"), {"method": "closed form", "cross_entropy": value})
+        sampler = as_sampler(closed)
+        value = nan if sampler is None else -float(sampler.log_density(x) @ shares)
+        told = {"method": "closed form"} | ({} if sampler is None else {"cross_entropy": value})
+        return _alone(closed, without_entropy(value), told)
     if closed is None and x.min() == x.max():
         raise SupportError(
             f"expected samples that differ, but all {x.size} are {float(x[0])!r}: {kind.__name__} has its "
@@ -195,16 +207,16 @@ def _of_samples(
     _require_inside(kind, closed or begin[0], x)
     if closed is not None and begin == [closed]:
         value = _cross_entropy(closed, x, shares)
-        return _alone(closed, _unknown(f"{value:.6g}"), {"method": "closed form", "cross_entropy": value})
+        return _alone(closed, without_entropy(value), {"method": "closed form", "cross_entropy": value})
     chart = coordinates_of(kind, begin[0], fixed)
-    found = search(chart, Likelihood(chart, x, shares), begin)
+    found = search(chart, Likelihood(log_densities(chart, x), shares), begin)
     if closed is None and not found.minima:
         raise SupportError(f"expected a finite likelihood at a start, but none of {len(begin)} has one: pass start=")
     best = closed or found.minima[0].distribution
     value = _cross_entropy(best, x, shares)
     told = {"method": "Newton" if closed is None else "closed form", "cross_entropy": value}
     converged = closed is not None or found.converged
-    return Fit(best, nan, _unknown(f"{value:.6g}"), found.path, found.minima, converged, told)
+    return Fit(best, nan, without_entropy(value), found.path, found.minima, converged, told)
 
 
 def _scattered(guess: Record, x: Array) -> list[Record]:
@@ -214,15 +226,6 @@ def _scattered(guess: Record, x: Array) -> list[Record]:
     rng = np.random.default_rng(0)
     places = [rng.choice(x, np.size(guess.locs), replace=False) for _ in range(3)]
     return [families.NormalMixture(weights=guess.weights, locs=locs, scales=guess.scales) for locs in places]
-
-
-def _unknown(cross_entropy: str) -> Estimate:
-    return Estimate(
-        nan,
-        method="samples",
-        status="unreliable",
-        warnings=(f"KL(p || q) = {cross_entropy} - H(p), and samples alone do not tell p's entropy H(p)",),
-    )
 
 
 def _cross_entropy(record: Record, x: Array, shares: Array) -> float:
@@ -251,7 +254,7 @@ def _require_inside(kind: type[Record], record: Record, x: Array) -> None:
 def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict[str, Any], components: Any) -> Fit:
     density = density_of(target)
     if density is None or not known_on_the_line(kind):
-        return forward_of_vectors(kind, target, components)
+        return forward_of_normal(kind, target, components)
     _require_held(kind, density)
     closed = _bounds(kind, density) if kind in (families.Uniform, families.Pareto) and not fixed else None
     closed = closed or moments_of(kind, mean_of(density), fixed)

@@ -89,12 +89,6 @@ def _log_normal(mean: Mean) -> dict[str, Any]:
     return _normal(lambda f: mean(lambda x: f(np.log(x))))
 
 
-def _vectors(mean: Mean) -> dict[str, Any]:
-    loc = np.asarray(mean(lambda x: x))
-    spread = np.asarray(mean(lambda x: (x - loc)[..., :, None] * (x - loc)[..., None, :]))
-    return {"loc": loc, "covariance_matrix": spread if np.linalg.eigvalsh(spread)[0] > 0 else spread * nan}
-
-
 def _gamma(mean: Mean) -> dict[str, Any]:
     centre = float(mean(lambda x: x))
     # log of the mean less the mean of the logs, free of their cancellation
@@ -204,7 +198,6 @@ _FORMS: dict[type, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {
     families.Normal: ((), _normal),
     families.LogNormal: ((), _log_normal),
     families.TanhNormal: ((), lambda mean: _normal(lambda f: mean(lambda x: f(np.arctanh(x))))),
-    families.MultivariateNormal: ((), _vectors),
     families.Exponential: ((), lambda mean: {"rate": 1 / float(mean(lambda x: x))}),
     families.Gamma: ((), _gamma),
     families.InverseGamma: ((), _inverse_gamma),

@@ -1,74 +1,99 @@
-"""Normals in the plane near a density on it, by the trapezoid rule, which for them converges exponentially."""
+"""Mixtures of normals in the plane near a density on it, by the trapezoid rule, which converges exponentially there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log, pi
-from typing import Any
+from math import inf, log
 
 import numpy as np
 
 from kullback._arrays import Array
+from kullback.densities.mixtures import Components, log_density_of_components
 from kullback.densities.terms import terms
 from kullback.errors import SupportError
-from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Local
+from kullback.fit.mixtures import MixtureChart
 
-__all__ = ["OnPlane", "log_evidence"]
+__all__ = ["OnPlane", "log_evidence", "nodes"]
 
 _REACH = 8.6  # standard deviations; beyond lies 1e-17 of a normal
-_STEPS = (24, 48, 96, 192, 384)  # to each side
+_STEPS = (12, 24, 48, 96, 192, 384)  # to each side
 
 
 @dataclass(frozen=True)
 class OnPlane:
-    """KL(member || target) over normals in the plane.
+    """KL(member || target), or KL(target || member), over mixtures of normals in the plane.
 
     Args:
-        chart: Of `MultivariateNormal`, two-dimensional.
+        chart: Of two dimensions.
         log_prob: The target's, normalised, of places (n, 2).
+        target: The target as logarithms of weights, means and Cholesky factors, for KL(target || member).
     """
 
-    chart: Coordinates
+    chart: MixtureChart
     log_prob: Callable[[Array], Array]
+    target: tuple[Array, Array, Array] | None = None
 
     def near(self, vector: Array) -> Local:
-        loc, root = _parts(self.chart, vector)
-        value, last = inf, _NOTHING
+        value, last = inf, None
         for steps in _STEPS:
-            x, log_weight = _grid(loc, root, steps)
+            x, log_weight = nodes(*(self.target or self.chart.parts(vector)), steps)
             log_target = self.log_prob(x) + log_weight
-            mine = _log_normal(x, loc, root) + log_weight
-            with np.errstate(all="ignore"):
-                found = float(_kl(mine, log_target))
-            last = x, log_weight, log_target
-            if not found < inf or abs(found - value) < 1e-12 * max(1.0, found):
+            found = float(self._kl(self.chart.log_density(vector, x) + log_weight, log_target))
+            # Where twice as many say the same, so many do.
+            settled = abs(found - value) < 1e-12 * max(1.0, found)
+            if last is None or not settled:
+                value, last = found, (x, log_weight, log_target)
+            if settled or not found < inf:
                 break
-            value = found
+        assert last is not None
         x, log_weight, log_target = last
 
         def log_prob(vectors: Array) -> Array:
-            return np.stack([_log_normal(x, *_parts(self.chart, one)) + log_weight for one in vectors])
+            return self.chart.log_density(vectors, x) + log_weight
 
         def value_at(vectors: Array) -> Array:
-            with np.errstate(all="ignore"):
-                return np.asarray([_kl(log_prob(one[None])[0], log_target) for one in vectors])
+            return self._kl(log_prob(vectors), log_target)
 
-        return Local(value_at, log_prob, np.exp(log_prob(vector[None])[0]))
+        return Local(value_at, log_prob, np.exp(log_prob(vector)))
+
+    @np.errstate(all="ignore")
+    def _kl(self, mine: Array, log_target: Array) -> Array:
+        """Of masses on nodes, shape (..., nodes); what lies beyond them is the rest of 1."""
+        log_target = np.broadcast_to(log_target, mine.shape)
+        term, p, q = terms(*((log_target, mine) if self.target else (mine, log_target))).sum(axis=-1)
+        return term + (1 - q) - (1 - p)
 
 
-_NOTHING: tuple[Array, Array, Array] = (np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+def nodes(log_weights: Array, locs: Array, roots: Array, steps: int) -> tuple[Array, Array]:
+    """Places around each component of a mixture (n, 2), and the logarithms of what integrals weigh them by.
+
+    A component's places count by its share of the density there, so that all of them together are one integral.
+    """
+    axis = np.linspace(-_REACH, _REACH, 2 * steps + 1)
+    z = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    z = z[(z * z).sum(axis=1) <= _REACH**2]
+    area = 2 * log(axis[1] - axis[0])
+    xs, logs = [], []
+    for k in range(len(locs)):
+        x = locs[k] + z @ roots[k].T
+        weight = np.full(len(z), area + float(np.log(np.diag(roots[k])).sum()))
+        if len(locs) > 1:
+            mine = log_density_of_components(log_weights[k : k + 1], locs[k : k + 1], roots[k : k + 1], x)
+            weight += mine - log_density_of_components(log_weights, locs, roots, x)
+        xs.append(x)
+        logs.append(weight)
+    return np.concatenate(xs), np.concatenate(logs)
 
 
-def log_evidence(log_prob: Callable[[Array], Array], normals: list[tuple[Array, Array]]) -> float:
-    """The log of the integral of e^log_prob over the plane, from a box around normals (loc, covariance) near its modes.
+def log_evidence(log_prob: Callable[[Array], Array], modes: Components) -> float:
+    """The log of the integral of e^log_prob over the plane, from a box around normals near its modes.
 
     Raises:
         SupportError: The grid does not resolve it.
     """
-    spread = np.asarray([12 * np.sqrt(np.diag(covariance)) for _, covariance in normals])
-    places = np.asarray([loc for loc, _ in normals])
-    low, high = (places - spread).min(axis=0), (places + spread).max(axis=0)
-    finest = min(float(np.sqrt(np.linalg.eigvalsh(covariance)[0])) for _, covariance in normals)
+    spread = 12 * np.sqrt(np.diagonal(modes.covariances, axis1=1, axis2=2))
+    low, high = (modes.locs - spread).min(axis=0), (modes.locs + spread).max(axis=0)
+    finest = float(np.sqrt(np.linalg.eigvalsh(modes.covariances).min()))
     for _ in range(8):  # until its edges are empty
         edges = [np.linspace(low[i], high[i], 257) for i in (0, 1)]
         mesh = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1)
@@ -94,27 +119,3 @@ def log_evidence(log_prob: Callable[[Array], Array], normals: list[tuple[Array, 
             return found
         last, count = found, 3 * count // 2
     raise SupportError(f"expected a density that {count} x {count} places resolve; its integral still moves")
-
-
-def _kl(mine: Array, log_target: Array) -> float:
-    """KL of masses on nodes; what the target has beyond them is the rest of 1."""
-    term, member, target = terms(mine, log_target).sum(axis=1)
-    return term + (1 - target) - (1 - member)
-
-
-def _parts(chart: Coordinates, vector: Array) -> tuple[Array, Array]:
-    record: Any = chart.record(vector)
-    return np.asarray(record.loc), np.linalg.cholesky(record.covariance_matrix)
-
-
-def _grid(loc: Array, root: Array, steps: int) -> tuple[Array, Array]:
-    axis = np.linspace(-_REACH, _REACH, 2 * steps + 1)
-    z = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    z = z[(z * z).sum(axis=1) <= _REACH**2]
-    weight = 2 * log(axis[1] - axis[0]) + float(np.log(np.diag(root)).sum())
-    return loc + z @ root.T, np.full(len(z), weight)
-
-
-def _log_normal(x: Array, loc: Array, root: Array) -> Array:
-    z = np.linalg.solve(root, (x - loc).T)
-    return -0.5 * (z * z).sum(axis=0) - float(np.log(np.diag(root)).sum()) - log(2 * pi)

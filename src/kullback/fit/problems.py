@@ -1,5 +1,6 @@
 """What a descent descends: KL between a target and a family's members, either way or between, or a cross-entropy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -18,11 +19,12 @@ from kullback.errors import ParameterError
 from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Local, Problem
 
-__all__ = ["Likelihood", "divergence_of", "problem_on_the_line"]
+__all__ = ["Likelihood", "divergence_of", "log_densities", "problem_on_the_line"]
 
 # Their kinks and ends move with their parameters, off any nodes.
 _MOVING = (families.Laplace, families.Pareto, families.Uniform)
 _UNSEEN = 1e-13  # of the mass
+_AT_ONCE = 2**22  # log-densities
 
 
 def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) -> Problem:
@@ -39,6 +41,12 @@ def member(chart: Coordinates, vector: Array) -> Density:
     if density is None:
         raise ParameterError(f"expected a family on the line, got {chart.kind.__name__}; its samples can be fitted")
     return density
+
+
+def log_densities(chart: Coordinates, x: Array) -> Callable[[Array], Array]:
+    """The members' log-densities at places on the line, as a function of their vectors."""
+    zeros = np.zeros_like(x)
+    return lambda vectors: np.stack([member(chart, one).log_density(x, zeros) for one in vectors])
 
 
 @dataclass(frozen=True)
@@ -130,23 +138,17 @@ class Likelihood:
     """The cross-entropy of samples: -mean log q(x), which is KL(samples' law || q) but for a constant.
 
     Args:
-        chart: The family.
-        x: Samples on the line, shape (n,).
-        weights: What each counts, shape (n,), summing to 1.
+        log_density: Called with vectors (m, k); the members' log-densities at the samples, (m, n).
+        weights: What each sample counts, shape (n,), summing to 1.
     """
 
-    chart: Coordinates
-    x: Array
+    log_density: Callable[[Array], Array]
     weights: Array
 
     def near(self, vector: Array) -> Local:
-        zeros = np.zeros_like(self.x)
-
-        def log_prob(vectors: Array) -> Array:
-            return np.stack([member(self.chart, one).log_density(self.x, zeros) for one in vectors])
-
-        def value(vectors: Array) -> Array:
-            return -(log_prob(vectors) @ self.weights)
-
         del vector
-        return Local(value, log_prob, self.weights)
+        return Local(self._value, self.log_density, self.weights)
+
+    def _value(self, vectors: Array) -> Array:
+        pieces = np.array_split(vectors, max(1, len(vectors) * self.weights.size // _AT_ONCE))
+        return np.concatenate([-(self.log_density(piece) @ self.weights) for piece in pieces])

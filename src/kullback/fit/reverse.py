@@ -11,7 +11,8 @@ import numpy as np
 from kullback import families
 from kullback._arrays import Array
 from kullback.densities.density import Density
-from kullback.densities.of_objects import as_sampler
+from kullback.densities.mixtures import Components
+from kullback.densities.of_objects import as_components, as_sampler
 from kullback.densities.of_records import known_on_the_line, of_record
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
@@ -20,11 +21,13 @@ from kullback.families import Record
 from kullback.fit.edges import search_with_edges
 from kullback.fit.fits import Fit
 from kullback.fit.kinds import Kind, is_module, kind_of
+from kullback.fit.mixtures import MixtureChart
+from kullback.fit.normals import NORMALS, member_of, require_rank
 from kullback.fit.pareto import pareto_k
 from kullback.fit.search import Found
 from kullback.fit.starts import no_start, starts_on_the_line
-from kullback.fit.targets import called, density_of, normalised
-from kullback.fit.vectors import low_rank_in_the_plane, require_rank, reverse_in_the_plane
+from kullback.fit.targets import called, density_of, dimensions, normalised
+from kullback.fit.vectors import reverse_in_the_plane
 from kullback.measures import measure
 from kullback.result import Estimate
 
@@ -51,21 +54,22 @@ def fit_reverse(
 ) -> Fit:
     """The q of a family that minimises KL(q || target): the reverse fit, which is variational inference.
 
-    argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)], so that log p may lack its constant. On the line and, for
-    normals, in the plane by quadrature and Newton's rule from many starts; beyond by reparameterised gradients that
-    stick the landing (only the path through x is differentiated), which needs PyTorch.
+    argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)], so that log p may lack its constant. On the line, and for
+    normals and their mixtures in the plane, by quadrature and Newton's rule from many starts; for normals of more
+    dimensions by reparameterised gradients that stick the landing (only the path through x is differentiated), which
+    needs PyTorch.
 
     Args:
-        family: A record class of `kullback.families`, a class of `torch.distributions`, or a `torch.nn.Module` with
-            `log_prob(x)` and `rsample(shape)`, or whose call gives such a distribution (zuko's flows); a module is
-            trained in place.
+        family: A record class of `kullback.families` (`Independent` is that of normals), a class of
+            `torch.distributions` (`MixtureSameFamily` is that of normals), or a `torch.nn.Module` with `log_prob(x)`
+            and `rsample(shape)`, or whose call gives such a distribution (zuko's flows); a module is trained in place.
         log_prob: The target's log-density up to a constant: of places (n,) on the line, (n, d) beyond, as an array, or
             as a tensor where PyTorch is needed.
         target: A distribution, in place of log_prob.
         start: Where a descent begins, a member; its path is kept. Of vectors it also says how many dimensions.
         starts: More of them; members matched to pieces of the target are tried besides.
         fixed: Parameters that are not fitted, by name.
-        components: How many components a `NormalMixture`, or factors a low-rank normal, is to have.
+        components: How many components a mixture, or factors a low-rank normal, is to have.
         support: The ends of log_prob's support, on the line.
         steps: Of the reparameterised gradients.
         draws: For each of those steps.
@@ -105,13 +109,13 @@ def fit_reverse(
         return import_module("kullback.integrations.torch_fit").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
-    kind = kind_of(family)
-    begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
-    record_class = kind.record_class
-    if known_on_the_line(record_class):
-        fit = _on_the_line(record_class, log_prob, target, begin, kind.fixed(fixed), components, support)
+    given = ([start] if start is not None else []) + list(starts)
+    kind = kind_of(family, *given, target)
+    begin, fixed = [kind.record(one) for one in given], kind.fixed(fixed)
+    if known_on_the_line(kind.record_class):
+        fit = _on_the_line(kind.record_class, log_prob, target, begin, fixed, components, support)
     else:
-        fit = _of_vectors(record_class, log_prob, target, begin, components, settings)
+        fit = _of_vectors(kind, log_prob, target, begin, components, settings)
     return kind.returned(fit)
 
 
@@ -181,40 +185,41 @@ def _fit(found: Found, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
 
 
 def _of_vectors(
-    kind: type[Record],
+    kind: Kind,
     log_prob: Callable[[Any], Any] | None,
     target: Any,
-    begin: list[Record],
-    rank: int | None,
+    begin: list[Any],
+    count: int | None,
     settings: dict[str, Any],
 ) -> Fit:
-    if kind not in (families.MultivariateNormal, families.LowRankMultivariateNormal):
+    family = kind.record_class
+    if family not in (*NORMALS, Components):
         raise ParameterError(
-            f"expected a family on the line or normals of vectors, got {kind.__name__}; a torch.nn.Module with "
-            "log_prob and rsample fits any other"
+            f"expected a family on the line, or normals of vectors or their mixtures, got {family.__name__}; a "
+            "torch.nn.Module with log_prob and rsample fits any other"
         )
-    size = np.shape(begin[0].loc)[-1] if begin else _dimensions(target)  # pyright: ignore
+    parts = [as_components(one) for one in begin]
+    size = _dimensions(parts[0] if parts else target)
     if size is None:
         raise ParameterError("expected start=, a member of the family: it says how many dimensions log_prob takes")
-    if size == 2 and kind is families.MultivariateNormal:
-        return _in_the_plane(log_prob, target, begin)
+    rank = count
+    if family is families.LowRankMultivariateNormal:
+        rank = require_rank(np.shape(begin[0].cov_factor)[-1] if count is None and begin else count, size)
     if size == 2:
-        given = np.shape(begin[0].cov_factor)[-1] if begin else None  # pyright: ignore[reportAttributeAccessIssue]
-        of_rank = require_rank(given if rank is None else rank, 2)
-        fit = _in_the_plane(log_prob, target, [_whole(one) for one in begin])
-        return Kind(kind, lambda normal: low_rank_in_the_plane(normal, of_rank)).returned(fit)
+        fit = _in_the_plane(kind.chart(begin, count)(2), log_prob, target, parts)
+        return Kind(family, lambda found: member_of(family, found, rank)).returned(fit)
+    if family is Components:
+        raise ParameterError(
+            f"expected a mixture on the line or in the plane, got {size} dimensions; a torch.nn.Module with log_prob "
+            "and rsample fits in any"
+        )
     return import_module("kullback.integrations.torch_fit").fit_normal_reverse(
-        kind, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
+        family, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
     )
 
 
-def _whole(one: Any) -> Record:
-    factor, rest = np.asarray(one.cov_factor), np.asarray(one.cov_diag)
-    return families.MultivariateNormal(loc=one.loc, covariance_matrix=factor @ factor.T + np.diag(rest))
-
-
-def _in_the_plane(log_prob: Callable[[Any], Any] | None, target: Any, begin: list[Record]) -> Fit:
-    fit, log_density = reverse_in_the_plane(target, log_prob and _in_arrays(log_prob), begin)
+def _in_the_plane(chart: MixtureChart, log_prob: Callable[[Any], Any] | None, target: Any, begin: Sequence[Any]) -> Fit:
+    fit, log_density = reverse_in_the_plane(chart, target, log_prob and _in_arrays(log_prob), begin)
     best = as_sampler(fit.distribution)
     assert best is not None
     x = np.asarray(best.sample(_DRAWS, np.random.default_rng(0)))
@@ -225,10 +230,9 @@ def _in_arrays(log_prob: Callable[[Any], Any]) -> Callable[[Array], Array]:
     return lambda x: called(log_prob, x)
 
 
-def _dimensions(target: Any) -> int | None:
-    if target is None:
-        return None
-    sampler = as_sampler(target)
-    if sampler is None:
-        raise SupportError(f"expected a target with log_prob(x) and sample(count), got {type(target).__name__}")
-    return int(np.shape(sampler.sample(1, np.random.default_rng(0)))[-1])
+def _dimensions(example: Any) -> int | None:
+    size = None if example is None else dimensions(example)
+    if size or example is None:
+        return size
+    wanted = "with log_prob(x) and sample(count)" if size is None else "of vectors, as the family's members are"
+    raise SupportError(f"expected a target {wanted}, got {type(example).__name__}")

@@ -1,19 +1,29 @@
 """Descents from several starts, and the minima that they end in."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kullback._arrays import Array
-from kullback.families import Record
-from kullback.fit.coordinates import Coordinates
 from kullback.fit.descent import Descent, Problem, descend
 from kullback.fit.fits import Minimum, Step
 
-__all__ = ["Found", "search"]
+__all__ = ["Chart", "Found", "search"]
 
 _SAME = 1e-4  # nearer in value and in the members' coordinates than this, relative to their size, is one minimum
+
+
+class Chart(Protocol):
+    """A family's members as vectors without bounds, and back."""
+
+    def vector(self, record: Any, /) -> Array:
+        """Where a member is."""
+        ...
+
+    def record(self, vector: Array, /) -> Any:
+        """The member that is there."""
+        ...
 
 
 class Found(NamedTuple):
@@ -30,10 +40,10 @@ class Found(NamedTuple):
     converged: bool
 
 
-def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Found:
+def search(chart: Chart, problem: Problem, starts: Sequence[Any]) -> Found:
     """Descend from every start."""
-    ends: list[tuple[Descent, list[Record]]] = []
-    begun: list[tuple[Array, list[Record]]] = []
+    ends: list[tuple[Descent, list[Any]]] = []
+    begun: list[tuple[Array, list[Any]]] = []
     path: tuple[Step, ...] = ()
     for number, start in enumerate(starts):
         with np.errstate(all="ignore"):
@@ -65,7 +75,7 @@ def search(chart: Coordinates, problem: Problem, starts: Sequence[Record]) -> Fo
     return Found(path, minima, bool(settled and settled[0][0].converged))
 
 
-def _same(chart: Coordinates, one: Descent, other: Descent) -> bool:
+def _same(chart: Chart, one: Descent, other: Descent) -> bool:
     a, b = (chart.vector(chart.record(descent.vectors[-1])) for descent in (one, other))
     near = np.abs(a - b) <= _SAME * (1 + np.abs(a))
     return bool(near.all()) and abs(one.values[-1] - other.values[-1]) <= 1e-7 * (1 + abs(one.values[-1]))

@@ -10,11 +10,11 @@ import numpy as np
 from kullback._arrays import Array
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
-from kullback.densities.of_objects import as_density
+from kullback.densities.of_objects import as_density, as_sampler
 from kullback.distributions import as_record
 from kullback.errors import NoClosedFormError, SupportError
 
-__all__ = ["called", "density_of", "normalised"]
+__all__ = ["called", "density_of", "dimensions", "is_of_vectors", "normalised"]
 
 _MODES = 40  # at most
 
@@ -26,6 +26,20 @@ def density_of(target: Any) -> Density | None:
     except (NoClosedFormError, TypeError):
         known = target
     return as_density(known) or as_density(target)
+
+
+def dimensions(distribution: Any) -> int | None:
+    """How many its draws have; 0 on the line, None of what gives no draws."""
+    sampler = as_sampler(distribution)
+    if sampler is None:
+        return None
+    shape = np.shape(sampler.sample(1, np.random.default_rng(0)))
+    return shape[1] if len(shape) > 1 else 0
+
+
+def is_of_vectors(example: Any) -> bool:
+    """Whether samples, or a distribution's draws, are vectors."""
+    return np.ndim(example) == 2 if isinstance(example, np.ndarray) else bool(dimensions(example))
 
 
 def normalised(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[Density, float]:

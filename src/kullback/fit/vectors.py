@@ -1,58 +1,43 @@
-"""Fits of normals to distributions of vectors: by the target's moments, and in the plane by quadrature."""
+"""Fits of normals of vectors and of their mixtures: by the target's moments, or by quadrature in the plane."""
 
 from collections.abc import Callable, Sequence
-from math import inf
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 import numpy as np
-from scipy import linalg, optimize
+from scipy.cluster.vq import ClusterError, kmeans2
 
-from kullback import families
 from kullback._arrays import Array
 from kullback.densities.mixtures import Components
 from kullback.densities.of_objects import as_components, as_sampler
 from kullback.distributions import as_record
-from kullback.errors import KullbackError, ParameterError, SupportError
-from kullback.families import MultivariateNormal, Record
-from kullback.fit.coordinates import coordinates_of
-from kullback.fit.fits import Fit, Minimum, Step
+from kullback.errors import KullbackError, SupportError
+from kullback.fit.fits import Fit, Minimum, Step, without_entropy
+from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
+from kullback.fit.modes import modes_in_the_plane
+from kullback.fit.normals import nearest_normal
 from kullback.fit.plane import OnPlane, log_evidence
-from kullback.fit.search import search
+from kullback.fit.problems import Likelihood
+from kullback.fit.search import Found, search
 from kullback.measures import measure
 from kullback.result import Estimate
 
-__all__ = ["forward_of_vectors", "low_rank", "low_rank_in_the_plane", "require_rank", "reverse_in_the_plane"]
+__all__ = ["forward_of_mixture", "forward_of_normal", "likelihood_of_mixture", "reverse_in_the_plane"]
 
 _DRAWS = 65_536
 
 
-def forward_of_vectors(kind: type[Record], target: Any, rank: int | None) -> Fit:
+def forward_of_normal(kind: type, target: Any, rank: int | None) -> Fit:
     """The normal with the target's mean and covariance: exact for mixtures of normals, else from draws."""
-    normals = (families.MultivariateNormal, families.LowRankMultivariateNormal)
-    if kind not in normals:
-        raise ParameterError(
-            f"expected a family and a target on the line, or normals of vectors, got {kind.__name__} for "
-            f"{type(target).__name__}; draw samples of the target and fit those"
-        )
-    parts = _components(target)
-    if parts is not None:
-        loc, covariance = parts.weights @ parts.locs, _covariance(parts)
-        method, warnings = "closed form", ()
-    else:
-        sampler = as_sampler(target)
-        if sampler is None:
-            raise SupportError(
-                f"expected a target with draws, got {type(target).__name__}: pass samples of it, or an object with "
-                "log_prob(x) and sample(count)"
-            )
-        x = np.asarray(sampler.sample(_DRAWS, np.random.default_rng(0)), np.float64)
-        loc, covariance = x.mean(axis=0), np.cov(x.T, bias=True)
-        method, warnings = "moments of draws", (f"mean and covariance are those of {_DRAWS} draws",)
-    made = MultivariateNormal(loc=loc, covariance_matrix=covariance)
-    if kind is families.LowRankMultivariateNormal:
-        made = low_rank(loc, covariance, rank)
+    parts, diagnostics = _components(target), {}
+    if parts is None:
+        x = _draws(target)
+        parts = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
+        diagnostics = {"method": "moments of draws", "warnings": (f"mean and covariance are those of {_DRAWS} draws",)}
+    whole = around(parts)
+    made = nearest_normal(kind, whole.locs[0], whole.covariances[0], rank)
     estimate = measure(target, made)
-    diagnostics = {"method": method} | ({"warnings": warnings} if warnings else {})
     return Fit(
         made,
         estimate.value,
@@ -60,100 +45,123 @@ def forward_of_vectors(kind: type[Record], target: Any, rank: int | None) -> Fit
         (Step(made, estimate.value),),
         (Minimum(made, estimate.value, (made,)),),
         True,
-        diagnostics,
+        {"method": "closed form"} | diagnostics,
     )
 
 
-def low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRankMultivariateNormal:
-    """The nearest normal whose covariance is a diagonal and a matrix of this rank: factor analysis.
+def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin: Sequence[Components]) -> Fit:
+    """The nearest mixtures by KL(target || mixture): by quadrature if the target is one in the plane, else from draws.
 
-    Descends KL(N(loc, covariance) || N(loc, F F' + D)) = (log det Sigma + tr(Sigma^-1 covariance))/2 + const.
+    Args:
+        chart: Of so many dimensions.
+        target: A distribution of vectors.
+        begin: Where descents begin, besides those matched to the target.
     """
-    size, rank = len(loc), require_rank(rank, len(loc))
-    widths = np.sqrt(np.diag(covariance))
-    scaled = covariance / np.outer(widths, widths)
-    values, vectors = np.linalg.eigh(scaled)
-    factor = vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0.1) * 0.7)
-    start = np.concatenate([factor.ravel(), np.log(np.maximum(1 - (factor**2).sum(axis=1), 0.1))])
+    parts = _components(target)
+    if parts is None or parts.locs.shape[1] != 2:
+        x = _draws(target)
+        fit = likelihood_of_mixture(chart(x.shape[1]), x, np.full(len(x), 1 / len(x)), begin)
+        estimate, warning = measure(target, fit.distribution), f"the likelihood is that of {_DRAWS} draws"
+        told = {"method": "likelihood of draws", "warnings": (warning,)}
+        return replace(fit, kl=estimate.value, estimate=estimate, diagnostics=told)
+    plane = chart(2)
+    log_density = as_sampler(parts).log_density  # pyright: ignore[reportOptionalMemberAccess]
+    problem = OnPlane(plane, log_density, (np.log(parts.weights), parts.locs, np.linalg.cholesky(parts.covariances)))
+    return _by_quadrature(search(plane, problem, [*begin, *starts_of_mixtures(plane.count, parts)]))
 
-    def half_deviance(z: Array) -> tuple[float, Array]:
-        f, d = z[: size * rank].reshape(size, rank), np.exp(z[size * rank :])
-        root = linalg.cho_factor(f @ f.T + np.diag(d), lower=True)
-        inverse = linalg.cho_solve(root, np.eye(size))
-        slope = inverse - inverse @ scaled @ inverse
-        value = float(np.log(np.diag(root[0])).sum()) + 0.5 * float((inverse * scaled).sum())
-        return value, np.concatenate([(slope @ f).ravel(), 0.5 * np.diag(slope) * d])
 
-    found = optimize.minimize(
-        half_deviance, start, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10}
+def likelihood_of_mixture(chart: MixtureChart, x: Array, shares: Array, begin: Sequence[Components]) -> Fit:
+    """The greatest likelihood of samples (n, d), each of which counts for its share."""
+    starts = [*begin, *_clusters(x, shares, chart.count)]
+    found = search(chart, Likelihood(lambda vectors: chart.log_density(vectors, x), shares), starts)
+    if not found.minima:
+        raise SupportError(f"expected a finite likelihood at a start, but none of {len(starts)} has one: pass start=")
+    value = found.minima[0].kl
+    told = {"method": "Newton", "cross_entropy": value}
+    return Fit(
+        found.minima[0].distribution, nan, without_entropy(value), found.path, found.minima, found.converged, told
     )
-    f, d = found.x[: size * rank].reshape(size, rank), np.exp(found.x[size * rank :])
-    return families.LowRankMultivariateNormal(loc=loc, cov_factor=f * widths[:, None], cov_diag=d * widths**2)
-
-
-def low_rank_in_the_plane(normal: Record, rank: int | None) -> families.LowRankMultivariateNormal:
-    """The same normal: in the plane each is of rank 1, and shares its variances as its correlation says."""
-    rank = require_rank(rank, 2)
-    covariance = np.asarray(normal.covariance_matrix)  # pyright: ignore[reportAttributeAccessIssue]
-    variances = np.diag(covariance)
-    correlation = float(covariance[0, 1] / np.sqrt(variances[0] * variances[1]))
-    factor = np.zeros((2, rank))
-    factor[:, 0] = np.sqrt(abs(correlation) * variances) * [1.0, np.sign(correlation)]
-    return families.LowRankMultivariateNormal(
-        loc=normal.loc,  # pyright: ignore[reportAttributeAccessIssue]
-        cov_factor=factor,
-        cov_diag=(1 - abs(correlation)) * variances,
-    )
-
-
-def require_rank(rank: int | None, size: int) -> int:
-    """The rank, or ParameterError."""
-    if rank is None or not 0 < rank <= size:
-        raise ParameterError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
-    return rank
 
 
 def reverse_in_the_plane(
-    target: Any, log_prob: Callable[[Array], Array] | None, begin: Sequence[Record]
+    chart: MixtureChart, target: Any, log_prob: Callable[[Array], Array] | None, begin: Sequence[Components]
 ) -> tuple[Fit, Callable[[Array], Array]]:
-    """Every normal in the plane at which KL(normal || target) is least around; and the target's log-density."""
-    normals = [(np.asarray(one.loc), np.asarray(one.covariance_matrix)) for one in begin]  # pyright: ignore
-    evidence = 0.0
-    diagnostics: dict[str, Any] = {"method": "quadrature"}
+    """Every mixture in the plane at which KL(mixture || target) is least around; and the target's log-density."""
     if log_prob is None:
         sampler = as_sampler(target)
         assert sampler is not None
         log_density, parts = sampler.log_density, _components(target)
     else:
         log_density, parts = log_prob, None
-    if parts is not None:
-        pieces = list(zip(parts.locs, parts.covariances, strict=True))
-        whole = (parts.weights @ parts.locs, _covariance(parts))
-    else:
-        pieces = _modes(log_density, [loc for loc, _ in normals])
-        whole = None
-    if log_prob is not None:
-        evidence = log_evidence(log_density, pieces)
-        diagnostics["log_evidence"] = evidence
-    starts = [*begin]
-    for loc, covariance in [*([whole] if whole else []), *pieces, *([] if whole else [_around(pieces)])]:
-        starts.append(MultivariateNormal(loc=loc, covariance_matrix=covariance))
-    chart = coordinates_of(MultivariateNormal, starts[0], {})
+    pieces = parts or modes_in_the_plane(log_density, [loc for one in begin for loc in one.locs])
+    evidence = 0.0 if log_prob is None else log_evidence(log_density, pieces)
 
     def normalised(x: Array) -> Array:
         return log_density(x) - evidence
 
-    found = search(chart, OnPlane(chart, normalised), starts)
-    if not found.minima:
-        raise SupportError("expected KL(member || target) to be finite at a start, but it is inf at each")
-    best = found.minima[0]
-    estimate = Estimate(
-        best.kl, error=1e-10, interval=(best.kl - 1e-10, best.kl + 1e-10), method="quadrature", status="bounded"
-    )
+    fit = _by_quadrature(search(chart, OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)]))
     if log_prob is not None:
-        diagnostics["evidence_bound"] = evidence - best.kl
-    fit = Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, diagnostics)
+        told = {"log_evidence": evidence, "evidence_bound": evidence - fit.kl}
+        fit = replace(fit, diagnostics=fit.diagnostics | told)
     return fit, normalised
+
+
+def _by_quadrature(found: Found) -> Fit:
+    if not found.minima:
+        raise SupportError("expected KL between member and target to be finite at a start, but it is inf at each")
+    kl = found.minima[0].kl
+    estimate = Estimate(kl, error=1e-10, interval=(kl - 1e-10, kl + 1e-10), method="quadrature", status="bounded")
+    return Fit(
+        found.minima[0].distribution,
+        kl,
+        estimate,
+        found.path,
+        found.minima,
+        found.converged,
+        {"method": "quadrature"},
+    )
+
+
+def _clusters(x: Array, shares: Array, count: int) -> list[Components]:
+    """Mixtures of the normals of clusters, as three runs of k-means part the samples."""
+    if count == 1:
+        return [_of_clusters(x, shares, np.zeros(len(x), int), 1)]
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(x), min(len(x), 4096), replace=False)
+    made = []
+    for _ in range(3):
+        try:
+            centres, _ = kmeans2(x[drawn], count, minit="++", missing="raise", rng=rng)
+        except ClusterError:
+            continue
+        which = ((x[:, None, :] - centres) ** 2).sum(axis=-1).argmin(axis=1)
+        if np.bincount(which, shares, count).min() > 0:
+            made.append(_of_clusters(x, shares, which, count))
+    return made
+
+
+def _of_clusters(x: Array, shares: Array, which: Array, count: int) -> Components:
+    loc = shares @ x
+    whole = (shares[:, None] * (x - loc)).T @ (x - loc)
+    weights, locs, covariances = np.bincount(which, shares, count), [], []
+    for k in range(count):
+        part, share = x[which == k], shares[which == k] / weights[k]
+        mean = share @ part
+        locs.append(mean)
+        # A little of the whole, for a cluster that lies on a line.
+        covariances.append((share[:, None] * (part - mean)).T @ (part - mean) + 1e-3 * whole)
+    return Components(weights, np.asarray(locs), np.asarray(covariances))
+
+
+def _draws(target: Any) -> Array:
+    sampler = as_sampler(target)
+    x = None if sampler is None else np.asarray(sampler.sample(_DRAWS, np.random.default_rng(0)), np.float64)
+    if x is None or x.ndim != 2:
+        raise SupportError(
+            f"expected a target with draws that are vectors, got {type(target).__name__}: pass samples of it, or an "
+            "object with log_prob(x) and sample(count)"
+        )
+    return x
 
 
 def _components(target: Any) -> Components | None:
@@ -162,65 +170,3 @@ def _components(target: Any) -> Components | None:
     except (KullbackError, TypeError):
         known = target
     return as_components(known) or as_components(target)
-
-
-def _covariance(parts: Components) -> Array:
-    away = parts.locs - parts.weights @ parts.locs
-    return np.einsum("k,kij->ij", parts.weights, parts.covariances) + np.einsum(
-        "k,ki,kj->ij", parts.weights, away, away
-    )
-
-
-def _modes(log_density: Callable[[Array], Array], given: list[Array]) -> list[tuple[Array, Array]]:
-    """Modes with the covariance that the curvature there has."""
-    rng = np.random.default_rng(0)
-    places = [*given, np.zeros(2), *(rng.normal(size=(12, 2)) * np.geomspace(0.3, 30, 12)[:, None])]
-    found: list[tuple[Array, Array, float]] = []
-
-    def height(x: Array) -> float:
-        value = float(log_density(np.asarray(x)[None])[0])
-        return -value if value > -inf else 1e300
-
-    for place in places:
-        if not log_density(np.asarray(place)[None])[0] > -inf:
-            continue
-        end = optimize.minimize(
-            height, place, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 2000}
-        )
-        if all(np.linalg.norm(end.x - loc) > 1e-4 * (1 + np.linalg.norm(loc)) for loc, _, _ in found):
-            covariance = _curvature(height, end.x)
-            if covariance is not None:
-                found.append((end.x, covariance, end.fun))
-    if not found:
-        raise SupportError("expected log_prob to have a mode within some hundred units of 0: pass start= near one")
-    best = min(value for _, _, value in found)
-    return [(loc, covariance) for loc, covariance, value in found if value < best + 30]
-
-
-def _curvature(height: Callable[[Array], float], x: Array) -> Array | None:
-    step = 1e-3
-    for _ in range(30):
-        moves = step * np.eye(2)
-        hessian = np.asarray(
-            [
-                [height(x + a + b) - height(x + a - b) - height(x - a + b) + height(x - a - b) for b in moves]
-                for a in moves
-            ]
-        ) / (4 * step * step)
-        if np.isfinite(hessian).all() and np.linalg.eigvalsh(hessian)[0] > 0 and np.abs(hessian).max() < 1e200:
-            rise = np.abs(hessian).max() * step * step
-            if 1e-6 < rise < 0.1:
-                return np.linalg.inv(hessian)
-            step *= (1e-3 / max(rise, 1e-12)) ** 0.5
-        else:
-            step *= 2
-    return None
-
-
-def _around(pieces: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """One normal around all of them, with equal weights."""
-    count = len(pieces)
-    parts = Components(
-        np.full(count, 1 / count), np.asarray([loc for loc, _ in pieces]), np.asarray([one for _, one in pieces])
-    )
-    return parts.weights @ parts.locs, _covariance(parts)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from kullback import families
+from kullback.densities.mixtures import Components
 from kullback.densities.of_objects import as_components
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
 from kullback.families import Record
-from kullback.fit.fits import Fit, Minimum, Step
+from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.pareto import pareto_k
 from kullback.result import Estimate
 
@@ -27,10 +28,36 @@ _JUDGED = 16_384  # draws that the end is judged by
 _SHOWN = 100  # steps of a path
 
 
-def made(family: type, record: Record) -> Any:
-    """A distribution of PyTorch from a record of the same family, in float64."""
-    given = {name: value for name, value in vars(record).items() if value is not None}
-    return family(**{name: torch.as_tensor(np.asarray(value, np.float64)) for name, value in given.items()})
+def made(family: type, record: Any, independent: bool) -> Any:
+    """A distribution of PyTorch from a record of the same family, in float64.
+
+    Args:
+        family: Of `torch.distributions`.
+        record: Its record, or components.
+        independent: Of a mixture of vectors, whether the entries of each component are.
+    """
+    if isinstance(record, Components):
+        return _mixture(record, independent)
+    if isinstance(record, families.NormalMixture) and family.__name__ == "MixtureSameFamily":
+        weights, locs, scales = map(_double, (record.weights, record.locs, record.scales))
+        return family(torch.distributions.Categorical(weights), torch.distributions.Normal(locs, scales))
+    if isinstance(record, families.Independent):
+        return family(torch.distributions.Normal(_double(record.base.loc), _double(record.base.scale)), 1)
+    return family(**{name: _double(value) for name, value in vars(record).items() if value is not None})
+
+
+def _mixture(parts: Components, independent: bool = False) -> torch.distributions.MixtureSameFamily:
+    weights, locs, covariances = map(_double, parts)
+    if independent:
+        scales = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        normals = torch.distributions.Independent(torch.distributions.Normal(locs, scales), 1)
+    else:
+        normals = torch.distributions.MultivariateNormal(locs, covariance_matrix=covariances)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(weights), normals)
+
+
+def _double(value: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(value, np.float64))
 
 
 def of_tensors(log_prob: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
@@ -69,14 +96,8 @@ def fit_module_forward(
         _descend(loss, optimiser, schedule)
     with torch.no_grad():
         value = -float((shares * _of(module).log_prob(x)).sum())
-    unknown = Estimate(
-        float("nan"),
-        method="samples",
-        status="unreliable",
-        warnings=(f"KL(p || q) = {value:.6g} - H(p), and samples alone do not tell p's entropy H(p)",),
-    )
     told = {"method": "gradients", "cross_entropy": value}
-    return Fit(module, float("nan"), unknown, tuple(path), (Minimum(module, value),), True, told)
+    return Fit(module, float("nan"), without_entropy(value), tuple(path), (Minimum(module, value),), True, told)
 
 
 def fit_module_reverse(
@@ -129,11 +150,10 @@ def fit_normal_reverse(
 ) -> Fit:
     """A normal of vectors nearest to a target by KL(normal || target)."""
     if kind is families.LowRankMultivariateNormal:
-        if rank is None or not 0 < rank <= size:
-            raise ShapeError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
+        assert rank is not None
         module = _LowRank(size, rank, start)
     else:
-        module = _FullRank(size, start)
+        module = (_Diagonal if kind is families.Independent else _FullRank)(size, start)
     fit = fit_module_reverse(module, log_prob=log_prob, target=target, **settings)
     record = module.record()
     return Fit(
@@ -150,8 +170,8 @@ class _FullRank(torch.nn.Module):
         root = torch.eye(size, dtype=torch.float64)
         loc = torch.zeros(size, dtype=torch.float64)
         if start is not None:
-            loc = torch.as_tensor(np.asarray(start.loc, np.float64))
-            root = torch.linalg.cholesky(torch.as_tensor(np.asarray(start.covariance_matrix, np.float64)))
+            loc = _double(start.loc)
+            root = torch.linalg.cholesky(_double(as_components(start).covariances[0]))  # pyright: ignore
         self.loc = torch.nn.Parameter(loc.clone())
         self.log_diagonal = torch.nn.Parameter(root.diagonal().log().clone())
         self.below = torch.nn.Parameter(root.tril(-1).clone())
@@ -164,6 +184,25 @@ class _FullRank(torch.nn.Module):
         with torch.no_grad():
             covariance = self().covariance_matrix
         return families.MultivariateNormal(loc=self.loc.detach().numpy(), covariance_matrix=covariance.numpy())
+
+
+class _Diagonal(torch.nn.Module):
+    """A normal of independent entries by its means and scales, in logarithms."""
+
+    def __init__(self, size: int, start: Any) -> None:
+        super().__init__()
+        loc, scale = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
+        if start is not None:
+            loc, scale = (_double(value).expand(size) for value in (start.base.loc, start.base.scale))
+        self.loc = torch.nn.Parameter(loc.clone())
+        self.log_scale = torch.nn.Parameter(scale.log().clone())
+
+    def forward(self) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Normal(self.loc, self.log_scale.exp()), 1)
+
+    def record(self) -> Record:
+        loc, scale = self.loc.detach().numpy(), self.log_scale.detach().exp().numpy()
+        return families.Independent(base=families.Normal(loc=loc, scale=scale), event_dims=1)
 
 
 class _LowRank(torch.nn.Module):
@@ -179,7 +218,7 @@ class _LowRank(torch.nn.Module):
         diagonal = torch.ones(size, dtype=torch.float64)
         if start is not None:
             given = (start.loc, start.cov_factor, start.cov_diag)
-            loc, factor, diagonal = (torch.as_tensor(np.asarray(value, np.float64)) for value in given)
+            loc, factor, diagonal = map(_double, given)
         self.loc = torch.nn.Parameter(loc.clone())
         self.factor = torch.nn.Parameter(factor.clone())
         self.log_diagonal = torch.nn.Parameter(diagonal.log().clone())
@@ -227,11 +266,7 @@ def _log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable
         return target.log_prob
     parts = as_components(target)
     if parts is not None:
-        weights, locs, covariances = (torch.from_numpy(np.array(part)) for part in parts)
-        return torch.distributions.MixtureSameFamily(
-            torch.distributions.Categorical(weights),
-            torch.distributions.MultivariateNormal(locs, covariance_matrix=covariances),
-        ).log_prob
+        return _mixture(parts).log_prob
     if hasattr(target, "log_prob"):
         return target.log_prob
     raise SupportError(
