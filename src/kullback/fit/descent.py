@@ -1,6 +1,7 @@
 """Newton's rule within a trust region measured in KL: each step moves the member by a bounded number of nats."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -9,34 +10,38 @@ from scipy import optimize
 from kullback._arrays import Array
 from kullback.errors import ParameterError
 
-__all__ = ["Descent", "Local", "Problem", "descend"]
+__all__ = ["Descent", "Model", "Problem", "descend", "units"]
 
-_STEP = 1e-3  # of the differences, in units of the members' own scale
 _WALL = 1e-2  # so near a place that is inf no difference can be taken
-_OVERFLOW = 1e150  # a sum that was on its way to inf
 _BOWL = 0.1  # in the same units: 0.005 nats
 _RADIUS = 1.0  # the longest step: KL of successive members is about half its square
 
 
-class Local(NamedTuple):
-    """What is descended near one member, on nodes that resolve it.
+class Model(NamedTuple):
+    """What is descended near one member, to second order; steps are in units of the members' own scale.
 
     Args:
-        value: Called with vectors (m, k); the values there, nats, shape (m,).
-        log_prob: Called with vectors (m, k); the members' log-densities at some places, (m, places).
-        mass: What each place weighs in the members' own metric, (places,).
+        value: There, nats; `inf` where it cannot be descended.
+        gradient: Along the units, (k,).
+        hessian: The same, (k, k).
+        basis: The units, as columns (k, k): each changes the member by half a nat, to second order.
     """
 
-    value: Callable[[Array], Array]
-    log_prob: Callable[[Array], Array]
-    mass: Array
+    value: float
+    gradient: Array
+    hessian: Array
+    basis: Array
 
 
 class Problem(Protocol):
     """KL over a family, in coordinates without bounds."""
 
-    def near(self, vector: Array) -> Local:
-        """What is descended, near there."""
+    def model(self, vector: Array) -> Model:
+        """What is descended, near there.
+
+        Raises:
+            ParameterError: There is beyond what floats hold.
+        """
         ...
 
 
@@ -52,13 +57,6 @@ class Descent(NamedTuple):
     vectors: list[Array]
     values: list[float]
     converged: bool
-
-
-class _Model(NamedTuple):
-    value: float
-    gradient: Array
-    hessian: Array
-    basis: Array  # columns: unit steps of the members
 
 
 def descend(problem: Problem, start: Array, *, most: int = 300, known: Sequence[Descent] = ()) -> Descent:
@@ -106,7 +104,7 @@ def descend(problem: Problem, start: Array, *, most: int = 300, known: Sequence[
     return Descent(vectors, values, _settled(model))
 
 
-def _settled(model: _Model) -> bool:
+def _settled(model: Model) -> bool:
     """Whether all curvature is upward, and Newton's whole step would gain nothing and go nowhere."""
     if not np.linalg.eigvalsh(model.hessian)[0] > 0:
         return False
@@ -114,54 +112,20 @@ def _settled(model: _Model) -> bool:
     return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12)
 
 
-def _model(problem: Problem, vector: Array) -> _Model:
-    """Value, gradient and Hessian by central differences of fourth and second order, in the members' own units."""
-    size = vector.size
+def _model(problem: Problem, vector: Array) -> Model:
     try:
-        local = problem.near(vector)
-        basis = _units(local, vector)
-        values = _around(local, vector, basis)
-    except ParameterError:  # beyond what floats hold
-        return _Model(float("inf"), np.zeros(size), np.eye(size), np.eye(size))
-    pairs = _pairs(size)
-    if not (np.abs(values) < _OVERFLOW).all():
-        return _Model(float("inf"), np.zeros(size), np.eye(size), basis)
-    here, single = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
-    gradient = (8 * (single[:, 0] - single[:, 1]) - (single[:, 2] - single[:, 3])) / (12 * _STEP)
-    second = (16 * (single[:, 0] + single[:, 1] - 2 * here) - (single[:, 2] + single[:, 3] - 2 * here)) / (
-        12 * _STEP**2
-    )
-    hessian = np.diag(second)
-    for (i, j), four in zip(pairs, values[1 + 4 * size :].reshape(-1, 4), strict=True):
-        hessian[i, j] = hessian[j, i] = (four[0] - four[1] - four[2] + four[3]) / (4 * _STEP**2)
-    return _Model(float(here), gradient, hessian, basis)
+        return problem.model(vector)
+    except ParameterError:
+        size = vector.size
+        return Model(inf, np.zeros(size), np.eye(size), np.eye(size))
 
 
-def _pairs(size: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(size) for j in range(i)]
+def units(metric: Array) -> Array:
+    """A basis of steps that each change the member by half a nat, from the Fisher metric.
 
-
-def _around(local: Local, vector: Array, basis: Array) -> Array:
-    """The values here, at four places along each axis, and at four for each pair of axes."""
-    axes = _STEP * basis.T
-    moves = [np.zeros(vector.size)]
-    for axis in axes:
-        moves += [axis, -axis, 2 * axis, -2 * axis]
-    for i, j in _pairs(vector.size):
-        moves += [axes[i] + axes[j], axes[i] - axes[j], axes[j] - axes[i], -axes[i] - axes[j]]
-    with np.errstate(all="ignore"):
-        return local.value(vector + np.asarray(moves))
-
-
-def _units(local: Local, vector: Array) -> Array:
-    """Steps that each change the member by half a nat, to second order: the Fisher metric's."""
-    size, h = vector.size, 1e-5
-    moves = h * np.eye(size)
-    with np.errstate(all="ignore"):
-        logs = local.log_prob(np.concatenate([vector + moves, vector - moves]))
-        scores = (logs[:size] - logs[size:]) / (2 * h)
-        scores = np.where(np.isfinite(scores) & (local.mass > 0), scores, 0.0)
-        metric = (scores * local.mass) @ scores.T / float(local.mass.sum())
+    Raises:
+        ParameterError: The metric is not finite.
+    """
     if not np.isfinite(metric).all():
         raise ParameterError("expected a member that floats hold, and its neighbours too")
     values, vectors = np.linalg.eigh(metric)

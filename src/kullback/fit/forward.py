@@ -23,7 +23,7 @@ from kullback.fit.kinds import is_module, kind_of
 from kullback.fit.mixtures import MixtureChart
 from kullback.fit.moments import moments_of, of_samples
 from kullback.fit.normals import NORMALS, nearest_normal
-from kullback.fit.problems import Likelihood, log_densities, problem_on_the_line
+from kullback.fit.problems import Likelihood, problem_on_the_line
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
@@ -110,7 +110,7 @@ def fit_forward(
     if is_module(family):
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
     given = ([start] if start is not None else []) + list(starts)
-    kind = kind_of(family, *given, target if samples is None else _draws(samples))
+    kind = kind_of(family, given, target if samples is None else _draws(samples))
     begin = [kind.record(one) for one in given]
     fixed = kind.fixed(fixed)
     if kind.record_class is Components:
@@ -209,7 +209,7 @@ def _of_samples(
         value = _cross_entropy(closed, x, shares)
         return _alone(closed, without_entropy(value), {"method": "closed form", "cross_entropy": value})
     chart = coordinates_of(kind, begin[0], fixed)
-    found = search(chart, Likelihood(log_densities(chart, x), shares), begin)
+    found = search(chart, Likelihood(chart, x, shares), begin)
     if closed is None and not found.minima:
         raise SupportError(f"expected a finite likelihood at a start, but none of {len(begin)} has one: pass start=")
     best = closed or found.minima[0].distribution

@@ -96,13 +96,13 @@ def is_module(family: Any) -> bool:
     return any(one.__module__ == "torch.nn.modules.module" for one in type(family).__mro__)
 
 
-def kind_of(family: Any, *examples: Any) -> Kind:
+def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kind:
     """The kind of a class.
 
     Args:
         family: The class.
-        examples: Members, or targets, or samples: the first that is not None tells mixtures on the line from those of
-            vectors.
+        members: Starts, which tell mixtures on the line from those of vectors, and what their components are.
+        target: A distribution or samples, which do the first of it where there is no start.
 
     Raises:
         ParameterError: No family here goes by that name.
@@ -120,9 +120,8 @@ def kind_of(family: Any, *examples: Any) -> Kind:
         )
     name, independent = _TORCH_NAMES.get(family.__name__, family.__name__), family.__name__ == "Independent"
     if name == "MixtureSameFamily":
-        example = next((one for one in examples if one is not None), None)
-        found = Components if is_of_vectors(example) else families.NormalMixture
-        parts = getattr(example, "component_distribution", None)
+        found = Components if is_of_vectors(members[0] if members else target) else families.NormalMixture
+        parts = getattr(members[0], "component_distribution", None) if members else None
         independent = found is Components and type(parts).__name__ == "Independent"
     else:
         found = getattr(families, name, None)

@@ -55,15 +55,99 @@ class MixtureChart:
         log_weights, locs, roots = self.parts(vector)
         return Components(np.exp(log_weights), locs, roots @ roots.transpose(0, 2, 1))
 
-    def log_density(self, vectors: Array, x: Array) -> Array:
-        """Of the mixtures at vectors (..., parameters), at x (n, d): shape (..., n)."""
-        return log_density_of_components(*self.parts(vectors), x)
+    def log_density(self, vector: Array, x: Array) -> Array:
+        """Of the mixture there, at x (n, d)."""
+        return log_density_of_components(*self.parts(vector), x)
+
+    def expansion(self, vector: Array, x: Array, slope: Array, weight: Array) -> tuple[Array, Array, Array]:
+        """How a sum over places changes with the mixture, to second order; and the Fisher metric.
+
+        The sum has the differentials sum slope dq/q and sum slope d2q/q + weight (dq/q)^2. Of KL(q || p) those are
+        slope = q log(q/p) and weight = q; of KL(p || q), q - p and p; of -sum_n weight_n log q(x_n), slope = -weight.
+
+        Args:
+            vector: Where.
+            x: The places (n, d).
+            slope: Of each place, (n,).
+            weight: Of each place, (n,); it also weighs the metric.
+
+        Returns:
+            Gradient (k,), Hessian (k, k), and the mean of (d log q)(d log q)^T, (k, k).
+        """
+        log_weights, locs, roots = self.parts(vector)
+        shares, logits = np.exp(log_weights), self.count - 1
+        log_q = log_density_of_components(log_weights, locs, roots, x)
+        scores = np.empty((len(x), vector.size))
+        hessian = np.zeros((vector.size, vector.size))
+        for k in range(self.count):
+            mine = log_density_of_components(log_weights[k : k + 1], locs[k : k + 1], roots[k : k + 1], x)
+            belongs = np.exp(mine - log_q)
+            normal = _NormalSlopes(roots[k], (x - locs[k]), self._entries())
+            columns, own = self._columns(k), normal.scores()
+            scores[:, columns] = belongs[:, None] * own
+            if k < logits:
+                scores[:, k] = belongs - shares[k]
+            # log(w_k N_k) has slopes by the logits, alike everywhere, and by its own parameters.
+            by_logits, counts = (np.arange(logits) == k) - shares[:logits], slope * belongs
+            across = np.outer(by_logits, counts @ own)
+            hessian[:logits, :logits] += counts.sum() * np.outer(by_logits, by_logits)
+            hessian[:logits, columns] += across
+            hessian[columns, :logits] += across.T
+            hessian[np.ix_(columns, columns)] += (own * counts[:, None]).T @ own + normal.curvature(counts)
+        hessian[:logits, :logits] -= slope.sum() * (
+            np.diag(shares[:logits]) - np.outer(shares[:logits], shares[:logits])
+        )
+        square = (scores * weight[:, None]).T @ scores
+        return scores.T @ slope, hessian + square, square / float(weight.sum())
+
+    def _columns(self, k: int) -> Array:
+        """Where a component's own parameters are in a vector."""
+        entries, locs = len(self._entries()[0]), self.count - 1 + k * self.size
+        first = self.count * (1 + self.size) - 1 + k * entries
+        return np.concatenate([np.arange(locs, locs + self.size), np.arange(first, first + entries)])
 
     def _entries(self) -> tuple[Array, Array]:
         """The places of a factor's entries that are free."""
         if self.independent:
             return np.arange(self.size), np.arange(self.size)
         return np.tril_indices(self.size)
+
+
+class _NormalSlopes:
+    """Derivatives of log N(x; m, L L^T) by m and by the entries of L, those of its diagonal in logarithms.
+
+    With z = L^-1 (x - m), a step (a, A) = L^-1 (dm, dL) changes it by z^T A z + a^T z - tr A.
+    """
+
+    def __init__(self, root: Array, away: Array, entries: tuple[Array, Array]) -> None:
+        size, (rows, columns) = len(root), entries
+        inverse = np.linalg.inv(root)
+        self.z = away @ inverse.T
+        scale = np.where(rows == columns, root[rows, columns], 1.0)
+        self.matrices = np.zeros((size + len(rows), size, size))
+        self.matrices[np.arange(size, size + len(rows)), :, columns] = (inverse[:, rows] * scale).T
+        self.shifts = np.concatenate([inverse.T, np.zeros((len(rows), size))])
+        # d2 L is dL for an entry that is in logarithms, twice by itself.
+        self.bent = np.concatenate([np.zeros(size), rows == columns])
+
+    def scores(self) -> Array:
+        """Shape (n, parameters)."""
+        moved = np.einsum("ni,aij->naj", self.z, self.matrices, optimize=True)
+        square = np.einsum("naj,nj->na", moved, self.z, optimize=True)
+        return square + self.z @ self.shifts.T - np.trace(self.matrices, axis1=1, axis2=2)
+
+    def curvature(self, counts: Array) -> Array:
+        """The sum over places of counts (n,) times the second derivatives."""
+        whole, first = counts.sum(), counts @ self.z
+        second = (self.z * counts[:, None]).T @ self.z
+        a, b = self.matrices, self.shifts
+        # z moves by -(A z + a), and by A B z + B A z + A b + B a - d2L z a second time.
+        products = np.einsum("pij,qjk,ki->pq", a, a, second, optimize=True)
+        along = np.einsum("pij,qj,i->pq", a, b, first, optimize=True)
+        gram = np.einsum("pij,qik,kj->pq", a, a, second, optimize=True)
+        across = np.einsum("pij,qi,j->pq", a, b, first, optimize=True)
+        bent = np.diag(self.bent * np.einsum("pij,ji->p", a, second))
+        return bent - gram - across - across.T - whole * b @ b.T - products - products.T - along - along.T
 
 
 def starts_of_mixtures(count: int, pieces: Components) -> list[Components]:

@@ -1,6 +1,5 @@
 """What a descent descends: KL between a target and a family's members, either way or between, or a cross-entropy."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -17,14 +16,14 @@ from kullback.densities.summation import kl_summation
 from kullback.densities.terms import terms
 from kullback.errors import ParameterError
 from kullback.fit.coordinates import Coordinates
-from kullback.fit.descent import Local, Problem
+from kullback.fit.descent import Model, Problem
+from kullback.fit.differences import Local, by_differences
 
-__all__ = ["Likelihood", "divergence_of", "log_densities", "problem_on_the_line"]
+__all__ = ["Likelihood", "divergence_of", "problem_on_the_line"]
 
 # Their kinks and ends move with their parameters, off any nodes.
 _MOVING = (families.Laplace, families.Pareto, families.Uniform)
 _UNSEEN = 1e-13  # of the mass
-_AT_ONCE = 2**22  # log-densities
 
 
 def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) -> Problem:
@@ -43,19 +42,13 @@ def member(chart: Coordinates, vector: Array) -> Density:
     return density
 
 
-def log_densities(chart: Coordinates, x: Array) -> Callable[[Array], Array]:
-    """The members' log-densities at places on the line, as a function of their vectors."""
-    zeros = np.zeros_like(x)
-    return lambda vectors: np.stack([member(chart, one).log_density(x, zeros) for one in vectors])
-
-
 @dataclass(frozen=True)
 class _OnNodes:
     chart: Coordinates
     target: Density
     alpha: float
 
-    def near(self, vector: Array) -> Local:
+    def model(self, vector: Array) -> Model:
         here = member(self.chart, vector)
         nodes = line_nodes(*((self.target, here) if self.alpha > 0 else (here, self.target)))
         log_target = nodes.log_mass(self.target)
@@ -66,7 +59,7 @@ class _OnNodes:
         def value(vectors: Array) -> Array:
             return divergence_of(log_target, log_prob(vectors), self.alpha)
 
-        return Local(value, log_prob, np.exp(nodes.log_mass(here)))
+        return by_differences(Local(value, log_prob, np.exp(nodes.log_mass(here))), vector)
 
 
 def divergence_of(log_p: Array, log_q: Array, alpha: float) -> Array:
@@ -99,7 +92,7 @@ class _Anew:
     target: Density
     alpha: float
 
-    def near(self, vector: Array) -> Local:
+    def model(self, vector: Array) -> Model:
         here = member(self.chart, vector)
         low, high = here.support
         nodes = line_nodes(here, here)
@@ -112,7 +105,7 @@ class _Anew:
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_smooth(self.chart, one)) for one in vectors])
 
-        return Local(value, log_prob, np.exp(nodes.log_mass(here)))
+        return by_differences(Local(value, log_prob, np.exp(nodes.log_mass(here))), vector)
 
     def _kl(self, here: Density) -> float:
         pair = (self.target, here) if self.alpha > 0 else (here, self.target)
@@ -138,17 +131,22 @@ class Likelihood:
     """The cross-entropy of samples: -mean log q(x), which is KL(samples' law || q) but for a constant.
 
     Args:
-        log_density: Called with vectors (m, k); the members' log-densities at the samples, (m, n).
-        weights: What each sample counts, shape (n,), summing to 1.
+        chart: The family.
+        x: Samples on the line, shape (n,).
+        weights: What each counts, shape (n,), summing to 1.
     """
 
-    log_density: Callable[[Array], Array]
+    chart: Coordinates
+    x: Array
     weights: Array
 
-    def near(self, vector: Array) -> Local:
-        del vector
-        return Local(self._value, self.log_density, self.weights)
+    def model(self, vector: Array) -> Model:
+        zeros = np.zeros_like(self.x)
 
-    def _value(self, vectors: Array) -> Array:
-        pieces = np.array_split(vectors, max(1, len(vectors) * self.weights.size // _AT_ONCE))
-        return np.concatenate([-(self.log_density(piece) @ self.weights) for piece in pieces])
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([member(self.chart, one).log_density(self.x, zeros) for one in vectors])
+
+        def value(vectors: Array) -> Array:
+            return -(log_prob(vectors) @ self.weights)
+
+        return by_differences(Local(value, log_prob, self.weights), vector)

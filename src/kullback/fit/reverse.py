@@ -110,7 +110,7 @@ def fit_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     given = ([start] if start is not None else []) + list(starts)
-    kind = kind_of(family, *given, target)
+    kind = kind_of(family, given, target)
     begin, fixed = [kind.record(one) for one in given], kind.fixed(fixed)
     if known_on_the_line(kind.record_class):
         fit = _on_the_line(kind.record_class, log_prob, target, begin, fixed, components, support)

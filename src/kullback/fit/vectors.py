@@ -17,9 +17,8 @@ from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.modes import modes_in_the_plane
 from kullback.fit.normals import nearest_normal
-from kullback.fit.plane import OnPlane, log_evidence
-from kullback.fit.problems import Likelihood
-from kullback.fit.search import Found, search
+from kullback.fit.plane import MixtureLikelihood, OnPlane, log_evidence
+from kullback.fit.search import search
 from kullback.measures import measure
 from kullback.result import Estimate
 
@@ -67,13 +66,13 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
     plane = chart(2)
     log_density = as_sampler(parts).log_density  # pyright: ignore[reportOptionalMemberAccess]
     problem = OnPlane(plane, log_density, (np.log(parts.weights), parts.locs, np.linalg.cholesky(parts.covariances)))
-    return _by_quadrature(search(plane, problem, [*begin, *starts_of_mixtures(plane.count, parts)]))
+    return _by_quadrature(problem, [*begin, *starts_of_mixtures(plane.count, parts)])
 
 
 def likelihood_of_mixture(chart: MixtureChart, x: Array, shares: Array, begin: Sequence[Components]) -> Fit:
     """The greatest likelihood of samples (n, d), each of which counts for its share."""
     starts = [*begin, *_clusters(x, shares, chart.count)]
-    found = search(chart, Likelihood(lambda vectors: chart.log_density(vectors, x), shares), starts)
+    found = search(chart, MixtureLikelihood(chart, x, shares), starts)
     if not found.minima:
         raise SupportError(f"expected a finite likelihood at a start, but none of {len(starts)} has one: pass start=")
     value = found.minima[0].kl
@@ -99,27 +98,23 @@ def reverse_in_the_plane(
     def normalised(x: Array) -> Array:
         return log_density(x) - evidence
 
-    fit = _by_quadrature(search(chart, OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)]))
+    fit = _by_quadrature(OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)])
     if log_prob is not None:
         told = {"log_evidence": evidence, "evidence_bound": evidence - fit.kl}
         fit = replace(fit, diagnostics=fit.diagnostics | told)
     return fit, normalised
 
 
-def _by_quadrature(found: Found) -> Fit:
+def _by_quadrature(problem: OnPlane, starts: Sequence[Components]) -> Fit:
+    found = search(problem.chart, problem, starts)
     if not found.minima:
         raise SupportError("expected KL between member and target to be finite at a start, but it is inf at each")
-    kl = found.minima[0].kl
-    estimate = Estimate(kl, error=1e-10, interval=(kl - 1e-10, kl + 1e-10), method="quadrature", status="bounded")
-    return Fit(
-        found.minima[0].distribution,
-        kl,
-        estimate,
-        found.path,
-        found.minima,
-        found.converged,
-        {"method": "quadrature"},
-    )
+    best = found.minima[0]
+    error = problem.error(problem.chart.vector(best.distribution))
+    interval = max(0.0, best.kl - error), best.kl + error
+    estimate = Estimate(best.kl, error=error, interval=interval, method="quadrature", status="bounded")
+    told = {"method": "quadrature"}
+    return Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, told)
 
 
 def _clusters(x: Array, shares: Array, count: int) -> list[Components]:

@@ -109,10 +109,12 @@ def fit_module_reverse(
     draws: int,
     learning_rate: float,
     seed: int,
+    record: Callable[[], Any] = lambda: None,
 ) -> Fit:
     """KL(module || target) downhill along x = rsample(): the module's own log-density is held still in its parameters.
 
-    The score of q has mean zero and is left out, so that the gradient's noise vanishes where q is p.
+    The score of q has mean zero and is left out, so that the gradient's noise vanishes where q is p. The path shows of
+    the module what `record` gives.
     """
     log_density = _log_density(log_prob, target)
     still = deepcopy(module).requires_grad_(False)
@@ -128,7 +130,7 @@ def fit_module_reverse(
             x = _of(module).rsample(torch.Size([draws]))
             gap = _finite(_of(still).log_prob(x) - log_density(x), x)
             if step % max(1, steps // _SHOWN) == 0:
-                path.append(Step(None, gap.mean().item()))
+                path.append(Step(record(), gap.mean().item()))
             _descend(gap.mean(), optimiser, schedule)
         with torch.no_grad():
             x = _of(module).rsample(torch.Size([_JUDGED]))
@@ -154,7 +156,7 @@ def fit_normal_reverse(
         module = _LowRank(size, rank, start)
     else:
         module = (_Diagonal if kind is families.Independent else _FullRank)(size, start)
-    fit = fit_module_reverse(module, log_prob=log_prob, target=target, **settings)
+    fit = fit_module_reverse(module, log_prob=log_prob, target=target, record=module.record, **settings)
     record = module.record()
     return Fit(
         record, fit.kl, fit.estimate, fit.path, (Minimum(record, fit.kl, fit.minima[0].basin),), fit.converged,
@@ -183,7 +185,7 @@ class _FullRank(torch.nn.Module):
     def record(self) -> Record:
         with torch.no_grad():
             covariance = self().covariance_matrix
-        return families.MultivariateNormal(loc=self.loc.detach().numpy(), covariance_matrix=covariance.numpy())
+        return families.MultivariateNormal(loc=self.loc.detach().numpy().copy(), covariance_matrix=covariance.numpy())
 
 
 class _Diagonal(torch.nn.Module):
@@ -201,7 +203,7 @@ class _Diagonal(torch.nn.Module):
         return torch.distributions.Independent(torch.distributions.Normal(self.loc, self.log_scale.exp()), 1)
 
     def record(self) -> Record:
-        loc, scale = self.loc.detach().numpy(), self.log_scale.detach().exp().numpy()
+        loc, scale = self.loc.detach().numpy().copy(), self.log_scale.detach().exp().numpy()
         return families.Independent(base=families.Normal(loc=loc, scale=scale), event_dims=1)
 
 
@@ -228,8 +230,8 @@ class _LowRank(torch.nn.Module):
 
     def record(self) -> Record:
         return families.LowRankMultivariateNormal(
-            loc=self.loc.detach().numpy(),
-            cov_factor=self.factor.detach().numpy(),
+            loc=self.loc.detach().numpy().copy(),
+            cov_factor=self.factor.detach().numpy().copy(),
             cov_diag=self.log_diagonal.detach().exp().numpy(),
         )
 
