@@ -130,7 +130,7 @@ def _of_module(
         if sampler is None:
             raise SupportError(f"expected a target with draws, got {type(target).__name__}: pass samples of it")
         samples = sampler.sample(_DRAWS, np.random.default_rng(seed))
-    return import_module("kullback.integrations.torch_fit").fit_module_forward(
+    return import_module("kullback.fit.gradients").fit_module_forward(
         module, samples=samples, weights=weights, steps=steps, learning_rate=learning_rate, seed=seed
     )
 

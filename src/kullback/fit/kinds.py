@@ -132,6 +132,6 @@ def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kin
         )
 
     def made(record: Any) -> Any:
-        return import_module("kullback.integrations.torch_fit").made(family, record, independent)
+        return import_module("kullback.fit.gradients").made(family, record, independent)
 
     return Kind(found, made, independent)

@@ -106,7 +106,7 @@ def fit_reverse(
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
     if is_module(family):
-        return import_module("kullback.integrations.torch_fit").fit_module_reverse(
+        return import_module("kullback.fit.gradients").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     given = ([start] if start is not None else []) + list(starts)
@@ -213,7 +213,7 @@ def _of_vectors(
             f"expected a mixture on the line or in the plane, got {size} dimensions; a torch.nn.Module with log_prob "
             "and rsample fits in any"
         )
-    return import_module("kullback.integrations.torch_fit").fit_normal_reverse(
+    return import_module("kullback.fit.gradients").fit_normal_reverse(
         family, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
     )
 

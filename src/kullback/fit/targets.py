@@ -85,7 +85,7 @@ def called(log_prob: Callable[[Any], Any], x: Array) -> Array:
     try:
         values = np.asarray(log_prob(x), dtype=np.float64)
     except (TypeError, AttributeError, RuntimeError, ValueError):  # perhaps a function of tensors
-        values = import_module("kullback.integrations.torch_fit").of_tensors(log_prob, x)
+        values = import_module("kullback.fit.gradients").of_tensors(log_prob, x)
     if values.shape != x.shape[:1]:
         raise SupportError(
             f"expected log_prob to give one number for each of {len(x)} places, got shape {values.shape}"

@@ -1,4 +1,4 @@
-"""Fits that need PyTorch: modules, and normals of many dimensions, by reparameterised gradients."""
+"""Fits by gradients, which need PyTorch: of modules, and of normals of many dimensions, reparameterised."""
 
 from collections.abc import Callable
 from copy import deepcopy
