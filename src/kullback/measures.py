@@ -107,7 +107,7 @@ def measure(
 
 
 def _are_numbers(given: Any) -> bool:
-    return isinstance(given, list | tuple) or is_array_api_obj(given)
+    return type(given) in (list, tuple) or is_array_api_obj(given)
 
 
 def _closed_form(p: Any, q: Any, error: float) -> Estimate | None:

@@ -1,7 +1,8 @@
 """Fits by gradients, which need PyTorch: of modules, and of normals of many dimensions, reparameterised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from kullback.densities.of_objects import as_components
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
 from kullback.families import Record
 from kullback.fit.fits import Fit, Minimum, Step, without_entropy
+from kullback.fit.normals import member_of
 from kullback.fit.pareto import pareto_k
+from kullback.measures import measure
 from kullback.result import Estimate
 
 try:
@@ -22,10 +25,11 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError("this fit needs PyTorch: pip install 'kullback[train]'") from error
 
-__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normal_reverse", "made", "of_tensors"]
+__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normals_reverse", "made", "of_tensors"]
 
 _JUDGED = 16_384  # draws that the end is judged by
 _SHOWN = 100  # steps of a path
+_SAME = 0.01  # nats between ends
 
 
 def made(family: type, record: Any, independent: bool) -> Any:
@@ -127,103 +131,107 @@ def fit_module_reverse(
             with torch.no_grad():
                 for copy, own in zip(still.parameters(), module.parameters(), strict=True):
                     copy.copy_(own)
-            x = _of(module).rsample(torch.Size([draws]))
-            gap = _finite(_of(still).log_prob(x) - log_density(x), x)
+            x, weights = _drawn(module, draws)
+            gap = weights @ _finite(_of(still).log_prob(x) - log_density(x), x)
             if step % max(1, steps // _SHOWN) == 0:
-                path.append(Step(record(), gap.mean().item()))
-            _descend(gap.mean(), optimiser, schedule)
+                path.append(Step(record(), gap.item()))
+            _descend(gap, optimiser, schedule)
         with torch.no_grad():
-            x = _of(module).rsample(torch.Size([_JUDGED]))
-            gap = _finite(_of(module).log_prob(x) - log_density(x), x).double().numpy()
+            known = _of(module)
+            x = (known.rsample if getattr(known, "has_rsample", True) else known.sample)(torch.Size([_JUDGED]))
+            gap = _finite(known.log_prob(x) - log_density(x), x).double().numpy()
     finally:
         torch.random.set_rng_state(state)
     return _judged(module, gap, path, normalised=log_prob is None)
 
 
-def fit_normal_reverse(
-    kind: type[Record],
+def fit_normals_reverse(
+    family: type,
     *,
-    size: int,
-    rank: int | None,
+    starts: Sequence[Components | Record],
+    independent: bool,
     log_prob: Callable[[Any], Any] | None,
     target: Any,
-    start: Record | None,
     **settings: Any,
 ) -> Fit:
-    """A normal of vectors nearest to a target by KL(normal || target)."""
-    if kind is families.LowRankMultivariateNormal:
-        assert rank is not None
-        module = _LowRank(size, rank, start)
-    else:
-        module = (_Diagonal if kind is families.Independent else _FullRank)(size, start)
-    fit = fit_module_reverse(module, log_prob=log_prob, target=target, record=module.record, **settings)
-    record = module.record()
-    return Fit(
-        record, fit.kl, fit.estimate, fit.path, (Minimum(record, fit.kl, fit.minima[0].basin),), fit.converged,
-        fit.diagnostics,
-    )  # fmt: skip
+    """The normals of vectors, or mixtures of them, nearest to a target by KL(member || target), one for each start.
+
+    Args:
+        family: As `member_of` has it.
+        starts: Components, or records of low-rank normals. Ends less than a hundredth of a nat apart are one minimum.
+        independent: Whether the entries of each normal are.
+        log_prob: Or target: as `fit_reverse` has them.
+        target: A distribution.
+        **settings: Of `fit_module_reverse`.
+    """
+    ends = []
+    for start in starts:
+        module = _Normals(start, independent) if isinstance(start, Components) else _LowRank(start)
+
+        def member(module: Any = module) -> Any:
+            return _member(family, module.record())
+
+        fit = fit_module_reverse(module, log_prob=log_prob, target=target, record=member, **settings)
+        ends.append((fit, member(), _member(family, start)))
+    path = ends[0][0].path
+    ends.sort(key=lambda end: end[0].diagnostics.get("evidence_bound", -end[0].kl), reverse=True)
+    minima: list[Minimum] = []
+    for fit, found, start in ends:
+        twin = next((i for i, one in enumerate(minima) if measure(found, one.distribution).value < _SAME), None)
+        if twin is None:
+            minima.append(Minimum(found, fit.kl, (start,)))
+        else:
+            minima[twin] = replace(minima[twin], basin=(*minima[twin].basin, start))
+    return replace(ends[0][0], distribution=ends[0][1], path=path, minima=tuple(minima))
 
 
-class _FullRank(torch.nn.Module):
-    """A normal by its mean and Cholesky factor, whose diagonal is in logarithms."""
+def _member(family: type, found: Components | Record) -> Any:
+    return member_of(family, found, None) if isinstance(found, Components) else found
 
-    def __init__(self, size: int, start: Any) -> None:
+
+class _Normals(torch.nn.Module):
+    """A normal of vectors, or a mixture: logits, means and Cholesky factors, whose diagonals are in logarithms."""
+
+    def __init__(self, start: Components, independent: bool) -> None:
         super().__init__()
-        root = torch.eye(size, dtype=torch.float64)
-        loc = torch.zeros(size, dtype=torch.float64)
-        if start is not None:
-            loc = _double(start.loc)
-            root = torch.linalg.cholesky(_double(as_components(start).covariances[0]))  # pyright: ignore
-        self.loc = torch.nn.Parameter(loc.clone())
-        self.log_diagonal = torch.nn.Parameter(root.diagonal().log().clone())
-        self.below = torch.nn.Parameter(root.tril(-1).clone())
+        roots = torch.linalg.cholesky(_double(start.covariances))
+        self.logits = torch.nn.Parameter(_double(start.weights).log(), requires_grad=start.weights.size > 1)
+        self.locs = torch.nn.Parameter(_double(start.locs))
+        self.log_diagonals = torch.nn.Parameter(roots.diagonal(dim1=-2, dim2=-1).log().clone())
+        self.below = torch.nn.Parameter(roots.tril(-1) * (not independent), requires_grad=not independent)
 
     def forward(self) -> torch.distributions.Distribution:
-        root = self.below.tril(-1) + torch.diag(self.log_diagonal.exp())
-        return torch.distributions.MultivariateNormal(self.loc, scale_tril=root)
+        normals = torch.distributions.MultivariateNormal(self.locs, scale_tril=self._roots())
+        if len(self.locs) > 1:
+            return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=self.logits), normals)
+        return torch.distributions.MultivariateNormal(self.locs[0], scale_tril=self._roots()[0])
 
-    def record(self) -> Record:
+    def strata(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As many draws of each component, and what each draw weighs: both have gradients."""
+        each = -(-count // len(self.locs))
+        noise = torch.randn(len(self.locs), each, self.locs.shape[1], dtype=self.locs.dtype)
+        x = self.locs[:, None] + noise @ self._roots().mT
+        return x.flatten(0, 1), (self.logits.softmax(0) / each).repeat_interleave(each)
+
+    def record(self) -> Components:
         with torch.no_grad():
-            covariance = self().covariance_matrix
-        return families.MultivariateNormal(loc=self.loc.detach().numpy().copy(), covariance_matrix=covariance.numpy())
+            weights, roots = self.logits.softmax(0), self._roots()
+            parts = (weights, self.locs, roots @ roots.mT)
+        return Components(*(part.detach().numpy().copy() for part in parts))
 
-
-class _Diagonal(torch.nn.Module):
-    """A normal of independent entries by its means and scales, in logarithms."""
-
-    def __init__(self, size: int, start: Any) -> None:
-        super().__init__()
-        loc, scale = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
-        if start is not None:
-            loc, scale = (_double(value).expand(size) for value in (start.base.loc, start.base.scale))
-        self.loc = torch.nn.Parameter(loc.clone())
-        self.log_scale = torch.nn.Parameter(scale.log().clone())
-
-    def forward(self) -> torch.distributions.Distribution:
-        return torch.distributions.Independent(torch.distributions.Normal(self.loc, self.log_scale.exp()), 1)
-
-    def record(self) -> Record:
-        loc, scale = self.loc.detach().numpy().copy(), self.log_scale.detach().exp().numpy()
-        return families.Independent(base=families.Normal(loc=loc, scale=scale), event_dims=1)
+    def _roots(self) -> torch.Tensor:
+        return self.below.tril(-1) + torch.diag_embed(self.log_diagonals.exp())
 
 
 class _LowRank(torch.nn.Module):
     """A normal by its mean, a factor and a diagonal, in logarithms."""
 
-    def __init__(self, size: int, rank: int, start: Any) -> None:
+    def __init__(self, start: Any) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        loc, factor = (
-            torch.zeros(size, dtype=torch.float64),
-            0.1 * torch.randn(size, rank, generator=generator).double(),
-        )
-        diagonal = torch.ones(size, dtype=torch.float64)
-        if start is not None:
-            given = (start.loc, start.cov_factor, start.cov_diag)
-            loc, factor, diagonal = map(_double, given)
-        self.loc = torch.nn.Parameter(loc.clone())
-        self.factor = torch.nn.Parameter(factor.clone())
-        self.log_diagonal = torch.nn.Parameter(diagonal.log().clone())
+        loc, factor, diagonal = map(_double, (start.loc, start.cov_factor, start.cov_diag))
+        self.loc = torch.nn.Parameter(loc)
+        self.factor = torch.nn.Parameter(factor)
+        self.log_diagonal = torch.nn.Parameter(diagonal.log())
 
     def forward(self) -> torch.distributions.Distribution:
         return torch.distributions.LowRankMultivariateNormal(self.loc, self.factor, self.log_diagonal.exp())
@@ -239,6 +247,14 @@ class _LowRank(torch.nn.Module):
 def _of(module: torch.nn.Module) -> Any:
     """The distribution that a module is, or makes when called."""
     return module if hasattr(module, "log_prob") else module()
+
+
+def _drawn(module: torch.nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws that carry gradients, and what each weighs."""
+    if isinstance(module, _Normals):
+        return module.strata(count)
+    x = _of(module).rsample(torch.Size([count]))
+    return x, torch.full((count,), 1 / count).to(x)
 
 
 def _first(module: torch.nn.Module) -> torch.Tensor:

@@ -13,7 +13,9 @@ from kullback.errors import SupportError
 from kullback.fit.descent import Model, units
 from kullback.fit.mixtures import MixtureChart
 
-__all__ = ["MixtureLikelihood", "OnPlane", "log_evidence"]
+__all__ = ["EVIDENCE_ERROR", "MixtureLikelihood", "OnPlane", "log_evidence"]
+
+EVIDENCE_ERROR = 1e-11  # nats
 
 _REACH = 8.6  # standard deviations; beyond lies 1e-17 of a normal
 _FEW, _MANY = 12, 384  # steps to each side
@@ -161,7 +163,7 @@ def log_evidence(log_prob: Callable[[Array], Array], modes: Components) -> float
             total += float(np.exp(log_prob(mesh) - top).sum())
         area = (first[1] - first[0]) * (second[1] - second[0])
         found = top + log(total * area)
-        if abs(found - last) < 1e-11:
+        if abs(found - last) < EVIDENCE_ERROR:
             return found
         last, count = found, 3 * count // 2
     raise SupportError(f"expected a density that {count} x {count} places resolve; its integral still moves")

@@ -27,7 +27,7 @@ from kullback.fit.pareto import pareto_k
 from kullback.fit.search import Found
 from kullback.fit.starts import no_start, starts_on_the_line
 from kullback.fit.targets import called, density_of, dimensions, normalised
-from kullback.fit.vectors import reverse_in_the_plane
+from kullback.fit.vectors import reverse_in_the_plane, starts_of_draws
 from kullback.measures import measure
 from kullback.result import Estimate
 
@@ -55,7 +55,7 @@ def fit_reverse(
     """The q of a family that minimises KL(q || target): the reverse fit, which is variational inference.
 
     argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)], so that log p may lack its constant. On the line, and for
-    normals and their mixtures in the plane, by quadrature and Newton's rule from many starts; for normals of more
+    normals and their mixtures in the plane, by quadrature and Newton's rule from many starts; for those of more
     dimensions by reparameterised gradients that stick the landing (only the path through x is differentiated), which
     needs PyTorch.
 
@@ -208,14 +208,27 @@ def _of_vectors(
     if size == 2:
         fit = _in_the_plane(kind.chart(begin, count)(2), log_prob, target, parts)
         return Kind(family, lambda found: member_of(family, found, rank)).returned(fit)
-    if family is Components:
-        raise ParameterError(
-            f"expected a mixture on the line or in the plane, got {size} dimensions; a torch.nn.Module with log_prob "
-            "and rsample fits in any"
-        )
-    return import_module("kullback.fit.gradients").fit_normal_reverse(
-        family, size=size, rank=rank, log_prob=log_prob, target=target, start=begin[0] if begin else None, **settings
+    return import_module("kullback.fit.gradients").fit_normals_reverse(
+        family,
+        starts=_far_starts(kind, begin, rank, size, target),
+        independent=kind.independent,
+        log_prob=log_prob,
+        target=target,
+        **settings,
     )
+
+
+def _far_starts(kind: Kind, begin: list[Any], count: int | None, size: int, target: Any) -> Sequence[Any]:
+    """Where the gradients begin: low-rank normals as records, others as components."""
+    if kind.record_class is families.LowRankMultivariateNormal:
+        factor = 0.1 * np.random.default_rng(0).normal(size=(size, count or 0))
+        return begin or [kind.record_class(loc=np.zeros(size), cov_factor=factor, cov_diag=np.ones(size))]
+    chart = kind.chart(begin, count)(size)
+    if begin:
+        return [as_components(one) for one in begin]
+    if chart.count == 1:
+        return [Components(np.ones(1), np.zeros((1, size)), np.eye(size)[None])]
+    return starts_of_draws(target, chart.count)
 
 
 def _in_the_plane(chart: MixtureChart, log_prob: Callable[[Any], Any] | None, target: Any, begin: Sequence[Any]) -> Fit:

@@ -17,12 +17,18 @@ from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.modes import modes_in_the_plane
 from kullback.fit.normals import nearest_normal
-from kullback.fit.plane import MixtureLikelihood, OnPlane, log_evidence
+from kullback.fit.plane import EVIDENCE_ERROR, MixtureLikelihood, OnPlane, log_evidence
 from kullback.fit.search import search
 from kullback.measures import measure
 from kullback.result import Estimate
 
-__all__ = ["forward_of_mixture", "forward_of_normal", "likelihood_of_mixture", "reverse_in_the_plane"]
+__all__ = [
+    "forward_of_mixture",
+    "forward_of_normal",
+    "likelihood_of_mixture",
+    "reverse_in_the_plane",
+    "starts_of_draws",
+]
 
 _DRAWS = 65_536
 
@@ -98,19 +104,26 @@ def reverse_in_the_plane(
     def normalised(x: Array) -> Array:
         return log_density(x) - evidence
 
-    fit = _by_quadrature(OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)])
-    if log_prob is not None:
-        told = {"log_evidence": evidence, "evidence_bound": evidence - fit.kl}
-        fit = replace(fit, diagnostics=fit.diagnostics | told)
-    return fit, normalised
+    problem, starts = OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)]
+    if log_prob is None:
+        return _by_quadrature(problem, starts), normalised
+    fit = _by_quadrature(problem, starts, EVIDENCE_ERROR)
+    told = {"log_evidence": evidence, "evidence_bound": evidence - fit.kl}
+    return replace(fit, diagnostics=fit.diagnostics | told), normalised
 
 
-def _by_quadrature(problem: OnPlane, starts: Sequence[Components]) -> Fit:
+def starts_of_draws(target: Any, count: int) -> list[Components]:
+    """Mixtures of so many normals, one for each of some clusterings of the target's draws."""
+    x = _draws(target)
+    return _clusters(x, np.full(len(x), 1 / len(x)), count)
+
+
+def _by_quadrature(problem: OnPlane, starts: Sequence[Components], known_to: float = 0.0) -> Fit:
     found = search(problem.chart, problem, starts)
     if not found.minima:
         raise SupportError("expected KL between member and target to be finite at a start, but it is inf at each")
     best = found.minima[0]
-    error = problem.error(problem.chart.vector(best.distribution))
+    error = known_to + problem.error(problem.chart.vector(best.distribution))
     interval = max(0.0, best.kl - error), best.kl + error
     estimate = Estimate(best.kl, error=error, interval=interval, method="quadrature", status="bounded")
     told = {"method": "quadrature"}
