@@ -4,7 +4,7 @@
 //                y: { label, log, toggle, zero, min, max, logMin }, lines: [{ value, low, high, label, group }], series: [series] }
 //   series = { name, group: index, x: [number], values: [number or null], low, high: bounds alike, or absent,
 //              spans: [[first, last]] when a point stands for many, mark: "line" or "points", faint, dash: index, last: { x, value } }
-//   Colour and marker say the group; dash, and filled or hollow, say the name. null is a gap.
+//   The groups are the runs of the page, unless the chart names its own. Colour and marker say the group; dash, and filled or hollow, say the name. null is a gap.
 // table({ caption, columns, rows }), of strings. samples([{ prompt, cells: [{ label, completion, rewards }] }]).
 //
 // Everything that comes from outside is set as text, never as markup.
@@ -119,7 +119,7 @@ export function chart(spec) {
       Object.assign(cells[k].dataset, { x: one.x[i], value: one.values[i] ?? "" });
       return `${groups[one.group]}, ${one.name} ${format(one.values[i])} ${aside}`.trim();
     });
-    where ||= `${spec.x.label} ${format(stops[at], 12)}`;
+    where ||= `${spec.x.label} ${format(stops[at], spec.x.integer ? 12 : 4)}`;
     position.textContent = where;
     fill(svg, { "aria-valuenow": stops[at], "aria-valuetext": `${where}: ${spoken.join("; ")}` }, []);
     place?.();
@@ -143,10 +143,13 @@ export function chart(spec) {
     const axes = shape("g", { class: "axes" },
       yTicks.map((tick, i) => [across(tick), text(yLabels[i], left - 8, y(tick) + 4, "end")]).flat(),
       xTicks.map((tick, i) => text(tickLabels(xTicks)[i], x(tick), bottom + 17, "middle")),
-      text(spec.y.label + (log ? " (log scale)" : ""), 0, 12, "start"), text(spec.x.label, right, height - 2, "end"));
+      text(spec.y.label + (log ? " (log scale)" : ""), 0, 12, "start"), text(spec.x.label, right, height - 4, "end"));
     const limits = lines.map(({ group, value, low, high }) => shape("g", { class: `limit c${group}` },
       shape("rect", { class: "band", x: left, width: right - left, y: y(high), height: y(low) - y(high) }), across(value)));
-    const labels = lines.map((line) => text(line.label, right - 4, y(line.high) - 5, "end", "limit-label"));
+    // From the top down, each below the one before it.
+    let lowest = -Infinity;
+    const labels = lines.toSorted((one, other) => other.high - one.high).map((line) =>
+      text(line.label, right - 4, (lowest = Math.max(y(line.high) - 5, lowest + 12)), "end", "limit-label"));
 
     const curves = series.map((one) => {
       const parts = runs(one.values, shown);

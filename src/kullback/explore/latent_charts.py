@@ -24,7 +24,7 @@ def latent_grids(evaluations: Sequence[Track]) -> list[dict[str, Any]]:
 def by_dimension(evaluations: Sequence[Track]) -> Chart | None:
     """The last KL of each latent dimension, by rank."""
     series = [
-        _points(kls, {"x": len(kls), "value": kls[-1]}, group=i, grid=2 * len(evaluations) + i)
+        _points(kls, {"x": len(kls), "value": kls[-1]}, group=i, grid=2 * len(evaluations) + i, name="KL")
         for i, kls in enumerate(_dimensions(evaluations))
         if kls
     ]
@@ -39,18 +39,18 @@ def accuracy_by_nats(evaluations: Sequence[Track]) -> Chart | None:
     if len(pairs) < 2:
         return None
     last = {"x": pairs[-1][0], "value": pairs[-1][1]}
-    series = [_points([accuracy for _, accuracy in pairs], last, group=0, grid=3 * len(evaluations))]
+    series = [_points([accuracy for _, accuracy in pairs], last, group=0, grid=3 * len(evaluations), name="accuracy")]
     note = "Each point is a run at its end, on held-out images."
     x, y = {"label": "nats per image"}, {"label": "accuracy", "max": 1.0}
-    return _chart("accuracy-by-nats", "Accuracy against nats", note, x, y, series)
+    return _chart("accuracy-by-nats", "Accuracy against nats", note, x, y, series) | {"groups": ["all runs"]}
 
 
 def _chart(name: str, title: str, note: str, x: Chart, y: Chart, series: list[Chart]) -> Chart:
     return {"id": name, "title": title, "note": note, "x": x, "y": y, "lines": [], "series": series}
 
 
-def _points(values: list[float], last: Chart, *, group: int, grid: int) -> Chart:
-    return {"name": "", "mark": "points", "group": group, "dash": 0, "grid": grid, "values": values, "last": last}
+def _points(values: list[float], last: Chart, *, group: int, grid: int, name: str) -> Chart:
+    return {"name": name, "mark": "points", "group": group, "dash": 0, "grid": grid, "values": values, "last": last}
 
 
 def _dimensions(evaluations: Sequence[Track]) -> list[list[float]]:

@@ -16,7 +16,7 @@ export function report(page) {
   const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
   const figure = (spec) => chart({
     ...spec,
-    groups: names,
+    groups: spec.groups ?? names,
     series: spec.series.map((one) => ({ ...one, x: page.grids[one.grid].x, spans: page.grids[one.grid].spans })),
   });
   return [
