@@ -13,7 +13,7 @@ from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture
 
 from kullback import families as f
-from kullback import fit_forward, fit_reverse
+from kullback import fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, SupportError
 from kullback.fit.mixtures import MixtureChart
 
@@ -227,6 +227,49 @@ def test_the_expansion_is_that_of_the_sum(count, size, independent):
     for i, step in enumerate(1e-5 * np.eye(vector.size)):
         ahead, behind = (chart.expansion(vector + sign * step, x, -weight, weight)[0] for sign in (1, -1))
         assert hessian[i] == pytest.approx((ahead - behind) / 2e-5, abs=1e-7)
+
+
+def test_a_funnel_too_wide_for_its_integral_is_fitted_all_the_same():
+    """Neal's: the best normal has variances 18/11 and exp(-9/11), by hand."""
+    fit = fit_reverse(
+        f.MultivariateNormal,
+        log_prob=lambda x: -(x[:, 0] ** 2) / 18 - x[:, 0] / 2 - x[:, 1] ** 2 * np.exp(-x[:, 0]) / 2,
+        start=f.MultivariateNormal(loc=[1.0, 0.0], covariance_matrix=np.eye(2)),
+    )
+    neck, mouth = 18 / 11, math.exp(-9 / 11)
+    np.testing.assert_allclose(fit.distribution.covariance_matrix, np.diag([neck, mouth]), atol=1e-8)
+    bound = -neck / 18 - 0.5 + 0.5 * math.log(neck * mouth) + 1 + math.log(2 * math.pi)
+    assert fit.diagnostics["evidence_bound"] == pytest.approx(bound, abs=1e-9)
+    assert math.isnan(fit.kl)
+    assert math.isnan(fit.diagnostics["log_evidence"])
+    assert fit.estimate.status == "unreliable"
+    assert fit.path[-1].kl == pytest.approx(-bound, abs=1e-9)
+
+
+def test_the_integral_of_rosenbrocks_valley():
+    fit = fit_reverse(
+        f.MultivariateNormal,
+        log_prob=lambda x: -((1 - x[:, 0]) ** 2 + 100 * (x[:, 1] - x[:, 0] ** 2) ** 2) / 2,
+        start=f.MultivariateNormal(loc=[0.0, 0.0], covariance_matrix=np.eye(2)),
+    )
+    exact = math.log(2 * math.pi / 10)
+    assert abs(fit.diagnostics["log_evidence"] - exact) <= fit.estimate.error < 1e-9
+    assert fit.kl == pytest.approx(exact - fit.diagnostics["evidence_bound"], abs=1e-12)
+
+
+def test_scipys_vectors_are_targets():
+    covariance = [[2.0, 0.3], [0.3, 1.0]]
+    fit = fit_reverse(f.MultivariateNormal, target=stats.multivariate_normal([0.0, 1.0], covariance))
+    assert fit.distribution.loc == pytest.approx([0.0, 1.0], abs=1e-8)
+    np.testing.assert_allclose(fit.distribution.covariance_matrix, covariance, atol=1e-8)
+
+
+def test_what_ends_is_covered_forward_and_cannot_be_fitted_in_reverse():
+    box = td.Independent(td.Uniform(torch.zeros(2).double(), torch.ones(2).double()), 1)
+    with pytest.raises(SupportError, match="it is inf at each"):
+        fit_reverse(f.Independent, target=box)
+    assert fit_forward(f.Independent, target=box).kl == pytest.approx(math.log(2 * math.pi * math.e / 12), abs=1e-3)
+    assert measure(td.MultivariateNormal(torch.zeros(2), torch.eye(2)), box).value == math.inf
 
 
 def test_what_is_asked_wrongly():

@@ -86,7 +86,10 @@ def as_sampler(distribution: Any) -> Sampler | None:
             lambda x: distribution.logpdf(np.asarray(x).T),
         )
     if hasattr(distribution, "rvs") and hasattr(distribution, "logpdf"):
-        return Sampler(lambda count, rng: distribution.rvs(size=count, random_state=rng), distribution.logpdf)
+        return Sampler(
+            lambda count, rng: distribution.rvs(size=count, random_state=rng),
+            lambda x: np.reshape(distribution.logpdf(x), np.shape(x)[:1]),  # of one place it is a number
+        )
     if hasattr(distribution, "log_prob") and hasattr(distribution, "sample"):
         return Sampler(lambda count, _: distribution.sample(count), distribution.log_prob)
     return None

@@ -72,7 +72,13 @@ def sampler_of_torch(distribution: Any) -> Sampler | None:
 
     def log_density(x: Array) -> Array:
         with torch.no_grad():
-            return distribution.log_prob(torch.from_numpy(x).to(device)).cpu().numpy()
+            place = torch.from_numpy(x).to(device)
+            if not distribution._validate_args:
+                return distribution.log_prob(place).cpu().numpy()
+            # What it validates, it refuses outside its support, where the density is 0.
+            inside = distribution.support.check(place)
+            safe = torch.where(inside.reshape(inside.shape + (1,) * draw.ndim), place, draw)
+            return torch.where(inside, distribution.log_prob(safe), -inf).cpu().numpy()
 
     return Sampler(sample, log_density)
 

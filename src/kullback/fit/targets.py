@@ -33,7 +33,7 @@ def dimensions(distribution: Any) -> int | None:
     sampler = as_sampler(distribution)
     if sampler is None:
         return None
-    shape = np.shape(sampler.sample(1, np.random.default_rng(0)))
+    shape = np.shape(sampler.sample(2, np.random.default_rng(0)))  # SciPy's give one draw without its axis
     return shape[1] if len(shape) > 1 else 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from kullback.densities.mixtures import Components
 from kullback.densities.of_objects import as_components, as_sampler
 from kullback.distributions import as_record
 from kullback.errors import KullbackError, SupportError
+from kullback.fit.evidence import log_evidence
 from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.modes import modes_in_the_plane
 from kullback.fit.normals import nearest_normal
-from kullback.fit.plane import EVIDENCE_ERROR, MixtureLikelihood, OnPlane, log_evidence
+from kullback.fit.plane import MixtureLikelihood, OnPlane
 from kullback.fit.search import search
 from kullback.measures import measure
 from kullback.result import Estimate
@@ -98,18 +99,54 @@ def reverse_in_the_plane(
         log_density, parts = sampler.log_density, _components(target)
     else:
         log_density, parts = log_prob, None
-    pieces = parts or modes_in_the_plane(log_density, [loc for one in begin for loc in one.locs])
-    evidence = 0.0 if log_prob is None else log_evidence(log_density, pieces)
+    pieces = parts or _pieces(log_density, begin, target)
+    starts = [*begin, *starts_of_mixtures(chart.count, pieces)]
+    if log_prob is None:
+        return _by_quadrature(OnPlane(chart, log_density), starts), log_density
+    evidence, error = log_evidence(log_density, pieces)
+    # More than it can be where it is not known, so that what is descended stays above 0.
+    shift = _more_than_all(log_density, pieces) if isnan(evidence) else evidence
 
     def normalised(x: Array) -> Array:
-        return log_density(x) - evidence
+        return log_density(x) - shift
 
-    problem, starts = OnPlane(chart, normalised), [*begin, *starts_of_mixtures(chart.count, pieces)]
-    if log_prob is None:
-        return _by_quadrature(problem, starts), normalised
-    fit = _by_quadrature(problem, starts, EVIDENCE_ERROR)
-    told = {"log_evidence": evidence, "evidence_bound": evidence - fit.kl}
-    return replace(fit, diagnostics=fit.diagnostics | told), normalised
+    fit = _by_quadrature(OnPlane(chart, normalised), starts, error)
+    told = {"log_evidence": evidence, "evidence_bound": shift - fit.kl}
+    fit = replace(fit, diagnostics=fit.diagnostics | told)
+    return (_without_evidence(fit, shift) if isnan(evidence) else fit), normalised
+
+
+def _pieces(log_density: Callable[[Array], Array], begin: Sequence[Components], target: Any) -> Components:
+    """Normals at the modes; where a target has none, as a box has, the one of its draws."""
+    try:
+        return modes_in_the_plane(log_density, [loc for one in begin for loc in one.locs])
+    except SupportError:
+        if target is None:
+            raise
+        return starts_of_draws(target, 1)[0]
+
+
+def _more_than_all(log_density: Callable[[Array], Array], modes: Components) -> float:
+    """The log of the integral of normals at the modes, and 50 nats more."""
+    sizes = 2 * np.pi * np.sqrt(np.linalg.det(modes.covariances))
+    return 50 + float(np.logaddexp.reduce(log_density(modes.locs) + np.log(sizes)))
+
+
+def _without_evidence(fit: Fit, shift: float) -> Fit:
+    """A fit to a density whose integral is not known: what was descended is the bound, and KL is nan."""
+    unknown = Estimate(
+        nan,
+        method="quadrature",
+        status="unreliable",
+        warnings=("KL(q || p) = log of p's integral - evidence bound, and that integral could not be taken",),
+    )
+    return replace(
+        fit,
+        kl=nan,
+        estimate=unknown,
+        path=tuple(replace(step, kl=step.kl - shift) for step in fit.path),
+        minima=tuple(replace(one, kl=nan) for one in fit.minima),
+    )
 
 
 def starts_of_draws(target: Any, count: int) -> list[Components]:
