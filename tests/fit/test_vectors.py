@@ -14,7 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from kullback import families as f
 from kullback import fit_forward, fit_reverse, measure
-from kullback.errors import ParameterError, SupportError
+from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.fit.mixtures import MixtureChart
 
 FAR = json.loads((Path(__file__).parents[3] / "shared/reference/projections.json").read_text())["cases"][0]
@@ -285,8 +285,11 @@ def test_what_is_asked_wrongly():
     with pytest.raises(SupportError, match="of vectors, as the family's members are, got Normal"):
         fit_reverse(f.Independent, target=f.Normal(loc=0.0, scale=1.0))
     line = np.stack([np.arange(9.0), 2 * np.arange(9.0)], axis=1)
-    with pytest.raises(SupportError, match="they lie on a plane"):
-        fit_forward(f.MultivariateNormal, samples=line)
+    for family, settings in ((f.MultivariateNormal, {}), (td.MixtureSameFamily, {"components": 2})):
+        with pytest.raises(SupportError, match="they lie on a plane"):
+            fit_forward(family, samples=line, **settings)
     assert fit_forward(f.Independent, samples=line).distribution.base.loc == pytest.approx([4.0, 8.0])
+    with pytest.raises(ShapeError, match=r"shape \(n,\) for Normal, whose draws are numbers, got \(9, 2\)"):
+        fit_forward(f.Normal, samples=line)
     with pytest.raises(SupportError, match="an entry does not vary"):
         fit_forward(f.Independent, samples=np.ones((5, 2)))

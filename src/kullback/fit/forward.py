@@ -177,13 +177,18 @@ def _of_samples(
         raise ShapeError(
             f"expected samples of shape (n, d) for {kind.__name__}, whose draws are vectors, got {x.shape}"
         )
+    if x.ndim > 1 and known_on_the_line(kind):
+        raise ShapeError(
+            f"expected samples of shape (n,) for {kind.__name__}, whose draws are numbers, got {x.shape}; for vectors "
+            "there are MultivariateNormal and Independent"
+        )
     closed = of_samples(kind, x, shares, fixed)
     if kind in NORMALS:
         loc = shares @ x
         closed = nearest_normal(kind, loc, (shares[:, None] * (x - loc)).T @ (x - loc), components)
     elif closed is None:
         closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
-    if x.ndim > 1 or not known_on_the_line(kind):
+    if not known_on_the_line(kind):
         if closed is None:
             raise ParameterError(
                 f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"

@@ -1,7 +1,7 @@
 """Mixtures of normals of vectors: their chart, and where descents to them begin."""
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 from scipy import special, stats
@@ -153,10 +153,10 @@ class _NormalSlopes:
 def starts_of_mixtures(count: int, pieces: Components) -> list[Components]:
     """Mixtures of so many normals: some of the target's pieces, heavy ones first, and all of it cut into slices."""
     order = np.argsort(-pieces.weights, kind="stable")
-    chosen = [list(some) for some in combinations(order, count)][:_MOST]
-    made = [
-        Components(pieces.weights[some] / pieces.weights[some].sum(), *(p[some] for p in pieces[1:])) for some in chosen
-    ]
+    made = []
+    for chosen in islice(combinations(order, count), _MOST):
+        weights, locs, covariances = (part[list(chosen)] for part in pieces)
+        made.append(Components(weights / weights.sum(), locs, covariances))
     whole = around(pieces)
     return [*made, whole] if count == 1 else [*made, _slices(whole, count)]
 

@@ -11,7 +11,7 @@ from kullback.densities.mixtures import Components
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Record
 
-__all__ = ["NORMALS", "member_of", "nearest_normal", "require_rank"]
+__all__ = ["NORMALS", "member_of", "nearest_normal", "require_rank", "require_spread"]
 
 NORMALS = (families.Independent, families.LowRankMultivariateNormal, families.MultivariateNormal)
 
@@ -28,16 +28,20 @@ def nearest_normal(kind: type[Record], loc: Array, covariance: Array, rank: int 
             f"expected a family and a target on the line, or normals of vectors, got {kind.__name__}; draw samples of "
             "the target and fit those"
         )
-    of_entries = kind is families.Independent
-    least = np.diag(covariance).min() if of_entries else np.linalg.eigvalsh(covariance)[0]
-    if not least > 0:
-        where = "an entry does not vary" if of_entries else "they lie on a plane"
-        raise SupportError(f"expected vectors with a density, but {where}: narrower normals are nearer without end")
+    require_spread(covariance, kind is families.Independent)
     if kind is families.LowRankMultivariateNormal:
         return low_rank(loc, covariance, rank)
     if kind is families.Independent:
         return _independent(loc, covariance)
     return families.MultivariateNormal(loc=loc, covariance_matrix=covariance)
+
+
+def require_spread(covariance: Array, independent: bool) -> None:
+    """SupportError where vectors of this covariance have no density."""
+    spread = np.sort(np.diag(covariance)) if independent else np.linalg.eigvalsh(covariance)
+    if not spread[0] > (0.0 if independent else 1e-15 * len(spread) * spread[-1]):
+        where = "an entry does not vary" if independent else "they lie on a plane"
+        raise SupportError(f"expected vectors with a density, but {where}: narrower normals are nearer without end")
 
 
 def member_of(kind: type, parts: Components, rank: int | None) -> Any:

@@ -17,7 +17,7 @@ from kullback.fit.evidence import log_evidence
 from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.modes import modes_in_the_plane
-from kullback.fit.normals import nearest_normal
+from kullback.fit.normals import nearest_normal, require_spread
 from kullback.fit.plane import MixtureLikelihood, OnPlane
 from kullback.fit.search import search
 from kullback.measures import measure
@@ -78,6 +78,7 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
 
 def likelihood_of_mixture(chart: MixtureChart, x: Array, shares: Array, begin: Sequence[Components]) -> Fit:
     """The greatest likelihood of samples (n, d), each of which counts for its share."""
+    require_spread(_moments(x, shares)[1], chart.independent)
     starts = [*begin, *_clusters(x, shares, chart.count)]
     found = search(chart, MixtureLikelihood(chart, x, shares), starts)
     if not found.minima:
@@ -186,16 +187,16 @@ def _clusters(x: Array, shares: Array, count: int) -> list[Components]:
 
 
 def _of_clusters(x: Array, shares: Array, which: Array, count: int) -> Components:
+    weights, whole = np.bincount(which, shares, count), _moments(x, shares)[1]
+    moments = [_moments(x[which == k], shares[which == k] / weights[k]) for k in range(count)]
+    # A little of the whole, for a cluster that lies on a line.
+    covariances = [covariance + 1e-3 * whole for _, covariance in moments]
+    return Components(weights, np.asarray([loc for loc, _ in moments]), np.asarray(covariances))
+
+
+def _moments(x: Array, shares: Array) -> tuple[Array, Array]:
     loc = shares @ x
-    whole = (shares[:, None] * (x - loc)).T @ (x - loc)
-    weights, locs, covariances = np.bincount(which, shares, count), [], []
-    for k in range(count):
-        part, share = x[which == k], shares[which == k] / weights[k]
-        mean = share @ part
-        locs.append(mean)
-        # A little of the whole, for a cluster that lies on a line.
-        covariances.append((share[:, None] * (part - mean)).T @ (part - mean) + 1e-3 * whole)
-    return Components(weights, np.asarray(locs), np.asarray(covariances))
+    return loc, (shares[:, None] * (x - loc)).T @ (x - loc)
 
 
 def _draws(target: Any) -> Array:
