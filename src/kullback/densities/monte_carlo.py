@@ -32,12 +32,13 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
 
     The mean of c (r - 1) - log r over draws x of p, r = q(x)/p(x): r has mean 1, so any c will do. c = 1 makes it
     phi(log r), which is never negative and of second order where p and q are close; the c that varies least is found by
-    regression. Where the tail of r is too heavy for that, c = 0.
+    regression. Where the tail of r is too heavy for that, or its mean is less than 1 since q has mass where p has none
+    (which draws of q tell), c = 0.
 
     Args:
         p: What is drawn from, and its log-density.
-        q: Its log-density is used.
-        draws: How many.
+        q: The other.
+        draws: How many of each.
         seed: Of the random numbers.
         confidence: The probability with which the interval is to hold the truth.
 
@@ -74,7 +75,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     with np.errstate(over="ignore"):
         excess = np.expm1(d)
     c = 0.0
-    if hill_index(excess + 1) < 0.5 and excess.var() > 0:
+    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not _leaks(p, q, excess, draws, seed):
         c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
     terms = phi(d) - (1 - c) * excess if c > 0 else -d
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
@@ -93,6 +94,14 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         status="unreliable" if warnings else "estimated",
         warnings=tuple(warnings),
     )
+
+
+def _leaks(p: Sampler, q: Sampler, excess: Array, draws: int, seed: int) -> bool:
+    """Whether q has mass where p has none: some of its draws, or a mean of q/p that is less than 1."""
+    if excess.mean() < -5 * excess.std() / np.sqrt(draws):
+        return True
+    with np.errstate(all="ignore"):
+        return not np.isfinite(p.log_density(q.sample(draws, np.random.default_rng(seed + 1)))).all()
 
 
 def hill_index(values: Array) -> float:

@@ -29,7 +29,7 @@ def poisson(rate: float) -> Density:
 
 def binomial(total_count: float, log_odds: float) -> Density:
     low, high = (total_count if log_odds == inf else 0.0), (0.0 if log_odds == -inf else total_count)
-    frozen = stats.binom(total_count, special.expit(log_odds))
+    frozen = stats.binom(int(total_count), special.expit(log_odds))  # NumPy draws of whole numbers alone
     return _counts(lambda k: _binomial(k, total_count - k, log_odds), frozen, high, low)
 
 
@@ -44,7 +44,7 @@ def hypergeometric(population: float, successes: float, draws: float) -> Density
         return some - _binomial(np.asarray(draws), np.asarray(population - draws), log_odds)
 
     low, high = max(0.0, draws - failures), min(draws, successes)
-    return _counts(log_pmf, stats.hypergeom(population, successes, draws), high, low)
+    return _counts(log_pmf, stats.hypergeom(int(population), int(successes), int(draws)), high, low)
 
 
 def negative_binomial(total_count: float, log_odds: float) -> Density:

@@ -206,6 +206,8 @@ def _of_samples(
         guess = closed or guess_of(kind, x, shares, fixed, components)
         if guess is None and (other := guess_of(kind, np.abs(x) + 1, shares, fixed, components)) is not None:
             _require_inside(kind, other, x)
+        if guess is None and kind is families.Pareto:
+            raise SupportError(f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}")
         if guess is None:
             raise no_start(kind)
         begin = [guess, *_scattered(guess, x)]
@@ -236,7 +238,8 @@ def _scattered(guess: Record, x: Array) -> list[Record]:
 def _cross_entropy(record: Record, x: Array, shares: Array) -> float:
     density = of_record(record)
     assert density is not None
-    return -float(density.log_density(x, np.zeros_like(x)) @ shares)
+    with np.errstate(all="ignore"):
+        return -float(density.log_density(x, np.zeros_like(x)) @ shares)
 
 
 def _require_inside(kind: type[Record], record: Record, x: Array) -> None:

@@ -108,7 +108,7 @@ def _chi_squared(mean: Mean) -> dict[str, Any]:
 
 def _inverse_gaussian(mean: Mean) -> dict[str, Any]:
     centre = float(mean(lambda x: x))
-    return {"mean": centre, "shape": 1 / float(mean(lambda x: (centre - x) ** 2 / (x * centre**2)))}
+    return {"mean": centre, "shape": 1 / np.float64(mean(lambda x: (centre - x) ** 2 / (x * centre**2)))}
 
 
 def _beta(mean: Mean) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Where descents begin: members matched to pieces of the target, for every minimum lies near some piece."""
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -104,7 +104,8 @@ def guess_of(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], c
     if made is not None:
         return made
     try:
-        return _rough(kind, x, mass, fixed, components)
+        with np.errstate(all="ignore"):
+            return _rough(kind, x, mass, fixed, components)
     except (KullbackError, ValueError, ZeroDivisionError, FloatingPointError):
         return None
 
@@ -155,5 +156,7 @@ def _rough(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], com
             "locs": np.asarray([quantile(share) for share in shares]),
             "scales": np.full(components, max(spread**0.5 / components, 1e-12)),
         }
-    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
-    return kind(**{**values, **fixed}) if values.keys() <= names else None
+    values |= fixed
+    names = {field.name: field.default is MISSING for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    known = values.keys() <= names.keys() and all(name in values for name, needed in names.items() if needed)
+    return kind(**values) if known else None
