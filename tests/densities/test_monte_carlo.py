@@ -22,6 +22,8 @@ PAIRS = [
     (stats.expon(), stats.expon(scale=12.0), math.log(12) + 1 / 12 - 1),
     (stats.uniform(1, 1), stats.uniform(0, 4), math.log(4)),
     (stats.norm(0, 1), stats.norm(6, 1), 18.0),
+    (stats.uniform(0, 1), stats.norm(0, 1), math.log(2 * math.pi) / 2 + 1 / 6),  # two thirds of q lie outside p
+    (stats.beta(2, 3), stats.uniform(-0.01, 1.02), math.log(1.02) - stats.beta(2, 3).entropy()),
 ]
 
 

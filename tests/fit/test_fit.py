@@ -403,3 +403,24 @@ def test_the_modes_of_a_function_are_found_and_rounding_makes_none():
     fit = fit_reverse(f.Normal, log_prob=lambda x: 3 + density.logpdf(x))
     assert [minimum.distribution.loc for minimum in fit.minima] == pytest.approx(known, abs=1e-6)
     assert len(known) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "samples", "match"),
+    [
+        (f.InverseGaussian, [1.0], "expected samples that differ, but all 1 are 1.0"),
+        (f.Pareto, [-1.0, 2.0], "expected samples above 0 for Pareto, but the least is -1.0"),
+        (f.Zipf, [0.5, 1.0, 2.0], "inside Zipf's support"),
+        (f.Zipfian, [1.0, 2.0, 4.0], "total_count in fixed="),
+    ],
+)
+def test_samples_that_a_family_cannot_have(family, samples, match):
+    with pytest.raises((SupportError, ParameterError), match=match):
+        fit_forward(family, samples=samples)
+
+
+def test_a_bernoulli_under_a_poisson():
+    """q(1)/q(0) = p(1)/p(0): KL to a longer distribution is least where the member is its restriction."""
+    fit = fit_reverse(f.Bernoulli, target=f.Poisson(rate=3.0))
+    assert fit.distribution.probs == pytest.approx(0.75, abs=1e-9)
+    assert fit.kl == pytest.approx(3 - math.log(4), abs=1e-12)

@@ -54,7 +54,8 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     """
     x = p.sample(draws, np.random.default_rng(seed))
     try:
-        log_p, log_q = (np.asarray(log_density(x), dtype=np.float64) for log_density in (p.log_density, q.log_density))
+        with np.errstate(all="ignore"):
+            log_p, log_q = (np.asarray(one.log_density(x), dtype=np.float64) for one in (p, q))
     except ValueError as error:
         raise ShapeError(f"expected log-densities of draws of p, an array of shape {np.shape(x)}: {error}") from error
     if not log_p.shape == log_q.shape == (draws,):
