@@ -102,6 +102,16 @@ def test_a_mixture_in_the_plane_is_that_of_the_line_where_the_target_is_a_produc
     assert best.component_distribution.mean[:, 1].numpy() == pytest.approx([3.0, 3.0], abs=1e-8)
 
 
+def test_mixtures_of_torch_on_the_line_are_those_of_records():
+    target = f.NormalMixture(weights=[0.5, 0.3, 0.2], locs=[-4.0, 1.0, 5.0], scales=[1.0, 0.7, 1.2])
+    ours = fit_reverse(f.NormalMixture, target=target, components=2)
+    fit = fit_reverse(td.MixtureSameFamily, target=target, components=2)
+    assert fit.kl == ours.kl
+    assert fit.distribution.component_distribution.loc.numpy() == pytest.approx(np.asarray(ours.distribution.locs))
+    samples = np.random.default_rng(0).normal(size=200)
+    assert type(fit_forward(td.MixtureSameFamily, samples=samples, components=2).distribution) is td.MixtureSameFamily
+
+
 def test_mixtures_of_two_under_one_of_three_have_a_minimum_for_each_pair():
     fit = fit_reverse(td.MixtureSameFamily, target=THREE, components=2)
     assert len(fit.minima) == 3

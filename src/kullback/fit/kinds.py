@@ -64,7 +64,8 @@ class Kind:
                 "expected how many components the mixture is to have, 1 or more: pass components=, or starts that all "
                 f"have as many, got {sorted(counts) or None}"
             )
-        return lambda size: MixtureChart(counts.copy().pop(), size, self.independent)
+        count = counts.pop()
+        return lambda size: MixtureChart(count, size, self.independent)
 
     def fixed(self, given: dict[str, Any] | None) -> dict[str, Any]:
         """Parameters that are not fitted.
