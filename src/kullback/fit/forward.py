@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback._arrays import Array, ArrayLike, untracked
+from kullback._arrays import Array, ArrayLike
 from kullback.closed_forms._supports import shared_support
 from kullback.densities.density import Density
 from kullback.densities.mixtures import Components
@@ -24,6 +24,7 @@ from kullback.fit.mixtures import MixtureChart
 from kullback.fit.moments import moments_of, of_samples
 from kullback.fit.normals import NORMALS, nearest_normal
 from kullback.fit.problems import Likelihood, problem_on_the_line
+from kullback.fit.samples import draws_of, require_inside, shares_of
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
@@ -110,13 +111,13 @@ def fit_forward(
     if is_module(family):
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
     given = ([start] if start is not None else []) + list(starts)
-    kind = kind_of(family, given, target if samples is None else _draws(samples))
+    kind = kind_of(family, given, target if samples is None else draws_of(samples))
     begin = [kind.record(one) for one in given]
     fixed = kind.fixed(fixed)
     if kind.record_class is Components:
         fit = _of_mixture(kind.chart(begin, components), samples, target, weights, begin)
     elif samples is not None:
-        fit = _of_samples(kind.record_class, _draws(samples), weights, begin, fixed, components)
+        fit = _of_samples(kind.record_class, draws_of(samples), weights, begin, fixed, components)
     else:
         fit = _of_target(kind.record_class, target, begin, fixed, components)
     return kind.returned(fit)
@@ -140,38 +141,15 @@ def _of_mixture(
 ) -> Fit:
     if samples is None:
         return forward_of_mixture(chart, target, begin)
-    x = _draws(samples)
-    shares = _shares(weights, len(x))
+    x = draws_of(samples)
+    shares = shares_of(weights, len(x))
     return likelihood_of_mixture(chart(x.shape[1]), x[shares > 0], shares[shares > 0], begin)
-
-
-def _draws(samples: ArrayLike) -> Array:
-    x = np.asarray(untracked(samples), np.float64)
-    if x.ndim not in (1, 2) or x.shape[0] == 0:
-        raise ShapeError(f"expected samples of shape (n,) or (n, d), n > 0, got {x.shape}")
-    if not np.isfinite(x).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise SupportError(
-            f"expected finite samples, but samples[{', '.join(map(str, at))}] is {x[at]!r}; leave it out"
-        )
-    return x
-
-
-def _shares(weights: ArrayLike | None, count: int) -> Array:
-    if weights is None:
-        return np.full(count, 1 / count)
-    w = np.asarray(untracked(weights), np.float64)
-    if w.shape != (count,):
-        raise ShapeError(f"expected weights of shape ({count},), as many as samples, got {w.shape}")
-    if not ((w >= 0).all() and 0 < w.sum() < inf):
-        raise SupportError("expected weights >= 0 with a finite sum above 0")
-    return w / w.sum()
 
 
 def _of_samples(
     kind: type[Record], x: Array, weights: ArrayLike | None, begin: list[Record], fixed: dict[str, Any], components: Any
 ) -> Fit:
-    shares = _shares(weights, len(x))
+    shares = shares_of(weights, len(x))
     x, shares = x[shares > 0], shares[shares > 0]
     if x.ndim == 1 and kind in _OF_VECTORS:
         raise ShapeError(
@@ -205,13 +183,13 @@ def _of_samples(
     if not begin:
         guess = closed or guess_of(kind, x, shares, fixed, components)
         if guess is None and (other := guess_of(kind, np.abs(x) + 1, shares, fixed, components)) is not None:
-            _require_inside(kind, other, x)
+            require_inside(kind, other, x)
         if guess is None and kind is families.Pareto:
             raise SupportError(f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}")
         if guess is None:
             raise no_start(kind)
         begin = [guess, *_scattered(guess, x)]
-    _require_inside(kind, closed or begin[0], x)
+    require_inside(kind, closed or begin[0], x)
     if closed is not None and begin == [closed]:
         value = _cross_entropy(closed, x, shares)
         return _alone(closed, without_entropy(value), {"method": "closed form", "cross_entropy": value})
@@ -240,23 +218,6 @@ def _cross_entropy(record: Record, x: Array, shares: Array) -> float:
     assert density is not None
     with np.errstate(all="ignore"):
         return -float(density.log_density(x, np.zeros_like(x)) @ shares)
-
-
-def _require_inside(kind: type[Record], record: Record, x: Array) -> None:
-    density = of_record(record)
-    assert density is not None
-    with np.errstate(all="ignore"):
-        logs = density.log_density(x, np.zeros_like(x))
-    outside = np.flatnonzero((logs == -inf) & ~((x >= density.support[0]) & (x <= density.support[1])))
-    if density.discrete:
-        outside = np.union1d(outside, np.flatnonzero(x % 1 != 0))
-    if outside.size and kind not in (families.Uniform, families.Pareto):
-        i = int(outside[0])
-        raise SupportError(
-            f"expected samples inside {kind.__name__}'s support {density.support}"
-            f"{' of whole numbers' if density.discrete else ''}, but samples[{i}] is {float(x[i])!r}, which makes "
-            "KL(p || q) inf for every member"
-        )
 
 
 def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict[str, Any], components: Any) -> Fit:
