@@ -21,7 +21,7 @@ from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Independent, Record
 from kullback.result import Estimate, Status
 
-__all__ = ["measure"]
+__all__ = ["measure", "seen_as"]
 
 _View = TypeVar("_View")
 
@@ -132,7 +132,7 @@ def _closed_form(p: Any, q: Any, error: float) -> Estimate | None:
 
 
 def _within_bound(p: Any, q: Any, error: float) -> Estimate | None:
-    left, right = _seen_as(as_density, p), _seen_as(as_density, q)
+    left, right = seen_as(as_density, p), seen_as(as_density, q)
     if left is not None and right is not None:
         if left.discrete != right.discrete:
             kinds = ["of counts" if density.discrete else "of a continuum" for density in (left, right)]
@@ -145,11 +145,11 @@ def _within_bound(p: Any, q: Any, error: float) -> Estimate | None:
 
 
 def _from_draws(p: Any, q: Any, draws: int, seed: int, confidence: float) -> Estimate | None:
-    left, right = _seen_as(as_sampler, p), _seen_as(as_sampler, q)
+    left, right = seen_as(as_sampler, p), seen_as(as_sampler, q)
     if left is None or right is None:
         return None
     estimate = kl_monte_carlo(left, right, draws=draws, seed=seed, confidence=confidence)
-    parts_p, parts_q = _seen_as(as_components, p), _seen_as(as_components, q)
+    parts_p, parts_q = seen_as(as_components, p), seen_as(as_components, q)
     if parts_p is None or parts_q is None or estimate.interval is None:
         return estimate
     bounds, (low, high) = mixture_bounds(parts_p, parts_q), estimate.interval
@@ -225,7 +225,7 @@ def _in_float64(distribution: Any) -> Any:
     return in_float64(record) if isinstance(record, Record) else distribution
 
 
-def _seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | None:
+def seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | None:
     """What can be known of its record; or else of itself."""
     found = view(_known(distribution))
     return view(distribution) if found is None else found

@@ -10,7 +10,7 @@ from scipy import optimize
 from kullback._arrays import Array
 from kullback.errors import ParameterError
 
-__all__ = ["Descent", "Model", "Problem", "descend", "units"]
+__all__ = ["Descent", "Model", "Problem", "descend", "nowhere", "units"]
 
 _WALL = 1e-2  # so near a place that is inf no difference can be taken
 _BOWL = 0.1  # in the same units: 0.005 nats
@@ -116,8 +116,12 @@ def _model(problem: Problem, vector: Array) -> Model:
     try:
         return problem.model(vector)
     except ParameterError:
-        size = vector.size
-        return Model(inf, np.zeros(size), np.eye(size), np.eye(size))
+        return nowhere(vector.size)
+
+
+def nowhere(size: int) -> Model:
+    """Where nothing can be descended."""
+    return Model(inf, np.zeros(size), np.eye(size), np.eye(size))
 
 
 def units(metric: Array) -> Array:

@@ -1,13 +1,12 @@
 """Gradients and curvatures by central differences, for members that are told by their log-densities alone."""
 
 from collections.abc import Callable
-from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from kullback._arrays import Array
-from kullback.fit.descent import Model, units
+from kullback.fit.descent import Model, nowhere, units
 
 __all__ = ["Local", "by_differences"]
 
@@ -38,7 +37,7 @@ def by_differences(local: Local, vector: Array) -> Model:
     size, basis = vector.size, units(_metric(local, vector))
     values = _around(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
-        return Model(inf, np.zeros(size), np.eye(size), basis)
+        return nowhere(size)
     here, single = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
     gradient = (8 * (single[:, 0] - single[:, 1]) - (single[:, 2] - single[:, 3])) / (12 * _STEP)
     second = (16 * (single[:, 0] + single[:, 1] - 2 * here) - (single[:, 2] + single[:, 3] - 2 * here)) / (

@@ -24,7 +24,7 @@ from kullback.fit.mixtures import MixtureChart
 from kullback.fit.moments import moments_of, of_samples
 from kullback.fit.normals import NORMALS, nearest_normal
 from kullback.fit.problems import Likelihood, problem_on_the_line
-from kullback.fit.samples import draws_of, require_inside, shares_of
+from kullback.fit.samples import draws_of, mean_and_covariance, require_inside, shares_of
 from kullback.fit.search import search
 from kullback.fit.starts import guess_of, no_start, starts_on_the_line
 from kullback.fit.targets import density_of
@@ -111,13 +111,14 @@ def fit_forward(
     if is_module(family):
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
     given = ([start] if start is not None else []) + list(starts)
-    kind = kind_of(family, given, target if samples is None else draws_of(samples))
+    x = None if samples is None else draws_of(samples)
+    kind = kind_of(family, given, target if x is None else x)
     begin = [kind.record(one) for one in given]
     fixed = kind.fixed(fixed)
     if kind.record_class is Components:
-        fit = _of_mixture(kind.chart(begin, components), samples, target, weights, begin)
-    elif samples is not None:
-        fit = _of_samples(kind.record_class, draws_of(samples), weights, begin, fixed, components)
+        fit = _of_mixture(kind.chart(begin, components), x, target, weights, begin)
+    elif x is not None:
+        fit = _of_samples(kind.record_class, x, weights, begin, fixed, components)
     else:
         fit = _of_target(kind.record_class, target, begin, fixed, components)
     return kind.returned(fit)
@@ -137,11 +138,10 @@ def _of_module(
 
 
 def _of_mixture(
-    chart: Callable[[int], MixtureChart], samples: Any, target: Any, weights: Any, begin: list[Components]
+    chart: Callable[[int], MixtureChart], x: Array | None, target: Any, weights: Any, begin: list[Components]
 ) -> Fit:
-    if samples is None:
+    if x is None:
         return forward_of_mixture(chart, target, begin)
-    x = draws_of(samples)
     shares = shares_of(weights, len(x))
     return likelihood_of_mixture(chart(x.shape[1]), x[shares > 0], shares[shares > 0], begin)
 
@@ -162,8 +162,7 @@ def _of_samples(
         )
     closed = of_samples(kind, x, shares, fixed)
     if kind in NORMALS:
-        loc = shares @ x
-        closed = nearest_normal(kind, loc, (shares[:, None] * (x - loc)).T @ (x - loc), components)
+        closed = nearest_normal(kind, *mean_and_covariance(x, shares), components)
     elif closed is None:
         closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
     if not known_on_the_line(kind):

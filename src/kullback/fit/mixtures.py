@@ -40,15 +40,14 @@ class MixtureChart:
         logits = np.log(weights) - np.log(weights[-1])
         return np.concatenate([logits[:-1], locs.ravel(), entries.ravel()])
 
-    def parts(self, vectors: Array) -> tuple[Array, Array, Array]:
-        """Logarithms of weights, means and Cholesky factors, of one vector or of many: shapes (..., k), ..."""
-        lead, (rows, columns) = vectors.shape[:-1], self._entries()
-        logits, locs, entries = np.split(vectors, [self.count - 1, self.count * (1 + self.size) - 1], axis=-1)
-        entries = entries.reshape(*lead, self.count, len(rows))
-        roots = np.zeros((*lead, self.count, self.size, self.size))
-        roots[..., rows, columns] = np.where(rows == columns, np.exp(np.where(rows == columns, entries, 0.0)), entries)
-        log_weights = special.log_softmax(np.concatenate([logits, np.zeros((*lead, 1))], axis=-1), axis=-1)
-        return log_weights, locs.reshape(*lead, self.count, self.size), roots
+    def parts(self, vector: Array) -> tuple[Array, Array, Array]:
+        """Logarithms of weights, means and Cholesky factors: shapes (k,), (k, d), (k, d, d)."""
+        rows, columns = self._entries()
+        logits, locs, entries = np.split(vector, [self.count - 1, self.count * (1 + self.size) - 1])
+        entries = entries.reshape(self.count, len(rows))
+        roots = np.zeros((self.count, self.size, self.size))
+        roots[:, rows, columns] = np.where(rows == columns, np.exp(np.where(rows == columns, entries, 0.0)), entries)
+        return special.log_softmax(np.append(logits, 0.0)), locs.reshape(self.count, self.size), roots
 
     def record(self, vector: Array) -> Components:
         """The mixture that is there."""
@@ -76,12 +75,13 @@ class MixtureChart:
         """
         log_weights, locs, roots = self.parts(vector)
         shares, logits = np.exp(log_weights), self.count - 1
-        log_q = log_density_of_components(log_weights, locs, roots, x)
+        each = zip(log_weights[:, None], locs[:, None], roots[:, None], strict=True)
+        logs = np.stack([log_density_of_components(*one, x) for one in each])
+        all_belong = special.softmax(logs, axis=0)
         scores = np.empty((len(x), vector.size))
         hessian = np.zeros((vector.size, vector.size))
         for k in range(self.count):
-            mine = log_density_of_components(log_weights[k : k + 1], locs[k : k + 1], roots[k : k + 1], x)
-            belongs = np.exp(mine - log_q)
+            belongs = all_belong[k]
             normal = _NormalSlopes(roots[k], (x - locs[k]), self._entries())
             columns, own = self._columns(k), normal.scores()
             scores[:, columns] = belongs[:, None] * own

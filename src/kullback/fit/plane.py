@@ -9,7 +9,7 @@ import numpy as np
 from kullback._arrays import Array
 from kullback.densities.mixtures import log_density_of_components
 from kullback.densities.terms import terms
-from kullback.fit.descent import Model, units
+from kullback.fit.descent import Model, nowhere, units
 from kullback.fit.mixtures import MixtureChart
 
 __all__ = ["MixtureLikelihood", "OnPlane"]
@@ -39,13 +39,11 @@ class OnPlane:
     def model(self, vector: Array) -> Model:
         value, _, x, mine, log_target = self._resolved(vector)
         if not value < inf:
-            return Model(inf, np.zeros(vector.size), np.eye(vector.size), np.eye(vector.size))
+            return nowhere(vector.size)
         # Of q log(q/p) - q + p, or p log(p/q) - p + q: nothing is left of either where p is q, on however few places.
         weight = np.exp(log_target if self.target else mine)
         slope = np.exp(mine) - weight if self.target else weight * np.where(weight > 0, mine - log_target, 0.0)
-        gradient, hessian, metric = self.chart.expansion(vector, x, slope, weight)
-        basis = units(metric)
-        return Model(value, basis.T @ gradient, basis.T @ hessian @ basis, basis)
+        return _model(value, *self.chart.expansion(vector, x, slope, weight))
 
     def error(self, vector: Array) -> float:
         """Twice what twice as many places move KL by there: at a target's kinks the error is four thirds of that."""
@@ -105,9 +103,12 @@ class MixtureLikelihood:
 
     def model(self, vector: Array) -> Model:
         value = -float(self.chart.log_density(vector, self.x) @ self.weights)
-        gradient, hessian, metric = self.chart.expansion(vector, self.x, -self.weights, self.weights)
-        basis = units(metric)
-        return Model(value, basis.T @ gradient, basis.T @ hessian @ basis, basis)
+        return _model(value, *self.chart.expansion(vector, self.x, -self.weights, self.weights))
+
+
+def _model(value: float, gradient: Array, hessian: Array, metric: Array) -> Model:
+    basis = units(metric)
+    return Model(value, basis.T @ gradient, basis.T @ hessian @ basis, basis)
 
 
 def _nodes(log_weights: Array, locs: Array, roots: Array, steps: Steps) -> tuple[Array, Array]:

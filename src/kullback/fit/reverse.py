@@ -210,7 +210,7 @@ def _of_vectors(
         return Kind(family, lambda found: member_of(family, found, rank)).returned(fit)
     return import_module("kullback.fit.gradients").fit_normals_reverse(
         family,
-        starts=_far_starts(kind, begin, rank, size, target),
+        starts=_far_starts(kind, begin, parts, rank, size, target),
         independent=kind.independent,
         log_prob=log_prob,
         target=target,
@@ -218,14 +218,16 @@ def _of_vectors(
     )
 
 
-def _far_starts(kind: Kind, begin: list[Any], count: int | None, size: int, target: Any) -> Sequence[Any]:
+def _far_starts(
+    kind: Kind, begin: list[Any], parts: list[Any], count: int | None, size: int, target: Any
+) -> Sequence[Any]:
     """Where the gradients begin: low-rank normals as records, others as components."""
     if kind.record_class is families.LowRankMultivariateNormal:
         factor = 0.1 * np.random.default_rng(0).normal(size=(size, count or 0))
         return begin or [kind.record_class(loc=np.zeros(size), cov_factor=factor, cov_diag=np.ones(size))]
     chart = kind.chart(begin, count)(size)
     if begin:
-        return [as_components(one) for one in begin]
+        return parts
     if chart.count == 1:
         return [Components(np.ones(1), np.zeros((1, size)), np.eye(size)[None])]
     return starts_of_draws(target, chart.count)

@@ -10,7 +10,7 @@ from kullback.densities.of_records import of_record
 from kullback.errors import ShapeError, SupportError
 from kullback.families import Record
 
-__all__ = ["draws_of", "require_inside", "shares_of"]
+__all__ = ["draws_of", "mean_and_covariance", "require_inside", "shares_of"]
 
 
 def draws_of(samples: ArrayLike) -> Array:
@@ -36,6 +36,12 @@ def shares_of(weights: ArrayLike | None, count: int) -> Array:
     if not ((w >= 0).all() and 0 < w.sum() < inf):
         raise SupportError("expected weights >= 0 with a finite sum above 0")
     return w / w.sum()
+
+
+def mean_and_covariance(x: Array, shares: Array) -> tuple[Array, Array]:
+    """Of samples (n, d), each of which counts for its share."""
+    loc = shares @ x
+    return loc, (shares[:, None] * (x - loc)).T @ (x - loc)
 
 
 def require_inside(kind: type[Record], record: Record, x: Array) -> None:

@@ -11,8 +11,8 @@ from kullback._arrays import Array
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
 from kullback.densities.of_objects import as_density, as_sampler
-from kullback.distributions import as_record
-from kullback.errors import NoClosedFormError, SupportError
+from kullback.errors import SupportError
+from kullback.measures import seen_as
 
 __all__ = ["called", "density_of", "dimensions", "is_of_vectors", "normalised"]
 
@@ -21,11 +21,7 @@ _MODES = 40  # at most
 
 def density_of(target: Any) -> Density | None:
     """The density of a distribution on the line; None of any other."""
-    try:
-        known = as_record(target)
-    except (NoClosedFormError, TypeError):
-        known = target
-    return as_density(known) or as_density(target)
+    return seen_as(as_density, target)
 
 
 def dimensions(distribution: Any) -> int | None:

@@ -11,16 +11,16 @@ from scipy.cluster.vq import ClusterError, kmeans2
 from kullback._arrays import Array
 from kullback.densities.mixtures import Components
 from kullback.densities.of_objects import as_components, as_sampler
-from kullback.distributions import as_record
-from kullback.errors import KullbackError, SupportError
+from kullback.errors import SupportError
 from kullback.fit.evidence import log_evidence
 from kullback.fit.fits import Fit, Minimum, Step, without_entropy
 from kullback.fit.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.modes import modes_in_the_plane
 from kullback.fit.normals import nearest_normal, require_spread
 from kullback.fit.plane import MixtureLikelihood, OnPlane
+from kullback.fit.samples import mean_and_covariance
 from kullback.fit.search import search
-from kullback.measures import measure
+from kullback.measures import measure, seen_as
 from kullback.result import Estimate
 
 __all__ = [
@@ -36,7 +36,7 @@ _DRAWS = 65_536
 
 def forward_of_normal(kind: type, target: Any, rank: int | None) -> Fit:
     """The normal with the target's mean and covariance: exact for mixtures of normals, else from draws."""
-    parts, diagnostics = _components(target), {}
+    parts, diagnostics = seen_as(as_components, target), {}
     if parts is None:
         x = _draws(target)
         parts = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
@@ -63,7 +63,7 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
         target: A distribution of vectors.
         begin: Where descents begin, besides those matched to the target.
     """
-    parts = _components(target)
+    parts = seen_as(as_components, target)
     if parts is None or parts.locs.shape[1] != 2:
         x = _draws(target)
         fit = likelihood_of_mixture(chart(x.shape[1]), x, np.full(len(x), 1 / len(x)), begin)
@@ -78,7 +78,7 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
 
 def likelihood_of_mixture(chart: MixtureChart, x: Array, shares: Array, begin: Sequence[Components]) -> Fit:
     """The greatest likelihood of samples (n, d), each of which counts for its share."""
-    require_spread(_moments(x, shares)[1], chart.independent)
+    require_spread(mean_and_covariance(x, shares)[1], chart.independent)
     starts = [*begin, *_clusters(x, shares, chart.count)]
     found = search(chart, MixtureLikelihood(chart, x, shares), starts)
     if not found.minima:
@@ -97,7 +97,7 @@ def reverse_in_the_plane(
     if log_prob is None:
         sampler = as_sampler(target)
         assert sampler is not None
-        log_density, parts = sampler.log_density, _components(target)
+        log_density, parts = sampler.log_density, seen_as(as_components, target)
     else:
         log_density, parts = log_prob, None
     pieces = parts or _pieces(log_density, begin, target)
@@ -187,16 +187,11 @@ def _clusters(x: Array, shares: Array, count: int) -> list[Components]:
 
 
 def _of_clusters(x: Array, shares: Array, which: Array, count: int) -> Components:
-    weights, whole = np.bincount(which, shares, count), _moments(x, shares)[1]
-    moments = [_moments(x[which == k], shares[which == k] / weights[k]) for k in range(count)]
+    weights, whole = np.bincount(which, shares, count), mean_and_covariance(x, shares)[1]
+    moments = [mean_and_covariance(x[which == k], shares[which == k] / weights[k]) for k in range(count)]
     # A little of the whole, for a cluster that lies on a line.
     covariances = [covariance + 1e-3 * whole for _, covariance in moments]
     return Components(weights, np.asarray([loc for loc, _ in moments]), np.asarray(covariances))
-
-
-def _moments(x: Array, shares: Array) -> tuple[Array, Array]:
-    loc = shares @ x
-    return loc, (shares[:, None] * (x - loc)).T @ (x - loc)
 
 
 def _draws(target: Any) -> Array:
@@ -208,11 +203,3 @@ def _draws(target: Any) -> Array:
             "object with log_prob(x) and sample(count)"
         )
     return x
-
-
-def _components(target: Any) -> Components | None:
-    try:
-        known = as_record(target)
-    except (KullbackError, TypeError):
-        known = target
-    return as_components(known) or as_components(target)
