@@ -40,7 +40,7 @@ from kullback.families import (
     Weibull,
 )
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
+REFERENCE = Path(__file__).parents[1] / "data"
 inf = math.inf
 mpf = mpmath.mpf
 
@@ -60,7 +60,7 @@ def assert_within_bound(estimate, truth, status="bounded"):
 
 def reference(name):
     path = REFERENCE / name
-    return json.loads(path.read_text())["cases"] if path.exists() else []
+    return json.loads(path.read_text())["cases"]
 
 
 def record(parameters):

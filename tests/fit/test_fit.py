@@ -18,7 +18,7 @@ from kullback.errors import ParameterError, SupportError
 from kullback.fit.pareto import pareto_k
 from kullback.fit.targets import normalised
 
-CASES = json.loads((Path(__file__).parents[3] / "shared/reference/projections.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parents[1] / "data" / "projections.json").read_text())["cases"]
 TWO = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
 
 

@@ -17,7 +17,7 @@ from kullback import fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.fit.mixtures import MixtureChart
 
-FAR = json.loads((Path(__file__).parents[3] / "shared/reference/projections.json").read_text())["cases"][0]
+FAR = json.loads((Path(__file__).parents[1] / "data" / "projections.json").read_text())["cases"][0]
 
 
 def tensor(values):

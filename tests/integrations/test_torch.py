@@ -22,7 +22,7 @@ from kullback.integrations.torch import _FAMILIES, install, uninstall
 from kullback.measures import measure
 
 from .. import families_oracle as oracle
-from .reference import cases, needs_reference, record_class, relative_error, tolerance
+from .reference import cases, record_class, relative_error, tolerance
 
 inf = math.inf
 OF_RECORD = {record: kind for kind, record in _FAMILIES.items()}
@@ -55,7 +55,6 @@ def _as_it_was():
 # The numbers.
 
 
-@needs_reference
 @pytest.mark.parametrize(("p_family", "q_family", "p", "q", "truth", "delta"), cases(REFERENCE_FAMILIES))
 def test_reference_values(p_family, q_family, p, q, truth, delta):
     classes = record_class(p_family), record_class(q_family)

@@ -21,7 +21,7 @@ from kullback.errors import BudgetError, NotNormalizedError, ShapeError, Support
 from kullback.policy.best_of_n import best_of_n_policy
 from kullback.policy.optimum import frontier, tilt, tilt_to_budget
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "control.json"
+REFERENCE = Path(__file__).parents[1] / "data" / "control.json"
 inf, nan = math.inf, math.nan
 
 
@@ -70,15 +70,12 @@ def relative(got, exact):
 
 
 def reference_cases():
-    if not REFERENCE.exists():
-        return []
     return [
         pytest.param(case, id=f"{len(case['ref'])}-{'budget' if 'budget' in case else 'beta'}-{index}")
         for index, case in enumerate(json.loads(REFERENCE.read_text())["cases"])
     ]
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference values are not beside this checkout")
 @pytest.mark.parametrize("case", reference_cases())
 @library
 def test_reference_values(case, array):
