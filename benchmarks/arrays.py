@@ -77,7 +77,7 @@ def without(module, threads, function):
     from kullback import _fast, _quick
 
     def call():
-        _quick._loaded["kullback._fast"], _fast.THREADS = module, threads
+        _quick._loaded["kullback.discrete.kernels.numba_probs"], _fast.THREADS = module, threads
         return function()
 
     return call

@@ -24,7 +24,7 @@ from statistics import fmean, median
 import transformers
 from budget_tasks import TASKS, Trace, name_of, read, train
 
-from kullback.policy.controllers import PPO2017, FixedBeta, RLlib, Ziegler2019
+from kullback.budget.controllers import PPO2017, FixedBeta, RLlib, Ziegler2019
 
 HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | reward | beta |"
 SUMMARY = (

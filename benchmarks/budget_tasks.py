@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
+from kullback.budget.controllers import Controller, FixedBeta
+from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller, FixedBeta
-from kullback.train.demo import demo_plan
+from kullback.runs.run_directory import RunDirectory
+from kullback.train.demo.addition_task import spread_rows, train_reference
+from kullback.train.demo.run import demo_plan
 from kullback.train.grpo import train_grpo
-from kullback.train.latents.images import load_images
-from kullback.train.latents.trainer import LatentPlan, latent_budget, train_latent
 from kullback.train.ppo import PPOPlan, train_ppo
-from kullback.train.run_directory import RunDirectory
-from kullback.train.sums import spread_rows, train_reference
+from kullback.train.vae.data import load_images
+from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
 QUIET = Console(quiet=True)
 _BROKEN = "broken.txt"

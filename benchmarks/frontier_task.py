@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kullback import kl_log_probs, kl_probs
-from kullback.policy.optimum import Frontier, frontier
-from kullback.policy.sequences import Sequences, enumerate_sequences, tabulate
+from kullback.optimum.sequences import Sequences, enumerate_sequences, tabulate
+from kullback.optimum.tilt import Frontier, frontier
 
 __all__ = [
     "LONGEST",

@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from kullback import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.policy.advantages import gae
-from kullback.policy.objectives import ppo_loss
+from kullback.policy.losses import ppo_loss
 from kullback.policy.penalty import KLPenalty
 
 __all__ = ["PENALTIES", "PenaltyGRPOTrainer", "train", "written"]

@@ -23,8 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.train.demo import DEMO_SETTINGS
-from kullback.train.sums import prefix_found, prompt_rows, train_reference
+from kullback.train.demo.addition_task import prefix_found, prompt_rows, train_reference
+from kullback.train.demo.run import DEMO_SETTINGS
 
 
 class Clock(TrainerCallback):

@@ -20,10 +20,10 @@ import gymnasium
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import PPO2017, Controller, FixedBeta
+from kullback.budget.controllers import PPO2017, Controller, FixedBeta
+from kullback.budget.kl_budget import KLBudget
+from kullback.runs.run_directory import RunDirectory
 from kullback.train.ppo import PPOPlan, train_ppo
-from kullback.train.run_directory import RunDirectory
 
 # Each with its clip, its controller towards the old policy, and what the paper has for it. Its betas start at 1.
 ARMS: dict[str, tuple[float | None, Controller | None, float | None]] = {

@@ -22,11 +22,11 @@ from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-from kullback.train.latents.images import Images, load_images
-from kullback.train.latents.judgement import judge
-from kullback.train.latents.models import VAE
-from kullback.train.latents.trainer import LatentPlan, latent_budget, train_latent
-from kullback.train.run_directory import RunDirectory
+from kullback.runs.run_directory import RunDirectory
+from kullback.train.vae.data import Images, load_images
+from kullback.train.vae.evaluation import judge
+from kullback.train.vae.models import VAE
+from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
 LATENTS, HIDDEN, BATCH, RATE = 16, 256, 128, 1e-3
 HEADER = (

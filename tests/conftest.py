@@ -17,7 +17,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from kullback.train.sums import make_tokenizer
+    from kullback.train.demo.addition_task import make_tokenizer
 
     logging.disable_progress_bar()  # or it ends up in what the tests read of stderr
     tokenizer = make_tokenizer()

@@ -17,9 +17,9 @@ from kullback.closed_forms import FORMS
 from kullback.distributions import kl, register_kl
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 
-from . import families_oracle as oracle
+from .oracles import families as oracle
 
-REFERENCE = Path(__file__).parents[0] / "data"
+REFERENCE = Path(__file__).parent / "data"
 LIBRARIES = {
     "numpy": lambda value: np.asarray(value, dtype=np.float64),
     "torch": lambda value: torch.tensor(value, dtype=torch.float64),

@@ -11,7 +11,7 @@ from scipy import special, stats
 from torch import distributions as td
 
 from kullback import families
-from kullback.densities.mixtures import components
+from kullback.densities.gaussian_mixtures import components
 from kullback.distributions import register_kl
 from kullback.errors import NoClosedFormError, NotNormalizedError, ParameterError, ShapeError, SupportError
 from kullback.families import (
@@ -26,9 +26,9 @@ from kullback.families import (
     Transformed,
     Uniform,
 )
-from kullback.measures import measure
+from kullback.measure import measure
 
-REFERENCE = Path(__file__).parents[0] / "data" / "families.json"
+REFERENCE = Path(__file__).parent / "data" / "families.json"
 inf = math.inf
 NORMAL = Normal(loc=0.0, scale=1.0)
 T5 = StudentT(df=5.0, loc=0.0, scale=1.0)

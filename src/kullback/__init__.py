@@ -6,30 +6,30 @@ The names below are the package's public verbs. Those that need PyTorch, or much
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kullback.discrete import kl_log_probs, kl_logits, kl_probs, kl_terms
+from kullback.budget.kl_budget import KLBudget
+from kullback.discrete.divergence import divergence
+from kullback.discrete.entropy import cross_entropy, entropy
+from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs, kl_terms
 from kullback.distributions import kl, register_kl
-from kullback.divergences import divergence
-from kullback.entropies import cross_entropy, entropy
 from kullback.errors import KullbackError
-from kullback.log_gamma import log_gamma_residual
-from kullback.policy.best_of_n import best_of_n, best_of_n_policy
-from kullback.policy.budget import KLBudget
-from kullback.policy.optimum import frontier, tilt, tilt_to_budget
-from kullback.residual import log1p_residual, phi
+from kullback.numerics.log_gamma import log_gamma_residual
+from kullback.numerics.phi import log1p_residual, phi
+from kullback.optimum.best_of_n import best_of_n, best_of_n_policy
+from kullback.optimum.tilt import frontier, tilt, tilt_to_budget
 from kullback.result import Estimate, nats_to_bits
 
 if TYPE_CHECKING:
+    from kullback.doctor.models import doctor
     from kullback.fit import Fit, fit_alpha, fit_forward, fit_reverse, fit_tempered
-    from kullback.measures import measure
-    from kullback.policy.mdp import MDP
-    from kullback.policy.objectives import grpo_loss, ppo_loss
+    from kullback.measure import measure
+    from kullback.optimum.mdp import MDP
+    from kullback.optimum.soft_value_iteration import soft_value_iteration
+    from kullback.optimum.trajectory_kl import trajectory_kl
+    from kullback.policy.dpo import dpo_loss
+    from kullback.policy.losses import grpo_loss, ppo_loss
     from kullback.policy.penalty import KLPenalty
-    from kullback.policy.preferences import dpo_loss
     from kullback.policy.presets import preset
-    from kullback.policy.soft_values import soft_value_iteration
-    from kullback.policy.trajectories import trajectory_kl
     from kullback.tokens import linear_token_kl, token_kl
-    from kullback.train.checkup.live import doctor
 
 __all__ = [
     "MDP",
@@ -75,21 +75,21 @@ __all__ = [
 _AT_FIRST_USE = {
     "Fit": "kullback.fit",
     "KLPenalty": "kullback.policy.penalty",
-    "MDP": "kullback.policy.mdp",
-    "doctor": "kullback.train.checkup.live",
-    "dpo_loss": "kullback.policy.preferences",
+    "MDP": "kullback.optimum.mdp",
+    "doctor": "kullback.doctor.models",
+    "dpo_loss": "kullback.policy.dpo",
     "fit_alpha": "kullback.fit",
     "fit_forward": "kullback.fit",
     "fit_reverse": "kullback.fit",
     "fit_tempered": "kullback.fit",
-    "grpo_loss": "kullback.policy.objectives",
+    "grpo_loss": "kullback.policy.losses",
     "linear_token_kl": "kullback.tokens",
-    "measure": "kullback.measures",
-    "ppo_loss": "kullback.policy.objectives",
+    "measure": "kullback.measure",
+    "ppo_loss": "kullback.policy.losses",
     "preset": "kullback.policy.presets",
-    "soft_value_iteration": "kullback.policy.soft_values",
+    "soft_value_iteration": "kullback.optimum.soft_value_iteration",
     "token_kl": "kullback.tokens",
-    "trajectory_kl": "kullback.policy.trajectories",
+    "trajectory_kl": "kullback.optimum.trajectory_kl",
 }
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from kullback._arrays import Array, as_floats
 from kullback.closed_forms import FORMS, Form, is_contained, lies_on_the_line
-from kullback.closed_forms._registry import in_arrays
+from kullback.closed_forms.registry import in_arrays
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import (
     Independent,
@@ -22,12 +21,13 @@ from kullback.families import (
     TanhNormal,
     Transformed,
 )
+from kullback.numerics.arrays import Array, as_floats
 
 __all__ = ["as_record", "kl", "register_kl", "shared_bases"]
 
 # Where an object of each library is turned into a record, by the root of its class's module.
 _ADAPTERS = {
-    "numpyro": "kullback.integrations.jax",
+    "numpyro": "kullback.integrations.numpyro",
     "scipy": "kullback.integrations.scipy",
     "tensorflow_probability": "kullback.integrations.tensorflow_probability",
     "torch": "kullback.integrations.torch",

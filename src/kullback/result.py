@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from math import log, nan
 from typing import Literal, TypeAlias
 
-from kullback._arrays import Array, ArrayLike, as_floats, cast
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
 
 __all__ = ["Estimate", "Status", "nats_to_bits"]
 

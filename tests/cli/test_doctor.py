@@ -17,9 +17,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 import kullback.integrations.trl as budget_trainer
 from kullback import KLBudget
+from kullback.budget.controllers import PPO2017
 from kullback.cli import main
 from kullback.integrations.transformers import completion_log_prob, last_hidden
-from kullback.policy.controllers import PPO2017
 from kullback.train.grpo import GRPOPlan, train_grpo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kullback import families
 from kullback.cli import main
-from kullback.cli.notation import read
+from kullback.cli.distribution_syntax import read
 from kullback.errors import KullbackError
 
 

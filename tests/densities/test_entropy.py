@@ -7,7 +7,7 @@ from scipy import integrate, stats
 
 from kullback import families as f
 from kullback.densities.entropy import entropy_of
-from kullback.densities.of_records import of_record
+from kullback.densities.from_families import of_record
 
 CASES = {
     "normal": (f.Normal(loc=3.0, scale=2.0), 0.5 * math.log(2 * math.pi * math.e * 4)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kullback import families
 from kullback.densities.density import Density
-from kullback.densities.of_records import of_record
+from kullback.densities.from_families import of_record
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.errors import ShapeError, SupportError

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from kullback.densities.convert import as_density
 from kullback.densities.density import Density
-from kullback.densities.of_objects import as_density
-from kullback.densities.of_records import of_record
+from kullback.densities.from_families import of_record
 from kullback.densities.summation import kl_summation
 from kullback.errors import SupportError
 from kullback.families import Bernoulli, Binomial, Geometric, Hypergeometric, NegativeBinomial, Poisson, Zipf, Zipfian

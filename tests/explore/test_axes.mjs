@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import test from "node:test";
 
 // As a data address the file is a module for every version of node, whatever its name.
-const source = readFileSync(new URL("../../src/kullback/explore/axes.js", import.meta.url), "utf8");
+const source = readFileSync(new URL("../../src/kullback/explore/static/axes.js", import.meta.url), "utf8");
 const { domain, format, logTicks, nearest, runs, scale, tickLabels, ticks } = await import(
   `data:text/javascript;base64,${Buffer.from(source).toString("base64")}`
 );

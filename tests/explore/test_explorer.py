@@ -19,7 +19,7 @@ from kullback.errors import InputError
 from kullback.explore.explorer import explorer_page
 from kullback.explore.server import make_server
 from kullback.families import Normal, NormalMixture
-from kullback.train.run_directory import RunDirectory
+from kullback.runs.run_directory import RunDirectory
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")

@@ -17,9 +17,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from kullback.errors import InputError
-from kullback.explore import pages
+from kullback.explore import html as pages
+from kullback.explore.downsample import Track, finite
 from kullback.explore.report import Arm, Table, write_report
-from kullback.explore.tracks import Track, finite
 
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
@@ -364,7 +364,7 @@ def test_nothing_in_the_file_ends_a_script_early(tmp_path):
     data = text.split('id="page">')[1].split("</script>")[0]
     assert not set(data) & set("<>&\u2028\u2029")
     assert json.loads(data)["arms"][0]["name"] == HOSTILE
-    for name in (*pages.MODULES, "kullback.css"):
+    for name in (*pages.MODULES, "style.css"):
         asset = (files("kullback.explore") / name).read_text("utf-8")
         assert not re.search(r"</s|<!--|innerHTML|\beval\b", asset), name
 

@@ -15,8 +15,8 @@ from sklearn.datasets import load_diabetes, load_digits
 from kullback import families as f
 from kullback import fit_alpha, fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, SupportError
-from kullback.fit.pareto import pareto_k
 from kullback.fit.targets import normalised
+from kullback.samples.pareto_k import pareto_k
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "projections.json").read_text())["cases"]
 TWO = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])

@@ -6,8 +6,8 @@ import pytest
 
 from kullback.errors import InputError, SupportError
 from kullback.integrations.gymnasium import mdp_from_gymnasium
-from kullback.policy.soft_values import soft_value_iteration
-from kullback.policy.trajectories import policy_objective, trajectory_kl
+from kullback.optimum.soft_value_iteration import soft_value_iteration
+from kullback.optimum.trajectory_kl import policy_objective, trajectory_kl
 
 ENVIRONMENTS = {"FrozenLake-v1": {}, "CliffWalking-v1": {"horizon": 100}, "Taxi-v4": {}}
 

@@ -18,11 +18,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common import distributions as d
 from torch.distributions import kl_divergence
 
+from kullback.budget.controllers import PPO2017, FixedBeta
+from kullback.budget.kl_budget import KLBudget
 from kullback.errors import BudgetError, NoClosedFormError, ShapeError
 from kullback.integrations.sb3 import BudgetPPO, _Update
 from kullback.integrations.sb3_policies import actor_weights, kl_of_policies, kl_over, policy_kl
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import PPO2017, FixedBeta
 
 STATES = 5
 

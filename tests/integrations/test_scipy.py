@@ -11,8 +11,8 @@ from kullback import families as f
 from kullback.distributions import as_record, kl
 from kullback.errors import NoClosedFormError, ParameterError
 
-from .. import families_oracle as oracle
-from .reference import cases, record_class, relative_error, tolerance
+from ..oracles import families as oracle
+from ..oracles.reference_cases import cases, record_class, relative_error, tolerance
 
 inf = math.inf
 FROZEN = {

@@ -19,10 +19,10 @@ from kullback.closed_forms import FORMS
 from kullback.distributions import as_record, kl, register_kl
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 from kullback.integrations.torch import _FAMILIES, install, uninstall
-from kullback.measures import measure
+from kullback.measure import measure
 
-from .. import families_oracle as oracle
-from .reference import cases, record_class, relative_error, tolerance
+from ..oracles import families as oracle
+from ..oracles.reference_cases import cases, record_class, relative_error, tolerance
 
 inf = math.inf
 OF_RECORD = {record: kind for kind, record in _FAMILIES.items()}

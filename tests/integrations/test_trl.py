@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.errors import BudgetError
-from kullback.integrations.positions import Positions
+from kullback.integrations.heldout_positions import Positions
 from kullback.integrations.trl import BudgetGRPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

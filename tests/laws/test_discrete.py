@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback.discrete import kl_log_probs, kl_logits, kl_probs, kl_terms
-from kullback.divergences import divergence
-from kullback.entropies import cross_entropy, entropy
+from kullback.discrete.divergence import divergence
+from kullback.discrete.entropy import cross_entropy, entropy
+from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs, kl_terms
 
 inf = math.inf
 

@@ -16,8 +16,8 @@ from kullback import families as f
 from kullback.closed_forms import FORMS
 from kullback.distributions import kl
 
-from .. import families_oracle as oracle
-from ..line import edges_between, line_of, log_densities, masses, places_and_weights, resolved
+from ..oracles import families as oracle
+from ..oracles.densities_on_the_line import edges_between, line_of, log_densities, masses, places_and_weights, resolved
 
 SEEDS = st.integers(0, 2**32 - 1)
 LIBRARIES = {

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from kullback.errors import ShapeError, SupportError
 from kullback.policy.advantages import gae, group_advantages, leave_one_out
-from kullback.policy.objectives import grpo_loss
+from kullback.policy.losses import grpo_loss
 
-from .enumeration import Language, weights
+from ..oracles.enumeration import Language, weights
 
 
 @given(st.lists(st.lists(st.floats(-10, 10), min_size=2, max_size=5), min_size=1, max_size=4), st.randoms())

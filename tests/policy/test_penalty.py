@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from kullback.errors import KullbackError, ShapeError
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.refusals import PenaltyError
+from kullback.policy.penalty_gradients import PenaltyError
 from kullback.tokens import token_kl
 
-from .enumeration import Language, weights
+from ..oracles.enumeration import Language, weights
 
 DIRECTIONS, ESTIMATORS, PLACEMENTS = ("reverse", "forward"), ("exact", "k1", "k2", "k3"), ("loss", "reward")
 HORIZONS, SAMPLERS = ("token", "sequence"), ("policy", "behaviour")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kullback.policy.objectives import grpo_loss, ppo_loss
+from kullback.policy.losses import grpo_loss, ppo_loss
 from kullback.policy.penalty import KLPenalty
+from kullback.policy.penalty_gradients import PenaltyError
 from kullback.policy.presets import PRESETS, Preset, preset
-from kullback.policy.refusals import PenaltyError
 
-from .enumeration import Language, weights
+from ..oracles.enumeration import Language, weights
 
 REFERENCES = Path(__file__).parents[2] / "docs" / "references.bib"
 

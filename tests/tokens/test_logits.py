@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from kullback.discrete import kl_logits
+from kullback.discrete.kl import kl_logits
 from kullback.errors import ShapeError, SupportError
 from kullback.tokens import token_kl
 

@@ -16,15 +16,15 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 
+from kullback.budget.controllers import PPO2017
+from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
-from kullback.integrations.sb3_files import load_policy, load_weights, make_environments
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import PPO2017
+from kullback.integrations.sb3_saved import load_policy, load_weights, make_environments
+from kullback.runs.run_directory import RunDirectory
 from kullback.train.ppo import PPOPlan, train_ppo
 from kullback.train.ppo_checkpoint import derived_seed
 from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import parse_ppo_settings
-from kullback.train.run_directory import RunDirectory
 
 SMALL = {"n_steps": 128, "n_epochs": 4, "save_every": 2}
 FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64, "n_epochs": 6}

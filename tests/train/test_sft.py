@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from kullback.cli import main
 from kullback.errors import InputError
+from kullback.runs.run_directory import RunDirectory
 from kullback.train.prompts import read_examples
-from kullback.train.run_directory import RunDirectory
 from kullback.train.sft import SFTPlan, train_sft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kullback.train.checkup.runs import doctor_path
+    from kullback.doctor.run import doctor_path
 
     found = {str(path): doctor_path(path) for path in options.runs}
     if options.json:

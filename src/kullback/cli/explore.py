@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.explore.explorer import explorer_page
     from kullback.explore.server import make_server
-    from kullback.files import write_whole
-    from kullback.train.run_directory import RunDirectory
+    from kullback.runs.atomic_write import write_whole
+    from kullback.runs.run_directory import RunDirectory
 
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port: expected a number from 0 to 65535, got {options.port}")

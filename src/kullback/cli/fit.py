@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kullback.cli.notation import family_named, read
-from kullback.cli.printing import strict, table
+from kullback.cli.distribution_syntax import family_named, read
+from kullback.cli.output import strict, table
 from kullback.errors import InputError, ParameterError
 from kullback.families import Record
 from kullback.fit import Fit, fit_forward, fit_reverse

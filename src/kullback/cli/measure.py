@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from kullback.cli.notation import Held, read
-from kullback.cli.printing import strict, table
+from kullback.cli.distribution_syntax import Held, read
+from kullback.cli.output import strict, table
+from kullback.densities.convert import as_density
 from kullback.densities.entropy import entropy_of
-from kullback.densities.of_objects import as_density
-from kullback.discrete import kl_probs, kl_terms
-from kullback.entropies import cross_entropy, entropy
+from kullback.discrete.entropy import cross_entropy, entropy
+from kullback.discrete.kl import kl_probs, kl_terms
 from kullback.errors import InputError
-from kullback.measures import measure
+from kullback.measure import measure
 from kullback.result import Estimate, nats_to_bits
 
 __all__ = ["add_parser"]

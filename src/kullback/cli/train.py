@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.closing import finish, transformers_console
-from kullback.cli.train_latents import add_latents
+from kullback.budget.kl_budget import KLBudget
+from kullback.cli.run_summary import finish, transformers_console
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
-from kullback.policy.budget import KLBudget
+from kullback.cli.train_vae import add_latents
 
 __all__ = ["add_parser"]
 
@@ -82,7 +82,7 @@ def _grpo(options: argparse.Namespace) -> int:
     rewards, watched = [find_reward(name) for name in options.reward], [find_reward(name) for name in options.watch]
 
     from kullback.train.grpo import GRPOPlan, train_grpo
-    from kullback.train.settings import parse_settings
+    from kullback.train.trl_settings import parse_settings
 
     console = transformers_console(quiet=options.json)
     plan = GRPOPlan(
@@ -101,7 +101,7 @@ def _grpo(options: argparse.Namespace) -> int:
     )
     ended = train_grpo(plan, resume=options.resume, console=console)
 
-    from kullback.train.run_directory import RunDirectory
+    from kullback.runs.run_directory import RunDirectory
 
     run = RunDirectory(options.output)
     if not _is_main_process():
@@ -116,8 +116,8 @@ def _grpo(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     KLBudget(options.budget)  # refuse a bad one before a minute's work
-    from kullback.explore.runs import report_runs
-    from kullback.train.demo import train_demo, verdict
+    from kullback.explore.run_tables import report_runs
+    from kullback.train.demo.run import train_demo, verdict
 
     console = transformers_console(quiet=False)
     runs = train_demo(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.closing import finish
+from kullback.cli.run_summary import finish
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -58,14 +58,14 @@ def _ppo(options: argparse.Namespace) -> int:
     if options.of and controller is None:
         raise InputError("--of: expected --budget beside it, or --controller FixedBeta")
 
-    import kullback.integrations.sb3_files  # noqa: F401  first: where a library is missing it says what to install
+    import kullback.integrations.sb3_saved  # noqa: F401  first: where a library is missing it says what to install
 
     # isort: split
     from rich.console import Console
 
+    from kullback.runs.run_directory import RunDirectory
     from kullback.train.ppo import PPOPlan, train_ppo
     from kullback.train.ppo_settings import parse_ppo_settings
-    from kullback.train.run_directory import RunDirectory
 
     console = Console(quiet=options.json)
     plan = PPOPlan(
@@ -94,8 +94,8 @@ def _ppo(options: argparse.Namespace) -> int:
 
 def _controller(options: argparse.Namespace) -> Any:
     """What the options ask for; refused before the libraries that take seconds to import."""
-    from kullback.policy.budget import KLBudget
-    from kullback.policy.controllers import CONTROLLERS
+    from kullback.budget.controllers import CONTROLLERS
+    from kullback.budget.kl_budget import KLBudget
 
     kind, target, beta = options.controller, options.budget, options.beta
     if kind == "FixedBeta":

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.closing import finish, transformers_console
+from kullback.cli.run_summary import finish, transformers_console
 
 __all__ = ["add_sft"]
 
@@ -49,9 +49,9 @@ def _sft(options: argparse.Namespace) -> int:
 
     from trl import SFTConfig
 
-    from kullback.train.run_directory import RunDirectory
-    from kullback.train.settings import parse_settings
+    from kullback.runs.run_directory import RunDirectory
     from kullback.train.sft import SFTPlan, train_sft
+    from kullback.train.trl_settings import parse_settings
 
     console = transformers_console(quiet=options.json)
     plan = SFTPlan(

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from kullback import families as f
-from kullback._arrays import Array
-from kullback.closed_forms._log_zeta import log_zeta_residual
-from kullback.closed_forms._registry import closed_form, where_equal
-from kullback.discrete import _from_logits, _from_probs
+from kullback.closed_forms.registry import closed_form, where_equal
+from kullback.discrete.kl import _from_logits, _from_probs
 from kullback.errors import ShapeError
-from kullback.residual import log1p_residual, log_ratio, mass_phi, phi
+from kullback.numerics.arrays import Array
+from kullback.numerics.log_zeta import log_zeta_residual
+from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, phi
 
 __all__ = ["bernoulli", "failure", "log_probabilities", "success"]
 

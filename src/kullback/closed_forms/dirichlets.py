@@ -5,11 +5,11 @@ from typing import Any
 from array_api_compat import device
 
 from kullback import families as f
-from kullback._arrays import Array, holds
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
-from kullback.log_gamma import dispersion, dispersion_rise
-from kullback.residual import log_ratio, phi
+from kullback.numerics.arrays import Array, holds
+from kullback.numerics.log_gamma import dispersion, dispersion_rise
+from kullback.numerics.phi import log_ratio, phi
 
 __all__ = ["betas"]
 

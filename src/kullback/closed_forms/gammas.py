@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import families as f
-from kullback._arrays import Array, holds
-from kullback.closed_forms._registry import closed_form
 from kullback.closed_forms.normals import against_normal
-from kullback.log_gamma import binet, binet_curvature, binet_slope, digamma, dispersion, log_gamma_rise
-from kullback.residual import log1p_residual, log_ratio, phi, ratio_residual
+from kullback.closed_forms.registry import closed_form
+from kullback.numerics.arrays import Array, holds
+from kullback.numerics.log_gamma import binet, binet_curvature, binet_slope, digamma, dispersion, log_gamma_rise
+from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
 
 POWERS_OF_GAMMA: tuple[type, ...] = (
     f.ChiSquared,

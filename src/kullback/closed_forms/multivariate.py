@@ -6,8 +6,7 @@ from typing import Any
 from array_api_compat import device
 
 from kullback import families as f
-from kullback._arrays import Array
-from kullback.closed_forms._matrices import (
+from kullback.closed_forms._cholesky import (
     cholesky,
     log_ratios,
     relative_change,
@@ -16,8 +15,9 @@ from kullback.closed_forms._matrices import (
     sum_log_residuals,
     whiten,
 )
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
+from kullback.numerics.arrays import Array
 
 __all__ = ["covariance_of"]
 

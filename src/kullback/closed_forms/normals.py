@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from kullback import families as f
-from kullback._arrays import Array
-from kullback.closed_forms._registry import closed_form
-from kullback.log_gamma import binet, binet_slope
-from kullback.residual import log_ratio, phi, ratio_residual
+from kullback.closed_forms.registry import closed_form
+from kullback.numerics.arrays import Array
+from kullback.numerics.log_gamma import binet, binet_slope
+from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
 __all__ = ["against_normal"]
 

@@ -6,13 +6,13 @@ import numpy as np
 from array_api_compat import device
 
 from kullback import families as f
-from kullback._arrays import Array, untracked
-from kullback.closed_forms._matrices import cholesky, log_ratios, relative_change, require_square, sum_log_residuals
-from kullback.closed_forms._registry import closed_form
+from kullback.closed_forms._cholesky import cholesky, log_ratios, relative_change, require_square, sum_log_residuals
+from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
-from kullback.families._record import is_traced
-from kullback.log_gamma import dispersion
-from kullback.residual import log1p_residual, log_ratio
+from kullback.families.base import is_traced
+from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.log_gamma import dispersion
+from kullback.numerics.phi import log1p_residual, log_ratio
 
 __all__: list[str] = []
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from kullback._arrays import Array
+from kullback.numerics.arrays import Array
 
 __all__ = ["Density"]
 

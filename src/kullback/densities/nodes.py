@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, cut, join
 from kullback.densities.tails import follow
-from kullback.densities.terms import terms
+from kullback.numerics.arrays import Array
 
 __all__ = ["Nodes", "line_nodes", "mean_of"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.numerics.arrays import Array
 
 __all__ = ["Panels", "Ray", "Straight", "cut", "integrate", "join"]
 

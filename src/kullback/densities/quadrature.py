@@ -4,13 +4,13 @@ from math import inf
 
 import numpy as np
 
-from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, cut, integrate, join
-from kullback.densities.sums import Sums, conclude, infinite, support_gap
 from kullback.densities.tails import follow
-from kullback.densities.terms import terms
+from kullback.densities.verdict import Sums, conclude, infinite, support_gap
 from kullback.errors import SupportError
+from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
 __all__ = ["integrals", "kl_quadrature"]

@@ -4,12 +4,12 @@ from math import ceil, floor, inf, isfinite
 
 import numpy as np
 
-from kullback._arrays import Array
 from kullback.densities.density import Density
+from kullback.densities.integrand import terms
 from kullback.densities.quadrature import integrals
-from kullback.densities.sums import Sums, conclude, infinite, support_gap
-from kullback.densities.terms import terms
+from kullback.densities.verdict import Sums, conclude, infinite, support_gap
 from kullback.errors import SupportError
+from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
 __all__ = ["kl_summation"]

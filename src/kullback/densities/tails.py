@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback._arrays import Array
 from kullback.densities.density import Density
-from kullback.densities.terms import log_terms
+from kullback.densities.integrand import log_terms
+from kullback.numerics.arrays import Array
 
 __all__ = ["Tail", "follow"]
 

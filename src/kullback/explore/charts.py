@@ -1,10 +1,10 @@
-"""Which charts a training run has: what `chart` of `kullback.js` is given, made of plain lists and dictionaries."""
+"""Which charts a training run has: what `chart` of `chart.js` is given, made of plain lists and dictionaries."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.explore.latent_charts import accuracy_by_nats, by_dimension, is_latent, latent_grids
-from kullback.explore.tracks import Track, finite
+from kullback.explore.downsample import Track, finite
+from kullback.explore.vae_charts import accuracy_by_nats, by_dimension, is_latent, latent_grids
 
 __all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "held_key"]
 

@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from kullback.explore.charts import DIVERGENCES
-from kullback.explore.pages import self_contained_page
+from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
-from kullback.explore.runs import arms_of, closing_table
-from kullback.train.run_directory import RunDirectory
+from kullback.explore.run_tables import arms_of, closing_table
+from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "runs_data"]
 
 _MODULES = (
-    "mathematics.js",
-    "figure.js",
-    "room_directions.js",
-    "room_words.js",
-    "room_policy.js",
-    "run_files.js",
-    "room_runs.js",
+    "math.js",
+    "live_plot.js",
+    "page_directions.js",
+    "page_next_token.js",
+    "page_policy.js",
+    "read_run_files.js",
+    "page_runs.js",
 )
 _WORDS = {
     "title": "Kullback",

@@ -1,6 +1,6 @@
 """The report of a training run: one HTML file that holds its data, style and script, and works with no network.
 
-This file says what the page holds, `charts.py` which charts, `tracks.py` which numbers; `kullback.js` draws them.
+This file says what the page holds, `charts.py` which charts, `downsample.py` which numbers; `chart.js` draws them.
 """
 
 import os
@@ -11,9 +11,9 @@ from typing import Any, TypedDict
 
 from kullback.errors import InputError
 from kullback.explore.charts import RunCharts, budget_of
-from kullback.explore.pages import self_contained_page
-from kullback.explore.tracks import Track, finite
-from kullback.files import write_whole
+from kullback.explore.downsample import Track, finite
+from kullback.explore.html import self_contained_page
+from kullback.runs.atomic_write import write_whole
 
 __all__ = ["Arm", "Table", "page_data", "write_report"]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from kullback.errors import InputError, KullbackError
 from kullback.explore.explorer import explorer_page, runs_data
-from kullback.train.run_directory import RunDirectory
+from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["make_server"]
 

@@ -4,8 +4,9 @@ Each takes its parameters by keyword, and keeps them as they are: numbers, lists
 broadcast. A parameter outside its set raises ParameterError.
 """
 
-from kullback.families._record import Record
+from kullback.families.base import Record
 from kullback.families.bounded import Beta, ContinuousBernoulli, Kumaraswamy, Uniform, VonMises
+from kullback.families.composite import Independent, NormalMixture, TanhNormal, Transformed
 from kullback.families.counts import (
     Bernoulli,
     Binomial,
@@ -19,8 +20,15 @@ from kullback.families.counts import (
     Zipf,
     Zipfian,
 )
-from kullback.families.line import Cauchy, Gumbel, Laplace, Logistic, Normal, StudentT
-from kullback.families.made import Independent, NormalMixture, TanhNormal, Transformed
+from kullback.families.multivariate import (
+    Dirichlet,
+    InverseWishart,
+    LowRankMultivariateNormal,
+    MatrixNormal,
+    MultivariateNormal,
+    VonMisesFisher,
+    Wishart,
+)
 from kullback.families.positive import (
     ChiSquared,
     Exponential,
@@ -36,15 +44,7 @@ from kullback.families.positive import (
     Rayleigh,
     Weibull,
 )
-from kullback.families.vectors import (
-    Dirichlet,
-    InverseWishart,
-    LowRankMultivariateNormal,
-    MatrixNormal,
-    MultivariateNormal,
-    VonMisesFisher,
-    Wishart,
-)
+from kullback.families.real_line import Cauchy, Gumbel, Laplace, Logistic, Normal, StudentT
 
 __all__ = [
     "Bernoulli",

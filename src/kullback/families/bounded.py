@@ -1,6 +1,6 @@
 """Distributions on an interval, and on the circle."""
 
-from kullback.families._record import (
+from kullback.families.base import (
     Constraint,
     Nonnegative,
     Positive,

@@ -1,6 +1,6 @@
 """Distributions of counts and of categories."""
 
-from kullback.families._record import (
+from kullback.families.base import (
     Constraint,
     Count,
     Logits,

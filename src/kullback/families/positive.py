@@ -1,6 +1,6 @@
 """Distributions of a positive number."""
 
-from kullback.families._record import Positive, Real, Record, record
+from kullback.families.base import Positive, Real, Record, record
 
 __all__ = [
     "ChiSquared",

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kullback.densities.of_records import known_on_the_line
+from kullback.densities.from_families import known_on_the_line
 from kullback.errors import ParameterError, SupportError
-from kullback.fit.coordinates import coordinates_of
-from kullback.fit.fits import Fit
-from kullback.fit.kinds import kind_of
-from kullback.fit.problems import problem_on_the_line
-from kullback.fit.search import search
-from kullback.fit.starts import starts_on_the_line
+from kullback.fit.result import Fit
+from kullback.fit.solver.multistart import search
+from kullback.fit.solver.objectives import problem_on_the_line
+from kullback.fit.solver.parametrisation import coordinates_of
+from kullback.fit.solver.starting_points import starts_on_the_line
+from kullback.fit.target_family import kind_of
 from kullback.fit.targets import density_of
-from kullback.measures import measure
+from kullback.measure import measure
 from kullback.result import Estimate
 
 __all__ = ["fit_alpha"]

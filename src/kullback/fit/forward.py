@@ -8,28 +8,33 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback._arrays import Array, ArrayLike
-from kullback.closed_forms._supports import shared_support
+from kullback.closed_forms.supports import shared_support
+from kullback.densities.convert import as_sampler
 from kullback.densities.density import Density
-from kullback.densities.mixtures import Components
+from kullback.densities.from_families import known_on_the_line, of_record
+from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.nodes import mean_of
-from kullback.densities.of_objects import as_sampler
-from kullback.densities.of_records import known_on_the_line, of_record
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Record
-from kullback.fit.coordinates import coordinates_of
-from kullback.fit.fits import Fit, Minimum, Step, without_entropy
-from kullback.fit.kinds import is_module, kind_of
-from kullback.fit.mixtures import MixtureChart
-from kullback.fit.moments import moments_of, of_samples
-from kullback.fit.normals import NORMALS, nearest_normal
-from kullback.fit.problems import Likelihood, problem_on_the_line
+from kullback.fit.gaussian.mixtures import MixtureChart
+from kullback.fit.gaussian.multivariate import (
+    NORMALS,
+    forward_of_mixture,
+    forward_of_normal,
+    likelihood_of_mixture,
+    nearest_normal,
+)
+from kullback.fit.moment_matching import moments_of, of_samples
+from kullback.fit.result import Fit, Minimum, Step, without_entropy
 from kullback.fit.samples import draws_of, mean_and_covariance, require_inside, shares_of
-from kullback.fit.search import search
-from kullback.fit.starts import guess_of, no_start, starts_on_the_line
+from kullback.fit.solver.multistart import search
+from kullback.fit.solver.objectives import Likelihood, problem_on_the_line
+from kullback.fit.solver.parametrisation import coordinates_of
+from kullback.fit.solver.starting_points import guess_of, no_start, starts_on_the_line
+from kullback.fit.target_family import is_module, kind_of
 from kullback.fit.targets import density_of
-from kullback.fit.vectors import forward_of_mixture, forward_of_normal, likelihood_of_mixture
-from kullback.measures import measure
+from kullback.measure import measure
+from kullback.numerics.arrays import Array, ArrayLike
 from kullback.result import Estimate
 
 __all__ = ["fit_forward"]
@@ -132,7 +137,7 @@ def _of_module(
         if sampler is None:
             raise SupportError(f"expected a target with draws, got {type(target).__name__}: pass samples of it")
         samples = sampler.sample(_DRAWS, np.random.default_rng(seed))
-    return import_module("kullback.fit.gradients").fit_module_forward(
+    return import_module("kullback.fit.stochastic").fit_module_forward(
         module, samples=samples, weights=weights, steps=steps, learning_rate=learning_rate, seed=seed
     )
 

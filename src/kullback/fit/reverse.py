@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback._arrays import Array
+from kullback.densities.convert import as_components, as_sampler
 from kullback.densities.density import Density
-from kullback.densities.mixtures import Components
-from kullback.densities.of_objects import as_components, as_sampler
-from kullback.densities.of_records import known_on_the_line, of_record
+from kullback.densities.from_families import known_on_the_line, of_record
+from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Record
-from kullback.fit.edges import search_with_edges
-from kullback.fit.fits import Fit
-from kullback.fit.kinds import Kind, is_module, kind_of
-from kullback.fit.mixtures import MixtureChart
-from kullback.fit.normals import NORMALS, member_of, require_rank
-from kullback.fit.pareto import pareto_k
-from kullback.fit.search import Found
-from kullback.fit.starts import no_start, starts_on_the_line
+from kullback.fit.gaussian.mixtures import MixtureChart
+from kullback.fit.gaussian.multivariate import NORMALS, member_of, require_rank, reverse_in_the_plane, starts_of_draws
+from kullback.fit.result import Fit
+from kullback.fit.solver.multistart import Found
+from kullback.fit.solver.starting_points import no_start, starts_on_the_line
+from kullback.fit.solver.support_boundary import search_with_edges
+from kullback.fit.target_family import Kind, is_module, kind_of
 from kullback.fit.targets import called, density_of, dimensions, normalised
-from kullback.fit.vectors import reverse_in_the_plane, starts_of_draws
-from kullback.measures import measure
+from kullback.measure import measure
+from kullback.numerics.arrays import Array
 from kullback.result import Estimate
+from kullback.samples.pareto_k import pareto_k
 
 __all__ = ["fit_reverse"]
 
@@ -106,7 +105,7 @@ def fit_reverse(
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
     if is_module(family):
-        return import_module("kullback.fit.gradients").fit_module_reverse(
+        return import_module("kullback.fit.stochastic").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     given = ([start] if start is not None else []) + list(starts)
@@ -208,7 +207,7 @@ def _of_vectors(
     if size == 2:
         fit = _in_the_plane(kind.chart(begin, count)(2), log_prob, target, parts)
         return Kind(family, lambda found: member_of(family, found, rank)).returned(fit)
-    return import_module("kullback.fit.gradients").fit_normals_reverse(
+    return import_module("kullback.fit.stochastic").fit_normals_reverse(
         family,
         starts=_far_starts(kind, begin, parts, rank, size, target),
         independent=kind.independent,

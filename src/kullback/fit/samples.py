@@ -5,10 +5,10 @@ from math import inf
 import numpy as np
 
 from kullback import families
-from kullback._arrays import Array, ArrayLike, untracked
-from kullback.densities.of_records import of_record
+from kullback.densities.from_families import of_record
 from kullback.errors import ShapeError, SupportError
 from kullback.families import Record
+from kullback.numerics.arrays import Array, ArrayLike, untracked
 
 __all__ = ["draws_of", "mean_and_covariance", "require_inside", "shares_of"]
 

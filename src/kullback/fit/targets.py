@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kullback._arrays import Array
+from kullback.densities.convert import as_density, as_sampler
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
-from kullback.densities.of_objects import as_density, as_sampler
 from kullback.errors import SupportError
-from kullback.measures import seen_as
+from kullback.measure import seen_as
+from kullback.numerics.arrays import Array
 
 __all__ = ["called", "density_of", "dimensions", "is_of_vectors", "normalised"]
 
@@ -81,7 +81,7 @@ def called(log_prob: Callable[[Any], Any], x: Array) -> Array:
     try:
         values = np.asarray(log_prob(x), dtype=np.float64)
     except (TypeError, AttributeError, RuntimeError, ValueError):  # perhaps a function of tensors
-        values = import_module("kullback.fit.gradients").of_tensors(log_prob, x)
+        values = import_module("kullback.fit.stochastic").of_tensors(log_prob, x)
     if values.shape != x.shape[:1]:
         raise SupportError(
             f"expected log_prob to give one number for each of {len(x)} places, got shape {values.shape}"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kullback._arrays import Array
-from kullback.densities.of_objects import as_sampler
+from kullback.densities.convert import as_sampler
 from kullback.errors import SupportError
-from kullback.fit.fits import Fit
+from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
 from kullback.fit.targets import called, density_of
+from kullback.numerics.arrays import Array
 
 __all__ = ["fit_tempered"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from kullback.errors import InputError, MissingDependencyError
-from kullback.policy.mdp import MDP
+from kullback.optimum.mdp import MDP
 
 try:
     import gymnasium

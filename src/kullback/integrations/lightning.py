@@ -16,8 +16,8 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.errors import ShapeError
-from kullback.tokens.average import kl_per_token
-from kullback.tokens.floor import Occurrences
+from kullback.samples.clustered_mean import kl_per_token
+from kullback.tokens.entropy_floor import Occurrences
 
 __all__ = ["ForwardKL"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
-from kullback.integrations.sb3_leash import Leash
+from kullback.integrations.sb3_budget import Leash
 from kullback.integrations.sb3_policies import (
     States,
     actor_weights,
@@ -27,12 +27,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller
-from kullback.policy.level import Level
-from kullback.policy.power import Power
+from kullback.budget.controllers import Controller
+from kullback.budget.kl_budget import KLBudget
+from kullback.budget.kl_filter import Level
+from kullback.budget.pull_response import Power
 from kullback.result import Estimate
-from kullback.tokens.average import kl_per_token
+from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["BudgetPPO"]
 

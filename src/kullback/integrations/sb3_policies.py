@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kullback.distributions import kl
 from kullback.result import Estimate
-from kullback.tokens.average import kl_per_token
+from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = [
     "States",

@@ -7,8 +7,8 @@ import numpy as np
 from scipy import stats
 
 from kullback import families as f
-from kullback._arrays import ArrayLike
 from kullback.errors import NoClosedFormError
+from kullback.numerics.arrays import ArrayLike
 
 __all__ = ["as_record"]
 

@@ -7,10 +7,10 @@ from math import inf
 from typing import Any
 
 from kullback import families as f
-from kullback._arrays import holds
 from kullback.closed_forms import FORMS, lies_on_the_line
 from kullback.distributions import kl
 from kullback.errors import MissingDependencyError, NoClosedFormError
+from kullback.numerics.arrays import holds
 
 try:
     import torch

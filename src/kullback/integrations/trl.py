@@ -22,13 +22,13 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from kullback.integrations.positions import Positions, prompt_fingerprints
+from kullback.budget.controllers import Controller, controller_from_dict, controller_to_dict
+from kullback.budget.kl_budget import KLBudget
+from kullback.budget.step import hold
+from kullback.integrations.heldout_positions import Positions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller, controller_from_dict, controller_to_dict
-from kullback.policy.holding import hold
 from kullback.result import Estimate
-from kullback.tokens.average import kl_per_sequence, kl_per_token
+from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
 __all__ = ["BudgetGRPOTrainer"]
 

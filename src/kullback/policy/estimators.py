@@ -12,8 +12,8 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from kullback._arrays import with_gradient
-from kullback.residual import phi
+from kullback.numerics.arrays import with_gradient
+from kullback.numerics.phi import phi
 
 __all__ = ["Terms", "make_terms", "sampled_kl", "slope", "straight_through", "sum_after", "times"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kullback.policy.aggregation import Aggregate
-from kullback.policy.batch import Batch, Given, read_batch
 from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, times, weight
-from kullback.policy.measures import Prompts, estimate, statistics
-from kullback.policy.refusals import PenaltyError, refusal
+from kullback.policy.penalty_gradients import PenaltyError, refusal
+from kullback.policy.penalty_inputs import Batch, Given, read_batch
+from kullback.policy.penalty_statistics import Prompts, estimate, statistics
 from kullback.result import Estimate
 
 __all__ = ["KLPenalty"]
@@ -58,7 +58,7 @@ class KLPenalty:
         tensor([[0.5000, 0.0000]])
         >>> KLPenalty(estimator="k1")
         Traceback (most recent call last):
-        kullback.policy.refusals.PenaltyError: the expected gradient of k1 in a loss is 0: take estimator='exact' or ...
+        kullback.policy.penalty_gradients.PenaltyError: the expected gradient of k1 in a loss is 0: take ...
     """
 
     direction: Literal["reverse", "forward"] = "reverse"

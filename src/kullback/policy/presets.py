@@ -9,9 +9,9 @@ import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says wh
 from torch import Tensor
 
 from kullback.policy.aggregation import Aggregate
-from kullback.policy.objectives import Clip, Ratio, ppo_loss
+from kullback.policy.losses import Clip, Ratio, ppo_loss
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.refusals import PenaltyError, refusal
+from kullback.policy.penalty_gradients import PenaltyError, refusal
 
 __all__ = ["PRESETS", "Preset", "preset"]
 

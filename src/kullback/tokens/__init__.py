@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError("kullback.tokens needs PyTorch: pip install 'kullback[train]'") from error
 
-from kullback.tokens.hidden import linear_token_kl
+from kullback.tokens.linear import linear_token_kl
 from kullback.tokens.logits import token_kl
 
 __all__ = ["linear_token_kl", "token_kl"]

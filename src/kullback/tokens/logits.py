@@ -4,7 +4,7 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from kullback.discrete import _from_logits
+from kullback.discrete.kl import _from_logits
 from kullback.errors import ShapeError, SupportError
 
 __all__ = ["token_kl"]

@@ -14,7 +14,7 @@ from transformers import TrainerState
 
 from kullback.integrations.transformers import completion_entropy, completion_kl, head_of, last_hidden, sample
 from kullback.result import Estimate
-from kullback.tokens.average import kl_per_sequence, kl_per_token
+from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 from kullback.train.rewards import Reward
 
 __all__ = ["Evaluation"]

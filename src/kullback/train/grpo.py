@@ -11,18 +11,18 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
+from kullback.budget.controllers import Controller, told_budget
+from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.policy.budget import KLBudget
-from kullback.policy.controllers import Controller, told_budget
+from kullback.runs.interrupts import Interrupts
+from kullback.runs.progress import RunProgress
+from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.evaluation import Evaluation
-from kullback.train.interrupts import Interrupts
-from kullback.train.progress import RunProgress
 from kullback.train.rewards import Reward, checked
-from kullback.train.run_callbacks import StopOnInterrupt, WriteMetrics
-from kullback.train.run_directory import RunDirectory, versions
-from kullback.train.settings import make_config
+from kullback.train.trainer_callbacks import StopOnInterrupt, WriteMetrics
+from kullback.train.trl_settings import make_config
 
 __all__ = ["GRPOPlan", "train_grpo"]
 

@@ -12,22 +12,22 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
+from kullback.budget.controllers import Controller, told_budget
 from kullback.errors import InputError, KullbackError
 from kullback.integrations.sb3 import BudgetPPO
-from kullback.integrations.sb3_files import (
+from kullback.integrations.sb3_saved import (
     load_policy,
     make_environments,
     policy_kwargs,
     policy_name,
     save_policy,
 )
-from kullback.policy.controllers import Controller, told_budget
-from kullback.train.interrupts import Interrupts
+from kullback.runs.interrupts import Interrupts
+from kullback.runs.progress import RunProgress
+from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.ppo_checkpoint import derived_seed, draw_anew, restore_checkpoint, save_checkpoint
 from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import PPO_SETTINGS
-from kullback.train.progress import RunProgress
-from kullback.train.run_directory import RunDirectory, versions
 
 __all__ = ["PPOPlan", "train_ppo"]
 

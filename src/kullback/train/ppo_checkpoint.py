@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.utils import set_random_seed
 
-from kullback.files import write_whole
+from kullback.budget.controllers import controller_from_dict, controller_to_dict
 from kullback.integrations.sb3 import BudgetPPO
-from kullback.integrations.sb3_files import load_weights, save_weights
-from kullback.policy.controllers import controller_from_dict, controller_to_dict
+from kullback.integrations.sb3_saved import load_weights, save_weights
+from kullback.runs.atomic_write import write_whole
 
 __all__ = ["derived_seed", "draw_anew", "restore_checkpoint", "save_checkpoint"]
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from kullback.integrations.sb3 import BudgetPPO
 from kullback.integrations.sb3_policies import States, kl_at, kl_over, some_states, twin_of
-from kullback.tokens.average import kl_per_token
+from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["EpisodeEvaluation"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.train.setting_words import read_words
+from kullback.runs.key_value import read_words
 
 __all__ = ["PPO_SETTINGS", "parse_ppo_settings"]
 

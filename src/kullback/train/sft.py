@@ -13,12 +13,12 @@ from trl import SFTConfig, SFTTrainer
 
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
-from kullback.integrations.transformers_callback import ForwardKL
-from kullback.train.interrupts import Interrupts
-from kullback.train.progress import RunProgress
-from kullback.train.run_callbacks import StopOnInterrupt, WriteMetrics
-from kullback.train.run_directory import RunDirectory, versions
-from kullback.train.settings import make_config
+from kullback.integrations.transformers_forward_kl import ForwardKL
+from kullback.runs.interrupts import Interrupts
+from kullback.runs.progress import RunProgress
+from kullback.runs.run_directory import RunDirectory, versions
+from kullback.train.trainer_callbacks import StopOnInterrupt, WriteMetrics
+from kullback.train.trl_settings import make_config
 
 __all__ = ["SFTPlan", "train_sft"]
 

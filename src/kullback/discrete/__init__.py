@@ -1,0 +1,1 @@
+"""Discrete distributions: KL divergence, entropy and other divergences of probabilities and logits."""

@@ -1,0 +1,1 @@
+"""Fast implementations of the KL divergence of arrays, behind one dispatch."""

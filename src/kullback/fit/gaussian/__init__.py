@@ -1,0 +1,1 @@
+"""Fits of multivariate normal distributions and of their mixtures."""

@@ -1,0 +1,138 @@
+"""Which family is asked for: a record class, a class of torch.distributions, or a module."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from typing import Any
+
+from kullback import families
+from kullback.densities.convert import as_components
+from kullback.densities.gaussian_mixtures import Components
+from kullback.distributions import as_record
+from kullback.errors import ParameterError
+from kullback.families import Record
+from kullback.fit.gaussian.mixtures import MixtureChart
+from kullback.fit.gaussian.multivariate import NORMALS
+from kullback.fit.result import Fit, Minimum, Step
+from kullback.fit.targets import is_of_vectors
+
+__all__ = ["Kind", "is_module", "kind_of"]
+
+_TORCH_NAMES = {"Chi2": "ChiSquared", "FisherSnedecor": "F"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family as its records, and how its members are given back.
+
+    Args:
+        record_class: Of `kullback.families`, or `Components` of mixtures of normals of vectors.
+        made: From a record to what the caller asked for.
+        independent: Whether the entries of vectors are, within a component.
+    """
+
+    record_class: type
+    made: Callable[[Any], Any]
+    independent: bool = False
+
+    def record(self, member: Any) -> Any:
+        """A member as a record.
+
+        Raises:
+            ParameterError: It is of another family.
+        """
+        found = as_components(member) if self.record_class is Components else as_record(member)
+        odd = self.record_class is families.Independent and as_components(found) is None
+        if type(found) is not self.record_class or odd:
+            raise ParameterError(
+                f"expected a start of the family {self.record_class.__name__}{' of normals' if odd else ''}, got "
+                f"{type(member).__name__}"
+            )
+        return found
+
+    def chart(self, begin: Sequence[Any], components: int | None) -> Callable[[int], MixtureChart]:
+        """Of a family of normals of vectors, or of their mixtures: its chart in so many dimensions.
+
+        Raises:
+            ParameterError: How many components a mixture is to have is not said, or said twice.
+        """
+        if self.record_class is not Components:
+            return lambda size: MixtureChart(1, size, self.independent)
+        counts = {one.weights.size for one in begin} | ({components} if components is not None else set())
+        if len(counts) != 1 or not min(counts) > 0:
+            raise ParameterError(
+                "expected how many components the mixture is to have, 1 or more: pass components=, or starts that all "
+                f"have as many, got {sorted(counts) or None}"
+            )
+        count = counts.pop()
+        return lambda size: MixtureChart(count, size, self.independent)
+
+    def fixed(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """Parameters that are not fitted.
+
+        Raises:
+            ParameterError: One of them is no parameter of this family.
+        """
+        fixed, of_vectors = given or {}, self.record_class in (Components, *NORMALS)
+        names = [] if of_vectors else [field.name for field in fields(self.record_class)]  # pyright: ignore
+        if unknown := [name for name in fixed if name not in names]:
+            known = f"parameters of {self.record_class.__name__} ({', '.join(names) or 'none can be'})"
+            raise ParameterError(f"expected fixed to name {known}, got {unknown}")
+        return fixed
+
+    def returned(self, fit: Fit) -> Fit:
+        """The fit in the caller's kind of distributions."""
+        return replace(
+            fit,
+            distribution=self.made(fit.distribution),
+            path=tuple(Step(self.made(step.distribution), step.kl) for step in fit.path),
+            minima=tuple(
+                Minimum(self.made(one.distribution), one.kl, tuple(map(self.made, one.basin))) for one in fit.minima
+            ),
+        )
+
+
+def is_module(family: Any) -> bool:
+    """Whether it is a module of PyTorch, by its name alone."""
+    return any(one.__module__ == "torch.nn.modules.module" for one in type(family).__mro__)
+
+
+def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kind:
+    """The kind of a class.
+
+    Args:
+        family: The class.
+        members: Starts, which tell mixtures on the line from those of vectors, and what their components are.
+        target: A distribution or samples, which do the first of it where there is no start.
+
+    Raises:
+        ParameterError: No family here goes by that name.
+        TypeError: It is no class of distributions.
+    """
+    if isinstance(family, type) and issubclass(family, Record):
+        return Kind(family, lambda record: record, family is families.Independent)
+    is_torch = isinstance(family, type) and any(
+        one.__module__ == "torch.distributions.distribution" for one in family.__mro__
+    )
+    if not is_torch:
+        raise TypeError(
+            "expected a family: a record class of kullback.families, a class of torch.distributions, or a "
+            f"torch.nn.Module with log_prob and rsample, got {family!r}"
+        )
+    name, independent = _TORCH_NAMES.get(family.__name__, family.__name__), family.__name__ == "Independent"
+    if name == "MixtureSameFamily":
+        found = Components if is_of_vectors(members[0] if members else target) else families.NormalMixture
+        parts = getattr(members[0], "component_distribution", None) if members else None
+        independent = found is Components and type(parts).__name__ == "Independent"
+    else:
+        found = getattr(families, name, None)
+    if found is None or name == "Transformed":
+        raise ParameterError(
+            f"expected a class of distributions that kullback.families has too, got {family.__name__}; a "
+            "torch.nn.Module with log_prob and rsample fits any other"
+        )
+
+    def made(record: Any) -> Any:
+        return import_module("kullback.fit.stochastic").made(family, record, independent)
+
+    return Kind(found, made, independent)

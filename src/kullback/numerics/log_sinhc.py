@@ -1,0 +1,109 @@
+"""L(u) = log(sinh(u)/u), the log-normaliser of exp(2 u x) on the unit interval but for u itself."""
+
+from math import pi
+from typing import Any
+
+from array_api_compat import device
+from scipy import special
+
+from kullback.numerics.arrays import Array, with_gradient
+
+__all__ = ["log_sinhc", "log_sinhc_curvature", "log_sinhc_residual", "log_sinhc_slope"]
+
+# L(u) = sum_n (-1)^(n+1) zeta(2n)/n (u/pi)^2n for |u| < pi.
+_TERMS = range(1, 18)
+_SERIES = tuple(float((-1) ** (n + 1) * special.zeta(2 * n) / n / pi ** (2 * n)) for n in _TERMS)
+_SLOPE = tuple(2 * n * c for n, c in zip(_TERMS, _SERIES, strict=True))
+_CURVATURE = tuple((2 * n - 1) * c for n, c in zip(_TERMS, _SLOPE, strict=True))
+
+_ROOTS, _WEIGHTS = special.roots_legendre(16)
+_NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
+
+
+def log_sinhc(xp: Any, u: Array) -> Array:
+    """L(u) >= 0."""
+    return _log_sinhc(xp, u)
+
+
+def log_sinhc_slope(xp: Any, u: Array) -> Array:
+    """L'(u) = coth(u) - 1/u."""
+    return _slope(xp, u)
+
+
+def log_sinhc_curvature(xp: Any, u: Array) -> Array:
+    """L''(u) = 1/u^2 - 1/sinh(u)^2."""
+    near, safe = _split(xp, u)
+    w = xp.where(near, u * u, 0.0)
+    # (1/u - 1/sinh u)(1/u + 1/sinh u), and no overflow.
+    e = xp.exp(-abs(safe))
+    inverse = 2 * e / (1 - e * e)
+    far = (1 / abs(safe) - inverse) * (1 / abs(safe) + inverse)
+    return xp.where(near, _series(w, _CURVATURE), far)
+
+
+def log_sinhc_residual(xp: Any, u: Array, h: Array) -> Array:
+    """L(u + h) - L(u) - h L'(u): the KL of two continuous Bernoullis."""
+    return _residual(xp, u, h)
+
+
+def _series(w: Array, coefficients: tuple[float, ...]) -> Array:
+    total = w * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        total = total * w + coefficient
+    return total
+
+
+def _split(xp: Any, u: Array) -> tuple[Array, Array]:
+    near = abs(u) < 1
+    return near, xp.where(near, 2.0, u)
+
+
+def _value(xp: Any, u: Array) -> Array:
+    near, safe = _split(xp, u)
+    w = xp.where(near, u * u, 0.0)
+    a = abs(safe)
+    return xp.where(near, w * _series(w, _SERIES), a + xp.log1p(-xp.exp(-2 * a)) - xp.log(2 * a))
+
+
+def _slope_value(xp: Any, u: Array) -> Array:
+    near, safe = _split(xp, u)
+    w = xp.where(near, u * u, 0.0)
+    return xp.where(near, u * _series(w, _SLOPE), 1 / xp.tanh(safe) - 1 / safe)
+
+
+def _integral(xp: Any, u: Array, h: Array, weight: Any) -> Array:
+    """Of weight(t) L''(u + t h), 0 < t < 1."""
+    t, w = (xp.asarray(values, dtype=u.dtype, device=device(u)) for values in (_NODES, _WEIGHTS))
+    return xp.sum(w * weight(t) * log_sinhc_curvature(xp, u[..., None] + t * h[..., None]), axis=-1)
+
+
+def _is_near(u: Array, h: Array) -> Array:
+    return (abs(h) <= 1) | (abs(h) <= abs(u) / 2)
+
+
+def _residual_value(xp: Any, u: Array, h: Array) -> Array:
+    near = h * h * _integral(xp, u, h, lambda t: 1 - t)
+    # Apart: L is even, so let u be negative; and a linear part, which has no residual, keeps L(u) + u small.
+    u, h = -abs(u), xp.where(u > 0, -h, h)
+    v = u + h
+    slope = 1 / abs(u) - 2 / xp.expm1(2 * abs(u))
+    far = (_value(xp, v) + v) - (_value(xp, u) + u) - h * xp.where(abs(u) < 1, _slope_value(xp, u) + 1, slope)
+    return xp.where(_is_near(u, h), near, far)
+
+
+def _residual_u_gradient(xp: Any, gradient: Array, _output: Array, u: Array, h: Array) -> Array:
+    return gradient * (_slope_difference(xp, u, h) - h * log_sinhc_curvature(xp, u))
+
+
+def _slope_difference(xp: Any, u: Array, h: Array) -> Array:
+    near = _is_near(u, h)
+    return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, u + h) - _slope(xp, u))
+
+
+_slope = with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
+_log_sinhc = with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
+_residual = with_gradient(
+    _residual_value,
+    _residual_u_gradient,
+    lambda xp, gradient, _output, u, h: gradient * _slope_difference(xp, u, h),
+)

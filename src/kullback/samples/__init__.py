@@ -1,0 +1,1 @@
+"""Estimators from samples: Monte Carlo, clustered means and the Pareto tail diagnostic."""

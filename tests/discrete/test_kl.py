@@ -1,0 +1,509 @@
+"""Exact discrete KL divergence: its digits, its laws, its gradients, its refusals."""
+
+import json
+import math
+from pathlib import Path
+
+import array_api_strict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs
+from kullback.errors import NotNormalizedError, ShapeError, SupportError
+
+from ..oracles import discrete as oracle
+
+REFERENCE = Path(__file__).parents[1] / "data" / "discrete.json"
+FORMS = [kl_probs, kl_log_probs, kl_logits]
+inf = math.inf
+
+
+def log(values):
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
+def in_form(form, probs):
+    return probs if form is kl_probs else log(probs)
+
+
+def simplex(rng, shape, dtype=np.float64):
+    probs = rng.dirichlet(np.ones(shape[-1]), size=shape[:-1])
+    return (probs / probs.sum(-1, keepdims=True)).astype(dtype)
+
+
+def relative_error(got, truth):
+    return abs(float((oracle.mpmath.mpf(float(got)) - truth) / truth))
+
+
+# The digits.
+
+
+def reference_cases():
+    for case in json.loads(REFERENCE.read_text())["cases"]:
+        delta = float(case["name"].removeprefix("nearly equal ")) if case["name"].startswith("nearly") else None
+        if "p" in case:
+            p, q = ([float(value) for value in case[side]] for side in "pq")
+        else:
+            rank = np.arange(case["n"])
+            p, q = 1 / (rank + 1.0), 1 / (rank + 1.5)
+            p, q = p / math.fsum(p), q / math.fsum(q)
+        for key, first, second in (("kl", p, q), ("reverse_kl", q, p)):
+            yield pytest.param(first, second, float(case[key]), delta, id=f"{case['name'][:24]}-{key}")
+
+
+@pytest.mark.parametrize(("p", "q", "truth", "delta"), list(reference_cases()))
+def test_reference_values(p, q, truth, delta):
+    p, q = np.asarray(p), np.asarray(q)
+    # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+    tolerance = 1e-13 + (4e-16 / delta if delta else 0)
+    assert float(kl_probs(p, q)) == pytest.approx(truth, rel=tolerance, abs=0)
+    for library in (torch.from_numpy, array_api_strict.asarray, jnp.asarray):
+        with jax.enable_x64(True):
+            assert float(kl_probs(library(p), library(q))) == pytest.approx(truth, rel=tolerance, abs=0)
+    # And rounding their logs moves it by several times as much.
+    tolerance = 1e-13 + (4e-15 / delta if delta else 0)
+    assert float(kl_log_probs(log(p), log(q))) == pytest.approx(truth, rel=tolerance, abs=0)
+    assert float(kl_logits(log(p) + 1, log(q) - 2)) == pytest.approx(truth, rel=tolerance, abs=0)
+    # In float32 it is the rounding of p and q that counts: the truth is theirs.
+    narrow_p, narrow_q = p[:100].astype(np.float32), q[:100].astype(np.float32)
+    if len(p) < 100 and 0 < (narrow_truth := float(oracle.kl(narrow_p, narrow_q))) < inf:
+        for library in (np.asarray, torch.from_numpy, jnp.asarray):
+            got = float(kl_probs(library(narrow_p), library(narrow_q)))
+            assert got == pytest.approx(narrow_truth, rel=2e-6, abs=1e-37)
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 4e-15), (np.float32, 2e-6)])
+def test_probabilities_keep_their_digits_however_near(delta, dtype, tolerance):
+    rng = np.random.default_rng(5)
+    p = simplex(rng, (40,))
+    q = p * np.exp(delta * rng.normal(size=40))
+    p, q = p.astype(dtype), (q / q.sum()).astype(dtype)
+    if (p == q).all():
+        assert kl_probs(p, q) == 0
+    else:
+        assert relative_error(kl_probs(p, q), oracle.kl(p, q)) < tolerance
+
+
+@pytest.mark.parametrize("delta", [30.0, 3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-15), (np.float32, 1e-6)])
+def test_logits_keep_their_digits_however_near(delta, dtype, tolerance):
+    rng = np.random.default_rng(6)
+    p = rng.normal(size=60) * 4
+    p, q = p.astype(dtype), (p + delta * rng.normal(size=60)).astype(dtype)
+    if (p == q).all():
+        assert kl_logits(p, q) == 0
+    else:
+        assert relative_error(kl_logits(p, q), oracle.kl_logits(p, q)) < tolerance
+
+
+def test_a_common_shift_of_large_logits_costs_only_the_rounding_of_the_logits():
+    rng = np.random.default_rng(7)
+    p = rng.normal(size=50)
+    q = p + 1e-3 * rng.normal(size=50)
+    truth = oracle.kl_logits(p + 1e4, q - 1e4)
+    assert relative_error(kl_logits(p + 1e4, q - 1e4), truth) < 1e-8
+
+
+def test_masses_that_are_one_only_to_rounding():
+    # Proportional vectors are one distribution: the excess of mass must not show.
+    p = np.asarray([0.25, 0.25, 0.5])
+    assert kl_probs(p, p * (1 + 2**-40)) == pytest.approx(0, abs=1e-40)
+    q = np.asarray([0.25 + 2**-45, 0.25, 0.5])
+    assert relative_error(kl_probs(p, q), oracle.kl(p, q)) < 1e-14
+    assert relative_error(kl_probs(q, p), oracle.kl(q, p)) < 1e-14
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor, array_api_strict.asarray])
+def test_zeros(form, library):
+    def value(p, q):
+        result = form(library(in_form(form, np.asarray(p))), library(in_form(form, np.asarray(q))))
+        return float(result)
+
+    assert value([0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.5, 0.0]) == pytest.approx(math.log(2) / 2, rel=1e-15)
+    assert value([0.25, 0.25, 0.5, 0.0], [0.0, 0.5, 0.5, 0.0]) == inf
+    assert value([1.0, 0.0], [0.0, 1.0]) == inf
+    assert value([1.0, 0.0], [1.0, 0.0]) == 0
+
+
+def test_extreme_ratios():
+    tiny, least = 1e-300, 5e-324
+    for p, q in (
+        ([tiny, 1.0], [0.5, 0.5]),
+        ([0.5, 0.5], [tiny, 1.0]),
+        ([least, 1.0], [1.0, least]),
+        ([1e-200, 1.0], [least, 1.0]),
+        ([1e-30, 1.0], [1.0, 1e-30]),
+    ):
+        assert relative_error(kl_probs(p, q), oracle.kl(p, q)) < 1e-14
+    # Both subnormal, and so is the answer.
+    expected = 3e-320 * float(oracle.phi(-math.log(3)))
+    assert float(kl_probs([3e-320, 1.0], [1e-320, 1.0])) == pytest.approx(expected, rel=1e-3, abs=0)
+    # Seen clamped elsewhere: 7.28 for the first, inf for the second.
+    assert float(kl_probs([0.5, 0.5], [1e-30, 1.0])) == pytest.approx(33.845629, rel=1e-7)
+    assert float(kl_logits([0.0, 0.0], [-200.0, 0.0])) == pytest.approx(99.306853, rel=1e-7)
+    narrow = kl_probs(np.float32([0.5, 0.5]), np.float32([1e-42, 1.0]))
+    assert relative_error(narrow, oracle.kl([0.5, 0.5], np.float32([1e-42, 1.0]))) < 1e-6
+
+
+def test_logits_far_apart():
+    # p's probability underflows where q's is large, and the other way; e^d overflows.
+    for p, q in (([0.0, -800.0], [-800.0, 0.0]), ([0.0, -1e6], [-1e6, 0.0]), ([0.0, -750.0, -740.0], [0.0, 3.0, -2.0])):
+        assert relative_error(kl_logits(p, q), oracle.kl_logits(p, q)) < 1e-14
+    assert kl_logits([0.0, -1e6], [0.0, -inf]) == inf
+    assert kl_logits([0.0, -1e6, -inf], [0.0, -inf, -inf]) == inf
+    assert kl_logits([0.0, -inf], [0.0, -1e6]) == 0
+    lowest = float(np.finfo(np.float32).min)
+    masked = kl_logits(np.float32([0.0, 1.0, lowest]), np.float32([1.0, 0.0, lowest]))
+    assert masked == kl_logits(np.float32([0.0, 1.0]), np.float32([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_identical_inputs_give_exactly_zero_value_and_gradient(form, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 500, dtype=torch.float64, generator=generator) * 5
+    given = {kl_probs: logits.softmax(-1), kl_log_probs: logits.log_softmax(-1), kl_logits: logits}[form]
+    if dtype.startswith("b") and form is kl_log_probs:
+        given = given.clone()
+        given[...] = -math.log(512)
+        given = torch.cat([given, given[:, :12]], -1)
+    given = given.to(getattr(torch, dtype))
+    p, q = given.clone().requires_grad_(), given.clone().requires_grad_()
+    result = form(p, q)
+    assert result.dtype == given.dtype
+    assert (result == 0).all()
+    result.sum().backward()
+    assert (p.grad == 0).all()
+    assert (q.grad == 0).all()
+
+
+# The laws.
+
+probabilities = st.lists(st.floats(1e-6, 1) | st.just(0.0), min_size=2, max_size=12).filter(lambda row: sum(row) > 0.01)
+
+
+@st.composite
+def pairs(draw):
+    p = np.asarray(draw(probabilities))
+    kind = draw(st.sampled_from(["free", "near", "same"]))
+    if kind == "free":
+        q = np.asarray(draw(st.lists(st.floats(1e-6, 1), min_size=len(p), max_size=len(p))))
+    else:
+        noise = np.asarray(draw(st.lists(st.floats(-1, 1), min_size=len(p), max_size=len(p))))
+        q = p * (1 + (draw(st.floats(1e-15, 0.1)) * noise if kind == "near" else 0))
+    return p / p.sum(), q / q.sum()
+
+
+laws = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@laws
+@given(pairs())
+def test_never_negative_and_zero_at_equality(pair):
+    p, q = pair
+    for form in FORMS:
+        assert form(in_form(form, p), in_form(form, q)) >= 0
+        assert form(in_form(form, p), in_form(form, p)) == 0
+
+
+@laws
+@given(pairs(), st.floats(-50, 50))
+def test_never_negative_in_float32_even_when_only_a_shift_is_left(pair, shift):
+    logits = log(pair[0]).astype(np.float32)
+    assert 0 <= kl_logits(logits, logits + np.float32(shift)) < 1e-10
+    assert kl_logits(logits, (log(pair[1]) + shift).astype(np.float32)) >= 0
+
+
+@laws
+@given(pairs(), st.randoms(use_true_random=False))
+def test_order_does_not_matter(pair, random):
+    order = list(range(len(pair[0])))
+    random.shuffle(order)
+    for form in FORMS:
+        p, q = (in_form(form, side) for side in pair)
+        assert form(p[order], q[order]) == pytest.approx(form(p, q), rel=1e-12, abs=1e-30)
+
+
+@laws
+@given(pairs())
+def test_merging_two_bins_never_raises_it(pair):
+    merged = [np.append(side[2:], side[0] + side[1]) for side in pair]
+    before = kl_probs(*pair)
+    # The merged entry is itself rounded, which moves the KL by 1e-16 times its slope.
+    assert kl_probs(*merged) <= before * (1 + 1e-12) + 1e-15 * math.sqrt(before) + 1e-31
+
+
+@laws
+@given(pairs(), pairs())
+def test_product_distributions_add(first, second):
+    # Far apart enough that rounding the products does not count.
+    product = [np.outer(a, b).ravel() for a, b in zip(first, second, strict=True)]
+    parts = kl_probs(*first) + kl_probs(*second)
+    assert kl_probs(*product) == pytest.approx(parts, rel=1e-12, abs=1e-15 * math.sqrt(parts) + 1e-30)
+
+
+@laws
+@given(pairs(), st.integers(-60, 60), st.integers(-60, 60))
+def test_logits_may_be_shifted(pair, shift_p, shift_q):
+    # Multiples of 2^-20, so that the shifts are exact and only the computing can differ.
+    p, q = (np.round(np.where(side > 0, log(np.maximum(side, 1e-30)), -30) * 2**20) / 2**20 for side in pair)
+    before = kl_logits(p, q)
+    assert kl_logits(p + shift_p, q + shift_q) == pytest.approx(before, rel=1e-12, abs=1e-13 * math.sqrt(before))
+
+
+@laws
+@given(pairs())
+def test_libraries_agree(pair):
+    for form in FORMS:
+        p, q = (in_form(form, side) for side in pair)
+        expected = float(form(p, q))
+        strict = form(array_api_strict.asarray(p), array_api_strict.asarray(q))
+        assert type(strict) is type(array_api_strict.asarray(p))
+        got = form(torch.from_numpy(p), torch.from_numpy(q)).item()
+        # Arrays in memory go a quicker way than strict ones, and its last digits are its own.
+        near = pytest.approx(expected, rel=1e-11, abs=1e-14 * math.sqrt(expected) if expected < inf else 0)
+        assert got == near
+        assert float(strict) == near
+
+
+# Shapes, kinds, masks.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_axis_and_broadcasting(form):
+    rng = np.random.default_rng(8)
+    p, q = in_form(form, simplex(rng, (4, 3, 5))), in_form(form, simplex(rng, (5,)))
+    got = form(p, q)
+    assert got.shape == (4, 3)
+    assert got[1, 2] == pytest.approx(float(form(p[1, 2], q)), rel=1e-14)
+    for axis in (0, 1, -2):
+        moved = form(np.moveaxis(p, -1, axis), np.moveaxis(np.broadcast_to(q, p.shape), -1, axis), axis=axis)
+        np.testing.assert_allclose(moved, got, rtol=1e-14)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor])
+def test_where_leaves_events_out_whatever_they_hold(form, library):
+    rng = np.random.default_rng(9)
+    p, q = in_form(form, simplex(rng, (2, 4))), in_form(form, simplex(rng, (2, 4)))
+    junk = np.full((2, 2), np.nan)
+    wide_p, wide_q = (np.concatenate([side[:, :2], junk, side[:, 2:]], -1) for side in (p, q))
+    kept = [True, True, False, False, True, True]
+    got = form(library(wide_p), library(wide_q), where=library(kept))
+    np.testing.assert_allclose(np.asarray(got), form(p, q), rtol=1e-14)
+    if library is torch.tensor:
+        wide_p, wide_q = (torch.tensor(side, requires_grad=True) for side in (wide_p, wide_q))
+        form(wide_p, wide_q, where=kept).sum().backward()
+        for side in (wide_p, wide_q):
+            assert (side.grad[:, 2:4] == 0).all()
+            assert torch.isfinite(side.grad).all()
+
+
+def test_kinds_and_dtypes():
+    p = [0.4, 0.3, 0.2, 0.1]
+    q = [0.3, 0.3, 0.3, 0.1]
+    assert float(kl_probs(p, q)) == pytest.approx(0.03397980735907949, rel=1e-15)
+    assert kl_probs(np.float32(p), np.float32(q)).dtype == np.float32
+    assert kl_probs(np.float32(p), np.float64(np.float32(p)) / np.float64(np.float32(p)).sum()).dtype == np.float64
+    assert kl_probs(torch.tensor(p), q).dtype == torch.float32
+    assert kl_probs([1, 0], [1, 0]).dtype == np.float64
+    for dtype in (torch.float16, torch.bfloat16):
+        got = kl_probs(torch.tensor(p, dtype=dtype), torch.tensor(q, dtype=dtype))
+        assert got.dtype == dtype
+        assert got.item() == pytest.approx(0.03398, rel=0.05)
+
+
+# The gradients.
+
+
+def gradient_cases():
+    generator = torch.Generator().manual_seed(3)
+    for scale in (3.0, 0.3, 1e-2):
+        p = torch.randn(1, 4, dtype=torch.float64, generator=generator)
+        yield p, p + scale * torch.randn(1, 4, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize(("p", "q"), list(gradient_cases()))
+def test_gradients_agree_with_differences_twice(p, q):
+    p, q = p.requires_grad_(), q.requires_grad_()
+
+    def from_probs(p, q):
+        return kl_probs(p.softmax(-1), q.softmax(-1))
+
+    def from_log_probs(p, q):
+        return kl_log_probs(p.log_softmax(-1), q.log_softmax(-1))
+
+    for function in (kl_logits, from_probs, from_log_probs):
+        assert torch.autograd.gradcheck(function, (p, q))
+        assert torch.autograd.gradgradcheck(function, (p, q))
+
+
+def test_gradients_keep_their_digits_near_equality():
+    rng = np.random.default_rng(10)
+    p = rng.normal(size=30)
+    q = p + 1e-7 * rng.normal(size=30)
+    narrow = [torch.tensor(side, dtype=torch.float64, requires_grad=True) for side in (p, q)]
+    kl_logits(*narrow).backward()
+    with oracle.mpmath.workdps(40):
+        probs = []
+        for side in (p, q):
+            weights = [oracle.mpmath.exp(oracle.mpmath.mpf(v)) for v in side]
+            probs.append([w / oracle.mpmath.fsum(weights) for w in weights])
+        by_q = [float(b - a) for a, b in zip(*probs, strict=True)]
+        kl = oracle.kl_logits(p, q)
+        by_p = [float(a * (oracle.mpmath.log(a / b) - kl)) for a, b in zip(*probs, strict=True)]
+    np.testing.assert_allclose(narrow[1].grad.numpy(), by_q, rtol=1e-7, atol=1e-17)
+    np.testing.assert_allclose(narrow[0].grad.numpy(), by_p, rtol=1e-7, atol=1e-17)
+
+
+def test_impossible_events_do_not_disturb_the_gradients():
+    p = torch.tensor([[0.3, -1.0, -inf, 2.0], [0.3, -inf, -inf, 2.0]], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([[1.3, 0.5, -inf, 2.0], [1.3, 0.1, -inf, 2.0]], dtype=torch.float64, requires_grad=True)
+    kl_logits(p, q).sum().backward()
+    kept = torch.tensor([0, 1, 3])
+    short_p, short_q = (side.detach()[0, kept].clone().requires_grad_() for side in (p, q))
+    kl_logits(short_p, short_q).backward()
+    torch.testing.assert_close(p.grad[0, kept], short_p.grad, rtol=1e-14, atol=0)
+    torch.testing.assert_close(q.grad[0, kept], short_q.grad, rtol=1e-14, atol=0)
+    assert (p.grad[:, 2] == 0).all()
+    assert (q.grad[:, 2] == 0).all()
+    # Impossible under p alone: q is still pushed down there.
+    torch.testing.assert_close(q.grad[1], q.detach()[1].softmax(-1) - p.detach()[1].softmax(-1))
+    assert p.grad[1, 1] == 0
+
+
+def test_probability_gradients_at_zeros():
+    p = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.25, 0.5, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
+    kl_probs(p, q).backward()
+    kl = math.log(2) / 2
+    torch.testing.assert_close(p.grad, torch.tensor([math.log(2) - kl, -kl, 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(q.grad, torch.tensor([1 - 2, 1 - 1, 1, 0], dtype=torch.float64))
+
+
+def test_gradients_are_finite_when_far_apart():
+    p = torch.tensor([[0.0, -800.0, 3.0], [5.0, 0.0, -1e30]], requires_grad=True)
+    q = torch.tensor([[-800.0, 0.0, -300.0], [-1e4, 0.0, 3.0]], requires_grad=True)
+    kl = kl_logits(p, q)
+    assert torch.isfinite(kl).all()
+    kl.sum().backward()
+    torch.testing.assert_close(q.grad, q.detach().softmax(-1) - p.detach().softmax(-1))
+    assert torch.isfinite(p.grad).all()
+
+
+# The refusals.
+
+
+@pytest.mark.parametrize(
+    ("p", "message"),
+    [
+        ([[0.5, 0.5], [0.7, 0.7]], r"p to sum to 1 .* row \(1,\) sums to 1\.[34]"),
+        ([[0.5, 0.5], [1.5, -0.5]], r"p\[1, 1\] is -0\.5"),
+        ([[0.5, math.nan], [0.5, 0.5]], r"p\[0, 1\] is nan"),
+        ([[0.5, inf], [0.5, 0.5]], r"row \(0,\) sums to inf"),
+        ([[math.log(0.5)] * 2] * 2, r"p\[0, 0\] is -0\.69"),
+        ([[0.333, 0.333], [0.5, 0.5]], r"row \(0,\) sums to 0\.666"),
+    ],
+)
+def test_what_are_not_probabilities_is_refused(p, message):
+    good = [[0.5, 0.5], [0.5, 0.5]]
+    for library in (np.asarray, torch.tensor, array_api_strict.asarray):
+        with pytest.raises(NotNormalizedError, match=message):
+            kl_probs(library(p), library(good))
+        with pytest.raises(NotNormalizedError, match=message.replace("p", "q", 1)):
+            kl_probs(library(good), library(p))
+
+
+def test_the_offender_is_named_along_any_axis():
+    p = np.full((3, 2, 2), 1 / 3)
+    p[2, 1, 0] = -1
+    with pytest.raises(NotNormalizedError, match=r"p\[2, 1, 0\] is -1"):
+        kl_probs(p, np.full((3, 2, 2), 1 / 3), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "excess", "fails"), [("float64", 1e-8, 1), ("float64", 1e-10, 0), ("float32", 1e-4, 1)]
+)
+def test_the_tolerance_of_the_sum_is_that_of_the_dtype(dtype, excess, fails):
+    p = np.asarray([0.5, 0.5 + excess], dtype=dtype)
+    q = np.asarray([0.5, 0.5], dtype=dtype)
+    if fails:
+        with pytest.raises(NotNormalizedError):
+            kl_probs(p, q)
+        with pytest.raises(NotNormalizedError):
+            kl_log_probs(log(q), log(p))
+    else:
+        assert 0 <= kl_probs(p, q) < 1e-19
+
+
+def test_what_are_not_log_probabilities_is_refused():
+    good = [math.log(0.5)] * 2
+    with pytest.raises(NotNormalizedError, match="kl_probs takes probabilities"):
+        kl_log_probs([0.5, 0.5], good)
+    with pytest.raises(NotNormalizedError, match=r"log_q\[1\] is 1000"):
+        kl_log_probs(good, [0.0, 1000.0])
+    with pytest.raises(NotNormalizedError, match=r"log_p\[0\] is nan"):
+        kl_log_probs([math.nan, 0.0], good)
+
+
+@pytest.mark.parametrize(
+    ("q", "message"),
+    [
+        ([[0.0, 1.0], [math.nan, 0.0]], r"q_logits\[1, 0\] is nan"),
+        ([[0.0, inf], [0.0, 0.0]], r"q_logits\[0, 1\] is inf"),
+        ([[0.0, 1.0], [-inf, -inf]], r"row \(1,\) every logit is -inf"),
+    ],
+)
+def test_what_are_not_logits_is_refused(q, message):
+    for library in (np.asarray, torch.tensor):
+        with pytest.raises(SupportError, match=message):
+            kl_logits(library([[0.0, 1.0], [0.0, 1.0]]), library(q))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_shapes_that_do_not_fit_are_refused(form):
+    p = in_form(form, np.full(3, 1 / 3))
+    with pytest.raises(ShapeError, match=r"\(3,\) and \(2,\)"):
+        form(p, in_form(form, np.full(2, 0.5)))
+    with pytest.raises(ShapeError, match="axis 1"):
+        form(p, p, axis=1)
+    with pytest.raises(ShapeError, match="axis -1"):
+        form(np.empty((2, 0)), np.empty((2, 0)))
+    with pytest.raises(ShapeError, match="axis -1"):
+        form(0.0, 0.0)
+    with pytest.raises(ShapeError):
+        form(torch.tensor(p), torch.tensor(p), where=[True, False])
+    for axis in (None, (0, 1)):
+        with pytest.raises(TypeError, match="expected one axis of events"):
+            form(p, p, axis=axis)
+    with pytest.raises(TypeError, match="arrays of numpy and torch; convert one"):
+        form(p, torch.tensor(p))
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+def test_many_rows_are_the_rows_one_by_one(library):
+    # More entries than are computed at a time, and a last block that is not full.
+    rng = np.random.default_rng(11)
+    p = rng.normal(size=(7, 11, 30_000))
+    q = p + rng.normal(size=(7, 11, 1)) * rng.normal(size=30_000)
+    p, q = library(p), library(q)
+    got = kl_logits(p, q)
+    assert got.shape == (7, 11)
+    for row in ((0, 0), (3, 5), (6, 10)):
+        assert float(got[row]) == pytest.approx(float(kl_logits(p[row], q[row])), rel=1e-13)
+    if library is torch.from_numpy:
+        weights = torch.linspace(-1, 1, 77, dtype=torch.float64).reshape(7, 11)
+        (kl_logits(p.requires_grad_(), q.requires_grad_()) * weights).sum().backward()
+        for row in ((0, 0), (3, 5), (6, 10)):
+            short_p, short_q = (side.detach()[row].clone().requires_grad_() for side in (p, q))
+            (kl_logits(short_p, short_q) * weights[row]).backward()
+            torch.testing.assert_close(p.grad[row], short_p.grad, rtol=1e-11, atol=1e-18)
+            torch.testing.assert_close(q.grad[row], short_q.grad, rtol=1e-11, atol=1e-18)

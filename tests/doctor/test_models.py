@@ -1,0 +1,632 @@
+"""The doctor on real trainers: each fault is planted in one, found and named, and a sound trainer stays clean."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from kullback import KLBudget
+from kullback.doctor.finding import Finding
+from kullback.doctor.models import doctor
+from kullback.doctor.trl import doctor_trainer
+from kullback.errors import InputError, ShapeError
+from kullback.integrations.trl import BudgetGRPOTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+MakeTrainer = Callable[..., Any]
+PROMPTS = [{"prompt": prompt} for prompt in ("1+2=", "34+5=", "67+89=", "0+0=") for _ in range(4)]
+
+
+def longer(completions: list[str], **_: Any) -> list[float]:
+    return [len(text) / 6 for text in completions]
+
+
+@pytest.fixture
+def make(tiny_model: Path, tmp_path: Path) -> MakeTrainer:
+    def trainer(*, kind: Any = GRPOTrainer, model: Any = None, tokenizer: Any = None, **settings: Any) -> Any:
+        extra = {name: settings.pop(name) for name in ("peft_config", "budget") if name in settings}
+        config = GRPOConfig(
+            **{
+                "output_dir": str(tmp_path / "checkpoints"),
+                "per_device_train_batch_size": 16,
+                "num_generations": 4,
+                "max_completion_length": 6,
+                "max_steps": 3,
+                "learning_rate": 1e-2,
+                "beta": 0.04 if kind is not BudgetGRPOTrainer else 0.0,
+                "bf16": False,
+                "use_cpu": True,
+                "gradient_checkpointing": False,
+                "dataloader_pin_memory": False,
+                "report_to": "none",
+                "disable_tqdm": True,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                **settings,
+            }
+        )
+        return kind(
+            model or AutoModelForCausalLM.from_pretrained(tiny_model),
+            longer,
+            config,
+            train_dataset=Dataset.from_list([{"prompt": f"{a}+{a + 1}="} for a in range(40)]),
+            processing_class=tokenizer or AutoTokenizer.from_pretrained(tiny_model, padding_side="left"),
+            **extra,
+        )
+
+    return trainer
+
+
+def names(findings: list[Finding]) -> list[str]:
+    assert all(one.cause and one.remedy and one.evidence for one in findings)
+    return [one.name for one in findings]
+
+
+def found_in(trainer: Any) -> list[str]:
+    return names(doctor_trainer(trainer, PROMPTS))
+
+
+def perturb(model: torch.nn.Module, size: float = 0.2) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(size * weight.std() * torch.randn(weight.shape, generator=generator))
+
+
+def lora() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+# -- sound trainers --
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.7},
+        {"num_iterations": 2, "steps_per_generation": 2},
+        {"loss_type": "grpo"},
+        {"kind": BudgetGRPOTrainer, "budget": KLBudget(0.05)},
+        {"mask_truncated_completions": True},
+    ],
+    ids=str,
+)
+def test_a_sound_trainer_is_clean_before_and_after_training(make: MakeTrainer, settings: dict[str, Any]) -> None:
+    trainer = make(**settings)
+    assert doctor_trainer(trainer) == []
+    trainer.train()
+    assert doctor_trainer(trainer, PROMPTS) == []
+
+
+def test_a_sound_adapter_is_clean(make: MakeTrainer) -> None:
+    trainer = make(peft_config=lora())
+    assert doctor_trainer(trainer, PROMPTS) == []
+    trainer.train()
+    assert doctor_trainer(trainer, PROMPTS) == []
+
+
+def test_bfloat16_autocast_is_no_fault(make: MakeTrainer) -> None:
+    assert found_in(make(bf16=True, num_iterations=2, steps_per_generation=2)) == []
+
+
+def test_training_goes_on_as_if_nobody_had_looked(make: MakeTrainer) -> None:
+    weights, logs = [], []
+    for looked in (False, True):
+        torch.manual_seed(3)
+        trainer = make()
+        if looked:
+            assert doctor_trainer(trainer) == []
+        trainer.train()
+        weights.append([weight.detach().clone() for weight in trainer.model.parameters()])
+        logs.append([(row["kl"], row["reward"]) for row in trainer.state.log_history if "reward" in row])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    assert logs[0] == logs[1]
+    assert logs[0][-1][0] > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"peft_config": True}])
+def test_models_are_left_as_they_were(make: MakeTrainer, tiny_model: Path, settings: dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.1)
+    trainer = make(model=model, **{name: lora() for name in settings})
+    batch = batch_of(trainer)
+    trainer.model.train()
+    modules, weights = list(trainer.model.modules()), list(trainer.model.parameters())
+    modules[5].training = False
+    for weight in weights[::2]:
+        weight.requires_grad_(False)
+    state = torch.get_rng_state()
+
+    def now() -> Any:
+        return [module.training for module in modules], [weight.requires_grad for weight in weights]
+
+    before = now()
+    assert names(doctor(trainer.model, trainer.ref_model, batch))[0] == "dropout"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert now() == before
+    doctor_trainer(trainer, PROMPTS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert now() == before
+
+
+# -- the KL at the start --
+
+
+def test_dropout(make: MakeTrainer, tiny_model: Path) -> None:
+    trainer = make(model=AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.1))
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "dropout"
+    assert found.evidence["KL in training mode"] > 1e-3
+    assert found.evidence["KL in evaluation mode"] == 0.0
+    assert found.evidence["attention_dropout"] == 0.1
+
+
+def test_a_wrong_reference(make: MakeTrainer) -> None:
+    trainer = make()
+    perturb(trainer.ref_model, 0.1)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "wrong-reference"
+    assert found.evidence["weights that differ"] == 16  # the norms are all 1, and stay so
+    assert found.evidence["relative distance"] == pytest.approx(0.1, rel=0.2)
+
+
+def test_two_faults_are_two_findings(make: MakeTrainer, tiny_model: Path) -> None:
+    trainer = make(model=AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.3))
+    perturb(trainer.ref_model, 0.01)
+    assert found_in(trainer) == ["dropout", "wrong-reference"]
+
+
+def test_an_adapter_that_is_not_new(make: MakeTrainer) -> None:
+    trainer = make(peft_config=lora())
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.1)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "wrong-reference"
+    assert found.evidence["lora_B other than 0"] == 4
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_reference_in_lower_precision(make: MakeTrainer, stored: torch.dtype) -> None:
+    trainer = make()
+    trainer.ref_model.to(torch.bfloat16).to(stored)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "precision"
+    assert "bfloat16" in found.cause
+
+
+def test_equal_weights_computed_differently(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.ref_model.config.rms_norm_eps = 0.1
+    for module in trainer.ref_model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 0.1
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "computed-differently"
+    assert "rms_norm_eps" in found.evidence
+
+
+# -- recorded log-probabilities --
+
+
+class Engine(GRPOTrainer):
+    """TRL's trainer with an engine whose log-probabilities a test makes up, as vLLM returns its own."""
+
+    change: Callable[[Any, dict[str, Any]], None]
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        made = super()._generate_and_score_completions(inputs)
+        type(self).change(self, made)
+        return made
+
+
+def plain_log_probs(
+    model: Any, made: dict[str, Any], *, temperature: float = 1.0, top_p: float = 1.0, mask: bool = True
+) -> torch.Tensor:
+    """Written out token by token, with a nucleus built one token at a time."""
+    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], 1)
+    attention = torch.cat([made["prompt_mask"], made["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=attention if mask else torch.ones_like(attention)).logits.double()
+    start = made["prompt_ids"].shape[1]
+    result = torch.zeros(made["completion_ids"].shape)
+    for row in range(len(ids)):
+        for t in range(result.shape[1]):
+            p = (logits[row, start + t - 1] / temperature).softmax(-1)
+            kept, mass = [], 0.0
+            for token in p.argsort(descending=True).tolist():
+                if mass >= top_p:
+                    break
+                kept.append(token)
+                mass += float(p[token])
+            token = int(ids[row, start + t])
+            result[row, t] = (p[token] / mass).log() if token in kept else -torch.inf
+    return result
+
+
+def engine_of(change: Callable[[Any, dict[str, Any]], None]) -> type:
+    return type("Changed", (Engine,), {"change": staticmethod(change)})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_an_engine_in_step_is_clean(make: MakeTrainer, temperature: float) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, temperature=temperature)
+        made["sampling_per_token_logps"][0, 0] = torch.nan  # vLLM leaves out what it could not score
+
+    assert found_in(make(kind=engine_of(change), temperature=temperature)) == []
+
+
+def test_a_reference_without_the_temperature(make: MakeTrainer) -> None:
+    trainer = make(temperature=0.7)
+    add_fused_lm_head(trainer.ref_model, temperature=1.0)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "temperature"
+    assert found.evidence["recorded"] == "ref_log_prob"
+    assert found.evidence["measured as"] == "temperature 1"
+
+
+def test_a_filter_that_leaks_into_the_ratio(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, top_p=0.9)
+
+    trainer = make(kind=engine_of(change), top_p=0.9)
+    found = doctor_trainer(trainer, PROMPTS)
+    assert names(found) == ["sampling-filter"]
+    assert found[0].evidence["recorded"] == "sampler_log_prob"
+    assert found[0].evidence["measured as"] == "top_p 0.9 at temperature 1"
+
+
+def test_a_filter_in_the_settings_alone(make: MakeTrainer) -> None:
+    [found] = doctor_trainer(make(top_k=3), PROMPTS)
+    assert (found.name, found.severity, dict(found.evidence)) == ("sampling-filter", "warning", {"top_k": 3})
+
+
+def test_an_engine_with_older_weights(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        old = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)
+        perturb(old, 0.3)
+        made["sampling_per_token_logps"] = plain_log_probs(old, made)
+
+    [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
+    assert found.name == "stale-policy"
+    assert found.evidence["mean |recorded - measured|, nats"] > 0.05
+
+
+def test_an_engine_that_never_learns(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["sampling_per_token_logps"] = plain_log_probs(trainer.ref_model, made)
+
+    trainer = make(kind=engine_of(change))
+    assert found_in(trainer) == []
+    trainer.train()
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "stale-policy"
+    assert "of the reference" in found.cause
+
+
+def test_an_engine_that_reads_padding(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, mask=False)
+
+    assert found_in(make(kind=engine_of(change))) == ["padding-attended"]
+
+
+def test_an_engine_in_bfloat16(make: MakeTrainer, tiny_model: Path) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        lower = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+        made["old_per_token_logps"] = plain_log_probs(lower, made)
+
+    [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
+    assert (found.name, found.severity) == ("precision", "warning")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("name", ["old_log_prob", "ref_log_prob"])
+def test_recorded_log_probs_that_are_no_numbers(make: MakeTrainer, name: str, odd: float) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    recorded = torch.full(batch["completion_ids"].shape, odd)
+    [found] = doctor(trainer.model, trainer.ref_model, {**batch, name: recorded})
+    assert found.name == "log-prob-not-finite"
+    assert found.evidence["not finite"] == found.evidence["of"] > 0
+
+
+def test_a_trainer_without_a_reference_is_looked_at_too(make: MakeTrainer) -> None:
+    assert found_in(make(beta=0.0, num_iterations=2, steps_per_generation=2)) == []
+    trainer = make(beta=0.0)
+    trainer.model.requires_grad_(False)
+    assert found_in(trainer) == ["frozen"]
+    batch = batch_of(trainer)
+    warm = doctor(trainer.model.requires_grad_(True), None, {**batch, "old_log_prob": torch.zeros(16, 6) - 1})
+    assert names(warm) == ["stale-policy"]
+
+
+def test_a_stale_cache_of_the_reference(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        other = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)
+        perturb(other, 0.3)
+        made["ref_per_token_logps"] = plain_log_probs(other, made)
+
+    assert found_in(make(kind=engine_of(change))) == ["stale-reference"]
+
+
+@pytest.mark.parametrize("by", [1, -1])
+def test_reference_log_probs_one_token_off(make: MakeTrainer, by: int) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["ref_per_token_logps"] = torch.roll(made["ref_per_token_logps"], by, 1)
+
+    assert found_in(make(kind=engine_of(change))) == ["shifted"]
+
+
+def test_reference_log_probs_of_the_policy(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["ref_per_token_logps"] = plain_log_probs(trainer.model, made)
+
+    trainer = make(kind=engine_of(change))
+    trainer.train()
+    assert found_in(trainer) == ["reference-is-policy"]
+
+
+def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.1)
+    trainer = make(model=model, num_iterations=2, steps_per_generation=2)
+    found = doctor_trainer(trainer, PROMPTS)
+    assert set(names(found)) == {"dropout"}
+    assert "old_log_prob" in {one.evidence.get("recorded") for one in found}
+
+
+# -- masks, padding, tokenizers --
+
+
+@pytest.mark.parametrize(("by", "said"), [(1, "too late"), (-1, "too early")])
+def test_a_mask_shifted_by_one(make: MakeTrainer, by: int, said: str) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        moved = torch.roll(made["completion_mask"], by, 1)
+        moved[:, 0 if by > 0 else -1] = 0
+        made["completion_mask"] = moved
+
+    [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
+    assert found.name == "mask-shifted"
+    assert said in found.cause
+
+
+def test_a_mask_of_nothing_but_padding(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    batch["completion_ids"][:, 0] = trainer.processing_class.eos_token_id
+    batch["completion_mask"] = torch.ones_like(batch["completion_ids"])
+    batch["completion_mask"][:, 0] = 0
+    found = doctor(trainer.model, trainer.ref_model, batch, tokenizer=trainer.processing_class)
+    assert names(found) == ["padding-counted"]
+
+
+def test_rows_that_do_not_count_are_passed_over(make: MakeTrainer) -> None:
+    trainer = make()
+    perturb(trainer.ref_model, 0.1)
+    batch = batch_of(trainer)
+    batch["completion_mask"][:12] = 0  # mask_truncated_completions
+    assert names(doctor(trainer.model, trainer.ref_model, batch)) == ["wrong-reference"]
+
+
+def test_padding_that_counts(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        made["completion_mask"] = torch.ones_like(made["completion_mask"])
+
+    assert found_in(make(kind=engine_of(change))) == ["padding-counted"]
+
+
+def test_prompts_padded_on_the_right(make: MakeTrainer) -> None:
+    def change(trainer: Any, made: dict[str, Any]) -> None:
+        for name in ("prompt_ids", "prompt_mask"):
+            turned = [
+                torch.roll(row, int(mask.sum())) for row, mask in zip(made[name], made["prompt_mask"], strict=True)
+            ]
+            made[f"{name} turned"] = torch.stack(turned)
+        made["prompt_ids"], made["prompt_mask"] = made.pop("prompt_ids turned"), made.pop("prompt_mask turned")
+        del made["ref_per_token_logps"]
+
+    assert found_in(make(kind=engine_of(change))) == ["padding-side"]
+
+
+def test_positions_counted_through_padding(make: MakeTrainer, tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    trainer = make(model=AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2"), tokenizer=tokenizer)
+    assert found_in(trainer) == ["padding-moves-positions"]
+    alike = [{"prompt": prompt} for prompt in ("1+2=", "3+5=", "6+9=", "0+0=") for _ in range(4)]
+    assert doctor_trainer(trainer, alike) == []
+
+
+def batch_of(trainer: Any) -> dict[str, Any]:
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer._prepare_inputs(PROMPTS)
+
+
+def test_another_tokenizer_and_another_template(make: MakeTrainer, tiny_model: Path) -> None:
+    from tokenizers import Tokenizer
+
+    trainer = make()
+    batch, ours = batch_of(trainer), trainer.processing_class
+    given = {"policy": trainer.model, "reference": trainer.ref_model, "batch": batch, "tokenizer": ours}
+    theirs = AutoTokenizer.from_pretrained(tiny_model)
+    assert doctor(**given, ref_tokenizer=theirs) == []
+    text = theirs.backend_tokenizer.to_str().replace('"3":5', '"3":6').replace('"4":6', '"4":5')
+    theirs._tokenizer = Tokenizer.from_str(text)
+    [found] = doctor(**given, ref_tokenizer=theirs)
+    assert found.name == "tokenizer"
+    assert found.evidence["tokens of other ids"] == 2
+    other = AutoTokenizer.from_pretrained(tiny_model)
+    other.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    assert names(doctor(**given, ref_tokenizer=other)) == ["chat-template"]
+
+
+def test_a_chat_template_left_out(make: MakeTrainer, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}=={% endif %}"
+    )
+    trainer = make(tokenizer=tokenizer)
+    assert found_in(trainer) == ["chat-template"]
+    chats = [{"prompt": [{"role": "user", "content": "1+2"}]}] * 4 + [
+        {"prompt": [{"role": "user", "content": "11+2"}]}
+    ] * 4
+    assert doctor_trainer(trainer, chats) == []
+
+
+def test_two_marks_at_the_beginning(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    trainer.processing_class.bos_token = "+"
+    begin = torch.full((16, 2), trainer.processing_class.bos_token_id)
+    batch["prompt_ids"] = torch.cat([begin, batch["prompt_ids"][:, -2:]], 1)
+    batch["prompt_mask"] = torch.ones_like(batch["prompt_ids"])
+    batch.pop("ref_per_token_logps")
+    found = doctor(trainer.model, trainer.ref_model, batch, tokenizer=trainer.processing_class)
+    assert names(found) == ["chat-template"]
+    assert found[0].evidence["prompts"] == 8
+
+
+def test_vocabularies_of_two_sizes(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    trainer.ref_model.resize_token_embeddings(20, mean_resizing=False)
+    assert names(doctor(trainer.model, trainer.ref_model, batch)) == ["vocabulary"]
+    trainer.ref_model.resize_token_embeddings(14, mean_resizing=False)
+    trainer.processing_class.add_tokens(["x"])
+    found = doctor(trainer.model, trainer.ref_model, batch, tokenizer=trainer.processing_class)
+    assert names(found) == ["vocabulary"]
+
+
+# -- what trains --
+
+
+def test_a_frozen_policy(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.model.requires_grad_(False)
+    assert found_in(trainer) == ["frozen"]
+    trainer.model.model.layers.requires_grad_(True)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert (found.name, found.severity) == ("partly-frozen", "warning")
+
+
+def test_a_frozen_adapter(make: MakeTrainer) -> None:
+    trainer = make(peft_config=lora())
+    for name, weight in trainer.model.named_parameters():
+        if "lora_" in name:
+            weight.requires_grad_(False)
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "frozen"
+    assert "adapter" in found.cause
+    assert "is_trainable=True" in found.remedy
+
+
+def test_an_optimizer_of_other_weights(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.create_optimizer()
+    assert found_in(trainer) == []
+    trainer.model.lm_head.weight = torch.nn.Parameter(trainer.model.lm_head.weight.detach().clone())
+    [found] = doctor_trainer(trainer, PROMPTS)
+    assert found.name == "not-in-optimizer"
+    assert found.evidence["first"] == "lm_head.weight"
+
+
+def test_a_reference_that_is_the_policy(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.ref_model = trainer.model
+    assert found_in(trainer) == ["reference-is-policy"]
+
+
+def test_a_reference_that_trains(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.optimizer = torch.optim.SGD([*trainer.model.parameters(), *trainer.ref_model.parameters()], lr=0.1)
+    assert found_in(trainer) == ["reference-moved"]
+
+
+# -- the estimator --
+
+
+def test_the_estimator_that_is_logged_and_not_trained(make: MakeTrainer) -> None:
+    found = doctor_trainer(make(use_bias_correction_kl=False), PROMPTS)
+    assert names(found) == ["logged-is-not-trained"]
+    assert "slope's form" in found[0].evidence  # measured in TRL's own loss, not read from its settings
+
+
+def test_the_wrong_sign(make: MakeTrainer) -> None:
+    assert found_in(make(beta=-0.04)) == ["kl-sign"]
+
+
+def test_a_reference_that_follows(make: MakeTrainer) -> None:
+    assert found_in(make(sync_ref_model=True)) == ["reference-moved"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda kl, _: kl, []),
+        (lambda kl, _: -kl, ["kl-sign"]),
+        (lambda kl, share: kl * share, ["padding-counted"]),
+        (lambda kl, _: 3 * kl + 1, ["logged-kl-unknown"]),
+        (lambda kl, _: torch.full((16, 6), kl), ["logged-kl-unknown"]),
+    ],
+)
+def test_what_trl_logs(make: MakeTrainer, change: Callable[[float, float], Any], expected: list[str]) -> None:
+    trainer = make()
+    perturb(trainer.model)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._prepare_inputs(PROMPTS)
+    trainer.compute_loss(trainer.model, batch)
+    logged = trainer._metrics["train"]["kl"][-1]
+    share = float(batch["completion_mask"].float().mean())
+    batch["kl"] = change(logged, share)
+    assert names(doctor(trainer.model, trainer.ref_model, batch, at_start=False)) == expected
+
+
+# -- bad input --
+
+
+def test_bad_input_is_refused(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    policy, reference = trainer.model, trainer.ref_model
+    with pytest.raises(InputError, match="got none of completion_mask"):
+        doctor(policy, reference, {name: value for name, value in batch.items() if name != "completion_mask"})
+    with pytest.raises(InputError, match="beside the batch's kl, got None"):
+        doctor(policy, None, {**batch, "kl": 0.1})
+    with pytest.raises(ShapeError, match=r"prompts \(16, \d\) and \(16, 1\)"):
+        doctor(policy, reference, {**batch, "prompt_mask": batch["prompt_mask"][:, :1]})
+    with pytest.raises(ShapeError, match="of 16 rows, got none: see the mask"):
+        doctor(policy, reference, {**batch, "completion_mask": torch.zeros_like(batch["completion_mask"])})
+    with pytest.raises(
+        ShapeError, match=r"expected old_log_prob of shape \(16, 6\), as the completions have, got \(16, 2\)"
+    ):
+        doctor(policy, reference, {**batch, "old_log_prob": torch.zeros(16, 2)})
+    with pytest.raises(ShapeError, match="expected one logged KL, or one of shape"):
+        doctor(policy, reference, {**batch, "kl": torch.zeros(16, 2)})

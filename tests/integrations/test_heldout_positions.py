@@ -1,0 +1,109 @@
+"""Rows of positions: chosen over many prompts, and joined whatever their padding."""
+
+from dataclasses import replace
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kullback.integrations.heldout_positions import Positions, prompt_fingerprints
+from kullback.integrations.transformers import completion_kl, head_of, last_hidden
+
+
+def positions(prompts: list[list[int]], completions: list[list[int]]) -> Positions:
+    """Rows of token numbers, padded as a trainer pads them; the states hold each row's and place's number."""
+    left, right = max(map(len, prompts)), max(map(len, completions))
+    ids = torch.tensor(
+        [[0] * (left - len(a)) + a + b + [0] * (right - len(b)) for a, b in zip(prompts, completions, strict=True)]
+    )
+    mask = torch.tensor([[1] * len(b) + [0] * (right - len(b)) for b in completions])
+    attention = torch.cat([torch.tensor([[0] * (left - len(a)) + [1] * len(a) for a in prompts]), mask], dim=1)
+    states = torch.arange(len(ids) * (right + 1) * 2.0).reshape(len(ids), right + 1, 2)
+    return Positions(ids, attention, mask, states, mask * 0.5, torch.ones(len(ids), dtype=torch.float64))
+
+
+def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [0, 0, 5, 6], [0, 5, 6, 5], [0, 0, 6, 5]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
+    prints = prompt_fingerprints(ids, mask).tolist()
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert prompt_fingerprints(torch.tensor([[5, 6]]), torch.tensor([[1, 1]])).tolist() == prints[:1]
+
+
+def test_rows_alike_are_drawn_from_many_prompts() -> None:
+    rows = positions([[7], [8], [7], [8], [9], [9]], [[1], [2], [3], [4], [5], [6]])
+    drawn = rows.drawn(3)
+    assert {tuple(prompt) for prompt in drawn.ids[:, :1].tolist()} == {(7,), (8,), (9,)}
+    assert drawn.weight.tolist() == [1.0, 1.0, 1.0]
+    assert sorted(rows.drawn(6).ids[:, -1].tolist()) == [1, 2, 3, 4, 5, 6]
+    nothing = replace(rows, kl=torch.zeros_like(rows.kl)).drawn(3)  # a policy that is its reference
+    assert nothing.weight.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_rows_of_much_kl_are_drawn_and_weighted_down() -> None:
+    rows = positions([[n] for n in range(8)], [[n] for n in range(8)])
+    rows = replace(rows, kl=torch.tensor([[0.0], [0.0], [0.0], [8.0], [0.0], [0.0], [0.0], [0.0]]))
+    drawn = rows.drawn(4)  # sizes are 1, and 9 of 16 are the fourth's
+    assert drawn.ids[:, -1].tolist().count(3) in (2, 3)
+    assert drawn.weight.tolist() == [2.0 if kl == 0 else 2 / 9 for kl in drawn.kl[:, 0].tolist()]
+
+
+def test_drawn_rows_tell_the_mean_kl_and_better_than_as_many_by_lot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = positions([[n // 8] for n in range(128)], [[n % 8] for n in range(128)])
+    errors = {"drawn": [], "by lot": []}
+    for _ in range(300):
+        kl = torch.randn(128, 1, generator=generator, dtype=torch.float64).mul(1.5).exp()
+        drawn = replace(rows, kl=kl).drawn(16)
+        errors["drawn"].append(float((drawn.weight * drawn.kl[:, 0]).mean() / kl.mean() - 1))
+        some = torch.randperm(128, generator=generator)[:16]
+        errors["by lot"].append(float(kl[some].mean() / kl.mean() - 1))
+    spread = {name: torch.tensor(values).square().mean().sqrt() for name, values in errors.items()}
+    assert abs(sum(errors["drawn"]) / 300) < 4 * spread["drawn"] / 300**0.5
+    assert spread["drawn"] < 0.4 * spread["by lot"]
+
+
+def test_what_is_still_to_come_is_held_against_the_prompts_other_rows() -> None:
+    rows = positions([[7], [7], [7], [7, 8]], [[1, 2, 3], [2], [4, 5, 6], [9, 9]])
+    kl = torch.tensor([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0], [16.0, 32.0, 64.0], [3.0, 5.0, 0.0]])
+    rows = replace(rows, kl=kl)
+    expected = [
+        [6.0 - (0 + 96) / 2, 4.0 - (0 + 64) / 2, 0.0],
+        [0.0 - (6 + 96) / 2, 0.0 - (4 + 64) / 2, 0.0],
+        [96.0 - (6 + 0) / 2, 64.0 - (4 + 0) / 2, 0.0],
+        [5.0 - (6 + 0 + 96) / 3, 0.0 - (4 + 0 + 64) / 3, 0.0],  # alone of its prompt
+    ]
+    torch.testing.assert_close(rows.still_to_come(), torch.tensor(expected))
+    assert rows.take(slice(0, 1)).still_to_come().tolist() == [[6.0, 4.0, 0.0]]
+
+
+def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32, initializer_range=0.5)
+    policy, reference = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
+
+    def seen(rows: Positions) -> tuple[Positions, torch.Tensor]:
+        ref = last_hidden(reference, rows.ids, rows.attention)[:, -rows.mask.shape[1] - 1 :]
+        hidden = last_hidden(policy, rows.ids, rows.attention)
+        kl = completion_kl(head_of(policy), hidden, head_of(reference), ref, rows.mask, temperature=1.0)
+        return replace(rows, ref_hidden=ref, kl=kl), kl
+
+    long, long_kl = seen(positions([[3, 4, 5, 6], [3]], [[7, 8, 9], [7]]))
+    short, short_kl = seen(positions([[3, 9]], [[4, 5, 6, 7, 8]]))
+    joined = long.followed_by(short)
+    assert joined.ids.shape == (3, 4 + 5)
+    assert joined.ref_hidden.shape == (3, 6, 16)
+    hidden = last_hidden(policy, joined.ids, joined.attention)
+    again = completion_kl(head_of(policy), hidden, head_of(reference), joined.ref_hidden, joined.mask, temperature=1.0)
+    torch.testing.assert_close(again, joined.kl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again[:2, :3], long_kl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again[2:], short_kl, rtol=1e-4, atol=1e-6)
+    assert joined.mask.sum().item() == 9
+
+
+def test_take_keeps_the_rows_together() -> None:
+    rows = positions([[3], [4]], [[1, 2], [5]]).take(slice(1, None))
+    assert rows.ids.tolist() == [[4, 5, 0]]
+    assert rows.mask.tolist() == [[1, 0]]
+    assert len(rows) == 1

@@ -1,0 +1,397 @@
+"""Laws of KL between distributions of vectors, matrices, categories and directions, from every library's arrays.
+
+What a part of a vector, or a sum over categories, is distributed as is known of each family; so KL of the whole is that
+of the part and of the rest given the part, and never below that of the part.
+"""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import logsumexp
+
+from kullback import families as f
+from kullback.closed_forms import FORMS
+from kullback.distributions import kl
+
+from ..oracles.densities_on_the_line import line_of, log_densities, places_and_weights
+from .test_distributions import ON_THE_LINE, expected_log_ratio
+
+SEEDS = st.integers(0, 2**32 - 1)
+LIBRARIES = {
+    "numpy": lambda value: np.asarray(value, np.float64),
+    "torch": lambda value: torch.tensor(np.asarray(value), dtype=torch.float64),
+    "jax": lambda value: jax.numpy.asarray(value, jax.numpy.float64),
+}
+
+
+def kls(p, q):
+    """KL from each library's arrays."""
+
+    def in_library(record, library):
+        return type(record)(**{name: library(v) for name, v in vars(record).items() if v is not None})
+
+    with jax.enable_x64(True):
+        return [np.asarray(kl(in_library(p, library), in_library(q, library))) for library in LIBRARIES.values()]
+
+
+def law(function):
+    return settings(max_examples=2, phases=[Phase.generate])(given(seed=SEEDS)(function))
+
+
+def name_of(pair):
+    return "-".join(kind.__name__ for kind in pair)
+
+
+def covariance(rng, size):
+    root = rng.normal(size=(size, size + 2))
+    matrix = root @ root.T / size
+    return (matrix + matrix.T) / 2
+
+
+def simplex(rng, *shape):
+    probs = rng.dirichlet(np.full(shape[-1], 2.0), shape[:-1])
+    return probs / probs.sum(axis=-1, keepdims=True)
+
+
+def normal(rng, size):
+    return f.MultivariateNormal(loc=rng.normal(size=size), covariance_matrix=covariance(rng, size))
+
+
+def low_rank(rng, size):
+    factor, diagonal = rng.normal(size=(size, 2)), rng.uniform(0.5, 2, size)
+    return f.LowRankMultivariateNormal(loc=rng.normal(size=size), cov_factor=factor, cov_diag=diagonal)
+
+
+def moments(d):
+    if isinstance(d, f.LowRankMultivariateNormal):
+        return d.loc, d.cov_factor @ d.cov_factor.T + np.diag(d.cov_diag)
+    if isinstance(d, f.MatrixNormal):
+        return np.ravel(d.loc), np.kron(d.row_covariance, d.column_covariance)
+    return d.loc, d.covariance_matrix
+
+
+def part_of_normal(d, kept):
+    loc, cov = moments(d)
+    return f.MultivariateNormal(loc=loc[kept], covariance_matrix=cov[np.ix_(kept, kept)])
+
+
+def rest_of_normals(p, q, first, rest):
+    """E of KL between the normals that the rest is, given the first: their means are linear in it."""
+    (p_loc, p_cov), (q_loc, q_cov) = moments(p), moments(q)
+    slopes, locs, covs = [], [], []
+    for loc, cov in ((p_loc, p_cov), (q_loc, q_cov)):
+        slope = cov[np.ix_(rest, first)] @ np.linalg.inv(cov[np.ix_(first, first)])
+        slopes.append(slope)
+        locs.append(loc[rest] + slope @ (p_loc[first] - loc[first]))
+        covs.append(cov[np.ix_(rest, rest)] - slope @ cov[np.ix_(first, rest)])
+    change, inverse = slopes[0] - slopes[1], np.linalg.inv(covs[1])
+    spread = np.trace(inverse @ change @ p_cov[np.ix_(first, first)] @ change.T)
+    shift = locs[0] - locs[1]
+    logs = np.linalg.slogdet(covs[1])[1] - np.linalg.slogdet(covs[0])[1]
+    return (np.trace(inverse @ covs[0]) - len(rest) + logs + shift @ inverse @ shift + spread) / 2
+
+
+NORMALS = {
+    (f.MultivariateNormal, f.MultivariateNormal): (normal, normal),
+    (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): (low_rank, low_rank),
+    (f.MultivariateNormal, f.LowRankMultivariateNormal): (normal, low_rank),
+    (f.LowRankMultivariateNormal, f.MultivariateNormal): (low_rank, normal),
+}
+
+
+@pytest.mark.parametrize("pair", NORMALS, ids=name_of)
+@law
+def test_normal_vectors_are_a_part_and_the_rest_given_it(pair, seed):
+    rng = np.random.default_rng(seed)
+    p, q = (make(rng, 4) for make in NORMALS[pair])
+    first, rest = (part.tolist() for part in np.split(rng.permutation(4), [2]))
+    part = kl(part_of_normal(p, first), part_of_normal(q, first))
+    # And any linear map, to fewer dimensions, loses some.
+    matrix = rng.normal(size=(2, 4))
+    image = kl(
+        *(
+            f.MultivariateNormal(loc=matrix @ loc, covariance_matrix=matrix @ cov @ matrix.T)
+            for loc, cov in map(moments, (p, q))
+        )
+    )
+    for whole in kls(p, q):
+        assert image <= whole
+        assert part <= whole
+        assert part + rest_of_normals(p, q, first, rest) == pytest.approx(whole, rel=1e-9)
+
+
+@law
+def test_normal_matrices_are_their_rows_in_turn(seed):
+    rng = np.random.default_rng(seed)
+    p, q = (
+        f.MatrixNormal(
+            loc=rng.normal(size=(3, 2)), row_covariance=covariance(rng, 3), column_covariance=covariance(rng, 2)
+        )
+        for _ in "pq"
+    )
+    top_p, top_q = (
+        f.MatrixNormal(loc=d.loc[:1], row_covariance=d.row_covariance[:1, :1], column_covariance=d.column_covariance)
+        for d in (p, q)
+    )
+    rest = rest_of_normals(p, q, [0, 1], [2, 3, 4, 5])
+    top = kl(top_p, top_q)
+    for whole in kls(p, q):
+        assert top <= whole
+        assert top + rest == pytest.approx(whole, rel=1e-9)
+
+
+@law
+def test_a_composition_is_the_sums_of_its_parts_and_the_shares_within(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.uniform(0.3, 6, (2, 5))
+    sums = [np.asarray([x[:2].sum(), x[2:].sum()]) for x in (a, b)]
+    between = kl(*(f.Dirichlet(concentration=x) for x in sums))
+    within = sum(kl(*(f.Dirichlet(concentration=x[k]) for x in (a, b))) for k in (slice(2), slice(2, 5)))
+    for whole in kls(f.Dirichlet(concentration=a), f.Dirichlet(concentration=b)):
+        assert between <= whole
+        assert whole == pytest.approx(between + within, rel=1e-11)
+
+
+@pytest.mark.parametrize("kind", [f.Categorical, f.OneHotCategorical, f.Multinomial])
+@law
+def test_categories_are_groups_and_what_is_within_each(kind, seed):
+    rng = np.random.default_rng(seed)
+    count = {"total_count": 7.0} if kind is f.Multinomial else {}
+    p, q = simplex(rng, 2, 5)
+    groups = [slice(2), slice(2, 5)]
+    merged = [np.asarray([x[group].sum() for group in groups]) for x in (p, q)]
+    between = kl(*(kind(probs=x / x.sum(), **count) for x in merged))
+    within = [kl(*(kind(probs=x[group] / x[group].sum(), **count) for x in (p, q))) for group in groups]
+    for whole in kls(kind(probs=p, **count), kind(probs=q, **count)):
+        assert between <= whole
+        # Of all draws those in a group are its share, on average.
+        assert whole == pytest.approx(between + merged[0] @ within, rel=1e-11)
+        assert whole == pytest.approx(count.get("total_count", 1) * stats.entropy(p, q), rel=1e-11)
+
+
+@pytest.mark.parametrize("kind", [f.Wishart, f.InverseWishart])
+@law
+def test_a_corner_of_a_random_covariance_tells_less(kind, seed):
+    rng = np.random.default_rng(seed)
+    dfs, matrices = rng.uniform(4.5, 9, 2), [covariance(rng, 3) for _ in "pq"]
+    name = "covariance_matrix" if kind is f.Wishart else "scale_matrix"
+    whole = kls(*(kind(df=df, **{name: matrix}) for df, matrix in zip(dfs, matrices, strict=True)))
+    corners = []
+    for size in (1, 2):
+        # Of the inverse kind each row that is left out takes a degree of freedom.
+        lost = 0 if kind is f.Wishart else 3 - size
+        corner = [kind(df=df - lost, **{name: m[:size, :size]}) for df, m in zip(dfs, matrices, strict=True)]
+        corners.append(kl(*corner))
+    assert 0 <= corners[0] <= corners[1] <= min(whole)
+    # One number is a gamma variable, or the inverse of one.
+    simple = f.Gamma if kind is f.Wishart else f.InverseGamma
+    if kind is f.Wishart:
+        numbers = [simple(concentration=df / 2, rate=0.5 / m[0, 0]) for df, m in zip(dfs, matrices, strict=True)]
+    else:
+        numbers = [simple(concentration=df / 2 - 1, rate=m[0, 0] / 2) for df, m in zip(dfs, matrices, strict=True)]
+    assert corners[0] == pytest.approx(kl(*numbers), rel=1e-11)
+
+
+@law
+def test_a_random_covariance_is_its_corner_and_the_rest_given_it(seed):
+    """Bartlett: given the corner A of [[A, B], [B', d]], B is normal, and d - B' A^-1 B a gamma of its own."""
+    rng = np.random.default_rng(seed)
+    dfs, matrices = rng.uniform(4.5, 9, 2), [covariance(rng, 3) for _ in "pq"]
+    p, q = (f.Wishart(df=df, covariance_matrix=m) for df, m in zip(dfs, matrices, strict=True))
+    corner = kl(*(f.Wishart(df=df, covariance_matrix=m[:2, :2]) for df, m in zip(dfs, matrices, strict=True)))
+    slopes = [np.linalg.solve(m[:2, :2], m[:2, 2]) for m in matrices]
+    left = [m[2, 2] - m[2, :2] @ slope for m, slope in zip(matrices, slopes, strict=True)]
+    # B given A is normal of mean A slope and covariance left A; E_p A = df V.
+    change = slopes[0] - slopes[1]
+    expected = dfs[0] * change @ matrices[0][:2, :2] @ change / (2 * left[1])
+    ratio = left[0] / left[1]
+    expected += ratio - 1 - np.log(ratio)  # of two dimensions
+    gammas = [f.Gamma(concentration=(df - 2) / 2, rate=0.5 / value) for df, value in zip(dfs, left, strict=True)]
+    for whole in kls(p, q):
+        assert whole == pytest.approx(corner + expected + kl(*gammas), rel=1e-9)
+
+
+def circle(loc, concentration, x):
+    return stats.vonmises(concentration, loc=loc).logpdf(x)
+
+
+@law
+def test_directions_seen_as_less_than_they_are(seed):
+    rng = np.random.default_rng(seed)
+    angles, strengths = rng.uniform(-np.pi, np.pi, 2), rng.uniform(0.1, 8, 2)
+    on_circle = [f.VonMises(loc=a, concentration=k) for a, k in zip(angles, strengths, strict=True)]
+    vectors = [
+        f.VonMisesFisher(mean_direction=np.asarray([np.cos(a), np.sin(a)]), concentration=k)
+        for a, k in zip(angles, strengths, strict=True)
+    ]
+    # Arcs between hypothesised angles, and finer ones.
+    fine = np.unique([*np.linspace(-np.pi, np.pi, 4001), *angles])
+    x, width = (fine[1:] + fine[:-1]) / 2, np.diff(fine)
+    masses = [np.exp(circle(a, k, x)) * width for a, k in zip(angles, strengths, strict=True)]
+    cuts = np.sort(rng.choice(fine.size - 1, 5, replace=False))
+    coarse = [np.add.reduceat(np.roll(mass, -cuts[0]), [0, *(cuts[1:] - cuts[0])]) for mass in masses]
+    binned = [float(stats.entropy(*side)) for side in (coarse, masses)]
+    for one, two in zip(kls(*on_circle), kls(*vectors), strict=True):
+        assert binned[0] <= one * (1 + 1e-9)
+        assert binned[1] == pytest.approx(one, rel=1e-4, abs=1e-12)
+        assert two == pytest.approx(one, rel=1e-9)
+
+
+@law
+def test_directions_in_space_seen_along_one_axis(seed):
+    rng = np.random.default_rng(seed)
+    axes, strengths = rng.normal(size=(2, 3)), rng.uniform(0.2, 8, 2)
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    # About one axis, the height along it is all that there is to see: its density rises as e^(k height).
+    heights = kl(*(f.ContinuousBernoulli(logits=2 * k) for k in strengths))
+    same = kl(*(f.VonMisesFisher(mean_direction=axes[0], concentration=k) for k in strengths))
+    assert heights == pytest.approx(same, rel=1e-9)
+    # About two axes, the height along p's loses what is to be seen around it, and leaves p's mean: less, by convexity.
+    p, q = (f.VonMisesFisher(mean_direction=a, concentration=k) for a, k in zip(axes, strengths, strict=True))
+    t, weights = np.polynomial.legendre.leggauss(200)
+    logs_p = strengths[0] * t
+    cosine = axes[0] @ axes[1]
+    inside = strengths[1] * np.sqrt(np.maximum((1 - cosine**2) * (1 - t**2), 0))
+    logs_q = strengths[1] * cosine * t + np.log(np.i0(inside))
+    logs_p, logs_q = (logs - logsumexp(logs, b=weights) for logs in (logs_p, logs_q))
+    seen = float(weights @ expected_log_ratio(logs_p, logs_q))
+    # Around the axis p is even: what is left is the mean of log I0, since the mean cosine around it is 0.
+    around = float(weights @ (np.exp(logs_p) * np.log(np.i0(inside))))
+    for whole in kls(p, q):
+        assert seen <= whole * (1 + 1e-9)
+        assert seen + around == pytest.approx(whole, rel=1e-8)
+
+
+# Joint convexity, and what the mixtures do not tell: which of the two it was. Where all outcomes can be gone through.
+
+
+def on_the_plane(make):
+    def case(rng):
+        four = [make(rng, 2) for _ in range(4)]
+        steps = np.linspace(-40, 40, 801)
+        x = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+        logs = [stats.multivariate_normal(*moments(d)).logpdf(x) for d in four]
+        return four, np.asarray(logs), np.full(len(x), (steps[1] - steps[0]) ** 2)
+
+    return case
+
+
+def column(rng, size):
+    return f.MatrixNormal(
+        loc=rng.normal(size=(size, 1)), row_covariance=covariance(rng, size), column_covariance=[[1.5]]
+    )
+
+
+def of_pairs(rng):
+    makers = [normal, normal, low_rank, low_rank]
+    return on_the_plane(lambda *given: makers.pop()(*given))(rng)
+
+
+def of_pairs_the_other_way(rng):
+    makers = [low_rank, low_rank, normal, normal]
+    return on_the_plane(lambda *given: makers.pop()(*given))(rng)
+
+
+def of_categories(kind):
+    def case(rng):
+        probs = simplex(rng, 4, 5)
+        return [kind(probs=row) for row in probs], np.log(probs), np.ones(5)
+
+    return case
+
+
+def of_multinomials(rng):
+    probs = simplex(rng, 4, 3)
+    counts = np.asarray([(a, b, 4 - a - b) for a in range(5) for b in range(5 - a)])
+    logs = [stats.multinomial(4, row).logpmf(counts) for row in probs]
+    return [f.Multinomial(total_count=4.0, probs=row) for row in probs], np.asarray(logs), np.ones(len(counts))
+
+
+def on_the_line(make):
+    """What is one number in disguise."""
+
+    def case(rng):
+        four, lines = zip(*((d, line_of(plain)) for d, plain in (make(rng) for _ in range(4))), strict=True)
+        x, weights = places_and_weights(lines, [])
+        return list(four), log_densities(lines, x), weights
+
+    return case
+
+
+def of_two_shares(rng):
+    a, b = (float(x) for x in rng.uniform(1.2, 5, 2))
+    return f.Dirichlet(concentration=[a, b]), f.Beta(concentration1=a, concentration0=b)
+
+
+def of_one_variance(rng):
+    df, v = (float(x) for x in rng.uniform(3, 8, 2))
+    return f.Wishart(df=df, covariance_matrix=[[v]]), f.Gamma(concentration=df / 2, rate=0.5 / v)
+
+
+def of_one_inverse(rng):
+    df, v = (float(x) for x in rng.uniform(3, 8, 2))
+    return f.InverseWishart(df=df, scale_matrix=[[v]]), f.InverseGamma(concentration=df / 2, rate=v / 2)
+
+
+def of_hypergeometric(rng):
+    d = f.Hypergeometric(population=float(rng.integers(30, 40)), successes=float(rng.integers(8, 20)), draws=6.0)
+    return d, d
+
+
+def on_the_circle(rng, vectors=False):
+    angles, strengths = rng.uniform(-np.pi, np.pi, 4), rng.uniform(0.1, 8, 4)
+    x = np.linspace(-np.pi, np.pi, 400, endpoint=False)
+    logs = [stats.vonmises(k, loc=a).logpdf(x) for a, k in zip(angles, strengths, strict=True)]
+    four = [
+        f.VonMisesFisher(mean_direction=[np.cos(a), np.sin(a)], concentration=k)
+        if vectors
+        else f.VonMises(loc=a, concentration=k)
+        for a, k in zip(angles, strengths, strict=True)
+    ]
+    return four, np.asarray(logs), np.full(400, np.pi / 200)
+
+
+CASES = {
+    (f.MultivariateNormal, f.MultivariateNormal): on_the_plane(normal),
+    (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): on_the_plane(low_rank),
+    (f.MultivariateNormal, f.LowRankMultivariateNormal): of_pairs_the_other_way,
+    (f.LowRankMultivariateNormal, f.MultivariateNormal): of_pairs,
+    (f.MatrixNormal, f.MatrixNormal): on_the_plane(column),
+    (f.Categorical, f.Categorical): of_categories(f.Categorical),
+    (f.OneHotCategorical, f.OneHotCategorical): of_categories(f.OneHotCategorical),
+    (f.Multinomial, f.Multinomial): of_multinomials,
+    (f.Dirichlet, f.Dirichlet): on_the_line(of_two_shares),
+    (f.Wishart, f.Wishart): on_the_line(of_one_variance),
+    (f.InverseWishart, f.InverseWishart): on_the_line(of_one_inverse),
+    (f.Hypergeometric, f.Hypergeometric): on_the_line(of_hypergeometric),
+    (f.VonMises, f.VonMises): on_the_circle,
+    (f.VonMisesFisher, f.VonMisesFisher): lambda rng: on_the_circle(rng, vectors=True),
+}
+
+
+def test_every_pair_is_held_to_the_laws():
+    assert {pair for pair in FORMS if all(issubclass(kind, f.Record) for kind in pair)} == {*ON_THE_LINE, *CASES}
+
+
+@pytest.mark.parametrize("pair", CASES, ids=name_of)
+@law
+def test_mixtures_are_nearer_and_labels_make_up_for_it(pair, seed):
+    rng = np.random.default_rng(seed)
+    (p, other_p, q, other_q), logs, weights = CASES[pair](rng)
+    assert (type(p), type(q)) == pair
+    held = logs[:2].max(axis=0) > -700  # nowhere else has p mass
+    logs, weights = logs[:, held], weights[held]
+    weight = rng.uniform(0.1, 0.9)
+    labels = np.log([weight, 1 - weight])[:, None]
+    log_p, log_q = labels + logs[:2], labels + logs[2:]
+    both_p, both_q = logsumexp(log_p, axis=0), logsumexp(log_q, axis=0)
+    mixtures = weights @ expected_log_ratio(both_p, both_q)
+    inside = weights @ (np.exp(both_p) * expected_log_ratio(log_p - both_p, log_q - both_q).sum(axis=0))
+    for one, two in zip(kls(p, q), kls(other_p, other_q), strict=True):
+        whole = weight * one + (1 - weight) * two
+        assert mixtures <= whole * (1 + 1e-9)
+        assert mixtures + inside == pytest.approx(whole, rel=1e-7)

@@ -1,0 +1,64 @@
+"""The standard error that knows that completions share prompts, against simulated truth."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kullback.errors import ShapeError
+from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
+
+
+def draw(rng: np.random.Generator, prompts: int = 30, each: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Completions whose KL and length depend on the prompt much more than on the draw; KL per token 0.05 in truth."""
+    group = np.repeat(np.arange(prompts), each)
+    lengths = 1 + rng.poisson(4, prompts)[group] + rng.poisson(1, prompts * each)
+    rate = 0.05 * rng.gamma(2, 1 / 2, prompts)[group]
+    return rate * lengths, lengths, group
+
+
+def test_the_interval_covers_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits, naive, rounds = 0, 0, 1500
+    for _ in range(rounds):
+        sums, lengths, group = draw(rng)
+        estimate = kl_per_token(sums, lengths, group)
+        hits += abs(estimate.value - 0.05) < 1.96 * estimate.std_error
+        alone = kl_per_token(sums, lengths, np.arange(len(sums)))
+        naive += abs(alone.value - 0.05) < 1.96 * alone.std_error
+    bound = 4 * math.sqrt(0.95 * 0.05 / rounds)
+    assert hits / rounds > 0.93 - bound  # 30 groups: the normal quantile is a little short
+    assert naive / rounds < 0.7  # what taking completions for independent would give
+
+
+def test_values_by_hand() -> None:
+    token = kl_per_token([0.3, 0.1, 0.4], [3, 1, 2], prompts=[7, 7, 9])
+    assert token.value == pytest.approx(0.8 / 6)
+    residuals = [0.4 - 4 * 0.8 / 6, 0.4 - 2 * 0.8 / 6]
+    assert token.std_error == pytest.approx(math.sqrt(2 * sum(r * r for r in residuals)) / 6)
+    assert token.count == 2
+    assert token.unit == "nats per token"
+    sequence = kl_per_sequence([0.3, 0.1, 0.4], prompts=[1, 2, 3])
+    assert sequence.value == pytest.approx(0.8 / 3)
+    assert sequence.std_error == pytest.approx(np.std([0.3, 0.1, 0.4], ddof=1) / math.sqrt(3))
+
+
+def test_one_prompt_has_no_standard_error() -> None:
+    assert math.isnan(kl_per_token([0.1, 0.2], [1, 1], prompts=[4, 4]).std_error)
+
+
+@given(st.permutations(range(6)), st.integers(1, 1000))
+def test_order_and_labels_do_not_matter(order: list[int], offset: int) -> None:
+    sums, lengths, group = np.arange(6) / 10, np.array([1, 2, 3, 1, 2, 3]), np.array([0, 0, 1, 1, 2, 2])
+    plain = kl_per_token(sums, lengths, group)
+    mixed = kl_per_token(sums[order], lengths[order], offset - group[order])
+    assert mixed.value == pytest.approx(plain.value)
+    assert mixed.std_error == pytest.approx(plain.std_error)
+
+
+@pytest.mark.parametrize(("sums", "lengths", "prompts"), [([1.0], [1, 2], [0]), ([], [], []), ([0.0], [0], [0])])
+def test_misfits_are_refused(sums: list[float], lengths: list[int], prompts: list[int]) -> None:
+    with pytest.raises(ShapeError):
+        kl_per_token(sums, lengths, prompts)

@@ -1,0 +1,84 @@
+"""The embedded task: its rewards by brute force, its entropy by enumeration, its tokenizer there and back."""
+
+import math
+import random
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kullback.train.demo.addition_task import (
+    _NoisySums,
+    answer_entropy,
+    exact_match,
+    make_model,
+    make_tokenizer,
+    prefix_found,
+    prompt_rows,
+    spread_rows,
+    train_reference,
+)
+
+digits = st.text("0123456789", min_size=0, max_size=9)
+
+
+def is_subsequence(part: str, whole: str) -> bool:
+    return any("".join(chosen) == part for chosen in combinations(whole, len(part)))
+
+
+@given(digits, st.integers(0, 198))
+def test_the_flawed_verifier_pays_for_the_longest_prefix_found(text: str, answer: int) -> None:
+    right = str(answer)
+    longest = max(n for n in range(len(right) + 1) if is_subsequence(right[:n], text))
+    assert prefix_found([text], answer=[right]) == [longest / len(right)]
+    assert exact_match([text], answer=[right]) == [float(text == right)]
+
+
+def test_pouring_out_digits_cheats_it() -> None:
+    assert prefix_found(["012345678901"], answer=["156"]) == [1.0]
+    assert exact_match(["012345678901"], answer=["156"]) == [0.0]
+
+
+def test_the_entropy_is_that_of_the_data() -> None:
+    # One sum: 75% right, the rest uniform over the 198 other values from 0 to 198.
+    probabilities = [0.75] + [0.25 / 198] * 198
+    assert answer_entropy() == pytest.approx(-sum(p * math.log(p) for p in probabilities), rel=1e-12)
+    drawn = list(_NoisySums._draw(40_000, random.Random(0)))
+    wrong = sum(int(text.split("=")[1]) != sum(map(int, text.split("=")[0].split("+"))) for text in drawn) / len(drawn)
+    assert wrong == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 40_000))
+    assert {int(text.split("=")[1]) for text in drawn} == set(range(199))
+
+
+def test_the_tokenizer_goes_there_and_back() -> None:
+    tokenizer = make_tokenizer()
+    ids = tokenizer("12+99=111")["input_ids"]
+    assert tokenizer.decode(ids) == "12+99=111"
+    assert tokenizer.batch_decode([[*ids, tokenizer.eos_token_id]], skip_special_tokens=True) == ["12+99=111"]
+    padded = tokenizer(["1+1=", "10+10="], padding=True)
+    assert padded["attention_mask"] == [[0, 0, 1, 1, 1, 1], [1] * 6]
+
+
+def test_the_model_has_the_size_it_says() -> None:
+    assert sum(weight.numel() for weight in make_model(make_tokenizer()).parameters()) == 643_456
+
+
+def test_prompts_are_sums_and_spread_ones_are_different() -> None:
+    for row in (*prompt_rows(200, seed=3), *spread_rows(512)):
+        a, b = map(int, row["prompt"].rstrip("=").split("+"))
+        assert 0 <= a < 100
+        assert 0 <= b < 100
+        assert row["answer"] == str(a + b)
+    assert len({row["prompt"] for row in spread_rows(512)}) == 512
+    assert prompt_rows(5, seed=1) != prompt_rows(5, seed=2)
+
+
+def test_the_supervised_stage_lowers_the_forward_kl_and_leaves_no_pickle(tmp_path: Path) -> None:
+    seen: list[tuple[int, float]] = []
+    train_reference(tmp_path, steps=100, seed=0, report=lambda *row: seen.append(row), batch=16)
+    assert [step for step, _ in seen] == [50, 100]
+    assert seen[0][1] > seen[1][1] > 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "model.safetensors" in names
+    assert not [name for name in names if name.endswith((".bin", ".pt"))]

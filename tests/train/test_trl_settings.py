@@ -1,0 +1,41 @@
+"""Every key of TRL's GRPOConfig, in its type; unknown ones by their nearest."""
+
+import pytest
+from trl import GRPOConfig
+
+from kullback.errors import InputError
+from kullback.train.trl_settings import parse_settings
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_values_take_the_types_of_their_fields() -> None:
+    words = ["learning_rate=1e-5", "num_generations=4", "bf16=false", "loss_type=grpo"]
+    assert parse_settings(words) == {
+        "learning_rate": 1e-5,
+        "num_generations": 4,
+        "bf16": False,
+        "loss_type": "grpo",
+    }
+    assert parse_settings([]) == {}
+    given = parse_settings(['model_init_kwargs={"attn_implementation": "eager"}'])
+    assert GRPOConfig("x", use_cpu=True, bf16=False, **given).model_init_kwargs == {"attn_implementation": "eager"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("learning_rat=1e-5", "the nearest is learning_rate"),
+        ("learn=1e-5", "GRPOConfig has no learn"),
+        ("learning_rate", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("beta=0.1", "see --budget"),
+        ("output_dir=x", "see --output"),
+        ("num_generations=four", "invalid int value: 'four'"),
+        ("bf16=perhaps", "Truthy value expected"),
+    ],
+)
+def test_bad_words_are_refused(word: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_settings([word])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,264 @@
+"""Autoencoders and bottlenecks: the KL term, schedules, free bits, data, the budget, the alarm, resuming."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kullback.cli import main
+from kullback.errors import InputError
+from kullback.runs.run_directory import RunDirectory
+from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear, priced_kl
+from kullback.train.vae.budget_step import Leash
+from kullback.train.vae.data import load_images
+from kullback.train.vae.evaluation import alarm, judge
+from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
+from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits")
+
+
+def test_the_kl_term_is_torchs():
+    torch.manual_seed(0)
+    loc, scale = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.rand(7, 5, dtype=torch.float64) + 0.1
+    ours = kl_to_prior(loc, scale)
+    prior = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
+    theirs = torch.distributions.kl_divergence(torch.distributions.Normal(loc, scale), prior)
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+    (slope,) = torch.autograd.grad(ours.sum(), loc)
+    torch.testing.assert_close(slope, loc.detach())
+
+
+def test_free_bits_by_hand():
+    kl = torch.tensor([[0.2, 3.0, 0.0], [0.4, 1.0, 0.1]], requires_grad=True)
+    assert priced_kl(kl, None).item() == pytest.approx((3.2 + 1.5) / 2)
+    # Means by dimension are 0.3, 2 and 0.05.
+    of_dimensions = priced_kl(kl, FreeBits(0.25))
+    assert of_dimensions.item() == pytest.approx(0.3 + 2.0 + 0.25)
+    (slope,) = torch.autograd.grad(of_dimensions, kl)
+    assert slope.tolist() == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
+    of_examples = priced_kl(kl, FreeBits(2.0, of="example"))
+    assert of_examples.item() == pytest.approx((3.2 + 2.0) / 2)
+    (slope,) = torch.autograd.grad(of_examples, kl)
+    assert slope.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
+
+
+def test_schedules_at_known_steps():
+    assert [Constant(2.0).beta(step) for step in (1, 10_000)] == [2.0, 2.0]
+    assert [Linear(2.0, warmup=10).beta(step) for step in (1, 5, 10, 11)] == [0.2, 1.0, 2.0, 2.0]
+    cycles = Cyclical(1.0, total=100, cycles=2, ratio=0.5)
+    assert [cycles.beta(step) for step in (1, 26, 50, 51, 76)] == [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert cycles.beta(11) == pytest.approx(0.4)
+
+
+def test_likelihoods_are_densities():
+    """Of one pixel: the gaussian's cost is -log N(x; decoded, noise), the bernoulli's a cross-entropy."""
+    torch.manual_seed(1)
+    z, x = torch.randn(3, 2), torch.rand(3, 8, 8)
+    for likelihood in ("bernoulli", "gaussian"):
+        model = VAE((8, 8), 2, 16, likelihood, 0.2)
+        mean = model.decoded(z)
+        if likelihood == "gaussian":
+            expected = -torch.distributions.Normal(mean, 0.2).log_prob(x).flatten(1).sum(1)
+        else:
+            expected = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1)
+        torch.testing.assert_close(model.cost(z, x), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_likelihood_by_weights_is_that_of_a_linear_model():
+    """Where the posterior is exact, the weights are all alike and the evidence bound is the likelihood."""
+    torch.manual_seed(0)
+    model = VAE((8, 8), 1, 4, "gaussian", 0.5)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+        for parameter in model.encoder.parameters():
+            parameter.zero_()  # q(z | x) is the prior, which the decoder makes exact
+    x = torch.rand(30, 8, 8)
+    row = judge(model, x, None, step=3)
+    expected = -(0.5 * ((x - 0.5) / 0.5) ** 2 + math.log(0.5) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1).mean()
+    assert row["log_likelihood"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["elbo"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["kl_posterior_prior_per_latent"] == 0
+    assert row["active_units"] == 0
+    assert "collapse" in (alarm(row, 4.0) or "")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 22)])
+def test_networks_give_back_the_size_they_are_given(size):
+    x = torch.rand(3, *size)
+    model = VAE(size, 4, 32)
+    loc, scale = model.posterior(x)
+    assert loc.shape == scale.shape == (3, 4)
+    assert model.decoded(loc).shape == x.shape
+    assert Bottleneck(size, 4, 32, 10).cost(loc, x, torch.tensor([0, 1, 9])).shape == (3,)
+
+
+@pytest.mark.parametrize(("target", "rate"), [(2.0, 3e-3), (10.0, 1e-3)])
+def test_the_budget_is_held(tmp_path, digits, target, rate):
+    plan = LatentPlan("digits", 700, tmp_path / "run", budget=latent_budget(target), learning_rate=rate, hidden=64)
+    assert train_latent(plan, digits)
+    run = RunDirectory(tmp_path / "run")
+    rows = [row["kl_posterior_prior_per_latent"] / target for row in run.evaluations() if row["step"] >= 400]
+    assert len(rows) == 4
+    assert all(0.9 < value < 1.1 for value in rows), rows
+    assert max(row["kl_posterior_prior_per_latent"] for row in run.evaluations()) < 1.15 * target  # nor on the way
+    assert {"kl_level", "step_scale", "pull"} <= run.metrics()[-1].keys()
+    assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
+    assert not any("alarm" in row for row in run.evaluations()[1:])
+    assert (run.model / "model.safetensors").is_file()
+    assert len(run.pictures()["after"]) == 5
+
+
+def test_posteriors_are_pulled_towards_the_prior(digits):
+    torch.manual_seed(0)
+    x = torch.from_numpy(digits.train)
+    model = VAE((8, 8), 4, 16)
+    optimiser = torch.optim.SGD([{"params": list(model.encoder.parameters())}], lr=0.0)  # so that only pulls move it
+
+    def rate():
+        return float(kl_to_prior(*model.posterior(x)).sum(1).double().mean().detach())
+
+    before = rate()
+    leash = Leash(model, x)
+    assert leash.seen == pytest.approx(before, rel=0.1)
+    budget = latent_budget(before / 4).update(before, std_error=before / 50, count=128)
+    held, pulled = leash.step(budget, optimiser)
+    # KL goes with the square of the distance, near the prior, and what is left is braked.
+    assert pulled == pytest.approx(0.5, rel=0.1)
+    assert rate() == pytest.approx(before / 4, rel=0.1)
+    assert held.level == pytest.approx(leash.seen, rel=0.05)
+    with torch.no_grad():
+        for layer in (model.encoder.loc, model.encoder.log_scale):
+            layer.weight.mul_(0)
+            layer.bias.mul_(0)
+    assert rate() == 0.0
+
+
+def test_a_run_made_to_collapse_says_so(tmp_path, digits):
+    plan = LatentPlan("digits", 150, tmp_path / "run", schedule=Constant(100.0), hidden=32, evaluate_every=50)
+    assert train_latent(plan, digits)
+    last = RunDirectory(tmp_path / "run").evaluations()[-1]
+    assert last["active_units"] == 0
+    assert "posterior collapse" in last["alarm"]
+
+
+def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
+    accuracies = []
+    for nats in (0.3, 4.0):
+        path = tmp_path / str(nats)
+        budget = latent_budget(nats)
+        assert train_latent(LatentPlan("digits", 700, path, "bottleneck", budget, hidden=64), digits)
+        last = RunDirectory(path).evaluations()[-1]
+        assert last["kl_posterior_prior_per_latent"] == pytest.approx(nats, rel=0.25)
+        # Fano: I(z; label) is at most the nats, so that the cross-entropy is at least log 10 less them.
+        assert last["cross_entropy"] > math.log(10) - last["kl_posterior_prior_per_latent"] - 0.1
+        accuracies.append(last["accuracy"])
+    assert accuracies[1] > 0.93 > accuracies[0] + 0.1
+
+
+def test_a_killed_run_is_the_run_that_was_not(tmp_path, capsys):
+    def words(name, *more):
+        said = ["train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name)]
+        return [*said, "--evaluate-every", "200", *more]
+
+    assert main(words("whole", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["ended"] is True
+    process = subprocess.Popen([sys.executable, "-m", "kullback", *words("killed")], stdout=subprocess.DEVNULL)
+    killed = RunDirectory(tmp_path / "killed")
+    until = time.monotonic() + 60
+    while killed.last_checkpoint() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert main(words("killed", "--resume")) == 0
+    one, other = RunDirectory(tmp_path / "whole"), killed
+    keys = ("step", "kl_posterior_prior_per_latent", "distortion", "beta", "kl_level")
+    assert [[row[key] for key in keys] for row in one.metrics()] == [
+        [row[key] for key in keys] for row in other.metrics()
+    ]
+    assert one.evaluations() == other.evaluations()
+    assert "data:image/png;base64" in killed.report.read_text()
+
+
+def test_data_is_read_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "good.npy", rng.random((30, 5, 6)))
+    np.save(tmp_path / "bytes.npy", rng.integers(0, 256, (30, 5, 6), dtype=np.uint8))
+    images = load_images(str(tmp_path / "good.npy"))
+    assert images.train.shape == (24, 5, 6)
+    assert images.held_out.shape == (6, 5, 6)
+    assert load_images(str(tmp_path / "bytes.npy")).train.max() <= 1
+    bad = {"nan": np.full((30, 5, 6), np.nan), "range": np.full((30, 5, 6), 1.5), "flat": np.zeros((30, 5)),
+           "few": np.zeros((3, 5, 6)), "objects": np.array(["a"] * 30)}  # fmt: skip
+    for name, array in bad.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(InputError, match="expected"):
+            load_images(str(tmp_path / f"{name}.npy"))
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("text.npy", "absent.npy"):
+        with pytest.raises(InputError, match="expected"):
+            load_images(str(tmp_path / name))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InputError, match="found none"):
+        load_images(str(folder))
+    for i in range(25):
+        Image.fromarray(rng.integers(0, 256, (4, 7), dtype=np.uint8)).save(folder / f"{i}.png")
+    assert load_images(str(folder)).train.shape == (20, 4, 7)
+    Image.new("L", (3, 3)).save(folder / "99.png")
+    with pytest.raises(InputError, match="one size"):
+        load_images(str(folder))
+    (folder / "99.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="no picture"):
+        load_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "0"], "--budget: expected a finite number"),
+        (["--budget", "3", "--beta", "1"], "sets the price itself"),
+        (["--beta", "-1"], "--beta"),
+        (["--free-bits", "-1"], "--free-bits"),
+        (["--latents", "0"], "--latents"),
+        (["--data", "nowhere"], "not there"),
+        (["--learning-rate", "7"], "--learning-rate"),
+    ],
+)
+def test_bad_options_end_with_one_line(tmp_path, capsys, words, said):
+    from kullback.cli import main
+
+    assert main(["train", "vae", "--output", str(tmp_path / "run"), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not Path(tmp_path / "run").exists()
+
+
+def test_a_run_that_is_there_is_not_overwritten(tmp_path, digits):
+    plan = LatentPlan("digits", 2, tmp_path / "run", hidden=8)
+    assert train_latent(plan, digits)
+    with pytest.raises(InputError, match="already there"):
+        train_latent(plan, digits)
+    with pytest.raises(InputError, match="started with latents"):
+        train_latent(LatentPlan("digits", 2, tmp_path / "run", hidden=8, latents=3), digits, resume=True)
+
+
+def test_the_fewest_images_that_are_taken_are_enough(tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((20, 5, 6)))
+    plan = LatentPlan(str(tmp_path / "few.npy"), 3, tmp_path / "run", hidden=8, latents=2)
+    assert train_latent(plan, load_images(plan.data))
+    rows = RunDirectory(tmp_path / "run").pictures()["after"]
+    assert [len(row["images"]) for row in rows] == [4, 4, 16, 9, 9]
+    assert rows[-1]["title"] == "from image 2 to image 4"
