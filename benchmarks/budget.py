@@ -31,7 +31,7 @@ SUMMARY = (
     "| task | controller | runs that can bind | within 10% | mean error | worst overshoot | settled after | "
     "reward less KLBudget's at its KL |"
 )
-CONTROLLERS = ("KLBudget", "PPO2017", "RLlib", "Ziegler2019", "FixedBeta")
+CONTROLLERS = ("KLBudget", "PPO2017", "RLlibController", "Ziegler2019", "FixedBeta")
 _CLOSE = 0.1
 
 

@@ -171,8 +171,8 @@ def _ppo(env: str, output: Path, controller: Controller | None, rate: float, see
         _ROLLOUT * steps,
         output,
         budget=controller or FixedBeta(0.0),
-        of="reference",
-        over="reference",
+        constrain="reference",
+        states="reference",
         reference=reference,
         seed=seed,
         settings={**settings, "learning_rate": rate},
@@ -197,7 +197,7 @@ def _digits(output: Path, controller: Controller | None, rate: float, seed: int,
 
 _STEP_KEYS = ("kl_policy_ref_per_reference_step", "kl_policy_ref_per_step", "rewards/return", "metrics")
 _TOKEN_KEYS = ("kl_policy_ref_per_token", "kl_policy_ref_per_token", "rewards/exact_match", "evaluations")
-_LATENT_KEYS = ("kl_posterior_prior_per_latent", "kl_posterior_prior_per_latent", "elbo", "evaluations")
+_LATENT_KEYS = ("kl_posterior_prior_per_image", "kl_posterior_prior_per_image", "elbo", "evaluations")
 _RATES = (1e-4, 4.5e-4, 2e-3)
 
 TASKS = {

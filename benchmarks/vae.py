@@ -72,9 +72,9 @@ def main() -> None:
             theirs, steps, their_seconds = _pythae(images, beta, seed, options.epochs)
             judged = torch.from_numpy(images.held_out)
             told = judge(theirs, judged, None, step=steps)
-            ours, our_seconds = _ours(images, told["kl_posterior_prior_per_latent"], seed, steps)
+            ours, our_seconds = _ours(images, told["kl_posterior_prior_per_image"], seed, steps)
             mine = judge(ours, judged, None, step=steps)
-            keys = ("kl_posterior_prior_per_latent", "elbo", "log_likelihood")
+            keys = ("kl_posterior_prior_per_image", "elbo", "log_likelihood")
             cells = [f"{row[key]:.2f}" for key in keys for row in (told, mine)]
             rows.append(f"| {beta:g} | {seed} | {' | '.join(cells)} | {their_seconds:.0f} | {our_seconds:.0f} |")
             gains.append([mine[key] - told[key] for key in keys])

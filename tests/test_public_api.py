@@ -14,7 +14,7 @@ PUBLIC = {
     "KLBudget",
     "KLPenalty",
     "KullbackError",
-    "best_of_n",
+    "best_of_n_kl_bound",
     "best_of_n_policy",
     "cross_entropy",
     "divergence",

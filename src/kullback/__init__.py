@@ -14,7 +14,7 @@ from kullback.distributions import kl, register_kl
 from kullback.errors import KullbackError
 from kullback.numerics.log_gamma import log_gamma_residual
 from kullback.numerics.phi import log1p_residual, phi
-from kullback.optimum.best_of_n import best_of_n, best_of_n_policy
+from kullback.optimum.best_of_n import best_of_n_kl_bound, best_of_n_policy
 from kullback.optimum.tilt import frontier, tilt, tilt_to_budget
 from kullback.result import Estimate, nats_to_bits
 
@@ -38,7 +38,7 @@ __all__ = [
     "KLBudget",
     "KLPenalty",
     "KullbackError",
-    "best_of_n",
+    "best_of_n_kl_bound",
     "best_of_n_policy",
     "cross_entropy",
     "divergence",

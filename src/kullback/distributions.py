@@ -12,12 +12,12 @@ from kullback.closed_forms import FORMS, Form, is_contained, lies_on_the_line
 from kullback.closed_forms.registry import in_arrays
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import (
+    Distribution,
     Independent,
     LogNormal,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
-    Record,
     TanhNormal,
     Transformed,
 )
@@ -126,7 +126,7 @@ def as_record(distribution: Any) -> Any:
     Raises:
         TypeError: It is no distribution that is known here.
     """
-    if isinstance(distribution, Record):
+    if isinstance(distribution, Distribution):
         return distribution
     # A user's class may inherit from a library's.
     roots = (kind.__module__.partition(".")[0] for kind in type(distribution).__mro__)

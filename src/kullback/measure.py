@@ -16,7 +16,7 @@ from kullback.densities.summation import kl_summation
 from kullback.densities.verdict import infinite
 from kullback.distributions import as_record, kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
-from kullback.families import Categorical, Independent, Record
+from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arrays import untracked
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
@@ -185,7 +185,7 @@ def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | 
     )
 
 
-def _parts(independent: Independent) -> list[Record]:
+def _parts(independent: Independent) -> list[Distribution]:
     base = independent.base
     values = {field.name: getattr(base, field.name) for field in fields(base)}
     given = {name: np.asarray(untracked(value)) for name, value in values.items() if value is not None}
@@ -222,7 +222,7 @@ def _known(distribution: Any) -> Any:
 
 def _in_float64(distribution: Any) -> Any:
     record = _known(distribution)
-    return in_float64(record) if isinstance(record, Record) else distribution
+    return in_float64(record) if isinstance(record, Distribution) else distribution
 
 
 def seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | None:
@@ -233,7 +233,7 @@ def seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | N
 
 def _require_distribution(given: Any) -> None:
     known = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf")) or as_components(given) is not None
-    if not known and not isinstance(given, Record):
+    if not known and not isinstance(given, Distribution):
         raise TypeError(
             f"expected a distribution, got {_name(given)}: a record of kullback.families, a distribution of PyTorch or "
             "SciPy, or an object with log_prob(x) and sample(count)"

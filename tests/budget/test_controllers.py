@@ -12,7 +12,7 @@ from kullback.budget.controllers import (
     CONTROLLERS,
     PPO2017,
     FixedBeta,
-    RLlib,
+    RLlibController,
     Ziegler2019,
     controller_from_dict,
     controller_to_dict,
@@ -20,7 +20,7 @@ from kullback.budget.controllers import (
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import BudgetError
 
-RULES = [FixedBeta(0.5), PPO2017(0.01), RLlib(0.01), Ziegler2019(0.01), KLBudget(0.01, unit="step")]
+RULES = [FixedBeta(0.5), PPO2017(0.01), RLlibController(0.01), Ziegler2019(0.01), KLBudget(0.01, unit="step")]
 kls = st.floats(min_value=0.0, max_value=1e3, allow_subnormal=False)
 
 
@@ -34,7 +34,7 @@ def test_ppo2017_halves_and_doubles_at_one_and_a_half(kl: float, beta: float) ->
 
 @pytest.mark.parametrize(("kl", "beta"), [(0.0, 0.1), (0.0049, 0.1), (0.0051, 0.2), (0.0199, 0.2), (0.0201, 0.3)])
 def test_rllib_halves_below_half_and_grows_above_two(kl: float, beta: float) -> None:
-    assert RLlib().update(kl).beta == pytest.approx(beta, rel=1e-15)
+    assert RLlibController().update(kl).beta == pytest.approx(beta, rel=1e-15)
 
 
 @pytest.mark.parametrize(("kl", "error"), [(0.0, -0.2), (4.8, -0.2), (5.4, -0.1), (6.0, 0.0), (6.6, 0.1), (60.0, 0.2)])
@@ -50,7 +50,7 @@ def test_ziegler2019_takes_542_updates_to_double_at_64_of_10000_samples() -> Non
 
 
 @pytest.mark.parametrize(
-    "rule", [PPO2017(0.01), RLlib(0.01), Ziegler2019(0.01, gain=4.0)], ids=lambda r: type(r).__name__
+    "rule", [PPO2017(0.01), RLlibController(0.01), Ziegler2019(0.01, gain=4.0)], ids=lambda r: type(r).__name__
 )
 def test_a_run_as_long_as_may_be_leaves_a_beta_that_comes_back(rule) -> None:
     for kl, back in ((0.0, 1.0), (1.0, 0.0)):
@@ -71,7 +71,9 @@ def test_beta_stays_positive_and_the_state_survives_a_trip(seen: list[float]) ->
         assert controller_from_dict(controller_to_dict(rule)) == rule
 
 
-@pytest.mark.parametrize("rule", [PPO2017(0.01), RLlib(0.01), Ziegler2019(0.01)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [PPO2017(0.01), RLlibController(0.01), Ziegler2019(0.01)], ids=lambda rule: type(rule).__name__
+)
 @given(kl=kls, other=kls)
 def test_more_kl_never_lowers_the_price(rule, kl: float, other: float) -> None:
     low, high = sorted((kl, other))
@@ -94,7 +96,7 @@ def test_what_is_no_kl_is_refused(rule, kl: float) -> None:
         (PPO2017, {"beta": math.inf}, "beta=inf"),
         (PPO2017, {"target": 0.0}, "target=0.0"),
         (PPO2017, {"beta": 0.0}, "beta=0.0"),
-        (RLlib, {"target": math.inf}, "target=inf"),
+        (RLlibController, {"target": math.inf}, "target=inf"),
         (Ziegler2019, {"gain": 0.0}, "gain=0.0"),
     ],
 )

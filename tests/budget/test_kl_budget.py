@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kullback import KLBudget
-from kullback.budget.kl_filter import Level
+from kullback.budget.kl_filter import KLFilter
 from kullback.errors import BudgetError
 
 kls = st.floats(min_value=0.0, max_value=1e6, allow_subnormal=False)
@@ -40,20 +40,20 @@ class Policy:
         self.x = self.x + self.rate * scale * gradient / np.linalg.norm(gradient)
 
 
-def hold(budget: KLBudget, policy: Policy, steps: int) -> tuple[KLBudget, list[float]]:
+def pull_and_brake(budget: KLBudget, policy: Policy, steps: int) -> tuple[KLBudget, list[float]]:
     """The closed loop as a trainer runs it; the true KL after each step."""
     truth = []
     for _ in range(steps):
         budget = budget.update(policy.measured(), std_error=policy.noise * policy.kl, count=16)
         before = policy.kl
-        policy.step(budget.beta, budget.step_scale)
-        pull = budget.pull
+        policy.step(budget.beta, budget.learning_rate_scale)
+        pull = budget.displacement_scale
         policy.x *= pull
-        budget = budget.moved(before, policy.kl, pull=pull)
+        budget = budget.after_step(before, policy.kl, displacement_scale=pull)
         if (brake := budget.brake) < 1:
             before = policy.kl
             policy.x *= brake
-            budget = budget.braked(before, policy.kl)
+            budget = budget.after_brake(before, policy.kl)
         truth.append(policy.kl)
     return budget, truth
 
@@ -63,7 +63,7 @@ def hold(budget: KLBudget, policy: Policy, steps: int) -> tuple[KLBudget, list[f
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_holds_a_binding_budget_whatever_the_step(target: float, rate: float, seed: int) -> None:
     policy = Policy(rate=rate, reward=1.0, noise=0.2, seed=seed)
-    _, truth = hold(KLBudget(target), policy, 600)
+    _, truth = pull_and_brake(KLBudget(target), policy, 600)
     settled = np.array(truth[300:]) / target
     assert abs(settled.mean() - 1) < 0.05
     assert settled.max() < 1.2
@@ -76,7 +76,7 @@ def test_beta_finds_the_multiplier() -> None:
     betas = []
     budget = KLBudget(0.5)
     for _ in range(40):
-        budget, _ = hold(budget, policy, 50)
+        budget, _ = pull_and_brake(budget, policy, 50)
         betas.append(budget.beta)
     assert 0.6 < np.median(betas[20:]) < 1.7
     assert policy.x[0] > 0.95  # of 1.0: the budget is spent on reward, not on noise
@@ -87,47 +87,47 @@ def test_beta_rests_at_its_floor_where_the_budget_does_not_bind() -> None:
         def step(self, beta: float, scale: float) -> None:
             self.x[0] += 0.05 * scale * (0.1 - self.x[0])  # wants KL 0.005 and no more
 
-    budget, truth = hold(KLBudget(1.0), Content(rate=0.0, reward=0.0, noise=0.2, seed=0), 400)
+    budget, truth = pull_and_brake(KLBudget(1.0), Content(rate=0.0, reward=0.0, noise=0.2, seed=0), 400)
     assert budget.price == budget.price_min
-    assert budget.status == "free"
+    assert budget.status == "not binding"
     assert truth[-1] == pytest.approx(0.005, rel=1e-3)  # nothing pushed it outward
 
 
 def test_a_budget_that_stops_binding_lets_go() -> None:
     policy = Policy(rate=0.05, reward=1.0, noise=0.1, seed=0)
-    budget, _ = hold(KLBudget(0.1), policy, 300)
+    budget, _ = pull_and_brake(KLBudget(0.1), policy, 300)
     assert budget.status == "held"
     policy.reward = 0.0
     policy.x *= 0.1
     policy.step = lambda beta, scale: None  # type: ignore[method-assign]
-    budget, truth = hold(replace(budget, seen=replace(budget.seen, value=policy.kl)), policy, 300)
-    assert budget.status == "free"
+    budget, truth = pull_and_brake(replace(budget, seen=replace(budget.kl_filter, value=policy.kl)), policy, 300)
+    assert budget.status == "not binding"
     assert truth[-1] == truth[0]
 
 
 def test_one_wild_step_is_taken_back_at_once() -> None:
-    budget = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.05, spread=0.5))
-    after = budget.moved(0.05, 0.2, pull=1.0)
-    assert after.level == pytest.approx(0.2)
+    budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.05, spread=0.5))
+    after = budget.after_step(0.05, 0.2, displacement_scale=1.0)
+    assert after.filtered_kl == pytest.approx(0.2)
     assert after.brake == pytest.approx(0.5)  # KL goes with the square of the displacement
-    assert after.braked(0.2, 0.05).brake == 1.0
-    assert after.step_scale < budget.step_scale
+    assert after.after_brake(0.2, 0.05).brake == 1.0
+    assert after.learning_rate_scale < budget.learning_rate_scale
 
 
 def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None:
-    budget = replace(KLBudget(0.05), seen=Level(value=0.055), push=0.0)
-    assert budget.pull == pytest.approx(math.sqrt(0.05 / 0.055))
-    assert replace(budget, push=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
-    assert replace(budget, seen=replace(budget.seen, drift=0.02)).pull == pytest.approx(
+    budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.055), mean_log_kl_step=0.0)
+    assert budget.displacement_scale == pytest.approx(math.sqrt(0.05 / 0.055))
+    assert replace(budget, mean_log_kl_step=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
+    assert replace(budget, seen=replace(budget.kl_filter, drift=0.02)).pull == pytest.approx(
         math.sqrt(0.05 / (0.055 * math.exp(0.02)))
     )
-    assert replace(budget, seen=replace(budget.seen, value=0.0495)).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
-    assert replace(budget, seen=replace(budget.seen, value=0.045)).pull == pytest.approx(math.sqrt(1.04))
+    assert replace(budget, seen=replace(budget.kl_filter, value=0.0495)).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
+    assert replace(budget, seen=replace(budget.kl_filter, value=0.045)).pull == pytest.approx(math.sqrt(1.04))
     assert (
-        replace(budget, seen=replace(budget.seen, value=0.03)).pull == 1.0
+        replace(budget, seen=replace(budget.kl_filter, value=0.03)).pull == 1.0
     )  # too far below: reward is to spend the budget
     assert (
-        replace(budget, seen=replace(budget.seen, value=0.045), price=budget.price_min).pull == 1.0
+        replace(budget, seen=replace(budget.kl_filter, value=0.045), price=budget.price_min).pull == 1.0
     )  # it does not bind
 
 
@@ -139,15 +139,15 @@ def test_the_power_of_the_displacement_is_learned_and_steps_go_on(power: float) 
     budget, kl, kls, scales = KLBudget(0.004, unit="step"), 1e-3, [], []
     for _ in range(1500):
         budget = budget.update(kl, std_error=0.0, count=64)
-        before, pull = kl, budget.pull
-        kl *= math.exp(budget.step_scale * rng.normal(0.02, 0.1)) * pull**power
-        budget = budget.moved(before, kl, pull=pull)
+        before, pull = kl, budget.displacement_scale
+        kl *= math.exp(budget.learning_rate_scale * rng.normal(0.02, 0.1)) * pull**power
+        budget = budget.after_step(before, kl, displacement_scale=pull)
         while (brake := budget.brake) < 1:
             before, kl = kl, kl * brake**power
-            budget = budget.braked(before, kl)
+            budget = budget.after_brake(before, kl)
         kls.append(kl)
-        scales.append(budget.step_scale)
-    assert budget.power.value == pytest.approx(power, rel=0.2)
+        scales.append(budget.learning_rate_scale)
+    assert budget.pull_exponent.value == pytest.approx(power, rel=0.2)
     # A step at the full rate moves the KL by 10%, and may move it by 2%.
     assert 0.1 < np.mean(scales[300:]) < 0.3
     assert np.abs(np.array(kls[300:]) / 0.004 - 1).max() < 0.1
@@ -156,20 +156,20 @@ def test_the_power_of_the_displacement_is_learned_and_steps_go_on(power: float) 
 def test_what_another_did_to_the_kl_teaches_no_power() -> None:
     budget = KLBudget(0.05).update(0.1, std_error=0.0, count=16)
     assert budget.brake < 1
-    told = budget.braked(0.1, 0.05, factor=1.0)
-    assert told.power == budget.power
-    assert told.level == pytest.approx(0.05)
-    own = budget.braked(0.1, 0.1 * 0.9**6, factor=0.9)
-    assert own.power.value == pytest.approx(6, rel=1e-3)
+    told = budget.after_brake(0.1, 0.05, factor=1.0)
+    assert told.pull_exponent == budget.pull_exponent
+    assert told.filtered_kl == pytest.approx(0.05)
+    own = budget.after_brake(0.1, 0.1 * 0.9**6, factor=0.9)
+    assert own.pull_exponent.value == pytest.approx(6, rel=1e-3)
     with pytest.raises(BudgetError, match=r"factor > 0, got 0\.0"):
-        budget.braked(0.1, 0.05, factor=0.0)
+        budget.after_brake(0.1, 0.05, factor=0.0)
 
 
 def test_a_brake_tells_the_power() -> None:
-    budget = replace(KLBudget(0.05), seen=Level(value=0.1, followed=True))
-    told = budget.braked(0.1, 0.1 * budget.brake**6)
-    assert told.power.value == pytest.approx(6, rel=1e-4)
-    assert told.level == pytest.approx(0.1 * budget.brake**6)
+    budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.1, has_step_update=True))
+    told = budget.after_brake(0.1, 0.1 * budget.brake**6)
+    assert told.pull_exponent.value == pytest.approx(6, rel=1e-4)
+    assert told.filtered_kl == pytest.approx(0.1 * budget.brake**6)
 
 
 def test_what_held_out_positions_miss_is_learned() -> None:
@@ -178,9 +178,9 @@ def test_what_held_out_positions_miss_is_learned() -> None:
     budget, levels, drifts = KLBudget(0.05), [], []
     for _ in range(3000):
         seen = 0.05 * rng.lognormal(-0.005, 0.1)
-        budget = budget.update(seen, std_error=0.005, count=16).moved(0.05, 0.05 * 0.995, pull=1.0)
-        levels.append(budget.level)
-        drifts.append(budget.seen.drift)
+        budget = budget.update(seen, std_error=0.005, count=16).after_step(0.05, 0.05 * 0.995, displacement_scale=1.0)
+        levels.append(budget.filtered_kl)
+        drifts.append(budget.kl_filter.drift)
     assert float(np.mean(levels[500:])) == pytest.approx(0.05, rel=0.01)
     assert float(np.mean(drifts[500:])) == pytest.approx(-math.log(0.995), rel=0.1)
 
@@ -194,10 +194,10 @@ def test_judgements_learn_what_held_out_positions_miss_sooner() -> None:
         for step in range(1, 401):
             seen = 0.05 * rng.lognormal(-0.125, 0.5)
             budget = budget.update(seen, std_error=0.025, count=16)
-            budget = budget.moved(0.05, 0.05 * 0.995, pull=1.0, std_error=0.003)
+            budget = budget.after_step(0.05, 0.05 * 0.995, displacement_scale=1.0, std_error=0.003)
             if judges and step % 20 == 0:
-                budget = budget.judged(0.05 * rng.lognormal(0, 0.01), std_error=0.0005)
-            missed.append(abs(budget.seen.drift + math.log(0.995)))
+                budget = budget.update_evaluation(0.05 * rng.lognormal(0, 0.01), std_error=0.0005)
+            missed.append(abs(budget.kl_filter.drift + math.log(0.995)))
         misses[judges] = np.mean(missed[100:])
     assert misses[True] < 0.001
     assert misses[True] < 0.6 * misses[False]
@@ -206,20 +206,22 @@ def test_judgements_learn_what_held_out_positions_miss_sooner() -> None:
 def test_steps_that_positions_differ_about_are_made_smaller_near_the_target() -> None:
     def scale_at(level: float, std_error: float) -> float:
         """Where a step at the full rate moves no mean, but the rows by so much."""
-        budget = replace(KLBudget(0.05), seen=Level(value=level, doubt=0.02, spread=0.5))
+        budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=level, rel_std_error=0.02, spread=0.5))
         for _ in range(200):
-            budget = replace(budget, seen=replace(budget.seen, value=level))
-            budget = budget.moved(level, level, pull=1.0, std_error=std_error * budget.step_scale)
-        return budget.step_scale
+            budget = replace(budget, seen=replace(budget.kl_filter, value=level))
+            budget = budget.after_step(
+                level, level, displacement_scale=1.0, std_error=std_error * budget.learning_rate_scale
+            )
+        return budget.learning_rate_scale
 
     assert scale_at(0.05, 0.03) == pytest.approx(0.1, rel=0.01)
     assert scale_at(0.05, 0.3) == pytest.approx(0.01, rel=0.01)
     assert scale_at(0.05, 0.002) == 1.0
     assert scale_at(0.025, 0.03) == 1.0  # on the way there nobody minds
-    told = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.01, spread=0.5))
-    blurred, clear = (told.moved(0.05, 0.05, pull=1.0, std_error=error) for error in (0.05, 0.0))
-    assert blurred.seen.doubt == pytest.approx(math.hypot(0.1, 0.01), rel=1e-2)
-    assert clear.seen.doubt == pytest.approx(0.01, rel=0.1)
+    told = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.01, spread=0.5))
+    blurred, clear = (told.after_step(0.05, 0.05, displacement_scale=1.0, std_error=error) for error in (0.05, 0.0))
+    assert blurred.kl_filter.rel_std_error == pytest.approx(math.hypot(0.1, 0.01), rel=1e-2)
+    assert clear.kl_filter.rel_std_error == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("share", [0.93, 1.0, 1.08])
@@ -229,47 +231,53 @@ def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> No
     policy = Policy(rate=0.05, reward=1.0, noise=0.2, seed=seed)
     budget, judged = KLBudget(0.05), []
     for _ in range(30):
-        budget, _ = hold(budget, policy, 20)
+        budget, _ = pull_and_brake(budget, policy, 20)
         judged.append(share * policy.kl * float(policy.rng.lognormal(0, 0.01)))
-        budget = budget.judged(judged[-1], std_error=0.035 * judged[-1])
+        budget = budget.update_evaluation(judged[-1], std_error=0.035 * judged[-1])
     settled = np.array(judged[4:]) / 0.05
     assert abs(settled.mean() - 1) < 0.03
     assert abs(settled - 1).max() < 0.2
-    assert budget.seen.offset == pytest.approx(math.log(share), abs=0.04)
-    assert budget.seen.offset_doubt < 0.03
+    assert budget.kl_filter.offset == pytest.approx(math.log(share), abs=0.04)
+    assert budget.kl_filter.offset_std_error < 0.03
 
 
 def test_a_judgement_corrects_a_doubtful_level_more_than_a_sure_one() -> None:
-    sure = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.01))
-    doubtful = replace(sure, seen=replace(sure.seen, doubt=0.2))
-    told = [budget.judged(0.052, std_error=0.0018) for budget in (sure, doubtful)]
-    assert told[0].level < 1.01 * 0.05
-    assert told[0].seen.offset > 0.02
-    assert told[1].level > 1.03 * 0.05
-    assert told[1].seen.offset < 0.01
-    assert told[1].seen.doubt < 0.2
+    sure = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.01))
+    doubtful = replace(sure, seen=replace(sure.kl_filter, rel_std_error=0.2))
+    told = [budget.update_evaluation(0.052, std_error=0.0018) for budget in (sure, doubtful)]
+    assert told[0].filtered_kl < 1.01 * 0.05
+    assert told[0].kl_filter.offset > 0.02
+    assert told[1].filtered_kl > 1.03 * 0.05
+    assert told[1].kl_filter.offset < 0.01
+    assert told[1].kl_filter.rel_std_error < 0.2
 
 
 def test_more_than_the_errors_can_say_is_the_levels() -> None:
-    told = replace(KLBudget(0.05), seen=Level(value=0.05, doubt=0.03)).judged(0.075, std_error=0.002)
-    assert told.level == pytest.approx(0.075, rel=0.02)
-    assert told.seen.offset < 0.01
+    told = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.03)).update_evaluation(
+        0.075, std_error=0.002
+    )
+    assert told.filtered_kl == pytest.approx(0.075, rel=0.02)
+    assert told.kl_filter.offset < 0.01
 
 
 def test_a_judged_set_of_another_kind_moves_the_aim_by_15_percent_at_most() -> None:
-    assert replace(KLBudget(0.05), seen=Level(offset=1.0)).aim == pytest.approx(0.05 * math.exp(-0.15))
-    assert replace(KLBudget(0.05), seen=Level(offset=-1.0)).aim == pytest.approx(0.05 * math.exp(0.15))
+    assert replace(KLBudget(0.05), kl_filter=KLFilter(offset=1.0)).effective_target == pytest.approx(
+        0.05 * math.exp(-0.15)
+    )
+    assert replace(KLBudget(0.05), kl_filter=KLFilter(offset=-1.0)).effective_target == pytest.approx(
+        0.05 * math.exp(0.15)
+    )
 
 
 def test_a_judgement_without_an_error_or_on_the_way_to_the_budget_teaches_nothing() -> None:
-    budget = replace(KLBudget(0.05), seen=Level(value=0.04, doubt=0.1))
-    assert budget.judged(0.06, std_error=math.nan) == budget
-    assert budget.judged(0.0, std_error=0.0) == budget
-    assert KLBudget(0.05).judged(0.06, std_error=0.01) == KLBudget(0.05)
-    rising = replace(budget, seen=replace(budget.seen, value=0.03))
-    assert rising.judged(0.02, std_error=0.001) == rising
+    budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.04, rel_std_error=0.1))
+    assert budget.update_evaluation(0.06, std_error=math.nan) == budget
+    assert budget.update_evaluation(0.0, std_error=0.0) == budget
+    assert KLBudget(0.05).update_evaluation(0.06, std_error=0.01) == KLBudget(0.05)
+    rising = replace(budget, seen=replace(budget.kl_filter, value=0.03))
+    assert rising.update_evaluation(0.02, std_error=0.001) == rising
     with pytest.raises(BudgetError, match="expected observed_kl to be a finite KL"):
-        budget.judged(math.inf, std_error=0.1)
+        budget.update_evaluation(math.inf, std_error=0.1)
 
 
 def test_noise_is_weighed_by_the_running_spread_and_not_by_the_batch() -> None:
@@ -279,8 +287,10 @@ def test_noise_is_weighed_by_the_running_spread_and_not_by_the_batch() -> None:
     for _ in range(3000):
         draws = 0.05 * rng.lognormal(-0.5, 1.0, 16)
         error = draws.std(ddof=1) / 4
-        budget = budget.update(float(draws.mean()), std_error=float(error), count=16).moved(0.05, 0.05, pull=1.0)
-        levels.append(budget.level)
+        budget = budget.update(float(draws.mean()), std_error=float(error), count=16).after_step(
+            0.05, 0.05, displacement_scale=1.0
+        )
+        levels.append(budget.filtered_kl)
     mean = float(np.mean(levels[500:]))
     assert mean == pytest.approx(0.05, rel=0.02)
 
@@ -290,7 +300,7 @@ def test_without_moved_it_still_steers_by_the_level_alone() -> None:
     for _ in range(30):
         budget = budget.update(0.2, std_error=0.02, count=16)
     assert budget.beta > 0.4
-    assert budget.level == pytest.approx(0.2, rel=1e-6)
+    assert budget.filtered_kl == pytest.approx(0.2, rel=1e-6)
     for _ in range(200):
         budget = budget.update(0.001, std_error=1e-4, count=16)
     assert budget.price == budget.price_min
@@ -300,11 +310,11 @@ def test_without_moved_it_still_steers_by_the_level_alone() -> None:
 def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float, float]]) -> None:
     budget = KLBudget(0.05)
     for kl, after, pull in told:
-        budget = budget.update(kl, std_error=kl / 5, count=16).moved(kl, after, pull=pull)
+        budget = budget.update(kl, std_error=kl / 5, count=16).after_step(kl, after, displacement_scale=pull)
         assert budget.price_min <= budget.price <= budget.price_max
-        assert 0 < budget.step_scale <= 1
+        assert 0 < budget.learning_rate_scale <= 1
         assert 0 < budget.brake <= 1
-        assert 0 < budget.pull**budget.power.value <= 1.04 + 1e-12
+        assert 0 < budget.displacement_scale**budget.pull_exponent.value <= 1.04 + 1e-12
         assert all(math.isfinite(v) for v in budget.to_dict().values() if isinstance(v, float))
 
 
@@ -312,14 +322,14 @@ def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float
 def test_the_state_survives_json(told: list[tuple[float, float]]) -> None:
     budget = KLBudget(0.05, unit="sequence")
     for kl, after in told:
-        budget = budget.update(kl, std_error=kl / 5, count=16).moved(kl, after, pull=1.0)
+        budget = budget.update(kl, std_error=kl / 5, count=16).after_step(kl, after, displacement_scale=1.0)
     assert KLBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
 
 
 def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
     budget = KLBudget(0.05)
     before = budget.to_dict()
-    budget.update(0.1).moved(0.1, 0.2, pull=1.0)
+    budget.update(0.1).after_step(0.1, 0.2, displacement_scale=1.0)
     assert budget.to_dict() == before
     with pytest.raises(AttributeError):
         budget.price = 1.0  # type: ignore[misc]
@@ -336,7 +346,7 @@ def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
         ({"target": 1.0, "price": 100.0}, "price=100.0"),
         ({"target": 1.0, "price_min": 0.0}, "price_min=0.0"),
         ({"target": 1.0, "gain": 0.0}, "gain=0.0"),
-        ({"target": 1.0, "step_scale": 1.5}, "step_scale=1.5"),
+        ({"target": 1.0, "learning_rate_scale": 1.5}, "learning_rate_scale=1.5"),
     ],
 )
 def test_nonsense_is_refused(arguments: dict, said: str) -> None:
@@ -350,11 +360,11 @@ def test_a_kl_that_is_none_is_refused(kl: float) -> None:
     with pytest.raises(BudgetError, match="observed_kl"):
         budget.update(kl)
     with pytest.raises(BudgetError, match="after"):
-        budget.moved(0.1, kl, pull=1.0)
-    with pytest.raises(BudgetError, match="pull"):
-        budget.moved(0.1, 0.1, pull=0.0)
+        budget.after_step(0.1, kl, displacement_scale=1.0)
+    with pytest.raises(BudgetError, match="displacement_scale"):
+        budget.after_step(0.1, 0.1, displacement_scale=0.0)
     with pytest.raises(BudgetError, match=r"std_error >= 0 or nan, got 1\.0 and -0\.1"):
-        budget.moved(0.1, 0.1, pull=1.0, std_error=-0.1)
+        budget.after_step(0.1, 0.1, displacement_scale=1.0, std_error=-0.1)
     for error, count in ((-0.1, 16), (0.1, 0), (0.1, -3)):
         with pytest.raises(BudgetError, match=f"got {error} and {count}"):
             budget.update(0.1, std_error=error, count=count)
@@ -367,31 +377,33 @@ def test_a_kl_of_exactly_zero_is_believed() -> None:
     price = budget.price
     for _ in range(60):
         budget = budget.update(0.0, std_error=0.0, count=16)
-    assert budget.level < 1e-3 * 0.05
+    assert budget.filtered_kl < 1e-3 * 0.05
     assert budget.price < price
 
 
 def test_a_level_that_grows_without_end_stays_a_number() -> None:
     budget = KLBudget(0.05).update(1e299)
     for _ in range(20):
-        budget = budget.moved(0.1, 0.9, pull=1.0).braked(0.1, 0.9)
+        budget = budget.after_step(0.1, 0.9, displacement_scale=1.0).after_brake(0.1, 0.9)
     assert json.dumps(budget.to_dict(), allow_nan=False)
-    assert budget.pull > 0
+    assert budget.displacement_scale > 0
 
 
 @pytest.mark.parametrize("kl", [5e-324, 1e-300, 1e-12, 1e12, 1e300, 1.7e308])
 def test_one_absurd_measurement_leaves_a_state_that_can_act(kl: float) -> None:
-    budget = KLBudget(0.05).update(0.05, std_error=0.01, count=16).moved(0.05, 0.05, pull=1.0)
+    budget = KLBudget(0.05).update(0.05, std_error=0.01, count=16).after_step(0.05, 0.05, displacement_scale=1.0)
     for told in (
-        budget.judged(kl, std_error=0.01),
-        budget.judged(kl, std_error=0.0).judged(0.05, std_error=1e300),
+        budget.update_evaluation(kl, std_error=0.01),
+        budget.update_evaluation(kl, std_error=0.0).update_evaluation(0.05, std_error=1e300),
         budget.update(kl),
-        budget.moved(0.05, kl, pull=1.0).update(kl, std_error=kl, count=16),
+        budget.after_step(0.05, kl, displacement_scale=1.0).update(kl, std_error=kl, count=16),
     ):
-        assert 0 < told.pull**told.power.value <= 1.04 + 1e-12
+        assert 0 < told.displacement_scale**told.pull_exponent.value <= 1.04 + 1e-12
         assert 0 < told.brake <= 1
-        assert all(math.isfinite(value) for value in (told.beta, told.step_scale, *vars(told.seen).values()))
-        told.moved(kl, 0.05, pull=told.pull)
+        assert all(
+            math.isfinite(value) for value in (told.beta, told.learning_rate_scale, *vars(told.kl_filter).values())
+        )
+        told.after_step(kl, 0.05, displacement_scale=told.displacement_scale)
 
 
 def test_budgets_of_any_size_start_and_end_alike() -> None:
@@ -402,7 +414,7 @@ def test_budgets_of_any_size_start_and_end_alike() -> None:
         for _ in range(300):
             higher, lower = higher.update(3 * target), lower.update(target / 9)
         assert higher.beta * target == pytest.approx(0.5)
-        assert higher.status == "powerless"
+        assert higher.status == "saturated"
         assert lower.beta * target == pytest.approx(5e-4)
 
 

@@ -108,14 +108,14 @@ def test_a_budget_out_of_reach(train: Train, capsys: pytest.CaptureFixture[str],
 def test_beta_at_its_ceiling(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     # The pull that lets the price rest is taken away: the price alone has to hold, and cannot.
     monkeypatch.setattr(Holder, "_hold", lambda self, budget: 1.0)
-    _, found = told(capsys, train(KLBudget(1e-3, price=0.45, step_scale=1.0), steps=20))
+    _, found = told(capsys, train(KLBudget(1e-3, price=0.45, learning_rate_scale=1.0), steps=20))
     assert names(found) == ["over-budget", "beta-at-ceiling"]
     assert found[1]["evidence"]["beta's ceiling"] == pytest.approx(500)
 
 
 def test_a_budget_that_is_not_held(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(Holder, "_hold", lambda self, budget: 1.0)
-    _, found = told(capsys, train(KLBudget(1e-3, step_scale=1.0)))
+    _, found = told(capsys, train(KLBudget(1e-3, learning_rate_scale=1.0)))
     assert names(found) == ["over-budget"]
     assert found[0]["evidence"]["kl/budget"] > 1.2
 

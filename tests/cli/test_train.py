@@ -135,7 +135,9 @@ def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path, capsys: pytest.
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[0]["kl_policy_ref_per_token"] == 0.0
     assert metrics[-1]["kl_policy_ref_per_token"] > 0
-    assert {"beta", "kl_level", "pull", "step_scale", "rewards/equals_answer"} <= metrics[-1].keys()
+    assert {"beta", "kl_filtered", "displacement_scale", "learning_rate_scale", "rewards/equals_answer"} <= metrics[
+        -1
+    ].keys()
     assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 3, 6]
     samples = json.loads((run / "samples.json").read_text())
     assert [one["prompt"] for one in samples["before"]] == [one["prompt"] for one in samples["after"]]

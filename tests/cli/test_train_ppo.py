@@ -66,7 +66,7 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = json.loads((run / "config.json").read_text())
     bounds = {"price_min": 5e-4, "price_max": 0.5, "gain": 0.05}
-    told = {"kind": "KLBudget", "target": 0.001, "unit": "step", "of": "old", "over": "visited"}
+    told = {"kind": "KLBudget", "target": 0.001, "unit": "step", "constrain": "old-policy", "states": "visited"}
     assert config["budget"] == told | bounds
     assert config["clip"] is None
     assert config["versions"]["stable_baselines3"].startswith("2.9")
@@ -115,8 +115,8 @@ def test_every_logged_key_is_explained(kind: str, tmp_path: Path, capsys: pytest
         ({"steps": "many"}, "--steps: invalid int value: 'many'; see kullback train ppo --help"),
         ({"output": "/proc/none/run"}, "--output /proc/none/run: cannot be written: No such file"),
         ({"reference": "absent.zip"}, "--reference absent.zip: no such file"),
-        ({"of": "reference"}, "--of reference: expected --reference"),
-        ({"of": "old", "budget": None}, "--of: expected --budget beside it"),
+        ({"constrain": "reference"}, "--constrain reference: expected --reference"),
+        ({"constrain": "old-policy", "budget": None}, "--constrain: expected --budget beside it"),
         ({"controller": "FixedBeta"}, "expected --beta and no --budget"),
         ({"controller": "FixedBeta", "budget": None}, "expected --beta and no --budget"),
         ({"controller": "PPO2017", "budget": None}, "--controller PPO2017: expected --budget"),

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from kullback.explore.report import Arm
+from kullback.explore.report import ReportRun
 
 PROMPTS = (
     "Write a cheerful sentence about the weather.",
@@ -35,10 +35,10 @@ def metrics(steps: int, *, budget: float | None, seed: int) -> list[dict]:
                 "kl_policy_ref_per_token": max(0.0, kl * math.exp(random_number.gauss(0, 0.16))),
                 "kl_policy_ref_per_token_std_error": 0.1 * kl,
                 "kl_policy_ref_per_sequence": 24 * kl,
-                "kl_level": level if budget else None,
+                "kl_filtered": level if budget else None,
                 "beta": beta,
-                "step_scale": max(0.1, min(1.0, 2 - level / budget)) if budget else 1.0,
-                "pull": 0.97 if budget and level > 1.02 * budget else 1.0,
+                "learning_rate_scale": max(0.1, min(1.0, 2 - level / budget)) if budget else 1.0,
+                "displacement_scale": 0.97 if budget and level > 1.02 * budget else 1.0,
                 "entropy": 2.4 * math.exp(-2.5 * kl) + random_number.gauss(0, 0.04),
                 "completion_length": 24 + 40 * kl + random_number.gauss(0, 0.8),
                 "truncated": min(1.0, max(0.0, 0.04 + 1.1 * kl + random_number.gauss(0, 0.02))),
@@ -114,20 +114,20 @@ def config(budget: float | None) -> dict:
 
 
 @pytest.fixture
-def two_arms() -> list[Arm]:
+def two_arms() -> list[ReportRun]:
     """300 steps with a budget of 0.05 nats per token, and 300 without."""
     arms = []
     for name, budget, seed in (("budget 0.05", 0.05, 1), ("no budget", None, 2)):
         rows = metrics(300, budget=budget, seed=seed)
-        arms.append(Arm(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
+        arms.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
     return arms
 
 
 @pytest.fixture
-def long_arms() -> list[Arm]:
+def long_arms() -> list[ReportRun]:
     """50,000 steps of the same, evaluated every 20."""
     arms = []
     for name, budget, seed in (("budget 0.05", 0.05, 3), ("no budget", None, 4)):
         rows = metrics(50_000, budget=budget, seed=seed)
-        arms.append(Arm(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
+        arms.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
     return arms

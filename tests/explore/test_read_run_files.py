@@ -60,7 +60,7 @@ def test_a_directory_is_opened_and_its_text_stays_text(room, tmp_path):
 
 
 def test_long_runs_are_thinned_as_the_report_thins_them(room, tmp_path):
-    from kullback.explore.downsample import Track
+    from kullback.explore.downsample import DownsampledSeries
 
     rows = [{"step": step, "loss": (step * 7919 % 1000) / 1000} for step in range(1, 2001)]
     path = tmp_path / "metrics.jsonl"
@@ -71,7 +71,7 @@ def test_long_runs_are_thinned_as_the_report_thins_them(room, tmp_path):
     table = room.locator("#runs .chart .data td")
     table.first.wait_for()  # it is made once its chart is open
     cells = table.all_inner_texts()
-    track = Track(rows)
+    track = DownsampledSeries(rows)
     expected = track.curve("loss")
     assert expected is not None
     assert len(cells) == len(track.grid()["x"]) == 400

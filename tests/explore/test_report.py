@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from kullback.errors import InputError
 from kullback.explore import html as pages
-from kullback.explore.downsample import Track, finite
-from kullback.explore.report import Arm, Table, write_report
+from kullback.explore.downsample import DownsampledSeries, finite
+from kullback.explore.report import ReportRun, Table, write_report
 
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
@@ -74,7 +74,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     """Write a report and open it: show(arms, width=..., scheme=..., title=...)."""
     contexts = []
 
-    def open_report(arms: list[Arm], width: int = 1200, scheme: Any = "light", **words: Any) -> Opened:
+    def open_report(arms: list[ReportRun], width: int = 1200, scheme: Any = "light", **words: Any) -> Opened:
         path = write_report(arms, tmp_path / "report.html", **{"title": "A run", **words})
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
@@ -316,7 +316,7 @@ def test_foreign_text_stays_text(show):
         "budget": {"target": 0.1, "unit": "token"},
     }
     rows = [{"step": step, "kl_policy_ref_per_token": 0.1, **rewards} for step in (1, 2)]
-    arms = [Arm(HOSTILE, config, rows, [], {"before": [sample], "after": [sample]}), Arm("plain", {}, rows)]
+    arms = [ReportRun(HOSTILE, config, rows, [], {"before": [sample], "after": [sample]}), ReportRun("plain", {}, rows)]
     table = Table(columns=["arm", HOSTILE], rows=[[HOSTILE, HOSTILE]])
     opened = show(arms, width=400, title=HOSTILE, summary=HOSTILE, table=table)
     opened.assert_sound()
@@ -339,7 +339,7 @@ def test_foreign_text_stays_text(show):
 @needs_chromium
 def test_the_page_forbids_itself_everything_else(show):
     """Also shows that a page which tried would have been found out by assert_sound."""
-    opened = show([Arm("a")])
+    opened = show([ReportRun("a")])
     attempts = {
         "img-src": "Object.assign(new Image(), {src: 'data:image/gif;base64,R0lGODlhAQABAAAAACw='})",
         "connect-src": "fetch('https://example.invalid/').catch(() => 0)",
@@ -358,7 +358,7 @@ def test_the_page_forbids_itself_everything_else(show):
 
 
 def test_nothing_in_the_file_ends_a_script_early(tmp_path):
-    arm = Arm(HOSTILE, {HOSTILE: HOSTILE}, [{"step": 1, "reward": 1.0}])
+    arm = ReportRun(HOSTILE, {HOSTILE: HOSTILE}, [{"step": 1, "reward": 1.0}])
     text = write_report([arm], tmp_path / "report.html", title="A run").read_text("utf-8")
     assert text.count("</script") == 2
     data = text.split('id="page">')[1].split("</script>")[0]
@@ -374,7 +374,7 @@ def test_nothing_in_the_file_ends_a_script_early(tmp_path):
 
 @needs_chromium
 def test_a_run_without_a_step_says_so(show, two_arms):
-    opened = show([Arm("a", two_arms[0].config)])
+    opened = show([ReportRun("a", two_arms[0].config)])
     opened.assert_sound()
     assert opened.page.locator(".notice").all_inner_texts() == ["a: no training step has been recorded."]
     assert opened.page.locator("figure").count() == 0
@@ -384,7 +384,7 @@ def test_a_run_without_a_step_says_so(show, two_arms):
 
 @needs_chromium
 def test_a_run_of_one_step_is_drawn(show, two_arms):
-    arm = Arm("a", two_arms[0].config, two_arms[0].metrics[:1])
+    arm = ReportRun("a", two_arms[0].config, two_arms[0].metrics[:1])
     opened = show([arm], width=400)
     opened.assert_sound()
     assert opened.page.locator(".notice").all_inner_texts() == ["a: a single training step has been recorded."]
@@ -401,7 +401,7 @@ def test_what_is_missing_is_a_gap(show):
     del rows[7]["entropy"]
     rows[9]["kl_policy_ref_per_token"] = float("inf")
     rows.append({"entropy": 3.0})
-    opened = show([Arm("a", {}, rows, [{"step": 5}], {"before": [{}]})])
+    opened = show([ReportRun("a", {}, rows, [{"step": 5}], {"before": [{}]})])
     opened.assert_sound()
     page = opened.page
     series = page.locator("#chart-entropy .series")
@@ -442,7 +442,9 @@ def test_fifty_thousand_steps_stay_small_and_say_what_is_drawn(show, long_arms):
 def test_six_arms_with_budgets_in_both_units(show, two_arms):
     units = ["token", "sequence", "token", "token", "sequence", "token"]
     arms = [
-        Arm(f"arm {i}", {**two_arms[0].config, "budget": {"target": 0.05 + i, "unit": unit}}, two_arms[i % 2].metrics)
+        ReportRun(
+            f"arm {i}", {**two_arms[0].config, "budget": {"target": 0.05 + i, "unit": unit}}, two_arms[i % 2].metrics
+        )
         for i, unit in enumerate(units)
     ]
     opened = show(arms, width=400)
@@ -457,7 +459,7 @@ def test_six_arms_with_budgets_in_both_units(show, two_arms):
 @needs_chromium
 def test_rewards_on_unlike_scales_get_a_chart_each(show):
     rows = [{"step": step, "rewards/small": step / 10, "rewards/large": step * 10.0} for step in (1, 2, 3)]
-    opened = show([Arm("a", {"rewards": ["small"], "watched": ["large"]}, rows)])
+    opened = show([ReportRun("a", {"rewards": ["small"], "watched": ["large"]}, rows)])
     opened.assert_sound()
     titles = opened.page.locator("figure h3").all_inner_texts()
     assert titles == ["Reward: small", "Reward: large (watched)"]
@@ -489,8 +491,8 @@ def test_samples_are_paired_by_prompt_and_cut_when_many(tmp_path):
     order = ["a", "b", "a", "c"]
     long = [{"prompt": f"p{i}", "completion": "x" * 10_000} for i in range(30)]
     arms = [
-        Arm("one", samples={"before": some(order, "before"), "after": some(order[::-1], "after")}),
-        Arm("two", samples={"before": long}),
+        ReportRun("one", samples={"before": some(order, "before"), "after": some(order[::-1], "after")}),
+        ReportRun("two", samples={"before": long}),
     ]
     text = write_report(arms, tmp_path / "report.html", title="A run").read_text("utf-8")
     one, two = json.loads(text.split('id="page">')[1].split("</script>")[0])["samples"]
@@ -514,7 +516,7 @@ def test_buckets_hold_their_mean_least_and_greatest():
     rng = np.random.default_rng(0)
     values = rng.normal(size=4_000)
     values[1_234] = np.nan
-    track = Track([{"step": i, "x": v} for i, v in enumerate(values)])
+    track = DownsampledSeries([{"step": i, "x": v} for i, v in enumerate(values)])
     curve, grid = track.curve("x"), track.grid()
     assert curve
     assert len(grid["x"]) == 400
@@ -529,20 +531,20 @@ def test_buckets_hold_their_mean_least_and_greatest():
 
 def test_a_bucket_with_nothing_in_it_is_a_gap():
     rows: list[dict] = [{"step": i, "x": None if 500 <= i < 700 else 1.0} for i in range(1_000)]
-    curve = Track(rows).curve("x")
+    curve = DownsampledSeries(rows).curve("x")
     assert curve
     assert curve["values"].count(None) == curve["low"].count(None) == 80
 
 
 def test_whiskers_are_two_standard_errors():
-    curve = Track([{"step": 0, "kl": 0.5, "kl_std_error": 0.1}, {"step": 1, "kl": 0.5}]).curve("kl")
+    curve = DownsampledSeries([{"step": 0, "kl": 0.5, "kl_std_error": 0.1}, {"step": 1, "kl": 0.5}]).curve("kl")
     assert curve
     assert curve["low"] == [0.3, None]
     assert curve["high"] == [0.7, None]
 
 
 def test_a_step_written_twice_counts_once_and_in_order():
-    track = Track([{"step": 2, "x": 1.0}, {"step": 1, "x": 0.0}, {"step": 2, "x": 5.0}])
+    track = DownsampledSeries([{"step": 2, "x": 1.0}, {"step": 1, "x": 0.0}, {"step": 2, "x": 5.0}])
     curve = track.curve("x")
     assert curve
     assert (track.steps, curve["values"]) == ([1.0, 2.0], [0.0, 5.0])
@@ -564,10 +566,10 @@ def test_numpy_numbers_are_numbers():
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
-    path = write_report([Arm("a")], tmp_path / "report.html", title="The old one")
+    path = write_report([ReportRun("a")], tmp_path / "report.html", title="The old one")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
     with pytest.raises(OSError, match="no room"):
-        write_report([Arm("a")], path, title="The new one")
+        write_report([ReportRun("a")], path, title="The new one")
     assert "The old one" in path.read_text("utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -575,14 +577,16 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [0, 7])
 def test_arms_from_one_to_six(tmp_path, count):
     with pytest.raises(InputError, match=f"from 1 to 6 arms, and {count} came"):
-        write_report([Arm("a")] * count, tmp_path / "report.html", title="A run")
+        write_report([ReportRun("a")] * count, tmp_path / "report.html", title="A run")
 
 
 def test_a_ragged_table_or_a_missing_directory_is_named(tmp_path):
     with pytest.raises(InputError, match="2 columns, but a row of 1"):
-        write_report([Arm("a")], tmp_path / "r.html", title="A run", table={"columns": ["a", "b"], "rows": [["1"]]})
+        write_report(
+            [ReportRun("a")], tmp_path / "r.html", title="A run", table={"columns": ["a", "b"], "rows": [["1"]]}
+        )
     with pytest.raises(InputError, match="does not exist"):
-        write_report([Arm("a")], tmp_path / "nowhere" / "r.html", title="A run")
+        write_report([ReportRun("a")], tmp_path / "nowhere" / "r.html", title="A run")
 
 
 @pytest.mark.skipif(NODE is None and not IN_CI, reason="node is not installed")

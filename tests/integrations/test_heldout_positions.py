@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kullback.integrations.heldout_positions import Positions, prompt_fingerprints
+from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, head_of, last_hidden
 
 
-def positions(prompts: list[list[int]], completions: list[list[int]]) -> Positions:
+def positions(prompts: list[list[int]], completions: list[list[int]]) -> HeldOutCompletions:
     """Rows of token numbers, padded as a trainer pads them; the states hold each row's and place's number."""
     left, right = max(map(len, prompts)), max(map(len, completions))
     ids = torch.tensor(
@@ -18,7 +18,7 @@ def positions(prompts: list[list[int]], completions: list[list[int]]) -> Positio
     mask = torch.tensor([[1] * len(b) + [0] * (right - len(b)) for b in completions])
     attention = torch.cat([torch.tensor([[0] * (left - len(a)) + [1] * len(a) for a in prompts]), mask], dim=1)
     states = torch.arange(len(ids) * (right + 1) * 2.0).reshape(len(ids), right + 1, 2)
-    return Positions(ids, attention, mask, states, mask * 0.5, torch.ones(len(ids), dtype=torch.float64))
+    return HeldOutCompletions(ids, attention, mask, states, mask * 0.5, torch.ones(len(ids), dtype=torch.float64))
 
 
 def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
@@ -83,7 +83,7 @@ def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
     config = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32, initializer_range=0.5)
     policy, reference = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
 
-    def seen(rows: Positions) -> tuple[Positions, torch.Tensor]:
+    def seen(rows: HeldOutCompletions) -> tuple[HeldOutCompletions, torch.Tensor]:
         ref = last_hidden(reference, rows.ids, rows.attention)[:, -rows.mask.shape[1] - 1 :]
         hidden = last_hidden(policy, rows.ids, rows.attention)
         kl = completion_kl(head_of(policy), hidden, head_of(reference), ref, rows.mask, temperature=1.0)

@@ -310,7 +310,7 @@ def test_two_budgets_are_kept_at_once() -> None:
     got = seen(model)
     assert 0 < got["kl_old_policy_per_step"] < 5.2e-4
     assert got["kl_policy_ref_per_step"] == pytest.approx(2e-3, rel=0.3)
-    assert {"beta", "beta_old", "kl_level", "kl_level_old", "pull", "pull_old"} <= got.keys()
+    assert {"beta", "beta_old", "kl_filtered", "kl_level_old", "displacement_scale", "pull_old"} <= got.keys()
 
 
 @pytest.mark.parametrize(("use_sde", "seed"), [(True, 0), (False, 2)])
@@ -332,7 +332,7 @@ def test_of_two_budgets_neither_takes_the_others_pull_for_a_step(use_sde: bool, 
     scales = []
     for _ in range(10):
         model.learn(128, log_interval=None, reset_num_timesteps=False)
-        scales.append(min(seen(model)["step_scale"], seen(model)["step_scale_old"]))
+        scales.append(min(seen(model)["learning_rate_scale"], seen(model)["step_scale_old"]))
     assert min(scales) > 0.05
 
 
@@ -355,9 +355,9 @@ def test_the_step_scale_is_that_factor_on_the_actors_step() -> None:
     start = BudgetPPO("MlpPolicy", "CartPole-v1", seed=3, device="cpu").policy.action_net.weight.detach().clone()
     plain = trained(PPO, "CartPole-v1", **once).policy.action_net.weight - start
     # A budget that is far away: nothing else is done to the weights.
-    budget = KLBudget(1e3, unit="step", step_scale=0.25)
+    budget = KLBudget(1e3, unit="step", learning_rate_scale=0.25)
     held = trained(BudgetPPO, "CartPole-v1", budget=budget, **once)
-    scale = seen(held)["step_scale"]
+    scale = seen(held)["learning_rate_scale"]
     assert 0.25 <= scale < 0.4
     torch.testing.assert_close(held.policy.action_net.weight - start, scale * plain, rtol=1e-3, atol=1e-7)
 

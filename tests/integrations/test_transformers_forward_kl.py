@@ -141,7 +141,7 @@ def test_a_known_entropy_is_the_floor(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_some_examples_are_a_sample_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     trainer, rows = trainer_of(tiny_model, tmp_path)
-    row = ForwardKL(trainer, most=3).measure()
+    row = ForwardKL(trainer, max_examples=3).measure()
     _, floor, kl = truth(trainer.model, rows.select([0, 3, 6]))
     assert row["train_entropy_floor_per_token"] == pytest.approx(floor, rel=1e-12)
     assert row["train_forward_kl_per_token"] == pytest.approx(kl, rel=1e-5)
@@ -176,7 +176,7 @@ def test_a_classifier(tiny_model: Path, tmp_path: Path) -> None:
 def test_what_has_no_floor_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     trainer, rows = trainer_of(tiny_model, tmp_path)
     with pytest.raises(InputError, match="most to be 1 or more"):
-        ForwardKL(trainer, most=0)
+        ForwardKL(trainer, max_examples=0)
     nothing = rows.map(lambda row: {"labels": [-100] * len(row["labels"])})
     trainer.train_dataset = nothing
     with pytest.raises(InputError, match="expected labels that count, got none in 7 examples"):

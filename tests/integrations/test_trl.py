@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.errors import BudgetError
-from kullback.integrations.heldout_positions import Positions
+from kullback.integrations.heldout_positions import HeldOutCompletions
 from kullback.integrations.trl import BudgetGRPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -245,12 +245,12 @@ def test_pulling_scales_the_displacement(make: MakeTrainer) -> None:
 
 
 def test_the_schedulers_rate_is_put_back_after_the_step(make: MakeTrainer) -> None:
-    trainer = make(KLBudget(1e-4, step_scale=0.25), max_steps=3)  # small: the controller keeps its steps small
+    trainer = make(KLBudget(1e-4, learning_rate_scale=0.25), max_steps=3)  # small: the controller keeps its steps small
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
     # Unlike the usual ones, this schedule computes the next rate from the one that it finds.
     trainer.optimizer, trainer.lr_scheduler = optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     trainer.train()
-    assert trainer.budget.step_scale < 0.5
+    assert trainer.budget.learning_rate_scale < 0.5
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**3)
 
 
@@ -271,11 +271,11 @@ def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_p
     resumed = make(KLBudget(0.02), max_steps=7)
     seen: list[KLBudget] = []
     holder = resumed._holder
-    hold = holder.on_pre_optimizer_step
+    before_step = holder.on_pre_optimizer_step
 
     def noting(*arguments: Any, **named: Any) -> None:
         seen.append(resumed.budget)
-        hold(*arguments, **named)
+        before_step(*arguments, **named)
 
     holder.on_pre_optimizer_step = noting
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
@@ -323,7 +323,7 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
         generator = torch.Generator().manual_seed(seed)
         sizes, moves = torch.randn(2, 400, 1, generator=generator, dtype=torch.float64)
         kl = (1.5 * sizes).exp() * mask
-        rows = Positions(torch.arange(400)[:, None].expand(-1, 8), mask, mask, mask, kl, torch.ones(400))
+        rows = HeldOutCompletions(torch.arange(400)[:, None].expand(-1, 8), mask, mask, mask, kl, torch.ones(400))
         after = kl * (0.1 + 0.2 * moves).exp()
         whole = holder.change(rows, replace(rows, kl=after))
         share = float(mask.sum()) if unit == "token" else 400

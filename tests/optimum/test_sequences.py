@@ -135,7 +135,7 @@ def test_several_prompts_share_a_budget():
 
 def test_what_was_left_out_bounds_the_optimum_from_both_sides():
     whole = enumerate_sequences(writer(4), max_tokens=4, end=END)
-    part = enumerate_sequences(writer(4), max_tokens=4, end=END, least=2e-3)
+    part = enumerate_sequences(writer(4), max_tokens=4, end=END, min_prob=2e-3)
     assert 0 < part.rest < 0.2
     assert len(part.tokens) < len(whole.tokens)
     assert np.exp(part.log_probs).sum() + part.rest == pytest.approx(1, rel=1e-12)

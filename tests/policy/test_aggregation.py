@@ -26,8 +26,8 @@ def test_true_counts_and_the_rest_may_hold_anything(how: str, expected: float, d
 
 @pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "sequence_sum"])
 def test_parts_of_a_batch_add_up_to_the_whole(how: str) -> None:
-    divisor = MASK.sum() if how == "token_mean" else len(MASK)
-    parts = [aggregate_tokens(VALUES[k : k + 1], MASK[k : k + 1], how, divisor=divisor) for k in range(3)]
+    normalizer = MASK.sum() if how == "token_mean" else len(MASK)
+    parts = [aggregate_tokens(VALUES[k : k + 1], MASK[k : k + 1], how, normalizer=normalizer) for k in range(3)]
     assert sum(parts).item() == pytest.approx(aggregate_tokens(VALUES, MASK, how).item())
 
 

@@ -258,7 +258,7 @@ PLAIN_K3, WEIGHTED_K3 = KLPenalty(estimator="k3", unsafe=True), KLPenalty(estima
         ({"beta": 0.04, "bias": True}, {"beta": 0.04, "penalty": WEIGHTED_K3}),
         ({"loss_type": "bnpo", "beta": 0.04}, {"aggregate": "token_mean", "beta": 0.04, "penalty": PLAIN_K3}),
         ({"loss_type": "dapo", "high": 0.28}, {"aggregate": "token_mean", "clip": (0.2, 0.28)}),
-        ({"loss_type": "dr_grpo"}, {"aggregate": "sequence_sum", "divisor": 6 * 7}),
+        ({"loss_type": "dr_grpo"}, {"aggregate": "sequence_sum", "normalizer": 6 * 7}),
         ({"level": "sequence", "low": 3e-4, "high": 4e-4}, {"ratio": "sequence_mean", "clip": (3e-4, 4e-4)}),
     ],
     ids=str,

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kullback.tokens.entropy_floor import Occurrences, Prefixes
+from kullback.tokens.entropy_floor import EmpiricalConditional, Prefixes
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=40)
 
 
 @given(PAIRS)
 def test_it_is_the_conditional_entropy(pairs: list[tuple[int, int]]) -> None:
-    seen = Occurrences()
+    seen = EmpiricalConditional()
     for pair in pairs:
         seen.add(*pair)
     floor = seen.floor()
@@ -28,7 +28,7 @@ def test_it_is_the_conditional_entropy(pairs: list[tuple[int, int]]) -> None:
 
 @given(PAIRS, st.integers(0, 2**32 - 1))
 def test_no_model_is_below_it(pairs: list[tuple[int, int]], seed: int) -> None:
-    seen = Occurrences()
+    seen = EmpiricalConditional()
     for pair in pairs:
         seen.add(*pair)
     model = np.random.default_rng(seed).dirichlet(np.ones(5), size=4)
@@ -36,7 +36,7 @@ def test_no_model_is_below_it(pairs: list[tuple[int, int]], seed: int) -> None:
 
 
 def test_what_never_followed_and_nothing_at_all() -> None:
-    seen = Occurrences()
+    seen = EmpiricalConditional()
     assert seen.floor().nats == 0.0
     seen.add("a", 1)
     assert seen.surprise("a", 1) == 0.0

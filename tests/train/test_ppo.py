@@ -53,12 +53,12 @@ def plan_of(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
         case "old":
             return replace(plan, budget=KLBudget(1e-3, unit="step"), clip=None)
         case "reference":
-            return replace(plan, budget=KLBudget(0.01, unit="step"), of="reference", reference=reference)
+            return replace(plan, budget=KLBudget(0.01, unit="step"), constrain="reference", reference=reference)
         case "states":
             budget = KLBudget(0.01, unit="step")
-            return replace(plan, budget=budget, of="reference", over="reference", reference=reference)
+            return replace(plan, budget=budget, constrain="reference", states="reference", reference=reference)
         case "rule":
-            return replace(plan, budget=PPO2017(0.01), of="reference", reference=reference)
+            return replace(plan, budget=PPO2017(0.01), constrain="reference", reference=reference)
         case _:
             return replace(plan, env="Pendulum-v1", settings={**SMALL, "use_sde": True, "n_envs": 2, "n_steps": 64})
 
@@ -125,7 +125,7 @@ def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Pat
         512 * 20,
         tmp_path / "run",
         budget=KLBudget(target, unit="step"),
-        of="reference",
+        constrain="reference",
         reference=references[env],
         clip=None,
         settings=settings,
@@ -154,8 +154,8 @@ def test_where_the_reference_went_the_budget_is_held_in_every_update(
         512 * 10,
         tmp_path / "run",
         budget=KLBudget(target, unit="step"),
-        of="reference",
-        over="reference",
+        constrain="reference",
+        states="reference",
         reference=references[env],
         settings={**FAST, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": rate},
         evaluate_every=3,
@@ -167,7 +167,7 @@ def test_where_the_reference_went_the_budget_is_held_in_every_update(
         np.testing.assert_allclose(kls, target, rtol=0.1)
     # By PyTorch, over the same states: those that the reference goes to, and not those that the policy goes to.
     told = json.loads((run.path / "config.json").read_text())["budget"]
-    assert told["over"] == "reference"
+    assert told["states"] == "reference"
     judging = make_environments(env, plan.evaluation_episodes)
     policies = [load_policy(path, judging)[0] for path in (run.path, references[env])]
     states = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1)).states_of(policies[1], 1024)
@@ -181,8 +181,8 @@ def test_where_the_reference_went_the_budget_is_held_in_every_update(
 
 
 def test_states_of_the_reference_want_its_budget(tmp_path: Path) -> None:
-    plan = PPOPlan("CartPole-v1", 128, tmp_path / "run", budget=KLBudget(0.01, unit="step"), over="reference")
-    with pytest.raises(InputError, match="--over reference: expected --of reference"):
+    plan = PPOPlan("CartPole-v1", 128, tmp_path / "run", budget=KLBudget(0.01, unit="step"), states="reference")
+    with pytest.raises(InputError, match="--states reference: expected --constrain reference"):
         train_ppo(plan)
 
 
@@ -322,7 +322,10 @@ def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
         ({"settings": {"activation_fn": "Softmax"}}, "expected activation_fn of Tanh"),
         ({"settings": {"device": "abacus"}}, "--set device=abacus: expected a device that PyTorch has"),
         ({"settings": {"use_sde": True}}, "PPO refuses this: generalized State-Dependent Exploration"),
-        ({"of": "reference", "budget": KLBudget(0.1, unit="step")}, "--of reference: expected --reference"),
+        (
+            {"constrain": "reference", "budget": KLBudget(0.1, unit="step")},
+            "--constrain reference: expected --reference",
+        ),
         ({"budget": KLBudget(0.1)}, "budget per 'step', got 'token'"),
         ({"reference": Path("absent")}, "--reference absent: no such"),
         ({"settings": {"device": "cuda:99"}}, "--set device=cuda:99: expected a device that PyTorch has"),

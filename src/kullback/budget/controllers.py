@@ -12,11 +12,11 @@ __all__ = [
     "PPO2017",
     "Controller",
     "FixedBeta",
-    "RLlib",
+    "RLlibController",
     "Ziegler2019",
+    "controller_config",
     "controller_from_dict",
     "controller_to_dict",
-    "told_budget",
 ]
 
 
@@ -83,7 +83,7 @@ class PPO2017:
 
 
 @dataclass(frozen=True)
-class RLlib:
+class RLlibController:
     """RLlib's rule: beta times 1.5 above 2 targets, and halved below half of one.
 
     Args:
@@ -93,7 +93,7 @@ class RLlib:
     Source: [liang2018]; `KLCoeffMixin.update_kl` of its PPO, and the defaults of `PPOConfig`.
 
     Example:
-        >>> RLlib().update(0.03).beta, RLlib().update(0.004).beta, RLlib().update(0.015).beta
+        >>> RLlibController().update(0.03).beta, RLlibController().update(0.004).beta, RLlibController().update(0.015).beta
         (0.30000000000000004, 0.1, 0.2)
     """
 
@@ -140,7 +140,9 @@ class Ziegler2019:
         return replace(self, beta=_held(self.beta * (1 + self.gain * error)))
 
 
-CONTROLLERS: dict[str, type[Any]] = {kind.__name__: kind for kind in (FixedBeta, KLBudget, PPO2017, RLlib, Ziegler2019)}
+CONTROLLERS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (FixedBeta, KLBudget, PPO2017, RLlibController, Ziegler2019)
+}
 
 
 def controller_to_dict(controller: Any) -> dict[str, Any]:
@@ -175,11 +177,11 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
         raise BudgetError(f"expected what controller_to_dict gave, got {state!r}: {error}") from error
 
 
-def told_budget(controller: Any, *, unit: str) -> dict[str, Any]:
+def controller_config(controller: Any, *, unit: str) -> dict[str, Any]:
     """What a run's configuration says of its controller: what was asked for, not how it stands.
 
     Example:
-        >>> told_budget(PPO2017(0.03), unit="step")
+        >>> controller_config(PPO2017(0.03), unit="step")
         {'kind': 'PPO2017', 'target': 0.03, 'unit': 'step', 'beta': 1.0}
     """
     stored = controller_to_dict(controller)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Self
 
-__all__ = ["Level"]
+__all__ = ["KLFilter"]
 
 _MEMORY = 0.1  # share of the newest in the running spread
 _TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
@@ -22,38 +22,38 @@ _WANDER = 0.01  # what the offset changes by from one judgement to the next
 
 
 @dataclass(frozen=True)
-class Level:
+class KLFilter:
     """The KL as estimated, in nats per unit, with what has been learned about its measurements.
 
     A Kalman filter on the KL and on what held-out positions miss of its changes: these carry the level along, batches
-    and judgements correct both by the weight that the errors deserve.
+    and judgements correct covariance by the weight that the errors deserve.
 
     Args:
         value: The estimate; 0 before the first measurement.
-        doubt: Its relative standard error.
+        rel_std_error: Its relative standard error.
         drift: What log KL gains in a step beyond what held-out positions show, as learned.
-        drift_doubt: Its standard error.
-        both: The covariance of log KL's error and the drift's.
+        drift_std_error: Its standard error.
+        covariance: The covariance of log KL's error and the drift's.
         spread: The relative standard deviation of the KL between prompts, as measured.
         offset: The logarithm of the KL on the judged prompts over `value`, as learned.
-        offset_doubt: Its standard error; 0 before the first judgement.
-        followed: Whether `moved` was called since the last batch.
+        offset_std_error: Its standard error; 0 before the first judgement.
+        has_step_update: Whether `moved` was called since the last batch.
     """
 
     value: float = 0.0
-    doubt: float = 0.0
+    rel_std_error: float = 0.0
     drift: float = 0.0
-    drift_doubt: float = _VAGUE
-    both: float = 0.0
+    drift_std_error: float = _VAGUE
+    covariance: float = 0.0
     spread: float = 0.0
     offset: float = 0.0
-    offset_doubt: float = 0.0
-    followed: bool = False
+    offset_std_error: float = 0.0
+    has_step_update: bool = False
 
-    def seen(self, kl: float, *, std_error: float, count: int) -> Self:
+    def after_batch(self, kl: float, *, std_error: float, count: int) -> Self:
         """The level after a batch of `count` independent prompts; a standard error of nan is unknown."""
         if max(kl, self.value) <= 0:
-            return replace(self, followed=False)
+            return replace(self, has_step_update=False)
         # One batch's standard error follows its mean, and weighing by it would favour low batches; the spread of those
         # before does not.
         about = self.value or kl
@@ -63,76 +63,78 @@ class Level:
         spread = math.hypot(math.sqrt(1 - _MEMORY) * usual, math.sqrt(_MEMORY) * newest)
         noise = usual**2 / count
         if self.value <= 0:
-            return replace(self, value=kl, doubt=math.sqrt(noise), spread=spread, followed=False)
-        prior = self.doubt**2 + (0.0 if self.followed else _UNFOLLOWED**2)
+            return replace(self, value=kl, rel_std_error=math.sqrt(noise), spread=spread, has_step_update=False)
+        prior = self.rel_std_error**2 + (0.0 if self.has_step_update else _UNFOLLOWED**2)
         total = max(prior + noise, 1e-300)
         weight = prior / total
         miss = max(-1.0, min(1.0, kl / self.value - 1))
         return replace(
             self._with_drift(miss, total=total),
             value=self.value + weight * (kl - self.value),
-            doubt=math.sqrt(prior * (1 - weight)),
-            both=self.both * (1 - weight),
+            rel_std_error=math.sqrt(prior * (1 - weight)),
+            covariance=self.covariance * (1 - weight),
             spread=spread,
-            followed=False,
+            has_step_update=False,
         )
 
-    def knows_move(self, before: float, after: float) -> bool:
+    def is_valid_change(self, before: float, after: float) -> bool:
         """Whether the KL of fixed positions, before and after, says by what factor the level moved."""
         return before > 0 and 0 < after < _LEAP * before and self.value > 0
 
-    def moved(self, before: float, after: float, *, wanted: float, std_error: float = math.nan) -> Self:
+    def after_step(self, before: float, after: float, *, wanted: float, std_error: float = math.nan) -> Self:
         """The level after a step took held-out positions from before to after.
 
         Log KL moved by `wanted` unasked; `std_error` is that of after / before, relative, or nan where it is unknown.
         """
-        if not self.knows_move(before, after):
-            return replace(self, value=after, doubt=1.0, both=0.0, followed=True)
+        if not self.is_valid_change(before, after):
+            return replace(self, value=after, rel_std_error=1.0, covariance=0.0, has_step_update=True)
         unknown = math.isnan(std_error)
         noise = math.hypot(_JITTER, _TRUST * wanted) if unknown else min(1.0, _SERVED * std_error)
-        drift_doubt = min(_VAGUE, math.hypot(self.drift_doubt, _TURNS))
+        drift_std_error = min(_VAGUE, math.hypot(self.drift_std_error, _TURNS))
         return replace(
             self,
             value=min(_MOST, self.value * (after / before) * math.exp(self.drift)),
-            doubt=math.sqrt(max(0.0, self.doubt**2 + 2 * self.both + drift_doubt**2 + noise**2)),
-            drift_doubt=drift_doubt,
-            both=self.both + drift_doubt**2,
-            followed=True,
+            rel_std_error=math.sqrt(
+                max(0.0, self.rel_std_error**2 + 2 * self.covariance + drift_std_error**2 + noise**2)
+            ),
+            drift_std_error=drift_std_error,
+            covariance=self.covariance + drift_std_error**2,
+            has_step_update=True,
         )
 
-    def scaled(self, before: float, after: float) -> Self:
+    def after_scaling(self, before: float, after: float) -> Self:
         """The level after the displacement alone was scaled."""
-        if not self.knows_move(before, after):
+        if not self.is_valid_change(before, after):
             return self
         return replace(self, value=min(_MOST, self.value * (after / before)))
 
-    def judged(self, kl: float, *, std_error: float) -> Self:
+    def after_evaluation(self, kl: float, *, std_error: float) -> Self:
         """The level after a fixed set of prompts was measured.
 
         Part of the difference is the level's error, and goes. The rest is the set's own, the same each time since the
         prompts are, and becomes `offset`.
         """
         error = min(_WIDEST, std_error / kl)
-        prior = error**2 if self.offset_doubt == 0 else self.offset_doubt**2 + _WANDER**2
+        prior = error**2 if self.offset_std_error == 0 else self.offset_std_error**2 + _WANDER**2
         noise = (_RENEWED * error) ** 2
         surprise = math.log(kl) - math.log(self.value) - self.offset
         # What is more than the errors can say is the level's: a set of prompts does not change.
-        doubt = max(self.doubt**2, surprise**2 - prior - noise)
-        total = max(doubt + prior + noise, 1e-300)
+        rel_std_error = max(self.rel_std_error**2, surprise**2 - prior - noise)
+        total = max(rel_std_error + prior + noise, 1e-300)
         return replace(
             self._with_drift(surprise, total=total),
-            value=math.exp(min(math.log(_MOST), math.log(self.value) + doubt / total * surprise)),
-            doubt=math.sqrt(doubt * (1 - doubt / total)),
-            both=self.both * (1 - doubt / total),
+            value=math.exp(min(math.log(_MOST), math.log(self.value) + rel_std_error / total * surprise)),
+            rel_std_error=math.sqrt(rel_std_error * (1 - rel_std_error / total)),
+            covariance=self.covariance * (1 - rel_std_error / total),
             offset=self.offset + prior / total * surprise,
-            offset_doubt=math.sqrt(prior * (1 - prior / total)),
+            offset_std_error=math.sqrt(prior * (1 - prior / total)),
         )
 
     def _with_drift(self, surprise: float, *, total: float) -> Self:
         """What a measurement that surprises by so much, where its variance is the total, says of the drift."""
-        slow = self.both / total
+        slow = self.covariance / total
         return replace(
             self,
             drift=max(-_DRIFT, min(_DRIFT, self.drift + slow * surprise)),
-            drift_doubt=math.sqrt(max(0.0, self.drift_doubt**2 - slow * self.both)),
+            drift_std_error=math.sqrt(max(0.0, self.drift_std_error**2 - slow * self.covariance)),
         )

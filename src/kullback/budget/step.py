@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from kullback.budget.kl_budget import KLBudget
 
-__all__ = ["hold"]
+__all__ = ["pull_and_brake"]
 
 _MOST_BRAKES = 3
 
 
-def hold(
+def pull_and_brake(
     budget: KLBudget,
     scale: Callable[[float], None],
     look: Callable[[], tuple[float, float, float]],
@@ -27,18 +27,18 @@ def hold(
     Returns:
         The state after, and by what the displacement was scaled in all.
     """
-    pulled = budget.pull
+    pulled = budget.displacement_scale
     scale(pulled)
     before, after, std_error = look()
     if is_told:
-        budget = budget.braked(before, after, factor=pulled)
+        budget = budget.after_brake(before, after, factor=pulled)
     else:
-        budget = budget.moved(before, after, pull=pulled, std_error=std_error)
+        budget = budget.after_step(before, after, displacement_scale=pulled, std_error=std_error)
     for _ in range(_MOST_BRAKES):
         if (brake := budget.brake) == 1.0:
             break
         scale(brake)
         pulled *= brake
         before, after, _ = look()
-        budget = budget.braked(before, after)
+        budget = budget.after_brake(before, after)
     return budget, pulled

@@ -20,7 +20,7 @@ import numpy as np
 
 from kullback import families
 from kullback.errors import InputError
-from kullback.families import Categorical, NormalMixture, Record
+from kullback.families import Categorical, Distribution, NormalMixture
 
 __all__ = ["family_named", "read"]
 
@@ -28,10 +28,10 @@ _TOKEN = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|([A-Za-z_]\
 _NUMBERS = re.compile(r"[-+\d.eE,\s]*\d[-+\d.eE,\s]*")
 _FILES = (".npy", ".csv", ".json")
 
-Held = Record | np.ndarray
+Member = Distribution | np.ndarray
 
 
-def read(text: str) -> Held:
+def read(text: str) -> Member:
     """A distribution from its notation: a record, or probabilities as an array.
 
     Args:
@@ -58,7 +58,7 @@ def read(text: str) -> Held:
     return _Reader(text).whole()
 
 
-def family_named(name: str) -> type[Record]:
+def family_named(name: str) -> type[Distribution]:
     """The record class of a name such as `student_t`.
 
     Raises:
@@ -123,10 +123,10 @@ def _number(text: str, part: str) -> float:
         raise InputError(f"{text!r}: expected numbers with commas between them, got {part.strip()!r}") from None
 
 
-def _names() -> dict[str, type[Record]]:
+def _names() -> dict[str, type[Distribution]]:
     kinds = [getattr(families, name) for name in families.__all__]
     # What is made of other distributions has no notation of its own.
-    parts = {"Record", "Independent", "Transformed"}
+    parts = {"Distribution", "Independent", "Transformed"}
     return {kind.__name__.lower(): kind for kind in kinds if kind.__name__ not in parts}
 
 
@@ -136,13 +136,13 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
 
-    def whole(self) -> Held:
+    def whole(self) -> Member:
         held = self.family()
         if self.at < len(self.text.rstrip()):
             raise self.failure("the end")
         return held
 
-    def family(self) -> Held:
+    def family(self) -> Member:
         name = self.take("name")
         if name.lower() == "mixture":
             return self.mixture()
@@ -167,7 +167,7 @@ class _Reader:
         self.take(")")
         return NormalMixture(weights=weights, locs=[part.loc for part in parts], scales=[part.scale for part in parts])
 
-    def made(self, kind: type[Record]) -> Held:
+    def made(self, kind: type[Distribution]) -> Member:
         names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
         given: dict[str, Any] = {}
         self.take("(")

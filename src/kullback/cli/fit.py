@@ -11,7 +11,7 @@ import numpy as np
 from kullback.cli.distribution_syntax import family_named, read
 from kullback.cli.output import strict, table
 from kullback.errors import InputError, ParameterError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit import Fit, fit_forward, fit_reverse
 
 __all__ = ["add_parser"]
@@ -85,7 +85,7 @@ def _fixed(text: str) -> tuple[str, float]:
         raise InputError(f"--fixed: expected NAME=VALUE such as total_count=10, got {text!r}") from None
 
 
-def _record(text: str) -> Record:
+def _record(text: str) -> Distribution:
     found = read(text)
     if isinstance(found, np.ndarray):
         raise ParameterError(f"--start: expected a member of the family such as normal(0, 1), got {text!r}")
@@ -115,7 +115,7 @@ def _facts(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def _parameters(record: Record) -> dict[str, Any]:
+def _parameters(record: Distribution) -> dict[str, Any]:
     given = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     return {name: np.asarray(value).tolist() for name, value in given.items() if value is not None}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.cli.distribution_syntax import Held, read
+from kullback.cli.distribution_syntax import Member, read
 from kullback.cli.output import strict, table
 from kullback.densities.convert import as_density
 from kullback.densities.entropy import entropy_of
@@ -100,13 +100,13 @@ def _gap(p: np.ndarray, q: np.ndarray) -> dict[str, Any]:
     return {"warnings": [f"q is 0 at {', '.join(map(str, first))}, where p is {p[first]:.6g}{others}"]}
 
 
-def _of_families(p: Held, q: Held, scale: float, error: float) -> dict[str, Any]:
+def _of_families(p: Member, q: Member, scale: float, error: float) -> dict[str, Any]:
     there, back = measure(p, q, error=error), measure(q, p, error=error)
     facts = {"kl": scale * there.value, "reverse_kl": scale * back.value, **_entropies(p, there.value, scale)}
     return {**facts, **_how(there, scale), "reverse": _how(back, scale)}
 
 
-def _entropies(p: Held, kl: float, scale: float) -> dict[str, Any]:
+def _entropies(p: Member, kl: float, scale: float) -> dict[str, Any]:
     """H(P), and H(P, Q) = H(P) + KL(P || Q); nothing where P is no distribution on the line."""
     density = as_density(p)
     if density is None:

@@ -14,7 +14,7 @@ EXAMPLE = """examples:
   kullback train ppo --env CartPole-v1 --budget 0.01 --clip none --steps 100000 --output runs/cartpole
   kullback train ppo --env CartPole-v1 --reference runs/cartpole --budget 0.05 --steps 50000 --output runs/tuned
 """
-_CONTROLLERS = ("KLBudget", "PPO2017", "RLlib", "Ziegler2019", "FixedBeta")
+_CONTROLLERS = ("KLBudget", "PPO2017", "RLlibController", "Ziegler2019", "FixedBeta")
 
 
 def add_ppo(recipes: Any) -> None:
@@ -28,9 +28,13 @@ def add_ppo(recipes: Any) -> None:
     add = parser.add_argument
     add("--env", required=True, metavar="NAME", help="the environment's name in Gymnasium")
     add("--budget", type=float, metavar="NATS", help="nats per step that the KL is held to; without: not held")
-    add("--of", choices=("old", "reference"), help="KL(old || policy) of an update, or KL(policy || reference)")
+    add(
+        "--constrain",
+        choices=("old-policy", "reference"),
+        help="which KL is constrained: KL(old policy || policy) of an update, or KL(policy || reference)",
+    )
     over = "of the reference's KL: where the policy goes (visited), or 1024 states where the reference went (reference)"
-    add("--over", choices=("visited", "reference"), default="visited", help=over)
+    add("--states", choices=("visited", "reference"), default="visited", help=over)
     add("--reference", type=Path, metavar="PATH", help="start here, and stay near: a run of this, or SB3's model.zip")
     add("--clip", type=_clip, default=0.2, metavar="X", help="of the probability ratio, or none (default: 0.2)")
     add("--controller", choices=_CONTROLLERS, default="KLBudget", help="what sets beta (default: KLBudget)")
@@ -53,10 +57,10 @@ def _clip(text: str) -> float | None:
 
 
 def _ppo(options: argparse.Namespace) -> int:
-    of = options.of or ("reference" if options.reference else "old")
+    constrain = options.constrain or ("reference" if options.reference else "old-policy")
     controller = _controller(options)
-    if options.of and controller is None:
-        raise InputError("--of: expected --budget beside it, or --controller FixedBeta")
+    if options.constrain and controller is None:
+        raise InputError("--constrain: expected --budget beside it, or --controller FixedBeta")
 
     import kullback.integrations.sb3_saved  # noqa: F401  first: where a library is missing it says what to install
 
@@ -73,8 +77,8 @@ def _ppo(options: argparse.Namespace) -> int:
         steps=options.steps,
         output=options.output,
         budget=controller,
-        of=of,
-        over=options.over,
+        constrain=constrain,
+        states=options.states,
         reference=options.reference,
         clip=options.clip,
         seed=options.seed,

@@ -88,7 +88,7 @@ def _bottleneck(options: argparse.Namespace) -> int:
 
 def _curve(runs: dict[str, Any]) -> str:
     told = [(run.evaluations() or [{}])[-1] for run in runs.values()]
-    pairs = [f"{row['accuracy']:.1%} at {row['kl_posterior_prior_per_latent']:.2f} nats" for row in told if row]
+    pairs = [f"{row['accuracy']:.1%} at {row['kl_posterior_prior_per_image']:.2f} nats" for row in told if row]
     return f"Accuracy on held-out images: {', '.join(pairs)}"
 
 

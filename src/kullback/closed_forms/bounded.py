@@ -10,7 +10,7 @@ from kullback.closed_forms.dirichlets import betas
 from kullback.closed_forms.normals import against_normal
 from kullback.closed_forms.registry import closed_form, where_equal
 from kullback.numerics.arrays import Array
-from kullback.numerics.log_gamma import binet, binet_slope, dispersion
+from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean
 from kullback.numerics.log_sinhc import log_sinhc, log_sinhc_curvature, log_sinhc_residual, log_sinhc_slope
 from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
 
@@ -126,7 +126,7 @@ def beta_gamma(xp: Any, p: Any, q: Any) -> Array:
     shape, rate = _shape_and_rate(xp, q)
     a, b = p.concentration1, p.concentration0
     c = a + b
-    kl = dispersion(xp, a, shape) + shape * phi(xp.log(rate / c) + log_ratio(xp, a, shape))
+    kl = gamma_kl_equal_mean(xp, a, shape) + shape * phi(xp.log(rate / c) + log_ratio(xp, a, shape))
     normalizer = xp.log1p(a / b) / 2 + a / b / c / 2 + _binet_excess(xp, c, 1) - _binet_excess(xp, b, 1)
     return kl + normalizer + shape * (binet_slope(xp, c) - 0.5 / c)
 

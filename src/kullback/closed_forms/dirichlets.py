@@ -8,7 +8,7 @@ from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
 from kullback.numerics.arrays import Array, holds
-from kullback.numerics.log_gamma import dispersion, dispersion_rise
+from kullback.numerics.log_gamma import gamma_kl_equal_mean, gamma_kl_equal_mean_increment
 from kullback.numerics.phi import log_ratio, phi
 
 __all__ = ["betas"]
@@ -45,7 +45,7 @@ def _dirichlet(xp: Any, a: Array, b: Array) -> Array:
     h = b - a
     sum_a, sum_b, sum_h = (xp.sum(x, axis=-1) for x in (a, b, h))
     d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
-    each, whole = dispersion(xp, a, b, h), dispersion(xp, sum_a, sum_b, sum_h)
+    each, whole = gamma_kl_equal_mean(xp, a, b, h), gamma_kl_equal_mean(xp, sum_a, sum_b, sum_h)
     # The largest's D may all but cancel that of the sums.
     is_top = xp.arange(a.shape[-1], device=device(a)) == xp.argmax(a, axis=-1, keepdims=True)
     top_a, top_b, top_h, top = (xp.sum(xp.where(is_top, x, 0.0), axis=-1) for x in (a, b, h, each))
@@ -53,5 +53,5 @@ def _dirichlet(xp: Any, a: Array, b: Array) -> Array:
     near, change = (rest_a < top_a / 8) & (rest_b < top_b / 8), whole - top
     if not holds(~xp.any(near)):
         rest_a, rest_b, rest_h = (xp.where(near, x, 0.0) for x in (rest_a, rest_b, rest_h))
-        change = xp.where(near, dispersion_rise(xp, top_a, top_b, top_h, rest_a, rest_b, rest_h), change)
+        change = xp.where(near, gamma_kl_equal_mean_increment(xp, top_a, top_b, top_h, rest_a, rest_b, rest_h), change)
     return xp.sum(b * phi(d), axis=-1) + rest - change

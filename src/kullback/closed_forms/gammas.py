@@ -14,7 +14,14 @@ from kullback import families as f
 from kullback.closed_forms.normals import against_normal
 from kullback.closed_forms.registry import closed_form
 from kullback.numerics.arrays import Array, holds
-from kullback.numerics.log_gamma import binet, binet_curvature, binet_slope, digamma, dispersion, log_gamma_rise
+from kullback.numerics.log_gamma import (
+    binet,
+    binet_curvature,
+    binet_slope,
+    digamma,
+    gamma_kl_equal_mean,
+    log_gamma_rise,
+)
 from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
 
 POWERS_OF_GAMMA: tuple[type, ...] = (
@@ -74,7 +81,7 @@ def _log_scale(xp: Any, p: _Power) -> Array:
 
 
 @closed_form(*product(POWERS_OF_GAMMA, POWERS_OF_GAMMA), (f.InverseGamma, f.InverseGamma))
-def power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
+def kl_gamma_powers(xp: Any, p: Any, q: Any) -> Array:
     """KL of the gamma variables' own: with t = power_q/power_p = 1 + s, and m the mean of (x / scale_q)^power_q,
 
     k2 phi(log(m/k2)) + D(k1, k2) + k2 R(k1 + 1, s) + s (k2/k1 - 1) + (s - log(1 + s)),
@@ -91,7 +98,7 @@ def _powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Ar
     k1, k2 = (_array(xp, shape, log_scales) for shape in shapes)
     if not _fixed_and_equal(*shapes):
         log_mean = log_mean + log_ratio(xp, k1, k2)
-        rest = dispersion(xp, k1, k2)
+        rest = gamma_kl_equal_mean(xp, k1, k2)
     if not _fixed_and_equal(*t):
         over, under = (_array(xp, power, log_scales) for power in t)
         s = (over - under) / under
@@ -127,7 +134,7 @@ def gumbel(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form(*product([*POWERS_OF_GAMMA, f.InverseGamma], [f.LogNormal]))
-def power_of_gamma_log_normal(xp: Any, p: Any, q: Any) -> Array:
+def kl_gamma_power_log_normal(xp: Any, p: Any, q: Any) -> Array:
     """Of log x, by its mean, its variance and its negentropy."""
     sign = -1 if isinstance(p, f.InverseGamma) else 1
     p = _whole(xp, p)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback.closed_forms.supports import is_contained, lies_on_the_line
 from kullback.errors import NoClosedFormError, ShapeError
-from kullback.families import NormalMixture, Record
+from kullback.families import Distribution, NormalMixture
 from kullback.families.base import first_offender, is_traced
 from kullback.numerics.arrays import Array, as_floats, cast, untracked, with_gradient
 
@@ -35,7 +35,7 @@ def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], C
     return register
 
 
-def in_arrays(function: Callable[..., Array], p: Record, q: Record) -> Array:
+def in_arrays(function: Callable[..., Array], p: Distribution, q: Distribution) -> Array:
     """`function(xp, p, q)` with the parameters as arrays to compute in, and the result in the dtype to return."""
     given = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     given = [(record, name) for record, name in given if getattr(record, name) is not None]
@@ -97,7 +97,7 @@ _where_equal = with_gradient(
 )
 
 
-def _require_broadcasting(p: Record, q: Record, shapes: list[tuple[int, ...]]) -> None:
+def _require_broadcasting(p: Distribution, q: Distribution, shapes: list[tuple[int, ...]]) -> None:
     try:
         np.broadcast_shapes(*shapes)
     except ValueError as error:

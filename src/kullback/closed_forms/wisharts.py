@@ -11,7 +11,7 @@ from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
 from kullback.families.base import is_traced
 from kullback.numerics.arrays import Array, untracked
-from kullback.numerics.log_gamma import dispersion
+from kullback.numerics.log_gamma import gamma_kl_equal_mean
 from kullback.numerics.phi import log1p_residual, log_ratio
 
 __all__: list[str] = []
@@ -50,7 +50,7 @@ def _wishart(xp: Any, df_p: Array, df_q: Array, name: str, matrix_p: Array, matr
     means = df_q / 2 * sum_log_residuals(xp, changes + x + x * changes, logs + log_x)
     half = xp.asarray(np.arange(size) / 2, dtype=changes.dtype, device=device(changes))
     a, b, h = (df_p / 2)[..., None], (df_q / 2)[..., None], ((df_q - df_p) / 2)[..., None]
-    return means + xp.sum(dispersion(xp, a - half, b - half, h) + _leading(xp, a, b, h, half), axis=-1)
+    return means + xp.sum(gamma_kl_equal_mean(xp, a - half, b - half, h) + _leading(xp, a, b, h, half), axis=-1)
 
 
 def _leading(xp: Any, a: Array, b: Array, h: Array, e: Array) -> Array:

@@ -11,7 +11,7 @@ from kullback.densities.from_numpyro import of_numpyro, sampler_of_numpyro
 from kullback.densities.from_scipy import of_frozen, of_random_variable
 from kullback.densities.from_torch import components_of_torch, of_torch, sampler_of_torch
 from kullback.densities.gaussian_mixtures import Components, components_of_record, sampler_of_components
-from kullback.families import Record, Transformed
+from kullback.families import Distribution, Transformed
 from kullback.numerics.arrays import Array
 from kullback.samples.monte_carlo import Sampler
 
@@ -23,7 +23,7 @@ def as_density(distribution: Any) -> Density | None:
     if isinstance(distribution, Transformed) and _is_absolute(distribution.transform):
         base = as_density(distribution.base)
         return None if base is None or base.discrete else _folded(base)
-    if isinstance(distribution, Record):
+    if isinstance(distribution, Distribution):
         return of_record(distribution)
     if _is_torch(distribution):
         return of_torch(distribution)
@@ -63,7 +63,7 @@ def as_components(distribution: Any) -> Components | None:
     """Its parts, if it is a normal of vectors or a mixture of them."""
     if isinstance(distribution, Components):
         return distribution
-    if isinstance(distribution, Record):
+    if isinstance(distribution, Distribution):
         return components_of_record(distribution)
     return components_of_torch(distribution) if _is_torch(distribution) else None
 

@@ -18,7 +18,7 @@ from kullback.numerics.arrays import Array, untracked
 __all__ = ["in_float64", "known_on_the_line", "of_record"]
 
 
-def of_record(record: families.Record) -> Density | None:
+def of_record(record: families.Distribution) -> Density | None:
     """The density of a record, or None if it is not one on the line.
 
     Raises:
@@ -32,12 +32,12 @@ def of_record(record: families.Record) -> Density | None:
         return _MADE_OF[kind](*numbers)
 
 
-def known_on_the_line(kind: type[families.Record]) -> bool:
+def known_on_the_line(kind: type[families.Distribution]) -> bool:
     """Whether the records of a class have a density on the line here."""
     return kind in _MADE_OF
 
 
-def in_float64(record: families.Record) -> families.Record:
+def in_float64(record: families.Distribution) -> families.Distribution:
     """The same with its parameters in float64, if it is of numbers on the line."""
     if type(record) not in _MADE_OF or isinstance(record, families.NormalMixture):
         return record
@@ -46,7 +46,7 @@ def in_float64(record: families.Record) -> families.Record:
     return type(record)(**given)
 
 
-def _number(record: families.Record, name: str) -> Any:
+def _number(record: families.Distribution, name: str) -> Any:
     value = getattr(record, name)
     if value is None:
         return None

@@ -8,7 +8,7 @@ from scipy import special
 from kullback.closed_forms import FORMS
 from kullback.closed_forms.multivariate import covariance_of
 from kullback.errors import ShapeError
-from kullback.families import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, Record
+from kullback.families import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 from kullback.numerics.arrays import Array, untracked
 from kullback.samples.monte_carlo import Sampler
 
@@ -71,7 +71,7 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
     return Components(weights[kept] / weights.sum(), locs[kept], covariances[kept])
 
 
-def components_of_record(record: Record) -> Components | None:
+def components_of_record(record: Distribution) -> Components | None:
     """A normal of vectors as a mixture of one; None for what is none, and for a batch."""
     if isinstance(record, Independent) and isinstance(record.base, Normal) and record.event_dims == 1:
         loc, scale = np.broadcast_arrays(*(_plain(side) for side in (record.base.loc, record.base.scale)))

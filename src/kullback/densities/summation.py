@@ -60,12 +60,12 @@ def _one_by_one(p: Density, q: Density) -> list[tuple[float, float]]:
     if high - low <= _AT_ONCE:
         return [(low, high)]
     edges = [end for density in (p, q) for end in density.support if isfinite(end)]
-    stretches = [(end - _shore(p, q, end, -1), end + _shore(p, q, end, 1)) for end in edges]
+    stretches = [(end - _support_edge(p, q, end, -1), end + _support_edge(p, q, end, 1)) for end in edges]
     for place, width in (*p.anchors, *q.anchors):
         first, last = (
             (floor(place - 40 * width), ceil(place + 40 * width)) if width < _WIDE else (place - 64, place + 64)
         )
-        stretches.append((first - _shore(p, q, first, -1), last + _shore(p, q, last, 1)))
+        stretches.append((first - _support_edge(p, q, first, -1), last + _support_edge(p, q, last, 1)))
     merged: list[tuple[float, float]] = []
     for first, last in sorted((max(first, low), min(last, high)) for first, last in stretches):
         if merged and first <= merged[-1][1] + 2:
@@ -75,7 +75,7 @@ def _one_by_one(p: Density, q: Density) -> list[tuple[float, float]]:
     return merged
 
 
-def _shore(p: Density, q: Density, edge: float, step: int) -> int:
+def _support_edge(p: Density, q: Density, edge: float, step: int) -> int:
     """How many more are to be added one by one from here: none to speak of where nothing is left."""
     k = edge + step * np.asarray([1.0, 8.0, 64.0, 512.0])
     return _SHORE if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8

@@ -43,7 +43,7 @@ def follow(p: Density, q: Density, origin: float, scale: float, growth: int) -> 
         farthest = min(farthest, log(abs(scale)) - log(1e3 * np.spacing(abs(origin))))
     if farthest < 4:
         return Tail(max(farthest, 1.0))
-    s, log_p, log_q = _sight(p, q, (origin, scale, growth), farthest)
+    s, log_p, log_q = _search_tail(p, q, (origin, scale, growth), farthest)
     if s.size < 2:
         # q has underflowed before the ray begins: look nearer.
         nearer = follow(p, q, origin, scale / 8, growth) if growth > 0 and abs(scale) > 1e-300 else Tail(40.0)
@@ -63,7 +63,7 @@ def follow(p: Density, q: Density, origin: float, scale: float, growth: int) -> 
     return Tail(float(s[-1]), beyond, doubt, *masses, unclear)
 
 
-def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: float) -> tuple[Array, Array, Array]:
+def _search_tail(p: Density, q: Density, ray: tuple[float, float, int], farthest: float) -> tuple[Array, Array, Array]:
     """s, and the logs of both densities by s, for as far as there is something to be seen."""
     origin, scale, growth = ray
     s = np.linspace(0.0, farthest, max(400, 1 + round(2 * farthest)))
@@ -79,7 +79,7 @@ def _sight(p: Density, q: Density, ray: tuple[float, float, int], farthest: floa
         # The log of a q that underflowed: it lost digits before it was gone.
         seen = min(seen, int(np.append(np.flatnonzero(log_q - step < -690), seen)[0]))
     if 0 < seen < 50 and farthest > 1e-3:
-        return _sight(p, q, ray, float(s[seen]))
+        return _search_tail(p, q, ray, float(s[seen]))
     return s[:seen], log_p[:seen], log_q[:seen]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import Row, kl_names, late_half, series
 
-__all__ = ["budget_symptoms", "hacking_symptoms"]
+__all__ = ["check_budget", "check_reward_hacking"]
 
 _ENOUGH = 5  # steps before a run is judged as a whole
 
 
-def budget_symptoms(
+def check_budget(
     metrics: Sequence[Row],
     evaluations: Sequence[Row],
     *,
@@ -34,7 +34,7 @@ def budget_symptoms(
 
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.4, "beta": 0.1} for i in range(40)]
-        >>> [one.name for one in budget_symptoms(rows, [], target=0.05, unit="token")]
+        >>> [one.name for one in check_budget(rows, [], target=0.05, unit="token")]
         ['over-budget']
     """
     name = name or f"kl_policy_ref_per_{unit}"
@@ -75,18 +75,20 @@ def budget_symptoms(
             "nothing, if the reward is as high as it can be; else a larger learning rate or more steps. See whether "
             f"the budget was meant per {unit}"
         )
-        levels = [value for _, value in late_half(series(metrics, "kl_level"))]
+        levels = [value for _, value in late_half(series(metrics, "kl_filtered"))]
         if levels and fmean(levels) > 0.8 * target:
-            evidence["mean kl_level of the last half"] = fmean(levels)
+            evidence["mean kl_filtered of the last half"] = fmean(levels)
             cause = "the budget is held where the controller looks, and what the policy comes to next shows far less"
-            remedy = "larger rollouts or batches; in PPO --over reference, which holds it at states that stay the same"
+            remedy = (
+                "larger rollouts or batches; in PPO --states reference, which holds it at states that stay the same"
+            )
         found.append(
             Finding("budget-not-reached", "warning", cause, remedy, {**evidence, **_in_other_unit(metrics, unit)})
         )
     return found
 
 
-def hacking_symptoms(
+def check_reward_hacking(
     evaluations: Sequence[Row],
     *,
     proxies: Sequence[str],
@@ -106,7 +108,7 @@ def hacking_symptoms(
     Example:
         >>> then = {"rewards/proxy": 0.5, "rewards/true": 0.5, "count": 500, "entropy": 0.6}
         >>> now = {"rewards/proxy": 0.9, "rewards/true": 0.0, "count": 500, "entropy": 1.9}
-        >>> hacking_symptoms([then, now], proxies=["proxy"], watched=["true"])[0].name
+        >>> check_reward_hacking([then, now], proxies=["proxy"], watched=["true"])[0].name
         'reward-hacking'
     """
     if len(evaluations) < 2:

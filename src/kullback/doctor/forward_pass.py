@@ -11,7 +11,14 @@ from torch import Tensor
 
 from kullback.errors import InputError, ShapeError
 
-__all__ = ["Pair", "Seen", "left_as_it_was", "logits_of", "picked", "seen_batch"]
+__all__ = [
+    "CompletionBatch",
+    "PolicyAndReference",
+    "completion_batch",
+    "left_as_it_was",
+    "logits_of",
+    "token_log_probs",
+]
 
 _ROWS, _TIME = 8, 64  # enough to name a cause, and few enough for a vocabulary of 256k
 _KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -23,7 +30,7 @@ _RECORDED = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class CompletionBatch:
     """A batch of completions, or a part of one.
 
     Args:
@@ -45,10 +52,10 @@ class Seen:
         """The completions' ids."""
         return self.ids[:, -self.mask.shape[1] :]
 
-    def part(self, rows: Tensor | slice, time: int) -> "Seen":
+    def part(self, rows: Tensor | slice, time: int) -> "CompletionBatch":
         """Some of the rows, with no more than so many of the completions' first tokens."""
         cut = self.prompt_mask.shape[1] + time
-        return Seen(
+        return CompletionBatch(
             self.ids[rows, :cut],
             self.attention[rows, :cut],
             self.prompt_mask[rows],
@@ -56,19 +63,19 @@ class Seen:
             {name: values[rows, :time] for name, values in self.recorded.items()},
         )
 
-    def sample(self) -> "Seen":
+    def sample(self) -> "CompletionBatch":
         """The first rows in which something counts."""
         return self.part(self.mask[:, :_TIME].any(-1).nonzero()[:_ROWS, 0], _TIME)
 
-    def alone(self, row: int) -> "Seen":
+    def alone(self, row: int) -> "CompletionBatch":
         """One row, with its prompt's padding cut away."""
         start = int(self.prompt_mask[row].sum())
         one = slice(row, row + 1)
         cut = torch.cat([self.ids[one, : -self.mask.shape[1]][:, self.prompt_mask[row].bool()], self.tokens[one]], 1)
-        return Seen(cut, torch.ones_like(cut), torch.ones_like(cut[:, :start]), self.mask[one], {})
+        return CompletionBatch(cut, torch.ones_like(cut), torch.ones_like(cut[:, :start]), self.mask[one], {})
 
 
-def seen_batch(batch: Mapping[str, Any], device: torch.device) -> Seen:
+def completion_batch(batch: Mapping[str, Any], device: torch.device) -> CompletionBatch:
     """A batch as TRL prepares it; log-probabilities go by TRL's names or by ours.
 
     Raises:
@@ -100,7 +107,7 @@ def seen_batch(batch: Mapping[str, Any], device: torch.device) -> Seen:
             raise ShapeError(
                 f"expected {name} of shape {tuple(tokens.shape)}, as the completions have, got {tuple(values.shape)}"
             )
-    return Seen(
+    return CompletionBatch(
         torch.cat([prompts, tokens], 1),
         torch.cat([prompt_mask.long(), torch.ones_like(tokens)], 1),
         prompt_mask,
@@ -111,7 +118,12 @@ def seen_batch(batch: Mapping[str, Any], device: torch.device) -> Seen:
 
 @torch.no_grad()
 def logits_of(
-    model: Any, seen: Seen, *, training: bool = False, blind: bool = False, autocast: torch.dtype | None = None
+    model: Any,
+    seen: CompletionBatch,
+    *,
+    training: bool = False,
+    blind: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Tensor:
     """The logits from before the first completion token to after the last, (rows, completion + 1, V), float32 at least.
 
@@ -141,7 +153,7 @@ def _keeps(model: Any) -> bool:
     return "logits_to_keep" in signature(type(base).forward).parameters
 
 
-def picked(
+def token_log_probs(
     logits: Tensor, tokens: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, late: bool = False
 ) -> Tensor:
     """log p of the tokens, (rows, time): at a temperature, after sampling filters, or `late`: from the logits after.
@@ -165,7 +177,7 @@ def picked(
 
 
 @dataclass(frozen=True)
-class Pair:
+class PolicyAndReference:
     """A policy and its reference, before one batch.
 
     Args:
@@ -177,7 +189,7 @@ class Pair:
 
     model: Any
     other: Any
-    seen: Seen
+    seen: CompletionBatch
     autocast: torch.dtype | None = None
 
     @property

@@ -5,17 +5,17 @@ from typing import Any
 import torch
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import Pair
+from kullback.doctor.forward_pass import PolicyAndReference
 from kullback.doctor.logged_kl import SAME
 from kullback.doctor.weights import is_adapter, named_weights, rounding_between
 from kullback.tokens import token_kl
 
-__all__ = ["start_symptoms"]
+__all__ = ["check_initial_kl"]
 
 _COMPUTED = ("attn_implementation", "_attn_implementation", "rope_theta", "rope_parameters", "rope_scaling", "dtype")
 
 
-def start_symptoms(pair: Pair, temperature: float) -> list[Finding]:
+def check_initial_kl(pair: PolicyAndReference, temperature: float) -> list[Finding]:
     """KL(policy || reference) with and without dropout, and what makes it other than 0."""
 
     def kl(**conditions: Any) -> float:
@@ -41,7 +41,7 @@ def _dropouts(model: Any) -> dict[str, Any]:
     return {**on, **({"dropout modules": modules} if modules else {})}
 
 
-def _apart(pair: Pair, kl: float) -> Finding:
+def _apart(pair: PolicyAndReference, kl: float) -> Finding:
     evidence: dict[str, Any] = {"KL(policy || ref), nats per token": kl}
     if pair.other is None:
         adapter = {name: weight for name, weight in pair.model.named_parameters() if is_adapter(name)}
@@ -80,7 +80,7 @@ def _apart(pair: Pair, kl: float) -> Finding:
     return Finding("computed-differently", "error", cause, remedy, {**evidence, **_configs(pair)})
 
 
-def _configs(pair: Pair) -> dict[str, str]:
+def _configs(pair: PolicyAndReference) -> dict[str, str]:
     told = [
         {**model.config.to_dict(), **{key: getattr(model.config, key, None) for key in _COMPUTED}}
         for model in (pair.model, pair.other)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from kullback.doctor.finding import Finding
 
-__all__ = ["SAME", "Row", "kl_names", "kl_symptoms", "late_half", "learning_symptoms", "series"]
+__all__ = ["SAME", "Row", "check_learning", "check_logged_kl", "kl_names", "late_half", "series"]
 
 
 Row: TypeAlias = Mapping[str, Any]
@@ -40,7 +40,7 @@ _OF_UPDATES = "kl_old_policy_per_step"
 _ENOUGH = 5  # rows before a run is judged as a whole
 
 
-def kl_symptoms(
+def check_logged_kl(
     metrics: Sequence[Row], evaluations: Sequence[Row], *, first_is_reference: bool = True
 ) -> list[Finding]:
     """Whether the logged KL is one: zero at the start, never negative, finite, with one mask, of one reference.
@@ -51,7 +51,7 @@ def kl_symptoms(
         first_is_reference: Whether the row of step 1 was measured before any weight moved.
 
     Example:
-        >>> [one.name for one in kl_symptoms([{"step": 1, "kl_policy_ref_per_token": 0.02}], [])]
+        >>> [one.name for one in check_logged_kl([{"step": 1, "kl_policy_ref_per_token": 0.02}], [])]
         ['kl-at-start']
     """
     found: list[Finding] = []
@@ -72,12 +72,12 @@ def kl_symptoms(
     return found + _mask_mismatch([*metrics, *evaluations]) + _logged_apart(metrics, evaluations) + _engine(metrics)
 
 
-def learning_symptoms(metrics: Sequence[Row]) -> list[Finding]:
+def check_learning(metrics: Sequence[Row]) -> list[Finding]:
     """Whether anything is being learned: a KL of exactly 0 after steps were taken says that nothing moves.
 
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.0, "gradient_norm": 0.0} for i in range(1, 9)]
-        >>> learning_symptoms(rows)[0].name
+        >>> check_learning(rows)[0].name
         'nothing-trains'
     """
     for name in (*kl_names(metrics), _OF_UPDATES):
@@ -153,7 +153,7 @@ def _moved_reference(name: str, metrics: Sequence[Row]) -> list[Finding]:
         usual = median(row[name] for row in rows[index - _ENOUGH : index])
         row = rows[index]
         # The controller pulls to its target, never to the reference itself.
-        if usual > 1e-4 and abs(row[name]) < 0.02 * usual and row.get("pull", 1.0) > 0.5:
+        if usual > 1e-4 and abs(row[name]) < 0.02 * usual and row.get("displacement_scale", 1.0) > 0.5:
             cause = "the KL fell to about 0 at once: the reference was replaced, by the policy or by a checkpoint of it"
             remedy = "keep the first model as the reference when resuming; see sync_ref_model"
             evidence = {"step": row.get("step"), f"median {name} of the {_ENOUGH} rows before": usual, name: row[name]}

@@ -12,12 +12,12 @@ from torch import Tensor
 from kullback.doctor.finding import Finding
 from kullback.errors import ShapeError
 
-__all__ = ["Explained", "explain", "mask_symptoms", "up_to_end"]
+__all__ = ["Explanation", "check_masks", "explain", "up_to_end"]
 
 _SHARE = 0.1  # of a discrepancy that an explanation may leave
 
 
-class Explained(NamedTuple):
+class Explanation(NamedTuple):
     """How far recorded numbers are from what they should be, and which other computation gives them.
 
     Args:
@@ -31,7 +31,7 @@ class Explained(NamedTuple):
     left: float
 
 
-def explain(recorded: Tensor, truth: Tensor, explanations: Mapping[str, Tensor], mask: Tensor) -> Explained:
+def explain(recorded: Tensor, truth: Tensor, explanations: Mapping[str, Tensor], mask: Tensor) -> Explanation:
     """Which of some computations recorded log-probabilities came from.
 
     Args:
@@ -55,8 +55,8 @@ def explain(recorded: Tensor, truth: Tensor, explanations: Mapping[str, Tensor],
     left = {name: _apart(recorded, other, mask) for name, other in explanations.items()}
     best = min(left, key=lambda name: left[name], default=None)
     if best is None or left[best] > _SHARE * apart:
-        return Explained(apart, None, apart)
-    return Explained(apart, best, left[best])
+        return Explanation(apart, None, apart)
+    return Explanation(apart, best, left[best])
 
 
 def _apart(a: Tensor, b: Tensor, mask: Tensor) -> float:
@@ -70,7 +70,7 @@ def up_to_end(completion_ids: Tensor, end: int) -> Tensor:
     return (ends.cumsum(-1) - ends.long()) == 0
 
 
-def mask_symptoms(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, end: int | None) -> list[Finding]:
+def check_masks(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, end: int | None) -> list[Finding]:
     """Whether the masks cover what they should: prompts padded on the left, completions up to their end mark.
 
     Args:
@@ -81,7 +81,7 @@ def mask_symptoms(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, 
 
     Example:
         >>> ids = torch.tensor([[5, 6, 1, 0]])
-        >>> mask_symptoms(torch.ones(1, 2), ids, torch.tensor([[0, 1, 1, 1]]), end=1)[0].name
+        >>> check_masks(torch.ones(1, 2), ids, torch.tensor([[0, 1, 1, 1]]), end=1)[0].name
         'mask-shifted'
     """
     found = []

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import Pair, picked, seen_batch
-from kullback.doctor.initial_kl import start_symptoms
-from kullback.doctor.masks import mask_symptoms, up_to_end
-from kullback.doctor.penalty_gradient import Penalty, penalty_symptoms, value_symptoms
-from kullback.doctor.recorded_log_probs import place_symptoms, recorded_symptoms
-from kullback.doctor.tokenizers import token_symptoms, vocabulary_symptoms
-from kullback.doctor.weights import training_symptoms
+from kullback.doctor.forward_pass import PolicyAndReference, completion_batch, token_log_probs
+from kullback.doctor.initial_kl import check_initial_kl
+from kullback.doctor.masks import check_masks, up_to_end
+from kullback.doctor.penalty_gradient import Penalty, check_kl_value, check_penalty_gradient
+from kullback.doctor.recorded_log_probs import check_padding, check_recorded_log_probs
+from kullback.doctor.tokenizers import check_tokens, check_vocabularies
+from kullback.doctor.weights import check_trained_weights
 from kullback.errors import InputError
 from kullback.tokens import token_kl
 
@@ -52,7 +52,7 @@ def doctor(
         temperature: At which the policy samples, and at which its KL is meant.
         autocast: The dtype that the trainer computes in, where it is not the weights'.
         optimizer: What trains the policy.
-        penalty: The KL term of the loss, as `penalty_symptoms` takes it.
+        penalty: The KL term of the loss, as `check_penalty_gradient` takes it.
         at_start: Whether nothing was trained yet, so that the KL has to be 0.
         on_policy: Whether the completions, old_log_prob and sampler_log_prob are of the policy as it is.
 
@@ -75,32 +75,34 @@ def doctor(
         >>> [finding.name for finding in doctor(policy, deepcopy(policy), batch)]
         ['dropout']
     """
-    seen = seen_batch(batch, next(policy.parameters()).device)
-    pair = Pair(policy, reference, seen, autocast)
+    seen = completion_batch(batch, next(policy.parameters()).device)
+    pair = PolicyAndReference(policy, reference, seen, autocast)
     told = [key for key in ("kl", "ref_log_prob", "ref_per_token_logps") if batch.get(key) is not None]
     if told and not pair.has_reference:
         raise InputError(f"expected a reference model beside the batch's {told[0]}, got None")
     end = tokenizer.eos_token_id if tokenizer is not None else None
-    found = mask_symptoms(seen.prompt_mask, seen.tokens, seen.mask, end=end)
+    found = check_masks(seen.prompt_mask, seen.tokens, seen.mask, end=end)
     if end is not None:  # a mask that counts padding is one finding, and no part of the others
         seen = replace(seen, mask=seen.mask & up_to_end(seen.tokens, end))
-    found += training_symptoms(policy, reference, optimizer)
+    found += check_trained_weights(policy, reference, optimizer)
     whole, seen = seen, seen.sample()
-    found += token_symptoms(seen, tokenizer, ref_tokenizer)
-    found += vocabulary_symptoms(policy, reference, seen, tokenizer)
+    found += check_tokens(seen, tokenizer, ref_tokenizer)
+    found += check_vocabularies(policy, reference, seen, tokenizer)
     if penalty is not None:
-        found += penalty_symptoms(penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"])
+        found += check_penalty_gradient(
+            penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"]
+        )
     # A mask may be so wrong that nothing of what should count does.
     if len(seen.ids) and not any(one.name == "vocabulary" for one in found):
         pair = replace(pair, seen=seen)
-        found += start_symptoms(pair, temperature) if at_start and pair.has_reference else []
-        found += place_symptoms(pair) if not any(one.name == "padding-side" for one in found) else []
-        found += recorded_symptoms(pair, temperature, on_policy=on_policy)
+        found += check_initial_kl(pair, temperature) if at_start and pair.has_reference else []
+        found += check_padding(pair) if not any(one.name == "padding-side" for one in found) else []
+        found += check_recorded_log_probs(pair, temperature, on_policy=on_policy)
         found += _logged(replace(pair, seen=whole), temperature, batch.get("kl"))
     return sorted(_once(found), key=lambda one: one.severity != "error")
 
 
-def _logged(pair: Pair, temperature: float, logged: Tensor | float | None) -> list[Finding]:
+def _logged(pair: PolicyAndReference, temperature: float, logged: Tensor | float | None) -> list[Finding]:
     if logged is None:
         return []
     whole = pair.seen
@@ -110,11 +112,13 @@ def _logged(pair: Pair, temperature: float, logged: Tensor | float | None) -> li
     for row in range(len(whole.ids)):  # a mean over the batch needs all of it, but not all its logits at once
         part = replace(pair, seen=whole.part(slice(row, row + 1), whole.mask.shape[1]))
         p, q, tokens = part.policy(), part.reference(), part.seen.tokens
-        ratio = picked(p, tokens, temperature=temperature) - picked(q, tokens, temperature=temperature)
+        ratio = token_log_probs(p, tokens, temperature=temperature) - token_log_probs(
+            q, tokens, temperature=temperature
+        )
         both = ((p, q), (q, p))
         parts.append((ratio, *(token_kl(a[:, :-1], b[:, :-1], temperature=temperature) for a, b in both)))
     ratio, exact, ref_exact = (torch.cat(values) for values in zip(*parts, strict=True))
-    return value_symptoms(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=whole.mask)
+    return check_kl_value(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=whole.mask)
 
 
 def _once(findings: Iterable[Finding]) -> list[Finding]:

@@ -9,14 +9,14 @@ from kullback.doctor.finding import Finding
 from kullback.errors import ShapeError
 from kullback.numerics.phi import phi
 
-__all__ = ["Penalty", "penalty_symptoms", "value_symptoms"]
+__all__ = ["Penalty", "check_kl_value", "check_penalty_gradient"]
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 _FIT = 1e-4  # of a slope's square that a form may leave; rounding in float32 leaves 1e-12
 
 
-def penalty_symptoms(penalty: Penalty, log_prob: Tensor, mask: Tensor | None = None) -> list[Finding]:
+def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | None = None) -> list[Finding]:
     """Whether a loss's KL term descends the KL that its value is: of which form in L = log policy/ref its slope is.
 
     On the policy's own samples KL(policy || ref) has the slope L (up to a constant, whose mean is 0), and
@@ -30,9 +30,9 @@ def penalty_symptoms(penalty: Penalty, log_prob: Tensor, mask: Tensor | None = N
 
     Example:
         >>> k3 = lambda log_prob, ref: (ref - log_prob).exp() - 1 - (ref - log_prob)
-        >>> penalty_symptoms(k3, torch.full((2, 8), -1.0))[0].name
+        >>> check_penalty_gradient(k3, torch.full((2, 8), -1.0))[0].name
         'logged-is-not-trained'
-        >>> penalty_symptoms(lambda log_prob, ref: (log_prob - ref) ** 2 / 2, torch.full((2, 8), -1.0))
+        >>> check_penalty_gradient(lambda log_prob, ref: (log_prob - ref) ** 2 / 2, torch.full((2, 8), -1.0))
         []
     """
     counted = torch.ones(log_prob.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
@@ -120,7 +120,7 @@ _GRADIENT: Mapping[str, Callable[[Mapping[str, object]], list[Finding]]] = {
 }
 
 
-def value_symptoms(
+def check_kl_value(
     logged: Tensor | float, *, log_ratio: Tensor, exact: Tensor, ref_exact: Tensor, mask: Tensor
 ) -> list[Finding]:
     """Whether a logged KL is KL(policy || ref), by one of its estimators, or what else it is.
@@ -135,7 +135,7 @@ def value_symptoms(
     Example:
         >>> ratio, mask = torch.tensor([[0.5, -0.1, 0.3]]), torch.ones(1, 3, dtype=torch.bool)
         >>> given = dict(log_ratio=ratio, exact=ratio**2, ref_exact=ratio**2 * 1.3, mask=mask)
-        >>> value_symptoms(float(-ratio.mean()), **given)[0].name, value_symptoms(float(ratio.mean()), **given)
+        >>> check_kl_value(float(-ratio.mean()), **given)[0].name, check_kl_value(float(ratio.mean()), **given)
         ('kl-sign', [])
     """
     if isinstance(logged, Tensor) and logged.ndim and logged.shape != mask.shape:

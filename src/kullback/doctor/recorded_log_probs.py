@@ -8,10 +8,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import Pair, logits_of, picked
-from kullback.doctor.masks import Explained, explain
+from kullback.doctor.forward_pass import PolicyAndReference, logits_of, token_log_probs
+from kullback.doctor.masks import Explanation, explain
 
-__all__ = ["place_symptoms", "recorded_symptoms"]
+__all__ = ["check_padding", "check_recorded_log_probs"]
 
 _TOP_P = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _TOP_K = (5, 10, 20, 40, 50, 100)
@@ -24,7 +24,7 @@ _WHO = {
 }
 
 
-def place_symptoms(pair: Pair) -> list[Finding]:
+def check_padding(pair: PolicyAndReference) -> list[Finding]:
     """Whether a row's log-probabilities depend on the padding before it."""
     seen = pair.seen
     padded = seen.prompt_mask.shape[1] - seen.prompt_mask.sum(-1)
@@ -32,8 +32,8 @@ def place_symptoms(pair: Pair) -> list[Finding]:
     if int(padded[row]) == 0:
         return []
     alone = seen.alone(row)
-    ours = picked(pair.policy()[row : row + 1], alone.tokens)
-    truth = picked(logits_of(pair.model, alone, autocast=pair.autocast), alone.tokens)
+    ours = token_log_probs(pair.policy()[row : row + 1], alone.tokens)
+    truth = token_log_probs(logits_of(pair.model, alone, autocast=pair.autocast), alone.tokens)
     apart = float((ours - truth).abs()[alone.mask].max())
     if not apart > (0.3 if _is_coarse(pair) else 1e-3):
         return []
@@ -46,7 +46,7 @@ def place_symptoms(pair: Pair) -> list[Finding]:
     return [Finding("padding-moves-positions", "error", cause, remedy, evidence)]
 
 
-def recorded_symptoms(pair: Pair, temperature: float, *, on_policy: bool) -> list[Finding]:
+def check_recorded_log_probs(pair: PolicyAndReference, temperature: float, *, on_policy: bool) -> list[Finding]:
     """A finding for each kind of recorded log-probabilities that is not what it should be.
 
     Args:
@@ -58,11 +58,11 @@ def recorded_symptoms(pair: Pair, temperature: float, *, on_policy: bool) -> lis
     return [found for name in names if (found := _of_one(pair, name, temperature)) is not None]
 
 
-def _of_one(pair: Pair, name: str, temperature: float) -> Finding | None:
+def _of_one(pair: PolicyAndReference, name: str, temperature: float) -> Finding | None:
     seen, recorded = pair.seen, pair.seen.recorded[name]
     own, other = (pair.reference, pair.policy) if name == "ref_log_prob" else (pair.policy, pair.reference)
     logits = own()
-    truth = picked(logits, seen.tokens, temperature=temperature)
+    truth = token_log_probs(logits, seen.tokens, temperature=temperature)
     # Engines compute in kernels of their own.
     most = _COARSE if _is_coarse(pair) or name == "sampler_log_prob" else _FINE
     kept = recorded[seen.mask]  # nan where nothing was recorded, which may be some but not all
@@ -78,9 +78,13 @@ def _of_one(pair: Pair, name: str, temperature: float) -> Finding | None:
     explanations = {
         "shift": _rolled(truth, seen.mask, 1),
         "shift back": _rolled(truth, seen.mask, -1),
-        "late": picked(logits, seen.tokens, temperature=temperature, late=True),
-        "padding": picked(own(blind=True), seen.tokens, temperature=temperature),
-        **({"other model": picked(other(), seen.tokens, temperature=temperature)} if pair.has_reference else {}),
+        "late": token_log_probs(logits, seen.tokens, temperature=temperature, late=True),
+        "padding": token_log_probs(own(blind=True), seen.tokens, temperature=temperature),
+        **(
+            {"other model": token_log_probs(other(), seen.tokens, temperature=temperature)}
+            if pair.has_reference
+            else {}
+        ),
         **_filters(logits, seen.tokens, (temperature, 1.0)),
         **_temperature(recorded, logits, seen.tokens, seen.mask),
     }
@@ -102,9 +106,9 @@ def _filters(logits: Tensor, tokens: Tensor, temperatures: tuple[float, ...]) ->
     found = {}
     for at in dict.fromkeys(temperatures):
         for top_p in _TOP_P:
-            found[f"top_p {top_p} at temperature {at:g}"] = picked(logits, tokens, temperature=at, top_p=top_p)
+            found[f"top_p {top_p} at temperature {at:g}"] = token_log_probs(logits, tokens, temperature=at, top_p=top_p)
         for top_k in (k for k in _TOP_K if k < logits.shape[-1]):
-            found[f"top_k {top_k} at temperature {at:g}"] = picked(logits, tokens, temperature=at, top_k=top_k)
+            found[f"top_k {top_k} at temperature {at:g}"] = token_log_probs(logits, tokens, temperature=at, top_k=top_k)
     return found
 
 
@@ -112,13 +116,13 @@ def _temperature(recorded: Tensor, logits: Tensor, tokens: Tensor, mask: Tensor)
     """The one that fits best."""
 
     def apart(log_t: float) -> float:
-        return explain(recorded, picked(logits, tokens, temperature=2.0**log_t), {}, mask).apart
+        return explain(recorded, token_log_probs(logits, tokens, temperature=2.0**log_t), {}, mask).apart
 
     best = 2.0 ** float(minimize_scalar(apart, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-6}).x)  # type: ignore[union-attr]
-    return {f"temperature {best:.4g}": picked(logits, tokens, temperature=best)}
+    return {f"temperature {best:.4g}": token_log_probs(logits, tokens, temperature=best)}
 
 
-def _explained(name: str, best: Explained, evidence: Mapping[str, Any], temperature: float) -> Finding:
+def _explained(name: str, best: Explanation, evidence: Mapping[str, Any], temperature: float) -> Finding:
     by = str(best.by)
     evidence = {**evidence, "measured as": by, "leaves": best.left}
     who = f"{name} (of {_WHO[name]})"
@@ -148,18 +152,18 @@ def _explained(name: str, best: Explained, evidence: Mapping[str, Any], temperat
 
 
 def _by_size(
-    pair: Pair, name: str, truth: Tensor, temperature: float, told: Explained, evidence: dict[str, Any]
+    pair: PolicyAndReference, name: str, truth: Tensor, temperature: float, told: Explanation, evidence: dict[str, Any]
 ) -> Finding:
     """Chance and rounding cannot be repeated, but their size can."""
     seen = pair.seen
     own = pair.reference if name == "ref_log_prob" else pair.policy
-    with_dropout = picked(own(training=True), seen.tokens, temperature=temperature)
+    with_dropout = token_log_probs(own(training=True), seen.tokens, temperature=temperature)
     size = explain(with_dropout, truth, {}, seen.mask).apart
     if told.apart / 3 < size < 3 * told.apart:
         cause = f"{name} was taken with dropout: a pass with dropout differs by as much"
         remedy = "compute log-probabilities without dropout: disable_dropout=True in TRL's config"
         return Finding("dropout", "error", cause, remedy, {**evidence, "dropout makes": size})
-    lower = picked(own(autocast=torch.bfloat16), seen.tokens, temperature=temperature)
+    lower = token_log_probs(own(autocast=torch.bfloat16), seen.tokens, temperature=temperature)
     size = explain(lower, truth, {}, seen.mask).apart
     if told.apart < 3 * size:
         cause = f"{name} was computed in lower precision: bfloat16 differs by as much"
@@ -174,5 +178,5 @@ def _by_size(
     return Finding("stale-policy", "error", cause, remedy, evidence)
 
 
-def _is_coarse(pair: Pair) -> bool:
+def _is_coarse(pair: PolicyAndReference) -> bool:
     return pair.autocast is not None or next(pair.model.parameters()).dtype.itemsize < 4

@@ -7,10 +7,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from kullback.doctor.budget_and_rewards import budget_symptoms, hacking_symptoms
+from kullback.doctor.budget_and_rewards import check_budget, check_reward_hacking
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import kl_symptoms, learning_symptoms
-from kullback.doctor.settings import config_symptoms, ppo_config_symptoms
+from kullback.doctor.logged_kl import check_learning, check_logged_kl
+from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
 from kullback.runs.run_directory import RunDirectory
 
@@ -54,9 +54,9 @@ def _of_run(run: RunDirectory) -> list[Finding]:
         raise InputError(f"{run.path}: no step was taken yet, nothing to judge by")
     is_grpo = config["kind"] == "grpo"
     # PPO measures after its epochs over the rollout, so that its first row has moved.
-    found = kl_symptoms(metrics, evaluations, first_is_reference=is_grpo)
+    found = check_logged_kl(metrics, evaluations, first_is_reference=is_grpo)
     found = [_named_dropout(one, config) if one.name == "kl-at-start" else one for one in found]
-    found += learning_symptoms(metrics)
+    found += check_learning(metrics)
     held = None
     if (budget := config.get("budget")) and "target" in budget:
         held = _held_key(budget), float(budget["target"])
@@ -64,8 +64,8 @@ def _of_run(run: RunDirectory) -> list[Finding]:
         price = (float(budget.get("price_min", 0.0)), float(budget.get("price_max", inf)))
         # The KL of one update is judged by all updates: an evaluation sees a single one.
         judged = [] if budget.get("of") == "old" else evaluations
-        found += budget_symptoms(metrics, judged, target=held[1], unit=budget["unit"], price=price, name=held[0])
-    found += hacking_symptoms(
+        found += check_budget(metrics, judged, target=held[1], unit=budget["unit"], price=price, name=held[0])
+    found += check_reward_hacking(
         evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=held
     )
     known = {one.name for one in found}
@@ -112,14 +112,14 @@ def _of_history(path: Path) -> list[Finding]:
         {str(_FROM_TRL.get(key, key)): value for key, value in row.items()} for row in history if "reward" in row
     ]
     # Without steps in between, the first row is the reference's own.
-    return kl_symptoms(metrics, []) + learning_symptoms(metrics)
+    return check_logged_kl(metrics, []) + check_learning(metrics)
 
 
 def _of_settings(content: Row) -> list[Finding]:
     """Of a run's own config.json, or of TRL's settings alone."""
     if content.get("kind") == "ppo":
-        return ppo_config_symptoms(content)
-    return config_symptoms(content.get("settings") or {} if "kind" in content else content)
+        return check_ppo_settings(content)
+    return check_settings(content.get("settings") or {} if "kind" in content else content)
 
 
 def _table(path: Path) -> Row:

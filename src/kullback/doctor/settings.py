@@ -5,16 +5,16 @@ from typing import Any
 
 from kullback.doctor.finding import Finding
 
-__all__ = ["config_symptoms", "ppo_config_symptoms"]
+__all__ = ["check_ppo_settings", "check_settings"]
 
 
-def config_symptoms(settings: Mapping[str, Any]) -> list[Finding]:
+def check_settings(settings: Mapping[str, Any]) -> list[Finding]:
     """What TRL's settings will break; those that are not there count as TRL's defaults.
 
     Example:
-        >>> config_symptoms({"beta": 0.04, "use_bias_correction_kl": False})[0].name
+        >>> check_settings({"beta": 0.04, "use_bias_correction_kl": False})[0].name
         'logged-is-not-trained'
-        >>> config_symptoms({"beta": 0.04})
+        >>> check_settings({"beta": 0.04})
         []
     """
     found = []
@@ -48,20 +48,20 @@ def config_symptoms(settings: Mapping[str, Any]) -> list[Finding]:
     return found + _idle(settings)
 
 
-def ppo_config_symptoms(config: Mapping[str, Any]) -> list[Finding]:
+def check_ppo_settings(config: Mapping[str, Any]) -> list[Finding]:
     """What the config.json of `kullback train ppo` will come to.
 
     Example:
-        >>> ppo_config_symptoms({"clip": None, "budget": None, "settings": {}})[0].name
+        >>> check_ppo_settings({"clip": None, "budget": None, "settings": {}})[0].name
         'nothing-holds'
-        >>> ppo_config_symptoms({"clip": 0.2, "budget": None, "settings": {}})
+        >>> check_ppo_settings({"clip": 0.2, "budget": None, "settings": {}})
         []
     """
     settings, budget = config.get("settings") or {}, config.get("budget")
     found = []
     if config.get("clip") is None and not (budget and (budget.get("target") or budget.get("beta"))):
         cause = "neither a clip nor a penalty nor a budget: nothing bounds how far one update takes the policy"
-        remedy = "--clip 0.2, or --budget 0.01 --of old"
+        remedy = "--clip 0.2, or --budget 0.01 --constrain old-policy"
         found.append(Finding("nothing-holds", "warning", cause, remedy, {"clip": None, "budget": budget}))
     return found + _idle(settings)
 

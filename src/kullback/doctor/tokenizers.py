@@ -3,16 +3,16 @@
 from typing import Any
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import Seen
+from kullback.doctor.forward_pass import CompletionBatch
 
-__all__ = ["token_symptoms", "vocabulary_symptoms"]
+__all__ = ["check_tokens", "check_vocabularies"]
 
 
-def token_symptoms(seen: Seen, tokenizer: Any, ref_tokenizer: Any) -> list[Finding]:
+def check_tokens(seen: CompletionBatch, tokenizer: Any, ref_tokenizer: Any) -> list[Finding]:
     """Whether two tokenizers are one, and whether the prompts begin and end as theirs do."""
     if tokenizer is None or not len(seen.ids):
         return []
-    found = _prompt_symptoms(seen, tokenizer)
+    found = _check_prompts(seen, tokenizer)
     if ref_tokenizer is None:
         return found
     ours, theirs = tokenizer.get_vocab(), ref_tokenizer.get_vocab()
@@ -32,7 +32,7 @@ def token_symptoms(seen: Seen, tokenizer: Any, ref_tokenizer: Any) -> list[Findi
     return found
 
 
-def _prompt_symptoms(seen: Seen, tokenizer: Any) -> list[Finding]:
+def _check_prompts(seen: CompletionBatch, tokenizer: Any) -> list[Finding]:
     width = seen.prompt_mask.shape[1]
     prompts = [row[:width][keep.bool()].tolist() for row, keep in zip(seen.ids, seen.prompt_mask, strict=True)]
     found = []
@@ -67,7 +67,7 @@ def _ending(tokenizer: Any) -> list[int]:
     return opened[len(closed) :] if opened[: len(closed)] == closed else []
 
 
-def vocabulary_symptoms(policy: Any, reference: Any, seen: Seen, tokenizer: Any) -> list[Finding]:
+def check_vocabularies(policy: Any, reference: Any, seen: CompletionBatch, tokenizer: Any) -> list[Finding]:
     """Whether both heads have as many tokens, and all ids are among them."""
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (policy, reference) if model is not None]
     largest = int(seen.ids.max()) if len(seen.ids) else 0

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import left_as_it_was
 from kullback.doctor.models import doctor
-from kullback.doctor.settings import config_symptoms
+from kullback.doctor.settings import check_settings
 
 __all__ = ["doctor_trainer"]
 
@@ -55,7 +55,7 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         )
     known = {one.name for one in found}
     settings = {**vars(held.args), "beta": held.beta}
-    return found + [one for one in config_symptoms(settings) if one.name not in known]
+    return found + [one for one in check_settings(settings) if one.name not in known]
 
 
 def _penalty_of(trainer: Any, inputs: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kullback.doctor.finding import Finding
 
-__all__ = ["is_adapter", "named_weights", "rounding_between", "training_symptoms"]
+__all__ = ["check_trained_weights", "is_adapter", "named_weights", "rounding_between"]
 
 _WRAPPINGS = ("base_model.model.", "base_layer.", "_orig_mod.", "module.")
 _HALF = (torch.bfloat16, torch.float16)
@@ -29,7 +29,7 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def training_symptoms(
+def check_trained_weights(
     policy: nn.Module, reference: nn.Module | None, optimizer: torch.optim.Optimizer | None
 ) -> list[Finding]:
     """Whether what should train does, and what should not does not."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.explore.downsample import Track, finite
+from kullback.explore.downsample import DownsampledSeries, finite
 from kullback.explore.vae_charts import accuracy_by_nats, by_dimension, is_latent, latent_grids
 
 __all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "held_key"]
@@ -47,7 +47,7 @@ DIVERGENCES = {
     "kl_policy_ref_per_reference_step": Divergence("kl-reference-step", *_POLICY_REF, "step of the reference"),
     "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
     "train_forward_kl_per_token": Divergence("forward-kl", "KL(data || model)", "KL(data || model)", "token"),
-    "kl_posterior_prior_per_latent": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
+    "kl_posterior_prior_per_image": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
 }
 
 
@@ -81,8 +81,8 @@ def held_key(config: Row) -> str | None:
     budget = budget_of(config)
     if budget is None:
         return None
-    if budget[1] == "latent":
-        return "kl_posterior_prior_per_latent"
+    if budget[1] == "image":
+        return "kl_posterior_prior_per_image"
     if config["budget"].get("over") == "reference":
         return "kl_policy_ref_per_reference_step"
     return f"kl_{'old_policy' if config['budget'].get('of') == 'old' else 'policy_ref'}_per_{budget[1]}"
@@ -97,7 +97,9 @@ class RunCharts:
         evaluations: What was measured on a fixed set of prompts.
     """
 
-    def __init__(self, configs: Sequence[Row], batches: Sequence[Track], evaluations: Sequence[Track]):
+    def __init__(
+        self, configs: Sequence[Row], batches: Sequence[DownsampledSeries], evaluations: Sequence[DownsampledSeries]
+    ):
         self.configs = configs
         self.batches = batches
         self.evaluations = evaluations
@@ -112,7 +114,7 @@ class RunCharts:
         Returns:
             {"title": heading, "charts": [what `chart` is given, with `grid` in the place of `x` and `spans`]}.
         """
-        control = {"step_scale": "learning-rate factor", "pull": "pull towards the reference"}
+        control = {"learning_rate_scale": "learning-rate factor", "displacement_scale": "pull towards the reference"}
         control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
         latent = is_latent(self.configs)
         acts = any(config.get("kind") == "ppo" for config in self.configs)
@@ -271,9 +273,9 @@ class RunCharts:
             title,
             f"nats per {unit}",
             note,
-            _FORWARD if key in _FORWARD else {key: "", "kl_level": "controller's estimate"},
+            _FORWARD if key in _FORWARD else {key: "", "kl_filtered": "controller's estimate"},
             lines=lines,
-            keep=lambda arm, drawn: drawn != "kl_level" or held[arm] == key,
+            keep=lambda arm, drawn: drawn != "kl_filtered" or held[arm] == key,
             zero=True,
             toggle=True,
             log=bool(targets) and max(measured, default=0) > FAR * min(targets),

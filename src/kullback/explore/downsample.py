@@ -6,7 +6,7 @@ from itertools import groupby
 from numbers import Real
 from typing import Any
 
-__all__ = ["Track", "finite"]
+__all__ = ["DownsampledSeries", "finite"]
 
 Row = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def finite(value: object) -> float | None:
     return number if abs(number) < 1e300 else None  # an axis needs room above; nan compares false
 
 
-class Track:
+class DownsampledSeries:
     """Rows sorted by step, each in a bucket of its own, or many to a bucket when there are more than 800.
 
     A resumed run writes some steps twice: the later row is the one that counts. Rows without a step are left out.
@@ -45,7 +45,7 @@ class Track:
         rows: Dictionaries with a `step`.
 
     Example:
-        >>> track = Track([{"step": 1, "kl": 0.5}, {"step": 2, "kl": float("nan")}])
+        >>> track = DownsampledSeries([{"step": 1, "kl": 0.5}, {"step": 2, "kl": float("nan")}])
         >>> track.curve("kl")["values"], track.not_finite("kl"), track.curve("beta")
         ([0.5, None], 1, None)
     """

@@ -6,7 +6,7 @@ from typing import Any
 from kullback.explore.charts import DIVERGENCES
 from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
-from kullback.explore.run_tables import arms_of, closing_table
+from kullback.explore.run_tables import closing_table, report_runs_of
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "runs_data"]
@@ -34,7 +34,7 @@ def runs_data(runs: Mapping[str, RunDirectory]) -> dict[str, Any] | None:
     """
     if not runs:
         return None
-    arms = arms_of(runs)
+    arms = report_runs_of(runs)
     return page_data(arms, closing_table(runs) if all(arm.evaluations for arm in arms) else None)
 
 

@@ -11,22 +11,22 @@ from typing import Any, TypedDict
 
 from kullback.errors import InputError
 from kullback.explore.charts import RunCharts, budget_of
-from kullback.explore.downsample import Track, finite
+from kullback.explore.downsample import DownsampledSeries, finite
 from kullback.explore.html import self_contained_page
 from kullback.runs.atomic_write import write_whole
 
-__all__ = ["Arm", "Table", "page_data", "write_report"]
+__all__ = ["ReportRun", "Table", "page_data", "write_report"]
 
 Row = Mapping[str, Any]
 
-_PER = {"latent": "image"}
+_PER = {"image": "image"}
 MOST_ARMS = 6  # as many as there are colours
 MOST_SAMPLES = 24
 MOST_CHARACTERS = 6_000
 
 
 @dataclass(frozen=True)
-class Arm:
+class ReportRun:
     """One training run of the report: what it was told, and what it wrote down.
 
     Args:
@@ -55,7 +55,12 @@ class Table(TypedDict):
 
 
 def write_report(
-    arms: Sequence[Arm], path: str | os.PathLike[str], *, title: str, summary: str = "", table: Table | None = None
+    arms: Sequence[ReportRun],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    summary: str = "",
+    table: Table | None = None,
 ) -> Path:
     """Write the report of one training run, or of several side by side, as a single HTML file.
 
@@ -76,7 +81,7 @@ def write_report(
 
     Example:
         >>> import tempfile
-        >>> arm = Arm("a", {"budget": {"target": 0.05, "unit": "token"}}, [{"step": 1, "reward": 0.5}])
+        >>> arm = ReportRun("a", {"budget": {"target": 0.05, "unit": "token"}}, [{"step": 1, "reward": 0.5}])
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     page = write_report([arm], Path(directory) / "report.html", title="One step").read_text()
         >>> "One step" in page
@@ -108,7 +113,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _facts(arm: Arm, steps: int, evaluations: int) -> str:
+def _facts(arm: ReportRun, steps: int, evaluations: int) -> str:
     budget = budget_of(arm.config)
     facts = [
         f"budget {budget[0]:g} nats per {_PER.get(budget[1], budget[1])}" if budget else "no budget",
@@ -125,7 +130,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _notes(arms: Sequence[Arm], tracks: Sequence[Track]) -> list[str]:
+def _notes(arms: Sequence[ReportRun], tracks: Sequence[DownsampledSeries]) -> list[str]:
     """What the reader must know before trusting the charts; said once for all the arms that it is true of."""
     said: dict[str, list[str]] = {}
     for arm, track in zip(arms, tracks, strict=True):
@@ -147,7 +152,7 @@ def _notes(arms: Sequence[Arm], tracks: Sequence[Track]) -> list[str]:
     return [f"{', '.join(names)}: {note}" for note, names in said.items()]
 
 
-def _samples(arm: Arm, index: int) -> dict[str, Any] | None:
+def _samples(arm: ReportRun, index: int) -> dict[str, Any] | None:
     """Before and after side by side: the same prompt, and the same occurrence of it when it comes twice."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for when, label in (("before", "Before training"), ("after", "After training")):
@@ -172,7 +177,7 @@ def _cut(text: str) -> str:
     return text if left <= 0 else f"{text[:MOST_CHARACTERS]} … ({left:,} more characters)"
 
 
-def _settings(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+def _settings(arms: Sequence[ReportRun]) -> dict[str, list[Any]]:
     """Each setting with the arms' values: once when they agree, one for each arm when they differ."""
     keys = dict.fromkeys(key for arm in arms for key in arm.config)
     rows = [(str(key), [_words(arm.config[key]) if key in arm.config else "not set" for arm in arms]) for key in keys]
@@ -190,10 +195,10 @@ def _words(value: object) -> str:
     return "none" if value is None else _cut(str(value))
 
 
-def page_data(arms: Sequence[Arm], table: Table | None) -> dict[str, Any]:
+def page_data(arms: Sequence[ReportRun], table: Table | None) -> dict[str, Any]:
     """All that the page shows, as plain data."""
-    batches = [Track(arm.metrics) for arm in arms]
-    evaluations = [Track(arm.evaluations) for arm in arms]
+    batches = [DownsampledSeries(arm.metrics) for arm in arms]
+    evaluations = [DownsampledSeries(arm.evaluations) for arm in arms]
     charts = RunCharts([arm.config for arm in arms], batches, evaluations)
     counts = [(len(batch.steps), len(evaluation.steps)) for batch, evaluation in zip(batches, evaluations, strict=True)]
     return {

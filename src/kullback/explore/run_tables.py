@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from kullback.explore.charts import DIVERGENCES, held_key
-from kullback.explore.report import Arm, Table, write_report
+from kullback.explore.report import ReportRun, Table, write_report
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["arms_of", "closing_table", "report_runs"]
+__all__ = ["closing_table", "report_runs", "report_runs_of"]
 
 
 def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
     """Write the report of run directories, each under the name that it is given here."""
-    arms = arms_of(runs)
+    arms = report_runs_of(runs)
     table = closing_table(runs) if all(arm.evaluations for arm in arms) else None
     return write_report(arms, path, title=title, summary=summary, table=table)
 
 
-def arms_of(runs: Mapping[str, RunDirectory]) -> list[Arm]:
+def report_runs_of(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
     """What a report is told of each run."""
     return [
-        Arm(name, run.config(), run.metrics(), run.evaluations(), run.samples(), run.pictures())
+        ReportRun(name, run.config(), run.metrics(), run.evaluations(), run.samples(), run.pictures())
         for name, run in runs.items()
     ]
 

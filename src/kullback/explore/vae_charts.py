@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kullback.explore.downsample import Track, finite
+from kullback.explore.downsample import DownsampledSeries, finite
 
 __all__ = ["accuracy_by_nats", "by_dimension", "is_latent", "latent_grids"]
 
@@ -15,13 +15,13 @@ def is_latent(configs: Sequence[Mapping[str, Any]]) -> bool:
     return any(config.get("kind") in ("vae", "bottleneck") for config in configs)
 
 
-def latent_grids(evaluations: Sequence[Track]) -> list[dict[str, Any]]:
+def latent_grids(evaluations: Sequence[DownsampledSeries]) -> list[dict[str, Any]]:
     """What these charts lie on: after two grids for each run, ranks of dimensions, and the nats of all."""
     ranks = [{"x": list(range(1, 1 + len(kls)))} for kls in _dimensions(evaluations)]
     return [*ranks, {"x": [nats for nats, _ in _outcomes(evaluations)]}]
 
 
-def by_dimension(evaluations: Sequence[Track]) -> Chart | None:
+def by_dimension(evaluations: Sequence[DownsampledSeries]) -> Chart | None:
     """The last KL of each latent dimension, by rank."""
     series = [
         _points(kls, {"x": len(kls), "value": kls[-1]}, group=i, grid=2 * len(evaluations) + i, name="KL")
@@ -33,7 +33,7 @@ def by_dimension(evaluations: Sequence[Track]) -> Chart | None:
     return _chart("latents", "KL by latent dimension", note, x, y, series) if series else None
 
 
-def accuracy_by_nats(evaluations: Sequence[Track]) -> Chart | None:
+def accuracy_by_nats(evaluations: Sequence[DownsampledSeries]) -> Chart | None:
     """What the nats of each run buy; None for a single run."""
     pairs = _outcomes(evaluations)
     if len(pairs) < 2:
@@ -53,15 +53,15 @@ def _points(values: list[float], last: Chart, *, group: int, grid: int, name: st
     return {"name": name, "mark": "points", "group": group, "dash": 0, "grid": grid, "values": values, "last": last}
 
 
-def _dimensions(evaluations: Sequence[Track]) -> list[list[float]]:
+def _dimensions(evaluations: Sequence[DownsampledSeries]) -> list[list[float]]:
     """The last KL of each latent dimension, the largest first, for each run."""
     last = [track.rows[-1].get("kl_latents") if track.rows else None for track in evaluations]
     known = [[kl for one in kls or () if (kl := finite(one)) is not None] for kls in last]
     return [sorted(kls, reverse=True) for kls in known]
 
 
-def _outcomes(evaluations: Sequence[Track]) -> list[tuple[float, float]]:
+def _outcomes(evaluations: Sequence[DownsampledSeries]) -> list[tuple[float, float]]:
     """Nats and accuracy of each run at its end, by nats."""
     last = [track.rows[-1] for track in evaluations if track.rows]
-    pairs = [(finite(row.get("kl_posterior_prior_per_latent")), finite(row.get("accuracy"))) for row in last]
+    pairs = [(finite(row.get("kl_posterior_prior_per_image")), finite(row.get("accuracy"))) for row in last]
     return sorted((nats, accuracy) for nats, accuracy in pairs if nats is not None and accuracy is not None)

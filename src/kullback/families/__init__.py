@@ -4,7 +4,7 @@ Each takes its parameters by keyword, and keeps them as they are: numbers, lists
 broadcast. A parameter outside its set raises ParameterError.
 """
 
-from kullback.families.base import Record
+from kullback.families.base import Distribution
 from kullback.families.bounded import Beta, ContinuousBernoulli, Kumaraswamy, Uniform, VonMises
 from kullback.families.composite import Independent, NormalMixture, TanhNormal, Transformed
 from kullback.families.counts import (
@@ -55,6 +55,7 @@ __all__ = [
     "ChiSquared",
     "ContinuousBernoulli",
     "Dirichlet",
+    "Distribution",
     "Exponential",
     "F",
     "Gamma",
@@ -83,7 +84,6 @@ __all__ = [
     "Pareto",
     "Poisson",
     "Rayleigh",
-    "Record",
     "StudentT",
     "TanhNormal",
     "Transformed",

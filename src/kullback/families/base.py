@@ -14,12 +14,12 @@ from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
 __all__ = [
     "Constraint",
     "Count",
+    "Distribution",
     "Logits",
     "Nonnegative",
     "Positive",
     "Probability",
     "Real",
-    "Record",
     "first_offender",
     "is_traced",
     "record",
@@ -53,7 +53,7 @@ def record(kind: type) -> Any:
     return dataclass(frozen=True, kw_only=True, eq=False)(kind)
 
 
-class Record:
+class Distribution:
     """A distribution as its parameters, kept as they are given: numbers, lists, or arrays of any library.
 
     Entries outside their set raise ParameterError when the record is made. Parameters that JAX or torch.func is
@@ -72,7 +72,7 @@ class Record:
         """What one parameter asks of another."""
 
 
-def require(owner: Record, name: str, value: ArrayLike, constraint: Constraint) -> None:
+def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constraint) -> None:
     """Raise ParameterError at the first entry that is outside the set."""
     array = value if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
     if not is_traced(array):
@@ -81,7 +81,7 @@ def require(owner: Record, name: str, value: ArrayLike, constraint: Constraint) 
             _refuse(owner, name, array, ~constraint.holds(array), constraint.words)
 
 
-def _as_numbers(owner: Record, name: str, value: Any) -> np.ndarray:
+def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError:  # lists of several lengths
@@ -91,7 +91,7 @@ def _as_numbers(owner: Record, name: str, value: Any) -> np.ndarray:
     return array
 
 
-def require_order(owner: Record, name: str, other: str, *, strict: bool = True) -> None:
+def require_order(owner: Distribution, name: str, other: str, *, strict: bool = True) -> None:
     """Parameter `name` is above `other`, or may equal it."""
     given = getattr(owner, name), getattr(owner, other)
     if not any(is_traced(value) for value in given):
@@ -100,7 +100,7 @@ def require_order(owner: Record, name: str, other: str, *, strict: bool = True) 
         _refuse(owner, name, high, ~((high > low) if strict else (high >= low)), f"above {other}")
 
 
-def require_one_of(owner: Record, *names: str) -> None:
+def require_one_of(owner: Distribution, *names: str) -> None:
     """Just one of these parameters is given."""
     given = [name for name in names if getattr(owner, name) is not None]
     if len(given) != 1:
@@ -108,7 +108,7 @@ def require_one_of(owner: Record, *names: str) -> None:
         raise ParameterError(f"expected {type(owner).__name__} to be given one of {', '.join(names)}, got {got}")
 
 
-def require_mass_one(owner: Record, name: str) -> None:
+def require_mass_one(owner: Distribution, name: str) -> None:
     """Along the last axis the entries sum to one, but for rounding."""
     value = getattr(owner, name)
     if value is None or is_traced(value):
@@ -123,7 +123,7 @@ def require_mass_one(owner: Record, name: str) -> None:
         )
 
 
-def require_unit_length(owner: Record, name: str) -> None:
+def require_unit_length(owner: Distribution, name: str) -> None:
     """Along the last axis the entries are a vector of length one, but for rounding."""
     value = getattr(owner, name)
     if is_traced(value):
@@ -140,7 +140,7 @@ def _tolerance(dtype: Any) -> float:
     return 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
 
 
-def _refuse(owner: Record, name: str, array: Array, bad: Array, words: str) -> None:
+def _refuse(owner: Distribution, name: str, array: Array, bad: Array, words: str) -> None:
     if offender := first_offender(name, array, bad):
         raise ParameterError(f"expected {type(owner).__name__}'s {name} to be {words}, but {offender}")
 

@@ -2,11 +2,11 @@
 
 from kullback.families.base import (
     Constraint,
+    Distribution,
     Nonnegative,
     Positive,
     Probability,
     Real,
-    Record,
     record,
     require,
     require_one_of,
@@ -20,7 +20,7 @@ _BETWEEN = Constraint("between 0 and 1, where it has a density", lambda x: (x > 
 
 
 @record
-class Uniform(Record):
+class Uniform(Distribution):
     """Density 1 / (high - low), low <= x <= high."""
 
     low: Real
@@ -31,7 +31,7 @@ class Uniform(Record):
 
 
 @record
-class Beta(Record):
+class Beta(Distribution):
     """Density proportional to x^(concentration1 - 1) (1 - x)^(concentration0 - 1), 0 < x < 1."""
 
     concentration1: Positive
@@ -39,7 +39,7 @@ class Beta(Record):
 
 
 @record
-class Kumaraswamy(Record):
+class Kumaraswamy(Distribution):
     """Density a b x^(a - 1) (1 - x^a)^(b - 1), 0 < x < 1, with a = concentration1 and b = concentration0."""
 
     concentration1: Positive
@@ -47,7 +47,7 @@ class Kumaraswamy(Record):
 
 
 @record
-class ContinuousBernoulli(Record):
+class ContinuousBernoulli(Distribution):
     """Density proportional to probs^x (1 - probs)^(1 - x), 0 <= x <= 1, with 0 < probs < 1; or give logits."""
 
     probs: Probability = None
@@ -60,7 +60,7 @@ class ContinuousBernoulli(Record):
 
 
 @record
-class VonMises(Record):
+class VonMises(Distribution):
     """Density proportional to exp(concentration cos(x - loc)), on the circle: loc and loc + 2 pi are one."""
 
     loc: Real

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from kullback.families.base import Positive, Probability, Real, Record, record, require_mass_one
+from kullback.families.base import Distribution, Positive, Probability, Real, record, require_mass_one
 
 __all__ = ["Independent", "NormalMixture", "TanhNormal", "Transformed"]
 
 
 @record
-class NormalMixture(Record):
+class NormalMixture(Distribution):
     """A mixture of normals on the line: weights, locs and scales lie along the last axis, and weights sum to one.
 
     Example:
@@ -25,7 +25,7 @@ class NormalMixture(Record):
 
 
 @record
-class TanhNormal(Record):
+class TanhNormal(Distribution):
     """tanh(x) for x Normal(loc, scale): a squashed normal, as soft actor-critic has it."""
 
     loc: Real
@@ -33,7 +33,7 @@ class TanhNormal(Record):
 
 
 @record
-class Independent(Record):
+class Independent(Distribution):
     """The last `event_dims` batch axes of `base` as one event of independent parts."""
 
     base: Any
@@ -41,7 +41,7 @@ class Independent(Record):
 
 
 @record
-class Transformed(Record):
+class Transformed(Distribution):
     """transform(x) for x from `base`.
 
     `transform` may be anything that tells itself from others by ==: a name, or a library's own object. KL looks through

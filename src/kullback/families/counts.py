@@ -3,12 +3,12 @@
 from kullback.families.base import (
     Constraint,
     Count,
+    Distribution,
     Logits,
     Nonnegative,
     Positive,
     Probability,
     Real,
-    Record,
     record,
     require,
     require_mass_one,
@@ -36,7 +36,7 @@ _ABOVE_ONE = Constraint("above 1", lambda x: x > 1)
 
 
 @record
-class Bernoulli(Record):
+class Bernoulli(Distribution):
     """1 with probability probs, else 0; or give logits = log(probs / (1 - probs)), which keep probabilities near 1.
 
     Example:
@@ -53,7 +53,7 @@ class Bernoulli(Record):
 
 
 @record
-class Binomial(Record):
+class Binomial(Distribution):
     """The number of ones among total_count draws of a Bernoulli."""
 
     total_count: Count
@@ -65,7 +65,7 @@ class Binomial(Record):
 
 
 @record
-class Geometric(Record):
+class Geometric(Distribution):
     """The number of failures before the first success: probs (1 - probs)^k, k = 0, 1, ..."""
 
     probs: Probability = None
@@ -76,7 +76,7 @@ class Geometric(Record):
 
 
 @record
-class NegativeBinomial(Record):
+class NegativeBinomial(Distribution):
     """The number k of successes before total_count failures: C(k + total_count - 1, k) probs^k (1 - probs)^total_count.
 
     probs is the probability of a success, as torch.distributions has it; SciPy's is that of a failure.
@@ -91,14 +91,14 @@ class NegativeBinomial(Record):
 
 
 @record
-class Poisson(Record):
+class Poisson(Distribution):
     """rate^k e^-rate / k!, k = 0, 1, ..."""
 
     rate: Nonnegative
 
 
 @record
-class Zipf(Record):
+class Zipf(Distribution):
     """Proportional to k^-exponent, k = 1, 2, ...; the exponent is above 1. Also called the zeta distribution."""
 
     exponent: Positive
@@ -108,7 +108,7 @@ class Zipf(Record):
 
 
 @record
-class Zipfian(Record):
+class Zipfian(Distribution):
     """Proportional to k^-exponent, k = 1, ..., total_count."""
 
     exponent: Real
@@ -119,7 +119,7 @@ class Zipfian(Record):
 
 
 @record
-class Hypergeometric(Record):
+class Hypergeometric(Distribution):
     """How many of `draws`, taken without replacement from `population`, are among its `successes`."""
 
     population: Count
@@ -132,7 +132,7 @@ class Hypergeometric(Record):
 
 
 @record
-class Categorical(Record):
+class Categorical(Distribution):
     """One of n categories; probs, or logits (log-probabilities up to a constant, or -inf), lie along the last axis.
 
     Example:
@@ -155,7 +155,7 @@ class OneHotCategorical(Categorical):
 
 
 @record
-class Multinomial(Record):
+class Multinomial(Distribution):
     """How often each of n categories comes up in total_count draws; probs or logits lie along the last axis."""
 
     total_count: Count

@@ -1,6 +1,14 @@
 """Distributions of vectors and matrices: the event's axes are the parameters' last ones."""
 
-from kullback.families.base import Nonnegative, Positive, Real, Record, record, require_one_of, require_unit_length
+from kullback.families.base import (
+    Distribution,
+    Nonnegative,
+    Positive,
+    Real,
+    record,
+    require_one_of,
+    require_unit_length,
+)
 
 __all__ = [
     "Dirichlet",
@@ -14,7 +22,7 @@ __all__ = [
 
 
 @record
-class MultivariateNormal(Record):
+class MultivariateNormal(Distribution):
     """Normal vectors of mean loc (..., n), and of covariance_matrix, precision_matrix or scale_tril (..., n, n).
 
     scale_tril is the lower Cholesky factor of the covariance. Give one of the three.
@@ -30,7 +38,7 @@ class MultivariateNormal(Record):
 
 
 @record
-class LowRankMultivariateNormal(Record):
+class LowRankMultivariateNormal(Distribution):
     """Normal vectors of mean loc (..., n) and covariance cov_factor cov_factor^T + diag(cov_diag).
 
     cov_factor has shape (..., n, rank) and cov_diag shape (..., n).
@@ -42,14 +50,14 @@ class LowRankMultivariateNormal(Record):
 
 
 @record
-class Dirichlet(Record):
+class Dirichlet(Distribution):
     """Density proportional to prod_i x_i^(concentration_i - 1) on the simplex; concentration has shape (..., n)."""
 
     concentration: Positive
 
 
 @record
-class Wishart(Record):
+class Wishart(Distribution):
     """Density proportional to |X|^((df - n - 1) / 2) exp(-tr(V^-1 X) / 2), V = covariance_matrix (..., n, n).
 
     df > n - 1; the mean is df V.
@@ -60,7 +68,7 @@ class Wishart(Record):
 
 
 @record
-class InverseWishart(Record):
+class InverseWishart(Distribution):
     """Density proportional to |X|^(-(df + n + 1) / 2) exp(-tr(V X^-1) / 2), V = scale_matrix (..., n, n).
 
     df > n - 1; X^-1 is Wishart(df, V^-1).
@@ -71,7 +79,7 @@ class InverseWishart(Record):
 
 
 @record
-class MatrixNormal(Record):
+class MatrixNormal(Distribution):
     """Normal matrices of mean loc (..., m, n): the covariance of entries (i, k) and (j, l) is row[i, j] column[k, l].
 
     row_covariance has shape (..., m, m), and column_covariance shape (..., n, n).
@@ -83,7 +91,7 @@ class MatrixNormal(Record):
 
 
 @record
-class VonMisesFisher(Record):
+class VonMisesFisher(Distribution):
     """Density proportional to exp(concentration mean_direction . x) on the unit sphere of n dimensions, n >= 2.
 
     mean_direction (..., n) has length 1.

@@ -1,6 +1,6 @@
 """Distributions of a positive number."""
 
-from kullback.families.base import Positive, Real, Record, record
+from kullback.families.base import Distribution, Positive, Real, record
 
 __all__ = [
     "ChiSquared",
@@ -20,14 +20,14 @@ __all__ = [
 
 
 @record
-class Exponential(Record):
+class Exponential(Distribution):
     """Density rate exp(-rate x), x >= 0."""
 
     rate: Positive
 
 
 @record
-class Gamma(Record):
+class Gamma(Distribution):
     """Density proportional to x^(concentration - 1) exp(-rate x), x > 0."""
 
     concentration: Positive
@@ -35,14 +35,14 @@ class Gamma(Record):
 
 
 @record
-class ChiSquared(Record):
+class ChiSquared(Distribution):
     """Density proportional to x^(df/2 - 1) exp(-x/2), x > 0."""
 
     df: Positive
 
 
 @record
-class InverseGamma(Record):
+class InverseGamma(Distribution):
     """Density proportional to x^(-concentration - 1) exp(-rate / x), x > 0: 1/x is Gamma(concentration, rate)."""
 
     concentration: Positive
@@ -50,7 +50,7 @@ class InverseGamma(Record):
 
 
 @record
-class Weibull(Record):
+class Weibull(Distribution):
     """Density proportional to x^(concentration - 1) exp(-(x/scale)^concentration), x > 0."""
 
     scale: Positive
@@ -58,35 +58,35 @@ class Weibull(Record):
 
 
 @record
-class Rayleigh(Record):
+class Rayleigh(Distribution):
     """Density proportional to x exp(-x^2 / (2 scale^2)), x > 0."""
 
     scale: Positive
 
 
 @record
-class Maxwell(Record):
+class Maxwell(Distribution):
     """Density proportional to x^2 exp(-x^2 / (2 scale^2)), x > 0."""
 
     scale: Positive
 
 
 @record
-class HalfNormal(Record):
+class HalfNormal(Distribution):
     """|x| for x Normal(0, scale)."""
 
     scale: Positive
 
 
 @record
-class HalfCauchy(Record):
+class HalfCauchy(Distribution):
     """|x| for x Cauchy(0, scale)."""
 
     scale: Positive
 
 
 @record
-class LogNormal(Record):
+class LogNormal(Distribution):
     """e^x for x Normal(loc, scale)."""
 
     loc: Real
@@ -94,7 +94,7 @@ class LogNormal(Record):
 
 
 @record
-class InverseGaussian(Record):
+class InverseGaussian(Distribution):
     """Density sqrt(shape / (2 pi x^3)) exp(-shape (x - mean)^2 / (2 mean^2 x)), x > 0."""
 
     mean: Positive
@@ -102,7 +102,7 @@ class InverseGaussian(Record):
 
 
 @record
-class Pareto(Record):
+class Pareto(Distribution):
     """Density alpha scale^alpha / x^(alpha + 1), x >= scale."""
 
     scale: Positive
@@ -110,7 +110,7 @@ class Pareto(Record):
 
 
 @record
-class F(Record):
+class F(Distribution):
     """The ratio of ChiSquared(df1)/df1 to ChiSquared(df2)/df2."""
 
     df1: Positive

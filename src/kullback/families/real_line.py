@@ -1,12 +1,12 @@
 """Distributions on the whole line."""
 
-from kullback.families.base import Positive, Real, Record, record
+from kullback.families.base import Distribution, Positive, Real, record
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "Logistic", "Normal", "StudentT"]
 
 
 @record
-class Normal(Record):
+class Normal(Distribution):
     """Density exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)).
 
     Example:
@@ -22,7 +22,7 @@ class Normal(Record):
 
 
 @record
-class Laplace(Record):
+class Laplace(Distribution):
     """Density exp(-|x - loc| / scale) / (2 scale)."""
 
     loc: Real
@@ -30,7 +30,7 @@ class Laplace(Record):
 
 
 @record
-class Cauchy(Record):
+class Cauchy(Distribution):
     """Density scale / (pi (scale^2 + (x - loc)^2))."""
 
     loc: Real
@@ -38,7 +38,7 @@ class Cauchy(Record):
 
 
 @record
-class Logistic(Record):
+class Logistic(Distribution):
     """Density 1 / (4 scale cosh^2((x - loc) / (2 scale)))."""
 
     loc: Real
@@ -46,7 +46,7 @@ class Logistic(Record):
 
 
 @record
-class Gumbel(Record):
+class Gumbel(Distribution):
     """Density exp(-z - e^-z) / scale, z = (x - loc) / scale: the largest of many."""
 
     loc: Real
@@ -54,7 +54,7 @@ class Gumbel(Record):
 
 
 @record
-class StudentT(Record):
+class StudentT(Distribution):
     """Density proportional to (1 + ((x - loc) / scale)^2 / df)^(-(df + 1) / 2)."""
 
     df: Positive

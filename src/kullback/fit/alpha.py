@@ -10,7 +10,7 @@ from kullback.fit.solver.multistart import search
 from kullback.fit.solver.objectives import problem_on_the_line
 from kullback.fit.solver.parametrisation import coordinates_of
 from kullback.fit.solver.starting_points import starts_on_the_line
-from kullback.fit.target_family import kind_of
+from kullback.fit.target_family import family_adapter
 from kullback.fit.targets import density_of
 from kullback.measure import measure
 from kullback.result import Estimate
@@ -61,7 +61,7 @@ def fit_alpha(
     """
     if not 0 <= alpha <= 1:
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
-    kind, density = kind_of(family), density_of(target)
+    kind, density = family_adapter(family), density_of(target)
     fixed = kind.fixed(fixed)
     if not known_on_the_line(kind.record_class):
         raise ParameterError(f"expected a family on the line, got {kind.record_class.__name__}")

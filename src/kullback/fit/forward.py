@@ -15,7 +15,7 @@ from kullback.densities.from_families import known_on_the_line, of_record
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.nodes import mean_of
 from kullback.errors import ParameterError, ShapeError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart
 from kullback.fit.gaussian.multivariate import (
     NORMALS,
@@ -31,7 +31,7 @@ from kullback.fit.solver.multistart import search
 from kullback.fit.solver.objectives import Likelihood, problem_on_the_line
 from kullback.fit.solver.parametrisation import coordinates_of
 from kullback.fit.solver.starting_points import guess_of, no_start, starts_on_the_line
-from kullback.fit.target_family import is_module, kind_of
+from kullback.fit.target_family import family_adapter, is_module
 from kullback.fit.targets import density_of
 from kullback.measure import measure
 from kullback.numerics.arrays import Array, ArrayLike
@@ -117,7 +117,7 @@ def fit_forward(
         return _of_module(family, samples, target, weights, steps, learning_rate, seed)
     given = ([start] if start is not None else []) + list(starts)
     x = None if samples is None else draws_of(samples)
-    kind = kind_of(family, given, target if x is None else x)
+    kind = family_adapter(family, given, target if x is None else x)
     begin = [kind.record(one) for one in given]
     fixed = kind.fixed(fixed)
     if kind.record_class is Components:
@@ -152,7 +152,12 @@ def _of_mixture(
 
 
 def _of_samples(
-    kind: type[Record], x: Array, weights: ArrayLike | None, begin: list[Record], fixed: dict[str, Any], components: Any
+    kind: type[Distribution],
+    x: Array,
+    weights: ArrayLike | None,
+    begin: list[Distribution],
+    fixed: dict[str, Any],
+    components: Any,
 ) -> Fit:
     shares = shares_of(weights, len(x))
     x, shares = x[shares > 0], shares[shares > 0]
@@ -208,7 +213,7 @@ def _of_samples(
     return Fit(best, nan, without_entropy(value), found.path, found.minima, converged, told)
 
 
-def _scattered(guess: Record, x: Array) -> list[Record]:
+def _scattered(guess: Distribution, x: Array) -> list[Distribution]:
     """A mixture's likelihood has many maxima: more starts, with components at samples."""
     if not isinstance(guess, families.NormalMixture):
         return []
@@ -217,14 +222,16 @@ def _scattered(guess: Record, x: Array) -> list[Record]:
     return [families.NormalMixture(weights=guess.weights, locs=locs, scales=guess.scales) for locs in places]
 
 
-def _cross_entropy(record: Record, x: Array, shares: Array) -> float:
+def _cross_entropy(record: Distribution, x: Array, shares: Array) -> float:
     density = of_record(record)
     assert density is not None
     with np.errstate(all="ignore"):
         return -float(density.log_density(x, np.zeros_like(x)) @ shares)
 
 
-def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict[str, Any], components: Any) -> Fit:
+def _of_target(
+    kind: type[Distribution], target: Any, begin: list[Distribution], fixed: dict[str, Any], components: Any
+) -> Fit:
     density = density_of(target)
     if density is None or not known_on_the_line(kind):
         return forward_of_normal(kind, target, components)
@@ -250,7 +257,7 @@ def _of_target(kind: type[Record], target: Any, begin: list[Record], fixed: dict
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, told)
 
 
-def _require_held(kind: type[Record], density: Density) -> None:
+def _require_held(kind: type[Distribution], density: Density) -> None:
     low, high = shared_support(kind)
     if density.support[0] < low or density.support[1] > high:
         raise SupportError(
@@ -259,7 +266,7 @@ def _require_held(kind: type[Record], density: Density) -> None:
         )
 
 
-def _bounds(kind: type[Record], density: Density) -> Record | None:
+def _bounds(kind: type[Distribution], density: Density) -> Distribution | None:
     """The members that end where the target does: narrower ones miss some of it, wider ones cover too much."""
     low, high = density.support
     if kind is families.Pareto:
@@ -271,7 +278,7 @@ def _bounds(kind: type[Record], density: Density) -> Record | None:
     return families.Uniform(low=low, high=high)
 
 
-def _finite(target: Any, closed: Record) -> Estimate:
+def _finite(target: Any, closed: Distribution) -> Estimate:
     estimate = measure(target, closed)
     if estimate.value == inf:
         raise SupportError(
@@ -280,7 +287,7 @@ def _finite(target: Any, closed: Record) -> Estimate:
     return estimate
 
 
-def _alone(best: Record, estimate: Estimate, told: dict[str, Any]) -> Fit:
+def _alone(best: Distribution, estimate: Estimate, told: dict[str, Any]) -> Fit:
     """What a closed form gives: no descent led there."""
     here = told.get("cross_entropy", estimate.value)
     minima = (Minimum(best, here, (best,)),)

@@ -12,7 +12,7 @@ from scipy import optimize, special
 
 from kullback import families
 from kullback.errors import ParameterError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.numerics.arrays import Array
 
 __all__ = ["Mean", "moments_of", "of_samples"]
@@ -21,7 +21,7 @@ __all__ = ["Mean", "moments_of", "of_samples"]
 Mean = Callable[[Callable[[Array], Array]], Any]
 
 
-def moments_of(kind: type[Record], mean: Mean, fixed: dict[str, Any]) -> Record | None:
+def moments_of(kind: type[Distribution], mean: Mean, fixed: dict[str, Any]) -> Distribution | None:
     """The nearest member of a family, if its moments give it.
 
     Args:
@@ -48,7 +48,7 @@ def moments_of(kind: type[Record], mean: Mean, fixed: dict[str, Any]) -> Record 
         return None
 
 
-def of_samples(kind: type[Record], x: Array, shares: Array, fixed: dict[str, Any]) -> Record | None:
+def of_samples(kind: type[Distribution], x: Array, shares: Array, fixed: dict[str, Any]) -> Distribution | None:
     """Maximum likelihood of the families whose best member is told by the order of the samples, or by their counts.
 
     Args:

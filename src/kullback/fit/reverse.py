@@ -16,14 +16,14 @@ from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart
 from kullback.fit.gaussian.multivariate import NORMALS, member_of, require_rank, reverse_in_the_plane, starts_of_draws
 from kullback.fit.result import Fit
-from kullback.fit.solver.multistart import Found
+from kullback.fit.solver.multistart import MultistartResult
 from kullback.fit.solver.starting_points import no_start, starts_on_the_line
 from kullback.fit.solver.support_boundary import search_with_edges
-from kullback.fit.target_family import Kind, is_module, kind_of
+from kullback.fit.target_family import FamilyAdapter, family_adapter, is_module
 from kullback.fit.targets import called, density_of, dimensions, normalised
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
@@ -109,7 +109,7 @@ def fit_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     given = ([start] if start is not None else []) + list(starts)
-    kind = kind_of(family, given, target)
+    kind = family_adapter(family, given, target)
     begin, fixed = [kind.record(one) for one in given], kind.fixed(fixed)
     if known_on_the_line(kind.record_class):
         fit = _on_the_line(kind.record_class, log_prob, target, begin, fixed, components, support)
@@ -119,10 +119,10 @@ def fit_reverse(
 
 
 def _on_the_line(
-    kind: type[Record],
+    kind: type[Distribution],
     log_prob: Callable[[Any], Any] | None,
     target: Any,
-    begin: list[Record],
+    begin: list[Distribution],
     fixed: dict[str, Any],
     components: int | None,
     support: tuple[float, float],
@@ -155,20 +155,20 @@ def _on_the_line(
     return _fit(found, estimate, diagnostics)
 
 
-def _never_finite(kind: type[Record], density: Density) -> SupportError:
+def _never_finite(kind: type[Distribution], density: Density) -> SupportError:
     return SupportError(
         f"expected KL({kind.__name__} || target) to be finite at a start, but it is inf at each: the family has mass "
         f"where the target, supported on {density.support}, has none, or tails too heavy for it"
     )
 
 
-def _kl(one: Record, density: Density) -> Estimate:
+def _kl(one: Distribution, density: Density) -> Estimate:
     mine = of_record(one)
     assert mine is not None
     return (kl_summation if density.discrete else kl_quadrature)(mine, density)
 
 
-def _tail(best: Record, density: Density) -> float:
+def _tail(best: Distribution, density: Density) -> float:
     mine = of_record(best)
     if mine is None or mine.sample is None:
         return float("nan")
@@ -178,13 +178,13 @@ def _tail(best: Record, density: Density) -> float:
         return pareto_k(density.log_density(x, zeros) - mine.log_density(x, zeros))
 
 
-def _fit(found: Found, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+def _fit(found: MultistartResult, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
     best = found.minima[0].distribution
     return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, diagnostics)
 
 
 def _of_vectors(
-    kind: Kind,
+    kind: FamilyAdapter,
     log_prob: Callable[[Any], Any] | None,
     target: Any,
     begin: list[Any],
@@ -206,7 +206,7 @@ def _of_vectors(
         rank = require_rank(np.shape(begin[0].cov_factor)[-1] if count is None and begin else count, size)
     if size == 2:
         fit = _in_the_plane(kind.chart(begin, count)(2), log_prob, target, parts)
-        return Kind(family, lambda found: member_of(family, found, rank)).returned(fit)
+        return FamilyAdapter(family, lambda found: member_of(family, found, rank)).returned(fit)
     return import_module("kullback.fit.stochastic").fit_normals_reverse(
         family,
         starts=_far_starts(kind, begin, parts, rank, size, target),
@@ -218,7 +218,7 @@ def _of_vectors(
 
 
 def _far_starts(
-    kind: Kind, begin: list[Any], parts: list[Any], count: int | None, size: int, target: Any
+    kind: FamilyAdapter, begin: list[Any], parts: list[Any], count: int | None, size: int, target: Any
 ) -> Sequence[Any]:
     """Where the gradients begin: low-rank normals as records, others as components."""
     if kind.record_class is families.LowRankMultivariateNormal:

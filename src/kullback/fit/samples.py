@@ -7,7 +7,7 @@ import numpy as np
 from kullback import families
 from kullback.densities.from_families import of_record
 from kullback.errors import ShapeError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, untracked
 
 __all__ = ["draws_of", "mean_and_covariance", "require_inside", "shares_of"]
@@ -44,7 +44,7 @@ def mean_and_covariance(x: Array, shares: Array) -> tuple[Array, Array]:
     return loc, (shares[:, None] * (x - loc)).T @ (x - loc)
 
 
-def require_inside(kind: type[Record], record: Record, x: Array) -> None:
+def require_inside(kind: type[Distribution], record: Distribution, x: Array) -> None:
     """SupportError where a sample lies outside the family's support, which makes KL infinite for every member."""
     density = of_record(record)
     assert density is not None

@@ -11,7 +11,7 @@ from kullback import families
 from kullback.densities.convert import as_components
 from kullback.densities.gaussian_mixtures import Components
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.gaussian.multivariate import member_of
 from kullback.fit.result import Fit, Minimum, Step, without_entropy
 from kullback.measure import measure
@@ -25,14 +25,14 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError("this fit needs PyTorch: pip install 'kullback[train]'") from error
 
-__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normals_reverse", "made", "of_tensors"]
+__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normals_reverse", "of_tensors", "to_torch_distribution"]
 
 _JUDGED = 16_384  # draws that the end is judged by
 _SHOWN = 100  # steps of a path
 _SAME = 0.01  # nats between ends
 
 
-def made(family: type, record: Any, independent: bool) -> Any:
+def to_torch_distribution(family: type, record: Any, independent: bool) -> Any:
     """A distribution of PyTorch from a record of the same family, in float64.
 
     Args:
@@ -148,7 +148,7 @@ def fit_module_reverse(
 def fit_normals_reverse(
     family: type,
     *,
-    starts: Sequence[Components | Record],
+    starts: Sequence[Components | Distribution],
     independent: bool,
     log_prob: Callable[[Any], Any] | None,
     target: Any,
@@ -185,7 +185,7 @@ def fit_normals_reverse(
     return replace(ends[0][0], distribution=ends[0][1], path=path, minima=tuple(minima))
 
 
-def _member(family: type, found: Components | Record) -> Any:
+def _member(family: type, found: Components | Distribution) -> Any:
     return member_of(family, found, None) if isinstance(found, Components) else found
 
 
@@ -236,7 +236,7 @@ class _LowRank(torch.nn.Module):
     def forward(self) -> torch.distributions.Distribution:
         return torch.distributions.LowRankMultivariateNormal(self.loc, self.factor, self.log_diagonal.exp())
 
-    def record(self) -> Record:
+    def record(self) -> Distribution:
         return families.LowRankMultivariateNormal(
             loc=self.loc.detach().numpy().copy(),
             cov_factor=self.factor.detach().numpy().copy(),

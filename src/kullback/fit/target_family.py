@@ -10,29 +10,29 @@ from kullback.densities.convert import as_components
 from kullback.densities.gaussian_mixtures import Components
 from kullback.distributions import as_record
 from kullback.errors import ParameterError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart
 from kullback.fit.gaussian.multivariate import NORMALS
 from kullback.fit.result import Fit, Minimum, Step
 from kullback.fit.targets import is_of_vectors
 
-__all__ = ["Kind", "is_module", "kind_of"]
+__all__ = ["FamilyAdapter", "family_adapter", "is_module"]
 
 _TORCH_NAMES = {"Chi2": "ChiSquared", "FisherSnedecor": "F"}
 
 
 @dataclass(frozen=True)
-class Kind:
+class FamilyAdapter:
     """A family as its records, and how its members are given back.
 
     Args:
         record_class: Of `kullback.families`, or `Components` of mixtures of normals of vectors.
-        made: From a record to what the caller asked for.
+        to_torch_distribution: From a record to what the caller asked for.
         independent: Whether the entries of vectors are, within a component.
     """
 
     record_class: type
-    made: Callable[[Any], Any]
+    to_torch_distribution: Callable[[Any], Any]
     independent: bool = False
 
     def record(self, member: Any) -> Any:
@@ -84,10 +84,15 @@ class Kind:
         """The fit in the caller's kind of distributions."""
         return replace(
             fit,
-            distribution=self.made(fit.distribution),
-            path=tuple(Step(self.made(step.distribution), step.kl) for step in fit.path),
+            distribution=self.to_torch_distribution(fit.distribution),
+            path=tuple(Step(self.to_torch_distribution(step.distribution), step.kl) for step in fit.path),
             minima=tuple(
-                Minimum(self.made(one.distribution), one.kl, tuple(map(self.made, one.basin))) for one in fit.minima
+                Minimum(
+                    self.to_torch_distribution(one.distribution),
+                    one.kl,
+                    tuple(map(self.to_torch_distribution, one.basin)),
+                )
+                for one in fit.minima
             ),
         )
 
@@ -97,7 +102,7 @@ def is_module(family: Any) -> bool:
     return any(one.__module__ == "torch.nn.modules.module" for one in type(family).__mro__)
 
 
-def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kind:
+def family_adapter(family: Any, members: Sequence[Any] = (), target: Any = None) -> FamilyAdapter:
     """The kind of a class.
 
     Args:
@@ -109,8 +114,8 @@ def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kin
         ParameterError: No family here goes by that name.
         TypeError: It is no class of distributions.
     """
-    if isinstance(family, type) and issubclass(family, Record):
-        return Kind(family, lambda record: record, family is families.Independent)
+    if isinstance(family, type) and issubclass(family, Distribution):
+        return FamilyAdapter(family, lambda record: record, family is families.Independent)
     is_torch = isinstance(family, type) and any(
         one.__module__ == "torch.distributions.distribution" for one in family.__mro__
     )
@@ -132,7 +137,7 @@ def kind_of(family: Any, members: Sequence[Any] = (), target: Any = None) -> Kin
             "torch.nn.Module with log_prob and rsample fits any other"
         )
 
-    def made(record: Any) -> Any:
-        return import_module("kullback.fit.stochastic").made(family, record, independent)
+    def to_torch_distribution(record: Any) -> Any:
+        return import_module("kullback.fit.stochastic").to_torch_distribution(family, record, independent)
 
-    return Kind(found, made, independent)
+    return FamilyAdapter(found, to_torch_distribution, independent)

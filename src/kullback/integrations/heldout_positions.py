@@ -17,11 +17,11 @@ from torch.nn.functional import pad
 
 from kullback.policy.estimators import sum_after
 
-__all__ = ["Positions", "prompt_fingerprints"]
+__all__ = ["HeldOutCompletions", "prompt_fingerprints"]
 
 
 @dataclass(frozen=True)
-class Positions:
+class HeldOutCompletions:
     """Completions, what the reference makes of them, and the policy's KL from it there.
 
     Args:

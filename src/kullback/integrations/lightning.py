@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kullback.errors import ShapeError
 from kullback.samples.clustered_mean import kl_per_token
-from kullback.tokens.entropy_floor import Occurrences
+from kullback.tokens.entropy_floor import EmpiricalConditional
 
 __all__ = ["ForwardKL"]
 
@@ -62,7 +62,7 @@ class ForwardKL(Callback):
 
     def measure(self, module: LightningModule) -> dict[str, float]:
         """What is logged, now."""
-        seen, pairs, surprises = Occurrences(), [], []
+        seen, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training
         module.eval()
         try:

@@ -22,7 +22,7 @@ from numpyro.distributions import transforms
 __all__ = ["as_record"]
 
 
-def as_record(distribution: Any) -> f.Record:
+def as_record(distribution: Any) -> f.Distribution:
     """The record of a distribution of NumPyro: its own arrays, so that gradients reach them.
 
     Args:
@@ -61,15 +61,15 @@ def as_record(distribution: Any) -> f.Record:
     raise TypeError(f"expected a distribution of NumPyro, got {name}")
 
 
-def _named(kind: type, *names: str, **renamed: str) -> Callable[[Any], f.Record]:
-    def make(distribution: Any) -> f.Record:
+def _named(kind: type, *names: str, **renamed: str) -> Callable[[Any], f.Distribution]:
+    def make(distribution: Any) -> f.Distribution:
         sources = {name: name for name in names} | renamed
         return kind(**{name: jnp.asarray(getattr(distribution, source)) for name, source in sources.items()})
 
     return make
 
 
-def _multivariate_normal(distribution: Any) -> f.Record:
+def _multivariate_normal(distribution: Any) -> f.Distribution:
     # The covariance's form that was given comes first; others may have been derived, and kept, since.
     forms = ("covariance_matrix", "precision_matrix", "scale_tril")
     form = next(name for name, value in vars(distribution).items() if name in forms and value is not None)
@@ -77,18 +77,18 @@ def _multivariate_normal(distribution: Any) -> f.Record:
     return f.MultivariateNormal(loc=loc, **{form: jnp.asarray(getattr(distribution, form))})
 
 
-def _matrix_normal(distribution: Any) -> f.Record:
+def _matrix_normal(distribution: Any) -> f.Distribution:
     row, column = (jnp.asarray(x) for x in (distribution.scale_tril_row, distribution.scale_tril_column))
     loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
     return f.MatrixNormal(loc=loc, row_covariance=row @ row.mT, column_covariance=column @ column.mT)
 
 
-def _gamma_poisson(distribution: Any) -> f.Record:
+def _gamma_poisson(distribution: Any) -> f.Distribution:
     counts, rate = (jnp.asarray(x) for x in (distribution.concentration, distribution.rate))
     return f.NegativeBinomial(total_count=counts, logits=-jnp.log(rate))
 
 
-_MADE_OF: dict[type, Callable[[Any], f.Record]] = {
+_MADE_OF: dict[type, Callable[[Any], f.Distribution]] = {
     d.BernoulliLogits: _named(f.Bernoulli, "logits"),
     d.BernoulliProbs: _named(f.Bernoulli, "probs"),
     d.Beta: _named(f.Beta, "concentration1", "concentration0"),
@@ -141,14 +141,14 @@ _EVENT_AXES = {
 }
 
 
-def _independent(base: f.Record, event_dims: int) -> f.Record:
+def _independent(base: f.Distribution, event_dims: int) -> f.Distribution:
     """One Independent, however many there were."""
     if isinstance(base, f.Independent):
         base, event_dims = base.base, event_dims + base.event_dims
     return f.Independent(base=base, event_dims=event_dims) if event_dims else base
 
 
-def _expanded(base: Any, batch_shape: tuple[int, ...]) -> f.Record:
+def _expanded(base: Any, batch_shape: tuple[int, ...]) -> f.Distribution:
     """One parameter of the whole batch shape makes the rest follow."""
     if isinstance(base, d.Independent):
         part, count = base.base_dist, base.reinterpreted_batch_ndims
@@ -164,7 +164,7 @@ def _expanded(base: Any, batch_shape: tuple[int, ...]) -> f.Record:
     return replace(record, **{name: jnp.broadcast_to(value, batch_shape + value.shape[axes:])})  # pyright: ignore[reportArgumentType]
 
 
-def _transformed(distribution: Any) -> f.Record:
+def _transformed(distribution: Any) -> f.Distribution:
     parts = [part for transform in distribution.transforms for part in _parts(transform)]
     record = as_record(distribution.base_dist)
     invertible = _is_invertible(distribution.base_dist, parts)
@@ -235,7 +235,7 @@ def _bounds(constraint: Any) -> tuple[Any, Any]:
     return jnp.asarray(low), jnp.asarray(high)
 
 
-def _image(base: f.Record, parts: list[Any], invertible: bool) -> f.Record:
+def _image(base: f.Distribution, parts: list[Any], invertible: bool) -> f.Distribution:
     exponential = [isinstance(part, transforms.ExpTransform) for part in parts]
     if isinstance(base, f.Normal) and exponential == [True]:
         return f.LogNormal(loc=base.loc, scale=base.scale)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
-from kullback.integrations.sb3_budget import Leash
+from kullback.integrations.sb3_budget import BudgetStep
 from kullback.integrations.sb3_policies import (
     States,
     actor_weights,
@@ -29,8 +29,8 @@ from torch import Tensor
 
 from kullback.budget.controllers import Controller
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.kl_filter import Level
-from kullback.budget.pull_response import Power
+from kullback.budget.kl_filter import KLFilter
+from kullback.budget.pull_response import PullExponent
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_token
 
@@ -135,12 +135,12 @@ class _Update:
         self.entropies: list[float] = []
         self.weights: list[Tensor] = []
         if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
-            model.old_budget = replace(model.old_budget, seen=Level(), power=Power())
+            model.old_budget = replace(model.old_budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
         self.fresh = None if model.reference is None else self.over_rollout(model.policy, model.reference)
         if isinstance(model.budget, KLBudget) and self.fresh is not None and model.reference_states is None:
             # Other states than the last update was held on: what the policy makes of itself is what is to be held.
-            model.budget = model.budget.judged(self.fresh.value, std_error=self.fresh.std_error)
-        self.leashes = [Leash(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
+            model.budget = model.budget.update_evaluation(self.fresh.value, std_error=self.fresh.std_error)
+        self.leashes = [BudgetStep(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
 
     @contextmanager
     def penalised(self) -> Iterator[None]:
@@ -175,25 +175,25 @@ class _Update:
         def before(*_: Any) -> None:
             for leash in acting:
                 leash.before_step()
-            scale = min(leash.held.step_scale for leash in acting)  # one step is taken for all
+            scale = min(leash.held.learning_rate_scale for leash in acting)  # one step is taken for all
             for leash in acting:
-                leash.held = replace(leash.held, step_scale=scale)
+                leash.held = replace(leash.held, learning_rate_scale=scale)
             self.weights = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
 
         def after(*_: Any) -> None:
             # The same as the factor on the learning rate, for the actor alone.
-            self.draw(self.weights, acting[0].held.step_scale)
+            self.draw(self.weights, acting[0].held.learning_rate_scale)
             if len(acting) == 1:
                 acting[0].after_step()
                 return
             # What one pulls the other must not take for the step's doing.
             for leash in acting:
-                leash.held = leash.held.moved(*leash.looked(), pull=1.0)
+                leash.held = leash.held.after_step(*leash.looked(), displacement_scale=1.0)
             for leash in acting:
                 leash.after_step(is_told=True)
                 for other in acting:
                     if other is not leash:
-                        other.held = other.held.braked(*other.looked(), factor=1.0)
+                        other.held = other.held.after_brake(*other.looked(), factor=1.0)
 
         hooks = [
             self.policy.optimizer.register_step_pre_hook(before),

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from kullback.budget.controllers import Controller
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.step import hold
+from kullback.budget.step import pull_and_brake
 from kullback.result import Estimate
 
-__all__ = ["Leash"]
+__all__ = ["BudgetStep"]
 
 _PANEL = 256  # states on which each step is followed
 
 
-class Leash:
+class BudgetStep:
     """What holds the policy to one other during an update: a controller, and if it is a `KLBudget` the weights too."""
 
     def __init__(self, update: Any, name: str) -> None:
@@ -70,9 +70,9 @@ class Leash:
     def after_step(self, *, is_told: bool = False) -> None:
         """Pull, and brake; `is_told` where the budget knows already what the step itself did."""
         budget: KLBudget = self.held
-        self.scales.append(budget.step_scale)
+        self.scales.append(budget.learning_rate_scale)
         anchors = self.update.policy_weights(self.anchor)
-        self.held, pulled = hold(
+        self.held, pulled = pull_and_brake(
             budget,
             lambda factor: self.update.draw(anchors, factor),
             lambda: (*self.looked(), math.nan),
@@ -85,9 +85,9 @@ class Leash:
         record, end = self.model.logger.record, "_old" if self.is_old else ""
         record(f"train/beta{end}", self.held.beta)
         if self.acts:
-            record(f"train/kl_level{end}", self.held.level)
-            record(f"train/step_scale{end}", float(np.mean(self.scales)))
-            record(f"train/pull{end}", self.pulled)
+            record(f"train/kl_filtered{end}", self.held.filtered_kl)
+            record(f"train/learning_rate_scale{end}", float(np.mean(self.scales)))
+            record(f"train/displacement_scale{end}", self.pulled)
         else:
             self.held = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
 

@@ -12,10 +12,10 @@ from kullback.numerics.arrays import ArrayLike
 
 __all__ = ["as_record"]
 
-_Maker = Callable[..., f.Record]
+_Maker = Callable[..., f.Distribution]
 
 
-def as_record(distribution: Any) -> f.Record:
+def as_record(distribution: Any) -> f.Distribution:
     """The record of a frozen distribution of scipy.stats, or of one of its new kind, such as scipy.stats.Normal().
 
     Args:
@@ -60,7 +60,7 @@ def _no_record(what: str) -> NoClosedFormError:
     return NoClosedFormError(f"{what} has no closed form here; kullback.measure(p, q) bounds or estimates the KL")
 
 
-def _classic(family: Any, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Record:
+def _classic(family: Any, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
     """Of a family of the old kind, in its place: loc + scale x."""
     kind, name = type(family), f"scipy.stats.{family.name}"
     if kind in _ANYWHERE:
@@ -80,7 +80,7 @@ def _require(value: ArrayLike, expected: float, otherwise: str) -> None:
         raise _no_record(otherwise)
 
 
-def _new_kind(variable: Any) -> f.Record:
+def _new_kind(variable: Any) -> f.Distribution:
     name = type(variable).__name__
     if name == "Mixture":
         return _mixture(variable)
@@ -119,7 +119,7 @@ def _standard(variable: Any) -> tuple[Any, tuple[ArrayLike, ...], ArrayLike, Arr
     return family, tuple(getattr(variable, shape) for shape in names), 0.0, 1.0
 
 
-def _mixture(variable: Any) -> f.Record:
+def _mixture(variable: Any) -> f.Distribution:
     parts = [as_record(component) for component in variable.components]
     if not all(isinstance(part, f.Normal) for part in parts):
         raise _no_record("a mixture of other than normals")
@@ -127,7 +127,7 @@ def _mixture(variable: Any) -> f.Record:
     return f.NormalMixture(weights=variable.weights, locs=np.stack(locs, -1), scales=np.stack(scales, -1))
 
 
-def _image(variable: Any) -> f.Record:
+def _image(variable: Any) -> f.Distribution:
     name = {np.exp: "exp", np.log: "log"}.get(variable._g)
     if name is None:
         raise _no_record(repr(variable))
@@ -137,7 +137,7 @@ def _image(variable: Any) -> f.Record:
     return f.Transformed(base=base, transform=(name,), invertible=True)
 
 
-def _values(family: Any) -> f.Record:
+def _values(family: Any) -> f.Distribution:
     """Of what scipy.stats.rv_discrete makes of values and their probabilities."""
     return f.Transformed(
         base=f.Categorical(probs=family.pk), transform=("values", *family.xk.tolist()), invertible=True
@@ -148,17 +148,17 @@ def _located(kind: type) -> _Maker:
     return lambda loc, scale: kind(loc=loc, scale=scale)
 
 
-def _von_mises(kappa: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> f.Record:
+def _von_mises(kappa: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
     _require(scale, 1, "scipy.stats.vonmises with scale other than 1")
     return f.VonMises(loc=loc, concentration=kappa)
 
 
-def _gumbel_left(loc: ArrayLike, scale: ArrayLike) -> f.Record:
+def _gumbel_left(loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
     right = f.Gumbel(loc=np.negative(loc), scale=scale)
     return f.Transformed(base=right, transform=("negative",), invertible=True)
 
 
-def _geometric(p: ArrayLike, loc: ArrayLike, _scale: ArrayLike) -> f.Record:
+def _geometric(p: ArrayLike, loc: ArrayLike, _scale: ArrayLike) -> f.Distribution:
     """SciPy counts the draws and ours the failures, one less."""
     record = f.Geometric(probs=p)
     if np.all(np.asarray(loc) == -1):
@@ -167,7 +167,7 @@ def _geometric(p: ArrayLike, loc: ArrayLike, _scale: ArrayLike) -> f.Record:
     return f.Transformed(base=record, transform=("one more",), invertible=True)
 
 
-def _negative_binomial(n: ArrayLike, p: ArrayLike) -> f.Record:
+def _negative_binomial(n: ArrayLike, p: ArrayLike) -> f.Distribution:
     """p is the probability of a failure; where it is small, 1 - p has lost its digits."""
     p = np.asarray(p)
     if np.all(p >= 0.5):
@@ -228,7 +228,7 @@ _FIXED: dict[type, _Maker] = {
     type(stats.zipfian): lambda a, n: f.Zipfian(exponent=a, total_count=n),
 }
 
-_VECTORS: dict[type, Callable[[Any], f.Record]] = {
+_VECTORS: dict[type, Callable[[Any], f.Distribution]] = {
     type(stats.dirichlet): lambda x: f.Dirichlet(concentration=x.alpha),
     type(stats.invwishart): lambda x: f.InverseWishart(df=x.df, scale_matrix=x.scale),
     type(stats.matrix_normal): lambda x: f.MatrixNormal(

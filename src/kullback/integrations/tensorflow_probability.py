@@ -59,7 +59,7 @@ _FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
 }
 
 
-def as_record(distribution: Any) -> f.Record:
+def as_record(distribution: Any) -> f.Distribution:
     """The record of a distribution of tensorflow_probability.substrates.jax.
 
     Args:

@@ -66,7 +66,7 @@ _WAYS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_t
 _NAMED = {d.ExpTransform: "exp", d.TanhTransform: "tanh"}
 
 
-def as_record(distribution: Any) -> f.Record:
+def as_record(distribution: Any) -> f.Distribution:
     """The record of an object of torch.distributions: its own tensors, so that gradients reach them.
 
     Args:
@@ -103,7 +103,7 @@ def as_record(distribution: Any) -> f.Record:
     raise TypeError(f"expected an object of torch.distributions, got {name}; for tensors see kl_probs and kl_logits")
 
 
-def _copied(kind: type, distribution: Any) -> f.Record:
+def _copied(kind: type, distribution: Any) -> f.Distribution:
     names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     holder = getattr(distribution, "_categorical", distribution)
     values = {}
@@ -127,14 +127,14 @@ def _given(holder: Any, way: tuple[str, ...]) -> str:
     return "logits" if holds(torch.allclose(made, holder.probs.detach(), rtol=1e-3, atol=0)) else "probs"
 
 
-def _independent(base: f.Record, event_dims: int) -> f.Record:
+def _independent(base: f.Distribution, event_dims: int) -> f.Distribution:
     """One Independent, however many there were."""
     if isinstance(base, f.Independent):
         base, event_dims = base.base, event_dims + base.event_dims
     return f.Independent(base=base, event_dims=event_dims) if event_dims else base
 
 
-def _transformed(distribution: Any) -> f.Record:
+def _transformed(distribution: Any) -> f.Distribution:
     transforms = list(distribution.transforms)
     base = distribution.base_dist
     while type(base) is d.TransformedDistribution:
@@ -184,7 +184,7 @@ def _bounds(constraint: Any) -> tuple[Any, Any]:
     return torch.as_tensor(low), torch.as_tensor(high)
 
 
-def _image(base: f.Record, parts: list[Any], invertible: bool) -> f.Record:
+def _image(base: f.Distribution, parts: list[Any], invertible: bool) -> f.Distribution:
     names = tuple(_key(part) for part in parts)
     if isinstance(base, f.Normal) and names in (("exp",), ("tanh",)):
         return (f.LogNormal if names == ("exp",) else f.TanhNormal)(loc=base.loc, scale=base.scale)

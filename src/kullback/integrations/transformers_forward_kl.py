@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.samples.clustered_mean import kl_per_token
-from kullback.tokens.entropy_floor import Occurrences, Prefixes
+from kullback.tokens.entropy_floor import EmpiricalConditional, Prefixes
 
 __all__ = ["ForwardKL"]
 
@@ -50,7 +50,7 @@ class ForwardKL(TrainerCallback):
     Args:
         trainer: A `Trainer` or `SFTTrainer` of a causal language model or a classifier of sequences; then
             `trainer.add_callback(ForwardKL(trainer))`.
-        most: How many examples of each set are judged, evenly spread.
+        max_examples: How many examples of each set are judged, evenly spread.
         entropy: The source's true entropy in nats an outcome, where it is known: then it is the floor.
 
     Raises:
@@ -59,12 +59,12 @@ class ForwardKL(TrainerCallback):
     docs/supervised.md runs an example.
     """
 
-    def __init__(self, trainer: Trainer, *, most: int = 1024, entropy: float | None = None) -> None:
-        if most < 1:
-            raise InputError(f"expected most to be 1 or more, got {most}")
+    def __init__(self, trainer: Trainer, *, max_examples: int = 1024, entropy: float | None = None) -> None:
+        if max_examples < 1:
+            raise InputError(f"expected max_examples to be 1 or more, got {max_examples}")
         if trainer.train_dataset is None:
             raise InputError("expected a Trainer with a train_dataset, got none: its floor is what is logged")
-        self.trainer, self.most, self.entropy = trainer, most, entropy
+        self.trainer, self.max_examples, self.entropy = trainer, max_examples, entropy
         self.newest = -1
 
     def measure(self) -> Row:
@@ -92,13 +92,15 @@ class ForwardKL(TrainerCallback):
             self.trainer.log(self.measure())
 
     def _measured(self, prefix: str, dataset: Any) -> Row:
-        count, kept = len(dataset), min(len(dataset), self.most)
+        count, kept = len(dataset), min(len(dataset), self.max_examples)
         chosen = [round(i * (count - 1) / max(1, kept - 1)) for i in range(kept)]
-        picked = dataset.select(chosen) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, chosen)
+        token_log_probs = (
+            dataset.select(chosen) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, chosen)
+        )
         # Sequential, collated as evaluations are; each process has a share, and may repeat some at the end.
-        scored = gather_object(list(self._scored(picked)))[: len(chosen)]
+        scored = gather_object(list(self._scored(token_log_probs)))[: len(chosen)]
         unit = "example" if all(isinstance(one.contexts[0], bytes) for one in scored if one.contexts) else "token"
-        seen = Occurrences()
+        seen = EmpiricalConditional()
         for one in scored:
             for pair in zip(one.contexts, one.outcomes, strict=True):
                 seen.add(*pair)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from kullback.budget.controllers import Controller, controller_from_dict, controller_to_dict
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.step import hold
-from kullback.integrations.heldout_positions import Positions, prompt_fingerprints
+from kullback.budget.step import pull_and_brake
+from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
@@ -116,13 +116,13 @@ class _BudgetHolder(TrainerCallback, ExportableState):
 
     def reset(self) -> None:
         self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.newest: Positions | None = None
-        self.panel: Positions | None = None
+        self.newest: HeldOutCompletions | None = None
+        self.panel: HeldOutCompletions | None = None
         self.rates: list[float] = []
 
     # -- measuring --
 
-    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> Positions:
+    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> HeldOutCompletions:
         """The KL at every completion token of a batch, given the policy's hidden states on it."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
@@ -130,9 +130,9 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         with self.trainer.accelerator.autocast(), self._as_reference():
             ref_hidden = last_hidden(self.reference, ids, attention)[:, -mask.shape[1] - 1 :]
         alike = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
-        return Positions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), alike)
+        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), alike)
 
-    def record(self, inputs: Mapping[str, Any], scored: Positions) -> None:
+    def record(self, inputs: Mapping[str, Any], scored: HeldOutCompletions) -> None:
         """Remember a micro-batch's KL until the optimizer steps, from every process."""
         self.newest = replace(scored, kl=scored.kl.detach())
         keep = self.trainer.accelerator.gather
@@ -140,7 +140,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         sums, lengths = self.newest.kl.double().sum(dim=1), scored.mask.double().sum(dim=1)
         self.batches.append((keep(sums), keep(lengths), keep(prompts)))  # type: ignore[arg-type]
 
-    def penalty(self, inputs: Mapping[str, Any], scored: Positions, hidden: Tensor) -> Tensor:
+    def penalty(self, inputs: Mapping[str, Any], scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """The mean KL in the budget's unit over the global batch, as this process's share of one optimizer step."""
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
@@ -149,7 +149,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
 
-    def _by_choice(self, scored: Positions, hidden: Tensor) -> Tensor:
+    def _by_choice(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """0, whose gradient is that of the later tokens' KL by the tokens that lead to them."""
         log_prob = completion_log_prob(self.head, hidden, scored.ids, scored.mask, temperature=self.trainer.temperature)
         surrogate = (scored.still_to_come() * log_prob).sum()
@@ -160,13 +160,13 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         sums, lengths, prompts = (torch.cat(column).cpu().numpy() for column in zip(*self.batches, strict=True))
         return kl_per_token(sums, lengths, prompts), kl_per_sequence(sums, prompts)
 
-    def seen_again(self, positions: Positions) -> Positions:
+    def seen_again(self, positions: HeldOutCompletions) -> HeldOutCompletions:
         """The same positions with their KL under the weights as they are."""
         with self.trainer.accelerator.autocast(), torch.no_grad():
             hidden = last_hidden(self.policy, positions.ids, positions.attention)
             return replace(positions, kl=self._kl(hidden, positions.ref_hidden, positions.mask))
 
-    def change(self, old: Positions, new: Positions) -> tuple[float, float, float]:
+    def change(self, old: HeldOutCompletions, new: HeldOutCompletions) -> tuple[float, float, float]:
         """The same positions' KL in the budget's unit, before and after, and the relative error of its change."""
         trainer, weight = self.trainer, old.weight
         before, after = (weight * one.kl.double().sum(dim=1) for one in (old, new))
@@ -232,7 +232,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         # The scheduler may compute its next rate from this one, so it is put back after the step.
         self.rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] *= trainer.budget.step_scale
+            group["lr"] *= trainer.budget.learning_rate_scale
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
@@ -241,17 +241,17 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
         log = trainer._metrics["train"]
-        log["step_scale"].append(trainer.budget.step_scale)
-        log["pull"].append(self._hold(trainer.budget))
-        log["kl_level"].append(trainer.budget.level)
+        log["learning_rate_scale"].append(trainer.budget.learning_rate_scale)
+        log["displacement_scale"].append(self._hold(trainer.budget))
+        log["kl_filtered"].append(trainer.budget.filtered_kl)
 
     def _hold(self, budget: KLBudget) -> float:
         """Pull and brake, where there are positions to see it on; the factor on the displacement."""
         if self.panel is None:
-            pulled = budget.pull
+            pulled = budget.displacement_scale
             self.pull(pulled)
         else:
-            budget, pulled = hold(budget, self.pull, self._looked)
+            budget, pulled = pull_and_brake(budget, self.pull, self._looked)
         self.trainer.budget = budget
         if self.newest is not None:
             self._renew_panel(self.newest)
@@ -263,7 +263,7 @@ class _BudgetHolder(TrainerCallback, ExportableState):
         old, self.panel = self.panel, self.seen_again(self.panel)
         return self.change(old, self.panel)
 
-    def _renew_panel(self, newest: Positions) -> None:
+    def _renew_panel(self, newest: HeldOutCompletions) -> None:
         """Half a batch of positions, an eighth of them new after each step: many prompts, none of them old.
 
         The step was taken on the newest, and their KL before it is not typical; what later steps do to them is.

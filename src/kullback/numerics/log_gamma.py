@@ -14,8 +14,8 @@ __all__ = [
     "binet_slope",
     "digamma",
     "digamma_rise",
-    "dispersion",
-    "dispersion_rise",
+    "gamma_kl_equal_mean",
+    "gamma_kl_equal_mean_increment",
     "log_gamma_residual",
     "log_gamma_rise",
 ]
@@ -49,7 +49,7 @@ def log_gamma_rise(xp: Any, a: Array, b: Array, h: Array) -> Array:
     return b * phi(-log_ratio(xp, b, a, h)) + _dispersion(xp, a, b, h)
 
 
-def dispersion(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:
+def gamma_kl_equal_mean(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:
     """KL of gammas of one mean: R(a, b - a) - b phi(log(a/b)), what the leading terms of Stirling leave of R.
 
     `h` is b - a, where the caller knows more of its digits.
@@ -58,8 +58,8 @@ def dispersion(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:
     return _dispersion(xp, a, b, h)
 
 
-def dispersion_rise(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
-    """D(a + e, b + f) - D(a, b), D being `dispersion`, h = b - a and g = f - e: where D itself is much larger.
+def gamma_kl_equal_mean_increment(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
+    """D(a + e, b + f) - D(a, b), D being `gamma_kl_equal_mean`, h = b - a and g = f - e: where D itself is much larger.
 
     Below e = a/8 and f = b/8 nothing but rounding is lost.
     """
@@ -83,7 +83,7 @@ def digamma(xp: Any, a: Array) -> Array:
 
 def digamma_rise(xp: Any, a: Array, b: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a)."""
-    return _dispersion_slope(xp, *xp.broadcast_arrays(a, b, b - a))
+    return _gamma_kl_equal_mean_slope(xp, *xp.broadcast_arrays(a, b, b - a))
 
 
 # Binet's integral, J(z) = sum w z / (z^2 + u) over Gauss nodes u: right to the last digit from z = 5 on.
@@ -127,7 +127,7 @@ def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
     return xp.sum(w * term(u, *(inverse[..., None] for inverse in inverses)), axis=-1)
 
 
-def _dispersion_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
+def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """h^2/(4 a^2) at first, as ratio_residual/2, and the residual of J about its tangent at a."""
     total = ratio_residual(xp, b, a, h) / 2
     # The difference of a + n and b + n stays h, whose digits they may have lost.
@@ -152,7 +152,7 @@ def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
     return xp.where(near, second_order, (b + 0.5) * log + h * ((a + 0.5) / (a * (a + 1))))
 
 
-def _dispersion_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
+def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a)."""
     total = h / a / (2 * b)
     steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
@@ -174,7 +174,7 @@ def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     return xp.where(near, close, log + h * (1 / (a * b) + 1 / ((a + 1) * (b + 1))) / 2)
 
 
-def _dispersion_bend(xp: Any, a: Array, b: Array, h: Array) -> Array:
+def _gamma_kl_equal_mean_curvature(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """digamma(b) - log(b) less its tangent at a, for abs(h) < b/2: how D changes where a and b move as one."""
     total = -((h / a) ** 2) / (2 * b)
     steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_bend(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
@@ -206,14 +206,14 @@ _PATH = (
 )
 
 
-def _dispersion_rise_value(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
+def _gamma_kl_equal_mean_increment_value(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
     """The integral of D's derivative along the way."""
     total, near = xp.zeros_like(a), abs(h) < 0.4 * b
     for s, weight in _PATH:
         at_a, at_b, at_h = a + s * e, b + s * f, h + s * g
-        bend = _dispersion_bend(xp, xp.where(near, at_a, at_b), at_b, xp.where(near, at_h, 0.0))
+        bend = _gamma_kl_equal_mean_curvature(xp, xp.where(near, at_a, at_b), at_b, xp.where(near, at_h, 0.0))
         change = xp.where(near, e * bend, e * _slope_by_a(xp, at_a, at_h))
-        total = total + weight * (xp.where(near, g, f) * _dispersion_slope(xp, at_a, at_b, at_h) + change)
+        total = total + weight * (xp.where(near, g, f) * _gamma_kl_equal_mean_slope(xp, at_a, at_b, at_h) + change)
     return total
 
 
@@ -251,22 +251,22 @@ def binet_curvature(xp: Any, a: Array) -> Array:
 
 
 _dispersion = with_gradient(
-    by_pieces(_dispersion_value),
+    by_pieces(_gamma_kl_equal_mean_value),
     lambda xp, gradient, _output, a, _b, h: gradient * _slope_by_a(xp, a, h),
-    lambda xp, gradient, _output, a, b, h: gradient * _dispersion_slope(xp, a, b, h),
+    lambda xp, gradient, _output, a, b, h: gradient * _gamma_kl_equal_mean_slope(xp, a, b, h),
     lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),
 )
 _dispersion_rise = with_gradient(
-    _dispersion_rise_value,
+    _gamma_kl_equal_mean_increment_value,
     lambda xp, gradient, _output, a, _b, h, e, _f, g: (
         gradient * (_slope_by_a(xp, a + e, h + g) - _slope_by_a(xp, a, h))
     ),
     lambda xp, gradient, _output, a, b, h, e, f, g: (
-        gradient * (_dispersion_slope(xp, a + e, b + f, h + g) - _dispersion_slope(xp, a, b, h))
+        gradient * (_gamma_kl_equal_mean_slope(xp, a + e, b + f, h + g) - _gamma_kl_equal_mean_slope(xp, a, b, h))
     ),
     lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
     lambda xp, gradient, _output, a, _b, h, e, _f, g: gradient * _slope_by_a(xp, a + e, h + g),
-    lambda xp, gradient, _output, a, b, h, e, f, g: gradient * _dispersion_slope(xp, a + e, b + f, h + g),
+    lambda xp, gradient, _output, a, b, h, e, f, g: gradient * _gamma_kl_equal_mean_slope(xp, a + e, b + f, h + g),
     lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
 )
 _binet = with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))

@@ -12,7 +12,7 @@ from kullback.errors import ShapeError, SupportError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, is_positive, log, untracked
 from kullback.numerics.phi import phi
 
-__all__ = ["BestOfN", "best_of_n", "best_of_n_policy"]
+__all__ = ["BestOfN", "best_of_n_kl_bound", "best_of_n_policy"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class BestOfN:
 
     Args:
         policy: Probabilities, shape (..., k).
-        kl: KL(policy || ref), nats, shape (...): at most `best_of_n(n)`.
+        kl: KL(policy || ref), nats, shape (...): at most `best_of_n_kl_bound(n)`.
         expected_reward: The policy's mean reward, shape (...).
     """
 
@@ -30,7 +30,7 @@ class BestOfN:
     expected_reward: Array
 
 
-def best_of_n(n: ArrayLike) -> Array:
+def best_of_n_kl_bound(n: ArrayLike) -> Array:
     """The bound on KL(best of n || ref), in nats, that holds for any `ref` and reward: log n - (n - 1)/n.
 
     It is phi(-log n), where phi(d) = e^d - 1 - d, and is met where `ref` is continuous and no two rewards are equal.
@@ -47,7 +47,7 @@ def best_of_n(n: ArrayLike) -> Array:
     Source: [beirami2024], theorem 1.
 
     Example:
-        >>> [round(float(best_of_n(n)), 3) for n in (1, 2, 4, 16, 64, 1000)]
+        >>> [round(float(best_of_n_kl_bound(n)), 3) for n in (1, 2, 4, 16, 64, 1000)]
         [0.0, 0.193, 0.636, 1.835, 3.175, 5.909]
     """
     xp, [count], _ = as_floats(n)

@@ -37,7 +37,7 @@ def enumerate_sequences(
     *,
     max_tokens: int,
     end: int | None = None,
-    least: float = 0.0,
+    min_prob: float = 0.0,
     limit: int = 10_000_000,
 ) -> Sequences:
     """Every completion of a prompt, with its log-probability: sum_t log ref(y_t | y_<t).
@@ -48,8 +48,8 @@ def enumerate_sequences(
             follow. The prompt is its own affair.
         max_tokens: How many tokens a completion has at most.
         end: The token that ends a completion; None where all are `max_tokens` long.
-        least: Prefixes less probable than this are left out, and their probability goes to `rest`: a bound on what the
-            optimum may miss, as `tabulate` makes one.
+        min_prob: Prefixes with a smaller probability are left out. Their total probability is returned as `rest`,
+            which bounds the error of the optimum (see `tabulate`).
         limit: How many prefixes or completions there may be before this gives up.
 
     Returns:
@@ -74,11 +74,13 @@ def enumerate_sequences(
     rest, done = 0.0, 0
     for step in range(1, max_tokens + 1):
         following = logs[:, None] + _asked(next_logits, prefixes)
-        kept = (following > -np.inf) & (np.exp(following) >= least)
+        kept = (following > -np.inf) & (np.exp(following) >= min_prob)
         rest += float(np.exp(following[~kept]).sum())
         rows, chosen = np.nonzero(kept)
         if (count := done + len(rows)) > limit:
-            raise InputError(f"expected at most {limit} sequences, but there are {count} by token {step}; raise least")
+            raise InputError(
+                f"expected at most {limit} sequences, but there are {count} by token {step}; raise min_prob"
+            )
         prefixes, logs = np.concatenate([prefixes[rows], chosen[:, None]], axis=1), following[kept]
         over = (step == max_tokens) | (chosen == (-1 if end is None else end))
         done_tokens.append(np.pad(prefixes[over], ((0, 0), (0, max_tokens - step)), constant_values=-1))

@@ -8,7 +8,7 @@ from kullback.errors import SupportError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum._tilt_kernel import tilted
 from kullback.optimum.mdp import MDP
-from kullback.optimum.trajectory_kl import as_policy, left_after, solve
+from kullback.optimum.trajectory_kl import as_policy, bellman_operator, solve
 
 __all__ = ["SoftOptimum", "soft_value_iteration"]
 
@@ -124,7 +124,7 @@ def _newton(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, tolerance: flo
         if error <= tolerance or stalled or iteration >= max_iterations:
             break
         spread = most - least
-        value = value + solve(left_after(mdp, policy), change)
+        value = value + solve(bellman_operator(mdp, policy), change)
     best = new + after * (least + most) / 2
     return SoftOptimum(policy, logs, best, float(mdp.initial @ best), beta, float(error), iteration)
 

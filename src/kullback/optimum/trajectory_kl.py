@@ -12,7 +12,7 @@ from kullback.errors import ShapeError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum.mdp import MDP
 
-__all__ = ["as_policy", "left_after", "policy_objective", "solve", "trajectory_kl"]
+__all__ = ["as_policy", "bellman_operator", "policy_objective", "solve", "trajectory_kl"]
 
 _DIRECT = 2000  # states up to which a factorisation is soonest
 
@@ -103,7 +103,7 @@ def _fitted(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
     return array
 
 
-def followed(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
+def state_transitions(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
     """The transitions from state to state, (S, S), under a policy (S, A)."""
     states, actions = policy.shape
     starts = np.arange(0, states * actions + 1, actions)
@@ -111,9 +111,9 @@ def followed(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
     return choice @ mdp.transitions
 
 
-def left_after(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
+def bellman_operator(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
     """1 - discount P, for the transitions P under a policy."""
-    return sparse.eye_array(len(mdp.rewards), format="csr") - mdp.discount * followed(mdp, policy)
+    return sparse.eye_array(len(mdp.rewards), format="csr") - mdp.discount * state_transitions(mdp, policy)
 
 
 def solve(system: sparse.csr_array, right: np.ndarray) -> np.ndarray:
@@ -141,11 +141,11 @@ def _expected(mdp: MDP, policy: np.ndarray, each: np.ndarray) -> float:
             visits = np.where(_reached(mdp, policy), visits, 0.0)
         return _dot(visits, each)
     visits, total = mdp.initial, 0.0
-    moves = followed(mdp, policy).T if policy.ndim == 2 else None
+    moves = state_transitions(mdp, policy).T if policy.ndim == 2 else None
     for step in range(mdp.horizon):
         now = each if each.ndim == 1 else each[step]
         total += _dot(visits, now)
-        visits = mdp.discount * ((followed(mdp, policy[step]).T if moves is None else moves) @ visits)
+        visits = mdp.discount * ((state_transitions(mdp, policy[step]).T if moves is None else moves) @ visits)
     return total
 
 
@@ -155,7 +155,7 @@ def _dot(visits: np.ndarray, each: np.ndarray) -> float:
 
 def _visits(mdp: MDP, policy: np.ndarray) -> np.ndarray:
     """The discounted number of visits of each state: v = initial + discount P' v, to rounding."""
-    system = left_after(mdp, policy).T.tocsr()
+    system = bellman_operator(mdp, policy).T.tocsr()
     visits = np.zeros_like(mdp.initial)
     left, before = mdp.initial, np.inf
     # What is left over bounds the error: |error| <= |left| / (1 - discount), summed over states.
@@ -166,7 +166,7 @@ def _visits(mdp: MDP, policy: np.ndarray) -> np.ndarray:
 
 
 def _reached(mdp: MDP, policy: np.ndarray) -> np.ndarray:
-    moves = followed(mdp, policy)
+    moves = state_transitions(mdp, policy)
     moves.eliminate_zeros()
     starts = np.flatnonzero(mdp.initial)
     if mdp.discount == 0:

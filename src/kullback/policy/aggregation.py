@@ -14,7 +14,11 @@ Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 def aggregate_tokens(
-    values: Tensor, mask: Tensor | None = None, how: Aggregate = "token_mean", *, divisor: float | Tensor | None = None
+    values: Tensor,
+    mask: Tensor | None = None,
+    how: Aggregate = "token_mean",
+    *,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """The mean of values at tokens.
 
@@ -26,8 +30,8 @@ def aggregate_tokens(
         values: Shape (batch, time).
         mask: Shape (batch, time), true (or not 0) for the tokens that count; the rest may hold anything. None: all do.
         how: One of the three.
-        divisor: What stands for the number of tokens (token_mean) or of sequences: those of the whole batch where this
-            is one of its parts, or for Dr. GRPO the number of sequences times the longest length.
+        normalizer: Replaces the number of tokens (token_mean) or of sequences. Pass the count of the whole batch where
+            `values` is a part of it; for Dr. GRPO, pass the number of sequences times the maximal length.
 
     Returns:
         A number, differentiable. A sequence without tokens counts as 0, and so does a batch without any.
@@ -48,9 +52,9 @@ def aggregate_tokens(
     sums, lengths = torch.where(kept, values, 0.0).sum(-1), kept.sum(-1)
     if how == "sequence_mean":
         sums = sums / lengths.clamp(min=1)
-    if divisor is None:
-        divisor = lengths.sum().clamp(min=1) if how == "token_mean" else len(sums)
-    return sums.sum() / divisor
+    if normalizer is None:
+        normalizer = lengths.sum().clamp(min=1) if how == "token_mean" else len(sums)
+    return sums.sum() / normalizer
 
 
 def counted(values: Tensor, mask: Tensor | None) -> Tensor:

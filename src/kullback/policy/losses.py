@@ -38,7 +38,7 @@ def ppo_loss(
     beta: float | Tensor = 0.0,
     penalty: KLPenalty = _WEIGHTED_K3,
     aggregate: Aggregate = "token_mean",
-    divisor: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """PPO's loss: the clipped surrogate, plus beta times a KL penalty.
 
@@ -58,7 +58,7 @@ def ppo_loss(
         beta: Reward per nat: what the penalty weighs.
         penalty: Which KL, and how it is estimated. The default, w k3, descends KL(policy || ref) whoever sampled.
         aggregate: How tokens make one number: see `aggregate_tokens`.
-        divisor: As in `aggregate_tokens`.
+        normalizer: As in `aggregate_tokens`.
 
     Returns:
         A number to minimise. Its gradient is finite at any log-ratio, and 0 only where the clip means it to be.
@@ -99,7 +99,7 @@ def ppo_loss(
             ref_logits=ref_logits,
             mask=mask,
         )
-    return aggregate_tokens(loss, mask, aggregate, divisor=divisor)
+    return aggregate_tokens(loss, mask, aggregate, normalizer=normalizer)
 
 
 def grpo_loss(
@@ -116,7 +116,7 @@ def grpo_loss(
     beta: float | Tensor = 0.0,
     penalty: KLPenalty = _WEIGHTED_K3,
     aggregate: Aggregate = "sequence_mean",
-    divisor: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """GRPO's loss: PPO's, with advantages relative to the group, and the mean over each sequence's tokens taken first.
 
@@ -139,7 +139,7 @@ def grpo_loss(
         beta: As for `ppo_loss`.
         penalty: As for `ppo_loss`.
         aggregate: As for `ppo_loss`.
-        divisor: As for `ppo_loss`.
+        normalizer: As for `ppo_loss`.
 
     Returns:
         A number to minimise.
@@ -171,7 +171,7 @@ def grpo_loss(
         beta=beta,
         penalty=penalty,
         aggregate=aggregate,
-        divisor=divisor,
+        normalizer=normalizer,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, times, weight
 from kullback.policy.penalty_gradients import PenaltyError, refusal
-from kullback.policy.penalty_inputs import Batch, Given, read_batch
+from kullback.policy.penalty_inputs import Batch, PenaltyInputs, read_batch
 from kullback.policy.penalty_statistics import Prompts, estimate, statistics
 from kullback.result import Estimate
 
@@ -138,7 +138,7 @@ class KLPenalty:
         return exact + straight_through(batch.log_prob, torch.zeros_like(exact), sum_after(exact))
 
     @torch.no_grad()
-    def to_go(self, **batch: Unpack[Given]) -> Tensor:
+    def to_go(self, **batch: Unpack[PenaltyInputs]) -> Tensor:
         """What to subtract, times beta, from the return of every token: its own log-ratio and the KL that comes later.
 
             k1:     to_go_t = sum_{s >= t} W_s L_s,   W_s = prod_{u <= s} w_u   (1 on the policy's own samples)
@@ -165,7 +165,7 @@ class KLPenalty:
 
     @torch.no_grad()
     def value(
-        self, *, aggregate: Aggregate = "token_mean", prompts: Prompts = None, **batch: Unpack[Given]
+        self, *, aggregate: Aggregate = "token_mean", prompts: Prompts = None, **batch: Unpack[PenaltyInputs]
     ) -> Estimate:
         """The stated KL, estimated from the batch, nothing bounded.
 
@@ -189,7 +189,7 @@ class KLPenalty:
 
     @torch.no_grad()
     def statistics(
-        self, *, aggregate: Aggregate = "token_mean", prompts: Prompts = None, **batch: Unpack[Given]
+        self, *, aggregate: Aggregate = "token_mean", prompts: Prompts = None, **batch: Unpack[PenaltyInputs]
     ) -> dict[str, float]:
         """What to log of a batch: the estimate as it is and as the loss bounds it, and how far to trust it.
 
@@ -225,7 +225,7 @@ class KLPenalty:
             prompts,
         )
 
-    def _read(self, **batch: Unpack[Given]) -> Batch:
+    def _read(self, **batch: Unpack[PenaltyInputs]) -> Batch:
         # Whose prefixes count: as they came, or reweighed to those of the distribution that the expectation is over.
         prefixes = None
         if self.horizon == "sequence":

@@ -11,12 +11,12 @@ from kullback.policy.estimators import Terms, make_terms
 from kullback.policy.penalty_gradients import PenaltyError
 from kullback.tokens.logits import token_kl
 
-__all__ = ["Batch", "Given", "read_batch"]
+__all__ = ["Batch", "PenaltyInputs", "read_batch"]
 
 _SAME = 0.01  # nats by which log-probabilities of one policy may differ: rounding, or another engine's kernels
 
 
-class Given(TypedDict):
+class PenaltyInputs(TypedDict):
     """What the methods of `KLPenalty` take; `KLPenalty.loss` says what each is."""
 
     log_prob: Required[Tensor]

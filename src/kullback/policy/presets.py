@@ -68,7 +68,7 @@ class Preset:
         ref_logits: Tensor | None = None,
         mask: Tensor | None = None,
         beta: float | Tensor | None = None,
-        divisor: float | Tensor | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         """`ppo_loss` with these constants. A penalty placed in the reward is not in it: subtract
         `beta * penalty.to_go(...)` from the returns.
@@ -93,7 +93,7 @@ class Preset:
             beta=beta,
             penalty=self.penalty or KLPenalty(),
             aggregate=self.aggregate,
-            divisor=divisor,
+            normalizer=normalizer,
         )
 
 

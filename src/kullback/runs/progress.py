@@ -70,7 +70,7 @@ class RunProgress:
             f"{name} {_number(row[name])}" for name in ("reward", "loss")[: 1 if "reward" in row else 2] if name in row
         ]
         if self.unit is not None:
-            kl = row.get("kl_level") or row.get(f"kl_policy_ref_per_{self.unit}")
+            kl = row.get("kl_filtered") or row.get(f"kl_policy_ref_per_{self.unit}")
             of = f" of {self.target:g}" if self.target is not None else ""
             parts.append(f"KL {_number(kl)}{of} nats/{self.unit}")
         if row.get("beta") is not None:

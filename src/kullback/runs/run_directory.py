@@ -61,7 +61,7 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"--output {self.path}: cannot be written: {error.strerror or error}") from error
 
-    def may_begin(self, config: Mapping[str, Any], *, resume: bool) -> None:
+    def check_can_start(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Refuse to write over what is there, or to go on with another run than the one that was begun.
 
         Raises:

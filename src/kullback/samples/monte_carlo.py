@@ -76,7 +76,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     with np.errstate(over="ignore"):
         excess = np.expm1(d)
     c = 0.0
-    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not _leaks(p, q, excess, draws, seed):
+    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not _has_mass_outside(p, q, excess, draws, seed):
         c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
     terms = phi(d) - (1 - c) * excess if c > 0 else -d
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
@@ -97,7 +97,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     )
 
 
-def _leaks(p: Sampler, q: Sampler, excess: Array, draws: int, seed: int) -> bool:
+def _has_mass_outside(p: Sampler, q: Sampler, excess: Array, draws: int, seed: int) -> bool:
     """Whether q has mass where p has none: some of its draws, or a mean of q/p that is less than 1."""
     if excess.mean() < -5 * excess.std() / np.sqrt(draws):
         return True

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import fsum, inf, log
 
-__all__ = ["EntropyFloor", "Occurrences", "Prefixes"]
+__all__ = ["EmpiricalConditional", "EntropyFloor", "Prefixes"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class EntropyFloor:
     seen_once: float
 
 
-class Occurrences:
+class EmpiricalConditional:
     """How often each outcome followed each context: the empirical distribution that cross-entropy trains towards.
 
     H(outcome | context) = sum n(c, o) log(n(c) / n(c, o)) / N is the least that a function of the context can come
     to in cross-entropy on this sample, and cross-entropy less that is KL(empirical || model).
 
     Example:
-        >>> seen = Occurrences()
+        >>> seen = EmpiricalConditional()
         >>> for context, outcome in [("2+2=", "4"), ("2+2=", "4"), ("2+2=", "5"), ("1+1=", "2")]:
         ...     seen.add(context, outcome)
         >>> floor = seen.floor()

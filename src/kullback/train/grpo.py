@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
-from kullback.budget.controllers import Controller, told_budget
+from kullback.budget.controllers import Controller, controller_config
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
@@ -36,10 +36,10 @@ _FROM_TRL = {
     "kl_policy_ref_per_token_std_error": "kl_policy_ref_per_token_std_error",
     "kl_policy_ref_per_sequence": "kl_policy_ref_per_sequence",
     "kl_policy_ref_per_sequence_std_error": "kl_policy_ref_per_sequence_std_error",
-    "kl_level": "kl_level",
+    "kl_filtered": "kl_filtered",
     "beta": "beta",
-    "step_scale": "step_scale",
-    "pull": "pull",
+    "learning_rate_scale": "learning_rate_scale",
+    "displacement_scale": "displacement_scale",
     "entropy": "entropy",
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "truncated",
@@ -89,7 +89,7 @@ class GRPOPlan:
         return {
             "kind": "grpo",
             "model": str(self.model),
-            "budget": None if self.budget is None else told_budget(self.budget, unit=self.unit),
+            "budget": None if self.budget is None else controller_config(self.budget, unit=self.unit),
             "rewards": names[: len(self.rewards)],
             "watched": names[len(self.rewards) :],
             "steps": self.steps,
@@ -229,7 +229,7 @@ class _Judge(TrainerCallback):
         budget = self.trainer.budget
         if isinstance(budget, KLBudget):
             name = f"kl_policy_ref_per_{budget.unit}"
-            self.trainer.budget = budget.judged(row[name], std_error=row[f"{name}_std_error"])
+            self.trainer.budget = budget.update_evaluation(row[name], std_error=row[f"{name}_std_error"])
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
         if self.every and state.global_step % self.every == 0:
@@ -246,4 +246,4 @@ def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
     if plan.evaluate_every < 0:
         raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
-    run.may_begin(plan.config(), resume=resume)
+    run.check_can_start(plan.config(), resume=resume)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
-from kullback.budget.controllers import Controller, told_budget
+from kullback.budget.controllers import Controller, controller_config
 from kullback.errors import InputError, KullbackError
 from kullback.integrations.sb3 import BudgetPPO
 from kullback.integrations.sb3_saved import (
@@ -43,7 +43,7 @@ _FROM_SB3 = {
     "std": "action_std",
 }
 _REFERENCE_STATES = 1024
-_CONTROL = ("beta", "kl_level", "step_scale", "pull")
+_CONTROL = ("beta", "kl_filtered", "learning_rate_scale", "displacement_scale")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class PPOPlan:
         steps: Environment steps; whole rollouts are taken.
         output: The run directory.
         budget: What holds the KL, in nats per step; a `KLBudget` or another controller. None: nothing does.
-        of: What the budget is of: "reference", KL(policy || reference); "old", KL(old || policy) of an update.
-        over: The states that KL(policy || reference) is held at: where the policy goes ("visited"), or 1024 states
+        constrain: Which KL is constrained: "reference" for KL(policy || reference), "old-policy" for
+            KL(old policy || policy) over one update.
+        states: The states that KL(policy || reference) is held at: where the policy goes ("visited"), or 1024 states
             where the reference went, the same all along ("reference").
         reference: A policy on disk, where training starts and what KL(policy || reference) is of: see `load_policy`.
         clip: PPO's clip of the probability ratio, or None.
@@ -70,8 +71,8 @@ class PPOPlan:
     steps: int
     output: Path
     budget: Controller | None = None
-    of: Literal["old", "reference"] = "old"
-    over: Literal["visited", "reference"] = "visited"
+    constrain: Literal["old-policy", "reference"] = "old-policy"
+    states: Literal["visited", "reference"] = "visited"
     reference: Path | None = None
     clip: float | None = 0.2
     seed: int = 0
@@ -87,7 +88,7 @@ class PPOPlan:
             "reference": None if self.reference is None else str(self.reference),
             "budget": None
             if self.budget is None
-            else told_budget(self.budget, unit="step") | {"of": self.of, "over": self.over},
+            else controller_config(self.budget, unit="step") | {"constrain": self.constrain, "states": self.states},
             "clip": self.clip,
             "rewards": ["return"],
             "watched": [],
@@ -101,9 +102,9 @@ class PPOPlan:
     @property
     def held(self) -> str:
         """The key of the KL that the budget is of."""
-        if self.of == "old":
+        if self.constrain == "old-policy":
             return "kl_old_policy_per_step"
-        return "kl_policy_ref_per_reference_step" if self.over == "reference" else "kl_policy_ref_per_step"
+        return "kl_policy_ref_per_reference_step" if self.states == "reference" else "kl_policy_ref_per_step"
 
     @property
     def all_settings(self) -> Row:
@@ -144,7 +145,7 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
     try:
         model, shape = _make_model(plan, env, run.path / "reference" if resume and plan.reference else plan.reference)
         evaluation = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1))
-        if plan.over == "reference":
+        if plan.states == "reference":
             model.reference_states = evaluation.states_of(model.reference, _REFERENCE_STATES)
         if checkpoint is None:
             _begin(plan, run, model, shape, evaluation)
@@ -229,14 +230,14 @@ class _Keeper(BaseCallback):
             row["episode_length"] = float(np.mean([episode["l"] for episode in self.episodes]))
         row["episodes"] = len(self.episodes)
         row |= {ours: float(seen[theirs]) for theirs, ours in _FROM_SB3.items() if theirs in seen}
-        end = "_old" if self.plan.of == "old" else ""
+        end = "_old" if self.plan.constrain == "old-policy" else ""
         row |= {key: float(seen[key + end]) for key in _CONTROL if key + end in seen}
         row["entropy"] = -float(seen["entropy_loss"])
         row["seconds"] = round(time.monotonic() - self.since, 3)
         self.episodes.clear()
         self.run.add_metrics(row)
         measured = row.get(self.plan.held)
-        shown = {"reward": row["rewards/return"], "kl_level": measured, "beta": row.get("beta")}
+        shown = {"reward": row["rewards/return"], "kl_filtered": measured, "beta": row.get("beta")}
         self.progress.show({"step": row["step"], **shown})
         every = self.plan.evaluate_every
         if every and (row["step"] // self.plan.rollout) % every == 0:
@@ -251,7 +252,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
         if plan.settings[key] != shape[key]:
             raise InputError(f"--set {key}={plan.settings[key]}: the reference has {shape[key]}")
     own = {"n_envs", "net_arch", "activation_fn", "log_std_init", "save_every", "use_sde"}
-    budgets = {"budget" if plan.of == "reference" else "old_budget": plan.budget}
+    budgets = {"budget" if plan.constrain == "reference" else "old_budget": plan.budget}
     try:
         model = BudgetPPO(
             policy_name(env.observation_space),
@@ -304,11 +305,13 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
             f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "
             "that all minibatches are whole"
         )
-    if plan.over == "reference" and plan.of != "reference":
-        raise InputError("--over reference: expected --of reference beside it, whose KL is held at states")
-    if plan.of == "reference" and plan.reference is None:
-        raise InputError("--of reference: expected --reference, a run or a zip of stable-baselines3, to stay near to")
-    run.may_begin(plan.config(), resume=resume)
+    if plan.states == "reference" and plan.constrain != "reference":
+        raise InputError("--states reference: expected --constrain reference beside it, whose KL is held at states")
+    if plan.constrain == "reference" and plan.reference is None:
+        raise InputError(
+            "--constrain reference: expected --reference, a run or a zip of stable-baselines3, to stay near to"
+        )
+    run.check_can_start(plan.config(), resume=resume)
 
 
 def _require_device(name: str) -> None:

@@ -110,7 +110,7 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
-    judge = _Judge(ForwardKL(trainer, most=plan.judged), run, plan.evaluate_every)
+    judge = _Judge(ForwardKL(trainer, max_examples=plan.judged), run, plan.evaluate_every)
     checkpoint = run.last_checkpoint() if resume else None
     main = args.process_index == 0
     if checkpoint is None:
@@ -171,4 +171,4 @@ def _require_sense(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
     ):
         if value < least:
             raise InputError(f"{name}: expected {least} or more, got {value}")
-    run.may_begin(plan.config(), resume=resume)
+    run.check_can_start(plan.config(), resume=resume)

@@ -16,7 +16,7 @@ from kullback.cli import main
 from kullback.errors import InputError
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear, priced_kl
-from kullback.train.vae.budget_step import Leash
+from kullback.train.vae.budget_step import BudgetStep
 from kullback.train.vae.data import load_images
 from kullback.train.vae.evaluation import alarm, judge
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
@@ -89,7 +89,7 @@ def test_the_likelihood_by_weights_is_that_of_a_linear_model():
     expected = -(0.5 * ((x - 0.5) / 0.5) ** 2 + math.log(0.5) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1).mean()
     assert row["log_likelihood"] == pytest.approx(float(expected), rel=1e-5)
     assert row["elbo"] == pytest.approx(float(expected), rel=1e-5)
-    assert row["kl_posterior_prior_per_latent"] == 0
+    assert row["kl_posterior_prior_per_image"] == 0
     assert row["active_units"] == 0
     assert "collapse" in (alarm(row, 4.0) or "")
 
@@ -109,11 +109,11 @@ def test_the_budget_is_held(tmp_path, digits, target, rate):
     plan = LatentPlan("digits", 700, tmp_path / "run", budget=latent_budget(target), learning_rate=rate, hidden=64)
     assert train_latent(plan, digits)
     run = RunDirectory(tmp_path / "run")
-    rows = [row["kl_posterior_prior_per_latent"] / target for row in run.evaluations() if row["step"] >= 400]
+    rows = [row["kl_posterior_prior_per_image"] / target for row in run.evaluations() if row["step"] >= 400]
     assert len(rows) == 4
     assert all(0.9 < value < 1.1 for value in rows), rows
-    assert max(row["kl_posterior_prior_per_latent"] for row in run.evaluations()) < 1.15 * target  # nor on the way
-    assert {"kl_level", "step_scale", "pull"} <= run.metrics()[-1].keys()
+    assert max(row["kl_posterior_prior_per_image"] for row in run.evaluations()) < 1.15 * target  # nor on the way
+    assert {"kl_filtered", "learning_rate_scale", "displacement_scale"} <= run.metrics()[-1].keys()
     assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
     assert not any("alarm" in row for row in run.evaluations()[1:])
     assert (run.model / "model.safetensors").is_file()
@@ -130,14 +130,14 @@ def test_posteriors_are_pulled_towards_the_prior(digits):
         return float(kl_to_prior(*model.posterior(x)).sum(1).double().mean().detach())
 
     before = rate()
-    leash = Leash(model, x)
+    leash = BudgetStep(model, x)
     assert leash.seen == pytest.approx(before, rel=0.1)
     budget = latent_budget(before / 4).update(before, std_error=before / 50, count=128)
     held, pulled = leash.step(budget, optimiser)
     # KL goes with the square of the distance, near the prior, and what is left is braked.
     assert pulled == pytest.approx(0.5, rel=0.1)
     assert rate() == pytest.approx(before / 4, rel=0.1)
-    assert held.level == pytest.approx(leash.seen, rel=0.05)
+    assert held.filtered_kl == pytest.approx(leash.seen, rel=0.05)
     with torch.no_grad():
         for layer in (model.encoder.loc, model.encoder.log_scale):
             layer.weight.mul_(0)
@@ -160,9 +160,9 @@ def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
         budget = latent_budget(nats)
         assert train_latent(LatentPlan("digits", 700, path, "bottleneck", budget, hidden=64), digits)
         last = RunDirectory(path).evaluations()[-1]
-        assert last["kl_posterior_prior_per_latent"] == pytest.approx(nats, rel=0.25)
+        assert last["kl_posterior_prior_per_image"] == pytest.approx(nats, rel=0.25)
         # Fano: I(z; label) is at most the nats, so that the cross-entropy is at least log 10 less them.
-        assert last["cross_entropy"] > math.log(10) - last["kl_posterior_prior_per_latent"] - 0.1
+        assert last["cross_entropy"] > math.log(10) - last["kl_posterior_prior_per_image"] - 0.1
         accuracies.append(last["accuracy"])
     assert accuracies[1] > 0.93 > accuracies[0] + 0.1
 
@@ -183,7 +183,7 @@ def test_a_killed_run_is_the_run_that_was_not(tmp_path, capsys):
     process.wait()
     assert main(words("killed", "--resume")) == 0
     one, other = RunDirectory(tmp_path / "whole"), killed
-    keys = ("step", "kl_posterior_prior_per_latent", "distortion", "beta", "kl_level")
+    keys = ("step", "kl_posterior_prior_per_image", "distortion", "beta", "kl_filtered")
     assert [[row[key] for key in keys] for row in one.metrics()] == [
         [row[key] for key in keys] for row in other.metrics()
     ]

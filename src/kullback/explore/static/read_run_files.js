@@ -90,7 +90,7 @@ function heldKey(config, named) {
   const budget = config.budget;
   if (!isObject(budget) || !(finite(budget.target) > 0)) return null;
   const unit = budget.over === "reference" ? "reference_step" : String(budget.unit ?? "token");
-  const sides = budget.of === "old" ? "old_policy" : unit === "latent" ? "posterior_prior" : "policy_ref";
+  const sides = budget.of === "old" ? "old_policy" : unit === "image" ? "posterior_prior" : "policy_ref";
   const key = `kl_${sides}_per_${unit}`;
   return Object.hasOwn(named, key) ? key : null;
 }

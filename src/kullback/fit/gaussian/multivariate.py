@@ -13,7 +13,7 @@ from kullback import families
 from kullback.densities.convert import as_components, as_sampler
 from kullback.densities.gaussian_mixtures import Components
 from kullback.errors import ParameterError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart, around, starts_of_mixtures
 from kullback.fit.gaussian.plane_quadrature import MixtureLikelihood, OnPlane
 from kullback.fit.gaussian.unnormalised_plane import log_evidence, modes_in_the_plane
@@ -41,7 +41,7 @@ __all__ = [
 NORMALS = (families.Independent, families.LowRankMultivariateNormal, families.MultivariateNormal)
 
 
-def nearest_normal(kind: type[Record], loc: Array, covariance: Array, rank: int | None) -> Record:
+def nearest_normal(kind: type[Distribution], loc: Array, covariance: Array, rank: int | None) -> Distribution:
     """The normal q of a kind with the least KL(p || q), for any p of this mean and covariance.
 
     Raises:

@@ -9,7 +9,7 @@ from kullback.fit.result import Minimum, Step
 from kullback.fit.solver.trust_region import Descent, Problem, descend
 from kullback.numerics.arrays import Array
 
-__all__ = ["Chart", "Found", "search"]
+__all__ = ["Chart", "MultistartResult", "search"]
 
 _SAME = 1e-4  # nearer in value and in the members' coordinates than this, relative to their size, is one minimum
 
@@ -26,7 +26,7 @@ class Chart(Protocol):
         ...
 
 
-class Found(NamedTuple):
+class MultistartResult(NamedTuple):
     """What came of the descents.
 
     Args:
@@ -40,7 +40,7 @@ class Found(NamedTuple):
     converged: bool
 
 
-def search(chart: Chart, problem: Problem, starts: Sequence[Any]) -> Found:
+def search(chart: Chart, problem: Problem, starts: Sequence[Any]) -> MultistartResult:
     """Descend from every start."""
     ends: list[tuple[Descent, list[Any]]] = []
     begun: list[tuple[Array, list[Any]]] = []
@@ -72,7 +72,7 @@ def search(chart: Chart, problem: Problem, starts: Sequence[Any]) -> Found:
     # What did not settle is no minimum: where nothing did, the lowest place is all there is.
     settled = [end for end in ends if end[0].converged] or ends[:1]
     minima = tuple(Minimum(chart.record(end.vectors[-1]), end.values[-1], tuple(basin)) for end, basin in settled)
-    return Found(path, minima, bool(settled and settled[0][0].converged))
+    return MultistartResult(path, minima, bool(settled and settled[0][0].converged))
 
 
 def _same(chart: Chart, one: Descent, other: Descent) -> bool:

@@ -20,14 +20,14 @@ from kullback.fit.solver.parametrisation import Coordinates
 from kullback.fit.solver.trust_region import Model, Problem, nowhere, units
 from kullback.numerics.arrays import Array
 
-__all__ = ["Likelihood", "Local", "by_differences", "divergence_of", "problem_on_the_line"]
+__all__ = ["Likelihood", "LocalObjective", "by_differences", "divergence_of", "problem_on_the_line"]
 
 
 _STEP = 1e-3  # in units of the members' own scale
 _OVERFLOW = 1e150  # a sum that was on its way to inf
 
 
-class Local(NamedTuple):
+class LocalObjective(NamedTuple):
     """What is descended near one member, on nodes that resolve it.
 
     Args:
@@ -41,7 +41,7 @@ class Local(NamedTuple):
     mass: Array
 
 
-def by_differences(local: Local, vector: Array) -> Model:
+def by_differences(local: LocalObjective, vector: Array) -> Model:
     """Value, gradient and Hessian by central differences of fourth and second order, in the members' own units.
 
     Raises:
@@ -66,7 +66,7 @@ def _pairs(size: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(size) for j in range(i)]
 
 
-def _around(local: Local, vector: Array, basis: Array) -> Array:
+def _around(local: LocalObjective, vector: Array, basis: Array) -> Array:
     """The values here, at four places along each axis, and at four for each pair of axes."""
     axes = _STEP * basis.T
     moves = [np.zeros(vector.size)]
@@ -78,7 +78,7 @@ def _around(local: Local, vector: Array, basis: Array) -> Array:
         return local.value(vector + np.asarray(moves))
 
 
-def _metric(local: Local, vector: Array) -> Array:
+def _metric(local: LocalObjective, vector: Array) -> Array:
     """The Fisher metric."""
     size, h = vector.size, 1e-5
     moves = h * np.eye(size)
@@ -96,7 +96,7 @@ _UNSEEN = 1e-13  # of the mass
 
 def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) -> Problem:
     """The alpha-divergence of target and member: KL(target || member) at alpha = 1, KL(member || target) at 0."""
-    return (_Anew if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, alpha)
+    return (_RemeshedObjective if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, alpha)
 
 
 def member(chart: Coordinates, vector: Array) -> Density:
@@ -127,7 +127,7 @@ class _OnNodes:
         def value(vectors: Array) -> Array:
             return divergence_of(log_target, log_prob(vectors), self.alpha)
 
-        return by_differences(Local(value, log_prob, np.exp(nodes.log_mass(here))), vector)
+        return by_differences(LocalObjective(value, log_prob, np.exp(nodes.log_mass(here))), vector)
 
 
 def divergence_of(log_p: Array, log_q: Array, alpha: float) -> Array:
@@ -153,7 +153,7 @@ def _sums(log_p: Array, log_q: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Anew:
+class _RemeshedObjective:
     """The same, with new nodes for every member."""
 
     chart: Coordinates
@@ -173,7 +173,7 @@ class _Anew:
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_smooth(self.chart, one)) for one in vectors])
 
-        return by_differences(Local(value, log_prob, np.exp(nodes.log_mass(here))), vector)
+        return by_differences(LocalObjective(value, log_prob, np.exp(nodes.log_mass(here))), vector)
 
     def _kl(self, here: Density) -> float:
         pair = (self.target, here) if self.alpha > 0 else (here, self.target)
@@ -217,4 +217,4 @@ class Likelihood:
         def value(vectors: Array) -> Array:
             return -(log_prob(vectors) @ self.weights)
 
-        return by_differences(Local(value, log_prob, self.weights), vector)
+        return by_differences(LocalObjective(value, log_prob, self.weights), vector)

@@ -9,7 +9,7 @@ from scipy import special
 
 from kullback import families
 from kullback.errors import ParameterError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.numerics.arrays import Array, untracked
 
 __all__ = ["Coordinates", "coordinates_of"]
@@ -45,7 +45,7 @@ class Coordinates:
         free: The others: name, shape of its coordinates, and its map.
     """
 
-    kind: type[Record]
+    kind: type[Distribution]
     fixed: dict[str, Any]
     free: tuple[tuple[str, tuple[int, ...], Map], ...]
 
@@ -53,13 +53,13 @@ class Coordinates:
     def size(self) -> int:
         return sum(int(np.prod(shape)) for _, shape, _ in self.free)
 
-    def vector(self, record: Record) -> Array:
+    def vector(self, record: Distribution) -> Array:
         """Where a record of this family is."""
         record = _ordered(record)
         parts = [np.ravel(into(_parameter(record, name))) for name, _, (into, _) in self.free]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def record(self, vector: Array) -> Record:
+    def record(self, vector: Array) -> Distribution:
         """The record that is there."""
         values, at = dict(self.fixed), 0
         for name, shape, (_, back) in self.free:
@@ -70,7 +70,7 @@ class Coordinates:
         return self.kind(**values)
 
 
-def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> Coordinates:
+def coordinates_of(kind: type[Distribution], like: Distribution, fixed: dict[str, Any]) -> Coordinates:
     """The chart around a record of the family.
 
     Raises:
@@ -95,7 +95,7 @@ def coordinates_of(kind: type[Record], like: Record, fixed: dict[str, Any]) -> C
     return Coordinates(kind, fixed, tuple(free))
 
 
-def _ordered(record: Record) -> Record:
+def _ordered(record: Distribution) -> Distribution:
     """A mixture with its components in the order of their places: any other order is the same distribution."""
     if not isinstance(record, families.NormalMixture):
         return record
@@ -105,7 +105,7 @@ def _ordered(record: Record) -> Record:
     return families.NormalMixture(weights=weights[order], locs=locs[order], scales=scales[order])
 
 
-def _parameter(record: Record, name: str) -> Array:
+def _parameter(record: Distribution, name: str) -> Array:
     value = getattr(record, name)
     if value is None and name == "probs":
         logits = np.asarray(untracked(record.logits), np.float64)  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,7 +11,7 @@ from kullback.closed_forms.supports import is_of_counts, shared_support
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
 from kullback.errors import KullbackError, ParameterError, SupportError
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.moment_matching import moments_of
 from kullback.numerics.arrays import Array
 
@@ -20,7 +20,7 @@ __all__ = ["guess_of", "no_start", "starts_on_the_line"]
 _MOST = 30  # starts
 
 
-def no_start(kind: type[Record]) -> ParameterError:
+def no_start(kind: type[Distribution]) -> ParameterError:
     """What is wrong where no start can be guessed."""
     counts = [field.name for field in fields(kind) if field.name in ("total_count", "population", "draws")]  # pyright: ignore
     if kind is families.NormalMixture:
@@ -30,8 +30,8 @@ def no_start(kind: type[Record]) -> ParameterError:
 
 
 def starts_on_the_line(
-    kind: type[Record], target: Density, fixed: dict[str, Any], components: int | None
-) -> list[Record]:
+    kind: type[Distribution], target: Density, fixed: dict[str, Any], components: int | None
+) -> list[Distribution]:
     """Members matched to the target, to its pieces between anchors and quantiles, and to pieces side by side.
 
     Raises:
@@ -98,7 +98,9 @@ def _edges(x: Array, mass: Array, target: Density) -> list[float]:
     return [float(x[0]), *dict.fromkeys(inner), float(x[-1])]
 
 
-def guess_of(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], components: int | None) -> Record | None:
+def guess_of(
+    kind: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
+) -> Distribution | None:
     """A member near these weighted places: by its moments, or by the place and width alone."""
     made = moments_of(kind, lambda f: f(x) @ mass, fixed)
     if made is not None:
@@ -110,7 +112,9 @@ def guess_of(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], c
         return None
 
 
-def _rough(kind: type[Record], x: Array, mass: Array, fixed: dict[str, Any], components: int | None) -> Record | None:
+def _rough(
+    kind: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
+) -> Distribution | None:
     order = np.argsort(x, kind="stable")
     x, mass = x[order], mass[order]
     cumulative = np.cumsum(mass) - mass / 2

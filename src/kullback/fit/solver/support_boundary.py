@@ -7,9 +7,9 @@ from typing import Any
 
 from kullback import families
 from kullback.densities.density import Density
-from kullback.families import Record
+from kullback.families import Distribution
 from kullback.fit.result import Minimum
-from kullback.fit.solver.multistart import Found, search
+from kullback.fit.solver.multistart import MultistartResult, search
 from kullback.fit.solver.objectives import problem_on_the_line
 from kullback.fit.solver.parametrisation import coordinates_of
 
@@ -21,12 +21,12 @@ _INWARD = 1e-6  # of the member's width
 
 
 def search_with_edges(
-    kind: type[Record],
+    kind: type[Distribution],
     density: Density,
-    starts: Sequence[Record],
+    starts: Sequence[Distribution],
     fixed: dict[str, Any],
-    kl: Callable[[Record], float],
-) -> Found:
+    kl: Callable[[Distribution], float],
+) -> MultistartResult:
     """The minima of KL(member || target), those included where the member ends where the target does.
 
     Past the target's end KL is `inf`, so that a minimum there has no vanishing gradient: the end is held, the rest is
@@ -48,16 +48,16 @@ def search_with_edges(
     if not held:
         return free
     minima = sorted([*(free.minima if free.converged else ()), *held], key=lambda one: one.kl)
-    return Found(free.path, tuple(minima), True)
+    return MultistartResult(free.path, tuple(minima), True)
 
 
 def _held(
-    kind: type[Record],
+    kind: type[Distribution],
     density: Density,
-    starts: Sequence[Record],
+    starts: Sequence[Distribution],
     fixed: dict[str, Any],
     ends: dict[str, float],
-    kl: Callable[[Record], float],
+    kl: Callable[[Distribution], float],
 ) -> list[Minimum]:
     begin = [kind(**vars(one) | ends) for one in starts if _inside(one, ends)]
     if not begin:
@@ -76,7 +76,7 @@ def _inside(start: Any, ends: dict[str, float]) -> bool:
     return held["low"] < held["high"] if isinstance(start, families.Uniform) else held["scale"] > 0
 
 
-def _inward(minimum: Minimum, ends: dict[str, float]) -> list[Record]:
+def _inward(minimum: Minimum, ends: dict[str, float]) -> list[Distribution]:
     here: Any = minimum.distribution
     width = here.scale if isinstance(here, families.Pareto) else here.high - here.low
     return [

@@ -59,13 +59,13 @@ class Descent(NamedTuple):
     converged: bool
 
 
-def descend(problem: Problem, start: Array, *, most: int = 300, known: Sequence[Descent] = ()) -> Descent:
+def descend(problem: Problem, start: Array, *, max_steps: int = 300, known: Sequence[Descent] = ()) -> Descent:
     """From a start downhill to a local minimum, by steps that no basin is left with.
 
     Args:
         problem: What is descended.
         start: Where from.
-        most: How many steps.
+        max_steps: How many steps.
         known: Minima that are known: close to one of them, in its bowl, the descent ends there.
     """
     vector, radius = np.asarray(start, np.float64), _RADIUS / 2
@@ -73,7 +73,7 @@ def descend(problem: Problem, start: Array, *, most: int = 300, known: Sequence[
     if not np.isfinite(model.value):
         return Descent([vector], [model.value], False)
     vectors, values, flat = [vector], [model.value], 0
-    for _ in range(most):
+    for _ in range(max_steps):
         step, expected = _trusted(model.gradient, model.hessian, radius)
         length = float(np.linalg.norm(step))
         candidate = vector + model.basis @ step
@@ -139,7 +139,7 @@ def units(metric: Array) -> Array:
 
 @np.errstate(over="ignore", invalid="ignore")  # of members at the edge of what floats hold
 def _trusted(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float]:
-    """The step of at most this length that a parabola falls by most along, and by how much it falls."""
+    """The step of at max_steps this length that a parabola falls by max_steps along, and by how much it falls."""
     values, vectors = np.linalg.eigh(hessian)
     g = vectors.T @ gradient
     if values[0] > 0 and np.linalg.norm(g / values) <= radius:

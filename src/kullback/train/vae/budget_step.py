@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.step import hold
+from kullback.budget.step import pull_and_brake
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
 
-__all__ = ["Leash"]
+__all__ = ["BudgetStep"]
 
 _PANEL = 256  # images that the KL is looked at again on
 
 
-class Leash:
+class BudgetStep:
     """Does to the encoder what a `KLBudget` asks, and tells it what came of that.
 
     The prior is a posterior whose means and log standard deviations are 0: scaling what the encoder's last layers give
@@ -34,10 +34,10 @@ class Leash:
         """The optimiser's step, whose first group is the encoder; the budget after it, and the factor it pulled by."""
         encoder = optimiser.param_groups[0]
         rate = encoder["lr"]
-        encoder["lr"] = rate * budget.step_scale
+        encoder["lr"] = rate * budget.learning_rate_scale
         optimiser.step()
         encoder["lr"] = rate
-        return hold(budget, self._pull, self._looked)
+        return pull_and_brake(budget, self._pull, self._looked)
 
     @torch.no_grad()
     def _pull(self, factor: float) -> None:

@@ -35,10 +35,10 @@ def judge(model: VAE | Bottleneck, x: torch.Tensor, labels: torch.Tensor | None,
     loc, scale = model.posterior(x)
     kl = kl_to_prior(loc, scale)
     z = loc + scale * torch.randn(loc.shape, generator=draws)
-    row: Row = {"step": step, **_mean("kl_posterior_prior_per_latent", kl.sum(1))}
+    row: Row = {"step": step, **_mean("kl_posterior_prior_per_image", kl.sum(1))}
     row["kl_latents"] = kl.mean(0).tolist()
     row["active_units"] = int((loc.var(0) > _ACTIVE).sum())
-    row["informed_units"] = int((kl.mean(0) > _ACTIVE).sum())
+    row["active_units_by_kl"] = int((kl.mean(0) > _ACTIVE).sum())
     if isinstance(model, VAE):
         cost = model.cost(z, x)
         row |= _mean("distortion", cost) | _mean("elbo", -cost - kl.sum(1))
@@ -53,7 +53,7 @@ def judge(model: VAE | Bottleneck, x: torch.Tensor, labels: torch.Tensor | None,
 
 def alarm(row: Row, beta: float) -> str | None:
     """Why the latent variables say nothing, if they do not."""
-    rate = row["kl_posterior_prior_per_latent"]
+    rate = row["kl_posterior_prior_per_image"]
     if rate >= _SILENT:
         return None
     return (

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from kullback.budget.controllers import Controller, controller_from_dict, controller_to_dict, told_budget
+from kullback.budget.controllers import Controller, controller_config, controller_from_dict, controller_to_dict
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_whole
@@ -20,7 +20,7 @@ from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.vae.beta_schedules import Constant, FreeBits, Schedule, priced_kl
-from kullback.train.vae.budget_step import Leash
+from kullback.train.vae.budget_step import BudgetStep
 from kullback.train.vae.data import Images
 from kullback.train.vae.evaluation import alarm, judge
 from kullback.train.vae.image_grids import add_pictures
@@ -36,7 +36,7 @@ def latent_budget(nats: float) -> KLBudget:
 
     Its steps may move the KL farther than a policy's: what a pull does is seen on the panel without noise.
     """
-    return KLBudget(nats, unit="latent", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats, step_limit=0.1)
+    return KLBudget(nats, unit="image", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats, step_limit=0.1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LatentPlan:
             "kind": self.kind,
             **{name: getattr(self, name) for name in same},
             "likelihood": self.likelihood if self.kind == "vae" else "categorical",
-            "budget": None if self.budget is None else told_budget(self.budget, unit="latent"),
+            "budget": None if self.budget is None else controller_config(self.budget, unit="image"),
             "schedule": None if self.budget is not None else schedule,
             "free": None if self.free is None else asdict(self.free),
             "rewards": [],
@@ -128,7 +128,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     x, labels, judged, judged_labels = (None if one is None else torch.from_numpy(one) for one in _ordered(images))
     assert x is not None
     assert judged is not None
-    leash = Leash(model, x) if isinstance(budget, KLBudget) else None
+    leash = BudgetStep(model, x) if isinstance(budget, KLBudget) else None
     earlier = run.metrics()
     since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
     told = RunProgress(
@@ -160,13 +160,17 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                 optimiser.step()
             else:
                 assert isinstance(budget, KLBudget)
-                scale_of_step = budget.step_scale
+                scale_of_step = budget.learning_rate_scale
                 budget, pulled = leash.step(budget, optimiser)
-                acted = {"kl_level": budget.level, "step_scale": scale_of_step, "pull": pulled}
+                acted = {
+                    "kl_filtered": budget.filtered_kl,
+                    "learning_rate_scale": scale_of_step,
+                    "displacement_scale": pulled,
+                }
             row = {
                 "step": step,
-                "kl_posterior_prior_per_latent": rate,
-                "kl_posterior_prior_per_latent_std_error": error,
+                "kl_posterior_prior_per_image": rate,
+                "kl_posterior_prior_per_image_std_error": error,
             }
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
             row |= acted
@@ -180,8 +184,8 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                         console.print(words, highlight=False, soft_wrap=True)
                 run.add_evaluation(found)
                 if isinstance(budget, KLBudget):
-                    name = "kl_posterior_prior_per_latent"
-                    budget = budget.judged(found[name], std_error=found[f"{name}_std_error"])
+                    name = "kl_posterior_prior_per_image"
+                    budget = budget.update_evaluation(found[name], std_error=found[f"{name}_std_error"])
             if step % plan.save_every == 0 or step == plan.steps or interrupts.asked:
                 _save(model, optimiser, run.checkpoints, step, budget)
     if step < plan.steps:
@@ -252,4 +256,4 @@ def _require_sense(plan: LatentPlan, images: Images, run: RunDirectory, resume: 
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:
         raise InputError(f"--data {plan.data}: expected classes to learn, which digits has and images alone have not")
-    run.may_begin(plan.config(), resume=resume)
+    run.check_can_start(plan.config(), resume=resume)
