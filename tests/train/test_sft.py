@@ -84,7 +84,7 @@ def test_the_command_leaves_what_it_says(tiny_model: Path, tmp_path: Path, capsy
         ("", [], "no rows"),
         ('{"prompt": "1", "completion": "2"}', ["--set", "learning_rat=1"], "SFTConfig has no learning_rat"),
         ('{"prompt": "1", "completion": "2"}', ["--steps", "0"], "--steps: expected 1 or more"),
-        ('{"prompt": "1", "completion": "2"}', ["--judged", "0"], "--judged: expected 1 or more"),
+        ('{"prompt": "1", "completion": "2"}', ["--max-examples", "0"], "--max-examples: expected 1 or more"),
         ('{"prompt": "1", "completion": "2"}', ["--evaluate", "absent.jsonl"], "--evaluate absent.jsonl: no such file"),
     ],
 )

@@ -33,7 +33,13 @@ def add_sft(recipes: Any) -> None:
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of TRL's SFTConfig; repeatable")
     add("--evaluate-every", type=int, default=50, metavar="N", help="steps between judgements, 0: only at the ends")
-    add("--judged", type=int, default=1024, metavar="N", help="examples of each file that judge (default: 1024)")
+    add(
+        "--max-examples",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="evaluate on at most N examples of --data and of --evaluate (default: 1024)",
+    )
     add("--json", action="store_true", help="print the outcome as JSON and nothing else")
     parser.set_defaults(run=_sft)
 
@@ -63,7 +69,7 @@ def _sft(options: argparse.Namespace) -> int:
         settings=parse_settings(options.set, SFTConfig),
         evaluation_rows=held_out,
         evaluate_every=options.evaluate_every,
-        judged=options.judged,
+        max_examples=options.max_examples,
         named={"data": str(options.data)},
     )
     ended = train_sft(plan, resume=options.resume, console=console)

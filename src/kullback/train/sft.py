@@ -45,7 +45,7 @@ class SFTPlan:
         settings: More fields of TRL's SFTConfig.
         evaluation_rows: Held-out examples, if there are any.
         evaluate_every: Steps between two judgements; 0: only at the ends.
-        judged: How many examples of each set judge the model.
+        max_examples: The number of examples of each set that the model is evaluated on, at most.
         named: What to write into config.json beside this: where the rows came from.
     """
 
@@ -57,12 +57,12 @@ class SFTPlan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluation_rows: Sequence[Row] = ()
     evaluate_every: int = 50
-    judged: int = 1024
+    max_examples: int = 1024
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> Row:
         """What config.json says of it."""
-        same = ("steps", "seed", "evaluate_every", "judged")
+        same = ("steps", "seed", "evaluate_every", "max_examples")
         return {
             "kind": "sft",
             "model": str(self.model),
@@ -110,7 +110,7 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
-    judge = _Judge(ForwardKL(trainer, max_examples=plan.judged), run, plan.evaluate_every)
+    judge = _Judge(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
     checkpoint = run.last_checkpoint() if resume else None
     main = args.process_index == 0
     if checkpoint is None:
@@ -166,7 +166,7 @@ def _require_sense(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
     for name, value, least in (
         ("--steps", plan.steps, 1),
         ("--evaluate-every", plan.evaluate_every, 0),
-        ("--judged", plan.judged, 1),
+        ("--max-examples", plan.max_examples, 1),
         ("--seed", plan.seed, 0),
     ):
         if value < least:
