@@ -1,4 +1,7 @@
-"""The exceptions that Kullback raises: each says what was expected, what came, and what to do."""
+"""The exceptions that Kullback raises.
+
+Each message says what was expected, which value was found and where, and what to do about it.
+"""
 
 __all__ = [
     "BudgetError",
@@ -8,6 +11,7 @@ __all__ = [
     "NoClosedFormError",
     "NotNormalizedError",
     "ParameterError",
+    "PenaltyError",
     "RewardError",
     "ShapeError",
     "SupportError",
@@ -15,40 +19,48 @@ __all__ = [
 
 
 class KullbackError(Exception):
-    """Any error that Kullback raises on purpose."""
+    """The base class of every exception that Kullback raises deliberately."""
 
 
 class ShapeError(KullbackError, ValueError):
-    """The shapes of the arguments do not fit together."""
+    """Raised when array shapes do not broadcast, or when an axis is missing or has the wrong length."""
 
 
 class NotNormalizedError(KullbackError, ValueError):
-    """Numbers given as probabilities are negative, nan, or do not sum to one."""
+    """Raised when probabilities are negative or nan, or do not sum to 1 within the tolerance of their dtype."""
 
 
 class SupportError(KullbackError, ValueError):
-    """A value lies outside the set that the function is defined on."""
+    """Raised when an argument lies outside the domain of the function, such as a logit of nan or an order below 0."""
 
 
 class ParameterError(KullbackError, ValueError):
-    """A distribution's parameter lies outside its set."""
+    """Raised when a parameter of a distribution violates its constraint, such as a scale that is not positive."""
 
 
 class NoClosedFormError(KullbackError, NotImplementedError):
-    """The KL of these two distributions has no closed form here; the message names what to call instead."""
+    """Raised when KL(p || q) has no closed form for the given pair; the message names the function to call instead."""
 
 
 class BudgetError(KullbackError, ValueError):
-    """A KL budget, or what a controller was told, makes no sense."""
+    """Raised when a KL budget is invalid, or when a measurement passed to a budget controller is invalid."""
+
+
+class PenaltyError(KullbackError, ValueError):
+    """Raised when a KL penalty or a policy loss is configured inconsistently.
+
+    It is raised when the expected gradient of the penalty differs from the gradient of the KL divergence that it names,
+    when an option is unknown or out of range, and when a required array is missing.
+    """
 
 
 class RewardError(KullbackError, ValueError):
-    """A reward function raised, or returned something other than one finite number for each completion."""
+    """Raised when a reward function fails, or does not return one finite number for each completion."""
 
 
 class InputError(KullbackError, ValueError):
-    """A file, a directory or an option that the user named cannot be used."""
+    """Raised when a file, a directory or an option given by the user cannot be used."""
 
 
 class MissingDependencyError(KullbackError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """Raised when an optional dependency is not installed; the message names the extra to install."""

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.aggregation import aggregate_tokens
-from kullback.policy.penalty_gradients import PenaltyError
 
 VALUES = torch.tensor([[1.0, 2.0, 6.0], [5.0, torch.nan, torch.inf], [torch.nan] * 3])
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.dpo import dpo_loss, implicit_reward
-from kullback.policy.penalty_gradients import PenaltyError
 
 from ..oracles.enumeration import Language, weights
 

@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.losses import clipped_surrogate, grpo_loss, ppo_loss
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import PenaltyError
 
 from ..oracles.enumeration import Language, weights
 

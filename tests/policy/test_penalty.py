@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback.errors import KullbackError, ShapeError
+from kullback.errors import KullbackError, PenaltyError, ShapeError
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import PenaltyError
 from kullback.tokens import token_kl
 
 from ..oracles.enumeration import Language, weights

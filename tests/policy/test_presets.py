@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kullback.errors import PenaltyError
 from kullback.policy.losses import grpo_loss, ppo_loss
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import PenaltyError
 from kullback.policy.presets import PRESETS, Preset, preset
 
 from ..oracles.enumeration import Language, weights

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from kullback.policy.penalty_gradients import PenaltyError
+from kullback.errors import PenaltyError
 from kullback.tokens.logits import as_mask
 
 __all__ = ["Aggregate", "aggregate_tokens", "counted", "require_aggregate"]

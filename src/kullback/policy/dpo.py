@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.aggregation import counted
-from kullback.policy.penalty_gradients import PenaltyError
 
 __all__ = ["dpo_loss", "implicit_reward"]
 

@@ -9,11 +9,10 @@ import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says wh
 import torch
 from torch import Tensor
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, counted
 from kullback.policy.estimators import straight_through, weight
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import PenaltyError
 
 __all__ = ["Clip", "Ratio", "clipped_surrogate", "grpo_loss", "ppo_loss"]
 

@@ -10,9 +10,10 @@ import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says wh
 import torch
 from torch import Tensor
 
+from kullback.errors import PenaltyError
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.estimators import sampled_kl, slope, straight_through, sum_after, times, weight
-from kullback.policy.penalty_gradients import PenaltyError, refusal
+from kullback.policy.penalty_gradients import refusal
 from kullback.policy.penalty_inputs import Batch, PenaltyInputs, read_batch
 from kullback.policy.penalty_statistics import Prompts, estimate, statistics
 from kullback.result import Estimate
@@ -58,7 +59,7 @@ class KLPenalty:
         tensor([[0.5000, 0.0000]])
         >>> KLPenalty(estimator="k1")
         Traceback (most recent call last):
-        kullback.policy.penalty_gradients.PenaltyError: the expected gradient of k1 in a loss is 0: take ...
+        kullback.errors.PenaltyError: the expected gradient of k1 in a loss is 0: take ...
     """
 
     direction: Literal["reverse", "forward"] = "reverse"

@@ -1,12 +1,6 @@
 """Which KL penalties have another KL's gradient, and what to take instead."""
 
-from kullback.errors import KullbackError
-
-__all__ = ["PenaltyError", "refusal"]
-
-
-class PenaltyError(KullbackError, ValueError):
-    """A KL penalty whose gradient would be another's, or that was not given what it needs."""
+__all__ = ["refusal"]
 
 
 def refusal(direction: str, estimator: str, placement: str, horizon: str, sampler: str) -> str | None:

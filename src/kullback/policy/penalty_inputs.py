@@ -5,10 +5,9 @@ from typing import NamedTuple, NotRequired, Required, TypedDict
 import torch
 from torch import Tensor
 
-from kullback.errors import ShapeError
+from kullback.errors import PenaltyError, ShapeError
 from kullback.policy.aggregation import counted
 from kullback.policy.estimators import Terms, make_terms
-from kullback.policy.penalty_gradients import PenaltyError
 from kullback.tokens.logits import token_kl
 
 __all__ = ["Batch", "PenaltyInputs", "read_batch"]

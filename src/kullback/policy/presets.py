@@ -8,10 +8,11 @@ import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says wh
 # isort: split
 from torch import Tensor
 
+from kullback.errors import PenaltyError
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.losses import Clip, Ratio, ppo_loss
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import PenaltyError, refusal
+from kullback.policy.penalty_gradients import refusal
 
 __all__ = ["PRESETS", "Preset", "preset"]
 
