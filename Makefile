@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -16,8 +16,13 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# The whole site is built anew, since its pages run the package and its reference is generated from it.
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going --fresh-env --quiet -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build docs/generated
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -33,4 +38,9 @@ clean:
 .venv/installed-test: .venv/installed-train
 	$(PIP) --no-compile --editable '.[train,fast,test]'
 	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib || true
+	touch $@
+
+# The pages run examples of every integration, which the tests' packages include.
+.venv/installed-docs: .venv/installed-test
+	$(PIP) --no-compile --editable '.[train,fast,test,docs]'
 	touch $@

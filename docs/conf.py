@@ -1,0 +1,59 @@
+"""Sphinx settings: `make docs` builds the site into docs/_build/html without network access."""
+
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "extensions"))
+
+project = "Kullback"
+author = "The Kullback developers"
+copyright = "The Kullback developers"
+version = release = installed_version("kullback")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.bibtex",
+    "docstrings",
+    "generated_pages",
+    "mathml",
+]
+exclude_patterns = ["_build", "extensions"]
+
+# Pages: every code cell is executed at each build, and an error in a cell stops the build.
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_number_source_lines = False
+
+# The API reference: docstrings carry the types and shapes, so that signatures list names and defaults alone.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_admonition_for_examples = False
+add_module_names = True
+toc_object_entries_show_parents = "hide"
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "unsrt"
+bibtex_reference_style = "author_year"
+
+html_theme = "furo"
+html_title = f"Kullback {release}"
+html_static_path = ["static"]
+html_css_files = ["kullback.css"]
+html_math_renderer = "mathml"
+html_show_sphinx = False
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
