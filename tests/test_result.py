@@ -1,4 +1,4 @@
-"""Estimate: what it tells, and that it tells no more than is known."""
+"""Estimate: its representation, its conversion to a float, its immutability."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import pytest
 from kullback.result import Estimate
 
 
-def test_what_is_not_known_is_not_shown():
+def test_repr_omits_default_fields():
     assert repr(Estimate(0.5)) == "Estimate(value=0.5, unit='nats')"
     assert repr(Estimate(math.nan)) == "Estimate(value=nan, unit='nats')"
     bounded = Estimate(0.5, error=0.0, interval=(0.5, 0.5), method="closed form", status="exact")

@@ -1,4 +1,4 @@
-"""What an estimate is: a value in nats, how sure it is, and how it came about."""
+"""The result of a measurement: a value with its unit, its uncertainty and the method that produced it."""
 
 from dataclasses import dataclass, fields
 from math import log, nan
@@ -13,19 +13,21 @@ Status: TypeAlias = Literal["exact", "bounded", "estimated", "unreliable"]
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
-    """A number with what is known of its error; nan or None stands for what its method does not give.
+    """A value with its uncertainty; a field that the method does not provide is nan or None.
+
+    `repr` omits the fields that have their default value.
 
     Args:
         value: The estimate, in `unit`.
-        std_error: Its standard error, in `unit`.
-        count: How many independent draws it rests on; 0 where nothing was drawn.
-        unit: What the value counts, "nats" unless said otherwise.
-        method: How it was made, in a word or two.
-        error: A bound on |value - truth|, in `unit`; 0 where nothing but rounding is lost.
-        interval: Where the truth lies: the bound's, or the confidence interval of draws.
-        status: "exact" (a formula, to rounding), "bounded" (within `error`, as small as was asked for), "estimated"
-            (from draws), or "unreliable": do not build on it before reading `warnings`.
-        warnings: What the reader should know: where q misses what p can do, what could not be reached, and why.
+        std_error: The standard error of `value`, in `unit`.
+        count: The number of independent samples behind the estimate; 0 where nothing was sampled.
+        unit: The unit of `value`; "nats" by default.
+        method: The method in a few words, such as "closed form".
+        error: A bound on |value - true value|, in `unit`; 0 where rounding is the only error.
+        interval: The interval that contains the true value: a rigorous bound, or a confidence interval from samples.
+        status: "exact" (a formula, accurate to rounding), "bounded" (accurate to within `error`, which meets the
+            requested tolerance), "estimated" (from samples), or "unreliable" (read `warnings` before using the value).
+        warnings: Sentences that describe limitations, such as a region where p has probability mass and q has none.
 
     Example:
         >>> Estimate(0.05, std_error=0.002, count=512, unit="nats per token", method="exact at sampled positions")
@@ -46,23 +48,25 @@ class Estimate:
         return float(self.value)
 
     def __repr__(self) -> str:
-        told = [f"value={self.value!r}"]
+        shown = [f"value={self.value!r}"]
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            # nan differs from itself.
+            # value == value is False for nan.
             if field.name == "unit" or (value == value and value != field.default):
-                told.append(f"{field.name}={value!r}")
-        return f"Estimate({', '.join(told)})"
+                shown.append(f"{field.name}={value!r}")
+        return f"Estimate({', '.join(shown)})"
 
 
 def nats_to_bits(x: ArrayLike) -> Array:
-    """Nats as bits: x / log 2. Everything in this package is in nats until it is shown.
+    """Convert nats to bits: x / log 2.
+
+    Every function of this package returns nats.
 
     Args:
-        x: Nats, any shape: array, tensor, number or list.
+        x: Values in nats, any shape: an array, a tensor, a number or a list.
 
     Returns:
-        Bits, in the same shape, kind and dtype.
+        Values in bits, with the shape, array type and dtype of `x`.
 
     Example:
         >>> float(nats_to_bits(0.6931471805599453))

@@ -1,7 +1,8 @@
-"""Frozen records of parameters, one for each family of distributions: what `kl` and `measure` are told.
+"""The distributions that `kl` and `measure` accept: one class for each family, each a frozen record of parameters.
 
-Each takes its parameters by keyword, and keeps them as they are: numbers, lists, or arrays of any library; their shapes
-broadcast. A parameter outside its set raises ParameterError.
+Parameters are passed by keyword and stored as given: numbers, lists, or arrays of NumPy, PyTorch, JAX or another array
+API library. The shapes of the parameters broadcast to the batch shape. A parameter that violates its constraint raises
+ParameterError.
 """
 
 from kullback.families.base import Distribution

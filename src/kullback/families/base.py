@@ -1,4 +1,8 @@
-"""What every record of parameters shares: it is frozen, keeps what it is given, and refuses what is outside its set."""
+"""The base class of the distributions of `kullback.families`, and the checks of their parameters.
+
+A distribution is a frozen dataclass of its parameters (a parameter record). It stores each parameter as it was given,
+and raises an error when a parameter violates its constraint.
+"""
 
 import sys
 from collections.abc import Callable
@@ -33,10 +37,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Constraint:
-    """The set that a parameter lies in, in words and as a test of each entry."""
+    """The set of allowed values of a parameter: a description for messages, and an elementwise test.
+
+    Args:
+        words: The description, which completes "expected scale to be ...".
+        contains: Maps an array to booleans of the same shape; True for entries inside the set.
+    """
 
     words: str
-    holds: Callable[[Any], Any]
+    contains: Callable[[Any], Any]
 
 
 Real: TypeAlias = Annotated[ArrayLike, Constraint("finite", lambda x: abs(x) < np.inf)]
@@ -48,16 +57,29 @@ Count: TypeAlias = Annotated[ArrayLike, Constraint("a whole number >= 0", lambda
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
-def record(kind: type) -> Any:
-    """Makes a frozen, keyword-only dataclass; equality is identity, since arrays have none."""
-    return dataclass(frozen=True, kw_only=True, eq=False)(kind)
+def record(cls: type) -> Any:
+    """Decorate a class as a frozen, keyword-only dataclass whose instances compare by identity.
+
+    Equality by value is not defined, because `==` of arrays is elementwise.
+    """
+    return dataclass(frozen=True, kw_only=True, eq=False)(cls)
 
 
 class Distribution:
-    """A distribution as its parameters, kept as they are given: numbers, lists, or arrays of any library.
+    """Base class of the distributions: a frozen record of parameters, passed by keyword.
 
-    Entries outside their set raise ParameterError when the record is made. Parameters that JAX or torch.func is
-    tracing have no values yet, and are not looked at.
+    Each parameter is stored as given: a number, a list, or an array of NumPy, PyTorch, JAX or another array API
+    library. The shapes of the parameters broadcast to the batch shape. Constraints are checked when the object is
+    created, except for parameters that JAX or torch.func is tracing, because they have no values yet.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+        TypeError: A parameter is not numeric, or is passed by position.
+
+    Example:
+        >>> from kullback.families import Normal
+        >>> issubclass(Normal, Distribution)
+        True
     """
 
     def __post_init__(self) -> None:
@@ -69,22 +91,23 @@ class Distribution:
         self._check()
 
     def _check(self) -> None:
-        """What one parameter asks of another."""
+        """Check the constraints that involve several parameters, or an alternative parametrisation."""
 
 
 def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constraint) -> None:
-    """Raise ParameterError at the first entry that is outside the set."""
+    """Raise ParameterError that names the first entry of `value` outside the constraint."""
     array = value if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
     if not is_traced(array):
         array = untracked(array)
         with np.errstate(invalid="ignore"):
-            _refuse(owner, name, array, ~constraint.holds(array), constraint.words)
+            _raise_at_first(owner, name, array, ~constraint.contains(array), constraint.words)
 
 
 def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
+    """A number or a list as a NumPy array; TypeError if it is not numeric."""
     try:
         array = np.asarray(value)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # a ragged list
         array = np.asarray(None)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
@@ -92,30 +115,33 @@ def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
 
 
 def require_order(owner: Distribution, name: str, other: str, *, strict: bool = True) -> None:
-    """Parameter `name` is above `other`, or may equal it."""
+    """Raise ParameterError unless parameter `name` exceeds `other`, or equals it where `strict` is False."""
     given = getattr(owner, name), getattr(owner, other)
     if not any(is_traced(value) for value in given):
         xp, [high, low], _ = as_floats(*map(untracked, given))
         high, low = xp.broadcast_arrays(high, low)
-        _refuse(owner, name, high, ~((high > low) if strict else (high >= low)), f"above {other}")
+        bound = f"above {other}" if strict else f"at least {other}"
+        _raise_at_first(owner, name, high, ~((high > low) if strict else (high >= low)), bound)
 
 
 def require_one_of(owner: Distribution, *names: str) -> None:
-    """Just one of these parameters is given."""
+    """Raise ParameterError unless exactly one of the named parameters was passed."""
     given = [name for name in names if getattr(owner, name) is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none"
-        raise ParameterError(f"expected {type(owner).__name__} to be given one of {', '.join(names)}, got {got}")
+        raise ParameterError(f"expected {type(owner).__name__} to receive exactly one of {', '.join(names)}, got {got}")
 
 
 def require_mass_one(owner: Distribution, name: str) -> None:
-    """Along the last axis the entries sum to one, but for rounding."""
+    """Raise NotNormalizedError unless the entries sum to 1 along the last axis, within the tolerance of the dtype."""
     value = getattr(owner, name)
     if value is None or is_traced(value):
         return
     xp, [probs], dtype = as_floats(untracked(value))
     if probs.ndim == 0:
-        raise ShapeError(f"expected {type(owner).__name__}'s {name} to have an axis of categories, got a number")
+        raise ShapeError(
+            f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without an axis of categories"
+        )
     sums = xp.sum(probs, axis=-1)
     if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= _tolerance(dtype))):
         raise NotNormalizedError(
@@ -124,40 +150,44 @@ def require_mass_one(owner: Distribution, name: str) -> None:
 
 
 def require_unit_length(owner: Distribution, name: str) -> None:
-    """Along the last axis the entries are a vector of length one, but for rounding."""
+    """Raise ParameterError unless the vectors along the last axis have norm 1, within the tolerance of the dtype."""
     value = getattr(owner, name)
     if is_traced(value):
         return
     xp, [vectors], dtype = as_floats(untracked(value))
     if vectors.ndim == 0:
-        raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector, got a number")
+        raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector of shape (..., n), got a number")
     lengths = xp.linalg.vector_norm(vectors, axis=-1)
     if offender := first_offender(f"the length of {name}", lengths, ~(abs(lengths - 1) <= _tolerance(dtype))):
-        raise ParameterError(f"expected {type(owner).__name__}'s {name} to have length 1, but {offender}; divide by it")
+        raise ParameterError(
+            f"expected {type(owner).__name__}'s {name} to have length 1, but {offender}; divide by the length"
+        )
 
 
 def _tolerance(dtype: Any) -> float:
+    """The allowed rounding error of a sum or a norm that should be 1."""
     return 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
 
 
-def _refuse(owner: Distribution, name: str, array: Array, bad: Array, words: str) -> None:
+def _raise_at_first(owner: Distribution, name: str, array: Array, bad: Array, words: str) -> None:
+    """Raise ParameterError for the first entry of `array` where `bad` is True."""
     if offender := first_offender(name, array, bad):
         raise ParameterError(f"expected {type(owner).__name__}'s {name} to be {words}, but {offender}")
 
 
 def first_offender(name: str, array: Array, bad: Array) -> str:
-    """The first bad entry and its value in words, or nothing."""
+    """A clause such as "scale[1] is -1.0" for the first entry where `bad` is True; "" if there is none."""
     xp = array_api_compat.array_namespace(array)
     if not xp.any(bad):
         return ""
     if bad.ndim == 0:
         return f"it is {float(array)!r}"
-    index = tuple(int(along[0]) for along in xp.nonzero(bad))
+    index = tuple(int(indices[0]) for indices in xp.nonzero(bad))
     return f"{name}[{', '.join(map(str, index))}] is {float(array[index])!r}"
 
 
 def is_traced(array: Array) -> bool:
-    """Whether the array stands for numbers that are not there yet."""
+    """Whether JAX or torch.func is tracing the array, so that its values are not available."""
     if array_api_compat.is_torch_array(array):
         torch = sys.modules["torch"]
         return torch._C._functorch.is_functorch_wrapped_tensor(array) and not _has_values(array)
@@ -165,7 +195,7 @@ def is_traced(array: Array) -> bool:
 
 
 def _has_values(tensor: Array) -> bool:
-    """Under torch.func.grad a tensor still has its numbers; under vmap it has not."""
+    """Whether a functorch tensor has concrete values: True under torch.func.grad, False under torch.func.vmap."""
     functorch = sys.modules["torch"]._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

@@ -1,4 +1,4 @@
-"""Distributions on an interval, and on the circle."""
+"""Distributions on a bounded interval, and on the circle."""
 
 from kullback.families.base import (
     Constraint,
@@ -16,12 +16,27 @@ from kullback.families.base import (
 __all__ = ["Beta", "ContinuousBernoulli", "Kumaraswamy", "Uniform", "VonMises"]
 
 
-_BETWEEN = Constraint("between 0 and 1, where it has a density", lambda x: (x > 0) & (x < 1))
+_BETWEEN = Constraint("strictly between 0 and 1", lambda x: (x > 0) & (x < 1))
 
 
 @record
 class Uniform(Distribution):
-    """Density 1 / (high - low), low <= x <= high."""
+    """Uniform distribution on low <= x <= high.
+
+    Density: 1 / (high - low).
+
+    Args:
+        low: The lower end; finite, any shape.
+        high: The upper end; finite and above `low`, broadcast against `low`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Uniform(low=0.0, high=1.0), Uniform(low=0.0, high=2.0))), 6)
+        0.693147
+    """
 
     low: Real
     high: Real
@@ -32,7 +47,24 @@ class Uniform(Distribution):
 
 @record
 class Beta(Distribution):
-    """Density proportional to x^(concentration1 - 1) (1 - x)^(concentration0 - 1), 0 < x < 1."""
+    """Beta distribution on 0 < x < 1.
+
+    Density: x^(concentration1 - 1) (1 - x)^(concentration0 - 1) / B(concentration1, concentration0) with the beta
+    function B.
+
+    Args:
+        concentration1: The exponent of x plus 1; > 0 and finite, any shape.
+        concentration0: The exponent of 1 - x plus 1; > 0 and finite, broadcast against `concentration1`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> p = Beta(concentration1=2.0, concentration0=3.0)
+        >>> round(float(kl(p, Beta(concentration1=1.0, concentration0=1.0))), 6)
+        0.234907
+    """
 
     concentration1: Positive
     concentration0: Positive
@@ -40,7 +72,23 @@ class Beta(Distribution):
 
 @record
 class Kumaraswamy(Distribution):
-    """Density a b x^(a - 1) (1 - x^a)^(b - 1), 0 < x < 1, with a = concentration1 and b = concentration0."""
+    """Kumaraswamy distribution on 0 < x < 1.
+
+    Density: a b x^(a - 1) (1 - x^a)^(b - 1) with a = concentration1 and b = concentration0.
+
+    Args:
+        concentration1: The parameter a; > 0 and finite, any shape.
+        concentration0: The parameter b; > 0 and finite, broadcast against `concentration1`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> p = Kumaraswamy(concentration1=2.0, concentration0=3.0)
+        >>> round(float(kl(p, Kumaraswamy(concentration1=2.0, concentration0=1.0))), 6)
+        0.431946
+    """
 
     concentration1: Positive
     concentration0: Positive
@@ -48,7 +96,23 @@ class Kumaraswamy(Distribution):
 
 @record
 class ContinuousBernoulli(Distribution):
-    """Density proportional to probs^x (1 - probs)^(1 - x), 0 <= x <= 1, with 0 < probs < 1; or give logits."""
+    """Continuous Bernoulli distribution on 0 <= x <= 1.
+
+    Density: C probs^x (1 - probs)^(1 - x), where C = logit / (2 probs - 1) with logit = log(probs / (1 - probs)), and
+    C = 2 for probs = 1/2. Pass exactly one of `probs` and `logits`.
+
+    Args:
+        probs: The parameter; strictly between 0 and 1, any shape.
+        logits: log(probs / (1 - probs)); finite, any shape.
+
+    Raises:
+        ParameterError: An entry violates its constraint, or not exactly one parameter is passed.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(ContinuousBernoulli(probs=0.3), ContinuousBernoulli(probs=0.6))), 6)
+        0.064519
+    """
 
     probs: Probability = None
     logits: Real = None
@@ -61,7 +125,22 @@ class ContinuousBernoulli(Distribution):
 
 @record
 class VonMises(Distribution):
-    """Density proportional to exp(concentration cos(x - loc)), on the circle: loc and loc + 2 pi are one."""
+    """Von Mises distribution on the circle: x is an angle in radians, and x and x + 2 pi are the same point.
+
+    Density: exp(concentration cos(x - loc)) / (2 pi I_0(concentration)) with the modified Bessel function I_0.
+
+    Args:
+        loc: The mean angle in radians; finite, any shape.
+        concentration: The concentration; >= 0 and finite, broadcast against `loc`. 0 gives the uniform distribution.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(VonMises(loc=0.0, concentration=2.0), VonMises(loc=1.0, concentration=2.0))), 6)
+        0.641531
+    """
 
     loc: Real
     concentration: Nonnegative

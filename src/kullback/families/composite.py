@@ -1,4 +1,4 @@
-"""Distributions made of others."""
+"""Distributions that are built from other distributions."""
 
 from typing import Any
 
@@ -9,7 +9,19 @@ __all__ = ["Independent", "NormalMixture", "TanhNormal", "Transformed"]
 
 @record
 class NormalMixture(Distribution):
-    """A mixture of normals on the line: weights, locs and scales lie along the last axis, and weights sum to one.
+    """Mixture of univariate normal distributions; the components lie along the last axis of each parameter.
+
+    Density: sum_i weights_i exp(-(x - locs_i)^2 / (2 scales_i^2)) / (scales_i sqrt(2 pi)).
+
+    Args:
+        weights: The probabilities of the components, shape (..., n); in [0, 1], with sum 1 along the last axis.
+        locs: The means of the components, shape (..., n); finite.
+        scales: The standard deviations of the components, shape (..., n); > 0 and finite.
+
+    Raises:
+        NotNormalizedError: The weights do not sum to 1.
+        ParameterError: An entry of a parameter violates its constraint.
+        ShapeError: `weights` is a number.
 
     Example:
         >>> NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
@@ -26,7 +38,24 @@ class NormalMixture(Distribution):
 
 @record
 class TanhNormal(Distribution):
-    """tanh(x) for x Normal(loc, scale): a squashed normal, as soft actor-critic has it."""
+    """Tanh-normal distribution on -1 < x < 1: the distribution of tanh(y) for y distributed as Normal(loc, scale).
+
+    It is the action distribution of soft actor-critic.
+
+    Density: exp(-(atanh(x) - loc)^2 / (2 scale^2)) / ((1 - x^2) scale sqrt(2 pi)).
+
+    Args:
+        loc: The mean of y; finite, any shape.
+        scale: The standard deviation of y; > 0 and finite, broadcast against `loc`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(TanhNormal(loc=0.0, scale=1.0), TanhNormal(loc=1.0, scale=1.0))), 6)
+        0.5
+    """
 
     loc: Real
     scale: Positive
@@ -34,7 +63,21 @@ class TanhNormal(Distribution):
 
 @record
 class Independent(Distribution):
-    """The last `event_dims` batch axes of `base` as one event of independent parts."""
+    """Joint distribution of independent components: the last `event_dims` batch axes of `base` become event axes.
+
+    Density: prod_i base_i(x_i) over the last `event_dims` axes. KL is the sum of KL over the same axes.
+
+    Args:
+        base: A distribution whose batch shape has at least `event_dims` axes.
+        event_dims: The number of batch axes that become event axes.
+
+    Example:
+        >>> from kullback import kl
+        >>> from kullback.families import Normal
+        >>> p, q = (Independent(base=Normal(loc=[m, m], scale=1.0), event_dims=1) for m in (0.0, 1.0))
+        >>> float(kl(p, q))
+        1.0
+    """
 
     base: Any
     event_dims: int
@@ -42,10 +85,24 @@ class Independent(Distribution):
 
 @record
 class Transformed(Distribution):
-    """transform(x) for x from `base`.
+    """Distribution of transform(y) for y distributed as `base` (a push-forward distribution).
 
-    `transform` may be anything that tells itself from others by ==: a name, or a library's own object. KL looks through
-    two equal ones only if they are invertible, which an attribute `bijective` says, or else `invertible` here.
+    Density, for an invertible transform T: base(T^-1(x)) |det dT^-1/dx|. KL between two distributions with the same
+    invertible transform equals KL between their bases. KL has no closed form for other transforms.
+
+    Args:
+        base: The distribution of y.
+        transform: A name, or a transform object of another library. Two transforms are the same if they compare equal.
+        invertible: Whether the transform is invertible. A true attribute `bijective` of `transform` has the same
+            meaning.
+
+    Example:
+        >>> from kullback import kl
+        >>> from kullback.families import Normal
+        >>> bases = [Normal(loc=loc, scale=1.0) for loc in (0.0, 1.0)]
+        >>> p, q = (Transformed(base=base, transform="exp", invertible=True) for base in bases)
+        >>> float(kl(p, q))
+        0.5
     """
 
     base: Any

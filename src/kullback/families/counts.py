@@ -31,13 +31,23 @@ __all__ = [
 ]
 
 
-_ABOVE_ZERO = Constraint("1 or more", lambda x: x >= 1)
+_AT_LEAST_ONE = Constraint("1 or more", lambda x: x >= 1)
 _ABOVE_ONE = Constraint("above 1", lambda x: x > 1)
 
 
 @record
 class Bernoulli(Distribution):
-    """1 with probability probs, else 0; or give logits = log(probs / (1 - probs)), which keep probabilities near 1.
+    """Bernoulli distribution on {0, 1}.
+
+    Mass: probs at 1, and 1 - probs at 0. Pass exactly one of `probs` and `logits`; logits keep their accuracy for
+    probabilities near 1.
+
+    Args:
+        probs: The probability of 1; in [0, 1], any shape.
+        logits: log(probs / (1 - probs)); finite, any shape.
+
+    Raises:
+        ParameterError: An entry violates its constraint, or not exactly one parameter is passed.
 
     Example:
         >>> Bernoulli(probs=1.5)
@@ -54,7 +64,24 @@ class Bernoulli(Distribution):
 
 @record
 class Binomial(Distribution):
-    """The number of ones among total_count draws of a Bernoulli."""
+    """Binomial distribution: the number of successes in total_count independent Bernoulli trials.
+
+    Mass: C(total_count, k) probs^k (1 - probs)^(total_count - k) for k = 0, ..., total_count. Pass exactly one of
+    `probs` and `logits`.
+
+    Args:
+        total_count: The number of trials; a whole number >= 0, any shape.
+        probs: The probability of success; in [0, 1], broadcast against `total_count`.
+        logits: log(probs / (1 - probs)); finite, broadcast against `total_count`.
+
+    Raises:
+        ParameterError: An entry violates its constraint, or not exactly one of `probs` and `logits` is passed.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Binomial(total_count=10, probs=0.5), Binomial(total_count=10, probs=0.4))), 6)
+        0.20411
+    """
 
     total_count: Count
     probs: Probability = None
@@ -66,7 +93,22 @@ class Binomial(Distribution):
 
 @record
 class Geometric(Distribution):
-    """The number of failures before the first success: probs (1 - probs)^k, k = 0, 1, ..."""
+    """Geometric distribution: the number of failures before the first success.
+
+    Mass: probs (1 - probs)^k for k = 0, 1, 2, ... Pass exactly one of `probs` and `logits`.
+
+    Args:
+        probs: The probability of success; in [0, 1], any shape.
+        logits: log(probs / (1 - probs)); finite, any shape.
+
+    Raises:
+        ParameterError: An entry violates its constraint, or not exactly one parameter is passed.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Geometric(probs=0.5), Geometric(probs=0.4))), 6)
+        0.040822
+    """
 
     probs: Probability = None
     logits: Real = None
@@ -77,9 +119,25 @@ class Geometric(Distribution):
 
 @record
 class NegativeBinomial(Distribution):
-    """The number k of successes before total_count failures: C(k + total_count - 1, k) probs^k (1 - probs)^total_count.
+    """Negative binomial distribution: the number of successes before total_count failures.
 
-    probs is the probability of a success, as torch.distributions has it; SciPy's is that of a failure.
+    Mass: C(k + total_count - 1, k) probs^k (1 - probs)^total_count for k = 0, 1, 2, ... Here probs is the probability
+    of success, as in torch.distributions; in SciPy it is the probability of failure. Pass exactly one of `probs` and
+    `logits`.
+
+    Args:
+        total_count: The number of failures; > 0 and finite, any shape; it need not be whole.
+        probs: The probability of success; in [0, 1], broadcast against `total_count`.
+        logits: log(probs / (1 - probs)); finite, broadcast against `total_count`.
+
+    Raises:
+        ParameterError: An entry violates its constraint, or not exactly one of `probs` and `logits` is passed.
+
+    Example:
+        >>> from kullback import kl
+        >>> p, q = (NegativeBinomial(total_count=2.5, probs=probs) for probs in (0.5, 0.4))
+        >>> round(float(kl(p, q)), 6)
+        0.102055
     """
 
     total_count: Positive
@@ -92,14 +150,42 @@ class NegativeBinomial(Distribution):
 
 @record
 class Poisson(Distribution):
-    """rate^k e^-rate / k!, k = 0, 1, ..."""
+    """Poisson distribution.
+
+    Mass: rate^k e^-rate / k! for k = 0, 1, 2, ...
+
+    Args:
+        rate: The mean; >= 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Poisson(rate=2.0), Poisson(rate=3.0))), 6)
+        0.18907
+    """
 
     rate: Nonnegative
 
 
 @record
 class Zipf(Distribution):
-    """Proportional to k^-exponent, k = 1, 2, ...; the exponent is above 1. Also called the zeta distribution."""
+    """Zipf (zeta) distribution on the positive integers.
+
+    Mass: k^-exponent / zeta(exponent) for k = 1, 2, 3, ... with the Riemann zeta function.
+
+    Args:
+        exponent: The exponent; above 1 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Zipf(exponent=2.0), Zipf(exponent=3.0))), 6)
+        0.256295
+    """
 
     exponent: Positive
 
@@ -109,18 +195,51 @@ class Zipf(Distribution):
 
 @record
 class Zipfian(Distribution):
-    """Proportional to k^-exponent, k = 1, ..., total_count."""
+    """Zipfian distribution on {1, ..., total_count}.
+
+    Mass: k^-exponent / sum_j j^-exponent for k, j = 1, ..., total_count.
+
+    Args:
+        exponent: The exponent; finite, any shape.
+        total_count: The largest value; a whole number >= 1, broadcast against `exponent`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Zipfian(exponent=1.0, total_count=50), Zipfian(exponent=1.2, total_count=50))), 6)
+        0.031575
+    """
 
     exponent: Real
     total_count: Count
 
     def _check(self) -> None:
-        require(self, "total_count", self.total_count, _ABOVE_ZERO)
+        require(self, "total_count", self.total_count, _AT_LEAST_ONE)
 
 
 @record
 class Hypergeometric(Distribution):
-    """How many of `draws`, taken without replacement from `population`, are among its `successes`."""
+    """Hypergeometric distribution: the number of successes in a sample taken without replacement.
+
+    Mass: C(successes, k) C(population - successes, draws - k) / C(population, draws) for
+    max(0, draws + successes - population) <= k <= min(draws, successes).
+
+    Args:
+        population: The size of the population; a whole number >= 0, any shape.
+        successes: The number of successes in the population; a whole number from 0 to `population`.
+        draws: The size of the sample; a whole number from 0 to `population`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> p, q = (Hypergeometric(population=50, successes=successes, draws=10) for successes in (20, 25))
+        >>> round(float(kl(p, q)), 6)
+        0.24637
+    """
 
     population: Count
     successes: Count
@@ -133,7 +252,19 @@ class Hypergeometric(Distribution):
 
 @record
 class Categorical(Distribution):
-    """One of n categories; probs, or logits (log-probabilities up to a constant, or -inf), lie along the last axis.
+    """Categorical distribution on n categories, which lie along the last axis of the parameter.
+
+    Mass: probs_i, or softmax(logits)_i, for i = 0, ..., n - 1. Pass exactly one of `probs` and `logits`.
+
+    Args:
+        probs: The probabilities, shape (..., n); in [0, 1], with sum 1 along the last axis.
+        logits: Log-probabilities up to an additive constant, shape (..., n); below inf and not nan, -inf for an
+            impossible category.
+
+    Raises:
+        NotNormalizedError: The probabilities do not sum to 1.
+        ParameterError: An entry violates its constraint, or not exactly one parameter is passed.
+        ShapeError: `probs` is a number.
 
     Example:
         >>> Categorical(probs=[0.5, 0.4])
@@ -151,12 +282,51 @@ class Categorical(Distribution):
 
 @record
 class OneHotCategorical(Categorical):
-    """A Categorical whose value is a vector of zeros and a one."""
+    """Categorical distribution whose values are one-hot vectors of length n.
+
+    Mass: probs_i, or softmax(logits)_i, at the i-th unit vector. Pass exactly one of `probs` and `logits`.
+
+    Args:
+        probs: The probabilities, shape (..., n); in [0, 1], with sum 1 along the last axis.
+        logits: Log-probabilities up to an additive constant, shape (..., n); below inf and not nan, -inf for an
+            impossible category.
+
+    Raises:
+        NotNormalizedError: The probabilities do not sum to 1.
+        ParameterError: An entry violates its constraint, or not exactly one parameter is passed.
+        ShapeError: `probs` is a number.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(OneHotCategorical(probs=[0.5, 0.5]), OneHotCategorical(logits=[0.0, 1.0]))), 6)
+        0.120115
+    """
 
 
 @record
 class Multinomial(Distribution):
-    """How often each of n categories comes up in total_count draws; probs or logits lie along the last axis."""
+    """Multinomial distribution: the count of each of n categories in total_count independent draws.
+
+    Mass: total_count! prod_i probs_i^k_i / k_i! for counts k_i >= 0 with sum total_count. Pass exactly one of `probs`
+    and `logits`.
+
+    Args:
+        total_count: The number of draws; a whole number >= 0, shape (...).
+        probs: The probabilities, shape (..., n); in [0, 1], with sum 1 along the last axis.
+        logits: Log-probabilities up to an additive constant, shape (..., n); below inf and not nan, -inf for an
+            impossible category.
+
+    Raises:
+        NotNormalizedError: The probabilities do not sum to 1.
+        ParameterError: An entry violates its constraint, or not exactly one of `probs` and `logits` is passed.
+        ShapeError: `probs` is a number.
+
+    Example:
+        >>> from kullback import kl
+        >>> p, q = (Multinomial(total_count=4, probs=probs) for probs in ([0.5, 0.5], [0.25, 0.75]))
+        >>> round(float(kl(p, q)), 6)
+        0.575364
+    """
 
     total_count: Count
     probs: Probability = None

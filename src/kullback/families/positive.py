@@ -1,4 +1,4 @@
-"""Distributions of a positive number."""
+"""Univariate distributions on the positive half-line."""
 
 from kullback.families.base import Distribution, Positive, Real, record
 
@@ -21,14 +21,43 @@ __all__ = [
 
 @record
 class Exponential(Distribution):
-    """Density rate exp(-rate x), x >= 0."""
+    """Exponential distribution on x >= 0.
+
+    Density: rate exp(-rate x).
+
+    Args:
+        rate: The inverse of the mean; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Exponential(rate=1.0), Exponential(rate=2.0))), 6)
+        0.306853
+    """
 
     rate: Positive
 
 
 @record
 class Gamma(Distribution):
-    """Density proportional to x^(concentration - 1) exp(-rate x), x > 0."""
+    """Gamma distribution on x > 0.
+
+    Density: rate^concentration x^(concentration - 1) exp(-rate x) / Gamma(concentration) with the gamma function.
+
+    Args:
+        concentration: The shape parameter; > 0 and finite, any shape.
+        rate: The inverse of the scale; > 0 and finite, broadcast against `concentration`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Gamma(concentration=2.0, rate=1.0), Gamma(concentration=3.0, rate=1.0))), 6)
+        0.270363
+    """
 
     concentration: Positive
     rate: Positive
@@ -36,14 +65,44 @@ class Gamma(Distribution):
 
 @record
 class ChiSquared(Distribution):
-    """Density proportional to x^(df/2 - 1) exp(-x/2), x > 0."""
+    """Chi-squared distribution on x > 0: Gamma(concentration = df/2, rate = 1/2).
+
+    Density: x^(df/2 - 1) exp(-x/2) / (2^(df/2) Gamma(df/2)) with the gamma function.
+
+    Args:
+        df: The degrees of freedom; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(ChiSquared(df=3.0), ChiSquared(df=4.0))), 6)
+        0.102537
+    """
 
     df: Positive
 
 
 @record
 class InverseGamma(Distribution):
-    """Density proportional to x^(-concentration - 1) exp(-rate / x), x > 0: 1/x is Gamma(concentration, rate)."""
+    """Inverse-gamma distribution on x > 0: the distribution of 1/y for y distributed as Gamma(concentration, rate).
+
+    Density: rate^concentration x^(-concentration - 1) exp(-rate / x) / Gamma(concentration) with the gamma
+    function.
+
+    Args:
+        concentration: The shape parameter; > 0 and finite, any shape.
+        rate: The rate of 1/x, which is the scale of x; > 0 and finite, broadcast against `concentration`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(InverseGamma(concentration=2.0, rate=1.0), InverseGamma(concentration=3.0, rate=1.0))), 6)
+        0.270363
+    """
 
     concentration: Positive
     rate: Positive
@@ -51,7 +110,22 @@ class InverseGamma(Distribution):
 
 @record
 class Weibull(Distribution):
-    """Density proportional to x^(concentration - 1) exp(-(x/scale)^concentration), x > 0."""
+    """Weibull distribution on x > 0.
+
+    Density: (concentration / scale) (x / scale)^(concentration - 1) exp(-(x / scale)^concentration).
+
+    Args:
+        scale: The scale; > 0 and finite, any shape.
+        concentration: The shape parameter; > 0 and finite, broadcast against `scale`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Weibull(scale=1.0, concentration=2.0), Weibull(scale=2.0, concentration=2.0))), 6)
+        0.636294
+    """
 
     scale: Positive
     concentration: Positive
@@ -59,35 +133,106 @@ class Weibull(Distribution):
 
 @record
 class Rayleigh(Distribution):
-    """Density proportional to x exp(-x^2 / (2 scale^2)), x > 0."""
+    """Rayleigh distribution on x > 0: the length of a two-dimensional normal vector of independent components.
+
+    Density: (x / scale^2) exp(-x^2 / (2 scale^2)).
+
+    Args:
+        scale: The standard deviation of each component of the vector; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Rayleigh(scale=1.0), Rayleigh(scale=2.0))), 6)
+        0.636294
+    """
 
     scale: Positive
 
 
 @record
 class Maxwell(Distribution):
-    """Density proportional to x^2 exp(-x^2 / (2 scale^2)), x > 0."""
+    """Maxwell distribution on x > 0: the length of a three-dimensional normal vector of independent components.
+
+    Density: sqrt(2 / pi) x^2 exp(-x^2 / (2 scale^2)) / scale^3.
+
+    Args:
+        scale: The standard deviation of each component of the vector; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Maxwell(scale=1.0), Maxwell(scale=2.0))), 6)
+        0.954442
+    """
 
     scale: Positive
 
 
 @record
 class HalfNormal(Distribution):
-    """|x| for x Normal(0, scale)."""
+    """Half-normal distribution on x >= 0: the distribution of |y| for y distributed as Normal(0, scale).
+
+    Density: sqrt(2 / pi) exp(-x^2 / (2 scale^2)) / scale.
+
+    Args:
+        scale: The standard deviation of y; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(HalfNormal(scale=1.0), HalfNormal(scale=2.0))), 6)
+        0.318147
+    """
 
     scale: Positive
 
 
 @record
 class HalfCauchy(Distribution):
-    """|x| for x Cauchy(0, scale)."""
+    """Half-Cauchy distribution on x >= 0: the distribution of |y| for y distributed as Cauchy(0, scale).
+
+    Density: 2 scale / (pi (scale^2 + x^2)).
+
+    Args:
+        scale: The median; > 0 and finite, any shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(HalfCauchy(scale=1.0), HalfCauchy(scale=2.0))), 6)
+        0.117783
+    """
 
     scale: Positive
 
 
 @record
 class LogNormal(Distribution):
-    """e^x for x Normal(loc, scale)."""
+    """Log-normal distribution on x > 0: the distribution of e^y for y distributed as Normal(loc, scale).
+
+    Density: exp(-(log x - loc)^2 / (2 scale^2)) / (x scale sqrt(2 pi)).
+
+    Args:
+        loc: The mean of log x; finite, any shape.
+        scale: The standard deviation of log x; > 0 and finite, broadcast against `loc`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(LogNormal(loc=0.0, scale=1.0), LogNormal(loc=1.0, scale=1.0))), 6)
+        0.5
+    """
 
     loc: Real
     scale: Positive
@@ -95,7 +240,22 @@ class LogNormal(Distribution):
 
 @record
 class InverseGaussian(Distribution):
-    """Density sqrt(shape / (2 pi x^3)) exp(-shape (x - mean)^2 / (2 mean^2 x)), x > 0."""
+    """Inverse Gaussian (Wald) distribution on x > 0.
+
+    Density: sqrt(shape / (2 pi x^3)) exp(-shape (x - mean)^2 / (2 mean^2 x)).
+
+    Args:
+        mean: The mean; > 0 and finite, any shape.
+        shape: The shape parameter; > 0 and finite, broadcast against `mean`. The variance is mean^3 / shape.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(InverseGaussian(mean=1.0, shape=1.0), InverseGaussian(mean=2.0, shape=1.0))), 6)
+        0.125
+    """
 
     mean: Positive
     shape: Positive
@@ -103,7 +263,22 @@ class InverseGaussian(Distribution):
 
 @record
 class Pareto(Distribution):
-    """Density alpha scale^alpha / x^(alpha + 1), x >= scale."""
+    """Pareto (type I) distribution on x >= scale.
+
+    Density: alpha scale^alpha / x^(alpha + 1).
+
+    Args:
+        scale: The smallest value; > 0 and finite, any shape.
+        alpha: The tail index; > 0 and finite, broadcast against `scale`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> round(float(kl(Pareto(scale=2.0, alpha=3.0), Pareto(scale=1.0, alpha=2.0))), 6)
+        1.458426
+    """
 
     scale: Positive
     alpha: Positive
@@ -111,7 +286,22 @@ class Pareto(Distribution):
 
 @record
 class F(Distribution):
-    """The ratio of ChiSquared(df1)/df1 to ChiSquared(df2)/df2."""
+    """F distribution on x > 0: the ratio of two independent chi-squared variables, each divided by its df.
+
+    Density: (df1/df2)^(df1/2) x^(df1/2 - 1) (1 + df1 x / df2)^(-(df1 + df2)/2) / B(df1/2, df2/2) with the beta
+    function B.
+
+    Args:
+        df1: The degrees of freedom of the numerator; > 0 and finite, any shape.
+        df2: The degrees of freedom of the denominator; > 0 and finite, broadcast against `df1`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> F(df1=4.0, df2=10.0)
+        F(df1=4.0, df2=10.0)
+    """
 
     df1: Positive
     df2: Positive
