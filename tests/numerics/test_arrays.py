@@ -1,4 +1,4 @@
-"""What the array API lacks: gradients written out, in every mode of torch and JAX; checks under tracing; subnormals."""
+"""Explicit gradients in every mode of PyTorch and JAX, checks under tracing, subnormal numbers and array types."""
 
 import math
 
@@ -11,9 +11,10 @@ import torch
 
 from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs, kl_terms
 from kullback.errors import NotNormalizedError, ShapeError, SupportError
-from kullback.numerics.arrays import as_floats, by_rows, holds, is_positive, log, with_gradient
+from kullback.numerics.arrays import as_floats, holds, is_positive, log, map_row_blocks, with_gradient
 
-# The mean of f = x^2 y weighted by x: neither elementwise nor of one array, so that a rule for either alone fails.
+# The mean of x y weighted by x: a function that is neither elementwise nor of one array, so that a gradient rule for
+# either special case would fail.
 
 
 def _value(xp, x, y):
@@ -55,7 +56,7 @@ def test_jax_maps_over_rows():
             np.testing.assert_allclose(got[k], np.stack([pair[k] for pair in expected]), rtol=1e-13)
 
 
-def test_only_what_is_asked_for_is_differentiated():
+def test_only_requested_gradients_are_computed():
     called = []
 
     def by_y(*arguments):
@@ -76,7 +77,7 @@ FORMS = [kl_probs, kl_log_probs, kl_logits, lambda p, q, **options: kl_terms(p, 
 
 @pytest.mark.parametrize("form", FORMS, ids=["probs", "log_probs", "logits", "terms"])
 @pytest.mark.parametrize("x64", [False, True])
-def test_exact_kl_in_jax_is_that_of_torch(form, x64):
+def test_exact_kl_in_jax_matches_torch(form, x64):
     rng = np.random.default_rng(0)
     dtype, tolerance = (np.float64, 1e-11) if x64 else (np.float32, 2e-4)
     p, q = (rng.dirichlet(np.ones(6), size=3).astype(dtype) for _ in range(2))
@@ -94,7 +95,7 @@ def test_exact_kl_in_jax_is_that_of_torch(form, x64):
             np.testing.assert_allclose(got, expected.detach().numpy(), rtol=tolerance)
         for got, twin in zip(jax.jit(jax.grad(lambda p, q: form(p, q).sum(), (0, 1)))(p, q), twins, strict=True):
             np.testing.assert_allclose(got, twin.grad.numpy(), rtol=tolerance, atol=tolerance)
-        # By hand and by tracing its own primitives, the second derivative is one.
+        # The second derivative, obtained by differentiating the explicit gradient, is finite and symmetric.
         got = jax.jit(jax.hessian(lambda p: form(p, q[0]).sum()))(p[0])
         assert np.isfinite(got).all()
         np.testing.assert_allclose(got, got.T, atol=1e-4 if not x64 else 1e-10)
@@ -126,7 +127,7 @@ def test_half_precision_in_jax_is_computed_in_float32():
         assert float(got) == pytest.approx(float(exact), rel=2**-8)
 
 
-# Checks, with and without numbers to look at.
+# Checks, with concrete values and under tracing.
 
 
 def test_under_tracing_only_shapes_are_checked():
@@ -140,19 +141,19 @@ def test_under_tracing_only_shapes_are_checked():
         jitted(p, q)  # nothing is raised
         with pytest.raises(ShapeError):
             jitted(p, xp.asarray(np.full((2, 3), 1 / 3, dtype=np.float32)))
-    # An eager gradient has numbers.
+    # An eager gradient has concrete values.
     with pytest.raises(NotNormalizedError, match=r"p\[1\] is -0\.5"):
-        jax.grad(lambda p: kl_probs(p, good_in_jax(good)))(jnp.asarray(bad))
+        jax.grad(lambda p: kl_probs(p, as_jax(good)))(jnp.asarray(bad))
     with pytest.raises(SupportError, match="every logit is -inf"):
-        jax.grad(lambda p: kl_logits(p, good_in_jax(good)))(jnp.asarray([-math.inf, -math.inf]))
+        jax.grad(lambda p: kl_logits(p, as_jax(good)))(jnp.asarray([-math.inf, -math.inf]))
 
 
-def good_in_jax(values):
+def as_jax(values):
     return jnp.asarray(values)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_torch_compiles_it():
+def test_torch_compile():
     p, q = torch.tensor([[0.4, 0.6]]), torch.tensor([[0.5, 0.5]])
     compiled = torch.compile(kl_probs, backend="eager")
     torch.testing.assert_close(compiled(p, q), kl_probs(p, q))
@@ -182,11 +183,11 @@ def test_holds():
         holds(torch.tensor([True, False]))
 
 
-# Numbers below the least normal one, which XLA's processors take for 0.
+# Subnormal numbers, which XLA treats as 0.
 
 
-def test_jax_sees_subnormal_probabilities():
-    assert not bool(jnp.float32(1e-42) > 0)  # the reason
+def test_subnormal_probabilities_in_jax():
+    assert not bool(jnp.float32(1e-42) > 0)  # XLA treats the number as 0
     for x64, values in (
         (False, np.float32([0, 1e-45, 1e-42, 1.1754942e-38, 1.1754944e-38, 1])),
         (True, np.asarray([5e-324, 1e-310])),
@@ -207,10 +208,10 @@ def test_jax_sees_subnormal_probabilities():
     assert np.isfinite(by_p).all()
 
 
-# Kinds.
+# Array types.
 
 
-def test_lists_join_the_arrays_beside_them():
+def test_lists_become_arrays_of_the_same_library():
     for library, kind in ((jnp.asarray, jax.Array), (torch.tensor, torch.Tensor), (np.asarray, np.ndarray)):
         _, [x, y, z], dtype = as_floats(library(np.float32([1, 2])), [1, 2], 3)
         assert isinstance(x, kind)
@@ -224,8 +225,8 @@ def test_lists_join_the_arrays_beside_them():
         as_floats(jnp.asarray([1j]))
 
 
-def test_rows_by_blocks_are_the_rows():
-    # Small blocks stand for large arrays.
+def test_row_blocks_give_the_same_result():
+    # Each row fills one block.
     calls = []
 
     def double(xp, gradient, x):
@@ -233,8 +234,8 @@ def test_rows_by_blocks_are_the_rows():
         return gradient[..., None] * x * 2
 
     x = np.arange(3 * 2**20, dtype=np.float32).reshape(3, 2**20)
-    got = by_rows(double)(np, np.ones(3, dtype=np.float32), x)
+    got = map_row_blocks(double)(np, np.ones(3, dtype=np.float32), x)
     assert (got == 2 * x).all()
     assert len(calls) == 3
-    strict = by_rows(double)(array_api_strict, array_api_strict.ones(3), array_api_strict.asarray(x))
+    strict = map_row_blocks(double)(array_api_strict, array_api_strict.ones(3), array_api_strict.asarray(x))
     assert (np.asarray(strict) == got).all()

@@ -12,7 +12,7 @@ from kullback.discrete.kl import _from_logits
 from kullback.errors import NoClosedFormError
 from kullback.families.base import is_traced
 from kullback.numerics.arrays import Array, untracked
-from kullback.numerics.log_gamma import digamma, digamma_rise, log_gamma_residual
+from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, log_gamma_residual
 from kullback.numerics.phi import log_ratio, phi
 
 __all__: list[str] = []
@@ -114,7 +114,11 @@ def _sum(xp: Any, k: Array, ref: Array, p: _Side, q: _Side) -> Array:
         r, h, m = xp.broadcast_arrays(a + sign * ref, xp.where(both, b - a, 0.0), xp.where(both, sign * step, 0.0))
         # What lgamma rises from r to r + m and to r + h, together: by its tangents over h, or over m.
         y = r + m
-        by_h = log_gamma_residual(y, h) - log_gamma_residual(r, h) + h * (log_ratio(xp, y, r) + digamma_rise(xp, r, y))
+        by_h = (
+            log_gamma_residual(y, h)
+            - log_gamma_residual(r, h)
+            + h * (log_ratio(xp, y, r) + digamma_minus_log_difference(xp, r, y))
+        )
         by_m = log_gamma_residual(r + h, m) - log_gamma_residual(r, m) + m * (digamma(xp, r + h) - digamma(xp, r))
         g = g - xp.where(abs(h) < r / 2, by_h, by_m)
     log_p = xp.where(p.inside, log_p, -inf)

@@ -20,7 +20,7 @@ from kullback.numerics.log_gamma import (
     binet_slope,
     digamma,
     gamma_kl_equal_mean,
-    log_gamma_rise,
+    log_gamma_bregman,
 )
 from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
 
@@ -103,14 +103,14 @@ def _powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Ar
         over, under = (_array(xp, power, log_scales) for power in t)
         s = (over - under) / under
         # k1 + t and log(t) keep their digits where t is tiny, and s nearly -1.
-        residual = log_gamma_rise(xp, k1 + 1, k1 + over / under, s)
+        residual = log_gamma_bregman(xp, k1 + 1, k1 + over / under, s)
         log_mean = log_mean + s * digamma(xp, k1 + 1) + residual
         rest = rest + s * ((k2 - k1) / k1) + ratio_residual(xp, over, under)
         # Where k1 and t are tiny, these cancel by the pole of each at 0, which k1 + 1 has not.
         poles = (k1 < 0.5) & (k2 > 2 * k1) & (s < -0.5)
         if not holds(~xp.any(poles)):
             near, far = xp.where(poles, k1, 1.0), xp.where(poles, k2, 1.0)
-            rise = log_gamma_rise(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
+            rise = log_gamma_bregman(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
             rest = xp.where(poles, rise + ratio_residual(xp, far * over, near * under), rest)
         rest = rest + k2 * residual
     return k2 * phi(log_mean) + rest

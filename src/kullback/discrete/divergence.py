@@ -23,7 +23,7 @@ from kullback.discrete.power_divergences import (
 )
 from kullback.discrete.validation import events_last, require_probs
 from kullback.errors import SupportError
-from kullback.numerics.arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["divergence"]
 
@@ -195,7 +195,7 @@ def _differentiable(name: str, parameters: tuple[tuple[str, float], ...]) -> Cal
         slope = _of_unnormalised(xp, by_q(xp, output[..., None], *events), events[1], q, p, q)
         return gradient[..., None] * slope
 
-    return with_gradient(*map(by_rows, (from_probs, p_gradient, q_gradient)))
+    return with_gradient(*map(map_row_blocks, (from_probs, p_gradient, q_gradient)))
 
 
 def _of_unnormalised(xp: Any, slope: Array, normal: Array, given: Array, p: Array, q: Array) -> Array:

@@ -7,7 +7,7 @@ from array_api_compat import device
 
 from kullback.discrete.log_ratios import q_gradient
 from kullback.discrete.validation import events_last, require_probs
-from kullback.numerics.arrays import Array, ArrayLike, by_rows, cast, is_positive, log, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, log, map_row_blocks, with_gradient
 
 __all__ = ["cross_entropy", "entropy"]
 
@@ -107,5 +107,5 @@ def _entropy_gradient(xp: Any, gradient: Array, value: Array, p: Array) -> Array
     return _p_gradient(xp, gradient, value, p, p)
 
 
-_entropy = with_gradient(*map(by_rows, (_entropy_value, _entropy_gradient)))
-_cross_entropy = with_gradient(*map(by_rows, (_cross_entropy_value, _p_gradient, q_gradient)))
+_entropy = with_gradient(*map(map_row_blocks, (_entropy_value, _entropy_gradient)))
+_cross_entropy = with_gradient(*map(map_row_blocks, (_cross_entropy_value, _p_gradient, q_gradient)))

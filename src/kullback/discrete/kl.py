@@ -13,7 +13,7 @@ from kullback.discrete.kernels.dispatch import (
 )
 from kullback.discrete.log_ratios import difference, kl_events, logit_events, prob_events, q_gradient, sum_kl
 from kullback.discrete.validation import events_last, require_log_probs, require_logits, require_probs
-from kullback.numerics.arrays import Array, ArrayLike, by_rows, cast, is_positive, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -169,18 +169,18 @@ def _q_logits_gradient(xp: Any, gradient: Array, _kl: Array, p_logits: Array, q_
     return _general_q_gradient(xp, gradient, p_logits, q_logits) if slopes is None else slopes
 
 
-@by_rows
+@map_row_blocks
 def _general_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
     return sum_kl(xp, *logit_events(xp, p_logits, q_logits))
 
 
-@by_rows
+@map_row_blocks
 def _general_p_gradient(xp: Any, gradient: Array, kl: Array, p_logits: Array, q_logits: Array) -> Array:
     p, _, d = logit_events(xp, p_logits, q_logits)
     return gradient[..., None] * _log_p_gradient(xp, kl, p, d)
 
 
-@by_rows
+@map_row_blocks
 def _general_q_gradient(xp: Any, gradient: Array, p_logits: Array, q_logits: Array) -> Array:
     return gradient[..., None] * difference(xp, *logit_events(xp, p_logits, q_logits))
 
@@ -216,5 +216,5 @@ def _terms_q_gradient(xp: Any, gradient: Array, _terms: Array, p: Array, q: Arra
 
 
 _from_logits = with_gradient(_logits_value, _p_logits_gradient, _q_logits_gradient)
-_from_probs = with_gradient(*map(by_rows, (_probs_value, _p_gradient, q_gradient)))
-_terms_from_probs = with_gradient(*map(by_rows, (_terms_value, _terms_p_gradient, _terms_q_gradient)))
+_from_probs = with_gradient(*map(map_row_blocks, (_probs_value, _p_gradient, q_gradient)))
+_terms_from_probs = with_gradient(*map(map_row_blocks, (_terms_value, _terms_p_gradient, _terms_q_gradient)))

@@ -139,9 +139,7 @@ def require_mass_one(owner: Distribution, name: str) -> None:
         return
     xp, [probs], dtype = as_floats(untracked(value))
     if probs.ndim == 0:
-        raise ShapeError(
-            f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without an axis of categories"
-        )
+        raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without axes")
     sums = xp.sum(probs, axis=-1)
     if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= _tolerance(dtype))):
         raise NotNormalizedError(

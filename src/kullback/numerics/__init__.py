@@ -1,1 +1,1 @@
-"""Numerical foundations: array namespaces, phi, the residual of log-gamma, and special functions."""
+"""Numerically accurate building blocks: array namespaces, phi, the residual of log-gamma and special functions."""

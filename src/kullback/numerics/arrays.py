@@ -1,4 +1,4 @@
-"""The array namespace (NumPy, PyTorch, JAX, ...), and the little that the array API lacks."""
+"""Array namespaces of NumPy, PyTorch, JAX and other libraries, and operations that the array API does not define."""
 
 import math
 import sys
@@ -13,12 +13,12 @@ __all__ = [
     "Array",
     "ArrayLike",
     "as_floats",
-    "by_pieces",
-    "by_rows",
     "cast",
     "holds",
     "is_positive",
     "log",
+    "map_blocks",
+    "map_row_blocks",
     "untracked",
     "with_gradient",
 ]
@@ -28,10 +28,19 @@ ArrayLike: TypeAlias = Any
 
 
 def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
-    """The namespace, the values as floating arrays of one dtype fit for computing, and the dtype to return.
+    """Convert values to floating-point arrays of one library and one dtype.
 
-    Numbers and lists join the arrays beside them, and are NumPy arrays where there are none. Integers become the
-    default floating dtype. float16 and bfloat16 are computed in float32.
+    Numbers and lists become arrays of the library of the other values, or NumPy arrays if no value is an array.
+    Integers and booleans become the default floating dtype. float16 and bfloat16 are converted to float32.
+
+    Args:
+        values: Arrays of one library, numbers, or lists of numbers.
+
+    Returns:
+        The array namespace, the arrays in the dtype to compute in, and the dtype in which to return the result.
+
+    Raises:
+        TypeError: The arrays belong to different libraries, or are complex.
     """
     arrays: list[Array] = [value for value in values if array_api_compat.is_array_api_obj(value)]
     try:
@@ -40,8 +49,8 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         libraries = {type(array).__module__.partition(".")[0].removesuffix("lib") for array in arrays}
         if len(libraries) < 2:
             raise
-        given = " and ".join(sorted(libraries))
-        raise TypeError(f"expected arrays of one library, got arrays of {given}; convert one of them") from error
+        found = " and ".join(sorted(libraries))
+        raise TypeError(f"expected arrays of one library, got arrays of {found}; convert one of them") from error
     device = array_api_compat.device(arrays[0]) if arrays else None
     dtypes = [array.dtype for array in arrays if xp.isdtype(array.dtype, "real floating") or _is_half(array.dtype)]
     default = dtypes[0] if dtypes else xp.__array_namespace_info__().default_dtypes()["real floating"]
@@ -51,7 +60,7 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         if xp.isdtype(array.dtype, "complex floating"):
             raise TypeError(f"expected real numbers, got dtype {array.dtype}")
         if array is not value:
-            # Read again: PyTorch reads 0.1 in float32, whatever stands beside it.
+            # Convert from the original value: PyTorch has already rounded 0.1 to float32 in `array`.
             array = xp.asarray(value, dtype=default, device=device)
         floats.append(xp.astype(array, default) if xp.isdtype(array.dtype, ("bool", "integral")) else array)
     dtype = xp.result_type(*floats)
@@ -59,33 +68,36 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
     return xp, [xp.astype(array, computing, copy=False) for array in floats], dtype
 
 
-def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The function `function(xp, *arrays)` of rows, called for a few rows at a time.
+def map_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Wrap a function of rows, `function(xp, *arrays)`, so that it processes blocks of rows.
 
-    What it makes on its way then stays in a processor's cache, and is small beside the arrays. All but the last axis
-    count rows; an array of fewer axes than the last has one entry a row.
+    The intermediate arrays then fit into the processor's cache and use little memory. The last axis of the last array
+    holds the entries of a row; its other axes index the rows. An array with fewer axes has one entry per row.
     """
 
     def call(xp: Any, *arrays: Array) -> Array:
-        if array_api_compat.is_jax_namespace(xp):  # XLA makes its own blocks, and would unroll ours
+        if array_api_compat.is_jax_namespace(xp):  # XLA blocks loops itself, and would unroll this one
             return function(xp, *arrays)
         *lead, width = arrays[-1].shape
         count = math.prod(lead)
-        # An accelerator has no such cache, and wants fewer and larger calls.
+        # Accelerators are faster with fewer and larger calls.
         entries = 2**20 if str(array_api_compat.device(arrays[-1])).startswith("cpu") else 2**25
         step = max(1, entries // width)
         if count <= step:
             return function(xp, *arrays)
         rows = [xp.reshape(array, (count, *array.shape[len(lead) :])) for array in arrays]
-        pieces = [function(xp, *(array[k : k + step, ...] for array in rows)) for k in range(0, count, step)]
-        whole = xp.concat(pieces, axis=0)
+        blocks = [function(xp, *(array[k : k + step, ...] for array in rows)) for k in range(0, count, step)]
+        whole = xp.concat(blocks, axis=0)
         return xp.reshape(whole, (*lead, *whole.shape[1:]))
 
     return call
 
 
-def by_pieces(function: Callable[..., Array], size: int = 4096) -> Callable[..., Array]:
-    """The function `function(xp, *arrays)` of entries of one shape, called for a few at a time, as `by_rows` is."""
+def map_blocks(function: Callable[..., Array], size: int = 4096) -> Callable[..., Array]:
+    """Wrap an elementwise function, `function(xp, *arrays)` of arrays of one shape, so that it processes blocks.
+
+    On a CPU the intermediate arrays then fit into the processor's cache.
+    """
 
     def call(xp: Any, *arrays: Array) -> Array:
         shape = arrays[0].shape
@@ -94,14 +106,14 @@ def by_pieces(function: Callable[..., Array], size: int = 4096) -> Callable[...,
         if count <= size or not on_cpu or array_api_compat.is_jax_namespace(xp):
             return function(xp, *arrays)
         flat = [xp.reshape(array, (count,)) for array in arrays]
-        pieces = [function(xp, *(array[k : k + size] for array in flat)) for k in range(0, count, size)]
-        return xp.reshape(xp.concat(pieces), shape)
+        blocks = [function(xp, *(array[k : k + size] for array in flat)) for k in range(0, count, size)]
+        return xp.reshape(xp.concat(blocks), shape)
 
     return call
 
 
 def cast(xp: Any, array: Array, dtype: Any) -> Array:
-    """The array in `dtype`, where too large a number for float16 becomes inf without a warning."""
+    """Convert the array to `dtype`; a value beyond the range of `dtype` becomes inf without a warning."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
@@ -109,7 +121,7 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
 
 
 def untracked(array: Array) -> Array:
-    """The same numbers, for looking at: no gradient is recorded."""
+    """The array detached from automatic differentiation (detach in PyTorch, stop_gradient in JAX)."""
     if array_api_compat.is_torch_array(array):
         return array.detach()
     if array_api_compat.is_jax_array(array):
@@ -120,7 +132,10 @@ def untracked(array: Array) -> Array:
 
 
 def holds(flag: Array) -> bool:
-    """Whether a flag is true, for a check that raises: False where tracing (jit, vmap, compile) hides its value."""
+    """Whether a boolean scalar array is True; False where tracing (jit, vmap, compile) makes its value unavailable.
+
+    Use it in checks that raise an error, which tracing must skip.
+    """
     if array_api_compat.is_torch_array(flag):
         import torch
 
@@ -135,33 +150,34 @@ def holds(flag: Array) -> bool:
 
 
 def is_positive(xp: Any, x: Array) -> Array:
-    """x > 0 of what is not negative; in JAX too, whose comparisons take subnormal numbers for 0."""
+    """x > 0 for x >= 0, including subnormal numbers, which comparisons in JAX treat as 0."""
     return _bits(xp, x) > 0 if array_api_compat.is_jax_namespace(xp) else x > 0
 
 
 def log(xp: Any, x: Array) -> Array:
-    """log(x) of what is positive; in JAX too, whose logarithm takes subnormal numbers for 0."""
+    """log(x) for x > 0, including subnormal numbers, which the logarithm of JAX treats as 0."""
     if not array_api_compat.is_jax_namespace(xp):
         return xp.log(x)
     bits, limits = _bits(xp, x), xp.finfo(x.dtype)
-    least = xp.asarray(limits.smallest_normal, dtype=x.dtype)
-    subnormal = bits < _bits(xp, least)
-    # A subnormal number is as many times the least one as its bits count.
+    smallest_normal = xp.asarray(limits.smallest_normal, dtype=x.dtype)
+    subnormal = bits < _bits(xp, smallest_normal)
+    # A subnormal number is its bit pattern, read as an integer, times the smallest subnormal number.
     small = xp.log(xp.astype(bits, x.dtype)) + math.log(limits.smallest_subnormal)
-    return xp.where(subnormal, small, xp.log(xp.where(subnormal, least, x)))
+    return xp.where(subnormal, small, xp.log(xp.where(subnormal, smallest_normal, x)))
 
 
 def _bits(xp: Any, x: Array) -> Array:
+    """The bit pattern of each entry, as an integer of the same width."""
     return x.view(xp.int32 if x.dtype == xp.float32 else xp.int64)
 
 
 def _is_half(dtype: Any) -> bool:
-    # By name: bfloat16 is outside the array API, and each library has its own.
+    # Compare names: the array API does not define bfloat16, and each library has its own type.
     return "float16" in str(dtype)
 
 
 def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
-    """Whether PyTorch may ask for a derivative: recording one that nobody asks for takes longer than most formulas."""
+    """Whether PyTorch may request a derivative; recording one takes longer than most formulas of this package."""
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
@@ -171,15 +187,19 @@ def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
 
 
 def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
-    """The function `value(xp, *arrays)` with gradients that are written out rather than traced.
+    """Attach explicit gradients to a function, for PyTorch and JAX.
 
-    A traced gradient keeps every intermediate array, and meets 0 * inf on the branch not taken.
+    Automatic differentiation of the value would store every intermediate array, and would compute 0 * inf = nan on the
+    branch of a `where` that is not selected.
 
     Args:
         value: Called as `value(xp, *arrays)`; returns one array.
-        pullbacks: One for each array, called as `pullback(xp, gradient, output, *arrays)`; returns that array's
-            gradient, linear in `gradient`. Made of differentiable operations, so that gradients of gradients follow;
-            in JAX forward mode too.
+        pullbacks: One function for each array, called as `pullback(xp, gradient, output, *arrays)`. It returns the
+            gradient with respect to its array (a vector-Jacobian product, linear in `gradient`). It must consist of
+            differentiable operations, so that higher derivatives, and forward mode in JAX, are available.
+
+    Returns:
+        A function that is called as `value` is.
     """
 
     @cache
@@ -227,7 +247,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
                 def back(gradient: Any, pullback: Any = pullback) -> Any:
                     return pullback(jax.numpy, gradient, output, *arrays)
 
-                # What the pullback does to gradients, transposed, is what the derivative does to changes.
+                # The Jacobian-vector product is the transpose of the pullback.
                 change += jax.linear_transpose(back, output)(tangent)[0]
             return output, change
 
@@ -239,7 +259,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
             return torch_function().apply(*arrays) if _is_differentiated(arrays) else value(xp, *arrays)
         if array_api_compat.is_jax_namespace(xp):
             return jax_function()(*arrays)
-        # Both sides of a `where` are computed, so infinities and nans on the side not taken are expected.
+        # Both branches of a `where` are computed, so infinities and nans in the unselected branch are expected.
         with np.errstate(all="ignore"):
             return value(xp, *arrays)
 

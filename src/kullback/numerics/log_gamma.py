@@ -1,11 +1,17 @@
-"""Log-gamma without cancellation: what the normalisers of gamma, beta, Dirichlet and Wishart families leave of a KL."""
+"""Bregman residuals of log-gamma without cancellation.
+
+They are the part of KL that the normalisers of the gamma, beta, Dirichlet and Wishart families contribute. Stirling's
+leading terms are separated, because they cancel exactly in these formulas, and Binet's function J is the remainder:
+
+    lgamma(a) = (a - 1/2) log(a) - a + log(2 pi)/2 + J(a).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import device
 
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, by_pieces, cast, holds, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, map_blocks, with_gradient
 from kullback.numerics.phi import log1p_series, log_ratio, phi, ratio_residual
 
 __all__ = [
@@ -13,80 +19,86 @@ __all__ = [
     "binet_curvature",
     "binet_slope",
     "digamma",
-    "digamma_rise",
+    "digamma_minus_log_difference",
     "gamma_kl_equal_mean",
     "gamma_kl_equal_mean_increment",
+    "log_gamma_bregman",
     "log_gamma_residual",
-    "log_gamma_rise",
 ]
 
 
 def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
-    """What log-gamma rises above its tangent at a: the part of a KL that gamma, beta and Wishart normalisers make.
+    """The Bregman residual of log-gamma: R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a).
 
-    R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a): never negative, zero only at h = 0. Relative error below 1e-13
-    in float64 and 1e-5 in float32, however large a or near zero h.
+    R is the distance of log-gamma at a + h from its tangent at a. It is non-negative, and zero only at h = 0. It is the
+    part of KL that the normalisers of the gamma, beta, Dirichlet and Wishart families contribute. The relative error is
+    below 1e-13 in float64 and 1e-5 in float32 for every a and h.
 
     Args:
-        a: Above 0, any shape.
-        h: Above -a, broadcast against `a`.
+        a: Greater than 0, any shape: an array, a tensor, a number or a list.
+        h: Greater than -a, broadcast against `a`.
 
     Returns:
-        The broadcast shape, and the inputs' kind and dtype; `inf` at h = -a.
+        The broadcast shape, in nats, with the array type and dtype of the inputs; `inf` at h = -a.
 
     Example:
         >>> float(log_gamma_residual(3.0, 1e-10))  # trigamma(3) h^2 / 2
         1.974670334215447e-21
     """
     xp, [a, h], dtype = as_floats(a, h)
-    return cast(xp, log_gamma_rise(xp, a, a + h, h), dtype)
+    return cast(xp, log_gamma_bregman(xp, a, a + h, h), dtype)
 
 
-def log_gamma_rise(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """R(a, h) by a, b and h = b - a, where the caller knows more of their digits."""
+def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """R(a, h) = lgamma(b) - lgamma(a) - h digamma(a) for arrays a, b > 0 and h = b - a.
+
+    The three arguments are redundant, so that the caller can pass each of them with full accuracy.
+    """
     a, b, h = xp.broadcast_arrays(a, b, h)
-    # Stirling's leading terms, b log(b/a) - h, are a phi by themselves.
-    return b * phi(-log_ratio(xp, b, a, h)) + _dispersion(xp, a, b, h)
+    # Stirling's leading terms contribute b log(b/a) - h = b phi(log(a/b)).
+    return b * phi(-log_ratio(xp, b, a, h)) + _gamma_kl_equal_mean(xp, a, b, h)
 
 
 def gamma_kl_equal_mean(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:
-    """KL of gammas of one mean: R(a, b - a) - b phi(log(a/b)), what the leading terms of Stirling leave of R.
+    """D(a, b): KL between two gamma distributions with equal means and the shape parameters a and b.
 
-    `h` is b - a, where the caller knows more of its digits.
+    D(a, b) = R(a, b - a) - b phi(log(a/b)), which is R without the contribution of Stirling's leading terms. Pass b - a
+    as `h` if it is available with more accuracy than the subtraction gives.
     """
     a, b, h = xp.broadcast_arrays(a, b, b - a if h is None else h)
-    return _dispersion(xp, a, b, h)
+    return _gamma_kl_equal_mean(xp, a, b, h)
 
 
 def gamma_kl_equal_mean_increment(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
-    """D(a + e, b + f) - D(a, b), D being `gamma_kl_equal_mean`, h = b - a and g = f - e: where D itself is much larger.
+    """D(a + e, b + f) - D(a, b) with D = `gamma_kl_equal_mean`, h = b - a and g = f - e, without cancellation.
 
-    Below e = a/8 and f = b/8 nothing but rounding is lost.
+    It is accurate to rounding for e < a/8 and f < b/8.
     """
-    return _dispersion_rise(xp, *xp.broadcast_arrays(a, b, h, e, f, g))
+    return _gamma_kl_equal_mean_increment(xp, *xp.broadcast_arrays(a, b, h, e, f, g))
 
 
 def binet(xp: Any, a: Array) -> Array:
-    """J(a) = lgamma(a) - (a - 1/2) log(a) + a - log(2 pi)/2."""
+    """Binet's function J(a) = lgamma(a) - (a - 1/2) log(a) + a - log(2 pi)/2, for a > 0."""
     return _binet(xp, a)
 
 
 def binet_slope(xp: Any, a: Array) -> Array:
-    """J'(a) = digamma(a) - log(a) + 1/(2a)."""
+    """The first derivative of Binet's function: J'(a) = digamma(a) - log(a) + 1/(2a), for a > 0."""
     return _binet_slope(xp, a)
 
 
 def digamma(xp: Any, a: Array) -> Array:
-    """The slope of lgamma at a."""
+    """digamma(a), the derivative of lgamma, for a > 0."""
     return xp.log(a) - 0.5 / a + _binet_slope(xp, a)
 
 
-def digamma_rise(xp: Any, a: Array, b: Array) -> Array:
-    """digamma(b) - digamma(a) - log(b/a)."""
+def digamma_minus_log_difference(xp: Any, a: Array, b: Array) -> Array:
+    """digamma(b) - digamma(a) - log(b/a) for a, b > 0, without cancellation."""
     return _gamma_kl_equal_mean_slope(xp, *xp.broadcast_arrays(a, b, b - a))
 
 
-# Binet's integral, J(z) = sum w z / (z^2 + u) over Gauss nodes u: right to the last digit from z = 5 on.
+# Gauss quadrature of Binet's integral, J(z) = sum w z / (z^2 + u) over the nodes u and weights w: accurate to rounding
+# for z >= 5. For z < 5 the recurrence J(z) = J(z + 1) + (z + 1/2) log(1 + 1/z) - 1 is applied five times.
 _GAUSS_FROM = 5
 _GAUSS_NODES = (
     0.011634137702813867,
@@ -110,28 +122,33 @@ _GAUSS_WEIGHTS = (
 )
 
 
-def _lifted(xp: Any, step: Callable[..., Array], least: Array, *arrays: Array) -> tuple[Array, Array]:
-    """The sum of step(a, ...), step(a + 1, ...), ... up to the nodes' region, and how far that lifts each entry."""
-    small = least < _GAUSS_FROM
+def _recurrence(xp: Any, step: Callable[..., Array], smallest: Array, *arrays: Array) -> tuple[Array, Array]:
+    """The sum of the recurrence steps that raise the arguments to the region of the quadrature, and the shift (5 or 0).
+
+    The sum is step(a, ...) + step(a + 1, ...) + ... + step(a + 4, ...) where `smallest` is below 5, and 0 elsewhere.
+    """
+    small = smallest < _GAUSS_FROM
     if holds(~xp.any(small)):
-        return xp.zeros_like(least), xp.zeros_like(least)
-    rungs = xp.arange(_GAUSS_FROM, dtype=least.dtype, device=device(least))
-    steps = xp.sum(step(xp, *(array[..., None] + rungs for array in arrays)), axis=-1)
+        return xp.zeros_like(smallest), xp.zeros_like(smallest)
+    shifts = xp.arange(_GAUSS_FROM, dtype=smallest.dtype, device=device(smallest))
+    steps = xp.sum(step(xp, *(array[..., None] + shifts for array in arrays)), axis=-1)
     return xp.where(small, steps, 0.0), xp.where(small, float(_GAUSS_FROM), 0.0)
 
 
 def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
-    """sum w term(u, 1/z, ...), the nodes lying along a new last axis."""
+    """sum_u w term(u, 1/z, ...) over the quadrature nodes u, which lie along a new last axis."""
     like = inverses[0]
     u, w = (xp.asarray(values, dtype=like.dtype, device=device(like)) for values in (_GAUSS_NODES, _GAUSS_WEIGHTS))
     return xp.sum(w * term(u, *(inverse[..., None] for inverse in inverses)), axis=-1)
 
 
 def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """h^2/(4 a^2) at first, as ratio_residual/2, and the residual of J about its tangent at a."""
+    """D(a, b) = phi(log(b/a))/2 + J(b) - J(a) - h J'(a) with h = b - a."""
     total = ratio_residual(xp, b, a, h) / 2
-    # The difference of a + n and b + n stays h, whose digits they may have lost.
-    steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    # The difference of a + n and b + n is passed as h, because a + n and b + n are rounded.
+    steps, shift = _recurrence(
+        xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+    )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
     def residual(u: Array, a: Array, b: Array) -> Array:
@@ -142,7 +159,7 @@ def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
 
 def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """The residual of j(a) = J(a) - J(a + 1) = (a + 1/2) log(1 + 1/a) - 1 about its tangent at a."""
+    """j(b) - j(a) - h j'(a) with j(a) = J(a) - J(a + 1) = (a + 1/2) log(1 + 1/a) - 1 and h = b - a."""
     y = h / b / (a + 1)  # log(1 + 1/b) - log(1 + 1/a) = log(1 - y)
     near = abs(y) < 0.5
     second_order = (h / a) * y / 2 - (b + 0.5) * log1p_series(xp, -xp.where(near, y, 0.0))
@@ -153,9 +170,9 @@ def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
 
 def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """digamma(b) - digamma(a) - log(b/a)."""
+    """The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a), with h = b - a."""
     total = h / a / (2 * b)
-    steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
     a, b = 1 / (a + shift), 1 / (b + shift)
 
     def slope(u: Array, a: Array, b: Array) -> Array:
@@ -166,7 +183,7 @@ def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
 
 def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """j'(b) - j'(a)."""
+    """j'(b) - j'(a) with j(a) = J(a) - J(a + 1) and h = b - a."""
     y = h / b / (a + 1)
     near = abs(y) < 0.5
     close = h * (1 + h) / (2 * a * b * (a + 1) * (b + 1)) - log1p_series(xp, -xp.where(near, y, 0.0))
@@ -175,29 +192,34 @@ def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
 
 def _gamma_kl_equal_mean_curvature(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """digamma(b) - log(b) less its tangent at a, for abs(h) < b/2: how D changes where a and b move as one."""
+    """The derivative of D(a, b) when a and b change by equal amounts, for |h| < b/2 with h = b - a.
+
+    It is f(b) - f(a) - h f'(a) with f(a) = digamma(a) - log(a).
+    """
     total = -((h / a) ** 2) / (2 * b)
-    steps, shift = _lifted(xp, lambda xp, a, b: _binet_step_bend(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    steps, shift = _recurrence(
+        xp, lambda xp, a, b: _binet_step_curvature(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+    )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
-    def bend(u: Array, a: Array, b: Array) -> Array:
-        # The real part of 1/(x^2 y^2) + 2/(x^3 y), x and y being a + iv and b + iv, v^2 = u, but for powers of a and b.
+    def curvature(u: Array, a: Array, b: Array) -> Array:
+        # Up to powers of a and b: the real part of 1/(x^2 y^2) + 2/(x^3 y) with x = a + iv, y = b + iv and v^2 = u.
         x, y, z = 1 / (1 + u * (a * a)), 1 / (1 + u * (b * b)), 1 - u * (a * b)
         both = u * (a + b)
         return x * x * y * (b * y * (z * z - both * (a + b)) + 2 * a * x * ((1 - u * (a * a)) * z - 2 * a * both))
 
-    return total + steps - (h * a) ** 2 * (b * _over_nodes(xp, bend, a, b))
+    return total + steps - (h * a) ** 2 * (b * _over_nodes(xp, curvature, a, b))
 
 
-def _binet_step_bend(xp: Any, a: Array, b: Array, h: Array) -> Array:
-    """j'(b) - j'(a) - h j''(a)."""
+def _binet_step_curvature(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """j'(b) - j'(a) - h j''(a) with j(a) = J(a) - J(a + 1) and h = b - a."""
     relative = h / a / (a + 1)
     square = relative * relative * ((a * a - a - 1 - h) / (b + 1) / b) / 2
     return square - log1p_series(xp, -h / b / (a + 1))
 
 
-# Gauss's five nodes of (0, 1).
-_PATH = (
+# The nodes and weights of five-point Gauss-Legendre quadrature on (0, 1).
+_SEGMENT_NODES = (
     (0.04691007703066802, 0.11846344252809464),
     (0.23076534494715845, 0.23931433524968315),
     (0.5, 0.28444444444444433),
@@ -207,28 +229,29 @@ _PATH = (
 
 
 def _gamma_kl_equal_mean_increment_value(xp: Any, a: Array, b: Array, h: Array, e: Array, f: Array, g: Array) -> Array:
-    """The integral of D's derivative along the way."""
+    """The integral of the derivative of D along the segment from (a, b) to (a + e, b + f)."""
     total, near = xp.zeros_like(a), abs(h) < 0.4 * b
-    for s, weight in _PATH:
+    for s, weight in _SEGMENT_NODES:
         at_a, at_b, at_h = a + s * e, b + s * f, h + s * g
-        bend = _gamma_kl_equal_mean_curvature(xp, xp.where(near, at_a, at_b), at_b, xp.where(near, at_h, 0.0))
-        change = xp.where(near, e * bend, e * _slope_by_a(xp, at_a, at_h))
+        curvature = _gamma_kl_equal_mean_curvature(xp, xp.where(near, at_a, at_b), at_b, xp.where(near, at_h, 0.0))
+        change = xp.where(near, e * curvature, e * _slope_by_a(xp, at_a, at_h))
         total = total + weight * (xp.where(near, g, f) * _gamma_kl_equal_mean_slope(xp, at_a, at_b, at_h) + change)
     return total
 
 
 def _slope_by_a(xp: Any, a: Array, h: Array) -> Array:
+    """The derivative of D(a, b) with respect to a, with h = b - a."""
     return -h * (0.5 / (a * a) + binet_curvature(xp, a))
 
 
 def _binet_value(xp: Any, a: Array) -> Array:
-    steps, shift = _lifted(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
+    steps, shift = _recurrence(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
     a = 1 / (a + shift)
     return steps + a * _over_nodes(xp, lambda u, a: 1 / (1 + u * (a * a)), a)
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
-    steps, shift = _lifted(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
+    steps, shift = _recurrence(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
     a = 1 / (a + shift)
 
     def slope(u: Array, a: Array) -> Array:
@@ -239,8 +262,8 @@ def _binet_slope_value(xp: Any, a: Array) -> Array:
 
 
 def binet_curvature(xp: Any, a: Array) -> Array:
-    """J''(a) = trigamma(a) - 1/a - 1/(2 a^2)."""
-    steps, shift = _lifted(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
+    """The second derivative of Binet's function: J''(a) = trigamma(a) - 1/a - 1/(2 a^2), for a > 0."""
+    steps, shift = _recurrence(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
     a = 1 / (a + shift)
 
     def curvature(u: Array, a: Array) -> Array:
@@ -250,13 +273,13 @@ def binet_curvature(xp: Any, a: Array) -> Array:
     return steps + a * a * (a * _over_nodes(xp, curvature, a))
 
 
-_dispersion = with_gradient(
-    by_pieces(_gamma_kl_equal_mean_value),
+_gamma_kl_equal_mean = with_gradient(
+    map_blocks(_gamma_kl_equal_mean_value),
     lambda xp, gradient, _output, a, _b, h: gradient * _slope_by_a(xp, a, h),
     lambda xp, gradient, _output, a, b, h: gradient * _gamma_kl_equal_mean_slope(xp, a, b, h),
     lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),
 )
-_dispersion_rise = with_gradient(
+_gamma_kl_equal_mean_increment = with_gradient(
     _gamma_kl_equal_mean_increment_value,
     lambda xp, gradient, _output, a, _b, h, e, _f, g: (
         gradient * (_slope_by_a(xp, a + e, h + g) - _slope_by_a(xp, a, h))

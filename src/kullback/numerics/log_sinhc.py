@@ -1,4 +1,8 @@
-"""L(u) = log(sinh(u)/u), the log-normaliser of exp(2 u x) on the unit interval but for u itself."""
+"""L(u) = log(sinh(u) / u), its derivatives and its Bregman residual.
+
+The density proportional to exp(2 u x) on 0 < x < 1 (the continuous Bernoulli distribution with logit 2u) has the
+normaliser e^u sinh(u) / u, whose logarithm is u + L(u).
+"""
 
 from math import pi
 from typing import Any
@@ -10,7 +14,7 @@ from kullback.numerics.arrays import Array, with_gradient
 
 __all__ = ["log_sinhc", "log_sinhc_curvature", "log_sinhc_residual", "log_sinhc_slope"]
 
-# L(u) = sum_n (-1)^(n+1) zeta(2n)/n (u/pi)^2n for |u| < pi.
+# The series L(u) = sum_n (-1)^(n+1) zeta(2n)/n (u/pi)^(2n), valid for |u| < pi, and its derivatives.
 _TERMS = range(1, 18)
 _SERIES = tuple(float((-1) ** (n + 1) * special.zeta(2 * n) / n / pi ** (2 * n)) for n in _TERMS)
 _SLOPE = tuple(2 * n * c for n, c in zip(_TERMS, _SERIES, strict=True))
@@ -21,7 +25,7 @@ _NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
 
 
 def log_sinhc(xp: Any, u: Array) -> Array:
-    """L(u) >= 0."""
+    """L(u) = log(sinh(u) / u) >= 0."""
     return _log_sinhc(xp, u)
 
 
@@ -34,7 +38,7 @@ def log_sinhc_curvature(xp: Any, u: Array) -> Array:
     """L''(u) = 1/u^2 - 1/sinh(u)^2."""
     near, safe = _split(xp, u)
     w = xp.where(near, u * u, 0.0)
-    # (1/u - 1/sinh u)(1/u + 1/sinh u), and no overflow.
+    # (1/u - 1/sinh u)(1/u + 1/sinh u), written with exp(-|u|) so that nothing overflows.
     e = xp.exp(-abs(safe))
     inverse = 2 * e / (1 - e * e)
     far = (1 / abs(safe) - inverse) * (1 / abs(safe) + inverse)
@@ -42,11 +46,12 @@ def log_sinhc_curvature(xp: Any, u: Array) -> Array:
 
 
 def log_sinhc_residual(xp: Any, u: Array, h: Array) -> Array:
-    """L(u + h) - L(u) - h L'(u): the KL of two continuous Bernoullis."""
+    """L(u + h) - L(u) - h L'(u): KL between two continuous Bernoulli distributions with logits 2u and 2(u + h)."""
     return _residual(xp, u, h)
 
 
 def _series(w: Array, coefficients: tuple[float, ...]) -> Array:
+    """The polynomial with these coefficients, in increasing order of powers, by Horner's rule."""
     total = w * coefficients[-1] + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
         total = total * w + coefficient
@@ -54,6 +59,7 @@ def _series(w: Array, coefficients: tuple[float, ...]) -> Array:
 
 
 def _split(xp: Any, u: Array) -> tuple[Array, Array]:
+    """Whether the series applies, and u with its entries in the range of the series replaced by a safe value."""
     near = abs(u) < 1
     return near, xp.where(near, 2.0, u)
 
@@ -72,18 +78,20 @@ def _slope_value(xp: Any, u: Array) -> Array:
 
 
 def _integral(xp: Any, u: Array, h: Array, weight: Any) -> Array:
-    """Of weight(t) L''(u + t h), 0 < t < 1."""
+    """The integral of weight(t) L''(u + t h) over 0 < t < 1, by Gauss-Legendre quadrature."""
     t, w = (xp.asarray(values, dtype=u.dtype, device=device(u)) for values in (_NODES, _WEIGHTS))
     return xp.sum(w * weight(t) * log_sinhc_curvature(xp, u[..., None] + t * h[..., None]), axis=-1)
 
 
 def _is_near(u: Array, h: Array) -> Array:
+    """Whether h is small enough for the quadrature; otherwise the differences of L do not cancel."""
     return (abs(h) <= 1) | (abs(h) <= abs(u) / 2)
 
 
 def _residual_value(xp: Any, u: Array, h: Array) -> Array:
     near = h * h * _integral(xp, u, h, lambda t: 1 - t)
-    # Apart: L is even, so let u be negative; and a linear part, which has no residual, keeps L(u) + u small.
+    # For large h: L is even, so u is taken to be negative. Adding the linear function u to L does not change the
+    # residual, and keeps the terms small.
     u, h = -abs(u), xp.where(u > 0, -h, h)
     v = u + h
     slope = 1 / abs(u) - 2 / xp.expm1(2 * abs(u))
@@ -96,6 +104,7 @@ def _residual_u_gradient(xp: Any, gradient: Array, _output: Array, u: Array, h: 
 
 
 def _slope_difference(xp: Any, u: Array, h: Array) -> Array:
+    """L'(u + h) - L'(u)."""
     near = _is_near(u, h)
     return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, u + h) - _slope(xp, u))
 

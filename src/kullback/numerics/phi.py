@@ -1,4 +1,4 @@
-"""The one careful kernel: every KL divergence is a sum of phi(d) = e^d - 1 - d."""
+"""phi(d) = e^d - 1 - d, of which every KL divergence is a weighted sum, and related functions without cancellation."""
 
 from math import inf, nan
 from typing import Any
@@ -14,7 +14,8 @@ __all__ = [
     "ratio_residual",
 ]
 
-# t(w) of d coth(d/2) = 2 + w t(w), w = d^2, at the Chebyshev nodes of 0 <= w <= 1: errors 5e-19 and 4e-10.
+# Coefficients of t(w), where d coth(d/2) = 2 + w t(w) with w = d^2: interpolation at the Chebyshev nodes of
+# 0 <= w <= 1. The errors are 5e-19 in float64 and 4e-10 in float32.
 _COTH = (
     0.16666666666666666,
     -0.002777777777777717,
@@ -27,7 +28,8 @@ _COTH = (
 )
 _COTH_FLOAT32 = (0.16666666635642216, -0.002777767842100783, 6.608767553666836e-05, -1.5727537911742662e-06)
 
-# g(w) of 2 atanh(s) = 2s + s w g(w), w = s^2, at the Chebyshev nodes of 0 <= w <= (0.64/1.36)^2: 4e-17 and 2e-8.
+# Coefficients of g(w), where 2 atanh(s) = 2s + s w g(w) with w = s^2: interpolation at the Chebyshev nodes of
+# 0 <= w <= (0.64/1.36)^2. The errors are 4e-17 in float64 and 2e-8 in float32.
 _ATANH = (
     0.6666666666666667,
     0.39999999999995794,
@@ -54,17 +56,22 @@ _ATANH_FLOAT32 = (
 
 
 def phi(d: ArrayLike) -> Array:
-    """The KL divergence's own function of a log-ratio: KL(p || q) = sum p phi(log q/p) for normalised p and q.
+    """phi(d) = e^d - 1 - d, so that KL(p || q) = sum_i p_i phi(log(q_i / p_i)) for normalised p and q.
 
-    phi(d) = e^d - 1 - d: never negative, zero only at d = 0, with phi' = e^d - 1. Accurate to 4 ulp everywhere.
+    phi is non-negative, is zero only at d = 0, and has the derivative e^d - 1. The result is accurate to 4 units in the
+    last place for every d.
 
     Args:
-        d: Log-ratios, any shape: array, tensor, number or list. float16 and bfloat16 are computed in float32.
+        d: Log-ratios in nats, any shape: an array, a tensor, a number or a list. float16 and bfloat16 are computed in
+            float32.
 
     Returns:
-        Same shape, kind and dtype; `inf` where d is -inf, inf, or large enough to overflow; nan where d is nan.
+        The shape, array type and dtype of `d`; `inf` where d is -inf, inf, or so large that e^d overflows; nan where d
+        is nan.
 
-    Source: [schulman2020], where phi(log q/p) at samples of p is the estimator k3.
+    References:
+        John Schulman (2020), "Approximating KL Divergence" [schulman2020]: phi(log(q(x) / p(x))) at samples x of p is
+        the estimator k3.
 
     Example:
         >>> float(phi(1e-10))
@@ -75,15 +82,16 @@ def phi(d: ArrayLike) -> Array:
 
 
 def log1p_residual(x: ArrayLike) -> Array:
-    """What log(1 + x) falls short of x by: x - log1p(x) = phi(log1p(x)), the part of a KL that its masses make.
+    """x - log(1 + x) = phi(log(1 + x)), the contribution of a change of total mass to a KL divergence.
 
-    Never negative, zero only at x = 0, with derivative x / (1 + x). Accurate to 4 ulp everywhere.
+    The function is non-negative, is zero only at x = 0, and has the derivative x / (1 + x). The result is accurate to 4
+    units in the last place for every x.
 
     Args:
-        x: Any shape: array, tensor, number or list. float16 and bfloat16 are computed in float32.
+        x: Any shape: an array, a tensor, a number or a list. float16 and bfloat16 are computed in float32.
 
     Returns:
-        Same shape, kind and dtype; `inf` at x = -1 and at inf; nan below -1 and where x is nan.
+        The shape, array type and dtype of `x`; `inf` at x = -1 and x = inf; nan below -1 and where x is nan.
 
     Example:
         >>> float(log1p_residual(1e-10))
@@ -94,30 +102,33 @@ def log1p_residual(x: ArrayLike) -> Array:
 
 
 def log_ratio(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:
-    """log(u/v) of u, v >= 0, that keeps its digits where u and v are nearly equal.
+    """log(u / v) for u, v >= 0, accurate where u and v are nearly equal.
 
-    `difference` is u - v, where the caller knows more of its digits.
+    Pass u - v as `difference` if it is available with more accuracy than the subtraction gives.
     """
     return _log_ratio(xp, *xp.broadcast_arrays(u, v, u - v if difference is None else difference))
 
 
 def ratio_residual(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:
-    """phi(log(u/v)) = u/v - 1 - log(u/v) of u, v > 0; `difference` as in `log_ratio`."""
+    """phi(log(u / v)) = u/v - 1 - log(u / v) for u, v > 0; `difference` is u - v, as in `log_ratio`."""
     return _ratio_residual(xp, *xp.broadcast_arrays(u, v, u - v if difference is None else difference))
 
 
 def mass_phi(xp: Any, a: Array, b: Array) -> Array:
-    """a phi(log(b/a)) = b - a - a log(b/a) of masses a, b >= 0: one term of a KL. Without slope at a = 0."""
+    """a phi(log(b / a)) = b - a - a log(b / a) for masses a, b >= 0: one term of KL(a || b).
+
+    The gradient with respect to a is 0 at a = 0.
+    """
     return _mass_phi(xp, *xp.broadcast_arrays(a, b))
 
 
 def _phi_value(xp: Any, d: Array) -> Array:
     w = d * d
-    # With u = d - w t: e^d - 1 = 2d / (d coth(d/2) - d) = 2d / (2 - u). The factor d comes last, so that a subnormal
-    # result is rounded once.
+    # With u = d - w t, e^d - 1 = 2d / (d coth(d/2) - d) = 2d / (2 - u). The factor d is applied last, so that a
+    # subnormal result is rounded only once.
     u = d - w * _polynomial(w, _COTH_FLOAT32 if d.dtype == xp.float32 else _COTH)
     near = d * (u / (2 - u))
-    # Beyond 100 d is lost in e^d, and at d = inf it must not be subtracted.
+    # Above 100, d is smaller than the rounding error of e^d; inf must not be subtracted from inf.
     far = xp.expm1(d) - xp.where(d < 100, d, 100.0)
     return xp.where(abs(d) < 1, near, far)
 
@@ -127,7 +138,7 @@ def _phi_gradient(xp: Any, gradient: Array, _output: Array, d: Array) -> Array:
 
 
 def log1p_series(xp: Any, x: Array) -> Array:
-    """x - log1p(x) for -0.64 < x < 1, without a gradient of its own."""
+    """x - log1p(x) for -0.64 < x < 1, by a series in s = x / (2 + x); no explicit gradient is attached."""
     s = x / (2 + x)
     g = _polynomial(s * s, _ATANH_FLOAT32 if x.dtype == xp.float32 else _ATANH)
     # log1p(x) = 2 atanh(s) and x - 2s = s x.
@@ -137,7 +148,7 @@ def log1p_series(xp: Any, x: Array) -> Array:
 def _log1p_residual_value(xp: Any, x: Array) -> Array:
     near = log1p_series(xp, x)
     far = xp.where(abs(x) == inf, x, x - xp.log1p(x))
-    # log1p(x) stays below twice the result outside (-0.64, 1), so the subtraction costs one bit.
+    # Outside (-0.64, 1), log1p(x) is below twice the result, so the subtraction loses at most one bit.
     residual = xp.where((x > -0.64) & (x < 1), near, far)
     return xp.where(x < -1, nan, residual)
 
@@ -151,7 +162,7 @@ def _log1p_residual_gradient(xp: Any, gradient: Array, _output: Array, x: Array)
 def _log_ratio_value(xp: Any, u: Array, v: Array, difference: Array) -> Array:
     change, ratio = difference / v, u / v
     near = abs(change) < 0.5
-    # The quotient may leave the range of normal numbers where its log does not.
+    # The quotient may overflow or become subnormal although its logarithm is an ordinary number.
     middle = (ratio >= xp.finfo(u.dtype).smallest_normal) & (ratio < inf)
     far = xp.where(middle, xp.log(ratio), xp.log(u) - xp.log(v))
     return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), far)
@@ -172,6 +183,7 @@ def _mass_phi_value(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
+    """The polynomial with these coefficients, in increasing order of powers, by Horner's rule."""
     total = w * coefficients[-1] + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
         total = total * w + coefficient

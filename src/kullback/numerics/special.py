@@ -1,4 +1,4 @@
-"""Special functions of NumPy, PyTorch and JAX arrays, which the array API lacks."""
+"""Special functions that the array API does not define, for NumPy, PyTorch and JAX arrays."""
 
 from importlib import import_module
 from typing import Any
@@ -11,11 +11,12 @@ __all__ = ["erf"]
 
 
 def erf(xp: Any, x: Array) -> Array:
-    """The error function."""
-    return _library(xp).erf(x)
+    """The error function, 2/sqrt(pi) times the integral of exp(-t^2) over 0 < t < x."""
+    return _special_module(xp).erf(x)
 
 
-def _library(xp: Any) -> Any:
+def _special_module(xp: Any) -> Any:
+    """The module of special functions that belongs to the array namespace."""
     if array_api_compat.is_torch_namespace(xp):
         return import_module("torch.special")
     if array_api_compat.is_jax_namespace(xp):
