@@ -109,12 +109,12 @@ def test_only_known_controllers_are_stored_and_made() -> None:
     class Mine(FixedBeta):
         pass
 
-    with pytest.raises(BudgetError, match="only these are stored"):
+    with pytest.raises(BudgetError, match="only these can be saved"):
         controller_to_dict(Mine(1.0))
     with pytest.raises(BudgetError, match="got kind 'Mine'"):
         controller_from_dict({"kind": "Mine", "beta": 1.0})
     with pytest.raises(BudgetError, match="'price'"):
         controller_from_dict({"kind": "PPO2017", "price": 1.0})
-    with pytest.raises(BudgetError, match="'power'"):
+    with pytest.raises(BudgetError, match="'pull_exponent'"):
         controller_from_dict({"kind": "KLBudget", "target": 1.0})
     assert set(CONTROLLERS) == {type(rule).__name__ for rule in RULES}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kullback import KLBudget
+from kullback.budget.controllers import RLlibController, controller_from_dict
 from kullback.budget.kl_filter import KLFilter
 from kullback.errors import BudgetError
 
@@ -100,7 +101,7 @@ def test_a_budget_that_stops_binding_lets_go() -> None:
     policy.reward = 0.0
     policy.x *= 0.1
     policy.step = lambda beta, scale: None  # type: ignore[method-assign]
-    budget, truth = pull_and_brake(replace(budget, seen=replace(budget.kl_filter, value=policy.kl)), policy, 300)
+    budget, truth = pull_and_brake(replace(budget, kl_filter=replace(budget.kl_filter, value=policy.kl)), policy, 300)
     assert budget.status == "not binding"
     assert truth[-1] == truth[0]
 
@@ -117,17 +118,24 @@ def test_one_wild_step_is_taken_back_at_once() -> None:
 def test_the_pull_takes_the_level_to_the_target_and_outward_only_trims() -> None:
     budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.055), mean_log_kl_step=0.0)
     assert budget.displacement_scale == pytest.approx(math.sqrt(0.05 / 0.055))
-    assert replace(budget, mean_log_kl_step=0.1).pull == pytest.approx(math.sqrt(0.05 / (0.055 * math.exp(0.1))))
-    assert replace(budget, seen=replace(budget.kl_filter, drift=0.02)).pull == pytest.approx(
+    assert replace(budget, mean_log_kl_step=0.1).displacement_scale == pytest.approx(
+        math.sqrt(0.05 / (0.055 * math.exp(0.1)))
+    )
+    assert replace(budget, kl_filter=replace(budget.kl_filter, drift=0.02)).displacement_scale == pytest.approx(
         math.sqrt(0.05 / (0.055 * math.exp(0.02)))
     )
-    assert replace(budget, seen=replace(budget.kl_filter, value=0.0495)).pull == pytest.approx(math.sqrt(0.05 / 0.0495))
-    assert replace(budget, seen=replace(budget.kl_filter, value=0.045)).pull == pytest.approx(math.sqrt(1.04))
+    assert replace(budget, kl_filter=replace(budget.kl_filter, value=0.0495)).displacement_scale == pytest.approx(
+        math.sqrt(0.05 / 0.0495)
+    )
+    assert replace(budget, kl_filter=replace(budget.kl_filter, value=0.045)).displacement_scale == pytest.approx(
+        math.sqrt(1.04)
+    )
     assert (
-        replace(budget, seen=replace(budget.kl_filter, value=0.03)).pull == 1.0
+        replace(budget, kl_filter=replace(budget.kl_filter, value=0.03)).displacement_scale == 1.0
     )  # too far below: reward is to spend the budget
     assert (
-        replace(budget, seen=replace(budget.kl_filter, value=0.045), price=budget.price_min).pull == 1.0
+        replace(budget, kl_filter=replace(budget.kl_filter, value=0.045), price=budget.price_min).displacement_scale
+        == 1.0
     )  # it does not bind
 
 
@@ -156,9 +164,9 @@ def test_the_power_of_the_displacement_is_learned_and_steps_go_on(power: float) 
 def test_what_another_did_to_the_kl_teaches_no_power() -> None:
     budget = KLBudget(0.05).update(0.1, std_error=0.0, count=16)
     assert budget.brake < 1
-    told = budget.after_brake(0.1, 0.05, factor=1.0)
-    assert told.pull_exponent == budget.pull_exponent
-    assert told.filtered_kl == pytest.approx(0.05)
+    updated = budget.after_brake(0.1, 0.05, factor=1.0)
+    assert updated.pull_exponent == budget.pull_exponent
+    assert updated.filtered_kl == pytest.approx(0.05)
     own = budget.after_brake(0.1, 0.1 * 0.9**6, factor=0.9)
     assert own.pull_exponent.value == pytest.approx(6, rel=1e-3)
     with pytest.raises(BudgetError, match=r"factor > 0, got 0\.0"):
@@ -167,9 +175,9 @@ def test_what_another_did_to_the_kl_teaches_no_power() -> None:
 
 def test_a_brake_tells_the_power() -> None:
     budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.1, has_step_update=True))
-    told = budget.after_brake(0.1, 0.1 * budget.brake**6)
-    assert told.pull_exponent.value == pytest.approx(6, rel=1e-4)
-    assert told.filtered_kl == pytest.approx(0.1 * budget.brake**6)
+    updated = budget.after_brake(0.1, 0.1 * budget.brake**6)
+    assert updated.pull_exponent.value == pytest.approx(6, rel=1e-4)
+    assert updated.filtered_kl == pytest.approx(0.1 * budget.brake**6)
 
 
 def test_what_held_out_positions_miss_is_learned() -> None:
@@ -208,7 +216,7 @@ def test_steps_that_positions_differ_about_are_made_smaller_near_the_target() ->
         """Where a step at the full rate moves no mean, but the rows by so much."""
         budget = replace(KLBudget(0.05), kl_filter=KLFilter(value=level, rel_std_error=0.02, spread=0.5))
         for _ in range(200):
-            budget = replace(budget, seen=replace(budget.kl_filter, value=level))
+            budget = replace(budget, kl_filter=replace(budget.kl_filter, value=level))
             budget = budget.after_step(
                 level, level, displacement_scale=1.0, std_error=std_error * budget.learning_rate_scale
             )
@@ -218,10 +226,12 @@ def test_steps_that_positions_differ_about_are_made_smaller_near_the_target() ->
     assert scale_at(0.05, 0.3) == pytest.approx(0.01, rel=0.01)
     assert scale_at(0.05, 0.002) == 1.0
     assert scale_at(0.025, 0.03) == 1.0  # on the way there nobody minds
-    told = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.01, spread=0.5))
-    blurred, clear = (told.after_step(0.05, 0.05, displacement_scale=1.0, std_error=error) for error in (0.05, 0.0))
-    assert blurred.kl_filter.rel_std_error == pytest.approx(math.hypot(0.1, 0.01), rel=1e-2)
-    assert clear.kl_filter.rel_std_error == pytest.approx(0.01, rel=0.1)
+    updated = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.01, spread=0.5))
+    uncertain, certain = (
+        updated.after_step(0.05, 0.05, displacement_scale=1.0, std_error=error) for error in (0.05, 0.0)
+    )
+    assert uncertain.kl_filter.rel_std_error == pytest.approx(math.hypot(0.1, 0.01), rel=1e-2)
+    assert certain.kl_filter.rel_std_error == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("share", [0.93, 1.0, 1.08])
@@ -243,21 +253,21 @@ def test_the_kl_on_the_judged_set_is_what_is_held(share: float, seed: int) -> No
 
 def test_a_judgement_corrects_a_doubtful_level_more_than_a_sure_one() -> None:
     sure = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.01))
-    doubtful = replace(sure, seen=replace(sure.kl_filter, rel_std_error=0.2))
-    told = [budget.update_evaluation(0.052, std_error=0.0018) for budget in (sure, doubtful)]
-    assert told[0].filtered_kl < 1.01 * 0.05
-    assert told[0].kl_filter.offset > 0.02
-    assert told[1].filtered_kl > 1.03 * 0.05
-    assert told[1].kl_filter.offset < 0.01
-    assert told[1].kl_filter.rel_std_error < 0.2
+    doubtful = replace(sure, kl_filter=replace(sure.kl_filter, rel_std_error=0.2))
+    updated = [budget.update_evaluation(0.052, std_error=0.0018) for budget in (sure, doubtful)]
+    assert updated[0].filtered_kl < 1.01 * 0.05
+    assert updated[0].kl_filter.offset > 0.02
+    assert updated[1].filtered_kl > 1.03 * 0.05
+    assert updated[1].kl_filter.offset < 0.01
+    assert updated[1].kl_filter.rel_std_error < 0.2
 
 
 def test_more_than_the_errors_can_say_is_the_levels() -> None:
-    told = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.03)).update_evaluation(
+    updated = replace(KLBudget(0.05), kl_filter=KLFilter(value=0.05, rel_std_error=0.03)).update_evaluation(
         0.075, std_error=0.002
     )
-    assert told.filtered_kl == pytest.approx(0.075, rel=0.02)
-    assert told.kl_filter.offset < 0.01
+    assert updated.filtered_kl == pytest.approx(0.075, rel=0.02)
+    assert updated.kl_filter.offset < 0.01
 
 
 def test_a_judged_set_of_another_kind_moves_the_aim_by_15_percent_at_most() -> None:
@@ -274,7 +284,7 @@ def test_a_judgement_without_an_error_or_on_the_way_to_the_budget_teaches_nothin
     assert budget.update_evaluation(0.06, std_error=math.nan) == budget
     assert budget.update_evaluation(0.0, std_error=0.0) == budget
     assert KLBudget(0.05).update_evaluation(0.06, std_error=0.01) == KLBudget(0.05)
-    rising = replace(budget, seen=replace(budget.kl_filter, value=0.03))
+    rising = replace(budget, kl_filter=replace(budget.kl_filter, value=0.03))
     assert rising.update_evaluation(0.02, std_error=0.001) == rising
     with pytest.raises(BudgetError, match="expected observed_kl to be a finite KL"):
         budget.update_evaluation(math.inf, std_error=0.1)
@@ -307,9 +317,9 @@ def test_without_moved_it_still_steers_by_the_level_alone() -> None:
 
 
 @given(st.lists(st.tuples(kls, kls, st.floats(0.5, 1.02)), max_size=30))
-def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float, float]]) -> None:
+def test_state_stays_in_bounds_whatever_it_is_told(updated: list[tuple[float, float, float]]) -> None:
     budget = KLBudget(0.05)
-    for kl, after, pull in told:
+    for kl, after, pull in updated:
         budget = budget.update(kl, std_error=kl / 5, count=16).after_step(kl, after, displacement_scale=pull)
         assert budget.price_min <= budget.price <= budget.price_max
         assert 0 < budget.learning_rate_scale <= 1
@@ -319,9 +329,9 @@ def test_state_stays_in_bounds_whatever_it_is_told(told: list[tuple[float, float
 
 
 @given(st.lists(st.tuples(kls, kls), max_size=10))
-def test_the_state_survives_json(told: list[tuple[float, float]]) -> None:
+def test_the_state_survives_json(updated: list[tuple[float, float]]) -> None:
     budget = KLBudget(0.05, unit="sequence")
-    for kl, after in told:
+    for kl, after in updated:
         budget = budget.update(kl, std_error=kl / 5, count=16).after_step(kl, after, displacement_scale=1.0)
     assert KLBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
 
@@ -392,18 +402,19 @@ def test_a_level_that_grows_without_end_stays_a_number() -> None:
 @pytest.mark.parametrize("kl", [5e-324, 1e-300, 1e-12, 1e12, 1e300, 1.7e308])
 def test_one_absurd_measurement_leaves_a_state_that_can_act(kl: float) -> None:
     budget = KLBudget(0.05).update(0.05, std_error=0.01, count=16).after_step(0.05, 0.05, displacement_scale=1.0)
-    for told in (
+    for updated in (
         budget.update_evaluation(kl, std_error=0.01),
         budget.update_evaluation(kl, std_error=0.0).update_evaluation(0.05, std_error=1e300),
         budget.update(kl),
         budget.after_step(0.05, kl, displacement_scale=1.0).update(kl, std_error=kl, count=16),
     ):
-        assert 0 < told.displacement_scale**told.pull_exponent.value <= 1.04 + 1e-12
-        assert 0 < told.brake <= 1
+        assert 0 < updated.displacement_scale**updated.pull_exponent.value <= 1.04 + 1e-12
+        assert 0 < updated.brake <= 1
         assert all(
-            math.isfinite(value) for value in (told.beta, told.learning_rate_scale, *vars(told.kl_filter).values())
+            math.isfinite(value)
+            for value in (updated.beta, updated.learning_rate_scale, *vars(updated.kl_filter).values())
         )
-        told.after_step(kl, 0.05, displacement_scale=told.displacement_scale)
+        updated.after_step(kl, 0.05, displacement_scale=updated.displacement_scale)
 
 
 def test_budgets_of_any_size_start_and_end_alike() -> None:
@@ -420,3 +431,23 @@ def test_budgets_of_any_size_start_and_end_alike() -> None:
 
 def test_every_field_is_explained() -> None:
     assert all(f"{field.name}:" in (KLBudget.__doc__ or "") for field in fields(KLBudget))
+
+
+def test_a_state_that_was_saved_under_former_names_is_read() -> None:
+    state = {
+        "target": 0.05, "unit": "token", "price": 0.0052563554818801205, "price_min": 0.0005, "price_max": 0.5,
+        "gain": 0.05, "step_limit": 0.02, "step_scale": 0.05, "push": 0.036, "bustle": 0.4, "blur": 0.06,
+        "power": {"value": 2.1, "push": 0.17, "doubt": 0.9, "push_doubt": 0.07, "both": -0.01},
+        "seen": {
+            "value": 0.06, "doubt": 0.06, "drift": 0.001, "drift_doubt": 0.0029, "both": 1e-05, "spread": 0.4,
+            "offset": 0.02, "offset_doubt": 0.01, "followed": True,
+        },
+    }  # fmt: skip
+    budget = KLBudget.from_dict(state)
+    assert (budget.learning_rate_scale, budget.mean_log_kl_step, budget.rms_kl_step) == (0.05, 0.036, 0.4)
+    assert (budget.pull_exponent.std_error, budget.pull_exponent.mean_log_kl_step_std_error) == (0.9, 0.07)
+    assert (budget.kl_filter.rel_std_error, budget.kl_filter.covariance) == (0.06, 1e-05)
+    assert budget.kl_filter.has_step_update
+    assert controller_from_dict({"kind": "KLBudget", **state}) == budget
+    assert KLBudget.from_dict({**state, "unit": "latent"}).unit == "image"
+    assert controller_from_dict({"kind": "RLlib", "target": 0.01, "beta": 0.3}) == RLlibController(0.01, 0.3)

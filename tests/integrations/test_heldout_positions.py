@@ -32,18 +32,18 @@ def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
 
 def test_rows_alike_are_drawn_from_many_prompts() -> None:
     rows = positions([[7], [8], [7], [8], [9], [9]], [[1], [2], [3], [4], [5], [6]])
-    drawn = rows.drawn(3)
+    drawn = rows.sample_by_kl(3)
     assert {tuple(prompt) for prompt in drawn.ids[:, :1].tolist()} == {(7,), (8,), (9,)}
     assert drawn.weight.tolist() == [1.0, 1.0, 1.0]
-    assert sorted(rows.drawn(6).ids[:, -1].tolist()) == [1, 2, 3, 4, 5, 6]
-    nothing = replace(rows, kl=torch.zeros_like(rows.kl)).drawn(3)  # a policy that is its reference
+    assert sorted(rows.sample_by_kl(6).ids[:, -1].tolist()) == [1, 2, 3, 4, 5, 6]
+    nothing = replace(rows, kl=torch.zeros_like(rows.kl)).sample_by_kl(3)  # a policy that is its reference
     assert nothing.weight.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_rows_of_much_kl_are_drawn_and_weighted_down() -> None:
     rows = positions([[n] for n in range(8)], [[n] for n in range(8)])
     rows = replace(rows, kl=torch.tensor([[0.0], [0.0], [0.0], [8.0], [0.0], [0.0], [0.0], [0.0]]))
-    drawn = rows.drawn(4)  # sizes are 1, and 9 of 16 are the fourth's
+    drawn = rows.sample_by_kl(4)  # sizes are 1, and 9 of 16 are the fourth's
     assert drawn.ids[:, -1].tolist().count(3) in (2, 3)
     assert drawn.weight.tolist() == [2.0 if kl == 0 else 2 / 9 for kl in drawn.kl[:, 0].tolist()]
 
@@ -54,7 +54,7 @@ def test_drawn_rows_tell_the_mean_kl_and_better_than_as_many_by_lot() -> None:
     errors = {"drawn": [], "by lot": []}
     for _ in range(300):
         kl = torch.randn(128, 1, generator=generator, dtype=torch.float64).mul(1.5).exp()
-        drawn = replace(rows, kl=kl).drawn(16)
+        drawn = replace(rows, kl=kl).sample_by_kl(16)
         errors["drawn"].append(float((drawn.weight * drawn.kl[:, 0]).mean() / kl.mean() - 1))
         some = torch.randperm(128, generator=generator)[:16]
         errors["by lot"].append(float(kl[some].mean() / kl.mean() - 1))
@@ -73,8 +73,8 @@ def test_what_is_still_to_come_is_held_against_the_prompts_other_rows() -> None:
         [96.0 - (6 + 0) / 2, 64.0 - (4 + 0) / 2, 0.0],
         [5.0 - (6 + 0 + 96) / 3, 0.0 - (4 + 0 + 64) / 3, 0.0],  # alone of its prompt
     ]
-    torch.testing.assert_close(rows.still_to_come(), torch.tensor(expected))
-    assert rows.take(slice(0, 1)).still_to_come().tolist() == [[6.0, 4.0, 0.0]]
+    torch.testing.assert_close(rows.centred_kl_to_go(), torch.tensor(expected))
+    assert rows.take(slice(0, 1)).centred_kl_to_go().tolist() == [[6.0, 4.0, 0.0]]
 
 
 def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
@@ -91,7 +91,7 @@ def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:
 
     long, long_kl = seen(positions([[3, 4, 5, 6], [3]], [[7, 8, 9], [7]]))
     short, short_kl = seen(positions([[3, 9]], [[4, 5, 6, 7, 8]]))
-    joined = long.followed_by(short)
+    joined = long.concatenate(short)
     assert joined.ids.shape == (3, 4 + 5)
     assert joined.ref_hidden.shape == (3, 6, 16)
     hidden = last_hidden(policy, joined.ids, joined.attention)

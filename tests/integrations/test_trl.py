@@ -139,7 +139,7 @@ def test_the_penalty_and_its_gradient_are_the_enumerated_ones(make: MakeTrainer,
     largest = max(float(gradient.abs().max()) for gradient in exact.values())
     for name, gradient in exact.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
-    seen = trainer._holder.measured()[unit == "sequence"]
+    seen = trainer._controller.measured()[unit == "sequence"]
     assert seen.value == pytest.approx(value, rel=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer) -> None:
         halves.compute_loss(halves.model, half).backward()
     for name, gradient in gradients(halves.model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
-    assert halves._holder.measured()[0].value == pytest.approx(whole._holder.measured()[0].value, rel=1e-6)
+    assert halves._controller.measured()[0].value == pytest.approx(whole._controller.measured()[0].value, rel=1e-6)
 
 
 def test_masked_tool_tokens_cost_nothing(make: MakeTrainer) -> None:
@@ -220,17 +220,17 @@ def test_masked_tool_tokens_cost_nothing(make: MakeTrainer) -> None:
     perturb(trainer.model)
     inputs = batch_of(trainer)
     trainer.compute_loss(trainer.model, inputs)
-    everything = trainer._holder.newest.kl.detach()
+    everything = trainer._controller.newest.kl.detach()
     inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
     inputs["tool_mask"][:, 1::2] = 0
     trainer.compute_loss(trainer.model, inputs)
-    torch.testing.assert_close(trainer._holder.newest.kl.detach(), everything * inputs["tool_mask"])
+    torch.testing.assert_close(trainer._controller.newest.kl.detach(), everything * inputs["tool_mask"])
 
 
 def test_the_kl_is_exactly_zero_at_the_reference(make: MakeTrainer) -> None:
     trainer = make(KLBudget(0.05))
     trainer.compute_loss(trainer.model, batch_of(trainer))
-    token, sequence = trainer._holder.measured()
+    token, sequence = trainer._controller.measured()
     assert token.value == sequence.value == 0.0
 
 
@@ -238,7 +238,7 @@ def test_pulling_scales_the_displacement(make: MakeTrainer) -> None:
     trainer = make(KLBudget(0.05))
     perturb(trainer.model)
     before = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
-    trainer._holder.pull(0.5)
+    trainer._controller.scale_displacement(0.5)
     after = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(other, one / 2, rtol=1e-4, atol=1e-6)
@@ -270,7 +270,7 @@ def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_p
     first.train()
     resumed = make(KLBudget(0.02), max_steps=7)
     seen: list[KLBudget] = []
-    holder = resumed._holder
+    holder = resumed._controller
     before_step = holder.on_pre_optimizer_step
 
     def noting(*arguments: Any, **named: Any) -> None:
@@ -304,7 +304,7 @@ def test_two_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
 
 
 def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:
-    with pytest.raises(BudgetError, match="'token' or 'sequence', got 'step'"):
+    with pytest.raises(BudgetError, match="'token' or 'sequence' of completions, got 'step'"):
         make(KLBudget(0.05, unit="step"))
 
 
@@ -316,7 +316,7 @@ def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> Non
 @pytest.mark.parametrize("unit", ["token", "sequence"])
 def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: Any) -> None:
     trainer = make(KLBudget(0.05, unit=unit))
-    holder, lengths = trainer._holder, torch.randint(1, 6, (400,), generator=torch.Generator().manual_seed(0))
+    holder, lengths = trainer._controller, torch.randint(1, 6, (400,), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(6) < lengths[:, None]
     surprises = []
     for seed in range(200):
@@ -328,7 +328,7 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
         whole = holder.change(rows, replace(rows, kl=after))
         share = float(mask.sum()) if unit == "token" else 400
         assert whole[:2] == pytest.approx((float(kl.sum()) / share, float(after.sum()) / share), rel=1e-12)
-        panel = rows.drawn(40)
+        panel = rows.sample_by_kl(40)
         before, later, std_error = holder.change(panel, replace(panel, kl=after[panel.ids[:, 0]]))
         surprises.append(math.log(later / before / (whole[1] / whole[0])) / std_error)
     surprises = torch.tensor(surprises)

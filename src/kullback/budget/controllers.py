@@ -1,4 +1,4 @@
-"""Published rules for the coefficient of a KL penalty, beside `KLBudget`. Pure: state in, state out."""
+"""Published controllers of the coefficient of a KL penalty. Each is a pure function of its state, as `KLBudget` is."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 
-_LEAST, _MOST = 2.0**-126, 2.0**127  # of a float32: from 0 or inf no rule comes back
+_BETA_MIN, _BETA_MAX = 2.0**-126, 2.0**127  # the range of float32: a multiplicative rule cannot leave 0 or inf
 
 
 class Controller(Protocol):
-    """What says the price of a nat: `beta` now, and the state after a measured KL. `KLBudget` is one."""
+    """The interface of a controller: the present `beta`, and `update`, which returns the state after a measured KL."""
 
     @property
     def beta(self) -> float: ...
@@ -34,7 +34,7 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class FixedBeta:
-    """The same coefficient always.
+    """A constant coefficient.
 
     Args:
         beta: Reward per nat, >= 0.
@@ -56,13 +56,17 @@ class FixedBeta:
 
 @dataclass(frozen=True)
 class PPO2017:
-    """PPO's rule: after each policy update, beta is doubled above 1.5 targets and halved below target / 1.5.
+    """The rule of the PPO paper: beta is doubled if the KL exceeds 1.5 target, and halved if it is below target / 1.5.
+
+    The rule is applied once after each policy update.
 
     Args:
-        target: d_targ, nats per step, > 0: of KL(old || policy) in the paper.
-        beta: Reward per nat; 1 at first in the paper.
+        target: d_targ, nats per step, > 0. The paper uses KL(old policy || policy).
+        beta: The initial coefficient, reward per nat; 1 in the paper.
 
-    Source: [schulman2017], section 4; table 1 has targets of 0.003, 0.01 and 0.03.
+    References:
+        Schulman et al. (2017), Proximal policy optimization algorithms, section 4. Table 1 has targets of 0.003, 0.01
+        and 0.03.
 
     Example:
         >>> PPO2017(0.01).update(0.016).beta, PPO2017(0.01).update(0.006).beta, PPO2017(0.01).update(0.01).beta
@@ -78,23 +82,25 @@ class PPO2017:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         if observed_kl < self.target / 1.5:
-            return replace(self, beta=_held(self.beta / 2))
-        return replace(self, beta=_held(self.beta * 2)) if observed_kl > self.target * 1.5 else self
+            return replace(self, beta=_bounded(self.beta / 2))
+        return replace(self, beta=_bounded(self.beta * 2)) if observed_kl > self.target * 1.5 else self
 
 
 @dataclass(frozen=True)
 class RLlibController:
-    """RLlib's rule: beta times 1.5 above 2 targets, and halved below half of one.
+    """The rule of RLlib: beta is multiplied by 1.5 if the KL exceeds 2 target, and halved if it is below target / 2.
 
     Args:
-        target: `kl_target`, nats per step, > 0: of KL(old || policy) there.
-        beta: `kl_coeff` at first: reward per nat.
+        target: `kl_target`, nats per step, > 0. RLlib uses KL(old policy || policy).
+        beta: The initial `kl_coeff`, reward per nat.
 
-    Source: [liang2018]; `KLCoeffMixin.update_kl` of its PPO, and the defaults of `PPOConfig`.
+    References:
+        Liang et al. (2018), RLlib: abstractions for distributed reinforcement learning; `KLCoeffMixin.update_kl` and
+        the defaults of `PPOConfig` in its code.
 
     Example:
-        >>> RLlibController().update(0.03).beta, RLlibController().update(0.004).beta, RLlibController().update(0.015).beta
-        (0.30000000000000004, 0.1, 0.2)
+        >>> [round(RLlibController().update(kl).beta, 9) for kl in (0.03, 0.004, 0.015)]
+        [0.3, 0.1, 0.2]
     """
 
     target: float = 0.01
@@ -106,8 +112,8 @@ class RLlibController:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         if observed_kl > 2 * self.target:
-            return replace(self, beta=_held(self.beta * 1.5))
-        return replace(self, beta=_held(self.beta * 0.5)) if observed_kl < 0.5 * self.target else self
+            return replace(self, beta=_bounded(self.beta * 1.5))
+        return replace(self, beta=_bounded(self.beta * 0.5)) if observed_kl < 0.5 * self.target else self
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,12 @@ class Ziegler2019:
     """Proportional control of log beta: beta (1 + gain clip(KL / target - 1, -0.2, 0.2)).
 
     Args:
-        target: Nats, > 0, per sequence in the paper: of KL(policy || reference).
-        beta: Reward per nat.
-        gain: K_beta, 0.1 in the paper; its code has n / 10000 for a batch of n samples.
+        target: Nats, > 0. The paper uses KL(policy || reference) per sequence.
+        beta: The initial coefficient, reward per nat.
+        gain: K_beta, 0.1 in the paper; its code uses n / 10000 for a batch of n samples.
 
-    Source: [ziegler2019], section 2.2.
+    References:
+        Ziegler et al. (2019), Fine-tuning language models from human preferences, section 2.2.
 
     Example:
         >>> [round(Ziegler2019(6.0, beta=1.0).update(kl).beta, 9) for kl in (6.6, 60.0)]
@@ -137,19 +144,26 @@ class Ziegler2019:
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
         error = max(-0.2, min(0.2, observed_kl / self.target - 1))
-        return replace(self, beta=_held(self.beta * (1 + self.gain * error)))
+        return replace(self, beta=_bounded(self.beta * (1 + self.gain * error)))
 
 
+_FORMER_KINDS = {"RLlib": "RLlibController"}  # of states that were saved before the class was renamed
 CONTROLLERS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (FixedBeta, KLBudget, PPO2017, RLlibController, Ziegler2019)
 }
 
 
 def controller_to_dict(controller: Any) -> dict[str, Any]:
-    """A controller's kind and whole state as JSON types.
+    """Return the name and the whole state of a controller as JSON types.
+
+    Args:
+        controller: An instance of a class in `CONTROLLERS`.
+
+    Returns:
+        A dictionary with the class name as "kind".
 
     Raises:
-        BudgetError: It is none of `CONTROLLERS`.
+        BudgetError: The class of the controller is not in `CONTROLLERS`.
 
     Example:
         >>> controller_from_dict(controller_to_dict(PPO2017(0.03, beta=4.0)))
@@ -157,49 +171,64 @@ def controller_to_dict(controller: Any) -> dict[str, Any]:
     """
     kind = type(controller).__name__
     if CONTROLLERS.get(kind) is not type(controller):
-        raise BudgetError(f"expected one of {', '.join(CONTROLLERS)}, got {controller!r}: only these are stored")
+        raise BudgetError(f"expected one of {', '.join(CONTROLLERS)}, got {controller!r}: only these can be saved")
     return {"kind": kind, **(controller.to_dict() if isinstance(controller, KLBudget) else asdict(controller))}
 
 
 def controller_from_dict(state: dict[str, Any]) -> Any:
-    """The controller that `controller_to_dict` was called on.
+    """Return the controller whose state `controller_to_dict` returned; former names are accepted.
+
+    Args:
+        state: The dictionary.
+
+    Returns:
+        The controller.
 
     Raises:
-        BudgetError: The state is of no known kind, or not one of that kind.
+        BudgetError: The "kind" is unknown, or the other entries are not the state of such a controller.
     """
     fields = dict(state)
-    kind = CONTROLLERS.get(fields.pop("kind", ""))
+    name = str(fields.pop("kind", ""))
+    kind = CONTROLLERS.get(_FORMER_KINDS.get(name, name))
     if kind is None:
         raise BudgetError(f"expected the state of one of {', '.join(CONTROLLERS)}, got kind {state.get('kind')!r}")
     try:
         return KLBudget.from_dict(fields) if kind is KLBudget else kind(**fields)
     except TypeError as error:
-        raise BudgetError(f"expected what controller_to_dict gave, got {state!r}: {error}") from error
+        raise BudgetError(f"expected a dictionary from controller_to_dict, got {state!r}: {error}") from error
 
 
 def controller_config(controller: Any, *, unit: str) -> dict[str, Any]:
-    """What a run's configuration says of its controller: what was asked for, not how it stands.
+    """Return the settings of a controller, without its state, as they are written to the configuration of a run.
+
+    Args:
+        controller: An instance of a class in `CONTROLLERS`.
+        unit: The unit of the KL that it controls.
+
+    Returns:
+        A dictionary of JSON types.
 
     Example:
         >>> controller_config(PPO2017(0.03), unit="step")
         {'kind': 'PPO2017', 'target': 0.03, 'unit': 'step', 'beta': 1.0}
     """
     stored = controller_to_dict(controller)
-    asked = ("price_min", "price_max", "gain") if isinstance(controller, KLBudget) else ("beta", "gain")
+    settings = ("price_min", "price_max", "gain") if isinstance(controller, KLBudget) else ("beta", "gain")
     return {
         **{key: stored[key] for key in ("kind", "target") if key in stored},
         "unit": unit,
-        **{key: stored[key] for key in asked if key in stored},
+        **{key: stored[key] for key in settings if key in stored},
     }
 
 
-def _held(beta: float) -> float:
-    return max(_LEAST, min(_MOST, beta))
+def _bounded(beta: float) -> float:
+    """Return beta within the range of float32."""
+    return max(_BETA_MIN, min(_BETA_MAX, beta))
 
 
 def _require_target(target: float, beta: float) -> None:
     _require(0 < target < math.inf, "a finite target in nats > 0", target=target)
-    _require(0 < beta < math.inf, "a finite beta > 0, which is multiplied", beta=beta)
+    _require(0 < beta < math.inf, "a finite beta > 0, since the rule multiplies it", beta=beta)
 
 
 def _require(holds: bool, what: str, **got: float) -> None:

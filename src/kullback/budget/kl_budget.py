@@ -1,16 +1,21 @@
-"""A KL budget: what holds KL(policy || reference) at a target while a policy learns. Pure: state in, state out.
+"""KLBudget: a controller that holds KL(policy || reference) at a target in nats while a policy learns.
 
-Three things act, from the slow one to the fast one, all on one smoothed estimate of the KL (`filtered_kl`):
+The controller is a pure function of its state: every method returns a new state. It has three actuators, from the
+slowest to the fastest, which all act on one filtered estimate of the KL (`filtered_kl`):
 
-- the price, beta times the budget, integrates until a step no longer wants to change the KL (then it is the
-  Lagrange multiplier of the budget), and lies at its floor while the budget does not bind;
-- `learning_rate_scale`, a factor on the learning rate, keeps the KL that one step moves to a few percent of the target, and to
-  what can be kl_filter: beta has no authority over the size of an optimiser's normalised step;
-- `displacement_scale`, a factor on the weights' displacement from the reference, corrects the level at once: KL goes with a power of
-  it, its square near the reference; further out the power is learned.
+- `beta`, the coefficient of the KL penalty. `price` = beta * target is adjusted by integral control until the optimizer
+  no longer changes the KL; beta is then the Lagrange multiplier of the constraint. While the constraint does not bind,
+  the price is at its minimum.
+- `learning_rate_scale`, a factor on the learning rate. It limits the change of the KL in one optimizer step to a few
+  percent of the target, and to a change that held-out samples can measure. Beta alone cannot do this, since optimizers
+  such as Adam normalise the size of their steps.
+- `displacement_scale`, a factor on the displacement of the weights from the reference. It corrects the KL at once: the
+  KL is proportional to a power of the displacement, whose exponent is 2 close to the reference and is estimated
+  elsewhere.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -22,47 +27,83 @@ __all__ = ["KLBudget", "Unit", "require_kl"]
 
 Unit: TypeAlias = Literal["token", "sequence", "step", "image"]
 
-_SMOOTH = 0.2  # share of the newest step in the running push
-_MEMORY = 0.1  # share of the newest in the running rms_kl_step and rms_change_error
-_SIGHT = 0.003  # how badly a step near the target may be kl_filter: the standard error of the KL's change, relative ...
-_FAR_SIGHT = 0.1  # ... and at a KL near zero, where no harm comes of it
-_RUSH = 4.0  # how much larger a step may be while the KL is still near zero
-_FASTER = 1.2  # the most that the step grows by at once
-_PULL_OUT = 1.04  # outward the KL is only trimmed: reward, not the controller, is to spend the budget
-_NEAR = 0.8  # share of the target above which it may be trimmed outward
-_EDGE = 1.2  # share of the target above which a step is taken back at once
-_SLOWEST = 1e-4  # of the learning rate: what is left of a move at smaller steps is rounding
-_OFFSET = 0.15  # the most that a judged set may differ from the batches and still be what is held
+_STEP_GAIN = 0.2  # weight of the newest step in the running mean `mean_log_kl_step`
+_RMS_GAIN = 0.1  # weight of the newest step in the running mean squares
+_CHANGE_ERROR = 0.003  # largest relative standard error of the change of KL in one step near the target ...
+_CHANGE_ERROR_FAR = 0.1  # ... and what is added to it at a KL near zero
+_STEP_LIMIT_FAR = 4.0  # relative increase of `step_limit` at a KL near zero
+_LEARNING_RATE_GROWTH = 1.2  # largest growth of `learning_rate_scale` in one step
+_LEARNING_RATE_MIN = 1e-4  # smallest `learning_rate_scale`: smaller steps are rounding errors
+_OUTWARD_MAX = (
+    1.04  # largest factor by which scaling may increase the KL: the optimizer, not the controller, increases it
+)
+_OUTWARD_FROM = 0.8  # share of the target above which scaling may increase the KL
+_BRAKE_FROM = 1.2  # share of the target above which the brake acts
+_OFFSET_MAX = 0.15  # largest |log| of the KL on the evaluation set over the KL on batches that is corrected
+
+# Names in states that were saved before a field was renamed.
+_FORMER_NAMES = {
+    "step_scale": "learning_rate_scale",
+    "push": "mean_log_kl_step",
+    "bustle": "rms_kl_step",
+    "blur": "rms_change_error",
+    "power": "pull_exponent",
+    "seen": "kl_filter",
+}
+_FORMER_FILTER_NAMES = {
+    "doubt": "rel_std_error",
+    "drift_doubt": "drift_std_error",
+    "both": "covariance",
+    "offset_doubt": "offset_std_error",
+    "followed": "has_step_update",
+}
+_FORMER_EXPONENT_NAMES = {
+    "push": "mean_log_kl_step",
+    "doubt": "std_error",
+    "push_doubt": "mean_log_kl_step_std_error",
+    "both": "covariance",
+}
 
 
 @dataclass(frozen=True)
 class KLBudget:
-    """Holds KL(policy || reference) at `target` nats per `unit`; where it does not bind, below, with beta at its floor.
+    """A controller that holds KL(policy || reference) at `target` nats per `unit`.
 
-    Once an optimizer step, in this order: `update` with the KL of a fresh batch; the step, with the learning rate times
-    `learning_rate_scale`; the displacement from the reference scaled by `displacement_scale`; `moved` with the KL of held-out positions before
-    and after; the displacement scaled by `brake` and `braked`, where `brake` is below 1. A user without weights to pull
-    calls `update` alone. Where a fixed set of prompts judges the policy every so often, `judged` with its KL: that is
-    held then.
+    Where the constraint does not bind, the KL stays below the target and beta is at its minimum. Call, once for each
+    optimizer step and in this order:
+
+    1. `update` with the KL of a fresh batch;
+    2. the optimizer step, with the learning rate multiplied by `learning_rate_scale`;
+    3. scale the displacement of the weights from the reference by `displacement_scale`;
+    4. `after_step` with the KL of held-out samples before and after;
+    5. while `brake` is below 1: scale the displacement by `brake` and call `after_brake`.
+
+    `kullback.budget.step.BudgetStep` does steps 2 to 5. A user who cannot scale weights calls `update` alone. Where a
+    fixed evaluation set measures the KL from time to time, call `update_evaluation`: the KL on that set is then held.
 
     Args:
         target: The budget in nats per unit, > 0.
-        unit: What the nats are per: "token" (KL summed over tokens / tokens), "sequence" (the same / sequences), "step"
-            (a state visited in an environment), or "image" (all of a VAE's latent dimensions, an example).
-        price: What the whole budget costs in the loss, in reward: beta * target. Budgets of any size start alike.
-        price_min: Where the price rests while the budget does not bind.
-        price_max: Where it stops: beyond it a larger price moves nothing.
-        gain: The largest change of the price's logarithm in one step.
-        step_limit: How far one step may move the KL near the target, root mean square, as a share of the target.
-        learning_rate_scale: The factor on the learning rate, in (0, 1]. It starts low: how far a step moves is not known yet.
-        mean_log_kl_step: How far recent steps wanted to move log KL, on average.
-        rms_kl_step: How far a step at the full learning rate moves it, root mean square, as a share of the target.
-        rms_change_error: The standard error with which held-out positions show such a step, relative, root mean square.
-        pull_exponent: With which power of the displacement the KL goes, as learned from pulls.
-        kl_filter: What is known of the KL from the measurements.
+        unit: The unit of the KL: "token" (the sum over tokens / the number of tokens), "sequence" (the sum over tokens
+            / the number of sequences), "step" (a state visited in an environment) or "image" (all latent dimensions of
+            a VAE, for one image).
+        price: beta * target, the reward that the whole budget costs in the loss. It does not depend on the size of the
+            budget.
+        price_min: The smallest price, which applies while the constraint does not bind.
+        price_max: The largest price.
+        gain: The largest change of log(price) in one step.
+        step_limit: The root-mean-square change of the KL in one optimizer step near the target, as a share of the
+            target.
+        learning_rate_scale: The factor on the learning rate, in (0, 1]. The initial value is small, since the size of a
+            step is not known before the first one.
+        mean_log_kl_step: The running mean change of log KL by the optimizer alone.
+        rms_kl_step: The running root-mean-square change of the KL in a step at the full learning rate, as a share of
+            the target.
+        rms_change_error: The running root-mean-square relative standard error of that change on held-out samples.
+        pull_exponent: The estimated exponent of the KL as a power of the displacement.
+        kl_filter: The filtered estimate of the KL.
 
     Raises:
-        BudgetError: A number that makes no sense; the message says which.
+        BudgetError: A setting is outside its range.
 
     Example:
         >>> budget = KLBudget(0.05, unit="token")
@@ -90,7 +131,7 @@ class KLBudget:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.target) and self.target > 0):
-            raise BudgetError(f"a KL budget must be a finite number of nats > 0, got {self.target}")
+            raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target}")
         if self.unit not in get_args(Unit):
             raise BudgetError(f"expected a unit of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
@@ -102,202 +143,223 @@ class KLBudget:
 
     @property
     def filtered_kl(self) -> float:
-        """The smoothed estimate of the KL, in nats per unit; 0 before the first measurement."""
+        """The filtered estimate of the KL, in nats per unit; 0 before the first measurement."""
         return self.kl_filter.value
 
     @property
     def beta(self) -> float:
-        """The penalty's coefficient: reward per nat, in the budget's unit."""
+        """The coefficient of the KL penalty, price / target, in reward per nat (per `unit`)."""
         return self.price / self.target
 
     @property
     def status(self) -> Literal["not binding", "held", "saturated"]:
-        """How it binds: "not binding", price at its floor; "saturated", at its ceiling: steps alone hold it; else "held"."""
+        """The state of the constraint.
+
+        "not binding" if the price is at its minimum; "saturated" if the price is at its maximum, so that only
+        `learning_rate_scale` and `displacement_scale` hold the KL; otherwise "held".
+        """
         if self.price <= self.price_min:
             return "not binding"
         return "saturated" if self.price >= self.price_max else "held"
 
     @property
     def effective_target(self) -> float:
-        """The level at which the KL on the judged prompts is the target; the target itself where nothing is judged."""
-        return self.target * math.exp(-max(-_OFFSET, min(_OFFSET, self.kl_filter.offset)))
+        """The set point of `filtered_kl` for which the KL on the evaluation set equals the target."""
+        return self.target * math.exp(-max(-_OFFSET_MAX, min(_OFFSET_MAX, self.kl_filter.offset)))
 
     @property
     def displacement_scale(self) -> float:
-        """The factor to scale the displacement from the reference by, after the next step."""
+        """The factor by which the displacement from the reference is scaled after the next optimizer step."""
         if self.filtered_kl <= 0:
             return 1.0
-        # Logarithms, so that no level is too large or too small for it.
-        change = (
-            math.log(self.effective_target) - math.log(self.filtered_kl) - self.mean_log_kl_step - self.kl_filter.drift
-        )
-        trims = self.status != "not binding" and self.filtered_kl > _NEAR * self.effective_target
-        return math.exp(min(change, math.log(_PULL_OUT) if trims else 0.0) / self.pull_exponent.value)
+        # Sums of logarithms neither overflow nor underflow.
+        log_error = math.log(self.effective_target) - math.log(self.filtered_kl)
+        change = log_error - self.mean_log_kl_step - self.kl_filter.drift
+        outward = self.status != "not binding" and self.filtered_kl > _OUTWARD_FROM * self.effective_target
+        return math.exp(min(change, math.log(_OUTWARD_MAX) if outward else 0.0) / self.pull_exponent.value)
 
     @property
     def brake(self) -> float:
-        """The factor to scale the displacement by at once: below 1 where a step overran the budget by over a fifth."""
-        return (
-            (self.effective_target / self.filtered_kl) ** (1 / self.pull_exponent.value)
-            if self.filtered_kl > _EDGE * self.effective_target
-            else 1.0
-        )
+        """The factor by which the displacement is scaled at once: below 1 if the KL exceeds 1.2 times its set point."""
+        if self.filtered_kl <= _BRAKE_FROM * self.effective_target:
+            return 1.0
+        return (self.effective_target / self.filtered_kl) ** (1 / self.pull_exponent.value)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:
-        """The state after measuring the policy's KL on fresh samples: a corrected level, a new beta.
+        """Update the filtered KL and the price with the KL of fresh samples of the policy.
 
         Args:
-            observed_kl: KL(policy || reference) in nats per unit on samples of the policy as it is.
+            observed_kl: KL(policy || reference) in nats per unit on samples of the current policy.
             std_error: Its standard error; nan if unknown.
-            count: On how many independent prompts it rests.
+            count: The number of independent prompts that it is a mean of.
+
+        Returns:
+            The new state.
 
         Raises:
-            BudgetError: `observed_kl` is negative, nan or infinite; a standard error below 0; no prompt.
+            BudgetError: `observed_kl` is negative, nan or infinite, `std_error` is negative or `count` is below 1.
         """
         require_kl(observed_kl, "observed_kl")
         if std_error < 0 or not count >= 1:
             raise BudgetError(f"expected std_error >= 0 or nan, and count >= 1, got {std_error} and {count}")
-        # Where nobody says how far steps move, there is nothing to hold the steps back by.
-        scale = (
-            self.learning_rate_scale if self.kl_filter.has_step_update else min(1.0, _FASTER * self.learning_rate_scale)
-        )
-        seen = self.kl_filter.after_batch(observed_kl, std_error=std_error, count=count)
-        told = replace(self, kl_filter=seen, learning_rate_scale=scale)
-        return replace(told, price=told._next_price())
+        scale = self.learning_rate_scale
+        if not self.kl_filter.has_step_update:  # The size of the steps is not measured and cannot be limited.
+            scale = min(1.0, _LEARNING_RATE_GROWTH * scale)
+        kl_filter = self.kl_filter.after_batch(observed_kl, std_error=std_error, count=count)
+        updated = replace(self, kl_filter=kl_filter, learning_rate_scale=scale)
+        return replace(updated, price=updated._next_price())
 
     def after_step(
         self, before: float, after: float, *, displacement_scale: float, std_error: float = math.nan
     ) -> Self:
-        """The state after an optimizer step and a pull took the KL of fixed, held-out positions from before to after.
+        """Update the state after an optimizer step and the scaling of the displacement.
 
         Args:
-            before: Their mean KL in nats per unit before the step.
-            after: The same after the step and the pull.
-            displacement_scale: The factor that the displacement was scaled by in between.
-            std_error: That of after / before, relative; nan if unknown. Steps that the positions differ much about are
-                made smaller: what a step did elsewhere is as uncertain.
+            before: The mean KL of fixed held-out samples before the step, nats per unit.
+            after: Their mean KL after the step and the scaling.
+            displacement_scale: The factor by which the displacement was scaled.
+            std_error: The relative standard error of after / before; nan if unknown. Larger errors reduce
+                `learning_rate_scale`, since the change of KL on other samples is then equally uncertain.
+
+        Returns:
+            The new state.
 
         Raises:
-            BudgetError: A KL that is negative, nan or infinite, a factor <= 0, or a standard error below 0.
+            BudgetError: A KL is negative, nan or infinite, the factor is not above 0 or `std_error` is negative.
         """
         require_kl(before, "before")
         require_kl(after, "after")
         if not displacement_scale > 0 or std_error < 0:
-            raise BudgetError(
-                f"expected displacement_scale > 0 and std_error >= 0 or nan, got {displacement_scale} and {std_error}"
-            )
+            got = f"{displacement_scale} and {std_error}"
+            raise BudgetError(f"expected displacement_scale > 0 and std_error >= 0 or nan, got {got}")
         if not self.kl_filter.is_valid_change(before, after):
             return replace(self, kl_filter=self.kl_filter.after_step(before, after, wanted=0.0))
         change = math.log(after / before)
-        near = min(1.0, self.filtered_kl / self.target)
-        noise = self.rms_kl_step * self.learning_rate_scale / max(near, 1e-300) or 1.0
-        power = self.pull_exponent.after_step(math.log(displacement_scale), change, noise=noise)
-        wanted = change - power.value * math.log(displacement_scale)
-        move = near * max(-1.0, min(1.0, wanted))
-        # Per unit of learning_rate_scale, so that what the scale did is not taken for calm.
-        newest = abs(move) / self.learning_rate_scale
-        rms_kl_step = _running(self.rms_kl_step, newest)
-        rms_change_error = (
-            self.rms_change_error
-            if math.isnan(std_error)
-            else _running(self.rms_change_error, min(1.0, std_error) / self.learning_rate_scale)
-        )
-        # Far below the target there is no harm in larger steps, and the budget is to be spent.
-        far = max(0.0, 1 - self.filtered_kl / self.target)
-        limit, sight = self.step_limit * (1 + _RUSH * far), _SIGHT + _FAR_SIGHT * far
-        slower = min(1.0, limit / max(rms_kl_step, 1e-300), sight / max(rms_change_error, 1e-300))
+        share = min(1.0, self.filtered_kl / self.target)
+        noise = self.rms_kl_step * self.learning_rate_scale / max(share, 1e-300) or 1.0
+        exponent = self.pull_exponent.after_step(math.log(displacement_scale), change, noise=noise)
+        wanted = change - exponent.value * math.log(displacement_scale)
+        step = share * max(-1.0, min(1.0, wanted))
+        # Divided by the scale, so that a smaller learning rate is not mistaken for smaller steps.
+        rms_kl_step = _running_rms(self.rms_kl_step, abs(step) / self.learning_rate_scale)
+        rms_change_error = self.rms_change_error
+        if not math.isnan(std_error):
+            rms_change_error = _running_rms(rms_change_error, min(1.0, std_error) / self.learning_rate_scale)
+        # Far below the target, larger steps do no harm.
+        remaining = max(0.0, 1 - self.filtered_kl / self.target)
+        step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * remaining)
+        error_limit = _CHANGE_ERROR + _CHANGE_ERROR_FAR * remaining
+        scale = min(1.0, step_limit / max(rms_kl_step, 1e-300), error_limit / max(rms_change_error, 1e-300))
+        scale = min(scale, _LEARNING_RATE_GROWTH * self.learning_rate_scale)
         return replace(
             self,
-            pull_exponent=power,
+            pull_exponent=exponent,
             kl_filter=self.kl_filter.after_step(before, after, wanted=wanted, std_error=std_error),
-            mean_log_kl_step=(1 - _SMOOTH) * self.mean_log_kl_step + _SMOOTH * move,
+            mean_log_kl_step=(1 - _STEP_GAIN) * self.mean_log_kl_step + _STEP_GAIN * step,
             rms_kl_step=rms_kl_step,
             rms_change_error=rms_change_error,
-            learning_rate_scale=max(
-                min(slower, _FASTER * self.learning_rate_scale), min(_SLOWEST, self.learning_rate_scale)
-            ),
+            learning_rate_scale=max(scale, min(_LEARNING_RATE_MIN, self.learning_rate_scale)),
         )
 
     def after_brake(self, before: float, after: float, *, factor: float | None = None) -> Self:
-        """The state after the brake took the KL of the held-out positions from before to after.
+        """Update the state after a scaling of the displacement alone.
 
         Args:
-            before: Their mean KL in nats per unit before.
-            after: The same after.
-            factor: What the displacement was scaled by, where it was not by `brake`; 1 where another's moved the KL.
+            before: The mean KL of the held-out samples before the scaling, nats per unit.
+            after: Their mean KL after it.
+            factor: The factor by which the displacement was scaled; None for `brake`, 1 if another controller changed
+                the KL.
+
+        Returns:
+            The new state.
 
         Raises:
-            BudgetError: A KL that is negative, nan or infinite, or a factor <= 0.
+            BudgetError: A KL is negative, nan or infinite, or the factor is not above 0.
         """
         require_kl(before, "before")
         require_kl(after, "after")
         factor = self.brake if factor is None else factor
         if not factor > 0:
             raise BudgetError(f"expected a factor > 0, got {factor}")
-        power = self.pull_exponent
+        exponent = self.pull_exponent
         if self.kl_filter.is_valid_change(before, after):
-            power = power.after_scaling(math.log(factor), math.log(after / before))
-        return replace(self, pull_exponent=power, kl_filter=self.kl_filter.after_scaling(before, after))
+            exponent = exponent.after_scaling(math.log(factor), math.log(after / before))
+        return replace(self, pull_exponent=exponent, kl_filter=self.kl_filter.after_scaling(before, after))
 
     def update_evaluation(self, observed_kl: float, *, std_error: float) -> Self:
-        """The state after measuring the KL on the fixed set of prompts that the policy is judged by.
+        """Update the state with the KL on a fixed evaluation set.
 
-        From then on the KL on that set is what is held, as far as it lies within 15% of the batches'.
+        The KL on that set is held from then on, as far as it differs from the KL on batches by 15% at most. Values far
+        below the target have no effect: `filtered_kl` still lags behind the KL there by more than its standard error.
 
         Args:
-            observed_kl: KL(policy || reference) on the set, in nats per unit.
-            std_error: Its standard error; nan (unknown) teaches nothing, nor does a level far below the target.
+            observed_kl: KL(policy || reference) on the evaluation set, in nats per unit.
+            std_error: Its standard error; with nan (unknown) the state stays as it is.
+
+        Returns:
+            The new state.
 
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
         require_kl(observed_kl, "observed_kl")
-        # On the way to the budget the level runs late by more than its rel_std_error says, and nothing needs an effective_target yet.
-        if not (observed_kl > 0 and self.filtered_kl > _NEAR * self.target and math.isfinite(std_error)):
+        if not (observed_kl > 0 and self.filtered_kl > _OUTWARD_FROM * self.target and math.isfinite(std_error)):
             return self
         return replace(self, kl_filter=self.kl_filter.after_evaluation(observed_kl, std_error=std_error))
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole state as JSON types."""
+        """Return the whole state as a dictionary of JSON types."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Self:
-        """The budget that `to_dict` was called on.
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Return the budget whose state `to_dict` returned; states that use former field names are accepted.
+
+        Args:
+            state: The dictionary.
+
+        Returns:
+            The budget.
 
         Raises:
-            BudgetError: Something is missing, unknown or makes no sense.
+            BudgetError: A field is missing, unknown or outside its range.
         """
         try:
-            return cls(
-                **{
-                    **state,
-                    "pull_exponent": PullExponent(**state["pull_exponent"]),
-                    "kl_filter": KLFilter(**state["kl_filter"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise BudgetError(f"expected what KLBudget.to_dict gave, got {state!r}: {error}") from error
+            fields = _renamed(state, _FORMER_NAMES)
+            if fields.get("unit") == "latent":
+                fields["unit"] = "image"
+            fields["pull_exponent"] = PullExponent(**_renamed(fields["pull_exponent"], _FORMER_EXPONENT_NAMES))
+            fields["kl_filter"] = KLFilter(**_renamed(fields["kl_filter"], _FORMER_FILTER_NAMES))
+            return cls(**fields)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got {state!r}: {error}") from error
 
     def _next_price(self) -> float:
+        """Return the price after one step of integral control on log KL, with the mean step as a lead term."""
         if self.filtered_kl <= 0:
             return self.price
-        # Steps that push outward all alike (lead 1) raise the price at the target, and keep it on the way there.
+        # If all steps increase the KL equally, the lead is 1: the price increases at the target and is constant on the
+        # way to it.
         rms_kl_step = self.rms_kl_step * self.learning_rate_scale
         lead = self.mean_log_kl_step / rms_kl_step if rms_kl_step > 0 else 0.0
         error = max(-1.0, min(1.0, lead + math.log(self.filtered_kl) - math.log(self.effective_target)))
         return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
 
 
-def _running(so_far: float, newest: float) -> float:
-    """The root mean square, recent ones weighing most."""
-    return math.hypot(math.sqrt(1 - _MEMORY) * (so_far or newest), math.sqrt(_MEMORY) * newest)
+def _renamed(state: Mapping[str, Any], former_names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a saved state under their present names."""
+    return {former_names.get(name, name): value for name, value in state.items()}
+
+
+def _running_rms(rms: float, value: float) -> float:
+    """Return the exponentially weighted root mean square after another value."""
+    return math.hypot(math.sqrt(1 - _RMS_GAIN) * (rms or value), math.sqrt(_RMS_GAIN) * value)
 
 
 def require_kl(value: float, name: str) -> None:
-    """Refuse what is no finite KL >= 0."""
+    """Raise BudgetError unless the value is a finite KL >= 0."""
     if not (math.isfinite(value) and value >= 0):
         raise BudgetError(
-            f"expected {name} to be a finite KL >= 0 in nats, got {value}: inf says that the policy puts mass where "
-            "the reference has none, nan that logits overflowed"
+            f"expected {name} to be a finite KL >= 0 in nats, got {value}: inf means that the policy has positive "
+            "probability where the reference has none; nan means that logits overflowed"
         )

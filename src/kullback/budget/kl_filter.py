@@ -1,4 +1,4 @@
-"""Where the KL of a policy stands: one smoothed estimate from noisy batches, exact moves and a set that judges."""
+"""A Kalman filter that estimates the KL of a policy from noisy batches, held-out changes and evaluations."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,44 +6,54 @@ from typing import Self
 
 __all__ = ["KLFilter"]
 
-_MEMORY = 0.1  # share of the newest in the running spread
-_TRUST = 0.25  # a measured move of the KL is believed to a quarter of itself ...
-_JITTER = 0.012  # ... and never better than to one percent or so, where nobody says how well it was seen ...
-_SERVED = 2.0  # ... and to so many standard errors where one does: a position errs alike for as long as it serves
-_DRIFT = 0.01  # the most that held-out positions can be taken to miss in a step ...
-_VAGUE = 0.003  # ... what it is doubted by, at most, and at first ...
-_TURNS = 0.0003  # ... and what it changes by in one
-_UNFOLLOWED = 0.1  # what the KL may move by in a step of which nobody says how far it went
-_LEAP = 10.0  # a KL that grew by more than this says nothing of how the level grew: it is taken for the level
-_MOST = 1e300  # nats, so that no state is infinite
-_WIDEST = 10.0  # the largest spread between prompts, and relative error, that is believed
-_RENEWED = 0.5  # share of a judgement's standard error that each one makes anew: the completions, not the prompts
-_WANDER = 0.01  # what the offset changes by from one judgement to the next
+_SPREAD_GAIN = 0.1  # weight of the newest batch in the running mean square of the spread
+_CHANGE_NOISE = 0.25  # standard error of a measured change of log KL, as a share of the change, if unknown ...
+_CHANGE_NOISE_MIN = 0.012  # ... and its minimum, if unknown
+_CHANGE_NOISE_SCALE = (
+    2.0  # multiplies a known standard error: errors of one held-out position are correlated over steps
+)
+_DRIFT_MAX = 0.01  # bound of the drift of log KL in one step
+_DRIFT_STD_ERROR = 0.003  # initial and largest standard error of the drift
+_DRIFT_WALK = 0.0003  # standard deviation of the drift's random walk in one step
+_UNMEASURED_STEP = 0.1  # standard deviation of the change of log KL in a step that was not measured
+_JUMP = 10.0  # a KL that grows by a larger factor replaces the estimate
+_KL_MAX = 1e300  # nats; keeps every state finite
+_REL_ERROR_MAX = 10.0  # bound of relative standard deviations and errors
+_EVALUATION_NOISE = 0.5  # share of an evaluation's standard error that is independent between evaluations
+_OFFSET_WALK = 0.01  # standard deviation of the offset's random walk between evaluations
 
 
 @dataclass(frozen=True)
 class KLFilter:
-    """The KL as estimated, in nats per unit, with what has been learned about its measurements.
+    """The estimated KL in nats per unit, with its error and with the biases of its measurements.
 
-    A Kalman filter on the KL and on what held-out positions miss of its changes: these carry the level along, batches
-    and judgements correct covariance by the weight that the errors deserve.
+    The state of a Kalman filter on log KL and on its drift. A step multiplies `value` by the measured ratio of the KLs
+    of held-out samples and by exp(drift), where the drift is the mean change of log KL that those samples miss. A batch
+    or an evaluation then corrects both components with the Kalman gain.
 
     Args:
-        value: The estimate; 0 before the first measurement.
-        rel_std_error: Its relative standard error.
-        drift: What log KL gains in a step beyond what held-out positions show, as learned.
-        drift_std_error: Its standard error.
-        covariance: The covariance of log KL's error and the drift's.
-        spread: The relative standard deviation of the KL between prompts, as measured.
-        offset: The logarithm of the KL on the judged prompts over `value`, as learned.
-        offset_std_error: Its standard error; 0 before the first judgement.
-        has_step_update: Whether `moved` was called since the last batch.
+        value: The estimate in nats per unit; 0 before the first measurement.
+        rel_std_error: The standard error of log KL.
+        drift: The change of log KL in one step beyond the change measured on held-out samples.
+        drift_std_error: The standard error of `drift`.
+        covariance: The covariance of the errors of log KL and of `drift`.
+        spread: The running relative standard deviation of the KL between prompts.
+        offset: log(KL on the evaluation set / value).
+        offset_std_error: The standard error of `offset`; 0 before the first evaluation.
+        has_step_update: Whether `after_step` was called since the last batch.
+
+    Example:
+        >>> state = KLFilter().after_batch(0.04, std_error=0.004, count=16)
+        >>> round(state.value, 4), round(state.rel_std_error, 4)
+        (0.04, 0.1)
+        >>> round(state.after_step(0.05, 0.055, wanted=0.1).value, 4)
+        0.044
     """
 
     value: float = 0.0
     rel_std_error: float = 0.0
     drift: float = 0.0
-    drift_std_error: float = _VAGUE
+    drift_std_error: float = _DRIFT_STD_ERROR
     covariance: float = 0.0
     spread: float = 0.0
     offset: float = 0.0
@@ -51,90 +61,114 @@ class KLFilter:
     has_step_update: bool = False
 
     def after_batch(self, kl: float, *, std_error: float, count: int) -> Self:
-        """The level after a batch of `count` independent prompts; a standard error of nan is unknown."""
+        """Correct the estimate with the mean KL of a batch.
+
+        Args:
+            kl: The mean KL of the batch, nats per unit.
+            std_error: Its standard error; nan if unknown.
+            count: The number of independent prompts in the batch.
+
+        Returns:
+            The corrected state.
+        """
         if max(kl, self.value) <= 0:
             return replace(self, has_step_update=False)
-        # One batch's standard error follows its mean, and weighing by it would favour low batches; the spread of those
-        # before does not.
-        about = self.value or kl
+        # The standard error of a batch grows with its mean, so that weights from it would favour low batches. The
+        # spread of earlier batches does not depend on this batch.
+        scale = self.value or kl
         known = math.isfinite(std_error) and count > 1
-        newest = min(_WIDEST, std_error / about * math.sqrt(count)) if known else 1.0
-        usual = self.spread or newest
-        spread = math.hypot(math.sqrt(1 - _MEMORY) * usual, math.sqrt(_MEMORY) * newest)
-        noise = usual**2 / count
+        batch_spread = min(_REL_ERROR_MAX, std_error / scale * math.sqrt(count)) if known else 1.0
+        earlier = self.spread or batch_spread
+        spread = math.hypot(math.sqrt(1 - _SPREAD_GAIN) * earlier, math.sqrt(_SPREAD_GAIN) * batch_spread)
+        noise = earlier**2 / count
         if self.value <= 0:
             return replace(self, value=kl, rel_std_error=math.sqrt(noise), spread=spread, has_step_update=False)
-        prior = self.rel_std_error**2 + (0.0 if self.has_step_update else _UNFOLLOWED**2)
+        prior = self.rel_std_error**2 + (0.0 if self.has_step_update else _UNMEASURED_STEP**2)
         total = max(prior + noise, 1e-300)
-        weight = prior / total
-        miss = max(-1.0, min(1.0, kl / self.value - 1))
+        gain = prior / total
+        innovation = max(-1.0, min(1.0, kl / self.value - 1))
         return replace(
-            self._with_drift(miss, total=total),
-            value=self.value + weight * (kl - self.value),
-            rel_std_error=math.sqrt(prior * (1 - weight)),
-            covariance=self.covariance * (1 - weight),
+            self._correct_drift(innovation, variance=total),
+            value=self.value + gain * (kl - self.value),
+            rel_std_error=math.sqrt(prior * (1 - gain)),
+            covariance=self.covariance * (1 - gain),
             spread=spread,
             has_step_update=False,
         )
 
     def is_valid_change(self, before: float, after: float) -> bool:
-        """Whether the KL of fixed positions, before and after, says by what factor the level moved."""
-        return before > 0 and 0 < after < _LEAP * before and self.value > 0
+        """Return whether the KL of held-out samples before and after a step gives a usable ratio."""
+        return before > 0 and 0 < after < _JUMP * before and self.value > 0
 
     def after_step(self, before: float, after: float, *, wanted: float, std_error: float = math.nan) -> Self:
-        """The level after a step took held-out positions from before to after.
+        """Propagate the estimate through a step that was measured on held-out samples.
 
-        Log KL moved by `wanted` unasked; `std_error` is that of after / before, relative, or nan where it is unknown.
+        Args:
+            before: The KL of the held-out samples before the step.
+            after: Their KL after the step.
+            wanted: The change of log KL caused by the optimizer alone.
+            std_error: The relative standard error of after / before; nan if unknown.
+
+        Returns:
+            The state after the step.
         """
         if not self.is_valid_change(before, after):
             return replace(self, value=after, rel_std_error=1.0, covariance=0.0, has_step_update=True)
-        unknown = math.isnan(std_error)
-        noise = math.hypot(_JITTER, _TRUST * wanted) if unknown else min(1.0, _SERVED * std_error)
-        drift_std_error = min(_VAGUE, math.hypot(self.drift_std_error, _TURNS))
+        if math.isnan(std_error):
+            noise = math.hypot(_CHANGE_NOISE_MIN, _CHANGE_NOISE * wanted)
+        else:
+            noise = min(1.0, _CHANGE_NOISE_SCALE * std_error)
+        drift_std_error = min(_DRIFT_STD_ERROR, math.hypot(self.drift_std_error, _DRIFT_WALK))
+        variance = self.rel_std_error**2 + 2 * self.covariance + drift_std_error**2 + noise**2
         return replace(
             self,
-            value=min(_MOST, self.value * (after / before) * math.exp(self.drift)),
-            rel_std_error=math.sqrt(
-                max(0.0, self.rel_std_error**2 + 2 * self.covariance + drift_std_error**2 + noise**2)
-            ),
+            value=min(_KL_MAX, self.value * (after / before) * math.exp(self.drift)),
+            rel_std_error=math.sqrt(max(0.0, variance)),
             drift_std_error=drift_std_error,
             covariance=self.covariance + drift_std_error**2,
             has_step_update=True,
         )
 
     def after_scaling(self, before: float, after: float) -> Self:
-        """The level after the displacement alone was scaled."""
+        """Propagate the estimate through a scaling of the displacement alone."""
         if not self.is_valid_change(before, after):
             return self
-        return replace(self, value=min(_MOST, self.value * (after / before)))
+        return replace(self, value=min(_KL_MAX, self.value * (after / before)))
 
     def after_evaluation(self, kl: float, *, std_error: float) -> Self:
-        """The level after a fixed set of prompts was measured.
+        """Correct the estimate and the offset with the KL on a fixed evaluation set.
 
-        Part of the difference is the level's error, and goes. The rest is the set's own, the same each time since the
-        prompts are, and becomes `offset`.
+        One part of the difference is the error of the estimate, which is corrected. The other part is a property of the
+        evaluation set, which is the same at each evaluation and becomes `offset`.
+
+        Args:
+            kl: The KL on the evaluation set, nats per unit, > 0.
+            std_error: Its standard error.
+
+        Returns:
+            The corrected state.
         """
-        error = min(_WIDEST, std_error / kl)
-        prior = error**2 if self.offset_std_error == 0 else self.offset_std_error**2 + _WANDER**2
-        noise = (_RENEWED * error) ** 2
-        surprise = math.log(kl) - math.log(self.value) - self.offset
-        # What is more than the errors can say is the level's: a set of prompts does not change.
-        rel_std_error = max(self.rel_std_error**2, surprise**2 - prior - noise)
-        total = max(rel_std_error + prior + noise, 1e-300)
+        error = min(_REL_ERROR_MAX, std_error / kl)
+        prior = error**2 if self.offset_std_error == 0 else self.offset_std_error**2 + _OFFSET_WALK**2
+        noise = (_EVALUATION_NOISE * error) ** 2
+        innovation = math.log(kl) - math.log(self.value) - self.offset
+        # An innovation beyond these errors is attributed to the estimate, since the evaluation set does not change.
+        variance = max(self.rel_std_error**2, innovation**2 - prior - noise)
+        total = max(variance + prior + noise, 1e-300)
         return replace(
-            self._with_drift(surprise, total=total),
-            value=math.exp(min(math.log(_MOST), math.log(self.value) + rel_std_error / total * surprise)),
-            rel_std_error=math.sqrt(rel_std_error * (1 - rel_std_error / total)),
-            covariance=self.covariance * (1 - rel_std_error / total),
-            offset=self.offset + prior / total * surprise,
+            self._correct_drift(innovation, variance=total),
+            value=math.exp(min(math.log(_KL_MAX), math.log(self.value) + variance / total * innovation)),
+            rel_std_error=math.sqrt(variance * (1 - variance / total)),
+            covariance=self.covariance * (1 - variance / total),
+            offset=self.offset + prior / total * innovation,
             offset_std_error=math.sqrt(prior * (1 - prior / total)),
         )
 
-    def _with_drift(self, surprise: float, *, total: float) -> Self:
-        """What a measurement that surprises by so much, where its variance is the total, says of the drift."""
-        slow = self.covariance / total
+    def _correct_drift(self, innovation: float, *, variance: float) -> Self:
+        """Correct the drift with an innovation of log KL of the given total variance."""
+        gain = self.covariance / variance
         return replace(
             self,
-            drift=max(-_DRIFT, min(_DRIFT, self.drift + slow * surprise)),
-            drift_std_error=math.sqrt(max(0.0, self.drift_std_error**2 - slow * self.covariance)),
+            drift=max(-_DRIFT_MAX, min(_DRIFT_MAX, self.drift + gain * innovation)),
+            drift_std_error=math.sqrt(max(0.0, self.drift_std_error**2 - gain * self.covariance)),
         )

@@ -1,4 +1,4 @@
-"""Sampled positions at which the KL is looked at again while the weights change."""
+"""Held-out completions on which the KL is measured again while the weights change."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -22,15 +22,16 @@ __all__ = ["HeldOutCompletions", "prompt_fingerprints"]
 
 @dataclass(frozen=True)
 class HeldOutCompletions:
-    """Completions, what the reference makes of them, and the policy's KL from it there.
+    """Completions, the reference's hidden states on them, and the KL of the policy at each token.
 
     Args:
-        ids: Shape (batch, prompt + completion), prompts padded on the left, completions on the right.
-        attention: The same shape: 1 for what is not padding.
+        ids: Shape (batch, prompt + completion); prompts are padded on the left, completions on the right.
+        attention: The same shape: 1 where `ids` is not padding.
         mask: Shape (batch, completion): true for the tokens that count.
-        ref_hidden: Shape (batch, completion + 1, d): the reference's states, from the one before the first token.
+        ref_hidden: Shape (batch, completion + 1, d): the reference's last hidden states, from the position before the
+            first completion token.
         kl: Shape (batch, completion), nats, zero where masked.
-        weight: Shape (batch,): what each counts, 1 where it is no likelier to be here than the others were.
+        weight: Shape (batch,): the inverse of each row's relative sampling probability; 1 for equal probabilities.
     """
 
     ids: Tensor
@@ -44,15 +45,17 @@ class HeldOutCompletions:
         return len(self.mask)
 
     def take(self, rows: Tensor | slice) -> Self:
-        """Some of the rows."""
+        """Return a subset of the rows."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def drawn(self, count: int) -> Self:
-        """So many of the rows, those of much KL likelier than others and weighted down by as much.
+    def sample_by_kl(self, count: int) -> Self:
+        """Return rows sampled with a probability proportional to their KL plus the mean KL, with inverse weights.
 
-        Few rows have most of the KL, and most of its change. They are taken at equal distances along the rows' sizes,
-        prompt by prompt, so that they are of many prompts; a size is the KL and the mean KL, so that none weighs more
-        than 2.
+        Few rows contain most of the KL and most of its change. The sampling is systematic along the rows sorted by
+        prompt, so that many prompts are represented. The mean KL bounds the weights by 2.
+
+        Args:
+            count: The number of rows to sample.
         """
         kl = self.kl.detach().double().sum(dim=1)
         size = kl + kl.mean() if kl.sum() > 0 else torch.ones_like(kl)
@@ -62,28 +65,28 @@ class HeldOutCompletions:
         rows = order[torch.searchsorted(ends, places).clamp(max=len(order) - 1)]
         return replace(self.take(rows), weight=size.mean() / size[rows])
 
-    def still_to_come(self) -> Tensor:
-        """The KL of each row's later tokens, less the mean of the prompt's other rows at the same place (no gradient).
+    def centred_kl_to_go(self) -> Tensor:
+        """Return the KL of each row's later tokens minus a baseline, shape (batch, completion), without gradient.
 
-        What the others have is independent of the row's own token: it takes noise away, and nothing else. A row that is
-        alone of its prompt is held against all others.
+        The baseline is the mean of the other completions of the same prompt at the same position, or of all other rows
+        if there are none. It is independent of the row's own tokens, so that it reduces variance without bias.
         """
         later = sum_after(self.kl.detach())
         others = self._same_prompt().fill_diagonal_(False)
-        everyone = ~torch.eye(len(self), dtype=torch.bool, device=others.device)
-        others = torch.where(others.any(dim=1, keepdim=True), others, everyone).to(later.dtype)
+        all_others = ~torch.eye(len(self), dtype=torch.bool, device=others.device)
+        others = torch.where(others.any(dim=1, keepdim=True), others, all_others).to(later.dtype)
         return later - others @ later / others.sum(dim=1, keepdim=True).clamp(min=1.0)
 
-    def followed_by(self, others: Self) -> Self:
-        """These rows and the others', padded to one shape."""
-        prompt, completion = (
-            max(one.ids.shape[1] - one.mask.shape[1] for one in (self, others)),
-            max(one.mask.shape[1] for one in (self, others)),
-        )
-        first, second = self._padded(prompt, completion), others._padded(prompt, completion)
-        return type(self)(*(torch.cat([getattr(one, field.name) for one in (first, second)]) for field in fields(self)))
+    def concatenate(self, others: Self) -> Self:
+        """Return these rows followed by others, padded to a common shape."""
+        both = (self, others)
+        prompt = max(rows.ids.shape[1] - rows.mask.shape[1] for rows in both)
+        completion = max(rows.mask.shape[1] for rows in both)
+        padded = [rows._padded(prompt, completion) for rows in both]
+        return type(self)(*(torch.cat([getattr(rows, field.name) for rows in padded]) for field in fields(self)))
 
     def _same_prompt(self) -> Tensor:
+        """Return whether two rows have equal prompts, shape (batch, batch)."""
         prints = self._fingerprints()
         return prints[:, None] == prints[None, :]
 
@@ -92,6 +95,7 @@ class HeldOutCompletions:
         return prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
 
     def _padded(self, prompt: int, completion: int) -> Self:
+        """Return the rows with prompts padded on the left and completions on the right to the given lengths."""
         right = completion - self.mask.shape[1]
         left = prompt - (self.ids.shape[1] - self.mask.shape[1])
         return type(self)(
@@ -105,6 +109,6 @@ class HeldOutCompletions:
 
 
 def prompt_fingerprints(ids: Tensor, attention: Tensor) -> Tensor:
-    """A number for each row that is equal for equal prompts, however much padding stands on their left."""
-    powers = torch.full_like(ids, 1_000_003).cumprod(dim=1).flip(1)  # wraps around, as a hash may
+    """Return a hash of each row's prompt that does not depend on the padding on its left, shape (batch,)."""
+    powers = torch.full_like(ids, 1_000_003).cumprod(dim=1).flip(1)  # Integer overflow wraps, which suits a hash.
     return ((ids + 1) * attention * powers).sum(dim=1)

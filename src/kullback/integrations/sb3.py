@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
-from kullback.integrations.sb3_budget import BudgetStep
+from kullback.integrations.sb3_budget import PolicyConstraint
 from kullback.integrations.sb3_policies import (
     States,
     actor_weights,
@@ -22,12 +22,12 @@ from kullback.integrations.sb3_policies import (
 
 # isort: split
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from kullback.budget.controllers import Controller
+from kullback.budget.displacement import scale_displacement
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.kl_filter import KLFilter
 from kullback.budget.pull_response import PullExponent
@@ -36,39 +36,42 @@ from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["BudgetPPO"]
 
-_MOST_PULLS = 8
-_CLOSE = 1.02  # an update that ends this near its budget is not pulled again
+_MAX_SCALINGS = 8  # of the displacement at the end of an update
+_TOLERANCE = 1.02  # an update whose KL ends below this multiple of its budget is not scaled again
 
 
 class BudgetPPO(PPO):
-    """The `PPO` of stable-baselines3 with a KL penalty at every visited state, exact in value and gradient.
+    """The `PPO` of stable-baselines3 with an exact KL penalty at every visited state, held inside KL budgets.
 
-    loss = PPO's + beta E_s[KL(policy || reference)] + beta_old E_s[KL(old || policy)], the visited states s held fixed;
-    old is the policy that collected the rollout, the reference a frozen one. Each beta is its controller's.
+    loss = PPO's loss + beta E_s[KL(policy || reference)] + beta_old E_s[KL(old policy || policy)]
 
-    A `KLBudget` also acts on the actor's weights after every optimizer step, as docs/budget.md says: towards the
-    reference for good, towards the old policy anew in each update, which ends on its budget or below. Other controllers
-    are told the KL once an update.
+    The expectations are over the visited states s, which are held fixed. The old policy is the one that collected the
+    rollout; the reference is frozen. Each beta is set by its controller.
 
-    Without budgets, and with a clip, it trains as `PPO` does, weight for weight: `train` is wrapped, not copied.
-    What is measured goes to the logger, under train/: KL(policy || reference) before an update, on the states that the
-    policy itself went to; KL(old || policy), and KL(policy || reference) at the `reference_states`, after it.
-    `BudgetPPO.load` unpickles, as all of stable-baselines3 does.
+    A `KLBudget` also scales the displacement of the actor's weights after every optimizer step (see docs/budget.md):
+    permanently from the reference, and from the old policy within each update, so that the update ends at its budget or
+    below. Other controllers are updated with the KL once an update.
+
+    Without budgets, and with a clip, training is identical to `PPO`, weight for weight: `train` is wrapped, not copied.
+    The measured KLs are logged under "train/": KL(policy || reference) before an update, on the states that the policy
+    visited; KL(old policy || policy), and KL(policy || reference) at the `reference_states`, after it.
+    `BudgetPPO.load` uses pickle, as all of stable-baselines3 does.
 
     Args:
         policy: As for `PPO`.
         env: As for `PPO`.
-        budget: Of KL(policy || reference), nats per step; None only measures it.
-        old_budget: Of KL(old || policy) over one update, the PPO paper's direction, nats per step.
-        reference: A trained policy of the same shape, or the algorithm that holds it. Training starts at its weights.
-            None: with a `budget`, the policy as it is made.
-        reference_states: States that the `budget` is of, the same all along, such as where the reference goes. None:
-            where the policy goes, which each update changes.
-        clip: How far the probability ratio may leave 1, or a schedule of it; None leaves it free.
-        **kwargs: As for `PPO`, `clip_range` apart.
+        budget: The controller of KL(policy || reference), in nats per step; None only measures the KL.
+        old_budget: The controller of KL(old policy || policy) over one update, in nats per step. This is the direction
+            of the PPO paper.
+        reference: A trained policy of the same shape, or the algorithm that contains it. Training starts from its
+            weights. None: with a `budget`, the initial policy is the reference.
+        reference_states: Fixed states on which the `budget` holds the KL, such as states that the reference visits.
+            None: the states that the policy visits, which differ in each update.
+        clip: The clip range of the probability ratio, or a schedule of it; None disables clipping.
+        **kwargs: As for `PPO`, except `clip_range`.
 
     Raises:
-        BudgetError: A budget is not per step, or the reference is not of the policy's shape.
+        BudgetError: A budget is not per step, or the reference differs from the policy in shape.
 
     Example:
         >>> model = BudgetPPO("MlpPolicy", "CartPole-v1", old_budget=KLBudget(1e-4, unit="step"), clip=None, n_steps=64)
@@ -91,9 +94,11 @@ class BudgetPPO(PPO):
     ) -> None:
         for name, controller in (("budget", budget), ("old_budget", old_budget)):
             if isinstance(controller, KLBudget) and controller.unit != "step":
-                raise BudgetError(f"expected a {name} per 'step', got {controller.unit!r}: these are visited states")
+                raise BudgetError(
+                    f"expected a {name} per 'step', got {controller.unit!r}: the KL is a mean over visited states"
+                )
         if "clip_range" in kwargs:
-            raise BudgetError("expected clip, got clip_range: here it may be None")
+            raise BudgetError("expected the argument clip (which may be None), got clip_range")
         self.budget, self.old_budget = budget, old_budget
         self.reference: Any = getattr(reference, "policy", reference)
         self.has_reference = reference is not None or budget is not None
@@ -101,10 +106,10 @@ class BudgetPPO(PPO):
         super().__init__(policy, env, clip_range=math.inf if clip is None else clip, **kwargs)
 
     def train(self) -> None:
-        """PPO's update on the collected rollout, the penalties in its loss and the budgets kept."""
+        """Update the policy on the collected rollout with the penalties in the loss, and hold the budgets."""
         self.old.load_state_dict(self.policy.state_dict())
         update = _Update(self)
-        with update.penalised(), update.followed():
+        with update.penalised_loss(), update.controlled_steps():
             super().train()
         update.end()
 
@@ -125,7 +130,7 @@ class BudgetPPO(PPO):
 
 
 class _Update:
-    """One update of the policy: the penalties, what is done to the weights, and what was seen."""
+    """One update of the policy: its constraints, their penalties, and what is measured."""
 
     def __init__(self, model: BudgetPPO) -> None:
         self.model, self.policy = model, model.policy
@@ -133,30 +138,32 @@ class _Update:
         self.episodes = rollout_episodes(model.rollout_buffer)
         self.actor = actor_weights(model.policy, some_states(self.states, slice(2)))
         self.entropies: list[float] = []
-        self.weights: list[Tensor] = []
-        if isinstance(model.old_budget, KLBudget):  # each update starts at the old policy
+        self.weights_before: list[Tensor] = []
+        if isinstance(model.old_budget, KLBudget):  # The displacement from the old policy starts at 0.
             model.old_budget = replace(model.old_budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
-        self.fresh = None if model.reference is None else self.over_rollout(model.policy, model.reference)
-        if isinstance(model.budget, KLBudget) and self.fresh is not None and model.reference_states is None:
-            # Other states than the last update was held on: what the policy makes of itself is what is to be held.
-            model.budget = model.budget.update_evaluation(self.fresh.value, std_error=self.fresh.std_error)
-        self.leashes = [BudgetStep(self, name) for name in ("budget", "old_budget") if getattr(model, name) is not None]
+        self.initial = None if model.reference is None else self.rollout_kl(model.policy, model.reference)
+        if isinstance(model.budget, KLBudget) and self.initial is not None and model.reference_states is None:
+            # The states differ from those of the last update: the KL on the newly visited states is to be held.
+            model.budget = model.budget.update_evaluation(self.initial.value, std_error=self.initial.std_error)
+        names = ("budget", "old_budget")
+        self.constraints = [PolicyConstraint(self, name) for name in names if getattr(model, name) is not None]
 
     @contextmanager
-    def penalised(self) -> Iterator[None]:
-        """Within, the loss holds the penalties: they join the one thing that it charges by the state, the entropy."""
+    def penalised_loss(self) -> Iterator[None]:
+        """Within the context, the loss contains the penalties, which are added to the entropy term of each state."""
         model, evaluate, weight = self.model, self.policy.evaluate_actions, self.model.ent_coef
-        if not self.leashes:
+        if not self.constraints:
             yield
             return
 
-        def charged(obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def evaluate_with_penalty(obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             values, log_prob, entropy = evaluate(obs, actions)
             entropy = -log_prob if entropy is None else entropy
             self.entropies.append(float(entropy.detach().mean()))
-            return values, log_prob, weight * entropy - sum(leash.charge(obs) for leash in self.leashes)
+            penalty = sum(constraint.penalty(obs) for constraint in self.constraints)
+            return values, log_prob, weight * entropy - penalty
 
-        self.policy.evaluate_actions, model.ent_coef = charged, 1.0  # type: ignore[method-assign]
+        self.policy.evaluate_actions, model.ent_coef = evaluate_with_penalty, 1.0  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -165,35 +172,40 @@ class _Update:
         model.logger.record("train/entropy_loss", -float(np.mean(self.entropies)))
 
     @contextmanager
-    def followed(self) -> Iterator[None]:
-        """Within, each `KLBudget` acts on every optimizer step."""
-        acting = [leash for leash in self.leashes if leash.acts]
-        if not acting:
+    def controlled_steps(self) -> Iterator[None]:
+        """Within the context, each `KLBudget` acts on every optimizer step."""
+        constraints = [constraint for constraint in self.constraints if constraint.scales_weights]
+        if not constraints:
             yield
             return
 
         def before(*_: Any) -> None:
-            for leash in acting:
-                leash.before_step()
-            scale = min(leash.held.learning_rate_scale for leash in acting)  # one step is taken for all
-            for leash in acting:
-                leash.held = replace(leash.held, learning_rate_scale=scale)
-            self.weights = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
+            for constraint in constraints:
+                constraint.before_step()
+            scale = min(constraint.controller.learning_rate_scale for constraint in constraints)  # one step for all
+            for constraint in constraints:
+                constraint.controller = replace(constraint.controller, learning_rate_scale=scale)
+            self.weights_before = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
 
         def after(*_: Any) -> None:
-            # The same as the factor on the learning rate, for the actor alone.
-            self.draw(self.weights, acting[0].held.learning_rate_scale)
-            if len(acting) == 1:
-                acting[0].after_step()
+            # Equivalent to the factor on the learning rate, but for the actor alone.
+            scale = constraints[0].controller.learning_rate_scale
+            scale_displacement(self.policy_weights(self.policy), self.weights_before, scale)
+            if len(constraints) == 1:
+                constraints[0].after_step()
                 return
-            # What one pulls the other must not take for the step's doing.
-            for leash in acting:
-                leash.held = leash.held.after_step(*leash.looked(), displacement_scale=1.0)
-            for leash in acting:
-                leash.after_step(is_told=True)
-                for other in acting:
-                    if other is not leash:
-                        other.held = other.held.after_brake(*other.looked(), factor=1.0)
+            # The change of the KL by the step is measured before either constraint scales the displacement.
+            for constraint in constraints:
+                previous, now, error = constraint.held_out.remeasure()
+                constraint.controller = constraint.controller.after_step(
+                    previous, now, displacement_scale=1.0, std_error=error
+                )
+            for constraint in constraints:
+                constraint.after_step(step_is_known=True)
+                for other in constraints:
+                    if other is not constraint:
+                        previous, now, _ = other.held_out.remeasure()
+                        other.controller = other.controller.after_brake(previous, now, factor=1.0)
 
         hooks = [
             self.policy.optimizer.register_step_pre_hook(before),
@@ -206,41 +218,36 @@ class _Update:
                 hook.remove()
 
     def end(self) -> None:
-        """Keep the update inside the old policy's budget, tell the controllers, and log."""
+        """Scale the update back to the old policy's budget if it exceeds it, update the controllers, and log."""
         model, old = self.model, self.model.old_budget
         if isinstance(old, KLBudget):
-            self._keep_near(old.target)
-        seen = {"kl_old_policy_per_step": self.over_rollout(model.old, self.policy)}
-        if self.fresh is not None:
-            seen["kl_policy_ref_per_step"] = self.fresh
+            self._hold_rollout_kl(old.target)
+        estimates = {"kl_old_policy_per_step": self.rollout_kl(model.old, self.policy)}
+        if self.initial is not None:
+            estimates["kl_policy_ref_per_step"] = self.initial
         if model.reference is not None and model.reference_states is not None:
-            seen["kl_policy_ref_per_reference_step"] = kl_at(self.policy, model.reference, model.reference_states)
-        for leash in self.leashes:
-            leash.end(seen[leash.measured])
-        for key, estimate in seen.items():
+            estimates["kl_policy_ref_per_reference_step"] = kl_at(self.policy, model.reference, model.reference_states)
+        for constraint in self.constraints:
+            constraint.end(estimates[constraint.metric])
+        for key, estimate in estimates.items():
             model.logger.record(f"train/{key}", estimate.value)
             model.logger.record(f"train/{key}_std_error", estimate.std_error)
 
-    def over_rollout(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
-        """The mean KL over the rollout's states; its standard error takes the episodes as the independent draws."""
+    def rollout_kl(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
+        """Estimate the mean KL(p || q) over the rollout's states, with episodes as the independent samples."""
         kls = kl_over(p, q, self.states).double().cpu().numpy()
         sums, lengths = np.bincount(self.episodes, kls), np.bincount(self.episodes)
         return kl_per_token(sums, lengths, np.arange(len(sums)))
 
     def policy_weights(self, policy: ActorCriticPolicy) -> list[Tensor]:
+        """Return the weights of a policy's actor."""
         return [policy.get_parameter(name) for name in self.actor]
 
-    @torch.no_grad()
-    def draw(self, towards: list[Tensor], factor: float) -> None:
-        """Scale the displacement of the actor's weights from others."""
-        if factor != 1.0:
-            for weight, other in zip(self.policy_weights(self.policy), towards, strict=True):
-                weight.copy_(torch.lerp(other, weight, factor))
-
-    def _keep_near(self, target: float) -> None:
-        """Draw the actor back where the panel did not tell that the rollout's KL(old || policy) is over its budget."""
-        for _ in range(_MOST_PULLS):
-            moved = self.over_rollout(self.model.old, self.policy).value
-            if moved <= _CLOSE * target:
+    def _hold_rollout_kl(self, target: float) -> None:
+        """Scale the actor's displacement until KL(old policy || policy) over the whole rollout is at the target."""
+        for _ in range(_MAX_SCALINGS):
+            kl = self.rollout_kl(self.model.old, self.policy).value
+            if kl <= _TOLERANCE * target:
                 break
-            self.draw(self.policy_weights(self.model.old), math.sqrt(target / moved))
+            weights, anchors = (self.policy_weights(policy) for policy in (self.policy, self.model.old))
+            scale_displacement(weights, anchors, math.sqrt(target / kl))

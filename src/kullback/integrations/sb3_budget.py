@@ -1,4 +1,4 @@
-"""What holds a policy of stable-baselines3 to one other while it is updated."""
+"""One KL constraint on a policy of stable-baselines3 during an update: a controller and what it does to the weights."""
 
 import math
 from typing import Any
@@ -12,89 +12,92 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from kullback.budget.controllers import Controller
+from kullback.budget.displacement import scale_displacement
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.step import pull_and_brake
+from kullback.budget.step import BudgetStep, HeldOutMean
 from kullback.result import Estimate
 
-__all__ = ["BudgetStep"]
+__all__ = ["PolicyConstraint"]
 
-_PANEL = 256  # states on which each step is followed
+_HELD_OUT_STATES = 256
 
 
-class BudgetStep:
-    """What holds the policy to one other during an update: a controller, and if it is a `KLBudget` the weights too."""
+class PolicyConstraint:
+    """A constraint on KL(old policy || policy) or on KL(policy || reference) during one update of `BudgetPPO`.
+
+    Args:
+        update: The update that it is a part of.
+        name: The attribute of the model that holds the controller: "old_budget" or "budget".
+    """
 
     def __init__(self, update: Any, name: str) -> None:
         self.update, self.model, self.name = update, update.model, name
         self.is_old = name == "old_budget"
-        fixed = None if self.is_old else update.model.reference_states
-        self.measured = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
-        if fixed is not None:
-            self.measured = "kl_policy_ref_per_reference_step"
-        self.is_judge = self.is_old or fixed is not None  # the panel's states are those that the budget is of
+        fixed_states = None if self.is_old else update.model.reference_states
+        self.metric = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
+        if fixed_states is not None:
+            self.metric = "kl_policy_ref_per_reference_step"
+        # The KL on the held-out states has no sampling error if the budget applies to these very states.
+        self.is_exact = self.is_old or fixed_states is not None
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
-        pair = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
-        self.p, self.q = pair
-        self.acts = isinstance(self.held, KLBudget)
-        self.scales: list[float] = []
-        self.pulled = 1.0
-        self.kls = torch.empty(0)
-        if self.acts:
+        policies = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
+        self.p, self.q = policies
+        self.scales_weights = isinstance(self.controller, KLBudget)
+        self.learning_rate_scales: list[float] = []
+        self.displacement_scale = 1.0
+        self.batch_kls = torch.empty(0)
+        if self.scales_weights:
             count = len(update.episodes)
-            places = np.linspace(0, count - 1, min(_PANEL, count)).round().astype(int)
-            self.panel = some_states(update.states, places) if fixed is None else fixed
-            self.seen = self._on_panel()
+            rows = np.linspace(0, count - 1, min(_HELD_OUT_STATES, count)).round().astype(int)
+            self.states = some_states(update.states, rows) if fixed_states is None else fixed_states
+            self.held_out = HeldOutMean(lambda: float(kl_over(self.p, self.q, self.states).double().mean()))
+            self.step = BudgetStep(self._scale_displacement, self.held_out)
 
     @property
-    def held(self) -> Any:
+    def controller(self) -> Any:
+        """The controller's present state, which is an attribute of the model so that it is saved with it."""
         return getattr(self.model, self.name)
 
-    @held.setter
-    def held(self, controller: Controller) -> None:
+    @controller.setter
+    def controller(self, controller: Controller) -> None:
         setattr(self.model, self.name, controller)
 
-    def charge(self, obs: Any) -> Tensor:
-        """What the KL costs at each state of a minibatch, in reward."""
+    def penalty(self, obs: Any) -> Tensor:
+        """Return beta times the KL at each state of a minibatch, shape (states,)."""
         kls = kl_of_policies(self.p, self.q, obs)
-        self.kls = kls.detach().double()
-        return self.held.beta * kls
+        self.batch_kls = kls.detach().double()
+        return self.controller.beta * kls
 
     def before_step(self) -> None:
-        count = len(self.kls)
-        if self.is_judge:  # the KL has no error
-            self.held = self.held.update(self.seen, std_error=0.0, count=count)
+        """Update the controller with the KL of the minibatch."""
+        count = len(self.batch_kls)
+        if self.is_exact:
+            self.controller = self.controller.update(self.held_out.kl, std_error=0.0, count=count)
         else:
-            error = float(self.kls.std()) / math.sqrt(count) if count > 1 else math.nan
-            self.held = self.held.update(float(self.kls.mean()), std_error=error, count=count)
+            error = float(self.batch_kls.std()) / math.sqrt(count) if count > 1 else math.nan
+            self.controller = self.controller.update(float(self.batch_kls.mean()), std_error=error, count=count)
 
-    def after_step(self, *, is_told: bool = False) -> None:
-        """Pull, and brake; `is_told` where the budget knows already what the step itself did."""
-        budget: KLBudget = self.held
-        self.scales.append(budget.learning_rate_scale)
-        anchors = self.update.policy_weights(self.anchor)
-        self.held, pulled = pull_and_brake(
-            budget,
-            lambda factor: self.update.draw(anchors, factor),
-            lambda: (*self.looked(), math.nan),
-            is_told=is_told,
-        )
-        self.pulled *= pulled
+    def after_step(self, *, step_is_known: bool = False) -> None:
+        """Scale the displacement of the actor's weights, and apply the brake.
 
-    def end(self, apart: Estimate) -> None:
-        """Log what the controller did; tell it the KL, unless it was told at every step."""
-        record, end = self.model.logger.record, "_old" if self.is_old else ""
-        record(f"train/beta{end}", self.held.beta)
-        if self.acts:
-            record(f"train/kl_filtered{end}", self.held.filtered_kl)
-            record(f"train/learning_rate_scale{end}", float(np.mean(self.scales)))
-            record(f"train/displacement_scale{end}", self.pulled)
+        Args:
+            step_is_known: Whether the controller's state contains the change of the KL by the optimizer step already.
+        """
+        self.learning_rate_scales.append(self.controller.learning_rate_scale)
+        self.controller, factor = self.step.apply(self.controller, step_is_known=step_is_known)
+        self.displacement_scale *= factor
+
+    def end(self, estimate: Estimate) -> None:
+        """Log what the controller did, and update a controller that has no step of its own with the update's KL."""
+        record, suffix = self.model.logger.record, "_old" if self.is_old else ""
+        record(f"train/beta{suffix}", self.controller.beta)
+        if self.scales_weights:
+            record(f"train/kl_filtered{suffix}", self.controller.filtered_kl)
+            record(f"train/learning_rate_scale{suffix}", float(np.mean(self.learning_rate_scales)))
+            record(f"train/displacement_scale{suffix}", self.displacement_scale)
         else:
-            self.held = self.held.update(apart.value, std_error=apart.std_error, count=apart.count)
+            self.controller = self.controller.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
 
-    def looked(self) -> tuple[float, float]:
-        """The panel's KL as it was when last looked at, and as it is now."""
-        before, self.seen = self.seen, self._on_panel()
-        return before, self.seen
-
-    def _on_panel(self) -> float:
-        return float(kl_over(self.p, self.q, self.panel).double().mean())
+    def _scale_displacement(self, factor: float) -> None:
+        weights, anchors = (self.update.policy_weights(policy) for policy in (self.model.policy, self.anchor))
+        scale_displacement(weights, anchors, factor)
