@@ -1,4 +1,4 @@
-"""From values at tokens to one number."""
+"""Aggregation of token values into one number."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, Fa
     ("how", "expected"), [("token_mean", 14 / 4), ("sequence_mean", (3 + 5 + 0) / 3), ("sequence_sum", (9 + 5 + 0) / 3)]
 )
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_true_counts_and_the_rest_may_hold_anything(how: str, expected: float, dtype: torch.dtype) -> None:
+def test_values_where_the_mask_is_false_are_ignored(how: str, expected: float, dtype: torch.dtype) -> None:
     values = VALUES.clone().requires_grad_()
     got = aggregate_tokens(values, MASK.to(dtype), how)
     assert got.item() == pytest.approx(expected)
@@ -24,14 +24,14 @@ def test_true_counts_and_the_rest_may_hold_anything(how: str, expected: float, d
 
 
 @pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "sequence_sum"])
-def test_parts_of_a_batch_add_up_to_the_whole(how: str) -> None:
+def test_with_a_normalizer_parts_of_a_batch_sum_to_the_value_of_the_batch(how: str) -> None:
     normalizer = MASK.sum() if how == "token_mean" else len(MASK)
     parts = [aggregate_tokens(VALUES[k : k + 1], MASK[k : k + 1], how, normalizer=normalizer) for k in range(3)]
     assert sum(parts).item() == pytest.approx(aggregate_tokens(VALUES, MASK, how).item())
 
 
 @pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "sequence_sum"])
-def test_without_any_token_there_is_nothing_to_descend(how: str) -> None:
+def test_without_tokens_value_and_gradient_are_zero(how: str) -> None:
     values = VALUES.clone().requires_grad_()
     got = aggregate_tokens(values, torch.zeros(3, 3), how)
     got.backward()
@@ -39,13 +39,13 @@ def test_without_any_token_there_is_nothing_to_descend(how: str) -> None:
     assert (values.grad == 0).all()
 
 
-def test_without_a_mask_all_count() -> None:
+def test_without_a_mask_all_tokens_count() -> None:
     values = torch.arange(6.0).reshape(2, 3)
     for how in ("token_mean", "sequence_mean"):
         assert aggregate_tokens(values, how=how) == values.mean()
 
 
-def test_bad_input_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(PenaltyError, match="'mean'"):
         aggregate_tokens(VALUES, MASK, "mean")
     with pytest.raises(ShapeError, match=r"\(3, 3\), got \(3,\)"):

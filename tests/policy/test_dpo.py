@@ -1,4 +1,4 @@
-"""Preferences: DPO's minimiser is the optimum of KL-regularised control, by enumeration; its loss is TRL's."""
+"""The minimiser of the DPO loss is the KL-regularised optimum, by enumeration; the loss agrees with TRL."""
 
 import math
 from collections import defaultdict
@@ -17,7 +17,7 @@ BETA = 0.7
 
 
 def optimal_weights(language: Language, reference: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """Logits, by prefix, of ref e^(reward/beta): sums of the weights of the sequences below."""
+    """The next-token logits at every prefix of the policy ref e^(reward/beta) / Z."""
     tilted = language.probability(reference) * (rewards / BETA).exp()
     logits = torch.empty(21, 4, dtype=torch.float64)
     for node in range(21):
@@ -27,19 +27,19 @@ def optimal_weights(language: Language, reference: torch.Tensor, rewards: torch.
     return logits
 
 
-def test_its_gradient_vanishes_at_the_kl_regularised_optimum_and_not_at_the_reference() -> None:
+def test_the_gradient_vanishes_at_the_kl_regularised_optimum_and_not_at_the_reference() -> None:
     language, reference = Language(tools=False), weights(1)
     rewards = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    chance = language.probability(reference)
+    ref_prob = language.probability(reference)
 
     def loss(policy: torch.Tensor) -> torch.Tensor:
-        """Its mean over pairs from the reference, the first preferred with probability sigmoid(r1 - r2)."""
+        """The mean loss over pairs of reference samples, with Bradley-Terry preferences sigmoid(r1 - r2)."""
         log_prob, ref = language.log_prob(policy), language.log_prob(reference)
         total = torch.zeros((), dtype=torch.float64)
         for i, j in product(range(0, 64, 3), range(1, 64, 5)):
             for chosen, rejected in ((i, j), (j, i)):
                 preferred = torch.sigmoid(rewards[chosen] - rewards[rejected])
-                total = total + chance[i] * chance[j] * preferred * dpo_loss(
+                total = total + ref_prob[i] * ref_prob[j] * preferred * dpo_loss(
                     chosen_log_prob=log_prob[[chosen]],
                     rejected_log_prob=log_prob[[rejected]],
                     ref_chosen_log_prob=ref[[chosen]],
@@ -55,14 +55,14 @@ def test_its_gradient_vanishes_at_the_kl_regularised_optimum_and_not_at_the_refe
     assert torch.autograd.grad(loss(start), start)[0].abs().max() > 1e-4
 
 
-def test_the_implicit_rewards_mean_is_beta_kl() -> None:
+def test_the_mean_implicit_reward_is_beta_kl() -> None:
     language, policy, reference = Language(tools=True), weights(0), weights(1)
     rewards = implicit_reward(language.log_prob(policy), language.log_prob(reference), language.mask, beta=BETA)
     mean = (language.probability(policy) * rewards).sum()
     assert mean.item() == pytest.approx(BETA * language.kl_sequence(policy, reference).item(), rel=1e-12)
 
 
-def test_value_and_gradient_are_trls() -> None:
+def test_value_and_gradient_agree_with_trl() -> None:
     pytest.importorskip("trl")
     from trl import DPOTrainer
 
@@ -112,7 +112,7 @@ def test_value_and_gradient_are_trls() -> None:
     )
 
 
-def test_extremes_and_bad_input() -> None:
+def test_large_log_ratios_and_invalid_arguments() -> None:
     far = torch.full((1, 2), -1e4, requires_grad=True)
     near = torch.full((1, 2), -1.0)
     loss = dpo_loss(

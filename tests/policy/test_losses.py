@@ -1,4 +1,4 @@
-"""The objectives: against the policy gradient by enumeration, against TRL's own losses, and at their edges."""
+"""Policy losses agree with the policy gradient by enumeration and with TRL, and stay finite for any ratio."""
 
 import math
 import subprocess
@@ -19,8 +19,8 @@ from ..oracles.enumeration import Language, weights
 inf = math.inf
 
 
-def world(seed: int = 0):
-    """A language with tools, a policy on it, what may be given of both, and a reward for each of the 64 sequences."""
+def make_task(seed: int = 0):
+    """A language with tools, a policy, a reference, the arguments of a loss, and a reward for each sequence."""
     language, policy, reference = Language(tools=True), weights(seed).requires_grad_(), weights(seed + 1)
     batch = {
         "log_prob": language.log_prob(policy),
@@ -31,31 +31,31 @@ def world(seed: int = 0):
     return language, policy, reference, batch, rewards
 
 
-def weighted(language, policy, loss_of, batch, **columns):
-    """E[loss of one sequence] over the policy's samples, each taken alone."""
-    chances = language.probability(policy).detach()
+def expected_loss(language, policy, loss_of, batch, **columns):
+    """The expected loss of one sequence sampled from the policy."""
+    probabilities = language.probability(policy).detach()
     total = 0.0
-    for row in torch.nonzero(chances)[:, 0].tolist():
+    for row in torch.nonzero(probabilities)[:, 0].tolist():
         one = {name: values[row : row + 1] for name, values in (batch | columns).items()}
-        total = total + chances[row] * loss_of(**one)
+        total = total + probabilities[row] * loss_of(**one)
     return total
 
 
 @pytest.mark.parametrize("clip", [0.2, None, (0.0, 0.5)])
 @pytest.mark.parametrize("loss", [ppo_loss, grpo_loss])
-def test_on_the_policys_samples_it_is_the_policy_gradient(loss, clip) -> None:
-    language, policy, _, batch, rewards = world()
-    by_loss = weighted(
+def test_on_policy_the_gradient_is_the_policy_gradient(loss, clip) -> None:
+    language, policy, _, batch, rewards = make_task()
+    mean_loss = expected_loss(
         language, policy, lambda **given: loss(**given, clip=clip, aggregate="sequence_sum"), batch, advantages=rewards
     )
     truth = -(language.probability(policy) * rewards).sum()
-    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (by_loss, truth))
+    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (mean_loss, truth))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_with_the_penalty_it_is_the_gradient_of_the_regularised_objective() -> None:
-    language, policy, reference, batch, rewards = world()
-    by_loss = weighted(
+def test_with_a_penalty_the_gradient_is_the_gradient_of_the_regularised_objective() -> None:
+    language, policy, reference, batch, rewards = make_task()
+    mean_loss = expected_loss(
         language,
         policy,
         lambda **given: grpo_loss(**given, beta=0.3, aggregate="sequence_sum"),
@@ -64,24 +64,24 @@ def test_with_the_penalty_it_is_the_gradient_of_the_regularised_objective() -> N
     )
     kl = language.kl_token(policy, reference, policy)
     truth = 0.3 * kl - (language.probability(policy) * rewards).sum()
-    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (by_loss, truth))
+    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (mean_loss, truth))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_with_the_kl_in_the_returns_it_is_that_of_the_whole_sequences() -> None:
-    language, policy, reference, batch, rewards = world()
+def test_with_the_kl_in_the_returns_the_gradient_includes_the_kl_of_sequences() -> None:
+    language, policy, reference, batch, rewards = make_task()
     penalty = KLPenalty(estimator="k1", placement="reward", horizon="sequence")
     returns = rewards[:, None] - 0.3 * penalty.to_go(**batch)
-    by_loss = weighted(
+    mean_loss = expected_loss(
         language, policy, lambda **given: ppo_loss(**given, aggregate="sequence_sum"), batch, advantages=returns
     )
     truth = 0.3 * language.kl_sequence(policy, reference) - (language.probability(policy) * rewards).sum()
-    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (by_loss, truth))
+    got, expected = (torch.autograd.grad(of, policy, retain_graph=True)[0] for of in (mean_loss, truth))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence", "sequence_mean"])
-def test_the_surrogate_is_its_formula(ratio: str) -> None:
+def test_the_surrogate_agrees_with_its_formula(ratio: str) -> None:
     generator = torch.Generator().manual_seed(1)
     log_prob, old = (-torch.rand(5, 4, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
@@ -104,20 +104,22 @@ def test_the_surrogate_is_its_formula(ratio: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_ratio", "advantage", "moves"),
+    ("log_ratio", "advantage", "has_gradient"),
     [(0.5, 1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (-0.5, -1.0, False), (0.1, 1.0, True), (0.1, -1.0, True)],
 )
-def test_the_clip_stops_only_what_goes_further(log_ratio: float, advantage: float, moves: bool) -> None:
+def test_the_clip_removes_only_gradients_that_increase_the_deviation(
+    log_ratio: float, advantage: float, has_gradient: bool
+) -> None:
     log_prob = torch.tensor([[-1.0 + log_ratio]], requires_grad=True)
     loss = ppo_loss(log_prob=log_prob, old_log_prob=torch.tensor([[-1.0]]), advantages=torch.tensor([advantage]))
     (gradient,) = torch.autograd.grad(loss, log_prob)
-    assert gradient.item() == pytest.approx(-advantage * math.exp(log_ratio) if moves else 0.0)
+    assert gradient.item() == pytest.approx(-advantage * math.exp(log_ratio) if has_gradient else 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ratio", ["token", "sequence", "sequence_mean"])
 @pytest.mark.parametrize("clip", [0.2, None])
-def test_ratios_of_any_size_give_finite_and_live_gradients(dtype, ratio, clip) -> None:
+def test_ratios_of_any_size_give_finite_gradients(dtype, ratio, clip) -> None:
     shift = torch.tensor([[1e4, 1e4], [-1e4, -1e4], [1e4, 1e4], [-1e4, -1e4]]).to(dtype)
     log_prob = torch.full((4, 2), -1.0, dtype=dtype, requires_grad=True)
     old, advantages = log_prob.detach() - shift, torch.tensor([1.0, 1.0, -1.0, -1.0])
@@ -125,17 +127,17 @@ def test_ratios_of_any_size_give_finite_and_live_gradients(dtype, ratio, clip) -
     assert loss.isfinite()
     (gradient,) = torch.autograd.grad(loss, log_prob)
     assert gradient.isfinite().all()
-    assert (gradient[2] > 1e6).all()  # far too likely, and bad: pushed down, hard
+    assert (gradient[2] > 1e6).all()  # a large ratio with a negative advantage is not clipped
     assert (gradient[0] == 0).all() == (clip is not None)
 
 
-def test_masked_tokens_may_hold_anything() -> None:
-    _, policy, _, batch, rewards = world()
+def test_values_at_masked_tokens_are_ignored() -> None:
+    _, policy, _, batch, rewards = make_task()
     out = ~batch["mask"]
     clean = grpo_loss(**batch, advantages=rewards, beta=0.1)
     dirty = {name: v if name == "mask" else v.masked_fill(out, math.nan) for name, v in batch.items()}
-    spoilt = rewards[:, None].expand(64, 3).masked_fill(out, math.nan)
-    for given in (dirty | {"advantages": rewards}, dirty | {"advantages": spoilt}):
+    masked_advantages = rewards[:, None].expand(64, 3).masked_fill(out, math.nan)
+    for given in (dirty | {"advantages": rewards}, dirty | {"advantages": masked_advantages}):
         loss = grpo_loss(**given, beta=0.1)
         assert loss.item() == clean.item()
         torch.testing.assert_close(
@@ -153,10 +155,10 @@ def test_advantages_and_old_probabilities_are_not_differentiated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"beta": 0.1}, PenaltyError, "needs ref_log_prob"),
-        ({"beta": 0.1, "penalty": KLPenalty(estimator="k1", placement="reward")}, PenaltyError, "in the returns"),
+        ({"beta": 0.1, "penalty": KLPenalty(estimator="k1", placement="reward")}, PenaltyError, "from the returns"),
         ({"advantages": torch.zeros(3)}, ShapeError, r"\(2, 3\) or \(2,\)"),
         ({"old_log_prob": torch.zeros(2, 2)}, ShapeError, r"\(2, 3\) and \(2, 2\)"),
         ({"mask": torch.ones(2)}, ShapeError, r"\(2, 3\)"),
@@ -169,15 +171,15 @@ def test_advantages_and_old_probabilities_are_not_differentiated() -> None:
         ({"clip": (0.2, math.nan)}, PenaltyError, "nan"),
     ],
 )
-def test_bad_input_is_refused(changes: dict, error: type[Exception], said: str) -> None:
+def test_invalid_arguments_raise(changes: dict, error: type[Exception], message: str) -> None:
     given = {"log_prob": torch.zeros(2, 3), "advantages": torch.zeros(2)}
     for loss in (ppo_loss, grpo_loss):
         loss(**given)
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             loss(**given | changes)
 
 
-def test_a_penalty_for_own_samples_notices_that_they_are_stale() -> None:
+def test_an_on_policy_penalty_rejects_samples_of_another_policy() -> None:
     log_prob = torch.full((2, 3), -1.0)
     given = {"log_prob": log_prob, "advantages": torch.ones(2), "ref_log_prob": log_prob - 1, "beta": 0.1}
     given["penalty"] = KLPenalty(estimator="k2")
@@ -186,12 +188,12 @@ def test_a_penalty_for_own_samples_notices_that_they_are_stale() -> None:
         ppo_loss(**given, old_log_prob=log_prob - 0.5)
 
 
-# -- TRL's own losses, by its own methods --
+# -- the losses of TRL, computed by its trainers --
 
 
 @pytest.fixture
 def samples():
-    """As TRL's trainers hold them: 6 completions of 5 tokens, 2 of tools in one, padding in two others."""
+    """Six completions of 5 tokens in the format of TRL: one has two tool tokens and two have padding."""
     generator = torch.Generator().manual_seed(3)
     log_prob, old, ref = (-3 * torch.rand(6, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     mask = torch.ones(6, 5, dtype=torch.int64)
@@ -250,7 +252,7 @@ PLAIN_K3, WEIGHTED_K3 = KLPenalty(estimator="k3", unsafe=True), KLPenalty(estima
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("trl_options", "options"),
     [
         ({}, {}),
         ({"beta": 0.04}, {"beta": 0.04, "penalty": PLAIN_K3}),
@@ -262,17 +264,17 @@ PLAIN_K3, WEIGHTED_K3 = KLPenalty(estimator="k3", unsafe=True), KLPenalty(estima
     ],
     ids=str,
 )
-def test_values_and_gradients_are_trls(samples, theirs: dict, ours: dict) -> None:
+def test_values_and_gradients_agree_with_trl(samples, trl_options: dict, options: dict) -> None:
     pytest.importorskip("trl")
     batch, mask, advantages = samples
-    expected = trl_grpo(batch, mask, advantages, **theirs)
-    got = grpo_loss(**batch, mask=mask, advantages=advantages, **ours)
+    expected = trl_grpo(batch, mask, advantages, **trl_options)
+    got = grpo_loss(**batch, mask=mask, advantages=advantages, **options)
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-15)
     gradients = [torch.autograd.grad(of, batch["log_prob"])[0] for of in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
 
 
-def test_rloo_is_trls(samples) -> None:
+def test_rloo_agrees_with_trl(samples) -> None:
     pytest.importorskip("trl")
     from trl import RLOOTrainer
 
@@ -302,8 +304,8 @@ def test_rloo_is_trls(samples) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("module", ["penalty", "objectives", "advantages", "preferences", "presets"])
-def test_without_pytorch_the_extra_is_named(module: str) -> None:
+@pytest.mark.parametrize("module", ["penalty", "losses", "advantages", "dpo", "presets"])
+def test_without_pytorch_the_error_names_the_extra(module: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from kullback.errors import MissingDependencyError\n"

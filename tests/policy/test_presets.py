@@ -1,4 +1,4 @@
-"""The published objectives: their constants, their parts, and what is said of their gradients."""
+"""Published objectives: their constants, their components, and the caveats about their gradients."""
 
 import re
 from dataclasses import fields
@@ -47,14 +47,14 @@ def batch():
         ("gspo", {"clip": (3e-4, 4e-4), "ratio": "sequence_mean", "penalty": None}),
     ],
 )
-def test_the_constants_are_the_published_ones(name: str, published: dict) -> None:
+def test_the_constants_are_as_published(name: str, published: dict) -> None:
     got = preset(name)
     assert {field: getattr(got, field) for field in published} == published
     assert set(PRESETS) >= {name}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_each_is_its_parts(name: str) -> None:
+def test_each_preset_is_a_ppo_loss_with_its_constants(name: str) -> None:
     arrays, advantages, policy = batch()
     published = preset(name)
     if published.penalty and published.penalty.estimator == "exact":
@@ -81,7 +81,7 @@ def test_each_is_its_parts(name: str) -> None:
     assert gradient.abs().max() > 0
 
 
-def test_deepseekmaths_penalty_is_published_as_one_kl_and_descends_the_other() -> None:
+def test_the_deepseekmath_penalty_estimates_the_reverse_kl_and_descends_the_forward_kl() -> None:
     language, policy, reference = Language(tools=True), weights(0).requires_grad_(), weights(1)
     penalty = preset("deepseekmath").penalty
     assert penalty is not None
@@ -98,14 +98,14 @@ def test_deepseekmaths_penalty_is_published_as_one_kl_and_descends_the_other() -
     assert (got - reverse).norm() > 0.1 * reverse.norm()
 
 
-def test_the_caveat_says_whose_gradient_is_another() -> None:
+def test_the_caveat_names_the_kl_that_is_descended_instead() -> None:
     for name in ("deepseekmath", "deepseek_r1"):
         assert "KL(ref || policy)" in (preset(name).caveat or "")
     for name in set(PRESETS) - {"deepseekmath", "deepseek_r1"}:
         assert preset(name).caveat is None
 
 
-def test_grpos_default_is_the_paper_with_the_right_gradient() -> None:
+def test_the_default_penalty_of_grpo_differs_from_the_published_penalty() -> None:
     arrays, advantages, _ = batch()
     paper = preset("deepseekmath").loss(**arrays, advantages=advantages)
     ours = grpo_loss(**arrays, advantages=advantages, clip=None, beta=0.04)
@@ -113,13 +113,13 @@ def test_grpos_default_is_the_paper_with_the_right_gradient() -> None:
     assert len({paper.item(), ours.item(), unpenalised.item()}) == 3
 
 
-def test_each_names_a_source_that_exists_and_each_field_is_explained() -> None:
+def test_every_source_is_in_the_bibliography_and_every_field_is_documented() -> None:
     keys = set(re.findall(r"@\w+\{(\w+),", REFERENCES.read_text()))
     for published in PRESETS.values():
         assert set(re.findall(r"\[(\w+)\]", published.source)) & keys
     assert all(f"{field.name}:" in (Preset.__doc__ or "") for field in fields(Preset))
 
 
-def test_an_unknown_name_is_refused() -> None:
+def test_an_unknown_name_raises() -> None:
     with pytest.raises(PenaltyError, match="'ppo2018'"):
         preset("ppo2018")

@@ -1,1 +1,1 @@
-"""Policies: what holds one near its reference while it learns."""
+"""Reinforcement-learning and preference losses with a KL penalty towards a reference policy."""

@@ -1,4 +1,4 @@
-"""From values at tokens to one number: over which tokens, and what each sequence weighs."""
+"""Aggregation of token values into one number: over tokens, over sequences, or over sums of sequences."""
 
 from typing import Literal, get_args
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from kullback.errors import PenaltyError
 from kullback.tokens.logits import as_mask
 
-__all__ = ["Aggregate", "aggregate_tokens", "counted", "require_aggregate"]
+__all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
 
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
@@ -20,27 +20,34 @@ def aggregate_tokens(
     *,
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    """The mean of values at tokens.
+    """The mean of token values, by one of three published conventions.
 
-        token_mean      sum over all tokens / number of tokens               (DAPO: a long sequence weighs more)
-        sequence_mean   mean over sequences of (sum over tokens / number)    (GRPO: its tokens weigh less)
-        sequence_sum    mean over sequences of the sum over tokens           (RLOO; Dr. GRPO, up to a constant)
+        token_mean      sum over all tokens / number of tokens                      (DAPO)
+        sequence_mean   mean over sequences of (sum over tokens / number of tokens) (GRPO)
+        sequence_sum    mean over sequences of the sum over tokens                  (RLOO; Dr. GRPO up to a constant)
+
+    With "token_mean" a sequence has a weight proportional to its length; with "sequence_mean" all sequences have equal
+    weight, so that each token of a long sequence has a smaller weight.
 
     Args:
-        values: Shape (batch, time).
-        mask: Shape (batch, time), true (or not 0) for the tokens that count; the rest may hold anything. None: all do.
-        how: One of the three.
-        normalizer: Replaces the number of tokens (token_mean) or of sequences. Pass the count of the whole batch where
-            `values` is a part of it; for Dr. GRPO, pass the number of sequences times the maximal length.
+        values: Shape (batch, time), in any unit.
+        mask: Shape (batch, time), true (or nonzero) for the tokens that count. Values at other tokens are ignored, nan
+            included. None: all tokens count.
+        how: "token_mean", "sequence_mean" or "sequence_sum".
+        normalizer: Replaces the denominator: the number of tokens for "token_mean", the number of sequences otherwise.
+            Where `values` is a part of a batch, pass the count of the whole batch. For Dr. GRPO, pass the number of
+            sequences times the maximal length.
 
     Returns:
-        A number, differentiable. A sequence without tokens counts as 0, and so does a batch without any.
+        A scalar in the unit of `values`, differentiable. A sequence without tokens contributes 0; a batch without
+        tokens gives 0.
 
     Raises:
-        ShapeError: The mask does not fit.
-        PenaltyError: `how` is none of the three.
+        ShapeError: The mask does not have the shape of `values`.
+        PenaltyError: `how` is not one of the three conventions.
 
-    Source: [shao2024] for sequence_mean, [yu2025] for token_mean, [liu2025] for what sequence_mean does to lengths.
+    References:
+        [shao2024] for "sequence_mean"; [yu2025] for "token_mean"; [liu2025] for the length bias of "sequence_mean".
 
     Example:
         >>> losses, mask = torch.tensor([[1.0, 1.0, 4.0], [3.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
@@ -48,8 +55,8 @@ def aggregate_tokens(
         [2.25, 2.5, 4.5]
     """
     require_aggregate(how)
-    kept = counted(values, mask)
-    sums, lengths = torch.where(kept, values, 0.0).sum(-1), kept.sum(-1)
+    mask = token_mask(values, mask)
+    sums, lengths = torch.where(mask, values, 0.0).sum(-1), mask.sum(-1)
     if how == "sequence_mean":
         sums = sums / lengths.clamp(min=1)
     if normalizer is None:
@@ -57,15 +64,16 @@ def aggregate_tokens(
     return sums.sum() / normalizer
 
 
-def counted(values: Tensor, mask: Tensor | None) -> Tensor:
-    """True for the tokens that count, of the values' shape (batch, time); all of them where there is no mask.
+def token_mask(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask as booleans of the shape of `values`, (batch, time); all true if `mask` is None.
 
     Raises:
-        ShapeError: The mask does not fit.
+        ShapeError: The mask does not have the shape of `values`.
     """
     return torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
 
 
 def require_aggregate(how: str) -> None:
+    """Raises PenaltyError unless `how` is the name of an aggregation."""
     if how not in get_args(Aggregate):
-        raise PenaltyError(f"expected an aggregate of {', '.join(get_args(Aggregate))}, got {how!r}")
+        raise PenaltyError(f"expected the aggregation to be one of {', '.join(get_args(Aggregate))}, got {how!r}")

@@ -1,6 +1,6 @@
-"""Learning from preferences with the KL budgeted implicitly: direct preference optimisation."""
+"""Direct preference optimisation (DPO): learning from preferences under an implicit KL regularisation."""
 
-import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
+import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where PyTorch is not installed
 
 # isort: split
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kullback.errors import PenaltyError, ShapeError
-from kullback.policy.aggregation import counted
+from kullback.policy.aggregation import token_mask
 
 __all__ = ["dpo_loss", "implicit_reward"]
 
@@ -23,28 +23,34 @@ def dpo_loss(
     rejected_mask: Tensor | None = None,
     beta: float = 0.1,
 ) -> Tensor:
-    """DPO's loss, whose minimiser over preferences by reward r is the optimum of E[r] - beta KL(policy || ref).
+    """The DPO loss, whose minimiser is the optimum of E[reward] - beta KL(policy || ref).
 
-    loss = mean of -log sigmoid(R(chosen) - R(rejected)), R = beta sum_t log policy/ref. No KL is computed: where
-    preferences follow Bradley and Terry, policy ~ ref e^(r/beta) is where the gradient vanishes.
+    loss = mean of -log sigmoid(R(chosen) - R(rejected)),   R = beta sum_t log(policy/ref)
+
+    The loss contains no KL term and its gradient is not the gradient of a KL. The link to KL(policy || ref) is the
+    minimiser: if preferences follow the Bradley-Terry model of a reward r, the expected gradient vanishes at
+    policy = ref e^(r/beta) / Z, which maximises E[r] - beta KL(policy || ref).
 
     Args:
-        chosen_log_prob: Shape (batch, time), nats, of the tokens of what was preferred; differentiated.
-        rejected_log_prob: Shape (batch, time'), nats, of what was not; differentiated.
-        ref_chosen_log_prob: Shape (batch, time), nats, under the reference.
-        ref_rejected_log_prob: Shape (batch, time'), nats, under the reference.
-        chosen_mask: Shape (batch, time), true (or not 0) for the tokens that count.
-        rejected_mask: Shape (batch, time').
-        beta: Reward per nat, > 0.
+        chosen_log_prob: Shape (batch, time), nats: log-probabilities of the tokens of the preferred completions under
+            the policy; differentiated.
+        rejected_log_prob: Shape (batch, time'), nats: log-probabilities of the tokens of the rejected completions under
+            the policy; differentiated.
+        ref_chosen_log_prob: Shape (batch, time), nats: as `chosen_log_prob`, under the reference.
+        ref_rejected_log_prob: Shape (batch, time'), nats: as `rejected_log_prob`, under the reference.
+        chosen_mask: Shape (batch, time), true (or nonzero) for the tokens that count. None: all tokens count.
+        rejected_mask: Shape (batch, time'), true (or nonzero) for the tokens that count. None: all tokens count.
+        beta: Weight of the KL in units of reward per nat, > 0.
 
     Returns:
-        A number to minimise.
+        A scalar to minimise, in nats per pair.
 
     Raises:
         ShapeError: The shapes differ.
-        PenaltyError: beta is not a positive number.
+        PenaltyError: `beta` is not a positive number.
 
-    Source: [rafailov2023], eq. 7.
+    References:
+        [rafailov2023], eq. 7.
 
     Example:
         >>> pair = {"chosen_log_prob": torch.tensor([[-1.0]]), "rejected_log_prob": torch.tensor([[-1.0]])}
@@ -55,40 +61,48 @@ def dpo_loss(
     chosen = implicit_reward(chosen_log_prob, ref_chosen_log_prob, chosen_mask, beta=beta)
     rejected = implicit_reward(rejected_log_prob, ref_rejected_log_prob, rejected_mask, beta=beta)
     if chosen.shape != rejected.shape:
-        raise ShapeError(f"expected as many chosen as rejected, got {len(chosen)} and {len(rejected)}")
+        raise ShapeError(
+            f"expected equal numbers of chosen and rejected completions, got {len(chosen)} and {len(rejected)}"
+        )
     return -logsigmoid(chosen - rejected).mean()
 
 
 def implicit_reward(log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor | None = None, *, beta: float = 0.1) -> Tensor:
-    """The reward that a policy is the KL-regularised optimum of, up to a constant a prompt: beta sum_t log policy/ref.
+    """The reward for which the policy is the KL-regularised optimum, up to a constant for each prompt.
+
+    R = beta sum_t log(policy/ref)
+
+    Its mean over samples of the policy is beta KL(policy || ref) of the sequences.
 
     Args:
-        log_prob: Shape (batch, time), nats; differentiated.
-        ref_log_prob: Shape (batch, time), nats.
-        mask: Shape (batch, time), true (or not 0) for the tokens that count.
-        beta: Reward per nat, > 0.
+        log_prob: Shape (batch, time), nats: log-probability of each token under the policy; differentiated.
+        ref_log_prob: Shape (batch, time), nats: log-probability of each token under the reference.
+        mask: Shape (batch, time), true (or nonzero) for the tokens that count. None: all tokens count.
+        beta: Weight of the KL in units of reward per nat, > 0.
 
     Returns:
-        Shape (batch,), in units of reward; its mean over the policy's samples is beta KL(policy || ref).
+        Shape (batch,), in units of reward. `inf` where the reference has probability 0 for a token of positive policy
+        probability.
 
     Raises:
         ShapeError: The shapes differ.
-        PenaltyError: beta is not a positive number.
+        PenaltyError: `beta` is not a positive number.
 
-    Source: [rafailov2023], eq. 5.
+    References:
+        [rafailov2023], eq. 5.
 
     Example:
         >>> implicit_reward(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-2.0, -1.5]]), beta=0.5)
         tensor([0.7500])
     """
     if not 0 < beta < float("inf"):
-        raise PenaltyError(f"expected beta to be a positive number, got {beta!r}")
+        raise PenaltyError(f"expected beta to be a positive finite number, got {beta!r}")
     if log_prob.ndim != 2 or log_prob.shape != ref_log_prob.shape:
         raise ShapeError(
-            f"expected log-probabilities of one shape (batch, time), got {tuple(log_prob.shape)} and "
+            f"expected log_prob and ref_log_prob of one shape (batch, time), got {tuple(log_prob.shape)} and "
             f"{tuple(ref_log_prob.shape)}"
         )
-    kept = counted(log_prob, mask)
+    mask = token_mask(log_prob, mask)
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, ref_log_prob.dtype), torch.float32)
-    log_prob, ref_log_prob = (torch.where(kept, values.to(dtype), 0.0) for values in (log_prob, ref_log_prob.detach()))
+    log_prob, ref_log_prob = (torch.where(mask, values.to(dtype), 0.0) for values in (log_prob, ref_log_prob.detach()))
     return beta * (log_prob - ref_log_prob).sum(-1)

@@ -1,8 +1,11 @@
-"""What one sampled token says of a KL, and the derivative that a loss made of it must have.
+"""The sampled KL estimators k1, k2 and k3: their values, and the derivatives that a loss built from them must have.
 
-With a policy p, a reference q and samples from a sampler s (the policy itself, or an older one): w = p/s, v = q/s and
-L = log p/q at the sampled token; `Terms` holds their logarithms. The estimators are those of [schulman2020]: k1 = L,
-k2 = L^2/2, k3 = phi(-L), each times w for KL(p || q); for KL(q || p) k1 = -L, k2 = L^2/2, k3 = phi(L), each times v.
+Notation: p is the policy, q the reference, and s the sampler, which is the policy itself or an older policy. At a
+sampled token, w = p/s, v = q/s and L = log(p/q). The estimators of Schulman (2020) [schulman2020], with importance
+weights, are:
+
+    KL(p || q):  k1 = w L,   k2 = w L^2/2,  k3 = w phi(-L)
+    KL(q || p):  k1 = -v L,  k2 = v L^2/2,  k3 = v phi(L)       where phi(d) = e^d - 1 - d
 """
 
 from math import inf
@@ -15,79 +18,103 @@ from torch import Tensor
 from kullback.numerics.arrays import with_gradient
 from kullback.numerics.phi import phi
 
-__all__ = ["Terms", "make_terms", "sampled_kl", "slope", "straight_through", "sum_after", "times"]
+__all__ = [
+    "LogRatios",
+    "bounded_exp",
+    "compute_log_ratios",
+    "loss_derivative",
+    "safe_product",
+    "sampled_kl",
+    "straight_through",
+    "sum_after",
+]
 
 
-class Terms(NamedTuple):
-    """Logarithms at every position, shape (batch, time), without gradient; 0 where the mask is false.
+class LogRatios(NamedTuple):
+    """Logarithms of probability ratios at every position, shape (batch, time), without gradient.
+
+    All are 0 where the mask is false.
 
     Args:
-        log_ratio: log p/q of the token.
-        policy: log w of the token, with those of the prefix where the horizon is the sequence.
-        reference: log v, likewise.
-        prefix: log of what the prefix alone weighs; 0 where it is held fixed.
+        policy_ref: L = log(p/q) of the token.
+        policy_sampler: log w of the token, plus `prefix`.
+        ref_sampler: log v of the token, plus `prefix`.
+        prefix: The log importance weight of the tokens before this position; 0 where prefixes are held fixed.
     """
 
-    log_ratio: Tensor
-    policy: Tensor
-    reference: Tensor
+    policy_ref: Tensor
+    policy_sampler: Tensor
+    ref_sampler: Tensor
     prefix: Tensor
 
 
-def make_terms(log_prob: Tensor, ref_log_prob: Tensor, old_log_prob: Tensor | None, prefixes: str | None) -> Terms:
-    """The terms of masked log-probabilities; `prefixes` says whose visits count: "policy", "reference", or as made."""
+def compute_log_ratios(
+    log_prob: Tensor, ref_log_prob: Tensor, old_log_prob: Tensor | None, prefix_distribution: str | None
+) -> LogRatios:
+    """The log-ratios of masked log-probabilities.
+
+    `prefix_distribution` is the distribution to which the sampled prefixes are reweighted: "policy", "reference", or
+    None to leave them as sampled.
+    """
     log_prob, ref_log_prob = log_prob.detach(), ref_log_prob.detach()
     old_log_prob = log_prob if old_log_prob is None else old_log_prob.detach()
     policy, reference = _difference(log_prob, old_log_prob), _difference(ref_log_prob, old_log_prob)
-    steps = {"policy": policy, "reference": reference, None: torch.zeros_like(policy)}[prefixes]
+    steps = {"policy": policy, "reference": reference, None: torch.zeros_like(policy)}[prefix_distribution]
     prefix = _shift(steps, 1).cumsum(-1)
-    return Terms(_difference(log_prob, ref_log_prob), prefix + policy, prefix + reference, prefix)
+    return LogRatios(_difference(log_prob, ref_log_prob), prefix + policy, prefix + reference, prefix)
 
 
-def sampled_kl(terms: Terms, direction: str, estimator: str, bound: float = inf) -> Tensor:
-    """The estimate at each position: of KL(p || q) for "reverse", of KL(q || p) for "forward".
+def sampled_kl(log_ratios: LogRatios, direction: str, estimator: str, bound: float = inf) -> Tensor:
+    """The estimate at each position of KL(p || q) for "reverse" or of KL(q || p) for "forward".
 
-    Its mean over the sampler is the KL (k2: to second order). No ratio exceeds e^bound.
+    Its mean over the sampler is the KL; for k2 it is the KL to second order in L. Ratios above e^bound are replaced by
+    e^bound.
     """
-    log_a, log_b, log_ratio = terms.policy, terms.reference, terms.log_ratio
+    log_a, log_b, log_ratio = log_ratios.policy_sampler, log_ratios.ref_sampler, log_ratios.policy_ref
     if direction == "forward":
         log_a, log_b, log_ratio = log_b, log_a, -log_ratio
     if estimator == "k3":
         return _weighted_phi(log_a, log_b, -log_ratio, bound)
-    return times(weight(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
+    return safe_product(bounded_exp(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
 
 
-def slope(terms: Terms, direction: str, estimator: str, *, weighted: bool, bound: float) -> Tensor:
-    """The derivative, by the token's log-probability, of the loss that the estimator makes.
+def loss_derivative(log_ratios: LogRatios, direction: str, estimator: str, *, weighted: bool, bound: float) -> Tensor:
+    """The derivative of the estimator's loss with respect to the token's log-probability.
 
-    On the policy's own samples that is the estimator's own derivative. `weighted`: the ratio w is differentiated with
-    it (k1: w(L + 1), k2: w(L^2/2 + L), k3: w L), but held fixed in the forward direction of k3 (w - v). Beyond the
-    bound the ratios stay at e^bound, and what they weigh keeps its derivative: none is dead.
+    Without `weighted`, it is the derivative of the estimator on the policy's own samples. With `weighted`, the ratio w
+    is differentiated too:
+
+        k1: w (L + 1),   k2: w (L^2/2 + L),   k3: w L,   forward k3: w - v
+
+    Ratios above e^bound are replaced by e^bound, and the factors that they multiply keep their derivatives, so that no
+    derivative becomes 0 beyond the bound.
     """
-    w, log_ratio = weight(terms.policy, bound), terms.log_ratio
+    w, log_ratio = bounded_exp(log_ratios.policy_sampler, bound), log_ratios.policy_ref
     if estimator == "k3" and not (weighted and direction == "reverse"):
         near = log_ratio.abs() < 1
         return torch.where(
-            near, -w * torch.expm1(-torch.where(near, log_ratio, 0.0)), w - weight(terms.reference, bound)
+            near,
+            -w * torch.expm1(-torch.where(near, log_ratio, 0.0)),
+            w - bounded_exp(log_ratios.ref_sampler, bound),
         )
-    own = torch.ones_like(log_ratio) if estimator == "k1" else log_ratio
+    factor = torch.ones_like(log_ratio) if estimator == "k1" else log_ratio
     if weighted and estimator != "k3":
-        own = own + (log_ratio if estimator == "k1" else log_ratio**2 / 2)
-    return times(w, own)
+        factor = factor + (log_ratio if estimator == "k1" else log_ratio**2 / 2)
+    return safe_product(w, factor)
 
 
-def weight(log_weight: Tensor, bound: float = inf) -> Tensor:
-    """e^log_weight, held at e^bound."""
+def bounded_exp(log_weight: Tensor, bound: float = inf) -> Tensor:
+    """min(e^log_weight, e^bound)."""
     return torch.exp(log_weight.clamp(max=bound))
 
 
 def sum_after(values: Tensor) -> Tensor:
-    """At each position the sum of the values at later ones."""
+    """At each position, the sum of the values at later positions."""
     return _shift(values, -1).flip(-1).cumsum(-1).flip(-1)
 
 
 def straight_through(log_prob: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-    """`value`, with `slope` for its derivative by `log_prob`."""
+    """A tensor equal to `value` whose derivative with respect to `log_prob` is `slope`."""
     return _straight_through(xp, log_prob, value.detach(), slope.detach())
 
 
@@ -100,20 +127,20 @@ _straight_through = with_gradient(
 
 
 def _weighted_phi(log_a: Tensor, log_b: Tensor, d: Tensor, bound: float) -> Tensor:
-    """a phi(log b/a) = b - a - a log(b/a), given d = log b/a: where it is large e^d may overflow though b does not."""
+    """a phi(d) = b - a - a d with d = log(b/a), also where e^d overflows although b is finite."""
     if bound < inf:
-        over = (log_a - bound).clamp(min=0)
-        log_a, log_b = log_a - over, log_b - over
-        most = bound + log_a.clamp(min=0)
-        log_b, d = torch.minimum(log_b, most), torch.where(log_b > most, most - log_a, d)
-    a, b = weight(log_a), weight(log_b)
+        excess = (log_a - bound).clamp(min=0)
+        log_a, log_b = log_a - excess, log_b - excess
+        largest = bound + log_a.clamp(min=0)
+        log_b, d = torch.minimum(log_b, largest), torch.where(log_b > largest, largest - log_a, d)
+    a, b = bounded_exp(log_a), bounded_exp(log_b)
     near = d < 1
-    far = torch.where(b == inf, inf, b - a - times(a, d))
-    return torch.where(near, times(a, phi(torch.where(near, d, 0.0))), far)
+    far = torch.where(b == inf, inf, b - a - safe_product(a, d))
+    return torch.where(near, safe_product(a, phi(torch.where(near, d, 0.0))), far)
 
 
-def times(weights: Tensor, values: Tensor) -> Tensor:
-    """0 where the weight or the value is: one may have overflowed where the product does not."""
+def safe_product(weights: Tensor, values: Tensor) -> Tensor:
+    """The product, with 0 where either factor is 0, even if the other factor has overflowed to infinity."""
     return torch.where((weights == 0) | (values == 0), 0.0, weights * values)
 
 
@@ -123,6 +150,6 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _shift(values: Tensor, by: int) -> Tensor:
-    """The values moved along time, with 0 where none comes from."""
-    nothing = torch.zeros_like(values[..., :1])
-    return torch.cat([nothing, values[..., :-1]], -1) if by > 0 else torch.cat([values[..., 1:], nothing], -1)
+    """The values moved by one position along time (later if `by` > 0, else earlier), padded with 0."""
+    zeros = torch.zeros_like(values[..., :1])
+    return torch.cat([zeros, values[..., :-1]], -1) if by > 0 else torch.cat([values[..., 1:], zeros], -1)

@@ -1,4 +1,4 @@
-"""What a KL penalty sees: log-probabilities of sampled tokens, and the logits they came from, checked and masked."""
+"""The inputs of a KL penalty: log-probabilities of sampled tokens and the logits, validated and masked."""
 
 from typing import NamedTuple, NotRequired, Required, TypedDict
 
@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError, ShapeError
-from kullback.policy.aggregation import counted
-from kullback.policy.estimators import Terms, make_terms
+from kullback.policy.aggregation import token_mask
+from kullback.policy.estimators import LogRatios, compute_log_ratios
 from kullback.tokens.logits import token_kl
 
 __all__ = ["Batch", "PenaltyInputs", "read_batch"]
 
-_SAME = 0.01  # nats by which log-probabilities of one policy may differ: rounding, or another engine's kernels
+# The difference in nats that rounding, or another inference engine, may cause between log-probabilities of one policy.
+_LOG_PROB_TOLERANCE = 0.01
 
 
 class PenaltyInputs(TypedDict):
-    """What the methods of `KLPenalty` take; `KLPenalty.loss` says what each is."""
+    """The keyword arguments of the methods of `KLPenalty`, which `KLPenalty.loss` documents."""
 
     log_prob: Required[Tensor]
     ref_log_prob: Required[Tensor]
@@ -27,20 +28,28 @@ class PenaltyInputs(TypedDict):
 
 
 class Batch(NamedTuple):
-    """The same, in float32 or float64, and 0 wherever the mask is false."""
+    """The validated inputs, in float32 or float64, and 0 where the mask is false.
 
-    log_prob: Tensor  # differentiated
-    terms: Terms
-    kl: Tensor | None  # exact, at each position; differentiated
+    Args:
+        log_prob: Log-probabilities under the policy, shape (batch, time); differentiated.
+        log_ratios: The log-ratios of the estimators, without gradient.
+        kl: The exact KL at each position, nats; differentiated. None unless the estimator is "exact".
+        mask: Booleans, shape (batch, time).
+        is_weighted: Whether samples are weighted by policy/old.
+    """
+
+    log_prob: Tensor
+    log_ratios: LogRatios
+    kl: Tensor | None
     mask: Tensor
-    is_weighted: bool  # by policy/old
+    is_weighted: bool
 
 
 def read_batch(
     *,
     direction: str,
     exact: bool,
-    prefixes: str | None,
+    prefix_distribution: str | None,
     sampler: str | None,
     log_prob: Tensor,
     ref_log_prob: Tensor,
@@ -49,7 +58,10 @@ def read_batch(
     ref_logits: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Batch:
-    """The arguments checked, masked, and in a dtype fit for computing. `sampler`: None asks for no ratio."""
+    """Validates and masks the inputs, and converts them to float32, or to float64 if one of them is float64.
+
+    Without a `sampler`, neither the presence of `old_log_prob` nor its agreement with `log_prob` is checked.
+    """
     shape = log_prob.shape
     for name, other in (("ref_log_prob", ref_log_prob), ("old_log_prob", old_log_prob)):
         if len(shape) != 2 or (other is not None and other.shape != shape):
@@ -57,37 +69,52 @@ def read_batch(
                 f"expected log_prob and {name} of one shape (batch, time), got {tuple(shape)} and "
                 f"{None if other is None else tuple(other.shape)}"
             )
-    kept = counted(log_prob, mask)
+    mask = token_mask(log_prob, mask)
     given = [log_prob, ref_log_prob] if old_log_prob is None else [log_prob, ref_log_prob, old_log_prob]
     dtype = torch.float64 if any(values.dtype == torch.float64 for values in given) else torch.float32
-    log_prob, ref_log_prob, *rest = (torch.where(kept, values.to(dtype), 0.0) for values in given)
-    old_log_prob = rest[0] if rest else None
-    kl = _exact(direction, shape, logits, ref_logits, kept) if exact else None
+    log_prob, ref_log_prob, *optional = (torch.where(mask, values.to(dtype), 0.0) for values in given)
+    old_log_prob = optional[0] if optional else None
+    kl = _exact_kl(direction, shape, logits, ref_logits, mask) if exact else None
     if sampler == "behaviour" and old_log_prob is None:
-        raise PenaltyError("samples of another policy need their ratio: pass old_log_prob, under which they came")
+        raise PenaltyError(
+            "expected old_log_prob for sampler='behaviour', got None: pass old_log_prob, the log-probabilities under "
+            "the policy that generated the samples"
+        )
     if sampler == "policy" and old_log_prob is not None:
-        _require_own(log_prob.detach(), old_log_prob)
+        _require_on_policy(log_prob.detach(), old_log_prob)
         old_log_prob = None
     return Batch(
-        log_prob, make_terms(log_prob, ref_log_prob, old_log_prob, prefixes), kl, kept, old_log_prob is not None
+        log_prob,
+        compute_log_ratios(log_prob, ref_log_prob, old_log_prob, prefix_distribution),
+        kl,
+        mask,
+        old_log_prob is not None,
     )
 
 
-def _require_own(log_prob: Tensor, old_log_prob: Tensor) -> None:
-    apart = (log_prob - old_log_prob).abs() > _SAME
-    if apart.any():
-        row, step = (int(index) for index in torch.nonzero(apart)[0])
+def _require_on_policy(log_prob: Tensor, old_log_prob: Tensor) -> None:
+    """Raises PenaltyError where the two log-probabilities differ by more than rounding."""
+    differs = (log_prob - old_log_prob).abs() > _LOG_PROB_TOLERANCE
+    if differs.any():
+        row, step = (int(index) for index in torch.nonzero(differs)[0])
         raise PenaltyError(
-            f"expected samples of the policy itself, but old_log_prob[{row}, {step}] is "
-            f"{float(old_log_prob[row, step])!r} where log_prob is {float(log_prob[row, step])!r}: take "
-            "sampler='behaviour', which weighs them by policy/old"
+            f"expected samples of the policy that is differentiated, but old_log_prob[{row}, {step}] is "
+            f"{float(old_log_prob[row, step])!r} where log_prob is {float(log_prob[row, step])!r}: use "
+            "sampler='behaviour', which weights the samples by policy/old"
         )
 
 
-def _exact(direction: str, shape: torch.Size, logits: Tensor | None, ref_logits: Tensor | None, mask: Tensor) -> Tensor:
+def _exact_kl(
+    direction: str, shape: torch.Size, logits: Tensor | None, ref_logits: Tensor | None, mask: Tensor
+) -> Tensor:
+    """The exact KL at each position, in nats, from the logits."""
     if logits is None or ref_logits is None:
-        raise PenaltyError("the exact KL needs logits and ref_logits, both (batch, time, V); or take an estimator")
+        missing = "logits" if logits is None else "ref_logits"
+        raise PenaltyError(
+            "expected logits and ref_logits of shape (batch, time, V) for estimator='exact', but "
+            f"{missing} is None: pass both, or choose an estimator that uses sampled tokens only"
+        )
     if logits.shape[:-1] != shape:
-        raise ShapeError(f"expected logits of shape {(*shape, 'V')}, as log_prob has, got {tuple(logits.shape)}")
+        raise ShapeError(f"expected logits of shape {(*shape, 'V')} to match log_prob, got {tuple(logits.shape)}")
     p, q = (logits, ref_logits) if direction == "reverse" else (ref_logits, logits)
     return token_kl(p, q, mask=mask)

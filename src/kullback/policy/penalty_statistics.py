@@ -1,4 +1,4 @@
-"""What is logged of a KL penalty: an estimate with its error, and how far to trust it."""
+"""Statistics of a KL penalty for logging: the estimate, its standard error, and diagnostics of its weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,38 +19,44 @@ Prompts = Sequence[int] | Tensor | None
 
 
 def estimate(values: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompts, method: str) -> Estimate:
-    """The mean of values (batch, time) that are 0 where the mask is false; prompts are the independent draws."""
+    """The mean of token values, with a standard error that treats prompts as the independent samples.
+
+    `values` has shape (batch, time) and is 0 where the mask is false.
+    """
     require_aggregate(aggregate)
-    sums, lengths = _numbers(values.sum(-1, dtype=torch.float64)), _numbers(mask.sum(-1))
+    sums, lengths = _to_numpy(values.sum(-1, dtype=torch.float64)), _to_numpy(mask.sum(-1))
     if not lengths.any():
-        raise ShapeError("expected at least one token that counts, got none: look at the mask")
-    draws: Any = prompts.cpu() if isinstance(prompts, Tensor) else prompts
-    draws = np.arange(len(sums)) if draws is None else np.asarray(draws)
-    with np.errstate(invalid="ignore"):  # an infinite KL has no standard error: inf - inf
+        raise ShapeError(
+            "expected at least one token where the mask is true, but the mask of shape "
+            f"{tuple(mask.shape)} is false everywhere"
+        )
+    clusters: Any = prompts.cpu() if isinstance(prompts, Tensor) else prompts
+    clusters = np.arange(len(sums)) if clusters is None else np.asarray(clusters)
+    with np.errstate(invalid="ignore"):  # the standard error of an infinite KL is nan: inf - inf
         if aggregate == "token_mean":
-            result = kl_per_token(sums, lengths, draws)
+            result = kl_per_token(sums, lengths, clusters)
         elif aggregate == "sequence_mean":
-            result = kl_per_sequence(np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0), draws)
+            result = kl_per_sequence(np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0), clusters)
         else:
-            result = kl_per_sequence(sums, draws)
+            result = kl_per_sequence(sums, clusters)
     return replace(result, unit="nats per sequence" if aggregate == "sequence_sum" else "nats per token", method=method)
 
 
 def statistics(
     name: str, raw: Tensor, bounded: Tensor, log_weight: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompts
 ) -> dict[str, float]:
-    """The keys that `KLPenalty.statistics` explains."""
+    """The statistics that `KLPenalty.statistics` documents, from raw and bounded estimates at every token."""
     name += "_per_sequence" if aggregate == "sequence_sum" else "_per_token"
-    as_is, held = (estimate(values, mask, aggregate, prompts, "") for values in (raw, bounded))
+    raw_mean, bounded_mean = (estimate(values, mask, aggregate, prompts, "") for values in (raw, bounded))
     log_weight = log_weight[mask].double()
     effective = torch.exp(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0))
     return {
-        name: as_is.value,
-        f"{name}_std_error": as_is.std_error,
-        f"{name}_bounded": held.value,
-        f"{name}_bounded_std_error": held.std_error,
-        # Of numbers that came, so that an infinite one is not interpolated.
-        f"{name}_p99": float(np.quantile(_numbers(raw[mask]), 0.99, method="inverted_cdf")),
+        name: raw_mean.value,
+        f"{name}_std_error": raw_mean.std_error,
+        f"{name}_bounded": bounded_mean.value,
+        f"{name}_bounded_std_error": bounded_mean.std_error,
+        # The percentile is one of the values, because interpolation with an infinite value would give nan.
+        f"{name}_p99": float(np.quantile(_to_numpy(raw[mask]), 0.99, method="inverted_cdf")),
         "effective_sample_size": effective.item(),
         "beyond_bound": (raw != bounded)[mask].double().mean().item(),
         "tokens": float(mask.sum()),
@@ -58,5 +64,5 @@ def statistics(
     }
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()

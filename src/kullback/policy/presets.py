@@ -1,9 +1,9 @@
-"""Published objectives, with their constants, and what their KL penalty's gradient is."""
+"""Published RL objectives for language models: their constants, and the gradient of their KL penalty."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-import kullback.tokens  # noqa: F401  first: where PyTorch is missing it says what to install
+import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where PyTorch is not installed
 
 # isort: split
 from torch import Tensor
@@ -12,30 +12,39 @@ from kullback.errors import PenaltyError
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.losses import Clip, Ratio, ppo_loss
 from kullback.policy.penalty import KLPenalty
-from kullback.policy.penalty_gradients import refusal
+from kullback.policy.penalty_gradients import gradient_mismatch
 
 __all__ = ["PRESETS", "Preset", "preset"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published objective. None stands for what its source does not say, or does not have.
+    """A published objective: the clipped surrogate, a KL penalty, and the constants of the source.
+
+    loss = aggregate of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
+
+    None means that the source does not state the constant, or that the objective does not have it.
 
     Args:
-        source: Key in docs/references.bib, and where the constants are from.
-        clip: How far the ratio may leave 1, below and above.
-        ratio: What the ratio is of: see `ppo_loss`.
-        aggregate: How tokens make one number: see `aggregate_tokens`.
-        advantages: "gae", by a critic (`gae`); "group" and "group_centred" (`group_advantages`, scale=False);
-            "leave_one_out".
-        penalty: Its KL penalty.
-        towards: What the penalty holds the policy to: "reference", or "old", the policy that made the samples.
-        beta: Reward per nat; the first one where it adapts.
-        kl_target: The KL that an adaptive beta aims at, nats per `kl_unit`.
+        source: Keys of docs/references.bib, and the sections or the code in which the constants are given.
+        clip: The range [1 - low, 1 + high] of w: one number for both sides, (low, high), or None for no clipping.
+        aggregate: How token losses are averaged: "token_mean", "sequence_mean" or "sequence_sum"; see
+            `aggregate_tokens`.
+        advantages: The advantage estimator: "gae" (`gae`), "group" (`group_advantages`), "group_centred"
+            (`group_advantages` with scale=False) or "leave_one_out" (`leave_one_out`).
+        ratio: The probabilities that w compares: "token", "sequence" or "sequence_mean"; see `ppo_loss`.
+        penalty: The KL penalty.
+        towards: The policy to which the penalty compares: "reference", or "old", the policy that generated the samples.
+        beta: The coefficient of the penalty, in units of reward per nat; its initial value where it is adaptive.
+        kl_target: The KL to which an adaptive beta is controlled, in nats per `kl_unit`.
         kl_unit: "sequence" or "step".
-        discount: The discount of returns.
-        decay: GAE's lambda.
-        group: Completions a prompt.
+        discount: The discount factor of the returns, in [0, 1].
+        decay: The parameter lambda of generalised advantage estimation, in [0, 1].
+        group: The number of completions per prompt.
+
+    Example:
+        >>> Preset("[yu2025], section 4.1", (0.2, 0.28), "token_mean", "group", group=16) == preset("dapo")
+        True
     """
 
     source: str
@@ -54,9 +63,9 @@ class Preset:
 
     @property
     def caveat(self) -> str | None:
-        """Why the gradient of its penalty is not that of the KL it is named for; None where it is."""
-        kind = self.penalty
-        return kind and refusal(kind.direction, kind.estimator, kind.placement, kind.horizon, kind.sampler)
+        """How the gradient of the penalty differs from the gradient of the KL that it names; None if they agree."""
+        kl = self.penalty
+        return kl and gradient_mismatch(kl.direction, kl.estimator, kl.placement, kl.horizon, kl.sampler)
 
     def loss(
         self,
@@ -71,10 +80,37 @@ class Preset:
         beta: float | Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
-        """`ppo_loss` with these constants. A penalty placed in the reward is not in it: subtract
-        `beta * penalty.to_go(...)` from the returns.
+        """The published loss: `ppo_loss` with the constants of the preset.
 
-        Arguments, returns and errors as for `ppo_loss`; `beta` overrides the published one, where it adapts.
+        The KL whose gradient the penalty descends is the KL that `penalty` names, unless `caveat` states another. A
+        penalty with placement="reward" is not part of the loss: subtract `beta * penalty.to_go(...)` from the returns
+        before computing advantages.
+
+        Args:
+            log_prob: Shape (batch, time), nats: log-probability of each token under the policy; differentiated.
+            advantages: Shape (batch, time), or (batch,) for one advantage per sequence; not differentiated.
+            old_log_prob: Shape (batch, time), nats: log-probability of each token under the policy that generated the
+                samples. None: the differentiated policy generated them.
+            ref_log_prob: Shape (batch, time), nats: log-probability of each token under the reference. For
+                towards="old", `old_log_prob` by default.
+            logits: Shape (batch, time, V): logits of the policy, for a penalty with estimator="exact"; differentiated.
+            ref_logits: Shape (batch, time, V): logits of the reference, for a penalty with estimator="exact".
+            mask: Shape (batch, time), true (or nonzero) for the tokens that count. None: all tokens count.
+            beta: Replaces the published coefficient, for example where it is adaptive.
+            normalizer: Replaces the denominator of the average; see `aggregate_tokens`.
+
+        Returns:
+            A scalar to minimise. `inf` where the reference has probability 0 for a sampled token.
+
+        Raises:
+            PenaltyError: `beta` is negative, infinite or nan, or an array that the penalty needs is missing.
+            ShapeError: The shapes differ.
+
+        Example:
+            >>> import torch
+            >>> log_prob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+            >>> preset("dapo").loss(log_prob=log_prob, advantages=torch.tensor([1.0])).item()
+            -1.0
         """
         beta = self.beta if beta is None else beta
         if self.penalty is None or self.penalty.placement == "reward":
@@ -117,7 +153,7 @@ PRESETS = {
         decay=0.95,
     ),
     "ziegler2019": Preset(
-        "[ziegler2019], section 2.2 for the discount; the rest is its released code's, for sentiment",
+        "[ziegler2019], section 2.2 for the discount; the released code for sentiment for the other constants",
         0.2,
         "token_mean",
         "gae",
@@ -132,7 +168,7 @@ PRESETS = {
         "[ouyang2022], appendix C.4", 0.2, "token_mean", "gae", penalty=_K1_IN_REWARD, beta=0.02, discount=1.0
     ),
     "deepseekmath": Preset(
-        "[shao2024], section 4.2; one update a batch, so that no clip is given or needed",
+        "[shao2024], section 4.2; one update per batch, so that the clip has no effect and is not stated",
         None,
         "sequence_mean",
         "group",
@@ -144,7 +180,7 @@ PRESETS = {
         "[guo2025], methods", 10.0, "sequence_mean", "group", penalty=_K3_IN_LOSS, beta=0.001, group=16
     ),
     "rloo": Preset(
-        "[ahmadian2024]; clip and beta are TRL's",
+        "[ahmadian2024]; TRL for clip and beta",
         0.2,
         "sequence_mean",
         "leave_one_out",
@@ -152,26 +188,28 @@ PRESETS = {
         penalty=_K1_IN_REWARD,
         beta=0.05,
     ),
-    "dr_grpo": Preset(
-        "[liu2025]; clip and group are its released code's", 0.2, "sequence_sum", "group_centred", group=8
-    ),
+    "dr_grpo": Preset("[liu2025]; the released code for clip and group", 0.2, "sequence_sum", "group_centred", group=8),
     "dapo": Preset("[yu2025], section 4.1", (0.2, 0.28), "token_mean", "group", group=16),
     "gspo": Preset("[zheng2025], section 5.1", (3e-4, 4e-4), "sequence_mean", "group", ratio="sequence_mean"),
 }
 
 
 def preset(name: str) -> Preset:
-    """A published objective by its name.
+    """Returns a published objective by name.
 
     Args:
         name: "ppo2017", "ppo2017_adaptive_kl", "ziegler2019", "instructgpt", "deepseekmath", "deepseek_r1", "rloo",
             "dr_grpo", "dapo" or "gspo".
 
     Returns:
-        A `Preset`.
+        A `Preset` with the published constants. Its `caveat` states whether its penalty descends another KL than the KL
+        that it names.
 
     Raises:
-        PenaltyError: No such name.
+        PenaltyError: The name is unknown.
+
+    References:
+        `Preset.source` names the source of each objective.
 
     Example:
         >>> preset("deepseekmath").beta
@@ -180,5 +218,5 @@ def preset(name: str) -> Preset:
         k3 differentiated as a loss on the policy's own samples descends KL(ref || p
     """
     if name not in PRESETS:
-        raise PenaltyError(f"expected a preset of {', '.join(PRESETS)}, got {name!r}")
+        raise PenaltyError(f"expected the name of a preset, one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]
