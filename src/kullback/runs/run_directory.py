@@ -1,13 +1,13 @@
-"""A run directory: what a training run leaves on disk, and how it is read back.
+"""The run directory: the files that a training run writes, and how they are read back.
 
-config.json        what the run was told
-metrics.jsonl      a row for each optimizer step
-evaluations.jsonl  a row for each measurement on the fixed prompts
-samples.json       completions of the first of those prompts, before and after
-pictures.json      images of a VAE, before and after
-checkpoints/       what `--resume` continues from
-model/             the trained policy, for transformers
-report.html        all of it to look at
+config.json        the configuration of the run
+metrics.jsonl      a row for each optimizer step or update
+evaluations.jsonl  a row for each evaluation
+samples.json       completions of the first evaluation prompts, before and after training
+pictures.json      images of a VAE, before and after training
+checkpoints/       the states from which `--resume` continues
+model/             the trained model
+report.html        the report
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import Any
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_whole
+from kullback.runs.metrics import with_present_keys, with_present_settings
 
 __all__ = ["RunDirectory", "versions"]
 
@@ -29,106 +30,143 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run, by name.
+    """The files of one run.
+
+    Files that were written under former names of metrics and settings are read under the present names.
 
     Args:
-        path: The directory; it need not exist yet.
+        path: The directory, which need not exist yet.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     run = RunDirectory(Path(directory) / "run")
+        ...     run.create({"kind": "grpo"})
+        ...     run.add_metrics({"step": 1, "kl_policy_ref_per_token": 0.01})
+        ...     run.metrics()
+        [{'step': 1, 'kl_policy_ref_per_token': 0.01}]
     """
 
     path: Path
 
     @property
     def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def model(self) -> Path:
+        """The directory of the trained model."""
         return self.path / "model"
 
     @property
     def report(self) -> Path:
+        """The path of the report."""
         return self.path / "report.html"
 
     def create(self, config: Mapping[str, Any]) -> None:
-        """Make the directory and say in it what the run was told.
+        """Create the directory and write config.json.
+
+        Args:
+            config: The configuration of the run.
 
         Raises:
-            InputError: It cannot be made or written to.
+            InputError: The directory cannot be created or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_json("config.json", config)
         except OSError as error:
-            raise InputError(f"--output {self.path}: cannot be written: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise InputError(f"--output {self.path}: expected a writable directory, got: {reason}") from error
 
     def check_can_start(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Refuse to write over what is there, or to go on with another run than the one that was begun.
+        """Check that a run neither overwrites files nor resumes a run of another configuration.
+
+        Args:
+            config: The configuration of the run that is to start.
+            resume: Whether it continues the run in this directory.
 
         Raises:
-            InputError: The directory holds something, or to resume, a run that was told otherwise, `steps` apart.
+            InputError: The directory is not empty; or, with `resume`, there is no run in it or its configuration
+                differs in anything but `steps`.
         """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise InputError(f"--output {self.path}: already there; name another, or continue it with --resume")
+                raise InputError(
+                    f"--output {self.path}: expected a new or an empty directory, but it already exists and is not empty; "
+                    "choose another directory, or continue the run with --resume"
+                )
             return
         stored = self.config()
         for key, value in self.as_stored(config).items():
             if key != "steps" and stored.get(key) != value:
-                raise InputError(f"--resume {self.path}: it was started with {key} {stored.get(key)!r}, not {value!r}")
+                raise InputError(
+                    f"--resume {self.path}: the run was started with {key} {stored.get(key)!r}, got {value!r}; "
+                    "resume it with its original settings, or start a new run"
+                )
 
     @staticmethod
     def as_stored(config: Mapping[str, Any]) -> Row:
-        """`config` as it reads after a trip through config.json."""
+        """Return a configuration as it is read back from config.json."""
         return json.loads(json.dumps(_plain(config)))
 
     def config(self) -> Row:
-        """What the run was told.
+        """Return the configuration of the run.
 
         Raises:
-            InputError: There is no run here, or its config.json is broken.
+            InputError: There is no config.json, or it is not JSON.
         """
         try:
-            return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            return with_present_settings(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise InputError(f"{self.path}: no run here, expected a config.json") from error
+            raise InputError(f"{self.path}: expected a run directory, found no config.json in it") from error
         except json.JSONDecodeError as error:
-            raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
+            raise InputError(f"{self.path / 'config.json'}: expected JSON, got: {error}") from error
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
+        """Return the newest complete checkpoint, or None."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
         return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of steps that no checkpoint holds: a resumed run takes these steps again."""
+        """Remove the rows of steps after a checkpoint, since a resumed run takes these steps again."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             rows = [row for row in self._rows(name) if row["step"] <= step]
             write_whole(self.path / name, "".join(_line(row) for row in rows))
 
     def metrics(self) -> list[Row]:
+        """Return the rows of metrics.jsonl."""
         return self._rows("metrics.jsonl")
 
     def evaluations(self) -> list[Row]:
+        """Return the rows of evaluations.jsonl."""
         return self._rows("evaluations.jsonl")
 
     def samples(self) -> dict[str, list[Row]]:
+        """Return the completions in samples.json, by "before" and "after"."""
         path = self.path / "samples.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def pictures(self) -> dict[str, list[Row]]:
+        """Return the images in pictures.json, by "before" and "after"."""
         path = self.path / "pictures.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def set_pictures(self, when: str, rows: list[Row]) -> None:
+        """Write the images of "before" or "after"."""
         self._write_json("pictures.json", {**self.pictures(), when: rows})
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl."""
         self._append("metrics.jsonl", row)
 
     def add_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append a row to evaluations.jsonl."""
         self._append("evaluations.jsonl", row)
 
     def set_samples(self, when: str, samples: list[Row]) -> None:
+        """Write the completions of "before" or "after"."""
         self._write_json("samples.json", {**self.samples(), when: samples})
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -136,18 +174,26 @@ class RunDirectory:
             file.write(_line(row))
 
     def _rows(self, name: str) -> list[Row]:
+        """Return the rows of a file, without an unfinished last line, which a killed process can leave."""
         path = self.path / name
         if not path.is_file():
             return []
-        # A killed process can leave its last line unfinished, and only that one.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        lines = path.read_text(encoding="utf-8").splitlines(True)
+        return [with_present_keys(json.loads(line)) for line in lines if line.endswith("\n")]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_whole(self.path / name, json.dumps(_plain(content), indent=2, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """What config.json says of the software: Python's version, and these packages'."""
+    """Return the versions of Python, Kullback and further packages.
+
+    Args:
+        *packages: Names of installed packages.
+
+    Returns:
+        A dictionary from name to version.
+    """
     return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
 
 
@@ -156,7 +202,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no nan and no infinity: what is not a finite number is null."""
+    """Return a value as JSON types; numbers that are not finite become null, which JSON has no other way to write."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
