@@ -3,7 +3,9 @@
 The names below are the package's public verbs. Those that need PyTorch, or much of SciPy, load it at their first use.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kullback.budget.kl_budget import KLBudget
@@ -101,3 +103,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps `kullback.measure` and `kullback.doctor` functions after the submodules of the same names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _AT_FIRST_USE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
