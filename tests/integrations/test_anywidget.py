@@ -1,4 +1,4 @@
-"""The widget's own module, in a real browser, with the page in its frame."""
+"""The widget's JavaScript module in a browser, with the page in its frame."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-def test_the_page_lives_in_its_frame(tmp_path):
+def test_the_page_is_shown_in_a_frame(tmp_path):
     widget = PageWidget(page=explorer_page({}, live=False), height=600)
     state = json.dumps({"page": widget.page, "height": widget.height}).replace("<", "\\u003c")
     module = str(widget._esm).replace("export default { render };", "")
@@ -24,13 +24,13 @@ def test_the_page_lives_in_its_frame(tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
-        said = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        messages = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(f"file://{tmp_path / 'notebook.html'}")
         page.wait_for_timeout(1000)
         shown = "document.querySelector('[data-name=forward]').dataset.value"
         assert float(page.frames[1].evaluate(shown)) == pytest.approx(11.818425, abs=1e-5)
         assert page.locator("iframe").bounding_box()["height"] == 600
-        assert said == []
+        assert messages == []
         browser.close()

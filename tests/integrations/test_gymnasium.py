@@ -1,4 +1,4 @@
-"""Gymnasium's own environments as exact processes: what they hold, and what the optimum earns when it is played."""
+"""Gymnasium environments as Markov decision processes: exact optima, and returns of simulated episodes."""
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ ENVIRONMENTS = {"FrozenLake-v1": {}, "CliffWalking-v1": {"horizon": 100}, "Taxi-
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize("beta", [0.01, 1.0])
 @pytest.mark.parametrize("kind", ["KL", "entropy"])
-def test_the_regret_is_the_kl(name, beta, kind):
+def test_the_regret_equals_beta_times_the_kl(name, beta, kind):
     mdp = mdp_from_gymnasium(gymnasium.make(name), **ENVIRONMENTS[name])
     rng = np.random.default_rng(0)
     ref = rng.dirichlet(np.ones(mdp.rewards.shape[1])) if kind == "KL" else None
@@ -27,7 +27,7 @@ def test_the_regret_is_the_kl(name, beta, kind):
 
 
 def test_known_optima():
-    # 13 steps along the cliff; the lake within 100 steps, and at a discount.
+    # The shortest path along the cliff has 13 steps; the lake is crossed within its limit of 100 steps.
     cliff = mdp_from_gymnasium(gymnasium.make("CliffWalking-v1"), horizon=100)
     assert soft_value_iteration(cliff, 0.0).objective == pytest.approx(-13, rel=1e-12)
     lake = mdp_from_gymnasium(gymnasium.make("FrozenLake-v1", is_slippery=False))
@@ -39,13 +39,13 @@ def test_known_optima():
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_playing_the_optimum_earns_what_it_says(name):
+def test_simulated_returns_match_the_objective(name):
     env = gymnasium.make(name)
     mdp = mdp_from_gymnasium(env, **ENVIRONMENTS[name])
     best = soft_value_iteration(mdp, 0.1, np.full(mdp.rewards.shape[1], 1 / mdp.rewards.shape[1]))
     expected = policy_objective(mdp, best.policy, 0.0)
     rng = np.random.default_rng(1)
-    earned = []
+    returns = []
     for episode in range(300):
         state, _ = env.reset(seed=episode)
         total = 0.0
@@ -55,11 +55,11 @@ def test_playing_the_optimum_earns_what_it_says(name):
             total += float(reward)
             if terminated or truncated:
                 break
-        earned.append(total)
-    assert np.mean(earned) == pytest.approx(expected, abs=4 * np.std(earned) / np.sqrt(len(earned)) + 1e-3)
+        returns.append(total)
+    assert np.mean(returns) == pytest.approx(expected, abs=4 * np.std(returns) / np.sqrt(len(returns)) + 1e-3)
 
 
-def test_refusals():
+def test_unsupported_environments_are_rejected():
     with pytest.raises(InputError, match="lists its transitions"):
         mdp_from_gymnasium(gymnasium.make("CartPole-v1"))
     with pytest.raises(SupportError, match="a horizon, or a discount"):

@@ -1,4 +1,4 @@
-"""Forward KL and its floor in Lightning: the optimum of cross-entropy is the empirical distribution."""
+"""Forward KL and entropy floor in Lightning: the minimum of cross-entropy is the empirical distribution."""
 
 import math
 from pathlib import Path
@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from kullback.errors import ShapeError
 from kullback.integrations.lightning import ForwardKL
 
-# Lightning's own: of PyTorch's trees, and of loaders as small as these.
+# Warnings of Lightning about PyTorch's tree utilities and about small data loaders.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers", "ignore:.*The number of training batches"
 )
 
-# The rarest of these contexts is met by its own logit alone, so that the optimum is the table of shares.
+# The number of each class for each context. A linear model of one-hot contexts can represent all their shares.
 COUNTS = np.array([[6, 2, 0], [1, 1, 2], [0, 0, 1]])
 
 
@@ -38,17 +38,17 @@ class Linear(pl.LightningModule):
         return torch.optim.LBFGS(self.parameters(), lr=self.rate, max_iter=40, line_search_fn="strong_wolfe")
 
 
-def fitted(module: Linear, examples: TensorDataset, callback: ForwardKL, epochs: int, path: Path) -> list[Any]:
+def fit(module: Linear, examples: TensorDataset, callback: ForwardKL, epochs: int, path: Path) -> list[Any]:
     rows: list[Any] = []
 
-    class Keep(pl.Callback):
+    class KeepMetrics(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[callback, Keep()],
+        callbacks=[callback, KeepMetrics()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -59,19 +59,19 @@ def fitted(module: Linear, examples: TensorDataset, callback: ForwardKL, epochs:
     return rows
 
 
-def test_cross_entropy_descends_to_its_floor(tmp_path: Path) -> None:
+def test_cross_entropy_converges_to_the_entropy_floor(tmp_path: Path) -> None:
     contexts, classes = zip(*[(c, k) for c in range(3) for k in range(3) for _ in range(COUNTS[c, k])], strict=True)
     examples = TensorDataset(torch.eye(3)[list(contexts)], torch.tensor(classes))
     torch.manual_seed(0)
     module = Linear(3, 3, rate=1.0)
-    rows = fitted(module, examples, ForwardKL(DataLoader(examples, 4)), 4, tmp_path)
+    rows = fit(module, examples, ForwardKL(DataLoader(examples, 4)), 4, tmp_path)
     shares = COUNTS / COUNTS.sum(1, keepdims=True)
     floor = -sum(n * math.log(s) for n, s in zip(COUNTS.flat, shares.flat, strict=True) if n) / COUNTS.sum()
     assert rows[-1]["forward_kl/entropy_floor"] == pytest.approx(floor)
     assert rows[-1]["forward_kl/contexts_seen_once"] == pytest.approx(1 / 13)
     with torch.no_grad():
         learned = module(torch.eye(3)).double().softmax(-1).numpy()
-    # KL(empirical || model), by SciPy's terms.
+    # KL(empirical || model) by SciPy.
     from scipy.special import rel_entr
 
     kl = (COUNTS.sum(1) * rel_entr(shares, learned).sum(1)).sum() / COUNTS.sum()
@@ -80,11 +80,11 @@ def test_cross_entropy_descends_to_its_floor(tmp_path: Path) -> None:
     np.testing.assert_allclose(learned[:2], shares[:2], atol=0.05)
 
 
-def test_on_digits_every_image_is_seen_once_and_says_so(tmp_path: Path) -> None:
+def test_every_image_of_the_digits_occurs_once(tmp_path: Path) -> None:
     images, classes = load_digits(return_X_y=True)
     examples = TensorDataset(torch.from_numpy(images[:600] / 16).float(), torch.from_numpy(classes[:600]))
     torch.manual_seed(0)
-    rows = fitted(Linear(64, 10, 1.0), examples, ForwardKL(DataLoader(examples, 64)), 2, tmp_path)
+    rows = fit(Linear(64, 10, 1.0), examples, ForwardKL(DataLoader(examples, 64)), 2, tmp_path)
     for row in rows:
         assert row["forward_kl/entropy_floor"] == 0.0
         assert row["forward_kl/contexts_seen_once"] == 1.0
@@ -92,8 +92,8 @@ def test_on_digits_every_image_is_seen_once_and_says_so(tmp_path: Path) -> None:
     assert rows[1]["forward_kl/forward_kl"] <= rows[0]["forward_kl/forward_kl"] < 0.01
 
 
-def test_a_log_prob_of_another_shape_is_refused() -> None:
+def test_a_log_prob_of_another_shape_is_rejected() -> None:
     examples = DataLoader(TensorDataset(torch.eye(3), torch.arange(3)), 3)
     callback = ForwardKL(examples, log_prob=lambda module, batch: module(batch[0]))
-    with pytest.raises(ShapeError, match="one an example"):
+    with pytest.raises(ShapeError, match="one value per example"):
         callback.measure(Linear(3, 3, 1.0))

@@ -1,4 +1,4 @@
-"""The explorer as a widget of notebooks, by anywidget: the same page, in a frame of its own."""
+"""A notebook widget, built on anywidget, that shows a page such as the explorer in a sandboxed frame."""
 
 from kullback.errors import MissingDependencyError
 
@@ -14,11 +14,13 @@ __all__ = ["PageWidget"]
 
 
 class PageWidget(anywidget.AnyWidget):
-    """A page that holds everything it needs, such as `kullback.explore.explorer.explorer_page` makes.
+    """A notebook widget that shows a self-contained HTML page.
+
+    The frame is sandboxed, so that the page has no access to the notebook.
 
     Args:
-        page: Its HTML; its own policy keeps it from the network, and the frame from the notebook.
-        height: In pixels.
+        page: The HTML of the page, for example from `kullback.explore.explorer.explorer_page`.
+        height: The height of the frame in pixels.
 
     Example:
         >>> from kullback.explore.explorer import explorer_page

@@ -1,4 +1,4 @@
-"""Gymnasium's environments of known transitions, as Markov decision processes."""
+"""Conversion of Gymnasium environments with known transition probabilities to Markov decision processes."""
 
 from typing import Any
 
@@ -19,49 +19,49 @@ __all__ = ["mdp_from_gymnasium"]
 
 
 def mdp_from_gymnasium(env: gymnasium.Env[Any, Any], *, discount: float = 1.0, horizon: int | None = None) -> MDP:
-    """The exact process of an environment that lists its transitions: FrozenLake, CliffWalking, Taxi and their kin.
+    """The Markov decision process of an environment that lists its transitions, such as FrozenLake or Taxi.
 
-    Such an environment has `env.unwrapped.P[state][action]`, a list of (probability, next state, reward, terminated). A
-    transition that terminates goes to `ends`, and its reward counts.
+    Such an environment has a table `env.unwrapped.P[state][action]` with lists of tuples (probability, next state,
+    reward, terminated). The reward of a terminating transition counts.
 
     Args:
         env: The environment, as `gymnasium.make` returns it.
-        discount: What a reward one step later counts, in [0, 1].
-        horizon: How many steps an episode has at most; where there is no discount and none is given, the environment's
-            own limit.
+        discount: The discount factor of rewards per step, in [0, 1].
+        horizon: The maximum number of steps of an episode. If it is None and the discount is 1, the environment's own
+            limit is used.
 
     Returns:
-        `MDP` of sparse transitions, which starts as the environment does.
+        An `MDP` with sparse transitions and the initial state distribution of the environment.
 
     Raises:
         InputError: The environment does not list its transitions.
-        SupportError: There is neither a discount nor a limit of steps.
+        SupportError: The discount is 1 and the number of steps is not limited.
 
     Example:
         >>> mdp = mdp_from_gymnasium(gymnasium.make("FrozenLake-v1"))
         >>> mdp.rewards.shape, mdp.horizon
         ((16, 4), 100)
     """
-    table, first = (getattr(env.unwrapped, name, None) for name in ("P", "initial_state_distrib"))
-    if table is None or first is None:
+    table, initial = (getattr(env.unwrapped, name, None) for name in ("P", "initial_state_distrib"))
+    if table is None or initial is None:
         raise InputError(
             f"expected an environment that lists its transitions (env.unwrapped.P), got {env}; FrozenLake, "
-            "CliffWalking and Taxi do; build an MDP from yours by hand"
+            "CliffWalking and Taxi do; construct an `MDP` from arrays for other environments"
         )
     if horizon is None and discount == 1 and env.spec is not None:
         horizon = env.spec.max_episode_steps
     states, actions = len(table), len(table[0])
     rewards, ends = np.zeros((states, actions)), np.zeros((states, actions))
-    rows, columns, chances = [], [], []
+    rows, columns, probabilities = [], [], []
     for state in range(states):
         for action in range(actions):
-            for chance, following, reward, terminated in table[state][action]:
-                rewards[state, action] += chance * reward
+            for probability, next_state, reward, terminated in table[state][action]:
+                rewards[state, action] += probability * reward
                 if terminated:
-                    ends[state, action] += chance
+                    ends[state, action] += probability
                 else:
                     rows.append(state * actions + action)
-                    columns.append(int(following))
-                    chances.append(chance)
-    transitions = sparse.coo_array((chances, (rows, columns)), shape=(states * actions, states))
-    return MDP(transitions, rewards, ends=ends, discount=discount, horizon=horizon, initial=first)
+                    columns.append(int(next_state))
+                    probabilities.append(probability)
+    transitions = sparse.coo_array((probabilities, (rows, columns)), shape=(states * actions, states))
+    return MDP(transitions, rewards, ends=ends, discount=discount, horizon=horizon, initial=initial)

@@ -1,4 +1,4 @@
-"""Lightning: a callback that logs forward KL, and the entropy floor under a loss of cross-entropy."""
+"""A callback for Lightning that logs forward KL and the entropy floor of a cross-entropy loss."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,31 +23,37 @@ __all__ = ["ForwardKL"]
 
 
 def _log_prob(module: LightningModule, batch: Any) -> Tensor:
+    """The log-probability of each example's class, where the module's output are logits."""
     inputs, classes = batch
     return module(inputs).log_softmax(-1).gather(-1, classes[:, None])[:, 0]
 
 
 class ForwardKL(Callback):
-    """Logs KL(data || model) of a Lightning module that is trained by cross-entropy, and the floor under its loss.
+    """Logs KL(data || model) of a Lightning module that is trained with cross-entropy, and the entropy floor.
 
-    cross-entropy = floor + KL(data || model), the floor being the entropy of the classes given equal inputs: no
-    function of the input comes below it on these examples. On training data the KL is that to their empirical
-    distribution, exactly; on other examples it is above the KL to their source on average.
+    cross-entropy = entropy floor + KL(data || model)
 
-    Logged at the end of every training epoch: `forward_kl/cross_entropy`, `forward_kl/entropy_floor`,
-    `forward_kl/forward_kl`, its `_std_error`, all in nats an example, and `forward_kl/contexts_seen_once`, a share.
+    The entropy floor is the entropy of the classes given equal inputs, which is the minimum of the cross-entropy over
+    all functions of the input on these examples. On training examples the difference is exactly the KL from their
+    empirical distribution. On held-out examples its mean is larger than the KL from the distribution of the data.
+
+    These keys are logged at the end of every training epoch, in nats per example unless stated otherwise:
+    `forward_kl/cross_entropy`, `forward_kl/entropy_floor`, `forward_kl/forward_kl`, `forward_kl/forward_kl_std_error`
+    and `forward_kl/contexts_seen_once`, the share of examples whose input occurs once.
+
+    docs/supervised.md has an example.
 
     Args:
-        batches: The examples to judge by, in batches of (inputs, classes): a DataLoader that does not shuffle.
-        log_prob: log of what the module gives to each example's class, shape (examples,), of the module and a batch;
-            by default the module's output is taken for logits.
-        entropy: The source's true entropy in nats an example, where it is known: then it is the floor.
-        name: What the keys begin with.
+        batches: The examples to evaluate on, as batches of (inputs, classes) in a fixed order, for example a DataLoader
+            that does not shuffle.
+        log_prob: A function of the module and a batch that returns the log-probability of each example's class, shape
+            (examples,). By default the module's output is interpreted as logits.
+        entropy: The entropy of the class given the input in nats per example, if it is known. It replaces the entropy
+            floor of the examples.
+        name: The prefix of the logged keys.
 
     Raises:
-        ShapeError: `log_prob` does not give one number an example.
-
-    docs/supervised.md runs an example.
+        ShapeError: `log_prob` does not return one number per example.
     """
 
     def __init__(
@@ -61,30 +67,38 @@ class ForwardKL(Callback):
         self.batches, self.log_prob, self.entropy, self.name = batches, log_prob, entropy, name
 
     def measure(self, module: LightningModule) -> dict[str, float]:
-        """What is logged, now."""
-        seen, pairs, surprises = EmpiricalConditional(), [], []
+        """Measure cross-entropy, entropy floor and forward KL of the module on the examples.
+
+        Args:
+            module: The module, which is put into evaluation mode for the measurement.
+
+        Returns:
+            The logged values by key, without the prefix.
+        """
+        empirical, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training
         module.eval()
         try:
             for batch in self.batches:
                 inputs, classes = batch
                 with torch.no_grad():
-                    found = -self.log_prob(module, [part.to(module.device) for part in batch]).double()
-                if found.shape != classes.shape:
+                    values = -self.log_prob(module, [part.to(module.device) for part in batch]).double()
+                if values.shape != classes.shape:
                     raise ShapeError(
-                        f"expected log_prob of shape {tuple(classes.shape)}, one an example, got {tuple(found.shape)}"
+                        f"expected log_prob of shape {tuple(classes.shape)}, one value per example, got "
+                        f"{tuple(values.shape)}"
                     )
-                surprises += found.tolist()
-                contexts = (one.cpu().numpy().tobytes() for one in inputs)
+                surprises += values.tolist()
+                contexts = (example.cpu().numpy().tobytes() for example in inputs)
                 pairs += zip(contexts, classes.tolist(), strict=True)
         finally:
             module.train(mode)
         for pair in pairs:
-            seen.add(*pair)
-        floor = seen.floor()
-        least = [seen.surprise(*pair) if self.entropy is None else self.entropy for pair in pairs]
-        above = [surprise - low for surprise, low in zip(surprises, least, strict=True)]
-        kl = kl_per_token(above, [1] * len(above), range(len(above)))
+            empirical.add(*pair)
+        floor = empirical.floor()
+        minima = [empirical.surprise(*pair) if self.entropy is None else self.entropy for pair in pairs]
+        excess = [surprise - minimum for surprise, minimum in zip(surprises, minima, strict=True)]
+        kl = kl_per_token(excess, [1] * len(excess), range(len(excess)))
         return {
             "cross_entropy": sum(surprises) / len(surprises),
             "entropy_floor": floor.nats if self.entropy is None else self.entropy,

@@ -1,4 +1,4 @@
-"""Language models of the transformers library: loaded safely, their hidden states, heads and completions."""
+"""Language models of transformers: loading without pickles, hidden states, output heads, sampling and token KL."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,14 +40,20 @@ __all__ = [
 
 Prompt = str | list[dict[str, str]]
 
-_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-_DIVISORS = ("logits_scaling",)
+_SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+_INVERSE_SCALE_NAMES = ("logits_scaling",)
 _IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a model's last hidden states into logits: `scale * (hidden @ weight.T + bias)`."""
+    """The linear map from the last hidden states to logits: `scale * (hidden @ weight.T + bias)`.
+
+    Args:
+        weight: Shape (vocabulary, d).
+        bias: Shape (vocabulary,), or None.
+        scale: A factor of the logits.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -56,48 +62,71 @@ class Head:
 
 @dataclass(frozen=True)
 class Completions:
-    """Sampled completions: ids of shape (batch, prompt + completion), and which of them are what."""
+    """Sampled completions.
+
+    Args:
+        ids: Token ids, shape (batch, prompt + completion).
+        attention: The attention mask, shape (batch, prompt + completion).
+        mask: Shape (batch, completion): true for the tokens of the completion, including its end-of-sequence token.
+    """
 
     ids: Tensor
     attention: Tensor
     mask: Tensor
-    """Shape (batch, completion): true for the completion's tokens, its end mark included."""
 
 
 def require_model_directory(directory: Path) -> None:
-    """Refuse, in one line, what is not a local safetensors model with a tokenizer, without loading it.
+    """Check that a directory contains a safetensors model and a tokenizer, without loading them.
+
+    Args:
+        directory: A local directory in the format of `save_pretrained`.
 
     Raises:
-        InputError: The directory is absent, or lacks config.json, safetensors (pickles are never read) or a tokenizer.
+        InputError: The directory does not exist, or has no config.json, no safetensors or no tokenizer. Pickles are not
+            accepted.
     """
     if not directory.is_dir():
-        raise InputError(f"--model {directory}: no such directory; name a local transformers directory")
+        raise InputError(f"--model {directory}: no such directory; expected a local transformers directory")
     if not (directory / "config.json").is_file():
-        raise InputError(f"--model {directory}: expected a config.json there; save the model by save_pretrained")
+        raise InputError(f"--model {directory}: expected a config.json; save the model with save_pretrained")
     if not any(directory.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
         found = f"found {pickled[0]}, a pickle, which can run code" if pickled else "found no weights"
-        raise InputError(f"--model {directory}: expected *.safetensors, {found}; save it by save_pretrained")
+        raise InputError(f"--model {directory}: expected *.safetensors, {found}; save the model with save_pretrained")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise InputError(f"--model {directory}: no tokenizer there; save it beside the model by save_pretrained")
+        raise InputError(f"--model {directory}: no tokenizer found; save it to the same directory with save_pretrained")
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory, padding on the left as generation needs."""
+    """Load the tokenizer of a model directory, with padding on the left as generation requires.
+
+    Args:
+        directory: A local directory in the format of `save_pretrained`.
+
+    Raises:
+        InputError: The directory is not valid, the tokenizer does not load, or it has no end-of-sequence token.
+    """
     require_model_directory(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"--model {directory}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {directory}: its tokenizer has no end-of-sequence token, so that nothing would stop")
+        raise InputError(f"--model {directory}: expected a tokenizer with an end-of-sequence token, got one without")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_model(directory: Path) -> PreTrainedModel:
-    """A causal language model from a local directory, from safetensors only, in float32."""
+    """Load a causal language model from the safetensors in a local directory, in float32.
+
+    Args:
+        directory: A local directory in the format of `save_pretrained`.
+
+    Raises:
+        InputError: The directory is not valid, or the model does not load.
+    """
     require_model_directory(directory)
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -108,31 +137,32 @@ def load_model(directory: Path) -> PreTrainedModel:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The output head of a causal language model.
+    """The output head of a causal language model, with the logit scale of its configuration.
 
     Raises:
-        BudgetError: The model caps its logits (`final_logit_softcapping`), which no linear head can say.
+        BudgetError: The model applies `final_logit_softcapping`, so that its logits are not linear in the hidden
+            states.
     """
     config = model.config.get_text_config()
     if getattr(config, "final_logit_softcapping", None):
         raise BudgetError(
-            f"{type(model).__name__} caps its logits (final_logit_softcapping), and the exact KL from hidden states "
-            "needs a linear head: use a model without the cap"
+            f"{type(model).__name__} caps its logits (final_logit_softcapping), but the exact KL from hidden states "
+            "requires a linear head; use a model without the cap"
         )
     scale = 1.0
-    for name in _MULTIPLIERS:
+    for name in _SCALE_NAMES:
         scale *= getattr(config, name, None) or 1.0
-    for name in _DIVISORS:
-        divisor = getattr(config, name, None) or 1.0
-        # HyperCLOVA X multiplies by what the others divide by.
-        scale *= divisor if config.model_type == "hyperclovax" else 1 / divisor
+    for name in _INVERSE_SCALE_NAMES:
+        value = getattr(config, name, None) or 1.0
+        # HyperCLOVA X multiplies by this value, all other models divide by it.
+        scale *= value if config.model_type == "hyperclovax" else 1 / value
     layer: Any = model.get_output_embeddings()
     return Head(layer.weight, layer.bias, scale)
 
 
 @contextmanager
 def recorded_hidden(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """The last hidden states of every forward pass of `model` inside the block, in order, with their gradient."""
+    """A context manager that collects the last hidden states of every forward pass of `model`, with gradient."""
     states: list[Tensor] = []
     decoder: Any = model.get_decoder()
     handle = decoder.register_forward_hook(lambda _module, _arguments, output: states.append(output.last_hidden_state))
@@ -143,7 +173,7 @@ def recorded_hidden(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def last_hidden(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:
-    """The last hidden states, shape (batch, time, d), without gradient."""
+    """The last hidden states of a forward pass, shape (batch, time, d), without gradient."""
     decoder: Any = model.get_decoder()
     with torch.no_grad():
         return decoder(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
@@ -152,21 +182,22 @@ def last_hidden(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tenso
 def completion_kl(
     policy: Head, hidden: Tensor, reference: Head, ref_hidden: Tensor, mask: Tensor, *, temperature: float
 ) -> Tensor:
-    """KL(policy || reference) at every completion token, exact over the vocabulary, in nats.
+    """KL(policy || reference) of the next token at every completion token, exact over the vocabulary.
 
     Args:
-        policy: The policy's head.
-        hidden: Shape (batch, prompt + completion, d): the policy's last hidden states.
-        reference: The reference's head.
-        ref_hidden: The same of the reference.
+        policy: The output head of the policy.
+        hidden: The last hidden states of the policy, shape (batch, prompt + completion, d).
+        reference: The output head of the reference.
+        ref_hidden: The last hidden states of the reference, shape (batch, prompt + completion, d).
         mask: Shape (batch, completion): true for the tokens that count.
-        temperature: At which the policy samples; both sides' logits are divided by it.
+        temperature: The sampling temperature, which divides the logits of both models.
 
     Returns:
-        Shape (batch, completion), zero where masked; with the policy's gradient, the visited prefixes held fixed.
+        Nats, shape (batch, completion), zero where masked. The gradient is with respect to the policy, with the sampled
+        prefixes held fixed.
     """
     time = mask.shape[1]
-    before = slice(-time - 1, -1)  # the state before a token is what predicts it
+    before = slice(-time - 1, -1)  # the hidden state of a token predicts the next token
     return linear_token_kl(
         (hidden[:, before] * policy.scale).to(policy.weight.dtype),
         policy.weight,
@@ -180,17 +211,19 @@ def completion_kl(
 
 
 def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
-    """The log-probability of every completion token, in nats, a few positions' logits held at a time.
+    """The log-probability of every completion token, without storing the logits of all positions.
+
+    This equals `log_softmax(head(hidden) / temperature)` at the token ids.
 
     Args:
-        head: The model's head.
-        hidden: Shape (batch, prompt + completion, d): its last hidden states.
-        ids: Shape (batch, prompt + completion).
+        head: The output head of the model.
+        hidden: The last hidden states, shape (batch, prompt + completion, d).
+        ids: Token ids, shape (batch, prompt + completion).
         mask: Shape (batch, completion): true for the tokens that count.
-        temperature: What the logits are divided by.
+        temperature: The divisor of the logits.
 
     Returns:
-        Shape (batch, completion), zero where masked; differentiable.
+        Nats, shape (batch, completion), zero where masked, differentiable.
     """
     time = mask.shape[1]
     states = (hidden[:, -time - 1 : -1] * (head.scale / temperature)).to(head.weight.dtype)
@@ -206,16 +239,16 @@ def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *
 
 
 def completion_entropy(head: Head, hidden: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
-    """The entropy of the next-token distribution at every completion token, in nats: log V - KL(p || uniform).
+    """The entropy of the next-token distribution at every completion token: log V - KL(p || uniform).
 
     Args:
-        head: The model's head.
-        hidden: Shape (batch, prompt + completion, d): its last hidden states.
+        head: The output head of the model.
+        hidden: The last hidden states, shape (batch, prompt + completion, d).
         mask: Shape (batch, completion): true for the tokens that count.
-        temperature: What the logits are divided by.
+        temperature: The divisor of the logits.
 
     Returns:
-        Shape (batch, completion), zero where masked.
+        Nats, shape (batch, completion), zero where masked.
     """
     uniform = Head(head.weight.new_zeros(len(head.weight), 1), None, 1.0)
     kl = completion_kl(head, hidden, uniform, hidden.new_zeros(*hidden.shape[:2], 1), mask, temperature=temperature)
@@ -226,14 +259,14 @@ def completion_entropy(head: Head, hidden: Tensor, mask: Tensor, *, temperature:
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float
 ) -> Completions:
-    """Completions sampled from the whole distribution at `temperature`: no top-p, no top-k.
+    """Sample one completion of each prompt from the full distribution, without top-p or top-k.
 
     Args:
-        model: A causal language model, in the mode (train or eval) that the caller wants.
-        tokenizer: Its tokenizer, padding on the left.
-        prompts: Text, or lists of messages for the tokenizer's chat template.
-        max_new_tokens: Where a completion is cut.
-        temperature: What the logits are divided by.
+        model: A causal language model. Its training or evaluation mode is not changed.
+        tokenizer: The tokenizer of the model, with padding on the left.
+        prompts: Texts, or lists of messages for the tokenizer's chat template.
+        max_new_tokens: The maximum length of a completion in tokens.
+        temperature: The divisor of the logits.
     """
     if all(isinstance(prompt, str) for prompt in prompts):
         encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
@@ -254,11 +287,12 @@ def sample(
         bos_token_id=tokenizer.bos_token_id,
     )
     ids = model.generate(input_ids=encoded["input_ids"], attention_mask=attention, generation_config=config)
-    written = ids[:, attention.shape[1] :]
-    ends = (written == tokenizer.eos_token_id).cumsum(dim=1)
-    mask = (ends == 0) | ((ends == 1) & (written == tokenizer.eos_token_id))
+    completion_ids = ids[:, attention.shape[1] :]
+    ends = (completion_ids == tokenizer.eos_token_id).cumsum(dim=1)
+    mask = (ends == 0) | ((ends == 1) & (completion_ids == tokenizer.eos_token_id))
     return Completions(ids, torch.cat([attention, mask.to(attention.dtype)], dim=1), mask)
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its class if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

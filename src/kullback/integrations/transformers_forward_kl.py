@@ -1,4 +1,4 @@
-"""The transformers Trainer: a callback that logs forward KL, and the entropy floor under its loss."""
+"""A callback for the transformers `Trainer` that logs forward KL and the entropy floor of its loss."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ _IGNORED = -100
 
 
 class _Scored(NamedTuple):
-    """One example: its contexts and outcomes, and -log of what the model gives to each."""
+    """The contexts and outcomes of one example, and -log of the model's probability of each outcome."""
 
     contexts: list[Any]
     outcomes: list[int]
@@ -34,95 +34,100 @@ class _Scored(NamedTuple):
 
 
 class ForwardKL(TrainerCallback):
-    """Logs KL(data || model) while a transformers `Trainer` descends cross-entropy, and the floor under its loss.
+    """Logs KL(data || model) and the entropy floor while a transformers `Trainer` minimises cross-entropy.
 
-    The loss of a language model or a classifier is cross-entropy = floor + KL(data || model): the floor is the entropy
-    of the sample's outcomes given their contexts (for a language model the whole prefix), and no model comes below it.
-    Both are of the same fixed examples, so that on training data the difference is the KL to their empirical
-    distribution exactly. On held-out data it is the KL to those examples' own empirical distribution: above the KL to
-    their source on average, the more so the more contexts are seen once.
+    cross-entropy = entropy floor + KL(data || model)
 
-    Logged at the start, at every evaluation and at the end, by `trainer.log`, for "train" and, where there is an
-    `eval_dataset`, "eval": `train_cross_entropy_per_token`, `train_entropy_floor_per_token`,
-    `train_forward_kl_per_token` with its `_std_error` over examples, and `train_contexts_seen_once`, a share. Of a
-    classifier it is `_per_example`. Labels of -100 and padding count nowhere.
+    The entropy floor is the entropy of the outcomes given their contexts in a fixed set of examples. It is the minimum
+    of the cross-entropy over all models. For a language model the context of a token is its whole prefix, for a
+    classifier it is the input. On training examples the difference is exactly the KL from their empirical distribution.
+    On held-out examples its mean is larger than the KL from the distribution of the data, and the difference grows with
+    the share of contexts that occur once.
+
+    These keys are logged with `trainer.log` before training, at every evaluation and after training:
+    `train_cross_entropy_per_token`, `train_entropy_floor_per_token`, `train_forward_kl_per_token`, its standard error
+    over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the share of tokens whose
+    context occurs once. With an `eval_dataset` there are the same keys with the prefix `eval_`. For a classifier the
+    keys end in `_per_example`. Labels of -100 and padding are not counted.
+
+    docs/supervised.md has an example.
 
     Args:
-        trainer: A `Trainer` or `SFTTrainer` of a causal language model or a classifier of sequences; then
-            `trainer.add_callback(ForwardKL(trainer))`.
-        max_examples: How many examples of each set are judged, evenly spread.
-        entropy: The source's true entropy in nats an outcome, where it is known: then it is the floor.
+        trainer: A `Trainer` or `SFTTrainer` of a causal language model or a sequence classifier. The callback is
+            added with `trainer.add_callback(ForwardKL(trainer))`.
+        max_examples: The maximum number of examples of each set. They are taken at even intervals.
+        entropy: The entropy of an outcome given its context in nats, if it is known. It replaces the entropy floor of
+            the examples.
 
     Raises:
-        InputError: The trainer has no training examples, or its labels are neither tokens nor classes.
-
-    docs/supervised.md runs an example.
+        InputError: The trainer has no training examples, or its labels are neither token ids nor classes.
     """
 
     def __init__(self, trainer: Trainer, *, max_examples: int = 1024, entropy: float | None = None) -> None:
         if max_examples < 1:
             raise InputError(f"expected max_examples to be 1 or more, got {max_examples}")
         if trainer.train_dataset is None:
-            raise InputError("expected a Trainer with a train_dataset, got none: its floor is what is logged")
+            raise InputError("expected a Trainer with a train_dataset, got none; its entropy floor is logged")
         self.trainer, self.max_examples, self.entropy = trainer, max_examples, entropy
-        self.newest = -1
+        self.latest_step = -1
 
     def measure(self) -> Row:
-        """What is logged, now."""
+        """Measure cross-entropy, entropy floor and forward KL on all sets, and return the logged values by key."""
         row: Row = {}
         for name, dataset in (("train", self.trainer.train_dataset), ("eval", self.trainer.eval_dataset)):
-            # Sets of sets, by name, are the Trainer's way to have several.
-            for key, one in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
-                if one is not None:
-                    row |= self._measured(f"{name}_{key}_" if key else f"{name}_", one)
+            # The Trainer accepts a dictionary of several named sets.
+            for key, subset in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
+                if subset is not None:
+                    row |= self._measure_dataset(f"{name}_{key}_" if key else f"{name}_", subset)
         return row
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._tell(state.global_step)
+        self._log(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._tell(state.global_step)
+        self._log(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._tell(state.global_step)
+        self._log(state.global_step)
 
-    def _tell(self, step: int) -> None:
-        if step != self.newest:
-            self.newest = step
+    def _log(self, step: int) -> None:
+        """Measure and log unless this step has been logged."""
+        if step != self.latest_step:
+            self.latest_step = step
             self.trainer.log(self.measure())
 
-    def _measured(self, prefix: str, dataset: Any) -> Row:
-        count, kept = len(dataset), min(len(dataset), self.max_examples)
-        chosen = [round(i * (count - 1) / max(1, kept - 1)) for i in range(kept)]
-        token_log_probs = (
-            dataset.select(chosen) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, chosen)
-        )
-        # Sequential, collated as evaluations are; each process has a share, and may repeat some at the end.
-        scored = gather_object(list(self._scored(token_log_probs)))[: len(chosen)]
-        unit = "example" if all(isinstance(one.contexts[0], bytes) for one in scored if one.contexts) else "token"
-        seen = EmpiricalConditional()
-        for one in scored:
-            for pair in zip(one.contexts, one.outcomes, strict=True):
-                seen.add(*pair)
-        floor, lengths = seen.floor(), [len(one.outcomes) for one in scored]
+    def _measure_dataset(self, prefix: str, dataset: Any) -> Row:
+        """The logged values of one set of examples."""
+        size, count = len(dataset), min(len(dataset), self.max_examples)
+        indices = [round(i * (size - 1) / max(1, count - 1)) for i in range(count)]
+        subset = dataset.select(indices) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, indices)
+        # The evaluation DataLoader is sequential. With several processes it may repeat examples at the end.
+        scored = gather_object(list(self._score(subset)))[: len(indices)]
+        is_classifier = all(isinstance(example.contexts[0], bytes) for example in scored if example.contexts)
+        unit = "example" if is_classifier else "token"
+        empirical = EmpiricalConditional()
+        for example in scored:
+            for pair in zip(example.contexts, example.outcomes, strict=True):
+                empirical.add(*pair)
+        floor, lengths = empirical.floor(), [len(example.outcomes) for example in scored]
         if not floor.count:
-            raise InputError(f"{prefix[:-1]}: expected labels that count, got none in {len(chosen)} examples")
-        base = [
-            [seen.surprise(*pair) if self.entropy is None else self.entropy for pair in zip(c, o, strict=True)]
+            raise InputError(f"{prefix[:-1]}: expected labels that count, got none in {len(indices)} examples")
+        minima = [
+            [empirical.surprise(*pair) if self.entropy is None else self.entropy for pair in zip(c, o, strict=True)]
             for c, o, _ in scored
         ]
-        above = [sum(one.surprises) - sum(least) for one, least in zip(scored, base, strict=True)]
-        kl = kl_per_token(above, lengths, range(len(scored)))
-        least = floor.nats if self.entropy is None else self.entropy
+        excess = [sum(example.surprises) - sum(minimum) for example, minimum in zip(scored, minima, strict=True)]
+        kl = kl_per_token(excess, lengths, range(len(scored)))
         return {
-            f"{prefix}cross_entropy_per_{unit}": sum(sum(one.surprises) for one in scored) / floor.count,
-            f"{prefix}entropy_floor_per_{unit}": least,
+            f"{prefix}cross_entropy_per_{unit}": sum(sum(example.surprises) for example in scored) / floor.count,
+            f"{prefix}entropy_floor_per_{unit}": floor.nats if self.entropy is None else self.entropy,
             f"{prefix}forward_kl_per_{unit}": kl.value,
             f"{prefix}forward_kl_per_{unit}_std_error": kl.std_error,
             f"{prefix}contexts_seen_once": floor.seen_once,
         }
 
-    def _scored(self, dataset: Any) -> Iterator[_Scored]:
+    def _score(self, dataset: Any) -> Iterator[_Scored]:
+        """Evaluate the model on all examples, in evaluation mode and without gradient."""
         trainer, prefixes = self.trainer, Prefixes()
         model: Any = trainer.model
         mode = model.training
@@ -135,42 +140,44 @@ class ForwardKL(TrainerCallback):
                     inputs = {key: value for key, value in batch.items() if key != "labels"}
                     logits = model(**inputs).logits
                 if labels.ndim == 1 and not labels.is_floating_point():
-                    yield from _classes(inputs, labels, logits)
+                    yield from _score_classes(inputs, labels, logits)
                 elif labels.ndim == 2 and labels.shape == inputs["input_ids"].shape and model.can_generate():
-                    yield from _tokens(inputs, labels, logits, prefixes)
+                    yield from _score_tokens(inputs, labels, logits, prefixes)
                 else:
                     raise InputError(
-                        f"expected labels of a causal language model or of classes, got shape {tuple(labels.shape)} "
-                        f"for {type(model).__name__}: there is no entropy floor for these here"
+                        f"expected token labels of a causal language model or class labels, got {labels.dtype} of "
+                        f"shape {tuple(labels.shape)} for {type(model).__name__}, which have no entropy floor"
                     )
         finally:
             model.train(mode)
 
 
-def _classes(inputs: Row, labels: Tensor, logits: Tensor) -> Iterator[_Scored]:
+def _score_classes(inputs: Row, labels: Tensor, logits: Tensor) -> Iterator[_Scored]:
+    """The examples of a batch of a classifier: the context is the bytes of the unpadded input."""
     surprises = _surprises(logits, labels)
     attended = inputs.get("attention_mask")
     for i, label in enumerate(labels.tolist()):
-        # Two batches pad one input differently.
+        # Padding depends on the batch and is removed, so that equal inputs are equal contexts.
         parts = [value[i] if attended is None or value.shape != attended.shape else value[i][attended[i].bool()]
                  for key, value in sorted(inputs.items()) if key != "attention_mask"]  # fmt: skip
         context = b"".join(part.cpu().numpy().tobytes() for part in parts)
         yield _Scored([context], [label], [surprises[i]])
 
 
-def _tokens(inputs: Row, labels: Tensor, logits: Tensor, prefixes: Prefixes) -> Iterator[_Scored]:
+def _score_tokens(inputs: Row, labels: Tensor, logits: Tensor, prefixes: Prefixes) -> Iterator[_Scored]:
+    """The examples of a batch of a language model: the context of a token is the number of its prefix."""
     ids, attended = inputs["input_ids"], inputs.get("attention_mask")
     attended = torch.ones_like(ids) if attended is None else attended
-    kept = (labels[:, 1:] != _IGNORED) & attended[:, 1:].bool()
+    mask = (labels[:, 1:] != _IGNORED) & attended[:, 1:].bool()
     for i in range(len(ids)):
-        here = attended[i].bool()
-        before = torch.full_like(ids[i], -1)
-        before[here] = ids.new_tensor(prefixes.along(ids[i][here].tolist()))
-        outcomes = labels[i, 1:][kept[i]]
-        surprises = _surprises(logits[i, :-1][kept[i]], outcomes)
-        yield _Scored(before[1:][kept[i]].tolist(), outcomes.tolist(), surprises)
+        not_padding = attended[i].bool()
+        contexts = torch.full_like(ids[i], -1)
+        contexts[not_padding] = ids.new_tensor(prefixes.along(ids[i][not_padding].tolist()))
+        outcomes = labels[i, 1:][mask[i]]
+        surprises = _surprises(logits[i, :-1][mask[i]], outcomes)
+        yield _Scored(contexts[1:][mask[i]].tolist(), outcomes.tolist(), surprises)
 
 
 def _surprises(logits: Tensor, outcomes: Tensor) -> list[float]:
-    """-log softmax at the outcomes."""
+    """The negative log-softmax of the logits at the outcomes, in nats."""
     return torch.nn.functional.cross_entropy(logits.float(), outcomes, reduction="none").double().tolist()
