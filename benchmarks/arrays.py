@@ -74,10 +74,10 @@ def error(value, exact):
 
 def without(module, threads, function):
     """The function with that module of kernels, or None, on so many threads."""
-    from kullback import _fast, _quick
+    from kullback.discrete.kernels import dispatch, numba_probs
 
     def call():
-        _quick._loaded["kullback.discrete.kernels.numba_probs"], _fast.THREADS = module, threads
+        dispatch._loaded["kullback.discrete.kernels.numba_probs"], numba_probs.THREADS = module, threads
         return function()
 
     return call
@@ -94,7 +94,8 @@ def probabilities(arguments):
     import scipy.special
     import scipy.stats
 
-    from kullback import _fast, kl_probs
+    from kullback import kl_probs
+    from kullback.discrete.kernels import numba_probs
 
     numexpr.set_num_threads(1)
     for n in arguments.sizes:
@@ -105,12 +106,12 @@ def probabilities(arguments):
                 "scipy.stats.entropy": lambda p=p, q=q: scipy.stats.entropy(p, q),
                 "numexpr": lambda p=p, q=q: numexpr.evaluate("sum(p * log(p / q))", local_dict={"p": p, "q": q}),
                 "kl_probs without Numba": without(None, 1, lambda p=p, q=q: kl_probs(p, q)),
-                "kl_probs": without(_fast, 1, lambda p=p, q=q: kl_probs(p, q)),
+                "kl_probs": without(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q)),
             }
             if n <= 1000:
-                cases["its kernel alone"] = lambda p=p, q=q: _fast.probs(p, q, 1e-5)
+                cases["its kernel alone"] = lambda p=p, q=q: numba_probs.probs(p, q, 1e-5)
             if n >= 10**7:
-                cases["kl_probs, 2 threads"] = without(_fast, 2, lambda p=p, q=q: kl_probs(p, q))
+                cases["kl_probs, 2 threads"] = without(numba_probs, 2, lambda p=p, q=q: kl_probs(p, q))
                 cases["reading: p.dot(q)"] = lambda p=p, q=q: p.dot(q)
                 cases["reading, 2 threads"] = lambda p=p, q=q: in_two(p, q)
             exact = truth(p, q)
@@ -182,7 +183,8 @@ def digits(_arguments):
     import scipy.stats
     import torch
 
-    from kullback import _fast, kl_probs
+    from kullback import kl_probs
+    from kullback.discrete.kernels import numba_probs
 
     print("\nRelative error against 60 digits, 1000 events, float64; (-) where the value is negative\n")
     rows = {}
@@ -197,7 +199,7 @@ def digits(_arguments):
             "sum of scipy kl_div": scipy.special.kl_div(p, q).sum(),
             "F.kl_div": torch.nn.functional.kl_div(torch.from_numpy(np.log(q)), torch.from_numpy(p), reduction="sum"),
             "kl_probs without Numba": without(None, 1, lambda p=p, q=q: kl_probs(p, q))(),
-            "kl_probs": without(_fast, 1, lambda p=p, q=q: kl_probs(p, q))(),
+            "kl_probs": without(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q))(),
         }
         rows.setdefault("KL", []).append(f"{float(exact):.0e}")
         for name, value in cases.items():

@@ -24,7 +24,7 @@ from statistics import fmean, median
 import transformers
 from budget_tasks import TASKS, Trace, name_of, read, train
 
-from kullback.budget.controllers import PPO2017, FixedBeta, RLlib, Ziegler2019
+from kullback.budget.controllers import PPO2017, FixedBeta, RLlibController, Ziegler2019
 
 HEADER = "| budget | learning rate | seed | KL mean | least | most | batches | reward | beta |"
 SUMMARY = (
@@ -79,7 +79,7 @@ def _controller(kind, budget, options, rates):
             if not there:
                 raise SystemExit(f"FixedBeta: expected the run {name} of KLBudget first, whose price it takes")
             return FixedBeta(there[0].beta)
-    return {"PPO2017": PPO2017, "RLlib": RLlib, "Ziegler2019": Ziegler2019}[kind](budget)
+    return {"PPO2017": PPO2017, "RLlibController": RLlibController, "Ziegler2019": Ziegler2019}[kind](budget)
 
 
 def _row(trace: Trace) -> str:
