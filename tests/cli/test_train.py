@@ -36,7 +36,7 @@ NOTING = """
 import os, runpy
 import kullback.integrations.trl as trl
 
-step = trl._BudgetHolder.on_optimizer_step
+step = trl._BudgetCallback.on_optimizer_step
 
 def noting(self, args, state, control, **kwargs):
     step(self, args, state, control, **kwargs)
@@ -44,7 +44,7 @@ def noting(self, args, state, control, **kwargs):
     with open("seen/" + os.environ["LOCAL_RANK"], "a") as file:
         print(self.trainer.budget.to_dict(), weights, file=file)
 
-trl._BudgetHolder.on_optimizer_step = noting
+trl._BudgetCallback.on_optimizer_step = noting
 runpy.run_module("kullback", run_name="__main__")
 """
 
@@ -156,7 +156,7 @@ def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path, capsys: pytest.
         keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(run / name) for key in row}
         assert keys <= explained(), keys - explained()
     assert in_process(command(tiny_model), desk) == 2
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def explained() -> set[str]:
@@ -179,8 +179,8 @@ def explained() -> set[str]:
         ({"budget": -0.1}, "> 0, got -0.1"),
         ({"steps": 0}, "--steps: expected 1 or more"),
         ({"set": "learning_rat=1"}, "the nearest is learning_rate"),
-        ({"set": "num_generations=5"}, "GRPOConfig refuses these settings"),
-        ({"resume": True}, "no run here"),
+        ({"set": "num_generations=5"}, "GRPOConfig rejects these settings"),
+        ({"resume": True}, "expected a run directory"),
         ({"watch": "my_rewards:longer"}, "rewards of different names"),
         ({"evaluate-every": -1}, "--evaluate-every"),
     ],

@@ -76,11 +76,11 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 384, 768]
     assert sorted(path.name for path in (run / "model").iterdir()) == ["model.safetensors", "policy.json"]
     page = (run / "report.html").read_text()
-    for words in ("KL(old || policy)", "nats per step", "Episode length", "What the policy does"):
+    for words in ("KL(old policy || policy)", "nats per step", "Episode length", "Policy statistics"):
         assert words in page
     assert "step 768/768" in done.stdout
     assert "of 0.001 nats/step" in done.stdout
-    assert "KL(old || policy), nats per step" in done.stdout
+    assert "KL(old policy || policy), nats per step" in done.stdout
     assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
 
 
@@ -113,7 +113,7 @@ def test_every_logged_key_is_explained(kind: str, tmp_path: Path, capsys: pytest
         ({"clip": 0}, "--clip: expected a finite number > 0, or none"),
         ({"clip": "some"}, "--clip: expected a number or none, got 'some'; see kullback train ppo --help"),
         ({"steps": "many"}, "--steps: invalid int value: 'many'; see kullback train ppo --help"),
-        ({"output": "/proc/none/run"}, "--output /proc/none/run: cannot be written: No such file"),
+        ({"output": "/proc/none/run"}, "--output /proc/none/run: expected a writable directory, got: No such file"),
         ({"reference": "absent.zip"}, "--reference absent.zip: no such file"),
         ({"constrain": "reference"}, "--constrain reference: expected --reference"),
         ({"constrain": "old-policy", "budget": None}, "--constrain: expected --budget beside it"),

@@ -1,4 +1,4 @@
-"""A made-up training run with the numbers a real one would have: two arms, one with a budget and one without."""
+"""Synthetic training runs with realistic metrics: one run with a KL budget, and one run without."""
 
 import math
 import random
@@ -15,15 +15,15 @@ PROMPTS = (
 
 
 def metrics(steps: int, *, budget: float | None, seed: int) -> list[dict]:
-    """Rows of a training run whose KL is held at `budget` nats per token, or drifts when it is None."""
+    """Return metrics of a run whose KL stays at `budget` nats per token, or grows when `budget` is None."""
     random_number = random.Random(seed)
-    kl, level, beta, rows = 1e-4, 0.0, 0.02 if budget else 0.0, []
+    kl, filtered_kl, beta, rows = 1e-4, 0.0, 0.02 if budget else 0.0, []
     for step in range(1, steps + 1):
         kl += 0.0011 * math.exp(random_number.gauss(0, 0.5)) * (300 / steps)
         if budget:
             kl -= max(0.0, kl - budget) * 0.25
-            level += 0.1 * (kl - level)
-            beta = min(1.0, max(1e-3, beta * math.exp(0.08 * (level - budget) / budget)))
+            filtered_kl += 0.1 * (kl - filtered_kl)
+            beta = min(1.0, max(1e-3, beta * math.exp(0.08 * (filtered_kl - budget) / budget)))
         proxy = 1 - math.exp(-3.2 * math.sqrt(kl) * (1.6 if budget else 1.0))
         rows.append(
             {
@@ -35,10 +35,10 @@ def metrics(steps: int, *, budget: float | None, seed: int) -> list[dict]:
                 "kl_policy_ref_per_token": max(0.0, kl * math.exp(random_number.gauss(0, 0.16))),
                 "kl_policy_ref_per_token_std_error": 0.1 * kl,
                 "kl_policy_ref_per_sequence": 24 * kl,
-                "kl_filtered": level if budget else None,
+                "kl_filtered": filtered_kl if budget else None,
                 "beta": beta,
-                "learning_rate_scale": max(0.1, min(1.0, 2 - level / budget)) if budget else 1.0,
-                "displacement_scale": 0.97 if budget and level > 1.02 * budget else 1.0,
+                "learning_rate_scale": max(0.1, min(1.0, 2 - filtered_kl / budget)) if budget else 1.0,
+                "displacement_scale": 0.97 if budget and filtered_kl > 1.02 * budget else 1.0,
                 "entropy": 2.4 * math.exp(-2.5 * kl) + random_number.gauss(0, 0.04),
                 "completion_length": 24 + 40 * kl + random_number.gauss(0, 0.8),
                 "truncated": min(1.0, max(0.0, 0.04 + 1.1 * kl + random_number.gauss(0, 0.02))),
@@ -52,7 +52,7 @@ def metrics(steps: int, *, budget: float | None, seed: int) -> list[dict]:
 
 
 def evaluations(rows: list[dict], *, every: int, seed: int) -> list[dict]:
-    """What a fixed set of 64 prompts would show every so many steps."""
+    """Return evaluations on 64 prompts before training and every `every` steps."""
     random_number = random.Random(seed)
     found = []
     for row in [rows[0], *rows[every - 1 :: every]]:
@@ -78,7 +78,7 @@ def evaluations(rows: list[dict], *, every: int, seed: int) -> list[dict]:
 
 
 def samples() -> dict[str, list[dict]]:
-    """A few completions before and after."""
+    """Return completions of three prompts before and after training."""
     before = (
         "The sky is grey and it may rain later on.",
         "It happens; let us look at it together.",
@@ -99,7 +99,7 @@ def samples() -> dict[str, list[dict]]:
 
 
 def config(budget: float | None) -> dict:
-    """Settings of an arm."""
+    """Return the settings of a run with this budget in nats per token, or without a budget."""
     return {
         "budget": {"target": budget, "unit": "token"} if budget else None,
         "model": "a-small-model",
@@ -114,20 +114,20 @@ def config(budget: float | None) -> dict:
 
 
 @pytest.fixture
-def two_arms() -> list[ReportRun]:
-    """300 steps with a budget of 0.05 nats per token, and 300 without."""
-    arms = []
+def two_runs() -> list[ReportRun]:
+    """Two runs of 300 steps: one with a budget of 0.05 nats per token, and one without a budget."""
+    runs = []
     for name, budget, seed in (("budget 0.05", 0.05, 1), ("no budget", None, 2)):
         rows = metrics(300, budget=budget, seed=seed)
-        arms.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
-    return arms
+        runs.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
+    return runs
 
 
 @pytest.fixture
-def long_arms() -> list[ReportRun]:
-    """50,000 steps of the same, evaluated every 20."""
-    arms = []
+def long_runs() -> list[ReportRun]:
+    """Two runs of 50,000 steps, with an evaluation every 20 steps."""
+    runs = []
     for name, budget, seed in (("budget 0.05", 0.05, 3), ("no budget", None, 4)):
         rows = metrics(50_000, budget=budget, seed=seed)
-        arms.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
-    return arms
+        runs.append(ReportRun(name, config(budget), rows, evaluations(rows, every=20, seed=seed + 10), samples()))
+    return runs

@@ -1,11 +1,11 @@
-// The numbers of a chart, against truths worked out by hand. Run by node; test_report.py calls it.
+// Tests of axes.js against values worked out by hand. test_report.py runs this file with node.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
-// As a data address the file is a module for every version of node, whatever its name.
+// Through a data URL, every version of node loads the file as a module.
 const source = readFileSync(new URL("../../src/kullback/explore/static/axes.js", import.meta.url), "utf8");
-const { domain, format, logTicks, nearest, runs, scale, tickLabels, ticks } = await import(
+const { consecutive, domain, format, logTicks, nearest, scale, tickLabels, ticks } = await import(
   `data:text/javascript;base64,${Buffer.from(source).toString("base64")}`
 );
 
@@ -18,7 +18,7 @@ test("ticks are round numbers inside the interval", () => {
   assert.deepEqual(ticks(0, 50000, 5), [0, 10000, 20000, 30000, 40000, 50000]);
 });
 
-test("ticks stay inside, evenly spaced and few, at any magnitude", () => {
+test("ticks are inside the interval, evenly spaced and few at every magnitude", () => {
   for (let power = -12; power <= 12; power += 1) {
     for (const [a, b] of [[0, 1], [1, 1.7], [-9.3, 4.1], [2.2, 97], [0.999, 1.001]]) {
       const [low, high] = [a * 10 ** power, b * 10 ** power];
@@ -31,7 +31,7 @@ test("ticks stay inside, evenly spaced and few, at any magnitude", () => {
   }
 });
 
-test("logarithmic ticks are powers of ten, and more of a decade when it is alone", () => {
+test("logarithmic ticks are powers of ten, with more ticks for few decades", () => {
   assert.deepEqual(logTicks(1e-4, 1, 5), [1e-4, 1e-3, 1e-2, 0.1, 1]);
   assert.deepEqual(logTicks(1e-8, 1, 4), [1e-8, 1e-6, 1e-4, 1e-2, 1]);
   assert.deepEqual(logTicks(0.002, 0.5, 5), [0.003, 0.01, 0.03, 0.1, 0.3]);
@@ -39,7 +39,7 @@ test("logarithmic ticks are powers of ten, and more of a decade when it is alone
   assert.ok(logTicks(1, 1.1, 5).length >= 2);
 });
 
-test("a domain holds its numbers, is never empty, and is positive on a logarithmic axis", () => {
+test("a domain contains its numbers, is never empty, and is positive on a logarithmic axis", () => {
   assert.deepEqual(domain([]), [0, 1]);
   assert.deepEqual(domain([null, NaN]), [0, 1]);
   assert.deepEqual(domain([0, 0]), [0, 1]);
@@ -59,19 +59,19 @@ test("a scale maps its domain onto its range", () => {
   assert.ok(Math.abs(log(0.1) - 50) < 1e-9);
 });
 
-test("the nearest stop is found, also beyond the ends", () => {
+test("the nearest number is found, also beyond the ends", () => {
   const stops = [0, 20, 40, 60];
   assert.deepEqual([-5, 9, 11, 20, 49, 51, 99].map((x) => nearest(stops, x)), [0, 0, 1, 1, 2, 3, 3]);
   assert.equal(nearest([7], 100), 0);
 });
 
-test("a line breaks where a value is missing", () => {
-  assert.deepEqual(runs([1, 2, null, 3, null, null, 4, 5]), [[0, 1], [3], [6, 7]]);
-  assert.deepEqual(runs([1, 0, 2], (value) => value > 0), [[0], [2]]);
-  assert.deepEqual(runs([]), []);
+test("a curve has a gap where a value is missing", () => {
+  assert.deepEqual(consecutive([1, 2, null, 3, null, null, 4, 5]), [[0, 1], [3], [6, 7]]);
+  assert.deepEqual(consecutive([1, 0, 2], (value) => value > 0), [[0], [2]]);
+  assert.deepEqual(consecutive([]), []);
 });
 
-test("numbers read well", () => {
+test("numbers are formatted with digit groups, minus signs and exponents", () => {
   assert.deepEqual([0, 0.05, -0.25, 12345.6, 0.123456, 1e-6, -2.5e-7, 3e9].map((v) => format(v)),
     ["0", "0.05", "−0.25", "12,346", "0.1235", "1e−6", "−2.5e−7", "3e9"]);
   assert.deepEqual([null, undefined, NaN, Infinity].map((v) => format(v)), ["–", "–", "–", "–"]);

@@ -1,4 +1,4 @@
-"""The explorer in a real browser: each room moved by hand and by keys, its numbers Python's, the network cut."""
+"""Browser tests of the explorer: interaction by pointer and keyboard, values compared with Python, and the server."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ from kullback.runs.run_directory import RunDirectory
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-HOSTILE = "</script><script>window.taken = true</script><img src=x onerror='window.taken = true'>"
+HOSTILE = "</script><script>window.injected = true</script><img src=x onerror='window.injected = true'>"
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +48,25 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.fixture
-def enter(browser, tmp_path):
-    """Opens a room of the page as a file, with no network; whatever the console says fails the test."""
-    pages, said = [], []
+def open_page(browser, tmp_path):
+    """Return a function that opens a page of the explorer as a file, offline; any console message fails the test."""
+    contexts, messages = [], []
 
-    def opened(room: str, runs=None, width: int = 1100, **options):
+    def opened(name: str, runs=None, width: int = 1100, **options):
         (tmp_path / "page.html").write_text(explorer_page(runs or {}, live=False), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"file://{tmp_path / 'page.html'}#{room}")
-        page.wait_for_selector(f"#{room}:not([hidden])")
-        pages.append(context)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(f"file://{tmp_path / 'page.html'}#{name}")
+        page.wait_for_selector(f"#{name}:not([hidden])")
+        contexts.append(context)
         return page
 
     yield opened
-    for context in pages:
+    for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 def value(page, name: str) -> float:
@@ -91,11 +91,11 @@ def two_modes(second: float = 20.0) -> NormalMixture:
 
 
 @needs_chromium
-def test_both_directions_by_hand(enter):
-    page = enter("directions")
+def test_forward_and_reverse_kl_while_dragging(open_page):
+    page = open_page("directions")
 
     def checked(target: NormalMixture) -> float:
-        q = Normal(loc=value(page, "mean"), scale=value(page, "width"))
+        q = Normal(loc=value(page, "mean"), scale=value(page, "sd"))
         assert value(page, "forward") == pytest.approx(measure(target, q).value, rel=1e-6)
         assert value(page, "reverse") == pytest.approx(measure(q, target).value, rel=1e-6)
         return value(page, "mean")
@@ -103,40 +103,43 @@ def test_both_directions_by_hand(enter):
     assert checked(two_modes()) == 5
     drag(page, "q", 90, 15)
     assert checked(two_modes()) > 8
-    assert value(page, "width") > 2.4
+    assert value(page, "sd") > 2.4
     drag(page, "map-q", -60, 0)
     checked(two_modes())
     page.locator("[data-handle='mode-1']").focus()
     for _ in range(20):
         page.keyboard.press("ArrowLeft")
     checked(two_modes(18.0))
-    place = page.locator("[data-handle='mode-1']").get_attribute("aria-valuenow")
-    assert float(place or "nan") == pytest.approx(18)
+    mean = page.locator("[data-handle='mode-1']").get_attribute("aria-valuenow")
+    assert float(mean or "nan") == pytest.approx(18)
 
 
 @needs_chromium
-def test_every_minimum_and_the_descents(enter):
-    page = enter("directions", reduced_motion="reduce")
+def test_local_minima_and_descents(open_page):
+    page = open_page("directions", reduced_motion="reduce")
     page.wait_for_selector(".minima li:nth-child(3)")
-    kls = [float(kl) for kl in page.eval_on_selector_all(".minima li", "all => all.map((one) => one.dataset.value)")]
+    kls = [float(kl) for kl in page.eval_on_selector_all(".minima li", "all => all.map((item) => item.dataset.value)")]
     assert kls == pytest.approx([0.6931463172594308, 0.6931463172594308, 3.306603806698614], abs=1e-6)
     page.click("#descend")
-    page.wait_for_selector("#directions [role=status]:has-text('reverse')")
-    assert re.search(r"forward: \d+ steps to mean 10, width 10.198, 0.935902", page.inner_text("#directions"))
+    page.wait_for_selector("#directions [role=status]:has-text('KL(Q || P)')")
+    assert re.search(
+        r"KL\(P \|\| Q\): \d+ steps to mean 10, standard deviation 10.198, where the KL is 0.935902",
+        page.inner_text("#directions"),
+    )
     page.click("[data-choice=forward]")
     page.wait_for_selector(".minima li:only-child")
 
 
 @needs_chromium
-def test_a_next_token(enter):
-    page = enter("words")
+def test_next_token_distributions(open_page):
+    page = open_page("next-token")
 
-    said = np.asarray([2.1, 1.6, 2.4, 2.2, -0.6, -1.2, 0.3, 0.5, 0.9, -0.4])
-    p = np.exp(said) / np.exp(said).sum()
+    logits = np.asarray([2.1, 1.6, 2.4, 2.2, -0.6, -1.2, 0.3, 0.5, 0.9, -0.4])
+    p = np.exp(logits) / np.exp(logits).sum()
 
     def checked() -> np.ndarray:
-        value(page, "js")  # after the frame that shows the change
-        handles = page.eval_on_selector_all("#words .handle", "all => all.map((one) => one.ariaValueNow)")
+        value(page, "js")  # waits for the frame that shows the change
+        handles = page.eval_on_selector_all("#next-token .handle", "all => all.map((handle) => handle.ariaValueNow)")
         q = np.asarray(handles, float)
         assert q.sum() == pytest.approx(1, abs=1e-12)
         assert value(page, "forward") == pytest.approx(float(kl_probs(p, q)), rel=1e-6)
@@ -145,7 +148,7 @@ def test_a_next_token(enter):
         return q
 
     before = checked()[3]
-    drag(page, "word-3", 0, -40)
+    drag(page, "token-3", 0, -40)
     assert checked()[3] > before + 0.05
     page.focus("#temperature")
     page.keyboard.press("ArrowRight")
@@ -154,49 +157,49 @@ def test_a_next_token(enter):
     page.keyboard.press("Home")
     checked()
     assert value(page, "forward") == np.inf
-    assert "infinite" in page.inner_text("#words")
+    assert "infinite" in page.inner_text("#next-token")
 
 
 @needs_chromium
-def test_a_policy_on_a_budget(enter):
-    page = enter("policy")
-    reference, paid = [0.24, 0.2, 0.22, 0.12, 0.07, 0.11, 0.03, 0.01], [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1.0]
+def test_policy_under_a_kl_budget(open_page):
+    page = open_page("policy")
+    reference, proxy = [0.24, 0.2, 0.22, 0.12, 0.07, 0.11, 0.03, 0.01], [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1.0]
     for key in ("ArrowRight", "PageUp", "ArrowLeft"):
         page.focus("#budget")
         page.keyboard.press(key)
         nats = 4 * float(page.input_value("#budget")) ** 2
-        best = tilt_to_budget(reference, paid, nats)
+        best = tilt_to_budget(reference, proxy, nats)
         assert value(page, "kl") == pytest.approx(nats, rel=1e-6)
         assert value(page, "beta") == pytest.approx(float(best.beta), rel=1e-6)
         assert value(page, "proxy") == pytest.approx(float(best.expected_reward), rel=1e-6)
     page.click("[data-choice=grid]")
     assert value(page, "kl") == pytest.approx(3.0, rel=1e-6)
-    small = value(page, "true")
+    true_reward = value(page, "true")
     page.focus("#budget")
     page.keyboard.press("End")
     assert value(page, "proxy") > 2
-    assert value(page, "true") < small, "with nats to spend it collects coins and forgets the goal"
+    assert value(page, "true") < true_reward, "under a large budget the policy collects coins instead of the goal"
 
 
 @needs_chromium
-def test_a_run_whose_text_is_hostile(enter, run):
-    page = enter("runs", {HOSTILE: run})
+def test_markup_in_a_run_is_shown_as_text(open_page, run):
+    page = open_page("runs", {HOSTILE: run})
     page.wait_for_selector("#runs .chart")
-    assert page.evaluate("window.taken") is None
+    assert page.evaluate("window.injected") is None
     assert page.locator("#runs img[src=x]").count() == 0
     assert page.locator("#runs .completion").first.inner_text() == HOSTILE
 
 
 @needs_chromium
-@pytest.mark.parametrize("room", ["directions", "words", "policy", "runs"])
-def test_a_narrow_page_does_not_scroll_sideways(enter, run, room):
-    page = enter(room, {"mine": run} if room == "runs" else None, width=400, color_scheme="dark")
+@pytest.mark.parametrize("name", ["directions", "next-token", "policy", "runs"])
+def test_a_narrow_page_does_not_scroll_sideways(open_page, run, name):
+    page = open_page(name, {"mine": run} if name == "runs" else None, width=400, color_scheme="dark")
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 @needs_chromium
-def test_a_run_is_followed_while_it_trains(browser, run):
+def test_a_live_run_is_updated(browser, run):
     server, address = make_server({"mine": run})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -212,24 +215,24 @@ def test_a_run_is_followed_while_it_trains(browser, run):
         server.server_close()
 
 
-def ask(address: str, path: str, method: str = "GET", **headers: str) -> int:
+def request_status(address: str, path: str, method: str = "GET", **headers: str) -> int:
     host, _, token = address.removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=10)
     connection.request(method, path.replace("TOKEN", token.strip("/")), headers=headers)
-    answer = connection.getresponse()
-    answer.read()
+    response = connection.getresponse()
+    response.read()
     connection.close()
-    return answer.status
+    return response.status
 
 
-def test_the_server_gives_nothing_else(run, tmp_path):
+def test_the_server_answers_only_its_two_paths(run, tmp_path):
     (tmp_path / "secret").write_text("secret")
     server, address = make_server({"mine": run})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         assert server.server_address[0] == "127.0.0.1"
-        assert ask(address, "/TOKEN/") == 200
-        assert ask(address, "/TOKEN/runs.json") == 200
+        assert request_status(address, "/TOKEN/") == 200
+        assert request_status(address, "/TOKEN/runs.json") == 200
         for path in (
             "/",
             "/TOKEN",
@@ -239,48 +242,48 @@ def test_the_server_gives_nothing_else(run, tmp_path):
             "/TOKEN/?a",
             "/TOKEN/mine/config.json",
         ):
-            assert ask(address, path) == 404, path
-        assert ask(address, "/TOKEN/", Host="evil.example") == 403
+            assert request_status(address, path) == 404, path
+        assert request_status(address, "/TOKEN/", Host="evil.example") == 403
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-            assert ask(address, "/TOKEN/", method) == 501
+            assert request_status(address, "/TOKEN/", method) == 501
         (run.path / "config.json").write_text("{")
-        assert ask(address, "/TOKEN/runs.json") == 503
+        assert request_status(address, "/TOKEN/runs.json") == 503
     finally:
         server.shutdown()
         server.server_close()
 
 
-def test_bad_input_ends_with_one_line(tmp_path, capsys, run):
+def test_invalid_input_gives_a_one_line_error(tmp_path, capsys, run):
     server, _ = make_server({})
-    taken = str(server.server_address[1])
+    used_port = str(server.server_address[1])
     for words in (
         ["--port", "70000"],
-        ["--port", taken],
+        ["--port", used_port],
         [str(tmp_path / "nothing")],
         ["--output", str(tmp_path / "no" / "page.html")],
     ):
         assert main(["explore", "--no-browser", *words]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("kullback: ")
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("kullback: ")
+        assert error.count("\n") == 1
     server.server_close()
-    with pytest.raises(InputError, match="no run here"):
+    with pytest.raises(InputError, match="expected a run directory"):
         explorer_page({"a": RunDirectory(tmp_path)}, live=False)
     assert main(["explore", str(run.path), "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "https://" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert json.loads(re.search(r'id="page">(.*?)</script>', page, re.DOTALL)[1])["runs"]["arms"][0]["name"] == "mine"
+    assert json.loads(re.search(r'id="page">(.*?)</script>', page, re.DOTALL)[1])["runs"]["runs"][0]["name"] == "mine"
 
 
-def test_ctrl_c_ends_it(tmp_path):
+def test_ctrl_c_stops_the_server(tmp_path):
     import signal
 
-    # A shell's background jobs ignore Ctrl-C, and so would what they start.
-    heeding = (
+    # Background jobs of a shell and their children ignore SIGINT, so the child restores the default handler.
+    restore_sigint = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", heeding, sys.executable, "-m", "kullback", "explore", "--no-browser"],
+        [sys.executable, "-c", restore_sigint, sys.executable, "-m", "kullback", "explore", "--no-browser"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -288,6 +291,6 @@ def test_ctrl_c_ends_it(tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline().startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told == "kullback: interrupted\n"
+    assert error == "kullback: interrupted\n"

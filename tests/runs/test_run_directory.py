@@ -1,4 +1,4 @@
-"""What a run leaves on disk, through interruptions."""
+"""Tests of run directories: JSON round trips, interrupted writes, checkpoints and errors."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from kullback.errors import InputError
 from kullback.runs.run_directory import RunDirectory
 
 
-def test_rows_come_back_and_nan_is_null(tmp_path: Path) -> None:
+def test_rows_are_read_back_and_nan_becomes_none(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
     run.create({"budget": {"target": 0.05}, "path": Path("x")})
     run.add_metrics({"step": 1, "reward": 0.5, "reward_std": math.nan})
@@ -21,7 +21,7 @@ def test_rows_come_back_and_nan_is_null(tmp_path: Path) -> None:
     assert run.samples() == {"before": [{"prompt": "</script>\u2028", "completion": "\ud800"}], "after": []}
 
 
-def test_a_torn_last_line_is_left_out_and_later_steps_forgotten(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in range(1, 6):
         run.add_metrics({"step": step})
@@ -33,18 +33,18 @@ def test_a_torn_last_line_is_left_out_and_later_steps_forgotten(tmp_path: Path) 
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_the_last_whole_checkpoint_is_found(tmp_path: Path) -> None:
+def test_the_last_complete_checkpoint_is_found(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.last_checkpoint() is None
     for step in (9, 10, 200):
         (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
-    for step in (9, 10):  # the process died while it wrote the 200th
+    for step in (9, 10):  # the process stopped while it wrote checkpoint 200
         (run.checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-10"
 
 
-def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run here"):
+def test_a_directory_without_a_run_raises(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a run directory"):
         RunDirectory(tmp_path).config()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):

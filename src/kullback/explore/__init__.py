@@ -1,1 +1,1 @@
-"""Pictures: the report page of a training run, and the module and style sheet that draw it."""
+"""HTML pages: the report of training runs and the interactive explorer, with the scripts and styles that draw them."""

@@ -1,64 +1,105 @@
-"""Which charts a training run has: what `chart` of `chart.js` is given, made of plain lists and dictionaries."""
+"""The charts of a report, as plain lists and dictionaries that `chart` in `static/chart.js` draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.explore.downsample import DownsampledSeries, finite
-from kullback.explore.vae_charts import accuracy_by_nats, by_dimension, is_latent, latent_grids
+from kullback.explore.vae_charts import accuracy_by_kl, has_latent_variables, kl_by_dimension, latent_grids
+from kullback.runs.metrics import constrained_kl
 
-__all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "held_key"]
+__all__ = ["DIVERGENCES", "Divergence", "RunCharts", "budget_of", "budgeted_kl"]
 
 Row = Mapping[str, Any]
 Chart = dict[str, Any]
 
-BUDGET_BAND = 0.2  # a budget counts as held within 20 %
-FAR = 4  # a KL this many times the smallest budget flattens its band on a linear axis
-_ACTIVE_NOTE = "Latent dimensions whose mean varies over images by more than 0.01."
-_FORWARD = {
+BUDGET_BAND = 0.2  # relative half-width of the band around a budget
+LOG_SCALE_RATIO = 4  # a KL this many times the smallest budget selects the logarithmic axis
+SEPARATE_CHARTS_RATIO = 6  # reward functions whose ranges differ by more than this factor get separate charts
+
+_ACTIVE_UNITS_NOTE = "Latent dimensions whose posterior mean has a variance above 0.01 over the images."
+_FORWARD_KL = {
     "train_forward_kl_per_token": "training examples",
     "eval_forward_kl_per_token": "held-out examples",
 }
-_FLOOR = {
-    "loss": "loss of the batch",
-    "train_cross_entropy_per_token": "training examples",
-    "eval_cross_entropy_per_token": "held-out examples",
-    "train_entropy_floor_per_token": "the training examples' floor",
-    "eval_entropy_floor_per_token": "the held-out examples' floor",
+_CROSS_ENTROPY = {
+    "loss": "training loss",
+    "train_cross_entropy_per_token": "cross-entropy, training examples",
+    "eval_cross_entropy_per_token": "cross-entropy, held-out examples",
+    "train_entropy_floor_per_token": "entropy floor, training examples",
+    "eval_entropy_floor_per_token": "entropy floor, held-out examples",
 }
-_FLOOR_NOTE = "No model comes below the floor: the entropy of these examples' tokens, given all that comes before."
-UNLIKE = 6  # reward functions whose ranges differ by more than this get a chart each
+_ENTROPY_FLOOR_NOTE = (
+    "The entropy floor is the entropy of the next token in the data, given all preceding tokens. "
+    "No model has a lower cross-entropy on these examples."
+)
 
 
 class Divergence(NamedTuple):
-    """A KL that runs measure: its chart's name, its title there and in a table, and what the nats are per."""
+    """How the report presents a KL metric.
+
+    Args:
+        name: The identifier of the chart.
+        title: The title of the chart.
+        short: The name in a table.
+        unit: The KL is in nats per this unit.
+        note: The caption of the chart.
+    """
 
     name: str
     title: str
     short: str
     unit: str
+    note: str
 
 
 _POLICY_REF = ("KL(policy || reference)", "KL(policy || ref)")
+_OLD_POLICY = "KL(old policy || policy)"
+_POSTERIOR_PRIOR = "KL(q(z | x) || p(z))"
 
 DIVERGENCES = {
-    "kl_policy_ref_per_token": Divergence("kl-token", *_POLICY_REF, "token"),
-    "kl_policy_ref_per_sequence": Divergence("kl-sequence", *_POLICY_REF, "sequence"),
-    "kl_policy_ref_per_step": Divergence("kl-step", *_POLICY_REF, "step"),
-    "kl_policy_ref_per_reference_step": Divergence("kl-reference-step", *_POLICY_REF, "step of the reference"),
-    "kl_old_policy_per_step": Divergence("kl-old", "KL(old || policy) of an update", "KL(old || policy)", "step"),
-    "train_forward_kl_per_token": Divergence("forward-kl", "KL(data || model)", "KL(data || model)", "token"),
-    "kl_posterior_prior_per_image": Divergence("kl-latent", "KL(q(z | x) || p(z))", "KL(q(z | x) || p(z))", "image"),
+    "kl_policy_ref_per_token": Divergence(
+        "kl-token", *_POLICY_REF, "token", "Mean KL per token of completions that are sampled from the policy."
+    ),
+    "kl_policy_ref_per_sequence": Divergence(
+        "kl-sequence", *_POLICY_REF, "sequence", "Mean KL per completion that is sampled from the policy."
+    ),
+    "kl_policy_ref_per_step": Divergence(
+        "kl-step", *_POLICY_REF, "step", "Mean KL over the states that the policy visits."
+    ),
+    "kl_policy_ref_per_reference_step": Divergence(
+        "kl-reference-step",
+        *_POLICY_REF,
+        "step at reference states",
+        "Mean KL over a fixed set of states that the reference policy visits.",
+    ),
+    "kl_old_policy_per_step": Divergence(
+        "kl-old",
+        _OLD_POLICY,
+        _OLD_POLICY,
+        "step",
+        "Mean KL of an update over visited states; the old policy is the policy before the update.",
+    ),
+    "train_forward_kl_per_token": Divergence(
+        "forward-kl", "KL(data || model)", "KL(data || model)", "token", "Cross-entropy minus the entropy floor."
+    ),
+    "kl_posterior_prior_per_image": Divergence(
+        "kl-latent",
+        _POSTERIOR_PRIOR,
+        _POSTERIOR_PRIOR,
+        "image",
+        "Mean KL over images, summed over the latent dimensions.",
+    ),
 }
 
 
 def budget_of(config: Row) -> tuple[float, str] | None:
-    """Read the budget of an arm.
+    """Read the KL budget of a run.
 
     Args:
         config: The settings of a run.
 
     Returns:
-        The target in nats and its unit; None when there is no budget.
+        The target in nats and its unit, or None when the run has no budget.
 
     Example:
         >>> budget_of({"budget": {"target": 0.05, "unit": "token"}}), budget_of({"budget": None})
@@ -71,30 +112,23 @@ def budget_of(config: Row) -> tuple[float, str] | None:
     return (target, str(budget.get("unit", "token"))) if target is not None and target > 0 else None
 
 
-def held_key(config: Row) -> str | None:
-    """The key of the KL that the budget of an arm is of; None when there is no budget.
+def budgeted_kl(config: Row) -> str | None:
+    """Return the metric key of the KL that the budget of a run constrains, or None when the run has no budget.
 
     Example:
-        >>> held_key({"budget": {"target": 0.01, "unit": "step", "of": "old"}})
+        >>> budgeted_kl({"budget": {"target": 0.01, "unit": "step", "constrain": "old-policy"}})
         'kl_old_policy_per_step'
     """
-    budget = budget_of(config)
-    if budget is None:
-        return None
-    if budget[1] == "image":
-        return "kl_posterior_prior_per_image"
-    if config["budget"].get("over") == "reference":
-        return "kl_policy_ref_per_reference_step"
-    return f"kl_{'old_policy' if config['budget'].get('of') == 'old' else 'policy_ref'}_per_{budget[1]}"
+    return constrained_kl(config) if budget_of(config) else None
 
 
 class RunCharts:
-    """The charts of runs side by side.
+    """The charts of one run, or of several runs side by side.
 
     Args:
         configs: The settings of each run.
-        batches: Its training steps.
-        evaluations: What was measured on a fixed set of prompts.
+        batches: The metrics of the training steps of each run.
+        evaluations: The metrics of the evaluations of each run.
     """
 
     def __init__(
@@ -105,59 +139,82 @@ class RunCharts:
         self.evaluations = evaluations
 
     def grids(self) -> list[dict[str, Any]]:
-        """The steps that the curves lie on, which they share; a series names its own by index."""
-        return [*(track.grid() for track in (*self.batches, *self.evaluations)), *latent_grids(self.evaluations)]
+        """Return the x coordinates of all curves.
+
+        Curves share grids: a curve refers to its grid by the index `grid` in this list.
+        """
+        return [*(rows.grid() for rows in (*self.batches, *self.evaluations)), *latent_grids(self.evaluations)]
 
     def sections(self) -> list[dict[str, Any]]:
-        """Every chart that has data, under three headings.
+        """Return every chart that has data, grouped under headings.
 
         Returns:
-            {"title": heading, "charts": [what `chart` is given, with `grid` in the place of `x` and `spans`]}.
+            A list of {"title": heading, "charts": list of charts}. A chart is the argument of `chart` in `chart.js`,
+            with the index `grid` in place of `x` and `spans`.
         """
-        control = {"learning_rate_scale": "learning-rate factor", "displacement_scale": "pull towards the reference"}
-        control_note = "1 leaves the step alone; below 1 the step is shortened, or the weights are drawn back."
-        latent = is_latent(self.configs)
-        acts = any(config.get("kind") == "ppo" for config in self.configs)
-        learns = any(config.get("kind") == "sft" for config in self.configs)
-        unit, undecided = ("step", "its next action") if acts else ("token", "the next token")
-        entropy_note = f"How undecided the {'model' if learns else 'policy'} is about {undecided}."
+        control = {"learning_rate_scale": "learning-rate scale", "displacement_scale": "displacement scale"}
+        control_note = (
+            "A scale of 1 changes nothing. A learning-rate scale below 1 shortens the steps; "
+            "a displacement scale below 1 moves the weights towards the reference weights."
+        )
+        latent = has_latent_variables(self.configs)
+        is_ppo = any(config.get("kind") == "ppo" for config in self.configs)
+        is_supervised = any(config.get("kind") == "sft" for config in self.configs)
+        unit, outcome = ("step", "actions") if is_ppo else ("token", "the next token")
+        entropy_note = f"Mean entropy of the {'model' if is_supervised else 'policy'}'s distribution over {outcome}."
         truncated_note = "Completions that were cut off at the length limit."
-        repetition_note = "How much of a completion repeats itself."
+        repetition_note = "Pairs of adjacent tokens that repeat an earlier pair of the same completion."
+        statistics = "Policy statistics" if is_ppo else "Model statistics" if is_supervised else "Completion statistics"
         sections = {
-            "Divergence" if latent or learns else "Reward and divergence": [
-                *([] if latent or learns else self._rewards()),
+            "Divergence" if latent or is_supervised else "Reward and divergence": [
+                *([] if latent or is_supervised else self._rewards()),
                 *self._divergences(),
-                accuracy_by_nats(self.evaluations),
+                accuracy_by_kl(self.evaluations),
             ],
-            "What held the budget": [
+            "KL control": [
                 self._beta(),
                 self._chart(
-                    "control", "Learning-rate factor and pull", "factor", control_note, control, min=0, max=1.03
+                    "control", "Learning-rate and displacement scale", "scale", control_note, control, min=0, max=1.03
                 ),
             ],
-            "What the policy does" if acts else "What the model says" if learns else "What the policy writes": [
-                # The entropy of a density may be negative.
-                self._chart("entropy", "Entropy", f"nats per {unit}", entropy_note, {"entropy": ""}, zero=not acts),
+            statistics: [
+                # The differential entropy of continuous actions can be negative.
+                self._chart("entropy", "Entropy", f"nats per {unit}", entropy_note, {"entropy": ""}, zero=not is_ppo),
                 self._chart("episode", "Episode length", "steps", "", {"episode_length": ""}, zero=True),
                 self._chart("length", "Completion length", "tokens", "", {"completion_length": ""}, zero=True),
                 self._chart("truncated", "Truncated", "fraction", truncated_note, {"truncated": ""}, zero=True),
                 self._chart("repetition", "Repetition", "fraction", repetition_note, {"repetition": ""}, zero=True),
             ],
-            "What the model learns": [
-                self._chart("floor", "Cross-entropy and its floor", "nats per token", _FLOOR_NOTE, _FLOOR, zero=True)
-                if learns
+            "Model fit": [
+                self._chart(
+                    "floor",
+                    "Cross-entropy and entropy floor",
+                    "nats per token",
+                    _ENTROPY_FLOOR_NOTE,
+                    _CROSS_ENTROPY,
+                    zero=True,
+                )
+                if is_supervised
                 else None,
-                self._chart("distortion", "Distortion", "nats per image", "-log p(x | z).", {"distortion": ""}),
+                self._chart("distortion", "Distortion", "nats per image", "Mean of −log p(x | z).", {"distortion": ""}),
                 self._chart(
                     "cross-entropy", "Cross-entropy of the classes", "nats per image", "", {"cross_entropy": ""}
                 ),
                 self._chart("accuracy", "Accuracy", "fraction", "", {"accuracy": ""}, max=1.0),
-                self._chart("elbo", "Evidence bound", "nats per image", "log p(x) is above it.", {"elbo": ""}),
                 self._chart(
-                    "likelihood", "Log-likelihood", "nats per image", "By importance weights.", {"log_likelihood": ""}
+                    "elbo", "Evidence lower bound (ELBO)", "nats per image", "A lower bound of log p(x).", {"elbo": ""}
                 ),
-                self._chart("active", "Active units", "dimensions", _ACTIVE_NOTE, {"active_units": ""}, zero=True),
-                by_dimension(self.evaluations),
+                self._chart(
+                    "likelihood",
+                    "Log-likelihood",
+                    "nats per image",
+                    "Importance-sampling estimate of log p(x).",
+                    {"log_likelihood": ""},
+                ),
+                self._chart(
+                    "active", "Active units", "dimensions", _ACTIVE_UNITS_NOTE, {"active_units": ""}, zero=True
+                ),
+                kl_by_dimension(self.evaluations),
             ],
         }
         drawn = {title: [chart for chart in charts if chart] for title, charts in sections.items()}
@@ -172,81 +229,85 @@ class RunCharts:
         keys: Mapping[str, str],
         *,
         lines: Sequence[dict[str, Any]] = (),
-        keep: Callable[[int, str], bool] = lambda _arm, _key: True,
+        keep: Callable[[int, str], bool] = lambda _run, _key: True,
         **axis: object,
     ) -> Chart | None:
-        """A chart of some keys (key -> its name on the chart) for every arm, or None when nothing was recorded.
+        """Return a chart of some metrics for all runs, or None when no run recorded them.
 
-        What was measured on the training batch is faint where evaluations of the same key stand over it.
+        `keys` maps a metric to its name in the legend. `keep(run, key)` selects the training curves. The training curve
+        of a metric is drawn faintly where the metric was also evaluated.
         """
         series: list[dict[str, Any]] = []
-        broken = 0
+        not_finite = 0
         for dash, (key, words) in enumerate(keys.items()):
-            batches = [track.curve(key) if keep(i, key) else None for i, track in enumerate(self.batches)]
-            evaluations = [track.curve(key) for track in self.evaluations]
-            on_batch = ", ".join(filter(None, [words, "training batch" if any(evaluations) or not words else ""]))
-            on_prompts = ", ".join(filter(None, [words, "evaluation"]))
+            batches = [rows.curve(key) if keep(i, key) else None for i, rows in enumerate(self.batches)]
+            evaluations = [rows.curve(key) for rows in self.evaluations]
+            batch_name = ", ".join(filter(None, [words, "training batch" if any(evaluations) or not words else ""]))
+            evaluation_name = ", ".join(filter(None, [words, "evaluation"]))
             for i, (batch, evaluation) in enumerate(zip(batches, evaluations, strict=True)):
                 if batch:
-                    # Whiskers at every training step would bury the line: only the envelope of a long run is drawn.
+                    # Error bars at every training step would hide the line, so only bucketed runs keep their bounds.
                     bounds = () if self.batches[i].bucketed else ("low", "high")
-                    look = {"name": on_batch, "mark": "line", "faint": bool(evaluation), "group": i, "dash": dash}
-                    series.append({k: v for k, v in batch.items() if k not in bounds} | look | {"grid": i})
-                    broken += self.batches[i].not_finite(key)
+                    style = {"name": batch_name, "mark": "line", "faint": bool(evaluation), "group": i, "dash": dash}
+                    series.append({k: v for k, v in batch.items() if k not in bounds} | style | {"grid": i})
+                    not_finite += self.batches[i].not_finite(key)
                 if evaluation:
-                    look = {"name": on_prompts, "mark": "points", "group": i, "dash": dash}
-                    series.append(evaluation | look | {"grid": len(self.batches) + i})
-                    broken += self.evaluations[i].not_finite(key)
+                    style = {"name": evaluation_name, "mark": "points", "group": i, "dash": dash}
+                    series.append(evaluation | style | {"grid": len(self.batches) + i})
+                    not_finite += self.evaluations[i].not_finite(key)
         if not series:
             return None
-        if broken:
-            note += f" {broken:,} {'values are' if broken > 1 else 'value is'} not finite, and left as a gap."
+        if not_finite == 1:
+            note += " 1 non-finite value is shown as a gap."
+        elif not_finite:
+            note += f" {not_finite:,} non-finite values are shown as gaps."
         x = {"label": "step", "integer": True}
-        words = {"id": name, "title": title, "note": note.strip()}
-        return {**words, "x": x, "y": {"label": label, **axis}, "lines": list(lines), "series": series}
+        header = {"id": name, "title": title, "note": note.strip()}
+        return {**header, "x": x, "y": {"label": label, **axis}, "lines": list(lines), "series": series}
 
     def _names(self, key: str) -> list[str]:
-        """The reward functions that the arms list under a key of their settings."""
+        """Return the reward functions that the runs list under a key of their settings, without repetition."""
         lists = [value for config in self.configs if isinstance(value := config.get(key), list | tuple)]
         return list(dict.fromkeys(str(name) for names in lists for name in names))
 
     def _rewards(self) -> list[Chart | None]:
+        """Return one chart of all reward functions, or one chart for each when their ranges differ much."""
         optimised, watched = self._names("rewards"), self._names("watched")
-        rows = [row for track in (*self.batches, *self.evaluations) for row in track.rows]
-        written = dict.fromkeys(
+        rows = [row for series in (*self.batches, *self.evaluations) for row in series.rows]
+        recorded = dict.fromkeys(
             key.removeprefix("rewards/") for row in rows for key in row if key.startswith("rewards/")
         )
-        order = dict.fromkeys([*optimised, *watched, *written])
-        found = [name for name in order if name in written and not name.endswith("_std_error")]
+        order = dict.fromkeys([*optimised, *watched, *recorded])
+        found = [name for name in order if name in recorded and not name.endswith("_std_error")]
         if not found:
             return [self._chart("reward", "Reward", "mean reward", "", {"reward": "reward"})]
-        pursued = set(optimised or found[:1])
-        names = {f"rewards/{name}": name if name in pursued else f"{name} (watched)" for name in found}
+        objectives = set(optimised or found[:1])
+        names = {f"rewards/{name}": name if name in objectives else f"{name} (watched)" for name in found}
         values = {key: [value for row in rows if (value := finite(row.get(key))) is not None] for key in names}
         ranges = [max(some) - min(some) for some in values.values() if some and max(some) > min(some)]
-        if ranges and max(ranges) > UNLIKE * min(ranges):
-            alone = enumerate(names.items())
+        if ranges and max(ranges) > SEPARATE_CHARTS_RATIO * min(ranges):
             return [
-                self._chart(f"reward-{i}", f"Reward: {name}", "mean reward", "", {key: ""}) for i, (key, name) in alone
+                self._chart(f"reward-{i}", f"Reward: {name}", "mean reward", "", {key: ""})
+                for i, (key, name) in enumerate(names.items())
             ]
-        note = "The mean of each reward function."
-        if any(name not in pursued for name in found):
-            note = "The mean of each reward function. Those that are only watched do not train the policy."
+        note = "Mean of each reward function."
+        if any(name not in objectives for name in found):
+            note += " A watched reward function is recorded but not optimised."
         return [self._chart("reward", "Reward", "mean reward", note, names)]
 
     def _divergences(self) -> list[Chart | None]:
-        """The KL that the budgets are of, a chart for each when they differ in it; the first measured without any."""
-        held = [held_key(config) for config in self.configs]
-        tracks = (*self.batches, *self.evaluations)
-        measured = [key for key in DIVERGENCES if any(track.curve(key) for track in tracks)]
-        shown = {key for key in held if key} or set(measured[:1])
-        return [self._divergence(key, held) for key in DIVERGENCES if key in shown]
+        """Return a chart of each KL that has a budget, or of the first KL that was recorded when no run has one."""
+        budgeted = [budgeted_kl(config) for config in self.configs]
+        recorded = [key for key in DIVERGENCES if any(rows.curve(key) for rows in (*self.batches, *self.evaluations))]
+        shown = {key for key in budgeted if key} or set(recorded[:1])
+        return [self._divergence(key, budgeted) for key in DIVERGENCES if key in shown]
 
-    def _divergence(self, key: str, held: Sequence[str | None]) -> Chart | None:
-        name, title, _, unit = DIVERGENCES[key]
-        targets: dict[float, int] = {}  # each target with the first arm that has it
+    def _divergence(self, key: str, budgeted: Sequence[str | None]) -> Chart | None:
+        """Return the chart of one KL with the budgets that constrain it; `budgeted` has the KL of each run's budget."""
+        divergence = DIVERGENCES[key]
+        targets: dict[float, int] = {}  # each target with the first run that has it
         for i, config in enumerate(self.configs):
-            if held[i] == key and (budget := budget_of(config)):
+            if budgeted[i] == key and (budget := budget_of(config)):
                 targets.setdefault(budget[0], i)
         lines = [
             {
@@ -254,38 +315,38 @@ class RunCharts:
                 "low": target * (1 - BUDGET_BAND),
                 "high": target * (1 + BUDGET_BAND),
                 "label": f"budget {target:g}, ±{BUDGET_BAND:.0%}",
-                "group": arm,
+                "group": run,
             }
-            for target, arm in targets.items()
+            for target, run in targets.items()
         ]
-        where = "in the states that it visits" if unit == "step" else "on what it writes"
-        note = f"How far the policy has moved, measured {where}."
-        if key in _FORWARD:
-            note = "What the model has yet to learn of these examples: cross-entropy less its floor."
-        if unit == "image":
-            note = "What the latent variables tell of an image, all dimensions together."
+        note = divergence.note
         if any(not t.bucketed and any(f"{key}_std_error" in row for row in t.rows) for t in self.evaluations):
-            note += " Whiskers: ±2 standard errors."
+            note += " Error bars: ±2 standard errors."
         measured = [kl for t in (*self.batches, *self.evaluations) for row in t.rows if (kl := finite(row.get(key)))]
         lowest = min(targets, default=0.0)
         return self._chart(
-            name,
-            title,
-            f"nats per {unit}",
+            divergence.name,
+            divergence.title,
+            f"nats per {divergence.unit}",
             note,
-            _FORWARD if key in _FORWARD else {key: "", "kl_filtered": "controller's estimate"},
+            _FORWARD_KL if key in _FORWARD_KL else {key: "", "kl_filtered": "filtered KL (controller)"},
             lines=lines,
-            keep=lambda arm, drawn: drawn != "kl_filtered" or held[arm] == key,
+            keep=lambda run, drawn: drawn != "kl_filtered" or budgeted[run] == key,
             zero=True,
             toggle=True,
-            log=bool(targets) and max(measured, default=0) > FAR * min(targets),
+            log=bool(targets) and max(measured, default=0) > LOG_SCALE_RATIO * min(targets),
             logMin=lowest / 20 or None,
         )
 
     def _beta(self) -> Chart | None:
-        def priced(arm: int, key: str) -> bool:
-            return any((finite(row.get(key)) or 0) > 0 for row in self.batches[arm].rows)
+        """Return the chart of the penalty weight for the runs in which it is positive at some step."""
 
-        what = "distortion" if is_latent(self.configs) else "reward"
-        note = f"What a nat of KL costs in {what}."
-        return self._chart("beta", "Penalty weight β", f"{what} per nat", note, {"beta": "β"}, log=True, keep=priced)
+        def is_positive(run: int, key: str) -> bool:
+            return any((finite(row.get(key)) or 0) > 0 for row in self.batches[run].rows)
+
+        latent = has_latent_variables(self.configs)
+        objective, what = ("distortion + β KL", "distortion") if latent else ("reward − β KL", "reward")
+        note = f"β is the weight of the KL penalty in the objective, {objective}."
+        return self._chart(
+            "beta", "Penalty weight β", f"{what} per nat", note, {"beta": "β"}, log=True, keep=is_positive
+        )

@@ -1,4 +1,4 @@
-"""The rows of a run along its steps, thinned honestly when they are many, as curves to draw."""
+"""Metrics of a run by training step, reduced to at most 400 points for drawing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,18 @@ __all__ = ["DownsampledSeries", "finite"]
 
 Row = Mapping[str, Any]
 
-MOST_POINTS = 800  # a run with more steps than this is drawn in buckets
+MAX_POINTS = 800  # a run with more steps than this is drawn in buckets
 BUCKETS = 400
 
 
 def finite(value: object) -> float | None:
-    """Read a value as a finite float.
+    """Convert a value to a finite float.
 
     Args:
-        value: Anything that a row of a run may hold.
+        value: Any value of a row of metrics.
 
     Returns:
-        The number, or None, which is drawn as a gap, when the value is nan, infinite or not a number.
+        The number, or None when the value is nan, infinite or not a number. None is drawn as a gap.
 
     Example:
         >>> finite(3), finite(float("nan")), finite("3")
@@ -33,20 +33,21 @@ def finite(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if abs(number) < 1e300 else None  # an axis needs room above; nan compares false
+    return number if abs(number) < 1e300 else None  # larger numbers would overflow the padded axis; nan compares false
 
 
 class DownsampledSeries:
-    """Rows sorted by step, each in a bucket of its own, or many to a bucket when there are more than 800.
+    """Rows of metrics in the order of their steps, with one bucket per row, or 400 buckets for more than 800 rows.
 
-    A resumed run writes some steps twice: the later row is the one that counts. Rows without a step are left out.
+    When several rows have the same step, the last row is used: a resumed run writes some steps twice. Rows without a
+    step are omitted.
 
     Args:
-        rows: Dictionaries with a `step`.
+        rows: Dictionaries with the key `step`.
 
     Example:
-        >>> track = DownsampledSeries([{"step": 1, "kl": 0.5}, {"step": 2, "kl": float("nan")}])
-        >>> track.curve("kl")["values"], track.not_finite("kl"), track.curve("beta")
+        >>> series = DownsampledSeries([{"step": 1, "kl": 0.5}, {"step": 2, "kl": float("nan")}])
+        >>> series.curve("kl")["values"], series.not_finite("kl"), series.curve("beta")
         ([0.5, None], 1, None)
     """
 
@@ -54,70 +55,64 @@ class DownsampledSeries:
         latest = {step: row for row in rows if (step := finite(row.get("step"))) is not None}
         self.steps = sorted(latest)
         self.rows = [latest[step] for step in self.steps]
-        self.bucketed = len(self.steps) > MOST_POINTS
+        self.bucketed = len(self.steps) > MAX_POINTS
         count = BUCKETS if self.bucketed else len(self.steps)
         indices = range(len(self.steps))
         if self.bucketed:
             first, width = self.steps[0], (self.steps[-1] - self.steps[0]) / count
-            place = [min(int((step - first) / width), count - 1) for step in self.steps]
-            self.buckets = [list(bucket) for _, bucket in groupby(indices, place.__getitem__)]
+            bucket_of_row = [min(int((step - first) / width), count - 1) for step in self.steps]
+            self.buckets = [list(bucket) for _, bucket in groupby(indices, bucket_of_row.__getitem__)]
         else:
             self.buckets = [[i] for i in indices]
 
     def grid(self) -> dict[str, Any]:
-        """Say where the buckets lie.
+        """Return the positions of the buckets on the axis of steps.
 
         Returns:
-            `x`, the mean step of each bucket, and, when a bucket holds many, `spans`: its first and last step.
+            `x`, the mean step of each bucket, and for more than 800 rows `spans`, the first and the last step of each
+            bucket.
         """
         steps = [[self.steps[i] for i in bucket] for bucket in self.buckets]
-        grid: dict[str, Any] = {"x": [_short(math.fsum(some) / len(some)) for some in steps]}
+        grid: dict[str, Any] = {"x": [_round(math.fsum(some) / len(some)) for some in steps]}
         if self.bucketed:
             grid["spans"] = [[some[0], some[-1]] for some in steps]
         return grid
 
     def curve(self, key: str) -> dict[str, Any] | None:
-        """Return the numbers under a key, ready to draw.
+        """Return the values of a metric, ready to draw.
 
         Args:
-            key: A key of the rows. Beside it, `key_std_error` is read when it is there.
+            key: A key of the rows. The standard error is read from `key_std_error` where it is recorded.
 
         Returns:
-            None when no row has a finite number. Otherwise `last` (the last number and its step, not rounded), `values`
-            (the mean of each bucket; None is a gap), and `low` and `high`: the least and the greatest number of each
-            bucket, or two standard errors to either side when each bucket is one row.
+            None when no row has a finite value. Otherwise a dictionary: `last`, the last finite value and its step,
+            not rounded; `values`, the mean of each bucket (None is a gap); and `low` and `high`, the minimum and the
+            maximum of each bucket, or two standard errors below and above the value when each bucket is one row.
         """
         values = [finite(row.get(key)) for row in self.rows]
-        known = [i for i, value in enumerate(values) if value is not None]
-        if not known:
+        recorded = [i for i, value in enumerate(values) if value is not None]
+        if not recorded:
             return None
-        curve: dict[str, Any] = {"last": {"x": self.steps[known[-1]], "value": values[known[-1]]}}
+        curve: dict[str, Any] = {"last": {"x": self.steps[recorded[-1]], "value": values[recorded[-1]]}}
         if self.bucketed:
             groups = [[value for i in bucket if (value := values[i]) is not None] for bucket in self.buckets]
-            curve["values"] = [_short(math.fsum(some) / len(some)) if some else None for some in groups]
-            curve["low"] = [_short(min(some, default=None)) for some in groups]
-            curve["high"] = [_short(max(some, default=None)) for some in groups]
+            curve["values"] = [_round(math.fsum(some) / len(some)) if some else None for some in groups]
+            curve["low"] = [_round(min(some, default=None)) for some in groups]
+            curve["high"] = [_round(max(some, default=None)) for some in groups]
             return curve
-        curve["values"] = [_short(value) for value in values]
+        curve["values"] = [_round(value) for value in values]
         errors = [finite(row.get(f"{key}_std_error")) for row in self.rows]
         if any(error is not None for error in errors):
             pairs = list(zip(values, errors, strict=True))
-            curve["low"] = [None if v is None or e is None else _short(v - 2 * e) for v, e in pairs]
-            curve["high"] = [None if v is None or e is None else _short(v + 2 * e) for v, e in pairs]
+            curve["low"] = [None if v is None or e is None else _round(v - 2 * e) for v, e in pairs]
+            curve["high"] = [None if v is None or e is None else _round(v + 2 * e) for v, e in pairs]
         return curve
 
     def not_finite(self, key: str) -> int:
-        """Count the numbers under a key that are nan or infinite.
-
-        Args:
-            key: A key of the rows.
-
-        Returns:
-            How many. What is absent or None was not measured, and is not counted.
-        """
+        """Return the number of rows whose value under `key` is nan or infinite; absent values and None do not count."""
         return sum(finite(value) is None for row in self.rows if isinstance(value := row.get(key), Real))
 
 
-def _short(number: float | None) -> float | None:
-    """Eight significant digits: the drawing needs three, its reader six."""
+def _round(number: float | None) -> float | None:
+    """Round to eight significant digits, two more than the data table of a chart shows."""
     return None if number is None else float(f"{number:.8g}")

@@ -1,4 +1,4 @@
-"""The explorer: one page of four rooms, with runs in the last of them; as a file, or from a server on this machine."""
+"""The explorer: an HTML page that shows KL divergence on interactive charts, and training runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from kullback.explore.charts import DIVERGENCES
 from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
-from kullback.explore.run_tables import closing_table, report_runs_of
+from kullback.explore.run_tables import closing_table, load_report_runs
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "runs_data"]
@@ -20,34 +20,49 @@ _MODULES = (
     "read_run_files.js",
     "page_runs.js",
 )
-_WORDS = {
+_TEXTS = {
     "title": "Kullback",
-    "summary": "What KL divergence is, what each of its directions wants, and what a budget of it buys.",
+    "summary": "KL divergence on examples: forward and reverse fits, next-token distributions, policies under a KL "
+    "budget, and training runs.",
 }
 
 
 def runs_data(runs: Mapping[str, RunDirectory]) -> dict[str, Any] | None:
-    """What the last room shows of runs; None without any.
+    """Return the data of the page "Training runs".
+
+    Args:
+        runs: Run directories by the names under which they are shown.
+
+    Returns:
+        The data for `report` in `report.js`, or None without runs.
 
     Raises:
-        InputError: A directory is no run.
+        InputError: A directory does not contain a run.
     """
     if not runs:
         return None
-    arms = report_runs_of(runs)
-    return page_data(arms, closing_table(runs) if all(arm.evaluations for arm in arms) else None)
+    report_runs = load_report_runs(runs)
+    return page_data(report_runs, closing_table(runs) if all(run.evaluations for run in report_runs) else None)
 
 
 def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:
-    """The page as HTML that needs nothing beside it.
+    """Return the explorer as one self-contained HTML document.
 
     Args:
-        runs: By the names that they are shown under.
-        live: Whether it is to ask the server that it comes from for news of them.
+        runs: Run directories by the names under which they are shown; may be empty.
+        live: Whether the page requests new data of the runs from the server that it was loaded from.
+
+    Returns:
+        The HTML document.
 
     Raises:
-        InputError: A directory is no run.
+        InputError: A directory does not contain a run.
+
+    Example:
+        >>> page = explorer_page({}, live=False)
+        >>> page.startswith("<!doctype html>")
+        True
     """
-    named = {key: {"title": one.title, "label": f"nats per {one.unit}"} for key, one in DIVERGENCES.items()}
-    data = {"runs": runs_data(runs), "live": live, "named": named}
-    return self_contained_page("explorer.html", data, _WORDS, images=True, live=live, more=_MODULES)
+    metrics = {key: {"title": one.title, "label": f"nats per {one.unit}"} for key, one in DIVERGENCES.items()}
+    data = {"runs": runs_data(runs), "live": live, "metrics": metrics}
+    return self_contained_page("explorer.html", data, _TEXTS, images=True, live=live, more=_MODULES)

@@ -1,4 +1,4 @@
-"""Web pages that hold everything they need in one file, and that foreign text cannot take over."""
+"""Self-contained HTML pages: style sheet, scripts and data in one file, with a content security policy."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from importlib.resources import files
 
 __all__ = ["self_contained_page"]
 
-MODULES = ("axes.js", "chart.js", "report.js")  # in the order of their imports
+MODULES = ("axes.js", "chart.js", "report.js")  # in import order
 
 
 def self_contained_page(
@@ -22,67 +22,69 @@ def self_contained_page(
     live: bool = False,
     more: tuple[str, ...] = (),
 ) -> str:
-    """Fill a template of this package with its style sheet, its modules, its data and its words.
+    """Fill a template of this package with the style sheet, the JavaScript modules, the data and the texts.
 
-    The page forbids itself the network and every script and style but its own two, named by their hashes.
+    The content security policy of the page forbids network access, and all scripts and styles except the ones in the
+    page, which the policy identifies by their hashes.
 
     Args:
-        template: The file name of the template. It may name `{{policy}}`, `{{style}}`, `{{script}}` (within its own
-            `<script type="module">`), `{{data}}` (within a `<script type="application/json">`) and the keys of `words`.
-        data: What the script draws: plain lists, dictionaries, strings, finite numbers, None.
-        words: Text for the markup, not yet escaped.
-        images: Whether its data holds images, which the page then may show.
-        live: Whether it may ask the server that it came from.
-        more: Modules after those of every page, in the order of their imports.
+        template: The file name of the template. It contains `{{policy}}`, `{{style}}`, `{{script}}` (inside a
+            `<script type="module">`), `{{data}}` (inside a `<script type="application/json">`) and the keys of `words`.
+        data: The data for the script, as lists, dictionaries, strings, finite numbers and None.
+        words: Texts for the markup by their names in the template, not yet escaped.
+        images: Whether the page may show images that its data contains.
+        live: Whether the page may send requests to the server that it was loaded from.
+        more: Modules in addition to `MODULES`, in import order.
 
     Returns:
-        The HTML.
+        The HTML document.
 
     Raises:
-        ValueError: `data` holds nan or infinity, which JSON cannot.
+        ValueError: `data` contains nan or infinity, which JSON cannot represent.
 
     Example:
         >>> page = self_contained_page("report.html", {}, {"title": "a < b", "summary": ""})
         >>> "<title>a &lt; b</title>" in page
         True
     """
-    text = _asset(template)
-    style = _asset("style.css")
-    modules = "\n".join(_without_imports(_asset(name)) for name in (*MODULES, *more))
+    text = _read_asset(template)
+    style = _read_asset("style.css")
+    modules = "\n".join(_remove_imports(_read_asset(name)) for name in (*MODULES, *more))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
-    pictures, asks = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
+    image_source, connect_source = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
-        f"{pictures}{asks}"
+        f"{image_source}{connect_source}"
         f"style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "script": modules,
         "data": _json_for_html(data),
-        **{name: _markup(words[name]) for name in words},
+        **{name: _escape(words[name]) for name in words},
     }
-    # One pass: a title that happens to read {{data}} stays a title.
+    # A single pass, so that a placeholder inside a substituted text is not replaced again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (files("kullback.explore") / "static" / name).read_text("utf-8")
 
 
-def _without_imports(module: str) -> str:
-    """An inline module cannot import its neighbour by a relative address: the neighbour stands before it instead."""
+def _remove_imports(module: str) -> str:
+    """Remove the imports of other modules, because inline modules are concatenated instead of imported."""
     return re.sub(r'^import .* from "\./\w+\.js";\n', "", module, flags=re.MULTILINE)
 
 
 def _json_for_html(value: object) -> str:
-    """JSON that can stand inside a script element: pure ASCII, without the characters that open or end markup."""
+    """Serialise to ASCII JSON without the characters that open or close markup, for use inside a script element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
-def _markup(text: str) -> str:
-    """Text for HTML; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+def _escape(text: str) -> str:
+    """Escape text for HTML; lone surrogates, which UTF-8 cannot encode, become question marks."""
     return html.escape(text.encode("utf-8", "replace").decode())
 
 
 def _hash(text: str) -> str:
+    """Return the hash of an inline script or style for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,6 +1,7 @@
-"""The report of a training run: one HTML file that holds its data, style and script, and works with no network.
+"""The report of training runs: one HTML file with its data, style sheet and scripts, which works offline.
 
-This file says what the page holds, `charts.py` which charts, `downsample.py` which numbers; `chart.js` draws them.
+`charts.py` selects the charts, `downsample.py` reduces the metrics to the points that are drawn, and `static/chart.js`
+draws the charts.
 """
 
 import os
@@ -19,24 +20,23 @@ __all__ = ["ReportRun", "Table", "page_data", "write_report"]
 
 Row = Mapping[str, Any]
 
-_PER = {"image": "image"}
-MOST_ARMS = 6  # as many as there are colours
-MOST_SAMPLES = 24
-MOST_CHARACTERS = 6_000
+MAX_RUNS = 6  # the number of colours in style.css
+MAX_SAMPLES = 24
+MAX_CHARACTERS = 6_000
 
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One training run of the report: what it was told, and what it wrote down.
+    """The data of one training run for a report.
 
     Args:
-        name: What the reader sees, for example "budget 0.05".
-        config: Its settings. `budget` ({"target": nats, "unit": "token" or "sequence"}, or None), `rewards` and
-            `watched` (names of reward functions) shape the charts; everything is listed.
-        metrics: One row for each training step; a key that is absent, None or nan is a gap.
-        evaluations: Rows measured on a fixed set of prompts.
+        name: The name in the report, for example "budget 0.05".
+        config: The settings of the run. `budget` (None, or {"target": nats, "unit": unit}), `rewards` and `watched`
+            (names of reward functions) determine the charts; all settings are listed.
+        metrics: One row for each training step. A value that is absent, None or nan is drawn as a gap.
+        evaluations: One row for each evaluation, on a fixed set of prompts, examples or images.
         samples: "before" and "after", each a list of {"prompt": str, "completion": str, "rewards": {name: number}}.
-        pictures: "before" and "after", each a list of {"title": str, "images": PNGs in base64}.
+        pictures: "before" and "after", each a list of {"title": str, "images": list of base64-encoded PNG images}.
     """
 
     name: str
@@ -48,79 +48,104 @@ class ReportRun:
 
 
 class Table(TypedDict):
-    """The outcome in words and numbers: column names, and rows of as many strings."""
+    """A table of strings: the column names, and rows with one string for each column."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def write_report(
-    arms: Sequence[ReportRun],
+    runs: Sequence[ReportRun],
     path: str | os.PathLike[str],
     *,
     title: str,
     summary: str = "",
     table: Table | None = None,
 ) -> Path:
-    """Write the report of one training run, or of several side by side, as a single HTML file.
+    """Write the report of one training run, or of several runs side by side, as a single HTML file.
 
-    The file appears whole or not at all: it is written under a temporary name and then moved into place.
+    The file is written atomically: an error leaves an existing file at `path` unchanged.
 
     Args:
-        arms: The runs, from 1 to 6, in the order of their colours.
-        path: The file to write; its directory must exist.
+        runs: From 1 to 6 runs, in the order of their colours.
+        path: The file to write, in a directory that exists.
         title: The heading of the page.
-        summary: One sentence under the heading: what came out.
-        table: The outcome, a row for each arm, shown above the charts.
+        summary: A sentence below the heading.
+        table: Results, shown above the charts.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: No arm or more than 6, a ragged table, or a directory that does not exist.
+        InputError: There are no runs or more than 6, the rows of the table differ in length from its columns, or the
+            directory of `path` does not exist.
 
     Example:
         >>> import tempfile
-        >>> arm = ReportRun("a", {"budget": {"target": 0.05, "unit": "token"}}, [{"step": 1, "reward": 0.5}])
+        >>> run = ReportRun("a", {"budget": {"target": 0.05, "unit": "token"}}, [{"step": 1, "reward": 0.5}])
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     page = write_report([arm], Path(directory) / "report.html", title="One step").read_text()
+        ...     page = write_report([run], Path(directory) / "report.html", title="One step").read_text()
         >>> "One step" in page
         True
     """
     path = Path(path)
-    if not 1 <= len(arms) <= MOST_ARMS:
-        raise InputError(f"A report shows from 1 to {MOST_ARMS} arms, and {len(arms)} came; write several reports.")
-    for row in table["rows"] if table else ():
+    if not 1 <= len(runs) <= MAX_RUNS:
+        raise InputError(f"expected from 1 to {MAX_RUNS} runs, got {len(runs)}; write several reports")
+    for i, row in enumerate(table["rows"] if table else ()):
         if table and len(row) != len(table["columns"]):
             raise InputError(
-                f"The table has {len(table['columns'])} columns, but a row of {len(row)} cells: {list(row)}."
+                f"table: expected {len(table['columns'])} cells in each row, one for each column, "
+                f"got {len(row)} in row {i}: {list(row)}"
             )
     if not path.parent.is_dir():
-        raise InputError(f"The directory {path.parent} does not exist; create it, or name another file.")
+        raise InputError(f"{path}: expected a file in an existing directory, but {path.parent} does not exist")
 
-    images = any(arm.pictures for arm in arms)
+    images = any(run.pictures for run in runs)
     page = self_contained_page(
-        "report.html", page_data(arms, table), {"title": title, "summary": summary}, images=images
+        "report.html", page_data(runs, table), {"title": title, "summary": summary}, images=images
     )
     write_whole(path, page)
     return path
 
 
-# ---- words: facts, samples, settings ----
+def page_data(runs: Sequence[ReportRun], table: Table | None) -> dict[str, Any]:
+    """Return everything that the report shows, as plain data for `report` in `report.js`."""
+    batches = [DownsampledSeries(run.metrics) for run in runs]
+    evaluations = [DownsampledSeries(run.evaluations) for run in runs]
+    charts = RunCharts([run.config for run in runs], batches, evaluations)
+    counts = [(len(batch.steps), len(evaluation.steps)) for batch, evaluation in zip(batches, evaluations, strict=True)]
+    return {
+        "runs": [{"name": run.name, "facts": _facts(run, *count)} for run, count in zip(runs, counts, strict=True)],
+        "table": dict(table) | {"caption": "Results"} if table else None,
+        "notes": _notes(runs, batches),
+        "grids": charts.grids(),
+        "sections": charts.sections(),
+        "pictures": [
+            {"run": i, "rows": [{"title": str(row["title"]), "images": list(map(str, row["images"]))} for row in rows]}
+            for i, run in enumerate(runs)
+            if (rows := run.pictures.get("after") or run.pictures.get("before"))
+        ],
+        "samples": [samples for i, run in enumerate(runs) if (samples := _samples(run, i))],
+        "settings": _settings(runs),
+    }
+
+
+# ---- texts: facts, notes, samples, settings ----
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _facts(arm: ReportRun, steps: int, evaluations: int) -> str:
-    budget = budget_of(arm.config)
+def _facts(run: ReportRun, steps: int, evaluations: int) -> str:
+    """Return the line beside the name of a run: its budget, its number of steps and evaluations, its duration."""
+    budget = budget_of(run.config)
     facts = [
-        f"budget {budget[0]:g} nats per {_PER.get(budget[1], budget[1])}" if budget else "no budget",
+        f"budget {budget[0]:g} nats per {budget[1]}" if budget else "no budget",
         _count(steps, "step"),
+        _count(evaluations, "evaluation"),
     ]
-    facts.append(_count(evaluations, "evaluation"))
-    seconds = [s for row in arm.metrics if (s := finite(row.get("seconds"))) is not None]
+    seconds = [s for row in run.metrics if (s := finite(row.get("seconds"))) is not None]
     return " · ".join(facts + ([_duration(max(seconds))] if seconds else []))
 
 
@@ -130,88 +155,71 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _notes(arms: Sequence[ReportRun], tracks: Sequence[DownsampledSeries]) -> list[str]:
-    """What the reader must know before trusting the charts; said once for all the arms that it is true of."""
-    said: dict[str, list[str]] = {}
-    for arm, track in zip(arms, tracks, strict=True):
+def _notes(runs: Sequence[ReportRun], batches: Sequence[DownsampledSeries]) -> list[str]:
+    """Return notices about missing data, downsampling and alarms; a notice names all runs to which it applies."""
+    names_by_note: dict[str, list[str]] = {}
+    for run, series in zip(runs, batches, strict=True):
         notes = []
-        if not track.steps:
+        if not series.steps:
             notes.append("no training step has been recorded.")
-        if len(track.steps) == 1:
-            notes.append("a single training step has been recorded.")
-        if lost := sum(finite(row.get("step")) is None for row in (*arm.metrics, *arm.evaluations)):
-            notes.append(f"{_count(lost, 'row')} without a step left out.")
-        if track.bucketed:
-            drawn = f"{len(track.steps):,} steps are drawn as {len(track.buckets)} means"
-            notes.append(f"{drawn}; the shading runs from the least to the greatest value under each.")
-        alarms = [row["alarm"] for row in arm.evaluations if row.get("alarm")]
-        if alarms and arm.evaluations[-1].get("alarm"):
-            notes.append(f"{_cut(str(alarms[-1]))}.")
+        if len(series.steps) == 1:
+            notes.append("only one training step has been recorded.")
+        if omitted := sum(finite(row.get("step")) is None for row in (*run.metrics, *run.evaluations)):
+            notes.append(f"{_count(omitted, 'row')} without a step number {'is' if omitted == 1 else 'are'} omitted.")
+        if series.bucketed:
+            notes.append(
+                f"{len(series.steps):,} steps are drawn as the means of {len(series.buckets)} buckets; "
+                "the shading spans the minimum and the maximum of each bucket."
+            )
+        alarms = [row["alarm"] for row in run.evaluations if row.get("alarm")]
+        if alarms and run.evaluations[-1].get("alarm"):
+            notes.append(f"{_truncate(str(alarms[-1]))}.")
         for note in notes:
-            said.setdefault(note, []).append(arm.name)
-    return [f"{', '.join(names)}: {note}" for note, names in said.items()]
+            names_by_note.setdefault(note, []).append(run.name)
+    return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
-def _samples(arm: ReportRun, index: int) -> dict[str, Any] | None:
-    """Before and after side by side: the same prompt, and the same occurrence of it when it comes twice."""
+def _samples(run: ReportRun, index: int) -> dict[str, Any] | None:
+    """Pair the completions before and after training by prompt, and by occurrence where a prompt is repeated."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for when, label in (("before", "Before training"), ("after", "After training")):
-        times: dict[str, int] = {}
-        for sample in arm.samples.get(when) or ():
+        occurrences: dict[str, int] = {}
+        for sample in run.samples.get(when) or ():
             prompt = str(sample.get("prompt", ""))
-            times[prompt] = times.get(prompt, 0) + 1
+            occurrences[prompt] = occurrences.get(prompt, 0) + 1
             rewards = [[str(name), finite(value)] for name, value in (sample.get("rewards") or {}).items()]
-            cell = {"label": label, "completion": _cut(str(sample.get("completion") or "")), "rewards": rewards}
-            cells.setdefault((prompt, times[prompt]), []).append(cell)
+            cell = {"label": label, "completion": _truncate(str(sample.get("completion") or "")), "rewards": rewards}
+            cells.setdefault((prompt, occurrences[prompt]), []).append(cell)
     if not cells:
         return None
-    items = [{"prompt": _cut(prompt), "cells": both} for (prompt, _), both in cells.items()]
-    shown = items[:MOST_SAMPLES]
+    items = [{"prompt": _truncate(prompt), "cells": both} for (prompt, _), both in cells.items()]
+    shown = items[:MAX_SAMPLES]
     many = len(shown) < len(items)
     note = f"The first {len(shown)} of {len(items)} prompts." if many else f"{_count(len(items), 'prompt')}."
-    return {"arm": index, "note": note, "items": shown}
+    return {"run": index, "note": note, "items": shown}
 
 
-def _cut(text: str) -> str:
-    left = len(text) - MOST_CHARACTERS
-    return text if left <= 0 else f"{text[:MOST_CHARACTERS]} … ({left:,} more characters)"
+def _truncate(text: str) -> str:
+    excess = len(text) - MAX_CHARACTERS
+    return text if excess <= 0 else f"{text[:MAX_CHARACTERS]} … ({excess:,} more characters)"
 
 
-def _settings(arms: Sequence[ReportRun]) -> dict[str, list[Any]]:
-    """Each setting with the arms' values: once when they agree, one for each arm when they differ."""
-    keys = dict.fromkeys(key for arm in arms for key in arm.config)
-    rows = [(str(key), [_words(arm.config[key]) if key in arm.config else "not set" for arm in arms]) for key in keys]
+def _settings(runs: Sequence[ReportRun]) -> dict[str, list[Any]]:
+    """Return the settings in two groups: shared settings with one value, differing settings with a value per run."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    rows = [
+        (str(key), [_format_setting(run.config[key]) if key in run.config else "not set" for run in runs])
+        for key in keys
+    ]
     return {
         "shared": [[key, values[:1]] for key, values in rows if len(set(values)) == 1],
         "differing": [[key, values] for key, values in rows if len(set(values)) > 1],
     }
 
 
-def _words(value: object) -> str:
+def _format_setting(value: object) -> str:
     if isinstance(value, Mapping):
-        return _cut(", ".join(f"{key} {one}" for key, one in value.items())) or "none"
+        return _truncate(", ".join(f"{key} {entry}" for key, entry in value.items())) or "none"
     if isinstance(value, list | tuple):
-        return _cut(", ".join(str(one) for one in value)) or "none"
-    return "none" if value is None else _cut(str(value))
-
-
-def page_data(arms: Sequence[ReportRun], table: Table | None) -> dict[str, Any]:
-    """All that the page shows, as plain data."""
-    batches = [DownsampledSeries(arm.metrics) for arm in arms]
-    evaluations = [DownsampledSeries(arm.evaluations) for arm in arms]
-    charts = RunCharts([arm.config for arm in arms], batches, evaluations)
-    counts = [(len(batch.steps), len(evaluation.steps)) for batch, evaluation in zip(batches, evaluations, strict=True)]
-    return {
-        "arms": [{"name": arm.name, "facts": _facts(arm, *count)} for arm, count in zip(arms, counts, strict=True)],
-        "table": dict(table) | {"caption": "Outcome"} if table else None,
-        "notes": _notes(arms, batches),
-        "grids": charts.grids(),
-        "sections": charts.sections(),
-        "pictures": [
-            {"arm": i, "rows": [{"title": str(row["title"]), "images": list(map(str, row["images"]))} for row in rows]}
-            for i, arm in enumerate(arms)
-            if (rows := arm.pictures.get("after") or arm.pictures.get("before"))
-        ],
-        "samples": [samples for i, arm in enumerate(arms) if (samples := _samples(arm, i))],
-        "settings": _settings(arms),
-    }
+        return _truncate(", ".join(str(entry) for entry in value)) or "none"
+    return "none" if value is None else _truncate(str(value))

@@ -1,25 +1,39 @@
-"""Run directories as a report and as a table."""
+"""Reports and tables that are made from run directories."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kullback.explore.charts import DIVERGENCES, held_key
+from kullback.explore.charts import DIVERGENCES, budgeted_kl
 from kullback.explore.report import ReportRun, Table, write_report
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["closing_table", "report_runs", "report_runs_of"]
+__all__ = ["closing_table", "load_report_runs", "report_runs"]
 
 
 def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
-    """Write the report of run directories, each under the name that it is given here."""
-    arms = report_runs_of(runs)
-    table = closing_table(runs) if all(arm.evaluations for arm in arms) else None
-    return write_report(arms, path, title=title, summary=summary, table=table)
+    """Write the report of run directories as an HTML file.
+
+    Args:
+        runs: Run directories by the names under which they are shown.
+        path: The file to write, in a directory that exists.
+        title: The heading of the page.
+        summary: A sentence below the heading.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: A directory does not contain a run, there are more than 6, or the directory of `path` does
+            not exist.
+    """
+    loaded = load_report_runs(runs)
+    table = closing_table(runs) if all(run.evaluations for run in loaded) else None
+    return write_report(loaded, path, title=title, summary=summary, table=table)
 
 
-def report_runs_of(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
-    """What a report is told of each run."""
+def load_report_runs(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
+    """Read run directories into the input of `write_report`, in the same order."""
     return [
         ReportRun(name, run.config(), run.metrics(), run.evaluations(), run.samples(), run.pictures())
         for name, run in runs.items()
@@ -27,52 +41,58 @@ def report_runs_of(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
 
 
 def closing_table(runs: Mapping[str, RunDirectory]) -> Table:
-    """The first and the last evaluation of each run, side by side."""
-    columns = ["measure", *runs]
-    told = [_told(run) for run in runs.values()]
-    names = list(dict.fromkeys(name for arm in told for name in arm))
-    return {"columns": columns, "rows": [[name, *(arm.get(name, "-") for arm in told)] for name in names]}
+    """Return a table with the first and the last evaluation of each run, one column per run.
+
+    Args:
+        runs: Run directories with at least one evaluation each, by the names of their columns.
+    """
+    results = [_results(run) for run in runs.values()]
+    metrics = list(dict.fromkeys(metric for result in results for metric in result))
+    rows = [[metric, *(result.get(metric, "-") for result in results)] for metric in metrics]
+    return {"columns": ["metric", *runs], "rows": rows}
 
 
-def _told(run: RunDirectory) -> dict[str, str]:
+def _results(run: RunDirectory) -> dict[str, str]:
+    """Return the formatted results of a run by their label, in the order of the table."""
     config, evaluations, metrics = run.config(), run.evaluations(), run.metrics()
     first, last = evaluations[0], evaluations[-1]
 
     def change(key: str) -> str:
         return f"{_number(first.get(key))} → {_number(last.get(key))}"
 
-    told = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
-    told |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
+    results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
+    results |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
     for key, divergence in DIVERGENCES.items():
         if key in last:
-            told[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config)
+            results[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config)
     unit = "step" if config.get("kind") == "ppo" else "token"
-    measures = {
+    labels = {
         f"entropy, nats per {unit}": "entropy",
-        "repeated pairs of tokens": "repetition",
+        "repeated token pairs": "repetition",
         "completion length, tokens": "completion_length",
         "episode length, steps": "episode_length",
         "cross-entropy, nats per token": "train_cross_entropy_per_token",
-        "its floor, nats per token": "train_entropy_floor_per_token",
+        "entropy floor, nats per token": "train_entropy_floor_per_token",
         "held-out cross-entropy, nats per token": "eval_cross_entropy_per_token",
         "distortion, nats per image": "distortion",
-        "evidence bound, nats per image": "elbo",
+        "ELBO, nats per image": "elbo",
         "log-likelihood, nats per image": "log_likelihood",
         "cross-entropy, nats per image": "cross_entropy",
         "accuracy": "accuracy",
         "active units": "active_units",
     }
-    told |= {words: change(key) for words, key in measures.items() if key in last}
-    told |= {
+    results |= {label: change(key) for label, key in labels.items() if key in last}
+    results |= {
         "steps": str(metrics[-1]["step"]) if metrics else "0",
         "time, s": f"{metrics[-1]['seconds']:.0f}" if metrics else "-",
     }
-    return told
+    return results
 
 
 def _kl(row: Mapping[str, Any], key: str, config: Mapping[str, Any]) -> str:
+    """Format a KL with its standard error, and with the budget where the budget constrains this KL."""
     value = f"{_number(row.get(key))} ± {_number(row.get(f'{key}_std_error'), 2)}"
-    return f"{value} (budget {config['budget']['target']:g})" if held_key(config) == key else value
+    return f"{value} (budget {config['budget']['target']:g})" if budgeted_kl(config) == key else value
 
 
 def _number(value: Any, digits: int = 3) -> str:

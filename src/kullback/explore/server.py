@@ -1,4 +1,4 @@
-"""A server for the explorer on this machine alone: loopback, a secret in the address, nothing but GET."""
+"""A local HTTP server for the explorer: it listens on the loopback address and serves GET requests with a token."""
 
 import hmac
 import json
@@ -15,61 +15,68 @@ from kullback.runs.run_directory import RunDirectory
 __all__ = ["make_server"]
 
 _HOST = "127.0.0.1"
-_Paths: TypeAlias = dict[str, tuple[Callable[[], bytes], str]]
+_Routes: TypeAlias = dict[str, tuple[Callable[[], bytes], str]]
 
 
 def make_server(runs: Mapping[str, RunDirectory], *, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
-    """A server that is not yet running, and the address to open.
+    """Create a server for the explorer, without starting it.
 
     Args:
-        runs: Shown in the last room, read anew whenever the page asks.
-        port: Where to listen; 0 for any that is free.
+        runs: Run directories by the names under which they are shown. They are read again at each request.
+        port: The port to listen on; 0 selects a free port.
+
+    Returns:
+        The server and the URL of the page.
 
     Raises:
-        InputError: The port cannot be had, or a directory is no run.
+        InputError: The port is not available, or a directory does not contain a run.
     """
     page = explorer_page(runs, live=bool(runs)).encode()
     token = secrets.token_urlsafe(24)
 
-    paths: _Paths = {f"/{token}/": (lambda: page, "text/html; charset=utf-8")}
+    routes: _Routes = {f"/{token}/": (lambda: page, "text/html; charset=utf-8")}
     if runs:
-        paths[f"/{token}/runs.json"] = (lambda: json.dumps(runs_data(runs)).encode(), "application/json")
+        routes[f"/{token}/runs.json"] = (lambda: json.dumps(runs_data(runs)).encode(), "application/json")
     try:
-        server = ThreadingHTTPServer((_HOST, port), partial(_Handler, paths))
+        server = ThreadingHTTPServer((_HOST, port), partial(_Handler, routes))
     except (OSError, OverflowError) as error:
-        raise InputError(f"--port {port}: cannot listen there: {error}; name another, or 0 for any") from error
+        raise InputError(
+            f"--port {port}: expected a port that is free, cannot listen on it ({error}); "
+            "choose another port, or 0 for any free port"
+        ) from error
     server.daemon_threads = True
     return server, f"http://{_HOST}:{server.server_address[1]}/{token}/"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the addresses that it knows, to a browser that names this machine as the host."""
+    """Answers GET requests for the routes when the Host header names the loopback address."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "kullback", ""
 
-    def __init__(self, paths: _Paths, *given: Any) -> None:
-        self.paths = paths
-        super().__init__(*given)
+    def __init__(self, routes: _Routes, *arguments: Any) -> None:
+        self.routes = routes
+        super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        # Another name for this address is how a foreign page would reach it.
+        # A page of another site can reach this server only under another host name (DNS rebinding).
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"{_HOST}:{port}", f"localhost:{port}"):
-            return self._answer(403, b"this server answers to 127.0.0.1 alone\n", "text/plain")
-        known = [found for path, found in self.paths.items() if hmac.compare_digest(path.encode(), self.path.encode())]
-        if not known:
-            return self._answer(404, b"not here\n", "text/plain")
-        make, kind = known[0]
+            return self._send(403, b"expected the host 127.0.0.1 or localhost\n", "text/plain")
+        # The comparison takes the same time for every path, so that the token cannot be guessed from delays.
+        found = [route for path, route in self.routes.items() if hmac.compare_digest(path.encode(), self.path.encode())]
+        if not found:
+            return self._send(404, b"not found\n", "text/plain")
+        make, content_type = found[0]
         try:
             body = make()
         except (KullbackError, OSError, ValueError) as error:
-            return self._answer(503, f"{error}\n".encode(), "text/plain; charset=utf-8")
-        return self._answer(200, body, kind)
+            return self._send(503, f"{error}\n".encode(), "text/plain; charset=utf-8")
+        return self._send(200, body, content_type)
 
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
+    def _send(self, status: int, body: bytes, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in (
             ("Cache-Control", "no-store"),
@@ -83,4 +90,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the page asks every two seconds."""
+        """Log nothing, because the page sends a request every two seconds."""

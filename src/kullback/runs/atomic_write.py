@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes of text files."""
 
 import os
 import tempfile
@@ -8,7 +8,17 @@ __all__ = ["write_whole"]
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its place, then move it there.
+    """Write a text file atomically.
+
+    The text is written to a temporary file in the same directory, which then replaces `path`. After an error or a crash
+    the path has either its old content or the whole new content.
+
+    Args:
+        path: The file to write, in a directory that exists.
+        text: The content.
+
+    Raises:
+        OSError: The file cannot be written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as directory:
@@ -22,7 +32,7 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which would hide a report from a web server
+        os.chmod(temporary, 0o644)  # mkstemp gives mode 0600, with which a web server cannot read a report
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

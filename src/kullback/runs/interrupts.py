@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the first asks the run to end after the step in hand, the second ends it at once."""
+"""Ctrl-C as a request to stop a training run after the current step."""
 
 import signal
 from typing import Any
@@ -7,7 +7,10 @@ __all__ = ["Interrupts"]
 
 
 class Interrupts:
-    """Within this context `asked` says whether Ctrl-C was pressed."""
+    """A context manager in which the first Ctrl-C sets `asked`, and the second Ctrl-C raises KeyboardInterrupt.
+
+    A training loop checks `asked` after each step, and stops with a checkpoint when it is true.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -15,12 +18,13 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self.previous = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._interrupted)
+        signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self.previous)
 
-    def _interrupted(self, number: int, frame: Any) -> None:  # noqa: ARG002
+    def _handle(self, number: int, frame: Any) -> None:  # noqa: ARG002
+        """Record the request, and restore the previous handler for the next Ctrl-C."""
         self.asked = True
         signal.signal(signal.SIGINT, self.previous)

@@ -1,4 +1,4 @@
-"""`--set key=value` words, taken apart."""
+"""Settings in the form `key=value`, as the option --set takes them."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -11,16 +11,20 @@ __all__ = ["read_words"]
 def read_words(
     words: Sequence[str], known: Collection[str], taken: Mapping[str, str], *, owner: str
 ) -> list[tuple[str, str, str]]:
-    """Each word with its key and its value as text.
+    """Split settings of the form `key=value`, and check their keys.
 
     Args:
-        words: Such as learning_rate=1e-3.
-        known: The keys that there are.
-        taken: Keys that have an option of their own, and which.
-        owner: Whose keys they are.
+        words: The settings, for example "learning_rate=1e-3".
+        known: The valid keys.
+        taken: Keys that cannot be set in this way, each with the reason or the option to use instead.
+        owner: The name of the object that has the settings, for error messages.
+
+    Returns:
+        The setting, its key and its value, all as text, for each element of `words`.
 
     Raises:
-        InputError: A word has no "=", or its key is taken or is none; the message names the nearest that is.
+        InputError: A setting is not of the form `key=value`, its key is in `taken`, or its key is not in `known`; the
+            message then names the most similar valid key.
 
     Example:
         >>> read_words(["gamma=0.9"], ["gamma"], {}, owner="PPO")
@@ -32,7 +36,7 @@ def read_words(
         if not equals or not key:
             raise InputError(f"--set {word}: expected key=value, for example learning_rate=1e-3")
         if key in taken:
-            raise InputError(f"--set {word}: {key} is not free here, {taken[key]}")
+            raise InputError(f"--set {word}: {key} cannot be set with --set, {taken[key]}")
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise InputError(f"--set {word}: {owner} has no {key}; the nearest is {nearest[0]}")

@@ -1,4 +1,4 @@
-"""How a run tells how far it is: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a training run on the console: a live progress bar on a terminal, lines of text elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["RunProgress"]
 
-_PLAIN_LINES = 12
+_LINES = 12  # lines of text per run when the console is not a terminal
 
 
 class RunProgress:
-    """Shows one training run; a context manager.
+    """A context manager that shows the progress of one training run.
 
     Args:
-        name: What the line begins with.
-        steps: How many there are in all.
-        target: The budget in nats, or None.
-        unit: The budget's unit; None: no KL is told at each step.
-        console: Where to write; nothing is written if None.
+        name: The text at the start of the line.
+        steps: The number of steps of the run.
+        target: The KL budget in nats, or None.
+        unit: The unit of the KL, such as "token" or "step". If None, no KL is shown.
+        console: The console to write to. If None, nothing is written.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class RunProgress:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[said]}  left"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}  left"),
                 TimeRemainingColumn(),
             )
             self.live = Progress(*columns, console=self.console)
-            self.task = self.live.add_task(self.name, total=self.steps, said="")
+            self.task = self.live.add_task(self.name, total=self.steps, metrics="")
             self.live.start()
         return self
 
@@ -49,30 +49,31 @@ class RunProgress:
             self.live.stop()
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """One step's metrics."""
+        """Show a row of metrics."""
         step, now = int(row["step"]), time.monotonic()
         self.first = self.first or (step - 1, now)
         if self.live is not None:
-            self.live.update(self.task, completed=step, said=self._said(row))
-        elif self.console is not None and step * _PLAIN_LINES // self.steps > self.lines:
-            self.lines = step * _PLAIN_LINES // self.steps
-            done, since = step - self.first[0], now - self.first[1]
-            left = since / (done - 1) * (self.steps - step) if done > 1 else float("nan")
-            time_left = f"{left:.0f} s left" if left == left else ""
+            self.live.update(self.task, completed=step, metrics=self._format_metrics(row))
+        elif self.console is not None and step * _LINES // self.steps > self.lines:
+            self.lines = step * _LINES // self.steps
+            done, elapsed = step - self.first[0], now - self.first[1]
+            # `elapsed` starts at the end of the first step that is shown.
+            remaining = f"{elapsed / (done - 1) * (self.steps - step):.0f} s left" if done > 1 else ""
             self.console.print(
-                f"{self.name}  step {step}/{self.steps}  {self._said(row)}  {time_left}",
+                f"{self.name}  step {step}/{self.steps}  {self._format_metrics(row)}  {remaining}",
                 highlight=False,
                 soft_wrap=True,
             )
 
-    def _said(self, row: Mapping[str, Any]) -> str:
+    def _format_metrics(self, row: Mapping[str, Any]) -> str:
+        """Return the reward or the loss, the KL and beta of a row of metrics as text."""
         parts = [
             f"{name} {_number(row[name])}" for name in ("reward", "loss")[: 1 if "reward" in row else 2] if name in row
         ]
         if self.unit is not None:
             kl = row.get("kl_filtered") or row.get(f"kl_policy_ref_per_{self.unit}")
-            of = f" of {self.target:g}" if self.target is not None else ""
-            parts.append(f"KL {_number(kl)}{of} nats/{self.unit}")
+            budget = f" of {self.target:g}" if self.target is not None else ""
+            parts.append(f"KL {_number(kl)}{budget} nats/{self.unit}")
         if row.get("beta") is not None:
             parts.append(f"beta {_number(row['beta'])}")
         return "  ".join(parts)

@@ -88,13 +88,13 @@ class RunDirectory:
             resume: Whether it continues the run in this directory.
 
         Raises:
-            InputError: The directory is not empty; or, with `resume`, there is no run in it or its configuration
+            InputError: The directory is not empty; or, with `resume`, it does not contain a run, or its configuration
                 differs in anything but `steps`.
         """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise InputError(
-                    f"--output {self.path}: expected a new or an empty directory, but it already exists and is not empty; "
+                    f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
                     "choose another directory, or continue the run with --resume"
                 )
             return
@@ -115,14 +115,14 @@ class RunDirectory:
         """Return the configuration of the run.
 
         Raises:
-            InputError: There is no config.json, or it is not JSON.
+            InputError: config.json does not exist, or it is not JSON.
         """
         try:
             return with_present_settings(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: expected a run directory, found no config.json in it") from error
         except json.JSONDecodeError as error:
-            raise InputError(f"{self.path / 'config.json'}: expected JSON, got: {error}") from error
+            raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint, or None."""

@@ -1,9 +1,9 @@
-// The numbers of a chart: ticks, domains, scales, labels. Pure functions: no document, no state.
+// Axes of a chart: ticks, domains, scales and number formats. All functions are pure.
 
 const clean = (value) => Number(value.toPrecision(12)) + 0;
 const minus = (text) => text.replaceAll("-", "−");
 
-/** A number as text: at least `digits` significant digits, thousands grouped, an exponent only when very small or large. */
+/** Formats a number with at least `digits` significant digits; an exponent is used below 1e-4 and from 1e7. */
 export function format(value, digits = 4) {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
@@ -14,7 +14,7 @@ export function format(value, digits = 4) {
   return minus(value.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, whole) }));
 }
 
-/** The labels of evenly spaced ticks: the same number of decimals on each, unless one needs an exponent. */
+/** The labels of evenly spaced ticks, with the same number of decimals unless a label needs an exponent. */
 export function tickLabels(values) {
   const plain = values.map((value) => format(value, 6));
   if (plain.some((text) => text.includes("e"))) return plain;
@@ -22,7 +22,7 @@ export function tickLabels(values) {
   return values.map((value) => minus(value.toLocaleString("en-US", { minimumFractionDigits: decimals })));
 }
 
-/** Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], about `count` of them. */
+/** About `count` round numbers in [low, high], whose spacing is 1, 2 or 5 times a power of ten. */
 export function ticks(low, high, count = 5, integer = false) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -31,7 +31,7 @@ export function ticks(low, high, count = 5, integer = false) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => clean((first + i) * step));
 }
 
-/** Ticks of a logarithmic axis: powers of ten, or more of each decade when there are few decades. */
+/** Ticks of a logarithmic axis: powers of ten, with further ticks in each decade when there are few decades. */
 export function logTicks(low, high, count = 5) {
   const every = Math.max(1, Math.ceil(Math.log10(high / low) / count));
   const inside = (factors) => {
@@ -45,7 +45,7 @@ export function logTicks(low, high, count = 5) {
   return choices.find((found) => found.length >= 3) ?? ticks(low, high, count);
 }
 
-/** The interval that an axis spans so as to show the numbers; never empty, and positive when `log`. */
+/** The interval of an axis that shows all `numbers`: it is never empty, and it is positive when `log` is true. */
 export function domain(numbers, { log = false, zero = false, min = null, max = null } = {}) {
   const shown = numbers.filter((value) => Number.isFinite(value) && (!log || value > 0));
   if (zero && !log) shown.push(0);
@@ -62,13 +62,13 @@ export function domain(numbers, { log = false, zero = false, min = null, max = n
   return [padLow ? low - pad : low, padHigh ? high + pad : high];
 }
 
-/** The function from a domain to a range of pixels. */
+/** The function that maps a domain to a range of pixels, linearly or logarithmically. */
 export function scale([low, high], [from, to], log = false) {
-  const along = log ? (value) => Math.log(value / low) / Math.log(high / low) : (value) => (value - low) / (high - low);
-  return (value) => from + along(value) * (to - from);
+  const fraction = log ? (value) => Math.log(value / low) / Math.log(high / low) : (value) => (value - low) / (high - low);
+  return (value) => from + fraction(value) * (to - from);
 }
 
-/** The index of the number in the ascending list `sorted` that is nearest to `value`. */
+/** The index of the number nearest to `value` in the ascending list `sorted`. */
 export function nearest(sorted, value) {
   let [low, high] = [0, sorted.length - 1];
   while (high - low > 1) {
@@ -79,11 +79,11 @@ export function nearest(sorted, value) {
   return Math.abs(sorted[high] - value) < Math.abs(sorted[low] - value) ? high : low;
 }
 
-/** The runs of indices at which `drawn(value)` holds: a line breaks where a value is missing. */
-export function runs(values, drawn = (value) => value !== null) {
+/** The maximal ranges of consecutive indices whose values satisfy `isDrawn`; a curve has a gap between two ranges. */
+export function consecutive(values, isDrawn = (value) => value !== null) {
   const found = [];
   values.forEach((value, i) => {
-    if (!drawn(value)) return;
+    if (!isDrawn(value)) return;
     if (found.at(-1)?.at(-1) === i - 1) found.at(-1).push(i);
     else found.push([i]);
   });

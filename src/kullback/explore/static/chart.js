@@ -1,15 +1,15 @@
-// Charts, tables and sample lists for Kullback's pages: SVG and text, no dependency, no build step.
+// Charts, tables and lists of completions, as SVG and HTML elements without dependencies.
 //
 // chart(spec): spec = { id, title, note, groups: [name], x: { label, integer },
 //                y: { label, log, toggle, zero, min, max, logMin }, lines: [{ value, low, high, label, group }], series: [series] }
-//   series = { name, group: index, x: [number], values: [number or null], low, high: bounds alike, or absent,
-//              spans: [[first, last]] when a point stands for many, mark: "line" or "points", faint, dash: index, last: { x, value } }
-//   The groups are the runs of the page, unless the chart names its own. Colour and marker say the group; dash, and filled or hollow, say the name. null is a gap.
+//   series = { name, group: index, x: [number], values: [number or null], low and high: lists of bounds, optional,
+//              spans: [[first, last]] when each point is the mean of a bucket, mark: "line" or "points", faint, dash: index, last: { x, value } }
+//   Colour and marker shape show the group, which is usually a run; the dash pattern, and filled or hollow markers, show the name. null is a gap.
 // table({ caption, columns, rows }), of strings. samples([{ prompt, cells: [{ label, completion, rewards }] }]).
 //
-// Everything that comes from outside is set as text, never as markup.
+// Data is inserted as text, never as markup.
 
-import { domain, format, logTicks, nearest, runs, scale, tickLabels, ticks } from "./axes.js";
+import { consecutive, domain, format, logTicks, nearest, scale, tickLabels, ticks } from "./axes.js";
 
 // ---- elements ----
 
@@ -19,23 +19,23 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** An HTML element; children are nodes, or strings, which become text. */
+/** An HTML element; children are nodes or strings, and strings become text nodes. */
 export const element = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
-/** An SVG element, alike. */
+/** An SVG element; children are nodes or strings. */
 export const shape = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-/** Tells the width of a node, at first and at every change. */
-export function onWidth(node, told) {
+/** Calls `callback` with the width of a node, initially and at every change. */
+export function onWidth(node, callback) {
   let width = 0;
   new ResizeObserver(([entry]) => {
     const now = Math.round(entry.contentRect.width);
-    if (now > 0 && now !== width) told((width = now));
+    if (now > 0 && now !== width) callback((width = now));
   }).observe(node);
 }
 
-// Circle, square, triangle up, diamond, triangle down, plus: drawn about the origin, one unit large.
+// Circle, square, triangle up, diamond, triangle down, plus: centred at the origin, with radius 1.
 const MARKERS = [
   "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0Z", "M-.9,-.9h1.8v1.8h-1.8Z", "M0,-1.2l1.2,2.1h-2.4Z",
   "M0,-1.3l1.3,1.3l-1.3,1.3l-1.3,-1.3Z", "M0,1.2l1.2,-2.1h-2.4Z", "M-1.2,0h2.4M0,-1.2v2.4",
@@ -47,11 +47,11 @@ const marker = (group, dash, x, y, size = 3) => shape("path", {
 const key = (group, { dash, mark, faint }) => shape("svg", { class: faint ? "key faint" : "key", viewBox: "0 0 26 10", width: 26, height: 10, "aria-hidden": true },
   shape("path", { class: `line d${dash}`, d: "M1,5H25" }), mark === "points" && marker(group, dash, 13, 5));
 
-/** The name of a group behind its colour and marker. */
+/** The name of a group after its colour and marker. */
 export const swatch = (group, name) =>
   element("span", { class: `swatch c${group}` }, key(group, { dash: 0, mark: "points" }), element("bdi", {}, name));
 
-/** A table of strings; the first cell of each row heads it. */
+/** A table of strings; the first cell of each row is the row header. */
 export function table({ caption, columns, rows }, attributes = {}) {
   const cells = (row) => row.map((cell, i) => element(i ? "td" : "th", i ? {} : { scope: "row" }, cell));
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
@@ -67,70 +67,70 @@ function uncertainty({ low, high, spans }, i) {
   return spans ? `${format(low[i], 3)} to ${format(high[i], 3)}` : `± ${format((high[i] - low[i]) / 2, 2)}`;
 }
 
-function dataTable({ title, groups, series, x }, stops) {
-  const index = series.map((one) => new Map(one.x.map((value, i) => [value, i])));
-  const text = (one, i) => (Number.isFinite(one.values[i]) ? `${format(one.values[i], 6)} ${uncertainty(one, i)}` : "");
+function dataTable({ title, groups, series, x }, xValues) {
+  const index = series.map((curve) => new Map(curve.x.map((value, i) => [value, i])));
+  const text = (curve, i) => (Number.isFinite(curve.values[i]) ? `${format(curve.values[i], 6)} ${uncertainty(curve, i)}` : "");
   return table({
     caption: `${title}: data`,
-    columns: [x.label, ...series.map((one) => `${groups[one.group]}, ${one.name}`)],
-    rows: stops.map((stop) => [format(stop, 12), ...series.map((one, k) => text(one, index[k].get(stop)))]),
+    columns: [x.label, ...series.map((curve) => `${groups[curve.group]}, ${curve.name}`)],
+    rows: xValues.map((value) => [format(value, 12), ...series.map((curve, k) => text(curve, index[k].get(value)))]),
   });
 }
 
-/** A figure: an SVG whose cursor the arrow keys and the pointer move, a legend that reads it out, and the data as a table. */
+/** A figure: an SVG with a cursor for the arrow keys and the pointer, a legend with the values at the cursor, and a data table. */
 export function chart(spec) {
   const { series, groups, lines = [] } = spec;
-  const stops = [...new Set(series.flatMap((one) => one.x))].sort((a, b) => a - b);
+  const xValues = [...new Set(series.flatMap((curve) => curve.x))].sort((a, b) => a - b);
   const id = `chart-${spec.id}`;
-  let [log, width, at, place] = [Boolean(spec.y.log), 0, stops.length - 1, null];
+  let [log, width, at, placeCursor] = [Boolean(spec.y.log), 0, xValues.length - 1, null];
 
-  const outcome = series.filter((one) => one.last).map((one) =>
-    `${groups[one.group]}, ${one.name}: ${format(one.last.value)} at ${spec.x.label} ${format(one.last.x)}.`);
+  const lastValues = series.filter((curve) => curve.last).map((curve) =>
+    `${groups[curve.group]}, ${curve.name}: ${format(curve.last.value)} at ${spec.x.label} ${format(curve.last.x)}.`);
   const heading = [
     shape("title", { id: `${id}-title` }, `${spec.title}, ${spec.y.label}`),
-    shape("desc", { id: `${id}-desc` }, [spec.note, ...outcome, "The arrow keys move the cursor."].filter(Boolean).join(" ")),
+    shape("desc", { id: `${id}-desc` }, [spec.note, ...lastValues, "Use the arrow keys to move the cursor."].filter(Boolean).join(" ")),
   ];
   const svg = shape("svg", {
     role: "slider", tabindex: 0, "aria-labelledby": `${id}-title`, "aria-describedby": `${id}-desc`,
-    "aria-valuemin": stops[0], "aria-valuemax": stops.at(-1),
+    "aria-valuemin": xValues[0], "aria-valuemax": xValues.at(-1),
   });
 
-  // The legend doubles as the readout: a column for each group, a row for each name, the values under the cursor.
-  const position = element("th", { scope: "col", class: "position" });
+  // The legend shows the values at the cursor, with a column for each group and a row for each name.
+  const cursorLabel = element("th", { scope: "col", class: "position" });
   const cells = series.map(() => element("td"));
-  const columns = groups.map((_, group) => group).filter((group) => series.some((one) => one.group === group));
-  const rows = [...Map.groupBy(series, (one) => one.name)].map(([name, some]) => element("tr", {},
-    element("th", { scope: "row" }, key(0, some.find((one) => one.faint) ?? some[0]), name),
-    columns.map((group) => cells[series.findIndex((one) => one.group === group && one.name === name)] ?? element("td"))));
+  const columns = groups.map((_, group) => group).filter((group) => series.some((curve) => curve.group === group));
+  const rows = [...Map.groupBy(series, (curve) => curve.name)].map(([name, some]) => element("tr", {},
+    element("th", { scope: "row" }, key(0, some.find((curve) => curve.faint) ?? some[0]), name),
+    columns.map((group) => cells[series.findIndex((curve) => curve.group === group && curve.name === name)] ?? element("td"))));
   const legend = element("div", { class: "scroll" }, element("table", { class: "legend" },
-    element("thead", {}, element("tr", {}, position, columns.map((group) => element("th", { scope: "col" }, swatch(group, groups[group]))))),
+    element("thead", {}, element("tr", {}, cursorLabel, columns.map((group) => element("th", { scope: "col" }, swatch(group, groups[group]))))),
     element("tbody", {}, rows)));
 
   function moveTo(index) {
-    at = Math.max(0, Math.min(stops.length - 1, index));
+    at = Math.max(0, Math.min(xValues.length - 1, index));
     let where = "";
-    const spoken = series.map((one, k) => {
-      const i = nearest(one.x, stops[at]);
-      const [from, to] = one.spans?.[i] ?? [one.x[i], one.x[i]];
-      const here = from <= stops[at] && stops[at] <= to;
-      if (here && from < to) where ||= `${spec.x.label}s ${format(from, 12)}–${format(to, 12)}`;
-      const aside = `${uncertainty(one, i)} ${here ? "" : `at ${format(one.x[i])}`}`.trim();
-      cells[k].replaceChildren(format(one.values[i]), " ", element("small", {}, aside));
-      Object.assign(cells[k].dataset, { x: one.x[i], value: one.values[i] ?? "" });
-      return `${groups[one.group]}, ${one.name} ${format(one.values[i])} ${aside}`.trim();
+    const spokenValues = series.map((curve, k) => {
+      const i = nearest(curve.x, xValues[at]);
+      const [from, to] = curve.spans?.[i] ?? [curve.x[i], curve.x[i]];
+      const isHere = from <= xValues[at] && xValues[at] <= to;
+      if (isHere && from < to) where ||= `${spec.x.label}s ${format(from, 12)}–${format(to, 12)}`;
+      const detail = `${uncertainty(curve, i)} ${isHere ? "" : `at ${format(curve.x[i])}`}`.trim();
+      cells[k].replaceChildren(format(curve.values[i]), " ", element("small", {}, detail));
+      Object.assign(cells[k].dataset, { x: curve.x[i], value: curve.values[i] ?? "" });
+      return `${groups[curve.group]}, ${curve.name} ${format(curve.values[i])} ${detail}`.trim();
     });
-    where ||= `${spec.x.label} ${format(stops[at], spec.x.integer ? 12 : 4)}`;
-    position.textContent = where;
-    fill(svg, { "aria-valuenow": stops[at], "aria-valuetext": `${where}: ${spoken.join("; ")}` }, []);
-    place?.();
+    where ||= `${spec.x.label} ${format(xValues[at], spec.x.integer ? 12 : 4)}`;
+    cursorLabel.textContent = where;
+    fill(svg, { "aria-valuenow": xValues[at], "aria-valuetext": `${where}: ${spokenValues.join("; ")}` }, []);
+    placeCursor?.();
   }
 
   function redraw() {
     const height = Math.round(Math.max(190, Math.min(260, width * 0.52)));
     const shown = (value) => Number.isFinite(value) && (!log || value > 0);
-    const numbers = [...series.flatMap((one) => [one.values, one.low ?? [], one.high ?? []].flat()), ...lines.flatMap((one) => [one.low, one.high])];
+    const numbers = [...series.flatMap((curve) => [curve.values, curve.low ?? [], curve.high ?? []].flat()), ...lines.flatMap((line) => [line.low, line.high])];
     const yDomain = domain(numbers, { ...spec.y, log, min: (log ? spec.y.logMin : spec.y.min) ?? null });
-    const xDomain = stops.length > 1 ? [stops[0], stops.at(-1)] : [stops[0] - 1, stops[0] + 1];
+    const xDomain = xValues.length > 1 ? [xValues[0], xValues.at(-1)] : [xValues[0] - 1, xValues[0] + 1];
     const yTicks = (log ? logTicks : ticks)(...yDomain, height / 40);
     const yLabels = log ? yTicks.map((tick) => format(tick)) : tickLabels(yTicks);
     const [left, right, top, bottom] = [14 + 7 * Math.max(...yLabels.map((label) => label.length)), width - 18, 26, height - 34];
@@ -146,48 +146,48 @@ export function chart(spec) {
       text(spec.y.label + (log ? " (log scale)" : ""), 0, 12, "start"), text(spec.x.label, right, height - 4, "end"));
     const limits = lines.map(({ group, value, low, high }) => shape("g", { class: `limit c${group}` },
       shape("rect", { class: "band", x: left, width: right - left, y: y(high), height: y(low) - y(high) }), across(value)));
-    // From the top down, each below the one before it.
+    // Labels are placed from top to bottom without overlap.
     let lowest = -Infinity;
-    const labels = lines.toSorted((one, other) => other.high - one.high).map((line) =>
+    const labels = lines.toSorted((a, b) => b.high - a.high).map((line) =>
       text(line.label, right - 4, (lowest = Math.max(y(line.high) - 5, lowest + 12)), "end", "limit-label"));
 
-    const curves = series.map((one) => {
-      const parts = runs(one.values, shown);
-      const to = (values) => (i) => `${x(one.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
+    const curves = series.map((curve) => {
+      const parts = consecutive(curve.values, shown);
+      const to = (values) => (i) => `${x(curve.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
       const path = (name, pieces) => shape("path", { class: name, d: pieces.join("") });
-      const outline = (part) => `M${part.map(to(one.high)).join("L")}L${part.toReversed().map(to(one.low)).join("L")}Z`;
-      const whisker = (i) => `M${to(one.high)(i)}V${shown(one.low[i]) ? y(one.low[i]) : bottom}`;
-      const bounds = one.spans ? ["band", runs(one.low ?? [], shown).map(outline)] : ["whisker", runs(one.high ?? [], shown).flat().map(whisker)];
-      const crowd = parts.flat().length;
-      // A value between two gaps has no line to show it; a hundred markers would hide theirs.
-      const dots = one.mark === "points" && crowd <= 100 ? parts.flat() : parts.filter((part) => part.length === 1).flat();
+      const outline = (part) => `M${part.map(to(curve.high)).join("L")}L${part.toReversed().map(to(curve.low)).join("L")}Z`;
+      const whisker = (i) => `M${to(curve.high)(i)}V${shown(curve.low[i]) ? y(curve.low[i]) : bottom}`;
+      const bounds = curve.spans ? ["band", consecutive(curve.low ?? [], shown).map(outline)] : ["whisker", consecutive(curve.high ?? [], shown).flat().map(whisker)];
+      const count = parts.flat().length;
+      // A value between two gaps needs a marker because it has no line. More than 100 markers would hide the line.
+      const dots = curve.mark === "points" && count <= 100 ? parts.flat() : parts.filter((part) => part.length === 1).flat();
       return shape("g", {
-        class: `series c${one.group}${one.faint ? " faint" : ""}`, "data-group": groups[one.group], "data-name": one.name,
-        "data-count": crowd, "data-last-x": one.last?.x, "data-last-value": one.last?.value,
-      }, path(...bounds), path(`line d${one.dash}`, parts.map((part) => `M${part.map(to(one.values)).join("L")}`)),
-      dots.map((i) => marker(one.group, one.dash, x(one.x[i]), y(one.values[i]), crowd > 40 ? 2 : 3)));
+        class: `series c${curve.group}${curve.faint ? " faint" : ""}`, "data-group": groups[curve.group], "data-name": curve.name,
+        "data-count": count, "data-last-x": curve.last?.x, "data-last-value": curve.last?.value,
+      }, path(...bounds), path(`line d${curve.dash}`, parts.map((part) => `M${part.map(to(curve.values)).join("L")}`)),
+      dots.map((i) => marker(curve.group, curve.dash, x(curve.x[i]), y(curve.values[i]), count > 40 ? 2 : 3)));
     });
     const clip = shape("clipPath", { id: `${id}-clip` }, shape("rect", { x: left - 6, y: top - 6, width: right - left + 12, height: bottom - top + 6 }));
     const cursor = shape("g", { class: "cursor" });
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren(...heading, clip, axes, shape("g", { "clip-path": `url(#${id}-clip)` }, limits, curves), ...labels, cursor);
 
-    place = () => {
-      const here = x(stops[at]);
-      const dots = series.map((one) => [one, nearest(one.x, stops[at])]).filter(([one, i]) => shown(one.values[i]) && y(one.values[i]) <= bottom);
+    placeCursor = () => {
+      const here = x(xValues[at]);
+      const dots = series.map((curve) => [curve, nearest(curve.x, xValues[at])]).filter(([curve, i]) => shown(curve.values[i]) && y(curve.values[i]) <= bottom);
       cursor.replaceChildren(shape("line", { x1: here, x2: here, y1: top, y2: bottom }),
-        ...dots.map(([one, i]) => shape("circle", { class: `c${one.group}`, cx: x(one.x[i]), cy: y(one.values[i]), r: 4 })));
+        ...dots.map(([curve, i]) => shape("circle", { class: `c${curve.group}`, cx: x(curve.x[i]), cy: y(curve.values[i]), r: 4 })));
     };
     svg.onpointermove = (event) => {
       const box = svg.getBoundingClientRect();
       const along = (((event.clientX - box.left) / box.width) * width - left) / (right - left);
-      moveTo(nearest(stops, xDomain[0] + along * (xDomain[1] - xDomain[0])));
+      moveTo(nearest(xValues, xDomain[0] + along * (xDomain[1] - xDomain[0])));
     };
     moveTo(at);
   }
 
-  const leap = Math.max(1, Math.round(stops.length / 10));
-  const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -leap, PageUp: leap, Home: -Infinity, End: Infinity };
+  const pageStep = Math.max(1, Math.round(xValues.length / 10));
+  const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -pageStep, PageUp: pageStep, Home: -Infinity, End: Infinity };
   svg.addEventListener("keydown", (event) => {
     if (!(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -201,9 +201,9 @@ export function chart(spec) {
     toggle.setAttribute("aria-pressed", log);
     redraw();
   };
-  // A table of a long run has thousands of cells: it is built when it is opened.
+  // The data table of a long run has thousands of cells, so it is created when it is opened.
   const data = element("details", { class: "data" }, element("summary", {}, "Data table"));
-  data.addEventListener("toggle", () => data.childElementCount === 1 && data.append(dataTable(spec, stops)));
+  data.addEventListener("toggle", () => data.childElementCount === 1 && data.append(dataTable(spec, xValues)));
 
   const caption = element("figcaption", {}, element("h3", {}, spec.title), toggle, spec.note && element("p", {}, spec.note));
   const figure = element("figure", { class: "chart", id }, caption, svg, legend, data);
@@ -216,7 +216,7 @@ export function chart(spec) {
 
 // ---- samples ----
 
-/** Prompts, each with the completions to compare side by side and their rewards. */
+/** A list of prompts, each with its completions side by side and their rewards. */
 export function samples(items) {
   const reward = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { "data-value": value ?? "" }, format(value)));
   const cell = ({ label, completion, rewards }) => element("section", {}, element("h4", {}, label),

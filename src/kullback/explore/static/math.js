@@ -1,7 +1,7 @@
-// The mathematics of the explorer, checked against Python's: KL of densities and of tables, fits, the optimum, a gridworld.
-// Pure functions of plain numbers and arrays: no document, no state.
+// The mathematics of the explorer: KL of densities and of probabilities, fits, optimal policies, a gridworld. All functions
+// are pure. tests/explore/test_math.py compares them with the Python package.
 
-/** phi(d) = e^d - 1 - d without its cancellation near 0. */
+/** phi(d) = e^d - 1 - d, without cancellation near 0. */
 export function phi(d) {
   if (Math.abs(d) > 0.03) return Math.expm1(d) - d;
   let term = (d * d) / 2;
@@ -10,21 +10,22 @@ export function phi(d) {
   return sum;
 }
 
-const logSum = (values) => {
+/** log sum_i e^(values_i). */
+const logSumExp = (values) => {
   const top = Math.max(...values);
   return top === -Infinity ? top : top + Math.log(values.reduce((sum, value) => sum + Math.exp(value - top), 0));
 };
 
-// ---- densities on the line: a mixture [{ weight, mean, width }], weights summing to one ----
+// ---- densities on the real line: a mixture [{ weight, mean, sd }], whose weights sum to 1 ----
 
 const HALF_LOG_TAU = 0.5 * Math.log(2 * Math.PI);
 
-/** The log-density of a mixture of normals at x. */
+/** The log-density of a mixture of normal distributions at x. */
 export function logDensity(parts, x) {
   let top = -Infinity;
-  const logs = parts.map(({ weight, mean, width }) => {
-    const z = (x - mean) / width;
-    const value = Math.log(weight) - Math.log(width) - HALF_LOG_TAU - 0.5 * z * z;
+  const logs = parts.map(({ weight, mean, sd }) => {
+    const z = (x - mean) / sd;
+    const value = Math.log(weight) - Math.log(sd) - HALF_LOG_TAU - 0.5 * z * z;
     if (value > top) top = value;
     return value;
   });
@@ -34,14 +35,17 @@ export function logDensity(parts, x) {
   return top + Math.log(sum);
 }
 
-const REACH = 9;
+const TAIL = 9; // integration limits, in standard deviations from the mean of each component
 
-/** KL(p || q) of two mixtures of normals, in nats: the sum of p phi(log q - log p) by the trapezoid rule, both masses being 1. */
-export function klOfDensities(p, q, fine = 16) {
-  const low = Math.min(...p.map((part) => part.mean - REACH * part.width));
-  const high = Math.max(...p.map((part) => part.mean + REACH * part.width));
-  const narrow = Math.min(...p.map((part) => part.width), ...q.map((part) => part.width));
-  const count = Math.min(40_000, Math.max(200, Math.ceil(((high - low) * fine) / narrow)));
+/**
+ * KL(p || q) of two normal mixtures in nats: the integral of p phi(log q - log p) by the trapezoid rule, corrected for the
+ * mass of p and q outside of the grid.
+ */
+export function klOfDensities(p, q, pointsPerSd = 16) {
+  const low = Math.min(...p.map((part) => part.mean - TAIL * part.sd));
+  const high = Math.max(...p.map((part) => part.mean + TAIL * part.sd));
+  const smallestSd = Math.min(...p.map((part) => part.sd), ...q.map((part) => part.sd));
+  const count = Math.min(40_000, Math.max(200, Math.ceil(((high - low) * pointsPerSd) / smallestSd)));
   const step = (high - low) / count;
   let [kl, massP, massQ] = [0, 0, 0];
   for (let i = 0; i <= count; i += 1) {
@@ -53,112 +57,115 @@ export function klOfDensities(p, q, fine = 16) {
     massP += density;
     massQ += other;
   }
-  // q may have mass where p has none to speak of: outside, p phi(log q / p) is q alone.
+  // The integrand equals q - p + p log(p/q). Outside of the grid the last term is negligible, so the masses suffice.
   return Math.max(0, step * kl + (1 - step * massQ) - (1 - step * massP));
 }
 
-const normal = (mean, width) => [{ weight: 1, mean, width }];
+const normal = (mean, sd) => [{ weight: 1, mean, sd }];
 
-/** KL of the direction: "forward" is KL(P || Q), "reverse" KL(Q || P), Q the normal of this mean and width. */
-export const klTo = (direction, target, mean, width, fine) =>
-  direction === "forward" ? klOfDensities(target, normal(mean, width), fine) : klOfDensities(normal(mean, width), target, fine);
+/** "forward": KL(P || Q), "reverse": KL(Q || P), where P is the mixture `target` and Q is the normal with this mean and sd. */
+export const klTo = (direction, target, mean, sd, pointsPerSd) =>
+  direction === "forward" ? klOfDensities(target, normal(mean, sd), pointsPerSd) : klOfDensities(normal(mean, sd), target, pointsPerSd);
 
-/** From a start downhill along the natural gradient, each step a bounded number of nats: [{ mean, width, kl }]. */
-export function descend(direction, target, start, most = 120) {
-  let [mean, width] = [start.mean, start.width];
-  let kl = klTo(direction, target, mean, width);
-  const path = [{ mean, width, kl }];
-  for (let step = 0; step < most; step += 1) {
+/** Natural-gradient descent from `start` with bounded steps and backtracking: [{ mean, sd, kl }]. */
+export function descend(direction, target, start, maxSteps = 120) {
+  let [mean, sd] = [start.mean, start.sd];
+  let kl = klTo(direction, target, mean, sd);
+  const path = [{ mean, sd, kl }];
+  for (let step = 0; step < maxSteps; step += 1) {
     const h = 1e-3;
-    const along = (a, b) => klTo(direction, target, mean + a * h * width, width * Math.exp(b * h));
-    const slope = [(along(1, 0) - along(-1, 0)) / (2 * h), (along(0, 1) - along(0, -1)) / (2 * h)];
-    // The Fisher metric of a normal, in units of its width: 1 and 2.
-    let move = [-slope[0], -slope[1] / 2];
+    const klAt = (a, b) => klTo(direction, target, mean + a * h * sd, sd * Math.exp(b * h));
+    const gradient = [(klAt(1, 0) - klAt(-1, 0)) / (2 * h), (klAt(0, 1) - klAt(0, -1)) / (2 * h)];
+    // The Fisher information of a normal distribution is diag(1, 2) in the coordinates mean / sd and log sd.
+    let move = [-gradient[0], -gradient[1] / 2];
     const length = Math.hypot(move[0], Math.SQRT2 * move[1]);
     if (length < 1e-7) break;
-    if (length > 0.5) move = move.map((one) => (one * 0.5) / length);
+    if (length > 0.5) move = move.map((part) => (part * 0.5) / length);
     let found = false;
-    for (let share = 1; share > 1e-4; share /= 2) {
-      const [there, wide] = [mean + share * move[0] * width, width * Math.exp(share * move[1])];
-      const value = klTo(direction, target, there, wide);
+    for (let size = 1; size > 1e-4; size /= 2) {
+      const [newMean, newSd] = [mean + size * move[0] * sd, sd * Math.exp(size * move[1])];
+      const value = klTo(direction, target, newMean, newSd);
       if (value < kl) {
         found = true;
-        [mean, width, kl] = [there, wide, value];
+        [mean, sd, kl] = [newMean, newSd, value];
         break;
       }
     }
     if (!found) break;
-    path.push({ mean, width, kl });
+    path.push({ mean, sd, kl });
   }
   return path;
 }
 
-/** KL over a grid of means and log-widths, row by row of widths. */
-export function mapOf(direction, target, means, widths) {
-  return widths.map((width) => means.map((mean) => klTo(direction, target, mean, width, 2)));
+/** KL on a grid of means and standard deviations, with a row for each standard deviation. */
+export function klMap(direction, target, means, sds) {
+  return sds.map((sd) => means.map((mean) => klTo(direction, target, mean, sd, 2)));
 }
 
-/** Every minimum of the map, found by descents from its lowest cells: [{ mean, width, kl }], the lowest first. */
-export function minimaOf(direction, target, means, widths, map) {
+/** The local minima, found by descents from the local minima of the map: [{ mean, sd, kl }] in increasing order of KL. */
+export function localMinima(direction, target, means, sds, map) {
   const found = [];
   map.forEach((row, i) => row.forEach((value, j) => {
     const around = [-1, 0, 1].flatMap((a) => [-1, 0, 1].map((b) => map[i + a]?.[j + b] ?? Infinity));
     if (value > Math.min(...around)) return;
-    const end = descend(direction, target, { mean: means[j], width: widths[i] }, 400).at(-1);
-    const same = found.some((one) => Math.abs(one.mean - end.mean) < 0.05 * end.width && Math.abs(Math.log(one.width / end.width)) < 0.05);
+    const end = descend(direction, target, { mean: means[j], sd: sds[i] }, 400).at(-1);
+    const same = found.some((other) => Math.abs(other.mean - end.mean) < 0.05 * end.sd && Math.abs(Math.log(other.sd / end.sd)) < 0.05);
     if (!same) found.push(end);
   }));
-  return found.sort((one, other) => one.kl - other.kl);
+  return found.sort((a, b) => a.kl - b.kl);
 }
 
-// ---- tables of probabilities ----
+// ---- discrete probabilities ----
 
 export const softmax = (logits) => {
-  const total = logSum(logits);
-  return logits.map((logit) => Math.exp(logit - total));
+  const logNormaliser = logSumExp(logits);
+  return logits.map((logit) => Math.exp(logit - logNormaliser));
 };
 
-/** What each event adds to KL(p || q): p phi(log q/p), q where p is 0, infinite where q alone is 0. */
-export const termsOf = (p, q) => p.map((one, i) => {
-  if (one === 0) return q[i];
+/** The terms p_i phi(log q_i/p_i) of KL(p || q): q_i where p_i = 0, infinite where q_i = 0 and p_i > 0. */
+export const klTerms = (p, q) => p.map((pi, i) => {
+  if (pi === 0) return q[i];
   if (q[i] === 0) return Infinity;
-  const d = Math.log(q[i]) - Math.log(one);
-  return d > 30 ? q[i] - one - one * d : one * phi(d);
+  const d = Math.log(q[i]) - Math.log(pi);
+  return d > 30 ? q[i] - pi - pi * d : pi * phi(d);
 });
 
-export const klOf = (p, q) => termsOf(p, q).reduce((sum, term) => sum + term, 0);
+/** KL(p || q) in nats. */
+export const klProbs = (p, q) => klTerms(p, q).reduce((sum, term) => sum + term, 0);
 
-/** Jensen-Shannon: the mean KL to the middle. */
+/** The Jensen-Shannon divergence (KL(p || m) + KL(q || m)) / 2 in nats, with m = (p + q) / 2. */
 export function jensenShannon(p, q) {
-  const middle = p.map((one, i) => (one + q[i]) / 2);
-  return (klOf(p, middle) + klOf(q, middle)) / 2;
+  const mean = p.map((pi, i) => (pi + q[i]) / 2);
+  return (klProbs(p, mean) + klProbs(q, mean)) / 2;
 }
 
-/** q at a temperature, and cut to the likeliest events that hold at least the share `top` of its mass. */
-export function sampled(q, temperature, top) {
-  const logs = q.map((one) => Math.log(one) / temperature);
-  const heated = softmax(logs);
-  const order = heated.map((_, i) => i).sort((a, b) => heated[b] - heated[a]);
+/** q^(1/temperature), normalised and then restricted to its most likely events with total probability at least `topP`. */
+export function samplingDistribution(q, temperature, topP) {
+  const tempered = softmax(q.map((qi) => Math.log(qi) / temperature));
+  const order = tempered.map((_, i) => i).sort((a, b) => tempered[b] - tempered[a]);
   let [mass, kept] = [0, new Set()];
   for (const i of order) {
-    if (mass >= top) break;
-    mass += heated[i];
+    if (mass >= topP) break;
+    mass += tempered[i];
     kept.add(i);
   }
-  return top >= 1 ? heated : heated.map((one, i) => (kept.has(i) ? one / mass : 0));
+  return topP >= 1 ? tempered : tempered.map((probability, i) => (kept.has(i) ? probability / mass : 0));
 }
 
-// ---- the optimum of reward less beta KL(policy || reference) ----
+// ---- policies that maximise reward - beta KL(policy || reference) ----
 
-/** The policy that is best at this price: reference e^(reward/beta), normalised; with its KL and reward. */
+/** sum_i probabilities_i values_i. */
+export const expectation = (probabilities, values) => probabilities.reduce((sum, probability, i) => sum + probability * values[i], 0);
+
+/** The optimal policy at a penalty weight, reference e^(reward/beta) / Z, with its KL and its expected reward. */
 export function tilt(reference, reward, beta) {
-  const logs = reference.map((one, i) => Math.log(one) + (beta === Infinity ? 0 : reward[i] / beta));
-  const policy = softmax(logs);
-  return { policy, beta, kl: klOf(policy, reference), reward: policy.reduce((sum, one, i) => sum + one * reward[i], 0) };
+  const logits = reference.map((probability, i) => Math.log(probability) + (beta === Infinity ? 0 : reward[i] / beta));
+  const policy = softmax(logits);
+  return { policy, beta, kl: klProbs(policy, reference), reward: expectation(policy, reward) };
 }
 
-/** The price at which a growing function of 1/beta meets the budget, by halving. */
-function priceFor(budget, klAt) {
+/** The beta at which klAt(beta), a decreasing function of beta, equals the budget, by bisection on log beta. */
+function betaFor(budget, klAt) {
   let [low, high] = [-30, 30]; // log beta
   if (budget <= 0) return Infinity;
   if (klAt(Math.exp(low)) <= budget) return Math.exp(low);
@@ -170,85 +177,88 @@ function priceFor(budget, klAt) {
   return Math.exp((low + high) / 2);
 }
 
-/** The best policy within a budget of nats. */
+/** The policy with the largest expected reward under a KL budget in nats. */
 export const tiltToBudget = (reference, reward, budget) =>
-  tilt(reference, reward, priceFor(budget, (beta) => tilt(reference, reward, beta).kl));
+  tilt(reference, reward, betaFor(budget, (beta) => tilt(reference, reward, beta).kl));
 
-/** The policy of drawing n from the reference and keeping one of the highest reward. */
+/** The distribution of the sample with the highest reward among n samples from the reference; ties are broken at random. */
 export function bestOfN(reference, reward, n) {
-  return reference.map((one, i) => {
-    let [below, level] = [0, 0];
+  return reference.map((probability, i) => {
+    let [below, equal] = [0, 0]; // probabilities of a smaller and of the same reward
     reward.forEach((other, j) => {
       if (other < reward[i]) below += reference[j];
-      else if (other === reward[i]) level += reference[j];
+      else if (other === reward[i]) equal += reference[j];
     });
-    return ((Math.min(1, below + level) ** n - below ** n) * one) / level;
+    return ((Math.min(1, below + equal) ** n - below ** n) * probability) / equal;
   });
 }
 
-// ---- a gridworld of finite length: { side, start, horizon, reward: [by cell], stops: [cells] } ----
+// ---- a gridworld with a finite horizon: { side, start, horizon, reward: [by cell], terminal: [cells] } ----
 
 export const MOVES = [[-1, 0], [0, 1], [1, 0], [0, -1]]; // up, right, down, left
 
-/** The cell that a move leads to; walls hold. */
-export function moved(side, cell, move) {
+/** The cell after a move; a move into a wall leaves the cell unchanged. */
+export function nextCell(side, cell, move) {
   const [row, column] = [Math.floor(cell / side) + MOVES[move][0], (cell % side) + MOVES[move][1]];
   return row < 0 || column < 0 || row >= side || column >= side ? cell : row * side + column;
 }
 
-/** The best policy at a price against the uniform reference: soft values backwards, then KL, reward and visits forwards. */
-export function softGrid(world, beta, watched = world.reward) {
-  const { side, start, horizon, reward, stops } = world;
+/**
+ * The policy that maximises E[sum of rewards - beta KL(policy || uniform)] by soft value iteration, with its KL per
+ * episode, its expected reward, its expected `trueReward` and its expected visits of each cell.
+ */
+export function softGrid(world, beta, trueReward = world.reward) {
+  const { side, start, horizon, reward, terminal } = world;
   const cells = side * side;
+  const uniform = [0.25, 0.25, 0.25, 0.25];
   let value = new Array(cells).fill(0);
   const policies = [];
   for (let t = horizon - 1; t >= 0; t -= 1) {
-    const next = value;
+    const nextValue = value;
     const policy = [];
-    value = next.map((_, cell) => {
-      if (stops.includes(cell)) {
-        policy.push([0.25, 0.25, 0.25, 0.25]);
+    value = nextValue.map((_, cell) => {
+      if (terminal.includes(cell)) {
+        policy.push(uniform);
         return 0;
       }
-      const worth = MOVES.map((_move, a) => {
-        const there = moved(side, cell, a);
-        return reward[there] + next[there];
+      const actionValues = MOVES.map((_move, action) => {
+        const next = nextCell(side, cell, action);
+        return reward[next] + nextValue[next];
       });
-      const logs = worth.map((one) => one / beta + Math.log(0.25));
-      policy.push(beta === Infinity ? [0.25, 0.25, 0.25, 0.25] : softmax(logs));
-      return beta === Infinity ? worth.reduce((sum, one) => sum + one / 4, 0) : beta * logSum(logs);
+      const logits = actionValues.map((actionValue) => actionValue / beta + Math.log(0.25));
+      policy.push(beta === Infinity ? uniform : softmax(logits));
+      return beta === Infinity ? actionValues.reduce((sum, actionValue) => sum + actionValue / 4, 0) : beta * logSumExp(logits);
     });
     policies.unshift(policy);
   }
-  let at = new Array(cells).fill(0);
-  at[start] = 1;
-  const visits = [...at];
-  let [kl, gained, seen] = [0, 0, 0];
-  const uniform = [0.25, 0.25, 0.25, 0.25];
+  let occupancy = new Array(cells).fill(0);
+  occupancy[start] = 1;
+  const visits = [...occupancy];
+  let [kl, expectedReward, expectedTrueReward] = [0, 0, 0];
   for (const policy of policies) {
-    const after = new Array(cells).fill(0);
-    at.forEach((mass, cell) => {
+    const nextOccupancy = new Array(cells).fill(0);
+    occupancy.forEach((mass, cell) => {
       if (mass === 0) return;
-      if (stops.includes(cell)) {
-        after[cell] += mass;
+      if (terminal.includes(cell)) {
+        nextOccupancy[cell] += mass;
         return;
       }
-      kl += mass * klOf(policy[cell], uniform);
-      policy[cell].forEach((share, a) => {
-        const there = moved(side, cell, a);
-        after[there] += mass * share;
-        gained += mass * share * reward[there];
-        seen += mass * share * watched[there];
+      kl += mass * klProbs(policy[cell], uniform);
+      policy[cell].forEach((probability, action) => {
+        const next = nextCell(side, cell, action);
+        nextOccupancy[next] += mass * probability;
+        expectedReward += mass * probability * reward[next];
+        expectedTrueReward += mass * probability * trueReward[next];
       });
     });
-    at = after;
-    at.forEach((mass, cell) => { if (!stops.includes(cell)) visits[cell] += mass; });
-    stops.forEach((cell) => { visits[cell] = at[cell]; });
+    occupancy = nextOccupancy;
+    occupancy.forEach((mass, cell) => { if (!terminal.includes(cell)) visits[cell] += mass; });
+    terminal.forEach((cell) => { visits[cell] = occupancy[cell]; });
   }
-  return { policies, visits, kl, reward: gained, watched: seen, beta };
+  return { policies, visits, kl, reward: expectedReward, trueReward: expectedTrueReward, beta };
 }
 
-/** The best policy of the gridworld within a budget of nats an episode. */
-export function gridToBudget(world, budget, watched) {
-  return softGrid(world, priceFor(budget, (beta) => softGrid(world, beta).kl), watched);
+/** The policy of the gridworld with the largest expected reward under a KL budget in nats per episode. */
+export function gridToBudget(world, budget, trueReward) {
+  return softGrid(world, betaFor(budget, (beta) => softGrid(world, beta).kl), trueReward);
 }

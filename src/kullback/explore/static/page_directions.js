@@ -1,104 +1,103 @@
-// Room 1: a normal Q under a target P of modes that can be dragged; both KLs, their integrands, descents and the map.
+// Page 1: a normal distribution Q, a mixture P, both KLs with their integrands, and KL as a function of Q.
 
 import { format } from "./axes.js";
-import { area, choice, dot, eachFrame, handle, line, plot, readings } from "./live_plot.js";
+import { area, choice, dot, handle, line, oncePerFrame, plot, readings } from "./live_plot.js";
 import { element, shape } from "./chart.js";
-import { descend, klTo, logDensity, mapOf, minimaOf, phi } from "./math.js";
+import { descend, klMap, klTo, localMinima, logDensity, phi } from "./math.js";
 
 const [LOW, HIGH] = [-15, 35];
-const [NARROW, WIDE] = [0.4, 25];
+const [SD_MIN, SD_MAX] = [0.4, 25];
 const GRID = Array.from({ length: 501 }, (_, i) => LOW + (i * (HIGH - LOW)) / 500);
 const MEANS = Array.from({ length: 61 }, (_, i) => LOW + (i * (HIGH - LOW)) / 60);
-const WIDTHS = Array.from({ length: 41 }, (_, i) => NARROW * (WIDE / NARROW) ** (i / 40));
-const near = (mean) => Math.round(1e4 * mean) / 1e4 || 0; // beyond that a mean near 0 shows digits that say nothing
+const SDS = Array.from({ length: 41 }, (_, i) => SD_MIN * (SD_MAX / SD_MIN) ** (i / 40));
+const KL_NAMES = { forward: "KL(P || Q)", reverse: "KL(Q || P)" };
+const roundMean = (mean) => Math.round(1e4 * mean) / 1e4 || 0; // a descent finds a mean of 0 only to about 1e-5
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-export function directionsRoom() {
-  const target = [{ weight: 0.5, mean: 0, width: 2 }, { weight: 0.5, mean: 20, width: 2 }];
-  const q = { mean: 5, width: Math.sqrt(5) };
-  let [direction, integrand, paths, minima, map] = ["reverse", "phi", {}, [], []];
+export function directionsPage() {
+  const target = [{ weight: 0.5, mean: 0, sd: 2 }, { weight: 0.5, mean: 20, sd: 2 }];
+  const q = { mean: 5, sd: Math.sqrt(5) };
+  let [direction, integrandForm, paths, minima] = ["reverse", "phi", {}, []];
 
   const numbers = readings({
-    mean: "mean of Q", width: "width of Q", forward: "forward, KL(P || Q), nats", reverse: "reverse, KL(Q || P), nats",
+    mean: "mean of Q", sd: "standard deviation of Q", forward: "forward KL, KL(P || Q), nats", reverse: "reverse KL, KL(Q || P), nats",
   });
-  const found = element("ol", { class: "minima" });
-  const curves = (log) => GRID.map((x) => [x, Math.exp(log(x))]);
-  const tallest = () => Math.max(0.22, ...[...target, q].map(({ width, weight = 1 }) => (weight * 0.42) / width));
+  const minimaList = element("ol", { class: "minima" });
+  const densityCurve = (parts) => GRID.map((x) => [x, Math.exp(logDensity(parts, x))]);
+  const maxDensity = () => Math.max(0.22, ...[...target, q].map(({ sd, weight = 1 }) => (weight * 0.42) / sd));
+  const describe = (part) => `mean ${format(part.mean, 4)}, standard deviation ${format(part.sd, 4)}`;
 
   const densities = plot({
-    title: "P and Q",
-    note: "Blue: P. Orange: Q. Drag the top of a curve: sideways for its place, up and down for its width. Arrow keys do the same.",
+    title: "Densities of P and Q",
+    note: "Blue: P. Orange: Q. Drag the handle of a curve sideways to change its mean, and up or down to change its standard deviation, or use the arrow keys.",
     x: { label: "x", domain: () => [LOW, HIGH] },
-    y: { label: "density", domain: () => [0, Math.min(1.1, tallest())] },
+    y: { label: "probability density", domain: () => [0, Math.min(1.1, maxDensity())] },
     draw: (api) => {
-      const one = [{ weight: 1, ...q }];
-      const top = (part, weight) => [part.mean, Math.min(weight * 0.3989 / part.width, api.invert(0, 12)[1])];
+      const peak = (part, weight) => [part.mean, Math.min(weight * 0.3989 / part.sd, api.invert(0, 12)[1])];
       return [
-        area(api, curves((x) => logDensity(target, x)), 0), line(api, curves((x) => logDensity(target, x)), 0),
-        line(api, curves((x) => logDensity(one, x)), 1),
-        ...target.map((part, i) => grip(api, part, `mode-${i}`, 0, `mode ${i + 1} of P`, top(part, part.weight))),
-        grip(api, q, "q", 1, "Q", top(q, 1)),
+        area(api, densityCurve(target), 0), line(api, densityCurve(target), 0), line(api, densityCurve([{ weight: 1, ...q }]), 1),
+        ...target.map((part, i) => densityHandle(api, part, `mode-${i}`, 0, `mode ${i + 1} of P`, peak(part, part.weight))),
+        densityHandle(api, q, "q", 1, "Q", peak(q, 1)),
       ];
     },
   });
 
-  function grip(api, part, name, group, label, at) {
+  function densityHandle(api, part, name, group, label, at) {
     return handle(api, {
-      name, group, label, at, value: part.mean, min: LOW, max: HIGH, steps: [0.1, 0.02],
-      words: `mean ${format(part.mean, 4)}, width ${format(part.width, 4)}`,
+      name, group, label, at, value: part.mean, min: LOW, max: HIGH, steps: [0.1, 0.02], text: describe(part),
       move: (dx, dy) => {
         part.mean = clamp(part.mean + dx, LOW, HIGH);
-        part.width = clamp(part.width * Math.exp(-dy / Math.max(at[1], 0.02)), NARROW, 15);
+        part.sd = clamp(part.sd * Math.exp(-dy / Math.max(at[1], 0.02)), SD_MIN, 15);
         paths = {};
-        if (name !== "q") stale();
+        if (name !== "q") scheduleMap();
         update();
       },
     });
   }
 
   const integrands = plot({
-    title: "What is integrated",
-    note: "Solid: KL(P || Q). Dashed: KL(Q || P). The areas are the two KLs.",
+    title: "Integrands of the KL divergences",
+    note: "Solid: KL(P || Q). Dashed: KL(Q || P). The integral of each curve is the KL. Both forms of the integrand below have the same integral; φ(d) = e^d − 1 − d is never negative.",
     x: { label: "x", domain: () => [LOW, HIGH] },
-    y: { label: "nats per unit of x", domain: () => span },
+    y: { label: "nats per unit of x", domain: () => range },
     draw: (api) => [area(api, terms.forward, 2), line(api, terms.forward, 2), area(api, terms.reverse, 3), line(api, terms.reverse, 3, 1)],
   });
-  let [span, terms] = [[0, 1], { forward: [], reverse: [] }];
-  function integrate() {
-    const of = (first, second) => GRID.map((x) => {
+  let [range, terms] = [[0, 1], { forward: [], reverse: [] }];
+  function updateIntegrands() {
+    const integrand = (first, second) => GRID.map((x) => {
       const [a, b] = [logDensity(first, x), logDensity(second, x)];
       const p = Math.exp(a);
-      return [x, integrand === "phi" ? (p < 1e-300 ? Math.exp(b) : p * phi(Math.min(b - a, 700))) : p * (a - b)];
+      return [x, integrandForm === "phi" ? (p < 1e-300 ? Math.exp(b) : p * phi(Math.min(b - a, 700))) : p * (a - b)];
     });
-    const one = [{ weight: 1, ...q }];
-    terms = { forward: of(target, one), reverse: of(one, target) };
+    const qParts = [{ weight: 1, ...q }];
+    terms = { forward: integrand(target, qParts), reverse: integrand(qParts, target) };
     const values = [...terms.forward, ...terms.reverse].map(([, value]) => value).filter(Number.isFinite);
-    span = [Math.min(0, ...values) * 1.05, Math.max(0.05, ...values) * 1.05];
+    range = [Math.min(0, ...values) * 1.05, Math.max(0.05, ...values) * 1.05];
   }
 
-  const canvas = element("canvas", { width: MEANS.length, height: WIDTHS.length, "aria-hidden": "true" });
-  const chart = plot({
-    title: "KL over every Q",
+  const canvas = element("canvas", { width: MEANS.length, height: SDS.length, "aria-hidden": "true" });
+  const map = plot({
+    title: "KL as a function of the mean and the standard deviation of Q",
     note: "",
     x: { label: "mean of Q", domain: () => [LOW, HIGH] },
     y: {
-      label: "width of Q (log scale)", domain: () => [Math.log(NARROW), Math.log(WIDE)],
+      label: "standard deviation of Q (log scale)", domain: () => [Math.log(SD_MIN), Math.log(SD_MAX)],
       ticks: [0.5, 1, 2, 5, 10, 20].map(Math.log), labels: ["0.5", "1", "2", "5", "10", "20"],
     },
     height: 320,
     draw: (api) => {
-      const [x0, x1, y0, y1] = [api.x(LOW), api.x(HIGH), api.y(Math.log(WIDE)), api.y(Math.log(NARROW))];
-      const route = (path, group, dash) => line(api, path.map((step) => [step.mean, Math.log(step.width)]), group, dash);
+      const [x0, x1, y0, y1] = [api.x(LOW), api.x(HIGH), api.y(Math.log(SD_MAX)), api.y(Math.log(SD_MIN))];
+      const pathLine = (path, group, dash) => line(api, path.map((step) => [step.mean, Math.log(step.sd)]), group, dash);
       return [
         shape("image", { href: canvas.toDataURL(), x: x0, y: y0, width: x1 - x0, height: y1 - y0, preserveAspectRatio: "none", class: "map" }),
-        paths.forward && route(paths.forward, 2, 0), paths.reverse && route(paths.reverse, 3, 1),
-        ...minima.map((one, i) => dot(api, [one.mean, Math.log(one.width)], 4, `minimum ${i + 1}: ${format(one.kl, 5)} nats`)),
+        paths.forward && pathLine(paths.forward, 2, 0), paths.reverse && pathLine(paths.reverse, 3, 1),
+        ...minima.map((minimum, i) => dot(api, [minimum.mean, Math.log(minimum.sd)], 4, `minimum ${i + 1}: ${format(minimum.kl, 5)} nats`)),
         handle(api, {
-          name: "map-q", at: [q.mean, Math.log(q.width)], group: 1, label: "Q on the map", value: q.mean, min: LOW, max: HIGH, steps: [0.1, 0.05],
-          words: `mean ${format(q.mean, 4)}, width ${format(q.width, 4)}`,
+          name: "map-q", at: [q.mean, Math.log(q.sd)], group: 1, label: "Q on the map", value: q.mean, min: LOW, max: HIGH, steps: [0.1, 0.05],
+          text: describe(q),
           move: (dx, dy) => {
             q.mean = clamp(q.mean + dx, LOW, HIGH);
-            q.width = clamp(q.width * Math.exp(dy), NARROW, WIDE);
+            q.sd = clamp(q.sd * Math.exp(dy), SD_MIN, SD_MAX);
             paths = {};
             update();
           },
@@ -107,68 +106,69 @@ export function directionsRoom() {
     },
   });
 
-  function paint() {
-    map = mapOf(direction, target, MEANS, WIDTHS);
-    minima = minimaOf(direction, target, MEANS, WIDTHS, map);
+  function updateMap() {
+    const values = klMap(direction, target, MEANS, SDS);
+    minima = localMinima(direction, target, MEANS, SDS, values);
     const context = canvas.getContext("2d");
-    const image = context.createImageData(MEANS.length, WIDTHS.length);
-    const [least, most] = [Math.log(Math.max(minima[0]?.kl ?? 0.01, 0.01)), Math.log(60)];
-    map.forEach((row, i) => row.forEach((value, j) => {
-      const share = clamp((Math.log(Math.max(value, 1e-3)) - least) / (most - least), 0, 1);
-      image.data.set([70, 100, 150, Math.round(210 * (1 - share))], 4 * ((WIDTHS.length - 1 - i) * MEANS.length + j));
+    const image = context.createImageData(MEANS.length, SDS.length);
+    const [logLow, logHigh] = [Math.log(Math.max(minima[0]?.kl ?? 0.01, 0.01)), Math.log(60)];
+    values.forEach((row, i) => row.forEach((value, j) => {
+      const fraction = clamp((Math.log(Math.max(value, 1e-3)) - logLow) / (logHigh - logLow), 0, 1);
+      image.data.set([70, 100, 150, Math.round(210 * (1 - fraction))], 4 * ((SDS.length - 1 - i) * MEANS.length + j));
     }));
     context.putImageData(image, 0, 0);
-    const words = direction === "forward" ? "KL(P || Q)" : "KL(Q || P)";
-    chart.words.textContent = `${words}: the bluer, the lower. Dots: its minima. Lines: descents, solid for KL(P || Q).`;
-    found.replaceChildren(...minima.map((one) => element("li", { "data-mean": one.mean, "data-width": one.width, "data-value": one.kl },
-      `${words} ${format(one.kl, 6)} nats at mean ${format(near(one.mean), 5)}, width ${format(one.width, 5)}`)));
-    chart.redraw();
+    const kl = KL_NAMES[direction];
+    map.caption.textContent = `Colour: ${kl}; a stronger blue is a smaller KL. Dots: local minima of ${kl}. Lines: descents of KL(P || Q), solid, and of KL(Q || P), dashed.`;
+    minimaList.replaceChildren(...minima.map((minimum) => element("li", { "data-mean": minimum.mean, "data-sd": minimum.sd, "data-value": minimum.kl },
+      `${kl} = ${format(minimum.kl, 6)} nats at mean ${format(roundMean(minimum.mean), 5)}, standard deviation ${format(minimum.sd, 5)}`)));
+    map.redraw();
   }
   let timer = 0;
-  function stale() {
+  function scheduleMap() {
     clearTimeout(timer);
-    timer = setTimeout(paint, 120);
+    timer = setTimeout(updateMap, 120);
   }
 
-  const update = eachFrame(() => {
-    integrate();
+  const update = oncePerFrame(() => {
+    updateIntegrands();
     densities.redraw();
     integrands.redraw();
-    chart.redraw();
+    map.redraw();
     numbers.set("mean", q.mean);
-    numbers.set("width", q.width);
-    numbers.set("forward", klTo("forward", target, q.mean, q.width));
-    numbers.set("reverse", klTo("reverse", target, q.mean, q.width));
+    numbers.set("sd", q.sd);
+    numbers.set("forward", klTo("forward", target, q.mean, q.sd));
+    numbers.set("reverse", klTo("reverse", target, q.mean, q.sd));
   });
 
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  function watch() {
-    const whole = Object.fromEntries(["forward", "reverse"].map((way) => [way, descend(way, target, q)]));
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  function runDescents() {
+    const whole = Object.fromEntries(["forward", "reverse"].map((name) => [name, descend(name, target, q)]));
     const longest = Math.max(whole.forward.length, whole.reverse.length);
-    let shown = still ? longest : 1;
+    let shown = reducedMotion ? longest : 1;
     const advance = () => {
-      paths = Object.fromEntries(Object.entries(whole).map(([way, path]) => [way, path.slice(0, shown + 1)]));
-      chart.redraw();
+      paths = Object.fromEntries(Object.entries(whole).map(([name, path]) => [name, path.slice(0, shown + 1)]));
+      map.redraw();
       shown += 1;
       if (shown <= longest) requestAnimationFrame(advance);
-      else outcome.textContent = ["forward", "reverse"].map((way) => {
-        const end = whole[way].at(-1);
-        return `${way}: ${whole[way].length - 1} steps to mean ${format(near(end.mean), 5)}, width ${format(end.width, 5)}, ${format(end.kl, 6)} nats`;
-      }).join("; ");
+      else outcome.textContent = ["forward", "reverse"].map((name) => {
+        const end = whole[name].at(-1);
+        return `${KL_NAMES[name]}: ${whole[name].length - 1} steps to mean ${format(roundMean(end.mean), 5)}, standard deviation ${format(end.sd, 5)}, where the KL is ${format(end.kl, 6)} nats.`;
+      }).join(" ");
     };
     advance();
   }
   const outcome = element("p", { class: "aside", role: "status" });
-  const go = element("button", { type: "button", id: "descend" }, "Descend from here, both ways");
-  go.addEventListener("click", watch);
+  const descendButton = element("button", { type: "button", id: "descend" }, "Descend both KLs from the current Q");
+  descendButton.addEventListener("click", runDescents);
 
-  const section = element("section", { class: "room", id: "directions", "aria-labelledby": "directions-title" },
-    element("h2", { id: "directions-title" }, "Two directions"),
-    element("p", { class: "lead" }, "The forward fit, least KL(P || Q), covers every mode of P; the reverse fit, least KL(Q || P), settles under one."),
+  const section = element("section", { class: "page", id: "directions", "aria-labelledby": "directions-title" },
+    element("h2", { id: "directions-title" }, "Forward and reverse KL"),
+    element("p", { class: "lead" }, "KL(P || Q) is the mean of log(p(x)/q(x)) over x drawn from P. P is the target, a mixture of two normal distributions, and Q is the model, one normal distribution. The Q that minimises the forward KL(P || Q) covers both modes of P. When the modes are far apart, the Q that minimises the reverse KL(Q || P) covers only one mode."),
     numbers.list,
     element("div", { class: "charts" }, densities.figure, integrands.figure),
-    choice("integrand", { phi: "terms p φ(log q/p), never negative", usual: "p log(p/q)" }, integrand, (value) => { integrand = value; update(); }),
-    chart.figure, element("div", { class: "row" }, choice("map of", { reverse: "map of KL(Q || P)", forward: "map of KL(P || Q)" }, direction, (value) => { direction = value; paint(); }), go),
-    outcome, element("h3", {}, "Every minimum"), found);
-  return { section, begin: () => { paint(); update(); } };
+    choice("Form of the integrand", { phi: "integrand p φ(log(q/p))", usual: "integrand p log(p/q)" }, integrandForm, (value) => { integrandForm = value; update(); }),
+    map.figure,
+    element("div", { class: "row" }, choice("KL on the map", { reverse: "map of KL(Q || P)", forward: "map of KL(P || Q)" }, direction, (value) => { direction = value; updateMap(); }), descendButton),
+    outcome, element("h3", {}, "Local minima"), minimaList);
+  return { section, start: () => { updateMap(); update(); } };
 }

@@ -1,111 +1,112 @@
-// Room 3: the best policy that a budget of nats can buy, of a bandit and of a gridworld, and where a flawed reward is cheated.
+// Page 3: the optimal policy under a KL budget in a bandit and in a gridworld, with a proxy reward that differs from the true reward.
 
 import { format } from "./axes.js";
-import { choice, dot, eachFrame, line, plot, readings, slider } from "./live_plot.js";
+import { choice, dot, line, oncePerFrame, plot, readings, slider } from "./live_plot.js";
 import { element, shape } from "./chart.js";
-import { bestOfN, gridToBudget, klOf, MOVES, tiltToBudget } from "./math.js";
+import { bestOfN, expectation, gridToBudget, klProbs, MOVES, tiltToBudget } from "./math.js";
 
-const ANSWERS = ["vague", "wrong", "right", "right, short", "right, cited", "long", "flattery", "answer key"];
+const ANSWERS = ["vague", "wrong", "correct", "correct and short", "correct with sources", "long", "flattering", "copied answer key"];
 const REFERENCE = [0.24, 0.2, 0.22, 0.12, 0.07, 0.11, 0.03, 0.01];
-const PROXY = [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1];
-const TRUE = [0.2, 0, 0.7, 0.75, 1, 0.4, 0.1, 0];
-const DRAWS = [1, 2, 4, 8, 16, 64];
+const PROXY_REWARD = [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1];
+const TRUE_REWARD = [0.2, 0, 0.7, 0.75, 1, 0.4, 0.1, 0];
+const BEST_OF = [1, 2, 4, 8, 16, 64];
 
-// 5 by 5, from the bottom left: the goal at the top right; a coin in the middle that the flawed reward pays for at every visit.
+// A grid of 5 by 5 cells with the start at the bottom left, the goal at the top right and a coin in the centre.
 const SIDE = 5;
-const goal = 4;
-const coin = 12;
-const paid = (cell) => (cell === goal ? 1 : cell === coin ? 0.6 : 0);
-const WORLD = { side: SIDE, start: 20, horizon: 16, stops: [goal], reward: Array.from({ length: 25 }, (_, cell) => paid(cell)) };
-const HONEST = Array.from({ length: 25 }, (_, cell) => (cell === goal ? 1 : 0));
+const CELLS = Array.from({ length: SIDE * SIDE }, (_, cell) => cell);
+const [START, GOAL, COIN] = [20, 4, 12];
+const WORLD = { side: SIDE, start: START, horizon: 16, terminal: [GOAL], reward: CELLS.map((cell) => ({ [GOAL]: 1, [COIN]: 0.6 })[cell] ?? 0) };
+const TRUE_GRID_REWARD = CELLS.map((cell) => (cell === GOAL ? 1 : 0));
 
-export function policyRoom() {
-  let [budget, world] = [0.3025, "bandit"];
-  const numbers = readings({ kl: "KL(policy || reference), nats", beta: "price β, reward per nat", proxy: "reward that is paid", true: "reward that is meant" });
+export function policyPage() {
+  let [budget, task] = [0.3025, "bandit"];
+  const numbers = readings({ kl: "KL(policy || reference), nats", beta: "β, proxy reward per nat", proxy: "expected proxy reward", true: "expected true reward" });
   const bandit = (nats) => {
-    const best = tiltToBudget(REFERENCE, PROXY, nats);
-    return { ...best, watched: best.policy.reduce((sum, one, i) => sum + one * TRUE[i], 0) };
+    const solution = tiltToBudget(REFERENCE, PROXY_REWARD, nats);
+    return { ...solution, trueReward: expectation(solution.policy, TRUE_REWARD) };
   };
-  const most = () => (world === "bandit" ? 4 : 12);
-  const at = (nats) => (world === "bandit" ? bandit(nats) : gridToBudget(WORLD, nats, HONEST));
+  const maxBudget = () => (task === "bandit" ? 4 : 12);
+  const solve = (nats) => (task === "bandit" ? bandit(nats) : gridToBudget(WORLD, nats, TRUE_GRID_REWARD));
   let [curve, best] = [[], null];
-  function trace() {
-    const count = world === "bandit" ? 80 : 32;
-    curve = Array.from({ length: count + 1 }, (_, i) => at(most() * (i / count) ** 2));
+  function updateCurve() {
+    const count = task === "bandit" ? 80 : 32;
+    curve = Array.from({ length: count + 1 }, (_, i) => solve(maxBudget() * (i / count) ** 2));
   }
 
   const frontier = plot({
-    title: "What nats can buy",
+    title: "Expected reward against KL",
     note: "",
-    x: { label: "KL(policy || reference), nats", domain: () => [0, most()] },
-    y: { label: "reward", domain: () => [0, Math.max(1.05, 1.05 * Math.max(...curve.map((one) => one.reward)))] },
+    x: { label: "KL(policy || reference), nats", domain: () => [0, maxBudget()] },
+    y: { label: "expected reward", domain: () => [0, Math.max(1.05, 1.05 * Math.max(...curve.map(({ reward }) => reward)))] },
     draw: (api) => {
-      const peak = curve.reduce((high, one) => (one.watched > high.watched ? one : high), curve[0]);
-      const points = world === "bandit" ? DRAWS.map((n) => {
-        const kept = bestOfN(REFERENCE, PROXY, n);
-        return dot(api, [klOf(kept, REFERENCE), kept.reduce((sum, one, i) => sum + one * PROXY[i], 0)], 4, `best of ${n}`);
+      const peak = curve.reduce((highest, point) => (point.trueReward > highest.trueReward ? point : highest), curve[0]);
+      const points = task === "bandit" ? BEST_OF.map((n) => {
+        const policy = bestOfN(REFERENCE, PROXY_REWARD, n);
+        return dot(api, [klProbs(policy, REFERENCE), expectation(policy, PROXY_REWARD)], 4, `best of ${n}`);
       }) : [];
-      frontier.words.textContent = `Solid: the reward that is paid, and the most that any policy of that KL can have. Dashed: the reward that is meant. It turns at ${format(peak.kl, 3)} nats; beyond, the policy cheats.${world === "bandit" ? " Dots: best of 1, 2, 4, 8, 16, 64." : ""}`;
+      frontier.caption.textContent = `Solid: the largest proxy reward at each KL. Dashed: the true reward of the same policy; it is largest at ${format(peak.kl, 3)} nats and falls beyond. Vertical line: the budget.${task === "bandit" ? ` Dark dots: the proxy reward of best-of-n sampling for n = ${BEST_OF.join(", ")}.` : ""}`;
       return [
-        line(api, curve.map((one) => [one.kl, one.reward]), 0), line(api, curve.map((one) => [one.kl, one.watched]), 1, 1),
-        shape("line", { class: "now", x1: api.x(best.kl), x2: api.x(best.kl), y1: api.y(0), y2: api.y(api.invert(0, 12)[1]) }),
-        shape("line", { class: "turn", x1: api.x(peak.kl), x2: api.x(peak.kl), y1: api.y(0), y2: api.y(peak.watched) }),
-        ...points, dot(api, [best.kl, best.reward], 0, "the policy"), dot(api, [best.kl, best.watched], 1, "what was meant"),
+        line(api, curve.map(({ kl, reward }) => [kl, reward]), 0), line(api, curve.map(({ kl, trueReward }) => [kl, trueReward]), 1, 1),
+        shape("line", { class: "budget-line", x1: api.x(best.kl), x2: api.x(best.kl), y1: api.y(0), y2: api.y(api.invert(0, 12)[1]) }),
+        shape("line", { class: "peak-line", x1: api.x(peak.kl), x2: api.x(peak.kl), y1: api.y(0), y2: api.y(peak.trueReward) }),
+        ...points, dot(api, [best.kl, best.reward], 0, "proxy reward of the policy"), dot(api, [best.kl, best.trueReward], 1, "true reward of the policy"),
       ];
     },
   });
 
   const bars = plot({
-    title: "The policy",
-    note: "Blue: the reference. Orange: reference times e^(reward/β), the best within the budget.",
-    x: { label: "", domain: () => [-0.6, ANSWERS.length - 0.4], ticks: ANSWERS.map((_, i) => i), labels: ANSWERS.map((_, i) => String(i + 1)) },
+    title: "Probability of each answer",
+    note: "Blue: the reference. Orange: the optimal policy, proportional to reference × e^(reward/β). The answers are listed below.",
+    x: { label: "answer", domain: () => [-0.6, ANSWERS.length - 0.4], ticks: ANSWERS.map((_, i) => i), labels: ANSWERS.map((_, i) => String(i + 1)) },
     y: { label: "probability", domain: () => [0, Math.max(0.4, ...(best?.policy ?? [0])) * 1.05] },
     draw: (api) => {
-      const wide = (api.x(1) - api.x(0)) * 0.36;
-      return (best.policy ?? []).flatMap((one, i) => [
-        shape("rect", { class: "bar c0", x: api.x(i) - wide, width: wide, y: api.y(REFERENCE[i]), height: api.y(0) - api.y(REFERENCE[i]) }),
-        shape("rect", { class: "bar c1", x: api.x(i), width: wide, y: api.y(one), height: api.y(0) - api.y(one) }, shape("title", {}, `${ANSWERS[i]}: ${format(one, 4)}`)),
+      const width = (api.x(1) - api.x(0)) * 0.36;
+      return (best.policy ?? []).flatMap((probability, i) => [
+        shape("rect", { class: "bar c0", x: api.x(i) - width, width, y: api.y(REFERENCE[i]), height: api.y(0) - api.y(REFERENCE[i]) }),
+        shape("rect", { class: "bar c1", x: api.x(i), width, y: api.y(probability), height: api.y(0) - api.y(probability) }, shape("title", {}, `${ANSWERS[i]}: ${format(probability, 4)}`)),
       ]);
     },
   });
-  const legend = element("ol", { class: "answers" }, ANSWERS.map((answer, i) => element("li", {}, `${answer}: pays ${PROXY[i]}, is worth ${TRUE[i]}`)));
+  const answers = element("ol", { class: "answers" }, ANSWERS.map((answer, i) => element("li", {}, `${answer}: proxy reward ${PROXY_REWARD[i]}, true reward ${TRUE_REWARD[i]}`)));
 
   const grid = shape("svg", { class: "grid", viewBox: "0 0 250 250", role: "img" });
   function drawGrid() {
-    const first = best.policies[0];
-    grid.setAttribute("aria-label", `A grid of 5 by 5, from the bottom left to the goal at the top right; the coin in the middle is stepped on ${format(best.visits[coin], 3)} times an episode`);
+    const firstPolicy = best.policies[0];
+    grid.setAttribute("aria-label", `A grid of 5 by 5 cells with the start at the bottom left, the goal at the top right and a coin in the centre. The expected number of visits to the coin is ${format(best.visits[COIN], 3)} per episode.`);
     grid.replaceChildren(...best.visits.flatMap((visits, cell) => {
       const [x, y] = [50 * (cell % SIDE), 50 * Math.floor(cell / SIDE)];
-      const arrows = cell === goal ? [] : MOVES.map(([down, right], a) => shape("line", {
-        class: "arrow", x1: x + 25, y1: y + 25, x2: x + 25 + 20 * right * first[cell][a], y2: y + 25 + 20 * down * first[cell][a],
+      const arrows = cell === GOAL ? [] : MOVES.map(([down, right], action) => shape("line", {
+        class: "arrow", x1: x + 25, y1: y + 25, x2: x + 25 + 20 * right * firstPolicy[cell][action], y2: y + 25 + 20 * down * firstPolicy[cell][action],
       }));
-      const name = { [goal]: "goal", [coin]: "coin", [WORLD.start]: "start" }[cell];
+      const name = { [GOAL]: "goal", [COIN]: "coin", [START]: "start" }[cell];
       return [shape("rect", { class: "cell c0", x: x + 1, y: y + 1, width: 48, height: 48, "fill-opacity": Math.min(0.75, 0.04 + visits / 4) }),
         ...arrows, name && shape("text", { x: x + 25, y: y + 44, "text-anchor": "middle" }, name)].filter(Boolean);
     }));
   }
-  const held = { bandit: element("div", {}, bars.figure, legend), grid: element("figure", { class: "chart live" }, element("figcaption", {}, element("h3", {}, "The policy at the first step, and where it goes"), element("p", {}, "Arrows: how likely each move is, against a reference that wanders at random. The darker a cell, the more visits.")), grid) };
+  const gridFigure = element("figure", { class: "chart live" }, element("figcaption", {}, element("h3", {}, "Policy at the first step, and expected visits"),
+    element("p", {}, "Length of a line: probability of the move at the first step. Blue: expected number of visits in an episode of 16 steps. The reference chooses all four moves with equal probability. Proxy reward: 1 at the goal, which ends the episode, and 0.6 for each visit to the coin. True reward: 1 at the goal.")), grid);
+  const taskViews = { bandit: element("div", {}, bars.figure, answers), grid: gridFigure };
 
-  const update = eachFrame(() => {
-    best = at(budget);
-    for (const [name, node] of Object.entries(held)) node.hidden = name !== world;
+  const update = oncePerFrame(() => {
+    best = solve(budget);
+    for (const [name, node] of Object.entries(taskViews)) node.hidden = name !== task;
     frontier.redraw();
-    if (world === "bandit") bars.redraw();
+    if (task === "bandit") bars.redraw();
     else drawGrid();
-    for (const [name, value] of Object.entries({ kl: best.kl, beta: best.beta, proxy: best.reward, true: best.watched })) numbers.set(name, value);
+    for (const [name, value] of Object.entries({ kl: best.kl, beta: best.beta, proxy: best.reward, true: best.trueReward })) numbers.set(name, value);
   });
-  const nats = slider({ id: "budget", label: "KL budget", min: 0, max: 1, step: 0.005, value: 0.275, words: (share) => `${format(most() * share * share, 3)} nats`, change: (share) => { budget = most() * share * share; update(); } });
+  const budgetSlider = slider({ id: "budget", label: "KL budget", min: 0, max: 1, step: 0.005, value: 0.275, text: (position) => `${format(maxBudget() * position * position, 3)} nats`, change: (position) => { budget = maxBudget() * position * position; update(); } });
 
-  const section = element("section", { class: "room", id: "policy", "aria-labelledby": "policy-title" },
-    element("h2", { id: "policy-title" }, "A policy on a budget"),
-    element("p", { class: "lead" }, "The best policy within a KL of the reference is the reference, tilted by the reward. When the reward is flawed, a small budget learns what was meant, and a large one learns to cheat."),
-    choice("task", { bandit: "eight answers to one question", grid: "a gridworld" }, world, (value) => {
-      world = value;
-      budget = world === "bandit" ? 0.3025 : 3;
-      nats.set(Math.sqrt(budget / most()));
-      trace();
+  const section = element("section", { class: "page", id: "policy", "aria-labelledby": "policy-title" },
+    element("h2", { id: "policy-title" }, "Policy under a KL budget"),
+    element("p", { class: "lead" }, "Among all policies with KL(policy || reference) up to the budget, the policy with the largest expected reward is proportional to reference × e^(reward/β). Here the optimised reward is a proxy that differs from the true reward. Under a small budget both rewards increase; under a large budget the proxy reward increases further and the true reward decreases."),
+    choice("Task", { bandit: "bandit with eight answers", grid: "gridworld" }, task, (value) => {
+      task = value;
+      budget = task === "bandit" ? 0.3025 : 3;
+      budgetSlider.set(Math.sqrt(budget / maxBudget()));
+      updateCurve();
       update();
     }),
-    nats.row, numbers.list, element("div", { class: "charts" }, frontier.figure, element("div", {}, held.bandit, held.grid)));
-  return { section, begin: () => { best = at(budget); trace(); update(); } };
+    budgetSlider.row, numbers.list, element("div", { class: "charts" }, frontier.figure, element("div", {}, taskViews.bandit, taskViews.grid)));
+  return { section, start: () => { best = solve(budget); updateCurve(); update(); } };
 }

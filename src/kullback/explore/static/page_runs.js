@@ -1,64 +1,64 @@
-// Room 4: training runs, with the charts of their report; live while they train, where a server tells of them; or from
-// files that the reader opens or drops here, which never leave the page.
+// Page 4: training runs with the charts of their report. The data is embedded in the page, requested from the local server
+// during training, or read from files that the reader opens or drops; these files are not sent anywhere.
 
 import { element } from "./chart.js";
 import { report } from "./report.js";
-import { isWanted, pageOf, runsOf } from "./read_run_files.js";
+import { isRunFile, pageData, parseRuns } from "./read_run_files.js";
 
-const EVERY = 2000; // milliseconds
-const MOST_BYTES = 256 * 2 ** 20;
-const MOST_ENTRIES = 20_000; // of what is dropped
+const INTERVAL = 2000; // milliseconds between two requests
+const MAX_BYTES = 256 * 2 ** 20;
+const MAX_ENTRIES = 20_000; // files and directories below a dropped directory
 
-export function runsRoom(page, live, named) {
+export function runsPage(embedded, live, metrics) {
   const shown = element("div", { class: "report" });
   const status = element("p", { class: "aside", role: "status" });
-  const folder = element("input", { type: "file", webkitdirectory: "", id: "run-folder", class: "unseen" });
-  const files = element("input", { type: "file", multiple: "", accept: ".jsonl,.json", id: "run-files", class: "unseen" });
+  const folder = element("input", { type: "file", webkitdirectory: "", id: "run-folder", class: "visually-hidden" });
+  const files = element("input", { type: "file", multiple: "", accept: ".jsonl,.json", id: "run-files", class: "visually-hidden" });
   const opener = element("div", { class: "opener" },
-    element("p", {}, "Drop run directories here, or their files, such as metrics.jsonl. They are read by this page alone."),
+    element("p", {}, "Drop run directories, or files such as metrics.jsonl, here. The browser reads the files and does not upload them."),
     element("div", { class: "row" }, folder, element("label", { class: "button", for: "run-folder" }, "Open a run directory"),
       files, element("label", { class: "button", for: "run-files" }, "Open files")),
-    element("p", { class: "aside" }, "To follow a run while it trains: ", element("code", {}, "kullback explore RUN ..."),
-      "; with ", element("code", {}, "--output page.html"), " runs are kept in one file."));
-  const section = element("section", { class: "room", id: "runs", "aria-labelledby": "runs-title" },
-    element("h2", { id: "runs-title" }, "A run"), opener, status, shown);
-  let [last, following] = ["", Boolean(page && live)];
+    element("p", { class: "aside" }, "To follow runs during training: ", element("code", {}, "kullback explore RUN ..."),
+      ". To save runs in one file: ", element("code", {}, "kullback explore RUN ... --output page.html")));
+  const section = element("section", { class: "page", id: "runs", "aria-labelledby": "runs-title" },
+    element("h2", { id: "runs-title" }, "Training runs"), opener, status, shown);
+  let [lastText, following] = ["", Boolean(embedded && live)];
 
   function show(data, text) {
-    if (text === last) return;
-    last = text;
-    // What was open stays open.
-    const open = [...shown.querySelectorAll("details")].map((one) => one.open);
+    if (text === lastText) return;
+    lastText = text;
+    // Elements that the reader opened stay open.
+    const open = [...shown.querySelectorAll("details")].map((details) => details.open);
     shown.replaceChildren(...report(data));
-    [...shown.querySelectorAll("details")].forEach((one, i) => { one.open = open[i] ?? false; });
+    [...shown.querySelectorAll("details")].forEach((details, i) => { details.open = open[i] ?? false; });
   }
 
-  async function look() {
+  async function poll() {
     if (!following) return;
     if (document.visibilityState === "visible") {
       try {
-        const answer = await fetch("runs.json");
-        if (!answer.ok) throw new Error(String(answer.status));
-        const text = await answer.text();
+        const response = await fetch("runs.json");
+        if (!response.ok) throw new Error(String(response.status));
+        const text = await response.text();
         if (!following) return;
         show(JSON.parse(text), text);
-        status.textContent = "Live: looked at every two seconds.";
+        status.textContent = "Live: updated every two seconds.";
       } catch {
-        status.textContent = "The server does not answer; what is shown is the last that it said.";
+        status.textContent = "The server does not respond. The charts show the last data that was received.";
       }
     }
-    setTimeout(look, EVERY);
+    setTimeout(poll, INTERVAL);
   }
 
   async function open(chosen) {
     try {
-      const wanted = chosen.filter(({ path }) => isWanted(path));
-      const size = wanted.reduce((sum, { file }) => sum + file.size, 0);
-      if (size > MOST_BYTES) throw new Error(`expected at most ${MOST_BYTES / 2 ** 20} MiB of rows, got ${Math.round(size / 2 ** 20)}`);
-      const texts = await Promise.all(wanted.map(async ({ path, file }) => ({ path, text: await file.text() })));
-      const runs = runsOf(texts);
+      const selected = chosen.filter(({ path }) => isRunFile(path));
+      const size = selected.reduce((sum, { file }) => sum + file.size, 0);
+      if (size > MAX_BYTES) throw new Error(`expected files of at most ${MAX_BYTES / 2 ** 20} MiB in total, got ${Math.round(size / 2 ** 20)} MiB`);
+      const texts = await Promise.all(selected.map(async ({ path, file }) => ({ path, text: await file.text() })));
+      const runs = parseRuns(texts);
       following = false;
-      show(pageOf(runs, named), JSON.stringify(texts));
+      show(pageData(runs, metrics), JSON.stringify(texts));
       status.textContent = `Opened: ${runs.map(({ name }) => name).join(", ")}.`;
     } catch (error) {
       status.textContent = `Not opened: ${error.message}.`;
@@ -80,33 +80,33 @@ export function runsRoom(page, live, named) {
     event.preventDefault();
     opener.classList.remove("over");
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    const loose = entries.length ? [] : [...event.dataTransfer.files].map((file) => ({ path: file.name, file }));
-    open([...loose, ...(await filesIn(entries))]);
+    const plainFiles = entries.length ? [] : [...event.dataTransfer.files].map((file) => ({ path: file.name, file }));
+    open([...plainFiles, ...(await filesIn(entries))]);
   });
 
   return {
     section,
-    begin: () => {
-      if (page) show(page, JSON.stringify(page));
-      if (page && live) look();
+    start: () => {
+      if (embedded) show(embedded, JSON.stringify(embedded));
+      if (embedded && live) poll();
     },
   };
 }
 
-/** The wanted files below entries that were dropped. */
+/** The files of run directories among dropped entries and below them. */
 async function filesIn(entries) {
-  const [waiting, found] = [[...entries], []];
-  for (let seen = 0; waiting.length && seen < MOST_ENTRIES; seen += 1) {
-    const entry = waiting.shift();
+  const [queue, found] = [[...entries], []];
+  for (let visited = 0; queue.length && visited < MAX_ENTRIES; visited += 1) {
+    const entry = queue.shift();
     if (entry.isDirectory) {
       const reader = entry.createReader();
       for (;;) {
-        const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+        const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
         if (some.length === 0) break;
-        waiting.push(...some);
+        queue.push(...some);
       }
-    } else if (isWanted(entry.fullPath)) {
-      const file = await new Promise((done, failed) => entry.file(done, failed));
+    } else if (isRunFile(entry.fullPath)) {
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
       found.push({ path: entry.fullPath.slice(1), file });
     }
   }

@@ -1,4 +1,4 @@
-// The report of training runs: from the page's data, as report.py makes it, to its sections.
+// The report of training runs: from the data of `page_data` in report.py to the sections of the page.
 
 import { chart, element, samples, swatch, table } from "./chart.js";
 
@@ -10,27 +10,27 @@ function settings(title, entries, names) {
     element("summary", {}, title + " (" + entries.length + ")"), element("dl", {}, entries.map(entry)));
 }
 
-/** The nodes of a report, in their order. */
+/** The nodes of a report, in display order. */
 export function report(page) {
-  const names = page.arms.map((arm) => arm.name);
+  const names = page.runs.map((run) => run.name);
   const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
   const figure = (spec) => chart({
     ...spec,
     groups: spec.groups ?? names,
-    series: spec.series.map((one) => ({ ...one, x: page.grids[one.grid].x, spans: page.grids[one.grid].spans })),
+    series: spec.series.map((curve) => ({ ...curve, x: page.grids[curve.grid].x, spans: page.grids[curve.grid].spans })),
   });
   return [
     page.table && table(page.table, { class: "outcome" }),
-    element("ul", { class: "arms" }, page.arms.map((arm, i) => element("li", {}, swatch(i, arm.name), element("p", {}, arm.facts)))),
+    element("ul", { class: "run-list" }, page.runs.map((run, i) => element("li", {}, swatch(i, run.name), element("p", {}, run.facts)))),
     ...page.notes.map((note) => element("p", { class: "notice" }, note)),
     ...page.sections.map(({ title, charts }) => section(title, element("div", { class: "charts" }, charts.map(figure)))),
-    page.pictures.length > 0 && section("Images", ...page.pictures.flatMap(({ arm, rows }) =>
-      [element("h3", {}, swatch(arm, names[arm])), ...rows.map(({ title, images }) => element("figure", { class: "pictures" },
+    page.pictures.length > 0 && section("Images", ...page.pictures.flatMap(({ run, rows }) =>
+      [element("h3", {}, swatch(run, names[run])), ...rows.map(({ title, images }) => element("figure", { class: "pictures" },
         element("figcaption", {}, title),
         images.map((image, i) => element("img", { src: "data:image/png;base64," + image, alt: title + ", " + (i + 1) }))))])),
-    page.samples.length > 0 && section("Completions", ...page.samples.flatMap(({ arm, note, items }) =>
-      [element("h3", {}, swatch(arm, names[arm])), element("p", { class: "aside" }, note), samples(items)])),
-    section("Configuration", settings("Settings that differ", page.settings.differing, names),
-      settings(names.length > 1 ? "Settings in common" : "Settings", page.settings.shared, null)),
+    page.samples.length > 0 && section("Completions", ...page.samples.flatMap(({ run, note, items }) =>
+      [element("h3", {}, swatch(run, names[run])), element("p", { class: "aside" }, note), samples(items)])),
+    section("Settings", settings("Settings that differ between the runs", page.settings.differing, names),
+      settings(names.length > 1 ? "Settings that all runs share" : "All settings", page.settings.shared, null)),
   ].filter(Boolean);
 }

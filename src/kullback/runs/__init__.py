@@ -1,0 +1,1 @@
+"""Run directories: the metrics that trainers log, progress, interrupts and atomic writes."""
