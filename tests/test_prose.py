@@ -124,7 +124,7 @@ def text_of_page(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a page outside of code fences."""
     inside = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.startswith(("```", ":::")) and not line.startswith(("```{", ":::{")):
+        if line.startswith("```"):
             inside = not inside
         elif not inside:
             yield number, re.sub(r"`[^`]*`", "``", line)

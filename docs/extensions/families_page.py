@@ -26,11 +26,11 @@ _GROUPS = {
 _INTRODUCTION = """Families and pairs
 ==================
 
-This page is generated from the package at each build. It lists the {families} families of :mod:`kullback.families`, and
-the {pairs} pairs (P, Q) for which :py:func:`kullback.kl` has a closed form of KL(P || Q). :math:`\\phi(d) = e^d - 1 - d`
-is written ``phi(d)``. For every other pair of univariate distributions, ``kullback.measure`` computes the integral or the
-sum. Objects of ``torch.distributions``, ``scipy.stats``, NumPyro and TensorFlow Probability are converted to these
-families first.
+This page is generated from the package at each build. It lists the {families} families of :mod:`kullback.families`,
+and the {pairs} pairs (P, Q) for which :py:func:`kullback.kl` has a closed form of KL(P || Q). For every other pair of
+univariate distributions, ``kullback.measure`` computes the integral or the sum. Objects of ``torch.distributions``,
+``scipy.stats``, NumPyro and TensorFlow Probability are converted to these families first. In the formulas,
+``phi(d) = e^d - 1 - d``.
 """
 
 

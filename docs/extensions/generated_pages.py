@@ -1,4 +1,4 @@
-"""Writes the generated pages (API reference, families and pairs) into docs/generated before Sphinx reads the sources."""
+"""Writes the generated pages (API reference, families and pairs) into docs/generated before Sphinx reads them."""
 
 from pathlib import Path
 from typing import Any

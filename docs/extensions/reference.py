@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import kullback
 from docstrings import escape
 
-__all__ = ["PAGES", "Entry", "Page", "entries", "page_text", "public_path", "index_text", "summary_text"]
+import kullback
+
+__all__ = ["PAGES", "Entry", "Page", "entries", "index_text", "page_text", "public_path", "summary_text"]
 
 
 class Page(NamedTuple):
@@ -110,10 +111,10 @@ PAGES: dict[str, Page] = {
             "kullback.doctor.trl": None,
             "kullback.doctor.run": None,
             "kullback.doctor.finding": None,
-            "kullback.doctor.penalty_gradient": ("check_penalty_gradient", "check_kl_value"),
+            "kullback.doctor.penalty_gradient": ("check_penalty_gradient",),
             "kullback.doctor.logged_kl": ("check_logged_kl", "check_learning"),
-            "kullback.doctor.budget_and_rewards": None,
-            "kullback.doctor.settings": None,
+            "kullback.doctor.budget_and_rewards": ("check_budget", "check_reward_hacking"),
+            "kullback.doctor.settings": ("check_settings", "check_ppo_settings"),
         },
     ),
     "integrations": Page(
