@@ -1,4 +1,4 @@
-"""The doctor on real trainers: each fault is planted in one, found and named, and a sound trainer stays clean."""
+"""The doctor for real trainers: each inserted fault gives its finding, and a correct trainer gives none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +65,8 @@ def make(tiny_model: Path, tmp_path: Path) -> MakeTrainer:
 
 
 def names(findings: list[Finding]) -> list[str]:
-    assert all(one.cause and one.remedy and one.evidence for one in findings)
-    return [one.name for one in findings]
+    assert all(finding.cause and finding.remedy and finding.evidence for finding in findings)
+    return [finding.name for finding in findings]
 
 
 def found_in(trainer: Any) -> list[str]:
@@ -86,7 +86,7 @@ def lora() -> Any:
     return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-# -- sound trainers --
+# -- correct trainers --
 
 
 @pytest.mark.parametrize(
@@ -101,41 +101,45 @@ def lora() -> Any:
     ],
     ids=str,
 )
-def test_a_sound_trainer_is_clean_before_and_after_training(make: MakeTrainer, settings: dict[str, Any]) -> None:
+def test_a_correct_trainer_gives_no_finding_before_and_after_training(
+    make: MakeTrainer, settings: dict[str, Any]
+) -> None:
     trainer = make(**settings)
     assert doctor_trainer(trainer) == []
     trainer.train()
     assert doctor_trainer(trainer, PROMPTS) == []
 
 
-def test_a_sound_adapter_is_clean(make: MakeTrainer) -> None:
+def test_a_correct_adapter_gives_no_finding(make: MakeTrainer) -> None:
     trainer = make(peft_config=lora())
     assert doctor_trainer(trainer, PROMPTS) == []
     trainer.train()
     assert doctor_trainer(trainer, PROMPTS) == []
 
 
-def test_bfloat16_autocast_is_no_fault(make: MakeTrainer) -> None:
+def test_bfloat16_autocast_gives_no_finding(make: MakeTrainer) -> None:
     assert found_in(make(bf16=True, num_iterations=2, steps_per_generation=2)) == []
 
 
-def test_training_goes_on_as_if_nobody_had_looked(make: MakeTrainer) -> None:
+def test_the_doctor_does_not_change_training(make: MakeTrainer) -> None:
     weights, logs = [], []
-    for looked in (False, True):
+    for with_doctor in (False, True):
         torch.manual_seed(3)
         trainer = make()
-        if looked:
+        if with_doctor:
             assert doctor_trainer(trainer) == []
         trainer.train()
         weights.append([weight.detach().clone() for weight in trainer.model.parameters()])
         logs.append([(row["kl"], row["reward"]) for row in trainer.state.log_history if "reward" in row])
-    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     assert logs[0] == logs[1]
     assert logs[0][-1][0] > 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"peft_config": True}])
-def test_models_are_left_as_they_were(make: MakeTrainer, tiny_model: Path, settings: dict[str, Any]) -> None:
+def test_modes_flags_and_random_numbers_are_restored(
+    make: MakeTrainer, tiny_model: Path, settings: dict[str, Any]
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.1)
     trainer = make(model=model, **{name: lora() for name in settings})
     batch = batch_of(trainer)
@@ -146,16 +150,16 @@ def test_models_are_left_as_they_were(make: MakeTrainer, tiny_model: Path, setti
         weight.requires_grad_(False)
     state = torch.get_rng_state()
 
-    def now() -> Any:
+    def current_state() -> Any:
         return [module.training for module in modules], [weight.requires_grad for weight in weights]
 
-    before = now()
+    before = current_state()
     assert names(doctor(trainer.model, trainer.ref_model, batch))[0] == "dropout"
     assert torch.equal(torch.get_rng_state(), state)
-    assert now() == before
+    assert current_state() == before
     doctor_trainer(trainer, PROMPTS)
     assert torch.equal(torch.get_rng_state(), state)
-    assert now() == before
+    assert current_state() == before
 
 
 # -- the KL at the start --
@@ -175,17 +179,17 @@ def test_a_wrong_reference(make: MakeTrainer) -> None:
     perturb(trainer.ref_model, 0.1)
     [found] = doctor_trainer(trainer, PROMPTS)
     assert found.name == "wrong-reference"
-    assert found.evidence["weights that differ"] == 16  # the norms are all 1, and stay so
+    assert found.evidence["weights that differ"] == 16  # the weights of the norms are all 1, so the noise on them is 0
     assert found.evidence["relative distance"] == pytest.approx(0.1, rel=0.2)
 
 
-def test_two_faults_are_two_findings(make: MakeTrainer, tiny_model: Path) -> None:
+def test_two_faults_give_two_findings(make: MakeTrainer, tiny_model: Path) -> None:
     trainer = make(model=AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.3))
     perturb(trainer.ref_model, 0.01)
     assert found_in(trainer) == ["dropout", "wrong-reference"]
 
 
-def test_an_adapter_that_is_not_new(make: MakeTrainer) -> None:
+def test_an_adapter_that_was_trained_before(make: MakeTrainer) -> None:
     trainer = make(peft_config=lora())
     with torch.no_grad():
         for name, weight in trainer.model.named_parameters():
@@ -220,26 +224,26 @@ def test_equal_weights_computed_differently(make: MakeTrainer) -> None:
 
 
 class Engine(GRPOTrainer):
-    """TRL's trainer with an engine whose log-probabilities a test makes up, as vLLM returns its own."""
+    """TRL's trainer with an inference engine, whose log-probabilities `change` replaces."""
 
     change: Callable[[Any, dict[str, Any]], None]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        made = super()._generate_and_score_completions(inputs)
-        type(self).change(self, made)
-        return made
+        batch = super()._generate_and_score_completions(inputs)
+        type(self).change(self, batch)
+        return batch
 
 
 def plain_log_probs(
-    model: Any, made: dict[str, Any], *, temperature: float = 1.0, top_p: float = 1.0, mask: bool = True
+    model: Any, batch: dict[str, Any], *, temperature: float = 1.0, top_p: float = 1.0, mask: bool = True
 ) -> torch.Tensor:
-    """Written out token by token, with a nucleus built one token at a time."""
-    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], 1)
-    attention = torch.cat([made["prompt_mask"], made["completion_mask"]], 1)
+    """Log-probabilities computed token by token, with top-p filtering by a loop."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=attention if mask else torch.ones_like(attention)).logits.double()
-    start = made["prompt_ids"].shape[1]
-    result = torch.zeros(made["completion_ids"].shape)
+    start = batch["prompt_ids"].shape[1]
+    result = torch.zeros(batch["completion_ids"].shape)
     for row in range(len(ids)):
         for t in range(result.shape[1]):
             p = (logits[row, start + t - 1] / temperature).softmax(-1)
@@ -259,53 +263,53 @@ def engine_of(change: Callable[[Any, dict[str, Any]], None]) -> type:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_an_engine_in_step_is_clean(make: MakeTrainer, temperature: float) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, temperature=temperature)
-        made["sampling_per_token_logps"][0, 0] = torch.nan  # vLLM leaves out what it could not score
+def test_an_engine_with_current_weights_gives_no_finding(make: MakeTrainer, temperature: float) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["sampling_per_token_logps"] = plain_log_probs(trainer.model, batch, temperature=temperature)
+        batch["sampling_per_token_logps"][0, 0] = torch.nan  # vLLM does not score every token
 
     assert found_in(make(kind=engine_of(change), temperature=temperature)) == []
 
 
-def test_a_reference_without_the_temperature(make: MakeTrainer) -> None:
+def test_a_reference_at_another_temperature(make: MakeTrainer) -> None:
     trainer = make(temperature=0.7)
     add_fused_lm_head(trainer.ref_model, temperature=1.0)
     [found] = doctor_trainer(trainer, PROMPTS)
     assert found.name == "temperature"
     assert found.evidence["recorded"] == "ref_log_prob"
-    assert found.evidence["measured as"] == "temperature 1"
+    assert found.evidence["reproduced by"] == "temperature 1"
 
 
-def test_a_filter_that_leaks_into_the_ratio(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, top_p=0.9)
+def test_recorded_log_probs_after_a_sampling_filter(make: MakeTrainer) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["sampling_per_token_logps"] = plain_log_probs(trainer.model, batch, top_p=0.9)
 
     trainer = make(kind=engine_of(change), top_p=0.9)
     found = doctor_trainer(trainer, PROMPTS)
     assert names(found) == ["sampling-filter"]
     assert found[0].evidence["recorded"] == "sampler_log_prob"
-    assert found[0].evidence["measured as"] == "top_p 0.9 at temperature 1"
+    assert found[0].evidence["reproduced by"] == "top_p 0.9 at temperature 1"
 
 
-def test_a_filter_in_the_settings_alone(make: MakeTrainer) -> None:
+def test_a_sampling_filter_in_the_settings(make: MakeTrainer) -> None:
     [found] = doctor_trainer(make(top_k=3), PROMPTS)
     assert (found.name, found.severity, dict(found.evidence)) == ("sampling-filter", "warning", {"top_k": 3})
 
 
 def test_an_engine_with_older_weights(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
         old = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)
         perturb(old, 0.3)
-        made["sampling_per_token_logps"] = plain_log_probs(old, made)
+        batch["sampling_per_token_logps"] = plain_log_probs(old, batch)
 
     [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
     assert found.name == "stale-policy"
-    assert found.evidence["mean |recorded - measured|, nats"] > 0.05
+    assert found.evidence["mean |recorded - recomputed|, nats"] > 0.05
 
 
-def test_an_engine_that_never_learns(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["sampling_per_token_logps"] = plain_log_probs(trainer.ref_model, made)
+def test_an_engine_with_the_weights_of_the_reference(make: MakeTrainer) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["sampling_per_token_logps"] = plain_log_probs(trainer.ref_model, batch)
 
     trainer = make(kind=engine_of(change))
     assert found_in(trainer) == []
@@ -315,63 +319,63 @@ def test_an_engine_that_never_learns(make: MakeTrainer) -> None:
     assert "of the reference" in found.cause
 
 
-def test_an_engine_that_reads_padding(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["sampling_per_token_logps"] = plain_log_probs(trainer.model, made, mask=False)
+def test_an_engine_that_attends_to_padding(make: MakeTrainer) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["sampling_per_token_logps"] = plain_log_probs(trainer.model, batch, mask=False)
 
     assert found_in(make(kind=engine_of(change))) == ["padding-attended"]
 
 
 def test_an_engine_in_bfloat16(make: MakeTrainer, tiny_model: Path) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
         lower = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
-        made["old_per_token_logps"] = plain_log_probs(lower, made)
+        batch["old_per_token_logps"] = plain_log_probs(lower, batch)
 
     [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
     assert (found.name, found.severity) == ("precision", "warning")
 
 
-@pytest.mark.parametrize("odd", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("name", ["old_log_prob", "ref_log_prob"])
-def test_recorded_log_probs_that_are_no_numbers(make: MakeTrainer, name: str, odd: float) -> None:
+def test_recorded_log_probs_that_are_not_finite(make: MakeTrainer, name: str, value: float) -> None:
     trainer = make()
     batch = batch_of(trainer)
-    recorded = torch.full(batch["completion_ids"].shape, odd)
+    recorded = torch.full(batch["completion_ids"].shape, value)
     [found] = doctor(trainer.model, trainer.ref_model, {**batch, name: recorded})
     assert found.name == "log-prob-not-finite"
     assert found.evidence["not finite"] == found.evidence["of"] > 0
 
 
-def test_a_trainer_without_a_reference_is_looked_at_too(make: MakeTrainer) -> None:
+def test_a_trainer_without_a_reference_is_checked(make: MakeTrainer) -> None:
     assert found_in(make(beta=0.0, num_iterations=2, steps_per_generation=2)) == []
     trainer = make(beta=0.0)
     trainer.model.requires_grad_(False)
     assert found_in(trainer) == ["frozen"]
     batch = batch_of(trainer)
-    warm = doctor(trainer.model.requires_grad_(True), None, {**batch, "old_log_prob": torch.zeros(16, 6) - 1})
-    assert names(warm) == ["stale-policy"]
+    found = doctor(trainer.model.requires_grad_(True), None, {**batch, "old_log_prob": torch.zeros(16, 6) - 1})
+    assert names(found) == ["stale-policy"]
 
 
 def test_a_stale_cache_of_the_reference(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
         other = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)
         perturb(other, 0.3)
-        made["ref_per_token_logps"] = plain_log_probs(other, made)
+        batch["ref_per_token_logps"] = plain_log_probs(other, batch)
 
     assert found_in(make(kind=engine_of(change))) == ["stale-reference"]
 
 
-@pytest.mark.parametrize("by", [1, -1])
-def test_reference_log_probs_one_token_off(make: MakeTrainer, by: int) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["ref_per_token_logps"] = torch.roll(made["ref_per_token_logps"], by, 1)
+@pytest.mark.parametrize("shift", [1, -1])
+def test_reference_log_probs_shifted_by_one_token(make: MakeTrainer, shift: int) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["ref_per_token_logps"] = torch.roll(batch["ref_per_token_logps"], shift, 1)
 
     assert found_in(make(kind=engine_of(change))) == ["shifted"]
 
 
 def test_reference_log_probs_of_the_policy(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["ref_per_token_logps"] = plain_log_probs(trainer.model, made)
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["ref_per_token_logps"] = plain_log_probs(trainer.model, batch)
 
     trainer = make(kind=engine_of(change))
     trainer.train()
@@ -383,25 +387,25 @@ def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None
     trainer = make(model=model, num_iterations=2, steps_per_generation=2)
     found = doctor_trainer(trainer, PROMPTS)
     assert set(names(found)) == {"dropout"}
-    assert "old_log_prob" in {one.evidence.get("recorded") for one in found}
+    assert "old_log_prob" in {finding.evidence.get("recorded") for finding in found}
 
 
 # -- masks, padding, tokenizers --
 
 
-@pytest.mark.parametrize(("by", "said"), [(1, "too late"), (-1, "too early")])
-def test_a_mask_shifted_by_one(make: MakeTrainer, by: int, said: str) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        moved = torch.roll(made["completion_mask"], by, 1)
-        moved[:, 0 if by > 0 else -1] = 0
-        made["completion_mask"] = moved
+@pytest.mark.parametrize(("shift", "message"), [(1, "too late"), (-1, "too early")])
+def test_a_mask_shifted_by_one(make: MakeTrainer, shift: int, message: str) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        shifted = torch.roll(batch["completion_mask"], shift, 1)
+        shifted[:, 0 if shift > 0 else -1] = 0
+        batch["completion_mask"] = shifted
 
     [found] = doctor_trainer(make(kind=engine_of(change)), PROMPTS)
     assert found.name == "mask-shifted"
-    assert said in found.cause
+    assert message in found.cause
 
 
-def test_a_mask_of_nothing_but_padding(make: MakeTrainer) -> None:
+def test_a_mask_that_counts_only_padding(make: MakeTrainer) -> None:
     trainer = make()
     batch = batch_of(trainer)
     batch["completion_ids"][:, 0] = trainer.processing_class.eos_token_id
@@ -411,7 +415,7 @@ def test_a_mask_of_nothing_but_padding(make: MakeTrainer) -> None:
     assert names(found) == ["padding-counted"]
 
 
-def test_rows_that_do_not_count_are_passed_over(make: MakeTrainer) -> None:
+def test_rows_that_do_not_count_are_skipped(make: MakeTrainer) -> None:
     trainer = make()
     perturb(trainer.ref_model, 0.1)
     batch = batch_of(trainer)
@@ -420,26 +424,23 @@ def test_rows_that_do_not_count_are_passed_over(make: MakeTrainer) -> None:
 
 
 def test_padding_that_counts(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
-        made["completion_mask"] = torch.ones_like(made["completion_mask"])
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        batch["completion_mask"] = torch.ones_like(batch["completion_mask"])
 
     assert found_in(make(kind=engine_of(change))) == ["padding-counted"]
 
 
 def test_prompts_padded_on_the_right(make: MakeTrainer) -> None:
-    def change(trainer: Any, made: dict[str, Any]) -> None:
+    def change(trainer: Any, batch: dict[str, Any]) -> None:
+        lengths = batch["prompt_mask"].sum(1).tolist()
         for name in ("prompt_ids", "prompt_mask"):
-            turned = [
-                torch.roll(row, int(mask.sum())) for row, mask in zip(made[name], made["prompt_mask"], strict=True)
-            ]
-            made[f"{name} turned"] = torch.stack(turned)
-        made["prompt_ids"], made["prompt_mask"] = made.pop("prompt_ids turned"), made.pop("prompt_mask turned")
-        del made["ref_per_token_logps"]
+            batch[name] = torch.stack([torch.roll(row, n) for row, n in zip(batch[name], lengths, strict=True)])
+        del batch["ref_per_token_logps"]
 
     assert found_in(make(kind=engine_of(change))) == ["padding-side"]
 
 
-def test_positions_counted_through_padding(make: MakeTrainer, tiny_model: Path, tmp_path: Path) -> None:
+def test_position_ids_that_include_padding(make: MakeTrainer, tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
     torch.manual_seed(0)
     config = GPT2Config(
@@ -459,8 +460,8 @@ def test_positions_counted_through_padding(make: MakeTrainer, tiny_model: Path, 
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     trainer = make(model=AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2"), tokenizer=tokenizer)
     assert found_in(trainer) == ["padding-moves-positions"]
-    alike = [{"prompt": prompt} for prompt in ("1+2=", "3+5=", "6+9=", "0+0=") for _ in range(4)]
-    assert doctor_trainer(trainer, alike) == []
+    equal_lengths = [{"prompt": prompt} for prompt in ("1+2=", "3+5=", "6+9=", "0+0=") for _ in range(4)]
+    assert doctor_trainer(trainer, equal_lengths) == []
 
 
 def batch_of(trainer: Any) -> dict[str, Any]:
@@ -473,21 +474,21 @@ def test_another_tokenizer_and_another_template(make: MakeTrainer, tiny_model: P
     from tokenizers import Tokenizer
 
     trainer = make()
-    batch, ours = batch_of(trainer), trainer.processing_class
-    given = {"policy": trainer.model, "reference": trainer.ref_model, "batch": batch, "tokenizer": ours}
-    theirs = AutoTokenizer.from_pretrained(tiny_model)
-    assert doctor(**given, ref_tokenizer=theirs) == []
-    text = theirs.backend_tokenizer.to_str().replace('"3":5', '"3":6').replace('"4":6', '"4":5')
-    theirs._tokenizer = Tokenizer.from_str(text)
-    [found] = doctor(**given, ref_tokenizer=theirs)
+    batch, tokenizer = batch_of(trainer), trainer.processing_class
+    arguments = {"policy": trainer.model, "reference": trainer.ref_model, "batch": batch, "tokenizer": tokenizer}
+    ref_tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert doctor(**arguments, ref_tokenizer=ref_tokenizer) == []
+    text = ref_tokenizer.backend_tokenizer.to_str().replace('"3":5', '"3":6').replace('"4":6', '"4":5')
+    ref_tokenizer._tokenizer = Tokenizer.from_str(text)
+    [found] = doctor(**arguments, ref_tokenizer=ref_tokenizer)
     assert found.name == "tokenizer"
-    assert found.evidence["tokens of other ids"] == 2
+    assert found.evidence["tokens with different ids"] == 2
     other = AutoTokenizer.from_pretrained(tiny_model)
     other.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
-    assert names(doctor(**given, ref_tokenizer=other)) == ["chat-template"]
+    assert names(doctor(**arguments, ref_tokenizer=other)) == ["chat-template"]
 
 
-def test_a_chat_template_left_out(make: MakeTrainer, tiny_model: Path) -> None:
+def test_a_chat_template_that_was_not_applied(make: MakeTrainer, tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}=={% endif %}"
@@ -500,12 +501,12 @@ def test_a_chat_template_left_out(make: MakeTrainer, tiny_model: Path) -> None:
     assert doctor_trainer(trainer, chats) == []
 
 
-def test_two_marks_at_the_beginning(make: MakeTrainer) -> None:
+def test_two_beginning_of_sequence_tokens(make: MakeTrainer) -> None:
     trainer = make()
     batch = batch_of(trainer)
     trainer.processing_class.bos_token = "+"
-    begin = torch.full((16, 2), trainer.processing_class.bos_token_id)
-    batch["prompt_ids"] = torch.cat([begin, batch["prompt_ids"][:, -2:]], 1)
+    bos = torch.full((16, 2), trainer.processing_class.bos_token_id)
+    batch["prompt_ids"] = torch.cat([bos, batch["prompt_ids"][:, -2:]], 1)
     batch["prompt_mask"] = torch.ones_like(batch["prompt_ids"])
     batch.pop("ref_per_token_logps")
     found = doctor(trainer.model, trainer.ref_model, batch, tokenizer=trainer.processing_class)
@@ -547,7 +548,7 @@ def test_a_frozen_adapter(make: MakeTrainer) -> None:
     assert "is_trainable=True" in found.remedy
 
 
-def test_an_optimizer_of_other_weights(make: MakeTrainer) -> None:
+def test_an_optimizer_without_a_trainable_weight(make: MakeTrainer) -> None:
     trainer = make()
     trainer.create_optimizer()
     assert found_in(trainer) == []
@@ -572,17 +573,17 @@ def test_a_reference_that_trains(make: MakeTrainer) -> None:
 # -- the estimator --
 
 
-def test_the_estimator_that_is_logged_and_not_trained(make: MakeTrainer) -> None:
+def test_k3_as_a_loss(make: MakeTrainer) -> None:
     found = doctor_trainer(make(use_bias_correction_kl=False), PROMPTS)
-    assert names(found) == ["logged-is-not-trained"]
-    assert "slope's form" in found[0].evidence  # measured in TRL's own loss, not read from its settings
+    assert names(found) == ["logged-kl-differs-from-trained"]
+    assert "form of the gradient" in found[0].evidence  # measured from TRL's loss, not read from its settings
 
 
 def test_the_wrong_sign(make: MakeTrainer) -> None:
     assert found_in(make(beta=-0.04)) == ["kl-sign"]
 
 
-def test_a_reference_that_follows(make: MakeTrainer) -> None:
+def test_a_reference_that_is_synchronised(make: MakeTrainer) -> None:
     assert found_in(make(sync_ref_model=True)) == ["reference-moved"]
 
 
@@ -596,7 +597,7 @@ def test_a_reference_that_follows(make: MakeTrainer) -> None:
         (lambda kl, _: torch.full((16, 6), kl), ["logged-kl-unknown"]),
     ],
 )
-def test_what_trl_logs(make: MakeTrainer, change: Callable[[float, float], Any], expected: list[str]) -> None:
+def test_the_kl_that_trl_logs(make: MakeTrainer, change: Callable[[float, float], Any], expected: list[str]) -> None:
     trainer = make()
     perturb(trainer.model)
     trainer.current_gradient_accumulation_steps = 1
@@ -622,7 +623,7 @@ def test_bad_input_is_refused(make: MakeTrainer) -> None:
         doctor(policy, None, {**batch, "kl": 0.1})
     with pytest.raises(ShapeError, match=r"prompts \(16, \d\) and \(16, 1\)"):
         doctor(policy, reference, {**batch, "prompt_mask": batch["prompt_mask"][:, :1]})
-    with pytest.raises(ShapeError, match="of 16 rows, got none: see the mask"):
+    with pytest.raises(ShapeError, match="of 16 rows, got none: check completion_mask"):
         doctor(policy, reference, {**batch, "completion_mask": torch.zeros_like(batch["completion_mask"])})
     with pytest.raises(
         ShapeError, match=r"expected old_log_prob of shape \(16, 6\), as the completions have, got \(16, 2\)"

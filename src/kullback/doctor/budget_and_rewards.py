@@ -1,16 +1,90 @@
-"""What a run's numbers say of its budget and its rewards: rows as `docs/metrics.md` explains them in, findings out."""
+"""Checks of the KL budget and the rewards of a run, from its rows of metrics; docs/metrics.md explains the keys."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import Row, kl_names, late_half, series
+from kullback.doctor.logged_kl import Row, finite_values, kl_keys, second_half
 
-__all__ = ["check_budget", "check_reward_hacking"]
+__all__ = [
+    "BudgetRows",
+    "check_beta_at_upper_bound",
+    "check_beta_divergence",
+    "check_budget",
+    "check_budget_not_reached",
+    "check_degeneration",
+    "check_over_budget",
+    "check_reward_hacking",
+    "check_watched_rewards",
+]
 
-_ENOUGH = 5  # steps before a run is judged as a whole
+_MIN_STEPS = 5  # before statements about a whole run are made
+_DEFAULT_COUNT = 128  # prompts of an evaluation that does not state their number
+
+
+@dataclass(frozen=True)
+class BudgetRows:
+    """The rows of a run with a KL budget.
+
+    Args:
+        metrics: One row for each step.
+        evaluations: One row for each evaluation on fixed prompts.
+        target: The budget, in nats per unit.
+        unit: "token", "sequence" or "step".
+        price: The lower and the upper bound of beta * target, in units of the reward.
+        key: The key of the constrained KL.
+    """
+
+    metrics: Sequence[Row]
+    evaluations: Sequence[Row]
+    target: float
+    unit: str
+    price: tuple[float, float]
+    key: str
+
+    @cached_property
+    def logged(self) -> list[float]:
+        """The constrained KL in the second half of the metrics."""
+        return [value for _, value in second_half(finite_values(self.metrics, self.key))]
+
+    @cached_property
+    def values(self) -> list[float]:
+        """The constrained KL in the second half of the evaluations; of the metrics if these are fewer than 3."""
+        evaluated = [value for _, value in second_half(finite_values(self.evaluations, self.key))]
+        return evaluated if len(evaluated) >= 3 else self.logged
+
+    @cached_property
+    def kl(self) -> float:
+        return fmean(self.values)
+
+    @cached_property
+    def betas(self) -> list[float]:
+        return [value for _, value in finite_values(self.metrics, "beta")]
+
+    @cached_property
+    def late_prices(self) -> list[float]:
+        """beta * target in the second half of the metrics."""
+        return [beta * self.target for beta in self.betas[len(self.betas) // 2 :]]
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        facts = {
+            f"mean {self.key} of the second half": self.kl,
+            "budget": self.target,
+            "kl/budget": self.kl / self.target,
+        }
+        return {**facts, "last beta": self.betas[-1]} if self.late_prices else facts
+
+    @property
+    def evidence_in_other_unit(self) -> dict[str, float]:
+        """The mean KL per sequence of a budget per token, and vice versa, where it was logged."""
+        other = {"token": "sequence", "sequence": "token"}.get(self.unit)
+        values = [value for _, value in second_half(finite_values(self.metrics, f"kl_policy_ref_per_{other}"))]
+        return {f"mean KL per {other}": fmean(values)} if values else {}
 
 
 def check_budget(
@@ -22,70 +96,154 @@ def check_budget(
     price: tuple[float, float] = (0.0, math.inf),
     name: str | None = None,
 ) -> list[Finding]:
-    """Whether the budget is held, whether it can be, and whether beta lies at a bound.
+    """Check that the KL meets its budget, and that beta is within its bounds.
+
+    Runs `check_beta_at_upper_bound`, `check_beta_divergence`, `check_over_budget` and `check_budget_not_reached` on
+    the second half of the evaluations, or of the steps if the second half has fewer than 3 evaluations. A run of
+    fewer than 5 such steps gives no finding.
 
     Args:
-        metrics: A row for each step.
-        evaluations: A row for each judgement; the last half of them is believed, or of the steps where there are few.
-        target: Nats per unit.
+        metrics: One row for each step.
+        evaluations: One row for each evaluation on fixed prompts.
+        target: The budget, in nats per unit.
         unit: "token", "sequence" or "step".
-        price: The bounds of beta * target.
-        name: The key of the KL that is held; None: KL(policy || reference) in that unit.
+        price: The lower and the upper bound of beta * target, in units of the reward.
+        name: The key of the constrained KL; None: KL(policy || reference) per unit.
+
+    Returns:
+        Findings named `beta-at-upper-bound`, `beta-diverges`, `over-budget` or `budget-not-reached`.
 
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.4, "beta": 0.1} for i in range(40)]
-        >>> [one.name for one in check_budget(rows, [], target=0.05, unit="token")]
+        >>> [finding.name for finding in check_budget(rows, [], target=0.05, unit="token")]
         ['over-budget']
     """
-    name = name or f"kl_policy_ref_per_{unit}"
-    judged, seen = ([value for _, value in late_half(series(rows, name))] for rows in (evaluations, metrics))
-    values = judged if len(judged) >= 3 else seen
-    if len(seen) < _ENOUGH or not values:
+    rows = BudgetRows(metrics, evaluations, target, unit, price, name or f"kl_policy_ref_per_{unit}")
+    if len(rows.logged) < _MIN_STEPS or not rows.values:
         return []
-    kl = fmean(values)
-    betas = [value for _, value in series(metrics, "beta")]
-    late = [beta * target for beta in betas[len(betas) // 2 :]]
-    evidence: dict[str, Any] = {f"mean {name} of the last half": kl, "budget": target, "kl/budget": kl / target}
-    if late:
-        evidence["last beta"] = betas[-1]
-    found: list[Finding] = []
-    at_ceiling = sum(value >= price[1] * (1 - 1e-9) for value in late) / max(1, len(late))
-    at_floor = bool(late) and late[-1] <= price[0] * (1 + 1e-9)
-    if at_ceiling > 0.1:
-        said = {"beta's ceiling": price[1] / target, "share of the last half at it": at_ceiling}
-        cause = "beta lies at its upper bound: the price of a nat no longer moves the policy, small steps alone hold it"
-        remedy = "lower the learning rate, or raise the budget; raise price_max only where rewards are large"
-        found.append(Finding("beta-at-ceiling", "warning", cause, remedy, {**evidence, **said}))
-    if betas and betas[-1] > 1e4 * max(betas[0], 1e-12):
-        cause = "beta runs away: the controller raises it without bound, and the KL does not follow"
-        remedy = "bound it, and look whether the penalty's gradient is the measured KL's; KLBudget does both"
-        found.append(Finding("beta-runs-away", "error", cause, remedy, {**evidence, "first beta": betas[0]}))
-    if kl > 1.2 * target:
+    checks = (check_beta_at_upper_bound, check_beta_divergence, check_over_budget, check_budget_not_reached)
+    return [finding for check in checks for finding in check(rows)]
+
+
+def check_beta_at_upper_bound(rows: BudgetRows) -> list[Finding]:
+    """Check that beta is below its upper bound.
+
+    Criterion: beta * target is at its upper bound in at most 10% of the second half of the steps.
+
+    Args:
+        rows: The rows of the run.
+
+    Returns:
+        `beta-at-upper-bound` (warning), or nothing.
+    """
+    upper = rows.price[1]
+    share = sum(price >= upper * (1 - 1e-9) for price in rows.late_prices) / max(1, len(rows.late_prices))
+    if share <= 0.1:
+        return []
+    cause = "beta is at its upper bound: the penalty no longer changes the KL, and only small steps limit it"
+    remedy = "lower the learning rate, or raise the budget; raise price_max only if rewards are large"
+    evidence = {
+        **rows.evidence,
+        "upper bound of beta": upper / rows.target,
+        "share of the second half at the bound": share,
+    }
+    return [Finding("beta-at-upper-bound", "warning", cause, remedy, evidence)]
+
+
+def check_beta_divergence(rows: BudgetRows) -> list[Finding]:
+    """Check that beta does not grow without bound.
+
+    Criterion: the last beta is at most 10^4 times the first.
+
+    Args:
+        rows: The rows of the run.
+
+    Returns:
+        `beta-diverges` (error), or nothing.
+    """
+    if not rows.betas or rows.betas[-1] <= 1e4 * max(rows.betas[0], 1e-12):
+        return []
+    cause = "beta diverges: the controller raises it without bound, and the KL does not respond"
+    remedy = (
+        "bound beta, and check that the gradient of the penalty is the gradient of the measured KL; KLBudget does both"
+    )
+    return [Finding("beta-diverges", "error", cause, remedy, {**rows.evidence, "first beta": rows.betas[0]})]
+
+
+def check_over_budget(rows: BudgetRows) -> list[Finding]:
+    """Check that the KL is not above its budget.
+
+    Criterion: the mean KL of the second half of the run is at most 1.2 times the budget.
+
+    Args:
+        rows: The rows of the run.
+
+    Returns:
+        `over-budget` (error), or nothing.
+    """
+    if rows.kl <= 1.2 * rows.target:
+        return []
+    cause = "the KL stays above its budget: the steps are too large, or one step changes the KL by more than the budget"
+    if not rows.late_prices:
+        cause = "the KL is above its budget, and no beta is logged: no controller constrains the KL"
+    remedy = "lower the learning rate, enlarge the batch, or raise the budget"
+    evidence = {**rows.evidence, **rows.evidence_in_other_unit}
+    return [Finding("over-budget", "error", cause, remedy, evidence)]
+
+
+def check_budget_not_reached(rows: BudgetRows) -> list[Finding]:
+    """Check that the KL reaches its budget.
+
+    Criterion: the mean KL of the second half of the run is at least half the budget, unless the KL still rises and
+    beta is above its lower bound. The KL still rises if its mean over the last third of these values is at least 1.1
+    times its mean over the first third.
+
+    Args:
+        rows: The rows of the run.
+
+    Returns:
+        `budget-not-reached` (warning), or nothing.
+    """
+    at_lower_bound = bool(rows.late_prices) and rows.late_prices[-1] <= rows.price[0] * (1 + 1e-9)
+    if rows.kl >= 0.5 * rows.target or not (at_lower_bound or _has_stopped_rising(rows.values)):
+        return []
+    evidence = rows.evidence
+    cause = (
+        "the budget is not reached: the KL stays far below it, with beta at its lower bound or without a further rise"
+    )
+    remedy = (
+        "change nothing if the reward is at its maximum; else use a larger learning rate or more steps. Check whether "
+        f"the budget was meant per {rows.unit}"
+    )
+    filtered = [value for _, value in second_half(finite_values(rows.metrics, "kl_filtered"))]
+    if filtered and fmean(filtered) > 0.8 * rows.target:
+        evidence["mean kl_filtered of the second half"] = fmean(filtered)
         cause = (
-            "the KL stays above its budget: steps are too large to hold it, or the budget is below what a step moves"
+            "the controller keeps its filtered KL at the budget, but the KL measured on other samples is far below it"
         )
-        if not late:
-            cause = "the KL is above its budget, and no beta is logged: nothing holds it"
-        remedy = "lower the learning rate, enlarge the batch, or raise the budget"
-        found.append(Finding("over-budget", "error", cause, remedy, {**evidence, **_in_other_unit(metrics, unit)}))
-    # Still on its way there is no fault: only a floor price or a KL at rest says that it will not arrive.
-    elif kl < 0.5 * target and (at_floor or _at_rest(values)):
-        cause = "the budget is out of reach: the policy stays far below it with beta at its floor or the KL at rest"
         remedy = (
-            "nothing, if the reward is as high as it can be; else a larger learning rate or more steps. See whether "
-            f"the budget was meant per {unit}"
+            "use larger rollouts or batches; for PPO use --states reference, which constrains the KL on fixed states"
         )
-        levels = [value for _, value in late_half(series(metrics, "kl_filtered"))]
-        if levels and fmean(levels) > 0.8 * target:
-            evidence["mean kl_filtered of the last half"] = fmean(levels)
-            cause = "the budget is held where the controller looks, and what the policy comes to next shows far less"
-            remedy = (
-                "larger rollouts or batches; in PPO --states reference, which holds it at states that stay the same"
-            )
-        found.append(
-            Finding("budget-not-reached", "warning", cause, remedy, {**evidence, **_in_other_unit(metrics, unit)})
-        )
-    return found
+    evidence |= rows.evidence_in_other_unit
+    return [Finding("budget-not-reached", "warning", cause, remedy, evidence)]
+
+
+def _has_stopped_rising(values: Sequence[float]) -> bool:
+    third = len(values) // 3
+    return third >= 3 and fmean(values[-third:]) < 1.1 * fmean(values[:third])
+
+
+class _RewardChange(NamedTuple):
+    """A reward before, a reward now, and three standard errors of a reward with two values; all 0 if unknown."""
+
+    before: float
+    now: float
+    margin: float
+
+    @property
+    def in_margins(self) -> float:
+        """The change in units of the margin, so that rewards of different scales can be compared."""
+        return (self.now - self.before) / self.margin if self.margin else 0.0
 
 
 def check_reward_hacking(
@@ -95,87 +253,144 @@ def check_reward_hacking(
     watched: Sequence[str] = (),
     budget: tuple[str, float] | None = None,
 ) -> list[Finding]:
-    """Whether the optimised reward is being cheated: it holds while a watched one falls, or the text degenerates.
+    """Check that the watched rewards do not fall and that the text does not degenerate while a reward is optimised.
 
-    A fall counts beyond three standard errors of a reward that takes two values, 3 * 0.5 * scale / sqrt(count).
+    Runs `check_watched_rewards`, and `check_degeneration` if there are no watched rewards.
 
     Args:
-        evaluations: A row for each judgement on fixed prompts, the first of them the reference.
-        proxies: The optimised rewards' names.
-        watched: The rewards that are only watched: what is really wanted.
-        budget: The key of the KL that is held, and what to; None: nothing is held.
+        evaluations: One row for each evaluation on fixed prompts; the first is of the reference.
+        proxies: The names of the optimised rewards.
+        watched: The names of the rewards that are logged but not optimised.
+        budget: The key of the constrained KL and its budget in nats; None: no budget.
+
+    Returns:
+        A finding named `reward-hacking`, `collapse` or `degeneration`, or nothing.
 
     Example:
-        >>> then = {"rewards/proxy": 0.5, "rewards/true": 0.5, "count": 500, "entropy": 0.6}
-        >>> now = {"rewards/proxy": 0.9, "rewards/true": 0.0, "count": 500, "entropy": 1.9}
-        >>> check_reward_hacking([then, now], proxies=["proxy"], watched=["true"])[0].name
+        >>> first = {"rewards/proxy": 0.5, "rewards/true": 0.5, "count": 500, "entropy": 0.6}
+        >>> last = {"rewards/proxy": 0.9, "rewards/true": 0.0, "count": 500, "entropy": 1.9}
+        >>> check_reward_hacking([first, last], proxies=["proxy"], watched=["true"])[0].name
         'reward-hacking'
     """
     if len(evaluations) < 2:
         return []
-    last = evaluations[-1]
-    count = min(row.get("count") or 128 for row in evaluations)
-    gain, evidence = 0.0, {}
-    for name in proxies:
-        then, now, unsure = _change(evaluations, f"rewards/{name}", count, best=False)
-        gain += (now - then) / unsure if unsure else 0.0
-        evidence |= {f"proxy {name}": f"{then:.3g} -> {now:.3g}"}
-    odd = _oddities(evaluations)
-    kl = next(((name, last[name]) for name in kl_names(evaluations) if last.get(name) is not None), None)
-    if budget is not None and last.get(budget[0]) is not None:
-        kl = budget[0], last[budget[0]]
-        odd["kl/budget"] = last[budget[0]] / budget[1]
-    if kl is not None:
-        odd[kl[0]] = kl[1]
-    remedy = "hold the KL to a smaller budget (--budget), stop at the best watched reward, and mend the optimised one"
+    if watched:
+        return check_watched_rewards(evaluations, proxies=proxies, watched=watched, budget=budget)
+    return check_degeneration(evaluations, proxies=proxies, budget=budget)
+
+
+_HACKING_REMEDY = (
+    "use a smaller KL budget (--budget), stop at the best value of the watched reward, and repair the optimised reward"
+)
+
+
+def check_watched_rewards(
+    evaluations: Sequence[Row],
+    *,
+    proxies: Sequence[str],
+    watched: Sequence[str],
+    budget: tuple[str, float] | None = None,
+) -> list[Finding]:
+    """Check that no watched reward falls.
+
+    Criterion: the last value of each watched reward is at most three standard errors below its best earlier value.
+    The standard error of a reward with two values is 0.5 * max |value| / sqrt(count). If a reward fell further, the
+    finding is `collapse` where the optimised rewards fell as well, to within one such margin, and `reward-hacking`
+    otherwise. Changes of the optimised rewards are from their first to their last value.
+
+    Args:
+        evaluations: One row for each evaluation, at least two.
+        proxies: The names of the optimised rewards.
+        watched: The names of the watched rewards.
+        budget: The key of the constrained KL and its budget in nats; None: no budget.
+
+    Returns:
+        `reward-hacking` (error) or `collapse` (error), or nothing.
+    """
     for name in watched:
-        then, now, unsure = _change(evaluations, f"rewards/{name}", count, best=True)
-        if now >= then - unsure or not unsure:
+        change = _reward_change(evaluations, name, from_best=True)
+        if change.now >= change.before - change.margin or not change.margin:
             continue
-        said = {**evidence, f"watched {name}": f"{then:.3g} at best -> {now:.3g}", **odd}
-        # In units of their errors, so that rewards of different sizes compare.
-        if gain > (now - then) / unsure + 1:
-            cause = f"reward hacking: {name} fell, and the optimised reward did not fall alike"
-            return [Finding("reward-hacking", "error", cause, remedy, said)]
-        cause = f"the policy got worse: {name} fell, and the optimised reward with it"
-        return [Finding("collapse", "error", cause, "lower the learning rate, or hold the KL (--budget)", said)]
-    strange = {key for key in odd if key in ("entropy", "repetition", "truncated")}
-    if gain > 1 and strange and not watched:
-        cause = (
-            f"the optimised reward rose while the text degenerated ({', '.join(sorted(strange))}): it may be cheated"
-        )
-        return [Finding("degeneration", "warning", cause, f"read the samples; {remedy}", {**evidence, **odd})]
+        evidence = {
+            **_proxy_evidence(evaluations, proxies),
+            f"watched {name}": f"{change.before:.3g} at best -> {change.now:.3g}",
+            **_text_changes(evaluations),
+            **_kl_evidence(evaluations, budget),
+        }
+        if _proxy_gain(evaluations, proxies) > change.in_margins + 1:
+            cause = f"reward hacking: {name} fell, and the optimised reward did not fall with it"
+            return [Finding("reward-hacking", "error", cause, _HACKING_REMEDY, evidence)]
+        cause = f"the policy got worse: {name} fell, and the optimised reward fell with it"
+        remedy = "lower the learning rate, or constrain the KL (--budget)"
+        return [Finding("collapse", "error", cause, remedy, evidence)]
     return []
 
 
-def _at_rest(values: Sequence[float]) -> bool:
-    third = len(values) // 3
-    return third >= 3 and fmean(values[-third:]) < 1.1 * fmean(values[:third])
+def check_degeneration(
+    evaluations: Sequence[Row], *, proxies: Sequence[str], budget: tuple[str, float] | None = None
+) -> list[Finding]:
+    """Check that the text does not degenerate while the optimised reward rises.
+
+    Criterion: where the optimised rewards rose by more than three standard errors in total, the entropy stays between
+    a tenth and three times its first value, the repetition rises by at most 0.2, and the share of truncated
+    completions rises by at most 0.3.
+
+    Args:
+        evaluations: One row for each evaluation, at least two.
+        proxies: The names of the optimised rewards.
+        budget: The key of the constrained KL and its budget in nats; None: no budget.
+
+    Returns:
+        `degeneration` (warning), or nothing.
+    """
+    changes = _text_changes(evaluations)
+    if not changes or _proxy_gain(evaluations, proxies) <= 1:
+        return []
+    cause = (
+        f"the optimised reward rose while the text degenerated ({', '.join(sorted(changes))}): the policy may exploit "
+        "an error of the reward"
+    )
+    evidence = {**_proxy_evidence(evaluations, proxies), **changes, **_kl_evidence(evaluations, budget)}
+    return [Finding("degeneration", "warning", cause, f"read samples of the completions; {_HACKING_REMEDY}", evidence)]
 
 
-def _in_other_unit(metrics: Sequence[Row], unit: str) -> dict[str, float]:
-    other = {"token": "sequence", "sequence": "token"}.get(unit)
-    values = [value for _, value in late_half(series(metrics, f"kl_policy_ref_per_{other}"))]
-    return {f"the same per {other}": fmean(values)} if values else {}
-
-
-def _change(evaluations: Sequence[Row], key: str, count: int, *, best: bool) -> tuple[float, float, float]:
-    """What it was (at first, or at best), what it is, and three standard errors."""
-    values = [value for _, value in series(evaluations, key)]
+def _reward_change(evaluations: Sequence[Row], name: str, *, from_best: bool) -> _RewardChange:
+    """The change of a reward from its first value, or from its best value before the last, to its last value."""
+    values = [value for _, value in finite_values(evaluations, f"rewards/{name}")]
     if len(values) < 2:
-        return 0.0, 0.0, 0.0
-    before: Callable[..., float] = max if best else (lambda those: those[0])
-    return before(values[:-1]), values[-1], 1.5 * max(map(abs, values)) / math.sqrt(count)
+        return _RewardChange(0.0, 0.0, 0.0)
+    count = min(row.get("count") or _DEFAULT_COUNT for row in evaluations)
+    before = max(values[:-1]) if from_best else values[0]
+    return _RewardChange(before, values[-1], 1.5 * max(map(abs, values)) / math.sqrt(count))
 
 
-def _oddities(evaluations: Sequence[Row]) -> dict[str, Any]:
-    odd = {}
-    bounds = {"entropy": None, "repetition": 0.2, "truncated": 0.3}
-    for key, rise in bounds.items():
-        values = [value for _, value in series(evaluations, key)]
+def _proxy_gain(evaluations: Sequence[Row], proxies: Sequence[str]) -> float:
+    """The sum of the changes of the optimised rewards, each in units of three standard errors."""
+    return sum(_reward_change(evaluations, name, from_best=False).in_margins for name in proxies)
+
+
+def _proxy_evidence(evaluations: Sequence[Row], proxies: Sequence[str]) -> dict[str, str]:
+    changes = {name: _reward_change(evaluations, name, from_best=False) for name in proxies}
+    return {f"proxy {name}": f"{change.before:.3g} -> {change.now:.3g}" for name, change in changes.items()}
+
+
+def _text_changes(evaluations: Sequence[Row]) -> dict[str, str]:
+    """The text statistics that left the bounds that `check_degeneration` states."""
+    changes = {}
+    largest_rise = {"entropy": None, "repetition": 0.2, "truncated": 0.3}
+    for key, rise in largest_rise.items():
+        values = [value for _, value in finite_values(evaluations, key)]
         if len(values) < 2:
             continue
-        then, now = values[0], values[-1]
-        if (now - then > rise) if rise else not 0.1 * then <= now <= 3 * then:
-            odd[key] = f"{then:.3g} -> {now:.3g}"
-    return odd
+        first, last = values[0], values[-1]
+        if (last - first > rise) if rise else not 0.1 * first <= last <= 3 * first:
+            changes[key] = f"{first:.3g} -> {last:.3g}"
+    return changes
+
+
+def _kl_evidence(evaluations: Sequence[Row], budget: tuple[str, float] | None) -> dict[str, Any]:
+    """The constrained KL of the last evaluation and its ratio to the budget, or another KL without a budget."""
+    last = evaluations[-1]
+    if budget is not None and last.get(budget[0]) is not None:
+        return {"kl/budget": last[budget[0]] / budget[1], budget[0]: last[budget[0]]}
+    return next(({key: last[key]} for key in kl_keys(evaluations) if last.get(key) is not None), {})

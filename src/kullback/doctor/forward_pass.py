@@ -1,4 +1,4 @@
-"""A batch of completions, looked at by a language model under one condition and another."""
+"""Forward passes of a policy and its reference over a batch of completions, under chosen conditions."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,14 +15,14 @@ __all__ = [
     "CompletionBatch",
     "PolicyAndReference",
     "completion_batch",
-    "left_as_it_was",
-    "logits_of",
+    "forward_logits",
+    "preserve_training_state",
     "token_log_probs",
 ]
 
-_ROWS, _TIME = 8, 64  # enough to name a cause, and few enough for a vocabulary of 256k
+_MAX_ROWS, _MAX_TOKENS = 8, 64  # enough to identify a cause; logits of this size fit in memory for 256k tokens
 _KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-_RECORDED = {
+_TRL_NAMES = {
     "old_per_token_logps": "old_log_prob",
     "sampling_per_token_logps": "sampler_log_prob",
     "ref_per_token_logps": "ref_log_prob",
@@ -31,75 +31,89 @@ _RECORDED = {
 
 @dataclass(frozen=True)
 class CompletionBatch:
-    """A batch of completions, or a part of one.
+    """A batch of prompts with their completions.
 
     Args:
-        ids: Shape (rows, prompt + completion).
-        attention: The same shape: 1 for what is not a prompt's padding. What comes after an end mark is seen by none.
-        prompt_mask: Shape (rows, prompt).
-        mask: Shape (rows, completion): true for the tokens that count.
-        recorded: Log-probabilities that came with the batch, by our names, each (rows, completion).
+        ids: Token ids, prompt and completion concatenated, shape (rows, prompt + completion).
+        attention_mask: 0 at the padding of a prompt, 1 elsewhere; the same shape as `ids`. Tokens after an
+            end-of-sequence token have 1: causal attention already hides them from the tokens that count.
+        prompt_mask: 0 at the padding of a prompt, 1 elsewhere, shape (rows, prompt).
+        mask: True for the completion tokens that count, shape (rows, completion).
+        recorded: Log-probabilities that came with the batch, by name ("old_log_prob", "sampler_log_prob",
+            "ref_log_prob"), each of shape (rows, completion).
     """
 
     ids: Tensor
-    attention: Tensor
+    attention_mask: Tensor
     prompt_mask: Tensor
     mask: Tensor
     recorded: Mapping[str, Tensor]
 
     @property
     def tokens(self) -> Tensor:
-        """The completions' ids."""
+        """The token ids of the completions, shape (rows, completion)."""
         return self.ids[:, -self.mask.shape[1] :]
 
-    def part(self, rows: Tensor | slice, time: int) -> "CompletionBatch":
-        """Some of the rows, with no more than so many of the completions' first tokens."""
-        cut = self.prompt_mask.shape[1] + time
+    def select(self, rows: Tensor | slice, max_tokens: int) -> "CompletionBatch":
+        """The given rows, with completions cut to their first `max_tokens` tokens."""
+        width = self.prompt_mask.shape[1] + max_tokens
         return CompletionBatch(
-            self.ids[rows, :cut],
-            self.attention[rows, :cut],
+            self.ids[rows, :width],
+            self.attention_mask[rows, :width],
             self.prompt_mask[rows],
-            self.mask[rows, :time],
-            {name: values[rows, :time] for name, values in self.recorded.items()},
+            self.mask[rows, :max_tokens],
+            {name: values[rows, :max_tokens] for name, values in self.recorded.items()},
         )
 
-    def sample(self) -> "CompletionBatch":
-        """The first rows in which something counts."""
-        return self.part(self.mask[:, :_TIME].any(-1).nonzero()[:_ROWS, 0], _TIME)
+    def subset(self) -> "CompletionBatch":
+        """The first 8 rows with a token that counts among the first 64 completion tokens, cut to 64 tokens."""
+        return self.select(self.mask[:, :_MAX_TOKENS].any(-1).nonzero()[:_MAX_ROWS, 0], _MAX_TOKENS)
 
-    def alone(self, row: int) -> "CompletionBatch":
-        """One row, with its prompt's padding cut away."""
-        start = int(self.prompt_mask[row].sum())
-        one = slice(row, row + 1)
-        cut = torch.cat([self.ids[one, : -self.mask.shape[1]][:, self.prompt_mask[row].bool()], self.tokens[one]], 1)
-        return CompletionBatch(cut, torch.ones_like(cut), torch.ones_like(cut[:, :start]), self.mask[one], {})
+    def without_padding(self, row: int) -> "CompletionBatch":
+        """One row as a batch of its own, with the padding of its prompt removed and without recorded values."""
+        prompt_length = int(self.prompt_mask[row].sum())
+        rows = slice(row, row + 1)
+        prompt = self.ids[rows, : -self.mask.shape[1]][:, self.prompt_mask[row].bool()]
+        ids = torch.cat([prompt, self.tokens[rows]], 1)
+        return CompletionBatch(ids, torch.ones_like(ids), torch.ones_like(ids[:, :prompt_length]), self.mask[rows], {})
 
 
 def completion_batch(batch: Mapping[str, Any], device: torch.device) -> CompletionBatch:
-    """A batch as TRL prepares it; log-probabilities go by TRL's names or by ours.
+    """Convert a batch as TRL prepares it.
+
+    Args:
+        batch: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each of shape (batch, time), and
+            optionally "tool_mask" and recorded log-probabilities, by the names of TRL or of `CompletionBatch`.
+        device: Where to put the tensors.
+
+    Returns:
+        The batch; its mask is `completion_mask * tool_mask`.
 
     Raises:
-        InputError: A key is missing.
-        ShapeError: The shapes do not fit together.
+        InputError: A required key is missing.
+        ShapeError: The shapes do not fit together, or no token counts.
     """
     missing = [key for key in _KEYS if key not in batch]
     if missing:
         raise InputError(f"expected a batch with {', '.join(_KEYS)}, got none of {', '.join(missing)}")
-    prompts, prompt_mask, tokens, kept = (batch[key].to(device) for key in _KEYS)
-    mask = kept * batch["tool_mask"].to(device) if batch.get("tool_mask") is not None else kept
+    prompts, prompt_mask, tokens, completion_mask = (batch[key].to(device) for key in _KEYS)
+    mask = completion_mask
+    if batch.get("tool_mask") is not None:
+        mask = completion_mask * batch["tool_mask"].to(device)
     if prompts.shape != prompt_mask.shape or tokens.shape != mask.shape or len(prompts) != len(tokens):
         raise ShapeError(
             f"expected ids and masks of one shape, got prompts {tuple(prompts.shape)} and {tuple(prompt_mask.shape)}, "
             f"completions {tuple(tokens.shape)} and {tuple(mask.shape)}"
         )
-    if not mask[:, :_TIME].any():
+    if not mask[:, :_MAX_TOKENS].any():
         raise ShapeError(
-            f"expected a token that counts in the first {_TIME} of {len(mask)} rows, got none: see the mask"
+            f"expected a token with mask 1 among the first {_MAX_TOKENS} tokens of {len(mask)} rows, got none: check "
+            "completion_mask and tool_mask"
         )
     recorded = {
         name: batch[key].to(device)
-        for theirs, name in _RECORDED.items()
-        for key in (theirs, name)
+        for trl_name, name in _TRL_NAMES.items()
+        for key in (trl_name, name)
         if batch.get(key) is not None
     }
     for name, values in recorded.items():
@@ -117,109 +131,135 @@ def completion_batch(batch: Mapping[str, Any], device: torch.device) -> Completi
 
 
 @torch.no_grad()
-def logits_of(
+def forward_logits(
     model: Any,
-    seen: CompletionBatch,
+    batch: CompletionBatch,
     *,
     training: bool = False,
-    blind: bool = False,
+    attend_to_padding: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """The logits from before the first completion token to after the last, (rows, completion + 1, V), float32 at least.
+    """The logits of a batch, from the position before the first completion token to the last completion token.
+
+    The modes of the modules, the `requires_grad` flags and the state of the random number generator are restored.
 
     Args:
         model: A causal language model of transformers.
-        seen: The batch.
-        training: With dropout as in training; else without.
-        blind: Attend to padding too.
-        autocast: Compute in that dtype, as a mixed-precision trainer does.
+        batch: The completions.
+        training: Run in training mode, with dropout; without: in evaluation mode.
+        attend_to_padding: Replace the attention mask by ones.
+        autocast: The dtype of mixed precision; None: no autocast.
+
+    Returns:
+        Logits of shape (rows, completion + 1, vocabulary), in float32 or float64.
     """
-    attention = torch.ones_like(seen.attention) if blind else seen.attention
-    kind = seen.ids.device.type
-    lower = torch.autocast(kind, dtype=autocast) if autocast else nullcontext()
-    devices = [seen.ids.device] if kind == "cuda" else []
-    # The random numbers of the training go on as if nobody had looked.
-    with left_as_it_was(model), torch.random.fork_rng(devices), lower:
+    attention_mask = torch.ones_like(batch.attention_mask) if attend_to_padding else batch.attention_mask
+    device_type = batch.ids.device.type
+    precision = torch.autocast(device_type, dtype=autocast) if autocast else nullcontext()
+    devices = [batch.ids.device] if device_type == "cuda" else []
+    with preserve_training_state(model), torch.random.fork_rng(devices), precision:
         model.train(training)
-        # A prompt's own logits may be many times the completion's.
-        keep = {"logits_to_keep": seen.mask.shape[1] + 1} if _keeps(model) else {}
-        logits = model(input_ids=seen.ids, attention_mask=attention, use_cache=False, **keep).logits
-    logits = logits[:, -seen.mask.shape[1] - 1 :]
+        # Prompts may be much longer than completions, so their logits are not computed where the model allows it.
+        keep = {"logits_to_keep": batch.mask.shape[1] + 1} if _accepts_logits_to_keep(model) else {}
+        logits = model(input_ids=batch.ids, attention_mask=attention_mask, use_cache=False, **keep).logits
+    logits = logits[:, -batch.mask.shape[1] - 1 :]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _keeps(model: Any) -> bool:
+def _accepts_logits_to_keep(model: Any) -> bool:
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     return "logits_to_keep" in signature(type(base).forward).parameters
 
 
 def token_log_probs(
-    logits: Tensor, tokens: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, late: bool = False
+    logits: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    unshifted: bool = False,
 ) -> Tensor:
-    """log p of the tokens, (rows, time): at a temperature, after sampling filters, or `late`: from the logits after.
+    """The log-probabilities of tokens, optionally after a temperature and a sampling filter.
 
-    A token that the filter would not have let through is -inf.
+    Args:
+        logits: Shape (rows, time + 1, vocabulary), as `forward_logits` returns them.
+        tokens: Token ids, shape (rows, time).
+        temperature: Divides the logits.
+        top_p: Keep the smallest set of tokens whose probability reaches top_p; 1: keep all.
+        top_k: Keep the top_k most probable tokens; 0: keep all. With top_k, top_p is ignored.
+        unshifted: Use the logits at the position of the token itself, an error by one position. The correct logits
+            are at the preceding position.
+
+    Returns:
+        Log-probabilities of shape (rows, time), in nats; -inf for a token that the filter removes.
     """
-    scaled = (logits[:, 1:] if late else logits[:, :-1]) / temperature
+    scaled = (logits[:, 1:] if unshifted else logits[:, :-1]) / temperature
     log_p = scaled.log_softmax(-1)
-    chosen = log_p.gather(-1, tokens[..., None])[..., 0]
+    token_log_p = log_p.gather(-1, tokens[..., None])[..., 0]
     if top_k:
-        least = log_p.topk(min(top_k, log_p.shape[-1])).values[..., -1:]
-        kept = log_p >= least
+        smallest = log_p.topk(min(top_k, log_p.shape[-1])).values[..., -1:]
+        kept = log_p >= smallest
     elif top_p < 1:
         ordered, order = log_p.sort(dim=-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, order, before < top_p)
+        preceding_mass = ordered.exp().cumsum(-1) - ordered.exp()
+        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, order, preceding_mass < top_p)
     else:
-        return chosen
-    mass = torch.where(kept, log_p, -torch.inf).logsumexp(-1)
-    return torch.where(kept.gather(-1, tokens[..., None])[..., 0], chosen - mass, -torch.inf)
+        return token_log_p
+    log_mass = torch.where(kept, log_p, -torch.inf).logsumexp(-1)
+    return torch.where(kept.gather(-1, tokens[..., None])[..., 0], token_log_p - log_mass, -torch.inf)
 
 
 @dataclass(frozen=True)
 class PolicyAndReference:
-    """A policy and its reference, before one batch.
+    """A policy, its reference and a batch to evaluate both on.
 
     Args:
-        model: The policy.
-        other: The reference; None: the policy's adapter is switched off for it.
-        seen: The batch.
-        autocast: The dtype that the trainer computes in; None: the weights'.
+        policy: A causal language model of transformers, or a PEFT model around one.
+        reference: The reference model; None: the policy with its adapter disabled.
+        batch: The completions.
+        autocast: The dtype of the trainer's mixed precision; None: no autocast.
     """
 
-    model: Any
-    other: Any
-    seen: CompletionBatch
+    policy: Any
+    reference: Any
+    batch: CompletionBatch
     autocast: torch.dtype | None = None
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is one to compare with: a model, or the policy without its adapter."""
-        return self.other is not None or hasattr(self.model, "disable_adapter")
+        """Whether a reference can be evaluated: a separate model, or the policy with its adapter disabled."""
+        return self.reference is not None or hasattr(self.policy, "disable_adapter")
 
-    def policy(self, **conditions: Any) -> Tensor:
-        """The policy's logits; see `logits_of`."""
-        return logits_of(self.model, self.seen, **{"autocast": self.autocast, **conditions})
+    def policy_logits(self, **conditions: Any) -> Tensor:
+        """The logits of the policy; `conditions` are keyword arguments of `forward_logits`."""
+        return forward_logits(self.policy, self.batch, **{"autocast": self.autocast, **conditions})
 
-    def reference(self, **conditions: Any) -> Tensor:
-        """The reference's logits."""
-        with self._as_reference():
-            return logits_of(self.other or self.model, self.seen, **{"autocast": self.autocast, **conditions})
+    def reference_logits(self, **conditions: Any) -> Tensor:
+        """The logits of the reference; `conditions` are keyword arguments of `forward_logits`."""
+        with self._reference_adapter():
+            model = self.reference or self.policy
+            return forward_logits(model, self.batch, **{"autocast": self.autocast, **conditions})
 
     @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        if self.other is not None:
+    def _reference_adapter(self) -> Iterator[None]:
+        """Where the reference is not a separate model, switch the policy to its "ref" adapter or to no adapter."""
+        if self.reference is not None:
             yield
             return
         from trl.trainer.utils import use_adapter
 
-        with left_as_it_was(self.model), use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
+        adapter = "ref" if "ref" in self.policy.peft_config else None
+        with preserve_training_state(self.policy), use_adapter(self.policy, adapter):
             yield
 
 
 @contextmanager
-def left_as_it_was(model: Any) -> Iterator[None]:
-    """Each module's mode and each weight's need of a gradient go back: PEFT frees an adapter that it switches on."""
+def preserve_training_state(model: Any) -> Iterator[None]:
+    """Restore the mode of each module and the `requires_grad` flag of each weight on exit.
+
+    PEFT sets `requires_grad` on the weights of an adapter that it activates.
+    """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:

@@ -1,117 +1,185 @@
-"""What the tensors of one batch say is wrong: its masks, and the log-probabilities that were recorded with it.
+"""Checks of the prompt mask and the completion mask of a batch."""
 
-A cause is named by measuring again: whichever change makes a discrepancy vanish is what caused it.
-"""
-
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.errors import ShapeError
 
-__all__ = ["Explanation", "check_masks", "explain", "up_to_end"]
-
-_SHARE = 0.1  # of a discrepancy that an explanation may leave
-
-
-class Explanation(NamedTuple):
-    """How far recorded numbers are from what they should be, and which other computation gives them.
-
-    Args:
-        apart: Mean |recorded - truth| over the mask, in nats.
-        by: The name of the explanation; None where none leaves less than a tenth of it.
-        left: What it leaves.
-    """
-
-    apart: float
-    by: str | None
-    left: float
-
-
-def explain(recorded: Tensor, truth: Tensor, explanations: Mapping[str, Tensor], mask: Tensor) -> Explanation:
-    """Which of some computations recorded log-probabilities came from.
-
-    Args:
-        recorded: Shape (batch, time); nan where nothing was recorded.
-        truth: What they should be.
-        explanations: What they would be, by cause, each (batch, time); nan where it says nothing.
-        mask: True for the tokens that count.
-
-    Example:
-        >>> truth, mask = torch.tensor([[-1.0, -2.0, -0.5]]), torch.ones(1, 3, dtype=torch.bool)
-        >>> shifted = torch.tensor([[torch.nan, -1.0, -2.0]])
-        >>> explain(torch.tensor([[-0.3, -1.0, -2.0]]), truth, {"shift": shifted}, mask).by
-        'shift'
-    """
-    if not recorded.shape == truth.shape == mask.shape:
-        raise ShapeError(
-            f"expected recorded log-probabilities of shape {tuple(truth.shape)}, as the completions have, got "
-            f"{tuple(recorded.shape)}, and a mask of shape {tuple(mask.shape)}"
-        )
-    apart = _apart(recorded, truth, mask)
-    left = {name: _apart(recorded, other, mask) for name, other in explanations.items()}
-    best = min(left, key=lambda name: left[name], default=None)
-    if best is None or left[best] > _SHARE * apart:
-        return Explanation(apart, None, apart)
-    return Explanation(apart, best, left[best])
-
-
-def _apart(a: Tensor, b: Tensor, mask: Tensor) -> float:
-    away = (a.double() - b.double()).abs()[mask.bool() & ~a.isnan() & ~b.isnan()]
-    return float(away.mean()) if away.numel() else float("inf")
-
-
-def up_to_end(completion_ids: Tensor, end: int) -> Tensor:
-    """True up to the first end mark, that included; the same shape."""
-    ends = completion_ids == end
-    return (ends.cumsum(-1) - ends.long()) == 0
+__all__ = [
+    "check_eos_counted",
+    "check_mask_shift",
+    "check_masks",
+    "check_padding_counted",
+    "check_padding_side",
+    "up_to_eos",
+]
 
 
 def check_masks(prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, *, end: int | None) -> list[Finding]:
-    """Whether the masks cover what they should: prompts padded on the left, completions up to their end mark.
+    """Check that prompts are padded on the left and that a completion counts up to its end-of-sequence token.
+
+    Runs `check_padding_side`; then, where `end` is given, the first of `check_mask_shift`, `check_padding_counted` and
+    `check_eos_counted` that finds something.
 
     Args:
-        prompt_mask: Shape (batch, prompt): 1 for what is not padding.
-        completion_ids: Shape (batch, time).
-        mask: The same shape: true for the tokens that count.
-        end: The id of the end mark; None: unknown, and the completions are not judged.
+        prompt_mask: 1 for the tokens of a prompt, 0 for padding, shape (batch, prompt).
+        completion_ids: Token ids, shape (batch, time).
+        mask: True for the tokens that count, shape (batch, time).
+        end: The id of the end-of-sequence token; None: unknown, and only the prompts are checked.
+
+    Returns:
+        Findings named `padding-side`, `mask-shifted`, `padding-counted` or `end-not-counted`.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 1, 0]])
         >>> check_masks(torch.ones(1, 2), ids, torch.tensor([[0, 1, 1, 1]]), end=1)[0].name
         'mask-shifted'
     """
-    found = []
-    holes = (prompt_mask[:, :-1] > prompt_mask[:, 1:]).any(-1)
-    if holes.any():
-        cause = "prompts are padded on the right: padding stands between a prompt and its completion"
-        remedy = 'set tokenizer.padding_side = "left" before the prompts are encoded'
-        found.append(Finding("padding-side", "error", cause, remedy, {"rows": int(holes.sum()), "of": len(holes)}))
-    if end is None:
-        return found
-    mask, proper = mask.bool(), up_to_end(completion_ids, end)
-    judged = mask.any(-1)  # a row left out as a whole is the trainer's choice
-    over, ended = (mask & ~proper)[judged], (proper & (completion_ids == end))[judged]
-    short = ended & ~mask[judged]
-    if not over.any() and not (ended.any() and bool(short.sum() == ended.sum())):
-        return found
-    evidence = {
-        "tokens beyond the end mark": int(over.sum()),
-        "end marks left out": int(short.sum()),
-        "end marks": int(ended.sum()),
-    }
-    remedy = "count a completion's tokens from its first to its end mark, that included: position t belongs to token t"
-    for by, side in ((1, "late"), (-1, "early")):
-        moved = torch.roll(proper, by, dims=-1)
-        moved[:, 0 if by > 0 else -1] = False
-        if torch.equal(mask[judged], moved[judged]):
-            cause = f"the mask is shifted by one: it begins and ends one token too {side}"
-            return [*found, Finding("mask-shifted", "error", cause, remedy, evidence)]
-    if over.any():
-        cause = "tokens after the end mark count: padding is in the KL and in the lengths"
-        return [*found, Finding("padding-counted", "error", cause, remedy, evidence)]
-    cause = "the end mark never counts: the policy is not held to the reference in when to stop"
-    return [*found, Finding("end-not-counted", "warning", cause, remedy, evidence)]
+    findings = check_padding_side(prompt_mask)
+    if end is not None:
+        findings += (
+            check_mask_shift(completion_ids, mask, end=end)
+            or check_padding_counted(completion_ids, mask, end=end)
+            or check_eos_counted(completion_ids, mask, end=end)
+        )
+    return findings
+
+
+def up_to_eos(completion_ids: Tensor, end: int) -> Tensor:
+    """True up to and including the first end-of-sequence token; the shape of `completion_ids`.
+
+    Example:
+        >>> up_to_eos(torch.tensor([[5, 1, 0]]), 1)
+        tensor([[ True,  True, False]])
+    """
+    is_eos = completion_ids == end
+    return (is_eos.cumsum(-1) - is_eos.long()) == 0
+
+
+class _EosCounts(NamedTuple):
+    """The mask compared with the tokens up to the first end-of-sequence token, in the rows with a token that counts.
+
+    A trainer may exclude a whole completion, so rows without any token that counts are ignored.
+    """
+
+    mask: Tensor
+    expected: Tensor
+    counted_after: int
+    not_counted: int
+    total: int
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a token after an end-of-sequence token counts, or no end-of-sequence token does."""
+        return self.counted_after > 0 or (self.total > 0 and self.not_counted == self.total)
+
+    @property
+    def evidence(self) -> dict[str, int]:
+        return {
+            "tokens counted after the end-of-sequence token": self.counted_after,
+            "end-of-sequence tokens not counted": self.not_counted,
+            "end-of-sequence tokens": self.total,
+        }
+
+
+_COUNT_TO_EOS = (
+    "set the mask to 1 from the first token of a completion to its end-of-sequence token, included; entry t of the "
+    "mask belongs to token t"
+)
+
+
+def _compare_with_eos(completion_ids: Tensor, mask: Tensor, end: int) -> _EosCounts:
+    mask, expected = mask.bool(), up_to_eos(completion_ids, end)
+    rows = mask.any(-1)
+    after, is_eos = (mask & ~expected)[rows], (expected & (completion_ids == end))[rows]
+    not_counted = is_eos & ~mask[rows]
+    return _EosCounts(mask, expected, int(after.sum()), int(not_counted.sum()), int(is_eos.sum()))
+
+
+def check_padding_side(prompt_mask: Tensor) -> list[Finding]:
+    """Check that prompts are padded on the left.
+
+    Criterion: no row of the mask goes from 1 to 0. Padding between a prompt and its completion separates the two.
+
+    Args:
+        prompt_mask: 1 for the tokens of a prompt, 0 for padding, shape (batch, prompt).
+
+    Returns:
+        `padding-side` (error), or nothing.
+    """
+    right_padded = (prompt_mask[:, :-1] > prompt_mask[:, 1:]).any(-1)
+    if not right_padded.any():
+        return []
+    cause = "prompts are padded on the right: there is padding between a prompt and its completion"
+    remedy = 'set tokenizer.padding_side = "left" before the prompts are encoded'
+    evidence = {"rows": int(right_padded.sum()), "of": len(right_padded)}
+    return [Finding("padding-side", "error", cause, remedy, evidence)]
+
+
+def check_mask_shift(completion_ids: Tensor, mask: Tensor, *, end: int) -> list[Finding]:
+    """Check that the completion mask is not shifted by one position.
+
+    Criterion: the mask equals, in every row with a token that counts, the correct mask moved by one position to the
+    right or to the left.
+
+    Args:
+        completion_ids: Token ids, shape (batch, time).
+        mask: True for the tokens that count, shape (batch, time).
+        end: The id of the end-of-sequence token.
+
+    Returns:
+        `mask-shifted` (error), or nothing.
+    """
+    counts = _compare_with_eos(completion_ids, mask, end)
+    if not counts.is_wrong:
+        return []
+    rows = counts.mask.any(-1)
+    for shift, direction in ((1, "late"), (-1, "early")):
+        shifted = torch.roll(counts.expected, shift, dims=-1)
+        shifted[:, 0 if shift > 0 else -1] = False
+        if torch.equal(counts.mask[rows], shifted[rows]):
+            cause = f"the completion mask is shifted by one: it starts and ends one token too {direction}"
+            return [Finding("mask-shifted", "error", cause, _COUNT_TO_EOS, counts.evidence)]
+    return []
+
+
+def check_padding_counted(completion_ids: Tensor, mask: Tensor, *, end: int) -> list[Finding]:
+    """Check that no token after the end-of-sequence token counts.
+
+    Criterion: the mask is 0 at every position after the first end-of-sequence token.
+
+    Args:
+        completion_ids: Token ids, shape (batch, time).
+        mask: True for the tokens that count, shape (batch, time).
+        end: The id of the end-of-sequence token.
+
+    Returns:
+        `padding-counted` (error), or nothing.
+    """
+    counts = _compare_with_eos(completion_ids, mask, end)
+    if counts.counted_after == 0:
+        return []
+    cause = "tokens after the end-of-sequence token count: the KL and the lengths include padding"
+    return [Finding("padding-counted", "error", cause, _COUNT_TO_EOS, counts.evidence)]
+
+
+def check_eos_counted(completion_ids: Tensor, mask: Tensor, *, end: int) -> list[Finding]:
+    """Check that the end-of-sequence token counts.
+
+    Criterion: the mask is 1 at the end-of-sequence token of at least one completion that has such a token.
+
+    Args:
+        completion_ids: Token ids, shape (batch, time).
+        mask: True for the tokens that count, shape (batch, time).
+        end: The id of the end-of-sequence token.
+
+    Returns:
+        `end-not-counted` (warning), or nothing.
+    """
+    counts = _compare_with_eos(completion_ids, mask, end)
+    if counts.total == 0 or counts.not_counted < counts.total:
+        return []
+    cause = "the end-of-sequence token never counts: no KL penalty applies to the decision when to stop"
+    return [Finding("end-not-counted", "warning", cause, _COUNT_TO_EOS, counts.evidence)]

@@ -1,22 +1,21 @@
-"""The doctor: looks at a policy, its reference and one batch, and says what is broken before it costs a run."""
+"""The doctor for a policy, its reference and one batch: every check that needs the models."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import PolicyAndReference, completion_batch, token_log_probs
+from kullback.doctor.forward_pass import PolicyAndReference, completion_batch
 from kullback.doctor.initial_kl import check_initial_kl
-from kullback.doctor.masks import check_masks, up_to_end
-from kullback.doctor.penalty_gradient import Penalty, check_kl_value, check_penalty_gradient
-from kullback.doctor.recorded_log_probs import check_padding, check_recorded_log_probs
+from kullback.doctor.kl_value import check_logged_value
+from kullback.doctor.masks import check_masks, up_to_eos
+from kullback.doctor.penalty_gradient import Penalty, check_penalty_gradient
+from kullback.doctor.recorded_log_probs import check_padding_positions, check_recorded_log_probs
 from kullback.doctor.tokenizers import check_tokens, check_vocabularies
 from kullback.doctor.weights import check_trained_weights
 from kullback.errors import InputError
-from kullback.tokens import token_kl
 
 __all__ = ["doctor"]
 
@@ -35,35 +34,36 @@ def doctor(
     at_start: bool = True,
     on_policy: bool = True,
 ) -> list[Finding]:
-    """What is wrong with KL(policy || reference) as it is set up; an empty list where nothing is.
+    """Check the computation of KL(policy || reference) in a training set-up.
 
-    It measures again, under one changed condition after another, and names the condition under which a discrepancy
-    vanishes. Models, modes and random numbers are left as they were; nothing is trained. It looks at 8 rows.
+    The KL and the log-probabilities are recomputed under one changed condition after another (without dropout, at
+    another temperature, ...). The condition under which a discrepancy vanishes is its cause. The weights, the modes of
+    the modules and the random numbers stay as they are, and nothing is trained. Forward passes use 8 rows of the
+    batch and 64 tokens of each completion, except for the check of "kl", which uses the whole batch.
 
     Args:
         policy: A causal language model of transformers, or a PEFT model around one.
-        reference: The same; None for a PEFT policy, whose adapter is switched off for it. Where there is none
-            (TRL's beta = 0), what asks for one is passed over.
-        batch: As TRL prepares it: prompt_ids, prompt_mask, completion_ids, completion_mask, each (batch, time), and
-            what is there of tool_mask, old_log_prob, sampler_log_prob, ref_log_prob (or TRL's names of these), and
-            "kl", what is logged: one number, nats per token, or (batch, time).
-        tokenizer: The policy's; without it texts and templates are not judged.
-        ref_tokenizer: The reference's, if it has its own.
-        temperature: At which the policy samples, and at which its KL is meant.
-        autocast: The dtype that the trainer computes in, where it is not the weights'.
-        optimizer: What trains the policy.
-        penalty: The KL term of the loss, as `check_penalty_gradient` takes it.
-        at_start: Whether nothing was trained yet, so that the KL has to be 0.
-        on_policy: Whether the completions, old_log_prob and sampler_log_prob are of the policy as it is.
+        reference: The reference model. None for a PEFT policy, whose adapter is then disabled to get the reference.
+            If the policy has no adapter either (TRL's beta = 0), the checks that need a reference are skipped.
+        batch: Tensors as TRL prepares them: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each
+            of shape (batch, time). Optional: "tool_mask"; the recorded log-probabilities "old_log_prob",
+            "sampler_log_prob" and "ref_log_prob" (or TRL's names of them), in nats; and "kl", the logged KL in nats
+            per token, as one number or of shape (batch, time).
+        tokenizer: The tokenizer of the policy; None: texts and chat templates are not checked.
+        ref_tokenizer: The tokenizer of the reference, if it has another.
+        temperature: The sampling temperature, at which the KL is measured too.
+        autocast: The dtype of the trainer's mixed precision; None: no autocast.
+        optimizer: The optimizer of the policy; None: its parameters are not checked.
+        penalty: The KL term of the loss, as `check_penalty_gradient` takes it; None: its gradient is not checked.
+        at_start: Whether no training step was taken yet, so that the KL must be 0.
+        on_policy: Whether the completions, "old_log_prob" and "sampler_log_prob" come from the current weights.
 
     Returns:
-        Findings, errors first.
+        Findings, errors first; an empty list if nothing is wrong. docs/doctor.md lists them.
 
     Raises:
-        InputError: The batch lacks a key, or something in it is of a reference and there is none.
-        ShapeError: Its shapes do not fit together.
-
-    Source: what users report, collected in docs/doctor.md.
+        InputError: The batch lacks a required key, or has a value of the reference without a reference.
+        ShapeError: The shapes of the batch do not fit together, or no token counts.
 
     Example:
         >>> from copy import deepcopy
@@ -75,55 +75,39 @@ def doctor(
         >>> [finding.name for finding in doctor(policy, deepcopy(policy), batch)]
         ['dropout']
     """
-    seen = completion_batch(batch, next(policy.parameters()).device)
-    pair = PolicyAndReference(policy, reference, seen, autocast)
-    told = [key for key in ("kl", "ref_log_prob", "ref_per_token_logps") if batch.get(key) is not None]
-    if told and not pair.has_reference:
-        raise InputError(f"expected a reference model beside the batch's {told[0]}, got None")
-    end = tokenizer.eos_token_id if tokenizer is not None else None
-    found = check_masks(seen.prompt_mask, seen.tokens, seen.mask, end=end)
-    if end is not None:  # a mask that counts padding is one finding, and no part of the others
-        seen = replace(seen, mask=seen.mask & up_to_end(seen.tokens, end))
-    found += check_trained_weights(policy, reference, optimizer)
-    whole, seen = seen, seen.sample()
-    found += check_tokens(seen, tokenizer, ref_tokenizer)
-    found += check_vocabularies(policy, reference, seen, tokenizer)
+    completions = completion_batch(batch, next(policy.parameters()).device)
+    pair = PolicyAndReference(policy, reference, completions, autocast)
+    for key in ("kl", "ref_log_prob", "ref_per_token_logps"):
+        if batch.get(key) is not None and not pair.has_reference:
+            raise InputError(f"expected a reference model beside the batch's {key}, got None")
+    eos = tokenizer.eos_token_id if tokenizer is not None else None
+    findings = check_masks(completions.prompt_mask, completions.tokens, completions.mask, end=eos)
+    if eos is not None:  # a mask that counts padding gives one finding and must not cause others
+        completions = replace(completions, mask=completions.mask & up_to_eos(completions.tokens, eos))
+    findings += check_trained_weights(policy, reference, optimizer)
+    subset = completions.subset()
+    findings += check_tokens(subset, tokenizer, ref_tokenizer)
+    findings += check_vocabularies(policy, reference, subset, tokenizer)
     if penalty is not None:
-        found += check_penalty_gradient(
-            penalty, torch.zeros(batch["completion_ids"].shape) - 1.0, batch["completion_mask"]
-        )
-    # A mask may be so wrong that nothing of what should count does.
-    if len(seen.ids) and not any(one.name == "vocabulary" for one in found):
-        pair = replace(pair, seen=seen)
-        found += check_initial_kl(pair, temperature) if at_start and pair.has_reference else []
-        found += check_padding(pair) if not any(one.name == "padding-side" for one in found) else []
-        found += check_recorded_log_probs(pair, temperature, on_policy=on_policy)
-        found += _logged(replace(pair, seen=whole), temperature, batch.get("kl"))
-    return sorted(_once(found), key=lambda one: one.severity != "error")
+        log_prob = torch.zeros(batch["completion_ids"].shape) - 1.0
+        findings += check_penalty_gradient(penalty, log_prob, batch["completion_mask"])
+    names = {finding.name for finding in findings}
+    # The subset is empty if every token that counts is after an end-of-sequence token.
+    if len(subset.ids) and "vocabulary" not in names:
+        pair = replace(pair, batch=subset)
+        if at_start and pair.has_reference:
+            findings += check_initial_kl(pair, temperature)
+        if "padding-side" not in names:
+            findings += check_padding_positions(pair)
+        findings += check_recorded_log_probs(pair, temperature, on_policy=on_policy)
+        if batch.get("kl") is not None:
+            findings += check_logged_value(replace(pair, batch=completions), batch["kl"], temperature)
+    return sorted(_remove_duplicates(findings), key=lambda finding: finding.severity != "error")
 
 
-def _logged(pair: PolicyAndReference, temperature: float, logged: Tensor | float | None) -> list[Finding]:
-    if logged is None:
-        return []
-    whole = pair.seen
-    if isinstance(logged, Tensor) and logged.ndim:
-        logged = logged.to(whole.ids.device)
-    parts = []
-    for row in range(len(whole.ids)):  # a mean over the batch needs all of it, but not all its logits at once
-        part = replace(pair, seen=whole.part(slice(row, row + 1), whole.mask.shape[1]))
-        p, q, tokens = part.policy(), part.reference(), part.seen.tokens
-        ratio = token_log_probs(p, tokens, temperature=temperature) - token_log_probs(
-            q, tokens, temperature=temperature
-        )
-        both = ((p, q), (q, p))
-        parts.append((ratio, *(token_kl(a[:, :-1], b[:, :-1], temperature=temperature) for a, b in both)))
-    ratio, exact, ref_exact = (torch.cat(values) for values in zip(*parts, strict=True))
-    return check_kl_value(logged, log_ratio=ratio, exact=exact, ref_exact=ref_exact, mask=whole.mask)
-
-
-def _once(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding of each name and evidence: two measurements may meet the same cause."""
+def _remove_duplicates(findings: Iterable[Finding]) -> list[Finding]:
+    """Keep one finding of each name and each recorded quantity, because several checks can find the same fault."""
     kept: dict[tuple[str, str], Finding] = {}
-    for one in findings:
-        kept.setdefault((one.name, str(one.evidence.get("recorded", ""))), one)
+    for finding in findings:
+        kept.setdefault((finding.name, str(finding.evidence.get("recorded", ""))), finding)
     return list(kept.values())

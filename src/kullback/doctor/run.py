@@ -1,4 +1,4 @@
-"""The doctor on what a run left: a run directory of ours, a TRL output directory, or a file of settings."""
+"""The doctor for the files of a run: a run directory, an output directory of TRL, or a file of settings."""
 
 import json
 from collections.abc import Mapping
@@ -18,124 +18,151 @@ __all__ = ["doctor_path"]
 
 Row = dict[str, Any]
 
-_FROM_TRL = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
+_TRL_KEYS = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
 
 
 def doctor_path(path: Path) -> list[Finding]:
-    """What is wrong with a run, from its files alone; errors first.
+    """Check a run by its files.
 
     Args:
-        path: A run directory of `kullback train`; a directory that TRL wrote checkpoints to, or one checkpoint; or a
-            JSON or YAML file of TRL's settings.
+        path: A run directory of `kullback train grpo` or `kullback train ppo`; a directory with checkpoints of TRL,
+            or one such checkpoint; or a JSON or YAML file of TRL's settings.
+
+    Returns:
+        Findings, errors first; an empty list if nothing is wrong.
 
     Raises:
-        InputError: It is none of these, or what it holds cannot be read.
+        InputError: The path is none of these, or its content cannot be read.
+        MissingDependencyError: The file is YAML, and PyYAML is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "settings.json"
+        >>> _ = path.write_text('{"beta": -0.04}')
+        >>> [finding.name for finding in doctor_path(path)]
+        ['kl-sign']
     """
     if path.is_file():
-        found = _of_settings(_table(path))
+        findings = _check_settings(_read_mapping(path))
     elif not path.is_dir():
-        raise InputError(f"{path}: no such file or directory; name a run, or a JSON or YAML file of settings")
-    elif (state := _newest_state(path)) is not None:
-        found = _of_history(state)
+        raise InputError(
+            f"{path}: no such file or directory; expected a run directory, or a JSON or YAML file of settings"
+        )
+    elif (state := _trl_state_file(path)) is not None:
+        findings = _check_trl_history(state)
     else:
-        found = _of_run(RunDirectory(path))
-    return sorted(found, key=lambda one: one.severity != "error")
+        findings = _check_run(RunDirectory(path))
+    return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
-def _of_run(run: RunDirectory) -> list[Finding]:
+def _check_run(run: RunDirectory) -> list[Finding]:
     config = run.config()
     if not isinstance(config, dict) or config.get("kind") not in ("grpo", "ppo"):
-        raise InputError(f"{run.path}: expected a run of kullback train grpo or ppo, and its config.json is another's")
+        raise InputError(f"{run.path}: expected a run of kullback train grpo or ppo, got a config.json of another kind")
     try:
         metrics, evaluations = run.metrics(), run.evaluations()
     except json.JSONDecodeError as error:
-        raise InputError(f"{run.path}: metrics.jsonl or evaluations.jsonl holds a line that is not JSON") from error
+        raise InputError(
+            f"{run.path}: metrics.jsonl or evaluations.jsonl has a line that is not JSON; remove this line"
+        ) from error
     if not metrics:
-        raise InputError(f"{run.path}: no step was taken yet, nothing to judge by")
-    is_grpo = config["kind"] == "grpo"
-    # PPO measures after its epochs over the rollout, so that its first row has moved.
-    found = check_logged_kl(metrics, evaluations, first_is_reference=is_grpo)
-    found = [_named_dropout(one, config) if one.name == "kl-at-start" else one for one in found]
-    found += check_learning(metrics)
-    held = None
+        raise InputError(f"{run.path}: expected at least one row in metrics.jsonl, got none: no step was taken yet")
+    # PPO measures the KL after the epochs on a rollout, so its first row is of a changed policy.
+    findings = check_logged_kl(metrics, evaluations, first_is_reference=config["kind"] == "grpo")
+    findings = [
+        _attribute_to_dropout(finding, config) if finding.name == "kl-at-start" else finding for finding in findings
+    ]
+    findings += check_learning(metrics)
+    constraint = None
     if (budget := config.get("budget")) and "target" in budget:
-        held = _held_key(budget), float(budget["target"])
-        # What is published beside KLBudget has no bounds.
+        key, target = _constrained_key(budget), float(budget["target"])
+        constraint = key, target
+        # The controllers other than KLBudget do not bound beta.
         price = (float(budget.get("price_min", 0.0)), float(budget.get("price_max", inf)))
-        # The KL of one update is judged by all updates: an evaluation sees a single one.
-        judged = [] if budget.get("of") == "old" else evaluations
-        found += check_budget(metrics, judged, target=held[1], unit=budget["unit"], price=price, name=held[0])
-    found += check_reward_hacking(
-        evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=held
+        # An evaluation has the KL of a single update, so the KL to the old policy is checked by the metrics only.
+        rows = [] if budget.get("constrain") == "old-policy" else evaluations
+        findings += check_budget(metrics, rows, target=target, unit=budget["unit"], price=price, name=key)
+    findings += check_reward_hacking(
+        evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=constraint
     )
-    known = {one.name for one in found}
-    return found + [one for one in _of_settings(config) if one.name not in known]
+    names = {finding.name for finding in findings}
+    return findings + [finding for finding in _check_settings(config) if finding.name not in names]
 
 
-def _held_key(budget: Mapping[str, Any]) -> str:
-    if budget.get("over") == "reference":
+def _constrained_key(budget: Mapping[str, Any]) -> str:
+    """The key of the KL that a budget constrains."""
+    if budget.get("states") == "reference":
         return "kl_policy_ref_per_reference_step"
-    sides = "old_policy" if budget.get("of") == "old" else "policy_ref"
+    sides = "old_policy" if budget.get("constrain") == "old-policy" else "policy_ref"
     return f"kl_{sides}_per_{budget['unit']}"
 
 
-def _named_dropout(found: Finding, config: Mapping[str, Any]) -> Finding:
-    """A KL at the start, where the model's config has dropout, has that cause first."""
+def _attribute_to_dropout(finding: Finding, config: Mapping[str, Any]) -> Finding:
+    """Replace `kl-at-start` by `dropout` if the config of the model has dropout and the run did not disable it."""
     try:
-        told = json.loads((Path(str(config.get("model"))) / "config.json").read_text(encoding="utf-8"))
+        model_config = json.loads((Path(str(config.get("model"))) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return found
-    on = {key: value for key, value in told.items() if ("dropout" in key or "pdrop" in key) and value}
-    if not on or (config.get("settings") or {}).get("disable_dropout"):
-        return found
-    cause = "dropout is on while the policy is compared with its reference: two passes differ with equal weights"
-    remedy = "--set disable_dropout=true, or 0 in the model's config"
-    return replace(found, name="dropout", cause=cause, remedy=remedy, evidence={**found.evidence, **on})
+        return finding
+    dropout = {key: value for key, value in model_config.items() if ("dropout" in key or "pdrop" in key) and value}
+    if not dropout or (config.get("settings") or {}).get("disable_dropout"):
+        return finding
+    cause = (
+        "dropout is on while the policy is compared with its reference: two forward passes with equal weights differ"
+    )
+    remedy = "pass --set disable_dropout=true, or set dropout to 0 in the model's config"
+    return replace(finding, name="dropout", cause=cause, remedy=remedy, evidence={**finding.evidence, **dropout})
 
 
-def _newest_state(path: Path) -> Path | None:
-    """The trainer's state where TRL wrote it, in the directory itself or in its newest checkpoint."""
+def _trl_state_file(path: Path) -> Path | None:
+    """The trainer_state.json of TRL in a directory or in its newest checkpoint; None for a run directory."""
     if (path / "metrics.jsonl").is_file():
         return None
     if (path / "trainer_state.json").is_file():
         return path / "trainer_state.json"
-    found = [one for one in path.glob("checkpoint-*/trainer_state.json") if one.parent.name[11:].isdigit()]
-    return max(found, key=lambda one: int(one.parent.name[11:]), default=None)
+    prefix = "checkpoint-"
+    steps = {
+        file: int(step)
+        for file in path.glob(f"{prefix}*/trainer_state.json")
+        if (step := file.parent.name.removeprefix(prefix)).isdigit()
+    }
+    return max(steps, key=lambda file: steps[file], default=None)
 
 
-def _of_history(path: Path) -> list[Finding]:
-    state = _table(path)
-    history = state.get("log_history")
+def _check_trl_history(path: Path) -> list[Finding]:
+    history = _read_mapping(path).get("log_history")
     if not isinstance(history, list) or not any("reward" in row or "kl" in row for row in history):
         raise InputError(f"{path}: expected the log of a policy's training, with a reward or a kl in its rows")
     metrics: list[Row] = [
-        {str(_FROM_TRL.get(key, key)): value for key, value in row.items()} for row in history if "reward" in row
+        {str(_TRL_KEYS.get(key, key)): value for key, value in row.items()} for row in history if "reward" in row
     ]
-    # Without steps in between, the first row is the reference's own.
     return check_logged_kl(metrics, []) + check_learning(metrics)
 
 
-def _of_settings(content: Row) -> list[Finding]:
-    """Of a run's own config.json, or of TRL's settings alone."""
+def _check_settings(content: Row) -> list[Finding]:
+    """Check the config.json of a run, or settings of TRL."""
     if content.get("kind") == "ppo":
         return check_ppo_settings(content)
     return check_settings(content.get("settings") or {} if "kind" in content else content)
 
 
-def _table(path: Path) -> Row:
+def _read_mapping(path: Path) -> Row:
+    """The content of a JSON or YAML file, which must be a mapping."""
+    is_yaml = path.suffix in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")
-        content = _yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        content = _parse_yaml(text) if is_yaml else json.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; a YAML file is told by its name, .yaml") from error
+        hint = "" if is_yaml else "; the name of a YAML file must end in .yaml or .yml"
+        raise InputError(f"{path}: not {'YAML' if is_yaml else 'JSON'}: {error}{hint}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of settings, got {type(content).__name__}")
     return content
 
 
-def _yaml(text: str) -> Any:
+def _parse_yaml(text: str) -> Any:
+    """The content of a YAML document; ValueError if it is not YAML."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -143,12 +170,12 @@ def _yaml(text: str) -> Any:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"not YAML: {' '.join(str(error).split())}") from error
-    # YAML 1.1 takes 1e-5 for a word.
-    return {key: _number(value) for key, value in content.items()} if isinstance(content, dict) else content
+        raise ValueError(" ".join(str(error).split())) from error
+    # YAML 1.1 parses 1e-5 as a string.
+    return {key: _as_number(value) for key, value in content.items()} if isinstance(content, dict) else content
 
 
-def _number(value: Any) -> Any:
+def _as_number(value: Any) -> Any:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

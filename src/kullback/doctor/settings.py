@@ -1,73 +1,186 @@
-"""What a trainer's settings say before anything runs: TRL's, from a GRPOConfig or a file of one, or a PPO run's."""
+"""Checks of the settings of a trainer before it runs: TRL's GRPO, and `kullback train ppo`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from kullback.doctor.finding import Finding
 
-__all__ = ["check_ppo_settings", "check_settings"]
+__all__ = [
+    "check_beta_sign",
+    "check_engine_correction",
+    "check_filter_settings",
+    "check_kl_estimator",
+    "check_learning_rate",
+    "check_ppo_settings",
+    "check_reference_sync",
+    "check_settings",
+    "check_update_constraint",
+]
 
 
 def check_settings(settings: Mapping[str, Any]) -> list[Finding]:
-    """What TRL's settings will break; those that are not there count as TRL's defaults.
+    """Check the settings of TRL's GRPO.
+
+    Runs `check_beta_sign`, `check_kl_estimator`, `check_reference_sync`, `check_filter_settings`,
+    `check_engine_correction` and `check_learning_rate`.
+
+    Args:
+        settings: Fields of TRL's GRPOConfig; an absent field has TRL's default.
+
+    Returns:
+        Findings named `kl-sign`, `logged-kl-differs-from-trained`, `reference-moved`, `sampling-filter`,
+        `engine-mismatch` or `nothing-trains`.
 
     Example:
         >>> check_settings({"beta": 0.04, "use_bias_correction_kl": False})[0].name
-        'logged-is-not-trained'
+        'logged-kl-differs-from-trained'
         >>> check_settings({"beta": 0.04})
         []
     """
-    found = []
-    beta = settings.get("beta") or 0.0
-    if beta < 0:
-        cause = "beta is negative: the loss drives the policy away from its reference"
-        found.append(Finding("kl-sign", "error", cause, "beta > 0, or a KL budget", {"beta": beta}))
-    if beta and settings.get("use_bias_correction_kl", True) is False:
-        cause = "the KL that is logged is not the one that is trained: k3 in the loss descends KL(ref || policy)"
-        evidence = {"beta": beta, "use_bias_correction_kl": False}
-        found.append(Finding("logged-is-not-trained", "error", cause, "use_bias_correction_kl=True", evidence))
-    if settings.get("sync_ref_model"):
-        cause = "the reference follows the policy: a KL to it bounds the speed of the policy, not how far it goes"
-        keys = ("ref_model_sync_steps", "ref_model_mixup_alpha")
-        evidence = {"sync_ref_model": True, **{key: settings[key] for key in keys if key in settings}}
-        found.append(Finding("reference-moved", "warning", cause, "sync_ref_model=False", evidence))
-    filters = {
-        key: settings[key]
-        for key, off in (("top_p", (None, 1, 1.0)), ("top_k", (None, 0, -1)), ("min_p", (None, 0, 0.0)))
-        if settings.get(key) not in off
-    }
-    if filters:
-        cause = "the completions come from a filtered distribution, and every KL and ratio is taken of the whole one"
-        remedy = "top_p=1, top_k=0 and no min_p while training; the temperature alone keeps every token possible"
-        found.append(Finding("sampling-filter", "warning", cause, remedy, filters))
-    if settings.get("use_vllm") and settings.get("vllm_importance_sampling_correction", True) is False:
-        cause = "the engine's log-probabilities are taken for the trainer's, with nothing to correct the difference"
-        evidence = {"use_vllm": True, "vllm_importance_sampling_correction": False}
-        remedy = "vllm_importance_sampling_correction=True"
-        found.append(Finding("engine-mismatch", "warning", cause, remedy, evidence))
-    return found + _idle(settings)
+    checks = (
+        check_beta_sign,
+        check_kl_estimator,
+        check_reference_sync,
+        check_filter_settings,
+        check_engine_correction,
+        check_learning_rate,
+    )
+    return [finding for check in checks for finding in check(settings)]
 
 
 def check_ppo_settings(config: Mapping[str, Any]) -> list[Finding]:
-    """What the config.json of `kullback train ppo` will come to.
+    """Check the config.json of a run of `kullback train ppo`.
+
+    Runs `check_update_constraint` and `check_learning_rate`.
+
+    Args:
+        config: The content of config.json.
+
+    Returns:
+        Findings named `unconstrained-update` or `nothing-trains`.
 
     Example:
         >>> check_ppo_settings({"clip": None, "budget": None, "settings": {}})[0].name
-        'nothing-holds'
+        'unconstrained-update'
         >>> check_ppo_settings({"clip": 0.2, "budget": None, "settings": {}})
         []
     """
-    settings, budget = config.get("settings") or {}, config.get("budget")
-    found = []
-    if config.get("clip") is None and not (budget and (budget.get("target") or budget.get("beta"))):
-        cause = "neither a clip nor a penalty nor a budget: nothing bounds how far one update takes the policy"
-        remedy = "--clip 0.2, or --budget 0.01 --constrain old-policy"
-        found.append(Finding("nothing-holds", "warning", cause, remedy, {"clip": None, "budget": budget}))
-    return found + _idle(settings)
+    return check_update_constraint(config) + check_learning_rate(config.get("settings") or {})
 
 
-def _idle(settings: Mapping[str, Any]) -> list[Finding]:
+def check_beta_sign(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that beta, the coefficient of the KL penalty, is not negative.
+
+    Returns:
+        `kl-sign` (error), or nothing.
+    """
+    beta = settings.get("beta") or 0.0
+    if not beta < 0:
+        return []
+    cause = "beta is negative: descending the loss moves the policy away from its reference"
+    return [Finding("kl-sign", "error", cause, "set beta > 0, or use a KL budget", {"beta": beta})]
+
+
+def check_kl_estimator(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that the KL term of TRL's loss descends the KL that TRL logs.
+
+    Criterion: beta is 0, or use_bias_correction_kl is not false. Without this correction TRL differentiates k3 on
+    samples of the policy, which descends KL(reference || policy).
+
+    Returns:
+        `logged-kl-differs-from-trained` (error), or nothing.
+    """
+    beta = settings.get("beta") or 0.0
+    if not beta or settings.get("use_bias_correction_kl", True) is not False:
+        return []
+    cause = "the logged KL differs from the trained KL: the gradient of k3 as a loss descends KL(reference || policy)"
+    evidence = {"beta": beta, "use_bias_correction_kl": False}
+    remedy = "set use_bias_correction_kl=True"
+    return [Finding("logged-kl-differs-from-trained", "error", cause, remedy, evidence)]
+
+
+def check_reference_sync(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that the reference is fixed.
+
+    Criterion: sync_ref_model is false.
+
+    Returns:
+        `reference-moved` (warning), or nothing.
+    """
+    if not settings.get("sync_ref_model"):
+        return []
+    cause = (
+        "the reference is updated towards the policy: a penalty on the KL to it limits how fast the policy changes, "
+        "not how far it goes"
+    )
+    keys = ("ref_model_sync_steps", "ref_model_mixup_alpha")
+    evidence = {"sync_ref_model": True, **{key: settings[key] for key in keys if key in settings}}
+    return [Finding("reference-moved", "warning", cause, "set sync_ref_model=False", evidence)]
+
+
+def check_filter_settings(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that completions are sampled from the unfiltered distribution.
+
+    Criterion: top_p is 1, top_k is 0 or -1, and min_p is 0, where they are set.
+
+    Returns:
+        `sampling-filter` (warning), or nothing.
+    """
+    unfiltered = {"top_p": (None, 1, 1.0), "top_k": (None, 0, -1), "min_p": (None, 0, 0.0)}
+    filters = {key: settings[key] for key, values in unfiltered.items() if settings.get(key) not in values}
+    if not filters:
+        return []
+    cause = (
+        "completions are sampled from a filtered distribution, but every KL and probability ratio is of the "
+        "unfiltered distribution"
+    )
+    remedy = "train with top_p=1, top_k=0 and without min_p; a temperature excludes no token"
+    return [Finding("sampling-filter", "warning", cause, remedy, filters)]
+
+
+def check_engine_correction(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that the difference between the inference engine and the trainer is corrected.
+
+    Criterion: use_vllm is false, or vllm_importance_sampling_correction is not false.
+
+    Returns:
+        `engine-mismatch` (warning), or nothing.
+    """
+    if not settings.get("use_vllm") or settings.get("vllm_importance_sampling_correction", True) is not False:
+        return []
+    cause = (
+        "the inference engine's log-probabilities differ slightly from the trainer's, and no importance weight "
+        "corrects the difference"
+    )
+    evidence = {"use_vllm": True, "vllm_importance_sampling_correction": False}
+    remedy = "set vllm_importance_sampling_correction=True"
+    return [Finding("engine-mismatch", "warning", cause, remedy, evidence)]
+
+
+def check_learning_rate(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check that the learning rate is not 0.
+
+    Returns:
+        `nothing-trains` (error), or nothing.
+    """
     if settings.get("learning_rate") != 0:
         return []
     cause = "the learning rate is 0: nothing trains"
-    return [Finding("nothing-trains", "error", cause, "learning_rate > 0", {"learning_rate": 0.0})]
+    return [Finding("nothing-trains", "error", cause, "set learning_rate > 0", {"learning_rate": 0.0})]
+
+
+def check_update_constraint(config: Mapping[str, Any]) -> list[Finding]:
+    """Check that a PPO run limits how far one update can change the policy.
+
+    Criterion: the probability ratio is clipped, or the KL has a budget or a penalty with beta above 0.
+
+    Returns:
+        `unconstrained-update` (warning), or nothing.
+    """
+    budget = config.get("budget")
+    if config.get("clip") is not None or (budget and (budget.get("target") or budget.get("beta"))):
+        return []
+    cause = "the run has neither a clip nor a KL penalty nor a KL budget: an update can change the policy arbitrarily"
+    remedy = "use --clip 0.2, or --budget 0.01 --constrain old-policy"
+    evidence = {"clip": None, "budget": budget}
+    return [Finding("unconstrained-update", "warning", cause, remedy, evidence)]

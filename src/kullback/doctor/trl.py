@@ -1,4 +1,4 @@
-"""The doctor on a TRL trainer that was set up, before or between its steps."""
+"""The doctor for a trainer of TRL that is set up, before or between its training steps."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import left_as_it_was
+from kullback.doctor.forward_pass import preserve_training_state
 from kullback.doctor.models import doctor
 from kullback.doctor.settings import check_settings
 
@@ -18,58 +18,66 @@ __all__ = ["doctor_trainer"]
 
 
 def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
-    """What is wrong with a `GRPOTrainer`, or a `BudgetGRPOTrainer`, found on one batch that it generates.
+    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on one batch that it generates.
 
-    Its metrics, modes and weights are left as they were; the order of its prompts is not touched.
+    Runs `kullback.doctor` on the trainer's models, batch, optimizer and KL term, and `check_settings` on its
+    settings. The metrics, modes, weights and random numbers of the trainer are restored, and the order of its prompts
+    does not change.
 
     Args:
-        trainer: Set up as for `train()`.
-        rows: Prompts to try; None: the first ones of its data set, as many as one step takes.
+        trainer: A trainer that is ready for `train()`.
+        rows: Rows of a data set, each with a prompt; None: the first rows of the trainer's data set, as many as one
+            step of a device takes.
 
     Returns:
-        Findings, errors first; see `doctor`.
+        Findings, errors first; an empty list if nothing is wrong.
+
+    Raises:
+        ShapeError: No completion has a token that counts.
+
+    Example:
+        `for finding in doctor_trainer(trainer): print(finding)` before `trainer.train()`.
     """
-    held: Any = trainer
+    grpo: Any = trainer
     policy, reference = (
-        None if model is None else held.accelerator.unwrap_model(model) for model in (held.model, held.ref_model)
+        None if model is None else grpo.accelerator.unwrap_model(model) for model in (grpo.model, grpo.ref_model)
     )
     if rows is None:
-        group = held.num_generations
-        size = max(1, held.args.per_device_train_batch_size // group)
-        rows = [held.train_dataset[i % len(held.train_dataset)] for i in range(size) for _ in range(group)]
-    with _left_alone(held):
-        with left_as_it_was(held.model):
-            held.model.train()
-            inputs = held._generate_and_score_completions([dict(row) for row in rows])
-        penalty = _penalty_of(held, inputs) if held.beta != 0 else None
-        found = doctor(
+        group = grpo.num_generations
+        prompts = max(1, grpo.args.per_device_train_batch_size // group)
+        rows = [grpo.train_dataset[i % len(grpo.train_dataset)] for i in range(prompts) for _ in range(group)]
+    with _preserve_trainer_state(grpo):
+        with preserve_training_state(grpo.model):
+            grpo.model.train()
+            inputs = grpo._generate_and_score_completions([dict(row) for row in rows])
+        findings = doctor(
             policy,
             reference,
             inputs,
-            tokenizer=getattr(held.processing_class, "tokenizer", held.processing_class),
-            temperature=held.temperature,
-            autocast=torch.bfloat16 if held.args.bf16 else torch.float16 if held.args.fp16 else None,
-            optimizer=getattr(held.optimizer, "optimizer", held.optimizer),
-            penalty=penalty,
-            at_start=held.state.global_step == 0,
+            tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
+            temperature=grpo.temperature,
+            autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
+            optimizer=getattr(grpo.optimizer, "optimizer", grpo.optimizer),
+            penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
+            at_start=grpo.state.global_step == 0,
         )
-    known = {one.name for one in found}
-    settings = {**vars(held.args), "beta": held.beta}
-    return found + [one for one in check_settings(settings) if one.name not in known]
+    names = {finding.name for finding in findings}
+    settings = {**vars(grpo.args), "beta": grpo.beta}
+    return findings + [finding for finding in check_settings(settings) if finding.name not in names]
 
 
-def _penalty_of(trainer: Any, inputs: Mapping[str, Any]) -> Any:
-    """TRL's own KL term: its loss with no advantages, as a function of the log-probabilities alone."""
+def _kl_term(trainer: Any, inputs: Mapping[str, Any]) -> Any:
+    """The KL term of TRL's loss as a function of the log-probabilities: the loss with all advantages 0."""
 
     def penalty(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
         device = inputs["completion_ids"].device
-        held = log_prob.to(device)
-        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (held, torch.zeros_like(held), None)
+        on_device = log_prob.to(device)
+        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (on_device, torch.zeros_like(on_device), None)
         try:
-            given = {name: value for name, value in inputs.items() if name != "old_per_token_logps"}
-            given["advantages"] = torch.zeros_like(inputs["advantages"])
-            given["ref_per_token_logps"] = ref_log_prob.to(device)
-            return trainer._compute_loss(trainer.model, given)
+            batch = {name: value for name, value in inputs.items() if name != "old_per_token_logps"}
+            batch["advantages"] = torch.zeros_like(inputs["advantages"])
+            batch["ref_per_token_logps"] = ref_log_prob.to(device)
+            return trainer._compute_loss(trainer.model, batch)
         finally:
             del trainer._get_per_token_logps_and_entropies
 
@@ -77,9 +85,9 @@ def _penalty_of(trainer: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _left_alone(trainer: Any) -> Iterator[None]:
-    """Generation logs and draws as in training: what it logged goes, and the random numbers go back."""
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in ("_metrics", "_logs", "_total_train_tokens")}
+def _preserve_trainer_state(trainer: Any) -> Iterator[None]:
+    """Restore what generating and scoring a batch changes: logged metrics, counters and random numbers."""
+    logs = {name: copy.deepcopy(getattr(trainer, name)) for name in ("_metrics", "_logs", "_total_train_tokens")}
     steps = getattr(trainer, "current_gradient_accumulation_steps", None)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     tokens = trainer.state.num_input_tokens_seen
@@ -90,5 +98,5 @@ def _left_alone(trainer: Any) -> Iterator[None]:
     finally:
         trainer.state.num_input_tokens_seen = tokens
         trainer.current_gradient_accumulation_steps = steps
-        for name, value in kept.items():
+        for name, value in logs.items():
             setattr(trainer, name, value)

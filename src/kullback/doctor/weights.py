@@ -1,83 +1,224 @@
-"""What the weights of a policy and its reference say: what trains, what does not, and how the two differ."""
+"""Checks of which weights train, and the comparison of the weights of a policy and its reference."""
 
+import math
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kullback.doctor.finding import Finding
 
-__all__ = ["check_trained_weights", "is_adapter", "named_weights", "rounding_between"]
+__all__ = [
+    "WeightComparison",
+    "check_frozen",
+    "check_optimizer_has_reference",
+    "check_optimizer_parameters",
+    "check_partly_frozen",
+    "check_shared_weights",
+    "check_trained_weights",
+    "compare_weights",
+    "is_adapter",
+    "named_weights",
+]
 
-_WRAPPINGS = ("base_model.model.", "base_layer.", "_orig_mod.", "module.")
-_HALF = (torch.bfloat16, torch.float16)
+_WRAPPER_PREFIXES = ("base_model.model.", "base_layer.", "_orig_mod.", "module.")
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight of that name is an adapter's (PEFT)."""
-    return any(mark in name for mark in ("lora_", "adapter_", "ia3_", "prompt_encoder"))
+    """Whether a weight of that name belongs to a PEFT adapter."""
+    return any(part in name for part in ("lora_", "adapter_", "ia3_", "prompt_encoder"))
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, without what wrappers put before it and without adapters."""
+    """The weights of a model by name, without adapters and without the prefixes that wrappers add to names."""
     named = {}
     for name, weight in model.named_parameters():
         if not is_adapter(name):
-            for wrapping in _WRAPPINGS:
-                name = name.replace(wrapping, "")
+            for prefix in _WRAPPER_PREFIXES:
+                name = name.replace(prefix, "")
             named[name] = weight
     return named
+
+
+class WeightComparison(NamedTuple):
+    """How the weights of a policy differ from the weights of its reference.
+
+    Args:
+        differing: The names of the weights that differ.
+        total: The number of weights.
+        relative_distance: ||policy - reference|| / ||reference|| over all weights, Euclidean; 0 if no weight differs.
+        common_dtype: The dtype that makes all weights equal when both models are rounded to it, if there is one.
+    """
+
+    differing: list[str]
+    total: int
+    relative_distance: float
+    common_dtype: torch.dtype | None
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        return {"weights that differ": len(self.differing), "of": self.total, "first": self.differing[0]}
+
+
+def compare_weights(weights: dict[str, Tensor], ref_weights: dict[str, Tensor]) -> WeightComparison:
+    """Compare the weights of two models with the same names and shapes.
+
+    Args:
+        weights: The weights of the policy, by name.
+        ref_weights: The weights of the reference, by name.
+
+    Returns:
+        The comparison, in float32.
+    """
+    differing, squared_distance, squared_norm = [], 0.0, 0.0
+    for name, weight in weights.items():
+        ours = weight.detach().float()
+        theirs = ref_weights[name].detach().to(weight.device).float()
+        if not torch.equal(ours, theirs):
+            differing.append(name)
+        squared_distance += float(((ours - theirs) ** 2).sum())
+        squared_norm += float((theirs**2).sum())
+    if not differing:
+        return WeightComparison([], len(weights), 0.0, None)
+    dtype = _common_dtype(weights, ref_weights)
+    relative_distance = squared_distance**0.5 / squared_norm**0.5 if squared_norm else math.inf
+    return WeightComparison(differing, len(weights), relative_distance, dtype)
+
+
+def _common_dtype(weights: dict[str, Tensor], ref_weights: dict[str, Tensor]) -> torch.dtype | None:
+    for dtype in _HALF_PRECISION:
+        if all(
+            torch.equal(weight.to(dtype), ref_weights[name].to(weight.device, dtype))
+            for name, weight in weights.items()
+        ):
+            return dtype
+    return None
 
 
 def check_trained_weights(
     policy: nn.Module, reference: nn.Module | None, optimizer: torch.optim.Optimizer | None
 ) -> list[Finding]:
-    """Whether what should train does, and what should not does not."""
+    """Check that the weights of the policy train and the weights of the reference do not.
+
+    Runs `check_frozen` or `check_partly_frozen`, `check_optimizer_parameters`, and `check_shared_weights` or
+    `check_optimizer_has_reference`.
+
+    Args:
+        policy: The policy.
+        reference: The reference, if it is a separate model.
+        optimizer: The optimizer of the policy, if there is one already.
+
+    Returns:
+        Findings named `frozen`, `partly-frozen`, `not-in-optimizer`, `reference-is-policy` or `reference-moved`.
+    """
+    findings = check_frozen(policy) or check_partly_frozen(policy)
+    if optimizer is not None:
+        findings += check_optimizer_parameters(policy, optimizer)
+    if reference is not None:
+        shared = check_shared_weights(policy, reference)
+        if not shared and optimizer is not None:
+            findings += check_optimizer_has_reference(reference, optimizer)
+        findings += shared
+    return findings
+
+
+def check_frozen(policy: nn.Module) -> list[Finding]:
+    """Check that the policy has a trainable weight.
+
+    Criterion: at least one parameter has `requires_grad`.
+
+    Returns:
+        `frozen` (error), or nothing.
+    """
+    names = [name for name, _ in policy.named_parameters()]
+    if any(weight.requires_grad for weight in policy.parameters()):
+        return []
+    adapters = [name for name in names if is_adapter(name)]
+    cause = f"{'the adapter' if adapters else 'the policy'} is frozen: no weight requires a gradient, so nothing trains"
+    remedy = "load the adapter with is_trainable=True" if adapters else "policy.requires_grad_(True)"
+    evidence = {"trainable weights": 0, "of": len(names), "first": (adapters or names)[0]}
+    return [Finding("frozen", "error", cause, remedy, evidence)]
+
+
+def check_partly_frozen(policy: nn.Module) -> list[Finding]:
+    """Check that every weight of the adapter trains, or every weight of the policy if it has no adapter.
+
+    Criterion: every such parameter has `requires_grad`. The adapter that TRL names "ref" is meant to be frozen.
+
+    Returns:
+        `partly-frozen` (warning), or nothing.
+    """
     named = dict(policy.named_parameters())
-    trains = {name: weight for name, weight in named.items() if weight.requires_grad}
     adapters = [name for name in named if is_adapter(name)]
-    found = []
-    if not trains:
-        what = "the adapter" if adapters else "the policy"
-        cause = f"{what} is frozen: no weight requires a gradient, the curves look healthy and nothing is learned"
-        remedy = "load the adapter with is_trainable=True" if adapters else "policy.requires_grad_(True)"
-        evidence = {"weights that train": 0, "of": len(named), "first": (adapters or list(named))[0]}
-        found.append(Finding("frozen", "error", cause, remedy, evidence))
-    elif (still := [name for name in (adapters or named) if name not in trains]) and not _one_kind(still):
-        cause = f"a part of the {'adapter' if adapters else 'policy'} is frozen"
-        remedy = "leave it so if it is meant; else requires_grad_(True), before the optimizer is made"
-        evidence = {"frozen": len(still), "of": len(adapters or named), "first": still[0]}
-        found.append(Finding("partly-frozen", "warning", cause, remedy, evidence))
-    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]} if optimizer else None
-    if held is not None and (lost := [name for name, weight in trains.items() if id(weight) not in held]):
-        cause = "the optimizer does not hold weights that should train: it was made before they were replaced"
-        remedy = "make the optimizer after the model is wrapped, from its trainable parameters"
-        evidence = {"not held": len(lost), "of": len(trains), "first": lost[0]}
-        found.append(Finding("not-in-optimizer", "error", cause, remedy, evidence))
-    if reference is None:
-        return found
-    places = {weight.data_ptr() for weight in trains.values() if weight.numel()}
-    shared = [name for name, weight in reference.named_parameters() if weight.data_ptr() in places]
-    if shared:
-        cause = "the reference shares weights with the policy: it moves along, and the KL stays 0 whatever is learned"
-        remedy = "copy.deepcopy the model before training, or load it a second time, and freeze the copy"
-        evidence = {"shared weights": len(shared), "first": shared[0]}
-        found.append(Finding("reference-is-policy", "error", cause, remedy, evidence))
-    elif held and any(id(weight) in held for weight in reference.parameters()):
-        cause = "the optimizer holds the reference's weights: the reference trains"
-        remedy = "give the optimizer the policy's parameters alone, and freeze the reference"
-        found.append(Finding("reference-moved", "error", cause, remedy, {"reference's weights in the optimizer": True}))
-    return found
+    frozen = [name for name in (adapters or named) if not named[name].requires_grad]
+    if not frozen or _are_reference_adapters(frozen):
+        return []
+    cause = f"a part of the {'adapter' if adapters else 'policy'} is frozen"
+    remedy = "ignore this if it is intended; else call requires_grad_(True) before the optimizer is created"
+    evidence = {"frozen weights": len(frozen), "of": len(adapters or named), "first": frozen[0]}
+    return [Finding("partly-frozen", "warning", cause, remedy, evidence)]
 
 
-def _one_kind(names: Iterable[str]) -> bool:
-    """Adapters beside the one that trains ("ref" in TRL) are meant to be frozen."""
+def _are_reference_adapters(names: Iterable[str]) -> bool:
     return all(".ref." in name or name.endswith(".ref") for name in names)
 
 
-def rounding_between(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> torch.dtype | None:
-    """The dtype in which the two hold the same weights, where they do not as they are."""
-    for dtype in _HALF:
-        if all(torch.equal(ours[name].to(dtype), theirs[name].to(ours[name].device, dtype)) for name in ours):
-            return dtype
-    return None
+def check_optimizer_parameters(policy: nn.Module, optimizer: torch.optim.Optimizer) -> list[Finding]:
+    """Check that the optimizer has every trainable weight of the policy.
+
+    Criterion: each parameter with `requires_grad` is in one of the parameter groups.
+
+    Returns:
+        `not-in-optimizer` (error), or nothing.
+    """
+    trainable = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    optimized = _ids_of_parameters(optimizer)
+    missing = [name for name, weight in trainable.items() if id(weight) not in optimized]
+    if not missing:
+        return []
+    cause = "the optimizer lacks trainable weights of the policy: it was created before the weights were replaced"
+    remedy = "create the optimizer after the model is wrapped, from its trainable parameters"
+    evidence = {"weights not in the optimizer": len(missing), "of": len(trainable), "first": missing[0]}
+    return [Finding("not-in-optimizer", "error", cause, remedy, evidence)]
+
+
+def check_shared_weights(policy: nn.Module, reference: nn.Module) -> list[Finding]:
+    """Check that the reference has memory of its own.
+
+    Criterion: no weight of the reference has the address of a trainable weight of the policy.
+
+    Returns:
+        `reference-is-policy` (error), or nothing.
+    """
+    addresses = {weight.data_ptr() for weight in policy.parameters() if weight.requires_grad and weight.numel()}
+    shared = [name for name, weight in reference.named_parameters() if weight.data_ptr() in addresses]
+    if not shared:
+        return []
+    cause = (
+        "the reference shares weights with the policy: it changes with the policy, and the KL stays 0 whatever the "
+        "policy learns"
+    )
+    remedy = "copy.deepcopy the model before training, or load it a second time, and freeze the copy"
+    evidence = {"shared weights": len(shared), "first": shared[0]}
+    return [Finding("reference-is-policy", "error", cause, remedy, evidence)]
+
+
+def check_optimizer_has_reference(reference: nn.Module, optimizer: torch.optim.Optimizer) -> list[Finding]:
+    """Check that the optimizer has no weight of the reference.
+
+    Returns:
+        `reference-moved` (error), or nothing.
+    """
+    optimized = _ids_of_parameters(optimizer)
+    if not any(id(weight) in optimized for weight in reference.parameters()):
+        return []
+    cause = "the optimizer has weights of the reference, so the reference trains"
+    remedy = "give the optimizer the parameters of the policy only, and freeze the reference"
+    evidence = {"weights of the reference in the optimizer": True}
+    return [Finding("reference-moved", "error", cause, remedy, evidence)]
+
+
+def _ids_of_parameters(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
