@@ -449,7 +449,7 @@ def test_matrices_that_are_no_covariance(kind):
     with jax.enable_x64(True):
         fine = f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library([[1.0, 0.0], [0.0, 1.0]]))
         for matrix, message in (
-            ([[1.0, 2.0], [2.0, 1.0]], "positive definite, but its least eigenvalue is -1"),
+            ([[1.0, 2.0], [2.0, 1.0]], "positive definite, but its smallest eigenvalue is -1"),
             ([[1.0, 0.5], [0.0, 1.0]], "symmetric, but entries differ by 0.5"),
         ):
             bad = f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library(matrix))
@@ -511,9 +511,9 @@ def test_what_has_no_closed_form_says_what_to_call():
 def test_shapes_that_do_not_broadcast():
     with pytest.raises(ShapeError, match=r"Normal and Normal to broadcast, got shapes \(2,\) and \(\) and \(3,\)"):
         kl(f.Normal(loc=[0.0, 1.0], scale=1.0), f.Normal(loc=[0.0, 1.0, 2.0], scale=1.0))
-    with pytest.raises(ShapeError, match="as many categories"):
+    with pytest.raises(ShapeError, match="same number of categories"):
         kl(f.Categorical(probs=[0.5, 0.5]), f.Categorical(probs=[1.0]))
-    with pytest.raises(ShapeError, match="as many categories"):
+    with pytest.raises(ShapeError, match="same number of concentrations"):
         kl(f.Dirichlet(concentration=[0.5, 0.5]), f.Dirichlet(concentration=[1.0]))
 
 
@@ -543,7 +543,7 @@ def test_users_add_their_own():
     del FORMS[Coin, f.Normal], FORMS[LuckyCoin, f.Normal]
     with pytest.raises(TypeError, match="expected a distribution, got LuckyCoin"):
         kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0))
-    with pytest.raises(ValueError, match=r"KL\(Normal \|\| Normal\) has a closed form here already"):
+    with pytest.raises(ValueError, match=r"expected a pair without a closed form in Kullback, but KL\(Normal \|\| Normal\) has one"):
         register_kl(f.Normal, f.Normal)
 
 

@@ -1,6 +1,6 @@
-"""Closed forms of KL(p || q): one function for each pair of families, in files named by family."""
+"""Closed forms of KL(p || q): one function for each pair of families, in files that are named by family."""
 
-from kullback.closed_forms import (  # noqa: F401  (each registers its pairs)
+from kullback.closed_forms import (  # noqa: F401  (importing a module registers its pairs)
     bounded,
     counts,
     dirichlets,
@@ -14,6 +14,6 @@ from kullback.closed_forms import (  # noqa: F401  (each registers its pairs)
     wisharts,
 )
 from kullback.closed_forms.registry import FORMS, Form, closed_form
-from kullback.closed_forms.supports import is_contained, lies_on_the_line, support
+from kullback.closed_forms.supports import is_contained, is_univariate, support
 
-__all__ = ["FORMS", "Form", "closed_form", "is_contained", "lies_on_the_line", "support"]
+__all__ = ["FORMS", "Form", "closed_form", "is_contained", "is_univariate", "support"]

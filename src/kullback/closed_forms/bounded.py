@@ -1,4 +1,4 @@
-"""Variables on an interval: uniform, beta and continuous Bernoulli; and what else is measured by their means."""
+"""KL for the uniform, beta, Kumaraswamy, continuous Bernoulli and Pareto distributions."""
 
 from itertools import product
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from kullback import families as f
-from kullback.closed_forms.dirichlets import betas
-from kullback.closed_forms.normals import against_normal
+from kullback.closed_forms.dirichlets import kl_beta_parameters
+from kullback.closed_forms.normals import kl_to_normal
 from kullback.closed_forms.registry import closed_form, where_equal
 from kullback.numerics.arrays import Array
 from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean
@@ -21,85 +21,140 @@ _GAMMAS = (f.ChiSquared, f.Exponential, f.Gamma)
 
 
 @closed_form((f.Pareto, f.Pareto))
-def pareto(xp: Any, p: Any, q: Any) -> Array:
-    """phi(log(alpha2/alpha1)) + alpha2 log(scale1/scale2)."""
+def kl_pareto_pareto(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Pareto(scale1, alpha1) and Q = Pareto(scale2, alpha2).
+
+    phi(log(alpha2/alpha1)) + alpha2 log(scale1/scale2), where phi(d) = e^d - 1 - d. The result is `inf` for
+    scale1 < scale2.
+    """
     return ratio_residual(xp, q.alpha, p.alpha) + q.alpha * log_ratio(xp, p.scale, q.scale)
 
 
 @closed_form((f.Uniform, f.Uniform))
-def uniform(xp: Any, p: Any, q: Any) -> Array:
-    """log(width2/width1), as the log of 1 and what q has outside p, over width1."""
+def kl_uniform_uniform(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low1, high1) and Q = Uniform(low2, high2).
+
+    log(1 + ((low1 - low2) + (high2 - high1))/(high1 - low1)), which is the log-ratio of the widths. The result is `inf`
+    where the interval of P is not inside the interval of Q.
+    """
     outside = (p.low - q.low) + (q.high - p.high)
     return xp.log1p(outside / (p.high - p.low))
 
 
 @closed_form((f.Uniform, f.Pareto))
-def uniform_pareto(xp: Any, p: Any, q: Any) -> Array:
+def kl_uniform_pareto(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Pareto(scale, alpha).
+
+    alpha (m - log(scale)) - log(high - low) + (m - log(alpha)), where m = E_P log(x) = log(high) - (r - log(1 + r))/r
+    with r = (high - low)/low. The result is `inf` for low < scale.
+    """
     log_width = xp.log(p.high - p.low)
     return (
-        q.alpha * (_log_mean(xp, p.low, p.high) - xp.log(q.scale))
+        q.alpha * (_mean_log(xp, p.low, p.high) - xp.log(q.scale))
         - log_width
-        + (_log_mean(xp, p.low, p.high) - xp.log(q.alpha))
+        + (_mean_log(xp, p.low, p.high) - xp.log(q.alpha))
     )
 
 
 @closed_form(*product([f.Uniform], _GAMMAS))
-def uniform_gamma(xp: Any, p: Any, q: Any) -> Array:
-    """By the means of x and log x."""
+def kl_uniform_gamma(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Gamma(k, rate).
+
+    The formula also holds for Q = Exponential(rate), with k = 1, and for Q = ChiSquared(df), with k = df/2 and rate =
+    1/2.
+
+    A + rate (low + w/2) - (k - 1) m - log(w) with w = high - low and A = lgamma(k) - k log(rate), where
+    m = E_P log(x) = log(high) - (r - log(1 + r))/r with r = w/low, and m = log(high) - 1 for low = 0. The result is
+    `inf` for low < 0.
+    """
     shape, rate = _shape_and_rate(xp, q)
     width = p.high - p.low
     log_normalizer = (
         xp.log(shape * (2 * np.pi)) / 2 + shape * (xp.log(shape / rate) - 1) - xp.log(shape) + binet(xp, shape)
     )
-    return log_normalizer + rate * (p.low + width / 2) - (shape - 1) * _log_mean(xp, p.low, p.high) - xp.log(width)
+    return log_normalizer + rate * (p.low + width / 2) - (shape - 1) * _mean_log(xp, p.low, p.high) - xp.log(width)
 
 
 @closed_form((f.Uniform, f.Gumbel))
-def uniform_gumbel(xp: Any, p: Any, q: Any) -> Array:
-    """By the means of x and exp(-x/scale)."""
+def kl_uniform_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Gumbel(loc, scale).
+
+    m + exp(L(w/2) - m) - log(w) with w = (high - low)/scale and m = ((low - loc) + (high - loc))/(2 scale), where
+    L(u) = log(sinh(u)/u).
+    """
     width, middle = (p.high - p.low) / q.scale, ((p.low - q.loc) / q.scale + (p.high - q.loc) / q.scale) / 2
     return middle + xp.exp(log_sinhc(xp, width / 2) - middle) - xp.log(width)
 
 
 @closed_form((f.Uniform, f.Beta))
-def uniform_beta(xp: Any, p: Any, q: Any) -> Array:
-    """From the whole unit interval, a beta itself, to this part of it: by the means of log x and log(1 - x)."""
+def kl_uniform_beta(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Beta(concentration1, concentration0).
+
+    KL(Beta(1, 1) || Q) - (concentration1 - 1) (m1 + 1) - (concentration0 - 1) (m0 + 1) - log(high - low), where
+    m1 = E_P log(x) and m0 = E_P log(1 - x). Both means are -1 for the interval from 0 to 1, where P is Beta(1, 1). The
+    result is `inf` where the interval of P is not inside the unit interval.
+    """
     one = xp.ones_like(p.low)
-    whole = betas(xp, one, one, q.concentration1, q.concentration0)
-    ups = (q.concentration1 - 1) * (_log_mean(xp, p.low, p.high) + 1)
-    downs = (q.concentration0 - 1) * (_log_mean(xp, one - p.high, one - p.low) + 1)
-    return whole - ups - downs - xp.log(p.high - p.low)
+    unit_interval = kl_beta_parameters(xp, one, one, q.concentration1, q.concentration0)
+    from_log_x = (q.concentration1 - 1) * (_mean_log(xp, p.low, p.high) + 1)
+    from_log_1_minus_x = (q.concentration0 - 1) * (_mean_log(xp, one - p.high, one - p.low) + 1)
+    return unit_interval - from_log_x - from_log_1_minus_x - xp.log(p.high - p.low)
 
 
 @closed_form((f.Uniform, f.ContinuousBernoulli))
-def uniform_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
+def kl_uniform_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = ContinuousBernoulli(probs).
+
+    L(u) - 2 u (m - 1/2) - log(high - low) with u = log(probs/(1 - probs))/2 and the midpoint m = (low + high)/2, where
+    L(u) = log(sinh(u)/u). The result is `inf` where the interval of P is not inside the unit interval.
+    """
     u = _half_logit(xp, q)
     middle = p.low + (p.high - p.low) / 2
     return log_sinhc(xp, u) - 2 * u * (middle - 0.5) - xp.log(p.high - p.low)
 
 
 @closed_form((f.Kumaraswamy, f.Kumaraswamy))
-def kumaraswamy(xp: Any, p: Any, q: Any) -> Array:
-    """phi(log(b2/b1)) for equal concentration1, as -log(1 - x^a) is exponential; others have no closed form."""
+def kl_kumaraswamy_kumaraswamy(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Kumaraswamy(a, b1) and Q = Kumaraswamy(a, b2), with equal concentration1 = a.
+
+    phi(log(b2/b1)), where phi(d) = e^d - 1 - d: the variable -log(1 - x^a) is exponential, with the rates b1 and b2.
+    There is no closed form for unequal concentration1.
+    """
     kl = ratio_residual(xp, q.concentration0, p.concentration0)
     return where_equal(xp, p, q, "concentration1", kl)
 
 
 @closed_form((f.Beta, f.Uniform))
-def beta_uniform(xp: Any, p: Any, q: Any) -> Array:
+def kl_beta_uniform(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Beta(a, b) and Q = Uniform(low, high), where a is concentration1 and b is concentration0.
+
+    KL(Beta(a, b) || Beta(1, 1)) + log(high - low). The result is `inf` where the unit interval is not inside the
+    interval of Q.
+    """
     return _beta_negative_entropy(xp, p) + xp.log(q.high - q.low)
 
 
 @closed_form((f.Beta, f.ContinuousBernoulli))
-def beta_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
-    """By the mean of x."""
+def kl_beta_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Beta(a, b) and Q = ContinuousBernoulli(probs), with a = concentration1 and b = concentration0.
+
+    KL(Beta(a, b) || Beta(1, 1)) + L(u) - u (a - b)/(a + b) with u = log(probs/(1 - probs))/2, where
+    L(u) = log(sinh(u)/u).
+    """
     u = _half_logit(xp, q)
     a, b = p.concentration1, p.concentration0
     return _beta_negative_entropy(xp, p) + log_sinhc(xp, u) - u * ((a - b) / (a + b))
 
 
 @closed_form((f.Beta, f.Normal))
-def beta_normal(xp: Any, p: Any, q: Any) -> Array:
+def kl_beta_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Beta(a, b) and Q = Normal(loc, scale), where a is concentration1 and b is concentration0.
+
+    N + phi(log(v/scale^2))/2 + ((m - loc)/scale)^2/2 with the mean m = a/c and the variance v = a b/(c^2 (c + 1)) for
+    c = a + b, where phi(d) = e^d - 1 - d. The negentropy is
+    N = -log(1 + 1/c)/2 + (1/(2a) + 1/(2b) - 1/c) - (E_1(a) + E_1(b) - E_2(c)) with E_n(x) = J(x) - (x - n) J'(x) and
+    J(x) = lgamma(x) - (x - 1/2) log(x) + x - log(2 pi)/2.
+    """
     a, b = p.concentration1, p.concentration0
     c = a + b
     negentropy = (
@@ -107,22 +162,31 @@ def beta_normal(xp: Any, p: Any, q: Any) -> Array:
         + (0.5 / a + 0.5 / b - 1 / c)
         - (_binet_excess(xp, a, 1) + _binet_excess(xp, b, 1) - _binet_excess(xp, c, 2))
     )
-    return against_normal(xp, a / c, a / c * (b / c) / (c + 1), negentropy, q)
+    return kl_to_normal(xp, a / c, a / c * (b / c) / (c + 1), negentropy, q)
 
 
 def _beta_negative_entropy(xp: Any, d: Any) -> Array:
-    """KL to the uniform distribution on the unit interval, which is Beta(1, 1)."""
+    """The negative entropy of a beta distribution: its KL to the uniform distribution on (0, 1), that is Beta(1, 1)."""
     one = xp.ones_like(d.concentration1)
-    return betas(xp, d.concentration1, d.concentration0, one, one)
+    return kl_beta_parameters(xp, d.concentration1, d.concentration0, one, one)
 
 
 def _binet_excess(xp: Any, a: Array, k: int) -> Array:
+    """J(a) - (a - k) J'(a) for Binet's function J."""
     return binet(xp, a) - (a - k) * binet_slope(xp, a)
 
 
 @closed_form(*product([f.Beta], _GAMMAS))
-def beta_gamma(xp: Any, p: Any, q: Any) -> Array:
-    """By the means of x and log x; nearly zero where b is large, and put together so that digits remain."""
+def kl_beta_gamma(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Beta(a, b) and Q = Gamma(k, rate), where a is concentration1 and b is concentration0.
+
+    The formula also holds for Q = Exponential(rate), with k = 1, and for Q = ChiSquared(df), with k = df/2 and rate =
+    1/2.
+
+    D(a, k) + k phi(log(rate/c) + log(a/k)) + log(1 + a/b)/2 + a/(2 b c) + E(c) - E(b) + k (J'(c) - 1/(2c)) with c = a +
+    b, where phi(d) = e^d - 1 - d, D(a, k) = lgamma(k) - lgamma(a) - (k - a) digamma(a) - k phi(log(a/k)),
+    J(x) = lgamma(x) - (x - 1/2) log(x) + x - log(2 pi)/2 and E(x) = J(x) - (x - 1) J'(x).
+    """
     shape, rate = _shape_and_rate(xp, q)
     a, b = p.concentration1, p.concentration0
     c = a + b
@@ -132,10 +196,13 @@ def beta_gamma(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form((f.ContinuousBernoulli, f.ContinuousBernoulli))
-def continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
-    """The residual of log(sinh(u)/u) about its tangent, u being half a logit."""
+def kl_continuous_bernoulli_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = ContinuousBernoulli(probs1) and Q = ContinuousBernoulli(probs2).
+
+    L(u2) - L(u1) - (u2 - u1) L'(u1) with u = log(probs/(1 - probs))/2, where L(u) = log(sinh(u)/u).
+    """
     if p.logits is None and q.logits is None:
-        # The difference of logits, as the logs of two ratios, keeps its digits.
+        # The difference of the logits is accurate as a sum of two log-ratios.
         h = (log_ratio(xp, q.probs, p.probs) - log_ratio(xp, 1 - q.probs, 1 - p.probs, p.probs - q.probs)) / 2
     else:
         h = _half_logit(xp, q) - _half_logit(xp, p)
@@ -143,36 +210,55 @@ def continuous_bernoulli(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form((f.ContinuousBernoulli, f.Uniform))
-def continuous_bernoulli_uniform(xp: Any, p: Any, q: Any) -> Array:
-    """By p's own mean; the uniform on the unit interval is a continuous Bernoulli of logit 0."""
+def kl_continuous_bernoulli_uniform(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = ContinuousBernoulli(probs) and Q = Uniform(low, high).
+
+    u L'(u) - L(u) + log(high - low) with u = log(probs/(1 - probs))/2, where L(u) = log(sinh(u)/u). The first two terms
+    are KL to the uniform distribution on the unit interval. The result is `inf` where the unit interval is not inside
+    the interval of Q.
+    """
     u = _half_logit(xp, p)
     return log_sinhc_residual(xp, u, -u) + xp.log(q.high - q.low)
 
 
 @closed_form((f.ContinuousBernoulli, f.Exponential))
-def continuous_bernoulli_exponential(xp: Any, p: Any, q: Any) -> Array:
+def kl_continuous_bernoulli_exponential(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = ContinuousBernoulli(probs) and Q = Exponential(rate).
+
+    u L'(u) - L(u) - log(rate) + rate m with the mean m = (1 + L'(u))/2 and u = log(probs/(1 - probs))/2, where
+    L(u) = log(sinh(u)/u).
+    """
     mean, negative_entropy = _mean_and_negative_entropy(xp, p)
     return negative_entropy - xp.log(q.rate) + q.rate * mean
 
 
 @closed_form((f.ContinuousBernoulli, f.Normal))
-def continuous_bernoulli_normal(xp: Any, p: Any, q: Any) -> Array:
+def kl_continuous_bernoulli_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = ContinuousBernoulli(probs) and Q = Normal(loc, scale).
+
+    N + phi(log(v/scale^2))/2 + ((m - loc)/scale)^2/2 with the mean m = (1 + L'(u))/2, the variance v = L''(u)/4 and the
+    negentropy N = (log(2 pi e) + log(v))/2 + u L'(u) - L(u) for u = log(probs/(1 - probs))/2, where phi(d) = e^d - 1 -
+    d and L(u) = log(sinh(u)/u).
+    """
     u = _half_logit(xp, p)
     mean, negative_entropy = _mean_and_negative_entropy(xp, p)
     variance = log_sinhc_curvature(xp, u) / 4
-    return against_normal(xp, mean, variance, (_LOG_2_PI_E + xp.log(variance)) / 2 + negative_entropy, q)
+    return kl_to_normal(xp, mean, variance, (_LOG_2_PI_E + xp.log(variance)) / 2 + negative_entropy, q)
 
 
 def _mean_and_negative_entropy(xp: Any, p: Any) -> tuple[Array, Array]:
+    """The mean and the negative entropy of a continuous Bernoulli distribution."""
     u = _half_logit(xp, p)
     return (1 + log_sinhc_slope(xp, u)) / 2, log_sinhc_residual(xp, u, -u)
 
 
 def _half_logit(xp: Any, d: Any) -> Array:
+    """log(probs / (1 - probs)) / 2."""
     return log_ratio(xp, d.probs, 1 - d.probs) / 2 if d.logits is None else d.logits / 2
 
 
 def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
+    """The concentration and the rate of a gamma, exponential or chi-squared distribution."""
     match d:
         case f.Gamma():
             return d.concentration, d.rate
@@ -182,8 +268,8 @@ def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
             return d.df / 2, 0.5 * xp.ones_like(d.df)
 
 
-def _log_mean(xp: Any, low: Array, high: Array) -> Array:
-    """The mean of log x over low < x < high: log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
+def _mean_log(xp: Any, low: Array, high: Array) -> Array:
+    """The mean of log x for x uniform on (low, high): log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
     positive = low > 0
     r = (high - low) / xp.where(positive, low, 1.0)
     return xp.log(high) - xp.where(positive, log1p_residual(r) / r, 1.0)

@@ -1,4 +1,4 @@
-"""Counts and categories."""
+"""KL for the Bernoulli, categorical, multinomial, geometric, negative binomial, Poisson and Zipf distributions."""
 
 from typing import Any
 
@@ -12,67 +12,87 @@ from kullback.numerics.arrays import Array
 from kullback.numerics.log_zeta import log_zeta_residual
 from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, phi
 
-__all__ = ["bernoulli", "failure", "log_probabilities", "success"]
+__all__ = ["failure_prob", "kl_bernoulli_bernoulli", "log_probs_up_to_constant", "success_prob"]
 
 
 @closed_form((f.Bernoulli, f.Bernoulli))
-def bernoulli(xp: Any, p: Any, q: Any) -> Array:
-    """p phi(log(q/p)) + (1 - p) phi(log((1 - q)/(1 - p)))."""
+def kl_bernoulli_bernoulli(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Bernoulli(probs1) and Q = Bernoulli(probs2).
+
+    probs1 phi(log(probs2/probs1)) + (1 - probs1) phi(log((1 - probs2)/(1 - probs1))), where phi(d) = e^d - 1 - d.
+    """
     if p.logits is None and q.logits is None:
-        # 1 - p has been rounded, but p - q has not where they are nearly equal.
+        # 1 - probs is rounded, but the difference of nearly equal probabilities is exact.
         change = (p.probs - q.probs) / xp.where(p.probs < 1, 1 - p.probs, 1.0)
         near = abs(change) < 0.5
         close = (1 - p.probs) * log1p_residual(xp.where(near, change, 0.0))
-        apart = mass_phi(xp, 1 - p.probs, 1 - q.probs)
-        return mass_phi(xp, p.probs, q.probs) + xp.where(near & (p.probs < 1), close, apart)
-    logits = [xp.stack(log_probabilities(xp, d), axis=-1) for d in (p, q)]
+        far = mass_phi(xp, 1 - p.probs, 1 - q.probs)
+        return mass_phi(xp, p.probs, q.probs) + xp.where(near & (p.probs < 1), close, far)
+    logits = [xp.stack(log_probs_up_to_constant(xp, d), axis=-1) for d in (p, q)]
     return _from_logits(xp, *xp.broadcast_arrays(*logits))
 
 
-def log_probabilities(xp: Any, d: Any) -> list[Array]:
-    """Of a one and of none, up to a constant."""
+def log_probs_up_to_constant(xp: Any, d: Any) -> list[Array]:
+    """The log-probabilities of success and of failure, up to a common constant."""
     if d.logits is None:
         return [xp.log(d.probs), xp.log1p(-d.probs)]
     return [d.logits, xp.zeros_like(d.logits)]
 
 
-def success(xp: Any, d: Any) -> Array:
+def success_prob(xp: Any, d: Any) -> Array:
+    """The probability of success."""
     return d.probs if d.logits is None else 1 / (1 + xp.exp(-d.logits))
 
 
-def failure(xp: Any, d: Any) -> Array:
+def failure_prob(xp: Any, d: Any) -> Array:
+    """The probability of failure."""
     return 1 - d.probs if d.logits is None else 1 / (1 + xp.exp(d.logits))
 
 
 @closed_form((f.Geometric, f.Geometric))
-def geometric(xp: Any, p: Any, q: Any) -> Array:
-    """A Bernoulli's, times the mean number of draws."""
-    return bernoulli(xp, p, q) / success(xp, p)
+def kl_geometric_geometric(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Geometric(probs1) and Q = Geometric(probs2).
+
+    KL(Bernoulli(probs1) || Bernoulli(probs2)) / probs1: KL of one trial times the mean number of trials under P.
+    """
+    return kl_bernoulli_bernoulli(xp, p, q) / success_prob(xp, p)
 
 
 @closed_form((f.NegativeBinomial, f.NegativeBinomial))
-def negative_binomial(xp: Any, p: Any, q: Any) -> Array:
-    """A Bernoulli's, times the mean number of draws, for equal total_count."""
-    kl = p.total_count * (bernoulli(xp, p, q) / failure(xp, p))
+def kl_negative_binomial_negative_binomial(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = NegativeBinomial(total_count, probs1) and Q = NegativeBinomial(total_count, probs2).
+
+    total_count KL(Bernoulli(probs1) || Bernoulli(probs2)) / (1 - probs1): KL of one trial times the mean number of
+    trials under P. There is no closed form for unequal total_count.
+    """
+    kl = p.total_count * (kl_bernoulli_bernoulli(xp, p, q) / failure_prob(xp, p))
     return where_equal(xp, p, q, "total_count", kl)
 
 
 @closed_form((f.Multinomial, f.Multinomial))
-def multinomial(xp: Any, p: Any, q: Any) -> Array:
-    """A Categorical's, times total_count; `inf` where the counts differ."""
-    one = categorical(xp, p, q)
-    kl = xp.where(p.total_count > 0, p.total_count * one, 0.0)
+def kl_multinomial_multinomial(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Multinomial(total_count, probs1) and Q = Multinomial(total_count, probs2).
+
+    total_count sum_i probs1_i phi(log(probs2_i/probs1_i)), where phi(d) = e^d - 1 - d. The result is `inf` where the
+    two values of total_count differ.
+    """
+    per_draw = kl_categorical_categorical(xp, p, q)
+    kl = xp.where(p.total_count > 0, p.total_count * per_draw, 0.0)
     return xp.where(p.total_count == q.total_count, kl, np.inf)
 
 
 @closed_form((f.Categorical, f.Categorical), (f.OneHotCategorical, f.OneHotCategorical))
-def categorical(xp: Any, p: Any, q: Any) -> Array:
-    """sum p phi(log(q/p))."""
+def kl_categorical_categorical(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Categorical(probs1) and Q = Categorical(probs2), or OneHotCategorical for both.
+
+    sum_i probs1_i phi(log(probs2_i/probs1_i)), where phi(d) = e^d - 1 - d and the term of probs1_i = 0 is probs2_i. The
+    result is `inf` where probs2_i = 0 for some probs1_i > 0.
+    """
     values = [d.probs if d.logits is None else d.logits for d in (p, q)]
     sizes = [value.shape[-1] if value.ndim else 0 for value in values]
     if sizes[0] != sizes[1] or sizes[0] == 0:
         raise ShapeError(
-            "expected as many categories along the last axis of p and of q, got shapes "
+            "expected p and q to have the same number of categories along the last axis, got shapes "
             f"{tuple(values[0].shape)} and {tuple(values[1].shape)}"
         )
     if p.logits is None and q.logits is None:
@@ -82,21 +102,31 @@ def categorical(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form((f.Poisson, f.Poisson))
-def poisson(xp: Any, p: Any, q: Any) -> Array:
-    """rate1 phi(log(rate2/rate1))."""
+def kl_poisson_poisson(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Poisson(rate1) and Q = Poisson(rate2).
+
+    rate1 phi(log(rate2/rate1)) = rate2 - rate1 - rate1 log(rate2/rate1), where phi(d) = e^d - 1 - d.
+    """
     return mass_phi(xp, p.rate, q.rate)
 
 
 @closed_form((f.Zipf, f.Zipf))
-def zipf(xp: Any, p: Any, q: Any) -> Array:
-    """The residual of log zeta about its tangent."""
+def kl_zipf_zipf(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Zipf(s1) and Q = Zipf(s2), where s1 and s2 are the exponents.
+
+    L(s2) - L(s1) - (s2 - s1) L'(s1) with L(s) = log zeta(s).
+    """
     return log_zeta_residual(xp, p.exponent, q.exponent - p.exponent)
 
 
 @closed_form((f.Bernoulli, f.Poisson))
-def bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
-    """(1 - p) phi(log(e^-r / (1 - p))) + p phi(log(r e^-r / p)) + e^-r phi(r): none, one, and more."""
-    one, none, rate = success(xp, p), failure(xp, p), q.rate
+def kl_bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Bernoulli(probs) and Q = Poisson(rate).
+
+    (1 - probs) phi(log(e^-rate/(1 - probs))) + probs phi(log(rate e^-rate/probs)) + e^-rate phi(rate), where
+    phi(d) = e^d - 1 - d. The terms belong to the counts 0, 1, and 2 or more.
+    """
+    one, none, rate = success_prob(xp, p), failure_prob(xp, p), q.rate
     some = none > 0
     log_none = rate - one - log1p_residual(-xp.where(some, one, 0.0))
     none = xp.where(some, none * phi(-log_none), xp.exp(-rate))
@@ -108,8 +138,12 @@ def bernoulli_poisson(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form((f.Poisson, f.Bernoulli), (f.Poisson, f.Binomial))
-def poisson_bernoulli(xp: Any, p: Any, q: Any) -> Array:
-    """Finite at rate 0 alone, where p is certain of 0."""
+def kl_poisson_binomial(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Poisson(rate) and Q = Binomial(total_count, probs), or Q = Bernoulli(probs), total_count = 1.
+
+    -total_count log(1 - probs) for rate = 0, where P is the point mass at 0. The result is `inf` for rate > 0, because
+    P then has mass above total_count.
+    """
     none = xp.log1p(-q.probs) if q.logits is None else -xp.log1p(xp.exp(q.logits))
     count = q.total_count if isinstance(q, f.Binomial) else 1
     return -count * none + xp.zeros_like(p.rate)

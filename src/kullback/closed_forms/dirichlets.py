@@ -1,4 +1,4 @@
-"""Dirichlet and beta variables."""
+"""KL between Dirichlet distributions and between beta distributions."""
 
 from typing import Any
 
@@ -11,42 +11,54 @@ from kullback.numerics.arrays import Array, holds
 from kullback.numerics.log_gamma import gamma_kl_equal_mean, gamma_kl_equal_mean_increment
 from kullback.numerics.phi import log_ratio, phi
 
-__all__ = ["betas"]
+__all__ = ["kl_beta_parameters"]
 
 
 @closed_form((f.Dirichlet, f.Dirichlet))
-def dirichlet(xp: Any, p: Any, q: Any) -> Array:
-    """sum_i R(a_i, b_i - a_i) - R(A, B - A), with A = sum a and B = sum b, less what Stirling's leading terms cancel:
+def kl_dirichlet_dirichlet(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Dirichlet(a) and Q = Dirichlet(b), where a and b are vectors of n concentrations.
 
-    B KL(b/B || a/A) + sum_i D(a_i, b_i) - D(A, B), D being the KL of gammas of one mean.
+    B KL(b/B || a/A) + sum_i D(a_i, b_i) - D(A, B) with A = sum_i a_i, B = sum_i b_i and
+    B KL(b/B || a/A) = sum_i b_i phi(log(a_i/b_i) - log(A/B)), where phi(d) = e^d - 1 - d. Here
+    D(a, b) = lgamma(b) - lgamma(a) - (b - a) digamma(a) - b phi(log(a/b)) is KL between two gamma distributions with
+    equal means and the shape parameters a and b.
+
+    It equals sum_i R(a_i, b_i - a_i) - R(A, B - A) with R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a); Stirling's
+    leading terms, which cancel in this difference, are removed.
     """
     if p.concentration.shape[-1:] != q.concentration.shape[-1:] or p.concentration.ndim == 0:
         raise ShapeError(
-            "expected Dirichlet concentrations with as many categories along the last axis, got shapes "
+            "expected p and q to have the same number of concentrations along the last axis, got shapes "
             f"{tuple(p.concentration.shape)} and {tuple(q.concentration.shape)}"
         )
-    return _dirichlet(xp, p.concentration, q.concentration)
+    return _kl_concentrations(xp, p.concentration, q.concentration)
 
 
 @closed_form((f.Beta, f.Beta))
-def beta(xp: Any, p: Any, q: Any) -> Array:
-    """That of Dirichlets of two categories."""
-    return betas(xp, p.concentration1, p.concentration0, q.concentration1, q.concentration0)
+def kl_beta_beta(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Beta(a1, a0) and Q = Beta(b1, b0), where 1 and 0 index concentration1 and concentration0.
+
+    B KL(b/B || a/A) + D(a1, b1) + D(a0, b0) - D(A, B) with A = a1 + a0 and B = b1 + b0: the formula for two Dirichlet
+    distributions with two categories. Here B KL(b/B || a/A) = sum_i b_i phi(log(a_i/b_i) - log(A/B)), where
+    phi(d) = e^d - 1 - d, and D(a, b) = lgamma(b) - lgamma(a) - (b - a) digamma(a) - b phi(log(a/b)).
+    """
+    return kl_beta_parameters(xp, p.concentration1, p.concentration0, q.concentration1, q.concentration0)
 
 
-def betas(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> Array:
-    """KL(Beta(a1, a0) || Beta(b1, b0))."""
+def kl_beta_parameters(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> Array:
+    """KL(Beta(a1, a0) || Beta(b1, b0)) from arrays of concentrations."""
     a = xp.stack(xp.broadcast_arrays(a1, a0), axis=-1)
-    return _dirichlet(xp, a, xp.stack(xp.broadcast_arrays(b1, b0), axis=-1))
+    return _kl_concentrations(xp, a, xp.stack(xp.broadcast_arrays(b1, b0), axis=-1))
 
 
-def _dirichlet(xp: Any, a: Array, b: Array) -> Array:
+def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
+    """KL(Dirichlet(a) || Dirichlet(b)) from arrays of concentrations, by the formula of `kl_dirichlet_dirichlet`."""
     a, b = xp.broadcast_arrays(a, b)
     h = b - a
     sum_a, sum_b, sum_h = (xp.sum(x, axis=-1) for x in (a, b, h))
     d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
     each, whole = gamma_kl_equal_mean(xp, a, b, h), gamma_kl_equal_mean(xp, sum_a, sum_b, sum_h)
-    # The largest's D may all but cancel that of the sums.
+    # D of the largest concentration may nearly cancel D of the sums, so their difference is computed as an increment.
     is_top = xp.arange(a.shape[-1], device=device(a)) == xp.argmax(a, axis=-1, keepdims=True)
     top_a, top_b, top_h, top = (xp.sum(xp.where(is_top, x, 0.0), axis=-1) for x in (a, b, h, each))
     rest_a, rest_b, rest_h, rest = (xp.sum(xp.where(is_top, 0.0, x), axis=-1) for x in (a, b, h, each))

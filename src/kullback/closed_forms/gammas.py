@@ -1,7 +1,16 @@
-"""Gamma and its kin: powers of a gamma variable, their logarithms and their inverses.
+"""KL for powers of gamma variables, their logarithms and their inverses.
 
-Of x = scale G^(1/power), G being Gamma(shape, 1): exponential, gamma and chi-squared (power 1), Weibull (shape 1),
-Rayleigh (shape 1, power 2), half-normal (shape 1/2, power 2) and Maxwell (shape 3/2, power 2).
+A power of a gamma variable is x = a G^(1/c), where G has the distribution Gamma(k, 1). Its families are:
+
+| family | shape k | power c | scale a |
+| --- | --- | --- | --- |
+| Exponential(rate) | 1 | 1 | 1/rate |
+| Gamma(concentration, rate) | concentration | 1 | 1/rate |
+| ChiSquared(df) | df/2 | 1 | 2 |
+| Weibull(scale, concentration) | 1 | concentration | scale |
+| Rayleigh(scale) | 1 | 2 | sqrt(2) scale |
+| HalfNormal(scale) | 1/2 | 2 | sqrt(2) scale |
+| Maxwell(scale) | 3/2 | 2 | sqrt(2) scale |
 """
 
 import math
@@ -11,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import families as f
-from kullback.closed_forms.normals import against_normal
+from kullback.closed_forms.normals import kl_to_normal
 from kullback.closed_forms.registry import closed_form
 from kullback.numerics.arrays import Array, holds
 from kullback.numerics.log_gamma import (
@@ -24,7 +33,7 @@ from kullback.numerics.log_gamma import (
 )
 from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
 
-POWERS_OF_GAMMA: tuple[type, ...] = (
+GAMMA_POWERS: tuple[type, ...] = (
     f.ChiSquared,
     f.Exponential,
     f.Gamma,
@@ -35,150 +44,227 @@ POWERS_OF_GAMMA: tuple[type, ...] = (
 )
 
 
-class _Power(NamedTuple):
-    """x = constant (over / under) G^(1/power); the scale's parts are apart, so that ratios of scales lose no digit.
+class _GammaPower(NamedTuple):
+    """x = constant (numerator / denominator) G^(1/power), where G has the distribution Gamma(shape, 1).
 
-    A shape or a power that the family fixes is a float, and an array otherwise.
+    The numerator and the denominator of the scale are stored separately, so that ratios of scales are accurate. A shape
+    or a power that the family fixes is a float; otherwise it is an array.
     """
 
     shape: Any
     power: Any
-    over: Any
-    under: Any
+    numerator: Any
+    denominator: Any
     constant: float
 
 
-def _power_of_gamma(xp: Any, d: Any) -> _Power:
+def _as_gamma_power(xp: Any, d: Any) -> _GammaPower:
+    """The shape, the power and the scale of a distribution of the table above, or of the inverse of an InverseGamma."""
+
     def one(x: Array) -> Array:
         return xp.ones_like(x)
 
     match d:
         case f.Exponential():
-            return _Power(1.0, 1.0, one(d.rate), d.rate, 1.0)
+            return _GammaPower(1.0, 1.0, one(d.rate), d.rate, 1.0)
         case f.Gamma() | f.InverseGamma():
-            return _Power(d.concentration, 1.0, one(d.rate), d.rate, 1.0)
+            return _GammaPower(d.concentration, 1.0, one(d.rate), d.rate, 1.0)
         case f.ChiSquared():
-            return _Power(d.df / 2, 1.0, one(d.df), one(d.df), 2.0)
+            return _GammaPower(d.df / 2, 1.0, one(d.df), one(d.df), 2.0)
         case f.Weibull():
-            return _Power(1.0, d.concentration, d.scale, one(d.scale), 1.0)
+            return _GammaPower(1.0, d.concentration, d.scale, one(d.scale), 1.0)
         case _:
             shape = {f.HalfNormal: 0.5, f.Rayleigh: 1.0, f.Maxwell: 1.5}[type(d)]
-            return _Power(shape, 2.0, d.scale, one(d.scale), math.sqrt(2))
+            return _GammaPower(shape, 2.0, d.scale, one(d.scale), math.sqrt(2))
 
 
-def _whole(xp: Any, d: Any) -> _Power:
-    """With a fixed shape or power as an array too."""
-    power = _power_of_gamma(xp, d)
-    return power._replace(shape=_array(xp, power.shape, power.over), power=_array(xp, power.power, power.over))
+def _as_gamma_power_arrays(xp: Any, d: Any) -> _GammaPower:
+    """`_as_gamma_power` with the shape and the power as arrays, also where the family fixes them."""
+    power = _as_gamma_power(xp, d)
+    return power._replace(
+        shape=_as_array(xp, power.shape, power.numerator), power=_as_array(xp, power.power, power.numerator)
+    )
 
 
-def _log_scale_ratio(xp: Any, p: _Power, q: _Power) -> Array:
-    return log_ratio(xp, p.over * q.under, q.over * p.under) + math.log(p.constant / q.constant)
+def _log_scale_ratio(xp: Any, p: _GammaPower, q: _GammaPower) -> Array:
+    """log(scale_p / scale_q)."""
+    ratio = log_ratio(xp, p.numerator * q.denominator, q.numerator * p.denominator)
+    return ratio + math.log(p.constant / q.constant)
 
 
-def _log_scale(xp: Any, p: _Power) -> Array:
-    return xp.log(p.over / p.under) + math.log(p.constant)
+def _log_scale(xp: Any, p: _GammaPower) -> Array:
+    """log(scale)."""
+    return xp.log(p.numerator / p.denominator) + math.log(p.constant)
 
 
-@closed_form(*product(POWERS_OF_GAMMA, POWERS_OF_GAMMA), (f.InverseGamma, f.InverseGamma))
-def kl_gamma_powers(xp: Any, p: Any, q: Any) -> Array:
-    """KL of the gamma variables' own: with t = power_q/power_p = 1 + s, and m the mean of (x / scale_q)^power_q,
+@closed_form(*product(GAMMA_POWERS, GAMMA_POWERS), (f.InverseGamma, f.InverseGamma))
+def kl_gamma_power_gamma_power(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P and Q = Gamma, Exponential, ChiSquared, Weibull, Rayleigh, HalfNormal or Maxwell.
 
-    k2 phi(log(m/k2)) + D(k1, k2) + k2 R(k1 + 1, s) + s (k2/k1 - 1) + (s - log(1 + s)),
+    Each is the distribution of a G^(1/c), where G has the distribution Gamma(k, 1): Gamma(k, rate) has c = 1 and
+    a = 1/rate; Exponential(rate) has k = 1, c = 1 and a = 1/rate; ChiSquared(df) has k = df/2, c = 1 and a = 2;
+    Weibull(a, c) has k = 1; Rayleigh, HalfNormal and Maxwell(scale) have k = 1, 1/2 and 3/2, c = 2 and a = sqrt(2)
+    scale. Two InverseGamma distributions have the KL of the two Gamma distributions with the same parameters.
 
-    D(k1, k2) being the KL of gammas of one mean. One power leaves the first two terms; one shape, all but the fourth.
+    k2 phi(log(m/k2)) + D(k1, k2) + k2 R(k1 + 1, s) + s (k2/k1 - 1) + (s - log(1 + s)) with s = c2/c1 - 1 and
+    m = E_P (x/a2)^c2 = (a1/a2)^c2 Gamma(k1 + c2/c1)/Gamma(k1), where phi(d) = e^d - 1 - d,
+    R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a), and D(a, b) = R(a, b - a) - b phi(log(a/b)).
+
+    For equal powers c1 = c2 = c the formula is k2 phi(c log(a1/a2) + log(k1/k2)) + D(k1, k2). For equal shapes the
+    second and fourth terms are 0.
     """
-    p, q = _power_of_gamma(xp, p), _power_of_gamma(xp, q)
-    return _powers(xp, (p.shape, q.shape), (q.power, p.power), q.power * _log_scale_ratio(xp, p, q))
+    p, q = _as_gamma_power(xp, p), _as_gamma_power(xp, q)
+    log_scales = q.power * _log_scale_ratio(xp, p, q)
+    return _kl_gamma_powers(xp, (p.shape, q.shape), (q.power, p.power), log_scales)
 
 
-def _powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Array) -> Array:
-    """`t` is given as a quotient; `log_scales` is power_q log(scale_p / scale_q)."""
+def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_scales: Array) -> Array:
+    """The formula of `kl_gamma_power_gamma_power`.
+
+    Args:
+        xp: The array namespace.
+        shapes: k1 and k2.
+        t: The numerator and the denominator of c2/c1.
+        log_scales: c2 log(a1/a2).
+    """
     log_mean, rest = log_scales, 0.0
-    k1, k2 = (_array(xp, shape, log_scales) for shape in shapes)
+    k1, k2 = (_as_array(xp, shape, log_scales) for shape in shapes)
     if not _fixed_and_equal(*shapes):
         log_mean = log_mean + log_ratio(xp, k1, k2)
         rest = gamma_kl_equal_mean(xp, k1, k2)
     if not _fixed_and_equal(*t):
-        over, under = (_array(xp, power, log_scales) for power in t)
-        s = (over - under) / under
-        # k1 + t and log(t) keep their digits where t is tiny, and s nearly -1.
-        residual = log_gamma_bregman(xp, k1 + 1, k1 + over / under, s)
+        numerator, denominator = (_as_array(xp, power, log_scales) for power in t)
+        s = (numerator - denominator) / denominator
+        # k1 + t and log(t) are computed from t itself, because s is close to -1 for a small t.
+        residual = log_gamma_bregman(xp, k1 + 1, k1 + numerator / denominator, s)
         log_mean = log_mean + s * digamma(xp, k1 + 1) + residual
-        rest = rest + s * ((k2 - k1) / k1) + ratio_residual(xp, over, under)
-        # Where k1 and t are tiny, these cancel by the pole of each at 0, which k1 + 1 has not.
+        rest = rest + s * ((k2 - k1) / k1) + ratio_residual(xp, numerator, denominator)
+        # For small k1 and t these terms cancel, because each of them has a pole at 0; functions of k1 + 1 have none.
         poles = (k1 < 0.5) & (k2 > 2 * k1) & (s < -0.5)
         if not holds(~xp.any(poles)):
             near, far = xp.where(poles, k1, 1.0), xp.where(poles, k2, 1.0)
-            rise = log_gamma_bregman(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
-            rest = xp.where(poles, rise + ratio_residual(xp, far * over, near * under), rest)
+            bregman = log_gamma_bregman(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
+            rest = xp.where(poles, bregman + ratio_residual(xp, far * numerator, near * denominator), rest)
         rest = rest + k2 * residual
     return k2 * phi(log_mean) + rest
 
 
 def _fixed_and_equal(left: Any, right: Any) -> bool:
+    """Whether the families fix both values, to the same number."""
     return isinstance(left, float) and isinstance(right, float) and left == right
 
 
-def _array(xp: Any, value: Any, like: Array) -> Array:
+def _as_array(xp: Any, value: Any, like: Array) -> Array:
+    """A float as an array with the shape of `like`; an array unchanged."""
     return value * xp.ones_like(like) if isinstance(value, float) else value
 
 
 @closed_form((f.Gumbel, f.Gumbel))
-def gumbel(xp: Any, p: Any, q: Any) -> Array:
-    """Of the Weibull variables exp(-x), of powers 1/scale and scales exp(-loc)."""
-    return _powers(xp, (1.0, 1.0), (p.scale, q.scale), (q.loc - p.loc) / q.scale)
+def kl_gumbel_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Gumbel(loc1, scale1) and Q = Gumbel(loc2, scale2).
+
+    phi(log m) + R(2, s) + (s - log(1 + s)) with s = scale1/scale2 - 1 and
+    log m = (loc2 - loc1)/scale2 + lgamma(1 + scale1/scale2), where phi(d) = e^d - 1 - d and
+    R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a). It is KL between the Weibull distributions of e^-x.
+    """
+    return _kl_gamma_powers(xp, (1.0, 1.0), (p.scale, q.scale), (q.loc - p.loc) / q.scale)
 
 
-# Between logarithms of gamma variables and normal ones. An inverse gamma's logarithm is a gamma's, negated.
+# Logarithms of gamma variables and normal variables. The logarithm of an inverse-gamma variable is the negated
+# logarithm of a gamma variable.
 
 
-@closed_form(*product([*POWERS_OF_GAMMA, f.InverseGamma], [f.LogNormal]))
+@closed_form(*product([*GAMMA_POWERS, f.InverseGamma], [f.LogNormal]))
 def kl_gamma_power_log_normal(xp: Any, p: Any, q: Any) -> Array:
-    """Of log x, by its mean, its variance and its negentropy."""
+    """KL(P || Q) for P = Gamma, Weibull, another power of a gamma variable or InverseGamma, and Q = LogNormal.
+
+    Q = LogNormal(loc, scale), and P is the distribution of a G^(1/c), where G has the distribution Gamma(k, 1):
+    Gamma(k, rate) has c = 1 and a = 1/rate; Exponential(rate) has k = 1, c = 1 and a = 1/rate; ChiSquared(df) has k =
+    df/2, c = 1 and a = 2; Weibull(a, c) has k = 1; Rayleigh, HalfNormal and Maxwell(scale1) have k = 1, 1/2 and 3/2, c
+    = 2 and a = sqrt(2) scale1.
+
+    N + phi(log(v/scale^2))/2 + ((m - loc)/scale)^2/2 with the mean m = log(a) + digamma(k)/c and the variance
+    v = trigamma(k)/c^2 of log x, and the negentropy N = log(k trigamma(k))/2 + k J'(k) - J(k), where phi(d) = e^d - 1 -
+    d and J(k) = lgamma(k) - (k - 1/2) log(k) + k - log(2 pi)/2. For P = InverseGamma(k, rate), m = log(rate) -
+    digamma(k).
+    """
     sign = -1 if isinstance(p, f.InverseGamma) else 1
-    p = _whole(xp, p)
+    p = _as_gamma_power_arrays(xp, p)
     mean = sign * (_log_scale(xp, p) + digamma(xp, p.shape) / p.power)
-    return _log_gamma_normal(xp, p.shape, mean, 1 / p.power, q)
+    return _kl_log_gamma_normal(xp, p.shape, mean, 1 / p.power, q)
 
 
 @closed_form((f.Gumbel, f.Normal))
-def gumbel_normal(xp: Any, p: Any, q: Any) -> Array:
-    """As -x is loc + scale log G, G being exponential."""
-    return _log_gamma_normal(xp, xp.ones_like(p.scale), p.loc + np.euler_gamma * p.scale, p.scale, q)
+def kl_gumbel_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Gumbel(loc1, scale1) and Q = Normal(loc2, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((m - loc2)/scale2)^2/2 with the mean m = loc1 + euler_gamma scale1, the variance
+    v = pi^2 scale1^2/6 and the negentropy N = (log(2 pi e) + log(pi^2/6))/2 - 1 - euler_gamma, where
+    phi(d) = e^d - 1 - d. It is the formula for the logarithm of a Gamma(1, 1) variable, negated and scaled.
+    """
+    return _kl_log_gamma_normal(xp, xp.ones_like(p.scale), p.loc + np.euler_gamma * p.scale, p.scale, q)
 
 
-def _log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -> Array:
-    """Of a variable with this mean that is `scale` times the log of a Gamma(k, 1), or that negated."""
+def _kl_log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -> Array:
+    """KL to the normal distribution q of scale log G + constant or its negative, with G ~ Gamma(k, 1) and this mean."""
     curvature = binet_curvature(xp, k)
     trigamma = 1 / k + 0.5 / (k * k) + curvature
     negentropy = xp.log1p(0.5 / k + k * curvature) / 2 + k * binet_slope(xp, k) - binet(xp, k)
-    return against_normal(xp, mean, scale * scale * trigamma, negentropy, q)
+    return kl_to_normal(xp, mean, scale * scale * trigamma, negentropy, q)
 
 
-@closed_form(*product([f.LogNormal], [*POWERS_OF_GAMMA, f.InverseGamma]))
-def log_normal_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
+@closed_form(*product([f.LogNormal], [*GAMMA_POWERS, f.InverseGamma]))
+def kl_log_normal_gamma_power(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = LogNormal and Q = Gamma, Exponential, ChiSquared, Weibull, Rayleigh, HalfNormal or Maxwell.
+
+    P = LogNormal(loc, scale), and Q is the distribution of a G^(1/c), where G has the distribution Gamma(k, 1):
+    Gamma(k, rate) has c = 1 and a = 1/rate; Exponential(rate) has k = 1, c = 1 and a = 1/rate; ChiSquared(df) has
+    k = df/2, c = 1 and a = 2; Weibull(a, c) has k = 1; Rayleigh, HalfNormal and Maxwell(scale2) have k = 1, 1/2 and
+    3/2, c = 2 and a = sqrt(2) scale2.
+
+    k phi(m + v/2 - log(k)) + phi(log(k v))/2 + J(k) with m = c (loc - log(a)) and v = (c scale)^2, where
+    phi(d) = e^d - 1 - d and J(k) = lgamma(k) - (k - 1/2) log(k) + k - log(2 pi)/2. The same formula holds for
+    Q = InverseGamma(k, rate), with m = log(rate) - loc and v = scale^2.
+    """
     sign = -1 if isinstance(q, f.InverseGamma) else 1
-    q = _whole(xp, q)
-    return _normal_log_gamma(xp, q.shape, q.power * (sign * p.loc - _log_scale(xp, q)), q.power * p.scale)
+    q = _as_gamma_power_arrays(xp, q)
+    return _kl_normal_log_gamma(xp, q.shape, q.power * (sign * p.loc - _log_scale(xp, q)), q.power * p.scale)
 
 
 @closed_form((f.Normal, f.Gumbel))
-def normal_gumbel(xp: Any, p: Any, q: Any) -> Array:
-    return _normal_log_gamma(xp, xp.ones_like(q.scale), (q.loc - p.loc) / q.scale, p.scale / q.scale)
+def kl_normal_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Normal(loc1, scale1) and Q = Gumbel(loc2, scale2).
+
+    phi(m + v/2) + phi(log(v))/2 + 1 - log(2 pi)/2 with m = (loc2 - loc1)/scale2 and v = (scale1/scale2)^2, where
+    phi(d) = e^d - 1 - d.
+    """
+    return _kl_normal_log_gamma(xp, xp.ones_like(q.scale), (q.loc - p.loc) / q.scale, p.scale / q.scale)
 
 
-def _normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
-    """Normal(loc, scale) to the log of a Gamma(k, 1): k phi(loc + scale^2/2 - log k) + phi(log(k scale^2))/2 + J(k)."""
+def _kl_normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
+    """KL of Normal(loc, scale) to the distribution of log G, G ~ Gamma(k, 1).
+
+    k phi(loc + scale^2/2 - log(k)) + phi(log(k scale^2))/2 + J(k), where J is Binet's function.
+    """
     variance = scale * scale
     ratio = ratio_residual(xp, k * variance, xp.ones_like(k * variance))
     return k * phi(loc + variance / 2 - xp.log(k)) + ratio / 2 + binet(xp, k)
 
 
-@closed_form(*product([f.Pareto], POWERS_OF_GAMMA))
-def pareto_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
-    """As log x is log(scale) and an exponential; `inf` where the tail of p is too heavy for q."""
-    q = _whole(xp, q)
+@closed_form(*product([f.Pareto], GAMMA_POWERS))
+def kl_pareto_gamma_power(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Pareto and Q = Gamma, Exponential, ChiSquared, Weibull, Rayleigh, HalfNormal or Maxwell.
+
+    P = Pareto(scale, alpha), and Q is the distribution of a G^(1/c), where G has the distribution Gamma(k, 1):
+    Gamma(k, rate) has c = 1 and a = 1/rate; Exponential(rate) has k = 1, c = 1 and a = 1/rate; ChiSquared(df) has
+    k = df/2, c = 1 and a = 2; Weibull(a, c) has k = 1; Rayleigh, HalfNormal and Maxwell(scale2) have k = 1, 1/2 and
+    3/2, c = 2 and a = sqrt(2) scale2.
+
+    k phi(log(m) - log(k)) + k (-t - log(1 - t)) + J(k) - (1 + log(t) - log(2 pi/k)/2) with t = c/alpha and
+    m = E_P (x/a)^c = (scale/a)^c/(1 - t), where phi(d) = e^d - 1 - d and
+    J(k) = lgamma(k) - (k - 1/2) log(k) + k - log(2 pi)/2. The result is `inf` for c >= alpha, where m is infinite.
+    """
+    q = _as_gamma_power_arrays(xp, q)
     t = q.power / p.alpha
     tail = 1 - t
     finite = tail > 0
@@ -191,23 +277,39 @@ def pareto_power_of_gamma(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Gumbel]))
-def gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
-    """By the mean of x and that of exp(-x/scale)."""
-    p = _whole(xp, p)
-    scale = p.over * p.constant / p.under / q.scale
+def kl_gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Gamma(k, rate) and Q = Gumbel(loc, scale).
+
+    The formula also holds for P = Exponential(rate), with k = 1, and for P = ChiSquared(df), with k = df/2 and rate =
+    1/2.
+
+    exp(loc/scale - k log(1 + r)) + k r - loc/scale - H - log(r) with r = 1/(rate scale), where
+    H = lgamma(k) + k + (1 - k) digamma(k) is the entropy of Gamma(k, 1).
+    """
+    p = _as_gamma_power_arrays(xp, p)
+    scale = p.numerator * p.constant / p.denominator / q.scale
     k = p.shape
     log_mean = q.loc / q.scale - k * xp.log1p(scale)
-    return xp.exp(log_mean) + k * scale - q.loc / q.scale - _entropy(xp, k) - xp.log(scale)
+    return xp.exp(log_mean) + k * scale - q.loc / q.scale - _gamma_entropy(xp, k) - xp.log(scale)
 
 
 @closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Normal]))
-def gamma_normal(xp: Any, p: Any, q: Any) -> Array:
-    p = _whole(xp, p)
-    k, scale = p.shape, p.over * p.constant / p.under
+def kl_gamma_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Gamma(k, rate) and Q = Normal(loc, scale).
+
+    The formula also holds for P = Exponential(rate), with k = 1, and for P = ChiSquared(df), with k = df/2 and rate =
+    1/2.
+
+    N + phi(log(v/scale^2))/2 + ((m - loc)/scale)^2/2 with the mean m = k/rate and the variance v = k/rate^2, where
+    phi(d) = e^d - 1 - d. With J(k) = lgamma(k) - (k - 1/2) log(k) + k - log(2 pi)/2, the negentropy is
+    N = 1/(2k) - J(k) - (1 - k) J'(k).
+    """
+    p = _as_gamma_power_arrays(xp, p)
+    k, scale = p.shape, p.numerator * p.constant / p.denominator
     negentropy = 0.5 / k - binet(xp, k) - (1 - k) * binet_slope(xp, k)
-    return against_normal(xp, k * scale, k * scale * scale, negentropy, q)
+    return kl_to_normal(xp, k * scale, k * scale * scale, negentropy, q)
 
 
-def _entropy(xp: Any, k: Array) -> Array:
-    """That of a Gamma(k, 1), in nats."""
+def _gamma_entropy(xp: Any, k: Array) -> Array:
+    """The entropy of Gamma(k, 1) in nats: lgamma(k) + k + (1 - k) digamma(k)."""
     return xp.log(2 * np.pi * k) / 2 + 0.5 - 0.5 / k + binet(xp, k) + (1 - k) * binet_slope(xp, k)

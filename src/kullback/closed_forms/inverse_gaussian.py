@@ -1,4 +1,4 @@
-"""Inverse Gaussian variables; and records made of others."""
+"""KL between inverse Gaussian distributions."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ __all__: list[str] = []
 
 
 @closed_form((f.InverseGaussian, f.InverseGaussian))
-def inverse_gaussian(xp: Any, p: Any, q: Any) -> Array:
-    """phi(log(shape2/shape1))/2 + shape2 (mean1 - mean2)^2 / (2 mean1 mean2^2)."""
+def kl_inverse_gaussian_inverse_gaussian(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = InverseGaussian(mean1, shape1) and Q = InverseGaussian(mean2, shape2).
+
+    phi(log(shape2/shape1))/2 + shape2 (mean1 - mean2)^2 / (2 mean1 mean2^2), where phi(d) = e^d - 1 - d.
+    """
     change = (p.mean - q.mean) / q.mean
     return (ratio_residual(xp, q.shape, p.shape) + q.shape / p.mean * (change * change)) / 2

@@ -1,4 +1,4 @@
-"""Laplace, Cauchy and Gumbel variables, and their kin."""
+"""KL for the Laplace, Cauchy, half-Cauchy, logistic and Gumbel distributions."""
 
 from typing import Any
 
@@ -15,46 +15,67 @@ __all__: list[str] = []
 
 
 @closed_form((f.Laplace, f.Laplace))
-def laplace(xp: Any, p: Any, q: Any) -> Array:
-    """phi(log(b1/b2)) + (b1/b2) phi(-|m1 - m2|/b1)."""
+def kl_laplace_laplace(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Laplace(loc1, scale1) and Q = Laplace(loc2, scale2).
+
+    phi(log(scale1/scale2)) + (scale1/scale2) phi(-|loc1 - loc2|/scale1), where phi(d) = e^d - 1 - d.
+    """
     return ratio_residual(xp, p.scale, q.scale) + p.scale / q.scale * phi(-abs(p.loc - q.loc) / p.scale)
 
 
 @closed_form((f.Cauchy, f.Cauchy))
-def cauchy(xp: Any, p: Any, q: Any) -> Array:
-    """log(1 + ((s1 - s2)^2 + (m1 - m2)^2) / (4 s1 s2)).
+def kl_cauchy_cauchy(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Cauchy(loc1, scale1) and Q = Cauchy(loc2, scale2).
 
-    Source: [chyzak2019], theorem 1.
+    log(1 + ((scale1 - scale2)^2 + (loc1 - loc2)^2) / (4 scale1 scale2)).
+
+    References:
+        Frédéric Chyzak and Frank Nielsen (2019), "A closed-form formula for the Kullback-Leibler divergence between
+        Cauchy distributions", theorem 1 [chyzak2019].
     """
     difference, distance = p.scale - q.scale, p.loc - q.loc
     return xp.log1p((difference / p.scale * (difference / q.scale) + distance / p.scale * (distance / q.scale)) / 4)
 
 
 @closed_form((f.HalfCauchy, f.HalfCauchy))
-def half_cauchy(xp: Any, p: Any, q: Any) -> Array:
-    """That of the Cauchy variables about 0, which are alike on both sides."""
+def kl_half_cauchy_half_cauchy(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = HalfCauchy(scale1) and Q = HalfCauchy(scale2).
+
+    log(1 + (scale1 - scale2)^2 / (4 scale1 scale2)), which equals KL(Cauchy(0, scale1) || Cauchy(0, scale2)).
+    """
     difference = p.scale - q.scale
     return xp.log1p(difference / p.scale * (difference / q.scale) / 4)
 
 
 @closed_form((f.Logistic, f.Logistic))
-def logistic(xp: Any, p: Any, q: Any) -> Array:
-    """d coth(d/2) - 2 with d = (m1 - m2)/s, for equal scales; others have no closed form."""
+def kl_logistic_logistic(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Logistic(loc1, scale) and Q = Logistic(loc2, scale), with equal scales.
+
+    d (coth(d/2) - 2/d) = d coth(d/2) - 2 with d = (loc1 - loc2)/scale. There is no closed form for unequal scales.
+    """
     d = (p.loc - q.loc) / q.scale
     return where_equal(xp, p, q, "scale", d * log_sinhc_slope(xp, d / 2))
 
 
 @closed_form((f.Normal, f.Laplace))
-def normal_laplace(xp: Any, p: Any, q: Any) -> Array:
-    """By the mean of |x - m2|."""
+def kl_normal_laplace(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Normal(loc1, scale1) and Q = Laplace(loc2, scale2).
+
+    (scale1/scale2) m + log(scale2/scale1) + (log(2/pi) - 1)/2, where m = E_P|x - loc2|/scale1
+    = sqrt(2/pi) exp(-z^2/2) + z erf(z/sqrt(2)) with z = (loc1 - loc2)/scale1.
+    """
     z = (p.loc - q.loc) / p.scale
     deviation = np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))
     return p.scale / q.scale * deviation + log_ratio(xp, q.scale, p.scale) + 0.5 * (np.log(2 / np.pi) - 1)
 
 
 @closed_form((f.Uniform, f.Laplace))
-def uniform_laplace(xp: Any, p: Any, q: Any) -> Array:
-    """By the mean of |x - m2|."""
+def kl_uniform_laplace(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Laplace(loc, scale).
+
+    (w/scale) m + log(2) - log(w/scale) with w = high - low, where m = E_P|x - loc|/w. With below = (loc - low)/w and
+    above = (high - loc)/w, m = (below^2 + above^2)/2 for loc inside the interval, and |below - above|/2 outside.
+    """
     width = p.high - p.low
     below, above = (q.loc - p.low) / width, (p.high - q.loc) / width
     inside = (below >= 0) & (above >= 0)
@@ -63,8 +84,12 @@ def uniform_laplace(xp: Any, p: Any, q: Any) -> Array:
 
 
 @closed_form((f.Laplace, f.Gumbel))
-def laplace_gumbel(xp: Any, p: Any, q: Any) -> Array:
-    """By the mean of exp(-x/scale), which is infinite where p's scale is q's or larger."""
+def kl_laplace_gumbel(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Laplace(loc1, scale1) and Q = Gumbel(loc2, scale2).
+
+    z + exp(-z)/(1 - r^2) - 1 - log(2) - log(r) with z = (loc1 - loc2)/scale2 and r = scale1/scale2. The result is `inf`
+    for scale1 >= scale2, where E_P exp(-x/scale2) is infinite.
+    """
     ratio, z = p.scale / q.scale, (p.loc - q.loc) / q.scale
     finite = ratio < 1
     tail = xp.where(finite, (1 - ratio) * (1 + ratio), 1.0)

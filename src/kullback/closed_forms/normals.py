@@ -1,4 +1,4 @@
-"""Normal variables, and whatever is measured against one."""
+"""KL between normal distributions, and KL of other families to a normal distribution."""
 
 from typing import Any
 
@@ -10,44 +10,73 @@ from kullback.numerics.arrays import Array
 from kullback.numerics.log_gamma import binet, binet_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
-__all__ = ["against_normal"]
+__all__ = ["kl_to_normal"]
 
 _LOG_2_PI_E = np.log(2 * np.pi) + 1
 
 
 @closed_form((f.Normal, f.Normal), (f.LogNormal, f.LogNormal), (f.TanhNormal, f.TanhNormal))
-def normal(xp: Any, p: Any, q: Any) -> Array:
-    """phi(2 log(s1/s2))/2 + ((m1 - m2)/s2)^2/2; invertible maps change nothing."""
+def kl_normal_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Normal(loc1, scale1) and Q = Normal(loc2, scale2), or LogNormal, or TanhNormal for both.
+
+    phi(2 log(scale1/scale2))/2 + ((loc1 - loc2)/scale2)^2/2, where phi(d) = e^d - 1 - d. The same formula holds for two
+    LogNormal and for two TanhNormal distributions, because an invertible transform does not change KL.
+    """
     return (phi(2 * log_ratio(xp, p.scale, q.scale)) + ((p.loc - q.loc) / q.scale) ** 2) / 2
 
 
-def against_normal(xp: Any, mean: Array, variance: Array, negentropy: Array | float, q: Any) -> Array:
-    """KL of anything to a normal: its negentropy, which is its KL to a normal of its own moments, and that one's KL."""
+def kl_to_normal(xp: Any, mean: Array, variance: Array, negentropy: Array | float, q: Any) -> Array:
+    """KL of a distribution with known mean, variance and negentropy to q = Normal(loc, scale).
+
+    negentropy + phi(log(variance/scale^2))/2 + ((mean - loc)/scale)^2/2, where the negentropy is KL to the normal
+    distribution with the same mean and variance. The result is `inf` where the variance is infinite.
+    """
     moments = ratio_residual(xp, variance, q.scale * q.scale) + ((mean - q.loc) / q.scale) ** 2
-    # Infinite moments leave inf - inf behind.
+    # Infinite moments would give inf - inf = nan.
     return xp.where(variance < np.inf, negentropy + moments / 2, np.inf)
 
 
 @closed_form((f.Laplace, f.Normal))
-def laplace_normal(xp: Any, p: Any, q: Any) -> Array:
-    return against_normal(xp, p.loc, 2 * p.scale * p.scale, (_LOG_2_PI_E - np.log(2)) / 2 - 1, q)
+def kl_laplace_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Laplace(loc1, scale1) and Q = Normal(loc2, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((loc1 - loc2)/scale2)^2/2 with the variance v = 2 scale1^2 and the negentropy
+    N = (log(2 pi e) - log(2))/2 - 1, where phi(d) = e^d - 1 - d.
+    """
+    return kl_to_normal(xp, p.loc, 2 * p.scale * p.scale, (_LOG_2_PI_E - np.log(2)) / 2 - 1, q)
 
 
 @closed_form((f.Logistic, f.Normal))
-def logistic_normal(xp: Any, p: Any, q: Any) -> Array:
+def kl_logistic_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Logistic(loc1, scale1) and Q = Normal(loc2, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((loc1 - loc2)/scale2)^2/2 with the variance v = (pi scale1)^2/3 and the negentropy
+    N = (log(2 pi e) + log(pi^2/3))/2 - 2, where phi(d) = e^d - 1 - d.
+    """
     negentropy = (_LOG_2_PI_E + np.log(np.pi**2 / 3)) / 2 - 2
-    return against_normal(xp, p.loc, (np.pi * p.scale) ** 2 / 3, negentropy, q)
+    return kl_to_normal(xp, p.loc, (np.pi * p.scale) ** 2 / 3, negentropy, q)
 
 
 @closed_form((f.Uniform, f.Normal))
-def uniform_normal(xp: Any, p: Any, q: Any) -> Array:
+def kl_uniform_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Uniform(low, high) and Q = Normal(loc, scale).
+
+    N + phi(log(v/scale^2))/2 + ((m - loc)/scale)^2/2 with the mean m = low + w/2 and the variance v = w^2/12 for
+    w = high - low, and the negentropy N = (log(2 pi e) - log(12))/2, where phi(d) = e^d - 1 - d.
+    """
     width = p.high - p.low
-    return against_normal(xp, p.low + width / 2, width * width / 12, (_LOG_2_PI_E - np.log(12)) / 2, q)
+    return kl_to_normal(xp, p.low + width / 2, width * width / 12, (_LOG_2_PI_E - np.log(12)) / 2, q)
 
 
 @closed_form((f.StudentT, f.Normal))
-def student_t_normal(xp: Any, p: Any, q: Any) -> Array:
-    """`inf` where df <= 2: the variance is."""
+def kl_student_t_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = StudentT(df, loc1, scale1) and Q = Normal(loc2, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((loc1 - loc2)/scale2)^2/2 with the variance v = scale1^2 a/(a - 1) for a = df/2, where
+    phi(d) = e^d - 1 - d. With b = a + 1/2 and J(a) = lgamma(a) - (a - 1/2) log(a) + a - log(2 pi)/2, the negentropy is
+    N = -(log(1 - 1/a) + log(1 + 1/(2a)))/2 - 1/(4a) - b (J'(b) - J'(a)) + J(b) - J(a).
+    The result is `inf` for df <= 2, where the variance is infinite.
+    """
     has_variance = p.df > 2
     a = xp.where(has_variance, p.df, 3.0) / 2
     b = a + 0.5
@@ -58,21 +87,32 @@ def student_t_normal(xp: Any, p: Any, q: Any) -> Array:
         + (binet(xp, b) - binet(xp, a))
     )
     variance = xp.where(has_variance, p.scale * p.scale * (a / (a - 1)), np.inf)
-    return against_normal(xp, p.loc, variance, negentropy, q)
+    return kl_to_normal(xp, p.loc, variance, negentropy, q)
 
 
 @closed_form((f.Pareto, f.Normal))
-def pareto_normal(xp: Any, p: Any, q: Any) -> Array:
-    """`inf` where alpha <= 2: the variance is."""
+def kl_pareto_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Pareto(scale1, alpha) and Q = Normal(loc, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((m - loc)/scale2)^2/2 with the mean m = scale1 alpha/(alpha - 1) and the variance
+    v = scale1^2 c for c = alpha/((alpha - 1)^2 (alpha - 2)), and the negentropy
+    N = (log(2 pi e) + log(c))/2 - 1 - 1/alpha + log(alpha), where phi(d) = e^d - 1 - d.
+    The result is `inf` for alpha <= 2, where the variance is infinite.
+    """
     has_variance = p.alpha > 2
     alpha = xp.where(has_variance, p.alpha, 3.0)
     shape = alpha / ((alpha - 1) ** 2 * (alpha - 2))
     negentropy = (_LOG_2_PI_E + xp.log(shape)) / 2 - 1 - 1 / alpha + xp.log(alpha)
     variance = xp.where(has_variance, p.scale * p.scale * shape, np.inf)
-    return against_normal(xp, p.scale * (alpha / (alpha - 1)), variance, negentropy, q)
+    return kl_to_normal(xp, p.scale * (alpha / (alpha - 1)), variance, negentropy, q)
 
 
 @closed_form((f.Pareto, f.LogNormal))
-def pareto_log_normal(xp: Any, p: Any, q: Any) -> Array:
-    """As log x is log(scale) and an exponential."""
-    return against_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q)
+def kl_pareto_log_normal(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Pareto(scale1, alpha) and Q = LogNormal(loc, scale2).
+
+    N + phi(log(v/scale2^2))/2 + ((m - loc)/scale2)^2/2, where phi(d) = e^d - 1 - d. Under P, log x is log(scale1) plus
+    an exponential variable, with the mean m = log(scale1) + 1/alpha, the variance v = 1/alpha^2 and the negentropy
+    N = (log(2 pi e) - 2)/2.
+    """
+    return kl_to_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q)

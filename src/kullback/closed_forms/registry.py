@@ -1,4 +1,4 @@
-"""Which function gives the KL of which two classes, and how it is called."""
+"""The registry of closed forms: a function for each pair of families, and its evaluation on arrays."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -7,39 +7,45 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from kullback.closed_forms.supports import is_contained, lies_on_the_line
+from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
 from kullback.families.base import first_offender, is_traced
 from kullback.numerics.arrays import Array, as_floats, cast, untracked, with_gradient
 
-__all__ = ["FORMS", "Form", "closed_form", "in_arrays", "where_equal"]
+__all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "where_equal"]
 
 Form = Callable[[Any, Any], Array]
 FORMS: dict[tuple[type, type], Form] = {}
 
 
 def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Register `function(xp, p, q)`, whose records hold arrays of one dtype, for these pairs of classes.
+    """Decorate `function(xp, p, q)` to register it as KL(p || q) for these pairs of classes.
 
-    It gives the KL wherever q's support holds p's; elsewhere the KL is `inf`, whatever it says.
+    The function receives parameter records whose parameters are arrays of one library and dtype. Its result is used
+    where the support of q contains the support of p; elsewhere KL is `inf`.
     """
 
     def register(function: Callable[..., Array]) -> Callable[..., Array]:
         for pair in pairs:
             if pair in FORMS:
                 raise ValueError(f"{pair[0].__name__} || {pair[1].__name__} is registered twice")
-            FORMS[pair] = lambda p, q: in_arrays(function, p, q)
+            FORMS[pair] = lambda p, q: evaluate_form(function, p, q)
         return function
 
     return register
 
 
-def in_arrays(function: Callable[..., Array], p: Distribution, q: Distribution) -> Array:
-    """`function(xp, p, q)` with the parameters as arrays to compute in, and the result in the dtype to return."""
-    given = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
-    given = [(record, name) for record, name in given if getattr(record, name) is not None]
-    values = [getattr(record, name) for record, name in given]
+def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distribution) -> Array:
+    """`function(xp, p, q)` with the parameters converted to arrays, and the result in the dtype of the parameters.
+
+    Raises:
+        ShapeError: The parameters of two univariate distributions do not broadcast.
+        TypeError: The parameters are arrays of different libraries.
+    """
+    passed = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
+    passed = [(record, name) for record, name in passed if getattr(record, name) is not None]
+    values = [getattr(record, name) for record, name in passed]
     try:
         xp, arrays, dtype = as_floats(*values)
     except TypeError as error:
@@ -51,46 +57,51 @@ def in_arrays(function: Callable[..., Array], p: Distribution, q: Distribution) 
             f"expected the parameters of {type(p).__name__} and {type(q).__name__} to be arrays of one library, got "
             f"arrays of {' and '.join(sorted(libraries))}; convert one of them"
         ) from error
-    on_the_line = lies_on_the_line(p) and lies_on_the_line(q)
-    if on_the_line:
+    univariate = is_univariate(p) and is_univariate(q)
+    if univariate:
         shapes = [tuple(array.shape) for array in arrays]
-        # A mixture's last axis is its components, of which two may have unlike counts.
-        mixed = [isinstance(record, NormalMixture) for record, _ in given]
-        _require_broadcasting(p, q, [s[:-1] if one else s for s, one in zip(shapes, mixed, strict=True)])
+        # The last axis of a mixture indexes its components; p and q may have different numbers of components.
+        mixtures = [isinstance(record, NormalMixture) for record, _ in passed]
+        _require_broadcasting(p, q, [s[:-1] if mixture else s for s, mixture in zip(shapes, mixtures, strict=True)])
     bare = {id(record): object.__new__(type(record)) for record in (p, q)}
     for record in (p, q):
         for field in fields(record):  # pyright: ignore[reportArgumentType]
             object.__setattr__(bare[id(record)], field.name, None)
-    for (record, name), array in zip(given, arrays, strict=True):
+    for (record, name), array in zip(passed, arrays, strict=True):
         object.__setattr__(bare[id(record)], name, array)
     p, q = bare[id(p)], bare[id(q)]
-    # Infinite answers, and the sides of a `where` that are not taken, are expected.
+    # Infinite results are expected, and so are invalid values in unselected branches of `where`.
     with np.errstate(all="ignore"):
         result = function(xp, p, q)
-        held = is_contained(xp, p, q) if on_the_line else True
-        if held is not True:
-            result = xp.where(xp.asarray(held, device=array_api_compat.device(result)), result, np.inf)
+        contained = is_contained(xp, p, q) if univariate else True
+        if contained is not True:
+            result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
         return cast(xp, result, dtype)
 
 
 def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
-    """`kl`, whose formula holds where p and q share this parameter: nan where traced ones differ, or else an error.
+    """`kl` for a formula that holds only where p and q have an equal value of the parameter `name`.
 
-    How KL changes where only one of the two moves the formula does not say: that gradient is nan.
+    The result is nan where the values differ and are traced. The gradient with respect to the parameter of one side
+    alone is nan, because the formula does not determine it; where p and q share the array the gradient is that of the
+    formula.
+
+    Raises:
+        NoClosedFormError: The values differ and are not traced.
     """
-    mine, other = getattr(p, name), getattr(q, name)
-    if not (is_traced(mine) or is_traced(other)):
-        seen, compared = xp.broadcast_arrays(untracked(mine), untracked(other))
-        if offender := first_offender(f"p's {name}", seen, seen != compared):
+    of_p, of_q = getattr(p, name), getattr(q, name)
+    if not (is_traced(of_p) or is_traced(of_q)):
+        values_p, values_q = xp.broadcast_arrays(untracked(of_p), untracked(of_q))
+        if offender := first_offender(f"p's {name}", values_p, values_p != values_q):
             raise NoClosedFormError(
-                f"expected {type(p).__name__}s of equal {name}, but {offender} and q's is another; "
-                "kullback.measure(p, q) bounds it"
+                f"expected p and q = {type(p).__name__} with equal {name}, but {offender} and q's {name} differs; "
+                "kullback.measure(p, q) bounds or estimates the KL"
             )
-    return kl if mine is other else _where_equal(xp, *xp.broadcast_arrays(kl, mine, other))
+    return kl if of_p is of_q else _where_equal(xp, *xp.broadcast_arrays(kl, of_p, of_q))
 
 
 _where_equal = with_gradient(
-    lambda xp, kl, mine, other: xp.where(mine == other, kl, np.nan),
+    lambda xp, kl, of_p, of_q: xp.where(of_p == of_q, kl, np.nan),
     lambda _xp, gradient, *_: gradient,
     lambda _xp, gradient, *_: gradient * np.nan,
     lambda _xp, gradient, *_: gradient * np.nan,
@@ -98,6 +109,7 @@ _where_equal = with_gradient(
 
 
 def _require_broadcasting(p: Distribution, q: Distribution, shapes: list[tuple[int, ...]]) -> None:
+    """Raise ShapeError unless the shapes broadcast."""
     try:
         np.broadcast_shapes(*shapes)
     except ValueError as error:

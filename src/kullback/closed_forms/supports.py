@@ -1,4 +1,7 @@
-"""Where distributions on the line live: outside q's support p must have no mass, or KL(p || q) is inf."""
+"""The supports of the univariate families.
+
+KL(p || q) is infinite where p has mass outside the support of q.
+"""
 
 from collections.abc import Callable
 from math import inf
@@ -7,22 +10,23 @@ from typing import Any
 from kullback import families as f
 from kullback.numerics.arrays import Array
 
-__all__ = ["is_contained", "is_of_counts", "lies_on_the_line", "shared_support", "support"]
+__all__ = ["is_contained", "is_count_family", "is_univariate", "shared_support", "support"]
 
 
 def _binary(d: Any) -> tuple[Array, Array]:
-    """Whether a zero can come up, and whether a one can."""
+    """Whether the values 0 and 1 of a Bernoulli trial have positive probability."""
     if d.probs is None:
         return d.logits < inf, d.logits > -inf
     return d.probs < 1, d.probs > 0
 
 
-def _binomial(xp: Any, d: Any, count: Any) -> tuple[Any, Any]:
+def _binomial_interval(xp: Any, d: Any, count: Any) -> tuple[Any, Any]:
+    """The smallest and the largest number of successes in `count` trials that has positive probability."""
     zero, one = _binary(d)
     return xp.where(zero, 0.0, count), xp.where(one, count, 0.0)
 
 
-_LINE = (f.Normal, f.Laplace, f.Cauchy, f.Logistic, f.Gumbel, f.StudentT, f.NormalMixture)
+_REAL_LINE = (f.Normal, f.Laplace, f.Cauchy, f.Logistic, f.Gumbel, f.StudentT, f.NormalMixture)
 _POSITIVE = (
     f.ChiSquared,
     f.Exponential,
@@ -39,9 +43,9 @@ _POSITIVE = (
 )
 _UNIT = (f.Beta, f.ContinuousBernoulli, f.Kumaraswamy)
 
-# The least and the greatest value that can come up.
+# The ends of the support of each family; the counts below include both ends.
 _INTERVALS: dict[type, Callable[[Any, Any], tuple[Any, Any]]] = {
-    **dict.fromkeys(_LINE, lambda _xp, _d: (-inf, inf)),
+    **dict.fromkeys(_REAL_LINE, lambda _xp, _d: (-inf, inf)),
     **dict.fromkeys(_POSITIVE, lambda _xp, _d: (0.0, inf)),
     **dict.fromkeys(_UNIT, lambda _xp, _d: (0.0, 1.0)),
     f.TanhNormal: lambda _xp, _d: (-1.0, 1.0),
@@ -49,8 +53,8 @@ _INTERVALS: dict[type, Callable[[Any, Any], tuple[Any, Any]]] = {
     f.Uniform: lambda _xp, d: (d.low, d.high),
 }
 _COUNTS: dict[type, Callable[[Any, Any], tuple[Any, Any]]] = {
-    f.Bernoulli: lambda xp, d: _binomial(xp, d, 1.0),
-    f.Binomial: lambda xp, d: _binomial(xp, d, d.total_count),
+    f.Bernoulli: lambda xp, d: _binomial_interval(xp, d, 1.0),
+    f.Binomial: lambda xp, d: _binomial_interval(xp, d, d.total_count),
     f.Geometric: lambda xp, d: (0.0, xp.where(_binary(d)[0], inf, 0.0)),
     f.NegativeBinomial: lambda xp, d: (0.0, xp.where(_binary(d)[1], inf, 0.0)),
     f.Poisson: lambda xp, d: (0.0, xp.where(d.rate > 0, inf, 0.0)),
@@ -63,31 +67,31 @@ _COUNTS: dict[type, Callable[[Any, Any], tuple[Any, Any]]] = {
 }
 
 
-def lies_on_the_line(record: Any) -> bool:
-    """Whether the distribution is of real numbers or of counts."""
+def is_univariate(record: Any) -> bool:
+    """Whether the values of the distribution are real numbers or counts, rather than vectors or categories."""
     return type(record) in _INTERVALS or type(record) in _COUNTS
 
 
-def is_of_counts(kind: type) -> bool:
-    """Whether the records of a class are of whole numbers."""
-    return kind in _COUNTS
+def is_count_family(family: type) -> bool:
+    """Whether the family is a distribution of counts (integers)."""
+    return family in _COUNTS
 
 
-def shared_support(kind: type) -> tuple[float, float]:
-    """The support that all densities of a class have; the whole line where parameters move it."""
-    moved = kind in (f.Pareto, f.Uniform) or kind not in _INTERVALS
-    return (-inf, inf) if moved else _INTERVALS[kind](None, None)
+def shared_support(family: type) -> tuple[float, float]:
+    """The support of every member of the family; (-inf, inf) where the support depends on the parameters."""
+    varies = family in (f.Pareto, f.Uniform) or family not in _INTERVALS
+    return (-inf, inf) if varies else _INTERVALS[family](None, None)
 
 
 def support(xp: Any, record: Any) -> tuple[Any, Any]:
-    """The least and the greatest value that can come up."""
+    """The smallest and the largest value of the support of a univariate distribution."""
     return (_INTERVALS.get(type(record)) or _COUNTS[type(record)])(xp, record)
 
 
 def is_contained(xp: Any, p: Any, q: Any) -> Any:
-    """Where the support of q holds that of p: an array, or one bool for all of a batch.
+    """Whether the support of q contains the support of p, for univariate p and q: an array, or a bool for the batch.
 
-    Both lie on the line; counts and densities never hold one another.
+    It is False for a distribution of counts and a density, which have no common dominating measure.
     """
     if (type(p) in _COUNTS) != (type(q) in _COUNTS):
         return False

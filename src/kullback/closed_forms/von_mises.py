@@ -1,8 +1,8 @@
-"""Directions: von Mises and von Mises-Fisher variables.
+"""KL between von Mises distributions and between von Mises-Fisher distributions.
 
-Their normalisers are Bessel functions, of which neither PyTorch nor JAX has those that are needed, and whose logs
-cancel. So the integrals that define them are summed instead, with t = tanh(s), s = s0 + a sinh(u): in u the trapezoidal
-rule is right to the last digit, for any concentration and dimension.
+The normalisers are modified Bessel functions. PyTorch and JAX do not provide all the required orders, and differences
+of their logarithms cancel. The integrals that define them are therefore computed by the trapezoidal rule in the
+variable u with t = tanh(s) and s = s0 + a sinh(u), which is accurate to rounding for every concentration and dimension.
 """
 
 from typing import Any
@@ -22,28 +22,42 @@ _NODES = np.linspace(-5, 5, 201)
 
 
 @closed_form((f.VonMises, f.VonMises))
-def von_mises(xp: Any, p: Any, q: Any) -> Array:
-    """The residual of the log-normaliser at its tangent, and k2 A(k1) (1 - cos(m1 - m2)), A(k1) = E_p cos(x - m1)."""
-    residual, resultant = _residual(xp, p.concentration, q.concentration, 2)
+def kl_von_mises_von_mises(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = VonMises(loc1, k1) and Q = VonMises(loc2, k2), where k1 and k2 are the concentrations.
+
+    log Z(k2) - log Z(k1) - (k2 - k1) A(k1) + 2 k2 A(k1) sin^2((loc1 - loc2)/2), where Z(k) = 2 pi I_0(k) is the
+    normaliser and A(k1) = E_P cos(x - loc1) is the mean resultant length.
+    """
+    residual, resultant = _residual_and_resultant(xp, p.concentration, q.concentration, 2)
     return residual + 2 * q.concentration * resultant * xp.sin((p.loc - q.loc) / 2) ** 2
 
 
 @closed_form((f.VonMisesFisher, f.VonMisesFisher))
-def von_mises_fisher(xp: Any, p: Any, q: Any) -> Array:
-    """The same in any dimension, with |m1 - m2|^2/2 for 1 - cos."""
+def kl_von_mises_fisher_von_mises_fisher(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = VonMisesFisher(m1, k1) and Q = VonMisesFisher(m2, k2).
+
+    m is mean_direction, and k is concentration.
+
+    log Z(k2) - log Z(k1) - (k2 - k1) A(k1) + k2 A(k1) |m1 - m2|^2/2, where
+    Z(k) = (2 pi)^(n/2) I_(n/2 - 1)(k)/k^(n/2 - 1) is the normaliser in n dimensions and A(k1) = E_P m1 . x is the mean
+    resultant length.
+    """
     sizes = [d.mean_direction.shape[-1] if d.mean_direction.ndim else 0 for d in (p, q)]
     if sizes[0] != sizes[1] or sizes[0] < 2:
         raise ShapeError(
-            "expected mean_direction of as many dimensions, two or more, got shapes "
+            "expected mean_direction of p and q to be vectors of equal length, 2 or more, got shapes "
             f"{tuple(p.mean_direction.shape)} and {tuple(q.mean_direction.shape)}"
         )
-    residual, resultant = _residual(xp, p.concentration, q.concentration, sizes[0])
+    residual, resultant = _residual_and_resultant(xp, p.concentration, q.concentration, sizes[0])
     distance = xp.sum((p.mean_direction - q.mean_direction) ** 2, axis=-1)
     return residual + q.concentration * resultant * distance / 2
 
 
-def _residual(xp: Any, k1: Array, k2: Array, dimension: int) -> tuple[Array, Array]:
-    """log Z(k2) - log Z(k1) - (k2 - k1) A(k1) and A(k1), Z(k) integrating exp(k t) (1 - t^2)^((n - 3)/2)."""
+def _residual_and_resultant(xp: Any, k1: Array, k2: Array, dimension: int) -> tuple[Array, Array]:
+    """log Z(k2) - log Z(k1) - (k2 - k1) A(k1), and A(k1).
+
+    Z(k) is the integral of exp(k t) (1 - t^2)^((n - 3)/2) over -1 < t < 1 in n dimensions, and A(k) = (log Z)'(k).
+    """
     k1, k2 = xp.broadcast_arrays(k1, k2)
     h = k2 - k1
     y, logs = _nodes(xp, k1, dimension)
@@ -51,19 +65,19 @@ def _residual(xp: Any, k1: Array, k2: Array, dimension: int) -> tuple[Array, Arr
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     mean = xp.sum(weights * y, axis=-1)
     resultant = k1 / (dimension - 1) * xp.sum(weights * (y * (2 - y)), axis=-1)
-    # Within one standard deviation, the residual as log E_p exp(d).
+    # For a change h below one standard deviation, the residual is log E_p exp(d) with d = h (t - E_p t).
     shift = mean[..., None] - y
     near = (h * h * xp.sum(weights * shift * shift, axis=-1) < 1) & ((abs(h) < k1 / 2) | (abs(h) < 40))
-    # Where exp(-k1 y) underflows so does the little that d makes of it, and phi(d) alone may overflow.
+    # Where exp(-k1 y) underflows its contribution is negligible, but phi(d) may overflow.
     d = xp.where(near[..., None] & (weights > 0), h[..., None] * shift, 0.0)
     close = xp.log1p(xp.sum(weights * phi(d), axis=-1))
-    # exp(k t) is taken as exp(-k (1 - t)), which changes no residual.
-    apart = _log_sum(xp, _nodes(xp, k2, dimension)[1]) - _log_sum(xp, logs) + h * mean
-    return xp.where(near, close, apart), resultant
+    # exp(k t) is replaced by exp(-k (1 - t)), which does not change the residual.
+    far = _log_sum_exp(xp, _nodes(xp, k2, dimension)[1]) - _log_sum_exp(xp, logs) + h * mean
+    return xp.where(near, close, far), resultant
 
 
 def _nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array]:
-    """y = 1 - t at the nodes, and the logs of exp(-k y) with all weights, about the mode s0."""
+    """y = 1 - t at the quadrature nodes around the mode s0, and the logarithms of exp(-k y) times the weights."""
     power, k = dimension - 1, k[..., None]
     u = xp.asarray(_NODES, dtype=k.dtype, device=device(k))
     s = xp.asinh(2 * k / power) / 2 + xp.sinh(u) / power**0.5
@@ -72,6 +86,7 @@ def _nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array]:
     return y, power * sech + xp.log(xp.cosh(u)) - k * y
 
 
-def _log_sum(xp: Any, logs: Array) -> Array:
+def _log_sum_exp(xp: Any, logs: Array) -> Array:
+    """log(sum(exp(logs))) along the last axis."""
     top = xp.max(logs, axis=-1, keepdims=True)
     return xp.log(xp.sum(xp.exp(logs - top), axis=-1)) + top[..., 0]

@@ -1,4 +1,4 @@
-"""Wishart matrices and their inverses."""
+"""KL between Wishart distributions and between inverse-Wishart distributions."""
 
 from typing import Any
 
@@ -6,7 +6,13 @@ import numpy as np
 from array_api_compat import device
 
 from kullback import families as f
-from kullback.closed_forms._cholesky import cholesky, log_ratios, relative_change, require_square, sum_log_residuals
+from kullback.closed_forms._cholesky import (
+    cholesky,
+    log_determinant_ratios,
+    require_square,
+    sum_eigenvalue_residuals,
+    whitened_eigenvalues,
+)
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
 from kullback.families.base import is_traced
@@ -18,43 +24,56 @@ __all__: list[str] = []
 
 
 @closed_form((f.Wishart, f.Wishart))
-def wishart(xp: Any, p: Any, q: Any) -> Array:
-    """sum_j (n1 (l_j - 1) - n2 log(l_j))/2 + sum_i R((n1 - i)/2, (n2 - n1)/2), i = 0, ..., dim - 1,
+def kl_wishart_wishart(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = Wishart(df1, V1) and Q = Wishart(df2, V2), with n x n covariance matrices V.
 
-    l being the eigenvalues of V2^-1 V1; with Stirling's leading terms taken out of R, n2/2 sum_j phi(log(l_j n1/n2)).
+    df2/2 sum_j phi(log(l_j df1/df2)) + sum_i (D(a - e_i, b - e_i) + c_i log(c_i/(a - e_i)) - b log(b/a)), where l_j are
+    the eigenvalues of V2^-1 V1, a = df1/2, b = df2/2, e_i = i/2 for i = 0, ..., n - 1, c_i = b - e_i,
+    phi(d) = e^d - 1 - d, and D(a, b) = lgamma(b) - lgamma(a) - (b - a) digamma(a) - b phi(log(a/b)).
+
+    It equals sum_j (df1 (l_j - 1) - df2 log(l_j))/2 + sum_i R((df1 - i)/2, (df2 - df1)/2) with
+    R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a); Stirling's leading terms, which cancel, are removed.
     """
-    return _wishart(xp, p.df, q.df, "covariance_matrix", p.covariance_matrix, q.covariance_matrix)
+    return _kl_wishart(xp, p.df, q.df, "covariance_matrix", p.covariance_matrix, q.covariance_matrix)
 
 
 @closed_form((f.InverseWishart, f.InverseWishart))
-def inverse_wishart(xp: Any, p: Any, q: Any) -> Array:
-    """That of the inverses, whose covariances are the inverse scales: V2^-1 V1 becomes U2 U1^-1."""
-    return _wishart(xp, p.df, q.df, "scale_matrix", q.scale_matrix, p.scale_matrix)
+def kl_inverse_wishart_inverse_wishart(xp: Any, p: Any, q: Any) -> Array:
+    """KL(P || Q) for P = InverseWishart(df1, V1) and Q = InverseWishart(df2, V2), with n x n scale matrices V.
+
+    KL(Wishart(df1, V1^-1) || Wishart(df2, V2^-1)), because inverting a matrix does not change KL. It is computed as
+    df2/2 sum_j phi(log(l_j df1/df2)) + sum_i (D(a - e_i, b - e_i) + c_i log(c_i/(a - e_i)) - b log(b/a)), where l_j are
+    the eigenvalues of V1^-1 V2, a = df1/2, b = df2/2, e_i = i/2 for i = 0, ..., n - 1, c_i = b - e_i,
+    phi(d) = e^d - 1 - d, and D(a, b) = lgamma(b) - lgamma(a) - (b - a) digamma(a) - b phi(log(a/b)).
+    """
+    return _kl_wishart(xp, p.df, q.df, "scale_matrix", q.scale_matrix, p.scale_matrix)
 
 
-def _wishart(xp: Any, df_p: Array, df_q: Array, name: str, matrix_p: Array, matrix_q: Array) -> Array:
+def _kl_wishart(xp: Any, df_p: Array, df_q: Array, name: str, matrix_p: Array, matrix_q: Array) -> Array:
+    """KL(Wishart(df_p, matrix_p) || Wishart(df_q, matrix_q)); messages call the matrices `name`."""
     if matrix_p.ndim < 2 or matrix_p.shape[-2:] != matrix_q.shape[-2:]:
         raise ShapeError(
-            f"expected {name} of as many dimensions, got shapes {tuple(matrix_p.shape)} and {tuple(matrix_q.shape)}"
+            f"expected {name} of p and q to have equal size, got {tuple(matrix_p.shape)} and {tuple(matrix_q.shape)}"
         )
     size = matrix_p.shape[-1]
     require_square(name, matrix_p, size)
     for df in (df_p, df_q):
         if not is_traced(df) and xp.any(untracked(df) <= size - 1):
-            least = float(xp.min(untracked(df)))
-            raise ParameterError(f"expected df > {size - 1}, matrices being {size} x {size}, but it is {least!r}")
+            smallest = float(xp.min(untracked(df)))
+            raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
     factor_p, factor_q = cholesky(xp, matrix_p, f"p's {name}"), cholesky(xp, matrix_q, f"q's {name}")
-    changes, logs = relative_change(xp, factor_q, matrix_p - matrix_q), log_ratios(xp, factor_p, factor_q)
-    # The means df V compare as mu - 1 = e + x + x e, x being (n1 - n2)/n2.
+    eigenvalues = whitened_eigenvalues(xp, factor_q, matrix_p - matrix_q)
+    logs = log_determinant_ratios(xp, factor_p, factor_q)
+    # The ratio of the means df V has the eigenvalues 1 + e + x + x e with x = (df_p - df_q)/df_q.
     x, log_x = ((df_p - df_q) / df_q)[..., None], log_ratio(xp, df_p, df_q)[..., None]
-    means = df_q / 2 * sum_log_residuals(xp, changes + x + x * changes, logs + log_x)
-    half = xp.asarray(np.arange(size) / 2, dtype=changes.dtype, device=device(changes))
+    means = df_q / 2 * sum_eigenvalue_residuals(xp, eigenvalues + x + x * eigenvalues, logs + log_x)
+    half = xp.asarray(np.arange(size) / 2, dtype=eigenvalues.dtype, device=device(eigenvalues))
     a, b, h = (df_p / 2)[..., None], (df_q / 2)[..., None], ((df_q - df_p) / 2)[..., None]
-    return means + xp.sum(gamma_kl_equal_mean(xp, a - half, b - half, h) + _leading(xp, a, b, h, half), axis=-1)
+    return means + xp.sum(gamma_kl_equal_mean(xp, a - half, b - half, h) + _stirling_shift(xp, a, b, h, half), axis=-1)
 
 
-def _leading(xp: Any, a: Array, b: Array, h: Array, e: Array) -> Array:
-    """c log(c/(a - e)) - b log(b/a) >= 0 with c = b - e: what a shift by e adds to Stirling's leading terms."""
+def _stirling_shift(xp: Any, a: Array, b: Array, h: Array, e: Array) -> Array:
+    """c log(c/(a - e)) - b log(b/a) >= 0 with c = b - e, h = b - a: the effect of a shift by e on Stirling's terms."""
     c, ratio = b - e, h / a
     z = e * h / ((a - e) * b)
     near = (abs(ratio) < 0.5) & (abs(z) < 0.5)
