@@ -1,4 +1,4 @@
-"""Best of n against every set of draws, its bound, its laws, its refusals."""
+"""Best-of-n policies: enumeration of all samples, the KL bound, properties, gradients and errors."""
 
 import itertools
 import math
@@ -31,18 +31,18 @@ def _x64():
 
 
 def enumerated(ref, reward, n):
-    """The distribution of the best of n draws, over all sets of draws; ties are kept with equal chance."""
+    """The distribution of the best of n samples, by enumeration; ties are broken uniformly at random."""
     policy = np.zeros(len(ref))
-    for draws in itertools.product(range(len(ref)), repeat=n):
-        best = max(reward[i] for i in draws)
-        kept = [i for i in draws if reward[i] == best]
+    for samples in itertools.product(range(len(ref)), repeat=n):
+        best = max(reward[i] for i in samples)
+        kept = [i for i in samples if reward[i] == best]
         for i in kept:
-            policy[i] += math.prod(ref[j] for j in draws) / len(kept)
+            policy[i] += math.prod(ref[j] for j in samples) / len(kept)
     return policy
 
 
-def in_many_digits(ref, reward, n):
-    """The policy by its definition, and its KL."""
+def high_precision(ref, reward, n):
+    """The policy and its KL by their definitions, with 60 digits."""
     with mpmath.workdps(60):
         ref = [mpmath.mpf(float(p)) for p in ref]
         mass = mpmath.fsum(ref)
@@ -56,7 +56,7 @@ def in_many_digits(ref, reward, n):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("array", LIBRARIES.values(), ids=LIBRARIES)
-def test_every_set_of_draws(n, array):
+def test_policy_agrees_with_the_enumeration_of_all_samples(n, array):
     ref = np.asarray([[0.1, 0.2, 0.3, 0.4], [0.4, 0.0, 0.25, 0.35]])
     reward = np.asarray([1.0, 7.0, 1.0, -0.5])
     best = best_of_n_policy(array(ref), array(reward), n)
@@ -69,23 +69,23 @@ def test_every_set_of_draws(n, array):
 
 
 @pytest.mark.parametrize("n", [2, 16, 1000, 10**6])
-@pytest.mark.parametrize("task", ["plain", "ties", "a rare prize", "nearly certain"])
-def test_many_digits(n, task):
+@pytest.mark.parametrize("task", ["plain", "ties", "rare best reward", "nearly certain"])
+def test_policy_and_kl_keep_their_relative_accuracy(n, task):
     rng = np.random.default_rng(0)
     ref, reward = rng.dirichlet(np.ones(20)), rng.normal(size=20)
     if task == "ties":
         reward = np.round(reward)
-    if task == "a rare prize":
+    if task == "rare best reward":
         ref[reward.argmax()] = 1e-12
     if task == "nearly certain":
         ref[reward.argmin()] = 1e9
     ref /= ref.sum()
-    best, (policy, kl) = best_of_n_policy(ref, reward, n), in_many_digits(ref, reward, n)
+    best, (policy, kl) = best_of_n_policy(ref, reward, n), high_precision(ref, reward, n)
     assert float(best.kl) == pytest.approx(float(kl), rel=1e-13)
     assert best.policy == pytest.approx([float(p) for p in policy], rel=1e-12, abs=1e-200)
 
 
-def test_the_bound():
+def test_the_bound_agrees_with_its_formula():
     for n, known in ((1, 0), (2, 0.193), (4, 0.636), (16, 1.835), (64, 3.1745), (1000, 5.909)):
         assert float(best_of_n_kl_bound(n)) == pytest.approx(known, abs=6e-4)
         with mpmath.workdps(40):
@@ -94,7 +94,7 @@ def test_the_bound():
     assert best_of_n_kl_bound(np.asarray([[1.0, 2.0]])).shape == (1, 2)
 
 
-def test_the_bound_is_met_by_fine_choices_without_ties_and_not_by_coarse_ones():
+def test_the_bound_is_attained_by_nearly_continuous_references_only():
     rng = np.random.default_rng(1)
     for n in (2, 4, 16, 64, 1000):
         fine = best_of_n_policy(np.full(100_000, 1e-5), rng.normal(size=100_000), n)
@@ -104,7 +104,7 @@ def test_the_bound_is_met_by_fine_choices_without_ties_and_not_by_coarse_ones():
         assert float(coarse.kl) <= min(math.log(4), float(best_of_n_kl_bound(n)) - 0.005)
 
 
-laws = settings(max_examples=60, deadline=None, derandomize=True)
+property_test = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @st.composite
@@ -116,9 +116,9 @@ def tasks(draw):
     return ref / ref.sum(), reward
 
 
-@laws
+@property_test
 @given(tasks(), st.integers(1, 10_000))
-def test_never_above_its_bound_and_never_worse_than_fewer_draws(task, n):
+def test_the_kl_is_below_the_bound_and_the_reward_increases_with_n(task, n):
     best, more = best_of_n_policy(*task, n), best_of_n_policy(*task, n + 1)
     assert -1e-15 <= best.kl <= best_of_n_kl_bound(n) + 1e-12
     assert best.policy.sum() == pytest.approx(1, abs=1e-11)
@@ -127,15 +127,15 @@ def test_never_above_its_bound_and_never_worse_than_fewer_draws(task, n):
     assert more.kl >= best.kl - 1e-9
 
 
-@laws
+@property_test
 @given(tasks(), st.integers(1, 100))
-def test_only_the_order_of_rewards_counts(task, n):
+def test_the_policy_depends_only_on_the_order_of_rewards(task, n):
     ref, reward = task
     _, rank = np.unique(reward, return_inverse=True)
     assert best_of_n_policy(ref, reward, n).policy == pytest.approx(best_of_n_policy(ref, rank, n).policy, rel=1e-13)
 
 
-def test_shapes_and_kinds():
+def test_shapes_and_dtypes():
     best = best_of_n_policy(np.full((2, 1, 3), 1 / 3), np.arange(12.0).reshape(4, 3), np.asarray([[1], [2]]))
     assert best.policy.shape == (2, 4, 3)
     assert best.kl.shape == (2, 4)
@@ -160,11 +160,11 @@ def test_gradients():
     best = best_of_n_policy(ref, torch.tensor([1.0, 1.0, 5.0]), 3)
     (best.kl + best.expected_reward).backward()
     assert torch.isfinite(ref.grad).all()
-    earned = jax.jit(lambda r: best_of_n_policy(jnp.full(4, 0.25), r, 2).expected_reward)
-    assert np.asarray(jax.grad(earned)(jnp.arange(4.0))) == pytest.approx([1 / 16, 3 / 16, 5 / 16, 7 / 16])
+    expected_reward = jax.jit(lambda r: best_of_n_policy(jnp.full(4, 0.25), r, 2).expected_reward)
+    assert np.asarray(jax.grad(expected_reward)(jnp.arange(4.0))) == pytest.approx([1 / 16, 3 / 16, 5 / 16, 7 / 16])
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     for n in (0, 0.5, math.nan, [2, -1]):
         with pytest.raises(SupportError, match="n >= 1"):
             best_of_n_kl_bound(n)
@@ -176,5 +176,5 @@ def test_refusals():
         best_of_n_policy([0.5, 0.5], [0.0, math.inf], 2)
     with pytest.raises(ShapeError, match="broadcast"):
         best_of_n_policy([0.5, 0.5], [0.0, 1.0, 2.0], 2)
-    with pytest.raises(ShapeError, match="choose from"):
+    with pytest.raises(ShapeError, match="at least one event"):
         best_of_n_policy([], [], 2)

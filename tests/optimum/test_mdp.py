@@ -1,4 +1,4 @@
-"""Optimal control near a reference: the soft Bellman solution, its certificate, and KL over trajectories."""
+"""KL-regularised control: soft value iteration, its error bound, and the KL between trajectory distributions."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from kullback.optimum.tilt import tilt
 from kullback.optimum.trajectory_kl import policy_objective, trajectory_kl
 
 
-def process(rng, states, actions, *, ending=False, **options):
+def make_mdp(rng, states, actions, *, ending=False, **options):
     transitions = rng.dirichlet(np.full(states, 0.3), size=(states, actions))
     ends = rng.uniform(0, 0.5, (states, actions)) if ending else np.zeros((states, actions))
     initial = rng.dirichlet(np.ones(states))
@@ -30,7 +30,7 @@ def policies(rng, *shape):
 
 
 def trajectories(mdp, horizon):
-    """Every trajectory: its states and actions, and the probability that the process lends it."""
+    """All trajectories: states and actions, with the product of the transition probabilities."""
     dense = mdp.transitions.toarray().reshape(*mdp.rewards.shape, -1)
     states, actions = range(mdp.rewards.shape[0]), range(mdp.rewards.shape[1])
     for first in states:
@@ -50,10 +50,9 @@ def trajectories(mdp, horizon):
 
 
 @pytest.mark.parametrize("ending", [False, True])
-def test_every_trajectory(ending):
-    """KL, objective and optimum by the list of all trajectories."""
+def test_kl_objective_and_optimum_agree_with_enumeration(ending):
     rng = np.random.default_rng(0)
-    mdp = process(rng, 3, 2, ending=ending, horizon=3)
+    mdp = make_mdp(rng, 3, 2, ending=ending, horizon=3)
     policy, ref = policies(rng, 3, 3, 2), policies(rng, 3, 2)
     listed = list(trajectories(mdp, 3))
 
@@ -70,7 +69,7 @@ def test_every_trajectory(ending):
     best = soft_value_iteration(mdp, 0.7, ref)
     o = chances(best.policy, True)
     assert best.objective == pytest.approx(o @ rewards - 0.7 * (o * np.log(o / q)).sum(), rel=1e-12)
-    # The identity that defines the optimum: what a policy falls short by is beta times its KL from it.
+    # The regret of a policy is beta times its KL from the optimum.
     assert best.objective - (p @ rewards - 0.7 * kl) == pytest.approx(0.7 * (p * np.log(p / o)).sum(), rel=1e-11)
 
 
@@ -78,9 +77,9 @@ def test_every_trajectory(ending):
 @pytest.mark.parametrize("kind", ["KL", "entropy"])
 @pytest.mark.parametrize("options", [{"horizon": 20}, {"horizon": 20, "discount": 0.9}, {"discount": 0.95}])
 @pytest.mark.parametrize("ending", [False, True])
-def test_kl_over_trajectories_from_the_optimum_is_the_regret(beta, kind, options, ending):
+def test_the_regret_is_beta_times_the_trajectory_kl_from_the_optimum(beta, kind, options, ending):
     rng = np.random.default_rng(1)
-    mdp = process(rng, 12, 3, ending=ending, **options)
+    mdp = make_mdp(rng, 12, 3, ending=ending, **options)
     ref = policies(rng, 12, 3) if kind == "KL" else None
     best = soft_value_iteration(mdp, beta, ref)
     for policy in (policies(rng, 12, 3), np.asarray([1.0, 0.0, 0.0]), best.policy):
@@ -90,8 +89,8 @@ def test_kl_over_trajectories_from_the_optimum_is_the_regret(beta, kind, options
     assert best.objective == pytest.approx(policy_objective(mdp, best.policy, beta, ref), abs=2 * best.error)
 
 
-def value_in_many_digits(mdp, beta, ref, start):
-    """The fixed point of the soft Bellman equation, by Newton's method in many digits."""
+def high_precision_value(mdp, beta, ref, start):
+    """The fixed point of the soft Bellman equation, by Newton's method with 40 digits."""
     with mpmath.workdps(40):
         states, actions = mdp.rewards.shape
         moves = mpmath.matrix(mdp.transitions.toarray().tolist())
@@ -108,64 +107,64 @@ def value_in_many_digits(mdp, beta, ref, start):
             for s, a, k in itertools.product(range(states), range(actions), range(states)):
                 system[s, k] -= discount * weights[s * actions + a] / sums[s] * moves[s * actions + a, k]
             value += mpmath.lu_solve(system, change)
-        raise AssertionError("not met")
+        raise AssertionError("Newton's method did not converge")
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.99, 0.9999])
 @pytest.mark.parametrize("ending", [False, True])
-def test_the_error_that_is_told_holds(discount, ending):
+def test_the_error_bound_holds(discount, ending):
     rng = np.random.default_rng(2)
-    mdp, ref, beta = process(rng, 10, 3, ending=ending, discount=discount), policies(rng, 10, 3), 0.25
+    mdp, ref, beta = make_mdp(rng, 10, 3, ending=ending, discount=discount), policies(rng, 10, 3), 0.25
     best = soft_value_iteration(mdp, beta, ref)
-    exact = value_in_many_digits(mdp, beta, ref, best.value)
+    exact = high_precision_value(mdp, beta, ref, best.value)
 
-    def miss(value):
+    def max_error(value):
         return max(abs(float(got - x)) for got, x in zip(value, exact, strict=True))
 
     size = abs(best.value).max()
-    assert miss(best.value) <= best.error
+    assert max_error(best.value) <= best.error
     assert best.error < 1e-9 + 1e-13 * size / (1 - discount)
     q = mdp.rewards + discount * (mdp.transitions @ best.value).reshape(10, 3)
     assert best.log_policy == pytest.approx(np.log(ref) + (q - best.value[:, None]) / beta, abs=4 * best.error / beta)
-    # So it does where the work was broken off.
+    # The bound also holds if the iteration stops early.
     for options in [{"tolerance": 1.0}, {"tolerance": 1e-3}, {"max_iterations": 1}, {"max_iterations": 2}]:
         rough = soft_value_iteration(mdp, beta, ref, **options)
-        assert miss(rough.value) <= rough.error
+        assert max_error(rough.value) <= rough.error
         assert rough.error <= options.get("tolerance", math.inf)
         assert rough.iterations <= options.get("max_iterations", 10_000)
 
 
-def test_one_step_is_a_tilt_and_many_are_value_iteration():
+def test_one_step_is_a_tilt_and_a_long_horizon_agrees_with_no_horizon():
     rng = np.random.default_rng(3)
-    mdp, ref = process(rng, 5, 3, horizon=1), policies(rng, 5, 3)
+    mdp, ref = make_mdp(rng, 5, 3, horizon=1), policies(rng, 5, 3)
     best, one = soft_value_iteration(mdp, 0.4, ref), tilt(ref, mdp.rewards, 0.4)
     assert best.policy[0] == pytest.approx(one.policy, rel=1e-13)
     assert best.value[0] == pytest.approx(one.objective, rel=1e-13)
     assert best.policy.shape == (1, 5, 3)
     assert best.value.shape == (2, 5)
-    lasting = MDP(mdp.transitions, mdp.rewards, discount=0.8)
+    unbounded = MDP(mdp.transitions, mdp.rewards, discount=0.8)
     finite = MDP(mdp.transitions, mdp.rewards, discount=0.8, horizon=200)
     assert soft_value_iteration(finite, 0.4, ref).value[0] == pytest.approx(
-        soft_value_iteration(lasting, 0.4, ref).value, rel=1e-9
+        soft_value_iteration(unbounded, 0.4, ref).value, rel=1e-9
     )
 
 
-def test_without_a_price_it_is_the_best_policy():
+def test_with_beta_zero_the_policy_is_optimal_for_the_reward():
     rng = np.random.default_rng(4)
-    mdp = process(rng, 6, 2, discount=0.9)
+    mdp = make_mdp(rng, 6, 2, discount=0.9)
     best = soft_value_iteration(mdp, 0.0)
     each = [np.eye(2)[list(choice)] for choice in itertools.product(range(2), repeat=6)]
     objectives = [policy_objective(mdp, policy, 0.0) for policy in each]
     assert best.objective == pytest.approx(max(objectives), rel=1e-12)
     assert (best.policy == each[int(np.argmax(objectives))]).all()
-    # Ties go by the reference.
-    level = MDP(mdp.transitions, np.zeros((6, 2)), discount=0.9)
-    assert soft_value_iteration(level, 0.0, [0.3, 0.7]).policy == pytest.approx(np.tile([0.3, 0.7], (6, 1)))
+    # Ties are broken in proportion to the reference.
+    equal_rewards = MDP(mdp.transitions, np.zeros((6, 2)), discount=0.9)
+    assert soft_value_iteration(equal_rewards, 0.0, [0.3, 0.7]).policy == pytest.approx(np.tile([0.3, 0.7], (6, 1)))
 
 
-def test_dense_and_sparse_are_one():
+def test_dense_and_sparse_transitions_agree():
     rng = np.random.default_rng(5)
-    dense = process(rng, 7, 3, discount=0.9)
+    dense = make_mdp(rng, 7, 3, discount=0.9)
     for kind in (sparse.csr_array, sparse.coo_array, sparse.csc_matrix):
         other = MDP(kind(dense.transitions), dense.rewards, discount=0.9, initial=dense.initial)
         assert soft_value_iteration(other, 0.2).value == pytest.approx(
@@ -173,8 +172,8 @@ def test_dense_and_sparse_are_one():
         )
 
 
-def wide(states, rng, **options):
-    """A sparse process of many states: three next states for each action, drawn anywhere."""
+def make_sparse_mdp(states, rng, **options):
+    """A sparse MDP with many states and three random next states for each action."""
     columns, weights = rng.integers(0, states, (4 * states, 3)), rng.dirichlet(np.ones(3), 4 * states)
     starts = np.arange(0, 12 * states + 1, 3)
     transitions = sparse.csr_array((weights.ravel(), columns.ravel(), starts), shape=(4 * states, states))
@@ -183,7 +182,7 @@ def wide(states, rng, **options):
 
 def test_many_states():
     rng = np.random.default_rng(6)
-    mdp = wide(20_000, rng, discount=0.99)
+    mdp = make_sparse_mdp(20_000, rng, discount=0.99)
     best = soft_value_iteration(mdp, 0.1, np.full(4, 0.25))
     assert best.error < 1e-9
     policy = policies(rng, 20_000, 4)
@@ -191,20 +190,20 @@ def test_many_states():
     assert 0.1 * trajectory_kl(mdp, policy, log_ref=best.log_policy) == pytest.approx(regret, rel=1e-10)
 
 
-def test_what_is_never_visited_costs_nothing():
-    # From state 0 nothing leads to state 1, where the policy does what the reference never does.
+def test_unreachable_states_do_not_contribute():
+    # State 1 is unreachable from state 0, and there the policy takes an action of reference probability 0.
     stay = np.eye(2)[:, None, :].repeat(2, axis=1)
     policy, ref = np.asarray([[0.5, 0.5], [1.0, 0.0]]), np.asarray([[0.25, 0.75], [0.0, 1.0]])
     for options, steps in (({"discount": 0.5}, 2), ({"horizon": 3}, 3), ({"discount": 0.0}, 1)):
         mdp = MDP(stay, np.zeros((2, 2)), initial=[1.0, 0.0], **options)
-        one = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-        assert trajectory_kl(mdp, policy, ref) == pytest.approx(steps * one, rel=1e-12)
+        step_kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+        assert trajectory_kl(mdp, policy, ref) == pytest.approx(steps * step_kl, rel=1e-12)
         everywhere = MDP(stay, np.zeros((2, 2)), **options)
         assert trajectory_kl(everywhere, policy, ref) == math.inf
         assert policy_objective(everywhere, policy, 1.0, ref) == -math.inf
 
 
-def test_what_is_too_small_for_a_probability_keeps_its_logarithm():
+def test_log_policy_represents_probabilities_that_underflow():
     mdp = MDP(np.ones((1, 2, 1)), [[0.0, 1.0]], horizon=1)
     best = soft_value_iteration(mdp, 1e-4, [0.5, 0.5])
     assert best.policy[0, 0, 0] == 0
@@ -212,47 +211,47 @@ def test_what_is_too_small_for_a_probability_keeps_its_logarithm():
     assert trajectory_kl(mdp, [1.0, 0.0], log_ref=best.log_policy) == pytest.approx(1e4, rel=1e-12)
 
 
-laws = settings(max_examples=30, deadline=None, derandomize=True)
+property_test = settings(max_examples=30, deadline=None, derandomize=True)
 
 
-@laws
+@property_test
 @given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.booleans(), st.sampled_from([{"horizon": 4}, {"discount": 0.8}]))
-def test_no_policy_has_a_larger_objective_and_a_higher_price_buys_less(seed, power, ending, options):
+def test_no_policy_has_a_larger_objective_and_the_kl_decreases_with_beta(seed, power, ending, options):
     rng = np.random.default_rng(seed)
-    mdp, ref, beta = process(rng, 4, 3, ending=ending, **options), policies(rng, 4, 3), 10.0**power
+    mdp, ref, beta = make_mdp(rng, 4, 3, ending=ending, **options), policies(rng, 4, 3), 10.0**power
     best = soft_value_iteration(mdp, beta, ref)
     for policy in policies(rng, 5, 4, 3):
         assert policy_objective(mdp, policy, beta, ref) <= best.objective + best.error + 1e-12 * abs(best.objective)
-    dearer = soft_value_iteration(mdp, 2 * beta, ref)
-    assert trajectory_kl(mdp, dearer.policy, ref) <= trajectory_kl(mdp, best.policy, ref) + 1e-9
-    assert policy_objective(mdp, dearer.policy, 0) <= policy_objective(mdp, best.policy, 0) + 1e-9
+    larger_beta = soft_value_iteration(mdp, 2 * beta, ref)
+    assert trajectory_kl(mdp, larger_beta.policy, ref) <= trajectory_kl(mdp, best.policy, ref) + 1e-9
+    assert policy_objective(mdp, larger_beta.policy, 0) <= policy_objective(mdp, best.policy, 0) + 1e-9
 
 
-# The refusals.
+# -- errors --
 
 
-def test_processes_that_make_no_sense_are_refused():
+def test_invalid_processes_raise():
     stay, none = np.ones((1, 2, 1)), [[0.0, 0.0]]
     for error, match, arguments, options in (
         (ShapeError, r"transitions of shape \(1, 2, 1\)", (np.ones((2, 2, 2)), none), {"horizon": 1}),
         (ShapeError, "rewards of shape", (stay, [0.0, 0.0]), {"horizon": 1}),
         (ShapeError, "ends of shape", (stay, none), {"horizon": 1, "ends": [0.0]}),
         (ShapeError, "initial of shape", (stay, none), {"horizon": 1, "initial": [0.5, 0.5]}),
-        (NotNormalizedError, "state 0, action 1 sum to 0.5", (stay * [[1], [0.5]], none), {"horizon": 1}),
-        (NotNormalizedError, "holds -1.0", (-stay, none), {"horizon": 1}),
-        (NotNormalizedError, "holds nan", (stay * math.nan, none), {"horizon": 1}),
+        (NotNormalizedError, "state 0, action 1 they sum to 0.5", (stay * [[1], [0.5]], none), {"horizon": 1}),
+        (NotNormalizedError, "contains -1.0", (-stay, none), {"horizon": 1}),
+        (NotNormalizedError, "contains nan", (stay * math.nan, none), {"horizon": 1}),
         (NotNormalizedError, "initial to sum to 1", (stay, none), {"horizon": 1, "initial": [0.5]}),
         (SupportError, r"rewards\[0, 1\] is inf", (stay, [[0.0, math.inf]]), {"horizon": 1}),
         (SupportError, "a discount in", (stay, none), {"discount": 1.5}),
         (SupportError, "a discount in", (stay, none), {"discount": math.nan}),
-        (SupportError, "a horizon of 1 step", (stay, none), {"horizon": 0}),
+        (SupportError, "a horizon of at least 1 step", (stay, none), {"horizon": 0}),
         (SupportError, "a horizon, or a discount", (stay, none), {}),
     ):
         with pytest.raises(error, match=match):
             MDP(*arguments, **options)
 
 
-def test_policies_and_prices_that_make_no_sense_are_refused():
+def test_invalid_policies_and_betas_raise():
     mdp = MDP(np.ones((1, 2, 1)), [[0.0, 1.0]], horizon=3)
     for beta in (-1.0, math.nan, math.inf):
         with pytest.raises(SupportError, match="beta"):

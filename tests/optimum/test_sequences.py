@@ -1,4 +1,4 @@
-"""Language tasks small enough to list: the optimum over sequences against dynamic programming over prefixes."""
+"""Enumerated language tasks: the optimum over sequences agrees with dynamic programming over prefixes."""
 
 import itertools
 import math
@@ -18,8 +18,8 @@ from kullback.optimum.trajectory_kl import trajectory_kl
 VOCABULARY, END = 4, 3
 
 
-def writer(seed):
-    """A reference whose next token depends on the whole prefix, and never is 2 at first."""
+def make_model(seed):
+    """A reference whose next token depends on the whole prefix; the first token is never 2."""
 
     def next_logits(prefixes):
         rows = []
@@ -32,13 +32,13 @@ def writer(seed):
 
 
 def rewards(found):
-    """Something that depends on order: a 0 after a 1 pays, length costs."""
+    """A reward that depends on the order: +1 for each 0 after a 1, and -0.1 for each token."""
     pays = ((found.tokens[:, 1:] == 0) & (found.tokens[:, :-1] == 1)).sum(axis=1)
     return pays - 0.1 * found.lengths
 
 
-def test_every_completion_is_there_once_with_its_probability():
-    found = enumerate_sequences(writer(0), max_tokens=4, end=END)
+def test_every_completion_is_listed_once_with_its_probability():
+    found = enumerate_sequences(make_model(0), max_tokens=4, end=END)
     texts = [tuple(row[row >= 0].tolist()) for row in found.tokens]
     expected = {
         text
@@ -49,52 +49,52 @@ def test_every_completion_is_there_once_with_its_probability():
     assert set(texts) == expected
     assert len(texts) == len(expected)
     for text, log_prob in zip(texts, found.log_probs, strict=True):
-        parts = [log_softmax(writer(0)(np.asarray([text[:t]]))[0].astype(float))[text[t]] for t in range(len(text))]
+        parts = [log_softmax(make_model(0)(np.asarray([text[:t]]))[0].astype(float))[text[t]] for t in range(len(text))]
         assert log_prob == pytest.approx(sum(parts), rel=1e-13)
     assert np.exp(found.log_probs).sum() == pytest.approx(1, rel=1e-13)
     assert found.rest == 0
     assert (found.lengths == [len(text) for text in texts]).all()
 
 
-def test_all_of_one_length():
+def test_without_an_end_token_all_completions_have_the_maximal_length():
     found = enumerate_sequences(lambda prefixes: np.zeros((len(prefixes), 3)), max_tokens=3)
     assert found.tokens.shape == (27, 3)
     assert np.exp(found.log_probs) == pytest.approx(np.full(27, 1 / 27))
 
 
-def soft_prefix_value(next_logits, beta, prefix=(), most=4):
-    """The soft Bellman value of a prefix, by recursion: beta log sum ref e^(value of what follows / beta)."""
-    if prefix and (prefix[-1] == END or len(prefix) == most):
-        row = np.asarray([[*prefix, *[-1] * (most - len(prefix))]])
+def soft_prefix_value(next_logits, beta, prefix=(), longest=4):
+    """The soft Bellman value of a prefix, by recursion: beta log sum ref e^(value of the extended prefix / beta)."""
+    if prefix and (prefix[-1] == END or len(prefix) == longest):
+        row = np.asarray([[*prefix, *[-1] * (longest - len(prefix))]])
         pays = ((row[:, 1:] == 0) & (row[:, :-1] == 1)).sum()
         return pays - 0.1 * len(prefix)
     log_ref = log_softmax(next_logits(np.asarray([prefix], dtype=np.int64).reshape(1, -1))[0].astype(float))
     follow = [
-        soft_prefix_value(next_logits, beta, (*prefix, token), most) if log_ref[token] > -math.inf else 0.0
+        soft_prefix_value(next_logits, beta, (*prefix, token), longest) if log_ref[token] > -math.inf else 0.0
         for token in range(VOCABULARY)
     ]
     return beta * np.log(np.exp(log_ref + np.asarray(follow) / beta).sum())
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5, 5.0])
-def test_the_tilt_of_sequences_is_the_soft_optimum_over_tokens(beta):
-    found = enumerate_sequences(writer(1), max_tokens=4, end=END)
+def test_the_tilt_of_sequences_agrees_with_the_soft_bellman_equation(beta):
+    found = enumerate_sequences(make_model(1), max_tokens=4, end=END)
     ref, reward = tabulate([found], [rewards(found)])
     best = tilt(ref[0], reward[0], beta)
-    assert float(best.objective) == pytest.approx(soft_prefix_value(writer(1), beta), rel=1e-12)
-    # Token by token: each conditional is the tilt by the values of what follows.
+    assert float(best.objective) == pytest.approx(soft_prefix_value(make_model(1), beta), rel=1e-12)
+    # Each conditional distribution is the tilt by the soft values of the extended prefixes.
     for prefix in [(), (1,), (1, 0), (0, 2, 1)]:
-        seen = next_token_probs(found, best.policy, prefix, VOCABULARY)
-        log_ref = log_softmax(writer(1)(np.asarray([prefix], dtype=np.int64).reshape(1, -1))[0].astype(float))
+        conditional = next_token_probs(found, best.policy, prefix, VOCABULARY)
+        log_ref = log_softmax(make_model(1)(np.asarray([prefix], dtype=np.int64).reshape(1, -1))[0].astype(float))
         values = [
-            soft_prefix_value(writer(1), beta, (*prefix, token)) if log_ref[token] > -math.inf else 0.0
+            soft_prefix_value(make_model(1), beta, (*prefix, token)) if log_ref[token] > -math.inf else 0.0
             for token in range(VOCABULARY)
         ]
-        assert seen == pytest.approx(tilt(np.exp(log_ref), values, beta).policy, rel=1e-11)
+        assert conditional == pytest.approx(tilt(np.exp(log_ref), values, beta).policy, rel=1e-11)
 
 
-def test_the_kl_of_sequences_is_the_sum_over_tokens():
-    found = enumerate_sequences(writer(2), max_tokens=3, end=END)
+def test_the_kl_of_sequences_is_the_sum_of_conditional_kls():
+    found = enumerate_sequences(make_model(2), max_tokens=3, end=END)
     ref, reward = tabulate([found], [rewards(found)])
     best = tilt_to_budget(ref[0], reward[0], 0.4)
     total = 0.0
@@ -107,8 +107,8 @@ def test_the_kl_of_sequences_is_the_sum_over_tokens():
     assert total == pytest.approx(0.4, rel=1e-11)
 
 
-def test_a_reference_without_memory_is_a_process():
-    # States are the last token, or the beginning: the reward counts 0 after 1, and a token costs 0.1.
+def test_a_markov_reference_agrees_with_the_mdp_solution():
+    # The state is the last token, or 3 at the start. The reward is +1 for each 0 after a 1, and -0.1 for each token.
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(4, 3))
     found = enumerate_sequences(lambda p: logits[p[:, -1] if p.shape[1] else np.full(len(p), 3)], max_tokens=5)
@@ -126,16 +126,16 @@ def test_a_reference_without_memory_is_a_process():
 
 
 def test_several_prompts_share_a_budget():
-    found = [enumerate_sequences(writer(seed), max_tokens=3, end=END) for seed in range(3)]
+    found = [enumerate_sequences(make_model(seed), max_tokens=3, end=END) for seed in range(3)]
     ref, reward = tabulate(found, [rewards(each) for each in found])
     curve = frontier(ref, reward, contexts=np.full(3, 1 / 3), points=9)
     assert curve.kl[-1] == pytest.approx(tilt(ref, reward, 0.0).kl.mean(), rel=1e-12)
     assert (np.diff(curve.expected_reward) > 0).all()
 
 
-def test_what_was_left_out_bounds_the_optimum_from_both_sides():
-    whole = enumerate_sequences(writer(4), max_tokens=4, end=END)
-    part = enumerate_sequences(writer(4), max_tokens=4, end=END, min_prob=2e-3)
+def test_omitted_completions_bound_the_optimum_from_both_sides():
+    whole = enumerate_sequences(make_model(4), max_tokens=4, end=END)
+    part = enumerate_sequences(make_model(4), max_tokens=4, end=END, min_prob=2e-3)
     assert 0 < part.rest < 0.2
     assert len(part.tokens) < len(whole.tokens)
     assert np.exp(part.log_probs).sum() + part.rest == pytest.approx(1, rel=1e-12)
@@ -154,7 +154,7 @@ def test_what_was_left_out_bounds_the_optimum_from_both_sides():
         tabulate([part], [rewards(part)])
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     def coin(prefixes):
         return np.zeros((len(prefixes), 2))
 
@@ -171,5 +171,5 @@ def test_refusals():
         tabulate([found], [[1.0, 2.0]])
     with pytest.raises(ShapeError, match="each of 1 prompts"):
         tabulate([found], [])
-    with pytest.raises(InputError, match=r"goes on from \[5\]"):
+    with pytest.raises(InputError, match=r"positive probability, got \[5\]"):
         next_token_probs(found, np.full(4, 0.25), [5], 2)

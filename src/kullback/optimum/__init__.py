@@ -1,1 +1,1 @@
-"""The exact optimum of KL-regularised control: tilted policies, best of n, Markov decision processes."""
+"""The exact optimum of KL-regularised control: tilted policies, best-of-n policies and Markov decision processes."""

@@ -1,4 +1,4 @@
-"""Best of n: the policy that draws n times from its reference and keeps the best, and its exact KL."""
+"""Best-of-n sampling: the distribution of the best of n samples from a reference, and its exact KL."""
 
 from dataclasses import dataclass
 from math import inf
@@ -17,12 +17,12 @@ __all__ = ["BestOfN", "best_of_n_kl_bound", "best_of_n_policy"]
 
 @dataclass(frozen=True)
 class BestOfN:
-    """The best-of-n policy, what it costs and what it earns.
+    """The best-of-n policy with its KL and its expected reward.
 
     Args:
         policy: Probabilities, shape (..., k).
         kl: KL(policy || ref), nats, shape (...): at most `best_of_n_kl_bound(n)`.
-        expected_reward: The policy's mean reward, shape (...).
+        expected_reward: The mean reward of the policy, shape (...).
     """
 
     policy: Array
@@ -31,50 +31,55 @@ class BestOfN:
 
 
 def best_of_n_kl_bound(n: ArrayLike) -> Array:
-    """The bound on KL(best of n || ref), in nats, that holds for any `ref` and reward: log n - (n - 1)/n.
+    """An upper bound on KL(best of n || ref) that holds for every reference and reward.
 
-    It is phi(-log n), where phi(d) = e^d - 1 - d, and is met where `ref` is continuous and no two rewards are equal.
+    bound = log n - (n - 1)/n = phi(-log n), where phi(d) = e^d - 1 - d
+
+    The bound is attained if `ref` is continuous and no two rewards are equal.
 
     Args:
-        n: How many draws, >= 1, any shape.
+        n: The number of samples, >= 1, any shape.
 
     Returns:
-        Same shape, nats; 0 at n = 1.
+        Same shape as `n`, nats; 0 at n = 1, finite for finite n.
 
     Raises:
-        SupportError: n is below 1 or nan.
+        SupportError: n is less than 1 or nan.
 
-    Source: [beirami2024], theorem 1.
+    References:
+        [beirami2024], theorem 1.
 
     Example:
         >>> [round(float(best_of_n_kl_bound(n)), 3) for n in (1, 2, 4, 16, 64, 1000)]
         [0.0, 0.193, 0.636, 1.835, 3.175, 5.909]
     """
     xp, [count], _ = as_floats(n)
-    _require_draws(xp, count)
+    _require_sample_count(xp, count)
     return phi(-log(xp, count))
 
 
 def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN:
-    """What the best of n draws from `ref` is distributed as, and its exact KL(policy || ref).
+    """The distribution of the best of n samples from `ref`, and its exact KL(policy || ref).
 
-    policy_i = ref_i (F^n - G^n) / (F - G), where F and G are the probabilities under `ref` of a reward at most, and
-    below, reward_i: among the draws that tie for the best, any is kept with equal chance.
+    policy_i = ref_i (F^n - G^n) / (F - G),   F = P_ref(reward <= reward_i),   G = P_ref(reward < reward_i)
+
+    Ties between the best samples are broken uniformly at random.
 
     Args:
-        ref: Probabilities, shape (..., k): each >= 0, with sum 1 to rounding, which is taken out.
-        reward: Rewards, broadcast against `ref`; finite where ref > 0, of no account where ref is 0.
-        n: How many draws, >= 1, broadcast against shape (...).
+        ref: Probabilities, shape (..., k): each >= 0, with sum 1 up to rounding. The sum is divided out.
+        reward: Rewards, broadcast against `ref`; finite where ref > 0, ignored where ref is 0.
+        n: The number of samples, >= 1, broadcast against shape (...).
 
     Returns:
-        `BestOfN`: arrays of the inputs' kind and dtype. Nothing is infinite.
+        A `BestOfN`: arrays of the inputs' library and dtype; `kl` in nats. The KL is never `inf`.
 
     Raises:
         NotNormalizedError: An entry of `ref` is negative or nan, or a sum is not 1.
-        SupportError: A reward that counts is not finite, or n is below 1 or nan.
-        ShapeError: The shapes do not broadcast, or there is nothing to choose from.
+        SupportError: A reward is not finite where ref > 0, or n is less than 1 or nan.
+        ShapeError: The shapes do not broadcast, or the last axis is empty.
 
-    Source: [beirami2024], lemma 1.
+    References:
+        [beirami2024], lemma 1.
 
     Example:
         >>> best = best_of_n_policy([0.5, 0.25, 0.25], [0.0, 1.0, 1.0], 2)
@@ -83,17 +88,17 @@ def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN
     """
     xp, [probs, values, count], dtype = as_floats(ref, reward, n)
     shapes = f"{tuple(probs.shape)}, {tuple(values.shape)} and {tuple(count.shape)}"
-    _require_draws(xp, count)
+    _require_sample_count(xp, count)
     try:
         probs, values, count = xp.broadcast_arrays(probs, values, count[..., None])
     except (ValueError, RuntimeError) as error:
         raise ShapeError(f"expected shapes that broadcast, got {shapes}") from error
     if probs.ndim == 0 or probs.shape[-1] == 0:
-        raise ShapeError(f"expected something to choose from along the last axis, got shapes {shapes}")
+        raise ShapeError(f"expected at least one event along the last axis, got shapes {shapes}")
     require_probs(xp, "ref", ref, probs, dtype, -1)
     possible = is_positive(xp, probs)
     if holds(xp.any(possible & ~(abs(untracked(values)) < inf))):
-        raise SupportError("expected a finite reward wherever ref > 0; where a choice is forbidden, give ref 0")
+        raise SupportError("expected a finite reward wherever ref > 0; to exclude an event, set its ref to 0")
     with np.errstate(all="ignore"):
         probs = probs / xp.sum(probs, axis=-1, keepdims=True)
         values = xp.where(possible, values, -inf)
@@ -106,48 +111,53 @@ def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN
 
 
 def _log_ratio(xp: Any, probs: Array, values: Array, n: Array) -> Array:
-    """log policy/ref = (n - 1) log F + log (1 - y^n) / (1 - y), where y = G / F."""
+    """log(policy/ref) = (n - 1) log F + log((1 - y^n) / (1 - y)), where y = G / F.
+
+    F, G and their complements are cumulative sums over rewards in increasing order.
+    """
     order = xp.argsort(values, axis=-1)
     probs, values = (xp.take_along_axis(array, order, axis=-1) for array in (probs, values))
     first, last = _ties(xp, values)
-    none = xp.zeros_like(probs[..., :1])
-    below = xp.concat([none, xp.cumulative_sum(probs, axis=-1)], axis=-1)
-    above = xp.flip(xp.concat([none, xp.cumulative_sum(xp.flip(probs, axis=-1), axis=-1)], axis=-1), axis=-1)
-    up_to, less, more, rest = (
+    zero = xp.zeros_like(probs[..., :1])
+    below = xp.concat([zero, xp.cumulative_sum(probs, axis=-1)], axis=-1)
+    above = xp.flip(xp.concat([zero, xp.cumulative_sum(xp.flip(probs, axis=-1), axis=-1)], axis=-1), axis=-1)
+    at_most, less, greater, at_least = (
         xp.take_along_axis(sums, index, axis=-1)
         for sums, index in ((below, last), (below, first), (above, last), (above, first))
     )
-    up_to = xp.where(up_to > 0, up_to, 1.0)
-    # From the sums that are small, and keep their digits.
-    upper = more < 0.5
-    log_up_to = xp.where(upper, xp.log1p(-xp.where(upper, more, 0.0)), xp.log(up_to))
-    # (1 - y^n) / (1 - y) is smooth in x = 1 - y, and n at x = 0.
-    x = xp.where(upper, rest - more, up_to - less) / up_to
+    at_most = xp.where(at_most > 0, at_most, 1.0)
+    # The smaller of two complementary sums has the smaller rounding error.
+    upper = greater < 0.5
+    log_at_most = xp.where(upper, xp.log1p(-xp.where(upper, greater, 0.0)), xp.log(at_most))
+    # (1 - y^n) / (1 - y) is a smooth function of x = 1 - y, with value n at x = 0.
+    x = xp.where(upper, at_least - greater, at_most - less) / at_most
     near = x < 0.5
     small = xp.where(near & (x != 0), x, 0.25)
     smooth = -xp.expm1(n * xp.log1p(-small)) / small
-    lower = xp.where(near | (less == 0), 0.0, less / up_to)
-    power = xp.where(lower > 0, xp.exp(n * xp.log(xp.where(lower > 0, lower, 1.0))), 0.0)
-    share = xp.where(near, xp.where(x == 0, n, smooth), (1 - power) / xp.where(near, 1.0, 1 - lower))
-    return xp.take_along_axis((n - 1) * log_up_to + xp.log(share), xp.argsort(order, axis=-1), axis=-1)
+    y = xp.where(near | (less == 0), 0.0, less / at_most)
+    power = xp.where(y > 0, xp.exp(n * xp.log(xp.where(y > 0, y, 1.0))), 0.0)
+    quotient = xp.where(near, xp.where(x == 0, n, smooth), (1 - power) / xp.where(near, 1.0, 1 - y))
+    return xp.take_along_axis((n - 1) * log_at_most + xp.log(quotient), xp.argsort(order, axis=-1), axis=-1)
 
 
 def _ties(xp: Any, values: Array) -> tuple[Array, Array]:
-    """Where the values equal to each begin and end, along sorted rows."""
+    """The start and the exclusive end of the run of equal values that contains each value, along sorted rows."""
     *lead, width = values.shape
     rises = xp.astype(values[..., 1:] != values[..., :-1], xp.int64)
-    level = xp.concat([xp.zeros_like(values[..., :1], dtype=xp.int64), xp.cumulative_sum(rises, axis=-1)], axis=-1)
-    # All rows in one: the levels of a row lie above those of the row before.
-    level = xp.reshape(level, (-1, width))
-    row = (xp.cumulative_sum(xp.ones_like(level[:, :1]), axis=0) - 1) * width
-    flat = xp.reshape(level + row, (-1,))
+    rank = xp.concat([xp.zeros_like(values[..., :1], dtype=xp.int64), xp.cumulative_sum(rises, axis=-1)], axis=-1)
+    # An offset of `width` per row makes the ranks of all rows one increasing sequence, which one search can process.
+    rank = xp.reshape(rank, (-1, width))
+    row = (xp.cumulative_sum(xp.ones_like(rank[:, :1]), axis=0) - 1) * width
+    flat = xp.reshape(rank + row, (-1,))
     ends = (xp.reshape(xp.searchsorted(flat, flat, side=side), (-1, width)) - row for side in ("left", "right"))
     first, last = (xp.reshape(end, (*lead, width)) for end in ends)
     return first, last
 
 
-def _require_draws(xp: Any, count: Array) -> None:
-    bad = ~(untracked(count) >= 1)
-    if holds(xp.any(bad)):
-        index = tuple(int(axis[0]) for axis in xp.nonzero(bad)) if bad.ndim else ()
-        raise SupportError(f"expected n >= 1 draws, got {float(count[index])!r}")
+def _require_sample_count(xp: Any, count: Array) -> None:
+    """Raises SupportError unless every number of samples is at least 1."""
+    invalid = ~(untracked(count) >= 1)
+    if holds(xp.any(invalid)):
+        index = tuple(int(axis[0]) for axis in xp.nonzero(invalid)) if invalid.ndim else ()
+        position = f"[{', '.join(map(str, index))}]" if index else ""
+        raise SupportError(f"expected n >= 1, the number of samples, but n{position} is {float(count[index])!r}")

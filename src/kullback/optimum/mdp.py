@@ -1,4 +1,4 @@
-"""Markov decision processes whose transitions are known."""
+"""Markov decision processes with known transition probabilities and rewards."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -13,21 +13,28 @@ __all__ = ["MDP"]
 
 @dataclass(frozen=True, eq=False)
 class MDP:
-    """A Markov decision process of S states and A actions: NumPy arrays, and SciPy's sparse transitions.
+    """A Markov decision process with S states and A actions.
+
+    The fields are converted to float64: `transitions` to a SciPy sparse array of shape (S * A, S), and all others to
+    NumPy arrays.
 
     Args:
         transitions: The probability of each next state: shape (S, A, S), or a sparse array of shape (S * A, S) whose
-            row s * A + a belongs to state s and action a. Rows sum to 1 with `ends`.
+            row s * A + a belongs to state s and action a. Each row plus its entry of `ends` sums to 1.
         rewards: The expected reward of each action, shape (S, A); finite.
-        ends: The probability that the episode ends with this step, shape (S, A); 0 if not given.
-        discount: What a reward one step later counts, in [0, 1]; 1 only with a horizon.
-        horizon: How many steps an episode has at most; None for no bound.
-        initial: The probabilities of the first state, shape (S,); uniform if not given.
+        ends: The probability that the episode ends after this action, shape (S, A); 0 if None.
+        discount: The discount factor per step, in [0, 1]; 1 only with a horizon.
+        horizon: The largest number of steps in an episode; None for an unbounded number.
+        initial: The probabilities of the first state, shape (S,); uniform if None.
 
     Raises:
-        ShapeError: The shapes do not fit together.
-        NotNormalizedError: Probabilities are negative or nan, or do not sum to 1 to within 1e-9.
-        SupportError: A reward is not finite, a discount lies outside [0, 1], or nothing ever ends.
+        ShapeError: The shapes do not match.
+        NotNormalizedError: Probabilities are negative or nan, or do not sum to 1 within 1e-9.
+        SupportError: A reward is not finite, the discount is outside [0, 1], the horizon is not a positive integer, or
+            the discount is 1 without a horizon.
+
+    References:
+        [puterman1994].
 
     Example:
         >>> walk = np.asarray([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
@@ -49,16 +56,16 @@ class MDP:
         if rewards.ndim != 2 or 0 in rewards.shape:
             raise ShapeError(f"expected rewards of shape (states, actions), got {rewards.shape}")
         states, actions = rewards.shape
-        given = self.transitions if sparse.issparse(self.transitions) else np.asarray(self.transitions)
-        fits = [(states * actions, states), (states, actions, states)]
-        if given.shape not in fits[: 1 if sparse.issparse(given) else 2]:
+        transitions = self.transitions if sparse.issparse(self.transitions) else np.asarray(self.transitions)
+        flat, full = (states * actions, states), (states, actions, states)
+        if transitions.shape not in ([flat] if sparse.issparse(transitions) else [flat, full]):
             raise ShapeError(
-                f"expected transitions of shape {fits[1]}, or sparse ones of shape {fits[0]}, to go with rewards of "
-                f"shape {rewards.shape}, got {given.shape}"
+                f"expected transitions of shape {full}, or a sparse array of shape {flat}, to match rewards of shape "
+                f"{rewards.shape}, got shape {transitions.shape}"
             )
-        if not sparse.issparse(given):
-            given = given.reshape(fits[0])
-        transitions = sparse.csr_array(given, dtype=np.float64)
+        if not sparse.issparse(transitions):
+            transitions = transitions.reshape(flat)
+        transitions = sparse.csr_array(transitions, dtype=np.float64)
         ends = np.zeros(rewards.shape) if self.ends is None else np.asarray(self.ends, dtype=np.float64)
         initial = np.full(states, 1 / states) if self.initial is None else np.asarray(self.initial, dtype=np.float64)
         for name, array, shape in (("ends", ends, rewards.shape), ("initial", initial, (states,))):
@@ -67,20 +74,22 @@ class MDP:
         fields = {"transitions": transitions, "rewards": rewards, "ends": ends, "initial": initial}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        self._require_numbers()
+        self._require_values()
 
-    def _require_numbers(self) -> None:
+    def _require_values(self) -> None:
+        """Raises unless probabilities sum to 1, rewards are finite, and the objective is bounded."""
         actions = self.rewards.shape[1]
         for name, array in (("transitions", self.transitions.data), ("ends", self.ends), ("initial", self.initial)):
             if not (array >= 0).all():
                 value = array[~(array >= 0)].ravel()[0]
-                raise NotNormalizedError(f"expected probabilities, >= 0, but {name} holds {float(value)!r}")
+                raise NotNormalizedError(f"expected probabilities >= 0, but {name} contains {float(value)!r}")
         sums = self.transitions.sum(axis=1) + self.ends.ravel()
-        if (bad := abs(sums - 1) > 1e-9).any():
-            row = int(bad.argmax())
+        if (invalid := abs(sums - 1) > 1e-9).any():
+            row = int(invalid.argmax())
             raise NotNormalizedError(
-                f"expected transitions and ends to sum to 1 within 1e-9, but those of state {row // actions}, action "
-                f"{row % actions} sum to {float(sums[row])!r}; where the episode ends, say so in ends"
+                "expected transitions plus ends to sum to 1 within 1e-9, but for state "
+                f"{row // actions}, action {row % actions} they sum to {float(sums[row])!r}; put the probability that "
+                "the episode ends in ends"
             )
         if abs(self.initial.sum() - 1) > 1e-9:
             raise NotNormalizedError(f"expected initial to sum to 1 within 1e-9, got {float(self.initial.sum())!r}")
@@ -88,13 +97,14 @@ class MDP:
             state, action = map(int, np.argwhere(~np.isfinite(self.rewards))[0])
             raise SupportError(
                 f"expected finite rewards, but rewards[{state}, {action}] is {float(self.rewards[state, action])!r}; "
-                "where an action is forbidden, give it probability 0 in ref"
+                "to exclude an action, set its probability in ref to 0"
             )
         if not 0 <= self.discount <= 1:
             raise SupportError(f"expected a discount in [0, 1], got {self.discount!r}")
         if self.horizon is not None and not (isinstance(self.horizon, int | np.integer) and self.horizon >= 1):
-            raise SupportError(f"expected a horizon of 1 step or more, or None, got {self.horizon!r}")
+            raise SupportError(f"expected a horizon of at least 1 step, as an integer, or None, got {self.horizon!r}")
         if self.horizon is None and self.discount == 1:
             raise SupportError(
-                "expected a horizon, or a discount below 1: without either, nothing bounds the objective"
+                "expected a horizon, or a discount less than 1, got neither: the objective would be unbounded; pass a "
+                "horizon or a discount"
             )

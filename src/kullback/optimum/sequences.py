@@ -1,4 +1,4 @@
-"""Every sequence that a small language model can write, so that its best policy is a tilt of one distribution."""
+"""Enumeration of all sequences of a small language model, so that its optimal policy is a tilt of one distribution."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from kullback.numerics.arrays import ArrayLike
 
 __all__ = ["Sequences", "enumerate_sequences", "next_token_probs", "tabulate"]
 
-_BATCH = 4096  # prefixes that the model is asked about at a time
+_BATCH = 4096  # prefixes per call of the model
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """The completions of one prompt, and how probable each is under the reference.
+    """The completions of one prompt and their probabilities under the reference.
 
     Args:
-        tokens: Token ids, shape (n, longest), -1 after the end.
-        lengths: How many tokens each has, the end among them, shape (n,).
-        log_probs: Their log-probabilities, nats, shape (n,).
-        rest: The probability of what was left out.
+        tokens: Token ids, shape (n, longest), padded with -1 after the end.
+        lengths: The number of tokens of each completion, the end token included, shape (n,).
+        log_probs: Log-probabilities, nats, shape (n,).
+        rest: The total probability of the omitted completions.
     """
 
     tokens: np.ndarray
@@ -40,75 +40,82 @@ def enumerate_sequences(
     min_prob: float = 0.0,
     limit: int = 10_000_000,
 ) -> Sequences:
-    """Every completion of a prompt, with its log-probability: sum_t log ref(y_t | y_<t).
+    """Enumerates the completions of a prompt with their log-probabilities under a language model.
+
+    log ref(y) = sum_t log ref(y_t | y_<t)
 
     Args:
-        next_logits: Called with the prefixes written so far, token ids of shape (batch, t), t from 0; returns the
-            logits of the next token, log-probabilities or unnormalised, shape (batch, vocabulary), -inf for what cannot
-            follow. The prompt is its own affair.
-        max_tokens: How many tokens a completion has at most.
-        end: The token that ends a completion; None where all are `max_tokens` long.
-        min_prob: Prefixes with a smaller probability are left out. Their total probability is returned as `rest`,
-            which bounds the error of the optimum (see `tabulate`).
-        limit: How many prefixes or completions there may be before this gives up.
+        next_logits: A function that receives prefixes of the completion, token ids of shape (batch, t) with t >= 0, and
+            returns the logits of the next token, shape (batch, vocabulary): log-probabilities or unnormalised logits,
+            with -inf for impossible tokens. The function itself conditions on the prompt.
+        max_tokens: The largest number of tokens of a completion.
+        end: The token that ends a completion; None if all completions have `max_tokens` tokens.
+        min_prob: Prefixes with a smaller probability are omitted. Their total probability is returned as `rest`, which
+            bounds the error of the optimum; see `tabulate`.
+        limit: The largest permitted number of prefixes and completions.
 
     Returns:
-        `Sequences`; impossible ones are not among them.
+        `Sequences`, without completions of probability 0; log-probabilities in nats, all finite.
 
     Raises:
-        ShapeError: `next_logits` returned another shape.
-        SupportError: It returned nan or +inf, or -inf for every token.
-        InputError: There are more than `limit`.
+        ShapeError: `next_logits` returned an array of another shape.
+        SupportError: `next_logits` returned nan or +inf, or -inf for every token.
+        InputError: `max_tokens` is less than 1, or there are more than `limit` sequences.
 
     Example:
         >>> coin = lambda prefixes: np.zeros((len(prefixes), 2))
-        >>> found = enumerate_sequences(coin, max_tokens=2, end=1)
-        >>> found.tokens.tolist(), np.exp(found.log_probs).round(2).tolist()
+        >>> completions = enumerate_sequences(coin, max_tokens=2, end=1)
+        >>> completions.tokens.tolist(), np.exp(completions.log_probs).round(2).tolist()
         ([[1, -1], [0, 0], [0, 1]], [0.5, 0.25, 0.25])
     """
     if max_tokens < 1:
         raise InputError(f"expected max_tokens >= 1, got {max_tokens}")
-    prefixes, logs = np.zeros((1, 0), dtype=np.int64), np.zeros(1)
-    done_tokens: list[np.ndarray] = []
-    done_logs: list[np.ndarray] = []
-    rest, done = 0.0, 0
+    prefixes, log_probs = np.zeros((1, 0), dtype=np.int64), np.zeros(1)
+    finished_tokens: list[np.ndarray] = []
+    finished_log_probs: list[np.ndarray] = []
+    rest, finished = 0.0, 0
     for step in range(1, max_tokens + 1):
-        following = logs[:, None] + _asked(next_logits, prefixes)
-        kept = (following > -np.inf) & (np.exp(following) >= min_prob)
-        rest += float(np.exp(following[~kept]).sum())
+        extended = log_probs[:, None] + _next_log_probs(next_logits, prefixes)
+        kept = (extended > -np.inf) & (np.exp(extended) >= min_prob)
+        rest += float(np.exp(extended[~kept]).sum())
         rows, chosen = np.nonzero(kept)
-        if (count := done + len(rows)) > limit:
+        if (count := finished + len(rows)) > limit:
             raise InputError(
-                f"expected at most {limit} sequences, but there are {count} by token {step}; raise min_prob"
+                f"expected at most {limit} sequences, but there are {count} at token {step}; increase min_prob or limit"
             )
-        prefixes, logs = np.concatenate([prefixes[rows], chosen[:, None]], axis=1), following[kept]
-        over = (step == max_tokens) | (chosen == (-1 if end is None else end))
-        done_tokens.append(np.pad(prefixes[over], ((0, 0), (0, max_tokens - step)), constant_values=-1))
-        done_logs.append(logs[over])
-        prefixes, logs, done = prefixes[~over], logs[~over], done + int(over.sum())
+        prefixes, log_probs = np.concatenate([prefixes[rows], chosen[:, None]], axis=1), extended[kept]
+        is_finished = (step == max_tokens) | (chosen == (-1 if end is None else end))
+        finished_tokens.append(np.pad(prefixes[is_finished], ((0, 0), (0, max_tokens - step)), constant_values=-1))
+        finished_log_probs.append(log_probs[is_finished])
+        prefixes, log_probs, finished = (
+            prefixes[~is_finished],
+            log_probs[~is_finished],
+            finished + int(is_finished.sum()),
+        )
         if not len(prefixes):
             break
-    tokens = np.concatenate(done_tokens)
-    return Sequences(tokens, (tokens >= 0).sum(axis=1), np.concatenate(done_logs), rest)
+    tokens = np.concatenate(finished_tokens)
+    return Sequences(tokens, (tokens >= 0).sum(axis=1), np.concatenate(finished_log_probs), rest)
 
 
 def tabulate(
     found: Sequence[Sequences], rewards: Sequence[ArrayLike], *, rest_reward: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`ref` and `reward` of several prompts, for `tilt`, `tilt_to_budget` and `frontier` with `contexts`.
+    """The arrays `ref` and `reward` of several prompts, for `tilt`, `tilt_to_budget` and `frontier` with `contexts`.
 
     Args:
-        found: The completions of each prompt.
-        rewards: The rewards of each prompt's completions, shape (n,) each.
-        rest_reward: What all that was left out is taken to earn: the optimum is then a bound from above, if it is the
-            largest reward there is, or from below, if it is the smallest. Needed where anything was left out.
+        found: The completions of each prompt, from `enumerate_sequences`.
+        rewards: The rewards of each prompt's completions, each of shape (n,).
+        rest_reward: The reward assigned to all omitted completions; required if any were omitted. With the largest
+            possible reward the optimum is an upper bound, with the smallest possible reward it is a lower bound.
 
     Returns:
-        Two arrays of shape (prompts, most completions + 1), padded with `ref` 0; the last column is what was left out.
+        Two arrays of shape (prompts, largest number of completions + 1): probabilities, padded with 0, and rewards. The
+        last column stands for the omitted completions.
 
     Raises:
-        ShapeError: The rewards do not go with the completions.
-        InputError: Something was left out, and `rest_reward` is not given.
+        ShapeError: The numbers of rewards and completions differ.
+        InputError: Completions were omitted and `rest_reward` is None.
 
     Example:
         >>> coin = lambda prefixes: np.zeros((len(prefixes), 2))
@@ -117,37 +124,42 @@ def tabulate(
         (array([[0.5, 0.5, 0. ]]), array([[0., 1., 0.]]))
     """
     if len(found) != len(rewards):
-        raise ShapeError(f"expected rewards for each of {len(found)} prompts, got {len(rewards)}")
+        raise ShapeError(f"expected rewards for each of {len(found)} prompts, got rewards for {len(rewards)}")
     width = max(len(each.lengths) for each in found) + 1
     ref, reward = np.zeros((len(found), width)), np.zeros((len(found), width))
-    for row, (each, given) in enumerate(zip(found, rewards, strict=True)):
-        earned = np.asarray(given, dtype=np.float64)
-        if earned.shape != each.lengths.shape:
-            raise ShapeError(f"expected rewards of shape {each.lengths.shape} for prompt {row}, got {earned.shape}")
-        if each.rest > 0 and rest_reward is None:
-            raise InputError(
-                f"expected rest_reward, since prompt {row} leaves out completions of probability {each.rest:.3g}: give "
-                "the largest reward for a bound from above, the smallest for one from below"
+    for row, (completions, given) in enumerate(zip(found, rewards, strict=True)):
+        row_rewards = np.asarray(given, dtype=np.float64)
+        if row_rewards.shape != completions.lengths.shape:
+            raise ShapeError(
+                f"expected rewards of shape {completions.lengths.shape} for prompt {row}, got {row_rewards.shape}"
             )
-        ref[row, : len(earned)], reward[row, : len(earned)] = np.exp(each.log_probs), earned
-        ref[row, -1], reward[row, -1] = each.rest, rest_reward or 0.0
+        if completions.rest > 0 and rest_reward is None:
+            raise InputError(
+                f"expected rest_reward, because prompt {row} omits completions of probability {completions.rest:.3g}; "
+                "pass the largest possible reward for an upper bound or the smallest for a lower bound"
+            )
+        ref[row, : len(row_rewards)], reward[row, : len(row_rewards)] = np.exp(completions.log_probs), row_rewards
+        ref[row, -1], reward[row, -1] = completions.rest, rest_reward or 0.0
     return ref, reward
 
 
 def next_token_probs(found: Sequences, probs: ArrayLike, prefix: Sequence[int], vocabulary: int) -> np.ndarray:
-    """The probabilities of the token after `prefix` under a distribution over sequences: how an optimum would write.
+    """The conditional distribution of the next token under a distribution over sequences.
+
+    p(token | prefix) = sum of p(y) over sequences y that start with prefix + token, normalised over tokens
 
     Args:
-        found: The completions of a prompt.
-        probs: Their probabilities, shape (n,), such as a row of `Optimum.policy`.
-        prefix: The tokens written so far.
-        vocabulary: How many tokens there are.
+        found: The completions of a prompt, from `enumerate_sequences`.
+        probs: The probabilities of the completions, shape (n,), for example a row of `Optimum.policy`. Entries after
+            the first n are ignored.
+        prefix: The token ids of the prefix.
+        vocabulary: The number of tokens in the vocabulary.
 
     Returns:
-        Shape (vocabulary,).
+        Probabilities, shape (vocabulary,).
 
     Raises:
-        InputError: The prefix has probability 0.
+        InputError: No sequence of positive probability continues the prefix.
 
     Example:
         >>> coin = lambda prefixes: np.zeros((len(prefixes), 2))
@@ -155,22 +167,25 @@ def next_token_probs(found: Sequences, probs: ArrayLike, prefix: Sequence[int], 
         array([0.333, 0.667])
     """
     step = len(prefix)
-    begins = (found.tokens[:, :step] == np.asarray(prefix, dtype=np.int64)).all(axis=1) & (found.lengths > step)
+    continues = (found.tokens[:, :step] == np.asarray(prefix, dtype=np.int64)).all(axis=1) & (found.lengths > step)
     mass = np.bincount(
-        found.tokens[begins, step], weights=np.asarray(probs)[: len(begins)][begins], minlength=vocabulary
+        found.tokens[continues, step], weights=np.asarray(probs)[: len(continues)][continues], minlength=vocabulary
     )
     if not mass.sum() > 0:
-        raise InputError(f"no sequence that can be written goes on from {list(prefix)}")
+        raise InputError(f"expected a prefix with a continuation of positive probability, got {list(prefix)}")
     return mass / mass.sum()
 
 
-def _asked(next_logits: Callable[[np.ndarray], ArrayLike], prefixes: np.ndarray) -> np.ndarray:
+def _next_log_probs(next_logits: Callable[[np.ndarray], ArrayLike], prefixes: np.ndarray) -> np.ndarray:
+    """The log-probabilities of the next token, shape (prefixes, vocabulary), computed in batches."""
     pieces = []
     for start in range(0, len(prefixes), _BATCH):
-        asked = prefixes[start : start + _BATCH]
-        logs = np.asarray(next_logits(asked), dtype=np.float64)
-        if logs.ndim != 2 or len(logs) != len(asked):
-            raise ShapeError(f"expected logits of shape ({len(asked)}, vocabulary), got {logs.shape}")
-        require_logits(np, "next_logits", logs, -1)
-        pieces.append(log_softmax(logs, axis=1))
+        batch = prefixes[start : start + _BATCH]
+        logits = np.asarray(next_logits(batch), dtype=np.float64)
+        if logits.ndim != 2 or len(logits) != len(batch):
+            raise ShapeError(
+                f"expected next_logits to return logits of shape ({len(batch)}, vocabulary), got {logits.shape}"
+            )
+        require_logits(np, "next_logits", logits, -1)
+        pieces.append(log_softmax(logits, axis=1))
     return np.concatenate(pieces)

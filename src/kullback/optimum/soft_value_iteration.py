@@ -1,4 +1,4 @@
-"""The exact optimum of control near a reference policy: the soft Bellman equation of a known process."""
+"""The exact optimum of KL- or entropy-regularised control of a known Markov decision process."""
 
 from dataclasses import dataclass
 
@@ -6,28 +6,29 @@ import numpy as np
 
 from kullback.errors import SupportError
 from kullback.numerics.arrays import ArrayLike
-from kullback.optimum._tilt_kernel import tilted
+from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
-from kullback.optimum.trajectory_kl import as_policy, bellman_operator, solve
+from kullback.optimum.trajectory_kl import as_policy, bellman_operator, solve_linear
 
 __all__ = ["SoftOptimum", "soft_value_iteration"]
 
-_ROWS = 2**14  # states at a time: what their tilts make on the way stays in a processor's cache
+_ROWS = 2**14  # states per block, so that the intermediate arrays of a block fit a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class SoftOptimum:
-    """The best policy near a reference, and what each state is worth under it.
+    """The optimal policy and values of KL-regularised control.
 
     Args:
         policy: Probabilities of actions, shape (S, A), or (horizon, S, A).
-        log_policy: Their logarithms, nats, which are finite where the probability is too small for a float.
-        value: The largest objective from each state, shape (S,), or (horizon + 1, S) at each step and after the last.
-        objective: Its mean over the process's first states.
-        beta: The price of a nat in reward.
-        error: A bound on the error of `value` anywhere, with rounding. Above the tolerance that was asked for only
-            where rounding or `max_iterations` came first.
-        iterations: How often the values of all states were renewed.
+        log_policy: Log-probabilities of actions, nats, of the shape of `policy`; finite where a probability underflows.
+        value: The optimal objective from each state, in units of reward, shape (S,), or (horizon + 1, S) for each step
+            and after the last step.
+        objective: The mean of `value` over the initial states, in units of reward.
+        beta: The coefficient of the KL, in units of reward per nat.
+        error: A bound on the absolute error of every entry of `value`, rounding included. It is larger than the
+            tolerance only if rounding errors or `max_iterations` stopped the iteration.
+        iterations: The number of Bellman updates.
     """
 
     policy: np.ndarray
@@ -42,28 +43,33 @@ class SoftOptimum:
 def soft_value_iteration(
     mdp: MDP, beta: float, ref: ArrayLike | None = None, *, tolerance: float = 1e-9, max_iterations: int = 10_000
 ) -> SoftOptimum:
-    """The policy that maximises E[sum of discount^t (reward - beta KL(policy || ref))] from every state.
+    """The policy that maximises E[sum_t discount^t (reward - beta KL(policy || ref))] from every state.
 
-    V(s) = beta log sum_a ref(a|s) e^(Q(s,a)/beta) with Q(s,a) = reward(s,a) + discount E[V(next state)], and the policy
-    is ref e^(Q/beta) tilted in each state. Without `ref` the objective is E[sum of discount^t (reward + beta entropy)].
-    Backward from the horizon; without one, by Newton's method on the values (soft policy iteration), which
-    converges from anywhere: a step of it goes at least as far as one of value iteration.
+    V(s) = beta log sum_a ref(a|s) e^(Q(s,a)/beta),   Q(s,a) = reward(s,a) + discount E[V(next state)]
+
+    The optimal policy in each state is ref e^(Q/beta) / Z. Without `ref` the objective is the entropy-regularised
+    E[sum_t discount^t (reward + beta entropy)]. With a horizon, the values are computed by backward induction. Without
+    a horizon, they are computed by Newton's method (soft policy iteration), which converges from every starting point.
 
     Args:
-        mdp: The process.
-        beta: Reward for a nat, finite and >= 0: at 0 the best policy, `ref` on its ties.
-        ref: Probabilities of actions, shape (S, A), (A,), or (horizon, S, A); None for the entropy.
-        tolerance: The error in value to stop at, in reward, without a horizon.
-        max_iterations: How often to renew the values at most, without a horizon.
+        mdp: The Markov decision process.
+        beta: Coefficient of the KL in units of reward per nat, finite and >= 0. At 0 the policy is optimal for the
+            reward alone and equals `ref` restricted to the best actions.
+        ref: Probabilities of actions, shape (S, A), (A,) or (horizon, S, A). None selects the entropy.
+        tolerance: The absolute error of the values at which the iteration stops, in units of reward; used only without
+            a horizon.
+        max_iterations: The largest number of Bellman updates; used only without a horizon.
 
     Returns:
-        `SoftOptimum`, in float64.
+        A `SoftOptimum` with float64 arrays. Values and objective are finite, in units of reward.
 
     Raises:
         SupportError: beta is negative, infinite or nan.
-        ShapeError, NotNormalizedError: What a policy must be.
+        ShapeError: `ref` does not have one of the shapes above.
+        NotNormalizedError: A probability of `ref` is negative or nan, or a row does not sum to 1.
 
-    Source: [todorov2009]; [levine2018], section 2; the bounds of MacQueen on the values are in [puterman1994], 6.6.
+    References:
+        [todorov2009]; [levine2018], section 2; [puterman1994], section 6.6, for MacQueen's bounds on the values.
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], discount=0.5)
@@ -75,62 +81,70 @@ def soft_value_iteration(
         raise SupportError(f"expected a finite beta >= 0, got {beta!r}")
     probs = np.full_like(mdp.rewards, 1 / mdp.rewards.shape[1]) if ref is None else as_policy(mdp, "ref", ref)
     probs = probs / probs.sum(-1, keepdims=True)
-    # The entropy is log A less the KL to the uniform policy.
-    bonus = beta * np.log(mdp.rewards.shape[1]) if ref is None else 0.0
+    # The entropy is log A minus the KL to the uniform policy.
+    entropy_bonus = beta * np.log(mdp.rewards.shape[1]) if ref is None else 0.0
     with np.errstate(all="ignore"):
         if mdp.horizon is not None:
-            return _backward(mdp, beta, probs, bonus, mdp.horizon)
-        return _newton(mdp, beta, probs, bonus, tolerance, max_iterations)
+            return _backward_induction(mdp, beta, probs, entropy_bonus, mdp.horizon)
+        return _policy_iteration(mdp, beta, probs, entropy_bonus, tolerance, max_iterations)
 
 
-def _renewed(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, value: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The best policy of one step before `value`, its logarithm, and its values."""
+def _bellman_update(
+    mdp: MDP, beta: float, ref: np.ndarray, entropy_bonus: float, value: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The optimal policy of one step followed by `value`, its logarithm, and the updated values."""
     q = mdp.rewards + mdp.discount * (mdp.transitions @ value).reshape(mdp.rewards.shape)
-    policy, logs, new = np.empty_like(q), np.empty_like(q), np.empty_like(value)
+    policy, log_policy, new = np.empty_like(q), np.empty_like(q), np.empty_like(value)
     for start in range(0, len(value), _ROWS):
         rows = slice(start, start + _ROWS)
-        best = tilted(np, ref[rows], q[rows], np.full(len(q[rows]), beta))
-        policy[rows], logs[rows] = best.policy, np.log(ref[rows]) + best.d
-        new[rows] = best.mean(np) - beta * best.kl + bonus
-    return policy, logs, new
+        best = tilt_rows(np, ref[rows], q[rows], np.full(len(q[rows]), beta))
+        policy[rows], log_policy[rows] = best.policy, np.log(ref[rows]) + best.log_ratio
+        new[rows] = best.mean(np) - beta * best.kl + entropy_bonus
+    return policy, log_policy, new
 
 
-def _backward(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, horizon: int) -> SoftOptimum:
+def _backward_induction(mdp: MDP, beta: float, ref: np.ndarray, entropy_bonus: float, horizon: int) -> SoftOptimum:
     states, actions = mdp.rewards.shape
     policy, value = np.empty((horizon, states, actions)), np.zeros((horizon + 1, states))
-    logs = np.empty_like(policy)
+    log_policy = np.empty_like(policy)
     error = 0.0
     for step in reversed(range(horizon)):
-        at = ref if ref.ndim == 2 else ref[step]
-        policy[step], logs[step], value[step] = _renewed(mdp, beta, at, bonus, value[step + 1])
-        error = mdp.discount * error + _rounding(mdp, value[step], value[step + 1])
-    return SoftOptimum(policy, logs, value, float(mdp.initial @ value[0]), beta, error, horizon)
+        step_ref = ref if ref.ndim == 2 else ref[step]
+        policy[step], log_policy[step], value[step] = _bellman_update(
+            mdp, beta, step_ref, entropy_bonus, value[step + 1]
+        )
+        error = mdp.discount * error + _rounding_error(mdp, value[step], value[step + 1])
+    return SoftOptimum(policy, log_policy, value, float(mdp.initial @ value[0]), beta, error, horizon)
 
 
-def _newton(mdp: MDP, beta: float, ref: np.ndarray, bonus: float, tolerance: float, max_iterations: int) -> SoftOptimum:
+def _policy_iteration(
+    mdp: MDP, beta: float, ref: np.ndarray, entropy_bonus: float, tolerance: float, max_iterations: int
+) -> SoftOptimum:
+    """Newton's method on the soft Bellman equation, stopped by MacQueen's bounds."""
     value = np.zeros(len(mdp.rewards))
-    after = mdp.discount / (1 - mdp.discount)
-    lasting = not mdp.ends.any()
-    iteration, spread = 0, np.inf
+    bound_factor = mdp.discount / (1 - mdp.discount)
+    never_ends = not mdp.ends.any()
+    iteration, previous_spread = 0, np.inf
     while True:
         iteration += 1
-        policy, logs, new = _renewed(mdp, beta, ref, bonus, value)
+        policy, log_policy, new = _bellman_update(mdp, beta, ref, entropy_bonus, value)
         change = new - value
-        # MacQueen: the optimum lies between new + after * (least, most), and where episodes end 0 is among them.
-        least, most = (change.min(), change.max()) if lasting else (min(change.min(), 0.0), max(change.max(), 0.0))
-        rounding = _rounding(mdp, new, value)
-        error = after * (most - least) / 2 + rounding / (1 - mdp.discount)
-        stalled = most - least <= 2 * rounding and most - least >= 0.5 * spread
+        # MacQueen's bounds: the optimum is between new + factor * low and new + factor * high, the extreme changes.
+        # Where episodes can end, the end has value 0 and change 0.
+        low, high = (change.min(), change.max()) if never_ends else (min(change.min(), 0.0), max(change.max(), 0.0))
+        rounding = _rounding_error(mdp, new, value)
+        error = bound_factor * (high - low) / 2 + rounding / (1 - mdp.discount)
+        stalled = high - low <= 2 * rounding and high - low >= 0.5 * previous_spread
         if error <= tolerance or stalled or iteration >= max_iterations:
             break
-        spread = most - least
-        value = value + solve(bellman_operator(mdp, policy), change)
-    best = new + after * (least + most) / 2
-    return SoftOptimum(policy, logs, best, float(mdp.initial @ best), beta, float(error), iteration)
+        previous_spread = high - low
+        value = value + solve_linear(bellman_operator(mdp, policy), change)
+    best = new + bound_factor * (low + high) / 2
+    return SoftOptimum(policy, log_policy, best, float(mdp.initial @ best), beta, float(error), iteration)
 
 
-def _rounding(mdp: MDP, *values: np.ndarray) -> float:
-    """What rounding can do to one renewal: an ulp for each number that is added."""
+def _rounding_error(mdp: MDP, *values: np.ndarray) -> float:
+    """A bound on the rounding error of one Bellman update: one unit in the last place for each added term."""
     size = max(float(abs(value).max()) for value in values) + float(abs(mdp.rewards).max())
     terms = float(np.diff(mdp.transitions.indptr).max()) + 2 * mdp.rewards.shape[1] + 8
     return np.finfo(np.float64).eps * terms * size

@@ -1,4 +1,4 @@
-"""What a policy does in a Markov decision process, exactly: its visits, its objective, its KL over trajectories."""
+"""KL divergence between trajectory distributions and objectives of policies in a Markov decision process, exactly."""
 
 import numpy as np
 from scipy import sparse
@@ -12,35 +12,40 @@ from kullback.errors import ShapeError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum.mdp import MDP
 
-__all__ = ["as_policy", "bellman_operator", "policy_objective", "solve", "trajectory_kl"]
+__all__ = ["as_policy", "bellman_operator", "policy_objective", "solve_linear", "state_transitions", "trajectory_kl"]
 
-_DIRECT = 2000  # states up to which a factorisation is soonest
+_DIRECT_STATES = 2000  # the number of states up to which a sparse factorisation is faster than an iteration
 
 
 def trajectory_kl(
     mdp: MDP, policy: ArrayLike, ref: ArrayLike | None = None, *, log_ref: ArrayLike | None = None
 ) -> float:
-    """KL(policy || ref) of whole trajectories that start from `mdp.initial`, in nats.
+    """KL(policy || ref) between the distributions of whole trajectories that start from `mdp.initial`.
 
-    The transitions are the same on both sides, so it is the sum over steps t of discount^t E[KL(policy(.|s_t) ||
-    ref(.|s_t))], the states visited by `policy`. A discount is the chance that a trajectory goes on after a step.
+    KL = sum_t discount^t E[KL(policy(.|s_t) || ref(.|s_t))], with states s_t visited by `policy`
 
-    It is how far `policy` falls short of the best objective, in units of beta, where `ref` is the best policy that
-    `soft_value_iteration` finds.
+    The transition probabilities are the same under both policies and cancel. A discount is interpreted as the
+    probability that a trajectory continues after a step. If `ref` is the optimal policy of `soft_value_iteration`, beta
+    times this KL is the difference between the optimal objective and the objective of `policy`.
 
     Args:
-        mdp: The process.
-        policy: Probabilities of actions, shape (S, A), or (horizon, S, A); `(A,)` for the same in every state.
-        ref: The same.
-        log_ref: Their logarithms, in place of `ref`: a `log_policy` keeps what is too small for a probability.
+        mdp: The Markov decision process.
+        policy: Probabilities of actions, shape (S, A), (horizon, S, A), or (A,) for the same probabilities in every
+            state.
+        ref: Probabilities of actions of the reference policy, in one of the same shapes.
+        log_ref: Log-probabilities of actions of the reference policy, nats, instead of `ref`. `SoftOptimum.log_policy`
+            represents probabilities that underflow in `SoftOptimum.policy`.
 
     Returns:
-        Nats; `inf` where `policy` does, in a state that it visits, what `ref` never does.
+        Nats per trajectory; `inf` where `policy` takes, in a state that it visits, an action of reference probability
+        0.
 
     Raises:
-        ShapeError, NotNormalizedError: What a policy must be.
+        ShapeError: A policy does not have one of the shapes above, or not exactly one of `ref` and `log_ref` is given.
+        NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
-    Source: [levine2018], section 2.4.
+    References:
+        [levine2018], section 2.4.
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], horizon=3)
@@ -48,31 +53,36 @@ def trajectory_kl(
         (0.0, 2.0794)
     """
     if (ref is None) == (log_ref is None):
-        raise ShapeError("expected one of ref and log_ref, got both or neither")
+        raise ShapeError(f"expected one of ref and log_ref, got {'neither' if ref is None else 'both'}")
     probs = as_policy(mdp, "policy", policy)
     if log_ref is None:
-        return _expected(mdp, probs, kl_probs(probs, as_policy(mdp, "ref", ref)))
-    logs = _fitted(mdp, "log_ref", log_ref)
+        return _expected_sum(mdp, probs, kl_probs(probs, as_policy(mdp, "ref", ref)))
+    ref_log_probs = _broadcast_policy(mdp, "log_ref", log_ref)
     with np.errstate(divide="ignore"):
-        return _expected(mdp, probs, kl_log_probs(np.log(probs), logs))
+        return _expected_sum(mdp, probs, kl_log_probs(np.log(probs), ref_log_probs))
 
 
 def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | None = None) -> float:
-    """E[sum of discount^t (reward - beta KL(policy || ref))] of a policy, or with + beta entropy where `ref` is None.
+    """The KL-regularised objective of a policy, or the entropy-regularised objective if `ref` is None.
+
+    E[sum_t discount^t (reward - beta KL(policy || ref))],   or   E[sum_t discount^t (reward + beta entropy)]
 
     Args:
-        mdp: The process.
-        policy: Probabilities of actions, as in `trajectory_kl`.
-        beta: Reward for a nat, >= 0.
-        ref: Probabilities of actions, as in `trajectory_kl`; None for the entropy.
+        mdp: The Markov decision process.
+        policy: Probabilities of actions, shape (S, A), (horizon, S, A), or (A,) for the same probabilities in every
+            state.
+        beta: Coefficient of the KL or the entropy, in units of reward per nat, >= 0.
+        ref: Probabilities of actions of the reference policy, in one of the same shapes. None selects the entropy.
 
     Returns:
-        In units of reward; `-inf` where the KL is `inf`.
+        In units of reward; `-inf` where beta > 0 and the KL is `inf`.
 
     Raises:
-        ShapeError, NotNormalizedError: What a policy must be.
+        ShapeError: A policy does not have one of the shapes above.
+        NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
-    Source: [levine2018], section 2.4.
+    References:
+        [levine2018], section 2.4.
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], horizon=3)
@@ -82,93 +92,100 @@ def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | 
     probs = as_policy(mdp, "policy", policy)
     cost = -entr(probs).sum(-1) if ref is None else kl_probs(probs, as_policy(mdp, "ref", ref))
     mean = (probs * mdp.rewards).sum(-1)
-    return _expected(mdp, probs, mean - beta * cost if beta else mean)
+    return _expected_sum(mdp, probs, mean - beta * cost if beta else mean)
 
 
 def as_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
-    """Probabilities of actions, (S, A) or (horizon, S, A), that fit the process."""
-    probs = _fitted(mdp, name, given)
+    """Validated probabilities of actions, shape (S, A) or (horizon, S, A); `name` is used in error messages."""
+    probs = _broadcast_policy(mdp, name, given)
     require_probs(np, name, probs, probs, probs.dtype, -1)
     return probs
 
 
-def _fitted(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
+def _broadcast_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
+    """The array in float64 with shape (S, A) or (horizon, S, A)."""
     shape = mdp.rewards.shape
     array = np.asarray(given, dtype=np.float64)
     if array.ndim == 1:
         array = np.broadcast_to(array, (shape[0], *array.shape))
     if array.shape != shape and (mdp.horizon is None or array.shape != (mdp.horizon, *shape)):
-        fits = f"{shape}" if mdp.horizon is None else f"{shape} or {(mdp.horizon, *shape)}"
-        raise ShapeError(f"expected {name} of shape {fits}, got {np.asarray(given).shape}")
+        expected = f"{shape}" if mdp.horizon is None else f"{shape} or {(mdp.horizon, *shape)}"
+        raise ShapeError(f"expected {name} of shape {expected}, got {np.asarray(given).shape}")
     return array
 
 
 def state_transitions(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
-    """The transitions from state to state, (S, S), under a policy (S, A)."""
+    """The transition probabilities between states, shape (S, S), under a policy of shape (S, A)."""
     states, actions = policy.shape
-    starts = np.arange(0, states * actions + 1, actions)
-    choice = sparse.csr_array((policy.ravel(), np.arange(states * actions), starts), shape=(states, states * actions))
+    row_starts = np.arange(0, states * actions + 1, actions)
+    choice = sparse.csr_array(
+        (policy.ravel(), np.arange(states * actions), row_starts), shape=(states, states * actions)
+    )
     return choice @ mdp.transitions
 
 
 def bellman_operator(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
-    """1 - discount P, for the transitions P under a policy."""
+    """The matrix I - discount P, where P are the transition probabilities between states under a policy."""
     return sparse.eye_array(len(mdp.rewards), format="csr") - mdp.discount * state_transitions(mdp, policy)
 
 
-def solve(system: sparse.csr_array, right: np.ndarray) -> np.ndarray:
-    """x of system x = right, for a `system` that is 1 less something of norm below 1: a few digits, for a correction.
+def solve_linear(system: sparse.csr_array, right: np.ndarray) -> np.ndarray:
+    """An approximate solution x of system x = right, for iterative refinement.
 
-    Where the iteration fails it is `right` itself, one step of the fixed-point iteration.
+    `system` is I - M with the norm of M less than 1. Large systems are solved iteratively to a few digits. If the
+    iteration does not reduce the residual, `right` is returned, which is one step of the fixed-point iteration.
     """
-    if len(right) <= _DIRECT:
+    if len(right) <= _DIRECT_STATES:
         return splu(system.tocsc()).solve(right)
     size = np.linalg.norm(right)
     if size == 0:
         return right
-    # Of unit size, or bicgstab takes a small right side for its breakdown.
-    found = bicgstab(system, right / size, rtol=1e-4, maxiter=1000)[0] * size
-    left = abs(right - system @ found).sum()
-    return found if left < abs(right).sum() else right
+    # bicgstab treats a small right-hand side as a breakdown, so it is scaled to unit norm.
+    solution = bicgstab(system, right / size, rtol=1e-4, maxiter=1000)[0] * size
+    residual = abs(right - system @ solution).sum()
+    return solution if residual < abs(right).sum() else right
 
 
-def _expected(mdp: MDP, policy: np.ndarray, each: np.ndarray) -> float:
-    """The sum over steps t of discount^t E[each(s_t)], the states visited by `policy`."""
+def _expected_sum(mdp: MDP, policy: np.ndarray, state_values: np.ndarray) -> float:
+    """The sum over t of discount^t E[state_values(s_t)], with states visited by `policy`."""
     if mdp.horizon is None:
-        visits = _visits(mdp, policy)
-        if not np.isfinite(each).all():
-            # Rounding visits every state a little.
-            visits = np.where(_reached(mdp, policy), visits, 0.0)
-        return _dot(visits, each)
+        visits = _discounted_visits(mdp, policy)
+        if not np.isfinite(state_values).all():
+            # Rounding gives unreachable states a small number of visits, which must not multiply an infinite value.
+            visits = np.where(_reachable(mdp, policy), visits, 0.0)
+        return _dot(visits, state_values)
     visits, total = mdp.initial, 0.0
-    moves = state_transitions(mdp, policy).T if policy.ndim == 2 else None
+    stationary = state_transitions(mdp, policy).T if policy.ndim == 2 else None
     for step in range(mdp.horizon):
-        now = each if each.ndim == 1 else each[step]
-        total += _dot(visits, now)
-        visits = mdp.discount * ((state_transitions(mdp, policy[step]).T if moves is None else moves) @ visits)
+        step_values = state_values if state_values.ndim == 1 else state_values[step]
+        total += _dot(visits, step_values)
+        transitions = state_transitions(mdp, policy[step]).T if stationary is None else stationary
+        visits = mdp.discount * (transitions @ visits)
     return total
 
 
-def _dot(visits: np.ndarray, each: np.ndarray) -> float:
-    return float(visits[visits != 0] @ each[visits != 0])
+def _dot(visits: np.ndarray, state_values: np.ndarray) -> float:
+    """The inner product over states with visits, so that 0 times infinity is 0."""
+    return float(visits[visits != 0] @ state_values[visits != 0])
 
 
-def _visits(mdp: MDP, policy: np.ndarray) -> np.ndarray:
-    """The discounted number of visits of each state: v = initial + discount P' v, to rounding."""
+def _discounted_visits(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """The expected discounted number of visits v of each state: v = initial + discount P' v, up to rounding."""
     system = bellman_operator(mdp, policy).T.tocsr()
     visits = np.zeros_like(mdp.initial)
-    left, before = mdp.initial, np.inf
-    # What is left over bounds the error: |error| <= |left| / (1 - discount), summed over states.
-    while 1e-15 < (size := abs(left).sum()) < before:
-        visits, before = visits + solve(system, left), size
-        left = mdp.initial - system @ visits
+    residual, previous = mdp.initial, np.inf
+    # The residual bounds the error: |error| <= |residual| / (1 - discount), summed over states.
+    while 1e-15 < (size := abs(residual).sum()) < previous:
+        visits, previous = visits + solve_linear(system, residual), size
+        residual = mdp.initial - system @ visits
     return visits
 
 
-def _reached(mdp: MDP, policy: np.ndarray) -> np.ndarray:
-    moves = state_transitions(mdp, policy)
-    moves.eliminate_zeros()
+def _reachable(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """Whether each state has a positive probability of a visit under `policy`."""
+    transitions = state_transitions(mdp, policy)
+    transitions.eliminate_zeros()
     starts = np.flatnonzero(mdp.initial)
     if mdp.discount == 0:
         return mdp.initial > 0
-    return np.isfinite(csgraph.dijkstra(moves, indices=starts, unweighted=True, min_only=True))
+    return np.isfinite(csgraph.dijkstra(transitions, indices=starts, unweighted=True, min_only=True))
