@@ -30,7 +30,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
-nb_number_source_lines = False
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # no scripts from other hosts
 
 # The API reference: docstrings carry the types and shapes, so that signatures list names and defaults alone.
 autodoc_typehints = "none"
@@ -46,6 +46,7 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "unsrt"
 bibtex_reference_style = "author_year"
 
+smartquotes = False
 html_theme = "furo"
 html_title = f"Kullback {release}"
 html_static_path = ["static"]

@@ -1,6 +1,8 @@
 """Turns the package's docstrings, which are plain text with Google sections, into reStructuredText."""
 
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,34 +23,76 @@ def _process(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lin
 
 
 def to_rst(lines: list[str]) -> list[str]:
-    """Escape the markup characters of plain text, and show indented formulas as literal blocks."""
-    return list(_convert(lines))
+    """A docstring as reStructuredText: markup characters escaped, indented formulas as literal blocks."""
+    converted: list[str] = []
+    for section, body in _sections(lines):
+        match section:
+            case "":
+                converted += _prelude(body)
+            case "Returns:" | "Yields:":
+                # As a field: napoleon would take the text before a colon for a type.
+                first, *rest = _items(textwrap.dedent("\n".join(body)).strip().splitlines()) or [""]
+                converted += ["", f":returns: {first}", *(f"    {line}" for line in rest), ""]
+            case "References:":
+                items = _items(textwrap.dedent("\n".join(body)).strip().splitlines())
+                converted += ["", ".. rubric:: References", "", *items, ""]
+            case _:
+                converted += ["", section, *_with_examples(body), ""]
+    return converted
 
 
-def _convert(lines: list[str]) -> Iterator[str]:
-    section = ""
-    example = literal = False
+def _sections(lines: list[str]) -> list[tuple[str, list[str]]]:
+    """The docstring in parts: the name of each section and its lines; the name is empty outside of sections."""
+    parts: list[tuple[str, list[str]]] = [("", [])]
     for line in lines:
         if line in SECTIONS:
-            section, literal = line, False
-            yield from ("", line)
-            continue
-        if line and not line.startswith(" "):
-            section = ""
-        if line.lstrip().startswith(">>> "):
-            example = True
-        elif not line.strip():
-            example = False
+            parts.append((line, []))
+        elif line and not line.startswith(" ") and parts[-1][0]:
+            parts.append(("", [line]))
+        else:
+            parts[-1][1].append(line)
+    return parts
+
+
+def _prelude(lines: list[str]) -> Iterator[str]:
+    """Text outside of sections; indented blocks are formulas or code."""
+    example = literal = False
+    for line in lines:
+        example = bool(line.strip()) and (example or line.startswith(">>> "))
         if example or not line.strip():
             yield line
             continue
-        indented = line.startswith("    ") and not section
+        indented = line.startswith("    ")
         if indented and not literal:
-            yield from ("::", "")
+            yield from ("", "::", "")
         if literal and not indented:
             yield ""
         literal = indented
         yield line if literal else escape(line)
+
+
+def _items(lines: list[str]) -> list[str]:
+    """Text whose paragraphs with hanging indents become lists, one item for each line without indent."""
+    converted: list[str] = []
+    for paragraph in _split_at_empty_lines(lines):
+        if any(line.startswith(" ") for line in paragraph):
+            paragraph = [f"  {line.strip()}" if line.startswith(" ") else f"- {line}" for line in paragraph]
+        converted += [*map(escape, paragraph), ""]
+    return converted
+
+
+def _split_at_empty_lines(lines: list[str]) -> Iterator[list[str]]:
+    for nonempty, group in itertools.groupby(lines, lambda line: bool(line.strip())):
+        if nonempty:
+            yield list(group)
+
+
+def _with_examples(lines: list[str]) -> Iterator[str]:
+    """Escaped text, with doctests and their output unchanged."""
+    example = False
+    for line in lines:
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>> "))
+        yield line if example else escape(line)
 
 
 def escape(text: str) -> str:

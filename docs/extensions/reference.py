@@ -112,6 +112,7 @@ PAGES: dict[str, Page] = {
             "kullback.doctor.run": None,
             "kullback.doctor.finding": None,
             "kullback.doctor.penalty_gradient": ("check_penalty_gradient",),
+            "kullback.doctor.kl_value": ("check_kl_value",),
             "kullback.doctor.logged_kl": ("check_logged_kl", "check_learning"),
             "kullback.doctor.budget_and_rewards": ("check_budget", "check_reward_hacking"),
             "kullback.doctor.settings": ("check_settings", "check_ppo_settings"),
