@@ -33,7 +33,7 @@ class BestOfN:
 def best_of_n_kl_bound(n: ArrayLike) -> Array:
     """An upper bound on KL(best of n || ref) that holds for every reference and reward.
 
-    bound = log n - (n - 1)/n = phi(-log n), where phi(d) = e^d - 1 - d
+        bound = log n - (n - 1)/n = phi(-log n), where phi(d) = e^d - 1 - d
 
     The bound is attained if `ref` is continuous and no two rewards are equal.
 
@@ -47,7 +47,7 @@ def best_of_n_kl_bound(n: ArrayLike) -> Array:
         SupportError: n is less than 1 or nan.
 
     References:
-        [beirami2024], theorem 1.
+        Beirami et al. (2024), "Theoretical guarantees on the best-of-n alignment policy", theorem 1 [beirami2024].
 
     Example:
         >>> [round(float(best_of_n_kl_bound(n)), 3) for n in (1, 2, 4, 16, 64, 1000)]
@@ -61,7 +61,7 @@ def best_of_n_kl_bound(n: ArrayLike) -> Array:
 def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN:
     """The distribution of the best of n samples from `ref`, and its exact KL(policy || ref).
 
-    policy_i = ref_i (F^n - G^n) / (F - G),   F = P_ref(reward <= reward_i),   G = P_ref(reward < reward_i)
+        policy_i = ref_i (F^n - G^n) / (F - G),   F = P_ref(reward <= reward_i),   G = P_ref(reward < reward_i)
 
     Ties between the best samples are broken uniformly at random.
 
@@ -79,7 +79,7 @@ def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN
         ShapeError: The shapes do not broadcast, or the last axis is empty.
 
     References:
-        [beirami2024], lemma 1.
+        Beirami et al. (2024), "Theoretical guarantees on the best-of-n alignment policy", lemma 1 [beirami2024].
 
     Example:
         >>> best = best_of_n_policy([0.5, 0.25, 0.25], [0.0, 1.0, 1.0], 2)

@@ -34,7 +34,7 @@ class MDP:
             the discount is 1 without a horizon.
 
     References:
-        [puterman1994].
+        Puterman (1994), "Markov Decision Processes" [puterman1994].
 
     Example:
         >>> walk = np.asarray([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])

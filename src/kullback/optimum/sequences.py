@@ -42,7 +42,7 @@ def enumerate_sequences(
 ) -> Sequences:
     """Enumerates the completions of a prompt with their log-probabilities under a language model.
 
-    log ref(y) = sum_t log ref(y_t | y_<t)
+        log ref(y) = sum_t log ref(y_t | y_<t)
 
     Args:
         next_logits: A function that receives prefixes of the completion, token ids of shape (batch, t) with t >= 0, and
@@ -146,7 +146,7 @@ def tabulate(
 def next_token_probs(found: Sequences, probs: ArrayLike, prefix: Sequence[int], vocabulary: int) -> np.ndarray:
     """The conditional distribution of the next token under a distribution over sequences.
 
-    p(token | prefix) = sum of p(y) over sequences y that start with prefix + token, normalised over tokens
+        p(token | prefix) = sum of p(y) over sequences y that start with prefix + token, normalised over tokens
 
     Args:
         found: The completions of a prompt, from `enumerate_sequences`.

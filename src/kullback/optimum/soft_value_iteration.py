@@ -45,7 +45,7 @@ def soft_value_iteration(
 ) -> SoftOptimum:
     """The policy that maximises E[sum_t discount^t (reward - beta KL(policy || ref))] from every state.
 
-    V(s) = beta log sum_a ref(a|s) e^(Q(s,a)/beta),   Q(s,a) = reward(s,a) + discount E[V(next state)]
+        V(s) = beta log sum_a ref(a|s) e^(Q(s,a)/beta),   Q(s,a) = reward(s,a) + discount E[V(next state)]
 
     The optimal policy in each state is ref e^(Q/beta) / Z. Without `ref` the objective is the entropy-regularised
     E[sum_t discount^t (reward + beta entropy)]. With a horizon, the values are computed by backward induction. Without
@@ -69,7 +69,9 @@ def soft_value_iteration(
         NotNormalizedError: A probability of `ref` is negative or nan, or a row does not sum to 1.
 
     References:
-        [todorov2009]; [levine2018], section 2; [puterman1994], section 6.6, for MacQueen's bounds on the values.
+        Todorov (2009), "Efficient computation of optimal actions" [todorov2009].
+        Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", section 2 [levine2018].
+        Puterman (1994), "Markov Decision Processes", section 6.6, for MacQueen's bounds on the values [puterman1994].
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], discount=0.5)

@@ -43,7 +43,7 @@ class Optimum:
 def tilt(ref: ArrayLike, reward: ArrayLike, beta: ArrayLike, *, contexts: ArrayLike | None = None) -> Optimum:
     """The policy that maximises E[reward] - beta KL(policy || ref).
 
-    policy = ref e^(reward/beta) / Z
+        policy = ref e^(reward/beta) / Z
 
     KL(policy || ref) = sum_i policy_i phi(-d_i), where phi(x) = e^x - 1 - x and d_i = reward_i/beta - log Z. The form
     keeps the relative accuracy of the KL for beta from 1e-8 to 1e8, however small the KL is. All outputs are
@@ -68,7 +68,8 @@ def tilt(ref: ArrayLike, reward: ArrayLike, beta: ArrayLike, *, contexts: ArrayL
         ShapeError: The shapes do not broadcast, or the last axis is empty.
 
     References:
-        [ziegler2019], section 2; [todorov2009].
+        Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", section 2 [ziegler2019].
+        Todorov (2009), "Efficient computation of optimal actions" [todorov2009].
 
     Example:
         >>> best = tilt([0.5, 0.25, 0.25], [0.0, 1.0, 2.0], 1.0)
@@ -85,7 +86,7 @@ def tilt_to_budget(
 ) -> Optimum:
     """The policy with the largest E[reward] among policies with KL(policy || ref) <= budget.
 
-    policy = ref e^(reward/beta) / Z, with beta such that KL(policy || ref) = budget
+        policy = ref e^(reward/beta) / Z, with beta such that KL(policy || ref) = budget
 
     The KL equals the budget up to rounding. If the budget is at least -log ref(largest rewards), it is not binding:
     beta is 0, `saturated` is true, and `kl` is at most the budget. Gradients follow from the implicit function
@@ -110,7 +111,8 @@ def tilt_to_budget(
         ShapeError: The shapes do not broadcast, or the last axis is empty.
 
     References:
-        [ziegler2019], section 2; [todorov2009].
+        Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", section 2 [ziegler2019].
+        Todorov (2009), "Efficient computation of optimal actions" [todorov2009].
 
     Example:
         >>> best = tilt_to_budget([0.5, 0.25, 0.25], [0.0, 1.0, 2.0], 0.1)
@@ -167,7 +169,7 @@ class Frontier:
 def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = None, points: int = 65) -> Frontier:
     """The reward-KL frontier: the largest E[reward] for each KL(policy || ref).
 
-    reward(K) = max E[reward] over policies with KL(policy || ref) <= K
+        reward(K) = max E[reward] over policies with KL(policy || ref) <= K
 
     The KLs are the largest useful KL, -log ref(largest rewards), times the squares of evenly spaced numbers in [0, 1],
     because the reward increases with the square root of a small KL.
@@ -188,7 +190,8 @@ def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = 
         ShapeError: The shapes do not broadcast, the last axis is empty, or `points` is less than 2.
 
     References:
-        [ziegler2019], figure 3, shows this curve for one task.
+        Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", figure 3, shows this curve for one
+        task [ziegler2019].
 
     Example:
         >>> curve = frontier([0.5, 0.25, 0.25], [0.0, 1.0, 2.0], points=3)

@@ -22,7 +22,7 @@ def trajectory_kl(
 ) -> float:
     """KL(policy || ref) between the distributions of whole trajectories that start from `mdp.initial`.
 
-    KL = sum_t discount^t E[KL(policy(.|s_t) || ref(.|s_t))], with states s_t visited by `policy`
+        KL = sum_t discount^t E[KL(policy(.|s_t) || ref(.|s_t))], with states s_t visited by `policy`
 
     The transition probabilities are the same under both policies and cancel. A discount is interpreted as the
     probability that a trajectory continues after a step. If `ref` is the optimal policy of `soft_value_iteration`, beta
@@ -45,7 +45,7 @@ def trajectory_kl(
         NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
     References:
-        [levine2018], section 2.4.
+        Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", section 2.4 [levine2018].
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], horizon=3)
@@ -65,7 +65,7 @@ def trajectory_kl(
 def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | None = None) -> float:
     """The KL-regularised objective of a policy, or the entropy-regularised objective if `ref` is None.
 
-    E[sum_t discount^t (reward - beta KL(policy || ref))],   or   E[sum_t discount^t (reward + beta entropy)]
+        E[sum_t discount^t (reward - beta KL(policy || ref))],   or   E[sum_t discount^t (reward + beta entropy)]
 
     Args:
         mdp: The Markov decision process.
@@ -82,7 +82,7 @@ def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | 
         NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
     References:
-        [levine2018], section 2.4.
+        Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", section 2.4 [levine2018].
 
     Example:
         >>> mdp = MDP([[[1.0], [1.0]]], [[0.0, 1.0]], horizon=3)

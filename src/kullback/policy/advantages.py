@@ -32,7 +32,8 @@ def group_advantages(rewards: Tensor, prompts: Tensor, *, scale: bool = True) ->
         SupportError: A reward is not finite.
 
     References:
-        [shao2024], section 4.1.2; [liu2025] for `scale=False`.
+        Shao et al. (2024), "DeepSeekMath", section 4.1.2 [shao2024].
+        Liu et al. (2025), "Understanding R1-Zero-Like Training", for `scale=False` [liu2025].
 
     Example:
         >>> group_advantages(torch.tensor([1.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
@@ -49,7 +50,7 @@ def group_advantages(rewards: Tensor, prompts: Tensor, *, scale: bool = True) ->
 def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
     """Leave-one-out advantages, as in RLOO: the reward minus the mean reward of the prompt's other completions.
 
-    A_i = r_i - sum_{j != i} r_j / (n - 1) = (r_i - mean_g) n / (n - 1)
+        A_i = r_i - sum_{j != i} r_j / (n - 1) = (r_i - mean_g) n / (n - 1)
 
     The baseline does not depend on completion i, so the policy gradient stays unbiased.
 
@@ -65,7 +66,7 @@ def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
         SupportError: A reward is not finite.
 
     References:
-        [ahmadian2024].
+        Ahmadian et al. (2024), "Back to Basics: Revisiting REINFORCE Style Optimization" [ahmadian2024].
 
     Example:
         >>> leave_one_out(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
@@ -80,7 +81,7 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimation (GAE).
 
-    A_t = delta_t + discount decay A_{t+1},   delta_t = r_t + discount V_{t+1} - V_t
+        A_t = delta_t + discount decay A_{t+1},   delta_t = r_t + discount V_{t+1} - V_t
 
     Here t + 1 is the next token where the mask is true. After the last such token, V and A are 0.
 
@@ -99,7 +100,8 @@ def gae(
         ShapeError: The shapes differ.
 
     References:
-        [schulman2016], eq. 16.
+        Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16
+        [schulman2016].
 
     Example:
         >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), decay=1.0)

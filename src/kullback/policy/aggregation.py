@@ -47,7 +47,9 @@ def aggregate_tokens(
         PenaltyError: `how` is not one of the three conventions.
 
     References:
-        [shao2024] for "sequence_mean"; [yu2025] for "token_mean"; [liu2025] for the length bias of "sequence_mean".
+        Shao et al. (2024), "DeepSeekMath", for "sequence_mean" [shao2024].
+        Yu et al. (2025), "DAPO", for "token_mean" [yu2025].
+        Liu et al. (2025), "Understanding R1-Zero-Like Training", for the length bias of "sequence_mean" [liu2025].
 
     Example:
         >>> losses, mask = torch.tensor([[1.0, 1.0, 4.0], [3.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])

@@ -25,7 +25,7 @@ def dpo_loss(
 ) -> Tensor:
     """The DPO loss, whose minimiser is the optimum of E[reward] - beta KL(policy || ref).
 
-    loss = mean of -log sigmoid(R(chosen) - R(rejected)),   R = beta sum_t log(policy/ref)
+        loss = mean of -log sigmoid(R(chosen) - R(rejected)),   R = beta sum_t log(policy/ref)
 
     The loss contains no KL term and its gradient is not the gradient of a KL. The link to KL(policy || ref) is the
     minimiser: if preferences follow the Bradley-Terry model of a reward r, the expected gradient vanishes at
@@ -50,7 +50,7 @@ def dpo_loss(
         PenaltyError: `beta` is not a positive number.
 
     References:
-        [rafailov2023], eq. 7.
+        Rafailov et al. (2023), "Direct Preference Optimization", eq. 7 [rafailov2023].
 
     Example:
         >>> pair = {"chosen_log_prob": torch.tensor([[-1.0]]), "rejected_log_prob": torch.tensor([[-1.0]])}
@@ -70,7 +70,7 @@ def dpo_loss(
 def implicit_reward(log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor | None = None, *, beta: float = 0.1) -> Tensor:
     """The reward for which the policy is the KL-regularised optimum, up to a constant for each prompt.
 
-    R = beta sum_t log(policy/ref)
+        R = beta sum_t log(policy/ref)
 
     Its mean over samples of the policy is beta KL(policy || ref) of the sequences.
 
@@ -89,7 +89,7 @@ def implicit_reward(log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor | None 
         PenaltyError: `beta` is not a positive number.
 
     References:
-        [rafailov2023], eq. 5.
+        Rafailov et al. (2023), "Direct Preference Optimization", eq. 5 [rafailov2023].
 
     Example:
         >>> implicit_reward(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-2.0, -1.5]]), beta=0.5)

@@ -41,7 +41,7 @@ def ppo_loss(
 ) -> Tensor:
     """The PPO loss: the clipped surrogate plus beta times a KL penalty.
 
-    loss = mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
+        loss = mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
 
     The KL whose gradient the loss descends is the KL that `penalty` names. The default penalty, w k3, descends
     KL(policy || ref) of the next token at the visited prefixes, for samples of any policy.
@@ -76,7 +76,7 @@ def ppo_loss(
         ShapeError: The shapes differ.
 
     References:
-        [schulman2017], eq. 7 and 8.
+        Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7 and 8 [schulman2017].
 
     Example:
         >>> log_prob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
@@ -132,7 +132,7 @@ def grpo_loss(
 ) -> Tensor:
     """The GRPO loss: the clipped surrogate with group-relative advantages, averaged within each sequence first.
 
-    loss = mean over sequences of the mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss
+        loss = mean over sequences of mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss
 
     The KL whose gradient the loss descends is the KL that `penalty` names. The default penalty, w k3, descends
     KL(policy || ref) of the next token at the visited prefixes. The penalty of the paper is k3 without w, which on the
@@ -168,7 +168,7 @@ def grpo_loss(
         ShapeError: The shapes differ.
 
     References:
-        [shao2024], eq. 3.
+        Shao et al. (2024), "DeepSeekMath", eq. 3 [shao2024].
 
     Example:
         >>> log_prob = torch.tensor([[-1.0, -2.0], [-1.0, -9.0]], requires_grad=True)
@@ -206,7 +206,7 @@ def clipped_surrogate(
 ) -> Tensor:
     """The clipped surrogate of PPO at every token.
 
-    -min(w A, clip(w, 1 - low, 1 + high) A),   w = policy/old
+        -min(w A, clip(w, 1 - low, 1 + high) A),   w = policy/old
 
     Args:
         log_prob: Shape (batch, time), nats: log-probability of each token under the policy; differentiated.
@@ -226,7 +226,7 @@ def clipped_surrogate(
         ShapeError: The shapes differ.
 
     References:
-        [schulman2017], eq. 7.
+        Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7 [schulman2017].
 
     Example:
         >>> old = torch.tensor([[-1.0, -1.0]])

@@ -62,8 +62,11 @@ class KLPenalty:
             KL; the message then names the correct penalties.
 
     References:
-        [schulman2020] for k1, k2 and k3; [tang2025] for their gradients; [amini2025] for the exact sum at sampled
-        prefixes.
+        Schulman (2020), "Approximating KL Divergence", for k1, k2 and k3 [schulman2020].
+        Tang and Munos (2025), "On a few pitfalls in KL divergence gradient estimation for RL", for their gradients
+        [tang2025].
+        Amini, Vieira and Cotterell (2025), "Better Estimation of the KL Divergence Between Language Models", for the
+        exact sum at sampled prefixes [amini2025].
 
     Example:
         >>> penalty = KLPenalty(estimator="k2")
@@ -141,7 +144,7 @@ class KLPenalty:
             ShapeError: The shapes differ.
 
         References:
-            [tang2025].
+            Tang and Munos (2025), "On a few pitfalls in KL divergence gradient estimation for RL" [tang2025].
 
         Example:
             >>> log_prob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
@@ -194,7 +197,7 @@ class KLPenalty:
             ShapeError: The shapes differ.
 
         References:
-            [tang2025].
+            Tang and Munos (2025), "On a few pitfalls in KL divergence gradient estimation for RL" [tang2025].
 
         Example:
             >>> penalty = KLPenalty(estimator="k1", placement="reward", horizon="sequence")
@@ -236,7 +239,7 @@ class KLPenalty:
             ShapeError: The shapes differ, or the mask is false everywhere.
 
         References:
-            [schulman2020] for k1, k2 and k3.
+            Schulman (2020), "Approximating KL Divergence", for k1, k2 and k3 [schulman2020].
 
         Example:
             >>> log_prob = torch.tensor([[-1.0, -2.0], [-1.0, -1.0]])

@@ -21,7 +21,10 @@ def gradient_mismatch(direction: str, estimator: str, placement: str, horizon: s
         with the correct gradient for the same KL and the same samples, the most similar penalties first.
 
     References:
-        [tang2025], for samples of the policy itself. tests/policy/test_penalty.py checks every case by enumeration.
+        Tang and Munos (2025), "On a few pitfalls in KL divergence gradient estimation for RL", for samples of the
+        policy itself [tang2025].
+
+        tests/policy/test_penalty.py checks every case by enumeration.
 
     Example:
         >>> print(gradient_mismatch("reverse", "k1", "loss", "token", "policy"))

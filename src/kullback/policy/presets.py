@@ -21,7 +21,7 @@ __all__ = ["PRESETS", "Preset", "preset"]
 class Preset:
     """A published objective: the clipped surrogate, a KL penalty, and the constants of the source.
 
-    loss = aggregate of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
+        loss = aggregate of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
 
     None means that the source does not state the constant, or that the objective does not have it.
 
