@@ -1,4 +1,4 @@
-"""KL at every token, from hidden states: the same numbers in a chunk's memory."""
+"""linear_token_kl: agreement with the naive computation, memory use, masks and errors."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def naive(p, q, temperature=1.0):
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_value_and_gradients_are_those_of_the_naive_computation(chunk, biases, temperature):
+def test_value_and_gradients_agree_with_the_naive_computation(chunk, biases, temperature):
     heads, biases = models(biases=biases)
     inputs = [*heads, *biases.values()]
     expected = naive(*logits_of(heads, biases), temperature)
@@ -43,7 +43,7 @@ def test_value_and_gradients_are_those_of_the_naive_computation(chunk, biases, t
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-13)
 
 
-def test_gradients_agree_with_differences():
+def test_gradients_agree_with_finite_differences():
     heads, biases = models((3,), 5, 2, 3)
     mask = torch.tensor([1, 0, 1])
 
@@ -53,14 +53,14 @@ def test_gradients_agree_with_differences():
     assert torch.autograd.gradcheck(function, (*heads, *biases.values()))
 
 
-def test_chunk_sizes_agree():
+def test_the_chunk_size_does_not_change_the_result():
     heads, biases = models((40,), 300, 8, 8, dtype=torch.float32)
     whole = linear_token_kl(*heads, **biases, chunk=40)
     for chunk in (1, 7, 39, 1000):
         torch.testing.assert_close(linear_token_kl(*heads, **biases, chunk=chunk), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_frozen_reference_gets_no_gradient_and_no_grad_mode_needs_none():
+def test_a_frozen_reference_has_no_gradient_and_no_grad_mode_is_supported():
     heads, _ = models(biases=False)
     frozen = [head.detach() for head in heads[2:]]
     got = linear_token_kl(*heads[:2], *frozen)
@@ -68,13 +68,13 @@ def test_frozen_reference_gets_no_gradient_and_no_grad_mode_needs_none():
     assert heads[0].grad is not None
     assert frozen[1].grad is None
     with torch.no_grad():
-        quiet = linear_token_kl(*heads)
-    assert not quiet.requires_grad
-    assert torch.equal(quiet, got.detach())
+        without_gradient = linear_token_kl(*heads)
+    assert not without_gradient.requires_grad
+    assert torch.equal(without_gradient, got.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
-def test_masked_positions_are_zero_whatever_is_there(dtype):
+def test_masked_positions_are_zero_for_any_hidden_states(dtype):
     heads, biases = models()
     mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]])
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_masked_positions_are_zero_whatever_is_there(dtype):
     assert (heads[0].grad[mask == 1] != 0).all()
 
 
-def test_nothing_kept_is_a_zero_that_can_be_differentiated():
+def test_an_all_false_mask_gives_a_differentiable_zero():
     heads, biases = models()
     with torch.no_grad():
         heads[0][...] = float("nan")
@@ -114,7 +114,7 @@ def test_identical_models_give_exactly_zero_value_and_gradient(dtype):
         assert (given.grad == 0).all()
 
 
-def test_bfloat16_states_give_float32_from_the_logits_that_the_models_make():
+def test_bfloat16_states_give_the_float32_kl_of_the_bfloat16_logits():
     heads, biases = models((7,), 100, 16, 16, dtype=torch.bfloat16)
     got = linear_token_kl(*heads, **biases, chunk=7)
     assert got.dtype == torch.float32
@@ -126,50 +126,50 @@ def test_bfloat16_states_give_float32_from_the_logits_that_the_models_make():
     assert torch.isfinite(heads[1].grad).all()
 
 
-def test_tokens_that_neither_model_allows():
+def test_tokens_that_both_models_exclude():
     heads, biases = models()
-    banned = torch.arange(17) % 4 == 0
+    excluded = torch.arange(17) % 4 == 0
     with torch.no_grad():
         for bias in biases.values():
-            bias[banned] = -float("inf")
+            bias[excluded] = -float("inf")
     got = linear_token_kl(*heads, **biases, chunk=4)
     p, q = logits_of(heads, biases)
-    torch.testing.assert_close(got, naive(p[..., ~banned], q[..., ~banned]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, naive(p[..., ~excluded], q[..., ~excluded]), rtol=1e-12, atol=0)
     got.sum().backward()
     for given in (*heads, *biases.values()):
         assert torch.isfinite(given.grad).all()
-    assert (heads[1].grad[banned] == 0).all()
+    assert (heads[1].grad[excluded] == 0).all()
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the most entries that any tensor made in it has."""
+class LargestTensor(TorchDispatchMode):
+    """Records the number of entries of the largest tensor that is created in its context."""
 
     entries = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         del types
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
+        created = func(*args, **(kwargs or {}))
+        for tensor in created if isinstance(created, tuple | list) else [created]:
             if isinstance(tensor, torch.Tensor):
                 self.entries = max(self.entries, tensor.numel())
-        return made
+        return created
 
 
-@pytest.mark.parametrize("learns", [True, False])
-def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_or_backward(learns):
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_or_backward(needs_gradient):
     positions, vocabulary, width, chunk = 256, 500, 8, 16
     heads, _ = models((positions,), vocabulary, width, width, dtype=torch.float32, biases=False)
-    with Largest() as largest, torch.set_grad_enabled(learns):
+    with LargestTensor() as largest, torch.set_grad_enabled(needs_gradient):
         got = linear_token_kl(*heads, chunk=chunk)
-        if learns:
+        if needs_gradient:
             got.sum().backward()
     assert largest.entries == chunk * vocabulary
-    with Largest() as largest:
+    with LargestTensor() as largest:
         token_kl(*logits_of(heads, {}))
     assert largest.entries == positions * vocabulary
 
 
-def test_no_logits_are_kept_for_the_gradient():
+def test_no_logits_are_saved_for_the_gradient():
     heads, _ = models((64,), 500, 8, 8, dtype=torch.float32, biases=False)
     kept = []
 
@@ -182,7 +182,7 @@ def test_no_logits_are_kept_for_the_gradient():
     assert max(kept, default=0) <= 500 * 8
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     (hidden_p, weight_p, hidden_q, weight_q), biases = models()
     with pytest.raises(ShapeError, match="one vocabulary, got weight_p with 17 tokens and weight_q with 16"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q[:16])

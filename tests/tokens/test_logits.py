@@ -1,4 +1,4 @@
-"""KL at every token, from logits."""
+"""token_kl: values, gradients, precision, masks and errors."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def models(*shape, scale=1.0, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
-def test_value_and_gradients_are_those_of_the_naive_sum(temperature):
+def test_value_and_gradients_agree_with_the_naive_sum(temperature):
     p, q = (logits.requires_grad_() for logits in models(2, 3, 11))
     weights = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64)
     got, expected = token_kl(p, q, temperature=temperature), naive(p, q, temperature)
@@ -35,21 +35,21 @@ def test_value_and_gradients_are_those_of_the_naive_sum(temperature):
     assert torch.autograd.gradcheck(lambda p, q: token_kl(p, q, temperature=temperature), (p, q))
 
 
-def test_it_is_the_formula_of_kl_logits():
-    # kl_logits may take a quicker way for plain tensors, which rounds otherwise.
+def test_token_kl_agrees_with_kl_logits():
+    # kl_logits may use a compiled kernel, which has other rounding errors.
     p, q = models(4, 30)
     torch.testing.assert_close(token_kl(p, q), kl_logits(p, q), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("kl", [1e-2, 1e-4, 1e-6, 1e-8])
-def test_float32_keeps_the_digits_of_a_small_kl(kl):
+def test_float32_is_accurate_for_a_small_kl(kl):
     p, q = models(8, 5000, scale=(2 * kl) ** 0.5, dtype=torch.float32)
     truth = token_kl(p.double(), q.double())
     assert truth.mean().item() == pytest.approx(kl, rel=0.2)
     torch.testing.assert_close(token_kl(p, q).double(), truth, rtol=3e-6, atol=0)
 
 
-def test_float32_gradients_keep_their_digits():
+def test_float32_gradients_are_accurate_for_a_small_kl():
     p, q = models(8, 5000, scale=1e-4, dtype=torch.float32)
     gradients = []
     for dtype in (torch.float32, torch.float64):
@@ -60,7 +60,7 @@ def test_float32_gradients_keep_their_digits():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_are_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32(dtype):
     p, q = models(3, 200, dtype=dtype)
     got = token_kl(p.requires_grad_(), q)
     assert got.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_identical_logits_give_exactly_zero_value_and_gradient(dtype):
     assert (q.grad == 0).all()
 
 
-def test_never_negative_where_only_rounding_differs():
+def test_the_kl_is_non_negative_for_logits_that_differ_by_a_constant():
     p = models(64, 1000, dtype=torch.float32)[0]
     for shift in (1e-7, 0.1, 3.0, 30.0, -100.0):
         got = token_kl(p, p + shift)
@@ -90,7 +90,7 @@ def test_never_negative_where_only_rounding_differs():
         assert (got < 1e-9).all()
 
 
-def test_a_masked_vocabulary_counts_for_nothing():
+def test_tokens_that_both_models_exclude_have_no_effect():
     p, q = models(2, 3, 8)
     kept = torch.arange(8) % 3 != 0
     p, q = p.masked_fill(~kept, -inf).requires_grad_(), q.masked_fill(~kept, -inf).requires_grad_()
@@ -102,18 +102,18 @@ def test_a_masked_vocabulary_counts_for_nothing():
         assert torch.isfinite(side.grad).all()
 
 
-def test_where_only_one_model_allows_a_token():
+def test_a_token_that_only_one_model_excludes():
     p, q = torch.tensor([0.0, 0.0, -inf]), torch.tensor([0.0, 0.0, 0.0])
     assert token_kl(p, q).item() == pytest.approx(0.4054651)
     assert token_kl(q, p).item() == inf
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_masked_positions_are_zero_whatever_is_there(dtype):
+def test_masked_positions_are_zero_for_any_logits(dtype):
     p, q = models(2, 4, 6)
     mask = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0]])
-    junk = torch.tensor([float("nan"), inf, -inf, 1e308, 0.0, 1.0], dtype=torch.float64)
-    p[mask == 0], q[mask == 0] = junk, junk.flip(0)
+    ignored = torch.tensor([float("nan"), inf, -inf, 1e308, 0.0, 1.0], dtype=torch.float64)
+    p[mask == 0], q[mask == 0] = ignored, ignored.flip(0)
     p, q = p.requires_grad_(), q.requires_grad_()
     got = token_kl(p, q, mask=mask.to(dtype))
     assert (got[mask == 0] == 0).all()
@@ -125,7 +125,7 @@ def test_masked_positions_are_zero_whatever_is_there(dtype):
         assert torch.isfinite(side.grad).all()
 
 
-def test_a_broken_logit_shows_at_its_own_position_only():
+def test_a_nan_logit_affects_only_its_position():
     p, q = models(3, 5)
     q[1, 2] = float("nan")
     got = token_kl(p, q)
@@ -133,7 +133,7 @@ def test_a_broken_logit_shows_at_its_own_position_only():
     assert torch.isfinite(got[[0, 2]]).all()
 
 
-def test_only_the_logits_are_kept_for_the_gradient():
+def test_only_the_logits_are_saved_for_the_gradient():
     p, q = models(4, 1000, dtype=torch.float32)
     kept = {}
 
@@ -146,13 +146,13 @@ def test_only_the_logits_are_kept_for_the_gradient():
     assert sum(kept.values()) <= 2 * p.numel() + 4
 
 
-def test_empty_batches_pass_through():
+def test_empty_batches_are_accepted():
     p = torch.zeros(0, 7, requires_grad=True)
     token_kl(p, torch.zeros(0, 7)).sum().backward()
     assert p.grad.shape == (0, 7)
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     p, q = models(2, 3, 5)
     with pytest.raises(ShapeError, match="share a vocabulary"):
         token_kl(p, q[..., :4])
@@ -165,7 +165,7 @@ def test_refusals():
             token_kl(p, q, temperature=temperature)
 
 
-def test_without_torch_the_extra_is_named():
+def test_without_pytorch_the_error_names_the_extra():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from kullback.errors import MissingDependencyError\n"

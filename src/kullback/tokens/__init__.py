@@ -1,4 +1,4 @@
-"""Exact KL divergence between language models, token by token, from logits or from hidden states."""
+"""Exact KL divergence between the next-token distributions of language models, from logits or hidden states."""
 
 from kullback.errors import MissingDependencyError
 

@@ -1,4 +1,4 @@
-"""The least cross-entropy that any model can have on a sample, and what a model is above it: KL(sample || model)."""
+"""The entropy floor of a sample: the smallest cross-entropy of any model, which splits it into entropy plus KL."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -10,13 +10,14 @@ __all__ = ["EmpiricalConditional", "EntropyFloor", "Prefixes"]
 
 @dataclass(frozen=True)
 class EntropyFloor:
-    """The entropy of a sample's outcomes, given their contexts.
+    """The conditional entropy of the outcomes of a sample, given their contexts.
 
     Args:
-        nats: Nats an outcome, >= 0.
-        count: How many outcomes there are.
-        seen_once: The share of them whose context occurs once. They add 0 to the floor, whatever their truth is: where
-            this is near 1, the floor says little of the source, and KL to the sample is memorising.
+        nats: The conditional entropy in nats per outcome, >= 0.
+        count: The number of outcomes.
+        seen_once: The fraction of outcomes whose context occurs once. These outcomes contribute 0 to the entropy
+            regardless of the distribution of the data. If the fraction is close to 1, the floor carries little
+            information about that distribution, and a small KL to the sample indicates memorisation.
     """
 
     nats: float
@@ -25,18 +26,20 @@ class EntropyFloor:
 
 
 class EmpiricalConditional:
-    """How often each outcome followed each context: the empirical distribution that cross-entropy trains towards.
+    """The empirical conditional distribution of outcomes given contexts, from counts.
 
-    H(outcome | context) = sum n(c, o) log(n(c) / n(c, o)) / N is the least that a function of the context can come
-    to in cross-entropy on this sample, and cross-entropy less that is KL(empirical || model).
+        H(outcome | context) = sum_{c,o} n(c, o) log(n(c) / n(c, o)) / N
+
+    This entropy is the smallest cross-entropy on the sample of any model that is a function of the context. The
+    cross-entropy of a model minus this entropy is KL(empirical || model).
 
     Example:
-        >>> seen = EmpiricalConditional()
+        >>> empirical = EmpiricalConditional()
         >>> for context, outcome in [("2+2=", "4"), ("2+2=", "4"), ("2+2=", "5"), ("1+1=", "2")]:
-        ...     seen.add(context, outcome)
-        >>> floor = seen.floor()
-        >>> f"{floor.nats:.4f} nats, {floor.seen_once:.0%} of contexts seen once"
-        '0.4774 nats, 25% of contexts seen once'
+        ...     empirical.add(context, outcome)
+        >>> floor = empirical.floor()
+        >>> f"{floor.nats:.4f} nats, {floor.seen_once:.0%} of the outcomes have a context that occurs once"
+        '0.4774 nats, 25% of the outcomes have a context that occurs once'
     """
 
     def __init__(self) -> None:
@@ -44,25 +47,63 @@ class EmpiricalConditional:
         self._pairs: Counter[tuple[Hashable, Hashable]] = Counter()
 
     def add(self, context: Hashable, outcome: Hashable) -> None:
-        """Count one outcome."""
+        """Adds one observation.
+
+        Args:
+            context: The context, any hashable value.
+            outcome: The outcome, any hashable value.
+
+        Example:
+            >>> empirical = EmpiricalConditional()
+            >>> empirical.add("2+2=", "4")
+            >>> empirical.floor().count
+            1
+        """
         self._contexts[context] += 1
         self._pairs[context, outcome] += 1
 
     def surprise(self, context: Hashable, outcome: Hashable) -> float:
-        """-log of the outcome's share after this context, nats; inf where it never followed."""
+        """The surprisal of an outcome in its context under the empirical distribution.
+
+            -log(n(context, outcome) / n(context))
+
+        Args:
+            context: The context, any hashable value.
+            outcome: The outcome, any hashable value.
+
+        Returns:
+            Nats; `inf` if the outcome was never observed in this context.
+
+        Example:
+            >>> empirical = EmpiricalConditional()
+            >>> empirical.add("2+2=", "4")
+            >>> empirical.surprise("2+2=", "4"), empirical.surprise("2+2=", "5")
+            (0.0, inf)
+        """
         count = self._pairs[context, outcome]
         return log(self._contexts[context] / count) if count else inf
 
     def floor(self) -> EntropyFloor:
-        """Their mean over the sample."""
+        """The mean surprisal of the sample, which is its conditional entropy.
+
+        Returns:
+            An `EntropyFloor`, in nats per outcome; 0 nats for an empty sample.
+
+        Example:
+            >>> empirical = EmpiricalConditional()
+            >>> for outcome in ("4", "5"):
+            ...     empirical.add("2+2=", outcome)
+            >>> round(empirical.floor().nats, 4)
+            0.6931
+        """
         total = self._contexts.total()
         nats = fsum(count * self.surprise(*pair) for pair, count in self._pairs.items()) / total if total else 0.0
-        once = sum(count == 1 for count in self._contexts.values())
-        return EntropyFloor(nats, total, once / total if total else 0.0)
+        single = sum(count == 1 for count in self._contexts.values())
+        return EntropyFloor(nats, total, single / total if total else 0.0)
 
 
 class Prefixes:
-    """Numbers for prefixes of token sequences: equal prefixes have equal numbers, and no others.
+    """Assigns an integer to every prefix of token sequences; two prefixes have the same integer only if they are equal.
 
     Example:
         >>> prefixes = Prefixes()
@@ -76,9 +117,20 @@ class Prefixes:
         self._next: dict[tuple[int, int], int] = {}
 
     def along(self, ids: Sequence[int]) -> list[int]:
-        """The number of what comes before each token."""
-        here, found = 0, []
+        """The integer of the prefix before each token of a sequence.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            One integer per token; 0 for the empty prefix.
+
+        Example:
+            >>> Prefixes().along([7, 8, 9])
+            [0, 1, 2]
+        """
+        prefix, numbers = 0, []
         for token in ids:
-            found.append(here)
-            here = self._next.setdefault((here, token), len(self._next) + 1)
-        return found
+            numbers.append(prefix)
+            prefix = self._next.setdefault((prefix, token), len(self._next) + 1)
+        return numbers

@@ -1,4 +1,4 @@
-"""KL divergence at every token, from two models' last hidden states, without holding all their logits."""
+"""KL divergence between next-token distributions from hidden states, without storing the logits of all positions."""
 
 import torch
 from torch import Tensor
@@ -23,30 +23,33 @@ def linear_token_kl(
     temperature: float = 1.0,
     chunk: int = 256,
 ) -> Tensor:
-    """KL(p || q) of the next-token distributions at every position, in nats, from hidden states and output heads.
+    """KL(p || q) of the next-token distributions at every position, from hidden states and output heads.
 
-    token_kl(hidden_p @ weight_p.T + bias_p, hidden_q @ weight_q.T + bias_q), a chunk of positions at a time. A chunk's
-    logits are dropped once its KL is known and made again for its gradient, so that no more than one chunk's are held.
+        KL = token_kl(hidden_p @ weight_p.T + bias_p, hidden_q @ weight_q.T + bias_q)
+
+    The logits are computed for one chunk of positions at a time and recomputed for the gradient, so that the logits of
+    at most one chunk are in memory.
 
     Args:
-        hidden_p: Shape (..., d): the states that p's head reads, after the final norm.
+        hidden_p: Shape (..., d): the inputs of p's output head, after the final normalisation.
         weight_p: Shape (V, d): p's output head, in the dtype of `hidden_p`.
-        hidden_q: Shape (..., e), the same positions; e may differ from d.
-        weight_q: Shape (V, e), over the same vocabulary.
-        bias_p: Shape (V,), or none.
-        bias_q: Shape (V,), or none.
-        mask: Shape (...), true (or not 0) for the positions that count. The rest are not computed: they give 0, with
-            gradient 0, whatever their states.
-        temperature: What the logits are divided by, > 0.
-        chunk: How many positions to hold at once.
+        hidden_q: Shape (..., e): the inputs of q's output head at the same positions; e may differ from d.
+        weight_q: Shape (V, e): q's output head over the same vocabulary, in the dtype of `hidden_q`.
+        bias_p: Shape (V,): the bias of p's output head; None for no bias.
+        bias_q: Shape (V,): the bias of q's output head; None for no bias.
+        mask: Shape (...), true (or nonzero) for the positions that count. Other positions are not computed; their
+            result and gradient are 0. None: all positions count.
+        temperature: The divisor of the logits, > 0.
+        chunk: The number of positions per chunk, >= 1.
 
     Returns:
-        Shape (...), nats per position, float32 or float64; `inf` and nan as in `token_kl`. The products are made in
-        the states' dtype, as the models make them; what follows is in float32 at least.
+        Shape (...), nats per position, float32 or float64. `inf` where a logit of q is -inf for a token and the logit
+        of p is not; nan where a logit is nan or +inf. The matrix products use the dtype of the hidden states, as the
+        models do; the following computation uses float32 or float64.
 
     Raises:
-        ShapeError: The shapes do not fit together, or `chunk` is not positive.
-        SupportError: The temperature is not a positive number.
+        ShapeError: The shapes do not match, or `chunk` is less than 1.
+        SupportError: The temperature is not a positive finite number.
 
     Example:
         >>> hidden, head = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -56,7 +59,7 @@ def linear_token_kl(
     _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
     require_temperature(temperature)
     if chunk < 1:
-        raise ShapeError(f"expected a chunk of 1 position or more, got {chunk}")
+        raise ShapeError(f"expected a chunk of at least 1 position, got {chunk}")
     shape = hidden_p.shape[:-1]
     rows_p, rows_q = hidden_p.reshape(-1, hidden_p.shape[-1]), hidden_q.reshape(-1, hidden_q.shape[-1])
     kept = None
@@ -68,10 +71,12 @@ def linear_token_kl(
         return logit_kl(*as_logits(linear(rows_p, weight_p, bias_p), linear(rows_q, weight_q, bias_q)), temperature)
 
     inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
-    learns = torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs)
-    # With nothing kept there is still one chunk, of no rows: its result has a gradient, which is zero.
+    needs_gradient = torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs)
+    # If the mask is false everywhere, there is one empty chunk, so that the result is differentiable with gradient 0.
     pieces = [
-        checkpoint(chunk_kl, *rows, use_reentrant=False, preserve_rng_state=False) if learns else chunk_kl(*rows)
+        checkpoint(chunk_kl, *rows, use_reentrant=False, preserve_rng_state=False)
+        if needs_gradient
+        else chunk_kl(*rows)
         for rows in zip(rows_p.split(chunk), rows_q.split(chunk), strict=True)
     ]
     kl = torch.cat(pieces)
@@ -88,18 +93,19 @@ def _require_shapes(
     weight_q: Tensor,
     bias_q: Tensor | None,
 ) -> None:
+    """Raises ShapeError unless hidden states, weights and biases match."""
     for side, hidden, weight, bias in (("p", hidden_p, weight_p, bias_p), ("q", hidden_q, weight_q, bias_q)):
         if weight.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != weight.shape[1]:
             raise ShapeError(
                 f"expected hidden_{side} (..., d) and weight_{side} (V, d), got {tuple(hidden.shape)} and "
-                f"{tuple(weight.shape)}; a weight has one row for each token, as in torch.nn.Linear"
+                f"{tuple(weight.shape)}; a weight has one row per token, as in torch.nn.Linear"
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ShapeError(f"expected bias_{side} of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     if weight_p.shape[0] != weight_q.shape[0] or weight_p.shape[0] == 0:
         raise ShapeError(
             f"expected one vocabulary, got weight_p with {weight_p.shape[0]} tokens and weight_q with "
-            f"{weight_q.shape[0]}; pad or cut the heads to the tokens that both models share"
+            f"{weight_q.shape[0]}; pad or truncate the heads to the tokens that both models share"
         )
     if hidden_p.shape[:-1] != hidden_q.shape[:-1]:
         raise ShapeError(
