@@ -4,6 +4,11 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from jupyter_client import KernelManager
+
+# Connections to the kernels that execute the pages are encrypted, since other users of a machine can read the loopback.
+KernelManager.transport_encryption.default_value = "auto"
+
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "extensions"))
 
