@@ -123,7 +123,7 @@ def test_local_minima_and_descents(open_page):
     page.click("#descend")
     page.wait_for_selector("#directions [role=status]:has-text('KL(Q || P)')")
     assert re.search(
-        r"KL\(P \|\| Q\): \d+ steps to mean 10, standard deviation 10.198, where the KL is 0.935902",
+        r"KL\(P \|\| Q\): \d+ steps to mean 10, standard deviation 10.198, 0.935902 nats",
         page.inner_text("#directions"),
     )
     page.click("[data-choice=forward]")

@@ -20,7 +20,7 @@ export function directionsPage() {
   let [direction, integrandForm, paths, minima] = ["reverse", "phi", {}, []];
 
   const numbers = readings({
-    mean: "mean of Q", sd: "standard deviation of Q", forward: "forward KL, KL(P || Q), nats", reverse: "reverse KL, KL(Q || P), nats",
+    mean: "mean of Q", sd: "standard deviation of Q", forward: "forward KL(P || Q), nats", reverse: "reverse KL(Q || P), nats",
   });
   const minimaList = element("ol", { class: "minima" });
   const densityCurve = (parts) => GRID.map((x) => [x, Math.exp(logDensity(parts, x))]);
@@ -152,7 +152,7 @@ export function directionsPage() {
       if (shown <= longest) requestAnimationFrame(advance);
       else outcome.textContent = ["forward", "reverse"].map((name) => {
         const end = whole[name].at(-1);
-        return `${KL_NAMES[name]}: ${whole[name].length - 1} steps to mean ${format(roundMean(end.mean), 5)}, standard deviation ${format(end.sd, 5)}, where the KL is ${format(end.kl, 6)} nats.`;
+        return `${KL_NAMES[name]}: ${whole[name].length - 1} steps to mean ${format(roundMean(end.mean), 5)}, standard deviation ${format(end.sd, 5)}, ${format(end.kl, 6)} nats.`;
       }).join(" ");
     };
     advance();

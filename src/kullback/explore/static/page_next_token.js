@@ -52,7 +52,7 @@ export function nextTokenPage() {
     numbers.set("js", jensenShannon(P, q));
     const [forward, reverse] = [klTerms(P, q), klTerms(q, P)];
     terms.replaceChildren(table({
-      caption: "Contribution of each token in nats: p φ(log(q/p)) to KL(P || Q), q φ(log(p/q)) to KL(Q || P), with φ(d) = e^d − 1 − d",
+      caption: "Contributions, nats",
       columns: ["token", "P", "Q", "to KL(P || Q)", "to KL(Q || P)"],
       rows: TOKENS.map((token, i) => [token, shown(P[i]), shown(q[i]), shown(forward[i]), shown(reverse[i])]),
     }));
@@ -66,6 +66,8 @@ export function nextTokenPage() {
     numbers.list, bars.figure,
     slider({ id: "temperature", label: "temperature of Q", min: 0.2, max: 3, step: 0.05, value: 1, text: (value) => format(value, 3), change: (value) => { temperature = value; update(); } }).row,
     slider({ id: "top-p", label: "top-p of Q", min: 0.3, max: 1, step: 0.01, value: 1, text: (value) => format(value, 3), change: (value) => { topP = value; update(); } }).row,
-    warning, terms);
+    warning, element("h3", {}, "Contribution of each token"),
+    element("p", { class: "aside" }, "A token adds p φ(log(q/p)) to KL(P || Q) and q φ(log(p/q)) to KL(Q || P), where φ(d) = e^d − 1 − d. No contribution is negative, and their sum is the KL."),
+    terms);
   return { section, start: update };
 }

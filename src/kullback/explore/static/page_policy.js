@@ -47,7 +47,7 @@ export function policyPage() {
       frontier.caption.textContent = `Solid: the largest proxy reward at each KL. Dashed: the true reward of the same policy; it is largest at ${format(peak.kl, 3)} nats and falls beyond. Vertical line: the budget.${task === "bandit" ? ` Dark dots: the proxy reward of best-of-n sampling for n = ${BEST_OF.join(", ")}.` : ""}`;
       return [
         line(api, curve.map(({ kl, reward }) => [kl, reward]), 0), line(api, curve.map(({ kl, trueReward }) => [kl, trueReward]), 1, 1),
-        shape("line", { class: "budget-line", x1: api.x(best.kl), x2: api.x(best.kl), y1: api.y(0), y2: api.y(api.invert(0, 12)[1]) }),
+        shape("line", { class: "budget-line", x1: api.x(best.kl), x2: api.x(best.kl), y1: api.y(0), y2: api.y(api.invert(0, 20)[1]) }),
         shape("line", { class: "peak-line", x1: api.x(peak.kl), x2: api.x(peak.kl), y1: api.y(0), y2: api.y(peak.trueReward) }),
         ...points, dot(api, [best.kl, best.reward], 0, "proxy reward of the policy"), dot(api, [best.kl, best.trueReward], 1, "true reward of the policy"),
       ];
@@ -56,7 +56,7 @@ export function policyPage() {
 
   const bars = plot({
     title: "Probability of each answer",
-    note: "Blue: the reference. Orange: the optimal policy, proportional to reference × e^(reward/β). The answers are listed below.",
+    note: "Blue: the reference. Orange: the optimal policy, proportional to reference\u00a0×\u00a0e^(reward/β). The list below names the answers.",
     x: { label: "answer", domain: () => [-0.6, ANSWERS.length - 0.4], ticks: ANSWERS.map((_, i) => i), labels: ANSWERS.map((_, i) => String(i + 1)) },
     y: { label: "probability", domain: () => [0, Math.max(0.4, ...(best?.policy ?? [0])) * 1.05] },
     draw: (api) => {
@@ -85,11 +85,11 @@ export function policyPage() {
   }
   const gridFigure = element("figure", { class: "chart live" }, element("figcaption", {}, element("h3", {}, "Policy at the first step, and expected visits"),
     element("p", {}, "Length of a line: probability of the move at the first step. Blue: expected number of visits in an episode of 16 steps. The reference chooses all four moves with equal probability. Proxy reward: 1 at the goal, which ends the episode, and 0.6 for each visit to the coin. True reward: 1 at the goal.")), grid);
-  const taskViews = { bandit: element("div", {}, bars.figure, answers), grid: gridFigure };
+  const taskViews = { bandit: [bars.figure, answers], grid: [gridFigure] };
 
   const update = oncePerFrame(() => {
     best = solve(budget);
-    for (const [name, node] of Object.entries(taskViews)) node.hidden = name !== task;
+    for (const [name, nodes] of Object.entries(taskViews)) for (const node of nodes) node.hidden = name !== task;
     frontier.redraw();
     if (task === "bandit") bars.redraw();
     else drawGrid();
@@ -99,7 +99,7 @@ export function policyPage() {
 
   const section = element("section", { class: "page", id: "policy", "aria-labelledby": "policy-title" },
     element("h2", { id: "policy-title" }, "Policy under a KL budget"),
-    element("p", { class: "lead" }, "Among all policies with KL(policy || reference) up to the budget, the policy with the largest expected reward is proportional to reference × e^(reward/β). Here the optimised reward is a proxy that differs from the true reward. Under a small budget both rewards increase; under a large budget the proxy reward increases further and the true reward decreases."),
+    element("p", { class: "lead" }, "Among all policies with KL(policy || reference) up to the budget, the policy with the largest expected reward is proportional to reference\u00a0×\u00a0e^(reward/β). Here the optimised reward is a proxy that differs from the true reward. Under a small budget both rewards increase; under a large budget the proxy reward increases further and the true reward decreases."),
     choice("Task", { bandit: "bandit with eight answers", grid: "gridworld" }, task, (value) => {
       task = value;
       budget = task === "bandit" ? 0.3025 : 3;
@@ -107,6 +107,6 @@ export function policyPage() {
       updateCurve();
       update();
     }),
-    budgetSlider.row, numbers.list, element("div", { class: "charts" }, frontier.figure, element("div", {}, taskViews.bandit, taskViews.grid)));
+    budgetSlider.row, numbers.list, element("div", { class: "charts" }, frontier.figure, bars.figure, gridFigure), answers);
   return { section, start: () => { best = solve(budget); updateCurve(); update(); } };
 }

@@ -18,8 +18,8 @@ export function runsPage(embedded, live, metrics) {
     element("p", {}, "Drop run directories, or files such as metrics.jsonl, here. The browser reads the files and does not upload them."),
     element("div", { class: "row" }, folder, element("label", { class: "button", for: "run-folder" }, "Open a run directory"),
       files, element("label", { class: "button", for: "run-files" }, "Open files")),
-    element("p", { class: "aside" }, "To follow runs during training: ", element("code", {}, "kullback explore RUN ..."),
-      ". To save runs in one file: ", element("code", {}, "kullback explore RUN ... --output page.html")));
+    element("p", { class: "aside" }, "To follow runs during training: ", element("code", {}, "kullback explore RUN ...")),
+    element("p", { class: "aside" }, "To save runs in one file: ", element("code", {}, "kullback explore RUN ... --output page.html")));
   const section = element("section", { class: "page", id: "runs", "aria-labelledby": "runs-title" },
     element("h2", { id: "runs-title" }, "Training runs"), opener, status, shown);
   let [lastText, following] = ["", Boolean(embedded && live)];
