@@ -51,7 +51,8 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "unsrt"
 bibtex_reference_style = "author_year"
 
-smartquotes = False
+smartquotes_action = "D"  # dashes only: quotation marks and dots stay as in the code
+highlight_language = "none"
 html_theme = "furo"
 html_title = f"Kullback {release}"
 html_static_path = ["static"]

@@ -208,7 +208,7 @@ def summary_text() -> str:
 
 def index_text() -> str:
     """The first page of the API reference: the names of `kullback` and the table of contents of the packages."""
-    contents = "\n".join(f"   {name}" for name in PAGES)
+    contents = "\n".join(f"   kullback.{name} <{name}>" for name in PAGES)
     return f"""{_heading("API reference", "=")}
 
 Names that ``import kullback`` provides:
