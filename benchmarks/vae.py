@@ -24,7 +24,7 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.vae.data import Images, load_images
-from kullback.train.vae.evaluation import judge
+from kullback.train.vae.evaluation import evaluate
 from kullback.train.vae.models import VAE
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
@@ -71,9 +71,9 @@ def main() -> None:
             images = load_images("digits", seed=seed)
             theirs, steps, their_seconds = _pythae(images, beta, seed, options.epochs)
             judged = torch.from_numpy(images.held_out)
-            told = judge(theirs, judged, None, step=steps)
+            told = evaluate(theirs, judged, None, step=steps)
             ours, our_seconds = _ours(images, told["kl_posterior_prior_per_image"], seed, steps)
-            mine = judge(ours, judged, None, step=steps)
+            mine = evaluate(ours, judged, None, step=steps)
             keys = ("kl_posterior_prior_per_image", "elbo", "log_likelihood")
             cells = [f"{row[key]:.2f}" for key in keys for row in (told, mine)]
             rows.append(f"| {beta:g} | {seed} | {' | '.join(cells)} | {their_seconds:.0f} | {our_seconds:.0f} |")

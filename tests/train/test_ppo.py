@@ -1,4 +1,4 @@
-"""Runs of PPO: budgets that are held, runs that go on as if never stopped, references that are read and not run."""
+"""PPO runs: KL budgets are met, resumed runs are identical, and saved references are read without unpickling."""
 
 import base64
 import io
@@ -19,7 +19,8 @@ from stable_baselines3 import A2C, PPO
 from kullback.budget.controllers import PPO2017
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
-from kullback.integrations.sb3_saved import load_policy, load_weights, make_environments
+from kullback.integrations.sb3_saved import load_policy, make_environments
+from kullback.runs.checkpoint import load_weights
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.ppo import PPOPlan, train_ppo
 from kullback.train.ppo_checkpoint import derived_seed
@@ -32,7 +33,7 @@ FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64, "n_epochs": 6}
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A policy of each environment that has learned something."""
+    """A partly trained policy for each environment."""
     base = tmp_path_factory.mktemp("references")
     for env, discount in (("CartPole-v1", 0.98), ("Pendulum-v1", 0.9)):
         settings = {**FAST, "gamma": discount, "learning_rate": 1e-3}
@@ -40,11 +41,11 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {env: base / env for env in ("CartPole-v1", "Pendulum-v1")}
 
 
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def plan_of(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
+def make_plan(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
     plan = PPOPlan("CartPole-v1", 128 * 7, output, seed=4, settings=SMALL, evaluate_every=2, evaluation_episodes=4)
     reference = references["CartPole-v1"]
     match kind:
@@ -64,35 +65,38 @@ def plan_of(kind: str, output: Path, references: dict[str, Path]) -> PPOPlan:
 
 
 @pytest.mark.parametrize("kind", ["plain", "old", "reference", "states", "rule", "sde"])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path, references: dict[str, Path]) -> None:
-    whole, parted = plan_of(kind, tmp_path / "whole", references), plan_of(kind, tmp_path / "parted", references)
-    assert train_ppo(whole)
-    assert train_ppo(replace(parted, steps=128 * 4))
-    first = RunDirectory(parted.output)
-    # As a kill leaves it: rows of steps that no checkpoint holds, the last one torn.
+def test_a_resumed_run_is_identical_to_an_uninterrupted_run(
+    kind: str, tmp_path: Path, references: dict[str, Path]
+) -> None:
+    uninterrupted, resumed = (
+        make_plan(kind, tmp_path / "uninterrupted", references),
+        make_plan(kind, tmp_path / "resumed", references),
+    )
+    assert train_ppo(uninterrupted)
+    assert train_ppo(replace(resumed, steps=128 * 4))
+    first = RunDirectory(resumed.output)
+    # A killed process leaves rows after the last checkpoint, and an incomplete last line.
     first.add_metrics({"step": 640, "seconds": 9.0})
-    with (parted.output / "metrics.jsonl").open("a") as file:
+    with (resumed.output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 76')
-    assert train_ppo(parted, resume=True)
-    runs = [RunDirectory(plan.output) for plan in (whole, parted)]
+    assert train_ppo(resumed, resume=True)
+    runs = [RunDirectory(plan.output) for plan in (uninterrupted, resumed)]
     assert len(runs[0].metrics()) == 7
-    assert without_times(runs[0].metrics()) == without_times(runs[1].metrics())
-    assert without_times(runs[0].evaluations()) == without_times(runs[1].evaluations())
+    assert without_seconds(runs[0].metrics()) == without_seconds(runs[1].metrics())
+    assert without_seconds(runs[0].evaluations()) == without_seconds(runs[1].evaluations())
     weights = [load_weights(run.model / "model.safetensors") for run in runs]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     assert {path.name for path in runs[0].checkpoints.iterdir()} == {"checkpoint-768", "checkpoint-896"}
-    files = [path for path in whole.output.rglob("*") if path.is_file()]
+    files = [path for path in uninterrupted.output.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
 
 
-def test_a_run_whose_time_runs_backwards_or_changes_its_mind_is_refused(
-    tmp_path: Path, references: dict[str, Path]
-) -> None:
-    plan = plan_of("old", tmp_path / "run", references)
-    with pytest.raises(InputError, match="no run here"):
+def test_resuming_without_a_run_or_with_other_settings_is_rejected(tmp_path: Path, references: dict[str, Path]) -> None:
+    plan = make_plan("old", tmp_path / "run", references)
+    with pytest.raises(InputError, match="expected a run directory"):
         train_ppo(plan, resume=True)
     assert train_ppo(replace(plan, steps=256))
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         train_ppo(plan)
     for change in ({"budget": KLBudget(2e-3, unit="step")}, {"clip": 0.2}, {"seed": 5}, {"env": "Acrobot-v1"}):
         with pytest.raises(InputError, match=f"was started with {next(iter(change))}"):
@@ -100,7 +104,7 @@ def test_a_run_whose_time_runs_backwards_or_changes_its_mind_is_refused(
 
 
 @pytest.mark.parametrize(("env", "target"), [("CartPole-v1", 0.01), ("Pendulum-v1", 0.003)])
-def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path) -> None:
+def test_the_budget_of_the_old_policy_is_met(env: str, target: float, tmp_path: Path) -> None:
     settings = {**FAST, "n_epochs": 10, "gamma": 0.98 if env == "CartPole-v1" else 0.9, "learning_rate": 1e-3}
     plan = PPOPlan(
         env,
@@ -113,11 +117,11 @@ def test_the_old_policys_budget_is_held(env: str, target: float, tmp_path: Path)
     )
     assert train_ppo(plan)
     kls = np.array([row["kl_old_policy_per_step"] for row in RunDirectory(plan.output).metrics()])
-    assert kls.max() < 1.021 * target  # of every update, exactly
+    assert kls.max() < 1.021 * target  # the KL of every update is exact
     assert kls[5:].mean() == pytest.approx(target, rel=0.1)
 
 
-def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Path]) -> None:
+def test_the_budget_of_the_reference_is_met(tmp_path: Path, references: dict[str, Path]) -> None:
     target, env = 0.02, "CartPole-v1"
     settings = {**FAST, "gamma": 0.98, "learning_rate": 1e-3}
     plan = PPOPlan(
@@ -133,19 +137,21 @@ def test_the_references_budget_is_held(tmp_path: Path, references: dict[str, Pat
     )
     assert train_ppo(plan)
     run = RunDirectory(plan.output)
-    fresh = np.array([row["kl_policy_ref_per_step"] for row in run.metrics()[8:]])
-    # Each is of some episodes of its own: what their mean can say is 10%, and two standard errors.
-    assert abs(fresh.mean() / target - 1) < 0.1 + 2 * fresh.std(ddof=1) / target / len(fresh) ** 0.5
-    judged = [row for row in run.evaluations() if row["step"] > 512 * 8]
-    kls = np.array([row["kl_policy_ref_per_step"] for row in judged])
+    rollout_kls = np.array([row["kl_policy_ref_per_step"] for row in run.metrics()[8:]])
+    # The rollouts are independent: the tolerance of the mean is 10% plus two standard errors.
+    assert abs(rollout_kls.mean() / target - 1) < 0.1 + 2 * rollout_kls.std(ddof=1) / target / len(rollout_kls) ** 0.5
+    evaluations = [row for row in run.evaluations() if row["step"] > 512 * 8]
+    kls = np.array([row["kl_policy_ref_per_step"] for row in evaluations])
     assert abs(kls.mean() / target - 1) < 0.1 + 2 * kls.std(ddof=1) / target / len(kls) ** 0.5
-    free = replace(plan, output=tmp_path / "free", budget=None, steps=512 * 8, evaluate_every=0)
-    assert train_ppo(free)
-    assert RunDirectory(free.output).evaluations()[-1]["kl_policy_ref_per_step"] > 2 * target  # it does bind
+    unconstrained = replace(plan, output=tmp_path / "unconstrained", budget=None, steps=512 * 8, evaluate_every=0)
+    assert train_ppo(unconstrained)
+    assert (
+        RunDirectory(unconstrained.output).evaluations()[-1]["kl_policy_ref_per_step"] > 2 * target
+    )  # the budget is binding
 
 
 @pytest.mark.parametrize(("env", "rate"), [("CartPole-v1", 2e-3), ("Pendulum-v1", 2e-3)])
-def test_where_the_reference_went_the_budget_is_held_in_every_update(
+def test_the_budget_at_the_reference_states_is_met_in_every_update(
     env: str, rate: float, tmp_path: Path, references: dict[str, Path]
 ) -> None:
     target = 0.02
@@ -165,29 +171,29 @@ def test_where_the_reference_went_the_budget_is_held_in_every_update(
     for rows in (run.metrics()[4:], [row for row in run.evaluations() if row["step"] > 512 * 4]):
         kls = np.array([row["kl_policy_ref_per_reference_step"] for row in rows])
         np.testing.assert_allclose(kls, target, rtol=0.1)
-    # By PyTorch, over the same states: those that the reference goes to, and not those that the policy goes to.
-    told = json.loads((run.path / "config.json").read_text())["budget"]
-    assert told["states"] == "reference"
-    judging = make_environments(env, plan.evaluation_episodes)
-    policies = [load_policy(path, judging)[0] for path in (run.path, references[env])]
-    states = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1)).states_of(policies[1], 1024)
+    # The KL by PyTorch at the same states, which the reference visits.
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["budget"]["states"] == "reference"
+    environments = make_environments(env, plan.evaluation_episodes)
+    policies = [load_policy(path, environments)[0] for path in (run.path, references[env])]
+    states = EpisodeEvaluation(environments, seed=derived_seed(plan.seed, -1)).states_of(policies[1], 1024)
     assert isinstance(states, torch.Tensor)
     with torch.no_grad():
-        pair = [policy.get_distribution(states).distribution for policy in policies]
-        kl = torch.distributions.kl_divergence(*pair)  # pyright: ignore[reportArgumentType]
+        distributions = [policy.get_distribution(states).distribution for policy in policies]
+        kl = torch.distributions.kl_divergence(*distributions)  # pyright: ignore[reportArgumentType]
     expected = float((kl if kl.ndim == 1 else kl.sum(-1)).double().mean())
     assert run.evaluations()[-1]["kl_policy_ref_per_reference_step"] == pytest.approx(expected, rel=1e-4)
-    judging.close()
+    environments.close()
 
 
-def test_states_of_the_reference_want_its_budget(tmp_path: Path) -> None:
+def test_the_reference_states_require_the_constraint_on_the_reference(tmp_path: Path) -> None:
     plan = PPOPlan("CartPole-v1", 128, tmp_path / "run", budget=KLBudget(0.01, unit="step"), states="reference")
     with pytest.raises(InputError, match="--states reference: expected --constrain reference"):
         train_ppo(plan)
 
 
-def test_the_first_row_of_a_tuned_run_is_the_reference(tmp_path: Path, references: dict[str, Path]) -> None:
-    plan = plan_of("reference", tmp_path / "run", references)
+def test_a_run_with_a_reference_starts_at_the_reference(tmp_path: Path, references: dict[str, Path]) -> None:
+    plan = make_plan("reference", tmp_path / "run", references)
     assert train_ppo(replace(plan, steps=256))
     run = RunDirectory(plan.output)
     assert run.evaluations()[0]["kl_policy_ref_per_step"] == 0.0
@@ -203,8 +209,8 @@ def test_the_first_row_of_a_tuned_run_is_the_reference(tmp_path: Path, reference
 # -- references on disk --
 
 
-class Trap:
-    """Unpickled, it makes a directory."""
+class CreatesDirectory:
+    """An object that creates a directory when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -213,10 +219,11 @@ class Trap:
         return Path.mkdir, (self.path,)
 
 
-def rewritten(source: Path, target: Path, **parts: bytes) -> Path:
+def replace_members(source: Path, target: Path, **members: bytes) -> Path:
+    """Copy a zip file with some of its members replaced; the keyword has underscores in place of dots."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
-            new.writestr(name, parts.get(name.replace(".", "_"), old.read(name)))
+            new.writestr(name, members.get(name.replace(".", "_"), old.read(name)))
     return target
 
 
@@ -229,7 +236,7 @@ def rewritten(source: Path, target: Path, **parts: bytes) -> Path:
         ("Pendulum-v1", {"use_sde": True, "policy_kwargs": {"log_std_init": -1.0}}),
     ],
 )
-def test_a_zip_gives_the_same_policy_without_its_pickles(env: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_zip_file_is_loaded_without_its_pickles(env: str, settings: dict[str, Any], tmp_path: Path) -> None:
     saved = PPO("MlpPolicy", env, seed=2, device="cpu", **settings)
     saved.save(tmp_path / "model.zip")
     envs = make_environments(env, 1)
@@ -237,64 +244,64 @@ def test_a_zip_gives_the_same_policy_without_its_pickles(env: str, settings: dic
     policy, _ = load_policy(tmp_path / "model.zip", envs)
     assert torch.equal(state, torch.random.get_rng_state())
     states = torch.randn(7, envs.observation_space.shape[0])
-    ours, theirs = policy.get_distribution(states).distribution, saved.policy.get_distribution(states).distribution
+    loaded, original = policy.get_distribution(states).distribution, saved.policy.get_distribution(states).distribution
     for name in ("logits",) if env == "CartPole-v1" else ("loc", "scale"):
-        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        assert torch.equal(getattr(loaded, name), getattr(original, name))
 
 
-def test_no_pickle_of_a_zip_is_opened(tmp_path: Path) -> None:
+def test_pickles_in_a_zip_file_are_not_loaded(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "good.zip")
-    envs, trapped = make_environments("CartPole-v1", 1), tmp_path / "trapped"
-    trap = pickle.dumps(Trap(trapped))
+    envs, created = make_environments("CartPole-v1", 1), tmp_path / "created"
+    payload = pickle.dumps(CreatesDirectory(created))
     with zipfile.ZipFile(tmp_path / "good.zip") as archive:
         data = json.loads(archive.read("data"))
     for value in data.values():
         if isinstance(value, dict) and ":serialized:" in value:
-            value[":serialized:"] = base64.b64encode(trap).decode()
-    told = rewritten(tmp_path / "good.zip", tmp_path / "told.zip", data=json.dumps(data).encode())
-    load_policy(told, envs)  # its JSON is read, its pickles are not
+            value[":serialized:"] = base64.b64encode(payload).decode()
+    changed = replace_members(tmp_path / "good.zip", tmp_path / "changed.zip", data=json.dumps(data).encode())
+    load_policy(changed, envs)  # the JSON is read, the pickles in it are not
     stored = io.BytesIO()
-    torch.save({"weight": Trap(trapped)}, stored)
-    for name, content in (("torch.zip", stored.getvalue()), ("raw.zip", trap), ("torn.zip", b"PK")):
-        bad = rewritten(tmp_path / "good.zip", tmp_path / name, policy_pth=content)
-        with pytest.raises(InputError, match="damaged or holds more than weights"):
+    torch.save({"weight": CreatesDirectory(created)}, stored)
+    for name, content in (("torch.zip", stored.getvalue()), ("raw.zip", payload), ("damaged.zip", b"PK")):
+        bad = replace_members(tmp_path / "good.zip", tmp_path / name, policy_pth=content)
+        with pytest.raises(InputError, match="damaged or contains more than weights"):
             load_policy(bad, envs)
-    assert not trapped.exists()
-    pickle.loads(trap)  # noqa: S301  the trap does work
-    assert trapped.exists()
+    assert not created.exists()
+    pickle.loads(payload)  # noqa: S301  unpickling does create the directory
+    assert created.exists()
 
 
-def test_references_that_do_not_fit_are_refused(tmp_path: Path, references: dict[str, Path]) -> None:
+def test_invalid_references_are_rejected(tmp_path: Path, references: dict[str, Path]) -> None:
     envs = make_environments("CartPole-v1", 1)
     (tmp_path / "text.zip").write_text("no zip")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a", "b")
     (tmp_path / "empty").mkdir()
-    wordless = tmp_path / "wordless"
-    wordless.mkdir()
-    (wordless / "policy.json").write_text("{}")
+    without_shape = tmp_path / "without_shape"
+    without_shape.mkdir()
+    (without_shape / "policy.json").write_text("{}")
     PPO("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"features_extractor_kwargs": {}}).save(
         tmp_path / "own.zip"
     )
-    torn = tmp_path / "torn"
-    torn.mkdir()
-    (torn / "policy.json").write_text((references["CartPole-v1"] / "model" / "policy.json").read_text())
-    (torn / "model.safetensors").write_bytes(b"\x00" * 40)
-    for path, said in (
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "policy.json").write_text((references["CartPole-v1"] / "model" / "policy.json").read_text())
+    (damaged / "model.safetensors").write_bytes(b"\x00" * 40)
+    for path, message in (
         (tmp_path / "absent", "no such file or directory"),
-        (tmp_path / "text.zip", "no model that stable-baselines3 has saved"),
-        (tmp_path / "other.zip", "no model that stable-baselines3 has saved"),
+        (tmp_path / "text.zip", "expected a model saved by stable-baselines3"),
+        (tmp_path / "other.zip", "expected a model saved by stable-baselines3"),
         (tmp_path / "empty", r"expected model/policy\.json"),
-        (wordless, "says nothing of the policy's shape"),
+        (without_shape, 'expected an object "shape" in its policy.json'),
         (tmp_path / "own.zip", "features_extractor_kwargs, which cannot be read without unpickling"),
-        (torn, "does not load"),
-        (references["Pendulum-v1"], "where the policy's is"),
+        (damaged, "does not load"),
+        (references["Pendulum-v1"], "in the reference and"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             load_policy(path, envs)
 
 
-def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
+def test_a_policy_of_a2c_is_accepted(tmp_path: Path) -> None:
     A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
     load_policy(tmp_path / "a2c.zip", make_environments("CartPole-v1", 1))
 
@@ -303,7 +310,7 @@ def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"env": "CartPole-v9"}, "--env CartPole-v9"),
         ({"env": "Nothing-v0"}, "--env Nothing-v0"),
@@ -321,7 +328,7 @@ def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
         ({"settings": {"n_steps": 0}}, "--set n_steps: expected 1 or more"),
         ({"settings": {"activation_fn": "Softmax"}}, "expected activation_fn of Tanh"),
         ({"settings": {"device": "abacus"}}, "--set device=abacus: expected a device that PyTorch has"),
-        ({"settings": {"use_sde": True}}, "PPO refuses this: generalized State-Dependent Exploration"),
+        ({"settings": {"use_sde": True}}, "PPO rejects these settings: generalized State-Dependent Exploration"),
         (
             {"constrain": "reference", "budget": KLBudget(0.1, unit="step")},
             "--constrain reference: expected --reference",
@@ -331,15 +338,15 @@ def test_a_policy_of_a2c_serves_as_well(tmp_path: Path) -> None:
         ({"settings": {"device": "cuda:99"}}, "--set device=cuda:99: expected a device that PyTorch has"),
     ],
 )
-def test_bad_plans_leave_nothing(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_invalid_plans_leave_no_files(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     plan = PPOPlan("CartPole-v1", 128, tmp_path / "run")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         train_ppo(replace(plan, **change))
     assert not (tmp_path / "run").exists()
 
 
-class Broken(gymnasium.Env):
-    """Its actions are ones that PPO cannot take."""
+class DictActions(gymnasium.Env):
+    """An environment whose action space PPO does not support."""
 
     action_space = spaces.Dict({"a": spaces.Discrete(2)})
     observation_space = spaces.Box(-1, 1, (3,))
@@ -347,18 +354,18 @@ class Broken(gymnasium.Env):
     def __init__(self, render_mode: str | None = None) -> None: ...
 
 
-def test_actions_that_ppo_cannot_take_are_refused(tmp_path: Path) -> None:
-    gymnasium.register("Broken-v0", Broken)
+def test_unsupported_action_spaces_are_rejected(tmp_path: Path) -> None:
+    gymnasium.register("DictActions-v0", DictActions)
     try:
-        with pytest.raises(InputError, match=r"PPO refuses this: .*action spaces"):
-            train_ppo(PPOPlan("Broken-v0", 128, tmp_path / "run"))
+        with pytest.raises(InputError, match=r"PPO rejects these settings: .*action spaces"):
+            train_ppo(PPOPlan("DictActions-v0", 128, tmp_path / "run"))
     finally:
-        del gymnasium.registry["Broken-v0"]
+        del gymnasium.registry["DictActions-v0"]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("learning_rate", "expected key=value"),
         ("learning_rat=1", "PPO has no learning_rat; the nearest is learning_rate"),
@@ -370,16 +377,16 @@ def test_actions_that_ppo_cannot_take_are_refused(tmp_path: Path) -> None:
         ("use_sde=1", "expected a value like false, got 1"),
         ("net_arch=64", r"expected a value like \[64, 64\], got 64"),
         ("net_arch=[64,0]", r"expected a value like \[64, 64\]"),
-        ("clip_range=0.1", "not free here, see --clip"),
-        ("seed=1", "not free here, see --seed"),
+        ("clip_range=0.1", "cannot be set with --set, see --clip"),
+        ("seed=1", "cannot be set with --set, see --seed"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(word: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_settings_are_rejected(word: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         parse_ppo_settings([word])
 
 
-def test_settings_have_their_own_types() -> None:
+def test_settings_are_parsed_to_the_type_of_the_default() -> None:
     words = ["gamma=1", "n_steps=64", "normalize_advantage=false", "net_arch=[]", "activation_fn=ReLU"]
     assert parse_ppo_settings(words) == {
         "gamma": 1.0,

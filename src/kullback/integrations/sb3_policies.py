@@ -1,4 +1,4 @@
-"""The policies of stable-baselines3: the exact KL between two, frozen twins, and the weights that make the actor."""
+"""Policies of stable-baselines3: the exact KL between two policies, frozen copies, and the weights of the actor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,26 +45,26 @@ __all__ = [
 
 States = Tensor | dict[str, Tensor]
 
-_CHUNK = 1024  # states that go through a network at once
-_SUMMED = (BernoulliDistribution, DiagGaussianDistribution, StateDependentNoiseDistribution)
+_CHUNK = 1024  # states of one forward pass
+_FACTORISED = (BernoulliDistribution, DiagGaussianDistribution, StateDependentNoiseDistribution)
 
 
 def policy_kl(p: Distribution, q: Distribution) -> Tensor:
-    """KL(p || q) of two policies' distributions of actions, exact, at each state.
+    """KL(p || q) of two action distributions, exactly, at each state.
 
-    The sum over the independent parts of an action. A squashed action is a fixed invertible map of a normal one, which
-    changes no KL: it is that of the normals.
+    The KL is the sum over the independent components of an action. Squashing is a bijection, which leaves the KL
+    unchanged, so that the KL of squashed normals is the KL of the normals.
 
     Args:
-        p: What `policy.get_distribution(states)` gives: categorical, multi-categorical, Bernoulli, a diagonal normal,
-            squashed or not, or one of state-dependent exploration (its marginal at each state).
-        q: Another of the same kind.
+        p: The result of `policy.get_distribution(states)`: categorical, multi-categorical, Bernoulli, diagonal normal
+            (squashed or not), or the marginal distribution of state-dependent exploration.
+        q: Another distribution of the same class.
 
     Returns:
-        Shape (states,), nats, differentiable; `inf` only where numbers overflow.
+        Shape (states,), in nats, differentiable; `inf` only where numbers overflow.
 
     Raises:
-        NoClosedFormError: The kinds differ, or are of your own making.
+        NoClosedFormError: The classes differ, or are not classes of stable-baselines3.
         ShapeError: The numbers of states or of actions differ.
 
     Example:
@@ -73,35 +73,38 @@ def policy_kl(p: Distribution, q: Distribution) -> Tensor:
         >>> policy_kl(p, q)
         tensor([0.1201])
     """
-    if _kind(p) != _kind(q):
-        raise NoClosedFormError(f"expected two distributions of one kind, got {_kind(p)} and {_kind(q)}")
-    if not isinstance(p, (CategoricalDistribution, MultiCategoricalDistribution, *_SUMMED)):
-        raise NoClosedFormError(f"expected a distribution of stable-baselines3, got {_kind(p)}: its KL is not known")
-    parts = [_parts(distribution) for distribution in (p, q)]
-    shapes = [[tuple(getattr(part, "param_shape", part.batch_shape)) for part in some] for some in parts]
-    if shapes[0] != shapes[1]:
-        raise ShapeError(f"expected states and actions alike, got {shapes[0]} and {shapes[1]} (states, actions)")
-    each = [kl(one, other) for one, other in zip(*parts, strict=True)]
-    return each[0].sum(-1) if isinstance(p, _SUMMED) else torch.stack(each).sum(0)
+    if _class_name(p) != _class_name(q):
+        raise NoClosedFormError(f"expected two distributions of one class, got {_class_name(p)} and {_class_name(q)}")
+    if not isinstance(p, (CategoricalDistribution, MultiCategoricalDistribution, *_FACTORISED)):
+        raise NoClosedFormError(f"expected a distribution class of stable-baselines3, got {_class_name(p)}")
+    p_parts, q_parts = _torch_distributions(p), _torch_distributions(q)
+    p_shapes, q_shapes = (
+        [tuple(getattr(part, "param_shape", part.batch_shape)) for part in parts] for parts in (p_parts, q_parts)
+    )
+    if p_shapes != q_shapes:
+        raise ShapeError(f"expected equal shapes (states, actions), got {p_shapes} and {q_shapes}")
+    kls = [kl(p_part, q_part) for p_part, q_part in zip(p_parts, q_parts, strict=True)]
+    return kls[0].sum(-1) if isinstance(p, _FACTORISED) else torch.stack(kls).sum(0)
 
 
-def _kind(distribution: Any) -> str:
+def _class_name(distribution: Any) -> str:
     name = type(distribution).__name__
     return name if getattr(distribution, "bijector", None) is None else f"{name}, squashed"
 
 
-def _parts(distribution: Any) -> list[Any]:
+def _torch_distributions(distribution: Any) -> list[Any]:
+    """The torch distributions of an action distribution, of which a multi-categorical one has several."""
     parts = distribution.distribution
     return parts if isinstance(parts, list) else [parts]
 
 
 def kl_of_policies(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
-    """KL(p || q) of the policies' actions at each state, nats; differentiable where their weights are."""
+    """KL(p || q) of the action distributions of two policies at each state, in nats, differentiable."""
     return policy_kl(p.get_distribution(states), q.get_distribution(states))  # type: ignore[arg-type]
 
 
 def kl_over(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
-    """The same without gradient, both policies as they act, not as they train; however many the states are."""
+    """KL(p || q) at each state, in nats, without gradient, in evaluation mode, for any number of states."""
     modes = [(policy, policy.training) for policy in (p, q)]
     for policy, _ in modes:
         policy.set_training_mode(False)
@@ -116,17 +119,18 @@ def kl_over(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tenso
 
 
 def kl_at(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Estimate:
-    """Its mean over states that are each a draw of their own."""
+    """The mean of KL(p || q) over independently sampled states, in nats per state."""
     kls = kl_over(p, q, states).double().cpu().numpy()
     return kl_per_token(kls, np.ones_like(kls), np.arange(len(kls)))
 
 
 def some_states(states: States, index: Any) -> States:
+    """The states with these indices."""
     return {key: values[index] for key, values in states.items()} if isinstance(states, dict) else states[index]
 
 
 def rollout_states(buffer: Any) -> States:
-    """All states of a rollout that has just been collected, one environment after the other."""
+    """All states of a rollout buffer before it is flattened, environment by environment."""
 
     def flat(values: np.ndarray[Any, Any]) -> Tensor:
         return torch.as_tensor(buffer.swap_and_flatten(values), device=buffer.device)
@@ -136,7 +140,7 @@ def rollout_states(buffer: Any) -> States:
 
 
 def rollout_episodes(buffer: Any) -> np.ndarray[Any, Any]:
-    """The episode that each of these states belongs to."""
+    """The index of the episode of each state, in the order of `rollout_states`."""
     starts = buffer.episode_starts != 0
     starts[0] = True
     return np.cumsum(starts.swapaxes(0, 1).ravel()) - 1
@@ -145,39 +149,42 @@ def rollout_episodes(buffer: Any) -> np.ndarray[Any, Any]:
 def twin_of(algorithm: OnPolicyAlgorithm) -> ActorCriticPolicy:
     """A frozen copy of an algorithm's policy."""
     with torch.random.fork_rng():
-        twin = algorithm.policy_class(
+        copy = algorithm.policy_class(
             algorithm.observation_space,
             algorithm.action_space,
             algorithm.lr_schedule,
             use_sde=algorithm.use_sde,
             **algorithm.policy_kwargs,
         ).to(algorithm.device)
-    assert isinstance(twin, ActorCriticPolicy)
-    twin.load_state_dict(algorithm.policy.state_dict())
-    twin.requires_grad_(False)
-    twin.set_training_mode(False)
-    return twin
+    assert isinstance(copy, ActorCriticPolicy)
+    copy.load_state_dict(algorithm.policy.state_dict())
+    copy.requires_grad_(False)
+    copy.set_training_mode(False)
+    return copy
 
 
 def actor_weights(policy: ActorCriticPolicy, states: States) -> list[str]:
-    """The names of the weights that the distribution of actions depends on: the critic's own are not among them."""
+    """The names of the weights that the action distribution depends on; weights of the critic alone are excluded."""
     named = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
     distribution = policy.get_distribution(states)  # type: ignore[arg-type]
-    likely = distribution.log_prob(distribution.mode()).sum()
-    gradients = torch.autograd.grad(likely, list(named.values()), allow_unused=True)
+    log_prob = distribution.log_prob(distribution.mode()).sum()
+    gradients = torch.autograd.grad(log_prob, list(named.values()), allow_unused=True)
     return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]
 
 
 def require_same_shape(policy: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a reference whose weights are not of the policy's names and shapes.
+    """Check that the weights of a reference have the names and shapes of the policy's weights.
 
     Raises:
-        BudgetError: They are not; the message names the first that differs.
+        BudgetError: A name or a shape differs. The message gives the first difference.
     """
-    ours, theirs = ({k: tuple(v.shape) for k, v in some.items()} for some in (policy.state_dict(), weights))
-    for name in (*ours, *theirs):
-        if ours.get(name) != theirs.get(name):
+    policy_shapes, reference_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (policy.state_dict(), weights)
+    )
+    for name in (*policy_shapes, *reference_shapes):
+        if policy_shapes.get(name) != reference_shapes.get(name):
             raise BudgetError(
-                f"expected a reference of the policy's shape, but its {name} is {theirs.get(name, 'absent')} where the "
-                f"policy's is {ours.get(name, 'absent')}: is it of another environment or net_arch?"
+                f"expected a reference with the policy's architecture, but {name} is "
+                f"{reference_shapes.get(name, 'absent')} in the reference and {policy_shapes.get(name, 'absent')} in "
+                "the policy; check its environment and net_arch"
             )

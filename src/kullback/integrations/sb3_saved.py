@@ -1,4 +1,7 @@
-"""Policies of stable-baselines3 on disk: safetensors and JSON. Of its own zips the weights are read, and no pickle."""
+"""Saving and loading policies of stable-baselines3 without pickles.
+
+Kullback saves a policy as safetensors and JSON. Only weights and JSON are read from zip files of stable-baselines3.
+"""
 
 import io
 import json
@@ -14,8 +17,8 @@ from kullback.runs.atomic_write import write_whole
 
 try:
     import gymnasium
+    import safetensors  # noqa: F401  required by runs.checkpoint
     import torch
-    from safetensors.torch import load_file, save_file
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.policies import ActorCriticPolicy
@@ -29,39 +32,43 @@ except ModuleNotFoundError as error:
 
 from gymnasium import spaces
 
+from kullback.runs.checkpoint import load_weights, save_weights
+
 __all__ = [
     "ACTIVATIONS",
     "load_policy",
-    "load_weights",
     "make_environments",
     "policy_kwargs",
     "policy_name",
     "save_policy",
-    "save_weights",
 ]
 
 ACTIVATIONS = ("Tanh", "ReLU", "ELU", "LeakyReLU", "SiLU", "GELU")
 
-# What shapes a policy; the rest of policy_kwargs says how it is made and trained.
-_SHAPING = ("net_arch", "activation_fn", "log_std_init", "use_sde")
-_HARMLESS = (":type:", ":serialized:", "ortho_init", "optimizer_class", "optimizer_kwargs")
+# The arguments that determine the weights' shapes and the distribution; the others affect initialisation and training.
+_ARCHITECTURE = ("net_arch", "activation_fn", "log_std_init", "use_sde")
+_IGNORED = (":type:", ":serialized:", "ortho_init", "optimizer_class", "optimizer_kwargs")
 
 
 def make_environments(name: str, count: int) -> VecEnv:
-    """So many environments of a kind that Gymnasium knows, side by side, as PPO takes them.
+    """Create a vectorised environment with the wrappers that PPO adds.
+
+    Args:
+        name: The name of the environment in Gymnasium.
+        count: The number of copies.
 
     Raises:
-        InputError: There is none of that name, or it cannot be made; the message says why.
+        InputError: Gymnasium has no environment of this name, or its constructor fails. The message quotes the error.
     """
     try:
-        made = make_vec_env(name, count, env_kwargs={"render_mode": None})
+        environments = make_vec_env(name, count, env_kwargs={"render_mode": None})
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise InputError(f"--env {name}: {' '.join(str(error).split())}") from error
-    return BaseAlgorithm._wrap_env(made)
+    return BaseAlgorithm._wrap_env(environments)
 
 
 def policy_name(space: spaces.Space[Any]) -> str:
-    """The policy of stable-baselines3 for such observations.
+    """The name of the policy class of stable-baselines3 for an observation space.
 
     Example:
         >>> policy_name(spaces.Box(-1, 1, (3,)))
@@ -73,65 +80,63 @@ def policy_name(space: spaces.Space[Any]) -> str:
 
 
 def policy_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`policy_kwargs` of stable-baselines3 from settings in JSON types: net_arch, activation_fn, log_std_init.
+    """The argument `policy_kwargs` of stable-baselines3 from settings of JSON types.
+
+    Args:
+        settings: Settings, of which net_arch, activation_fn and log_std_init are used.
+
+    Raises:
+        InputError: activation_fn is not one of `ACTIVATIONS`.
 
     Example:
         >>> policy_kwargs({"net_arch": [32], "activation_fn": "ReLU", "use_sde": False})
         {'net_arch': [32], 'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}
     """
-    made = {key: settings[key] for key in ("net_arch", "activation_fn", "log_std_init") if key in settings}
-    if "activation_fn" in made:
-        if made["activation_fn"] not in ACTIVATIONS:
-            raise InputError(f"expected activation_fn of {', '.join(ACTIVATIONS)}, got {made['activation_fn']!r}")
-        made["activation_fn"] = getattr(torch.nn, made["activation_fn"])
-    return made
-
-
-def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Tensors by name, as safetensors."""
-    # Cloned: parts that several modules share may not be stored as shared.
-    save_file({name: weight.detach().clone().contiguous() for name, weight in weights.items()}, path)
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """What `save_weights` wrote.
-
-    Raises:
-        InputError: The file is not there, or damaged.
-    """
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises a class of its own, which no stub names
-        raise InputError(f"{path}: does not load: {' '.join(str(error).split())}") from error
+    kwargs = {key: settings[key] for key in ("net_arch", "activation_fn", "log_std_init") if key in settings}
+    if "activation_fn" in kwargs:
+        if kwargs["activation_fn"] not in ACTIVATIONS:
+            raise InputError(f"expected activation_fn of {', '.join(ACTIVATIONS)}, got {kwargs['activation_fn']!r}")
+        kwargs["activation_fn"] = getattr(torch.nn, kwargs["activation_fn"])
+    return kwargs
 
 
 def save_policy(policy: ActorCriticPolicy, directory: Path, *, environment: str, settings: Mapping[str, Any]) -> None:
-    """Write model.safetensors and policy.json, which say all that `load_policy` needs."""
+    """Write a policy to model.safetensors and policy.json, which `load_policy` reads.
+
+    Args:
+        policy: The policy.
+        directory: The directory to write to, which is created if necessary.
+        environment: The name of the environment.
+        settings: The settings of the policy's architecture.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(directory / "model.safetensors", policy.state_dict())
-    shape = {key: settings[key] for key in _SHAPING if key in settings}
-    write_whole(directory / "policy.json", json.dumps({"env": environment, "shape": shape}, indent=2) + "\n")
+    architecture = {key: settings[key] for key in _ARCHITECTURE if key in settings}
+    write_whole(directory / "policy.json", json.dumps({"env": environment, "shape": architecture}, indent=2) + "\n")
 
 
 def load_policy(path: Path, env: VecEnv) -> tuple[ActorCriticPolicy, dict[str, Any]]:
-    """A policy for these environments, and the settings of its shape.
+    """Load a saved policy.
 
     Args:
-        path: A run directory of `kullback train ppo`, its model/, or a zip that stable-baselines3 has saved. Of a zip
-            the weights are read by PyTorch with weights_only, and the shape from what its JSON says in plain text; the
-            pickles inside, and observation statistics of a VecNormalize beside it, are left alone.
-        env: The environments that the policy is for.
+        path: A run directory of `kullback train ppo`, its subdirectory model/, or a zip file of stable-baselines3. The
+            weights of a zip file are read by PyTorch with weights_only, and the architecture is read from plain text
+            in its JSON. Pickles in the zip file and observation statistics of a VecNormalize are ignored.
+        env: The environments that the policy acts in.
+
+    Returns:
+        The policy and the settings of its architecture.
 
     Raises:
-        InputError: It is none of these, damaged, of another environment's shape, or of modules of its own.
+        InputError: The path is none of these or is damaged, or the policy is for other spaces or has custom modules.
     """
     if not path.exists():
         raise InputError(f"--reference {path}: no such file or directory")
     weights, settings = _from_directory(path) if path.is_dir() else _from_zip(path)
     kwargs = policy_kwargs(settings)
-    kind = PPO.policy_aliases[policy_name(env.observation_space)]
+    policy_class = PPO.policy_aliases[policy_name(env.observation_space)]
     with torch.random.fork_rng():
-        policy = kind(
+        policy = policy_class(
             env.observation_space,
             env.action_space,
             lambda _: 0.0,  # type: ignore[arg-type]
@@ -147,44 +152,45 @@ def load_policy(path: Path, env: VecEnv) -> tuple[ActorCriticPolicy, dict[str, A
 
 
 def _from_directory(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the architecture of a policy that `save_policy` wrote."""
     directory = path / "model" if (path / "model").is_dir() else path
     try:
-        told = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
-        shape = dict(told["shape"])
+        architecture = dict(json.loads((directory / "policy.json").read_text(encoding="utf-8"))["shape"])
     except FileNotFoundError as error:
-        raise InputError(f"--reference {path}: no policy here, expected model/policy.json of a finished run") from error
+        raise InputError(f"--reference {path}: expected model/policy.json of a finished run, found none") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"--reference {path}: a policy.json that says nothing of the policy's shape") from error
-    return load_weights(directory / "model.safetensors"), shape
+        raise InputError(f'--reference {path}: expected an object "shape" in its policy.json') from error
+    return load_weights(directory / "model.safetensors"), architecture
 
 
 def _from_zip(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the architecture of a policy that stable-baselines3 saved."""
     try:
         with zipfile.ZipFile(path) as archive:
             data, stored = json.loads(archive.read("data")), archive.read("policy.pth")
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"--reference {path}: no model that stable-baselines3 has saved") from error
+        raise InputError(f"--reference {path}: expected a model saved by stable-baselines3") from error
     try:
         weights = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle's own error, and many others
+    except Exception as error:  # torch raises UnpicklingError and many other exceptions
         raise InputError(
-            f"--reference {path}: its policy.pth is damaged or holds more than weights, which could run code"
+            f"--reference {path}: its policy.pth is damaged or contains more than weights, which could run code"
         ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"--reference {path}: expected weights by name in its policy.pth")
-    return dict(weights), {**_shape_in_words(path, data), "use_sde": data.get("use_sde") is True}
+        raise InputError(f"--reference {path}: expected named tensors in its policy.pth")
+    return dict(weights), {**_architecture_in_json(path, data), "use_sde": data.get("use_sde") is True}
 
 
-def _shape_in_words(path: Path, data: Mapping[str, Any]) -> dict[str, Any]:
-    """policy_kwargs from the text that stable-baselines3 writes beside each pickle."""
-    told = data.get("policy_kwargs") or {}
-    unknown = [key for key in told if key not in (*_SHAPING, *_HARMLESS)]
-    if unknown:
+def _architecture_in_json(path: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture from the plain text that stable-baselines3 writes next to each pickle."""
+    kwargs = data.get("policy_kwargs") or {}
+    unsupported = [key for key in kwargs if key not in (*_ARCHITECTURE, *_IGNORED)]
+    if unsupported:
         raise InputError(
-            f"--reference {path}: its policy_kwargs have {unknown[0]}, which cannot be read without unpickling; make "
-            "the policy in Python and pass it to BudgetPPO as reference"
+            f"--reference {path}: its policy_kwargs have {unsupported[0]}, which cannot be read without unpickling; "
+            "load the policy in Python and pass it to BudgetPPO as reference"
         )
-    shape = {key: told[key] for key in ("net_arch", "log_std_init") if key in told}
-    if "activation_fn" in told:
-        shape["activation_fn"] = re.sub(r".*\.(\w+)'>$", r"\1", str(told["activation_fn"]))
-    return shape
+    architecture = {key: kwargs[key] for key in ("net_arch", "log_std_init") if key in kwargs}
+    if "activation_fn" in kwargs:
+        architecture["activation_fn"] = re.sub(r".*\.(\w+)'>$", r"\1", str(kwargs["activation_fn"]))
+    return architecture

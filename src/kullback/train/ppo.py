@@ -1,4 +1,4 @@
-"""Train a policy for an environment of Gymnasium by PPO, inside a KL budget: one run, one run directory."""
+"""Training of a policy for a Gymnasium environment by PPO with a KL budget."""
 
 import math
 import time
@@ -25,7 +25,12 @@ from kullback.integrations.sb3_saved import (
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
-from kullback.train.ppo_checkpoint import derived_seed, draw_anew, restore_checkpoint, save_checkpoint
+from kullback.train.ppo_checkpoint import (
+    derived_seed,
+    reset_and_reseed,
+    restore_ppo_checkpoint,
+    save_ppo_checkpoint,
+)
 from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import PPO_SETTINGS
 
@@ -33,7 +38,7 @@ __all__ = ["PPOPlan", "train_ppo"]
 
 Row = dict[str, Any]
 
-# What BudgetPPO logs under another name than the run's metrics do.
+# BudgetPPO's key of each metric, and the key in metrics.jsonl.
 _FROM_SB3 = {
     **{key: key for key in ("kl_policy_ref_per_step", "kl_policy_ref_per_step_std_error")},
     **{key: key for key in ("kl_old_policy_per_step", "kl_old_policy_per_step_std_error")},
@@ -42,29 +47,29 @@ _FROM_SB3 = {
     "policy_gradient_loss": "policy_loss",
     "std": "action_std",
 }
-_REFERENCE_STATES = 1024
-_CONTROL = ("beta", "kl_filtered", "learning_rate_scale", "displacement_scale")
+_REFERENCE_STATES = 1024  # the number of states for `states="reference"`
+_CONTROLLER_KEYS = ("beta", "kl_filtered", "learning_rate_scale", "displacement_scale")
 
 
 @dataclass(frozen=True)
 class PPOPlan:
-    """All that a run is told.
+    """The configuration of a PPO run.
 
     Args:
-        env: The environment, by its name in Gymnasium.
-        steps: Environment steps; whole rollouts are taken.
+        env: The name of the environment in Gymnasium.
+        steps: The number of environment steps, which is rounded up to whole rollouts.
         output: The run directory.
-        budget: What holds the KL, in nats per step; a `KLBudget` or another controller. None: nothing does.
-        constrain: Which KL is constrained: "reference" for KL(policy || reference), "old-policy" for
-            KL(old policy || policy) over one update.
-        states: The states that KL(policy || reference) is held at: where the policy goes ("visited"), or 1024 states
-            where the reference went, the same all along ("reference").
-        reference: A policy on disk, where training starts and what KL(policy || reference) is of: see `load_policy`.
-        clip: PPO's clip of the probability ratio, or None.
-        seed: Of everything.
-        settings: Of those in `PPO_SETTINGS`.
-        evaluate_every: Updates between two judgements; 0: only at the ends.
-        evaluation_episodes: How many episodes judge the policy.
+        budget: The controller of the KL in nats per step, for example a `KLBudget`. None leaves the KL unconstrained.
+        constrain: The KL that is constrained: "reference" for KL(policy || reference), "old-policy" for
+            KL(old policy || policy) of one update.
+        states: The states at which KL(policy || reference) is constrained: "visited" for the states of the rollouts,
+            "reference" for 1024 states that the reference visits, which stay the same throughout the run.
+        reference: A saved policy, see `load_policy`. Training starts from it, and it is the reference of the KL.
+        clip: The clipping range of PPO's probability ratio, or None for no clipping.
+        seed: The seed of all random numbers.
+        settings: Further settings, with keys from `PPO_SETTINGS`.
+        evaluate_every: The number of updates between two evaluations. 0 evaluates only before and after training.
+        evaluation_episodes: The number of episodes of each evaluation.
     """
 
     env: str
@@ -81,7 +86,7 @@ class PPOPlan:
     evaluation_episodes: int = 16
 
     def config(self) -> Row:
-        """What config.json says of it."""
+        """The contents of config.json."""
         return {
             "kind": "ppo",
             "env": self.env,
@@ -100,78 +105,81 @@ class PPOPlan:
         }
 
     @property
-    def held(self) -> str:
-        """The key of the KL that the budget is of."""
+    def kl_key(self) -> str:
+        """The metric key of the constrained KL."""
         if self.constrain == "old-policy":
             return "kl_old_policy_per_step"
         return "kl_policy_ref_per_reference_step" if self.states == "reference" else "kl_policy_ref_per_step"
 
     @property
     def all_settings(self) -> Row:
+        """The settings, with the default values of `PPO_SETTINGS` for those that are not set."""
         return {**PPO_SETTINGS, **self.settings}
 
     @property
     def rollout(self) -> int:
-        """Environment steps of one update."""
+        """The number of environment steps between two updates."""
         return self.all_settings["n_steps"] * self.all_settings["n_envs"]
 
     @property
-    def whole_steps(self) -> int:
+    def total_steps(self) -> int:
+        """The number of environment steps, rounded up to whole rollouts."""
         return -(-self.steps // self.rollout) * self.rollout
 
 
 def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = None) -> bool:
-    """Train, and leave a run directory behind; nothing is left if the inputs are bad.
+    """Train a policy by PPO, and write a run directory.
 
-    At each checkpoint the environments are reset and all random numbers drawn anew from the seed and the step, so that
-    a run that was killed and resumed is the run that was not.
+    The initial policy is evaluated before anything is written, so that invalid inputs leave no files. At each
+    checkpoint the environments are reset, and all random number generators are seeded from the seed and the step, so
+    that a resumed run is identical to an uninterrupted run.
 
     Args:
-        plan: What to do.
-        resume: Go on from the run directory's last checkpoint, with the controller as it was there.
-        console: Where to show the progress; quiet if None.
+        plan: The configuration of the run.
+        resume: Whether to continue from the last checkpoint in the run directory, including the controller's state.
+        console: The console that shows the progress, or None for no output.
 
     Returns:
-        Whether the run came to its end: False after an interrupt, which leaves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint.
 
     Raises:
-        InputError: The plan cannot be carried out; the message says why.
+        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
     """
     run = RunDirectory(plan.output)
-    _require_sense(plan, run, resume)
+    _validate(plan, run, resume)
     checkpoint = run.last_checkpoint() if resume else None
     env = make_environments(plan.env, plan.all_settings["n_envs"])
-    judging = make_environments(plan.env, plan.evaluation_episodes)
+    evaluation_env = make_environments(plan.env, plan.evaluation_episodes)
     try:
         model, shape = _make_model(plan, env, run.path / "reference" if resume and plan.reference else plan.reference)
-        evaluation = EpisodeEvaluation(judging, seed=derived_seed(plan.seed, -1))
+        evaluation = EpisodeEvaluation(evaluation_env, seed=derived_seed(plan.seed, -1))
         if plan.states == "reference":
             model.reference_states = evaluation.states_of(model.reference, _REFERENCE_STATES)
         if checkpoint is None:
-            _begin(plan, run, model, shape, evaluation)
+            _start_run(plan, run, model, shape, evaluation)
         else:
-            run.forget_after(restore_checkpoint(model, checkpoint))
+            run.forget_after(restore_ppo_checkpoint(model, checkpoint))
         target = getattr(plan.budget, "target", None)
         with (
-            RunProgress(plan.output.name, plan.whole_steps, target=target, unit="step", console=console) as progress,
+            RunProgress(plan.output.name, plan.total_steps, target=target, unit="step", console=console) as progress,
             Interrupts() as interrupts,
         ):
-            keeper = _Keeper(plan, run, model, evaluation, progress, interrupts)
-            left = plan.whole_steps - model.num_timesteps
-            # Logs are this run's own, and steps are counted on from where the checkpoint is.
-            model.learn(left, callback=keeper, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        if model.num_timesteps < plan.whole_steps:
+            recorder = _RecordUpdates(plan, run, model, evaluation, progress, interrupts)
+            remaining = plan.total_steps - model.num_timesteps
+            # The callback writes the logs; a resumed run continues the step count of its checkpoint.
+            model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        if model.num_timesteps < plan.total_steps:
             return False
-        keeper.look()
+        recorder.evaluate()
         save_policy(model.policy, run.model, environment=plan.env, settings=shape)
     finally:
         env.close()
-        judging.close()
+        evaluation_env.close()
     return True
 
 
-class _Keeper(BaseCallback):
-    """Between two updates: a row of metrics, the judgement, the checkpoint, and the end when it was asked for."""
+class _RecordUpdates(BaseCallback):
+    """Between two updates: stores the metrics, evaluates, saves checkpoints, and stops after an interrupt."""
 
     def __init__(
         self,
@@ -185,18 +193,18 @@ class _Keeper(BaseCallback):
         super().__init__()
         self.plan, self.run, self.evaluation, self.progress = plan, run, evaluation, progress
         self.interrupts, self.ppo = interrupts, model
-        self.told = self.looked = model.num_timesteps
+        self.recorded_step = self.evaluated_step = model.num_timesteps
         self.episodes: list[Row] = []
         self.stopping = False
-        earlier = run.metrics()
-        self.since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
+        rows = run.metrics()
+        self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
 
-    def look(self) -> None:
-        """Judge the policy, unless that was done at this step."""
+    def evaluate(self) -> None:
+        """Evaluate the policy unless this step has been evaluated."""
         model = self.ppo
-        if self.looked == model.num_timesteps:
+        if self.evaluated_step == model.num_timesteps:
             return
-        self.looked = model.num_timesteps
+        self.evaluated_step = model.num_timesteps
         self.run.add_evaluation(self.evaluation.measure(model))
 
     def _on_step(self) -> bool:
@@ -205,53 +213,54 @@ class _Keeper(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         step = self.ppo.num_timesteps
-        if step > self.told:
-            self._after_update()
+        if step > self.recorded_step:
+            self._record_update()
             self.stopping = self.interrupts.asked
-        elif self.run.last_checkpoint() is not None:  # the one that was resumed
-            draw_anew(self.ppo, self.plan.seed)
+        elif self.run.last_checkpoint() is not None:  # the run was resumed from this checkpoint
+            reset_and_reseed(self.ppo, self.plan.seed)
             return
         if self.stopping or (step // self.plan.rollout) % self.plan.all_settings["save_every"] == 0:
-            save_checkpoint(self.ppo, self.run.checkpoints)
-            draw_anew(self.ppo, self.plan.seed)
+            save_ppo_checkpoint(self.ppo, self.run.checkpoints)
+            reset_and_reseed(self.ppo, self.plan.seed)
 
     def _on_training_end(self) -> None:
-        if self.ppo.num_timesteps >= self.plan.whole_steps > self.told:
-            self._after_update()
-            save_checkpoint(self.ppo, self.run.checkpoints)
+        if self.ppo.num_timesteps >= self.plan.total_steps > self.recorded_step:
+            self._record_update()
+            save_ppo_checkpoint(self.ppo, self.run.checkpoints)
 
-    def _after_update(self) -> None:
+    def _record_update(self) -> None:
+        """Store the metrics of the update that has just ended, and evaluate if it is time to."""
         model = self.ppo
-        self.told = model.num_timesteps
-        seen = {key.removeprefix("train/"): value for key, value in model.logger.name_to_value.items()}
+        self.recorded_step = model.num_timesteps
+        logged = {key.removeprefix("train/"): value for key, value in model.logger.name_to_value.items()}
         row: Row = {"step": model.num_timesteps, "rewards/return": None, "episode_length": None}
         if self.episodes:
             row["rewards/return"] = float(np.mean([episode["r"] for episode in self.episodes]))
             row["episode_length"] = float(np.mean([episode["l"] for episode in self.episodes]))
         row["episodes"] = len(self.episodes)
-        row |= {ours: float(seen[theirs]) for theirs, ours in _FROM_SB3.items() if theirs in seen}
-        end = "_old" if self.plan.constrain == "old-policy" else ""
-        row |= {key: float(seen[key + end]) for key in _CONTROL if key + end in seen}
-        row["entropy"] = -float(seen["entropy_loss"])
-        row["seconds"] = round(time.monotonic() - self.since, 3)
+        row |= {key: float(logged[sb3_key]) for sb3_key, key in _FROM_SB3.items() if sb3_key in logged}
+        suffix = "_old" if self.plan.constrain == "old-policy" else ""
+        row |= {key: float(logged[key + suffix]) for key in _CONTROLLER_KEYS if key + suffix in logged}
+        row["entropy"] = -float(logged["entropy_loss"])
+        row["seconds"] = round(time.monotonic() - self.start_time, 3)
         self.episodes.clear()
         self.run.add_metrics(row)
-        measured = row.get(self.plan.held)
+        measured = row.get(self.plan.kl_key)
         shown = {"reward": row["rewards/return"], "kl_filtered": measured, "beta": row.get("beta")}
         self.progress.show({"step": row["step"], **shown})
         every = self.plan.evaluate_every
         if every and (row["step"] // self.plan.rollout) % every == 0:
-            self.look()
+            self.evaluate()
 
 
 def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[BudgetPPO, Row]:
-    """The algorithm, and the settings that shape its policy: the reference's, where there is one."""
+    """The algorithm, and the settings of its policy network, which a reference determines."""
     settings = plan.all_settings
     loaded, shape = load_policy(reference, env) if reference else (None, settings)
     for key in plan.settings.keys() & shape.keys():
         if plan.settings[key] != shape[key]:
-            raise InputError(f"--set {key}={plan.settings[key]}: the reference has {shape[key]}")
-    own = {"n_envs", "net_arch", "activation_fn", "log_std_init", "save_every", "use_sde"}
+            raise InputError(f"--set {key}={plan.settings[key]}: expected {shape[key]}, which the reference has")
+    not_ppo_arguments = {"n_envs", "net_arch", "activation_fn", "log_std_init", "save_every", "use_sde"}
     budgets = {"budget" if plan.constrain == "reference" else "old_budget": plan.budget}
     try:
         model = BudgetPPO(
@@ -263,17 +272,17 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
             use_sde=bool(shape.get("use_sde", False)),
             policy_kwargs=policy_kwargs(shape),
             **budgets,
-            **{key: value for key, value in settings.items() if key not in own},
+            **{key: value for key, value in settings.items() if key not in not_ppo_arguments},
         )
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, KullbackError):
             raise
-        raise InputError(f"PPO refuses this: {' '.join(str(error).split())}") from error
+        raise InputError(f"PPO rejects these settings: {' '.join(str(error).split())}") from error
     return model, {key: shape[key] for key in ("net_arch", "activation_fn", "log_std_init", "use_sde") if key in shape}
 
 
-def _begin(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
-    """The first judgement, before anything is written: an environment that cannot be run leaves no run behind."""
+def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
+    """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
     before = evaluation.measure(model)
     run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
     run.forget_after(-1)
@@ -282,16 +291,17 @@ def _begin(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evalu
         save_policy(model.reference, run.path / "reference", environment=plan.env, settings=shape)
 
 
-def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
+def _validate(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
+    """Raise InputError if the plan is invalid or the run may not start."""
     settings = plan.all_settings
-    for name, value, least in (
+    for name, value, minimum in (
         ("--steps", plan.steps, 1),
         ("--evaluate-every", plan.evaluate_every, 0),
         ("--seed", plan.seed, 0),
         *((f"--set {key}", settings[key], 1) for key in ("n_envs", "n_steps", "batch_size", "n_epochs", "save_every")),
     ):
-        if value < least:
-            raise InputError(f"{name}: expected {least} or more, got {value}")
+        if value < minimum:
+            raise InputError(f"{name}: expected {minimum} or more, got {value}")
     if plan.clip is not None and not 0 < plan.clip < math.inf:
         raise InputError(f"--clip: expected a finite number > 0, or none, got {plan.clip}")
     for key in ("gamma", "gae_lambda"):
@@ -303,21 +313,21 @@ def _require_sense(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
     if plan.rollout % settings["batch_size"]:
         raise InputError(
             f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "
-            "that all minibatches are whole"
+            "that all minibatches have the same size"
         )
     if plan.states == "reference" and plan.constrain != "reference":
-        raise InputError("--states reference: expected --constrain reference beside it, whose KL is held at states")
+        raise InputError("--states reference: expected --constrain reference as well, whose KL these states are for")
     if plan.constrain == "reference" and plan.reference is None:
         raise InputError(
-            "--constrain reference: expected --reference, a run or a zip of stable-baselines3, to stay near to"
+            "--constrain reference: expected --reference with a run directory or a zip file of stable-baselines3"
         )
     run.check_can_start(plan.config(), resume=resume)
 
 
 def _require_device(name: str) -> None:
-    """Tried here, since stable-baselines3 takes the CPU where there is no such device, and says nothing."""
+    """Raise InputError if PyTorch lacks the device; stable-baselines3 would use the CPU without a warning."""
     try:
         torch.empty(0, device="cpu" if name == "auto" else name)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).partition("\n")[0]
-        raise InputError(f"--set device={name}: expected a device that PyTorch has, such as cpu: {said}") from error
+        message = str(error).partition("\n")[0]
+        raise InputError(f"--set device={name}: expected a device that PyTorch has, such as cpu: {message}") from error

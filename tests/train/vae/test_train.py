@@ -1,4 +1,4 @@
-"""Autoencoders and bottlenecks: the KL term, schedules, free bits, data, the budget, the alarm, resuming."""
+"""Autoencoders and bottlenecks: KL term, schedules, free bits, data, budget, collapse warning and resuming."""
 
 import json
 import math
@@ -15,10 +15,10 @@ from PIL import Image
 from kullback.cli import main
 from kullback.errors import InputError
 from kullback.runs.run_directory import RunDirectory
-from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear, priced_kl
-from kullback.train.vae.budget_step import BudgetStep
+from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear, kl_with_free_bits
+from kullback.train.vae.budget_step import encoder_budget_step
 from kullback.train.vae.data import load_images
-from kullback.train.vae.evaluation import alarm, judge
+from kullback.train.vae.evaluation import collapse_warning, evaluate
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
@@ -28,32 +28,32 @@ def digits():
     return load_images("digits")
 
 
-def test_the_kl_term_is_torchs():
+def test_the_kl_term_equals_the_kl_of_torch():
     torch.manual_seed(0)
     loc, scale = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.rand(7, 5, dtype=torch.float64) + 0.1
-    ours = kl_to_prior(loc, scale)
+    kl = kl_to_prior(loc, scale)
     prior = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
-    theirs = torch.distributions.kl_divergence(torch.distributions.Normal(loc, scale), prior)
-    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
-    (slope,) = torch.autograd.grad(ours.sum(), loc)
-    torch.testing.assert_close(slope, loc.detach())
+    expected = torch.distributions.kl_divergence(torch.distributions.Normal(loc, scale), prior)
+    torch.testing.assert_close(kl, expected, rtol=1e-13, atol=1e-15)
+    (gradient,) = torch.autograd.grad(kl.sum(), loc)
+    torch.testing.assert_close(gradient, loc.detach())
 
 
-def test_free_bits_by_hand():
+def test_free_bits_match_a_calculation_by_hand():
     kl = torch.tensor([[0.2, 3.0, 0.0], [0.4, 1.0, 0.1]], requires_grad=True)
-    assert priced_kl(kl, None).item() == pytest.approx((3.2 + 1.5) / 2)
-    # Means by dimension are 0.3, 2 and 0.05.
-    of_dimensions = priced_kl(kl, FreeBits(0.25))
-    assert of_dimensions.item() == pytest.approx(0.3 + 2.0 + 0.25)
-    (slope,) = torch.autograd.grad(of_dimensions, kl)
-    assert slope.tolist() == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
-    of_examples = priced_kl(kl, FreeBits(2.0, of="example"))
-    assert of_examples.item() == pytest.approx((3.2 + 2.0) / 2)
-    (slope,) = torch.autograd.grad(of_examples, kl)
-    assert slope.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
+    assert kl_with_free_bits(kl, None).item() == pytest.approx((3.2 + 1.5) / 2)
+    # The batch means of the dimensions are 0.3, 2 and 0.05.
+    limited_dimensions = kl_with_free_bits(kl, FreeBits(0.25))
+    assert limited_dimensions.item() == pytest.approx(0.3 + 2.0 + 0.25)
+    (gradient,) = torch.autograd.grad(limited_dimensions, kl)
+    assert gradient.tolist() == [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]
+    limited_examples = kl_with_free_bits(kl, FreeBits(2.0, of="example"))
+    assert limited_examples.item() == pytest.approx((3.2 + 2.0) / 2)
+    (gradient,) = torch.autograd.grad(limited_examples, kl)
+    assert gradient.tolist() == [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
 
 
-def test_schedules_at_known_steps():
+def test_schedules_at_selected_steps():
     assert [Constant(2.0).beta(step) for step in (1, 10_000)] == [2.0, 2.0]
     assert [Linear(2.0, warmup=10).beta(step) for step in (1, 5, 10, 11)] == [0.2, 1.0, 2.0, 2.0]
     cycles = Cyclical(1.0, total=100, cycles=2, ratio=0.5)
@@ -62,12 +62,12 @@ def test_schedules_at_known_steps():
 
 
 def test_likelihoods_are_densities():
-    """Of one pixel: the gaussian's cost is -log N(x; decoded, noise), the bernoulli's a cross-entropy."""
+    """The cost is -log N(x; mean, noise) for the Gaussian likelihood, and the cross-entropy for the Bernoulli."""
     torch.manual_seed(1)
     z, x = torch.randn(3, 2), torch.rand(3, 8, 8)
     for likelihood in ("bernoulli", "gaussian"):
         model = VAE((8, 8), 2, 16, likelihood, 0.2)
-        mean = model.decoded(z)
+        mean = model.decode(z)
         if likelihood == "gaussian":
             expected = -torch.distributions.Normal(mean, 0.2).log_prob(x).flatten(1).sum(1)
         else:
@@ -75,44 +75,44 @@ def test_likelihoods_are_densities():
         torch.testing.assert_close(model.cost(z, x), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_likelihood_by_weights_is_that_of_a_linear_model():
-    """Where the posterior is exact, the weights are all alike and the evidence bound is the likelihood."""
+def test_the_likelihood_estimate_is_exact_where_the_posterior_is_exact():
+    """With an exact posterior all importance weights are equal, and the evidence lower bound is the likelihood."""
     torch.manual_seed(0)
     model = VAE((8, 8), 1, 4, "gaussian", 0.5)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.zero_()
         for parameter in model.encoder.parameters():
-            parameter.zero_()  # q(z | x) is the prior, which the decoder makes exact
+            parameter.zero_()  # q(z | x) is the prior, which is the posterior of a constant decoder
     x = torch.rand(30, 8, 8)
-    row = judge(model, x, None, step=3)
+    row = evaluate(model, x, None, step=3)
     expected = -(0.5 * ((x - 0.5) / 0.5) ** 2 + math.log(0.5) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1).mean()
     assert row["log_likelihood"] == pytest.approx(float(expected), rel=1e-5)
     assert row["elbo"] == pytest.approx(float(expected), rel=1e-5)
     assert row["kl_posterior_prior_per_image"] == 0
     assert row["active_units"] == 0
-    assert "collapse" in (alarm(row, 4.0) or "")
+    assert "collapse" in (collapse_warning(row, 4.0) or "")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 22)])
-def test_networks_give_back_the_size_they_are_given(size):
+def test_decoded_images_have_the_size_of_the_input(size):
     x = torch.rand(3, *size)
     model = VAE(size, 4, 32)
     loc, scale = model.posterior(x)
     assert loc.shape == scale.shape == (3, 4)
-    assert model.decoded(loc).shape == x.shape
+    assert model.decode(loc).shape == x.shape
     assert Bottleneck(size, 4, 32, 10).cost(loc, x, torch.tensor([0, 1, 9])).shape == (3,)
 
 
 @pytest.mark.parametrize(("target", "rate"), [(2.0, 3e-3), (10.0, 1e-3)])
-def test_the_budget_is_held(tmp_path, digits, target, rate):
+def test_the_budget_is_met(tmp_path, digits, target, rate):
     plan = LatentPlan("digits", 700, tmp_path / "run", budget=latent_budget(target), learning_rate=rate, hidden=64)
     assert train_latent(plan, digits)
     run = RunDirectory(tmp_path / "run")
     rows = [row["kl_posterior_prior_per_image"] / target for row in run.evaluations() if row["step"] >= 400]
     assert len(rows) == 4
     assert all(0.9 < value < 1.1 for value in rows), rows
-    assert max(row["kl_posterior_prior_per_image"] for row in run.evaluations()) < 1.15 * target  # nor on the way
+    assert max(row["kl_posterior_prior_per_image"] for row in run.evaluations()) < 1.15 * target  # early steps included
     assert {"kl_filtered", "learning_rate_scale", "displacement_scale"} <= run.metrics()[-1].keys()
     assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
     assert not any("alarm" in row for row in run.evaluations()[1:])
@@ -120,24 +120,23 @@ def test_the_budget_is_held(tmp_path, digits, target, rate):
     assert len(run.pictures()["after"]) == 5
 
 
-def test_posteriors_are_pulled_towards_the_prior(digits):
+def test_the_budget_step_moves_posteriors_towards_the_prior(digits):
     torch.manual_seed(0)
     x = torch.from_numpy(digits.train)
     model = VAE((8, 8), 4, 16)
-    optimiser = torch.optim.SGD([{"params": list(model.encoder.parameters())}], lr=0.0)  # so that only pulls move it
 
     def rate():
         return float(kl_to_prior(*model.posterior(x)).sum(1).double().mean().detach())
 
     before = rate()
-    leash = BudgetStep(model, x)
-    assert leash.seen == pytest.approx(before, rel=0.1)
+    step = encoder_budget_step(model, x)
+    assert step.held_out.kl == pytest.approx(before, rel=0.1)
     budget = latent_budget(before / 4).update(before, std_error=before / 50, count=128)
-    held, pulled = leash.step(budget, optimiser)
-    # KL goes with the square of the distance, near the prior, and what is left is braked.
-    assert pulled == pytest.approx(0.5, rel=0.1)
+    updated, factor = step.apply(budget)
+    # Near the prior the KL is proportional to the square of the scale, and the brake corrects the remainder.
+    assert factor == pytest.approx(0.5, rel=0.1)
     assert rate() == pytest.approx(before / 4, rel=0.1)
-    assert held.filtered_kl == pytest.approx(leash.seen, rel=0.05)
+    assert updated.filtered_kl == pytest.approx(step.held_out.kl, rel=0.05)
     with torch.no_grad():
         for layer in (model.encoder.loc, model.encoder.log_scale):
             layer.weight.mul_(0)
@@ -145,7 +144,7 @@ def test_posteriors_are_pulled_towards_the_prior(digits):
     assert rate() == 0.0
 
 
-def test_a_run_made_to_collapse_says_so(tmp_path, digits):
+def test_a_collapsed_run_has_a_warning(tmp_path, digits):
     plan = LatentPlan("digits", 150, tmp_path / "run", schedule=Constant(100.0), hidden=32, evaluate_every=50)
     assert train_latent(plan, digits)
     last = RunDirectory(tmp_path / "run").evaluations()[-1]
@@ -161,37 +160,37 @@ def test_a_bottleneck_trades_accuracy_for_nats(tmp_path, digits):
         assert train_latent(LatentPlan("digits", 700, path, "bottleneck", budget, hidden=64), digits)
         last = RunDirectory(path).evaluations()[-1]
         assert last["kl_posterior_prior_per_image"] == pytest.approx(nats, rel=0.25)
-        # Fano: I(z; label) is at most the nats, so that the cross-entropy is at least log 10 less them.
+        # I(z; label) is at most the KL, so that the cross-entropy is at least log 10 - KL.
         assert last["cross_entropy"] > math.log(10) - last["kl_posterior_prior_per_image"] - 0.1
         accuracies.append(last["accuracy"])
     assert accuracies[1] > 0.93 > accuracies[0] + 0.1
 
 
-def test_a_killed_run_is_the_run_that_was_not(tmp_path, capsys):
-    def words(name, *more):
-        said = ["train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name)]
-        return [*said, "--evaluate-every", "200", *more]
+def test_a_resumed_run_is_identical_to_an_uninterrupted_run(tmp_path, capsys):
+    def arguments(name, *more):
+        common = ["train", "vae", "--budget", "4", "--steps", "550", "--hidden", "16", "--output", str(tmp_path / name)]
+        return [*common, "--evaluate-every", "200", *more]
 
-    assert main(words("whole", "--json")) == 0
+    assert main(arguments("uninterrupted", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["ended"] is True
-    process = subprocess.Popen([sys.executable, "-m", "kullback", *words("killed")], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "kullback", *arguments("killed")], stdout=subprocess.DEVNULL)
     killed = RunDirectory(tmp_path / "killed")
-    until = time.monotonic() + 60
-    while killed.last_checkpoint() is None and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while killed.last_checkpoint() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert main(words("killed", "--resume")) == 0
-    one, other = RunDirectory(tmp_path / "whole"), killed
+    assert main(arguments("killed", "--resume")) == 0
+    uninterrupted = RunDirectory(tmp_path / "uninterrupted")
     keys = ("step", "kl_posterior_prior_per_image", "distortion", "beta", "kl_filtered")
-    assert [[row[key] for key in keys] for row in one.metrics()] == [
-        [row[key] for key in keys] for row in other.metrics()
+    assert [[row[key] for key in keys] for row in uninterrupted.metrics()] == [
+        [row[key] for key in keys] for row in killed.metrics()
     ]
-    assert one.evaluations() == other.evaluations()
+    assert uninterrupted.evaluations() == killed.evaluations()
     assert "data:image/png;base64" in killed.report.read_text()
 
 
-def test_data_is_read_or_refused(tmp_path):
+def test_valid_data_is_loaded_and_invalid_data_is_rejected(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "good.npy", rng.random((30, 5, 6)))
     np.save(tmp_path / "bytes.npy", rng.integers(0, 256, (30, 5, 6), dtype=np.uint8))
@@ -217,45 +216,45 @@ def test_data_is_read_or_refused(tmp_path):
         Image.fromarray(rng.integers(0, 256, (4, 7), dtype=np.uint8)).save(folder / f"{i}.png")
     assert load_images(str(folder)).train.shape == (20, 4, 7)
     Image.new("L", (3, 3)).save(folder / "99.png")
-    with pytest.raises(InputError, match="one size"):
+    with pytest.raises(InputError, match="equal size"):
         load_images(str(folder))
-    (folder / "99.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match="no picture"):
+    (folder / "99.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="not a readable image"):
         load_images(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--budget", "0"], "--budget: expected a finite number"),
-        (["--budget", "3", "--beta", "1"], "sets the price itself"),
+        (["--budget", "3", "--beta", "1"], "the budget determines beta"),
         (["--beta", "-1"], "--beta"),
         (["--free-bits", "-1"], "--free-bits"),
         (["--latents", "0"], "--latents"),
-        (["--data", "nowhere"], "not there"),
+        (["--data", "nowhere"], "not found"),
         (["--learning-rate", "7"], "--learning-rate"),
     ],
 )
-def test_bad_options_end_with_one_line(tmp_path, capsys, words, said):
+def test_invalid_options_give_a_one_line_message(tmp_path, capsys, words, message):
     from kullback.cli import main
 
     assert main(["train", "vae", "--output", str(tmp_path / "run"), *words]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not Path(tmp_path / "run").exists()
 
 
-def test_a_run_that_is_there_is_not_overwritten(tmp_path, digits):
+def test_an_existing_run_is_not_overwritten(tmp_path, digits):
     plan = LatentPlan("digits", 2, tmp_path / "run", hidden=8)
     assert train_latent(plan, digits)
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         train_latent(plan, digits)
     with pytest.raises(InputError, match="started with latents"):
         train_latent(LatentPlan("digits", 2, tmp_path / "run", hidden=8, latents=3), digits, resume=True)
 
 
-def test_the_fewest_images_that_are_taken_are_enough(tmp_path):
+def test_the_minimum_number_of_images_is_sufficient(tmp_path):
     np.save(tmp_path / "few.npy", np.random.default_rng(0).random((20, 5, 6)))
     plan = LatentPlan(str(tmp_path / "few.npy"), 3, tmp_path / "run", hidden=8, latents=2)
     assert train_latent(plan, load_images(plan.data))

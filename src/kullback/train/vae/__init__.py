@@ -1,1 +1,1 @@
-"""Models with latent variables held inside a KL budget: variational autoencoders, and the information bottleneck."""
+"""Training of latent-variable models with a KL budget: variational autoencoders and the information bottleneck."""

@@ -1,26 +1,30 @@
-"""What a nat of KL costs along a run that has no budget, and which nats are free."""
+"""Schedules of the KL coefficient beta for training without a budget, and free bits."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-__all__ = ["Constant", "Cyclical", "FreeBits", "Linear", "Schedule", "priced_kl"]
+__all__ = ["Constant", "Cyclical", "FreeBits", "Linear", "Schedule", "kl_with_free_bits"]
 
 
 class Schedule(Protocol):
-    """Beta by step."""
+    """The coefficient beta of the KL as a function of the step."""
 
     def beta(self, step: int) -> float:
-        """The coefficient of the KL at a step, counted from 1."""
+        """The coefficient at a step; the first step has number 1."""
         ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """beta throughout; 1 is the evidence bound, above 1 the beta-VAE.
+    """A constant beta. 1 gives the evidence lower bound, larger values give the beta-VAE.
 
-    Source: [higgins2017].
+    Args:
+        value: The coefficient.
+
+    References:
+        Higgins et al., 2017 [higgins2017].
     """
 
     value: float = 1.0
@@ -32,9 +36,14 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """From 0 to `value` over the first `warmup` steps.
+    """A beta that increases linearly from 0 to `value` over the first `warmup` steps and is constant afterwards.
 
-    Source: [bowman2016], who anneal by a sigmoid or a line.
+    Args:
+        value: The final coefficient.
+        warmup: The number of steps of the increase.
+
+    References:
+        Bowman et al., 2016 [bowman2016], who use a sigmoid or a linear function.
 
     Example:
         >>> Linear(1.0, warmup=100).beta(25)
@@ -50,9 +59,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cyclical:
-    """`cycles` times from 0 to `value`, along the first `ratio` of each cycle, then level.
+    """A beta that increases linearly from 0 to `value` in the first part of each cycle and is constant in the rest.
 
-    Source: [fu2019], eqs. 6-7.
+    Args:
+        value: The coefficient at the end of each cycle.
+        total: The number of steps of all cycles together.
+        cycles: The number of cycles.
+        ratio: The fraction of a cycle in which beta increases.
+
+    References:
+        Fu et al., 2019 [fu2019], equations 6 and 7.
 
     Example:
         >>> [round(Cyclical(1.0, total=400, cycles=4, ratio=0.5).beta(step), 2) for step in (1, 26, 75, 101)]
@@ -66,42 +82,46 @@ class Cyclical:
 
     def beta(self, step: int) -> float:
         length = self.total / self.cycles
-        along = ((step - 1) % length) / length
-        return self.value * min(1.0, along / self.ratio)
+        phase = ((step - 1) % length) / length
+        return self.value * min(1.0, phase / self.ratio)
 
 
 @dataclass(frozen=True)
 class FreeBits:
-    """The first `nats` of KL cost nothing.
+    """A lower limit below which the KL is not penalised.
 
     Args:
-        nats: How many are free: of each latent dimension, or of all of an example's.
-        of: "dimension": the mean over the batch of each dimension's KL, as Kingma et al. have it, so that a dimension
-            may spend more on one image and less on another; "example": the KL of each example, all dimensions together.
+        nats: The limit in nats.
+        of: "dimension" applies the limit to the batch mean of the KL of each latent dimension, so that a dimension may
+            have a larger KL for some images than for others. "example" applies it to the KL of each example, summed
+            over the dimensions.
 
-    Source: [kingma2016], eq. 15, for "dimension".
+    References:
+        Kingma et al., 2016 [kingma2016], equation 15, for "dimension".
     """
 
     nats: float = 0.0
     of: Literal["dimension", "example"] = "dimension"
 
 
-def priced_kl(kl: torch.Tensor, free: FreeBits | None) -> torch.Tensor:
-    """The KL that beta multiplies: the mean over the batch, less what is free.
+def kl_with_free_bits(kl: torch.Tensor, free: FreeBits | None) -> torch.Tensor:
+    """The penalised KL: the mean over the batch, with a lower limit.
 
-    With free nats f, sum_j max(f, mean_i kl_ij) of dimensions j, or mean_i max(f, sum_j kl_ij) of examples i.
+    With the limit f, this is sum_j max(f, mean_i kl_ij) for dimensions j, or mean_i max(f, sum_j kl_ij) for examples i.
 
     Args:
-        kl: Nats, shape (batch, latents).
-        free: What is free, or None.
+        kl: The KL of each example and latent dimension in nats, shape (batch, latents).
+        free: The lower limit, or None for none.
 
     Returns:
-        Nats an example, a scalar; no gradient where all is free.
+        Nats per example, a scalar. The gradient is zero where the KL is below the limit.
 
     Example:
         >>> kl = torch.tensor([[0.1, 0.7], [0.3, 0.9]])
-        >>> round(float(priced_kl(kl, FreeBits(0.5))), 6), round(float(priced_kl(kl, FreeBits(0.9, of="example"))), 6)
-        (1.3, 1.05)
+        >>> round(float(kl_with_free_bits(kl, FreeBits(0.5))), 6)
+        1.3
+        >>> round(float(kl_with_free_bits(kl, FreeBits(0.9, of="example"))), 6)
+        1.05
     """
     if free is None:
         return kl.sum(1).mean()

@@ -1,4 +1,4 @@
-"""Images to learn from: scikit-learn's digits, an array on disk, or a folder of pictures."""
+"""Image data sets: the digits of scikit-learn, an array in a .npy file, or a folder of image files."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from kullback.errors import InputError
 
 __all__ = ["Images", "load_images"]
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-_HELD_OUT = 0.2  # of the images
-_FEWEST = 20
+_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+_HELD_OUT_FRACTION = 0.2
+_MIN_IMAGES = 20
 
 
 class Images(NamedTuple):
-    """Images of one size, apart for training and for judging.
+    """Images of equal size, split into training and held-out images.
 
     Args:
-        train: Shape (n, height, width), in [0, 1].
-        held_out: The same.
-        train_labels: Shape (n,), whole numbers; None where the data has none.
-        held_out_labels: The same.
+        train: Training images, shape (n, height, width), values in [0, 1].
+        held_out: Held-out images, shape (m, height, width), values in [0, 1].
+        train_labels: Classes of the training images, shape (n,), integers; None if the data has no classes.
+        held_out_labels: Classes of the held-out images, shape (m,), integers; None if the data has no classes.
     """
 
     train: np.ndarray
@@ -31,25 +31,29 @@ class Images(NamedTuple):
 
 
 def load_images(data: str, *, seed: int = 0) -> Images:
-    """Read images, grey, and set a fifth apart.
+    """Load greyscale images, and split off a fifth of them at random as held-out images.
 
     Args:
-        data: "digits" for scikit-learn's; a .npy file of shape (n, height, width), in [0, 1] or whole numbers up to
-            255; or a folder of pictures of one size.
-        seed: Of the split.
+        data: "digits" for the digits of scikit-learn; a .npy file of shape (n, height, width) with values in [0, 1] or
+            integers from 0 to 255; or a folder of image files of equal size.
+        seed: The seed of the split.
+
+    Returns:
+        The images in float32. Only the digits have classes.
 
     Raises:
-        InputError: There is no such file, it is not of that shape, or holds anything else.
+        InputError: The path does not exist, its contents are not images of one of these forms, or there are fewer than
+            20 images.
     """
     images, labels = _digits() if data == "digits" else (_read(Path(data)), None)
-    if len(images) < _FEWEST:
-        raise InputError(f"--data {data}: expected {_FEWEST} images or more, got {len(images)}")
+    if len(images) < _MIN_IMAGES:
+        raise InputError(f"--data {data}: expected {_MIN_IMAGES} images or more, got {len(images)}")
     order = np.random.default_rng(seed).permutation(len(images))
-    apart = round(_HELD_OUT * len(images))
-    judged, learned = order[:apart], order[apart:]
+    count = round(_HELD_OUT_FRACTION * len(images))
+    held_out, train = order[:count], order[count:]
     if labels is None:
-        return Images(images[learned], images[judged])
-    return Images(images[learned], images[judged], labels[learned], labels[judged])
+        return Images(images[train], images[held_out])
+    return Images(images[train], images[held_out], labels[train], labels[held_out])
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -60,45 +64,47 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: Path) -> np.ndarray:
+    """The images of a .npy file or of a folder."""
     if path.is_dir():
-        return _folder(path)
+        return _read_folder(path)
     if not path.is_file():
-        raise InputError(f"--data {path}: not there; expected digits, a .npy file or a folder of pictures")
+        raise InputError(f"--data {path}: not found; expected digits, a .npy file or a folder of images")
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"--data {path}: expected an array as np.save writes it: {error}") from error
+        raise InputError(f"--data {path}: expected an array in the format of np.save: {error}") from error
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "fiub":
         raise InputError(
             f"--data {path}: expected numbers of shape (n, height, width), got {array.dtype} {array.shape}"
         )
-    whole = array.dtype.kind in "iu"
-    scaled = array.astype(np.float32) / (255 if whole and array.max() > 1 else 1)
+    is_integer = array.dtype.kind in "iu"
+    scaled = array.astype(np.float32) / (255 if is_integer and array.max() > 1 else 1)
     outside = ~((scaled >= 0) & (scaled <= 1))
     if outside.any():
-        at = tuple(int(i) for i in np.argwhere(outside)[0])
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
         raise InputError(
-            f"--data {path}: expected values in [0, 1], or whole numbers up to 255, but {array[at]} is at {at}"
+            f"--data {path}: expected values in [0, 1], or integers from 0 to 255, got {array[index]} at index {index}"
         )
     return scaled
 
 
-def _folder(path: Path) -> np.ndarray:
+def _read_folder(path: Path) -> np.ndarray:
+    """The image files of a folder in the order of their names, in [0, 1]."""
     from PIL import Image, UnidentifiedImageError
 
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _EXTENSIONS)
     images: list[np.ndarray] = []
     for file in files:
         try:
-            with Image.open(file) as picture:
-                images.append(np.asarray(picture.convert("L"), np.float32) / 255)
+            with Image.open(file) as image:
+                images.append(np.asarray(image.convert("L"), np.float32) / 255)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file}: no picture that can be read: {error}") from error
+            raise InputError(f"{file}: not a readable image: {error}") from error
         if images[-1].shape != images[0].shape:
             raise InputError(
-                f"{file}: expected pictures of one size, got {images[-1].shape} after {files[0].name}'s "
-                f"{images[0].shape} (height, width)"
+                f"{file}: expected images of equal size, got (height, width) {images[-1].shape}, but "
+                f"{files[0].name} has {images[0].shape}"
             )
     if not images:
-        raise InputError(f"--data {path}: expected pictures there ({', '.join(sorted(_PICTURES))}), found none")
+        raise InputError(f"--data {path}: expected image files ({', '.join(sorted(_EXTENSIONS))}), found none")
     return np.stack(images)

@@ -1,4 +1,4 @@
-"""What a model of latent variables is worth on images that it did not learn from."""
+"""Evaluation of latent-variable models on held-out images, and detection of posterior collapse."""
 
 from math import log
 from typing import Any
@@ -7,34 +7,37 @@ import torch
 
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
 
-__all__ = ["alarm", "judge"]
+__all__ = ["collapse_warning", "evaluate"]
 
 Row = dict[str, Any]
 
-_ACTIVE = 0.01  # of the variance of the means [burda2016]; and nats of a dimension's KL
-_WEIGHED = 256  # draws of each example's importance weights
-_MOST = 256  # examples that are weighed
-_SILENT = 0.05  # nats of all dimensions together, below which nothing is said
+_ACTIVE = 0.01  # the least variance of a dimension's means [burda2016], or its least KL in nats, to count as active
+_IMPORTANCE_SAMPLES = 256  # for each example
+_MAX_WEIGHTED_EXAMPLES = 256  # examples whose likelihood is estimated
+_CLASSIFIER_SAMPLES = 16  # latent samples that a class probability is averaged over
+_COLLAPSED_KL = 0.05  # nats per image over all dimensions, below which the posteriors have collapsed
 
 
 @torch.no_grad()
-def judge(model: VAE | Bottleneck, x: torch.Tensor, labels: torch.Tensor | None, *, step: int, seed: int = 0) -> Row:
-    """A row of evaluations: rate, distortion, active units; the likelihood or the accuracy.
+def evaluate(model: VAE | Bottleneck, x: torch.Tensor, labels: torch.Tensor | None, *, step: int, seed: int = 0) -> Row:
+    """Evaluate a model on held-out images.
 
     Args:
         model: The model.
-        x: Held-out images, (n, height, width).
-        labels: Their classes, of a `Bottleneck`.
-        step: Where the run is.
-        seed: Of the draws, the same at every step.
+        x: Held-out images, shape (n, height, width).
+        labels: The classes of the images, shape (n,), for a `Bottleneck`; None for a `VAE`.
+        step: The training step, which is stored in the row.
+        seed: The seed of the latent samples, which are the same at every step.
 
     Returns:
-        Means over images, nats, with `_std_error` over images; `kl_latents` is the mean KL of each dimension.
+        Means over images in nats with standard errors (`_std_error`): the KL, and either distortion, evidence lower
+        bound and log-likelihood, or cross-entropy and accuracy. `kl_latents` is the mean KL of each latent dimension,
+        and `active_units` and `active_units_by_kl` count the active dimensions.
     """
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     loc, scale = model.posterior(x)
     kl = kl_to_prior(loc, scale)
-    z = loc + scale * torch.randn(loc.shape, generator=draws)
+    z = loc + scale * torch.randn(loc.shape, generator=generator)
     row: Row = {"step": step, **_mean("kl_posterior_prior_per_image", kl.sum(1))}
     row["kl_latents"] = kl.mean(0).tolist()
     row["active_units"] = int((loc.var(0) > _ACTIVE).sum())
@@ -42,39 +45,51 @@ def judge(model: VAE | Bottleneck, x: torch.Tensor, labels: torch.Tensor | None,
     if isinstance(model, VAE):
         cost = model.cost(z, x)
         row |= _mean("distortion", cost) | _mean("elbo", -cost - kl.sum(1))
-        return row | _mean("log_likelihood", _log_likelihood(model, x[:_MOST], draws))
+        return row | _mean("log_likelihood", _log_likelihood(model, x[:_MAX_WEIGHTED_EXAMPLES], generator))
     assert labels is not None
-    logits = torch.stack(
-        [model.head(loc + scale * torch.randn(loc.shape, generator=draws)).log_softmax(-1) for _ in range(16)]
-    ).logsumexp(0) - log(16)
-    cost = -logits.gather(1, labels[:, None])[:, 0]
-    return row | _mean("cross_entropy", cost) | _mean("accuracy", (logits.argmax(1) == labels).double())
+    log_probs = torch.stack(
+        [
+            model.head(loc + scale * torch.randn(loc.shape, generator=generator)).log_softmax(-1)
+            for _ in range(_CLASSIFIER_SAMPLES)
+        ]
+    ).logsumexp(0) - log(_CLASSIFIER_SAMPLES)
+    cost = -log_probs.gather(1, labels[:, None])[:, 0]
+    return row | _mean("cross_entropy", cost) | _mean("accuracy", (log_probs.argmax(1) == labels).double())
 
 
-def alarm(row: Row, beta: float) -> str | None:
-    """Why the latent variables say nothing, if they do not."""
-    rate = row["kl_posterior_prior_per_image"]
-    if rate >= _SILENT:
+def collapse_warning(row: Row, beta: float) -> str | None:
+    """A warning if the KL of an evaluation shows posterior collapse, otherwise None.
+
+    Args:
+        row: A row that `evaluate` returned.
+        beta: The coefficient of the KL, which the warning quotes.
+    """
+    kl = row["kl_posterior_prior_per_image"]
+    if kl >= _COLLAPSED_KL:
         return None
     return (
-        f"posterior collapse: the latent variables carry {rate:.3g} nats an image, and the decoder does without them; "
-        f"lower beta ({beta:.3g}), anneal it, leave bits free, or set --budget"
+        f"posterior collapse: the latent variables carry {kl:.3g} nats per image, and the decoder ignores them; "
+        f"decrease beta ({beta:.3g}), anneal it, use free bits, or set --budget"
     )
 
 
-def _log_likelihood(model: VAE, x: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """log p(x) of each image by importance weights: a lower bound in the mean, tight with many draws [burda2016]."""
+def _log_likelihood(model: VAE, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The importance-sampling estimate of log p(x) of each image.
+
+    Its expectation is a lower bound of log p(x), which becomes tight as the number of samples grows [burda2016].
+    """
     loc, scale = model.posterior(x)
-    logs = []
-    for _ in range(_WEIGHED):
-        noise = torch.randn(loc.shape, generator=draws)
+    log_weights = []
+    for _ in range(_IMPORTANCE_SAMPLES):
+        noise = torch.randn(loc.shape, generator=generator)
         z = loc + scale * noise
-        # log p(z) - log q(z | x), whose constants cancel
-        gap = 0.5 * (noise * noise - z * z) + scale.log()
-        logs.append(gap.sum(1) - model.cost(z, x))
-    return torch.stack(logs).logsumexp(0) - log(_WEIGHED)
+        # log p(z) - log q(z | x), whose normalising constants cancel
+        log_ratio = 0.5 * (noise * noise - z * z) + scale.log()
+        log_weights.append(log_ratio.sum(1) - model.cost(z, x))
+    return torch.stack(log_weights).logsumexp(0) - log(_IMPORTANCE_SAMPLES)
 
 
 def _mean(name: str, values: torch.Tensor) -> Row:
+    """The mean over images and its standard error."""
     values = values.double()
     return {name: float(values.mean()), f"{name}_std_error": float(values.std() / len(values) ** 0.5)}

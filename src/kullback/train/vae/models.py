@@ -1,4 +1,4 @@
-"""Networks that say what they know of an example by a normal over latent variables, and what that is worth."""
+"""Networks with normally distributed latent variables: the variational autoencoder and the information bottleneck."""
 
 from math import ceil, log, pi
 from typing import Literal
@@ -14,29 +14,33 @@ __all__ = ["VAE", "Bottleneck", "Likelihood", "kl_to_prior"]
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
-_LARGE = 16  # sides from which images are convolved
+_CONVOLUTION_SIDE = 16  # pixels; images whose sides are at least this long use convolutions
 
 
 def kl_to_prior(loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """KL(q(z | x) || p(z)) of normal posteriors to the standard normal prior, for each latent dimension.
+    """KL(q(z | x) || p(z)) from normal posteriors to the standard normal prior, for each latent dimension.
 
     Args:
-        loc: Means, shape (batch, latents).
-        scale: Standard deviations, the same shape.
+        loc: Posterior means, shape (batch, latents).
+        scale: Posterior standard deviations, shape (batch, latents).
 
     Returns:
         Nats, shape (batch, latents), differentiable.
+
+    Example:
+        >>> kl_to_prior(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([[0.5000, 0.0000]])
     """
     return FORMS[Normal, Normal](Normal(loc=loc, scale=scale), Normal(loc=0.0, scale=1.0))
 
 
 class _Encoder(nn.Module):
-    """Images to the means and standard deviations of a normal over the latent variables."""
+    """Maps images to the means and standard deviations of normal posteriors."""
 
     def __init__(self, size: tuple[int, int], latents: int, hidden: int) -> None:
         super().__init__()
         height, width = size
-        if min(size) >= _LARGE:
+        if min(size) >= _CONVOLUTION_SIDE:
             self.body = nn.Sequential(
                 nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Flatten(),
                 nn.Linear(64 * (height // 4) * (width // 4), hidden), nn.ReLU(),
@@ -54,13 +58,13 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Latent variables to the logits of pixels."""
+    """Maps latent variables to the logits of pixels."""
 
     def __init__(self, size: tuple[int, int], latents: int, hidden: int) -> None:
         super().__init__()
         self.size = size
         height, width = size
-        if min(size) >= _LARGE:
+        if min(size) >= _CONVOLUTION_SIDE:
             low = ceil(height / 4), ceil(width / 4)
             self.body = nn.Sequential(
                 nn.Linear(latents, hidden), nn.ReLU(), nn.Linear(hidden, 64 * low[0] * low[1]), nn.ReLU(),
@@ -79,15 +83,15 @@ class _Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: q(z | x) normal, p(z) standard normal, p(x | z) stated.
+    """A variational autoencoder with normal q(z | x), standard normal p(z), and a choice of p(x | z).
 
     Args:
-        size: Height and width of the images.
-        latents: How many latent dimensions.
-        hidden: Width of the hidden layers.
-        likelihood: "bernoulli": each pixel a probability, its cross-entropy the cost; "gaussian": each pixel normal
-            around the decoded value in [0, 1], with `noise` for a standard deviation.
-        noise: The standard deviation of "gaussian".
+        size: The height and the width of the images.
+        latents: The number of latent dimensions.
+        hidden: The width of the hidden layers.
+        likelihood: "bernoulli" interprets each pixel as a probability and uses the cross-entropy. "gaussian" uses a
+            normal distribution whose mean is the decoded value in [0, 1].
+        noise: The standard deviation of a pixel for "gaussian".
     """
 
     def __init__(
@@ -98,35 +102,38 @@ class VAE(nn.Module):
         self.latents, self.likelihood, self.noise = latents, likelihood, noise
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and standard deviations of q(z | x), (batch, latents) each."""
+        """The means and the standard deviations of q(z | x), shape (batch, latents) each."""
         return self.encoder(x)
 
     def cost(self, z: torch.Tensor, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The distortion -log p(x | z) of each example, nats, shape (batch,)."""
+        """The distortion -log p(x | z) of each example in nats, shape (batch,). The labels are ignored."""
         del labels
         logits = self.decoder(z)
         if self.likelihood == "bernoulli":
-            each = functional.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+            pixel_costs = functional.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
         else:
-            away = (x - logits.sigmoid()) / self.noise
-            each = 0.5 * away * away + log(self.noise) + 0.5 * log(2 * pi)
-        return each.flatten(1).sum(1)
+            residual = (x - logits.sigmoid()) / self.noise
+            pixel_costs = 0.5 * residual * residual + log(self.noise) + 0.5 * log(2 * pi)
+        return pixel_costs.flatten(1).sum(1)
 
-    def decoded(self, z: torch.Tensor) -> torch.Tensor:
-        """The mean image of each z, in [0, 1]."""
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """The mean image of each z, shape (batch, height, width), values in [0, 1]."""
         return self.decoder(z).sigmoid()
 
 
 class Bottleneck(nn.Module):
-    """A classifier that sees an example only through noisy latent variables: I(x; z) <= E KL(q(z | x) || p(z)).
+    """A classifier whose only input is a sample of latent variables z.
+
+    The mean KL to the prior bounds the information about the example: I(x; z) <= E KL(q(z | x) || p(z)).
 
     Args:
-        size: Height and width of the images.
-        latents: How many latent dimensions.
-        hidden: Width of the hidden layers.
-        classes: How many classes.
+        size: The height and the width of the images.
+        latents: The number of latent dimensions.
+        hidden: The width of the hidden layers.
+        classes: The number of classes.
 
-    Source: [alemi2017].
+    References:
+        Alemi et al., 2017 [alemi2017].
     """
 
     def __init__(self, size: tuple[int, int], latents: int, hidden: int, classes: int) -> None:
@@ -136,10 +143,10 @@ class Bottleneck(nn.Module):
         self.head = nn.Sequential(nn.Linear(latents, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and standard deviations of q(z | x), (batch, latents) each."""
+        """The means and the standard deviations of q(z | x), shape (batch, latents) each."""
         return self.encoder(x)
 
     def cost(self, z: torch.Tensor, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The cross-entropy -log p(label | z) of each example, nats, shape (batch,)."""
+        """The cross-entropy -log p(label | z) of each example in nats, shape (batch,). The images are ignored."""
         del x
         return functional.cross_entropy(self.head(z), labels, reduction="none")  # pyright: ignore[reportArgumentType]

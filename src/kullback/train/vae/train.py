@@ -1,7 +1,6 @@
-"""Train a model of latent variables, at a price of KL or inside a budget of it: one run, one run directory."""
+"""Training of latent-variable models with a schedule of beta or a KL budget."""
 
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,19 +9,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from kullback.budget.controllers import Controller, controller_config, controller_from_dict, controller_to_dict
 from kullback.budget.kl_budget import KLBudget
+from kullback.budget.step import scaled_learning_rates
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_whole
+from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
-from kullback.train.vae.beta_schedules import Constant, FreeBits, Schedule, priced_kl
-from kullback.train.vae.budget_step import BudgetStep
+from kullback.train.vae.beta_schedules import Constant, FreeBits, Schedule, kl_with_free_bits
+from kullback.train.vae.budget_step import encoder_budget_step
 from kullback.train.vae.data import Images
-from kullback.train.vae.evaluation import alarm, judge
+from kullback.train.vae.evaluation import collapse_warning, evaluate
 from kullback.train.vae.image_grids import add_pictures
 from kullback.train.vae.models import VAE, Bottleneck, Likelihood, kl_to_prior
 
@@ -32,33 +33,37 @@ Row = dict[str, Any]
 
 
 def latent_budget(nats: float) -> KLBudget:
-    """A budget of nats an image over all latent dimensions. Costs are in nats too, so that prices are around 1 each.
+    """A KL budget in nats per image, summed over all latent dimensions.
 
-    Its steps may move the KL farther than a policy's: what a pull does is seen on the panel without noise.
+    The distortion is in nats as well, so that the expected beta is of order 1. The step limit is larger than for a
+    policy, because the KL on the held-out images is exact.
+
+    Args:
+        nats: The target of the mean KL.
     """
     return KLBudget(nats, unit="image", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats, step_limit=0.1)
 
 
 @dataclass(frozen=True)
 class LatentPlan:
-    """All that a run is told.
+    """The configuration of a run.
 
     Args:
-        data: What `load_images` is to read.
-        steps: Optimizer steps.
+        data: The argument of `load_images`.
+        steps: The number of optimizer steps.
         output: The run directory.
-        kind: "vae", or "bottleneck": classify.
-        budget: What holds the KL, in nats an image; see `latent_budget`. None: the schedule prices it.
-        schedule: Beta by step, without a budget.
-        free: Which nats are free.
-        latents: How many latent dimensions.
-        hidden: Width of the hidden layers.
-        likelihood: Of pixels.
-        learning_rate: Adam's.
-        batch_size: Images a step.
-        seed: Of everything.
-        evaluate_every: Steps between judgements on held-out images.
-        save_every: Steps between checkpoints.
+        kind: "vae" for a variational autoencoder, "bottleneck" for a classifier.
+        budget: The controller of the KL in nats per image, see `latent_budget`. None uses the schedule.
+        schedule: Beta as a function of the step, for a run without a budget.
+        free: The lower limit below which the KL is not penalised, or None.
+        latents: The number of latent dimensions.
+        hidden: The width of the hidden layers.
+        likelihood: The distribution of a pixel given the latent variables.
+        learning_rate: The learning rate of Adam.
+        batch_size: The number of images per step.
+        seed: The seed of all random numbers.
+        evaluate_every: The number of steps between two evaluations on held-out images.
+        save_every: The number of steps between two checkpoints.
     """
 
     data: str
@@ -78,12 +83,12 @@ class LatentPlan:
     save_every: int = 500
 
     def config(self) -> Row:
-        """What config.json says of it."""
+        """The contents of config.json."""
         schedule = {"name": type(self.schedule).__name__, **asdict(self.schedule)}  # pyright: ignore[reportArgumentType]
-        same = ("data", "latents", "hidden", "learning_rate", "batch_size", "seed", "evaluate_every", "steps")
+        copied = ("data", "latents", "hidden", "learning_rate", "batch_size", "seed", "evaluate_every", "steps")
         return {
             "kind": self.kind,
-            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self, name) for name in copied},
             "likelihood": self.likelihood if self.kind == "vae" else "categorical",
             "budget": None if self.budget is None else controller_config(self.budget, unit="image"),
             "schedule": None if self.budget is not None else schedule,
@@ -94,74 +99,82 @@ class LatentPlan:
 
 
 def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, console: Console | None = None) -> bool:
-    """Train, and leave a run directory behind.
+    """Train a latent-variable model, and write a run directory.
 
-    Each step descends the mean of distortion + beta KL(q(z | x) || p(z)) over a batch. Batches and noise are drawn from
-    the seed and the step, so that a run that was killed and resumed is the run that was not.
+    Each step descends the batch mean of distortion + beta KL(q(z | x) || p(z)). Batches and noise are drawn from the
+    seed and the step, so that a resumed run is identical to an uninterrupted run.
 
     Args:
-        plan: What to do.
-        images: As `load_images` gives them; with labels for a bottleneck.
-        resume: Go on from the run directory's last checkpoint.
-        console: Where to show the progress; quiet if None.
+        plan: The configuration of the run.
+        images: The result of `load_images`, with labels for a bottleneck.
+        resume: Whether to continue from the last checkpoint in the run directory.
+        console: The console that shows the progress, or None for no output.
 
     Returns:
-        Whether the run came to its end: False after an interrupt, which leaves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint.
 
     Raises:
-        InputError: The plan cannot be carried out; the message says why.
+        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or the loss
+            is not finite.
     """
     run = RunDirectory(plan.output)
-    _require_sense(plan, images, run, resume)
-    model = _model(plan, images)
-    others = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
-    groups = [{"params": list(model.encoder.parameters())}, {"params": others}]
+    _validate(plan, images, run, resume)
+    model = _make_model(plan, images)
+    other_parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
+    groups = [{"params": list(model.encoder.parameters())}, {"params": other_parameters}]
     optimiser = torch.optim.Adam(groups, lr=plan.learning_rate)
     budget, step = plan.budget, 0
     checkpoint = run.last_checkpoint() if resume else None
     if checkpoint is not None:
-        step, budget = _restore(model, optimiser, checkpoint)
+        step, budget = _restore_checkpoint(model, optimiser, checkpoint)
         run.forget_after(step)
     else:
         run.create({**plan.config(), "versions": versions("torch")})
         run.forget_after(-1)
-    x, labels, judged, judged_labels = (None if one is None else torch.from_numpy(one) for one in _ordered(images))
-    assert x is not None
-    assert judged is not None
-    leash = BudgetStep(model, x) if isinstance(budget, KLBudget) else None
-    earlier = run.metrics()
-    since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
-    told = RunProgress(
+    x, held_out = torch.from_numpy(images.train), torch.from_numpy(images.held_out)
+    labels, held_out_labels = (
+        None if classes is None else torch.from_numpy(classes)
+        for classes in (images.train_labels, images.held_out_labels)
+    )
+    budget_step = encoder_budget_step(model, x) if isinstance(budget, KLBudget) else None
+    earlier_rows = run.metrics()
+    start_time = time.monotonic() - (earlier_rows[-1]["seconds"] if earlier_rows else 0.0)
+    progress_line = RunProgress(
         plan.output.name, plan.steps, target=getattr(budget, "target", None), unit="image", console=console
     )
-    with told as progress, Interrupts() as interrupts:
+    with progress_line as progress, Interrupts() as interrupts:
         if step == 0:
-            run.add_evaluation(judge(model, judged, judged_labels, step=0))
-            add_pictures(run, model, judged, "before")
+            run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
+            add_pictures(run, model, held_out, "before")
         while step < plan.steps and not interrupts.asked:
             step += 1
-            draws = torch.Generator().manual_seed(derived_seed(plan.seed, step))
-            rows = torch.randint(len(x), (min(plan.batch_size, len(x)),), generator=draws)
+            generator = torch.Generator().manual_seed(derived_seed(plan.seed, step))
+            rows = torch.randint(len(x), (min(plan.batch_size, len(x)),), generator=generator)
             loc, scale = model.posterior(x[rows])
             kl = kl_to_prior(loc, scale)
-            z = loc + scale * torch.randn(loc.shape, generator=draws)
+            z = loc + scale * torch.randn(loc.shape, generator=generator)
             cost = model.cost(z, x[rows], None if labels is None else labels[rows]).mean()
-            each = kl.detach().sum(1).double()
-            rate, error = float(each.mean()), float(each.std() / len(each) ** 0.5)
-            if not np.isfinite(rate + float(cost.detach())):
-                raise InputError(f"step {step}: the loss is no longer finite; lower --learning-rate")
+            image_kl = kl.detach().sum(1).double()
+            mean_kl, error = float(image_kl.mean()), float(image_kl.std() / len(image_kl) ** 0.5)
+            if not np.isfinite(mean_kl + float(cost.detach())):
+                raise InputError(
+                    f"step {step}: expected a finite loss, got a distortion of {float(cost.detach())} and a KL of "
+                    f"{mean_kl} nats; lower --learning-rate"
+                )
             if budget is not None:
-                budget = budget.update(rate, std_error=error, count=len(rows))
+                budget = budget.update(mean_kl, std_error=error, count=len(rows))
             beta = plan.schedule.beta(step) if budget is None else budget.beta
             optimiser.zero_grad()
-            (cost + beta * priced_kl(kl, plan.free)).backward()
+            (cost + beta * kl_with_free_bits(kl, plan.free)).backward()
             acted: Row = {}
-            if leash is None:
+            if budget_step is None:
                 optimiser.step()
             else:
                 assert isinstance(budget, KLBudget)
                 scale_of_step = budget.learning_rate_scale
-                budget, pulled = leash.step(budget, optimiser)
+                with scaled_learning_rates(optimiser.param_groups[:1], budget.learning_rate_scale):  # the encoder
+                    optimiser.step()
+                budget, pulled = budget_step.apply(budget)
                 acted = {
                     "kl_filtered": budget.filtered_kl,
                     "learning_rate_scale": scale_of_step,
@@ -169,91 +182,75 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                 }
             row = {
                 "step": step,
-                "kl_posterior_prior_per_image": rate,
+                "kl_posterior_prior_per_image": mean_kl,
                 "kl_posterior_prior_per_image_std_error": error,
             }
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
             row |= acted
-            run.add_metrics({**row, "seconds": round(time.monotonic() - since, 3)})
+            run.add_metrics({**row, "seconds": round(time.monotonic() - start_time, 3)})
             progress.show({**row, "reward": -float(cost.detach())})
             if step % plan.evaluate_every == 0 or step == plan.steps:
-                found = judge(model, judged, judged_labels, step=step)
-                if (words := alarm(found, beta)) is not None:
-                    found["alarm"] = words
+                evaluation = evaluate(model, held_out, held_out_labels, step=step)
+                if (warning := collapse_warning(evaluation, beta)) is not None:
+                    evaluation["alarm"] = warning
                     if console is not None and step == plan.steps:
-                        console.print(words, highlight=False, soft_wrap=True)
-                run.add_evaluation(found)
+                        console.print(warning, highlight=False, soft_wrap=True)
+                run.add_evaluation(evaluation)
                 if isinstance(budget, KLBudget):
                     name = "kl_posterior_prior_per_image"
-                    budget = budget.update_evaluation(found[name], std_error=found[f"{name}_std_error"])
+                    budget = budget.update_evaluation(evaluation[name], std_error=evaluation[f"{name}_std_error"])
             if step % plan.save_every == 0 or step == plan.steps or interrupts.asked:
-                _save(model, optimiser, run.checkpoints, step, budget)
+                _save_checkpoint(model, optimiser, run.checkpoints, step, budget)
     if step < plan.steps:
         return False
-    add_pictures(run, model, judged, "after")
+    add_pictures(run, model, held_out, "after")
     run.model.mkdir(exist_ok=True)
     save_file(model.state_dict(), run.model / "model.safetensors")
-    shape = {"size": images.train.shape[1:], "latents": plan.latents, "hidden": plan.hidden, "kind": plan.kind}
-    write_whole(run.model / "model.json", json.dumps(shape | {"likelihood": plan.likelihood}, indent=2) + "\n")
+    architecture = {"size": images.train.shape[1:], "latents": plan.latents, "hidden": plan.hidden, "kind": plan.kind}
+    write_whole(run.model / "model.json", json.dumps(architecture | {"likelihood": plan.likelihood}, indent=2) + "\n")
     return True
 
 
 def derived_seed(seed: int, step: int) -> int:
+    """A seed below 2**63 that depends on the seed of the run and the step."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _model(plan: LatentPlan, images: Images) -> VAE | Bottleneck:
+def _make_model(plan: LatentPlan, images: Images) -> VAE | Bottleneck:
+    """The model with initial weights that the seed determines."""
     size = images.train.shape[1], images.train.shape[2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         if plan.kind == "vae":
             return VAE(size, plan.latents, plan.hidden, plan.likelihood)
-        assert images.train_labels is not None  # as _require_sense saw
+        assert images.train_labels is not None  # _validate has checked this
         classes = 1 + int(images.train_labels.max())
         return Bottleneck(size, plan.latents, plan.hidden, classes)
 
 
-def _ordered(images: Images) -> tuple[np.ndarray | None, ...]:
-    return images.train, images.train_labels, images.held_out, images.held_out_labels
-
-
-def _save(
+def _save_checkpoint(
     model: torch.nn.Module, optimiser: torch.optim.Optimizer, checkpoints: Path, step: int, budget: Controller | None
 ) -> None:
-    """A checkpoint; trainer_state.json comes last and says that it is whole."""
-    path = checkpoints / f"checkpoint-{step}"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    save_file(model.state_dict(), path / "model.safetensors")
-    moments = optimiser.state_dict()["state"]
-    named = {f"{i}.{name}": value.contiguous() for i, one in moments.items() for name, value in one.items()}
-    save_file(named, path / "optimizer.safetensors")
-    state = {"step": step, "budget": None if budget is None else controller_to_dict(budget)}
-    write_whole(path / "trainer_state.json", json.dumps(state, indent=2) + "\n")
-    for old in sorted(checkpoints.glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2]))[:-2]:
-        shutil.rmtree(old)
+    state = {"budget": None if budget is None else controller_to_dict(budget)}
+    save_checkpoint(checkpoints, step, model, optimiser, state)
 
 
-def _restore(
+def _restore_checkpoint(
     model: torch.nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path
 ) -> tuple[int, Controller | None]:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    moments: dict[int, Row] = {}
-    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    """Restore the model and the optimiser, and return the step and the controller of the checkpoint."""
+    state = load_checkpoint(checkpoint, model, optimiser)
     return state["step"], None if state["budget"] is None else controller_from_dict(state["budget"])
 
 
-def _require_sense(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool) -> None:
-    least = {"steps": 1, "latents": 1, "hidden": 1, "batch_size": 2, "seed": 0, "evaluate_every": 1, "save_every": 1}
-    for name, low in least.items():
-        if getattr(plan, name) < low:
-            raise InputError(f"--{name.replace('_', '-')}: expected {low} or more, got {getattr(plan, name)}")
+def _validate(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool) -> None:
+    """Raise InputError if the plan is invalid or the run may not start."""
+    minima = {"steps": 1, "latents": 1, "hidden": 1, "batch_size": 2, "seed": 0, "evaluate_every": 1, "save_every": 1}
+    for name, minimum in minima.items():
+        if getattr(plan, name) < minimum:
+            raise InputError(f"--{name.replace('_', '-')}: expected {minimum} or more, got {getattr(plan, name)}")
     if not 0 < plan.learning_rate < 1:
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:
-        raise InputError(f"--data {plan.data}: expected classes to learn, which digits has and images alone have not")
+        raise InputError(f"--data {plan.data}: expected images with classes for a bottleneck, such as digits")
     run.check_can_start(plan.config(), resume=resume)
