@@ -1,4 +1,4 @@
-"""Prompt files, the good and the bad, by what the message says."""
+"""Reading of prompt files, and the error message for each kind of invalid file."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from kullback.errors import InputError
 from kullback.train.prompts import read_prompts
 
 
-def test_rows_come_with_all_their_columns(tmp_path: Path) -> None:
+def test_rows_keep_all_columns(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     chat = '{"prompt": [{"role": "user", "content": "hi"}], "answer": "b"}'
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n\n' + chat + "\n", encoding="utf-8")
@@ -18,7 +18,7 @@ def test_rows_come_with_all_their_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no rows"),
         ('{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON: Expecting value at column 12"),
@@ -30,16 +30,16 @@ def test_rows_come_with_all_their_columns(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": 1}\n{"prompt": "b"}\n', "line 2: expected the keys of the first row"),
     ],
 )
-def test_bad_files_are_refused_by_line(tmp_path: Path, text: str, said: str) -> None:
+def test_the_message_for_an_invalid_file_gives_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_prompts(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_prompts(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')

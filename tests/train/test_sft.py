@@ -1,4 +1,4 @@
-"""Runs of SFT: one run format, resume, forward KL that falls to the floor, and bad input in one line."""
+"""SFT runs: the run directory, resuming, the decrease of forward KL, and one-line messages for invalid input."""
 
 import json
 from pathlib import Path
@@ -20,64 +20,66 @@ ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b + (a == b))} for a in ra
 SETTINGS = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "gradient_checkpointing": False, "save_steps": 3}
 
 
-def plan_of(model: Path, output: Path, steps: int = 6, **more: Any) -> SFTPlan:
+def make_plan(model: Path, output: Path, steps: int = 6, **more: Any) -> SFTPlan:
     return SFTPlan(model, ROWS, steps, output, settings=SETTINGS, evaluation_rows=ROWS[:4], evaluate_every=3, **more)
 
 
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_model: Path, tmp_path: Path) -> None:
-    # A constant rate: it must not depend on how long the run was first said to be.
+def test_a_resumed_run_is_identical_to_an_uninterrupted_run(tiny_model: Path, tmp_path: Path) -> None:
+    # A constant learning rate, because the interrupted run has another number of steps.
     constant = {**SETTINGS, "lr_scheduler_type": "constant"}
-    whole, parted = (
+    uninterrupted, resumed = (
         SFTPlan(tiny_model, ROWS, 6, tmp_path / name, settings=constant, evaluate_every=3) for name in ("one", "two")
     )
-    assert train_sft(whole)
+    assert train_sft(uninterrupted)
     assert train_sft(SFTPlan(tiny_model, ROWS, 3, tmp_path / "two", settings=constant, evaluate_every=3))
-    with (parted.output / "metrics.jsonl").open("a") as file:
+    with (resumed.output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "seconds": 1.0}\n{"step": 5')
-    assert train_sft(parted, resume=True)
-    runs = [RunDirectory(plan.output) for plan in (whole, parted)]
+    assert train_sft(resumed, resume=True)
+    runs = [RunDirectory(plan.output) for plan in (uninterrupted, resumed)]
     assert [row["step"] for row in runs[0].metrics()] == [1, 2, 3, 4, 5, 6]
-    assert without_times(runs[0].metrics()) == without_times(runs[1].metrics())
+    assert without_seconds(runs[0].metrics()) == without_seconds(runs[1].metrics())
     assert runs[0].evaluations() == runs[1].evaluations()
     models = [AutoModelForCausalLM.from_pretrained(run.model).state_dict() for run in runs]
     assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
 
 
-def test_the_kl_falls_and_is_judged_on_both_sets(tiny_model: Path, tmp_path: Path) -> None:
-    assert train_sft(plan_of(tiny_model, tmp_path / "run", steps=60))
+def test_forward_kl_decreases_and_is_measured_on_both_sets(tiny_model: Path, tmp_path: Path) -> None:
+    assert train_sft(make_plan(tiny_model, tmp_path / "run", steps=60))
     rows = RunDirectory(tmp_path / "run").evaluations()
     assert [row["step"] for row in rows] == list(range(0, 61, 3))
     first, last = rows[0], rows[-1]
-    # Every row comes twice, and alike: nothing is uncertain but what the prompt's own tokens do not say.
+    # Equal prompts have equal completions, so that the entropy given the prefix is 0.
     assert first["train_entropy_floor_per_token"] == last["train_entropy_floor_per_token"] == 0.0
     assert last["train_forward_kl_per_token"] < 0.5 * first["train_forward_kl_per_token"]
     assert last["eval_forward_kl_per_token"] == pytest.approx(last["eval_cross_entropy_per_token"])
 
 
-def test_the_command_leaves_what_it_says(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_run_directory_that_it_reports(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, run = tmp_path / "data.jsonl", tmp_path / "run"
     data.write_text("\n".join(map(json.dumps, ROWS)))
     settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["--model", str(tiny_model), "--data", str(data), "--steps", "4", "--output", str(run), *settings]
     assert main(["train", "sft", *words, "--evaluate-every", "2", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["ended"]
-    assert told["last"]["step"] == 4
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["ended"]
+    assert outcome["last"]["step"] == 4
     config = json.loads((run / "config.json").read_text())
     assert (config["kind"], config["examples"], config["data"]) == ("sft", 32, str(data))
     assert "KL(data || model)" in (run / "report.html").read_text()
     assert main(["train", "sft", *words]) == 2
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["doctor", str(run)]) == 2
     assert "expected a run of kullback train grpo or ppo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "said"),
+    ("text", "options", "message"),
     [
         ('{"prompt": "1+1="}', [], "line 1: expected a \"completion\", got 'prompt'"),
         ('{"prompt": "1+1=", "completion": ""}', [], 'line 1: expected "completion" to be text'),
@@ -88,8 +90,8 @@ def test_the_command_leaves_what_it_says(tiny_model: Path, tmp_path: Path, capsy
         ('{"prompt": "1", "completion": "2"}', ["--evaluate", "absent.jsonl"], "--evaluate absent.jsonl: no such file"),
     ],
 )
-def test_bad_input_gets_one_line(
-    text: str, options: list[str], said: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_gives_a_one_line_message(
+    text: str, options: list[str], message: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(text)
@@ -97,12 +99,12 @@ def test_bad_input_gets_one_line(
     words += [] if "--steps" in options else ["--steps", "1"]
     assert main(["train", "sft", *words, *options]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_examples_are_read_with_their_prompts(tmp_path: Path) -> None:
+def test_examples_may_be_chat_messages(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n')
     assert read_examples(path)[0]["completion"] == [{"role": "assistant", "content": "b"}]

@@ -1,4 +1,4 @@
-"""Every key of TRL's GRPOConfig, in its type; unknown ones by their nearest."""
+"""Parsing of GRPOConfig fields to their types, and error messages for invalid arguments."""
 
 import pytest
 from trl import GRPOConfig
@@ -22,7 +22,7 @@ def test_values_take_the_types_of_their_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("learning_rat=1e-5", "the nearest is learning_rate"),
         ("learn=1e-5", "GRPOConfig has no learn"),
@@ -34,8 +34,8 @@ def test_values_take_the_types_of_their_fields() -> None:
         ("bf16=perhaps", "Truthy value expected"),
     ],
 )
-def test_bad_words_are_refused(word: str, said: str) -> None:
+def test_invalid_arguments_are_rejected(word: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_settings([word])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,1 +1,1 @@
-"""`kullback train`: recipes that put the parts together on real trainers, and the run directories that they leave."""
+"""Training recipes on top of TRL, stable-baselines3 and PyTorch, each of which writes a run directory."""

@@ -1,4 +1,4 @@
-"""What a policy does on a fixed set of prompts: its KL from the reference, its rewards, how its text looks."""
+"""Evaluation of a language-model policy on a fixed set of prompts: KL from the reference, rewards, text statistics."""
 
 import asyncio
 import inspect
@@ -20,24 +20,24 @@ from kullback.train.rewards import Reward
 __all__ = ["Evaluation"]
 
 Row = dict[str, Any]
-_BATCH = 128
-_SHOWN = 12
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL hands these over by other names
+_BATCH = 128  # prompts that are sampled at once
+_MAX_SAMPLES = 12  # completions that are kept for the report
+_RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL passes these to rewards under plural names
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A fixed set of prompts to judge a policy by: one training batch is too noisy for that.
+    """Evaluates a policy on a fixed set of prompts, which has less noise than one training batch.
 
     Args:
-        rows: Each with a "prompt" and the columns that the rewards take.
-        rewards: Called as TRL calls them.
-        tokenizer: The policy's, padding on the left.
-        max_new_tokens: Where a completion is cut.
-        temperature: At which the policy samples in training.
-        rank: Which process this is; the prompts are shared out among them.
-        processes: How many there are.
-        seed: Of the sampling; the training's own random numbers are left alone.
+        rows: The prompts. Each row has a "prompt" and the columns that the rewards take.
+        rewards: Reward functions, called with the arguments that TRL passes.
+        tokenizer: The policy's tokenizer, with padding on the left.
+        max_new_tokens: The maximum length of a completion in tokens.
+        temperature: The sampling temperature of training.
+        rank: The index of this process. The prompts are divided among all processes.
+        processes: The number of processes.
+        seed: The seed of the sampling. The state of the global random number generators is not changed.
     """
 
     rows: Sequence[Row]
@@ -51,29 +51,40 @@ class Evaluation:
 
     @property
     def names(self) -> list[str]:
-        """The rewards by name."""
+        """The names of the rewards."""
         return [reward.__name__ for reward in self.rewards]
 
     def measure(self, policy: Any, reference: Any, *, step: int) -> tuple[Row, list[Row]]:
-        """One row of numbers over all the prompts, and some completions to look at; the same in every process."""
+        """Sample one completion of each prompt, and average KL(policy || reference), rewards and text statistics.
+
+        Args:
+            policy: The language model that is evaluated. It is put into evaluation mode for the measurement.
+            reference: The reference language model.
+            step: The optimizer step, which is stored in the row.
+
+        Returns:
+            A row of averages, with KL in nats per token and per sequence, and up to 12 rows with "prompt",
+            "completion" and "rewards". Both are the same in every process.
+        """
         was_training = policy.training
         policy.eval()
         devices = [policy.device] if policy.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), torch.no_grad():
                 torch.manual_seed(self.seed + self.rank)
-                mine: list[Row] = []
+                local: list[Row] = []
                 indices = range(self.rank, len(self.rows), self.processes)
                 for start in range(0, len(indices), _BATCH):
-                    mine += self._judge(policy, reference, indices[start : start + _BATCH])
+                    local += self._measure_batch(policy, reference, indices[start : start + _BATCH])
         finally:
             policy.train(was_training)
-        results = sorted(gather_object(mine), key=lambda result: result["index"])
-        shown = results[:: max(1, len(results) // _SHOWN)][:_SHOWN]
-        samples = [{key: result[key] for key in ("prompt", "completion", "rewards")} for result in shown]
+        results = sorted(gather_object(local), key=lambda result: result["index"])
+        selected = results[:: max(1, len(results) // _MAX_SAMPLES)][:_MAX_SAMPLES]
+        samples = [{key: result[key] for key in ("prompt", "completion", "rewards")} for result in selected]
         return {"step": step, **self._summary(results)}, samples
 
-    def _judge(self, policy: Any, reference: Any, indices: range) -> list[Row]:
+    def _measure_batch(self, policy: Any, reference: Any, indices: range) -> list[Row]:
+        """One result for each of the prompts with these indices."""
         rows = [self.rows[index] for index in indices]
         prompts = [row["prompt"] for row in rows]
         drawn = sample(
@@ -83,14 +94,14 @@ class Evaluation:
         ref_head, ref_hidden = head_of(reference), last_hidden(reference, drawn.ids, drawn.attention)
         kl = completion_kl(head, hidden, ref_head, ref_hidden, drawn.mask, temperature=self.temperature)
         entropy = completion_entropy(head, hidden, drawn.mask, temperature=self.temperature)
-        written = drawn.ids[:, -drawn.mask.shape[1] :]
-        ids = [row[keep].tolist() for row, keep in zip(written, drawn.mask, strict=True)]
+        completion_ids = drawn.ids[:, -drawn.mask.shape[1] :]
+        ids = [row[mask].tolist() for row, mask in zip(completion_ids, drawn.mask, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = self._rewards(rows, prompts, texts, ids)
         return [
             {
                 "index": index,
-                "prompt": _text(prompts[i]),
+                "prompt": _prompt_text(prompts[i]),
                 "completion": texts[i],
                 "rewards": {name: values[i] for name, values in rewards.items()},
                 "kl": float(kl[i].sum()),
@@ -105,30 +116,28 @@ class Evaluation:
     def _rewards(
         self, rows: Sequence[Row], prompts: Sequence[Any], texts: Sequence[str], ids: Sequence[list[int]]
     ) -> dict[str, list[float | None]]:
+        """The values of each reward, by name; the arguments are those that TRL's GRPOTrainer passes."""
         chat = not isinstance(prompts[0], str)
         arguments = {
             "prompts": prompts,
             "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else list(texts),
             "completion_ids": ids,
-            **{
-                key: [row[key] for row in rows]
-                for key in rows[0]
-                if key not in ("prompt", "completion", "completion_ids")
-            },
+            **{key: [row[key] for row in rows] for key in rows[0] if key not in _RESERVED_COLUMNS},
             "trainer_state": TrainerState(),
             "log_extra": lambda *_: None,
             "log_metric": lambda *_: None,
         }
-        return {name: _called(reward, arguments) for name, reward in zip(self.names, self.rewards, strict=True)}
+        return {name: _call(reward, arguments) for name, reward in zip(self.names, self.rewards, strict=True)}
 
     def _summary(self, results: Sequence[Row]) -> Row:
+        """Averages over all results."""
         kl, lengths = [r["kl"] for r in results], [r["length"] for r in results]
         prompts = [r["index"] for r in results]
         token, sequence = kl_per_token(kl, lengths, prompts), kl_per_sequence(kl, prompts)
         return {
             "count": len(results),
-            **_named("kl_policy_ref_per_token", token),
-            **_named("kl_policy_ref_per_sequence", sequence),
+            **_with_std_error("kl_policy_ref_per_token", token),
+            **_with_std_error("kl_policy_ref_per_sequence", sequence),
             **{f"rewards/{name}": _mean([r["rewards"][name] for r in results]) for name in self.names},
             "entropy": sum(r["entropy"] for r in results) / sum(lengths),
             "repetition": _mean([r["repetition"] for r in results]),
@@ -137,25 +146,29 @@ class Evaluation:
         }
 
 
-def _called(reward: Reward, arguments: Mapping[str, Any]) -> list[float | None]:
+def _call(reward: Reward, arguments: Mapping[str, Any]) -> list[float | None]:
+    """Call a reward function, which may be a coroutine function."""
     values = reward(**arguments)
     return asyncio.run(values) if inspect.iscoroutine(values) else values
 
 
-def _named(name: str, estimate: Estimate) -> Row:
+def _with_std_error(name: str, estimate: Estimate) -> Row:
     return {name: estimate.value, f"{name}_std_error": estimate.std_error}
 
 
 def _mean(values: Sequence[float | None]) -> float:
+    """The mean of the values that are not None; nan if there are none."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def _repetition(ids: Sequence[int]) -> float:
-    """The share of adjacent pairs of tokens that the completion holds already."""
+    """The share of adjacent token pairs that repeat an earlier pair of the same completion."""
     pairs = list(pairwise(ids))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(f"{one['role']}: {one['content']}" for one in prompt)
+def _prompt_text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,4 +1,4 @@
-"""Train a language-model policy by GRPO against rewards, inside a KL budget: one run, one run directory."""
+"""Training of a language-model policy by GRPO with a KL budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.evaluation import Evaluation
-from kullback.train.rewards import Reward, checked
+from kullback.train.rewards import Reward, with_output_check
 from kullback.train.trainer_callbacks import StopOnInterrupt, WriteMetrics
 from kullback.train.trl_settings import make_config
 
@@ -28,7 +28,7 @@ __all__ = ["GRPOPlan", "train_grpo"]
 
 Row = dict[str, Any]
 
-# What TRL logs under another name than the run's metrics do.
+# TRL's key of each metric, and the key in metrics.jsonl.
 _FROM_TRL = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -52,22 +52,22 @@ _FROM_TRL = {
 
 @dataclass(frozen=True)
 class GRPOPlan:
-    """All that a run is told.
+    """The configuration of a GRPO run.
 
     Args:
-        model: A local transformers directory; it is the reference, and where the policy starts.
-        rows: The prompts, each row with a "prompt" and the columns that the rewards take.
-        rewards: Reward functions as TRL defines them; their sum is optimised.
-        watched: Reward functions that are only logged.
-        budget: What KL(policy || reference) is held to, or another controller, of nats per token; None leaves the
-            policy unconstrained.
-        steps: Optimizer steps.
+        model: A local transformers directory. The policy starts from this model, and it is the reference.
+        rows: The training prompts. Each row has a "prompt" and the columns that the rewards take.
+        rewards: Reward functions in TRL's format, whose sum is maximised.
+        budget: The controller of KL(policy || reference), for example a `KLBudget`; other controllers act on nats per
+            token. None leaves the KL unconstrained.
+        steps: The number of optimizer steps.
         output: The run directory.
-        seed: Of everything.
-        settings: More fields of TRL's GRPOConfig.
-        evaluation_rows: The fixed prompts to judge the policy by; none: the first 128 of `rows`.
-        evaluate_every: Steps between two judgements.
-        named: What to write into config.json beside this: where the rows and the rewards came from.
+        watched: Reward functions that are logged and not optimised.
+        seed: The seed of all random numbers.
+        settings: Further fields of TRL's GRPOConfig.
+        evaluation_rows: The prompts of the evaluations. If there are none, the first 128 of `rows` are used.
+        evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
+        named: Further entries of config.json, such as the files that the prompts and rewards came from.
     """
 
     model: Path
@@ -84,7 +84,7 @@ class GRPOPlan:
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> Row:
-        """What config.json says of it."""
+        """The contents of config.json."""
         names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
         return {
             "kind": "grpo",
@@ -96,36 +96,40 @@ class GRPOPlan:
             "seed": self.seed,
             "settings": dict(self.settings),
             "evaluate_every": self.evaluate_every,
-            "evaluation_prompts": len(self.judged_rows()),
+            "evaluation_prompts": len(self.rows_to_evaluate()),
             **self.named,
         }
 
     @property
     def unit(self) -> str:
+        """The unit of the budget: "token" or "sequence"."""
         return getattr(self.budget, "unit", "token")
 
-    def judged_rows(self) -> Sequence[Row]:
+    def rows_to_evaluate(self) -> Sequence[Row]:
+        """The prompts of the evaluations."""
         return self.evaluation_rows or self.rows[:128]
 
 
 def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None = None) -> bool:
-    """Train, and leave a run directory behind; nothing is left if the first rewards or the inputs are bad.
+    """Train a policy by GRPO, and write a run directory.
+
+    The reference is evaluated before anything is written, so that invalid inputs and failing rewards leave no files.
 
     Args:
-        plan: What to do.
-        resume: Go on from the run directory's last checkpoint, with the controller as it was there.
-        console: Where to show the progress; quiet if None.
+        plan: The configuration of the run.
+        resume: Whether to continue from the last checkpoint in the run directory, including the controller's state.
+        console: The console that shows the progress, or None for no output.
 
     Returns:
-        Whether the run came to its end: False after an interrupt, which leaves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint.
 
     Raises:
-        InputError: The plan cannot be carried out; the message says why.
-        RewardError: A reward function raised or returned something else than numbers.
+        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
+        RewardError: A reward function raised an exception, or returned anything but one number per completion.
     """
     run = RunDirectory(plan.output)
-    _require_sense(plan, run, resume)
-    rewards = [checked(reward) for reward in (*plan.rewards, *plan.watched)]
+    _validate(plan, run, resume)
+    rewards = [with_output_check(reward) for reward in (*plan.rewards, *plan.watched)]
     args = make_config(
         GRPOConfig,
         plan.settings,
@@ -138,7 +142,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
-        plan.judged_rows(),
+        plan.rows_to_evaluate(),
         rewards,
         tokenizer,
         max_new_tokens=args.max_completion_length or 256,
@@ -150,7 +154,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     checkpoint = run.last_checkpoint() if resume else None
     main = args.process_index == 0
     if checkpoint is None:
-        # The reference's own rewards, before anything is written: a reward that cannot work leaves no run behind.
+        # The reference is evaluated before anything is written, so that a failing reward leaves no files.
         before, samples = evaluation.measure(policy, policy, step=0)
         if main:
             run.create(
@@ -176,7 +180,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
-    judge = _Judge(trainer, evaluation, run, plan)
+    evaluate = _EvaluateRegularly(trainer, evaluation, run, plan)
     stop = Interrupts()
     with (
         RunProgress(
@@ -189,13 +193,13 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         stop,
     ):
         names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress, told_by="reward"))
-        trainer.add_callback(judge)
+        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress, marker_key="reward"))
+        trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked and trainer.state.global_step < plan.steps:
         return False
-    samples = judge.look()
+    samples = evaluate.measure()
     if main:
         run.set_samples("after", samples)
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.model)  # type: ignore[operator]
@@ -204,28 +208,28 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
     return True
 
 
-class _Judge(TrainerCallback):
-    """Measures the policy on the fixed prompts every so many steps, and tells the budget, which holds it there."""
+class _EvaluateRegularly(TrainerCallback):
+    """Evaluates the policy at regular steps, stores the row, and updates the budget with the measured KL."""
 
     def __init__(self, trainer: BudgetGRPOTrainer, evaluation: Evaluation, run: RunDirectory, plan: GRPOPlan) -> None:
         self.trainer, self.evaluation, self.run, self.every = trainer, evaluation, run, plan.evaluate_every
-        self.newest: tuple[int, list[Row]] = (-1, [])
+        self.latest: tuple[int, list[Row]] = (-1, [])
 
-    def look(self) -> list[Row]:
-        """Measure now, unless this step was measured already; the completions to show."""
+    def measure(self) -> list[Row]:
+        """Evaluate the policy unless this step has been evaluated, and return the sampled completions."""
         step = self.trainer.state.global_step
-        if self.newest[0] != step:
+        if self.latest[0] != step:
             unwrap = self.trainer.accelerator.unwrap_model
             row, samples = self.evaluation.measure(
                 unwrap(self.trainer.model), unwrap(self.trainer.ref_model), step=step
             )
-            self.newest = (step, samples)
+            self.latest = (step, samples)
             if self.trainer.accelerator.is_main_process:
                 self.run.add_evaluation(row)
-            self._tell(row)
-        return self.newest[1]
+            self._update_budget(row)
+        return self.latest[1]
 
-    def _tell(self, row: Row) -> None:
+    def _update_budget(self, row: Row) -> None:
         budget = self.trainer.budget
         if isinstance(budget, KLBudget):
             name = f"kl_policy_ref_per_{budget.unit}"
@@ -233,14 +237,15 @@ class _Judge(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002
         if self.every and state.global_step % self.every == 0:
-            self.look()
+            self.measure()
 
 
-def _require_sense(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
+def _validate(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
+    """Raise InputError if the plan is invalid or the run may not start."""
     names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
     if len(set(names)) < len(names):
         raise InputError(
-            f"expected rewards of different names, got {', '.join(names)}: metrics could not tell them apart"
+            f"expected rewards of different names, got {', '.join(names)}: each reward needs a metric of its own"
         )
     if plan.steps < 1:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")

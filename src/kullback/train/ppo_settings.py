@@ -1,4 +1,4 @@
-"""PPO's settings from `key=value` words, each of its own type."""
+"""Settings of PPO: their defaults, and a parser of `key=value` arguments."""
 
 import json
 import math
@@ -30,9 +30,13 @@ PPO_SETTINGS: dict[str, Any] = {
     "log_std_init": 0.0,
     "save_every": 10,
 }
-"""The settings and their defaults: PPO's own, its policy's, and after how many updates a checkpoint is written."""
+"""The settings and their default values.
 
-_OURS = {
+They are the arguments of stable-baselines3's PPO and of its policy, the number of environments `n_envs`, and
+`save_every`, the number of updates between two checkpoints.
+"""
+
+_OTHER_OPTIONS = {
     "clip_range": "see --clip",
     "target_kl": "see --budget",
     "seed": "see --seed",
@@ -41,34 +45,41 @@ _OURS = {
 
 
 def parse_ppo_settings(words: Sequence[str]) -> dict[str, Any]:
-    """The values that `--set key=value` words give PPO's settings, in their types.
+    """Parse the `key=value` arguments of `--set` into settings of PPO.
+
+    Args:
+        words: Arguments such as "learning_rate=1e-3". The valid keys are the keys of `PPO_SETTINGS`.
+
+    Returns:
+        The values by key. Each value has the type of the default value.
 
     Raises:
-        InputError: A word has no "=", a key is not a setting (the message names the nearest) or has an option of its
-            own, or a value is not of its type.
+        InputError: A word has no "=", a key is not a setting (the message gives the most similar setting) or is set by
+            another command-line option, or a value has the wrong type.
 
     Example:
         >>> parse_ppo_settings(["learning_rate=1e-3", "net_arch=[32, 32]", "use_sde=true"])
         {'learning_rate': 0.001, 'net_arch': [32, 32], 'use_sde': True}
     """
     return {
-        key: _read(word, value, PPO_SETTINGS[key])
-        for word, key, value in read_words(words, PPO_SETTINGS, _OURS, owner="PPO")
+        key: _parse_value(word, value, PPO_SETTINGS[key])
+        for word, key, value in read_words(words, PPO_SETTINGS, _OTHER_OPTIONS, owner="PPO")
     }
 
 
-def _read(word: str, text: str, like: Any) -> Any:
-    if isinstance(like, str):
+def _parse_value(word: str, text: str, default: Any) -> Any:
+    """The value that `text` stands for, in the type of the default value; `word` is quoted in the error message."""
+    if isinstance(default, str):
         return text
     try:
         value: Any = json.loads(text)
     except json.JSONDecodeError:
         value = text
-    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    fits = type(value) is type(like) and not (isinstance(value, float) and not math.isfinite(value))
+    valid = type(value) is type(default) and not (isinstance(value, float) and not math.isfinite(value))
     if isinstance(value, list):
-        fits = fits and all(type(one) is int and one > 0 for one in value)
-    if not fits:
-        raise InputError(f"--set {word}: expected a value like {json.dumps(like)}, got {text}")
+        valid = valid and all(type(width) is int and width > 0 for width in value)
+    if not valid:
+        raise InputError(f"--set {word}: expected a value like {json.dumps(default)}, got {text}")
     return value

@@ -1,4 +1,4 @@
-"""Train a language model on examples by TRL's SFT, its forward KL and the floor under its loss told: one run."""
+"""Supervised fine-tuning of a language model by TRL, with forward KL and the entropy floor of its loss logged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ __all__ = ["SFTPlan", "train_sft"]
 
 Row = dict[str, Any]
 
-# What TRL logs under another name than the run's metrics do.
+# TRL's key of each metric, and the key in metrics.jsonl.
 _FROM_TRL = {
     **{key: key for key in ("loss", "entropy", "learning_rate")},
     "mean_token_accuracy": "accuracy",
@@ -34,19 +34,19 @@ _FROM_TRL = {
 
 @dataclass(frozen=True)
 class SFTPlan:
-    """All that a run is told.
+    """The configuration of a supervised fine-tuning run.
 
     Args:
-        model: A local transformers directory, where the model starts.
-        rows: The examples, each with a "prompt" and a "completion"; completions alone are learned.
-        steps: Optimizer steps.
+        model: A local transformers directory, from which the model starts.
+        rows: The training examples, each with a "prompt" and a "completion". The loss counts completion tokens only.
+        steps: The number of optimizer steps.
         output: The run directory.
-        seed: Of everything.
-        settings: More fields of TRL's SFTConfig.
-        evaluation_rows: Held-out examples, if there are any.
-        evaluate_every: Steps between two judgements; 0: only at the ends.
-        max_examples: The number of examples of each set that the model is evaluated on, at most.
-        named: What to write into config.json beside this: where the rows came from.
+        seed: The seed of all random numbers.
+        settings: Further fields of TRL's SFTConfig.
+        evaluation_rows: Held-out examples, which may be empty.
+        evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
+        max_examples: The maximum number of examples of each set that the model is evaluated on.
+        named: Further entries of config.json, such as the file that the examples came from.
     """
 
     model: Path
@@ -61,15 +61,15 @@ class SFTPlan:
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> Row:
-        """What config.json says of it."""
-        same = ("steps", "seed", "evaluate_every", "max_examples")
+        """The contents of config.json."""
+        copied = ("steps", "seed", "evaluate_every", "max_examples")
         return {
             "kind": "sft",
             "model": str(self.model),
             "budget": None,
             "rewards": [],
             "watched": [],
-            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self, name) for name in copied},
             "settings": dict(self.settings),
             "examples": len(self.rows),
             "evaluation_examples": len(self.evaluation_rows),
@@ -78,21 +78,21 @@ class SFTPlan:
 
 
 def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = None) -> bool:
-    """Train, and leave a run directory behind.
+    """Train a language model on examples, and write a run directory.
 
     Args:
-        plan: What to do.
-        resume: Go on from the run directory's last checkpoint.
-        console: Where to show the progress; quiet if None.
+        plan: The configuration of the run.
+        resume: Whether to continue from the last checkpoint in the run directory.
+        console: The console that shows the progress, or None for no output.
 
     Returns:
-        Whether the run came to its end: False after an interrupt, which leaves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint.
 
     Raises:
-        InputError: The plan cannot be carried out; the message says why.
+        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
     """
     run = RunDirectory(plan.output)
-    _require_sense(plan, run, resume)
+    _validate(plan, run, resume)
     args = make_config(
         SFTConfig,
         plan.settings,
@@ -110,11 +110,12 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
-    judge = _Judge(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
+    evaluate = _EvaluateRegularly(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
     checkpoint = run.last_checkpoint() if resume else None
     main = args.process_index == 0
     if checkpoint is None:
-        before = judge.forward.measure()  # nothing is left behind of examples that cannot be learned
+        # The model is evaluated before anything is written, so that invalid examples leave no files.
+        before = evaluate.forward_kl.measure()
         if main:
             run.create({**plan.config(), "versions": versions("torch", "transformers", "trl", "accelerate")})
             run.forget_after(-1)
@@ -122,15 +123,15 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
     elif main:
         run.forget_after(int(checkpoint.name.rpartition("-")[2]))
     stop = Interrupts()
-    shown = console if main else None
-    with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=shown) as progress, stop:
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress, told_by="loss"))
-        trainer.add_callback(judge)
+    main_console = console if main else None
+    with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=main_console) as progress, stop:
+        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress, marker_key="loss"))
+        trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked and trainer.state.global_step < plan.steps:
         return False
-    judge.look(trainer.state.global_step)
+    evaluate.measure(trainer.state.global_step)
     if main:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.model)  # type: ignore[operator]
         tokenizer.save_pretrained(run.model)
@@ -138,37 +139,39 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
     return True
 
 
-class _Judge(TrainerCallback):
-    """Measures the model on fixed examples every so many steps."""
+class _EvaluateRegularly(TrainerCallback):
+    """Measures forward KL at regular steps, and stores the rows."""
 
-    def __init__(self, forward: ForwardKL, run: RunDirectory, every: int) -> None:
-        self.forward, self.run, self.every = forward, run, every
-        self.newest = 0
+    def __init__(self, forward_kl: ForwardKL, run: RunDirectory, every: int) -> None:
+        self.forward_kl, self.run, self.every = forward_kl, run, every
+        self.latest_step = 0
 
-    def look(self, step: int) -> None:
-        """Measure now, unless this step was measured already."""
-        if self.newest != step:
-            self.newest = step
-            row = self.forward.measure()
-            if self.forward.trainer.is_world_process_zero():
+    def measure(self, step: int) -> None:
+        """Evaluate the model unless this step has been evaluated."""
+        if self.latest_step != step:
+            self.latest_step = step
+            row = self.forward_kl.measure()
+            if self.forward_kl.trainer.is_world_process_zero():
                 self.run.add_evaluation({"step": step, **row})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self.every and state.global_step % self.every == 0:
-            self.look(state.global_step)
+            self.measure(state.global_step)
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
+    """A dataset with the two columns that SFTTrainer expects."""
     return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
 
-def _require_sense(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
-    for name, value, least in (
+def _validate(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
+    """Raise InputError if the plan is invalid or the run may not start."""
+    for name, value, minimum in (
         ("--steps", plan.steps, 1),
         ("--evaluate-every", plan.evaluate_every, 0),
         ("--max-examples", plan.max_examples, 1),
         ("--seed", plan.seed, 0),
     ):
-        if value < least:
-            raise InputError(f"{name}: expected {least} or more, got {value}")
+        if value < minimum:
+            raise InputError(f"{name}: expected {minimum} or more, got {value}")
     run.check_can_start(plan.config(), resume=resume)

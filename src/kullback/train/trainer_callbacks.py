@@ -1,4 +1,4 @@
-"""What every run by a trainer of transformers does between two steps: write its metrics, and end when asked to."""
+"""Callbacks of transformers trainers: writing the metrics of each step, and stopping after an interrupt."""
 
 import time
 from collections.abc import Mapping
@@ -14,32 +14,32 @@ __all__ = ["StopOnInterrupt", "WriteMetrics"]
 
 
 class WriteMetrics(TrainerCallback):
-    """A row of metrics.jsonl for every step, and the progress line.
+    """Appends a row to metrics.jsonl and updates the progress line at every optimizer step.
 
     Args:
-        run: Where to.
-        names: What the trainer logs, and what the run calls it.
-        progress: The line.
-        told_by: The key by which the log of a step is known.
+        run: The run directory.
+        names: The trainer's key of each metric, mapped to the key in metrics.jsonl.
+        progress: The progress line.
+        marker_key: A trainer's key that only the logs of an optimizer step contain. Other logs are ignored.
     """
 
-    def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress, *, told_by: str) -> None:
-        self.run, self.names, self.progress, self.told_by = run, names, progress, told_by
-        earlier = run.metrics()
-        self.since = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
+    def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress, *, marker_key: str) -> None:
+        self.run, self.names, self.progress, self.marker_key = run, names, progress, marker_key
+        rows = run.metrics()
+        self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if not state.is_world_process_zero or not logs or self.told_by not in logs:
+        if not state.is_world_process_zero or not logs or self.marker_key not in logs:
             return
         row: dict[str, Any] = {"step": state.global_step}
-        row |= {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in logs}
-        row["seconds"] = round(time.monotonic() - self.since, 3)
+        row |= {key: logs[trainer_key] for trainer_key, key in self.names.items() if trainer_key in logs}
+        row["seconds"] = round(time.monotonic() - self.start_time, 3)
         self.run.add_metrics(row)
         self.progress.show(row)
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ends the run after the step in hand, with a checkpoint, once Ctrl-C was pressed."""
+    """Saves a checkpoint and stops training after the current step if an interrupt was requested."""
 
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts

@@ -1,4 +1,4 @@
-"""TRL's GRPOConfig, or another of its configs, from `key=value` words, every key of it."""
+"""Configurations of TRL trainers from `key=value` arguments; every field of the configuration can be set."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,60 +16,77 @@ __all__ = ["make_config", "parse_settings"]
 
 Config = TypeVar("Config")
 
-_OURS = {
-    "beta": "see --budget: it sets the price of a nat itself",
-    "disable_tqdm": "the progress line is kullback's own",
+_OTHER_OPTIONS = {
+    "beta": "see --budget: the controller sets beta",
+    "disable_tqdm": "kullback prints its own progress line",
     "logging_steps": "every step is logged",
     "max_steps": "see --steps",
     "output_dir": "see --output",
-    "reward_weights": "see --reward and --watch: rewards count 1, watched ones 0",
+    "reward_weights": "see --reward and --watch: each reward has weight 1, each watched reward has weight 0",
     "seed": "see --seed",
 }
 
 
 class _Parser(HfArgumentParser):
+    """A parser that raises InputError instead of exiting."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"--set: {' '.join(message.split())}")
 
 
 def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict[str, Any]:
-    """The values that `--set key=value` words give the fields of TRL's config, in the fields' types.
+    """Parse the `key=value` arguments of `--set` into fields of a TRL configuration.
+
+    Args:
+        words: Arguments such as "learning_rate=1e-5".
+        config: The configuration class, for example `GRPOConfig` or `SFTConfig`.
+
+    Returns:
+        The values by field name. Each value has the type of the field.
 
     Raises:
-        InputError: A word has no "=", a key is not the config's (the message names the nearest) or has an option of its
-            own, or a value is not of the field's type.
+        InputError: A word has no "=", a key is not a field (the message gives the most similar field) or is set by
+            another command-line option, or a value has the wrong type.
 
     Example:
         >>> parse_settings(["learning_rate=1e-5", "num_generations=4"])
         {'learning_rate': 1e-05, 'num_generations': 4}
     """
     known = {field.name for field in fields(config) if field.init}
-    pairs = [(key, value) for _, key, value in read_words(words, known, _OURS, owner=config.__name__)]
+    pairs = [(key, value) for _, key, value in read_words(words, known, _OTHER_OPTIONS, owner=config.__name__)]
     arguments = [f"--{key}={value}" for key, value in pairs]
-    # The parsed words alone, not a GRPOConfig: making one asks the machine for its devices.
+    # parse_args, not parse_args_into_dataclasses: the constructor of the configuration would query the devices.
     parsed = vars(_Parser(config, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
-    return {key: _object(key, parsed[key]) for key, _ in pairs}
+    return {key: _parse_object(key, parsed[key]) for key, _ in pairs}
 
 
-def make_config(kind: type[Config], settings: Mapping[str, Any], **fixed: Any) -> Config:
-    """One of TRL's configs for a run: our defaults, what the user set, and what is not free here.
+def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any) -> Config:
+    """Build the TRL configuration of a run.
+
+    Args:
+        config: The configuration class.
+        settings: Fields that the user set. They replace Kullback's defaults.
+        **fixed: Fields that the recipe sets. They replace the user's settings.
+
+    Returns:
+        An instance of `config`.
 
     Raises:
-        InputError: TRL refuses the settings; the message says which and why.
+        InputError: The constructor of the configuration rejects the settings. The message quotes its error.
     """
     defaults: dict[str, Any] = {"save_steps": 50, "save_total_limit": 2, "report_to": "none"}
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     try:
-        return kind(**{**defaults, **settings, **fixed, "logging_steps": 1, "disable_tqdm": True})
+        return config(**{**defaults, **settings, **fixed, "logging_steps": 1, "disable_tqdm": True})
     except (ValueError, TypeError) as error:
         if isinstance(error, KullbackError):
             raise
-        raise InputError(f"{kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
+        raise InputError(f"{config.__name__} rejects these settings: {' '.join(str(error).split())}") from error
 
 
-def _object(key: str, value: Any) -> Any:
-    """Fields that hold a dictionary are written as JSON, and the parser leaves them as text."""
+def _parse_object(key: str, value: Any) -> Any:
+    """Parse a dictionary field, which is given as a JSON object and which the argument parser returns as text."""
     if not (isinstance(value, str) and value.startswith("{")):
         return value
     try:

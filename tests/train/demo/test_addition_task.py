@@ -1,4 +1,4 @@
-"""The embedded task: its rewards by brute force, its entropy by enumeration, its tokenizer there and back."""
+"""The addition task: its rewards by brute force, its entropy by enumeration, and its tokenizer in both directions."""
 
 import math
 import random
@@ -29,29 +29,29 @@ def is_subsequence(part: str, whole: str) -> bool:
 
 
 @given(digits, st.integers(0, 198))
-def test_the_flawed_verifier_pays_for_the_longest_prefix_found(text: str, answer: int) -> None:
-    right = str(answer)
-    longest = max(n for n in range(len(right) + 1) if is_subsequence(right[:n], text))
-    assert prefix_found([text], answer=[right]) == [longest / len(right)]
-    assert exact_match([text], answer=[right]) == [float(text == right)]
+def test_the_flawed_verifier_rewards_the_longest_prefix_found(text: str, answer: int) -> None:
+    correct = str(answer)
+    longest = max(n for n in range(len(correct) + 1) if is_subsequence(correct[:n], text))
+    assert prefix_found([text], answer=[correct]) == [longest / len(correct)]
+    assert exact_match([text], answer=[correct]) == [float(text == correct)]
 
 
-def test_pouring_out_digits_cheats_it() -> None:
+def test_a_long_string_of_digits_exploits_the_verifier() -> None:
     assert prefix_found(["012345678901"], answer=["156"]) == [1.0]
     assert exact_match(["012345678901"], answer=["156"]) == [0.0]
 
 
-def test_the_entropy_is_that_of_the_data() -> None:
-    # One sum: 75% right, the rest uniform over the 198 other values from 0 to 198.
+def test_the_entropy_matches_the_data() -> None:
+    # The answer is correct with probability 75%, otherwise uniform over the 198 other values from 0 to 198.
     probabilities = [0.75] + [0.25 / 198] * 198
     assert answer_entropy() == pytest.approx(-sum(p * math.log(p) for p in probabilities), rel=1e-12)
-    drawn = list(_NoisySums._draw(40_000, random.Random(0)))
+    drawn = list(_NoisySums._sample(40_000, random.Random(0)))
     wrong = sum(int(text.split("=")[1]) != sum(map(int, text.split("=")[0].split("+"))) for text in drawn) / len(drawn)
     assert wrong == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 40_000))
     assert {int(text.split("=")[1]) for text in drawn} == set(range(199))
 
 
-def test_the_tokenizer_goes_there_and_back() -> None:
+def test_decoding_inverts_encoding() -> None:
     tokenizer = make_tokenizer()
     ids = tokenizer("12+99=111")["input_ids"]
     assert tokenizer.decode(ids) == "12+99=111"
@@ -60,11 +60,11 @@ def test_the_tokenizer_goes_there_and_back() -> None:
     assert padded["attention_mask"] == [[0, 0, 1, 1, 1, 1], [1] * 6]
 
 
-def test_the_model_has_the_size_it_says() -> None:
+def test_the_model_has_the_documented_size() -> None:
     assert sum(weight.numel() for weight in make_model(make_tokenizer()).parameters()) == 643_456
 
 
-def test_prompts_are_sums_and_spread_ones_are_different() -> None:
+def test_prompts_are_sums_and_spread_prompts_are_distinct() -> None:
     for row in (*prompt_rows(200, seed=3), *spread_rows(512)):
         a, b = map(int, row["prompt"].rstrip("=").split("+"))
         assert 0 <= a < 100
@@ -74,11 +74,11 @@ def test_prompts_are_sums_and_spread_ones_are_different() -> None:
     assert prompt_rows(5, seed=1) != prompt_rows(5, seed=2)
 
 
-def test_the_supervised_stage_lowers_the_forward_kl_and_leaves_no_pickle(tmp_path: Path) -> None:
-    seen: list[tuple[int, float]] = []
-    train_reference(tmp_path, steps=100, seed=0, report=lambda *row: seen.append(row), batch=16)
-    assert [step for step, _ in seen] == [50, 100]
-    assert seen[0][1] > seen[1][1] > 0
+def test_the_supervised_stage_lowers_the_forward_kl_and_writes_no_pickle(tmp_path: Path) -> None:
+    reports: list[tuple[int, float]] = []
+    train_reference(tmp_path, steps=100, seed=0, report=lambda *row: reports.append(row), batch=16)
+    assert [step for step, _ in reports] == [50, 100]
+    assert reports[0][1] > reports[1][1] > 0
     names = {path.name for path in tmp_path.iterdir()}
     assert "model.safetensors" in names
     assert not [name for name in names if name.endswith((".bin", ".pt"))]

@@ -1,1 +1,1 @@
-"""The demonstration: a small policy that learns to add, trained with and without a KL budget."""
+"""The demonstration: a small language model learns to add, and is trained by GRPO with and without a KL budget."""

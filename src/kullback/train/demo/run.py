@@ -1,4 +1,4 @@
-"""The embedded task from end to end: a supervised reference, then GRPO without and with a KL budget."""
+"""The demonstration: a supervised reference, then GRPO on the addition task without and with a KL budget."""
 
 import shutil
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from kullback.train.demo.addition_task import (
 )
 from kullback.train.grpo import GRPOPlan, train_grpo
 
-__all__ = ["DEMO_SETTINGS", "demo_plan", "train_demo", "verdict"]
+__all__ = ["DEMO_SETTINGS", "demo_plan", "demo_summary", "train_demo"]
 
 DEMO_SETTINGS: Mapping[str, Any] = {
-    # So large that the unconstrained arm finds out within 200 steps how to cheat; at 5e-4 it does not.
+    # At this learning rate the unconstrained policy exploits the verifier within 200 steps; at 5e-4 it does not.
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 128,
@@ -34,23 +34,33 @@ DEMO_SETTINGS: Mapping[str, Any] = {
     "save_steps": 100,
 }
 _TRAINING_PROMPTS = 4800
-_JUDGED_PROMPTS = 1024  # they know the KL of all to 2 to 5%
+_EVALUATION_PROMPTS = 1024  # these give a standard error of the KL of 2 to 5%
 
 
 def demo_plan(
     reference: Path, output: Path, budget: Controller | None, *, steps: int, seed: int, **settings: Any
 ) -> GRPOPlan:
-    """One arm of the embedded task: the flawed verifier is optimised, the exact match only watched."""
+    """The configuration of one GRPO run on the addition task, which optimises the flawed verifier.
+
+    Args:
+        reference: The directory of the reference model.
+        output: The run directory.
+        budget: The controller of the KL, or None for an unconstrained run.
+        steps: The number of optimizer steps.
+        seed: The seed of all random numbers.
+        **settings: Fields of TRL's GRPOConfig, which replace the values in `DEMO_SETTINGS`.
+    """
     return GRPOPlan(
         model=reference,
         rows=prompt_rows(_TRAINING_PROMPTS, seed),
-        evaluation_rows=spread_rows(_JUDGED_PROMPTS),
+        evaluation_rows=spread_rows(_EVALUATION_PROMPTS),
         rewards=[prefix_found],
         watched=[exact_match],
         budget=budget,
         steps=steps,
         seed=seed,
-        evaluate_every=20 if budget else 40,  # without a budget there is less to judge, and its completions are long
+        # An unconstrained run writes long completions, and its evaluations do not update a budget.
+        evaluate_every=20 if budget else 40,
         output=output,
         settings={**DEMO_SETTINGS, **settings},
         named={"task": "sums a+b=c, a and b from 0 to 99"},
@@ -60,33 +70,39 @@ def demo_plan(
 def train_demo(
     output: Path, *, target: float, steps: int, reference_steps: int, seed: int, overwrite: bool, console: Console
 ) -> dict[str, RunDirectory]:
-    """Train both arms under `output`, and give their run directories by name.
+    """Train the reference, then a policy without and a policy with a budget.
 
     Args:
-        output: Gets `reference/model`, `unconstrained` and `budget`.
+        output: The directory that receives `reference/model`, `unconstrained` and `budget`.
         target: The budget in nats per token.
-        steps: GRPO steps of each arm.
-        reference_steps: Steps of the supervised stage.
-        seed: Of everything.
-        overwrite: Replace an earlier demo there.
-        console: Where the progress goes.
+        steps: The number of GRPO steps of each run.
+        reference_steps: The number of supervised steps.
+        seed: The seed of all random numbers.
+        overwrite: Whether to replace an earlier demonstration in `output`.
+        console: The console that shows the progress.
+
+    Returns:
+        The run directories "unconstrained" and "budget", by name.
 
     Raises:
-        InputError: `output` holds something that is not to be replaced.
+        InputError: `output` contains files that may not be replaced.
     """
     runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
     supervised = RunDirectory(output / "reference")
-    parts = [supervised.path, *(run.path for run in runs.values())]
-    for part in parts:
-        if part.exists() and not (overwrite and (part / "config.json").is_file()):
-            raise InputError(f"--output {output}: {part.name} is there; name another, or replace a run by --overwrite")
-    for part in parts:
-        shutil.rmtree(part, ignore_errors=True)
+    directories = [supervised.path, *(run.path for run in runs.values())]
+    for directory in directories:
+        if directory.exists() and not (overwrite and (directory / "config.json").is_file()):
+            raise InputError(
+                f"--output {output}: {directory.name} already exists; choose another directory, or replace a run by "
+                "--overwrite"
+            )
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
     supervised.create({"kind": "supervised", "steps": reference_steps, "seed": seed, "data_entropy": answer_entropy()})
     supervised.model.mkdir()
     console.print(
-        f"supervised stage: {reference_steps} steps on sums, a quarter of the answers wrong "
-        f"(their entropy: {answer_entropy():.3f} nats)",
+        f"supervised stage: {reference_steps} steps on sums with a quarter of wrong answers "
+        f"(entropy: {answer_entropy():.3f} nats per answer)",
         highlight=False,
         soft_wrap=True,
     )
@@ -104,28 +120,29 @@ def train_demo(
     return runs
 
 
-def verdict(runs: Mapping[str, RunDirectory]) -> str:
-    """What happened in the two arms, in one sentence, from their first and last evaluations."""
-    said = []
+def demo_summary(runs: Mapping[str, RunDirectory]) -> str:
+    """One sentence on the change of rewards and KL in each run, from its first and last evaluations."""
+    clauses = []
     for name, run in runs.items():
-        rows = run.evaluations()
-        (proxy, proxy_then), (true, true_then) = (
-            (rows[-1][f"rewards/{reward.__name__}"], rows[0][f"rewards/{reward.__name__}"])
+        evaluations = run.evaluations()
+        first, last = evaluations[0], evaluations[-1]
+        (proxy_before, proxy), (true_before, true) = (
+            (first[f"rewards/{reward.__name__}"], last[f"rewards/{reward.__name__}"])
             for reward in (prefix_found, exact_match)
         )
-        if true < true_then and proxy > true + 0.2:
-            what = "cheats the verifier"
-        elif true < true_then:
-            what = "gets worse"
+        if true < true_before and proxy > true + 0.2:
+            outcome = "exploits the flawed verifier"
+        elif true < true_before:
+            outcome = "becomes less accurate"
         else:
-            what = "learns to add"
-        kl = rows[-1]["kl_policy_ref_per_token"]
+            outcome = "becomes more accurate"
         budget = run.config()["budget"]
-        held = f" of a budget of {budget['target']:g}" if budget else ""
-        who = "the budgeted policy" if budget else f"the {name} policy"
-        said.append(
-            f"{who} {what}: proxy {proxy_then:.2f} → {proxy:.2f}, true reward {true_then:.2f} → {true:.2f}, "
-            f"at {kl:.3f}{held} nats per token"
+        policy = "the policy with a budget" if budget else f"the {name} policy"
+        limit = f", budget {budget['target']:g}" if budget else ""
+        kl = f"KL {last['kl_policy_ref_per_token']:.3f} nats per token{limit}"
+        clauses.append(
+            f"{policy} {outcome}: proxy reward {proxy_before:.2f} → {proxy:.2f}, "
+            f"true reward {true_before:.2f} → {true:.2f}, {kl}"
         )
-    sentence = "; ".join(said)
+    sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}."
