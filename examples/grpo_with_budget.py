@@ -16,7 +16,7 @@ with tempfile.TemporaryDirectory() as directory:
     # The reference: a character-level model that was taught to add; any transformers model can take its place.
     model = Path(directory) / "reference"
     model.mkdir()
-    train_reference(model, steps=20, seed=0, report=lambda step, kl: None)
+    train_reference(model, steps=20, seed=0, report=lambda _step, _kl: None)
     settings = {"max_steps": 5, "per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 8}
     config = GRPOConfig(directory, beta=0.0, learning_rate=1e-3, bf16=False, use_cpu=True, report_to="none", **settings)
     trainer = BudgetGRPOTrainer(
