@@ -8,8 +8,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from kullback.closed_forms import FORMS, Form, is_contained, lies_on_the_line
-from kullback.closed_forms.registry import in_arrays
+from kullback.closed_forms import FORMS, Form, is_contained, is_univariate
+from kullback.closed_forms.registry import evaluate_form
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import (
     Distribution,
@@ -74,8 +74,8 @@ def kl(p: Any, q: Any) -> Array:
         return _independent(p, q)
     if bases := shared_bases(p, q):
         return kl(*bases)
-    if lies_on_the_line(p) and lies_on_the_line(q):
-        return in_arrays(_outside, p, q)
+    if is_univariate(p) and is_univariate(q):
+        return evaluate_form(_outside, p, q)
     raise _no_closed_form(p, q)
 
 

@@ -1,4 +1,4 @@
-"""The divergences beside KL: their digits, their limits, their gradients, their refusals, and any f."""
+"""Divergences other than KL: accuracy, limits, gradients, user-defined f-divergences and rejection of invalid input."""
 
 import json
 import math
@@ -33,7 +33,7 @@ KINDS = [
 
 
 def truth(p, q, name, alpha=None, order=None, weight=0.5):
-    """The definition, in 700 digits, of the very floats given divided by their exact sums."""
+    """The definition in 700 digits, for these floats divided by their exact sums."""
     with mp.workdps(700):
         p, q = ([mp.mpf(float(v)) for v in side] for side in (p, q))
         p, q = ([v / mp.fsum(side) for v in side] for side in (p, q))
@@ -89,7 +89,7 @@ def is_close(got, exact, tolerance):
     return abs(mp.mpf(float(got)) - exact) <= tolerance * abs(exact)
 
 
-# The digits.
+# Accuracy.
 
 
 def reference_cases():
@@ -101,7 +101,7 @@ def reference_cases():
         for name in ("js", "total_variation", "hellinger_squared", "renyi_2", "chi_squared"):
             expected = float(case[name])
             if name == "chi_squared" and expected == inf and float(case["renyi_2"]) < inf:
-                # The file takes 0 against 0 for infinite; chi-squared is exp(renyi_2) - 1.
+                # The file counts the pair 0, 0 as infinite; chi-squared is exp(renyi_2) - 1.
                 expected = math.expm1(float(case["renyi_2"]))
             yield pytest.param(p, q, name, expected, delta, id=f"{case['name'][:24]}-{name}")
 
@@ -119,7 +119,7 @@ def test_reference_values(p, q, name, expected, delta, library):
 
 @pytest.mark.parametrize(("name", "parameters"), KINDS, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 3e-14), (np.float32, 1e-5)])
-def test_every_divergence_keeps_its_digits_however_near(name, parameters, dtype, tolerance):
+def test_every_divergence_is_accurate_at_every_distance(name, parameters, dtype, tolerance):
     rng = np.random.default_rng(5)
     for delta in (30.0, 3.0, 1.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13):
         p = rng.dirichlet(np.ones(20))
@@ -130,9 +130,9 @@ def test_every_divergence_keeps_its_digits_however_near(name, parameters, dtype,
         exact = truth(p, q, name, **parameters)
         if dtype is np.float32 and not abs(exact) < 1e38:
             continue
-        # What rounding p/q does to its power, and what an order near an end does to the rest.
+        # The rounding of p/q is amplified by the exponent.
         slack = max(1.0, abs(parameters.get("alpha", 1.0)), min(parameters.get("order", 1.0), 10.0))
-        # Of first order only: the mass beside 1 that is left when p is divided by its sum.
+        # The divergence of order inf is of first order in the rounding of the mass.
         if parameters.get("order") == inf:
             slack += 2 / delta
         got = divergence(p, q, name, **parameters)
@@ -159,25 +159,30 @@ def test_zeros_and_disjoint_supports(name, parameters):
         if exact > 1e308:
             exact = mp.inf
         got = divergence(p, q, name, **parameters)
-        # Mass of 1e-300 beside 1 cannot be seen in the sums.
-        unseen = 1e-299 / max(parameters.get("alpha", 1.0), 1e-9)
-        assert is_close(got, exact, 1e-12) or abs(float(got) - float(exact)) <= unseen, (p, q, float(got), exact)
+        # A mass of 1e-300 is below the rounding error of the sums.
+        below_rounding = 1e-299 / max(parameters.get("alpha", 1.0), 1e-9)
+        assert is_close(got, exact, 1e-12) or abs(float(got) - float(exact)) <= below_rounding, (
+            p,
+            q,
+            float(got),
+            exact,
+        )
         for library in LIBRARIES[1:]:
-            # JAX takes subnormal results for 0, and compiles anew for every length.
+            # JAX treats subnormal results as 0, and compiles once for each length.
             if library is jnp.asarray and len(p) != 4:
                 continue
             with jax.enable_x64(True):
                 same = float(divergence(library(np.asarray(p)), library(np.asarray(q)), name, **parameters))
-            assert same == pytest.approx(float(got), rel=1e-12, abs=unseen)
+            assert same == pytest.approx(float(got), rel=1e-12, abs=below_rounding)
 
 
-def test_orders_meet_their_limits():
+def test_orders_converge_to_their_limits():
     rng = np.random.default_rng(6)
     p, q = rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(9))
     p[0], p[1] = 0.0, p[1] + p[0]
     kl, reverse = float(kl_probs(p, q)), float(kl_probs(q[1:] / q[1:].sum(), p[1:] / p[1:].sum()))
     for name, key in (("renyi", "order"), ("tsallis", "order"), ("alpha", "alpha")):
-        # The compiled kernel, which the hundredth call of a process loads, rounds once elsewhere.
+        # The compiled kernel, which is loaded after a hundred calls, rounds differently.
         assert float(divergence(p, q, name, **{key: 1})) == pytest.approx(kl, rel=1e-15)
         for step in (-1e-12, 1e-12, -1e-7, 1e-7):
             assert float(divergence(p, q, name, **{key: 1 + step})) == pytest.approx(kl, rel=abs(step) * 10)
@@ -193,20 +198,20 @@ def test_orders_meet_their_limits():
     assert float(divergence(p, q, "renyi", order=1e4)) == pytest.approx(most, rel=1e-3)
     narrow = (side.astype(np.float32) for side in (p, q))
     assert float(divergence(*narrow, "renyi", order=1e29)) == pytest.approx(most, rel=1e-6)
-    # Amari's alpha is 1 - 2 alpha, and turning it round exchanges p and q.
+    # Replacing alpha by 1 - alpha exchanges p and q.
     for alpha in (-1.5, 0.25, 2.0):
         if alpha > 0:
             forth = float(divergence(p, q, "alpha", alpha=alpha))
             assert forth == pytest.approx(float(divergence(q, p, "alpha", alpha=1 - alpha)), rel=1e-13)
 
 
-# The gradients.
+# Gradients.
 
 SMOOTH = [(name, parameters) for name, parameters in KINDS if name not in {"total_variation"}]
 
 
 @pytest.mark.parametrize(("name", "parameters"), SMOOTH, ids=str)
-def test_gradients_agree_with_differences_twice_and_across_libraries(name, parameters):
+def test_gradients_match_finite_differences_and_agree_across_libraries(name, parameters):
     generator = torch.Generator().manual_seed(3)
     for scale in (2.0, 0.2):
         p = torch.randn(1, 4, dtype=torch.float64, generator=generator)
@@ -219,7 +224,7 @@ def test_gradients_agree_with_differences_twice_and_across_libraries(name, param
         assert torch.autograd.gradcheck(value, (p, q), rtol=1e-4, atol=1e-6)
         if parameters.get("order") != inf:
             assert torch.autograd.gradgradcheck(value, (p, q), rtol=1e-3, atol=1e-5)
-        if scale > 1:  # compiling takes its time
+        if scale > 1:  # compilation is slow
             continue
         by_p, by_q = torch.autograd.grad(value(p, q).sum(), (p, q))
         with jax.enable_x64(True):
@@ -251,8 +256,8 @@ def test_gradients_are_finite_at_equality_and_at_zeros(name, parameters):
 
 
 @pytest.mark.parametrize(("name", "parameters"), KINDS, ids=str)
-def test_gradients_are_those_of_the_normalised(name, parameters):
-    # What does not depend on the mass does not change along p.
+def test_gradients_do_not_depend_on_the_mass(name, parameters):
+    # The divergence depends only on p/sum(p), so that its derivative in the direction of p is 0.
     generator = torch.Generator().manual_seed(5)
     p, q = (torch.randn(3, 5, dtype=torch.float64, generator=generator).softmax(-1).requires_grad_() for _ in range(2))
     divergence(p, q, name, **parameters).sum().backward()
@@ -260,7 +265,7 @@ def test_gradients_are_those_of_the_normalised(name, parameters):
         assert abs((side.detach() * side.grad).sum(-1)).max() < 1e-14 * max(1.0, float(abs(side.grad).max()))
 
 
-def test_powers_of_ratios_far_apart_are_as_good_as_the_ratios():
+def test_powers_of_large_ratios_are_accurate():
     rng = np.random.default_rng(7)
     for _ in range(20):
         p, q = (10.0 ** rng.uniform(-130, 0, size=6) for _ in range(2))
@@ -269,8 +274,8 @@ def test_powers_of_ratios_far_apart_are_as_good_as_the_ratios():
             assert is_close(divergence(p, q, name, **parameters), truth(p, q, name, **parameters), 4e-15)
 
 
-def test_gradients_at_zeros_are_right_where_they_exist():
-    # By p at p = 0, from the right, along p + h (e_2 - e_0).
+def test_gradients_at_zeros():
+    # The one-sided derivative with respect to p at p_2 = 0, in the direction e_2 - e_0.
     p, q = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64), torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
     direction = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     for name, parameters in (
@@ -308,7 +313,7 @@ SPACES = [(np, np.asarray), (torch, torch.tensor), (jnp, jnp.asarray), (array_ap
 
 @pytest.mark.parametrize(("xp", "library"), SPACES, ids=["numpy", "torch", "jax", "strict"])
 @pytest.mark.parametrize("index", range(len(GENERATORS)))
-def test_a_function_gives_the_divergence_that_it_generates(index, xp, library):
+def test_a_function_generates_the_named_divergence(index, xp, library):
     make, named = GENERATORS[index]
     pairs = [
         ([0.4, 0.3, 0.2, 0.1, 0.0], [0.3, 0.3, 0.3, 0.1, 0.0]),
@@ -321,12 +326,12 @@ def test_a_function_gives_the_divergence_that_it_generates(index, xp, library):
         with jax.enable_x64(True):
             got = float(divergence(library(np.asarray(p)), library(np.asarray(q)), make(xp)))
         assert got == pytest.approx(float(named(p, q)), rel=1e-12, abs=1e-15), (p, q)
-        if min(q) != 1e-30:  # whose inverse has a square too large for float32
+        if min(q) != 1e-30:  # the square of its inverse overflows in float32
             narrow = [library(np.asarray(side, dtype=np.float32)) for side in (p, q)]
             assert float(divergence(*narrow, make(xp))) == pytest.approx(float(named(p, q)), rel=1e-5, abs=1e-6)
 
 
-def test_a_function_keeps_digits_near_equality():
+def test_a_function_is_accurate_near_equality():
     rng = np.random.default_rng(9)
     for delta in (1e-2, 1e-4, 1e-6):
         p = rng.dirichlet(np.ones(12))
@@ -335,14 +340,14 @@ def test_a_function_keeps_digits_near_equality():
         for index in (0, 1, 3, 5):
             make, named = GENERATORS[index]
             if index == 3:
-                continue  # t * t - 1 loses them itself
+                continue  # t * t - 1 cancels
             got = float(divergence(p, q, make(np)))
-            # 1 - sqrt(t) rounds sqrt(t) where it is near 1.
+            # 1 - sqrt(t) cancels near t = 1.
             tolerance = 1e-13 + (4e-16 / delta if index < 3 else 2e-15 / delta**2)
             assert got == pytest.approx(float(named(p, q)), rel=tolerance, abs=0), (delta, index)
 
 
-def test_a_function_is_differentiated_and_traced():
+def test_a_function_under_differentiation_and_tracing():
     generator = torch.Generator().manual_seed(4)
     p, q = (torch.randn(2, 4, dtype=torch.float64, generator=generator) for _ in range(2))
     p, q = p.requires_grad_(), q.requires_grad_()
@@ -361,7 +366,7 @@ def test_a_function_is_differentiated_and_traced():
         expected = torch.autograd.grad(value(p, q).sum(), (p, q))
         for side, other in zip(jax.jit(jax.grad(twin, (0, 1)))(*given), expected, strict=True):
             np.testing.assert_allclose(side, other.numpy(), rtol=1e-11)
-    # Zeros, where t log t has the slope of a cliff.
+    # t log t has an infinite slope at 0.
     p = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.25, 0.5, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
     divergence(p, q, lambda t: t * torch.log(t)).backward()
@@ -373,34 +378,34 @@ def test_a_function_is_differentiated_and_traced():
     ("f", "message"),
     [
         (lambda t: t * np.log(t) + 1, r"f\(1\) = 0, got 1\.0; subtract it"),
-        (lambda t: np.sqrt(t) - 1, "convex f of ratios, but about t = 0.03125 its slope goes from"),
+        (lambda t: np.sqrt(t) - 1, "convex f of ratios, but around t = 0.03125 its slope decreases from"),
         (lambda t: np.sin(t - 1), "convex f"),
         (lambda t: t * 0 + np.nan, r"f\(1\) = 0, got nan"),
         (lambda t: 1 - t + t * t / (1 + np.log1p(t)) - 1 / (1 + math.log(2)), None),
     ],
 )
-def test_what_is_no_generator_is_refused(f, message):
+def test_invalid_functions_are_rejected(f, message):
     p, q = [0.5, 0.5, 0.0], [0.25, 0.5, 0.25]
-    if message is None:  # grows past every line, if slowly
+    if message is None:  # f(t)/t diverges slowly
         assert divergence(q, p, f) == inf
         return
     with pytest.raises(SupportError, match=message):
         divergence(p, q, f)
 
 
-def test_a_limit_that_does_not_show_is_asked_for():
+def test_a_limit_that_cannot_be_estimated_must_be_passed():
     def f(t):
         return (t - 1) - (t / (1 + np.log1p(t)) - 1 / (1 + math.log(2))) / 4
 
     p, q = [0.5, 0.5, 0.0], [0.25, 0.5, 0.25]
-    with pytest.raises(SupportError, match=r"f\(t\)/t as t -> infinity does not show: .*; pass at_infinity="):
+    with pytest.raises(SupportError, match=r"f\(t\)/t as t -> infinity to converge, got .*; pass at_infinity="):
         divergence(q, p, f)
     assert 0 < divergence(q, p, f, at_infinity=1.0) < inf
     with pytest.raises(ShapeError, match="keep the shape"):
         divergence(p, q, lambda t: t.sum() - t.sum())
 
 
-# The refusals.
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -429,13 +434,13 @@ def test_a_limit_that_does_not_show_is_asked_for():
         ("js", {"weight": 1.5}, SupportError, "got 1.5"),
     ],
 )
-def test_bad_names_and_parameters_are_refused(name, parameters, error, message):
+def test_invalid_names_and_parameters_are_rejected(name, parameters, error, message):
     with pytest.raises(error, match=message):
         divergence([0.5, 0.5], [0.5, 0.5], name, **parameters)
 
 
 @pytest.mark.parametrize("kind", ["js", "renyi", abs])
-def test_bad_probabilities_are_refused(kind):
+def test_invalid_probabilities_are_rejected(kind):
     kind, parameters = (lambda t: abs(t - 1), {}) if kind is abs else (kind, {"order": 2} if kind == "renyi" else {})
     with pytest.raises(NotNormalizedError, match=r"q\[1\] is -0.5"):
         divergence([0.5, 0.5], [1.5, -0.5], kind, **parameters)

@@ -1,4 +1,4 @@
-"""Entropy, cross-entropy, terms of KL, bits: their digits, their identities, their gradients, their refusals."""
+"""Entropy, cross-entropy, the terms of KL and bits: accuracy, identities, gradients and rejection of invalid input."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def relative_error(got, exact):
     return float(abs((mp.mpf(float(got)) - exact) / exact))
 
 
-# The digits.
+# Accuracy.
 
 
 def reference_cases():
@@ -55,17 +55,17 @@ def reference_cases():
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(("p", "q", "of_p", "crossed"), list(reference_cases()))
-def test_reference_values(p, q, of_p, crossed, library):
+@pytest.mark.parametrize(("p", "q", "expected_entropy", "expected_cross_entropy"), list(reference_cases()))
+def test_reference_values(p, q, expected_entropy, expected_cross_entropy, library):
     with jax.enable_x64(True):
         p, q = (library(np.asarray(side)) for side in (p, q))
-        assert float(entropy(p)) == pytest.approx(of_p, rel=1e-13, abs=0)
-        if crossed is not None:
-            assert float(cross_entropy(p, q)) == pytest.approx(crossed, rel=1e-13, abs=0)
+        assert float(entropy(p)) == pytest.approx(expected_entropy, rel=1e-13, abs=0)
+        if expected_cross_entropy is not None:
+            assert float(cross_entropy(p, q)) == pytest.approx(expected_cross_entropy, rel=1e-13, abs=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-15), (np.float32, 1e-6)])
-def test_digits_are_kept_from_even_odds_to_certainty(dtype, tolerance):
+def test_accuracy_from_uniform_to_nearly_deterministic(dtype, tolerance):
     rng = np.random.default_rng(1)
     tops = [0.0, 1.0, 10.0, 30.0, 60.0] if dtype is np.float32 else [0.0, 1.0, 10.0, 30.0, 100.0, 600.0]
     for top in tops:
@@ -106,7 +106,7 @@ def test_zeros(library):
 
 
 @pytest.mark.parametrize("delta", [1.0, 1e-2, 1e-5, 1e-8])
-def test_terms_keep_their_digits_and_sum_to_the_divergence(delta):
+def test_terms_are_accurate_and_sum_to_kl(delta):
     rng = np.random.default_rng(2)
     p = rng.dirichlet(np.ones(15), size=3)
     q = p * np.exp(delta * rng.normal(size=p.shape))
@@ -120,7 +120,7 @@ def test_terms_keep_their_digits_and_sum_to_the_divergence(delta):
             a, b = ([mp.mpf(float(v)) for v in side[row]] for side in (p, q))
             a, b = ([v / mp.fsum(side) for v in side] for side in (a, b))
             for term, x, y in zip(terms[row], a, b, strict=True):
-                # An event's own log-ratio has the rounding of p and q, and of their masses.
+                # The log-ratio of an event has the rounding error of p, of q and of their masses.
                 assert relative_error(term, x * mp.log(x / y) - x + y) < 1e-14 + 4e-15 / abs(float(mp.log(x / y)))
     np.testing.assert_allclose(kl_terms(p.T, q.T, axis=0), terms.T, rtol=1e-14)
     stacked = kl_terms(np.stack([p, p], 1), np.stack([q, q], 1)[:, :1], axis=-1)
@@ -129,7 +129,7 @@ def test_terms_keep_their_digits_and_sum_to_the_divergence(delta):
     np.testing.assert_allclose(middle[1].T, terms, rtol=1e-14)
 
 
-def test_where_leaves_events_out_whatever_they_hold():
+def test_where_excludes_events_with_any_value():
     p, q = np.asarray([0.5, np.nan, 0.5]), np.asarray([0.25, 7.0, 0.75])
     kept = [True, False, True]
     assert entropy(p, where=kept) == pytest.approx(math.log(2), rel=1e-15)
@@ -139,7 +139,7 @@ def test_where_leaves_events_out_whatever_they_hold():
     assert terms.sum() == pytest.approx(float(kl_probs([0.5, 0.5], [0.25, 0.75])), rel=1e-15)
 
 
-def test_kinds_and_dtypes():
+def test_array_types_and_dtypes():
     p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for got in (
@@ -158,7 +158,7 @@ def test_kinds_and_dtypes():
 
 
 def test_bits():
-    # MISSION's fair die against the loaded one.
+    # A fair die and a loaded die.
     fair, loaded = np.full(6, 1 / 6), np.asarray([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
     assert float(nats_to_bits(entropy(fair))) == pytest.approx(math.log2(6), rel=1e-15)
     assert float(nats_to_bits(cross_entropy(fair, loaded))) == pytest.approx(2.934940, abs=5e-7)
@@ -170,10 +170,10 @@ def test_bits():
     assert float(x.grad) == pytest.approx(1 / math.log(2))
 
 
-# The gradients.
+# Gradients.
 
 
-def test_gradients_agree_with_differences_twice_and_across_libraries():
+def test_gradients_match_finite_differences_and_agree_across_libraries():
     generator = torch.Generator().manual_seed(3)
     weights = torch.linspace(-1, 2, 4, dtype=torch.float64)
 
@@ -210,8 +210,8 @@ def test_gradients_agree_with_differences_twice_and_across_libraries():
                         np.testing.assert_allclose(got, other.numpy(), rtol=1e-9, atol=1e-15)
 
 
-def test_gradients_are_those_of_the_normalised():
-    # What does not depend on the mass does not change along p.
+def test_gradients_do_not_depend_on_the_mass():
+    # The value depends only on p/sum(p), so that its derivative in the direction of p is 0.
     generator = torch.Generator().manual_seed(5)
     p, q = (torch.randn(3, 5, dtype=torch.float64, generator=generator).softmax(-1).requires_grad_() for _ in range(2))
     weights = torch.linspace(-1, 2, 5, dtype=torch.float64)
@@ -220,7 +220,7 @@ def test_gradients_are_those_of_the_normalised():
             assert abs((side.detach() * gradient).sum(-1)).max() < 1e-15
 
 
-def test_gradients_at_zeros_are_finite_and_right_where_they_exist():
+def test_gradients_at_zeros():
     p = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.25, 0.5, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
     (by_p,) = torch.autograd.grad(entropy(p), p)
@@ -238,11 +238,11 @@ def test_gradients_at_zeros_are_finite_and_right_where_they_exist():
     assert torch.isfinite(by_q).all()
 
 
-# The refusals.
+# Invalid input.
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_what_are_not_probabilities_is_refused(library):
+def test_invalid_probabilities_are_rejected(library):
     good = library(np.asarray([0.5, 0.5]))
     for bad, message in (([1.5, -0.5], r"\[1\] is -0\.5"), ([0.5, 0.6], r"sums to 1\.1"), ([math.nan, 1.0], "nan")):
         bad = library(np.asarray(bad))

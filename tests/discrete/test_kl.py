@@ -1,4 +1,4 @@
-"""Exact discrete KL divergence: its digits, its laws, its gradients, its refusals."""
+"""Exact discrete KL divergence: accuracy, mathematical properties, gradients and rejection of invalid input."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def relative_error(got, truth):
     return abs(float((oracle.mpmath.mpf(float(got)) - truth) / truth))
 
 
-# The digits.
+# Accuracy.
 
 
 def reference_cases():
@@ -60,17 +60,17 @@ def reference_cases():
 @pytest.mark.parametrize(("p", "q", "truth", "delta"), list(reference_cases()))
 def test_reference_values(p, q, truth, delta):
     p, q = np.asarray(p), np.asarray(q)
-    # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+    # Rounding the reference decimals to floats changes the true value, relatively more for p close to q.
     tolerance = 1e-13 + (4e-16 / delta if delta else 0)
     assert float(kl_probs(p, q)) == pytest.approx(truth, rel=tolerance, abs=0)
     for library in (torch.from_numpy, array_api_strict.asarray, jnp.asarray):
         with jax.enable_x64(True):
             assert float(kl_probs(library(p), library(q))) == pytest.approx(truth, rel=tolerance, abs=0)
-    # And rounding their logs moves it by several times as much.
+    # Rounding their logarithms changes it by several times as much.
     tolerance = 1e-13 + (4e-15 / delta if delta else 0)
     assert float(kl_log_probs(log(p), log(q))) == pytest.approx(truth, rel=tolerance, abs=0)
     assert float(kl_logits(log(p) + 1, log(q) - 2)) == pytest.approx(truth, rel=tolerance, abs=0)
-    # In float32 it is the rounding of p and q that counts: the truth is theirs.
+    # In float32 the true value is computed from the rounded p and q.
     narrow_p, narrow_q = p[:100].astype(np.float32), q[:100].astype(np.float32)
     if len(p) < 100 and 0 < (narrow_truth := float(oracle.kl(narrow_p, narrow_q))) < inf:
         for library in (np.asarray, torch.from_numpy, jnp.asarray):
@@ -80,7 +80,7 @@ def test_reference_values(p, q, truth, delta):
 
 @pytest.mark.parametrize("delta", [1.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 4e-15), (np.float32, 2e-6)])
-def test_probabilities_keep_their_digits_however_near(delta, dtype, tolerance):
+def test_probabilities_are_accurate_at_every_distance(delta, dtype, tolerance):
     rng = np.random.default_rng(5)
     p = simplex(rng, (40,))
     q = p * np.exp(delta * rng.normal(size=40))
@@ -93,7 +93,7 @@ def test_probabilities_keep_their_digits_however_near(delta, dtype, tolerance):
 
 @pytest.mark.parametrize("delta", [30.0, 3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-15), (np.float32, 1e-6)])
-def test_logits_keep_their_digits_however_near(delta, dtype, tolerance):
+def test_logits_are_accurate_at_every_distance(delta, dtype, tolerance):
     rng = np.random.default_rng(6)
     p = rng.normal(size=60) * 4
     p, q = p.astype(dtype), (p + delta * rng.normal(size=60)).astype(dtype)
@@ -103,7 +103,7 @@ def test_logits_keep_their_digits_however_near(delta, dtype, tolerance):
         assert relative_error(kl_logits(p, q), oracle.kl_logits(p, q)) < tolerance
 
 
-def test_a_common_shift_of_large_logits_costs_only_the_rounding_of_the_logits():
+def test_a_common_shift_of_logits_adds_only_their_rounding_error():
     rng = np.random.default_rng(7)
     p = rng.normal(size=50)
     q = p + 1e-3 * rng.normal(size=50)
@@ -112,7 +112,7 @@ def test_a_common_shift_of_large_logits_costs_only_the_rounding_of_the_logits():
 
 
 def test_masses_that_are_one_only_to_rounding():
-    # Proportional vectors are one distribution: the excess of mass must not show.
+    # Proportional vectors represent the same distribution.
     p = np.asarray([0.25, 0.25, 0.5])
     assert kl_probs(p, p * (1 + 2**-40)) == pytest.approx(0, abs=1e-40)
     q = np.asarray([0.25 + 2**-45, 0.25, 0.5])
@@ -143,10 +143,10 @@ def test_extreme_ratios():
         ([1e-30, 1.0], [1.0, 1e-30]),
     ):
         assert relative_error(kl_probs(p, q), oracle.kl(p, q)) < 1e-14
-    # Both subnormal, and so is the answer.
+    # Both probabilities and the result are subnormal.
     expected = 3e-320 * float(oracle.phi(-math.log(3)))
     assert float(kl_probs([3e-320, 1.0], [1e-320, 1.0])) == pytest.approx(expected, rel=1e-3, abs=0)
-    # Seen clamped elsewhere: 7.28 for the first, inf for the second.
+    # Implementations that clamp return 7.28 for the first and inf for the second.
     assert float(kl_probs([0.5, 0.5], [1e-30, 1.0])) == pytest.approx(33.845629, rel=1e-7)
     assert float(kl_logits([0.0, 0.0], [-200.0, 0.0])) == pytest.approx(99.306853, rel=1e-7)
     narrow = kl_probs(np.float32([0.5, 0.5]), np.float32([1e-42, 1.0]))
@@ -154,7 +154,7 @@ def test_extreme_ratios():
 
 
 def test_logits_far_apart():
-    # p's probability underflows where q's is large, and the other way; e^d overflows.
+    # The probability of p underflows where the probability of q is large, and vice versa; e^d overflows.
     for p, q in (([0.0, -800.0], [-800.0, 0.0]), ([0.0, -1e6], [-1e6, 0.0]), ([0.0, -750.0, -740.0], [0.0, 3.0, -2.0])):
         assert relative_error(kl_logits(p, q), oracle.kl_logits(p, q)) < 1e-14
     assert kl_logits([0.0, -1e6], [0.0, -inf]) == inf
@@ -185,7 +185,7 @@ def test_identical_inputs_give_exactly_zero_value_and_gradient(form, dtype):
     assert (q.grad == 0).all()
 
 
-# The laws.
+# Mathematical properties.
 
 probabilities = st.lists(st.floats(1e-6, 1) | st.just(0.0), min_size=2, max_size=12).filter(lambda row: sum(row) > 0.01)
 
@@ -216,7 +216,7 @@ def test_never_negative_and_zero_at_equality(pair):
 
 @laws
 @given(pairs(), st.floats(-50, 50))
-def test_never_negative_in_float32_even_when_only_a_shift_is_left(pair, shift):
+def test_never_negative_in_float32_for_shifted_logits(pair, shift):
     logits = log(pair[0]).astype(np.float32)
     assert 0 <= kl_logits(logits, logits + np.float32(shift)) < 1e-10
     assert kl_logits(logits, (log(pair[1]) + shift).astype(np.float32)) >= 0
@@ -224,7 +224,7 @@ def test_never_negative_in_float32_even_when_only_a_shift_is_left(pair, shift):
 
 @laws
 @given(pairs(), st.randoms(use_true_random=False))
-def test_order_does_not_matter(pair, random):
+def test_permutation_invariance(pair, random):
     order = list(range(len(pair[0])))
     random.shuffle(order)
     for form in FORMS:
@@ -234,17 +234,17 @@ def test_order_does_not_matter(pair, random):
 
 @laws
 @given(pairs())
-def test_merging_two_bins_never_raises_it(pair):
+def test_merging_two_events_does_not_increase_kl(pair):
     merged = [np.append(side[2:], side[0] + side[1]) for side in pair]
     before = kl_probs(*pair)
-    # The merged entry is itself rounded, which moves the KL by 1e-16 times its slope.
+    # The rounding of the merged entry changes the KL by 1e-16 times its derivative.
     assert kl_probs(*merged) <= before * (1 + 1e-12) + 1e-15 * math.sqrt(before) + 1e-31
 
 
 @laws
 @given(pairs(), pairs())
 def test_product_distributions_add(first, second):
-    # Far apart enough that rounding the products does not count.
+    # The tolerance includes the rounding of the products.
     product = [np.outer(a, b).ravel() for a, b in zip(first, second, strict=True)]
     parts = kl_probs(*first) + kl_probs(*second)
     assert kl_probs(*product) == pytest.approx(parts, rel=1e-12, abs=1e-15 * math.sqrt(parts) + 1e-30)
@@ -252,8 +252,8 @@ def test_product_distributions_add(first, second):
 
 @laws
 @given(pairs(), st.integers(-60, 60), st.integers(-60, 60))
-def test_logits_may_be_shifted(pair, shift_p, shift_q):
-    # Multiples of 2^-20, so that the shifts are exact and only the computing can differ.
+def test_shift_invariance_of_logits(pair, shift_p, shift_q):
+    # The logits are multiples of 2^-20, so that the shifts are exact.
     p, q = (np.round(np.where(side > 0, log(np.maximum(side, 1e-30)), -30) * 2**20) / 2**20 for side in pair)
     before = kl_logits(p, q)
     assert kl_logits(p + shift_p, q + shift_q) == pytest.approx(before, rel=1e-12, abs=1e-13 * math.sqrt(before))
@@ -268,13 +268,13 @@ def test_libraries_agree(pair):
         strict = form(array_api_strict.asarray(p), array_api_strict.asarray(q))
         assert type(strict) is type(array_api_strict.asarray(p))
         got = form(torch.from_numpy(p), torch.from_numpy(q)).item()
-        # Arrays in memory go a quicker way than strict ones, and its last digits are its own.
+        # NumPy arrays and CPU tensors use the kernels, which round differently.
         near = pytest.approx(expected, rel=1e-11, abs=1e-14 * math.sqrt(expected) if expected < inf else 0)
         assert got == near
         assert float(strict) == near
 
 
-# Shapes, kinds, masks.
+# Shapes, array types and masks.
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -291,7 +291,7 @@ def test_axis_and_broadcasting(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("library", [np.asarray, torch.tensor])
-def test_where_leaves_events_out_whatever_they_hold(form, library):
+def test_where_excludes_events_with_any_value(form, library):
     rng = np.random.default_rng(9)
     p, q = in_form(form, simplex(rng, (2, 4))), in_form(form, simplex(rng, (2, 4)))
     junk = np.full((2, 2), np.nan)
@@ -307,7 +307,7 @@ def test_where_leaves_events_out_whatever_they_hold(form, library):
             assert torch.isfinite(side.grad).all()
 
 
-def test_kinds_and_dtypes():
+def test_array_types_and_dtypes():
     p = [0.4, 0.3, 0.2, 0.1]
     q = [0.3, 0.3, 0.3, 0.1]
     assert float(kl_probs(p, q)) == pytest.approx(0.03397980735907949, rel=1e-15)
@@ -321,7 +321,7 @@ def test_kinds_and_dtypes():
         assert got.item() == pytest.approx(0.03398, rel=0.05)
 
 
-# The gradients.
+# Gradients.
 
 
 def gradient_cases():
@@ -332,7 +332,7 @@ def gradient_cases():
 
 
 @pytest.mark.parametrize(("p", "q"), list(gradient_cases()))
-def test_gradients_agree_with_differences_twice(p, q):
+def test_first_and_second_derivatives_match_finite_differences(p, q):
     p, q = p.requires_grad_(), q.requires_grad_()
 
     def from_probs(p, q):
@@ -346,7 +346,7 @@ def test_gradients_agree_with_differences_twice(p, q):
         assert torch.autograd.gradgradcheck(function, (p, q))
 
 
-def test_gradients_keep_their_digits_near_equality():
+def test_gradients_are_accurate_near_equality():
     rng = np.random.default_rng(10)
     p = rng.normal(size=30)
     q = p + 1e-7 * rng.normal(size=30)
@@ -364,7 +364,7 @@ def test_gradients_keep_their_digits_near_equality():
     np.testing.assert_allclose(narrow[0].grad.numpy(), by_p, rtol=1e-7, atol=1e-17)
 
 
-def test_impossible_events_do_not_disturb_the_gradients():
+def test_gradients_with_impossible_events():
     p = torch.tensor([[0.3, -1.0, -inf, 2.0], [0.3, -inf, -inf, 2.0]], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([[1.3, 0.5, -inf, 2.0], [1.3, 0.1, -inf, 2.0]], dtype=torch.float64, requires_grad=True)
     kl_logits(p, q).sum().backward()
@@ -375,7 +375,7 @@ def test_impossible_events_do_not_disturb_the_gradients():
     torch.testing.assert_close(q.grad[0, kept], short_q.grad, rtol=1e-14, atol=0)
     assert (p.grad[:, 2] == 0).all()
     assert (q.grad[:, 2] == 0).all()
-    # Impossible under p alone: q is still pushed down there.
+    # For an event that is impossible under p alone, the gradient with respect to q is not 0.
     torch.testing.assert_close(q.grad[1], q.detach()[1].softmax(-1) - p.detach()[1].softmax(-1))
     assert p.grad[1, 1] == 0
 
@@ -399,7 +399,7 @@ def test_gradients_are_finite_when_far_apart():
     assert torch.isfinite(p.grad).all()
 
 
-# The refusals.
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_gradients_are_finite_when_far_apart():
         ([[0.333, 0.333], [0.5, 0.5]], r"row \(0,\) sums to 0\.666"),
     ],
 )
-def test_what_are_not_probabilities_is_refused(p, message):
+def test_invalid_probabilities_are_rejected(p, message):
     good = [[0.5, 0.5], [0.5, 0.5]]
     for library in (np.asarray, torch.tensor, array_api_strict.asarray):
         with pytest.raises(NotNormalizedError, match=message):
@@ -422,7 +422,7 @@ def test_what_are_not_probabilities_is_refused(p, message):
             kl_probs(library(good), library(p))
 
 
-def test_the_offender_is_named_along_any_axis():
+def test_the_error_names_the_invalid_entry_along_any_axis():
     p = np.full((3, 2, 2), 1 / 3)
     p[2, 1, 0] = -1
     with pytest.raises(NotNormalizedError, match=r"p\[2, 1, 0\] is -1"):
@@ -432,7 +432,7 @@ def test_the_offender_is_named_along_any_axis():
 @pytest.mark.parametrize(
     ("dtype", "excess", "fails"), [("float64", 1e-8, 1), ("float64", 1e-10, 0), ("float32", 1e-4, 1)]
 )
-def test_the_tolerance_of_the_sum_is_that_of_the_dtype(dtype, excess, fails):
+def test_the_tolerance_of_the_sum_depends_on_the_dtype(dtype, excess, fails):
     p = np.asarray([0.5, 0.5 + excess], dtype=dtype)
     q = np.asarray([0.5, 0.5], dtype=dtype)
     if fails:
@@ -444,7 +444,7 @@ def test_the_tolerance_of_the_sum_is_that_of_the_dtype(dtype, excess, fails):
         assert 0 <= kl_probs(p, q) < 1e-19
 
 
-def test_what_are_not_log_probabilities_is_refused():
+def test_invalid_log_probabilities_are_rejected():
     good = [math.log(0.5)] * 2
     with pytest.raises(NotNormalizedError, match="kl_probs takes probabilities"):
         kl_log_probs([0.5, 0.5], good)
@@ -462,14 +462,14 @@ def test_what_are_not_log_probabilities_is_refused():
         ([[0.0, 1.0], [-inf, -inf]], r"row \(1,\) every logit is -inf"),
     ],
 )
-def test_what_are_not_logits_is_refused(q, message):
+def test_invalid_logits_are_rejected(q, message):
     for library in (np.asarray, torch.tensor):
         with pytest.raises(SupportError, match=message):
             kl_logits(library([[0.0, 1.0], [0.0, 1.0]]), library(q))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_shapes_that_do_not_fit_are_refused(form):
+def test_incompatible_shapes_are_rejected(form):
     p = in_form(form, np.full(3, 1 / 3))
     with pytest.raises(ShapeError, match=r"\(3,\) and \(2,\)"):
         form(p, in_form(form, np.full(2, 0.5)))
@@ -489,8 +489,8 @@ def test_shapes_that_do_not_fit_are_refused(form):
 
 
 @pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
-def test_many_rows_are_the_rows_one_by_one(library):
-    # More entries than are computed at a time, and a last block that is not full.
+def test_many_rows_match_single_rows(library):
+    # More entries than one block contains, and an incomplete last block.
     rng = np.random.default_rng(11)
     p = rng.normal(size=(7, 11, 30_000))
     q = p + rng.normal(size=(7, 11, 1)) * rng.normal(size=30_000)

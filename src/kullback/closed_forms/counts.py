@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.discrete.kl import _from_logits, _from_probs
+from kullback.discrete.kl import differentiable_kl_logits, differentiable_kl_probs
 from kullback.errors import ShapeError
 from kullback.numerics.arrays import Array
 from kullback.numerics.log_zeta import log_zeta_residual
@@ -29,7 +29,7 @@ def kl_bernoulli_bernoulli(xp: Any, p: Any, q: Any) -> Array:
         far = mass_phi(xp, 1 - p.probs, 1 - q.probs)
         return mass_phi(xp, p.probs, q.probs) + xp.where(near & (p.probs < 1), close, far)
     logits = [xp.stack(log_probs_up_to_constant(xp, d), axis=-1) for d in (p, q)]
-    return _from_logits(xp, *xp.broadcast_arrays(*logits))
+    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logits))
 
 
 def log_probs_up_to_constant(xp: Any, d: Any) -> list[Array]:
@@ -96,9 +96,9 @@ def kl_categorical_categorical(xp: Any, p: Any, q: Any) -> Array:
             f"{tuple(values[0].shape)} and {tuple(values[1].shape)}"
         )
     if p.logits is None and q.logits is None:
-        return _from_probs(xp, *xp.broadcast_arrays(*values))
+        return differentiable_kl_probs(xp, *xp.broadcast_arrays(*values))
     logits = [xp.log(value) if d.logits is None else value for d, value in zip((p, q), values, strict=True)]
-    return _from_logits(xp, *xp.broadcast_arrays(*logits))
+    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logits))
 
 
 @closed_form((f.Poisson, f.Poisson))

@@ -13,7 +13,7 @@ from kullback.closed_forms.counts import (
     success_prob,
 )
 from kullback.closed_forms.registry import closed_form
-from kullback.discrete.kl import _from_logits
+from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import NoClosedFormError
 from kullback.families.base import is_traced
 from kullback.numerics.arrays import Array, untracked
@@ -104,7 +104,7 @@ def kl_zipfian_zipfian(xp: Any, p: Any, q: Any) -> Array:
     logs = (xp.where(k >= 1, -d.exponent[..., None] * xp.log(xp.where(k >= 1, k, 1.0)), -inf) for d in (p, q))
     counts = (d.total_count[..., None] for d in (p, q))
     logs = [xp.where(k <= count, log, -inf) for log, count in zip(logs, counts, strict=True)]
-    return _from_logits(xp, *xp.broadcast_arrays(*logs))
+    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logs))
 
 
 def _count_grid(xp: Any, *counts: Array) -> Array:

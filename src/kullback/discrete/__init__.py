@@ -1,1 +1,1 @@
-"""Discrete distributions: KL divergence, entropy and other divergences of probabilities and logits."""
+"""KL divergence, entropy and other divergences between discrete distributions, from probabilities or logits."""

@@ -1,4 +1,4 @@
-"""The f-divergence of a function f that the user wrote: its limits, its slope at 1, its sum."""
+"""The f-divergence for a convex function that the user passes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,18 +19,28 @@ Generator: TypeAlias = Callable[[Array], Array]
 def f_divergence(
     xp: Any, p: Array, q: Array, f: Generator, *, at_zero: float | None = None, at_infinity: float | None = None
 ) -> Array:
-    """sum_i q_i f(p_i/q_i) of p and q normalised, shape (...); the limits are found where they are None."""
+    """sum_i q_i f(p_i / q_i) for normalised p and q, shape (...).
+
+    Args:
+        xp: The array namespace.
+        p: Probabilities with the events along the last axis.
+        q: Probabilities with the events along the last axis.
+        f: A convex function of arrays with f(1) = 0.
+        at_zero: The limit of f(t) as t -> 0, which is the coefficient of q_i where p_i = 0; estimated if None.
+        at_infinity: The limit of f(t)/t as t -> infinity, which is the coefficient of p_i where q_i = 0; estimated if
+        None.
+    """
     limits = xp.finfo(p.dtype)
     eps, least = float(limits.eps), float(limits.smallest_normal)
 
     def values(points: list[float]) -> list[float]:
-        with _eager(xp):
+        with _immediate_evaluation(xp):
             result = untracked(f(xp.asarray(points, dtype=p.dtype, device=array_api_compat.device(p))))
             if tuple(np.shape(result)) != (len(points),):
                 raise ShapeError(f"expected f to keep the shape ({len(points)},), got {tuple(np.shape(result))}")
             return [float(result[k]) for k in range(len(points))]
 
-    # Both sides of a `where` are computed, and f may meet 0 * inf at its limits.
+    # Both branches of a `where` are computed, and f may compute 0 * inf at its limits.
     with np.errstate(all="ignore"):
         _require_convex(values, eps)
         if at_zero is None:
@@ -38,36 +48,41 @@ def f_divergence(
             at_zero = _limit(lambda t: values([t])[0], "at_zero", eps, least) if isnan(at_zero) else at_zero
         if at_infinity is None:
             at_infinity = _limit(lambda t: t * values([1 / t])[0], "at_infinity", eps, least)
-        # Any multiple of t - 1 may come off f. Near p = q the slope at 1 must, or it drowns the sum.
+        # Subtracting a multiple of t - 1 from f does not change the divergence. The tangent at 1 is subtracted, because
+        # its terms would otherwise cancel for p near q.
         step = 2.0 ** round(log2(eps) / 3)
         below, above = values([1 - step, 1 + step])
         slope = (above - below) / (2 * step)
         some_p, some_q = is_positive(xp, p), is_positive(xp, q)
-        # At 0 f may have no slope: the gradient there is 0.
+        # f may not be differentiable at 0: the gradient at p_i = 0 and at q_i = 0 is 0.
         p, q = xp.where(some_p, p, 0.0), xp.where(some_q, q, 0.0)
         p, q = p / xp.sum(p, axis=-1, keepdims=True), q / xp.sum(q, axis=-1, keepdims=True)
         both = some_p & some_q
         ratio = xp.where(both, p, 1.0) / xp.where(both, q, 1.0)
         huge = ratio == inf
         if at_infinity == inf and holds(xp.any(huge)):
-            raise SupportError("p/q overflows where q is next to 0, and f cannot be evaluated there; name a divergence")
+            raise SupportError(
+                "p/q overflows for a q close to 0, where f cannot be evaluated; pass the name of a divergence instead"
+            )
         ratio = xp.where(huge, 1.0, ratio)
         inner = q * (f(ratio) - slope * (ratio - 1))
-        only_p = _edge(xp, p, (some_p & ~some_q) | huge, at_infinity - slope)
-        only_q = _edge(xp, q, some_q & ~some_p, at_zero + slope)
+        only_p = _boundary_term(xp, p, (some_p & ~some_q) | huge, at_infinity - slope)
+        only_q = _boundary_term(xp, q, some_q & ~some_p, at_zero + slope)
         return xp.sum(xp.where(both & ~huge, inner, only_p + only_q), axis=-1)
 
 
-def _edge(xp: Any, mass: Array, mask: Array, rate: float) -> Array:
-    if rate == inf:  # 0 * inf is nan, in gradients too
+def _boundary_term(xp: Any, mass: Array, mask: Array, rate: float) -> Array:
+    """mass * rate where `mask` is True, and 0 elsewhere."""
+    if rate == inf:  # 0 * inf would be nan, also in the gradient
         return xp.where(mask, inf, xp.zeros_like(mass))
     return xp.where(mask, mass, 0.0) * rate
 
 
 def _require_convex(values: Callable[[list[float]], list[float]], eps: float) -> None:
+    """Raise SupportError unless f(1) = 0 and the difference quotients of f increase."""
     at_one = values([1.0])[0]
     if not abs(at_one) <= 16 * eps:
-        raise SupportError(f"expected f(1) = 0, got {at_one!r}; subtract it")
+        raise SupportError(f"expected f(1) = 0, got {at_one!r}; subtract it from f")
     points = [2.0**k for k in range(-6, 7)]
     heights = values(points)
     slopes = [(heights[k + 1] - heights[k]) / (points[k + 1] - points[k]) for k in range(len(points) - 1)]
@@ -75,24 +90,26 @@ def _require_convex(values: Callable[[list[float]], list[float]], eps: float) ->
     for k in range(1, len(slopes)):
         if not slopes[k] >= slopes[k - 1] - slack:
             raise SupportError(
-                f"expected a convex f of ratios, but about t = {points[k]:g} its slope goes from {slopes[k - 1]:.6g} "
-                f"to {slopes[k]:.6g}; an f that is concave may want the other sign"
+                f"expected a convex f of ratios, but around t = {points[k]:g} its slope decreases "
+                f"from {slopes[k - 1]:.6g} to {slopes[k]:.6g}; if f is concave, negate it"
             )
 
 
 def _limit(g: Callable[[float], float], name: str, eps: float, least: float) -> float:
-    """lim g(t) as t -> 0, of a g that settles or grows without bound."""
+    """The limit of g(t) as t -> 0, for a function g that converges or diverges to inf."""
     third, second, first = (g(2.0 ** round(log2(least) * part)) for part in (0.5, 0.25, 0.125))
     if third == inf or (second < third and third - second >= 0.75 * (second - first) > 0):
         return inf
     if isfinite(third) and abs(third - second) <= eps**0.5 * max(1.0, abs(third)):
         return third
     what = "f(t) as t -> 0" if name == "at_zero" else "f(t)/t as t -> infinity"
-    raise SupportError(f"the limit of {what} does not show: {first:.6g}, {second:.6g}, {third:.6g}; pass {name}=")
+    raise SupportError(
+        f"expected {what} to converge, got the values {first:.6g}, {second:.6g}, {third:.6g}; pass {name}="
+    )
 
 
-def _eager(xp: Any) -> AbstractContextManager[Any]:
-    """Under JAX's tracing, what only constants go into is computed at once."""
+def _immediate_evaluation(xp: Any) -> AbstractContextManager[Any]:
+    """A context in which JAX evaluates functions of constants immediately, also while tracing."""
     if not array_api_compat.is_jax_namespace(xp):
         return nullcontext()
     import jax

@@ -1,6 +1,6 @@
-"""What the exact functions ask of the arrays they are given: shapes that fit, and numbers that are distributions.
+"""Validation of the arguments of the exact functions: shapes, axes, probabilities, log-probabilities and logits.
 
-Under tracing (jit, vmap, compile) there are no numbers to look at, and only the shapes are checked.
+Under tracing (jit, vmap, compile) values are not available, and only the shapes are checked.
 """
 
 from math import inf
@@ -11,18 +11,23 @@ from kullback.numerics.arrays import Array, ArrayLike, as_floats, holds, untrack
 
 __all__ = ["MASS_TOLERANCES", "events_last", "require_log_probs", "require_logits", "require_probs"]
 
-# How far a sum may lie from 1: room for rounding in the numbers, and in the logs of small ones.
+# The largest allowed deviation of a sum of probabilities from 1, by dtype. It allows for rounding of the probabilities
+# and of the logarithms of small probabilities.
 MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 2.0**-5, "bfloat16": 2.0**-5}
 
 
-def events_last(*given: ArrayLike, axis: int, where: ArrayLike | None, nothing: float) -> tuple[Any, list[Array], Any]:
-    """The namespace, the arrays broadcast with events last, and the dtype to return.
+def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: float) -> tuple[Any, list[Array], Any]:
+    """The array namespace, the broadcast arrays with the events along the last axis, and the dtype to return.
 
-    Events that do not count become `nothing` in each array.
+    Entries of the events that `where` excludes are replaced by `fill`.
+
+    Raises:
+        ShapeError: The shapes do not broadcast, or `axis` has no events.
+        TypeError: `axis` is not an integer.
     """
     if not hasattr(axis, "__index__"):
-        raise TypeError(f"expected one axis of events, a whole number, got {axis!r}; reshape several into one")
-    xp, arrays, dtype = as_floats(*given)
+        raise TypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
+    xp, arrays, dtype = as_floats(*values)
     shapes = [tuple(array.shape) for array in arrays]
     try:
         if where is None:
@@ -31,7 +36,7 @@ def events_last(*given: ArrayLike, axis: int, where: ArrayLike | None, nothing: 
             kept: Array = xp.asarray(where, dtype=xp.bool)
             shapes.append(tuple(kept.shape))
             *arrays, kept = xp.broadcast_arrays(*arrays, kept)
-            arrays = [xp.where(kept, array, nothing) for array in arrays]
+            arrays = [xp.where(kept, array, fill) for array in arrays]
     except (ValueError, RuntimeError) as error:
         raise ShapeError(f"expected shapes that broadcast, got {' and '.join(map(str, shapes))}") from error
     shape = tuple(arrays[0].shape)
@@ -42,36 +47,49 @@ def events_last(*given: ArrayLike, axis: int, where: ArrayLike | None, nothing: 
     return xp, arrays, dtype
 
 
-def require_probs(xp: Any, name: str, given: ArrayLike, probs: Array, dtype: Any, axis: int) -> None:
+def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: Any, axis: int) -> None:
+    """Raise NotNormalizedError unless the entries are >= 0 and sum to 1 along the last axis.
+
+    Args:
+        xp: The array namespace.
+        name: The name of the argument, for messages.
+        original: The argument as the user passed it; its dtype determines the tolerance.
+        probs: The converted argument, with the events along the last axis.
+        dtype: The common dtype of the arguments.
+        axis: The axis of events in the original argument, for messages.
+    """
     probs, remedy = untracked(probs), "divide by the sum, or pass logits to kl_logits"
     if offender := _offender(xp, ~(probs >= 0), probs, name, axis):
         raise NotNormalizedError(f"expected probabilities, >= 0, but {offender}; {remedy}")
-    _require_mass(xp, probs, name, given, dtype, axis, remedy)
+    _require_mass(xp, probs, name, original, dtype, axis, remedy)
 
 
-def require_log_probs(xp: Any, name: str, given: ArrayLike, logs: Array, dtype: Any, axis: int) -> None:
-    logs, remedy = untracked(logs), "kl_probs takes probabilities, kl_logits anything unnormalised"
-    # Only what is far above 0, for rounding: the sum says the rest, and exp cannot overflow.
+def require_log_probs(xp: Any, name: str, original: ArrayLike, logs: Array, dtype: Any, axis: int) -> None:
+    """Raise NotNormalizedError unless exp(logs) sums to 1 along the last axis; arguments as in `require_probs`."""
+    logs, remedy = untracked(logs), "kl_probs takes probabilities, kl_logits takes unnormalised logits"
+    # Rounding may leave an entry slightly above 0. The limit 1 prevents overflow of exp; the sum detects the rest.
     if offender := _offender(xp, ~(logs < 1), logs, name, axis):
         raise NotNormalizedError(f"expected log-probabilities, <= 0, but {offender}; {remedy}")
-    _require_mass(xp, xp.exp(logs), f"exp({name})", given, dtype, axis, remedy)
+    _require_mass(xp, xp.exp(logs), f"exp({name})", original, dtype, axis, remedy)
 
 
 def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
+    """Raise SupportError where a logit is nan or +inf, or every logit of a row is -inf."""
     logits = untracked(logits)
     if offender := _offender(xp, ~(logits < inf), logits, name, axis):
-        raise SupportError(f"expected logits below +inf, but {offender}; look for what made it")
+        raise SupportError(f"expected logits below +inf, but {offender}; check the computation that produced it")
     empty = xp.all(logits == -inf, axis=-1)
     if holds(xp.any(empty)):
         raise SupportError(
-            f"expected a possible event in each row of {name}, but in {_row(xp, empty)} every logit is -inf; "
-            "leave out rows that have no event"
+            f"expected a finite logit in each row of {name}, but in {_row(xp, empty)} every logit is -inf; "
+            "remove rows without a possible event"
         )
 
 
-def _require_mass(xp: Any, probs: Array, name: str, given: ArrayLike, dtype: Any, axis: int, remedy: str) -> None:
+def _require_mass(xp: Any, probs: Array, name: str, original: ArrayLike, dtype: Any, axis: int, remedy: str) -> None:
+    """Raise NotNormalizedError unless every row sums to 1 within the tolerance of the dtype."""
     sums = xp.sum(probs, axis=-1)
-    own, common = (str(kind).split(".")[-1] for kind in (getattr(given, "dtype", dtype), dtype))
+    own, common = (str(each).split(".")[-1] for each in (getattr(original, "dtype", dtype), dtype))
     tolerance = MASS_TOLERANCES.get(own) or MASS_TOLERANCES.get(common, 1e-9)
     bad = ~(abs(sums - 1) <= tolerance)
     if holds(xp.any(bad)):
@@ -81,21 +99,23 @@ def _require_mass(xp: Any, probs: Array, name: str, given: ArrayLike, dtype: Any
         )
 
 
-def _offender(xp: Any, bad: Array, given: Array, name: str, axis: int) -> str:
-    """The first bad entry and its value in words, or nothing."""
+def _offender(xp: Any, bad: Array, values: Array, name: str, axis: int) -> str:
+    """A clause such as "p[1] is -0.5" for the first entry where `bad` is True; "" if there is none."""
     if not holds(xp.any(bad)):
         return ""
     *lead, last = _first(xp, bad)
     lead.insert(axis % bad.ndim, last)
-    value = float(given[_first(xp, bad)])
+    value = float(values[_first(xp, bad)])
     return f"{name}[{', '.join(map(str, lead))}] is {value!r}"
 
 
 def _first(xp: Any, bad: Array) -> tuple[int, ...]:
+    """The index of the first True entry."""
     if bad.ndim == 0:
         return ()
     return tuple(int(axis_indices[0]) for axis_indices in xp.nonzero(bad))
 
 
 def _row(xp: Any, bad: Array) -> str:
+    """The first row where `bad` is True, for messages."""
     return f"row {_first(xp, bad)}" if bad.ndim else "it"

@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from kullback import families as f
-from kullback.closed_forms import FORMS, lies_on_the_line
+from kullback.closed_forms import FORMS, is_univariate
 from kullback.distributions import kl
 from kullback.errors import MissingDependencyError, NoClosedFormError
 from kullback.numerics.arrays import holds
@@ -250,7 +250,7 @@ def uninstall() -> None:
 
 def _is_known(pair: _Pair) -> bool:
     records = tuple(_FAMILIES[kind] for kind in pair)
-    return records in FORMS or all(lies_on_the_line(object.__new__(record)) for record in records)
+    return records in FORMS or all(is_univariate(object.__new__(record)) for record in records)
 
 
 def _is_served(pair: _Pair) -> bool:

@@ -4,7 +4,7 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from kullback.discrete.kl import _from_logits
+from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ShapeError, SupportError
 
 __all__ = ["token_kl"]
@@ -54,7 +54,7 @@ def token_kl(p_logits: Tensor, q_logits: Tensor, *, mask: Tensor | None = None, 
 def logit_kl(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     if temperature != 1:
         p_logits, q_logits = p_logits / temperature, q_logits / temperature
-    return _from_logits(xp, p_logits, q_logits)
+    return differentiable_kl_logits(xp, p_logits, q_logits)
 
 
 def as_logits(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:

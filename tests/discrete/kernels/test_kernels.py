@@ -1,4 +1,4 @@
-"""The quick ways: the digits of the general way, its infinities, and its refusals, with Numba and without."""
+"""The fast kernels, with and without Numba: accuracy, infinities, and rejection of invalid input."""
 
 import math
 import subprocess
@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback.discrete import kl as discrete
-from kullback.discrete.kernels import dispatch as _quick
-from kullback.discrete.kernels import numba_logits as _fast_logits
-from kullback.discrete.kernels import numba_probs as _fast
-from kullback.discrete.kernels import numpy_probs as _blocks
-from kullback.discrete.kernels.dispatch import quick_log_probs, quick_logits, quick_probs
+from kullback.discrete.kernels import dispatch, numba_logits, numba_probs, numpy_probs
+from kullback.discrete.kernels.dispatch import fast_kl_log_probs, fast_kl_logits, fast_kl_probs
 from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs
 from kullback.errors import NotNormalizedError, SupportError
 
@@ -25,17 +22,17 @@ from ...oracles import discrete as oracle
 
 inf, nan = math.inf, math.nan
 DTYPES = [(np.float64, 2e-15), (np.float32, 5e-7)]
-WAYS = ["numba", "numpy"]
+BACKENDS = ["numba", "numpy"]
 
 
-def use(monkeypatch, way):
+def use(monkeypatch, backend):
     names = ("kullback.discrete.kernels.numba_probs", "kullback.discrete.kernels.numba_logits")
-    modules = (_fast, _fast_logits) if way == "numba" else (None, None)
-    monkeypatch.setattr(_quick, "_loaded", dict(zip(names, modules, strict=True)))
+    modules = (numba_probs, numba_logits) if backend == "numba" else (None, None)
+    monkeypatch.setattr(dispatch, "_loaded", dict(zip(names, modules, strict=True)))
 
 
-@pytest.fixture(params=WAYS)
-def way(request, monkeypatch):
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
     use(monkeypatch, request.param)
     return request.param
 
@@ -43,7 +40,7 @@ def way(request, monkeypatch):
 @pytest.fixture
 def numba(monkeypatch):
     use(monkeypatch, "numba")
-    monkeypatch.setattr(_quick, "_STEADY", 0)
+    monkeypatch.setattr(dispatch, "_MIN_AUTOGRAD_ENTRIES", 0)
 
 
 def simplex(rng, shape, dtype=np.float64):
@@ -65,20 +62,22 @@ def log(values):
         return np.log(values)
 
 
-# The digits.
+# Accuracy.
 
 
 @pytest.mark.parametrize("delta", [10.0, 1.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13])
 @pytest.mark.parametrize("n", [7, 300, 2500])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_probabilities_keep_their_digits_however_near(way, delta, n, dtype, tolerance):
+def test_probabilities_are_accurate_at_every_distance(backend, delta, n, dtype, tolerance):
     rng = np.random.default_rng(1)
     p = simplex(rng, (n,), dtype)
     q = near(rng, p, delta)
-    got = quick_probs(p, q, -1)
+    got = fast_kl_probs(p, q, -1)
     if (p == q).all():
         assert got == 0
-    elif got is None:  # the masses differ by more than the distributions: the general way has the digits
+    elif (
+        got is None
+    ):  # the masses differ by more than the distributions, so that the general implementation is required
         assert abs(math.fsum(p) - math.fsum(q)) > delta / math.sqrt(n) / 10
     else:
         assert got.dtype == dtype
@@ -86,32 +85,32 @@ def test_probabilities_keep_their_digits_however_near(way, delta, n, dtype, tole
 
 
 @pytest.mark.parametrize("delta", [1.0, 1e-9])
-def test_many_blocks(way, monkeypatch, delta):
+def test_many_blocks(backend, monkeypatch, delta):
     monkeypatch.setattr(oracle, "KL_DIGITS", 60)  # enough of a KL of 1e-18, and quicker
     rng = np.random.default_rng(2)
     p = simplex(rng, (70_001,))
     q = near(rng, p, delta)
     p[40_000:40_010] = 0
     p /= math.fsum(p)
-    assert relative_error(quick_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
+    assert relative_error(fast_kl_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
 
 
 @pytest.mark.parametrize("delta", [30.0, 3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
 @pytest.mark.parametrize("n", [7, 300, 2500])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("scale", [1, 10])
-def test_logits_keep_their_digits_however_near(numba, delta, n, dtype, tolerance, scale):
+def test_logits_are_accurate_at_every_distance(numba, delta, n, dtype, tolerance, scale):
     rng = np.random.default_rng(3)
     p = (scale * rng.normal(size=n)).astype(dtype)
     q = (p + delta * rng.normal(size=n)).astype(dtype)
     if (p == q).all():
-        assert quick_logits(p, q, -1) == 0
+        assert fast_kl_logits(p, q, -1) == 0
     else:
-        assert relative_error(quick_logits(p, q, -1), oracle.kl_logits(p, q)) < 2 * tolerance
+        assert relative_error(fast_kl_logits(p, q, -1), oracle.kl_logits(p, q)) < 2 * tolerance
 
 
-def test_a_row_whose_likeliest_event_says_nothing_of_the_rest(numba):
-    # The first shift is 3 off, and the sums must find a better one: F is 10^11 times the KL.
+def test_the_most_probable_event_gives_an_inaccurate_shift(numba):
+    # The first shift is wrong by 3, so that F is 10^11 times the KL, and a better shift must follow from the sums.
     rng = np.random.default_rng(4)
     p = rng.normal(size=3000) * 0.1
     p[5] = 0.5
@@ -120,14 +119,14 @@ def test_a_row_whose_likeliest_event_says_nothing_of_the_rest(numba):
     for dtype, tolerance in ((np.float64, 2e-15), (np.float32, 1e-6)):
         narrow_p, narrow_q = p.astype(dtype), q.astype(dtype)
         truth = oracle.kl_logits(narrow_p, narrow_q)
-        assert relative_error(quick_logits(narrow_p, narrow_q, -1), truth) < tolerance
+        assert relative_error(fast_kl_logits(narrow_p, narrow_q, -1), truth) < tolerance
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, -37.0, 1024.0])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_equal_logits_but_for_a_shift_give_exactly_zero(numba, shift, dtype):
+def test_logits_that_differ_by_a_constant_give_exactly_zero(numba, shift, dtype):
     p = np.round(np.random.default_rng(5).normal(size=4000) * 2**10) / 2**10
-    assert quick_logits(p.astype(dtype), (p + shift).astype(dtype), -1) == 0
+    assert fast_kl_logits(p.astype(dtype), (p + shift).astype(dtype), -1) == 0
 
 
 def test_log_probabilities(numba):
@@ -135,9 +134,9 @@ def test_log_probabilities(numba):
     p, q = simplex(rng, (2, 3000))
     for dtype, tolerance in ((np.float64, 1e-14), (np.float32, 1e-6)):
         logs = log(p).astype(dtype), log(q).astype(dtype)
-        assert relative_error(quick_log_probs(*logs, -1), oracle.kl_logits(*logs)) < tolerance
-        assert quick_log_probs(logs[0], logs[1] + dtype(1e-3), -1) is None
-        assert quick_log_probs(logs[0] + dtype(1e-3), logs[1], -1) is None
+        assert relative_error(fast_kl_log_probs(*logs, -1), oracle.kl_logits(*logs)) < tolerance
+        assert fast_kl_log_probs(logs[0], logs[1] + dtype(1e-3), -1) is None
+        assert fast_kl_log_probs(logs[0] + dtype(1e-3), logs[1], -1) is None
         with pytest.raises(NotNormalizedError, match="log_q"):
             kl_log_probs(logs[0], logs[1] + dtype(1e-3))
 
@@ -161,16 +160,16 @@ def pairs(draw):
     return p / p.sum(), q / q.sum()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @laws
 @given(pair=pairs())
-def test_probabilities_of_every_size(way, dtype, tolerance, pair):
+def test_probabilities_of_every_magnitude(backend, dtype, tolerance, pair):
     p, q = (side.astype(dtype) for side in pair)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use(monkeypatch, way)
-        got = quick_probs(p, q, -1)
-        monkeypatch.setattr(oracle, "KL_DIGITS", 700)  # a mass of 5e-324 beside 1 shows
+        use(monkeypatch, backend)
+        got = fast_kl_probs(p, q, -1)
+        monkeypatch.setattr(oracle, "KL_DIGITS", 700)  # resolves a mass of 5e-324 relative to 1
         truth = oracle.kl(p, q)
     if got is None:
         masses = [sum(Fraction(float(value)) for value in side) for side in (p, q)]
@@ -180,27 +179,27 @@ def test_probabilities_of_every_size(way, dtype, tolerance, pair):
     if truth == 0 or truth == oracle.mpmath.inf:
         assert got == truth
     else:
-        # Below the normal numbers a result has fewer digits than these.
+        # Subnormal results are less accurate.
         least = float(np.finfo(dtype).smallest_normal)
         assert abs(oracle.mpmath.mpf(float(got)) - truth) <= 2 * tolerance * truth + least
 
 
-def test_two_entries_that_are_tiny_on_both_sides(way, monkeypatch):
-    # Their logarithms are near -667 and differ by 0.56: subtracted, they would leave a relative error of 1e-13.
+def test_two_tiny_entries(backend, monkeypatch):
+    # The logarithms are near -667 and differ by 0.56, so that their difference has a relative error of 1e-13.
     p, q = np.asarray([7.32953e-290, 1.0]), np.asarray([1.28266775e-289, 1.0])
     monkeypatch.setattr(oracle, "KL_DIGITS", 700)
-    assert relative_error(quick_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
+    assert relative_error(fast_kl_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @laws
 @given(pair=pairs(), temperature=st.sampled_from([1.0, 0.1, 30.0]), shift=st.integers(-100, 100))
-def test_logits_of_every_size(dtype, pair, temperature, shift):
+def test_logits_of_every_magnitude(dtype, pair, temperature, shift):
     p, q = ((log(np.maximum(side, 0)) / temperature).astype(dtype) for side in pair)
     q = q + dtype(shift)
     with pytest.MonkeyPatch.context() as monkeypatch:
         use(monkeypatch, "numba")
-        got = quick_logits(p, q, -1)
+        got = fast_kl_logits(p, q, -1)
         monkeypatch.setattr(oracle, "KL_DIGITS", 700)
         truth = max(oracle.kl_logits(p, q), oracle.mpmath.mpf(0))
     if got is None:
@@ -209,7 +208,7 @@ def test_logits_of_every_size(dtype, pair, temperature, shift):
     if truth == oracle.mpmath.inf:
         assert got == truth
     else:
-        # The shift costs digits of the differences, in any way that subtracts logits.
+        # The shift reduces the accuracy of every algorithm that subtracts logits.
         eps = float(np.finfo(dtype).eps)
         slack = 4 * eps * (1 + abs(shift) + float(np.abs(q[np.isfinite(q)]).max())) * oracle.mpmath.sqrt(2 * truth)
         assert abs(oracle.mpmath.mpf(float(got)) - truth) <= 20 * eps * truth + slack + float(
@@ -217,18 +216,18 @@ def test_logits_of_every_size(dtype, pair, temperature, shift):
         )
 
 
-def test_zeros_and_impossible_events(way):
+def test_zeros_and_impossible_events(backend):
     p, q = np.asarray([0.0, 0.5, 0.5, 0.0]), np.asarray([0.25, 0.25, 0.5, 0.0])
     for dtype in (np.float64, np.float32):
         a, b = p.astype(dtype), q.astype(dtype)
-        assert quick_probs(a, b, -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
-        assert quick_probs(b, a, -1) == inf
-        assert quick_probs(np.eye(2, dtype=dtype)[0], np.eye(2, dtype=dtype)[1], -1) == inf
-        if way == "numba":
-            assert quick_logits(log(a), log(b), -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
-            assert quick_logits(log(b), log(a), -1) == inf
-            assert quick_log_probs(log(b), log(a), -1) == inf
-            assert quick_log_probs(log(b), log(a) + dtype(0.01), -1) is None
+        assert fast_kl_probs(a, b, -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
+        assert fast_kl_probs(b, a, -1) == inf
+        assert fast_kl_probs(np.eye(2, dtype=dtype)[0], np.eye(2, dtype=dtype)[1], -1) == inf
+        if backend == "numba":
+            assert fast_kl_logits(log(a), log(b), -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
+            assert fast_kl_logits(log(b), log(a), -1) == inf
+            assert fast_kl_log_probs(log(b), log(a), -1) == inf
+            assert fast_kl_log_probs(log(b), log(a) + dtype(0.01), -1) is None
 
 
 def test_logits_far_apart(numba):
@@ -243,86 +242,86 @@ def test_logits_far_apart(numba):
     ):
         for dtype, tolerance in ((np.float64, 1e-14), (np.float32, 1e-6)):
             a, b = np.asarray(p, dtype), np.asarray(q, dtype)
-            got = quick_logits(a, b, -1)
+            got = fast_kl_logits(a, b, -1)
             if got is not None:
                 assert relative_error(got, oracle.kl_logits(a, b)) < tolerance
             assert relative_error(kl_logits(a, b), oracle.kl_logits(a, b)) < tolerance
     lowest = float(np.finfo(np.float32).min)
-    masked = quick_logits(np.float32([0.0, 1.0, lowest]), np.float32([1.0, 0.0, lowest]), -1)
-    assert masked == quick_logits(np.float32([0.0, 1.0]), np.float32([1.0, 0.0]), -1)
+    masked = fast_kl_logits(np.float32([0.0, 1.0, lowest]), np.float32([1.0, 0.0, lowest]), -1)
+    assert masked == fast_kl_logits(np.float32([0.0, 1.0]), np.float32([1.0, 0.0]), -1)
 
 
-# What the general way must judge.
+# Input that the kernels leave to the general implementation.
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf, -0.1, -5e-324, -1e-300])
 @pytest.mark.parametrize("position", [0, 5, 3000, 39_999])
-def test_what_are_not_probabilities_is_refused_as_ever(way, bad, position):
+def test_invalid_probabilities_are_rejected(backend, bad, position):
     for dtype in (np.float64, np.float32):
         good = np.full(40_000, 1 / 40_000, dtype)
         wrong = good.copy()
         wrong[position] = bad
         if wrong[position] == 0:
             continue
-        assert quick_probs(good, wrong, -1) is None
-        assert quick_probs(wrong, good, -1) is None
+        assert fast_kl_probs(good, wrong, -1) is None
+        assert fast_kl_probs(wrong, good, -1) is None
         with pytest.raises(NotNormalizedError, match=rf"p\[{position}\] is|p to sum to 1"):
             kl_probs(wrong, good)
 
 
-def test_a_negative_entry_beside_a_zero_is_refused_although_the_masses_are_one(way):
+def test_a_negative_entry_is_rejected_although_the_masses_are_one(backend):
     p, q = np.asarray([0.0, 0.125, 0.875]), np.asarray([-0.125, 0.875, 0.25])
     for dtype in (np.float64, np.float32):
         a, b = p.astype(dtype), q.astype(dtype)
-        assert quick_probs(a, b, -1) is None
-        assert quick_probs(b, a, -1) is None
+        assert fast_kl_probs(a, b, -1) is None
+        assert fast_kl_probs(b, a, -1) is None
         with pytest.raises(NotNormalizedError, match=r"q\[0\] is -0\.125"):
             kl_probs(a, b)
 
 
 @pytest.mark.parametrize(("dtype", "excess"), [(np.float64, 2e-9), (np.float32, 2e-5)])
-def test_masses_that_are_not_one_are_refused_as_ever(way, dtype, excess):
+def test_masses_that_differ_from_one_are_rejected(backend, dtype, excess):
     good, wrong = np.asarray([0.5, 0.5], dtype), np.asarray([0.5, 0.5 + excess], dtype)
     close = np.asarray([0.5, 0.5 + excess / 4], dtype)
     for p, q, name in ((wrong, good, "p"), (good, wrong, "q")):
-        assert quick_probs(p, q, -1) is None
+        assert fast_kl_probs(p, q, -1) is None
         with pytest.raises(NotNormalizedError, match=f"expected {name} to sum to 1 along axis .* within"):
             kl_probs(p, q)
     assert relative_error(kl_probs(close, good), oracle.kl(close, good)) < (1e-13 if dtype == np.float64 else 1e-6)
 
 
-def test_proportional_masses_are_left_to_the_general_way(way):
+def test_proportional_rows_use_the_general_implementation(backend):
     p = np.asarray([0.25, 0.25, 0.5])
-    assert quick_probs(p, p * (1 + 2**-40), -1) is None
+    assert fast_kl_probs(p, p * (1 + 2**-40), -1) is None
     assert 0 <= kl_probs(p, p * (1 + 2**-40)) < 1e-40
 
 
 @pytest.mark.parametrize("bad", [nan, inf])
-def test_what_are_not_logits_is_refused_as_ever(numba, bad):
+def test_invalid_logits_are_rejected(numba, bad):
     for position in (0, 2500):
         good = np.zeros(3000)
         wrong = good.copy()
         wrong[position] = bad
-        assert quick_logits(good, wrong, -1) is None
-        assert quick_logits(wrong, good, -1) is None
+        assert fast_kl_logits(good, wrong, -1) is None
+        assert fast_kl_logits(wrong, good, -1) is None
         with pytest.raises(SupportError, match=rf"q_logits\[{position}\] is {bad}"):
             kl_logits(good, wrong)
     for dtype in (np.float64, np.float32):
         empty = np.full(5, -inf, dtype)
-        assert quick_logits(empty, np.zeros(5, dtype), -1) is None
-        assert quick_logits(np.zeros(5, dtype), empty, -1) in (None, inf)
+        assert fast_kl_logits(empty, np.zeros(5, dtype), -1) is None
+        assert fast_kl_logits(np.zeros(5, dtype), empty, -1) in (None, inf)
         with pytest.raises(SupportError, match="every logit is -inf"):
             kl_logits(np.zeros(5, dtype), empty)
 
 
-# Shapes, strides, kinds.
+# Shapes, strides and array types.
 
 
-@pytest.mark.parametrize("form", [quick_probs, quick_logits, quick_log_probs])
-def test_rows_strides_and_one_row_for_all(numba, form):
+@pytest.mark.parametrize("form", [fast_kl_probs, fast_kl_logits, fast_kl_log_probs])
+def test_rows_strides_and_broadcasting_of_one_row(numba, form):
     rng = np.random.default_rng(7)
     p, q = simplex(rng, (2, 4, 3, 500))
-    if form is not quick_probs:
+    if form is not fast_kl_probs:
         p, q = log(p), log(q)
     got = form(p, q, -1)
     assert got.shape == (4, 3)
@@ -333,7 +332,7 @@ def test_rows_strides_and_one_row_for_all(numba, form):
     assert (form(p, q, 2) == got).all()
     for axis in (0, 1, -2, 7):
         assert form(p, q, axis) is None
-    for axis in (0, 1):  # the last of one, but not of both together
+    for axis in (0, 1):  # the last axis of one array, but not of the broadcast arrays
         assert form(p[0, 0, :3, None][:, 0], p[0, :, :3], axis) is None
     wide = np.repeat(p, 2, axis=-1)
     frozen = q.copy()
@@ -341,15 +340,15 @@ def test_rows_strides_and_one_row_for_all(numba, form):
     assert (form(wide[..., ::2], frozen, -1) == got).all()
     assert (form(np.asfortranarray(p), np.ascontiguousarray(q[::-1])[::-1], -1) == got).all()
     assert form(wide[0, 0, ::2], frozen[0, 0], 0) == got[0, 0]
-    shifted = np.frombuffer(b"x" + p.tobytes(), np.uint8)[1:].view(p.dtype)  # not where its type should lie
+    shifted = np.frombuffer(b"x" + p.tobytes(), np.uint8)[1:].view(p.dtype)  # unaligned
     assert not shifted.flags.aligned
     assert (form(shifted.reshape(p.shape), q, -1) == got).all()
     assert form(shifted[:500], q[0, 0], -1) == got[0, 0]
 
 
-def test_what_is_no_plain_array_is_left_to_the_general_way(way):
+def test_other_types_use_the_general_implementation(backend):
     p = np.asarray([0.25, 0.75])
-    assert quick_probs(p, p, -1) == 0
+    assert fast_kl_probs(p, p, -1) == 0
     for other in (
         [0.25, 0.75],
         p.astype(np.float32),
@@ -363,61 +362,61 @@ def test_what_is_no_plain_array_is_left_to_the_general_way(way):
         np.asarray([1, 0]),
         torch.tensor([0.25, 0.75]),
     ):
-        for form in (quick_probs, quick_logits, quick_log_probs):
+        for form in (fast_kl_probs, fast_kl_logits, fast_kl_log_probs):
             assert form(p, other, -1) is None
             assert form(other, p, -1) is None
-    assert quick_probs(np.asarray([1, 0]), np.asarray([1, 0]), -1) is None
-    assert quick_logits(np.asarray([1, 0], np.uint16), np.asarray([1, 0], np.uint16), -1) is None
+    assert fast_kl_probs(np.asarray([1, 0]), np.asarray([1, 0]), -1) is None
+    assert fast_kl_logits(np.asarray([1, 0], np.uint16), np.asarray([1, 0], np.uint16), -1) is None
     for empty in (np.empty(0), np.empty((0, 3)), np.empty((3, 0))):
-        for form in (quick_probs, quick_logits, quick_log_probs):
+        for form in (fast_kl_probs, fast_kl_logits, fast_kl_log_probs):
             assert form(empty, empty, -1) is None
 
 
-def test_memory_maps(way, tmp_path):
+def test_memory_maps(backend, tmp_path):
     rng = np.random.default_rng(8)
     p, q = simplex(rng, (2, 5000))
     np.save(tmp_path / "p.npy", p)
     p_map = np.load(tmp_path / "p.npy", mmap_mode="r")
     assert type(p_map) is np.memmap
-    got = quick_probs(p_map, q, -1)
+    got = fast_kl_probs(p_map, q, -1)
     assert type(got) is np.ndarray
-    assert got == quick_probs(p, q, -1)
+    assert got == fast_kl_probs(p, q, -1)
 
 
-def test_tensors_without_a_gradient_share_the_kernels(numba):
+def test_tensors_without_a_gradient_use_the_kernels(numba):
     rng = np.random.default_rng(9)
     for dtype in (np.float64, np.float32):
         p, q = simplex(rng, (2, 3, 800), dtype)
-        got = quick_probs(torch.from_numpy(p), torch.from_numpy(q), -1)
+        got = fast_kl_probs(torch.from_numpy(p), torch.from_numpy(q), -1)
         assert type(got) is torch.Tensor
-        assert (got.numpy() == quick_probs(p, q, -1)).all()
-        got = quick_probs(torch.from_numpy(p)[0], torch.from_numpy(q)[0], -1)
+        assert (got.numpy() == fast_kl_probs(p, q, -1)).all()
+        got = fast_kl_probs(torch.from_numpy(p)[0], torch.from_numpy(q)[0], -1)
         assert got.shape == ()
-        got = quick_logits(torch.from_numpy(log(p)).T.contiguous().T, torch.from_numpy(log(q)), -1)
-        assert (got.numpy() == quick_logits(log(p), log(q), -1)).all()
+        got = fast_kl_logits(torch.from_numpy(log(p)).T.contiguous().T, torch.from_numpy(log(q)), -1)
+        assert (got.numpy() == fast_kl_logits(log(p), log(q), -1)).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from make_dual
-def test_tensors_with_a_gradient_keep_it(numba):
+def test_tensors_with_a_gradient_do_not_use_the_kernels(numba):
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
     tracked = p.clone().requires_grad_()
-    assert quick_probs(tracked, p, -1) is None
-    assert quick_probs(p, tracked, -1) is None
+    assert fast_kl_probs(tracked, p, -1) is None
+    assert fast_kl_probs(p, tracked, -1) is None
     with torch.no_grad():
-        assert quick_probs(p, tracked, -1) == 0
-    assert quick_probs(torch.nn.Parameter(p), p, -1) is None
+        assert fast_kl_probs(p, tracked, -1) == 0
+    assert fast_kl_probs(torch.nn.Parameter(p), p, -1) is None
     with torch.autograd.forward_ad.dual_level():
-        assert quick_probs(torch.autograd.forward_ad.make_dual(p, p), p, -1) is None
-    seen = []
-    torch.func.vmap(lambda row: seen.append(quick_probs(row, row, -1)) or row)(p.repeat(3, 1))
-    torch.func.grad(lambda row: seen.append(quick_probs(row, row, -1)) or row.sum())(p)
-    assert seen == [None, None]
+        assert fast_kl_probs(torch.autograd.forward_ad.make_dual(p, p), p, -1) is None
+    results = []
+    torch.func.vmap(lambda row: results.append(fast_kl_probs(row, row, -1)) or row)(p.repeat(3, 1))
+    torch.func.grad(lambda row: results.append(fast_kl_probs(row, row, -1)) or row.sum())(p)
+    assert results == [None, None]
     for other in (p.to_sparse(), p.half(), p.to("meta"), torch.tensor([1, 0])):
-        assert quick_probs(other, other, -1) is None
+        assert fast_kl_probs(other, other, -1) is None
 
 
-def exact_slopes(p_logits, q_logits):
-    """p (log p/q - KL) and q - p of the very floats given, in many digits."""
+def exact_gradients(p_logits, q_logits):
+    """The gradients p (log(p/q) - KL) and q - p of these floats, in extended precision."""
     mp = oracle.mpmath
     with mp.workdps(60):
         p, q = ([mp.exp(mp.mpf(float(v))) for v in side] for side in (p_logits, q_logits))
@@ -429,80 +428,80 @@ def exact_slopes(p_logits, q_logits):
         return [np.array(side, dtype=float) for side in (by_p, [b - a for a, b in zip(p, q, strict=True)])]
 
 
-def torch_slopes(p, q, weight):
+def torch_gradients(p, q, weight):
     p, q = (torch.tensor(side, requires_grad=True) for side in (p, q))
-    slopes = torch.autograd.grad((kl_logits(p, q) * torch.tensor(weight, dtype=p.dtype)).sum(), (p, q))
-    return [slope.numpy() for slope in slopes]
+    gradients = torch.autograd.grad((kl_logits(p, q) * torch.tensor(weight, dtype=p.dtype)).sum(), (p, q))
+    return [gradient.numpy() for gradient in gradients]
 
 
 @pytest.mark.parametrize("delta", [50.0, 3.0, 0.1, 1e-3, 1e-6])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_slopes_keep_their_digits_however_near(numba, monkeypatch, delta, dtype, tolerance):
+def test_gradients_are_accurate_at_every_distance(numba, monkeypatch, delta, dtype, tolerance):
     for general in ("_general_value", "_general_p_gradient", "_general_q_gradient"):
-        monkeypatch.setattr(discrete, general, None)  # the kernels do it all
+        monkeypatch.setattr(discrete, general, None)  # only the kernels are used
     rng = np.random.default_rng(5)
     p = (3 * rng.normal(size=(2, 700))).astype(dtype)
     q = (p + dtype(delta) * rng.normal(size=p.shape)).astype(dtype)
     p[:, ::7] = q[:, ::7] = -inf
     weight = np.array([2.0, -0.5])
-    got = torch_slopes(p, q, weight)
+    got = torch_gradients(p, q, weight)
     for k in range(2):
-        for slopes, exact in zip(got, exact_slopes(p[k], q[k]), strict=True):
-            assert np.abs(slopes[k] - weight[k] * exact).max() <= 8 * tolerance * np.abs(weight[k] * exact).max()
-            assert (slopes[k, ::7] == 0).all()
+        for gradients, exact in zip(got, exact_gradients(p[k], q[k]), strict=True):
+            assert np.abs(gradients[k] - weight[k] * exact).max() <= 8 * tolerance * np.abs(weight[k] * exact).max()
+            assert (gradients[k, ::7] == 0).all()
 
 
-def test_slopes_where_one_side_is_impossible(numba):
+def test_gradients_at_impossible_events(numba):
     p, q = np.array([[0.0, 1.0, -inf, 2.0]]), np.array([[0.5, -2.0, 1.0, 700.0]])
-    by_p, by_q = torch_slopes(p, q, [3.0])
-    exact = exact_slopes(p[0], q[0])
+    by_p, by_q = torch_gradients(p, q, [3.0])
+    exact = exact_gradients(p[0], q[0])
     np.testing.assert_allclose(by_p[0], 3 * exact[0], rtol=1e-13)
     np.testing.assert_allclose(by_q[0], 3 * exact[1], rtol=1e-13, atol=1e-300)
-    # Where KL is infinite, by q there is a slope all the same.
+    # The gradient with respect to q is finite where KL is infinite.
     q[0, 1] = -inf
-    np.testing.assert_allclose(torch_slopes(p, q, [3.0])[1][0], 3 * exact_slopes(p[0], q[0])[1], rtol=1e-13)
+    np.testing.assert_allclose(torch_gradients(p, q, [3.0])[1][0], 3 * exact_gradients(p[0], q[0])[1], rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_slopes_of_equal_logits_are_exactly_zero(numba, dtype):
+def test_gradients_at_equal_logits_are_exactly_zero(numba, dtype):
     logits = torch.randn(3, 50, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    for slope in torch_slopes(logits.numpy(), logits.numpy(), [1.0, 2.0, 3.0]):
-        assert (slope == 0).all()
+    for gradient in torch_gradients(logits.numpy(), logits.numpy(), [1.0, 2.0, 3.0]):
+        assert (gradient == 0).all()
 
 
-def test_what_is_learned_from_depends_on_no_earlier_call(monkeypatch):
+def test_results_under_autograd_do_not_depend_on_earlier_calls(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     small, large = (torch.randn(2, 2, n, generator=generator) for n in (1000, 2**17))
 
-    def told(side):
+    def value_and_gradient(side):
         p = side[0].clone().requires_grad_()
         kl = kl_logits(p, side[1])
         return kl.detach(), torch.autograd.grad(kl.sum(), p)[0]
 
     for side, general in ((small, True), (large, False)):
-        monkeypatch.setattr(_quick, "_loaded", {})
-        monkeypatch.setattr(_quick, "_asked", dict.fromkeys(_quick._asked, 0))
-        first = told(side)
-        assert (_quick._loaded == {}) == general
+        monkeypatch.setattr(dispatch, "_loaded", {})
+        monkeypatch.setattr(dispatch, "_requested_entries", dict.fromkeys(dispatch._requested_entries, 0))
+        first = value_and_gradient(side)
+        assert (dispatch._loaded == {}) == general
         use(monkeypatch, "numba")
-        for one, other in zip(first, told(side), strict=True):
+        for one, other in zip(first, value_and_gradient(side), strict=True):
             assert torch.equal(one, other)
 
 
-def test_slopes_have_slopes_and_threads_and_strides(numba, monkeypatch):
+def test_second_derivatives_threads_and_strides(numba, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     p, q = (torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradgradcheck(kl_logits, (p, q))
-    monkeypatch.setattr(_quick, "_THREAD", 2)
+    monkeypatch.setattr(dispatch, "_ENTRIES_PER_THREAD", 2)
     wide = torch.randn(2, 5, 40, dtype=torch.float64, generator=generator)
     strided, flipped = wide[..., ::2].numpy(), wide.flip(-1)[..., ::2].numpy()
     weight = np.arange(10.0).reshape(2, 5)
-    for slopes, dense in zip(
-        torch_slopes(strided, flipped, weight), torch_slopes(strided.copy(), flipped.copy(), weight), strict=True
+    for gradients, dense in zip(
+        torch_gradients(strided, flipped, weight), torch_gradients(strided.copy(), flipped.copy(), weight), strict=True
     ):
-        assert np.array_equal(slopes, dense)
-    exact = exact_slopes(strided[1, 2], flipped[1, 2])[0]
-    np.testing.assert_allclose(torch_slopes(strided, flipped, weight)[0][1, 2], 7 * exact, rtol=1e-12, atol=1e-15)
+        assert np.array_equal(gradients, dense)
+    exact = exact_gradients(strided[1, 2], flipped[1, 2])[0]
+    np.testing.assert_allclose(torch_gradients(strided, flipped, weight)[0][1, 2], 7 * exact, rtol=1e-12, atol=1e-15)
 
 
 def test_bfloat16_tensors_are_computed_in_float32(numba):
@@ -510,36 +509,36 @@ def test_bfloat16_tensors_are_computed_in_float32(numba):
     p = (3 * torch.randn(4, 3000, generator=generator)).bfloat16()
     q = (p + torch.randn(4, 3000, generator=generator)).bfloat16()
     p[:, 7] = q[:, 7] = -inf
-    got = quick_logits(p, q, -1)
+    got = fast_kl_logits(p, q, -1)
     assert got.dtype == torch.bfloat16
-    assert (got == quick_logits(p.float(), q.float(), -1).bfloat16()).all()
-    assert (quick_logits(p, q[0], -1) == quick_logits(p.float(), q[0].float(), -1).bfloat16()).all()
+    assert (got == fast_kl_logits(p.float(), q.float(), -1).bfloat16()).all()
+    assert (fast_kl_logits(p, q[0], -1) == fast_kl_logits(p.float(), q[0].float(), -1).bfloat16()).all()
     uniform = torch.full((4, 512), -math.log(512)).bfloat16()
-    assert (quick_log_probs(uniform, uniform, -1) == 0).all()
-    assert quick_log_probs(uniform, uniform + 0.25, -1) is None
-    assert quick_probs(uniform.exp(), uniform.exp(), -1) is None
+    assert (fast_kl_log_probs(uniform, uniform, -1) == 0).all()
+    assert fast_kl_log_probs(uniform, uniform + 0.25, -1) is None
+    assert fast_kl_probs(uniform.exp(), uniform.exp(), -1) is None
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_threads_add_up(numba, monkeypatch, threads):
-    monkeypatch.setattr(_quick, "_THREAD", 1000)
+def test_threads_give_the_same_result(numba, monkeypatch, threads):
+    monkeypatch.setattr(dispatch, "_ENTRIES_PER_THREAD", 1000)
     rng = np.random.default_rng(10)
     p, q = simplex(rng, (2, 5, 20_011))
-    expected, row = quick_probs(p, q, -1), float(quick_probs(p[0], q[0], -1))
-    for module in (_fast, _fast_logits):
+    expected, row = fast_kl_probs(p, q, -1), float(fast_kl_probs(p[0], q[0], -1))
+    for module in (numba_probs, numba_logits):
         monkeypatch.setattr(module, "THREADS", threads)
-    assert (quick_probs(p, q, -1) == expected).all()
-    assert float(quick_probs(p[0], q[0], -1)) == pytest.approx(row, rel=1e-15)
+    assert (fast_kl_probs(p, q, -1) == expected).all()
+    assert float(fast_kl_probs(p[0], q[0], -1)) == pytest.approx(row, rel=1e-15)
     assert relative_error(row, oracle.kl(p[0], q[0])) < 2e-15
     assert (
-        quick_logits(log(p), log(q), -1) == [quick_logits(log(a), log(b), -1) for a, b in zip(p, q, strict=True)]
+        fast_kl_logits(log(p), log(q), -1) == [fast_kl_logits(log(a), log(b), -1) for a, b in zip(p, q, strict=True)]
     ).all()
     p[0, 11_111] = nan
-    assert quick_probs(p[0], q[0], -1) is None
+    assert fast_kl_probs(p[0], q[0], -1) is None
     p[0, 11_111], q[0, 5] = 0, 0
     p[0] /= math.fsum(p[0])
     q[0] /= math.fsum(q[0])
-    assert quick_probs(p[0], q[0], -1) == inf
+    assert fast_kl_probs(p[0], q[0], -1) == inf
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -549,9 +548,9 @@ def test_with_and_without_numba_agree(monkeypatch, dtype):
     p[1, ::5] = 0
     p[1] /= p[1].sum()
     got = []
-    for way in WAYS:
-        use(monkeypatch, way)
-        got.append(quick_probs(p, q, -1))
+    for backend in BACKENDS:
+        use(monkeypatch, backend)
+        got.append(fast_kl_probs(p, q, -1))
     np.testing.assert_allclose(*got, rtol=1e-14 if dtype == np.float64 else 2e-7)
     general = [float(oracle.kl(p[1, :5000] / p[1, :5000].sum(), q[1, :5000] / q[1, :5000].sum()))]
     assert general[0] == pytest.approx(
@@ -559,29 +558,29 @@ def test_with_and_without_numba_agree(monkeypatch, dtype):
     )
 
 
-# The loading.
+# Loading of the kernels.
 
 
-def test_numba_is_loaded_when_it_pays_and_not_before(monkeypatch):
-    monkeypatch.setattr(_quick, "_loaded", {})
-    monkeypatch.setattr(_quick, "_asked", dict.fromkeys(_quick._asked, 0))
+def test_numba_is_loaded_after_enough_entries(monkeypatch):
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    monkeypatch.setattr(dispatch, "_requested_entries", dict.fromkeys(dispatch._requested_entries, 0))
     p = np.asarray([0.25, 0.75])
     for _ in range(99):
-        quick_probs(p, p, -1)
-    assert _quick._loaded == {}
-    quick_probs(p, p, -1)
-    assert set(_quick._loaded) == {"kullback.discrete.kernels.numba_probs"}
-    quick_logits(np.zeros(10**6), np.zeros(10**6), -1)
-    assert _quick._loaded["kullback.discrete.kernels.numba_logits"] is _fast_logits
+        fast_kl_probs(p, p, -1)
+    assert dispatch._loaded == {}
+    fast_kl_probs(p, p, -1)
+    assert set(dispatch._loaded) == {"kullback.discrete.kernels.numba_probs"}
+    fast_kl_logits(np.zeros(10**6), np.zeros(10**6), -1)
+    assert dispatch._loaded["kullback.discrete.kernels.numba_logits"] is numba_logits
 
 
-def test_without_numba_the_values_are_the_same():
+def test_values_without_numba():
     code = (
         "import sys; sys.modules['numba'] = None\n"
-        "import numpy as np\nfrom kullback import _quick, kl_logits, kl_probs\n"
+        "import numpy as np\nfrom kullback import kl_logits, kl_probs\nfrom kullback.discrete.kernels import dispatch\n"
         "p, q = np.full(2**20, 2.0**-20), (0.5 + (np.arange(2**20) + 0.5) * 2.0**-20) * 2.0**-20\n"
-        "print(float(_quick.quick_probs(p, q, -1)), float(kl_probs(p, q)), float(kl_logits(np.log(p), np.log(q))))\n"
-        "print(_quick._loaded['kullback.discrete.kernels.numba_probs'])"
+        "print(*map(float, (dispatch.fast_kl_probs(p, q, -1), kl_probs(p, q), kl_logits(np.log(p), np.log(q)))))\n"
+        "print(dispatch._loaded['kullback.discrete.kernels.numba_probs'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     values, loaded = done.stdout.splitlines()
@@ -600,7 +599,7 @@ def test_importing_the_package_does_not_import_numba():
     assert done.stdout.strip() == "[]"
 
 
-def test_kernels_are_compiled_where_no_folder_keeps_them(monkeypatch):
+def test_kernels_are_compiled_without_a_cache_directory(monkeypatch):
     asked = []
 
     def njit(signatures, **options):
@@ -609,13 +608,13 @@ def test_kernels_are_compiled_where_no_folder_keeps_them(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: (function, signatures)
 
-    monkeypatch.setattr(_fast, "njit", njit)
+    monkeypatch.setattr(numba_probs, "njit", njit)
     kernel = SimpleNamespace()
-    assert _fast.compiled(["float64(float64)"])(kernel) == (kernel, ["float64(float64)"])
+    assert numba_probs.compiled(["float64(float64)"])(kernel) == (kernel, ["float64(float64)"])
     assert asked == [True, False]
 
 
-def test_the_sums_of_a_row_are_one_for_both_ways():
+def test_numba_and_numpy_sums_agree():
     rng = np.random.default_rng(12)
     p, q = simplex(rng, (2, 30_000))
-    np.testing.assert_allclose(_fast.prob_sums(p, q), _blocks.prob_sums(p, q), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(numba_probs.prob_sums(p, q), numpy_probs.prob_sums(p, q), rtol=1e-13, atol=1e-14)

@@ -1,1 +1,1 @@
-"""Fast implementations of the KL divergence of arrays, behind one dispatch."""
+"""Fast implementations of KL(p || q) for arrays in memory, behind one dispatch."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback.closed_forms.supports import is_of_counts, shared_support
+from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
 from kullback.errors import KullbackError, ParameterError, SupportError
@@ -37,8 +37,8 @@ def starts_on_the_line(
     Raises:
         SupportError: KL between target and members is `inf` both ways.
     """
-    if is_of_counts(kind) != target.discrete:
-        counts, continuum = ("the family", "the target") if is_of_counts(kind) else ("the target", "the family")
+    if is_count_family(kind) != target.discrete:
+        counts, continuum = ("the family", "the target") if is_count_family(kind) else ("the target", "the family")
         raise SupportError(
             f"expected a target and a family that are both of counts or both of a continuum, got {kind.__name__}: "
             f"{counts} is of counts and {continuum} is not, so that KL is inf both ways"
