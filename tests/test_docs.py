@@ -43,20 +43,18 @@ class Cell(NamedTuple):
     Args:
         line: The line of its first statement in the page.
         code: Its statements, padded with empty lines such that a traceback has the line numbers of the page.
-        raises: Whether the cell demonstrates an error.
     """
 
     line: int
     code: str
-    raises: bool
 
 
 def cells(page: Path) -> list[Cell]:
     """The code cells of a page, in order."""
     found, text = [], page.read_text(encoding="utf-8")
-    for match in re.finditer(r"^```\{code-cell\}[^\n]*\n((?::[^\n]*\n)*)(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        line = text.count("\n", 0, match.start(2)) + 1
-        found.append(Cell(line, "\n" * (line - 1) + match[2], "raises-exception" in match[1]))
+    for match in re.finditer(r"^```\{code-cell\}[^\n]*\n(?::[^\n]*\n)*(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, match.start(1)) + 1
+        found.append(Cell(line, "\n" * (line - 1) + match[1]))
     return found
 
 
@@ -72,13 +70,10 @@ def test_code_cells_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(cells(page), 1):
-        error = None
         try:
             exec(compile(cell.code, str(page), "exec"), namespace)
-        except Exception as raised:
-            error = raised
-        if (error is not None) != cell.raises:
-            pytest.fail(f"{identify(page)}, cell {number} (line {cell.line}): {error!r}")
+        except Exception as error:
+            raise AssertionError(f"{identify(page)}, cell {number} (line {cell.line}): {error!r}") from error
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=identify)
