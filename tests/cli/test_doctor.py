@@ -23,7 +23,7 @@ from kullback.train.grpo import GRPOPlan, train_grpo
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
 Train = Callable[..., Path]
-Holder = budget_trainer._BudgetCallback
+Callback = budget_trainer._BudgetCallback
 ROWS = [{"prompt": f"{a}+{a + 1}="} for a in range(40)]
 
 
@@ -104,14 +104,14 @@ def test_a_budget_that_is_not_reached(train: Train, capsys: pytest.CaptureFixtur
 
 def test_beta_at_its_upper_bound(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     # Without the displacement step only the penalty constrains the KL, which is not enough.
-    monkeypatch.setattr(Holder, "_hold", lambda self, budget: 1.0)
+    monkeypatch.setattr(Callback, "_apply", lambda self, budget: 1.0)
     _, found = run_doctor(capsys, train(KLBudget(1e-3, price=0.45, learning_rate_scale=1.0), steps=20))
     assert names(found) == ["over-budget", "beta-at-upper-bound"]
     assert found[1]["evidence"]["upper bound of beta"] == pytest.approx(500)
 
 
 def test_a_kl_above_its_budget(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr(Holder, "_hold", lambda self, budget: 1.0)
+    monkeypatch.setattr(Callback, "_apply", lambda self, budget: 1.0)
     _, found = run_doctor(capsys, train(KLBudget(1e-3, learning_rate_scale=1.0)))
     assert names(found) == ["over-budget"]
     assert found[0]["evidence"]["kl/budget"] > 1.2
@@ -130,12 +130,12 @@ def test_dropout_in_the_model(
 
 
 def test_a_wrong_reference(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def with_other_reference(self: Any, trainer: Any, init: Any = Holder.__init__) -> None:
+    def with_other_reference(self: Any, trainer: Any, init: Any = Callback.__init__) -> None:
         with torch.no_grad():
             trainer.ref_model.lm_head.weight.mul_(1.1)
         init(self, trainer)
 
-    monkeypatch.setattr(Holder, "__init__", with_other_reference)
+    monkeypatch.setattr(Callback, "__init__", with_other_reference)
     _, found = run_doctor(capsys, train(None, steps=2))
     assert names(found) == ["kl-at-start"]
 
@@ -147,27 +147,27 @@ def test_a_reference_replaced_during_the_run(
         if state.global_step == 8:
             self.reference.load_state_dict(self.policy.state_dict())
 
-    monkeypatch.setattr(Holder, "on_step_end", replace_reference)
+    monkeypatch.setattr(Callback, "on_step_end", replace_reference)
     _, found = run_doctor(capsys, train(None, evaluate_every=0))
     assert names(found) == ["reference-moved"]
     assert found[0]["evidence"]["step"] == 9
 
 
 def test_a_reversed_sign(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def measured(self: Any, original: Any = Holder.measured) -> Any:
+    def measured(self: Any, original: Any = Callback.measured) -> Any:
         return tuple(replace(estimate, value=-estimate.value) for estimate in original(self))
 
-    monkeypatch.setattr(Holder, "measured", measured)
+    monkeypatch.setattr(Callback, "measured", measured)
     _, found = run_doctor(capsys, train(None, evaluate_every=0))
     assert names(found) == ["negative-kl"]
     assert found[0]["severity"] == "error"
 
 
 def test_padding_in_the_lengths(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def record(self: Any, inputs: Any, scored: Any, original: Any = Holder.record) -> None:
+    def record(self: Any, inputs: Any, scored: Any, original: Any = Callback.record) -> None:
         original(self, inputs, replace(scored, mask=torch.ones_like(scored.mask)))
 
-    monkeypatch.setattr(Holder, "record", record)
+    monkeypatch.setattr(Callback, "record", record)
     _, found = run_doctor(capsys, train(None, rewards=[shorter], watched=[], evaluate_every=0))
     assert names(found) == ["mask-mismatch"]
 
@@ -175,20 +175,20 @@ def test_padding_in_the_lengths(train: Train, capsys: pytest.CaptureFixture[str]
 def test_a_logged_kl_that_differs_from_the_evaluation(
     train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    def record(self: Any, inputs: Any, scored: Any, original: Any = Holder.record) -> None:
+    def record(self: Any, inputs: Any, scored: Any, original: Any = Callback.record) -> None:
         original(self, inputs, replace(scored, kl=scored.kl.detach() * 2))
 
-    monkeypatch.setattr(Holder, "record", record)
+    monkeypatch.setattr(Callback, "record", record)
     _, found = run_doctor(capsys, train(None, steps=20, settings={"per_device_train_batch_size": 64}))
     assert names(found) == ["logged-kl-differs-from-evaluation"]
     assert found[0]["evidence"]["median of logged/evaluated"] == pytest.approx(2, rel=0.25)
 
 
 def test_an_infinite_kl(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def measured(self: Any, original: Any = Holder.measured) -> Any:
+    def measured(self: Any, original: Any = Callback.measured) -> Any:
         return tuple(replace(estimate, value=math.inf) for estimate in original(self))
 
-    monkeypatch.setattr(Holder, "measured", measured)
+    monkeypatch.setattr(Callback, "measured", measured)
     _, found = run_doctor(capsys, train(None, steps=2))
     assert names(found) == ["kl-not-finite"]
 
@@ -247,7 +247,7 @@ def test_a_diverging_beta(train: Train, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_k1_in_the_log(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def record(self: Any, inputs: Any, scored: Any, original: Any = Holder.record) -> None:
+    def record(self: Any, inputs: Any, scored: Any, original: Any = Callback.record) -> None:
         ids, mask = scored.ids, scored.mask
         with torch.no_grad():
             hidden = last_hidden(self.policy, ids, scored.attention)[:, -mask.shape[1] - 1 :]
@@ -255,7 +255,7 @@ def test_k1_in_the_log(train: Train, capsys: pytest.CaptureFixture[str], monkeyp
             theirs = completion_log_prob(self.ref_head, scored.ref_hidden, ids, mask, temperature=1.0)
         original(self, inputs, replace(scored, kl=(ours - theirs) * mask))
 
-    monkeypatch.setattr(Holder, "record", record)
+    monkeypatch.setattr(Callback, "record", record)
     _, found = run_doctor(capsys, train(None, evaluate_every=0, settings={"learning_rate": 1e-3}))
     assert [(finding["name"], finding["severity"]) for finding in found] == [("negative-kl", "warning")]
 

@@ -110,7 +110,7 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
         ("normal(0,-1)", "normal(0,1)", "scale to be > 0 and finite, but it is -1.0"),
         ("normal(0,1", "normal(0,1)", "expected ',', got the end"),
         ("__import__('os').system('true')", "normal(0,1)", "no family is called '__import__'"),
-        ("mixture(0.5*gamma(1,2))", "normal(0,1)", "a mixture is of normals, got Gamma"),
+        ("mixture(0.5*gamma(1,2))", "normal(0,1)", "expected a mixture of normals, got a component Gamma"),
         ("0.5,0.5", "normal(0,1)", "two tables of probabilities or two families"),
         ("absent.npy", "0.5,0.5", "absent.npy: cannot be read: No such file"),
         ("bytes:absent", "0.5,0.5", "absent: cannot be read"),

@@ -1,4 +1,4 @@
-"""`kullback train` as a user runs it: real processes, real files, killed and resumed."""
+"""`kullback train grpo` in separate processes and on real files, including killed and resumed runs."""
 
 import json
 import os
@@ -31,27 +31,27 @@ def raises(completions, **_):
     raise ValueError("no such column")
 """
 
-# `python -m kullback`, with each process writing down the controller's state and the weights after each step.
-NOTING = """
+# `python -m kullback`, where each process also logs the controller's state and the sum of the weights after each step.
+LOGGING = """
 import os, runpy
 import kullback.integrations.trl as trl
 
 step = trl._BudgetCallback.on_optimizer_step
 
-def noting(self, args, state, control, **kwargs):
+def logging(self, args, state, control, **kwargs):
     step(self, args, state, control, **kwargs)
     weights = float(sum(weight.detach().double().sum() for weight in self.policy.parameters()))
-    with open("seen/" + os.environ["LOCAL_RANK"], "a") as file:
+    with open("states/" + os.environ["LOCAL_RANK"], "a") as file:
         print(self.trainer.budget.to_dict(), weights, file=file)
 
-trl._BudgetCallback.on_optimizer_step = noting
+trl._BudgetCallback.on_optimizer_step = logging
 runpy.run_module("kullback", run_name="__main__")
 """
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A working directory as a user has it: rewards and prompts."""
+def workdir(tmp_path: Path) -> Path:
+    """A working directory with a module of rewards and a file of prompts."""
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     rows = [{"prompt": f"{a}+{a + 1}=", "answer": str(2 * a + 1)} for a in range(40)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -90,25 +90,25 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "100"}
 
 
-def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
-    return run_in(desk, [sys.executable, "-m", "kullback", *words])
+def kullback(words: list[str], workdir: Path) -> subprocess.CompletedProcess[str]:
+    return run_in(workdir, [sys.executable, "-m", "kullback", *words])
 
 
-def in_process(words: list[str], desk: Path) -> int:
-    """The same without a process of its own, whose imports take seconds."""
+def in_process(words: list[str], workdir: Path) -> int:
+    """Run the command in this process, which saves the seconds of the imports."""
     from kullback.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(desk)
-        patch.setattr(sys, "path", [str(desk), *sys.path])
+        patch.chdir(workdir)
+        patch.setattr(sys, "path", [str(workdir), *sys.path])
         patch.delitem(sys.modules, "my_rewards", raising=False)
         return main(words)
 
 
-def run_in(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+def run_in(workdir: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words,
-        cwd=desk,
+        cwd=workdir,
         env=environment(),
         capture_output=True,
         text=True,
@@ -121,11 +121,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = kullback(command(tiny_model), desk)
+def test_the_files_and_the_output_of_a_run(workdir: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = kullback(command(tiny_model), workdir)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    run = desk / "run"
+    run = workdir / "run"
     config = json.loads((run / "config.json").read_text())
     assert config["budget"].items() >= {"kind": "KLBudget", "target": 0.02, "unit": "token"}.items()
     assert config["rewards"] == ["longer"]
@@ -146,26 +146,26 @@ def test_a_run_leaves_what_it_says(desk: Path, tiny_model: Path, capsys: pytest.
 
     trained = AutoModelForCausalLM.from_pretrained(run / "model", use_safetensors=True)
     start = AutoModelForCausalLM.from_pretrained(tiny_model)
-    moved = [not bool((a == b).all()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
-    assert any(moved)
+    changed = [not bool((a == b).all()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
+    assert any(changed)
     assert AutoTokenizer.from_pretrained(run / "model")("1+2=")["input_ids"]
     assert not [path for path in (run / "model").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert "step 6/6" in done.stdout
-    assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
+    assert "\x1b" not in done.stdout  # plain lines if the output is not a terminal
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(run / name) for key in row}
-        assert keys <= explained(), keys - explained()
-    assert in_process(command(tiny_model), desk) == 2
+        assert keys <= documented_keys(), keys - documented_keys()
+    assert in_process(command(tiny_model), workdir) == 2
     assert "already exists" in capsys.readouterr().err
 
 
-def explained() -> set[str]:
+def documented_keys() -> set[str]:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     return set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model": "absent"}, "--model absent: no such directory"),
         ({"prompts": "absent.jsonl"}, "--prompts absent.jsonl: no such file"),
@@ -185,48 +185,49 @@ def explained() -> set[str]:
         ({"evaluate-every": -1}, "--evaluate-every"),
     ],
 )
-def test_bad_input_gets_one_line_and_leaves_nothing(
-    desk: Path, tiny_model: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_gives_one_line_and_no_files(
+    workdir: Path, tiny_model: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (desk / "bad.jsonl").write_text('{"prompt": "1+1="}\n{"prompt"\n')
-    (desk / "unprompted.jsonl").write_text('{"question": "1+1="}\n')
+    (workdir / "bad.jsonl").write_text('{"prompt": "1+1="}\n{"prompt"\n')
+    (workdir / "unprompted.jsonl").write_text('{"question": "1+1="}\n')
     words = command(tiny_model, **changes)
-    if "set" in changes:  # last, so that it is the one that counts
+    if "set" in changes:  # the last setting takes precedence
         words += ["--set", changes["set"]]
-    assert in_process(words, desk) == 2
+    assert in_process(words, workdir) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
-    assert not (desk / "run").exists()
+    assert not (workdir / "run").exists()
 
 
 def test_models_that_cannot_be_used_are_refused(
-    desk: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workdir: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    mute = tmp_path / "mute"
-    mute.mkdir()
+    without_tokenizer = tmp_path / "without-tokenizer"
+    without_tokenizer.mkdir()
     for name in ("config.json", "model.safetensors"):
-        (mute / name).write_bytes((tiny_model / name).read_bytes())
-    torn = tmp_path / "torn"
-    torn.mkdir()
+        (without_tokenizer / name).write_bytes((tiny_model / name).read_bytes())
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
     for path in tiny_model.iterdir():
-        (torn / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
-    for model, said in ((pickled, "a pickle, which can run code"), (mute, "no tokenizer"), (torn, "does not load")):
-        assert in_process(command(model), desk) == 2
+        (truncated / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
+    cases = {pickled: "a pickle, which can run code", without_tokenizer: "no tokenizer", truncated: "does not load"}
+    for model, message in cases.items():
+        assert in_process(command(model), workdir) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert message in error
         assert error.count("\n") == 1
-        assert not (desk / "run").exists()
+        assert not (workdir / "run").exists()
 
 
-def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
+def start(words: list[str], workdir: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "kullback", *words],
-        cwd=desk,
+        cwd=workdir,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -245,48 +246,48 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-def test_a_killed_run_resumes_where_its_checkpoint_is(
-    desk: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+def test_a_killed_run_resumes_from_its_checkpoint(
+    workdir: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert in_process(command(tiny_model, steps=12, output="whole"), desk) == 0
-    process = start(command(tiny_model, steps=12), desk)
-    wait_for_step(desk / "run", 7, process)
+    assert in_process(command(tiny_model, steps=12, output="whole"), workdir) == 0
+    process = start(command(tiny_model, steps=12), workdir)
+    wait_for_step(workdir / "run", 7, process)
     process.kill()
     process.communicate()
-    assert not (desk / "run" / "model").exists()
+    assert not (workdir / "run" / "model").exists()
     capsys.readouterr()
-    assert in_process([*command(tiny_model, steps=12, resume=True), "--json"], desk) == 0
+    assert in_process([*command(tiny_model, steps=12, resume=True), "--json"], workdir) == 0
     assert json.loads(capsys.readouterr().out)["ended"] is True
-    ours, theirs = rows_of(desk / "run" / "metrics.jsonl"), rows_of(desk / "whole" / "metrics.jsonl")
+    ours, theirs = rows_of(workdir / "run" / "metrics.jsonl"), rows_of(workdir / "whole" / "metrics.jsonl")
     assert [row["step"] for row in ours] == list(range(1, 13))
-    assert [row["step"] for row in rows_of(desk / "run" / "evaluations.jsonl")] == [0, 3, 6, 9, 12]
-    # The same controller and the same random numbers: up to the first batch whose panel was lost, the same run.
+    assert [row["step"] for row in rows_of(workdir / "run" / "evaluations.jsonl")] == [0, 3, 6, 9, 12]
+    # The controller and the random numbers are restored, so the runs agree up to the first batch with lost evaluations.
     betas = [[row["beta"] for row in rows] for rows in (ours, theirs)]
     assert betas[0][:8] == betas[1][:8]
-    assert abs(betas[0][8] / betas[0][7] - 1) < 0.06  # it went on from there and did not start again
+    assert abs(betas[0][8] / betas[0][7] - 1) < 0.06  # it resumed and did not restart
     assert ours[7]["beta"] != ours[0]["beta"]
-    assert in_process(command(tiny_model, steps=12, resume=True, budget=0.5), desk) == 2
+    assert in_process(command(tiny_model, steps=12, resume=True, budget=0.5), workdir) == 2
     assert "was started with budget" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_after_the_step_with_a_checkpoint(desk: Path, tiny_model: Path) -> None:
-    process = start(command(tiny_model, steps=400), desk)
-    wait_for_step(desk / "run", 3, process)
+def test_ctrl_c_stops_after_the_step_with_a_checkpoint(workdir: Path, tiny_model: Path) -> None:
+    process = start(command(tiny_model, steps=400), workdir)
+    wait_for_step(workdir / "run", 3, process)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
-    steps = [row["step"] for row in rows_of(desk / "run" / "metrics.jsonl")]
-    assert (desk / "run" / "checkpoints" / f"checkpoint-{steps[-1]}").is_dir()
+    steps = [row["step"] for row in rows_of(workdir / "run" / "metrics.jsonl")]
+    assert (workdir / "run" / "checkpoints" / f"checkpoint-{steps[-1]}").is_dir()
     assert "--resume" in out
-    assert (desk / "run" / "report.html").is_file()
+    assert (workdir / "run" / "report.html").is_file()
 
 
-def test_two_processes_hold_one_budget(desk: Path, tiny_model: Path) -> None:
+def test_two_processes_share_one_budget(workdir: Path, tiny_model: Path) -> None:
     words = command(tiny_model, steps=30, budget=0.02)
     words[words.index("per_device_train_batch_size=16")] = "per_device_train_batch_size=8"
-    (desk / "seen").mkdir()
-    (desk / "noting.py").write_text(NOTING)
-    # Without a GPU accelerate starts a single process unless it is told --multi_gpu; what it starts talks by gloo.
+    (workdir / "states").mkdir()
+    (workdir / "logging_run.py").write_text(LOGGING)
+    # Without a GPU accelerate starts several processes only with --multi_gpu; they communicate by gloo.
     launcher = [
         sys.executable,
         "-m",
@@ -297,15 +298,15 @@ def test_two_processes_hold_one_budget(desk: Path, tiny_model: Path) -> None:
         "--num_machines",
         "1",
     ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "noting.py"]
-    done = run_in(desk, [*launcher, *words])
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "logging_run.py"]
+    done = run_in(workdir, [*launcher, *words])
     assert done.returncode == 0, done.stderr
-    seen = desk / "seen"
-    first, second = ((seen / rank).read_text().splitlines() for rank in "01")
+    states = workdir / "states"
+    first, second = ((states / rank).read_text().splitlines() for rank in "01")
     assert len(first) == 30
-    assert first == second  # the budget's whole state, beta in it, and the weights
-    metrics = rows_of(desk / "run" / "metrics.jsonl")
+    assert first == second  # the state of the budget, including beta, and the weights
+    metrics = rows_of(workdir / "run" / "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(1, 31))
     late = [row["kl_policy_ref_per_token"] for row in metrics[15:]]
     assert sum(late) / len(late) == pytest.approx(0.02, rel=0.3)
-    assert rows_of(desk / "run" / "evaluations.jsonl")[0]["count"] == 40
+    assert rows_of(workdir / "run" / "evaluations.jsonl")[0]["count"] == 40

@@ -16,23 +16,23 @@ from stable_baselines3 import PPO
 SETTINGS = ("n_steps=128", "n_epochs=2", "save_every=2")
 
 
-def command(*words: str, **changes: Any) -> list[str]:
+def command(*more: str, **changes: Any) -> list[str]:
     options = {"env": "CartPole-v1", "budget": 0.001, "clip": "none", "steps": 768, "output": "run", **changes}
-    said = ["train", "ppo", "--evaluate-every", "3"]
+    words = ["train", "ppo", "--evaluate-every", "3"]
     for key, value in options.items():
         if value is not None:
-            said += [f"--{key.replace('_', '-')}", str(value)]
-    return [*said, *(part for word in SETTINGS for part in ("--set", word)), *words]
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return [*words, *(part for setting in SETTINGS for part in ("--set", setting)), *more]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", "COLUMNS": "100"}
 
 
-def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
+def kullback(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kullback", *words],
-        cwd=desk,
+        cwd=directory,
         env=environment(),
         capture_output=True,
         text=True,
@@ -41,12 +41,12 @@ def kullback(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def in_process(words: list[str], desk: Path) -> int:
-    """The same without a process of its own, whose imports take seconds."""
+def in_process(words: list[str], directory: Path) -> int:
+    """Run the command in this process, which saves the seconds of the imports."""
     from kullback.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(desk)
+        patch.chdir(directory)
         return main(words)
 
 
@@ -54,20 +54,20 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def explained() -> set[str]:
+def documented_keys() -> set[str]:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     return set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
 
 
-def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
+def test_the_files_and_the_output_of_a_run(tmp_path: Path) -> None:
     done = kullback(command(), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     run = tmp_path / "run"
     config = json.loads((run / "config.json").read_text())
     bounds = {"price_min": 5e-4, "price_max": 0.5, "gain": 0.05}
-    told = {"kind": "KLBudget", "target": 0.001, "unit": "step", "constrain": "old-policy", "states": "visited"}
-    assert config["budget"] == told | bounds
+    budget = {"kind": "KLBudget", "target": 0.001, "unit": "step", "constrain": "old-policy", "states": "visited"}
+    assert config["budget"] == budget | bounds
     assert config["clip"] is None
     assert config["versions"]["stable_baselines3"].startswith("2.9")
     metrics = rows_of(run / "metrics.jsonl")
@@ -81,11 +81,11 @@ def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     assert "step 768/768" in done.stdout
     assert "of 0.001 nats/step" in done.stdout
     assert "KL(old policy || policy), nats per step" in done.stdout
-    assert "\x1b" not in done.stdout  # plain lines where nobody looks at a terminal
+    assert "\x1b" not in done.stdout  # plain lines if the output is not a terminal
 
 
 @pytest.mark.parametrize("kind", ["reference", "fixed", "plain"])
-def test_every_logged_key_is_explained(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_logged_key_is_documented(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "model.zip")
     changes = {
         "reference": {"reference": "model.zip", "budget": 0.01},
@@ -93,18 +93,18 @@ def test_every_logged_key_is_explained(kind: str, tmp_path: Path, capsys: pytest
         "plain": {"budget": None},
     }
     assert in_process([*command(env="Pendulum-v1", steps=384, **changes[kind]), "--json"], tmp_path) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["ended"] is True
-    assert said["last"]["step"] == 384
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["ended"] is True
+    assert outcome["last"]["step"] == 384
     rows = [row for name in ("metrics.jsonl", "evaluations.jsonl") for row in rows_of(tmp_path / "run" / name)]
     keys = {key for row in rows for key in row}
-    assert {key.replace("rewards/return", "rewards/NAME") for key in keys} <= explained()
+    assert {key.replace("rewards/return", "rewards/NAME") for key in keys} <= documented_keys()
     assert ("beta" in keys) == (kind != "plain")
     assert ("kl_policy_ref_per_step" in keys) == (kind == "reference")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"env": "CartPole-v9"}, "--env CartPole-v9"),
         ({"budget": 0}, "> 0, got 0.0"),
@@ -120,19 +120,19 @@ def test_every_logged_key_is_explained(kind: str, tmp_path: Path, capsys: pytest
         ({"controller": "FixedBeta"}, "expected --beta and no --budget"),
         ({"controller": "FixedBeta", "budget": None}, "expected --beta and no --budget"),
         ({"controller": "PPO2017", "budget": None}, "--controller PPO2017: expected --budget"),
-        ({"beta": 1.0}, "--beta: KLBudget finds its own"),
-        ({"beta": -1.0, "controller": "RLlib"}, "beta > 0"),
+        ({"beta": 1.0}, "--beta: KLBudget determines beta itself"),
+        ({"beta": -1.0, "controller": "RLlibController"}, "beta > 0"),
         ({"set": "n_step=1"}, "the nearest is n_steps"),
         ({"set": "batch_size=100"}, "expected a divisor"),
         ({"evaluate_every": -1}, "--evaluate-every"),
     ],
 )
-def test_bad_input_gets_one_line_and_leaves_nothing(
-    tmp_path: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_gives_one_line_and_no_files(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert in_process(command(**changes), tmp_path) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -151,17 +151,17 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_missing_library_is_named_with_what_to_install(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     words = [sys.executable, "-c", WITHOUT, *command()]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == "kullback: stable_baselines3 is missing: pip install 'kullback[rl]'\n"
     assert done.returncode == 2
 
 
-def start(words: list[str], desk: Path) -> subprocess.Popen[str]:
+def start(words: list[str], directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "kullback", *words],
-        cwd=desk,
+        cwd=directory,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -180,7 +180,7 @@ def wait_for_rows(run: Path, rows: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{rows} rows were not reached")
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_resumes_identically(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert in_process(command(steps=1280, output="whole"), tmp_path) == 0
     process = start(command(steps=1280), tmp_path)
     wait_for_rows(tmp_path / "run", 5, process)
@@ -197,7 +197,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, capsys: pyte
     assert "was started with budget" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_after_the_update_with_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_stops_after_the_update_with_a_checkpoint(tmp_path: Path) -> None:
     process = start(command(steps=100_000), tmp_path)
     wait_for_rows(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`kullback doctor`: what is wrong with a run, from what it left. Exit status 0: nothing; 1: findings; 2: bad input."""
+"""`kullback doctor`: the faults of a training run, from its files."""
 
 import argparse
 import json
@@ -7,15 +7,22 @@ from typing import Any
 
 __all__ = ["add_parser"]
 
-FINDINGS = 1
-ABOUT = """Reads a run directory of `kullback train`, a directory that TRL wrote checkpoints to, or a JSON file of TRL's
-settings. Exit status: 0 nothing found, 1 findings, 2 bad input. docs/doctor.md explains every finding."""
+HAS_FINDINGS = 1
+EPILOG = """Exit status: 0 without findings, 1 with findings, 2 for invalid input. docs/doctor.md explains every
+finding."""
 
 
 def add_parser(commands: Any) -> None:
-    """Add `doctor`."""
-    parser = commands.add_parser("doctor", help="what is wrong with a run, and why", epilog=ABOUT)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_OR_CONFIG")
+    """Add the command `doctor`."""
+    parser = commands.add_parser("doctor", help="find faults in the KL control of a training run", epilog=EPILOG)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run directory of `kullback train grpo` or `kullback train ppo`, a directory with checkpoints of TRL, "
+        "or a JSON or YAML file of TRL's settings",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=_run)
 
@@ -23,17 +30,17 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.doctor.run import doctor_path
 
-    found = {str(path): doctor_path(path) for path in options.runs}
+    findings = {str(path): doctor_path(path) for path in options.runs}
     if options.json:
-        told = {path: [one.to_dict() for one in findings] for path, findings in found.items()}
-        print(json.dumps({"findings": told}, allow_nan=False))
+        content = {path: [finding.to_dict() for finding in of_path] for path, of_path in findings.items()}
+        print(json.dumps({"findings": content}, allow_nan=False))
     else:
-        print("\n\n".join(_shown(path, findings) for path, findings in found.items()))
-    return FINDINGS if any(found.values()) else 0
+        print("\n\n".join(_as_text(path, of_path) for path, of_path in findings.items()))
+    return HAS_FINDINGS if any(findings.values()) else 0
 
 
-def _shown(path: str, findings: list[Any]) -> str:
+def _as_text(path: str, findings: list[Any]) -> str:
     if not findings:
         return f"{path}: nothing found"
-    said = "\n".join(str(one) for one in findings)
-    return f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}\n{said}"
+    lines = "\n".join(str(finding) for finding in findings)
+    return f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}\n{lines}"

@@ -1,4 +1,4 @@
-"""`kullback explore`: a page to see KL on, from a server on this machine or as one file."""
+"""`kullback explore`: an interactive page about KL, served on this machine or written to one file."""
 
 import argparse
 from pathlib import Path
@@ -9,25 +9,31 @@ from kullback.errors import InputError
 __all__ = ["add_parser"]
 
 EXAMPLES = """examples:
-  kullback explore                                  opens a page in the browser
-  kullback explore runs/mine                        and follows a run while it trains
-  kullback explore runs/a runs/b --output page.html the same page as one file that works offline
+  kullback explore                                    open the page in the browser
+  kullback explore runs/mine                          show a run too, and follow it while it trains
+  kullback explore runs/a runs/b --output page.html   write the page as one file that works offline
 """
-_MOST = 6
+_MAX_RUNS = 6
 
 
 def add_parser(commands: Any) -> None:
-    """Add `explore`."""
+    """Add the command `explore`."""
     parser = commands.add_parser(
         "explore",
-        help="a page to see KL on: both directions, a next token, a policy on a budget, your runs",
+        help="open an interactive page: both directions of KL, a next token, a policy with a KL budget, and your runs",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories to show")
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="where to listen (default: any free port)")
-    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the page to a file, and serve nothing")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help=f"a run directory of `kullback train`; at most {_MAX_RUNS}"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the page to FILE instead of starting a server"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -39,17 +45,20 @@ def _run(options: argparse.Namespace) -> int:
 
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port: expected a number from 0 to 65535, got {options.port}")
-    if len(options.runs) > _MOST:
-        raise InputError(f"expected at most {_MOST} runs side by side, got {len(options.runs)}")
-    runs = {_name(path, options.runs): RunDirectory(path) for path in options.runs}
+    if len(options.runs) > _MAX_RUNS:
+        raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(options.runs)}")
+    runs = {_label(path, options.runs): RunDirectory(path) for path in options.runs}
     if options.output is not None:
         if not options.output.parent.is_dir() or options.output.is_dir():
-            raise InputError(f"--output {options.output}: expected a file in a directory that is there")
+            raise InputError(
+                f"--output {options.output}: expected the path of a file in an existing directory; create the "
+                "directory first"
+            )
         write_whole(options.output, explorer_page(runs, live=False))
         print(options.output)
         return 0
     server, address = make_server(runs, port=options.port)
-    print(f"{address}   (Ctrl-C ends it)", flush=True)
+    print(f"{address}   (press Ctrl-C to stop)", flush=True)
     if not options.no_browser:
         import webbrowser
 
@@ -61,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _name(path: Path, paths: list[Path]) -> str:
-    """The last part of its path, where that tells it apart."""
-    alike = [other for other in paths if other.resolve().name == path.resolve().name]
-    return path.resolve().name if len(alike) == 1 else str(path)
+def _label(path: Path, paths: list[Path]) -> str:
+    """The last part of a path if no other path has the same, else the whole path."""
+    name = path.resolve().name
+    return name if [other.resolve().name for other in paths].count(name) == 1 else str(path)

@@ -1,15 +1,19 @@
-"""What the commands that train say, and in the end."""
+"""The output at the end of the commands `kullback train ...`."""
 
+import argparse
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finish", "transformers_console"]
+__all__ = ["INTERRUPTED", "print_outcome", "transformers_console", "write_report"]
+
+INTERRUPTED = 130
 
 
-def finish(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
-    """Show how runs ended, and write their report."""
+def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
+    """Print the final metrics of runs as a table, and write their report to an HTML file."""
     from rich.table import Table
 
     from kullback.explore.run_tables import closing_table, report_runs
@@ -25,13 +29,32 @@ def finish(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, sum
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
+def print_outcome(options: argparse.Namespace, *, finished: bool, last: Any, console: Any) -> int:
+    """Print the outcome of a training command, as JSON or as text.
+
+    Args:
+        options: The options of the command.
+        finished: Whether the run finished; if not, it was interrupted and has a checkpoint.
+        last: The last row of evaluations, or the rows by the name of the run.
+        console: The console for text.
+
+    Returns:
+        The exit status.
+    """
+    if options.json:
+        print(json.dumps({"run": str(options.output), "ended": finished, "last": last}))
+    elif not finished:
+        console.print(f"interrupted; continue with --resume --output {options.output}", highlight=False)
+    return 0 if finished else INTERRUPTED
+
+
 def transformers_console(*, quiet: bool) -> Any:
-    """Where a run by transformers shows how it goes; its libraries are told to be quiet."""
+    """The console for the progress of a run, with the output of transformers and datasets disabled."""
     import datasets
     import transformers
     from rich.console import Console
 
-    # TRL still sets options that transformers has renamed: nothing that the user could mend.
+    # TRL sets options that transformers has renamed; the user cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

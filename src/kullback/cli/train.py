@@ -1,84 +1,141 @@
-"""`kullback train`: policies inside a KL budget, and what else is KL. Options in, a run and its report out."""
+"""`kullback train`: its recipes, and the commands `kullback train grpo` and `kullback train demo`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from kullback.budget.kl_budget import KLBudget
-from kullback.cli.run_summary import finish, transformers_console
+from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
+from kullback.cli.run_summary import print_outcome, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
-from kullback.cli.train_vae import add_latents
+from kullback.cli.train_vae import add_bottleneck, add_vae
 
 __all__ = ["add_parser"]
 
-GRPO_EXAMPLE = """example:
+GRPO_EXAMPLES = """example:
   kullback train grpo --model my-model --prompts prompts.jsonl --reward my_rewards:exact --budget 0.05 --steps 500 \\
       --output runs/mine --set learning_rate=1e-5 --set num_generations=8
-  accelerate launch --num_processes 2 -m kullback train grpo ...     the same on several processes
+  accelerate launch --num_processes 2 -m kullback train grpo ...     run it on several processes
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Add `train` and what can be trained."""
-    recipes = commands.add_parser(
-        "train", help="train a policy inside a KL budget; a VAE; a model on examples"
-    ).add_subparsers(required=True, metavar="RECIPE")
+    """Add the command `train` and its recipes."""
+    parser = commands.add_parser(
+        "train",
+        help="train a policy with a KL budget, a language model on examples, or a variational autoencoder",
+        epilog="`kullback train RECIPE --help` describes the options of a recipe.",
+    )
+    recipes = parser.add_subparsers(required=True, metavar="RECIPE")
     _add_grpo(recipes)
     add_ppo(recipes)
     add_sft(recipes)
-    add_latents(recipes)
+    add_vae(recipes)
+    add_bottleneck(recipes)
     _add_demo(recipes)
 
 
 def _add_grpo(recipes: Any) -> None:
     parser = recipes.add_parser(
         "grpo",
-        help="a language model against rewards, by TRL's GRPO",
-        epilog=GRPO_EXAMPLE,
+        help="train a language model on rewards, by group relative policy optimisation (GRPO) of TRL",
+        epilog=GRPO_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="a local transformers directory (safetensors)")
-    add("--prompts", type=Path, required=True, metavar="FILE", help='JSON lines, each with a "prompt"')
-    add("--reward", action="append", required=True, metavar="MODULE:FUNCTION", help="to be optimised; repeatable")
-    add("--watch", action="append", default=[], metavar="MODULE:FUNCTION", help="a reward only to log; repeatable")
-    add("--budget", type=float, metavar="NATS", help="what KL(policy || reference) is held to; without: unconstrained")
-    add("--unit", choices=("token", "sequence"), default="token", help="what the budget is per (default: token)")
-    add("--steps", type=int, required=True, metavar="N", help="optimizer steps")
-    add("--output", type=Path, required=True, metavar="RUN", help="the run directory to make")
-    add("--resume", action="store_true", help="go on from RUN's last checkpoint")
-    add("--seed", type=int, default=0)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of TRL's GRPOConfig; repeatable")
-    add("--evaluate", type=Path, metavar="FILE", help="prompts to judge by (default: the first 128 of --prompts)")
-    add("--evaluate-every", type=int, default=20, metavar="N", help="steps between judgements, 0: only at the ends")
-    add("--json", action="store_true", help="print the outcome as JSON and nothing else")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="start from the transformers model in DIR, which has weights in the safetensors format; the model is also "
+        "the reference",
+    )
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='read training prompts from FILE, in JSON Lines: each line is an object with a "prompt"',
+    )
+    add(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="optimise the reward that FUNCTION of the Python module MODULE computes, in the format of TRL; MODULE may "
+        "be a file MODULE.py in the working directory; may be repeated, and the rewards are added",
+    )
+    add(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="log a reward without optimising it, in the format of --reward; may be repeated",
+    )
+    add(
+        "--budget",
+        type=float,
+        metavar="NATS",
+        help="keep KL(policy || reference) at NATS nats per --unit (default: no constraint)",
+    )
+    add("--unit", choices=("token", "sequence"), default="token", help="the unit of --budget (default: token)")
+    add("--steps", type=int, required=True, metavar="N", help="train for N optimizer steps")
+    add(
+        "--evaluate",
+        type=Path,
+        metavar="FILE",
+        help="evaluate on the prompts in FILE (default: the first 128 prompts of --prompts)",
+    )
+    add_run_options(
+        parser, evaluate_every=20, interval=f"optimizer steps; {ONLY_AT_ENDS}", settings="the GRPOConfig of TRL"
+    )
     parser.set_defaults(run=_grpo)
 
 
 def _add_demo(recipes: Any) -> None:
-    parser = recipes.add_parser("demo", help="the embedded task: sums, a flawed verifier, without and with a budget")
+    parser = recipes.add_parser(
+        "demo", help="train a small model on addition with a flawed verifier, without and with a KL budget"
+    )
     add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/demo"), metavar="DIR")
-    add("--budget", type=float, default=0.05, metavar="NATS", help="nats per token (default: 0.05)")
-    add("--steps", type=int, default=200, metavar="N", help="GRPO steps of each arm (default: 200)")
-    add("--reference-steps", type=int, default=700, metavar="N", help="supervised steps (default: 700)")
-    add("--seed", type=int, default=0)
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="write the runs and their report to the directory DIR (default: runs/demo)",
+    )
+    add(
+        "--budget",
+        type=float,
+        default=0.05,
+        metavar="NATS",
+        help="keep KL(policy || reference) at NATS nats per token (default: 0.05)",
+    )
+    add("--steps", type=int, default=200, metavar="N", help="train each run for N GRPO steps (default: 200)")
+    add(
+        "--reference-steps",
+        type=int,
+        default=700,
+        metavar="N",
+        help="train the reference for N supervised steps (default: 700)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier demo in DIR")
     parser.set_defaults(run=_demo)
 
 
 def _grpo(options: argparse.Namespace) -> int:
     budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit)
-    # Bad input is answered before the libraries that take seconds to import.
+    # Validate the input before importing libraries that take seconds to import.
     from kullback.integrations.transformers import require_model_directory
     from kullback.train.prompts import read_prompts
     from kullback.train.rewards import find_reward
 
     require_model_directory(options.model)
     rows = read_prompts(options.prompts)
-    judged = read_prompts(options.evaluate) if options.evaluate else []
+    evaluation_rows = read_prompts(options.evaluate) if options.evaluate else []
     rewards, watched = [find_reward(name) for name in options.reward], [find_reward(name) for name in options.watch]
 
     from kullback.train.grpo import GRPOPlan, train_grpo
@@ -95,29 +152,27 @@ def _grpo(options: argparse.Namespace) -> int:
         output=options.output,
         seed=options.seed,
         settings=parse_settings(options.set),
-        evaluation_rows=judged,
+        evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
         named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
     )
-    ended = train_grpo(plan, resume=options.resume, console=console)
+    finished = train_grpo(plan, resume=options.resume, console=console)
+
+    from accelerate import PartialState
 
     from kullback.runs.run_directory import RunDirectory
 
     run = RunDirectory(options.output)
-    if not _is_main_process():
+    if not PartialState().is_main_process:
         return 0
-    finish({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
-    if options.json:
-        print(json.dumps({"run": str(run.path), "ended": ended, "last": (run.evaluations() or [None])[-1]}))
-    elif not ended:
-        console.print(f"stopped; go on with --resume --output {options.output}", highlight=False)
-    return 0 if ended else 130
+    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
+    return print_outcome(options, finished=finished, last=(run.evaluations() or [None])[-1], console=console)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    KLBudget(options.budget)  # refuse a bad one before a minute's work
+    KLBudget(options.budget)  # refuse an invalid budget before the reference is trained
     from kullback.explore.run_tables import report_runs
-    from kullback.train.demo.run import train_demo, verdict
+    from kullback.train.demo.run import demo_summary, train_demo
 
     console = transformers_console(quiet=False)
     runs = train_demo(
@@ -131,13 +186,11 @@ def _demo(options: argparse.Namespace) -> int:
     )
     for name, run in runs.items():
         report_runs({name: run}, run.report, title=f"Sums, {name}")
-    finish(
-        runs, options.output / "report.html", title="Sums by a flawed verifier", summary=verdict(runs), console=console
+    write_report(
+        runs,
+        options.output / "report.html",
+        title="Sums by a flawed verifier",
+        summary=demo_summary(runs),
+        console=console,
     )
     return 0
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process

@@ -1,38 +1,51 @@
-"""`kullback train sft`: options in, a run directory and its report out."""
+"""`kullback train sft`: supervised fine-tuning of a language model."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_summary import finish, transformers_console
+from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
+from kullback.cli.run_summary import print_outcome, transformers_console, write_report
 
 __all__ = ["add_sft"]
 
-EXAMPLE = """example:
+EXAMPLES = """example:
   kullback train sft --model my-model --data examples.jsonl --evaluate held-out.jsonl --steps 500 --output runs/sft \\
       --set learning_rate=1e-5 --set per_device_train_batch_size=16
 """
 
 
 def add_sft(recipes: Any) -> None:
-    """Add `sft` to what can be trained."""
+    """Add the recipe `sft`."""
     parser = recipes.add_parser(
         "sft",
-        help="a language model on examples, by TRL's SFT, with forward KL and its entropy floor",
-        epilog=EXAMPLE,
+        help="train a language model on examples, by supervised fine-tuning (SFT) of TRL, and log forward KL",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="a local transformers directory (safetensors)")
-    add("--data", type=Path, required=True, metavar="FILE", help='JSON lines, each with a "prompt" and a "completion"')
-    add("--evaluate", type=Path, metavar="FILE", help="the same, held out")
-    add("--steps", type=int, required=True, metavar="N", help="optimizer steps")
-    add("--output", type=Path, required=True, metavar="RUN", help="the run directory to make")
-    add("--resume", action="store_true", help="go on from RUN's last checkpoint")
-    add("--seed", type=int, default=0)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of TRL's SFTConfig; repeatable")
-    add("--evaluate-every", type=int, default=50, metavar="N", help="steps between judgements, 0: only at the ends")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="start from the transformers model in DIR, which has weights in the safetensors format",
+    )
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='read training examples from FILE, in JSON Lines: each line is an object with a "prompt" and a '
+        '"completion"',
+    )
+    add(
+        "--evaluate",
+        type=Path,
+        metavar="FILE",
+        help="evaluate on the held-out examples in FILE too, in the format of --data",
+    )
+    add("--steps", type=int, required=True, metavar="N", help="train for N optimizer steps")
     add(
         "--max-examples",
         type=int,
@@ -40,18 +53,20 @@ def add_sft(recipes: Any) -> None:
         metavar="N",
         help="evaluate on at most N examples of --data and of --evaluate (default: 1024)",
     )
-    add("--json", action="store_true", help="print the outcome as JSON and nothing else")
+    add_run_options(
+        parser, evaluate_every=50, interval=f"optimizer steps; {ONLY_AT_ENDS}", settings="the SFTConfig of TRL"
+    )
     parser.set_defaults(run=_sft)
 
 
 def _sft(options: argparse.Namespace) -> int:
-    # Bad input is answered before the libraries that take seconds to import.
+    # Validate the input before importing libraries that take seconds to import.
     from kullback.integrations.transformers import require_model_directory
     from kullback.train.prompts import read_examples
 
     require_model_directory(options.model)
     rows = read_examples(options.data)
-    held_out = read_examples(options.evaluate, "--evaluate") if options.evaluate else []
+    evaluation_rows = read_examples(options.evaluate, "--evaluate") if options.evaluate else []
 
     from trl import SFTConfig
 
@@ -67,21 +82,17 @@ def _sft(options: argparse.Namespace) -> int:
         output=options.output,
         seed=options.seed,
         settings=parse_settings(options.set, SFTConfig),
-        evaluation_rows=held_out,
+        evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
         max_examples=options.max_examples,
         named={"data": str(options.data)},
     )
-    ended = train_sft(plan, resume=options.resume, console=console)
+    finished = train_sft(plan, resume=options.resume, console=console)
 
     from accelerate import PartialState
 
     run = RunDirectory(options.output)
     if not PartialState().is_main_process:
         return 0
-    finish({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
-    if options.json:
-        print(json.dumps({"run": str(run.path), "ended": ended, "last": (run.evaluations() or [None])[-1]}))
-    elif not ended:
-        console.print(f"stopped; go on with --resume --output {options.output}", highlight=False)
-    return 0 if ended else 130
+    write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
+    return print_outcome(options, finished=finished, last=(run.evaluations() or [None])[-1], console=console)

@@ -1,70 +1,132 @@
-"""`kullback train vae` and `kullback train bottleneck`: options in, run directories and their report out."""
+"""`kullback train vae` and `kullback train bottleneck`: latent-variable models of images, with a KL budget."""
 
 import argparse
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_summary import finish
+from kullback.cli.run_options import add_run_options
+from kullback.cli.run_summary import print_outcome, write_report
 from kullback.errors import InputError, MissingDependencyError
 
-__all__ = ["add_latents"]
+__all__ = ["add_bottleneck", "add_vae"]
 
-VAE_EXAMPLE = """examples:
-  kullback train vae --budget 5 --output runs/vae                        digits, 5 nats an image
+VAE_EXAMPLES = """examples:
+  kullback train vae --budget 5 --output runs/vae                  digits, with 5 nats per image
   kullback train vae --data faces/ --likelihood gaussian --beta 2 --anneal linear --steps 5000 --output runs/faces
-  kullback train vae --free-bits 0.25 --output runs/free                 a quarter of a nat of each dimension is free
+  kullback train vae --free-bits 0.25 --output runs/free           no penalty on the first 0.25 nats of each dimension
 """
-BOTTLENECK_EXAMPLE = """example:
+BOTTLENECK_EXAMPLES = """example:
   kullback train bottleneck --budgets 0.5 1 2 3 4 8 --output runs/bottleneck
-      a classifier at each budget, and its accuracy against the nats that it was left
+      train one classifier for each budget, and report its accuracy against its KL in nats
 """
+_MAX_REPORTED_RUNS = 6
 
 
-def add_latents(recipes: Any) -> None:
-    """Add `vae` and `bottleneck` to what can be trained."""
-    parser = _parser(recipes, "vae", "a variational autoencoder of images, at a price or inside a budget", VAE_EXAMPLE)
+def add_vae(recipes: Any) -> None:
+    """Add the recipe `vae`."""
+    parser = recipes.add_parser(
+        "vae",
+        help="train a variational autoencoder of images, with a fixed beta or with a KL budget",
+        epilog=VAE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add(
-        "--data", default="digits", metavar="DATA", help="digits, a .npy of (n, height, width), or a folder of pictures"
+        "--data",
+        default="digits",
+        metavar="DATA",
+        help="the images: digits (of scikit-learn), a .npy file of shape (n, height, width), or a directory of image "
+        "files (default: digits)",
     )
-    add("--budget", type=float, metavar="NATS", help="what KL(q(z|x) || p(z)) is held to, nats an image")
-    add("--beta", type=float, default=None, metavar="B", help="what a nat costs without a budget (default: 1)")
-    add("--anneal", choices=("linear", "cyclical"), help="beta from 0, once over a third of the steps, or 4 times")
-    add("--free-bits", type=float, metavar="NATS", help="nats that cost nothing")
-    add("--free-of", choices=("dimension", "example"), default="dimension", help="of what (default: dimension)")
-    add("--likelihood", choices=("bernoulli", "gaussian"), default="bernoulli", help="of pixels (default: bernoulli)")
+    add(
+        "--budget",
+        type=float,
+        metavar="NATS",
+        help="keep KL(q(z|x) || p(z)) at NATS nats per image (default: no budget, see --beta)",
+    )
+    add(
+        "--beta",
+        type=float,
+        metavar="B",
+        help="multiply the KL in the loss by B; with --anneal its final coefficient (default: 1)",
+    )
+    add(
+        "--anneal",
+        choices=("linear", "cyclical"),
+        help="increase beta from 0: linear over the first third of the steps, or cyclical, four times over the run "
+        "(default: constant beta)",
+    )
+    add(
+        "--free-bits",
+        type=float,
+        metavar="NATS",
+        help="do not penalise the first NATS nats of KL (default: penalise all)",
+    )
+    add(
+        "--free-of",
+        choices=("dimension", "example"),
+        default="dimension",
+        help="apply --free-bits to each latent dimension or to each example (default: dimension)",
+    )
+    add(
+        "--likelihood",
+        choices=("bernoulli", "gaussian"),
+        default="bernoulli",
+        help="the distribution of a pixel given z (default: bernoulli)",
+    )
+    _add_common_options(parser)
     parser.set_defaults(run=_vae)
-    parser = _parser(recipes, "bottleneck", "a classifier that is left a few nats of each image", BOTTLENECK_EXAMPLE)
+
+
+def add_bottleneck(recipes: Any) -> None:
+    """Add the recipe `bottleneck`."""
+    parser = recipes.add_parser(
+        "bottleneck",
+        help="train classifiers of images through an information bottleneck, one for each KL budget",
+        epilog=BOTTLENECK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--data", default="digits", choices=("digits",), help="what to classify")
-    add("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0, 3.0, 4.0, 8.0], metavar="NATS", help="of I(x; z)")
+    add("--data", default="digits", choices=("digits",), help="the images and their classes (default: digits)")
+    add(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 3.0, 4.0, 8.0],
+        metavar="NATS",
+        help="the KL budgets in nats per image, each of which bounds the mutual information I(x; z) (default: 0.5 1 "
+        "2 3 4 8)",
+    )
+    _add_common_options(parser)
     parser.set_defaults(run=_bottleneck)
 
 
-def _parser(recipes: Any, name: str, words: str, examples: str) -> argparse.ArgumentParser:
-    parser = recipes.add_parser(name, help=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--latents", type=int, default=16, metavar="N", help="latent dimensions (default: 16)")
-    add("--hidden", type=int, default=256, metavar="N", help="width of the hidden layers (default: 256)")
-    add("--steps", type=int, default=3000, metavar="N", help="optimizer steps (default: 3000)")
-    add("--batch-size", type=int, default=128, metavar="N")
-    add("--learning-rate", type=float, default=1e-3, metavar="X")
-    add("--evaluate-every", type=int, default=100, metavar="N", help="steps between judgements (default: 100)")
-    add("--output", type=Path, required=True, metavar="RUN", help="the run directory to make")
-    add("--resume", action="store_true", help="go on from RUN's last checkpoint")
-    add("--seed", type=int, default=0)
-    add("--json", action="store_true", help="print the outcome as JSON and nothing else")
-    return parser
+    add("--latents", type=int, default=16, metavar="N", help="the number of latent dimensions (default: 16)")
+    add("--hidden", type=int, default=256, metavar="N", help="the width of the hidden layers (default: 256)")
+    add("--steps", type=int, default=3000, metavar="N", help="train for N optimizer steps (default: 3000)")
+    add("--batch-size", type=int, default=128, metavar="N", help="the number of images per step (default: 128)")
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-3,
+        metavar="X",
+        help="the learning rate of the optimizer (default: 0.001)",
+    )
+    add_run_options(parser, evaluate_every=100, interval="optimizer steps")
 
 
 def _vae(options: argparse.Namespace) -> int:
-    budget, schedule, free = _priced(options)
+    budget, schedule, free = _create_penalty(options)
     from kullback.runs.run_directory import RunDirectory
 
-    ended, run = _train(options, options.output, "vae", budget=budget, schedule=schedule, free=free)
-    return _close(options, {options.output.name: RunDirectory(run)}, ended, options.output, "A variational autoencoder")
+    finished = _train(
+        options, options.output, "vae", resume=options.resume, budget=budget, schedule=schedule, free=free
+    )
+    runs = {options.output.name: RunDirectory(options.output)}
+    return _finish(options, runs, finished=finished, title="A variational autoencoder")
 
 
 def _bottleneck(options: argparse.Namespace) -> int:
@@ -73,31 +135,32 @@ def _bottleneck(options: argparse.Namespace) -> int:
     budgets = sorted(set(options.budgets))
     for nats in budgets:
         _require_positive("--budgets", nats)
-    runs, ended = {}, True
+    runs, finished = {}, True
     for nats in budgets:
         path = options.output / f"budget-{nats:g}"
-        resumed = options.resume and RunDirectory(path).last_checkpoint() is not None
-        ended, run = _train(options, path, "bottleneck", budget=_budget(nats), resume=resumed)
-        runs[f"{nats:g} nats"] = RunDirectory(run)
-        if not ended:
+        resume = options.resume and RunDirectory(path).last_checkpoint() is not None
+        finished = _train(options, path, "bottleneck", budget=_create_budget(nats), resume=resume)
+        runs[f"{nats:g} nats"] = RunDirectory(path)
+        if not finished:
             break
-    shown = dict(list(runs.items())[-6:])
+    reported = dict(list(runs.items())[-_MAX_REPORTED_RUNS:])
     title = "Accuracy against nats: an information bottleneck"
-    return _close(options, shown, ended, options.output, title, _curve(runs))
+    return _finish(options, reported, finished=finished, title=title, summary=_accuracies(runs))
 
 
-def _curve(runs: dict[str, Any]) -> str:
-    told = [(run.evaluations() or [{}])[-1] for run in runs.values()]
-    pairs = [f"{row['accuracy']:.1%} at {row['kl_posterior_prior_per_image']:.2f} nats" for row in told if row]
+def _accuracies(runs: dict[str, Any]) -> str:
+    """The accuracy of each run and its KL, as a sentence."""
+    rows = [(run.evaluations() or [{}])[-1] for run in runs.values()]
+    pairs = [f"{row['accuracy']:.1%} at {row['kl_posterior_prior_per_image']:.2f} nats" for row in rows if row]
     return f"Accuracy on held-out images: {', '.join(pairs)}"
 
 
-def _priced(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The budget, or the schedule that stands for it; and what is free."""
+def _create_penalty(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The budget, the schedule of beta and the free bits; the budget is None if beta follows the schedule."""
     if options.budget is not None:
         _require_positive("--budget", options.budget)
         if options.beta is not None or options.anneal or options.free_bits is not None:
-            raise InputError("--budget: it sets the price itself; leave out --beta, --anneal and --free-bits")
+            raise InputError("--budget: the budget determines beta; remove --beta, --anneal and --free-bits")
     if options.beta is not None and not 0 <= options.beta < float("inf"):
         raise InputError(f"--beta: expected a finite number >= 0, got {options.beta}")
     _require_libraries()
@@ -113,7 +176,7 @@ def _priced(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     if options.free_bits is not None:
         _require_positive("--free-bits", options.free_bits)
         free = FreeBits(options.free_bits, options.free_of)
-    return None if options.budget is None else _budget(options.budget), schedule, free
+    return None if options.budget is None else _create_budget(options.budget), schedule, free
 
 
 def _require_positive(name: str, value: float) -> None:
@@ -129,38 +192,32 @@ def _require_libraries() -> None:
             raise MissingDependencyError(f"{name} is missing: pip install 'kullback[vae]'") from error
 
 
-def _budget(nats: float) -> Any:
+def _create_budget(nats: float) -> Any:
     _require_libraries()
     from kullback.train.vae.train import latent_budget
 
     return latent_budget(nats)
 
 
-def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: Any = None, **priced: Any) -> Any:
+def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: bool, **penalty: Any) -> bool:
+    """Train one model in the run directory `path`; return whether the run finished."""
     from rich.console import Console
 
     from kullback.train.vae.data import load_images
     from kullback.train.vae.train import LatentPlan, train_latent
 
-    same = ("latents", "hidden", "steps", "batch_size", "learning_rate", "evaluate_every", "seed", "data")
+    names = ("latents", "hidden", "steps", "batch_size", "learning_rate", "evaluate_every", "seed", "data")
+    settings = {name: getattr(options, name) for name in names}
     likelihood: Any = getattr(options, "likelihood", "bernoulli")
-    given = {name: getattr(options, name) for name in same}
-    plan = LatentPlan(output=path, kind=kind, likelihood=likelihood, **given, **priced)
+    plan = LatentPlan(output=path, kind=kind, likelihood=likelihood, **settings, **penalty)
     images = load_images(options.data)
-    again = options.resume if resume is None else resume
-    return train_latent(plan, images, resume=again, console=Console(quiet=options.json)), path
+    return train_latent(plan, images, resume=resume, console=Console(quiet=options.json))
 
 
-def _close(
-    options: argparse.Namespace, runs: dict[str, Any], ended: bool, output: Path, title: str, summary: str = ""
-) -> int:
+def _finish(options: argparse.Namespace, runs: dict[str, Any], *, finished: bool, title: str, summary: str = "") -> int:
     from rich.console import Console
 
     console = Console(quiet=options.json)
-    finish(runs, output / "report.html", title=title, console=console, summary=summary)
-    if options.json:
-        last = {name: (run.evaluations() or [None])[-1] for name, run in runs.items()}
-        print(json.dumps({"run": str(output), "ended": ended, "last": last}))
-    elif not ended:
-        console.print(f"stopped; go on with --resume --output {output}", highlight=False)
-    return 0 if ended else 130
+    write_report(runs, options.output / "report.html", title=title, console=console, summary=summary)
+    last = {name: (run.evaluations() or [None])[-1] for name, run in runs.items()}
+    return print_outcome(options, finished=finished, last=last, console=console)

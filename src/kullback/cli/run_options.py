@@ -1,0 +1,47 @@
+"""The options that all commands `kullback train ...` share."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ["ONLY_AT_ENDS", "add_run_options"]
+
+ONLY_AT_ENDS = "0 evaluates only before and after training"
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser, *, evaluate_every: int, interval: str, settings: str | None = None
+) -> None:
+    """Add the options of every training command.
+
+    Args:
+        parser: The parser of the command.
+        evaluate_every: The default of --evaluate-every.
+        interval: The unit of --evaluate-every, such as "optimizer steps".
+        settings: The object whose fields --set changes; None: the command has no --set.
+    """
+    add = parser.add_argument
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="create the run directory RUN and write all files to it",
+    )
+    add("--resume", action="store_true", help="continue the run in RUN from its last checkpoint")
+    add("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers (default: 0)")
+    if settings is not None:
+        add(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"set the field KEY of {settings} to VALUE; may be repeated",
+        )
+    add(
+        "--evaluate-every",
+        type=int,
+        default=evaluate_every,
+        metavar="N",
+        help=f"evaluate after every N {interval} (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print the outcome as one JSON object and nothing else")
