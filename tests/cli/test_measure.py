@@ -1,4 +1,4 @@
-"""`kullback measure`, as it is typed: the mission's rows as they must print, and what it refuses."""
+"""`kullback measure`: reference values, text and JSON output, and invalid input."""
 
 import contextlib
 import json
@@ -16,12 +16,11 @@ from kullback.cli.distribution_syntax import read
 from kullback.errors import KullbackError
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+def run_measure(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     assert main(["measure", *arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-# Mission rows 3 to 6: reference values to the digits that they are stated with.
 @pytest.mark.parametrize(
     ("p", "q", "unit", "kl", "reverse"),
     [
@@ -33,22 +32,22 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
         (".3,.25,.2,.15,.1", ".1,.15,.2,.25,.3", "nats", "0.270805", "0.270805"),
     ],
 )
-def test_the_mission_rows(p: str, q: str, unit: str, kl: str, reverse: str, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = told(capsys, p, q, *(["--bits"] if unit == "bits" else []))
+def test_reference_values(p: str, q: str, unit: str, kl: str, reverse: str, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run_measure(capsys, p, q, *(["--bits"] if unit == "bits" else []))
     shown = [f"{float(facts[name]):.6f}" for name in ("kl", "reverse_kl")]
     assert shown == [kl, reverse]
     assert facts["unit"] == unit
 
 
 def test_entropy_and_cross_entropy_of_the_die(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = told(capsys, ",".join(["0.16666666666666666"] * 6), "0.5,0.1,0.1,0.1,0.1,0.1", "--bits")
+    facts = run_measure(capsys, ",".join(["0.16666666666666666"] * 6), "0.5,0.1,0.1,0.1,0.1,0.1", "--bits")
     assert round(facts["entropy"], 6) == 2.584963
     assert round(facts["cross_entropy"], 6) == 2.934940
     assert facts["cross_entropy"] - facts["entropy"] == pytest.approx(facts["kl"], rel=1e-12)
 
 
-def test_the_mixture_row_by_quadrature(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = told(capsys, "mixture(0.5*normal(0,2) + 0.5*normal(20,2))", "normal(10, 10.19803902718557)")
+def test_a_mixture_by_quadrature(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run_measure(capsys, "mixture(0.5*normal(0,2) + 0.5*normal(20,2))", "normal(10, 10.19803902718557)")
     assert facts["kl"] == pytest.approx(0.935901951616756559, abs=1e-10)
     assert facts["reverse_kl"] == pytest.approx(3.70909007605118678, abs=1e-10)
     assert (facts["method"], facts["status"]) == ("quadrature", "bounded")
@@ -56,7 +55,7 @@ def test_the_mixture_row_by_quadrature(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_term_table_sums_to_the_kl(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = told(capsys, "0.4,0.3,0.2,0.1", "0.3,0.3,0.3,0.1", "--terms", "--bits")
+    facts = run_measure(capsys, "0.4,0.3,0.2,0.1", "0.3,0.3,0.3,0.1", "--terms", "--bits")
     for column in ("term", "p_log_ratio"):
         assert math.fsum(term[column] for term in facts["terms"]) == pytest.approx(facts["kl"], rel=1e-13)
     assert all(term["term"] >= 0 for term in facts["terms"])
@@ -64,13 +63,13 @@ def test_the_term_table_sums_to_the_kl(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_reverse_swaps_the_two(capsys: pytest.CaptureFixture[str]) -> None:
-    there = told(capsys, "0.4,0.6", "0.3,0.7")
-    back = told(capsys, "0.4,0.6", "0.3,0.7", "--reverse")
-    assert (back["kl"], back["reverse_kl"]) == (there["reverse_kl"], there["kl"])
-    assert back["p"] == "0.3,0.7"
+    forward = run_measure(capsys, "0.4,0.6", "0.3,0.7")
+    swapped = run_measure(capsys, "0.4,0.6", "0.3,0.7", "--reverse")
+    assert (swapped["kl"], swapped["reverse_kl"]) == (forward["reverse_kl"], forward["kl"])
+    assert swapped["p"] == "0.3,0.7"
 
 
-def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "0.5,0.25,0.25", "0.5,0.5,0", "--terms"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "KL(P || Q)   inf nats   exact sum"
@@ -82,7 +81,7 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_bytes(b"aab<")
     (tmp_path / "b.txt").write_bytes(b"ab<<")
-    facts = told(capsys, f"bytes:{tmp_path}/a.txt", f"bytes:{tmp_path}/b.txt", "--bits", "--terms")
+    facts = run_measure(capsys, f"bytes:{tmp_path}/a.txt", f"bytes:{tmp_path}/b.txt", "--bits", "--terms")
     assert facts["kl"] == pytest.approx(0.5 - 0.25, rel=1e-14)
     assert [term["event"] for term in facts["terms"]] == ["'<'", "'a'", "'b'"]
     table = np.array([[0.5, 0.5], [0.25, 0.75]])
@@ -90,14 +89,14 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
     np.savetxt(tmp_path / "p.csv", table, delimiter=",")
     (tmp_path / "p.json").write_text(json.dumps(table.tolist()))
     for name in ("p.npy", "p.csv", "p.json"):
-        facts = told(capsys, str(tmp_path / name), "0.5,0.5")
+        facts = run_measure(capsys, str(tmp_path / name), "0.5,0.5")
         assert facts["kl"] == pytest.approx([0.0, 0.25 * math.log(0.5) + 0.75 * math.log(1.5)], abs=1e-15)
     assert main(["measure", str(tmp_path / "p.npy"), "0.5,0.5"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
-    ("p", "q", "said"),
+    ("p", "q", "message"),
     [
         ("0.5,0.6", "0.5,0.5", "sums to 1.1"),
         ("0.5,0.5", "1,0,0", "shapes that broadcast, got (2,) and (3,)"),
@@ -118,14 +117,14 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
         ("", "0.5,0.5", "got the end"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_status_2(
-    p: str, q: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_gives_one_line_and_exit_status_2(
+    p: str, q: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["measure", p, q]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert len(output.err.splitlines()) == 1
-    assert said in output.err
+    assert message in output.err
 
 
 def test_terms_of_densities_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +132,7 @@ def test_terms_of_densities_are_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "no events to list" in capsys.readouterr().err
 
 
-def test_pickles_and_other_rubbish_in_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "p.json").write_text('{"a": 1}')
     (tmp_path / "p.csv").write_text("a,b\n")
@@ -148,23 +147,23 @@ def test_pickles_and_other_rubbish_in_files_are_refused(tmp_path: Path, capsys: 
 
 def test_parameters_by_order_and_by_name_are_the_same() -> None:
     for text in ("StudentT(3, 0.5, 2)", "student_t(df=3, loc=.5, scale=2)", "studentt( 3 ,scale=2e0,loc=5e-1)"):
-        record = read(text)
-        assert isinstance(record, families.StudentT)
-        assert (record.df, record.loc, record.scale) == (3.0, 0.5, 2.0)
+        distribution = read(text)
+        assert isinstance(distribution, families.StudentT)
+        assert (distribution.df, distribution.loc, distribution.scale) == (3.0, 0.5, 2.0)
 
 
 @given(st.text(alphabet="normal(),=*+[]0123456789.e-_ 'xn", max_size=30))
-def test_any_text_is_read_or_refused_by_one_of_our_errors(text: str) -> None:
+def test_any_text_is_parsed_or_raises_a_kullback_error(text: str) -> None:
     with contextlib.suppress(KullbackError):
         read(text)
 
 
-def test_densities_have_their_entropies_too(capsys):
+def test_entropies_of_densities(capsys):
     assert main(["measure", "normal(0, 2)", "normal(1, 3)", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     exact = 0.5 * math.log(2 * math.pi * math.e * 4)
     assert facts["entropy"] == pytest.approx(exact, rel=1e-12)
-    # E_p[-log q] of two normals
+    # E_p[-log q] of two normal distributions
     cross = math.log(3) + 0.5 * math.log(2 * math.pi) + (4 + 1) / 18
     assert facts["cross_entropy"] == pytest.approx(cross, rel=1e-12)
     assert facts["entropy_kind"] == "differential"
@@ -174,21 +173,21 @@ def test_densities_have_their_entropies_too(capsys):
 
 def test_one_vector_against_the_rows_of_a_matrix(tmp_path, capsys):
     (tmp_path / "rows.json").write_text("[[0.5, 0.5], [0.1, 0.9]]")
-    facts = told(capsys, "0.5,0.5", str(tmp_path / "rows.json"))
+    facts = run_measure(capsys, "0.5,0.5", str(tmp_path / "rows.json"))
     assert facts["kl"] == pytest.approx([0.0, math.log(5 / 3)], rel=1e-12)
     assert facts["entropy"] == pytest.approx([math.log(2)] * 2, rel=1e-12)
     assert main(["measure", "0.5,0.5", str(tmp_path / "rows.json")]) == 0
     assert "0.5108256238" in capsys.readouterr().out
 
 
-def test_an_empty_file_is_one_clear_line(tmp_path, capsys):
+def test_an_empty_file_gives_one_line(tmp_path, capsys):
     for name in ("empty.csv", "empty.json", "empty.npy"):
         (tmp_path / name).write_text("\n")
         assert main(["measure", str(tmp_path / name), "0.5,0.5"]) == 2
-        said = capsys.readouterr().err
-        assert "the file is empty" in said
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert "the file is empty" in error
+        assert error.count("\n") == 1
 
 
-def test_numbers_may_have_a_plus():
+def test_numbers_can_have_a_plus_sign():
     assert read("normal(+1, scale=+2e+0)").loc == 1.0  # pyright: ignore[reportAttributeAccessIssue]
