@@ -543,7 +543,7 @@ def test_users_add_their_own():
     del FORMS[Coin, f.Normal], FORMS[LuckyCoin, f.Normal]
     with pytest.raises(TypeError, match="expected a distribution, got LuckyCoin"):
         kl(LuckyCoin(), f.Normal(loc=0.0, scale=1.0))
-    with pytest.raises(ValueError, match=r"expected a pair without a closed form in Kullback, but KL\(Normal \|\| Normal\) has one"):
+    with pytest.raises(ValueError, match=r"expected a pair without .* KL\(Normal \|\| Normal\) is built in"):
         register_kl(f.Normal, f.Normal)
 
 

@@ -1,32 +1,28 @@
-"""KL divergence of any two distributions as an estimate: by a formula, within a bound, or from draws."""
+"""KL divergence of two distributions as an estimate: by a closed form, within an error bound, or from samples."""
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from math import inf
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from kullback.densities.convert import as_components, as_density, as_sampler
-from kullback.densities.from_families import in_float64
 from kullback.densities.gaussian_mixtures import mixture_bounds
 from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.resolve import ResolvedDistribution, resolve
 from kullback.densities.summation import kl_summation
-from kullback.densities.verdict import infinite
-from kullback.distributions import as_record, kl, shared_bases
+from kullback.densities.verdict import infinite_kl
+from kullback.distributions import kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arrays import untracked
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
 
-__all__ = ["measure", "seen_as"]
-
-_View = TypeVar("_View")
+__all__ = ["measure"]
 
 _METHODS = ("closed form", "quadrature", "Monte Carlo")
-_TRUST: list[Status] = ["exact", "bounded", "estimated", "unreliable"]
+_STATUS_ORDER: list[Status] = ["exact", "bounded", "estimated", "unreliable"]
 
 
 def measure(
@@ -39,34 +35,40 @@ def measure(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Estimate:
-    """KL(p || q) of two distributions, in nats, with what is known of its error.
+    """KL(p || q) of two distributions, with a bound or an estimate of its error.
 
-    KL(p || q) = E_p[log p(x) - log q(x)], by the pair's closed form; else by adaptive quadrature or summation of
-    p phi(log q/p), whose `error` bounds what is missing; else, for vectors, from draws of p.
+    KL(p || q) = E_p[log p(x) - log q(x)]. The closed form of the pair is used if there is one. Otherwise univariate
+    distributions are measured by adaptive quadrature or summation of p phi(log q/p), phi(d) = e^d - 1 - d, with a
+    bound on the error, and multivariate distributions from samples of p.
 
     Args:
-        p: One distribution: a record of `kullback.families`, an object of `torch.distributions`, a distribution of
-            `scipy.stats`, a Gaussian mixture made by `kullback.densities.gaussian_mixtures.components`, or any
+        p: A distribution: a parameter record of `kullback.families`, a distribution of PyTorch, SciPy, NumPyro or
+            TensorFlow Probability, a Gaussian mixture made by `kullback.densities.gaussian_mixtures.components`, or an
             object with `log_prob(x)` and `sample(count)`.
-        q: Another. Where p and q are both arrays or lists, they are probabilities, shape (n,).
-        error: How large a bound is good enough, in nats where KL is below 1, relative to KL above.
-        method: The one way to take, where it is not to be chosen; summation counts as quadrature.
-        draws: How many draws, where it comes to that.
-        seed: Of the draws.
-        confidence: With which the interval of draws is to hold the truth.
+        q: A distribution of the same kinds. If p and q are both arrays or lists of shape (n,), they are probabilities.
+        error: The largest acceptable error bound of quadrature and summation: in nats where KL is below 1, relative to
+            KL above 1.
+        method: The method to use; None selects it as described above. "quadrature" includes summation.
+        draws: The number of samples of a Monte Carlo estimate.
+        seed: The seed of the random generator of a Monte Carlo estimate.
+        confidence: The coverage probability of the interval of a Monte Carlo estimate.
 
     Returns:
-        An `Estimate`: status "exact" by a closed form, and where KL is known to be `inf` (`warnings` say where q is
-        0, or which tail of p is too heavy); "bounded" within `error`; "estimated" from draws, with `std_error`; or
-        "unreliable", where `warnings` say what is amiss.
+        An `Estimate` in nats. Its status is "exact" for a closed form and where KL is known to be `inf` (`warnings`
+        states where q is 0, or which tail of p is too heavy); "bounded" if `error` bounds the error of the value;
+        "estimated" if the value is from samples, with `std_error`; "unreliable" if `warnings` states why the value
+        may be wrong.
 
     Raises:
-        NoClosedFormError: Neither a closed form, nor a density on the line, nor draws can be had.
-        ParameterError: A parameter lies outside its set.
-        TypeError: p or q is no distribution.
-        ShapeError: p or q is a batch, or they are no distributions on one space.
+        NoClosedFormError: The pair has no closed form, no univariate densities and no samplers.
+        ParameterError: A parameter is outside its domain.
+        TypeError: p or q is not a distribution.
+        ShapeError: p or q is a batch, or p and q are distributions on different spaces.
         NotNormalizedError: Probabilities do not sum to 1.
-        SupportError: A log-density is nan, `error` is not above 0, or `method` is none of the three.
+        SupportError: A log-density is nan, `error` is not positive, or `method` is unknown.
+
+    References:
+        Hershey and Olsen (2007), eqs. 18 and 21-24, for the bounds of Gaussian mixtures.
 
     Example:
         >>> from kullback.families import Cauchy, Logistic, Normal, StudentT
@@ -79,101 +81,105 @@ def measure(
         inf
     """
     if not error > 0:
-        raise SupportError(f"expected error > 0, got {error!r}; quadrature can bound it by 1e-10 or so")
+        raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
     if method not in (None, *_METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
-    if _are_numbers(p) and _are_numbers(q):
+    if _is_array_or_list(p) and _is_array_or_list(q):
         p, q = Categorical(probs=p), Categorical(probs=q)
+    p, q = resolve(p), resolve(q)
     if method in (None, "closed form"):
-        exact = _closed_form(p, q, error)
+        exact = _by_closed_form(p, q, error)
         if exact is not None:
             return exact
-    for given in (p, q):
-        _require_distribution(given)
-    p, q = _without_shared_map(p, q)
+    for distribution in (p, q):
+        _require_distribution(distribution)
+    p, q = _without_shared_transform(p, q)
     if method in (None, "quadrature"):
-        bounded = _within_bound(p, q, error)
+        bounded = _by_quadrature(p, q, error)
         if bounded is not None:
             return bounded
     if method in (None, "Monte Carlo"):
-        estimated = _from_draws(p, q, draws, seed, confidence)
+        estimated = _by_monte_carlo(p, q, draws, seed, confidence)
         if estimated is not None:
             return estimated
-    by = f"no {method} for it" if method else "no closed form, no densities on the line and no draws"
+    missing = f"no {method} for this pair" if method else "no closed form, no univariate densities and no samplers"
     raise NoClosedFormError(
-        f"expected a way to KL({_name(p)} || {_name(q)}), but there is {by}; pass objects with log_prob(x) and "
-        "sample(count) to estimate it from draws"
+        f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; pass objects "
+        "with log_prob(x) and sample(count) to estimate the KL from samples"
     )
 
 
-def _are_numbers(given: Any) -> bool:
+def _is_array_or_list(given: Any) -> bool:
     return type(given) in (list, tuple) or is_array_api_obj(given)
 
 
-def _closed_form(p: Any, q: Any, error: float) -> Estimate | None:
+def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
     try:
-        result = untracked(kl(_in_float64(p), _in_float64(q)))
+        result = untracked(kl(p.family_in_float64, q.family_in_float64))
     except (NoClosedFormError, TypeError):
         return None
     array = np.asarray(result)
     if array.size != 1:
         raise ShapeError(
-            f"expected one distribution at a time, got a batch of shape {array.shape}; kl takes batches, measure one "
-            "after another"
+            f"expected one distribution at a time, got a batch of shape {array.shape}; call kl for a batch, or measure "
+            "each distribution separately"
         )
     value = float(array.reshape(()))
     if value == inf:
-        found = _within_bound(p, q, error)
-        where = found.warnings[0] if found is not None and found.value == inf else "by the closed form"
-        return infinite(where, "closed form")
+        bounded = _by_quadrature(p, q, error)
+        reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
+        return infinite_kl(reason, "closed form")
     rounding = 0.0 if array.dtype == np.float64 else 8 * float(np.finfo(array.dtype).eps) * value
     interval = (value - rounding, value + rounding)
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
 
 
-def _within_bound(p: Any, q: Any, error: float) -> Estimate | None:
-    left, right = seen_as(as_density, p), seen_as(as_density, q)
-    if left is not None and right is not None:
-        if left.discrete != right.discrete:
-            kinds = ["of counts" if density.discrete else "of a continuum" for density in (left, right)]
-            return infinite(f"p is a distribution {kinds[0]}, q one {kinds[1]}: q is 0 where p is not", "supports")
-        return (kl_summation if left.discrete else kl_quadrature)(left, right, error=error)
-    p, q = _known(p), _known(q)
-    if isinstance(p, Independent) and isinstance(q, Independent):
-        return _of_independent(p, q, error)
+def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
+    """KL by quadrature, by summation, or componentwise for independent components; None if densities are missing."""
+    if p.density is not None and q.density is not None:
+        if p.density.discrete != q.density.discrete:
+            kinds = ["discrete" if density.discrete else "continuous" for density in (p.density, q.density)]
+            return infinite_kl(f"p is {kinds[0]} and q is {kinds[1]}: q is 0 where p is not", "supports")
+        return (kl_summation if p.density.discrete else kl_quadrature)(p.density, q.density, error=error)
+    if isinstance(p.family, Independent) and isinstance(q.family, Independent):
+        return _of_independent(p.family, q.family, error)
     return None
 
 
-def _from_draws(p: Any, q: Any, draws: int, seed: int, confidence: float) -> Estimate | None:
-    left, right = seen_as(as_sampler, p), seen_as(as_sampler, q)
-    if left is None or right is None:
+def _by_monte_carlo(
+    p: ResolvedDistribution, q: ResolvedDistribution, draws: int, seed: int, confidence: float
+) -> Estimate | None:
+    """KL from samples, with its interval narrowed by the bounds of Gaussian mixtures where they apply."""
+    if p.sampler is None or q.sampler is None:
         return None
-    estimate = kl_monte_carlo(left, right, draws=draws, seed=seed, confidence=confidence)
-    parts_p, parts_q = seen_as(as_components, p), seen_as(as_components, q)
-    if parts_p is None or parts_q is None or estimate.interval is None:
+    estimate = kl_monte_carlo(p.sampler, q.sampler, draws=draws, seed=seed, confidence=confidence)
+    if p.components is None or q.components is None or estimate.interval is None:
         return estimate
-    bounds, (low, high) = mixture_bounds(parts_p, parts_q), estimate.interval
-    said = f"the variational value {bounds.variational:.6g} and the upper bound {bounds.upper:.6g}"
+    bounds, (low, high) = mixture_bounds(p.components, q.components), estimate.interval
+    described = f"the variational approximation {bounds.variational:.6g} and the upper bound {bounds.upper:.6g}"
     if low > bounds.upper:
-        warning = f"{said} are below what the draws give: too few draws decide it"
+        warning = f"{described} are below the confidence interval: too few samples determine the estimate"
         return replace(estimate, status="unreliable", warnings=(*estimate.warnings, warning))
     if not low <= bounds.variational <= high:
-        estimate = replace(estimate, warnings=(*estimate.warnings, f"{said} do not meet: the value is from draws"))
+        warning = f"{described} disagree with each other: the value is from samples"
+        estimate = replace(estimate, warnings=(*estimate.warnings, warning))
     return replace(estimate, interval=(low, min(high, bounds.upper)))
 
 
 def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | None:
-    """The sum over the parts."""
-    parts_p, parts_q = _parts(p), _parts(q)
-    if len(parts_p) != len(parts_q):
-        raise ShapeError(f"expected as many independent parts, got {len(parts_p)} of p and {len(parts_q)} of q")
+    """KL of independent components: the sum over the components."""
+    components_p, components_q = _components(p), _components(q)
+    if len(components_p) != len(components_q):
+        raise ShapeError(
+            f"expected equally many independent components, got {len(components_p)} of p and {len(components_q)} of q"
+        )
     estimates = []
-    for pair in zip(parts_p, parts_q, strict=True):
-        estimate = _closed_form(*pair, error) or _within_bound(*pair, error)
+    for pair in zip(components_p, components_q, strict=True):
+        estimate = _by_closed_form(*pair, error) or _by_quadrature(*pair, error)
         if estimate is None:
             return None
         estimates.append(estimate)
-    worst = max(estimates, key=lambda estimate: _TRUST.index(estimate.status))
+    worst = max(estimates, key=lambda estimate: _STATUS_ORDER.index(estimate.status))
     value, error = sum(estimate.value for estimate in estimates), sum(estimate.error for estimate in estimates)
     return Estimate(
         value,
@@ -185,58 +191,53 @@ def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | 
     )
 
 
-def _parts(independent: Independent) -> list[Distribution]:
+def _components(independent: Independent) -> list[ResolvedDistribution]:
+    """The univariate components of an Independent without further batch axes."""
     base = independent.base
     values = {field.name: getattr(base, field.name) for field in fields(base)}
     given = {name: np.asarray(untracked(value)) for name, value in values.items() if value is not None}
     shape = np.broadcast_shapes(*(value.shape for value in given.values()))
     if len(shape) != independent.event_dims:
-        raise ShapeError(f"expected one distribution at a time, got a batch of shape {shape}; measure each of them")
+        raise ShapeError(
+            f"expected one distribution at a time, got a batch of shape {shape}; measure each distribution separately"
+        )
     given = {name: np.broadcast_to(value, shape) for name, value in given.items()}
-    return [type(base)(**{name: value[index] for name, value in given.items()}) for index in np.ndindex(shape)]
+    return [resolve(type(base)(**{name: value[i] for name, value in given.items()})) for i in np.ndindex(shape)]
 
 
-def _without_shared_map(p: Any, q: Any) -> tuple[Any, Any]:
-    """Their bases, which have densities where floats leave none of the images: near 1, as of tanh."""
-    left, right = _known(p), _known(q)
-    if isinstance(left, Independent) and isinstance(right, Independent) and left.event_dims == right.event_dims:
-        bases = _without_shared_map(left.base, right.base)
-        if bases == (left.base, right.base):
+def _without_shared_transform(
+    p: ResolvedDistribution, q: ResolvedDistribution
+) -> tuple[ResolvedDistribution, ResolvedDistribution]:
+    """The bases of two distributions under one invertible map, which have the same KL; otherwise p and q unchanged.
+
+    The base densities are resolved in float64 where the transformed densities are not, such as tanh near 1.
+    """
+    if p.family is None or q.family is None:
+        return p, q
+    if isinstance(p.family, Independent) and isinstance(q.family, Independent):
+        if p.family.event_dims == q.family.event_dims:
+            inner = resolve(p.family.base), resolve(q.family.base)
+            bases = _without_shared_transform(*inner)
+            if bases == inner:
+                return p, q
+            p, q = (resolve(Independent(base=base.given, event_dims=p.family.event_dims)) for base in bases)
             return p, q
-        left, right = (Independent(base=base, event_dims=left.event_dims) for base in bases)
-        return left, right
+        return p, q
     try:
-        bases = shared_bases(left, right)
+        bases = shared_bases(p.family, q.family)
     except NoClosedFormError:
         return p, q
-    return _without_shared_map(*bases) if bases else (p, q)
+    return _without_shared_transform(*map(resolve, bases)) if bases else (p, q)
 
 
-def _known(distribution: Any) -> Any:
-    """Its record if it has one, or else itself."""
-    try:
-        return as_record(distribution)
-    except (NoClosedFormError, TypeError):
-        return distribution
-
-
-def _in_float64(distribution: Any) -> Any:
-    record = _known(distribution)
-    return in_float64(record) if isinstance(record, Distribution) else distribution
-
-
-def seen_as(view: Callable[[Any], _View | None], distribution: Any) -> _View | None:
-    """What can be known of its record; or else of itself."""
-    found = view(_known(distribution))
-    return view(distribution) if found is None else found
-
-
-def _require_distribution(given: Any) -> None:
-    known = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf")) or as_components(given) is not None
-    if not known and not isinstance(given, Distribution):
+def _require_distribution(distribution: ResolvedDistribution) -> None:
+    given = distribution.given
+    has_log_density = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf"))
+    if not has_log_density and not isinstance(given, Distribution) and distribution.components is None:
         raise TypeError(
-            f"expected a distribution, got {_name(given)}: a record of kullback.families, a distribution of PyTorch or "
-            "SciPy, or an object with log_prob(x) and sample(count)"
+            f"expected a distribution, got {_name(given)}: pass a parameter record of kullback.families, a "
+            "distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or an object with log_prob(x) and "
+            "sample(count)"
         )
 
 

@@ -7,7 +7,7 @@ from scipy import integrate, stats
 
 from kullback import families as f
 from kullback.densities.entropy import entropy_of
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 
 CASES = {
     "normal": (f.Normal(loc=3.0, scale=2.0), 0.5 * math.log(2 * math.pi * math.e * 4)),
@@ -25,7 +25,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_entropies(name):
     record, exact = CASES[name]
-    assert entropy_of(of_record(record)) == pytest.approx(exact, rel=1e-9, abs=1e-10)
+    assert entropy_of(as_density(record)) == pytest.approx(exact, rel=1e-9, abs=1e-10)
 
 
 def test_a_mixture():
@@ -36,4 +36,4 @@ def test_a_mixture():
         return -density * math.log(density)
 
     exact = sum(integrate.quad(term, a, b, epsabs=1e-13)[0] for a, b in ((-12, 0), (0, 4), (4, 6), (6, 14)))
-    assert entropy_of(of_record(p)) == pytest.approx(exact, abs=1e-10)
+    assert entropy_of(as_density(p)) == pytest.approx(exact, abs=1e-10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 from kullback.densities.gaussian_mixtures import components, mixture_bounds, sampler_of_components
 from kullback.densities.quadrature import kl_quadrature
 from kullback.errors import ShapeError
@@ -29,7 +29,9 @@ def test_two_modes_against_a_wide_normal_where_the_variational_value_is_negative
     assert bounds.variational == pytest.approx(-0.2196, abs=1e-4)
     assert bounds.upper == pytest.approx(0.3466, abs=1e-4)
     record = NormalMixture(weights=[0.5, 0.5], locs=[-1.0, 1.0], scales=[1.0, 1.0])
-    truth = kl_quadrature(of_record(record), of_record(NormalMixture(weights=[1.0], locs=[0.0], scales=[math.sqrt(2)])))
+    truth = kl_quadrature(
+        as_density(record), as_density(NormalMixture(weights=[1.0], locs=[0.0], scales=[math.sqrt(2)]))
+    )
     assert truth.value == pytest.approx(0.009743, abs=1e-6)
 
 
@@ -40,7 +42,7 @@ def test_the_upper_bound_is_one(seed):
     weights = rng.dirichlet(np.ones(count), size=2)
     locs, scales = 3 * rng.normal(size=(2, count)), np.exp(rng.normal(size=(2, count)))
     p, q = (NormalMixture(weights=w, locs=m, scales=s) for w, m, s in zip(weights, locs, scales, strict=True))
-    truth = kl_quadrature(of_record(p), of_record(q)).value
+    truth = kl_quadrature(as_density(p), as_density(q)).value
     bounds = mixture_bounds(*(on_the_line(w, m, s) for w, m, s in zip(weights, locs, scales, strict=True)))
     assert bounds.upper >= truth - 1e-12
     # Pairing the components by their order is one of the choices that it is the least of.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kullback import families
 from kullback.densities.density import Density
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.errors import ShapeError, SupportError
@@ -46,7 +46,7 @@ mpf = mpmath.mpf
 
 
 def bound_of(p, q, **options):
-    p, q = of_record(p), of_record(q)
+    p, q = as_density(p), as_density(q)
     return (kl_summation if p.discrete else kl_quadrature)(p, q, **options)
 
 
@@ -449,8 +449,8 @@ def test_a_density_that_underflows_is_not_called_a_gap():
             return np.log(np.exp(normal(x)))
 
     poor = density(underflowing, anchors=((0.0, 1.0),))
-    assert kl_quadrature(of_record(NORMAL), poor).status == "bounded"
-    estimate = kl_quadrature(of_record(StudentT(df=5.0, loc=0.0, scale=1.0)), poor)
+    assert kl_quadrature(as_density(NORMAL), poor).status == "bounded"
+    estimate = kl_quadrature(as_density(StudentT(df=5.0, loc=0.0, scale=1.0)), poor)
     truth = bound_of(StudentT(df=5.0, loc=0.0, scale=1.0), NORMAL).value
     assert estimate.status == "unreliable"
     assert estimate.value == pytest.approx(truth, abs=1e-3)
@@ -465,12 +465,12 @@ def test_an_unreachable_demand_is_said_to_be_unmet():
 def test_a_nan_is_an_error_that_says_where():
     broken = density(lambda x: np.where(x > 1, np.nan, normal(x)), anchors=((0.0, 1.0),))
     with pytest.raises(SupportError, match=r"nan at x = 1\.\d+"):
-        kl_quadrature(broken, of_record(NORMAL))
+        kl_quadrature(broken, as_density(NORMAL))
 
 
 def test_a_batch_is_refused():
     with pytest.raises(ShapeError, match=r"Normal's loc has shape \(2,\)"):
-        of_record(Normal(loc=[0.0, 1.0], scale=1.0))
+        as_density(Normal(loc=[0.0, 1.0], scale=1.0))
 
 
 def test_ends_of_a_continuous_bernoulli():

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kullback.densities.convert import as_density
+from kullback.densities import from_scipy
 from kullback.densities.density import Density
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 from kullback.densities.summation import kl_summation
 from kullback.errors import SupportError
 from kullback.families import Bernoulli, Binomial, Geometric, Hypergeometric, NegativeBinomial, Poisson, Zipf, Zipfian
@@ -28,7 +28,7 @@ def forty_digits():
 
 
 def measured(p, q):
-    return kl_summation(of_record(p), of_record(q))
+    return kl_summation(as_density(p), as_density(q))
 
 
 def assert_within_bound(estimate, truth):
@@ -105,7 +105,7 @@ def test_hypergeometric_probabilities(n, good, draws):
 
 
 def assert_log_probabilities(record, ks, truth, tolerance=4e-15):
-    density = of_record(record)
+    density = as_density(record)
     for k in sorted(ks):
         got = float(density.log_density(np.asarray(float(k)), np.asarray(0.0)))
         exact = truth(mpf(k))
@@ -243,14 +243,16 @@ def test_a_hole_in_q_makes_inf_and_an_underflow_does_not():
         ((2.0, 1.0),),
         discrete=True,
     )
-    estimate = kl_summation(of_record(Poisson(rate=2.0)), holed)
+    estimate = kl_summation(as_density(Poisson(rate=2.0)), holed)
     assert estimate.value == inf
     assert estimate.warnings == ("q is 0 where p is not: x = 3",)
     # SciPy's Zipf probabilities underflow, where a Poisson variable has none left to speak of.
-    assert kl_summation(as_density(stats.poisson(50.0)), as_density(stats.zipf(30.0, loc=-1))).status == "bounded"
+    assert (
+        kl_summation(*map(from_scipy.as_density, (stats.poisson(50.0), stats.zipf(30.0, loc=-1)))).status == "bounded"
+    )
 
 
 def test_a_nan_is_an_error_that_says_where():
     broken = Density(lambda k, offset: np.where(k == 4, np.nan, -k), (0.0, inf), ((1.0, 1.0),), discrete=True)
     with pytest.raises(SupportError, match=r"nan at 4\.0"):
-        kl_summation(of_record(Poisson(rate=2.0)), broken)
+        kl_summation(as_density(Poisson(rate=2.0)), broken)

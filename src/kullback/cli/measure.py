@@ -11,8 +11,8 @@ import numpy as np
 
 from kullback.cli.distribution_syntax import Member, read
 from kullback.cli.output import strict, table
-from kullback.densities.convert import as_density
 from kullback.densities.entropy import entropy_of
+from kullback.densities.resolve import resolve
 from kullback.discrete.entropy import cross_entropy, entropy
 from kullback.discrete.kl import kl_probs, kl_terms
 from kullback.errors import InputError
@@ -108,7 +108,7 @@ def _of_families(p: Member, q: Member, scale: float, error: float) -> dict[str, 
 
 def _entropies(p: Member, kl: float, scale: float) -> dict[str, Any]:
     """H(P), and H(P, Q) = H(P) + KL(P || Q); nothing where P is no distribution on the line."""
-    density = as_density(p)
+    density = resolve(p).density
     if density is None:
         return {}
     entropy_p = entropy_of(density)

@@ -1,4 +1,4 @@
-"""What quadrature, summation and Monte Carlo know of a distribution on the line."""
+"""A univariate density, or a probability mass function on the integers, as quadrature and summation evaluate it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ __all__ = ["Density"]
 
 @dataclass(frozen=True)
 class Density:
-    """A density on the line, or the probabilities of whole numbers.
+    """A density on the real line, or a probability mass function on the integers.
 
     Args:
-        log_density: Called as `log_density(origin, offset)`; its logarithm at origin + offset, -inf outside the
-            support. The two come apart so that a density that is steep at its end loses nothing near it.
-        support: The least interval outside which it is 0.
-        anchors: (place, width): where it changes, and over what length. Every kink is a place.
-        fine_ends: Ends of the support near which log_density uses the offset as it comes, so that even a power of the
-            distance is met to the last float. (Places near 0 are always told apart.)
-        discrete: Whether it lives on whole numbers.
-        sample: Called as `sample(count, rng)`; that many independent draws.
+        log_density: Called as `log_density(origin, offset)`; returns the log-density at origin + offset, and -inf
+            outside the support. The point is passed as a sum so that a density that is steep at an end of its support
+            keeps its relative accuracy near that end.
+        support: The smallest interval outside which the density is 0.
+        anchors: Pairs (location, width) of the points around which the density varies and the length over which it
+            varies. Every point where the density is not smooth is a location.
+        fine_ends: Ends of the support near which `log_density` uses the offset without rounding, so that every power
+            of the distance to the end is evaluated to full accuracy. (Points near 0 always are.)
+        discrete: Whether the distribution is supported on integers.
+        sample: Called as `sample(count, rng)`; returns `count` independent draws. None if there is no sampler.
     """
 
     log_density: Callable[[Array, Array], Array]

@@ -18,9 +18,9 @@ def entropy_of(density: Density) -> float:
         Nats, to about 1e-12 of its size. For whole numbers with a slow tail, of the first 65 536 of them.
 
     Example:
-        >>> from kullback.densities.from_families import of_record
+        >>> from kullback.densities.from_families import as_density
         >>> from kullback.families import Normal
-        >>> round(entropy_of(of_record(Normal(loc=3.0, scale=1.0))), 9)
+        >>> round(entropy_of(as_density(Normal(loc=3.0, scale=1.0))), 9)
         1.418938533
     """
     nodes = line_nodes(density, density)

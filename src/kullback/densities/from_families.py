@@ -1,52 +1,78 @@
-"""The density of each record on the line: SciPy's, or our own where SciPy has none, underflows, or loses an end."""
+"""The univariate density of each family: SciPy's, or a replacement where SciPy has none, underflows, or loses accuracy.
+
+SciPy evaluates a density at x; near a finite end of the support the distance to that end is then rounded. The densities
+below evaluate at origin + offset, and use the offset where the origin is that end.
+"""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from math import exp, inf, log, pi, remainder
+from math import exp, inf, isfinite, log, pi, remainder
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
 from kullback import families
-from kullback.densities import count_pmfs as of_counts
+from kullback.densities import count_pmfs
 from kullback.densities.density import Density
-from kullback.densities.from_scipy import of_continuous
+from kullback.densities.from_scipy import continuous_density
 from kullback.errors import ParameterError, ShapeError
 from kullback.numerics.arrays import Array, untracked
 
-__all__ = ["in_float64", "known_on_the_line", "of_record"]
+__all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value"]
 
 
-def of_record(record: families.Distribution) -> Density | None:
-    """The density of a record, or None if it is not one on the line.
+def as_density(record: families.Distribution) -> Density | None:
+    """The density or probability mass function of a parameter record; None if the family is not univariate.
 
     Raises:
         ShapeError: The parameters are a batch.
     """
     kind = type(record)
-    if kind not in _MADE_OF:
+    if kind not in _DENSITIES:
         return None
-    numbers = [_number(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
+    parameters = [_scalar(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     with np.errstate(all="ignore"):
-        return _MADE_OF[kind](*numbers)
+        return _DENSITIES[kind](*parameters)
 
 
-def known_on_the_line(kind: type[families.Distribution]) -> bool:
-    """Whether the records of a class have a density on the line here."""
-    return kind in _MADE_OF
+def has_density(kind: type[families.Distribution]) -> bool:
+    """Whether a family has a univariate density or probability mass function in this module."""
+    return kind in _DENSITIES
 
 
 def in_float64(record: families.Distribution) -> families.Distribution:
-    """The same with its parameters in float64, if it is of numbers on the line."""
-    if type(record) not in _MADE_OF or isinstance(record, families.NormalMixture):
+    """The record with its parameters as float64 NumPy arrays if the family is univariate, else the record unchanged."""
+    if type(record) not in _DENSITIES or isinstance(record, families.NormalMixture):
         return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
     return type(record)(**given)
 
 
-def _number(record: families.Distribution, name: str) -> Any:
+def is_absolute_value(record: families.Distribution) -> bool:
+    """Whether the record is the distribution of |x|, with the transform given as "abs" or as PyTorch's AbsTransform."""
+    if not isinstance(record, families.Transformed):
+        return False
+    parts = record.transform if isinstance(record.transform, tuple) else (record.transform,)
+    return len(parts) == 1 and (parts[0] == "abs" or type(parts[0]).__name__ == "AbsTransform")
+
+
+def absolute_value(base: Density) -> Density:
+    """The density of |x|, which at x >= 0 is the sum of the base density at x and at -x."""
+    low, high = base.support
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        logs = np.logaddexp(base.log_density(origin, offset), base.log_density(-origin, -offset))
+        return np.where(origin + offset >= 0, logs, -inf)
+
+    ends = ((end, (high - low) / 4) for end in base.support if isfinite(high - low))
+    anchors = tuple((abs(location), width) for location, width in (*base.anchors, *ends))
+    sample = base.sample and (lambda count, rng: abs(base.sample(count, rng)))  # pyright: ignore[reportOptionalCall]
+    return Density(log_density, (max(low, -high, 0.0), max(high, -low)), anchors, sample=sample)
+
+
+def _scalar(record: families.Distribution, name: str) -> Any:
     value = getattr(record, name)
     if value is None:
         return None
@@ -55,8 +81,8 @@ def _number(record: families.Distribution, name: str) -> Any:
         return array
     if array.size != 1:
         raise ShapeError(
-            f"expected numbers, one distribution at a time, but {type(record).__name__}'s {name} has shape "
-            f"{array.shape}; measure each of them"
+            f"expected scalar parameters, one distribution at a time, but {type(record).__name__}'s {name} has shape "
+            f"{array.shape}; measure each distribution separately"
         )
     return float(array.reshape(()))
 
@@ -91,7 +117,7 @@ def _normal(loc: float, scale: float) -> Density:
 
 
 def _laplace(loc: float, scale: float) -> Density:
-    # SciPy takes the log of a density that underflows.
+    # SciPy computes the logarithm of a density that underflows.
     return Density(
         lambda origin, offset: -np.abs((origin - loc) + offset) / scale - log(2 * scale),
         (-inf, inf),
@@ -102,7 +128,7 @@ def _laplace(loc: float, scale: float) -> Density:
 
 def _pareto(scale: float, alpha: float) -> Density:
     def log_density(origin: Array, offset: Array) -> Array:
-        # As log1p near the end, where x - scale is what has digits.
+        # log1p of the distance to the end, which is accurate where x / scale is rounded.
         distance = ((origin - scale) + offset) / scale
         value = log(alpha / scale) - (alpha + 1) * np.log1p(np.maximum(distance, 0.0))
         return np.where(distance >= 0, value, -inf)
@@ -117,28 +143,28 @@ def _pareto(scale: float, alpha: float) -> Density:
     )
 
 
-def _unit(log_density: Callable[[Array, Array], Array], frozen: Any, sample: Any) -> Density:
-    """A density on (0, 1) from its logarithm by x and 1 - x."""
+def _unit(log_density: Callable[[Array, Array], Array], quantile: Any, sample: Any) -> Density:
+    """A density on (0, 1) from its logarithm as a function of x and 1 - x, and its quantile function."""
 
     def from_ends(origin: Array, offset: Array) -> Array:
-        x, rest = origin + offset, (1 - origin) - offset
-        inside = (x >= 0) & (rest >= 0)
-        return np.where(inside, log_density(np.where(inside, x, 0.5), np.where(inside, rest, 0.5)), -inf)
+        x, complement = origin + offset, (1 - origin) - offset
+        inside = (x >= 0) & (complement >= 0)
+        return np.where(inside, log_density(np.where(inside, x, 0.5), np.where(inside, complement, 0.5)), -inf)
 
-    lower, middle, upper = frozen([0.25, 0.5, 0.75])
+    lower, middle, upper = quantile([0.25, 0.5, 0.75])
     width = max(float(upper - lower) / 2, 1e-290)
     return Density(from_ends, (0.0, 1.0), ((float(middle), width),), (0.0, 1.0), sample=sample)
 
 
-def _power(a: float, x: Array, rest: Array) -> Array:
-    """a log x, from the smaller of x and 1 - x."""
-    return np.where(x < 0.5, special.xlogy(a, x), special.xlog1py(a, -rest))
+def _log_power(a: float, x: Array, complement: Array) -> Array:
+    """a log x, computed from the smaller of x and complement = 1 - x."""
+    return np.where(x < 0.5, special.xlogy(a, x), special.xlog1py(a, -complement))
 
 
 def _beta(concentration1: float, concentration0: float) -> Density:
     a, b = concentration1, concentration0
     return _unit(
-        lambda x, rest: _power(a - 1, x, rest) + _power(b - 1, rest, x) - special.betaln(a, b),
+        lambda x, y: _log_power(a - 1, x, y) + _log_power(b - 1, y, x) - special.betaln(a, b),
         lambda levels: special.betaincinv(a, b, levels),
         lambda count, rng: rng.beta(a, b, count),
     )
@@ -147,11 +173,11 @@ def _beta(concentration1: float, concentration0: float) -> Density:
 def _kumaraswamy(concentration1: float, concentration0: float) -> Density:
     a, b = concentration1, concentration0
 
-    def log_density(x: Array, rest: Array) -> Array:
-        # log(1 - x^a), with x^a = e^power
-        power = _power(a, x, rest)
-        log_rest = np.where(power > -0.7, np.log(-np.expm1(power)), np.log1p(-np.exp(power)))
-        return log(a) + log(b) + _power(a - 1, x, rest) + np.where(log_rest == 0, 0.0, (b - 1) * log_rest)
+    def log_density(x: Array, complement: Array) -> Array:
+        power = _log_power(a, x, complement)
+        log1m_power = np.where(power > -0.7, np.log(-np.expm1(power)), np.log1p(-np.exp(power)))  # log(1 - x^a)
+        tail = np.where(log1m_power == 0, 0.0, (b - 1) * log1m_power)
+        return log(a) + log(b) + _log_power(a - 1, x, complement) + tail
 
     def quantile(level: Array) -> Array:
         return np.exp(np.log(-np.expm1(np.log1p(-np.asarray(level)) / b)) / a)
@@ -162,9 +188,9 @@ def _kumaraswamy(concentration1: float, concentration0: float) -> Density:
 def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
     slope = float(special.logit(probs)) if logits is None else float(logits)
     if abs(slope) == inf:
-        raise ParameterError(f"expected ContinuousBernoulli's probs to be in (0, 1), got {probs}: it has no density")
+        raise ParameterError(f"expected ContinuousBernoulli's probs in (0, 1), where it has a density, got {probs}")
     size = abs(slope)
-    # log of the integral of e^(-size t), 0 < t < 1; and t is measured from the end where the density is largest.
+    # log of the integral of e^(-size t) over 0 < t < 1, where t is the distance to the end with the largest density
     mass = log(-np.expm1(-size) / size) if size > 0 else 0.0
 
     def quantile(level: Array) -> Array:
@@ -172,7 +198,7 @@ def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
         return 1 - t[::-1] if slope > 0 else t
 
     return _unit(
-        lambda x, rest: -size * (rest if slope > 0 else x) - mass,
+        lambda x, complement: -size * (complement if slope > 0 else x) - mass,
         quantile,
         lambda count, rng: quantile(np.sort(rng.random(count))),
     )
@@ -183,31 +209,30 @@ def _f(df1: float, df2: float) -> Density:
     constant = log(ratio) - float(special.betaln(df1 / 2, df2 / 2))
 
     def log_density(origin: Array, offset: Array) -> Array:
-        # In parts that are small where p is not: what is rounded of them is what nearly equal ones differ by.
+        # The terms are small where the density is large, so that the difference of two log-densities keeps its digits.
         z = ratio * (origin + offset)
         near, far = np.where(z < 1, np.maximum(z, 0.0), 0.5), np.where(z < 1, 1.0, z)
         small = special.xlogy(df1 / 2 - 1, near) - (df1 + df2) / 2 * np.log1p(near)
         large = -np.log(far) - df1 / 2 * np.log1p(1 / far) - df2 / 2 * np.log1p(far)
         return np.where(z >= 0, constant + np.where(z < 1, small, large), -inf)
 
-    return replace(of_continuous(stats.f, df1, df2), log_density=log_density)
+    return replace(continuous_density(stats.f, df1, df2), log_density=log_density)
 
 
-_SHORT_OF_2_PI = 2.4492935982947064e-16
+_TWO_PI_ERROR = 2.4492935982947064e-16  # 2 pi minus its float64 approximation
 
 
 def _von_mises(loc: float, concentration: float) -> Density:
-    # Exactly, but for what 2 pi as a float is short of 2 pi.
+    # loc is reduced modulo 2 pi; `correction` is the error of the reduction with 2 pi rounded to float64.
     centre = remainder(loc, 2 * pi)
-    rest = round((loc - centre) / (2 * pi)) * _SHORT_OF_2_PI
+    correction = round((loc - centre) / (2 * pi)) * _TWO_PI_ERROR
     width = min(1.0, concentration**-0.5 if concentration > 0 else 1.0)
     constant = log(2 * pi * float(special.i0e(concentration)))
 
     def log_density(origin: Array, offset: Array) -> Array:
         inside = np.abs(origin + offset) <= pi
-        return np.where(
-            inside, -2 * concentration * np.sin(((origin - centre) + offset + rest) / 2) ** 2 - constant, -inf
-        )
+        half_angle = ((origin - centre) + offset + correction) / 2
+        return np.where(inside, -2 * concentration * np.sin(half_angle) ** 2 - constant, -inf)
 
     opposite = centre - pi if centre > 0 else centre + pi
     return Density(
@@ -243,22 +268,22 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
     if locs.ndim != 1:
         raise ShapeError(
             f"expected one distribution at a time, but NormalMixture's parameters have shape {locs.shape}; "
-            "measure each of them"
+            "measure each distribution separately"
         )
-    kept = weights > 0
-    weights, locs, scales = weights[kept], locs[kept], scales[kept]
+    positive = weights > 0
+    weights, locs, scales = weights[positive], locs[positive], scales[positive]
     logs = np.log(weights / weights.sum()) - np.log(scales) - 0.5 * log(2 * pi)
 
     def log_density(origin: Array, offset: Array) -> Array:
         z = ((origin[..., None] - locs) + offset[..., None]) / scales
-        parts = logs - z * z / 2
-        top = parts.max(axis=-1)
-        total = top + np.log(np.exp(parts - np.where(top > -inf, top, 0.0)[..., None]).sum(axis=-1))
-        return np.where(top > -inf, total, -inf)
+        terms = logs - z * z / 2
+        largest = terms.max(axis=-1)
+        total = largest + np.log(np.exp(terms - np.where(largest > -inf, largest, 0.0)[..., None]).sum(axis=-1))
+        return np.where(largest > -inf, total, -inf)
 
     def sample(count: int, rng: Any) -> Array:
-        which = rng.choice(weights.size, count, p=weights / weights.sum())
-        return rng.normal(locs[which], scales[which])
+        component = rng.choice(weights.size, count, p=weights / weights.sum())
+        return rng.normal(locs[component], scales[component])
 
     return Density(
         log_density,
@@ -272,7 +297,7 @@ def _log_odds(probs: float | None, logits: float | None) -> float:
     return float(special.logit(probs)) if logits is None else logits
 
 
-_MADE_OF: dict[type, Callable[..., Density]] = {
+_DENSITIES: dict[type, Callable[..., Density]] = {
     families.Beta: _beta,
     families.ContinuousBernoulli: _continuous_bernoulli,
     families.Kumaraswamy: _kumaraswamy,
@@ -282,29 +307,29 @@ _MADE_OF: dict[type, Callable[..., Density]] = {
     families.TanhNormal: _tanh_normal,
     families.Uniform: _uniform,
     families.VonMises: _von_mises,
-    families.Zipf: of_counts.zipf,
+    families.Zipf: count_pmfs.zipf,
     families.Normal: _normal,
-    families.Cauchy: lambda loc, scale: of_continuous(stats.cauchy, loc=loc, scale=scale),
-    families.Logistic: lambda loc, scale: of_continuous(stats.logistic, loc=loc, scale=scale),
-    families.Gumbel: lambda loc, scale: of_continuous(stats.gumbel_r, loc=loc, scale=scale),
-    families.StudentT: lambda df, loc, scale: of_continuous(stats.t, df, loc=loc, scale=scale),
-    families.Exponential: lambda rate: of_continuous(stats.expon, scale=1 / rate),
-    families.Gamma: lambda concentration, rate: of_continuous(stats.gamma, concentration, scale=1 / rate),
-    families.ChiSquared: lambda df: of_continuous(stats.chi2, df),
-    families.InverseGamma: lambda concentration, rate: of_continuous(stats.invgamma, concentration, scale=rate),
-    families.Weibull: lambda scale, concentration: of_continuous(stats.weibull_min, concentration, scale=scale),
-    families.Rayleigh: lambda scale: of_continuous(stats.rayleigh, scale=scale),
-    families.Maxwell: lambda scale: of_continuous(stats.maxwell, scale=scale),
-    families.HalfNormal: lambda scale: of_continuous(stats.halfnorm, scale=scale),
-    families.HalfCauchy: lambda scale: of_continuous(stats.halfcauchy, scale=scale),
-    families.LogNormal: lambda loc, scale: of_continuous(stats.lognorm, scale, scale=exp(loc)),
-    families.InverseGaussian: lambda mean, shape: of_continuous(stats.invgauss, mean / shape, scale=shape),
+    families.Cauchy: lambda loc, scale: continuous_density(stats.cauchy, loc=loc, scale=scale),
+    families.Logistic: lambda loc, scale: continuous_density(stats.logistic, loc=loc, scale=scale),
+    families.Gumbel: lambda loc, scale: continuous_density(stats.gumbel_r, loc=loc, scale=scale),
+    families.StudentT: lambda df, loc, scale: continuous_density(stats.t, df, loc=loc, scale=scale),
+    families.Exponential: lambda rate: continuous_density(stats.expon, scale=1 / rate),
+    families.Gamma: lambda concentration, rate: continuous_density(stats.gamma, concentration, scale=1 / rate),
+    families.ChiSquared: lambda df: continuous_density(stats.chi2, df),
+    families.InverseGamma: lambda concentration, rate: continuous_density(stats.invgamma, concentration, scale=rate),
+    families.Weibull: lambda scale, concentration: continuous_density(stats.weibull_min, concentration, scale=scale),
+    families.Rayleigh: lambda scale: continuous_density(stats.rayleigh, scale=scale),
+    families.Maxwell: lambda scale: continuous_density(stats.maxwell, scale=scale),
+    families.HalfNormal: lambda scale: continuous_density(stats.halfnorm, scale=scale),
+    families.HalfCauchy: lambda scale: continuous_density(stats.halfcauchy, scale=scale),
+    families.LogNormal: lambda loc, scale: continuous_density(stats.lognorm, scale, scale=exp(loc)),
+    families.InverseGaussian: lambda mean, shape: continuous_density(stats.invgauss, mean / shape, scale=shape),
     families.F: _f,
-    families.Bernoulli: lambda *p: of_counts.binomial(1.0, _log_odds(*p)),
-    families.Binomial: lambda count, *p: of_counts.binomial(count, _log_odds(*p)),
-    families.Geometric: lambda *p: of_counts.negative_binomial(1.0, -_log_odds(*p)),
-    families.NegativeBinomial: lambda count, *p: of_counts.negative_binomial(count, _log_odds(*p)),
-    families.Poisson: of_counts.poisson,
-    families.Zipfian: of_counts.zipfian,
-    families.Hypergeometric: of_counts.hypergeometric,
+    families.Bernoulli: lambda *p: count_pmfs.binomial(1.0, _log_odds(*p)),
+    families.Binomial: lambda count, *p: count_pmfs.binomial(count, _log_odds(*p)),
+    families.Geometric: lambda *p: count_pmfs.negative_binomial(1.0, -_log_odds(*p)),
+    families.NegativeBinomial: lambda count, *p: count_pmfs.negative_binomial(count, _log_odds(*p)),
+    families.Poisson: count_pmfs.poisson,
+    families.Zipfian: count_pmfs.zipfian,
+    families.Hypergeometric: count_pmfs.hypergeometric,
 }

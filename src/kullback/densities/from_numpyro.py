@@ -1,60 +1,109 @@
-"""Densities and draws of NumPyro's distributions, for those that have no record; JAX is not imported by this."""
+"""Adapter of NumPyro: parameter records, univariate densities and samplers of its distributions."""
 
-import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from math import ceil, inf, log
 from typing import Any
 
+import jax
 import numpy as np
+import numpyro.distributions as d
+from jax import numpy as jnp
+from numpyro.distributions import transforms
 
+from kullback import families as f
+from kullback.densities.composites import constraint_bounds, merged_independent, support_interval
 from kullback.densities.density import Density
-from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array
+from kullback.errors import NoClosedFormError, ShapeError
+from kullback.numerics.arrays import Array, holds
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["of_numpyro", "sampler_of_numpyro"]
+__all__ = ["FAMILIES", "as_density", "as_family", "as_sampler"]
 
-_LOOK = 4096  # draws to see where it lies; one number, since JAX compiles anew for each
+_PROBE_DRAWS = 4096  # draws that locate a distribution; a single count, since JAX compiles a program for each shape
 
 
-def of_numpyro(distribution: Any) -> Density | None:
-    """The density of a distribution of one number, or None for one of vectors, or that gives no draws.
+def as_family(distribution: Any) -> f.Distribution:
+    """The parameter record of a distribution of NumPyro; it holds the same arrays, so gradients reach them.
+
+    Args:
+        distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, ExpandedDistribution,
+            TransformedDistribution and MixtureSameFamily with normal components.
+
+    Returns:
+        The record, with numbers converted to JAX arrays.
 
     Raises:
-        ShapeError: It is a batch.
+        NoClosedFormError: `kullback.families` has no record for this class.
+        TypeError: The object is not a distribution.
+
+    Example:
+        >>> as_family(d.Exponential(jnp.asarray([1.0, 2.0]))).rate.tolist()
+        [1.0, 2.0]
     """
-    sampler = sampler_of_numpyro(distribution)
+    for kind in type(distribution).__mro__:
+        if kind in FAMILIES:
+            return FAMILIES[kind](distribution)
+    match distribution:
+        case d.ExpandedDistribution():
+            return _from_expanded(distribution.base_dist, distribution.batch_shape)
+        case d.Independent():
+            return merged_independent(as_family(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+        case d.TransformedDistribution():
+            return _from_transformed(distribution)
+        case d.MixtureSameFamily():
+            parts = as_family(distribution.component_distribution)
+            if isinstance(parts, f.Normal):
+                weights = distribution.mixing_distribution.probs  # pyright: ignore[reportAttributeAccessIssue]
+                return f.NormalMixture(weights=weights, locs=parts.loc, scales=parts.scale)
+    name = type(distribution).__name__
+    if isinstance(distribution, d.Distribution):
+        raise NoClosedFormError(f"{name} has no closed form; kullback.measure(p, q) bounds or estimates the KL")
+    raise TypeError(f"expected a distribution of NumPyro, got {name}")
+
+
+def as_density(distribution: Any) -> Density | None:
+    """The density or probability mass function of a univariate distribution; None for others and without a sampler.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+    """
+    sampler = as_sampler(distribution)
     if distribution.event_shape or sampler is None:
         return None
-    support = distribution.support
-    low, high = _ends(support)
-    discrete = bool(support.is_discrete)
-    lower, middle, upper = np.quantile(sampler.sample(_LOOK, np.random.default_rng(0)), [0.25, 0.5, 0.75])
+    low, high = support_interval(distribution.support)
+    discrete = bool(distribution.support.is_discrete)
+    lower, middle, upper = np.quantile(sampler.sample(_PROBE_DRAWS, np.random.default_rng(0)), [0.25, 0.5, 0.75])
     width = float(upper - lower) / 2
 
     def log_density(origin: Array, offset: Array) -> Array:
         x = np.asarray(origin + offset, dtype=np.float64)
         inside = (x >= low) & (x <= high)
-        seen = np.where(inside, x, middle)
-        # JAX compiles anew for each shape: let there be few.
-        flat = np.full(4 ** max(5, ceil(log(max(seen.size, 1), 4))), middle)
-        flat[: seen.size] = seen.ravel()
-        logs = sampler.log_density(flat.astype(np.int64) if discrete else flat)[: seen.size]
-        return np.where(inside, logs.reshape(seen.shape), -inf)
+        safe = np.where(inside, x, middle)
+        # Padding to few different sizes, since JAX compiles a program for each shape.
+        flat = np.full(4 ** max(5, ceil(log(max(safe.size, 1), 4))), middle)
+        flat[: safe.size] = safe.ravel()
+        logs = sampler.log_density(flat.astype(np.int64) if discrete else flat)[: safe.size]
+        return np.where(inside, logs.reshape(safe.shape), -inf)
 
     anchors = ((float(middle), width if width > 0 else 1.0),)
     return Density(log_density, (low, high), anchors, discrete=discrete, sample=sampler.sample)
 
 
-def sampler_of_numpyro(distribution: Any) -> Sampler | None:
-    """Its draws, as arrays, and their log-densities in float64; None if it does not know them."""
+def as_sampler(distribution: Any) -> Sampler | None:
+    """The sampler and log-density, in float64 and as NumPy arrays; None if one of them is not implemented.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+    """
     if distribution.batch_shape:
         raise ShapeError(
             f"expected one distribution at a time, got {type(distribution).__name__} of batch shape "
-            f"{tuple(distribution.batch_shape)}; measure each of them, or make it one event by to_event()"
+            f"{tuple(distribution.batch_shape)}; measure each distribution separately, or make the batch one event by "
+            "to_event()"
         )
-    jax = sys.modules["jax"]
     with jax.enable_x64(True):
-        twin = jax.tree.map(lambda leaf: _double(leaf, jax.numpy), distribution)
+        twin = jax.tree.map(_in_float64, distribution)
 
     def sample(count: int, rng: Any) -> Array:
         with jax.enable_x64(True):
@@ -62,25 +111,193 @@ def sampler_of_numpyro(distribution: Any) -> Sampler | None:
 
     def log_density(x: Array) -> Array:
         with jax.enable_x64(True):
-            return np.asarray(twin.log_prob(jax.numpy.asarray(x)), dtype=np.float64)
+            return np.asarray(twin.log_prob(jnp.asarray(x)), dtype=np.float64)
 
     try:
-        log_density(sample(_LOOK, np.random.default_rng(0))[:1])
+        log_density(sample(_PROBE_DRAWS, np.random.default_rng(0))[:1])
     except NotImplementedError:
         return None
     return Sampler(sample, log_density)
 
 
-def _double(leaf: Any, jnp: Any) -> Any:
+def _in_float64(leaf: Any) -> Any:
     array = jnp.asarray(leaf)
     return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else leaf
 
 
-def _ends(support: Any) -> tuple[float, float]:
-    """The interval that a constraint describes; the whole line where it describes none."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if type(support).__name__ == "_Boolean":
-        return 0.0, 1.0
-    low, high = getattr(support, "lower_bound", -inf), getattr(support, "upper_bound", inf)
-    return float(np.min(np.asarray(low))), float(np.max(np.asarray(high)))
+def _by_parameters(kind: type, *names: str, **renamed: str) -> Callable[[Any], f.Distribution]:
+    """A conversion that copies the parameters `names` and `renamed` (name in the record = name in NumPyro)."""
+
+    def convert(distribution: Any) -> f.Distribution:
+        sources = {name: name for name in names} | renamed
+        return kind(**{name: jnp.asarray(getattr(distribution, source)) for name, source in sources.items()})
+
+    return convert
+
+
+def _multivariate_normal(distribution: Any) -> f.Distribution:
+    # The parameter that was given comes first among the attributes; NumPyro caches the others once they are derived.
+    alternatives = ("covariance_matrix", "precision_matrix", "scale_tril")
+    given = next(name for name, value in vars(distribution).items() if name in alternatives and value is not None)
+    loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
+    return f.MultivariateNormal(loc=loc, **{given: jnp.asarray(getattr(distribution, given))})
+
+
+def _matrix_normal(distribution: Any) -> f.Distribution:
+    row, column = (jnp.asarray(x) for x in (distribution.scale_tril_row, distribution.scale_tril_column))
+    loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
+    return f.MatrixNormal(loc=loc, row_covariance=row @ row.mT, column_covariance=column @ column.mT)
+
+
+def _gamma_poisson(distribution: Any) -> f.Distribution:
+    counts, rate = (jnp.asarray(x) for x in (distribution.concentration, distribution.rate))
+    return f.NegativeBinomial(total_count=counts, logits=-jnp.log(rate))
+
+
+# NumPyro's class -> conversion to the parameter record.
+FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
+    d.BernoulliLogits: _by_parameters(f.Bernoulli, "logits"),
+    d.BernoulliProbs: _by_parameters(f.Bernoulli, "probs"),
+    d.Beta: _by_parameters(f.Beta, "concentration1", "concentration0"),
+    d.BinomialLogits: _by_parameters(f.Binomial, "total_count", "logits"),
+    d.BinomialProbs: _by_parameters(f.Binomial, "total_count", "probs"),
+    d.CategoricalLogits: _by_parameters(f.Categorical, "logits"),
+    d.CategoricalProbs: _by_parameters(f.Categorical, "probs"),
+    d.Cauchy: _by_parameters(f.Cauchy, "loc", "scale"),
+    d.Chi2: _by_parameters(f.ChiSquared, "df"),
+    d.Dirichlet: _by_parameters(f.Dirichlet, "concentration"),
+    d.Exponential: _by_parameters(f.Exponential, "rate"),
+    d.Gamma: _by_parameters(f.Gamma, "concentration", "rate"),
+    d.GammaPoisson: _gamma_poisson,
+    d.GeometricLogits: _by_parameters(f.Geometric, "logits"),
+    d.GeometricProbs: _by_parameters(f.Geometric, "probs"),
+    d.Gumbel: _by_parameters(f.Gumbel, "loc", "scale"),
+    d.HalfCauchy: _by_parameters(f.HalfCauchy, "scale"),
+    d.HalfNormal: _by_parameters(f.HalfNormal, "scale"),
+    d.InverseGamma: _by_parameters(f.InverseGamma, "concentration", "rate"),
+    d.InverseWishart: _by_parameters(f.InverseWishart, df="concentration", scale_matrix="scale_matrix"),
+    d.Kumaraswamy: _by_parameters(f.Kumaraswamy, "concentration1", "concentration0"),
+    d.Laplace: _by_parameters(f.Laplace, "loc", "scale"),
+    d.Logistic: _by_parameters(f.Logistic, "loc", "scale"),
+    d.LogNormal: _by_parameters(f.LogNormal, "loc", "scale"),
+    d.LowRankMultivariateNormal: _by_parameters(f.LowRankMultivariateNormal, "loc", "cov_factor", "cov_diag"),
+    d.MatrixNormal: _matrix_normal,
+    d.MultinomialLogits: _by_parameters(f.Multinomial, "total_count", "logits"),
+    d.MultinomialProbs: _by_parameters(f.Multinomial, "total_count", "probs"),
+    d.MultivariateNormal: _multivariate_normal,
+    d.NegativeBinomialLogits: _by_parameters(f.NegativeBinomial, "total_count", "logits"),
+    d.NegativeBinomialProbs: _by_parameters(f.NegativeBinomial, "total_count", "probs"),
+    d.Normal: _by_parameters(f.Normal, "loc", "scale"),
+    d.Pareto: _by_parameters(f.Pareto, "scale", "alpha"),
+    d.Poisson: _by_parameters(f.Poisson, "rate"),
+    d.StudentT: _by_parameters(f.StudentT, "df", "loc", "scale"),
+    d.Uniform: _by_parameters(f.Uniform, "low", "high"),
+    d.VonMises: _by_parameters(f.VonMises, "loc", "concentration"),
+    d.Weibull: _by_parameters(f.Weibull, "scale", "concentration"),
+    d.Wishart: _by_parameters(f.Wishart, df="concentration", covariance_matrix="scale_matrix"),
+}
+
+# The number of event axes of a record's first parameter; 0 for the families that are not listed.
+_EVENT_AXES = {
+    f.Categorical: 1,
+    f.Dirichlet: 1,
+    f.LowRankMultivariateNormal: 1,
+    f.MatrixNormal: 2,
+    f.MultivariateNormal: 1,
+    f.NormalMixture: 1,
+}
+
+
+def _from_expanded(base: Any, batch_shape: tuple[int, ...]) -> f.Distribution:
+    """The record of an expanded distribution: its first parameter is broadcast, the others broadcast against it."""
+    if isinstance(base, d.Independent):
+        part, count = base.base_dist, base.reinterpreted_batch_ndims
+        shape = batch_shape + part.batch_shape[len(part.batch_shape) - count :]
+        return merged_independent(_from_expanded(part, shape), count)
+    family = as_family(base)
+    if isinstance(family, f.Transformed | f.Independent):
+        return as_family(d.TransformedDistribution(base.base_dist.expand(batch_shape), base.transforms))
+    names = [field.name for field in fields(family)]  # pyright: ignore[reportArgumentType]
+    name = next(name for name in names if getattr(family, name) is not None)
+    value = getattr(family, name)
+    axes = value.ndim - _EVENT_AXES.get(type(family), 0)
+    return replace(family, **{name: jnp.broadcast_to(value, batch_shape + value.shape[axes:])})  # pyright: ignore[reportArgumentType]
+
+
+def _from_transformed(distribution: Any) -> f.Distribution:
+    parts = [part for transform in distribution.transforms for part in _elementary_transforms(transform)]
+    family = as_family(distribution.base_dist)
+    invertible = _is_invertible(distribution.base_dist, parts)
+    if isinstance(family, f.Independent) and all(map(_is_elementwise, parts)):
+        return merged_independent(_transformed_family(family.base, parts, invertible), family.event_dims)
+    return _transformed_family(family, parts, invertible)
+
+
+def _elementary_transforms(transform: Any) -> Iterator[Any]:
+    """The transforms that a composition consists of. `IndependentTransform` changes event axes only and is dropped."""
+    match transform:
+        case transforms.ComposeTransform():
+            for part in transform.parts:
+                yield from _elementary_transforms(part)
+        case transforms.IndependentTransform():
+            yield from _elementary_transforms(transform.base_transform)
+        case transforms.IdentityTransform():
+            pass
+        case _:
+            yield transform
+
+
+def _is_elementwise(transform: Any) -> bool:
+    return transform.domain.event_dim == transform.codomain.event_dim == 0
+
+
+# Injective transforms; NumPyro's transforms have no attribute that states it.
+_INVERTIBLE = (
+    transforms.AffineTransform,
+    transforms.CholeskyTransform,
+    transforms.CorrCholeskyTransform,
+    transforms.DiscreteCosineTransform,
+    transforms.ExpTransform,
+    transforms.HaarTransform,
+    transforms.LowerCholeskyAffine,
+    transforms.LowerCholeskyTransform,
+    transforms.OrderedTransform,
+    transforms.PermuteTransform,
+    transforms.PowerTransform,
+    transforms.RecursiveLinearTransform,
+    transforms.ReshapeTransform,
+    transforms.SigmoidTransform,
+    transforms.SimplexToOrderedTransform,
+    transforms.SoftplusLowerCholeskyTransform,
+    transforms.SoftplusTransform,
+    transforms.StickBreakingTransform,
+)
+
+
+def _is_invertible(base: Any, parts: list[Any]) -> bool:
+    """Whether the composition is injective on the support of the base."""
+    low, high = _bounds(base.support)
+    for part in parts:
+        lower, upper = _bounds(part.domain)
+        if holds(jnp.any((low < lower) | (high > upper))):
+            return False
+        forward = getattr(part, "_inv", None) if type(part) is transforms._InverseTransform else part
+        # A scale or an exponent of 0 maps all values to one.
+        factor = getattr(forward, "scale", getattr(forward, "exponent", 1.0))
+        if not isinstance(forward, _INVERTIBLE) or holds(jnp.any(jnp.asarray(factor) == 0)):
+            return False
+        low, high = _bounds(part.codomain)
+    return True
+
+
+def _bounds(constraint: Any) -> tuple[Any, Any]:
+    low, high = constraint_bounds(constraint)
+    return jnp.asarray(low), jnp.asarray(high)
+
+
+def _transformed_family(base: f.Distribution, parts: list[Any], invertible: bool) -> f.Distribution:
+    exponential = [isinstance(part, transforms.ExpTransform) for part in parts]
+    if isinstance(base, f.Normal) and exponential == [True]:
+        return f.LogNormal(loc=base.loc, scale=base.scale)
+    names = tuple("exp" if exp else part for exp, part in zip(exponential, parts, strict=True))
+    return f.Transformed(base=base, transform=names, invertible=invertible) if parts else base

@@ -1,23 +1,294 @@
-"""Densities of SciPy's families and of its frozen distributions."""
+"""Adapter of scipy.stats: parameter records and univariate densities of its frozen distributions and random variables.
 
+SciPy has two kinds of distributions: frozen distributions such as `scipy.stats.norm(0, 1)`, made by a family object
+such as `scipy.stats.norm`, and random variables such as `scipy.stats.Normal(mu=0, sigma=1)`.
+"""
+
+from collections.abc import Callable
 from math import isfinite, log
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from kullback import families as f
 from kullback.densities.density import Density
-from kullback.errors import ParameterError, ShapeError
-from kullback.numerics.arrays import Array
+from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.numerics.arrays import Array, ArrayLike
 
-__all__ = ["of_continuous", "of_discrete", "of_frozen", "of_random_variable"]
+__all__ = ["FAMILIES", "MULTIVARIATE_FAMILIES", "as_density", "as_family", "continuous_density"]
+
+# Called with the family's name, its shape parameters, loc and scale.
+_Converter = Callable[[str, tuple[ArrayLike, ...], ArrayLike, ArrayLike], f.Distribution]
 
 
-def of_continuous(family: Any, *shapes: float, loc: float = 0.0, scale: float = 1.0) -> Density:
-    """A continuous family, met in its standard form: origin - loc is exact near loc."""
+def as_family(distribution: Any) -> f.Distribution:
+    """The parameter record of a frozen distribution or a random variable of scipy.stats.
+
+    Args:
+        distribution: A frozen distribution or a random variable of a family in `FAMILIES` or
+            `MULTIVARIATE_FAMILIES`; also shifted and scaled random variables, exp and log of random variables, and
+            mixtures of normal random variables.
+
+    Returns:
+        The record, with the parameters as they were given.
+
+    Raises:
+        NoClosedFormError: `kullback.families` has no record for this distribution, such as a gamma with loc != 0.
+        TypeError: The object is not a frozen distribution or a random variable.
+
+    Example:
+        >>> as_family(stats.lognorm(s=0.5, scale=1.0))
+        LogNormal(loc=np.float64(0.0), scale=0.5)
+        >>> as_family(stats.Normal(mu=1.0, sigma=2.0) + 1.0)
+        Normal(loc=np.float64(2.0), scale=np.float64(2.0))
+    """
+    if hasattr(distribution, "dist"):
+        family = distribution.dist
+        shapes, loc, scale = family._parse_args(*distribution.args, **distribution.kwds)
+        return _from_parameters(family, shapes, loc, scale)
+    if convert := MULTIVARIATE_FAMILIES.get(type(getattr(distribution, "_dist", None))):
+        return convert(distribution)
+    if isinstance(distribution, stats.rv_continuous | stats.rv_discrete):
+        if isinstance(distribution, stats.rv_histogram) or hasattr(distribution, "xk"):
+            return _from_parameters(distribution, (), 0.0, 1.0)
+        raise TypeError(
+            f"expected a frozen distribution, got scipy.stats.{distribution.name} itself; "
+            f"give it its parameters, scipy.stats.{distribution.name}(...)"
+        )
+    if hasattr(distribution, "logpdf") and hasattr(distribution, "support"):
+        return _from_random_variable(distribution)
+    name = type(distribution).__name__
+    if hasattr(distribution, "logpdf") or hasattr(distribution, "logpmf"):
+        raise _no_family(name)
+    raise TypeError(f"expected a distribution of scipy.stats, got {name}; for arrays see kl_probs and kl_logits")
+
+
+def as_density(distribution: Any) -> Density | None:
+    """The density or probability mass function of a univariate distribution of scipy.stats; None for other objects.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+        ParameterError: A parameter is outside its domain.
+    """
+    if hasattr(distribution, "dist"):
+        return _frozen_density(distribution)
+    if hasattr(distribution, "icdf"):
+        return _random_variable_density(distribution)
+    if hasattr(distribution, "ppf") and distribution.numargs == 0:
+        return _frozen_density(distribution())
+    return None
+
+
+def _no_family(what: str) -> NoClosedFormError:
+    return NoClosedFormError(f"{what} has no closed form; kullback.measure(p, q) bounds or estimates the KL")
+
+
+def _from_parameters(family: Any, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+    """The parameter record of loc + scale x, x from a family object with these shape parameters."""
+    name, convert = f"scipy.stats.{family.name}", FAMILIES.get(type(family))
+    if convert is None and hasattr(family, "xk"):
+        convert = _without_location_and_scale(lambda: _from_values(family))
+    if convert is None:
+        raise _no_family(name)
+    return convert(name, shapes, loc, scale)
+
+
+def _require(value: ArrayLike, expected: float, otherwise: str) -> None:
+    if np.any(np.asarray(value) != expected):
+        raise _no_family(otherwise)
+
+
+def _from_random_variable(variable: Any) -> f.Distribution:
+    name = type(variable).__name__
+    if name == "Mixture":
+        return _from_mixture(variable)
+    if name == "MonotonicTransformedDistribution":
+        return _from_transformed(variable)
+    base, loc, scale = variable, 0.0, 1.0
+    if name == "ShiftedScaledDistribution":
+        base, loc, scale = variable._dist, variable.loc, variable.scale
+    if type(base).__name__ == "Uniform":
+        ends = loc + scale * base.a, loc + scale * base.b
+        return f.Uniform(low=np.minimum(*ends), high=np.maximum(*ends))
+    family, shapes, inner_loc, inner_scale = _family_object(base)
+    loc, scale = loc + scale * inner_loc, scale * inner_scale
+    if np.any(scale < 0):
+        if type(family) not in _REFLECTIONS:
+            raise _no_family(f"the negative of scipy.stats.{family.name}")
+        family, scale = _REFLECTIONS[type(family)], np.negative(scale)
+    return _from_parameters(family, shapes, loc, scale)
+
+
+def _family_object(variable: Any) -> tuple[Any, tuple[ArrayLike, ...], ArrayLike, ArrayLike]:
+    """The family object that a random variable corresponds to, with its shape parameters, loc and scale."""
+    match type(variable).__name__:
+        case "Normal" | "StandardNormal":
+            return stats.norm, (), variable.mu, variable.sigma
+        case "Logistic":
+            return stats.logistic, (), 0.0, 1.0
+        case "Binomial":
+            return stats.binom, (variable.n, variable.p), 0.0, 1.0
+    # Classes made by scipy.stats.make_distribution hold bound methods of the family object.
+    owners = (getattr(value, "__self__", None) for value in vars(type(variable)).values())
+    family = next((owner for owner in owners if isinstance(owner, stats.rv_continuous | stats.rv_discrete)), None)
+    if family is None:
+        raise _no_family(type(variable).__name__)
+    return family, tuple(getattr(variable, shape) for shape in _shape_names(family)), 0.0, 1.0
+
+
+def _from_mixture(variable: Any) -> f.Distribution:
+    parts = [as_family(component) for component in variable.components]
+    if not all(isinstance(part, f.Normal) for part in parts):
+        raise _no_family("a mixture with components other than normals")
+    locs, scales = ([getattr(part, name) for part in parts] for name in ("loc", "scale"))
+    return f.NormalMixture(weights=variable.weights, locs=np.stack(locs, -1), scales=np.stack(scales, -1))
+
+
+def _from_transformed(variable: Any) -> f.Distribution:
+    name = {np.exp: "exp", np.log: "log"}.get(variable._g)
+    if name is None:
+        raise _no_family(repr(variable))
+    base = as_family(variable._dist)
+    if name == "exp" and isinstance(base, f.Normal):
+        return f.LogNormal(loc=base.loc, scale=base.scale)
+    return f.Transformed(base=base, transform=(name,), invertible=True)
+
+
+def _from_values(family: Any) -> f.Distribution:
+    """The parameter record of scipy.stats.rv_discrete(values=(values, probabilities))."""
+    return f.Transformed(
+        base=f.Categorical(probs=family.pk), transform=("values", *family.xk.tolist()), invertible=True
+    )
+
+
+def _with_location_and_scale(build: Callable[..., f.Distribution]) -> _Converter:
+    """A family that `build` makes from its shape parameters, loc and scale."""
+    return lambda _name, shapes, loc, scale: build(*shapes, loc, scale)
+
+
+def _with_scale(build: Callable[..., f.Distribution]) -> _Converter:
+    """A family that `build` makes from its shape parameters and scale; loc must be 0."""
+
+    def convert(name: str, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+        _require(loc, 0, f"{name} with loc other than 0")
+        return build(*shapes, scale)
+
+    return convert
+
+
+def _without_location_and_scale(build: Callable[..., f.Distribution]) -> _Converter:
+    """A family that `build` makes from its shape parameters; loc must be 0 and scale must be 1."""
+
+    def convert(name: str, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+        _require(loc, 0, f"{name} with loc other than 0")
+        _require(scale, 1, f"{name} with scale other than 1")
+        return build(*shapes)
+
+    return convert
+
+
+def _location_scale(kind: type) -> _Converter:
+    return _with_location_and_scale(lambda loc, scale: kind(loc=loc, scale=scale))
+
+
+def _von_mises(kappa: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+    _require(scale, 1, "scipy.stats.vonmises with scale other than 1")
+    return f.VonMises(loc=loc, concentration=kappa)
+
+
+def _gumbel_left(loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+    right = f.Gumbel(loc=np.negative(loc), scale=scale)
+    return f.Transformed(base=right, transform=("negative",), invertible=True)
+
+
+def _geometric(p: ArrayLike, loc: ArrayLike, _scale: ArrayLike) -> f.Distribution:
+    """SciPy counts the trials; `Geometric` counts the failures, which are one fewer."""
+    failures = f.Geometric(probs=p)
+    if np.all(np.asarray(loc) == -1):
+        return failures
+    _require(loc, 0, "scipy.stats.geom with loc other than 0 and -1")
+    return f.Transformed(base=failures, transform=("add one",), invertible=True)
+
+
+def _negative_binomial(n: ArrayLike, p: ArrayLike) -> f.Distribution:
+    """SciPy's p is the probability of a failure. The logit is used where 1 - p would lose digits."""
+    p = np.asarray(p)
+    if np.all(p >= 0.5):
+        return f.NegativeBinomial(total_count=n, probs=1 - p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return f.NegativeBinomial(total_count=n, logits=np.log1p(-p) - np.log(p))
+
+
+# Class of SciPy's family object -> conversion to the parameter record.
+FAMILIES: dict[type, _Converter] = {
+    type(stats.cauchy): _location_scale(f.Cauchy),
+    type(stats.geom): _with_location_and_scale(_geometric),
+    type(stats.gumbel_l): _with_location_and_scale(_gumbel_left),
+    type(stats.gumbel_r): _location_scale(f.Gumbel),
+    type(stats.laplace): _location_scale(f.Laplace),
+    type(stats.logistic): _location_scale(f.Logistic),
+    type(stats.norm): _location_scale(f.Normal),
+    type(stats.t): _with_location_and_scale(lambda df, loc, scale: f.StudentT(df=df, loc=loc, scale=scale)),
+    type(stats.uniform): _with_location_and_scale(lambda loc, scale: f.Uniform(low=loc, high=np.add(loc, scale))),
+    type(stats.vonmises): _with_location_and_scale(_von_mises),
+    type(stats.chi2): _with_scale(lambda df, s: f.Gamma(concentration=np.divide(df, 2), rate=np.divide(0.5, s))),
+    type(stats.erlang): _with_scale(lambda a, scale: f.Gamma(concentration=a, rate=np.divide(1.0, scale))),
+    type(stats.expon): _with_scale(lambda scale: f.Exponential(rate=np.divide(1.0, scale))),
+    type(stats.gamma): _with_scale(lambda a, scale: f.Gamma(concentration=a, rate=np.divide(1.0, scale))),
+    type(stats.halfcauchy): _with_scale(lambda scale: f.HalfCauchy(scale=scale)),
+    type(stats.halfnorm): _with_scale(lambda scale: f.HalfNormal(scale=scale)),
+    type(stats.invgamma): _with_scale(lambda a, scale: f.InverseGamma(concentration=a, rate=scale)),
+    type(stats.invgauss): _with_scale(lambda mu, s: f.InverseGaussian(mean=np.multiply(mu, s), shape=s)),
+    type(stats.levy): _with_scale(lambda scale: f.InverseGamma(concentration=0.5, rate=np.divide(scale, 2))),
+    type(stats.lognorm): _with_scale(lambda s, scale: f.LogNormal(loc=np.log(scale), scale=s)),
+    type(stats.maxwell): _with_scale(lambda scale: f.Maxwell(scale=scale)),
+    type(stats.pareto): _with_scale(lambda b, scale: f.Pareto(scale=scale, alpha=b)),
+    type(stats.rayleigh): _with_scale(lambda scale: f.Rayleigh(scale=scale)),
+    type(stats.wald): _with_scale(lambda scale: f.InverseGaussian(mean=scale, shape=scale)),
+    type(stats.weibull_min): _with_scale(lambda c, scale: f.Weibull(scale=scale, concentration=c)),
+    type(stats.arcsine): _without_location_and_scale(lambda: f.Beta(concentration1=0.5, concentration0=0.5)),
+    type(stats.bernoulli): _without_location_and_scale(lambda p: f.Bernoulli(probs=p)),
+    type(stats.beta): _without_location_and_scale(lambda a, b: f.Beta(concentration1=a, concentration0=b)),
+    type(stats.binom): _without_location_and_scale(lambda n, p: f.Binomial(total_count=n, probs=p)),
+    type(stats.f): _without_location_and_scale(lambda dfn, dfd: f.F(df1=dfn, df2=dfd)),
+    type(stats.hypergeom): _without_location_and_scale(
+        lambda M, n, N: f.Hypergeometric(population=M, successes=n, draws=N)
+    ),
+    type(stats.nbinom): _without_location_and_scale(_negative_binomial),
+    type(stats.poisson): _without_location_and_scale(lambda mu: f.Poisson(rate=mu)),
+    type(stats.powerlaw): _without_location_and_scale(lambda a: f.Beta(concentration1=a, concentration0=1.0)),
+    type(stats.zipf): _without_location_and_scale(lambda a: f.Zipf(exponent=a)),
+    type(stats.zipfian): _without_location_and_scale(lambda a, n: f.Zipfian(exponent=a, total_count=n)),
+}
+
+# Class of SciPy's multivariate family object -> conversion of a frozen distribution to the parameter record.
+MULTIVARIATE_FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
+    type(stats.dirichlet): lambda x: f.Dirichlet(concentration=x.alpha),
+    type(stats.invwishart): lambda x: f.InverseWishart(df=x.df, scale_matrix=x.scale),
+    type(stats.matrix_normal): lambda x: f.MatrixNormal(
+        loc=x.mean, row_covariance=x.rowcov, column_covariance=x.colcov
+    ),
+    type(stats.multinomial): lambda x: f.Multinomial(total_count=x.n, probs=x.p),
+    type(stats.multivariate_normal): lambda x: f.MultivariateNormal(loc=x.mean, covariance_matrix=x.cov),
+    type(stats.vonmises_fisher): lambda x: f.VonMisesFisher(mean_direction=x.mu, concentration=x.kappa),
+    type(stats.wishart): lambda x: f.Wishart(df=x.df, covariance_matrix=x.scale),
+}
+
+# Class of a family object -> the family of -x.
+_REFLECTIONS: dict[type, Any] = {
+    **{type(family): family for family in (stats.cauchy, stats.laplace, stats.logistic, stats.norm, stats.t)},
+    type(stats.gumbel_l): stats.gumbel_r,
+    type(stats.gumbel_r): stats.gumbel_l,
+}
+
+
+def continuous_density(family: Any, *shapes: float, loc: float = 0.0, scale: float = 1.0) -> Density:
+    """The density of a continuous family object, evaluated in standard form: origin - loc is exact near loc."""
     low, high = (float(end) for end in family.support(*shapes))
     lower, middle, upper = family.ppf([0.25, 0.5, 0.75], *shapes)
-    width = _width(upper - lower)
-    places = {float(middle), *((0.0,) if low < 0 < high else ())}
+    width = _half_width(upper - lower)
+    locations = {float(middle), *((0.0,) if low < 0 < high else ())}
 
     def log_density(origin: Array, offset: Array) -> Array:
         return family.logpdf(((origin - loc) + offset) / scale, *shapes) - log(scale)
@@ -25,61 +296,59 @@ def of_continuous(family: Any, *shapes: float, loc: float = 0.0, scale: float = 
     return Density(
         log_density,
         (loc + scale * low, loc + scale * high),
-        tuple((loc + scale * place, scale * width) for place in places),
+        tuple((loc + scale * location, scale * width) for location in locations),
         (loc,) if low == 0 else (),
         sample=lambda count, rng: family.rvs(*shapes, loc=loc, scale=scale, size=count, random_state=rng),
     )
 
 
-def of_discrete(family: Any, *shapes: float, loc: float = 0.0) -> Density:
-    """A discrete family."""
+def _discrete_density(family: Any, *shapes: float, loc: float = 0.0) -> Density:
+    """The probability mass function of a discrete family object."""
     low, high = (float(end) for end in family.support(*shapes, loc))
     lower, middle, upper = family.ppf([0.25, 0.5, 0.75], *shapes, loc)
     return Density(
         lambda origin, offset: family.logpmf(origin + offset, *shapes, loc),
         (low, high),
-        ((float(middle), _width(upper - lower)),),
+        ((float(middle), _half_width(upper - lower)),),
         discrete=True,
         sample=lambda count, rng: family.rvs(*shapes, loc=loc, size=count, random_state=rng),
     )
 
 
-def of_frozen(frozen: Any) -> Density:
-    """A frozen classic distribution, such as scipy.stats.norm(0, 1).
-
-    Raises:
-        ShapeError: Its parameters are a batch.
-        ParameterError: Its parameters are outside what SciPy allows.
-    """
+def _frozen_density(frozen: Any) -> Density:
+    """The density or probability mass function of a frozen distribution, such as scipy.stats.norm(0, 1)."""
     family = frozen.dist
     given = dict(zip([*_shape_names(family), "loc", "scale"], frozen.args, strict=False)) | frozen.kwds
     for name, value in given.items():
         if np.size(value) != 1:
             raise ShapeError(
-                f"expected numbers, one distribution at a time, but {family.name}'s {name} has shape "
-                f"{np.shape(value)}; measure each of them"
+                f"expected scalar parameters, one distribution at a time, but {family.name}'s {name} has shape "
+                f"{np.shape(value)}; measure each distribution separately"
             )
     given = {name: float(np.asarray(value).reshape(())) for name, value in given.items()}
     shapes = [given[name] for name in _shape_names(family)]
     loc, scale = given.get("loc", 0.0), given.get("scale", 1.0)
     if not (scale > 0 and isfinite(loc)) or np.isnan(family.support(*shapes)).any():
-        raise ParameterError(f"expected parameters that scipy.stats.{family.name} allows, got {given}")
+        raise ParameterError(f"expected parameters in the domain of scipy.stats.{family.name}, got {given}")
     if hasattr(family, "logpmf"):
-        return of_discrete(family, *shapes, loc=loc)
-    return of_continuous(family, *shapes, loc=loc, scale=scale)
+        return _discrete_density(family, *shapes, loc=loc)
+    return continuous_density(family, *shapes, loc=loc, scale=scale)
 
 
-def of_random_variable(variable: Any) -> Density:
-    """A distribution of SciPy's new kind, such as scipy.stats.Normal(mu=0, sigma=1)."""
+def _random_variable_density(variable: Any) -> Density:
+    """The density or probability mass function of a random variable, such as scipy.stats.Normal(mu=0, sigma=1)."""
     low, high = (np.asarray(end) for end in variable.support())
     if low.size != 1:
-        raise ShapeError(f"expected one distribution at a time, got a batch of shape {low.shape}; measure each of them")
+        raise ShapeError(
+            f"expected one distribution at a time, got a batch of shape {low.shape}; measure each distribution "
+            "separately"
+        )
     discrete = any(kind.__name__ == "DiscreteDistribution" for kind in type(variable).__mro__)
     log_density = variable.logpmf if discrete else variable.logpdf
     anchors = []
     for part in getattr(variable, "components", [variable]):
         lower, middle, upper = (float(part.icdf(level)) for level in (0.25, 0.5, 0.75))
-        anchors.append((middle, _width(upper - lower)))
+        anchors.append((middle, _half_width(upper - lower)))
     return Density(
         lambda origin, offset: log_density(origin + offset),
         (float(low), float(high)),
@@ -93,7 +362,7 @@ def _shape_names(family: Any) -> list[str]:
     return [name.strip() for name in (family.shapes or "").split(",") if name.strip()]
 
 
-def _width(range_of_half: float) -> float:
-    """Half the range that holds half the mass; 1 where that is no length."""
-    width = float(range_of_half) / 2
+def _half_width(interquartile_range: float) -> float:
+    """Half of the interquartile range; 1 where that is not a positive finite length."""
+    width = float(interquartile_range) / 2
     return width if width > 0 and isfinite(width) else 1.0

@@ -1,47 +1,132 @@
-"""Densities and draws of torch.distributions, for those that have no record; PyTorch is not imported by this."""
+"""Adapter of torch.distributions: parameter records, univariate densities, samplers and Gaussian components."""
 
-import sys
+from collections.abc import Iterator
 from copy import copy
+from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
 import numpy as np
-from scipy.stats import genpareto
+import torch
+from torch import distributions as d
+from torch.distributions.utils import logits_to_probs
 
+from kullback import families as f
+from kullback.densities.composites import constraint_bounds, merged_independent, support_interval
 from kullback.densities.density import Density
-from kullback.densities.from_scipy import of_frozen
 from kullback.densities.gaussian_mixtures import Components, components
-from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, untracked
+from kullback.errors import NoClosedFormError, ShapeError
+from kullback.numerics.arrays import Array, holds, untracked
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["components_of_torch", "of_torch", "sampler_of_torch"]
+__all__ = ["FAMILIES", "as_components", "as_density", "as_family", "as_sampler"]
+
+# The parameters have the same names in PyTorch and in kullback.families.
+FAMILIES: dict[type, type[f.Distribution]] = {
+    d.Bernoulli: f.Bernoulli,
+    d.Beta: f.Beta,
+    d.Binomial: f.Binomial,
+    d.Categorical: f.Categorical,
+    d.Cauchy: f.Cauchy,
+    d.Chi2: f.ChiSquared,
+    d.ContinuousBernoulli: f.ContinuousBernoulli,
+    d.Dirichlet: f.Dirichlet,
+    d.Exponential: f.Exponential,
+    d.FisherSnedecor: f.F,
+    d.Gamma: f.Gamma,
+    d.Geometric: f.Geometric,
+    d.Gumbel: f.Gumbel,
+    d.HalfCauchy: f.HalfCauchy,
+    d.HalfNormal: f.HalfNormal,
+    d.InverseGamma: f.InverseGamma,
+    d.Kumaraswamy: f.Kumaraswamy,
+    d.Laplace: f.Laplace,
+    d.LogNormal: f.LogNormal,
+    d.LowRankMultivariateNormal: f.LowRankMultivariateNormal,
+    d.Multinomial: f.Multinomial,
+    d.MultivariateNormal: f.MultivariateNormal,
+    d.NegativeBinomial: f.NegativeBinomial,
+    d.Normal: f.Normal,
+    d.OneHotCategorical: f.OneHotCategorical,
+    d.Pareto: f.Pareto,
+    d.Poisson: f.Poisson,
+    d.StudentT: f.StudentT,
+    d.Uniform: f.Uniform,
+    d.VonMises: f.VonMises,
+    d.Weibull: f.Weibull,
+    d.Wishart: f.Wishart,
+}
+
+# Alternative parameters, of which a distribution is constructed with exactly one.
+_PARAMETRISATIONS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
+
+_TRANSFORM_NAMES = {d.ExpTransform: "exp", d.TanhTransform: "tanh"}
 
 
-def of_torch(distribution: Any) -> Density | None:
-    """The density of a distribution of one number, or None for one of vectors.
+def as_family(distribution: Any) -> f.Distribution:
+    """The parameter record of an object of torch.distributions; it holds the same tensors, so gradients reach them.
+
+    Args:
+        distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, TransformedDistribution
+            and MixtureSameFamily with normal components.
+
+    Returns:
+        The record. Of alternative parameters, such as probs and logits, it holds the one that was given.
 
     Raises:
-        ShapeError: It is a batch.
+        NoClosedFormError: `kullback.families` has no record for this class.
+        TypeError: The object is not a distribution.
+
+    Example:
+        >>> as_family(torch.distributions.Exponential(torch.tensor(2.0)))
+        Exponential(rate=tensor(2.))
     """
-    _require_one(distribution)
-    torch = sys.modules["torch"]
-    if type(distribution).__name__ == "GeneralizedPareto":  # its log_prob takes no float64
+    for kind in type(distribution).__mro__:
+        if kind in FAMILIES:
+            return _copy_parameters(FAMILIES[kind], distribution)
+    match distribution:
+        case d.Independent():
+            return merged_independent(as_family(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+        case d.TransformedDistribution():
+            return _from_transformed(distribution)
+        case d.MixtureSameFamily():
+            parts = as_family(distribution.component_distribution)
+            if isinstance(parts, f.Normal):
+                weights = distribution.mixture_distribution.probs
+                return f.NormalMixture(weights=weights, locs=parts.loc, scales=parts.scale)
+    name = type(distribution).__name__
+    if isinstance(distribution, d.Distribution):
+        raise NoClosedFormError(f"{name} has no closed form; kullback.measure(p, q) bounds or estimates the KL")
+    raise TypeError(f"expected an object of torch.distributions, got {name}; for tensors see kl_probs and kl_logits")
+
+
+def as_density(distribution: Any) -> Density | None:
+    """The density or probability mass function of a univariate distribution; None for multivariate distributions.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+    """
+    _require_single(distribution)
+    if type(distribution).__name__ == "GeneralizedPareto":  # its log_prob does not accept float64
+        from scipy.stats import genpareto
+
+        from kullback.densities import from_scipy
+
         shape = (distribution.concentration, distribution.loc, distribution.scale)
-        return of_frozen(genpareto(*(float(parameter) for parameter in shape)))
-    distribution = _double(distribution, torch)
-    sampler = sampler_of_torch(distribution)
+        return from_scipy.as_density(genpareto(*(float(parameter) for parameter in shape)))
+    distribution = _in_float64(distribution)
+    sampler = as_sampler(distribution)
     if tuple(distribution.event_shape) or sampler is None:
         return None
-    low, high = _ends(distribution.support)
-    anchors = _anchors(distribution, sampler, torch)
-    somewhere, device = anchors[0][0], _device(distribution, torch)
+    low, high = support_interval(distribution.support)
+    anchors = _anchors(distribution, sampler)
+    inside_point, device = anchors[0][0], _device(distribution)
 
     def log_density(origin: Array, offset: Array) -> Array:
         x = np.asarray(origin + offset, dtype=np.float64)
         inside = (x >= low) & (x <= high)
         with torch.no_grad():
-            logs = distribution.log_prob(torch.from_numpy(np.where(inside, x, somewhere)).to(device))
+            logs = distribution.log_prob(torch.from_numpy(np.where(inside, x, inside_point)).to(device))
         return np.where(inside, logs.cpu().numpy().astype(np.float64), -inf)
 
     return Density(
@@ -53,16 +138,19 @@ def of_torch(distribution: Any) -> Density | None:
     )
 
 
-def sampler_of_torch(distribution: Any) -> Sampler | None:
-    """Its draws, as arrays, and their log-densities; None if it does not know them."""
-    _require_one(distribution)
-    torch = sys.modules["torch"]
+def as_sampler(distribution: Any) -> Sampler | None:
+    """The sampler and log-density, both as NumPy arrays; None if the log-density is not implemented.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+    """
+    _require_single(distribution)
     with torch.random.fork_rng(), torch.no_grad():
         draw = distribution.sample()
         device = draw.device
         try:
             distribution.log_prob(draw)
-        except NotImplementedError:  # as that of a map that is not invertible
+        except NotImplementedError:  # such as a distribution transformed by a non-invertible transform
             return None
 
     def sample(count: int, rng: Any) -> Array:
@@ -72,20 +160,24 @@ def sampler_of_torch(distribution: Any) -> Sampler | None:
 
     def log_density(x: Array) -> Array:
         with torch.no_grad():
-            place = torch.from_numpy(x).to(device)
+            point = torch.from_numpy(x).to(device)
             if not distribution._validate_args:
-                return distribution.log_prob(place).cpu().numpy()
-            # What it validates, it refuses outside its support, where the density is 0.
-            inside = distribution.support.check(place)
-            safe = torch.where(inside.reshape(inside.shape + (1,) * draw.ndim), place, draw)
+                return distribution.log_prob(point).cpu().numpy()
+            # With validation, log_prob raises an error outside the support, where the density is 0.
+            inside = distribution.support.check(point)
+            safe = torch.where(inside.reshape(inside.shape + (1,) * draw.ndim), point, draw)
             return torch.where(inside, distribution.log_prob(safe), -inf).cpu().numpy()
 
     return Sampler(sample, log_density)
 
 
-def components_of_torch(distribution: Any) -> Components | None:
-    """The weights, means and covariances of a normal or a mixture of normals in several dimensions; None for others."""
-    _require_one(distribution)
+def as_components(distribution: Any) -> Components | None:
+    """The weights, means and covariances of a multivariate normal or a mixture of them; None for other distributions.
+
+    Raises:
+        ShapeError: The distribution is a batch.
+    """
+    _require_single(distribution)
     weights, parts = np.ones(1), distribution
     if type(distribution).__name__ == "MixtureSameFamily":
         weights = untracked(distribution.mixture_distribution.probs).cpu().numpy()
@@ -103,49 +195,129 @@ def components_of_torch(distribution: Any) -> Components | None:
     return components(weights, locs, covariances)
 
 
-def _require_one(distribution: Any) -> None:
+def _copy_parameters(family: type, distribution: Any) -> f.Distribution:
+    names = {field.name for field in fields(family)}  # pyright: ignore[reportArgumentType]
+    owner = getattr(distribution, "_categorical", distribution)
+    values = {}
+    for alternatives in _PARAMETRISATIONS:
+        # The record of a Wishart distribution has only the covariance matrix.
+        if accepted := names.intersection(alternatives):
+            given = _given_parameter(owner, alternatives)
+            given = given if given in accepted else alternatives[0]
+            values[given] = getattr(owner, given)
+            names -= accepted
+    return family(**values, **{name: getattr(distribution, name) for name in names})
+
+
+def _given_parameter(owner: Any, alternatives: tuple[str, ...]) -> str:
+    """Which alternative parameter was given; PyTorch caches the others on the instance once they are derived."""
+    first, *rest = (name for name in vars(owner) if name in alternatives)
+    if first != "probs" or not rest or getattr(owner, "_param", None) is owner.probs:
+        return first
+    # After `expand` it is not recorded which was given. Logits derived from probs are clamped, so they may disagree.
+    from_logits = logits_to_probs(owner.logits.detach(), is_binary=not isinstance(owner, d.Categorical))
+    return "logits" if holds(torch.allclose(from_logits, owner.probs.detach(), rtol=1e-3, atol=0)) else "probs"
+
+
+def _from_transformed(distribution: Any) -> f.Distribution:
+    transforms = list(distribution.transforms)
+    base = distribution.base_dist
+    while type(base) is d.TransformedDistribution:
+        base, transforms = base.base_dist, [*base.transforms, *transforms]
+    parts = [part for transform in transforms for part in _elementary_transforms(transform)]
+    family = as_family(base)
+    invertible = _is_invertible(base, parts)
+    if isinstance(family, f.Independent) and all(map(_is_elementwise, parts)):
+        return merged_independent(_transformed_family(family.base, parts, invertible), family.event_dims)
+    return _transformed_family(family, parts, invertible)
+
+
+def _elementary_transforms(transform: Any) -> Iterator[Any]:
+    """The transforms that a composition consists of. `IndependentTransform` changes event axes only and is dropped."""
+    match transform:
+        case d.ComposeTransform():
+            for part in transform.parts:
+                yield from _elementary_transforms(part)
+        case d.IndependentTransform():
+            yield from _elementary_transforms(transform.base_transform)
+        case _:
+            yield transform
+
+
+def _is_elementwise(transform: Any) -> bool:
+    return isinstance(transform, d.AffineTransform) or transform.domain.event_dim == transform.codomain.event_dim == 0
+
+
+def _is_invertible(base: Any, parts: list[Any]) -> bool:
+    """Whether the composition is injective on the support of the base.
+
+    `bijective` alone is not sufficient: PowerTransform declares it, but with exponent 2 it maps -1 and 1 to 1.
+    """
+    low, high = _bounds(base.support)
+    for part in parts:
+        domains = [_bounds(each.domain) for each in getattr(part, "transforms", [part])]
+        outside = any(holds(torch.any((low < lower) | (high > upper))) for lower, upper in domains)
+        # A scale or an exponent of 0 maps all values to one.
+        scales = isinstance(part, d.AffineTransform | d.PowerTransform)
+        if not part.bijective or outside or (scales and holds(torch.any(torch.as_tensor(part.sign) == 0))):
+            return False
+        low, high = _bounds(part.codomain)
+    return True
+
+
+def _bounds(constraint: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = constraint_bounds(constraint)
+    return torch.as_tensor(low), torch.as_tensor(high)
+
+
+def _transformed_family(base: f.Distribution, parts: list[Any], invertible: bool) -> f.Distribution:
+    names = tuple(_transform_key(part) for part in parts)
+    if isinstance(base, f.Normal) and names in (("exp",), ("tanh",)):
+        return (f.LogNormal if names == ("exp",) else f.TanhNormal)(loc=base.loc, scale=base.scale)
+    return f.Transformed(base=base, transform=names, invertible=invertible) if parts else base
+
+
+def _transform_key(transform: Any) -> Any:
+    """A value that equals (==) the value of another transform only if both transforms are the same map."""
+    if isinstance(transform, d.ReshapeTransform):
+        return "reshape", transform.in_shape, transform.out_shape
+    return _TRANSFORM_NAMES.get(type(transform), transform)
+
+
+def _require_single(distribution: Any) -> None:
     if tuple(distribution.batch_shape):
         raise ShapeError(
             f"expected one distribution at a time, got {type(distribution).__name__} of batch shape "
-            f"{tuple(distribution.batch_shape)}; measure each of them, or make it one event by Independent"
+            f"{tuple(distribution.batch_shape)}; measure each distribution separately, or make the batch one event by "
+            "Independent"
         )
 
 
-def _device(distribution: Any, torch: Any) -> Any:
+def _device(distribution: Any) -> torch.device:
     with torch.random.fork_rng(), torch.no_grad():
         return distribution.sample().device
 
 
-def _double(distribution: Any, torch: Any) -> Any:
-    """The same with its parameters in float64, so that its densities are computed in that."""
+def _in_float64(distribution: Any) -> Any:
+    """A copy whose parameters are float64, so that its densities are computed in float64."""
     twin = copy(distribution)
     for name, value in vars(distribution).items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             twin.__dict__[name] = value.detach().double()
-        elif isinstance(value, torch.distributions.Distribution):
-            twin.__dict__[name] = _double(value, torch)
-    if type(distribution).__name__ == "Categorical":  # whose sum was rounded
+        elif isinstance(value, d.Distribution):
+            twin.__dict__[name] = _in_float64(value)
+    if type(distribution).__name__ == "Categorical":  # its normalization was rounded in the original dtype
         probs = twin.__dict__.pop("probs", None)
         logits = probs.log() if probs is not None else twin.logits
         twin.__dict__["logits"] = logits - logits.logsumexp(dim=-1, keepdim=True)
     return twin
 
 
-def _ends(support: Any) -> tuple[float, float]:
-    """The interval that a constraint describes; the whole line where it describes none."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if type(support).__name__ == "_Boolean":
-        return 0.0, 1.0
-    low, high = getattr(support, "lower_bound", -inf), getattr(support, "upper_bound", inf)
-    return float(np.min(np.asarray(low))), float(np.max(np.asarray(high)))
-
-
-def _anchors(distribution: Any, sampler: Sampler, torch: Any) -> tuple[tuple[float, float], ...]:
-    """The middle and the width of it, or of each of its components."""
+def _anchors(distribution: Any, sampler: Sampler) -> tuple[tuple[float, float], ...]:
+    """The median and half the interquartile range of the distribution, or of each of its components."""
     parts = getattr(distribution, "component_distribution", distribution)
     try:
-        levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=_device(distribution, torch))
+        levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=_device(distribution))
         quartiles = parts.icdf(levels.reshape(3, *[1] * len(parts.batch_shape)))
         lower, middle, upper = (value.detach().cpu().numpy().reshape(-1) for value in quartiles)
     except (NotImplementedError, AttributeError):
@@ -153,6 +325,6 @@ def _anchors(distribution: Any, sampler: Sampler, torch: Any) -> tuple[tuple[flo
         lower, middle, upper = (np.atleast_1d(value) for value in np.quantile(draws, [0.25, 0.5, 0.75]))
     widths = (upper - lower) / 2
     return tuple(
-        (float(place), float(width) if width > 0 and isfinite(width) else 1.0)
-        for place, width in zip(middle, widths, strict=True)
+        (float(location), float(width) if width > 0 and isfinite(width) else 1.0)
+        for location, width in zip(middle, widths, strict=True)
     )

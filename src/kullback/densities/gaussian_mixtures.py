@@ -16,7 +16,7 @@ __all__ = [
     "Components",
     "MixtureBounds",
     "components",
-    "components_of_record",
+    "components_of_family",
     "log_density_of_components",
     "mixture_bounds",
     "sampler_of_components",
@@ -71,7 +71,7 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
     return Components(weights[kept] / weights.sum(), locs[kept], covariances[kept])
 
 
-def components_of_record(record: Distribution) -> Components | None:
+def components_of_family(record: Distribution) -> Components | None:
     """A normal of vectors as a mixture of one; None for what is none, and for a batch."""
     if isinstance(record, Independent) and isinstance(record.base, Normal) and record.event_dims == 1:
         loc, scale = np.broadcast_arrays(*(_plain(side) for side in (record.base.loc, record.base.scale)))

@@ -8,7 +8,7 @@ from kullback.densities.density import Density
 from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, cut, integrate, join
 from kullback.densities.tails import follow
-from kullback.densities.verdict import Sums, conclude, infinite, support_gap
+from kullback.densities.verdict import Sums, conclude, infinite_kl, support_gap
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -39,7 +39,7 @@ def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         SupportError: A log-density is nan or inf.
     """
     if gap := support_gap(p, q):
-        return infinite(gap, "supports")
+        return infinite_kl(gap, "supports")
     sums = integrals(p, q, error)
     return conclude(sums, error, "tails" if sums.kl == inf else "quadrature")
 

@@ -7,7 +7,7 @@ import numpy as np
 from kullback.densities.density import Density
 from kullback.densities.integrand import terms
 from kullback.densities.quadrature import integrals
-from kullback.densities.verdict import Sums, conclude, infinite, support_gap
+from kullback.densities.verdict import Sums, conclude, infinite_kl, support_gap
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -39,18 +39,18 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         SupportError: A log-probability is nan.
     """
     if gap := support_gap(p, q):
-        return infinite(gap, "supports")
+        return infinite_kl(gap, "supports")
     total = Sums()
     with np.errstate(all="ignore"):
         exact = _one_by_one(p, q)
         for low, high in exact:
             total = total.plus(_add(p, q, np.arange(low, high + 1)))
             if total.kl == inf:
-                return infinite(total.warnings[-1], "supports")
+                return infinite_kl(total.warnings[-1], "supports")
         for low, high in _between(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
             total = total.plus(_smooth(p, q, low, high, error))
             if total.kl == inf:
-                return infinite(total.warnings[-1], "tails")
+                return infinite_kl(total.warnings[-1], "tails")
     return conclude(total, error, "summation")
 
 

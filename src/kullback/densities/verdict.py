@@ -7,7 +7,7 @@ from kullback.densities.density import Density
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
 
-__all__ = ["Sums", "conclude", "infinite", "support_gap"]
+__all__ = ["Sums", "conclude", "infinite_kl", "support_gap"]
 
 
 class Sums(NamedTuple):
@@ -46,7 +46,7 @@ def conclude(sums: Sums, error: float, method: str) -> Estimate:
     """The estimate, unless the masses or what could not be seen forbid one."""
     value, bound, warnings = sums.kl, sums.kl_bound + sums.doubt, list(sums.warnings)
     if value == inf:
-        return infinite("; ".join(warnings), method)
+        return infinite_kl("; ".join(warnings), method)
     if sums.doubt > 0.01 * value:
         warnings.append("part of it lies nearer to an end than floats reach")
     for name, mass, beyond in (("p", sums.mass_p, sums.beyond), ("q", sums.mass_q, sums.beyond_q)):
@@ -75,7 +75,7 @@ def conclude(sums: Sums, error: float, method: str) -> Estimate:
     )
 
 
-def infinite(reason: str, method: str) -> Estimate:
+def infinite_kl(reason: str, method: str) -> Estimate:
     """KL(p || q) = inf, and why."""
     return Estimate(inf, error=0.0, interval=(inf, inf), method=method, status="exact", warnings=(reason,))
 

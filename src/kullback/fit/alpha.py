@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kullback.densities.from_families import known_on_the_line
+from kullback.densities.from_families import has_density
 from kullback.errors import ParameterError, SupportError
 from kullback.fit.result import Fit
 from kullback.fit.solver.multistart import search
@@ -63,7 +63,7 @@ def fit_alpha(
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
     kind, density = family_adapter(family), density_of(target)
     fixed = kind.fixed(fixed)
-    if not known_on_the_line(kind.record_class):
+    if not has_density(kind.record_class):
         raise ParameterError(f"expected a family on the line, got {kind.record_class.__name__}")
     if density is None:
         raise SupportError(f"expected a target with a density on the line, got {type(target).__name__}")

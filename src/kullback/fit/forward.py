@@ -9,11 +9,11 @@ import numpy as np
 
 from kullback import families
 from kullback.closed_forms.supports import shared_support
-from kullback.densities.convert import as_sampler
 from kullback.densities.density import Density
-from kullback.densities.from_families import known_on_the_line, of_record
+from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.nodes import mean_of
+from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart
@@ -133,7 +133,7 @@ def _of_module(
     module: Any, samples: Any, target: Any, weights: Any, steps: int, learning_rate: float, seed: int
 ) -> Fit:
     if samples is None:
-        sampler = as_sampler(target)
+        sampler = resolve(target).native_sampler
         if sampler is None:
             raise SupportError(f"expected a target with draws, got {type(target).__name__}: pass samples of it")
         samples = sampler.sample(_DRAWS, np.random.default_rng(seed))
@@ -165,7 +165,7 @@ def _of_samples(
         raise ShapeError(
             f"expected samples of shape (n, d) for {kind.__name__}, whose draws are vectors, got {x.shape}"
         )
-    if x.ndim > 1 and known_on_the_line(kind):
+    if x.ndim > 1 and has_density(kind):
         raise ShapeError(
             f"expected samples of shape (n,) for {kind.__name__}, whose draws are numbers, got {x.shape}; for vectors "
             "there are MultivariateNormal and Independent"
@@ -175,12 +175,12 @@ def _of_samples(
         closed = nearest_normal(kind, *mean_and_covariance(x, shares), components)
     elif closed is None:
         closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
-    if not known_on_the_line(kind):
+    if not has_density(kind):
         if closed is None:
             raise ParameterError(
                 f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
             )
-        sampler = as_sampler(closed)
+        sampler = resolve(closed).sampler
         value = nan if sampler is None else -float(sampler.log_density(x) @ shares)
         told = {"method": "closed form"} | ({} if sampler is None else {"cross_entropy": value})
         return _alone(closed, without_entropy(value), told)
@@ -223,7 +223,7 @@ def _scattered(guess: Distribution, x: Array) -> list[Distribution]:
 
 
 def _cross_entropy(record: Distribution, x: Array, shares: Array) -> float:
-    density = of_record(record)
+    density = as_density(record)
     assert density is not None
     with np.errstate(all="ignore"):
         return -float(density.log_density(x, np.zeros_like(x)) @ shares)
@@ -233,7 +233,7 @@ def _of_target(
     kind: type[Distribution], target: Any, begin: list[Distribution], fixed: dict[str, Any], components: Any
 ) -> Fit:
     density = density_of(target)
-    if density is None or not known_on_the_line(kind):
+    if density is None or not has_density(kind):
         return forward_of_normal(kind, target, components)
     _require_held(kind, density)
     closed = _bounds(kind, density) if kind in (families.Uniform, families.Pareto) and not fixed else None

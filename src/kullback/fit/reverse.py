@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback.densities.convert import as_components, as_sampler
 from kullback.densities.density import Density
-from kullback.densities.from_families import known_on_the_line, of_record
+from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.resolve import resolve
 from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
@@ -111,7 +111,7 @@ def fit_reverse(
     given = ([start] if start is not None else []) + list(starts)
     kind = family_adapter(family, given, target)
     begin, fixed = [kind.record(one) for one in given], kind.fixed(fixed)
-    if known_on_the_line(kind.record_class):
+    if has_density(kind.record_class):
         fit = _on_the_line(kind.record_class, log_prob, target, begin, fixed, components, support)
     else:
         fit = _of_vectors(kind, log_prob, target, begin, components, settings)
@@ -163,13 +163,13 @@ def _never_finite(kind: type[Distribution], density: Density) -> SupportError:
 
 
 def _kl(one: Distribution, density: Density) -> Estimate:
-    mine = of_record(one)
+    mine = as_density(one)
     assert mine is not None
     return (kl_summation if density.discrete else kl_quadrature)(mine, density)
 
 
 def _tail(best: Distribution, density: Density) -> float:
-    mine = of_record(best)
+    mine = as_density(best)
     if mine is None or mine.sample is None:
         return float("nan")
     x = np.asarray(mine.sample(_DRAWS, np.random.default_rng(0)), np.float64)
@@ -197,7 +197,7 @@ def _of_vectors(
             f"expected a family on the line, or normals of vectors or their mixtures, got {family.__name__}; a "
             "torch.nn.Module with log_prob and rsample fits any other"
         )
-    parts = [as_components(one) for one in begin]
+    parts = [resolve(one).components for one in begin]
     size = _dimensions(parts[0] if parts else target)
     if size is None:
         raise ParameterError("expected start=, a member of the family: it says how many dimensions log_prob takes")
@@ -234,7 +234,7 @@ def _far_starts(
 
 def _in_the_plane(chart: MixtureChart, log_prob: Callable[[Any], Any] | None, target: Any, begin: Sequence[Any]) -> Fit:
     fit, log_density = reverse_in_the_plane(chart, target, log_prob and _in_arrays(log_prob), begin)
-    best = as_sampler(fit.distribution)
+    best = resolve(fit.distribution).sampler
     assert best is not None
     x = np.asarray(best.sample(_DRAWS, np.random.default_rng(0)))
     return replace(fit, diagnostics=fit.diagnostics | {"pareto_k": pareto_k(log_density(x) - best.log_density(x))})

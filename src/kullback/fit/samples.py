@@ -5,7 +5,7 @@ from math import inf
 import numpy as np
 
 from kullback import families
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 from kullback.errors import ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, untracked
@@ -46,7 +46,7 @@ def mean_and_covariance(x: Array, shares: Array) -> tuple[Array, Array]:
 
 def require_inside(kind: type[Distribution], record: Distribution, x: Array) -> None:
     """SupportError where a sample lies outside the family's support, which makes KL infinite for every member."""
-    density = of_record(record)
+    density = as_density(record)
     assert density is not None
     with np.errstate(all="ignore"):
         logs = density.log_density(x, np.zeros_like(x))

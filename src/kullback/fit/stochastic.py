@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback.densities.convert import as_components
 from kullback.densities.gaussian_mixtures import Components
+from kullback.densities.resolve import resolve
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.multivariate import member_of
@@ -282,7 +282,7 @@ def _log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable
         return log_prob
     if isinstance(target, torch.distributions.Distribution):
         return target.log_prob
-    parts = as_components(target)
+    parts = resolve(target).components
     if parts is not None:
         return _mixture(parts).log_prob
     if hasattr(target, "log_prob"):

@@ -6,9 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from kullback import families
-from kullback.densities.convert import as_components
 from kullback.densities.gaussian_mixtures import Components
-from kullback.distributions import as_record
+from kullback.densities.resolve import as_family, resolve
 from kullback.errors import ParameterError
 from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart
@@ -17,8 +16,6 @@ from kullback.fit.result import Fit, Minimum, Step
 from kullback.fit.targets import is_of_vectors
 
 __all__ = ["FamilyAdapter", "family_adapter", "is_module"]
-
-_TORCH_NAMES = {"Chi2": "ChiSquared", "FisherSnedecor": "F"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class FamilyAdapter:
         Raises:
             ParameterError: It is of another family.
         """
-        found = as_components(member) if self.record_class is Components else as_record(member)
-        odd = self.record_class is families.Independent and as_components(found) is None
+        found = resolve(member).components if self.record_class is Components else as_family(member)
+        odd = self.record_class is families.Independent and resolve(found).components is None
         if type(found) is not self.record_class or odd:
             raise ParameterError(
                 f"expected a start of the family {self.record_class.__name__}{' of normals' if odd else ''}, got "
@@ -124,14 +121,16 @@ def family_adapter(family: Any, members: Sequence[Any] = (), target: Any = None)
             "expected a family: a record class of kullback.families, a class of torch.distributions, or a "
             f"torch.nn.Module with log_prob and rsample, got {family!r}"
         )
-    name, independent = _TORCH_NAMES.get(family.__name__, family.__name__), family.__name__ == "Independent"
-    if name == "MixtureSameFamily":
+    independent = family.__name__ == "Independent"
+    if family.__name__ == "MixtureSameFamily":
         found = Components if is_of_vectors(members[0] if members else target) else families.NormalMixture
         parts = getattr(members[0], "component_distribution", None) if members else None
         independent = found is Components and type(parts).__name__ == "Independent"
+    elif independent:
+        found = families.Independent
     else:
-        found = getattr(families, name, None)
-    if found is None or name == "Transformed":
+        found = import_module("kullback.densities.from_torch").FAMILIES.get(family)
+    if found is None:
         raise ParameterError(
             f"expected a class of distributions that kullback.families has too, got {family.__name__}; a "
             "torch.nn.Module with log_prob and rsample fits any other"

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kullback.densities.convert import as_density, as_sampler
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
+from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
-from kullback.measure import seen_as
 from kullback.numerics.arrays import Array
 
 __all__ = ["called", "density_of", "dimensions", "is_of_vectors", "normalised"]
@@ -21,12 +20,12 @@ _MODES = 40  # at most
 
 def density_of(target: Any) -> Density | None:
     """The density of a distribution on the line; None of any other."""
-    return seen_as(as_density, target)
+    return resolve(target).density
 
 
 def dimensions(distribution: Any) -> int | None:
     """How many its draws have; 0 on the line, None of what gives no draws."""
-    sampler = as_sampler(distribution)
+    sampler = resolve(distribution).native_sampler
     if sampler is None:
         return None
     shape = np.shape(sampler.sample(2, np.random.default_rng(0)))  # SciPy's give one draw without its axis

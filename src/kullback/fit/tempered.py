@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.densities.convert import as_sampler
+from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
@@ -85,7 +85,7 @@ def _of_target(target: Any, support: tuple[float, float]) -> tuple[Callable[[Arr
         if density.discrete:
             raise SupportError(f"expected a target with a density, got {type(target).__name__}, which is of counts")
         return lambda x: density.log_density(np.zeros_like(x), x), density.support
-    sampler = as_sampler(target)
+    sampler = resolve(target).native_sampler
     if sampler is None:
         raise SupportError(f"expected a target with a density or a log_prob, got {type(target).__name__}")
     return sampler.log_density, support

@@ -10,8 +10,8 @@ from scipy import linalg, optimize
 from scipy.cluster.vq import ClusterError, kmeans2
 
 from kullback import families
-from kullback.densities.convert import as_components, as_sampler
-from kullback.densities.gaussian_mixtures import Components
+from kullback.densities.gaussian_mixtures import Components, sampler_of_components
+from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureChart, around, starts_of_mixtures
@@ -20,7 +20,7 @@ from kullback.fit.gaussian.unnormalised_plane import log_evidence, modes_in_the_
 from kullback.fit.result import Fit, Minimum, Step, without_entropy
 from kullback.fit.samples import mean_and_covariance
 from kullback.fit.solver.multistart import search
-from kullback.measure import measure, seen_as
+from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
@@ -138,7 +138,7 @@ _DRAWS = 65_536
 
 def forward_of_normal(kind: type, target: Any, rank: int | None) -> Fit:
     """The normal with the target's mean and covariance: exact for mixtures of normals, else from draws."""
-    parts, diagnostics = seen_as(as_components, target), {}
+    parts, diagnostics = resolve(target).components, {}
     if parts is None:
         x = _draws(target)
         parts = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
@@ -165,7 +165,7 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
         target: A distribution of vectors.
         begin: Where descents begin, besides those matched to the target.
     """
-    parts = seen_as(as_components, target)
+    parts = resolve(target).components
     if parts is None or parts.locs.shape[1] != 2:
         x = _draws(target)
         fit = likelihood_of_mixture(chart(x.shape[1]), x, np.full(len(x), 1 / len(x)), begin)
@@ -173,7 +173,7 @@ def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin:
         told = {"method": "likelihood of draws", "warnings": (warning,)}
         return replace(fit, kl=estimate.value, estimate=estimate, diagnostics=told)
     plane = chart(2)
-    log_density = as_sampler(parts).log_density  # pyright: ignore[reportOptionalMemberAccess]
+    log_density = sampler_of_components(parts).log_density
     problem = OnPlane(plane, log_density, (np.log(parts.weights), parts.locs, np.linalg.cholesky(parts.covariances)))
     return _by_quadrature(problem, [*begin, *starts_of_mixtures(plane.count, parts)])
 
@@ -197,9 +197,9 @@ def reverse_in_the_plane(
 ) -> tuple[Fit, Callable[[Array], Array]]:
     """Every mixture in the plane at which KL(mixture || target) is least around; and the target's log-density."""
     if log_prob is None:
-        sampler = as_sampler(target)
-        assert sampler is not None
-        log_density, parts = sampler.log_density, seen_as(as_components, target)
+        resolved = resolve(target)
+        assert resolved.native_sampler is not None
+        log_density, parts = resolved.native_sampler.log_density, resolved.components
     else:
         log_density, parts = log_prob, None
     pieces = parts or _pieces(log_density, begin, target)
@@ -297,7 +297,7 @@ def _of_clusters(x: Array, shares: Array, which: Array, count: int) -> Component
 
 
 def _draws(target: Any) -> Array:
-    sampler = as_sampler(target)
+    sampler = resolve(target).native_sampler
     x = None if sampler is None else np.asarray(sampler.sample(_DRAWS, np.random.default_rng(0)), np.float64)
     if x is None or x.ndim != 2:
         raise SupportError(

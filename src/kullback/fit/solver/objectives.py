@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback import families
 from kullback.densities.density import Density
-from kullback.densities.from_families import of_record
+from kullback.densities.from_families import as_density
 from kullback.densities.integrand import terms
 from kullback.densities.nodes import Nodes, line_nodes
 from kullback.densities.quadrature import kl_quadrature
@@ -102,7 +102,7 @@ def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) ->
 def member(chart: Coordinates, vector: Array) -> Density:
     """The density of the member that is there."""
     with np.errstate(all="ignore"):
-        density = of_record(chart.record(vector))
+        density = as_density(chart.record(vector))
     if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
         raise ParameterError(f"expected parameters that floats hold, got {chart.kind.__name__} at {vector.tolist()}")
     if density is None:
@@ -189,7 +189,7 @@ def _smooth(chart: Coordinates, vector: Array) -> Density:
     if not isinstance(record, families.Uniform):
         return member(chart, vector)
     low, high = float(record.low), float(record.high)  # pyright: ignore[reportArgumentType]
-    density = of_record(families.Normal(loc=low / 2 + high / 2, scale=(high - low) / 12**0.5))
+    density = as_density(families.Normal(loc=low / 2 + high / 2, scale=(high - low) / 12**0.5))
     assert density is not None
     return density
 

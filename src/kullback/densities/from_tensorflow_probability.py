@@ -1,44 +1,40 @@
-"""TensorFlow Probability on JAX: its distributions as records, by the names of their classes."""
+"""Adapter of TensorFlow Probability on JAX: its distributions as parameter records, by the names of their classes."""
 
 from typing import Any
 
+from jax import numpy as jnp
+
 from kullback import families as f
-from kullback.errors import MissingDependencyError, NoClosedFormError
+from kullback.densities.composites import merged_independent
+from kullback.errors import NoClosedFormError
 
-try:
-    from jax import numpy as jnp
-except ModuleNotFoundError as error:
-    if error.name != "jax":
-        raise
-    raise MissingDependencyError("jax is missing: pip install 'kullback[jax]'") from error
+__all__ = ["FAMILIES", "as_family"]
 
-__all__ = ["as_record"]
-
-_LOCATION = {"loc": "loc", "scale": "scale"}
+_LOCATION_SCALE = {"loc": "loc", "scale": "scale"}
 _BINARY = {"probs": "probs", "logits": "logits"}
-_SHAPES = {"concentration1": "concentration1", "concentration0": "concentration0"}
+_CONCENTRATIONS = {"concentration1": "concentration1", "concentration0": "concentration0"}
 
-# What each record calls the parameters of each class, of those that were given.
-_FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
+# Class name of TensorFlow Probability -> family, and parameter of the family -> parameter of the class.
+FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
     "Bernoulli": (f.Bernoulli, _BINARY),
-    "Beta": (f.Beta, _SHAPES),
+    "Beta": (f.Beta, _CONCENTRATIONS),
     "Binomial": (f.Binomial, {"total_count": "total_count", **_BINARY}),
     "Categorical": (f.Categorical, _BINARY),
-    "Cauchy": (f.Cauchy, _LOCATION),
+    "Cauchy": (f.Cauchy, _LOCATION_SCALE),
     "Chi2": (f.ChiSquared, {"df": "df"}),
     "ContinuousBernoulli": (f.ContinuousBernoulli, _BINARY),
     "Dirichlet": (f.Dirichlet, {"concentration": "concentration"}),
     "Exponential": (f.Exponential, {"rate": "rate"}),
     "Gamma": (f.Gamma, {"concentration": "concentration", "rate": "rate"}),
     "Geometric": (f.Geometric, _BINARY),
-    "Gumbel": (f.Gumbel, _LOCATION),
+    "Gumbel": (f.Gumbel, _LOCATION_SCALE),
     "HalfNormal": (f.HalfNormal, {"scale": "scale"}),
     "InverseGamma": (f.InverseGamma, {"concentration": "concentration", "rate": "scale"}),
     "InverseGaussian": (f.InverseGaussian, {"mean": "loc", "shape": "concentration"}),
-    "Kumaraswamy": (f.Kumaraswamy, _SHAPES),
-    "Laplace": (f.Laplace, _LOCATION),
-    "LogNormal": (f.LogNormal, _LOCATION),
-    "Logistic": (f.Logistic, _LOCATION),
+    "Kumaraswamy": (f.Kumaraswamy, _CONCENTRATIONS),
+    "Laplace": (f.Laplace, _LOCATION_SCALE),
+    "LogNormal": (f.LogNormal, _LOCATION_SCALE),
+    "Logistic": (f.Logistic, _LOCATION_SCALE),
     "Multinomial": (f.Multinomial, {"total_count": "total_count", **_BINARY}),
     "MultivariateNormalFullCovariance": (
         f.MultivariateNormal,
@@ -46,11 +42,11 @@ _FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
     ),
     "MultivariateNormalTriL": (f.MultivariateNormal, {"loc": "loc", "scale_tril": "scale_tril"}),
     "NegativeBinomial": (f.NegativeBinomial, {"total_count": "total_count", **_BINARY}),
-    "Normal": (f.Normal, _LOCATION),
+    "Normal": (f.Normal, _LOCATION_SCALE),
     "OneHotCategorical": (f.OneHotCategorical, _BINARY),
     "Pareto": (f.Pareto, {"alpha": "concentration", "scale": "scale"}),
     "Poisson": (f.Poisson, {"rate": "rate"}),
-    "StudentT": (f.StudentT, {"df": "df", **_LOCATION}),
+    "StudentT": (f.StudentT, {"df": "df", **_LOCATION_SCALE}),
     "Uniform": (f.Uniform, {"low": "low", "high": "high"}),
     "VonMises": (f.VonMises, {"loc": "loc", "concentration": "concentration"}),
     "VonMisesFisher": (f.VonMisesFisher, {"mean_direction": "mean_direction", "concentration": "concentration"}),
@@ -59,35 +55,34 @@ _FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
 }
 
 
-def as_record(distribution: Any) -> f.Distribution:
-    """The record of a distribution of tensorflow_probability.substrates.jax.
+def as_family(distribution: Any) -> f.Distribution:
+    """The parameter record of a distribution of tensorflow_probability.substrates.jax.
 
     Args:
-        distribution: Of any class that has a record here; Independent, and Exp and Tanh of one, are looked into.
+        distribution: An instance of a class in `FAMILIES`, an `Independent` of one, or its image under the bijectors
+            `Exp` and `Tanh`.
 
     Returns:
-        The record, of the parameters that were given, as JAX arrays.
+        The record, with the parameters that were given as JAX arrays.
 
     Raises:
-        NoClosedFormError: There is no record of this class; `kullback.measure` needs none.
-        TypeError: It is no distribution, or not one on JAX.
+        NoClosedFormError: `kullback.families` has no record for this class, or for the parameters that were given.
+        TypeError: The object is not a distribution, or belongs to another substrate than JAX.
     """
     name = type(distribution).__name__
     if ".substrates.jax." not in type(distribution).__module__ or not hasattr(distribution, "parameters"):
         raise TypeError(f"expected a distribution of tensorflow_probability.substrates.jax, got {name}")
     given = distribution.parameters
     if name == "Independent":
-        base, event_dims = as_record(distribution.distribution), int(distribution.reinterpreted_batch_ndims)
-        if isinstance(base, f.Independent):
-            base, event_dims = base.base, event_dims + base.event_dims
-        return f.Independent(base=base, event_dims=event_dims) if event_dims else base
+        return merged_independent(as_family(distribution.distribution), int(distribution.reinterpreted_batch_ndims))
     bijector = {"Exp": "exp", "Tanh": "tanh"}.get(type(given.get("bijector")).__name__)
     if name == "TransformedDistribution" and bijector:
-        return f.Transformed(base=as_record(distribution.distribution), transform=(bijector,), invertible=True)
-    kind, names = _FAMILIES.get(name, (None, {}))
+        return f.Transformed(base=as_family(distribution.distribution), transform=(bijector,), invertible=True)
+    kind, names = FAMILIES.get(name, (None, {}))
     values = {ours: jnp.asarray(given[theirs]) for ours, theirs in names.items() if given.get(theirs) is not None}
     if kind is None or len(values) < len(names) - (names.items() >= _BINARY.items()):
+        passed = ", ".join(sorted(key for key, value in given.items() if value is not None))
         raise NoClosedFormError(
-            f"{name}, as it was made, has no closed form here; kullback.measure(p, q) bounds or estimates the KL"
+            f"{name} with the parameters {passed} has no closed form; kullback.measure(p, q) bounds or estimates the KL"
         )
     return kind(**values)

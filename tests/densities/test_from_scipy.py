@@ -8,7 +8,9 @@ import pytest
 from scipy import stats
 
 from kullback import families as f
-from kullback.distributions import as_record, kl
+from kullback.densities import from_scipy
+from kullback.densities.resolve import as_family
+from kullback.distributions import kl
 from kullback.errors import NoClosedFormError, ParameterError
 
 from ..oracles import families as oracle
@@ -111,7 +113,7 @@ NEW = {
 
 @pytest.mark.parametrize("distribution", [*OLD.values(), *NEW.values()], ids=[*OLD, *NEW])
 def test_the_record_has_the_density(distribution):
-    record = as_record(distribution)
+    record = as_family(distribution)
     family = oracle.FAMILIES[type(record)]
     counts = family.kind == "counts"
     for x in ((0, 1) if isinstance(record, f.Bernoulli) else (0, 1, 2, 3)) if counts else (0.37, 0.61, 0.93):
@@ -125,10 +127,10 @@ def test_the_record_has_the_density(distribution):
 
 
 def test_records_of_other_counts():
-    assert vars(as_record(stats.hypergeom(M=20, n=7, N=12))) == {"population": 20, "successes": 7, "draws": 12}
-    assert as_record(stats.zipf(2.5)).exponent == 2.5
-    assert vars(as_record(stats.zipfian(1.5, 10))) == {"exponent": 1.5, "total_count": 10}
-    assert vars(as_record(stats.f(3.0, 4.0))) == {"df1": 3.0, "df2": 4.0}
+    assert vars(as_family(stats.hypergeom(M=20, n=7, N=12))) == {"population": 20, "successes": 7, "draws": 12}
+    assert as_family(stats.zipf(2.5)).exponent == 2.5
+    assert vars(as_family(stats.zipfian(1.5, 10))) == {"exponent": 1.5, "total_count": 10}
+    assert vars(as_family(stats.f(3.0, 4.0))) == {"df1": 3.0, "df2": 4.0}
 
 
 def test_small_probabilities_of_a_failure_keep_their_digits():
@@ -214,7 +216,7 @@ def test_what_is_wrong():
     with pytest.raises(TypeError, match=r"scipy\.stats\.norm itself; give it its parameters"):
         kl(stats.norm, stats.norm)
     with pytest.raises(TypeError, match="kl_probs"):
-        as_record_of_scipy([0.5, 0.5])
+        from_scipy.as_family([0.5, 0.5])
     with pytest.raises(ParameterError, match=r"scale to be > 0 and finite, but it is -1\.0"):
         kl(stats.norm(0.0, -1.0), stats.norm())
     with pytest.raises(ParameterError, match="concentration"):
@@ -222,12 +224,6 @@ def test_what_is_wrong():
     singular = stats.multivariate_normal([0.0, 0.0], np.ones((2, 2)), allow_singular=True)
     with pytest.raises(ParameterError, match="positive definite"):
         kl(singular, singular)
-
-
-def as_record_of_scipy(thing):
-    from kullback.integrations.scipy import as_record
-
-    return as_record(thing)
 
 
 def test_batches_and_dtypes():
@@ -262,7 +258,7 @@ def test_vectors_and_matrices():
         stats.vonmises_fisher([0.0, 1.0], 2.0): f.VonMisesFisher(mean_direction=[0.0, 1.0], concentration=2.0),
     }
     for frozen, record in pairs.items():
-        assert type(as_record(frozen)) is type(record)
+        assert type(as_family(frozen)) is type(record)
         assert kl(frozen, record) == pytest.approx(0.0, abs=1e-13)
     precise = stats.multivariate_normal([0.0, 0.0], stats.Covariance.from_precision([[4.0, 0.0], [0.0, 1.0]]))
     assert kl(precise, stats.multivariate_normal([0.0, 0.0])) == pytest.approx(math.log(2) + 0.125 - 0.5, rel=1e-14)
@@ -290,7 +286,7 @@ def test_values_and_their_probabilities():
 
 def test_a_mixture_of_normals_has_a_record():
     mixture = stats.Mixture([stats.Normal(), stats.Normal(mu=20.0, sigma=2.0)], weights=[0.25, 0.75])
-    record = as_record(mixture)
+    record = as_family(mixture)
     assert isinstance(record, f.NormalMixture)
     assert (list(record.weights), list(record.locs), list(record.scales)) == ([0.25, 0.75], [0.0, 20.0], [1.0, 2.0])
 

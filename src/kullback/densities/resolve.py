@@ -1,0 +1,168 @@
+"""One view of a distribution of any supported library: parameter record, density, sampler and Gaussian components."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, TypeVar
+
+import array_api_compat
+import numpy as np
+
+from kullback.densities import from_methods
+from kullback.densities.density import Density
+from kullback.densities.gaussian_mixtures import Components, components_of_family, sampler_of_components
+from kullback.errors import NoClosedFormError
+from kullback.families import Distribution
+from kullback.numerics.arrays import Array
+from kullback.samples.monte_carlo import Sampler
+
+__all__ = ["ResolvedDistribution", "as_family", "resolve"]
+
+_View = TypeVar("_View", Density, Components, Sampler)
+
+# The module, or the package, that defines a library's distributions, and the adapter of that library. An adapter is
+# imported when the first distribution of its library is given, so that the library itself is imported already.
+_ADAPTERS = {
+    "numpyro.distributions.distribution": "kullback.densities.from_numpyro",
+    "scipy.stats": "kullback.densities.from_scipy",
+    "tensorflow_probability": "kullback.densities.from_tensorflow_probability",
+    "torch.distributions.distribution": "kullback.densities.from_torch",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedDistribution:
+    """A distribution with its representations, each computed at its first use.
+
+    A representation is derived from the parameter record if the distribution has one that allows it, and otherwise
+    from the object as given.
+
+    Args:
+        given: The distribution as it was passed: a parameter record of `kullback.families`, a distribution of a
+            supported library, `Components`, or an object with `log_prob(x)` and `sample(count)`.
+    """
+
+    given: Any
+
+    @cached_property
+    def family(self) -> Distribution | None:
+        """The parameter record, or None if there is none for this distribution."""
+        try:
+            return as_family(self.given)
+        except (NoClosedFormError, TypeError):
+            return None
+
+    @property
+    def family_in_float64(self) -> Any:
+        """The parameter record in float64 where it is univariate; the object as given if there is no record."""
+        return self.given if self.family is None else _families().in_float64(self.family)
+
+    @cached_property
+    def density(self) -> Density | None:
+        """The univariate density or probability mass function, or None."""
+        return self._first(_density)
+
+    @cached_property
+    def components(self) -> Components | None:
+        """The weights, means and covariances of a multivariate normal or a mixture of them, or None."""
+        return self._first(_components)
+
+    @cached_property
+    def sampler(self) -> Sampler | None:
+        """The sampler and log-density, or None."""
+        return self._first(_sampler)
+
+    @cached_property
+    def native_sampler(self) -> Sampler | None:
+        """The sampler of the object as given, which draws by the library's own generator, or None."""
+        return _sampler(self.given)
+
+    def _first(self, view: Callable[[Any], _View | None]) -> _View | None:
+        found = view(self.family) if self.family is not None else None
+        return view(self.given) if found is None and self.given is not self.family else found
+
+
+def resolve(distribution: Any) -> ResolvedDistribution:
+    """The representations of a distribution; a `ResolvedDistribution` is returned unchanged."""
+    return distribution if isinstance(distribution, ResolvedDistribution) else ResolvedDistribution(distribution)
+
+
+def as_family(distribution: Any) -> Distribution:
+    """The parameter record of a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability.
+
+    Args:
+        distribution: A distribution of one of these libraries, or a parameter record, which is returned unchanged.
+
+    Returns:
+        The record of `kullback.families`, which holds the library's own arrays.
+
+    Raises:
+        NoClosedFormError: `kullback.families` has no record for this distribution.
+        TypeError: The object is not a distribution of a supported library.
+    """
+    if isinstance(distribution, Distribution):
+        return distribution
+    if adapter := _adapter(distribution):
+        return adapter.as_family(distribution)
+    if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
+        raise TypeError(
+            f"expected a distribution, got {type(distribution).__name__}; for arrays see kl_probs, kl_log_probs and "
+            "kl_logits, or construct a kullback.families.Categorical from them"
+        )
+    raise TypeError(
+        f"expected a distribution, got {type(distribution).__name__}: pass a parameter record of kullback.families or "
+        "a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or pass its class to register_kl"
+    )
+
+
+def _adapter(distribution: Any) -> Any:
+    """The adapter module of the library that the object's class, or a base class, comes from; None for others."""
+    for kind in type(distribution).__mro__:
+        for library, adapter in _ADAPTERS.items():
+            if kind.__module__.startswith(library):
+                return import_module(adapter)
+    return None
+
+
+def _families() -> Any:
+    """The densities of the families, imported at first use since they load scipy.stats."""
+    return import_module("kullback.densities.from_families")
+
+
+def _density(distribution: Any) -> Density | None:
+    if isinstance(distribution, Distribution):
+        families = _families()
+        if families.is_absolute_value(distribution):
+            base = _density(distribution.base)  # pyright: ignore[reportAttributeAccessIssue]
+            return None if base is None or base.discrete else families.absolute_value(base)
+        return families.as_density(distribution)
+    adapter = _adapter(distribution)
+    return adapter.as_density(distribution) if hasattr(adapter, "as_density") else None
+
+
+def _components(distribution: Any) -> Components | None:
+    if isinstance(distribution, Components):
+        return distribution
+    if isinstance(distribution, Distribution):
+        return components_of_family(distribution)
+    adapter = _adapter(distribution)
+    return adapter.as_components(distribution) if hasattr(adapter, "as_components") else None
+
+
+def _sampler(distribution: Any) -> Sampler | None:
+    components = _components(distribution)
+    if components is not None:
+        return sampler_of_components(components)
+    adapter = _adapter(distribution)
+    if hasattr(adapter, "as_sampler"):
+        return adapter.as_sampler(distribution)
+    density = _density(distribution)
+    return from_methods.as_sampler(distribution) if density is None else _sampler_of_density(density)
+
+
+def _sampler_of_density(density: Density) -> Sampler | None:
+    def log_density(x: Array) -> Array:
+        return density.log_density(np.asarray(x, dtype=np.float64), np.zeros(np.shape(x)))
+
+    return Sampler(density.sample, log_density) if density.sample else None
