@@ -87,15 +87,15 @@ class Evaluation:
         """One result for each of the prompts with these indices."""
         rows = [self.rows[index] for index in indices]
         prompts = [row["prompt"] for row in rows]
-        drawn = sample(
+        completions = sample(
             policy, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=self.temperature
         )
-        head, hidden = head_of(policy), last_hidden(policy, drawn.ids, drawn.attention)
-        ref_head, ref_hidden = head_of(reference), last_hidden(reference, drawn.ids, drawn.attention)
-        kl = completion_kl(head, hidden, ref_head, ref_hidden, drawn.mask, temperature=self.temperature)
-        entropy = completion_entropy(head, hidden, drawn.mask, temperature=self.temperature)
-        completion_ids = drawn.ids[:, -drawn.mask.shape[1] :]
-        ids = [row[mask].tolist() for row, mask in zip(completion_ids, drawn.mask, strict=True)]
+        head, hidden = head_of(policy), last_hidden(policy, completions.ids, completions.attention)
+        ref_head, ref_hidden = head_of(reference), last_hidden(reference, completions.ids, completions.attention)
+        kl = completion_kl(head, hidden, ref_head, ref_hidden, completions.mask, temperature=self.temperature)
+        entropy = completion_entropy(head, hidden, completions.mask, temperature=self.temperature)
+        completion_ids = completions.ids[:, -completions.mask.shape[1] :]
+        ids = [row[mask].tolist() for row, mask in zip(completion_ids, completions.mask, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = self._rewards(rows, prompts, texts, ids)
         return [

@@ -32,8 +32,8 @@ def find_reward(name: str) -> Reward:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise InputError(f"--reward {name}: expected module:function, for example my_rewards:exact_match")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    if (working_directory := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, working_directory)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is user code, which may raise any exception

@@ -166,19 +166,19 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
             beta = plan.schedule.beta(step) if budget is None else budget.beta
             optimiser.zero_grad()
             (cost + beta * kl_with_free_bits(kl, plan.free)).backward()
-            acted: Row = {}
+            controller_row: Row = {}
             if budget_step is None:
                 optimiser.step()
             else:
                 assert isinstance(budget, KLBudget)
-                scale_of_step = budget.learning_rate_scale
+                learning_rate_scale = budget.learning_rate_scale
                 with scaled_learning_rates(optimiser.param_groups[:1], budget.learning_rate_scale):  # the encoder
                     optimiser.step()
-                budget, pulled = budget_step.apply(budget)
-                acted = {
+                budget, displacement_scale = budget_step.apply(budget)
+                controller_row = {
                     "kl_filtered": budget.filtered_kl,
-                    "learning_rate_scale": scale_of_step,
-                    "displacement_scale": pulled,
+                    "learning_rate_scale": learning_rate_scale,
+                    "displacement_scale": displacement_scale,
                 }
             row = {
                 "step": step,
@@ -186,7 +186,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                 "kl_posterior_prior_per_image_std_error": error,
             }
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
-            row |= acted
+            row |= controller_row
             run.add_metrics({**row, "seconds": round(time.monotonic() - start_time, 3)})
             progress.show({**row, "reward": -float(cost.detach())})
             if step % plan.evaluate_every == 0 or step == plan.steps:
