@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import Row, finite_values, kl_keys, second_half
+from kullback.runs.metrics import kl_key
 
 __all__ = [
     "BudgetRows",
@@ -83,7 +84,7 @@ class BudgetRows:
     def evidence_in_other_unit(self) -> dict[str, float]:
         """The mean KL per sequence of a budget per token, and vice versa, where it was logged."""
         other = {"token": "sequence", "sequence": "token"}.get(self.unit)
-        values = [value for _, value in second_half(finite_values(self.metrics, f"kl_policy_ref_per_{other}"))]
+        values = [value for _, value in second_half(finite_values(self.metrics, kl_key(other)))]
         return {f"mean KL per {other}": fmean(values)} if values else {}
 
 
@@ -118,7 +119,7 @@ def check_budget(
         >>> [finding.name for finding in check_budget(rows, [], target=0.05, unit="token")]
         ['over-budget']
     """
-    rows = BudgetRows(metrics, evaluations, target, unit, price, name or f"kl_policy_ref_per_{unit}")
+    rows = BudgetRows(metrics, evaluations, target, unit, price, name or kl_key(unit))
     if len(rows.logged) < _MIN_STEPS or not rows.values:
         return []
     checks = (check_beta_at_upper_bound, check_beta_divergence, check_over_budget, check_budget_not_reached)

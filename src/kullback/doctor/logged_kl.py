@@ -6,6 +6,7 @@ from statistics import fmean, median
 from typing import Any, TypeAlias
 
 from kullback.doctor.finding import Finding
+from kullback.runs.metrics import METRICS
 
 __all__ = [
     "NEGLIGIBLE_KL",
@@ -37,8 +38,8 @@ _MIN_ROWS = 5  # before statements about a whole run are made
 def kl_keys(rows: Iterable[Row]) -> list[str]:
     """The keys of KL(policy || reference) that occur in the rows, including TRL's sampled estimate "kl"."""
     present = {key for row in rows for key in row}
-    units = ("token", "sequence", "step", "reference_step")
-    return [key for key in (*(f"kl_policy_ref_per_{unit}" for unit in units), "kl") if key in present]
+    keys = dict.fromkeys(metric.key for metric in METRICS if metric.symbol == "KL(policy || reference)")
+    return [key for key in (*keys, "kl") if key in present]
 
 
 def finite_values(rows: Iterable[Row], key: str) -> list[tuple[int, float]]:

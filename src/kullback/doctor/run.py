@@ -12,6 +12,7 @@ from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import check_learning, check_logged_kl
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
+from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["doctor_path"]
@@ -74,8 +75,9 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     ]
     findings += check_learning(metrics)
     constraint = None
-    if (budget := config.get("budget")) and "target" in budget:
-        key, target = _constrained_key(budget), float(budget["target"])
+    if (key := constrained_kl(config)) is not None:
+        budget = config["budget"]
+        target = float(budget["target"])
         constraint = key, target
         # The controllers other than KLBudget do not bound beta.
         price = (float(budget.get("price_min", 0.0)), float(budget.get("price_max", inf)))
@@ -87,14 +89,6 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     )
     names = {finding.name for finding in findings}
     return findings + [finding for finding in _check_settings(config) if finding.name not in names]
-
-
-def _constrained_key(budget: Mapping[str, Any]) -> str:
-    """The key of the KL that a budget constrains."""
-    if budget.get("states") == "reference":
-        return "kl_policy_ref_per_reference_step"
-    sides = "old_policy" if budget.get("constrain") == "old-policy" else "policy_ref"
-    return f"kl_{sides}_per_{budget['unit']}"
 
 
 def _attribute_to_dropout(finding: Finding, config: Mapping[str, Any]) -> Finding:

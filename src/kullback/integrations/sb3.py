@@ -204,7 +204,7 @@ class _Update:
                 constraint.after_step(step_is_known=True)
                 for other in constraints:
                     if other is not constraint:
-                        previous, now, _ = other.held_out.remeasure()
+                        previous, now = other.held_out.remeasure()[:2]
                         other.controller = other.controller.after_brake(previous, now, factor=1.0)
 
         hooks = [

@@ -29,6 +29,7 @@ from kullback.budget.step import BudgetStep, scaled_learning_rates
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
 from kullback.result import Estimate
+from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
 __all__ = ["BudgetGRPOTrainer"]
@@ -234,8 +235,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.batches.clear()
         log = trainer._metrics["train"]
         for name, estimate in (("token", token), ("sequence", sequence)):
-            log[f"kl_policy_ref_per_{name}"].append(estimate.value)
-            log[f"kl_policy_ref_per_{name}_std_error"].append(estimate.std_error)
+            log[kl_key(name)].append(estimate.value)
+            log[f"{kl_key(name)}_std_error"].append(estimate.std_error)
         if trainer.budget is None:
             return
         log["beta"].append(trainer.budget.beta)

@@ -12,6 +12,7 @@ __all__ = [
     "Metric",
     "Trainer",
     "constrained_kl",
+    "kl_key",
     "metrics_of",
     "metrics_tables",
     "with_present_keys",
@@ -416,6 +417,29 @@ def metrics_of(trainer: Trainer) -> dict[str, Metric]:
     return {metric.key: metric for metric in metrics} | errors
 
 
+def kl_key(unit: str, *, constrain: str = "reference", states: str = "visited") -> str:
+    """Return the key of the KL divergence that a budget of the given unit constrains.
+
+    Args:
+        unit: The unit of the budget, as in `KLBudget`.
+        constrain: "reference" for KL(policy || reference), "old-policy" for KL(old policy || policy).
+        states: For policies in environments, the states of the mean: "visited" by the policy, or fixed states that the
+            "reference" visits.
+
+    Returns:
+        The key.
+
+    Example:
+        >>> kl_key("token"), kl_key("step", constrain="old-policy")
+        ('kl_policy_ref_per_token', 'kl_old_policy_per_step')
+    """
+    if unit == "image":
+        return "kl_posterior_prior_per_image"
+    if states == "reference":
+        return "kl_policy_ref_per_reference_step"
+    return f"kl_{'old_policy' if constrain == 'old-policy' else 'policy_ref'}_per_{unit}"
+
+
 def constrained_kl(config: Mapping[str, Any]) -> str | None:
     """Return the key of the KL that the budget of a run constrains.
 
@@ -434,12 +458,8 @@ def constrained_kl(config: Mapping[str, Any]) -> str | None:
     budget = config.get("budget")
     if not isinstance(budget, Mapping) or "target" not in budget:
         return None
-    unit = budget.get("unit", "token")
-    if unit == "image":
-        return "kl_posterior_prior_per_image"
-    if budget.get("states") == "reference":
-        return "kl_policy_ref_per_reference_step"
-    return f"kl_{'old_policy' if budget.get('constrain') == 'old-policy' else 'policy_ref'}_per_{unit}"
+    settings = {name: budget[name] for name in ("constrain", "states") if name in budget}
+    return kl_key(budget.get("unit", "token"), **settings)
 
 
 def with_present_keys(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.evaluation import Evaluation
@@ -232,7 +233,7 @@ class _EvaluateRegularly(TrainerCallback):
     def _update_budget(self, row: Row) -> None:
         budget = self.trainer.budget
         if isinstance(budget, KLBudget):
-            name = f"kl_policy_ref_per_{budget.unit}"
+            name = kl_key(budget.unit)
             self.trainer.budget = budget.update_evaluation(row[name], std_error=row[f"{name}_std_error"])
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ARG002

@@ -23,6 +23,7 @@ from kullback.integrations.sb3_saved import (
     save_policy,
 )
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.ppo_checkpoint import (
@@ -107,9 +108,7 @@ class PPOPlan:
     @property
     def kl_key(self) -> str:
         """The metric key of the constrained KL."""
-        if self.constrain == "old-policy":
-            return "kl_old_policy_per_step"
-        return "kl_policy_ref_per_reference_step" if self.states == "reference" else "kl_policy_ref_per_step"
+        return kl_key("step", constrain=self.constrain, states=self.states)
 
     @property
     def all_settings(self) -> Row:

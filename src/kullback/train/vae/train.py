@@ -18,6 +18,7 @@ from kullback.errors import InputError
 from kullback.runs.atomic_write import write_whole
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.train.vae.beta_schedules import Constant, FreeBits, Schedule, kl_with_free_bits
@@ -197,7 +198,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                         console.print(warning, highlight=False, soft_wrap=True)
                 run.add_evaluation(evaluation)
                 if isinstance(budget, KLBudget):
-                    name = "kl_posterior_prior_per_image"
+                    name = kl_key("image")
                     budget = budget.update_evaluation(evaluation[name], std_error=evaluation[f"{name}_std_error"])
             if step % plan.save_every == 0 or step == plan.steps or interrupts.asked:
                 _save_checkpoint(model, optimiser, run.checkpoints, step, budget)
