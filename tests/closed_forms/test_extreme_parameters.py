@@ -1,4 +1,4 @@
-"""Closed forms where one term of them dwarfs the answer, or leaves the range of floats: against many digits."""
+"""Closed forms where one term is much larger than the result, or overflows, against extended precision."""
 
 import math
 
@@ -36,7 +36,7 @@ DOMINATED = [
 
 
 @pytest.mark.parametrize(("a", "b"), DOMINATED)
-def test_dirichlets_of_one_dominating_category_keep_their_digits(a, b):
+def test_dirichlets_with_one_dominant_category(a, b):
     with mpmath.workdps(60):
         truth = dirichlet([mpf(x) for x in a], [mpf(x) for x in b])
         change = max(abs(y / x - 1) for x, y in zip(a, b, strict=True))
@@ -50,7 +50,7 @@ def test_dirichlets_of_one_dominating_category_keep_their_digits(a, b):
 
 
 @pytest.mark.parametrize(("a", "b"), DOMINATED[:2])
-def test_their_gradients(a, b):
+def test_gradients_of_dirichlets_with_one_dominant_category(a, b):
     with mpmath.workdps(60):
         sides = [[mpf(x) for x in side] for side in (a, b)]
         truth = [
@@ -76,7 +76,7 @@ def replaced(sides, side, place, value):
 @pytest.mark.parametrize(
     ("concentration", "power"), [(2.7e-6, 7.5e-6), (1.2e-6, 5.7e-7), (1.2e-4, 2.5e-4), (1e-9, 0.3), (0.3, 0.31)]
 )
-def test_gammas_with_a_pole_at_0_against_weibulls_keep_their_digits(concentration, power):
+def test_gamma_to_weibull_with_a_pole_at_0(concentration, power):
     p, q = f.Gamma(concentration=concentration, rate=0.8), f.Weibull(scale=46.0, concentration=power)
     with mpmath.workdps(50):
         k, c, log_scale = mpf(concentration), mpf(power), -mpmath.log(mpf(0.8) * 46)
@@ -87,7 +87,7 @@ def test_gammas_with_a_pole_at_0_against_weibulls_keep_their_digits(concentratio
 
 
 @pytest.mark.parametrize("rate", [1e-9, 0.3, 1.0, 800.0, 1e5])
-def test_a_bernoulli_against_poissons_of_any_rate(rate):
+def test_bernoulli_to_poisson_at_any_rate(rate):
     for probs in (1e-9, 0.4, 1.0):
         with mpmath.workdps(40):
             one, none = mpf(probs), 1 - mpf(probs)

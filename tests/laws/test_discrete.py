@@ -1,4 +1,4 @@
-"""The laws that KL and its kin obey, as properties of every divergence of discrete distributions."""
+"""Mathematical properties of KL and of the other divergences between discrete distributions."""
 
 import math
 from itertools import pairwise
@@ -87,8 +87,8 @@ def pairs(draw, size=None):
 laws = settings(max_examples=20, deadline=None, derandomize=True)
 
 
-def slack(value):
-    """What rounding p and q, which moves a divergence by its slope times 1e-16, may do."""
+def rounding_slack(value):
+    """The effect of rounding p and q, which changes a divergence by its derivative times 1e-16."""
     return 1e-11 * value + 1e-14 * math.sqrt(max(value, 0)) + 1e-15 if value < inf else 0
 
 
@@ -108,33 +108,35 @@ def test_never_negative_and_zero_at_equality(name, pair):
 @each
 @laws
 @given(pair=pairs(), random=st.randoms(use_true_random=False))
-def test_the_order_of_events_does_not_matter(name, pair, random):
+def test_permutation_invariance(name, pair, random):
     order = list(range(len(pair[0])))
     random.shuffle(order)
     value = float(ALL[name](*pair))
-    assert float(ALL[name](*(side[order] for side in pair))) == pytest.approx(value, rel=1e-9, abs=slack(value))
+    assert float(ALL[name](*(side[order] for side in pair))) == pytest.approx(
+        value, rel=1e-9, abs=rounding_slack(value)
+    )
 
 
 @each
 @laws
 @given(pair=pairs(), labels=st.lists(st.integers(0, 3), min_size=8, max_size=8))
-def test_data_processing_merging_events_never_raises_it(name, pair, labels):
+def test_data_processing_inequality_for_merged_events(name, pair, labels):
     merged = [np.bincount(labels[: len(side)], side, 4) for side in pair]
     before = float(ALL[name](*pair))
-    assert ALL[name](*merged) <= before + slack(before)
+    assert ALL[name](*merged) <= before + rounding_slack(before)
 
 
 @each
 @laws
 @given(pair=pairs(size=4), noise=st.lists(st.lists(positive, min_size=3, max_size=3), min_size=4, max_size=4))
-def test_data_processing_a_noisy_channel_never_raises_it(name, pair, noise):
+def test_data_processing_inequality_for_a_noisy_channel(name, pair, noise):
     channel = np.asarray(noise)
     channel /= channel.sum(-1, keepdims=True)
     before = float(ALL[name](*pair))
     sent = [side @ channel for side in pair]
     sent = [side / side.sum() for side in sent]
-    # The channel's sums are rounded, which first-order divergences see at 1e-16.
-    assert ALL[name](*sent) <= before + slack(before) + (1e-15 if "total" in name or "inf" in name else 0)
+    # The sums over the channel are rounded, which changes first-order divergences by 1e-16.
+    assert ALL[name](*sent) <= before + rounding_slack(before) + (1e-15 if "total" in name or "inf" in name else 0)
 
 
 @pytest.mark.parametrize("name", CONVEX)
@@ -144,23 +146,25 @@ def test_jointly_convex(name, first, second, weight):
     mixed = [weight * a + (1 - weight) * b for a, b in zip(first, second, strict=True)]
     parts = [float(CONVEX[name](*pair)) for pair in (first, second)]
     bound = sum(w * part for w, part in ((weight, parts[0]), (1 - weight, parts[1])) if w)
-    assert CONVEX[name](*mixed) <= bound + slack(bound)
+    assert CONVEX[name](*mixed) <= bound + rounding_slack(bound)
 
 
 @laws
 @given(first=pairs(), second=pairs())
-def test_products(first, second):
+def test_product_distributions(first, second):
     products = [np.outer(a, b).ravel() for a, b in zip(first, second, strict=True)]
     for name in ("kl", "renyi 0", "renyi 0.3", "renyi 2", "renyi inf", "bhattacharyya", "jeffreys"):
         parts = float(ALL[name](*first)) + float(ALL[name](*second))
-        assert float(ALL[name](*products)) == pytest.approx(parts, rel=1e-9, abs=slack(parts))
+        assert float(ALL[name](*products)) == pytest.approx(parts, rel=1e-9, abs=rounding_slack(parts))
     for name, order in (("tsallis 0.3", 0.3), ("tsallis 2", 2), ("chi_squared", 2)):
         a, b = float(ALL[name](*first)), float(ALL[name](*second))
         if max(a, b) < inf:
             whole = a + b + (order - 1) * a * b
-            assert float(ALL[name](*products)) == pytest.approx(whole, rel=1e-9, abs=slack(whole))
+            assert float(ALL[name](*products)) == pytest.approx(whole, rel=1e-9, abs=rounding_slack(whole))
     a, b = (float(ALL["hellinger_squared"](*pair)) for pair in (first, second))
-    assert float(ALL["hellinger_squared"](*products)) == pytest.approx(a + b - a * b, rel=1e-9, abs=slack(a + b))
+    assert float(ALL["hellinger_squared"](*products)) == pytest.approx(
+        a + b - a * b, rel=1e-9, abs=rounding_slack(a + b)
+    )
     for k in range(2):
         parts = float(entropy(first[k])) + float(entropy(second[k]))
         assert float(entropy(products[k])) == pytest.approx(parts, rel=1e-12, abs=1e-14)
@@ -173,7 +177,7 @@ def test_chain_rule(marginal, rows):
     joint = [(side[:, None] * np.stack([row[k] for row in rows])).ravel() for k, side in enumerate((p, q))]
     parts = float(kl_probs(p, q))
     parts += sum(float(w) * float(kl_probs(*row)) for w, row in zip(p, rows, strict=True) if w)
-    assert float(kl_probs(*joint)) == pytest.approx(parts, rel=1e-9, abs=slack(parts))
+    assert float(kl_probs(*joint)) == pytest.approx(parts, rel=1e-9, abs=rounding_slack(parts))
 
 
 @laws
@@ -220,7 +224,7 @@ def test_libraries_agree(name, pair):
 
 @each
 def test_jax_agrees(name):
-    # One shape, for it compiles anew for each.
+    # One shape only, because JAX compiles once for each shape.
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(5), size=(2, 6))
     p[0, :2], q[0, 1:3] = 0, 0
@@ -251,7 +255,7 @@ def test_shapes_axes_masks_and_dtypes(name):
     wide = [np.insert(np.broadcast_to(side, p.shape), (1, 3), junk, axis=-1) for side in (p, q)]
     np.testing.assert_allclose(form(*wide, where=kept), value, rtol=1e-13)
     for dtype in (torch.float16, torch.bfloat16):
-        # As far as rounding the inputs goes.
+        # The rounding of the inputs limits the accuracy.
         rows = [torch.tensor(side[0, 0] if side.ndim > 1 else side, dtype=dtype) for side in (p, q)]
         if "log" in name:
             continue

@@ -1,7 +1,8 @@
-"""Laws of KL between distributions of vectors, matrices, categories and directions, from every library's arrays.
+"""Laws of KL between multivariate distributions, categorical distributions and distributions of directions.
 
-What a part of a vector, or a sum over categories, is distributed as is known of each family; so KL of the whole is that
-of the part and of the rest given the part, and never below that of the part.
+The marginal distribution of some components, or of grouped categories, is known for each family. By the chain rule, KL
+of the joint distribution is KL of the marginal plus the expected KL of the conditional, so that it is at least KL of
+the marginal. Every law is checked with the arrays of every library.
 """
 
 import jax
@@ -17,8 +18,8 @@ from kullback import families as f
 from kullback.closed_forms import FORMS
 from kullback.distributions import kl
 
-from ..oracles.densities_on_the_line import line_of, log_densities, places_and_weights
-from .test_distributions import ON_THE_LINE, expected_log_ratio
+from ..oracles.univariate_densities import distribution_of, log_densities, nodes_and_weights
+from .test_distributions import UNIVARIATE, expected_log_ratio
 
 SEEDS = st.integers(0, 2**32 - 1)
 LIBRARIES = {
@@ -29,7 +30,7 @@ LIBRARIES = {
 
 
 def kls(p, q):
-    """KL from each library's arrays."""
+    """KL from the arrays of each library."""
 
     def in_library(record, library):
         return type(record)(**{name: library(v) for name, v in vars(record).items() if v is not None})
@@ -74,13 +75,13 @@ def moments(d):
     return d.loc, d.covariance_matrix
 
 
-def part_of_normal(d, kept):
+def marginal_normal(d, kept):
     loc, cov = moments(d)
     return f.MultivariateNormal(loc=loc[kept], covariance_matrix=cov[np.ix_(kept, kept)])
 
 
-def rest_of_normals(p, q, first, rest):
-    """E of KL between the normals that the rest is, given the first: their means are linear in it."""
+def expected_conditional_kl(p, q, first, rest):
+    """The expected KL between the conditional normal distributions of `rest` given `first`, whose means are linear."""
     (p_loc, p_cov), (q_loc, q_cov) = moments(p), moments(q)
     slopes, locs, covs = [], [], []
     for loc, cov in ((p_loc, p_cov), (q_loc, q_cov)):
@@ -105,12 +106,12 @@ NORMALS = {
 
 @pytest.mark.parametrize("pair", NORMALS, ids=name_of)
 @law
-def test_normal_vectors_are_a_part_and_the_rest_given_it(pair, seed):
+def test_chain_rule_for_multivariate_normals(pair, seed):
     rng = np.random.default_rng(seed)
     p, q = (make(rng, 4) for make in NORMALS[pair])
     first, rest = (part.tolist() for part in np.split(rng.permutation(4), [2]))
-    part = kl(part_of_normal(p, first), part_of_normal(q, first))
-    # And any linear map, to fewer dimensions, loses some.
+    part = kl(marginal_normal(p, first), marginal_normal(q, first))
+    # A linear map to fewer dimensions does not increase KL.
     matrix = rng.normal(size=(2, 4))
     image = kl(
         *(
@@ -121,11 +122,11 @@ def test_normal_vectors_are_a_part_and_the_rest_given_it(pair, seed):
     for whole in kls(p, q):
         assert image <= whole
         assert part <= whole
-        assert part + rest_of_normals(p, q, first, rest) == pytest.approx(whole, rel=1e-9)
+        assert part + expected_conditional_kl(p, q, first, rest) == pytest.approx(whole, rel=1e-9)
 
 
 @law
-def test_normal_matrices_are_their_rows_in_turn(seed):
+def test_chain_rule_for_matrix_normals(seed):
     rng = np.random.default_rng(seed)
     p, q = (
         f.MatrixNormal(
@@ -137,7 +138,7 @@ def test_normal_matrices_are_their_rows_in_turn(seed):
         f.MatrixNormal(loc=d.loc[:1], row_covariance=d.row_covariance[:1, :1], column_covariance=d.column_covariance)
         for d in (p, q)
     )
-    rest = rest_of_normals(p, q, [0, 1], [2, 3, 4, 5])
+    rest = expected_conditional_kl(p, q, [0, 1], [2, 3, 4, 5])
     top = kl(top_p, top_q)
     for whole in kls(p, q):
         assert top <= whole
@@ -145,7 +146,7 @@ def test_normal_matrices_are_their_rows_in_turn(seed):
 
 
 @law
-def test_a_composition_is_the_sums_of_its_parts_and_the_shares_within(seed):
+def test_chain_rule_for_dirichlets(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.uniform(0.3, 6, (2, 5))
     sums = [np.asarray([x[:2].sum(), x[2:].sum()]) for x in (a, b)]
@@ -158,7 +159,7 @@ def test_a_composition_is_the_sums_of_its_parts_and_the_shares_within(seed):
 
 @pytest.mark.parametrize("kind", [f.Categorical, f.OneHotCategorical, f.Multinomial])
 @law
-def test_categories_are_groups_and_what_is_within_each(kind, seed):
+def test_chain_rule_for_grouped_categories(kind, seed):
     rng = np.random.default_rng(seed)
     count = {"total_count": 7.0} if kind is f.Multinomial else {}
     p, q = simplex(rng, 2, 5)
@@ -168,26 +169,26 @@ def test_categories_are_groups_and_what_is_within_each(kind, seed):
     within = [kl(*(kind(probs=x[group] / x[group].sum(), **count) for x in (p, q))) for group in groups]
     for whole in kls(kind(probs=p, **count), kind(probs=q, **count)):
         assert between <= whole
-        # Of all draws those in a group are its share, on average.
+        # The expected number of draws in a group is its share of the draws.
         assert whole == pytest.approx(between + merged[0] @ within, rel=1e-11)
         assert whole == pytest.approx(count.get("total_count", 1) * stats.entropy(p, q), rel=1e-11)
 
 
 @pytest.mark.parametrize("kind", [f.Wishart, f.InverseWishart])
 @law
-def test_a_corner_of_a_random_covariance_tells_less(kind, seed):
+def test_principal_submatrices_of_wisharts_have_smaller_kl(kind, seed):
     rng = np.random.default_rng(seed)
     dfs, matrices = rng.uniform(4.5, 9, 2), [covariance(rng, 3) for _ in "pq"]
     name = "covariance_matrix" if kind is f.Wishart else "scale_matrix"
     whole = kls(*(kind(df=df, **{name: matrix}) for df, matrix in zip(dfs, matrices, strict=True)))
     corners = []
     for size in (1, 2):
-        # Of the inverse kind each row that is left out takes a degree of freedom.
+        # For the inverse Wishart each omitted row reduces the degrees of freedom by 1.
         lost = 0 if kind is f.Wishart else 3 - size
         corner = [kind(df=df - lost, **{name: m[:size, :size]}) for df, m in zip(dfs, matrices, strict=True)]
         corners.append(kl(*corner))
     assert 0 <= corners[0] <= corners[1] <= min(whole)
-    # One number is a gamma variable, or the inverse of one.
+    # A 1 x 1 Wishart matrix is a gamma variable; a 1 x 1 inverse Wishart matrix is an inverse-gamma variable.
     simple = f.Gamma if kind is f.Wishart else f.InverseGamma
     if kind is f.Wishart:
         numbers = [simple(concentration=df / 2, rate=0.5 / m[0, 0]) for df, m in zip(dfs, matrices, strict=True)]
@@ -197,20 +198,20 @@ def test_a_corner_of_a_random_covariance_tells_less(kind, seed):
 
 
 @law
-def test_a_random_covariance_is_its_corner_and_the_rest_given_it(seed):
-    """Bartlett: given the corner A of [[A, B], [B', d]], B is normal, and d - B' A^-1 B a gamma of its own."""
+def test_chain_rule_for_wisharts(seed):
+    """Bartlett decomposition of [[A, B], [B', d]]: given A, B is normal and d - B' A^-1 B is a gamma variable."""
     rng = np.random.default_rng(seed)
     dfs, matrices = rng.uniform(4.5, 9, 2), [covariance(rng, 3) for _ in "pq"]
     p, q = (f.Wishart(df=df, covariance_matrix=m) for df, m in zip(dfs, matrices, strict=True))
     corner = kl(*(f.Wishart(df=df, covariance_matrix=m[:2, :2]) for df, m in zip(dfs, matrices, strict=True)))
     slopes = [np.linalg.solve(m[:2, :2], m[:2, 2]) for m in matrices]
-    left = [m[2, 2] - m[2, :2] @ slope for m, slope in zip(matrices, slopes, strict=True)]
-    # B given A is normal of mean A slope and covariance left A; E_p A = df V.
+    residuals = [m[2, 2] - m[2, :2] @ slope for m, slope in zip(matrices, slopes, strict=True)]
+    # Given A, B is normal with mean A slope and covariance residual A; E_p A = df V.
     change = slopes[0] - slopes[1]
-    expected = dfs[0] * change @ matrices[0][:2, :2] @ change / (2 * left[1])
-    ratio = left[0] / left[1]
+    expected = dfs[0] * change @ matrices[0][:2, :2] @ change / (2 * residuals[1])
+    ratio = residuals[0] / residuals[1]
     expected += ratio - 1 - np.log(ratio)  # of two dimensions
-    gammas = [f.Gamma(concentration=(df - 2) / 2, rate=0.5 / value) for df, value in zip(dfs, left, strict=True)]
+    gammas = [f.Gamma(concentration=(df - 2) / 2, rate=0.5 / value) for df, value in zip(dfs, residuals, strict=True)]
     for whole in kls(p, q):
         assert whole == pytest.approx(corner + expected + kl(*gammas), rel=1e-9)
 
@@ -220,7 +221,7 @@ def circle(loc, concentration, x):
 
 
 @law
-def test_directions_seen_as_less_than_they_are(seed):
+def test_binned_von_mises_and_von_mises_fisher_on_the_circle(seed):
     rng = np.random.default_rng(seed)
     angles, strengths = rng.uniform(-np.pi, np.pi, 2), rng.uniform(0.1, 8, 2)
     on_circle = [f.VonMises(loc=a, concentration=k) for a, k in zip(angles, strengths, strict=True)]
@@ -228,7 +229,7 @@ def test_directions_seen_as_less_than_they_are(seed):
         f.VonMisesFisher(mean_direction=np.asarray([np.cos(a), np.sin(a)]), concentration=k)
         for a, k in zip(angles, strengths, strict=True)
     ]
-    # Arcs between hypothesised angles, and finer ones.
+    # Coarse and fine bins of the circle.
     fine = np.unique([*np.linspace(-np.pi, np.pi, 4001), *angles])
     x, width = (fine[1:] + fine[:-1]) / 2, np.diff(fine)
     masses = [np.exp(circle(a, k, x)) * width for a, k in zip(angles, strengths, strict=True)]
@@ -242,15 +243,15 @@ def test_directions_seen_as_less_than_they_are(seed):
 
 
 @law
-def test_directions_in_space_seen_along_one_axis(seed):
+def test_projections_of_von_mises_fisher_to_one_axis(seed):
     rng = np.random.default_rng(seed)
     axes, strengths = rng.normal(size=(2, 3)), rng.uniform(0.2, 8, 2)
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    # About one axis, the height along it is all that there is to see: its density rises as e^(k height).
+    # For equal mean directions KL equals KL of the projections to it, whose densities are proportional to e^(k t).
     heights = kl(*(f.ContinuousBernoulli(logits=2 * k) for k in strengths))
     same = kl(*(f.VonMisesFisher(mean_direction=axes[0], concentration=k) for k in strengths))
     assert heights == pytest.approx(same, rel=1e-9)
-    # About two axes, the height along p's loses what is to be seen around it, and leaves p's mean: less, by convexity.
+    # For different mean directions the projection to the mean direction of p has a smaller KL.
     p, q = (f.VonMisesFisher(mean_direction=a, concentration=k) for a, k in zip(axes, strengths, strict=True))
     t, weights = np.polynomial.legendre.leggauss(200)
     logs_p = strengths[0] * t
@@ -269,7 +270,7 @@ def test_directions_in_space_seen_along_one_axis(seed):
 # Joint convexity, and what the mixtures do not tell: which of the two it was. Where all outcomes can be gone through.
 
 
-def on_the_plane(make):
+def two_dimensional(make):
     def case(rng):
         four = [make(rng, 2) for _ in range(4)]
         steps = np.linspace(-40, 40, 801)
@@ -286,14 +287,14 @@ def column(rng, size):
     )
 
 
-def of_pairs(rng):
+def low_rank_and_normals(rng):
     makers = [normal, normal, low_rank, low_rank]
-    return on_the_plane(lambda *given: makers.pop()(*given))(rng)
+    return two_dimensional(lambda *given: makers.pop()(*given))(rng)
 
 
-def of_pairs_the_other_way(rng):
+def normals_and_low_rank(rng):
     makers = [low_rank, low_rank, normal, normal]
-    return on_the_plane(lambda *given: makers.pop()(*given))(rng)
+    return two_dimensional(lambda *given: makers.pop()(*given))(rng)
 
 
 def of_categories(kind):
@@ -311,28 +312,30 @@ def of_multinomials(rng):
     return [f.Multinomial(total_count=4.0, probs=row) for row in probs], np.asarray(logs), np.ones(len(counts))
 
 
-def on_the_line(make):
-    """What is one number in disguise."""
+def of_univariate(make):
+    """A test case of a family whose special case is a univariate distribution."""
 
     def case(rng):
-        four, lines = zip(*((d, line_of(plain)) for d, plain in (make(rng) for _ in range(4))), strict=True)
-        x, weights = places_and_weights(lines, [])
-        return list(four), log_densities(lines, x), weights
+        four, distributions = zip(
+            *((d, distribution_of(plain)) for d, plain in (make(rng) for _ in range(4))), strict=True
+        )
+        x, weights = nodes_and_weights(distributions, [])
+        return list(four), log_densities(distributions, x), weights
 
     return case
 
 
-def of_two_shares(rng):
+def two_category_dirichlet(rng):
     a, b = (float(x) for x in rng.uniform(1.2, 5, 2))
     return f.Dirichlet(concentration=[a, b]), f.Beta(concentration1=a, concentration0=b)
 
 
-def of_one_variance(rng):
+def one_by_one_wishart(rng):
     df, v = (float(x) for x in rng.uniform(3, 8, 2))
     return f.Wishart(df=df, covariance_matrix=[[v]]), f.Gamma(concentration=df / 2, rate=0.5 / v)
 
 
-def of_one_inverse(rng):
+def one_by_one_inverse_wishart(rng):
     df, v = (float(x) for x in rng.uniform(3, 8, 2))
     return f.InverseWishart(df=df, scale_matrix=[[v]]), f.InverseGamma(concentration=df / 2, rate=v / 2)
 
@@ -342,7 +345,7 @@ def of_hypergeometric(rng):
     return d, d
 
 
-def on_the_circle(rng, vectors=False):
+def circular(rng, vectors=False):
     angles, strengths = rng.uniform(-np.pi, np.pi, 4), rng.uniform(0.1, 8, 4)
     x = np.linspace(-np.pi, np.pi, 400, endpoint=False)
     logs = [stats.vonmises(k, loc=a).logpdf(x) for a, k in zip(angles, strengths, strict=True)]
@@ -356,35 +359,35 @@ def on_the_circle(rng, vectors=False):
 
 
 CASES = {
-    (f.MultivariateNormal, f.MultivariateNormal): on_the_plane(normal),
-    (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): on_the_plane(low_rank),
-    (f.MultivariateNormal, f.LowRankMultivariateNormal): of_pairs_the_other_way,
-    (f.LowRankMultivariateNormal, f.MultivariateNormal): of_pairs,
-    (f.MatrixNormal, f.MatrixNormal): on_the_plane(column),
+    (f.MultivariateNormal, f.MultivariateNormal): two_dimensional(normal),
+    (f.LowRankMultivariateNormal, f.LowRankMultivariateNormal): two_dimensional(low_rank),
+    (f.MultivariateNormal, f.LowRankMultivariateNormal): normals_and_low_rank,
+    (f.LowRankMultivariateNormal, f.MultivariateNormal): low_rank_and_normals,
+    (f.MatrixNormal, f.MatrixNormal): two_dimensional(column),
     (f.Categorical, f.Categorical): of_categories(f.Categorical),
     (f.OneHotCategorical, f.OneHotCategorical): of_categories(f.OneHotCategorical),
     (f.Multinomial, f.Multinomial): of_multinomials,
-    (f.Dirichlet, f.Dirichlet): on_the_line(of_two_shares),
-    (f.Wishart, f.Wishart): on_the_line(of_one_variance),
-    (f.InverseWishart, f.InverseWishart): on_the_line(of_one_inverse),
-    (f.Hypergeometric, f.Hypergeometric): on_the_line(of_hypergeometric),
-    (f.VonMises, f.VonMises): on_the_circle,
-    (f.VonMisesFisher, f.VonMisesFisher): lambda rng: on_the_circle(rng, vectors=True),
+    (f.Dirichlet, f.Dirichlet): of_univariate(two_category_dirichlet),
+    (f.Wishart, f.Wishart): of_univariate(one_by_one_wishart),
+    (f.InverseWishart, f.InverseWishart): of_univariate(one_by_one_inverse_wishart),
+    (f.Hypergeometric, f.Hypergeometric): of_univariate(of_hypergeometric),
+    (f.VonMises, f.VonMises): circular,
+    (f.VonMisesFisher, f.VonMisesFisher): lambda rng: circular(rng, vectors=True),
 }
 
 
-def test_every_pair_is_held_to_the_laws():
-    assert {pair for pair in FORMS if all(issubclass(kind, f.Distribution) for kind in pair)} == {*ON_THE_LINE, *CASES}
+def test_every_registered_pair_is_covered():
+    assert {pair for pair in FORMS if all(issubclass(kind, f.Distribution) for kind in pair)} == {*UNIVARIATE, *CASES}
 
 
 @pytest.mark.parametrize("pair", CASES, ids=name_of)
 @law
-def test_mixtures_are_nearer_and_labels_make_up_for_it(pair, seed):
+def test_chain_rule_and_joint_convexity_for_mixtures(pair, seed):
     rng = np.random.default_rng(seed)
     (p, other_p, q, other_q), logs, weights = CASES[pair](rng)
     assert (type(p), type(q)) == pair
-    held = logs[:2].max(axis=0) > -700  # nowhere else has p mass
-    logs, weights = logs[:, held], weights[held]
+    has_mass = logs[:2].max(axis=0) > -700  # p has no mass elsewhere
+    logs, weights = logs[:, has_mass], weights[has_mass]
     weight = rng.uniform(0.1, 0.9)
     labels = np.log([weight, 1 - weight])[:, None]
     log_p, log_q = labels + logs[:2], labels + logs[2:]

@@ -1,4 +1,4 @@
-"""What holds of every registered pair: never negative, nothing at equality, right gradients, dtypes and shapes kept."""
+"""Properties of every registered pair: non-negativity, zero at equality, correct gradients, dtypes and shapes."""
 
 import math
 from dataclasses import fields
@@ -16,15 +16,15 @@ from kullback.distributions import kl
 
 from ..oracles import families as oracle
 
-ON_THE_LINE = [pair for pair in FORMS if pair[0] in oracle.FAMILIES and pair[1] in oracle.FAMILIES]
-SAME = [pair for pair in ON_THE_LINE if pair[0] is pair[1]]
+UNIVARIATE = [pair for pair in FORMS if pair[0] in oracle.FAMILIES and pair[1] in oracle.FAMILIES]
+SAME = [pair for pair in UNIVARIATE if pair[0] is pair[1]]
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = {"total_count"}
+COUNT_PARAMETERS = {"total_count"}
 
 
 def is_free(pair, name):
-    """Whether KL has a gradient by this parameter; a formula that holds for equal ones has none."""
-    return name not in COUNTS | set(oracle.SHARED.get(pair[0], ()) if pair[0] is pair[1] else ())
+    """Whether KL is differentiable in this parameter; a formula that requires equal values is not."""
+    return name not in COUNT_PARAMETERS | set(oracle.SHARED.get(pair[0], ()) if pair[0] is pair[1] else ())
 
 
 COMPILED = {
@@ -55,7 +55,7 @@ def in_library(record, library):
     return type(record)(**{name: library(value) for name, value in parameters(record).items()})
 
 
-@pytest.mark.parametrize("pair", ON_THE_LINE, ids=name_of)
+@pytest.mark.parametrize("pair", UNIVARIATE, ids=name_of)
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS)
 def test_never_negative(pair, seed):
@@ -65,7 +65,7 @@ def test_never_negative(pair, seed):
 @pytest.mark.parametrize("pair", SAME, ids=name_of)
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS)
-def test_nothing_at_equality_and_flat_there(pair, seed):
+def test_zero_value_and_gradient_at_equality(pair, seed):
     p, _ = oracle.draw(*pair, np.random.default_rng(seed))
     if isinstance(p, f.Poisson) and p.rate == 0:
         return
@@ -75,7 +75,7 @@ def test_nothing_at_equality_and_flat_there(pair, seed):
     names = [name for name in parameters(p) if is_free(pair, name)]
     wanted = [getattr(leaf, name) for leaf in leaves for name in names]
     for gradient in torch.autograd.grad(result, wanted, allow_unused=True):
-        # The supports of uniform and Pareto variables end at a parameter: not flat there.
+        # The supports of uniform and Pareto distributions end at a parameter, so that the gradient is not 0 there.
         if type(p) in (f.Uniform, f.Pareto):
             assert gradient is None or math.isfinite(gradient)
         else:
@@ -83,15 +83,15 @@ def test_nothing_at_equality_and_flat_there(pair, seed):
 
 
 def finite_difference(function, values, index, step=1e-6):
-    moved = [list(values), list(values)]
+    shifted = [list(values), list(values)]
     width = step * max(1.0, abs(values[index]))
-    moved[0][index] += width
-    moved[1][index] -= width
-    return (function(moved[0]) - function(moved[1])) / (2 * width)
+    shifted[0][index] += width
+    shifted[1][index] -= width
+    return (function(shifted[0]) - function(shifted[1])) / (2 * width)
 
 
-@pytest.mark.parametrize("pair", ON_THE_LINE, ids=name_of)
-def test_gradients_are_right_in_torch_and_jax(pair):
+@pytest.mark.parametrize("pair", UNIVARIATE, ids=name_of)
+def test_gradients_in_torch_and_jax(pair):
     p, q = oracle.draw(*pair, np.random.default_rng(5))
     names = [(side, name) for side, record in enumerate((p, q)) for name in parameters(record)]
     names = [(side, name) for side, name in names if is_free(pair, name)]
@@ -99,9 +99,9 @@ def test_gradients_are_right_in_torch_and_jax(pair):
         names = names[1:]
     values = [getattr((p, q)[side], name) for side, name in names]
 
-    def value(moved):
+    def value(shifted):
         changed = [parameters(p), parameters(q)]
-        for (side, name), entry in zip(names, moved, strict=True):
+        for (side, name), entry in zip(names, shifted, strict=True):
             changed[side][name] = entry
         return kl(pair[0](**changed[0]), pair[1](**changed[1]))
 
@@ -110,11 +110,11 @@ def test_gradients_are_right_in_torch_and_jax(pair):
     by_torch = [0.0 if gradient is None else float(gradient) for gradient in by_torch]
     with jax.enable_x64(True):
         slopes = jax.value_and_grad(value)
-        # Compiling takes a second: a few stand for all.
+        # Compilation takes a second, so that only a few pairs are compiled.
         slopes = jax.jit(slopes) if pair in COMPILED else slopes
         result, by_jax = slopes([jax.numpy.asarray(entry) for entry in values])
         if pair == (f.Bernoulli, f.Binomial):
-            assert math.isnan(result)  # its counts differ, and are traced
+            assert math.isnan(result)  # the counts differ and are traced
             return
         assert float(result) == pytest.approx(float(kl(p, q)), rel=1e-12)
         np.testing.assert_allclose(np.asarray(by_jax), by_torch, rtol=1e-9, atol=1e-12)
@@ -122,7 +122,7 @@ def test_gradients_are_right_in_torch_and_jax(pair):
         assert gradient == pytest.approx(finite_difference(value, values, index), rel=2e-5, abs=2e-7), names[index]
 
 
-@pytest.mark.parametrize("pair", ON_THE_LINE, ids=name_of)
+@pytest.mark.parametrize("pair", UNIVARIATE, ids=name_of)
 def test_dtypes_and_shapes(pair):
     p, q = oracle.draw(*pair, np.random.default_rng(6))
     whole = kl(p, q)
@@ -143,13 +143,13 @@ def test_dtypes_and_shapes(pair):
         np.testing.assert_allclose(np.float64(got), expected, rtol=tolerance, atol=1e-6)
     tensor = kl(*(in_library(record, lambda value: torch.tensor(value, dtype=torch.bfloat16)) for record in (p, q)))
     assert tensor.dtype == torch.bfloat16
-    # Columns of p against rows of q.
+    # Broadcast columns of p against rows of q.
     columns = in_library(p, lambda value: np.full((3, 1), value))
     rows = in_library(q, lambda value: np.full(2, value))
     np.testing.assert_allclose(kl(columns, rows), np.full((3, 2), whole), rtol=1e-14)
 
 
-def test_counts_that_jax_traces_are_not_guessed():
+def test_traced_counts_that_differ_give_nan():
     def value(kind, count, other):
         return kl(kind(total_count=count, probs=0.3), kind(total_count=other, probs=0.4))
 
@@ -161,7 +161,7 @@ def test_counts_that_jax_traces_are_not_guessed():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, delta=st.sampled_from([1.0, 1e-3, 1e-6]))
-def test_invertible_maps_change_nothing(seed, delta):
+def test_invertible_transforms_preserve_kl(seed, delta):
     rng = np.random.default_rng(seed)
     loc, scale = rng.normal(), np.exp(rng.normal())
     other, wider = loc + delta * rng.normal(), scale * np.exp(delta * rng.normal())
@@ -170,12 +170,12 @@ def test_invertible_maps_change_nothing(seed, delta):
         assert kl(kind(loc=loc, scale=scale), kind(loc=other, scale=wider)) == plain
     a, b = np.exp(rng.normal(size=2))
     c, d = np.asarray([a, b]) * np.exp(delta * rng.normal(size=2))
-    # x to 1/x, and to a multiple of it.
+    # The transforms x -> 1/x and x -> 4x.
     gammas = kl(f.Gamma(concentration=a, rate=b), f.Gamma(concentration=c, rate=d))
     assert gammas == kl(f.InverseGamma(concentration=a, rate=b), f.InverseGamma(concentration=c, rate=d))
     scaled = kl(f.Gamma(concentration=a, rate=4 * b), f.Gamma(concentration=c, rate=4 * d))
     assert gammas == pytest.approx(scaled, rel=1e-12)
-    # x to its square root, doubled; x to -log x.
+    # The transform x -> -log x.
     powers = kl(f.Weibull(scale=a, concentration=b), f.Weibull(scale=c, concentration=d))
     gumbels = kl(f.Gumbel(loc=-np.log(a), scale=1 / b), f.Gumbel(loc=-np.log(c), scale=1 / d))
     assert powers == pytest.approx(gumbels, rel=1e-9 / delta**0.5 + 4e-15 / delta)
@@ -183,7 +183,7 @@ def test_invertible_maps_change_nothing(seed, delta):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS)
-def test_one_family_as_a_case_of_another(seed):
+def test_special_cases_of_other_families(seed):
     rng = np.random.default_rng(seed)
     rate, other, shape = np.exp(rng.normal(size=3))
     target = f.Gamma(concentration=shape, rate=other)
@@ -207,18 +207,18 @@ def test_one_family_as_a_case_of_another(seed):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS)
-def test_independent_parts_add_up(seed):
+def test_kl_of_independent_components_is_the_sum(seed):
     rng = np.random.default_rng(seed)
     p, q = (f.Normal(loc=rng.normal(size=(2, 3)), scale=np.exp(rng.normal(size=(2, 3)))) for _ in "pq")
     parts = kl(p, q)
     joint = kl(f.Independent(base=p, event_dims=1), f.Independent(base=q, event_dims=1))
     np.testing.assert_allclose(joint, parts.sum(-1), rtol=1e-14)
-    # And as one multivariate normal.
+    # The same as KL of multivariate normal distributions.
     full = (f.MultivariateNormal(loc=d.loc, covariance_matrix=d.scale[..., None] ** 2 * np.eye(3)) for d in (p, q))
     np.testing.assert_allclose(joint, kl(*full), rtol=1e-11)
 
 
-def test_a_formula_for_equal_scales_gives_no_gradient_by_one_of_them():
+def test_a_formula_for_equal_scales_has_no_gradient_for_one_scale():
     loc, scale, other = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.0, 2.0, 2.0))
     q = f.Logistic(loc=0.0, scale=other)
     by_loc, by_scale = torch.autograd.grad(kl(f.Logistic(loc=loc, scale=scale), q), [loc, scale])

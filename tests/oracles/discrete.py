@@ -1,4 +1,4 @@
-"""The truth, in many digits: what the tests hold the package against."""
+"""Reference implementations of phi and discrete KL in extended precision."""
 
 from collections.abc import Iterable
 from decimal import Decimal
@@ -7,7 +7,7 @@ import mpmath
 import numpy as np
 
 DIGITS = 40
-KL_DIGITS = 250  # A KL as small as 1e-200 is the difference of numbers near 1.
+KL_DIGITS = 250  # enough for a KL of 1e-200, which is a difference of numbers near 1
 
 
 def phi(d: float) -> mpmath.mpf:
@@ -36,14 +36,14 @@ def log_gamma_residual(a: float, h: float) -> mpmath.mpf:
 
 
 def kl(p: Iterable[float], q: Iterable[float]) -> mpmath.mpf:
-    """KL(p/P || q/Q) of the very floats given, P and Q being their exact sums."""
+    """KL(p/P || q/Q) of these floats, where P and Q are their exact sums."""
     with mpmath.workdps(KL_DIGITS):
         p, q = [mpmath.mpf(float(v)) for v in p], [mpmath.mpf(float(v)) for v in q]
         return _kl(p, q)
 
 
 def kl_logits(p_logits: Iterable[float], q_logits: Iterable[float]) -> mpmath.mpf:
-    """KL of the softmaxes of the very floats given."""
+    """KL(softmax(p_logits) || softmax(q_logits)) of these floats."""
     with mpmath.workdps(KL_DIGITS):
         p, q = ([mpmath.exp(mpmath.mpf(float(v))) for v in logits] for logits in (p_logits, q_logits))
         return _kl(p, q)
@@ -58,7 +58,7 @@ def _kl(p: list[mpmath.mpf], q: list[mpmath.mpf]) -> mpmath.mpf:
 
 
 def ulps(got: np.ndarray, truth: list[mpmath.mpf]) -> np.ndarray:
-    """How many units in the last place of `got`'s dtype each value lies from its truth."""
+    """The error of each value in units in the last place of its dtype."""
     errors = []
     for value, exact in zip(got, truth, strict=True):
         nearest = value.dtype.type(Decimal(mpmath.nstr(exact, 30))) if abs(exact) < np.finfo(got.dtype).max else np.inf

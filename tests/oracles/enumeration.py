@@ -1,4 +1,4 @@
-"""All 64 sequences of three tokens out of four: every expectation over a policy is a sum, every gradient exact."""
+"""Enumeration of all 64 sequences of three tokens from a vocabulary of four: every expectation is an exact sum."""
 
 from itertools import product
 
@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 
 VOCABULARY, TIME = 4, 3
-TOOL, END = 2, 3  # with tools: what calls one, and what ends a sequence
+TOOL, END = 2, 3  # with tools: the token that calls a tool, and the token that ends a sequence
 
 
 class Language:
-    """Which tokens the policy makes: all; or, with tools, not those after a call nor those after the end."""
+    """All sequences with their probabilities and masks.
+
+    Without tools the policy generates every token. With tools it generates neither the token after a tool call nor the
+    tokens after the end token.
+    """
 
     def __init__(self, tools: bool) -> None:
         tokens, nodes, mask, chance = [], [], [], []
-        answer = [0.1, 0.2, 0.3, 0.4]  # the tool's own distribution
+        answer = [0.1, 0.2, 0.3, 0.4]  # the distribution of the tool's answer
         for sequence in product(range(VOCABULARY), repeat=TIME):
             node, row, kept, weight = 0, [], [], 1.0
             for step, token in enumerate(sequence):
@@ -38,24 +42,24 @@ class Language:
         self.chance = torch.tensor(chance, dtype=torch.float64)
 
     def logits(self, weights: Tensor) -> Tensor:
-        """(64, 3, 4): weights has a row for each of the 21 prefixes."""
+        """The logits at every position, shape (64, 3, 4); `weights` has a row for each of the 21 prefixes."""
         return weights[self.nodes]
 
     def log_prob(self, weights: Tensor) -> Tensor:
         return self.logits(weights).log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
 
     def probability(self, weights: Tensor) -> Tensor:
-        """Of each sequence, tools and padding included."""
+        """The probability of each sequence, including tool answers and padding."""
         return self.chance * torch.where(self.mask, self.log_prob(weights), 0.0).sum(-1).exp()
 
     def kl_sequence(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL of the distributions of whole sequences, by their 64 probabilities."""
+        """KL between the distributions of sequences, from their 64 probabilities."""
         possible = self.chance > 0
         prob_p, prob_q = self.probability(p)[possible], self.probability(q)[possible]
         return (prob_p * (prob_p / prob_q).log()).sum()
 
     def kl_token(self, p: Tensor, q: Tensor, sampler: Tensor) -> Tensor:
-        """E[sum_t KL_t] over the sampler's prefixes, which are held fixed."""
+        """E[sum_t KL_t] over prefixes from the sampler, whose probabilities receive no gradient."""
         log_p, log_q = self.logits(p).log_softmax(-1), self.logits(q).log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1)
         return (self.probability(sampler).detach() * torch.where(self.mask, kl, 0.0).sum(-1)).sum()

@@ -1,6 +1,7 @@
-"""KL between records from its definition: log-densities in mpmath, integrated or summed, and nothing of the package's.
+"""KL between distributions from its definition: mpmath integrals or sums of log-densities, independent of the package.
 
-Each family says its log-density, a change of variable that makes it smooth and fast to decay, and random parameters.
+Each family has a log-density, random parameters, and a change of variable that makes the integrand smooth and rapidly
+decaying.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ DIGITS = 30
 class Family(NamedTuple):
     log_density: Callable[..., Any]
     parameters: Callable[[np.random.Generator], dict[str, float]]
-    kind: str  # what the change of variable is for
+    kind: str  # the domain, which determines the change of variable
 
 
 def _positive(rng: np.random.Generator) -> float:
@@ -65,8 +66,8 @@ def _log_choose(n: Any, k: Any) -> Any:
     return mpmath.loggamma(n + 1) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)
 
 
-def _log_or_none(x: Any, count: Any) -> Any:
-    """count log x, where nothing times the log of 0 is nothing."""
+def _count_times_log(x: Any, count: Any) -> Any:
+    """count log x, and 0 for count = 0."""
     return mpf(0) if count == 0 else count * mpmath.log(x)
 
 
@@ -164,17 +165,17 @@ FAMILIES: dict[type, Family] = {
     ),
     f.ContinuousBernoulli: Family(_continuous_bernoulli, _named(probs="prob"), "unit"),
     f.Bernoulli: Family(
-        lambda k, probs: _log_or_none(probs, k) + _log_or_none(1 - probs, 1 - k), _named(probs="prob"), "counts"
+        lambda k, probs: _count_times_log(probs, k) + _count_times_log(1 - probs, 1 - k), _named(probs="prob"), "counts"
     ),
     f.Binomial: Family(
         lambda k, total_count, probs: (
-            _log_choose(total_count, k) + _log_or_none(probs, k) + _log_or_none(1 - probs, total_count - k)
+            _log_choose(total_count, k) + _count_times_log(probs, k) + _count_times_log(1 - probs, total_count - k)
         ),
         _named(total_count="count", probs="prob"),
         "counts",
     ),
     f.Geometric: Family(
-        lambda k, probs: mpmath.log(probs) + _log_or_none(1 - probs, k), _named(probs="prob"), "counts"
+        lambda k, probs: mpmath.log(probs) + _count_times_log(1 - probs, k), _named(probs="prob"), "counts"
     ),
     f.NegativeBinomial: Family(
         lambda k, total_count, probs: (
@@ -182,18 +183,18 @@ FAMILIES: dict[type, Family] = {
             - mpmath.loggamma(total_count)
             - mpmath.loggamma(k + 1)
             + total_count * mpmath.log1p(-probs)
-            + _log_or_none(probs, k)
+            + _count_times_log(probs, k)
         ),
         lambda rng: {"total_count": 2.5, "probs": float(rng.uniform(0.1, 0.8))},
         "counts",
     ),
     f.Poisson: Family(
-        lambda k, rate: _log_or_none(rate, k) - rate - mpmath.loggamma(k + 1), _named(rate="positive"), "counts"
+        lambda k, rate: _count_times_log(rate, k) - rate - mpmath.loggamma(k + 1), _named(rate="positive"), "counts"
     ),
 }
 
 
-# What two of one family must have in common for a closed form, or a short oracle.
+# The parameters that two members of a family must share for a closed form, or for a fast oracle.
 SHARED = {
     f.Binomial: ["total_count"],
     f.NegativeBinomial: ["total_count"],
@@ -209,7 +210,7 @@ def has_closed_form(p_class: type, q_class: type, p: dict[str, float], q: dict[s
 
 
 def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Random p and q whose supports fit."""
+    """Random p and q such that the support of q contains the support of p."""
     p, q = FAMILIES[p_class].parameters(rng), FAMILIES[q_class].parameters(rng)
     if q_class is f.Uniform:
         q = {"low": -float(rng.uniform(0, 1)), "high": 1 + float(rng.uniform(0, 1))}
@@ -227,12 +228,12 @@ def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, A
 
 
 def exact(record: Any) -> dict[str, Any]:
-    """The parameters, as the very floats they are."""
+    """The parameters as mpmath numbers, without rounding."""
     return {name: mpf(float(value)) for name, value in vars(record).items() if value is not None}
 
 
 def kl(p: Any, q: Any) -> Any:
-    """KL(p || q) = E_p[log p - log q]."""
+    """KL(p || q) = E_p[log p(x) - log q(x)]."""
     with mpmath.workdps(DIGITS):
         given_p, given_q = exact(p), exact(q)
         family_p, family_q = FAMILIES[type(p)], FAMILIES[type(q)]
@@ -286,7 +287,7 @@ def _integral(term: Callable[[Any], Any], kind: str, parameters: dict[str, Any],
             [-80, -20, -5, 0, 5, 20, 80],
         ),
         "positive": (mpmath.exp, None, mpmath.exp, [-90, -30, -8, -3, 0, 3, 8, 30, 90]),
-        # Never nearer to an end than the digits can tell.
+        # The nodes stay away from the ends of the interval, where 1 - |x| underflows the working precision.
         "tanh": (mpmath.tanh, None, lambda t: mpmath.sech(t) ** 2, [-25, -8, -3, 0, 3, 8, 25]),
     }[kind]
     if to_t:

@@ -1,4 +1,4 @@
-"""The reference values of KL between families, as every library's own objects are asked for them."""
+"""Reference values of KL between families, as parameters of the tests of every library."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ def floats(value: Any) -> Any:
     return [floats(entry) for entry in value] if isinstance(value, list) else float(value)
 
 
-def cases(known: Any) -> list[Any]:
-    """p's family and parameters, q's, the truth, and how nearly equal they are; of the families that are known."""
+def cases(supported: Any) -> list[Any]:
+    """The families and parameters of p and q, the true KL and the relative difference, for the supported families."""
     found = []
     for name in ("families", "multivariate"):
         for number, case in enumerate(json.loads((REFERENCE / f"{name}.json").read_text())["cases"]):
             p, q = ({key: floats(v) for key, v in case[side].items() if key != "family"} for side in "pq")
             names = [case[side].get("family", case.get("family")) for side in "pq"]
-            if not set(names) <= set(known):
+            if not set(names) <= set(supported):
                 continue
             delta = nearness(p, q) if names[0] == names[1] else None
             found.append(
@@ -38,7 +38,7 @@ def cases(known: Any) -> list[Any]:
 
 
 def nearness(p: dict[str, Any], q: dict[str, Any]) -> float | None:
-    """The least relative change that a nearly equal case makes, or nothing."""
+    """The smallest relative difference of the parameters of a nearly equal case; None for other cases."""
     p_all, q_all = (np.concatenate([np.ravel(value) for value in side.values()]) for side in (p, q))
     changes = abs(q_all / p_all - 1)
     changes = changes[changes > 0]
@@ -46,7 +46,7 @@ def nearness(p: dict[str, Any], q: dict[str, Any]) -> float | None:
 
 
 def tolerance(delta: float | None, roundings: float = 4e-16) -> float:
-    """Rounding the decimals of a nearly equal case moves the answer itself."""
+    """The relative tolerance, which includes the effect of rounding the parameters of a nearly equal case."""
     return 1e-13 + (roundings / delta if delta else 0)
 
 

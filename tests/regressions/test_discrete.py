@@ -1,4 +1,4 @@
-"""What went wrong with KL elsewhere: the input that the peer gets wrong, its answer, and ours."""
+"""Inputs for which other libraries return a wrong discrete KL: their result is reproduced, and ours is correct."""
 
 import math
 
@@ -23,8 +23,8 @@ inf = math.inf
 P, Q = [0.4, 0.3, 0.2, 0.1], [0.3, 0.3, 0.3, 0.1]
 
 
-def test_arguments_are_p_and_q_and_probabilities_are_not_taken_for_logs():
-    # pytorch#57459: kl_div(input, target) is KL(target || input), its input in logs.
+def test_argument_order_and_probabilities_passed_as_logs():
+    # pytorch#57459: kl_div(input, target) is KL(target || input), and its input is a log-probability.
     p, q = torch.tensor(P, dtype=torch.float64), torch.tensor(Q, dtype=torch.float64)
     assert F.kl_div(p, q, reduction="sum") < -1.5
     assert kl_probs(p, q).item() == pytest.approx(0.033979807359079, rel=1e-13)
@@ -36,8 +36,8 @@ def test_arguments_are_p_and_q_and_probabilities_are_not_taken_for_logs():
         kl_probs(p.log(), q.log())
 
 
-def test_each_row_has_its_own_divergence():
-    # pytorch#2259: "mean" divides by the vocabulary too, and "batchmean" by the first axis alone.
+def test_reduction_is_over_events_only():
+    # pytorch#2259: "mean" also divides by the vocabulary size, and "batchmean" divides only by the first axis.
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(4, 32, 1000, dtype=torch.float64, generator=generator) for _ in range(2))
     batchmean = F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="batchmean")
@@ -48,7 +48,7 @@ def test_each_row_has_its_own_divergence():
     assert per_token[2, 7].item() == pytest.approx(float(oracle.kl_logits(p[2, 7], q[2, 7])), rel=1e-13)
 
 
-def test_a_masked_vocabulary_has_a_value_and_a_gradient():
+def test_masked_vocabulary_has_a_finite_value_and_gradient():
     p = torch.tensor([0.0, 1.0, -inf], requires_grad=True)
     q = torch.tensor([1.0, 0.0, -inf], requires_grad=True)
     assert F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="sum").isnan()
@@ -66,8 +66,8 @@ def test_a_masked_vocabulary_has_a_value_and_a_gradient():
     assert all(np.isfinite(side).all() for side in jax.grad(kl_logits, (0, 1))(p, q))
 
 
-def test_nothing_is_clamped():
-    # pytorch#15288: probabilities are clamped at 1.2e-7, and probabilities made of logits underflow.
+def test_probabilities_are_not_clamped():
+    # pytorch#15288: probabilities are clamped at 1.2e-7, and probabilities computed from logits underflow.
     even = torch.tensor([0.5, 0.5])
     assert kl_divergence(Categorical(probs=even), Categorical(probs=torch.tensor([1e-30, 1.0]))).item() < 7.3
     assert kl_probs(even, torch.tensor([1e-30, 1.0])).item() == pytest.approx(33.845629, rel=1e-6)
@@ -78,7 +78,7 @@ def test_nothing_is_clamped():
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-4, 1e-5])
-def test_float32_keeps_its_digits_near_equality(delta):
+def test_float32_is_accurate_near_equality(delta):
     generator = torch.Generator().manual_seed(1)
     p = torch.randn(8, 5000, generator=generator) * 3
     q = p + delta * torch.randn(8, 5000, generator=generator)
@@ -112,20 +112,20 @@ def test_low_temperatures_have_gradients():
     assert ours.item() == pytest.approx(math.log(2), abs=3e-5)
     (gradient,) = torch.autograd.grad(ours, logits)
     torch.testing.assert_close(gradient, torch.zeros(3), rtol=0, atol=1e-30)
-    # And from probabilities that have underflowed.
+    # The same from probabilities that have underflowed.
     ours = kl_probs((logits / 0.005).softmax(-1), reference)
     torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], torch.zeros(3), rtol=0, atol=1e-6)
 
 
-def test_what_is_not_normalised_is_said_to_be_so():
-    # scipy#12553: both arguments are divided by their sums, whatever they are; logs too.
+def test_unnormalised_input_is_rejected():
+    # scipy#12553: both arguments are divided by their sums, also if they are logarithms.
     assert scipy.stats.entropy(np.log(P), np.log(Q)) == pytest.approx(0.016248, abs=1e-6)
     with pytest.raises(NotNormalizedError, match=r"p\[0\] is -0.9"):
         kl_probs(np.log(P), np.log(Q))
     assert scipy.stats.entropy([2, 1], [1, 1]) > 0
     with pytest.raises(NotNormalizedError, match=r"p to sum to 1 .* sums to 3\.0; divide by the sum"):
         kl_probs([2, 1], [0.5, 0.5])
-    # scipy#23064: the default axis there is the first.
+    # scipy#23064: the default axis is the first axis.
     rows = np.asarray([P, Q])
     assert scipy.stats.entropy(rows, rows[::-1]).shape == (4,)
     assert kl_probs(rows, rows[::-1]).tolist() == pytest.approx([0.03397980735908, 0.03533491069692], rel=1e-12)
@@ -139,7 +139,7 @@ def test_a_grid_of_densities_that_underflow():
 
 
 def test_jensen_shannon_is_never_nan_or_negative():
-    # scipy#20083: the square root of what rounding has made negative, or zero.
+    # scipy#20083: the square root of a value that rounding has made negative or zero.
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(5), size=200)
     q = p * (1 + 1e-9 * rng.normal(size=p.shape))
@@ -155,7 +155,7 @@ def test_jensen_shannon_is_never_nan_or_negative():
             log = oracle.mpmath.log
             truth = sum(x * log(x / m) + y * log(y / m) for x, y, m in zip(a, b, mean, strict=True)) / 2
         assert float(ours[k]) == pytest.approx(float(truth), rel=1e-12)
-    # Far apart, the distance that SciPy means is its root.
+    # SciPy returns the square root of the divergence.
     root = math.sqrt(divergence([0.9, 0.1, 0.0], [0.0, 0.4, 0.6], "js"))
     assert root == pytest.approx(jensenshannon([0.9, 0.1, 0.0], [0.0, 0.4, 0.6]), rel=1e-12)
     assert float(divergence([1.0, 0.0], [0.0, 1.0], "js")) == pytest.approx(math.log(2), rel=1e-15)
@@ -170,8 +170,8 @@ def test_subnormal_probabilities_in_jax():
     assert float(cross_entropy(p, q)) == pytest.approx(truth + math.log(2), rel=1e-6)
 
 
-def test_support_that_q_misses_is_infinite_and_not_dropped():
-    # infomeasure drops the event: kld([0, 0, 1, 1], [0, 0, 0, 0]) = -0.693.
+def test_events_missing_from_q_give_infinity():
+    # infomeasure ignores the event: kld([0, 0, 1, 1], [0, 0, 0, 0]) = -0.693.
     counts_p, counts_q = np.bincount([0, 0, 1, 1], minlength=2), np.bincount([0, 0, 0, 0], minlength=2)
     p, q = counts_p / counts_p.sum(), counts_q / counts_q.sum()
     assert kl_probs(p, q) == inf

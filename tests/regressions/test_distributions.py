@@ -1,4 +1,4 @@
-"""Inputs on which other libraries return a wrong KL of distributions: theirs reproduced, ours right."""
+"""Inputs for which other libraries return a wrong KL of distributions, with their result and the correct one."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_probabilities_are_not_clamped():
     logits = torch.tensor([0.0, 0.0]), torch.tensor([-200.0, 0.0])
     assert float(torch_kl(*(D.Categorical(logits=side) for side in logits))) == math.inf
     assert float(kl(*(f.Categorical(logits=side) for side in logits))) == pytest.approx(99.306853, rel=1e-7)
-    # One of each.
+    # One distribution by probabilities, and one by logits.
     mixed = kl(f.Bernoulli(probs=torch.tensor(0.5)), f.Bernoulli(logits=torch.tensor(-200.0)))
     assert float(mixed) == pytest.approx(99.306853, rel=1e-7)
 
@@ -50,7 +50,7 @@ def test_continuous_bernoullis_in_float32():
     assert (theirs <= 0).any() or not np.allclose(theirs, exact, rtol=1e-2)
 
 
-def test_pairs_that_torch_misses():
+def test_pairs_that_torch_does_not_support():
     one, two = torch.tensor(1.0), torch.tensor(2.0)
     for theirs, ours in (
         (D.VonMises, f.VonMises),
@@ -58,28 +58,28 @@ def test_pairs_that_torch_misses():
     ):
         with pytest.raises(NotImplementedError):
             torch_kl(theirs(one, two), theirs(two, one))
-        made = [ours(loc=a, concentration=b) if ours is f.VonMises else ours(a, b) for a, b in ((one, two), (two, one))]
-        assert 0 < float(kl(*made)) < 10
-    # And that it calls infinite where they are not.
+        pair = [ours(loc=a, concentration=b) if ours is f.VonMises else ours(a, b) for a, b in ((one, two), (two, one))]
+        assert 0 < float(kl(*pair)) < 10
+    # A pair whose KL is finite.
     assert float(torch_kl(D.ContinuousBernoulli(one / 2), D.Uniform(-one, two))) == pytest.approx(math.log(3))
 
 
-def test_a_map_that_is_not_invertible_is_not_looked_through():
+def test_non_injective_transforms_have_no_closed_form():
     absolute = [D.transforms.AbsTransform()]
     normals = (D.Normal(loc, torch.tensor(1.0)) for loc in torch.tensor([1.0, -1.0]))
     p, q = (D.TransformedDistribution(normal, absolute) for normal in normals)
-    assert float(torch_kl(p, q)) == 2.0  # the truth is 0: |x| is alike for both
+    assert float(torch_kl(p, q)) == 2.0  # the true value is 0, because |x| has the same distribution under both
     bases = [f.Normal(loc=loc, scale=1.0) for loc in (1.0, -1.0)]
     with pytest.raises(NoClosedFormError, match="invertible"):
         kl(*(f.Transformed(base=base, transform=absolute[0]) for base in bases))
     squashed = D.transforms.TanhTransform()
     assert kl(*(f.Transformed(base=base, transform=squashed) for base in bases)) == 2.0
     assert kl(*(f.Transformed(base=base, transform="exp", invertible=True) for base in bases)) == 2.0
-    with pytest.raises(NoClosedFormError, match="one transform"):
+    with pytest.raises(NoClosedFormError, match="equal transforms"):
         kl(f.Transformed(base=bases[0], transform=squashed), f.Transformed(base=bases[1], transform=absolute[0]))
 
 
-def test_what_is_no_distribution_is_not_registered():
+def test_register_kl_rejects_other_classes():
     D.kl.register_kl(int, int)(lambda p, q: 0)  # accepted
     del D.kl._KL_REGISTRY[int, int]
     D.kl._KL_MEMOIZE.clear()
