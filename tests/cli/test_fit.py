@@ -1,4 +1,4 @@
-"""`kullback fit`: what it prints, as text and as JSON, and what it refuses."""
+"""`kullback fit`: its text and JSON output, and its errors."""
 
 import json
 
@@ -21,10 +21,10 @@ def test_both_directions(capsys):
     assert facts["kl"] == pytest.approx(0.935901951616756559)
     facts = json.loads(run(capsys, TWO, "normal", "--direction", "reverse", "--json"))
     assert [one["kl"] for one in facts["minima"]] == pytest.approx([0.6931463172594308] * 2 + [3.306603806698614])
-    told = run(capsys, TWO, "normal", "--direction", "reverse", "--start", "normal(10, 2.2)", "--path")
-    assert "every minimum found" in told
-    assert "8.4451438" in told
-    assert "step" in told
+    text = run(capsys, TWO, "normal", "--direction", "reverse", "--start", "normal(10, 2.2)", "--path")
+    assert "every minimum found" in text
+    assert "8.4451438" in text
+    assert "step" in text
 
 
 def test_samples_from_a_file(capsys, tmp_path):
@@ -33,11 +33,11 @@ def test_samples_from_a_file(capsys, tmp_path):
     facts = json.loads(run(capsys, str(tmp_path / "x.npy"), "gamma", "--json"))
     assert facts["kl"] == "nan"
     assert facts["parameters"]["concentration"] / facts["parameters"]["rate"] == pytest.approx(x.mean())
-    assert "not known" in run(capsys, str(tmp_path / "x.npy"), "gamma")
+    assert "unknown" in run(capsys, str(tmp_path / "x.npy"), "gamma")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([TWO, "nrmal"], "did you mean normal?"),
         (["0.4,0.6", "normal"], "a file of samples"),
@@ -47,11 +47,11 @@ def test_samples_from_a_file(capsys, tmp_path):
         ([TWO, "normal", "--components", "0"], "--components"),
     ],
 )
-def test_bad_input_ends_with_one_line(capsys, words, said):
+def test_bad_input_ends_with_one_line(capsys, words, message):
     assert main(["fit", *words]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_samples_alone_cannot_give_the_reverse_fit(capsys, tmp_path):

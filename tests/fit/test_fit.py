@@ -1,4 +1,4 @@
-"""Fits in both directions, against reference projections, other optimisers, closed forms and enumeration."""
+"""Forward, reverse and alpha fits against reference projections, other optimisers, closed forms and grids."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from sklearn.datasets import load_diabetes, load_digits
 from kullback import families as f
 from kullback import fit_alpha, fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, SupportError
-from kullback.fit.targets import normalised
+from kullback.fit.targets import normalise
 from kullback.samples.pareto_k import pareto_k
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "projections.json").read_text())["cases"]
-TWO = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
+TWO_MODES = f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
 
 
 def mixture(case: dict) -> f.NormalMixture:
@@ -37,7 +37,7 @@ def test_reference_projections(case):
     reverse = fit_reverse(f.Normal, target=target)
     assert reverse.converged
     for point in case["reverse_stationary_points"]:
-        near = [one for one in reverse.minima if abs(one.distribution.loc - point["loc"]) < 1e-3]
+        near = [minimum for minimum in reverse.minima if abs(minimum.distribution.loc - point["loc"]) < 1e-3]
         assert len(near) == 1
         assert near[0].distribution.loc == pytest.approx(point["loc"], abs=2e-7)
         assert near[0].distribution.scale == pytest.approx(point["scale"], abs=2e-7)
@@ -49,29 +49,29 @@ def test_reference_projections(case):
 @pytest.mark.parametrize(
     ("loc", "reverse_to"), [(-30.0, 0.0), (50.0, 20.0), (0.0, 0.0), (20.0, 20.0), (5.0, 0.0), (10.0, 10.0)]
 )
-def test_five_starts(loc, reverse_to):
-    """Far left, far right, under each mode, off the centre, and at it, where the reverse descent stays."""
+def test_fits_from_six_starts(loc, reverse_to):
+    """Far left, far right, at each mode, off the centre, and at the centre, where the reverse descent stays."""
     start = f.Normal(loc=loc, scale=5**0.5)
-    forward = fit_forward(f.Normal, target=TWO, start=start)
+    forward = fit_forward(f.Normal, target=TWO_MODES, start=start)
     assert forward.path[0].distribution.loc == loc
     last = forward.path[-1].distribution
     assert (last.loc, last.scale) == pytest.approx((10.0, 10.198039027185570), abs=1e-7)
-    reverse = fit_reverse(f.Normal, target=TWO, start=start)
+    reverse = fit_reverse(f.Normal, target=TWO_MODES, start=start)
     last = reverse.path[-1].distribution
     assert last.loc == pytest.approx(reverse_to, abs=1e-4)
     assert last.scale == pytest.approx(8.4451438 if reverse_to == 10 else 2.0000223, abs=1e-6)
-    assert start in next(one for one in reverse.minima if abs(one.distribution.loc - reverse_to) < 1e-3).basin
-    for path, way in ((forward.path, True), (reverse.path, False)):
+    assert start in next(m for m in reverse.minima if abs(m.distribution.loc - reverse_to) < 1e-3).basin
+    for path, is_forward in ((forward.path, True), (reverse.path, False)):
         kls = [step.kl for step in path]
         assert all(after <= before + 1e-12 for before, after in pairwise(kls))
         for step in path[:3]:
-            pair = (TWO, step.distribution) if way else (step.distribution, TWO)
+            pair = (TWO_MODES, step.distribution) if is_forward else (step.distribution, TWO_MODES)
             assert step.kl == pytest.approx(measure(*pair).value, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_minimum_that_a_map_shows_is_found(seed):
-    """Against a dense map by another rule, its dips polished by SciPy."""
+def test_reverse_fit_finds_every_minimum_on_a_grid(seed):
+    """KL on a dense grid by another quadrature rule; SciPy refines each local minimum of the grid."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 5))
     weights, locs, scales = rng.dirichlet(np.full(count, 2.0)), rng.uniform(-10, 10, count), rng.uniform(0.3, 2, count)
@@ -85,21 +85,21 @@ def test_every_minimum_that_a_map_shows_is_found(seed):
 
     means, widths = np.linspace(-13, 13, 61), np.linspace(-2, 3, 26)
     table = np.asarray([[kl(m, w) for w in widths] for m in means])
-    found = []
+    expected = []
     for i, j in np.ndindex(table.shape):
         if table[i, j] == table[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].min() and 0 < i < 60 and 0 < j < 25:
             end = optimize.minimize(lambda at: kl(*at), [means[i], widths[j]], method="BFGS", options={"gtol": 1e-8})
-            if all(np.abs(end.x - other).max() > 1e-3 for other, _ in found):
-                found.append((end.x, end.fun))
+            if all(np.abs(end.x - other).max() > 1e-3 for other, _ in expected):
+                expected.append((end.x, end.fun))
     minima = fit_reverse(f.Normal, target=f.NormalMixture(weights=weights, locs=locs, scales=scales)).minima
-    ours = np.asarray([(one.distribution.loc, math.log(one.distribution.scale)) for one in minima])
-    for at, value in found:
-        nearest = int(np.abs(ours - at).max(axis=1).argmin())
-        assert np.abs(ours[nearest] - at).max() < 1e-4
+    found = np.asarray([(minimum.distribution.loc, math.log(minimum.distribution.scale)) for minimum in minima])
+    for point, value in expected:
+        nearest = int(np.abs(found - point).max(axis=1).argmin())
+        assert np.abs(found[nearest] - point).max() < 1e-4
         assert minima[nearest].kl == pytest.approx(value, abs=1e-8)
 
 
-def test_reverse_of_a_family_in_itself_and_with_an_unknown_constant():
+def test_reverse_fit_to_an_unnormalised_log_prob():
     gamma = fit_reverse(f.Gamma, log_prob=lambda x: 2 * np.log(x) - 3 * x + 5, support=(0.0, math.inf))
     assert (gamma.distribution.concentration, gamma.distribution.rate) == pytest.approx((3.0, 3.0), rel=1e-8)
     evidence = 5 + math.lgamma(3) - 3 * math.log(3)
@@ -124,7 +124,7 @@ def test_discrete_and_bounded_families():
         bounds=(0.5, 5), method="bounded", options={"xatol": 1e-10},
     )  # fmt: skip
     assert poisson.distribution.rate == pytest.approx(best.x, abs=1e-6)
-    # Of a uniform, the edges stand where the normal's log-density is its mean less 1: 6^0.5 2^0.5 = 12^0.5 wide each.
+    # At both ends of the uniform, the normal's log-density is its mean over the uniform minus 1: loc +- 12^0.5.
     uniform = fit_reverse(f.Uniform, target=f.Normal(loc=1.0, scale=2.0)).distribution
     assert (uniform.low, uniform.high) == pytest.approx((1 - 12**0.5, 1 + 12**0.5), abs=1e-6)
     beta = fit_forward(f.Uniform, target=f.Beta(concentration1=2.0, concentration0=3.0)).distribution
@@ -150,26 +150,26 @@ LIKELIHOODS = {
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_maximum_likelihood_cannot_be_bettered(name):
-    """SciPy's own likelihood, at the fit and a step away in every parameter."""
+def test_no_neighbour_has_a_larger_likelihood(name):
+    """SciPy's likelihood at the fit, and with each parameter changed by 0.1 percent."""
     law, as_scipy = LIKELIHOODS[name]
     x = law.rvs(400, random_state=3)
     fit = fit_forward(getattr(f, name), samples=x)
 
-    def likelihood(record) -> float:
-        made = as_scipy(record)
-        return float((made.logpmf if hasattr(made.dist, "pmf") else made.logpdf)(x).mean())
+    def likelihood(member) -> float:
+        frozen = as_scipy(member)
+        return float((frozen.logpmf if hasattr(frozen.dist, "pmf") else frozen.logpdf)(x).mean())
 
     top = likelihood(fit.distribution)
     assert fit.diagnostics["cross_entropy"] == pytest.approx(-top, rel=1e-9)
     assert math.isnan(fit.kl)
-    given = {key: value for key, value in vars(fit.distribution).items() if value is not None}
-    for key, value in given.items():
+    parameters = {key: value for key, value in vars(fit.distribution).items() if value is not None}
+    for key, value in parameters.items():
         for step in (0.999, 1.001):
-            assert likelihood(type(fit.distribution)(**{**given, key: value * step})) <= top + 1e-12
+            assert likelihood(type(fit.distribution)(**{**parameters, key: value * step})) <= top + 1e-12
 
 
-def test_alpha_fits_run_from_one_direction_to_the_other():
+def test_alpha_fits_interpolate_between_the_directions():
     target = f.NormalMixture(weights=[0.7, 0.3], locs=[0.0, 4.0], scales=[1.0, 1.0])
     fits = [fit_alpha(f.Normal, target=target, alpha=a) for a in (0.0, 0.05, 0.5, 0.95, 1.0)]
     for end, other in (
@@ -193,18 +193,18 @@ def test_alpha_fits_run_from_one_direction_to_the_other():
         fit_alpha(f.Normal, target=target, alpha=1.5)
 
 
-def test_families_of_torch_come_back_as_torchs():
+def test_torch_families_give_torch_distributions():
     fit = fit_reverse(td.Normal, target=td.Gumbel(0.0, 1.0))
     assert type(fit.distribution) is td.Normal
-    # E_q[log p] = -m - e^(s^2/2 - m): at the least m = s^2/2 and s = 1.
+    # E_q[log p] = -m - e^(s^2/2 - m), so that the minimum is at m = s^2/2 and s = 1.
     assert (float(fit.distribution.loc), float(fit.distribution.scale)) == pytest.approx((0.5, 1.0), abs=1e-9)
     assert type(fit_forward(td.Gamma, samples=torch.tensor([1.0, 2.0, 5.0])).distribution) is td.Gamma
 
 
-# ---- vectors ----
+# ---- multivariate families ----
 
 
-def test_a_normal_in_the_plane_under_a_curved_density():
+def test_two_dimensional_normal_fitted_to_a_curved_density():
     def banana(x):
         return -0.5 * (x[:, 0] ** 2 / 4 + (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2)
 
@@ -212,7 +212,7 @@ def test_a_normal_in_the_plane_under_a_curved_density():
         f.MultivariateNormal, log_prob=banana, start=f.MultivariateNormal(loc=[0.0, 0.0], covariance_matrix=np.eye(2))
     )
     assert fit.diagnostics["log_evidence"] == pytest.approx(math.log(4 * math.pi), abs=1e-10)
-    # With mean (0, m), variances a and b: E[log q - log p] in closed form, since E x^4 = 3 a^2.
+    # E[log q - log p] in closed form for mean (0, m) and variances a and b, with E x^4 = 3 a^2.
     exact = optimize.minimize(
         lambda at: -0.5 * (at[1] + at[2]) - 1 - math.log(2 * math.pi) + 0.5 * (math.exp(at[1]) / 4 + math.exp(at[2])
         + at[0] ** 2 - at[0] * math.exp(at[1]) + 0.75 * math.exp(2 * at[1])) + math.log(4 * math.pi), [0.3, 0.0, 0.0],
@@ -224,7 +224,7 @@ def test_a_normal_in_the_plane_under_a_curved_density():
 
 
 @pytest.mark.parametrize("correlation", [-0.8, 0.0])
-def test_every_normal_in_the_plane_is_of_rank_one(correlation):
+def test_low_rank_fit_in_two_dimensions_is_exact(correlation):
     covariance = np.asarray([[4.0, 2 * correlation], [2 * correlation, 1.0]])
     target = f.MultivariateNormal(loc=[1.0, -2.0], covariance_matrix=covariance)
     start = f.LowRankMultivariateNormal(loc=[0.0, 0.0], cov_factor=[[0.5], [0.1]], cov_diag=[1.0, 1.0])
@@ -240,7 +240,7 @@ def test_every_normal_in_the_plane_is_of_rank_one(correlation):
         fit_reverse(f.LowRankMultivariateNormal, target=target)
 
 
-def test_moments_of_mixtures_of_vectors():
+def test_forward_fit_has_the_moments_of_a_multivariate_mixture():
     locs = torch.tensor([[-4.0, 0.0, 1.0], [3.0, 1.0, 0.0]]).double()
     parts = td.MultivariateNormal(locs, torch.eye(3).double())
     target = td.MixtureSameFamily(td.Categorical(torch.tensor([0.3, 0.7]).double()), parts)
@@ -249,22 +249,22 @@ def test_moments_of_mixtures_of_vectors():
     assert np.diag(fit.distribution.covariance_matrix) == pytest.approx(target.variance.numpy(), rel=1e-6)
 
 
-def test_many_dimensions_by_gradients_that_stick_the_landing():
+def test_stochastic_gradients_in_five_dimensions():
     root = np.random.default_rng(0).normal(size=(5, 5))
     target = f.MultivariateNormal(loc=np.arange(5.0), covariance_matrix=root @ root.T + np.eye(5))
     fit = fit_reverse(f.MultivariateNormal, target=target, steps=3000)
     assert fit.distribution.loc == pytest.approx(np.arange(5.0), abs=0.01)
-    assert abs(fit.kl) < 1e-4  # the gradient's noise vanishes at the target itself
+    assert abs(fit.kl) < 1e-4  # the variance of the gradient vanishes at the target
     assert fit.diagnostics["pareto_k"] < 0.3
-    thin = fit_forward(f.LowRankMultivariateNormal, target=target, components=2)
-    full = measure(target, f.MultivariateNormal(
+    low_rank = fit_forward(f.LowRankMultivariateNormal, target=target, components=2)
+    independent_kl = measure(target, f.MultivariateNormal(
         loc=np.arange(5.0), covariance_matrix=np.diag(np.diag(root @ root.T + np.eye(5))))).value  # fmt: skip
-    assert 0 < thin.kl < 0.1 * full
+    assert 0 < low_rank.kl < 0.1 * independent_kl
     reverse = fit_reverse(f.LowRankMultivariateNormal, target=target, components=2, steps=1500)
-    assert 0 < reverse.kl < 0.1 * full
+    assert 0 < reverse.kl < 0.1 * independent_kl
 
 
-def test_flows_of_zuko_both_ways():
+def test_zuko_flows_in_both_directions():
     import zuko
 
     def banana(x):
@@ -273,8 +273,8 @@ def test_flows_of_zuko_both_ways():
     torch.manual_seed(0)
     flow = zuko.flows.NSF(2, transforms=2, hidden_features=[32])
     fit = fit_reverse(flow, log_prob=banana, steps=250, draws=128, learning_rate=1e-2)
-    told, evidence = fit.diagnostics, math.log(4 * math.pi)
-    assert evidence - 0.25 < told["evidence_bound"] < evidence + 4 * told["std_error"]
+    diagnostics, evidence = fit.diagnostics, math.log(4 * math.pi)
+    assert evidence - 0.25 < diagnostics["evidence_bound"] < evidence + 4 * diagnostics["std_error"]
     assert fit.distribution is flow
     law = td.MultivariateNormal(torch.tensor([1.0, -2.0]), torch.tensor([[1.0, 0.6], [0.6, 2.0]]))
     x = law.sample((2000,))
@@ -285,7 +285,7 @@ def test_flows_of_zuko_both_ways():
     assert forward.diagnostics["cross_entropy"] == pytest.approx(float(-law.log_prob(x).mean()), abs=0.03)
 
 
-def test_posteriors_of_pyro():
+def test_posterior_of_a_pyro_model():
     import pyro
     import pyro.distributions as pd
     from pyro import poutine
@@ -310,35 +310,35 @@ def test_posteriors_of_pyro():
     )
 
 
-# ---- supervised learning is the forward fit ----
+# ---- supervised learning equals the forward fit ----
 
 
-def trained(loss, *shape: int) -> np.ndarray:
-    """Where full-batch training by a loss ends."""
-    at = torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
+def minimise_loss(loss, *shape: int) -> np.ndarray:
+    """The parameters that minimise a loss, by full-batch L-BFGS."""
+    parameters = torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [at], lr=1, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+        [parameters], lr=1, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure():
         optimiser.zero_grad()
-        value = loss(at)
+        value = loss(parameters)
         value.backward()
         return value
 
     optimiser.step(closure)
-    return at.detach().numpy()
+    return parameters.detach().numpy()
 
 
-def test_cross_entropy_squared_and_absolute_error_train_the_forward_fit():
+def test_common_losses_train_the_forward_fit():
     classes = load_digits().target
-    logits = trained(
+    logits = minimise_loss(
         lambda z: torch.nn.functional.cross_entropy(z.expand(len(classes), 10), torch.from_numpy(classes)), 10
     )
     probs = fit_forward(f.Categorical, samples=classes).distribution.probs
     assert np.exp(logits) / np.exp(logits).sum() == pytest.approx(probs, abs=1e-8)
     y = load_diabetes().target
-    mean = trained(lambda m: ((torch.from_numpy(y) - m) ** 2).mean(), 1)
+    mean = minimise_loss(lambda m: ((torch.from_numpy(y) - m) ** 2).mean(), 1)
     assert fit_forward(f.Normal, samples=y).distribution.loc == pytest.approx(mean[0], rel=1e-10)
     laplace = fit_forward(f.Laplace, samples=y).distribution
     grid = np.unique(y)
@@ -346,7 +346,7 @@ def test_cross_entropy_squared_and_absolute_error_train_the_forward_fit():
     assert laplace.scale == pytest.approx(np.abs(y - np.median(y)).mean(), rel=1e-12)
 
 
-# ---- what it will not do, and what it says of its weights ----
+# ---- diagnostics and errors ----
 
 
 def test_pareto_k_of_known_tails():
@@ -358,30 +358,33 @@ def test_pareto_k_of_known_tails():
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
-        (lambda: fit_reverse(f.Normal, samples=[1.0, 2.0]), "asks for log p where q goes"),
-        (lambda: fit_forward(f.Normal, log_prob=lambda x: -x * x), "gives no draws"),
+        (lambda: fit_reverse(f.Normal, samples=[1.0, 2.0]), "needs log p at samples of q"),
+        (lambda: fit_forward(f.Normal, log_prob=lambda x: -x * x), "an unnormalised log-density does not give"),
         (lambda: fit_forward(f.Normal), "neither"),
         (lambda: fit_reverse(f.Normal), "neither"),
-        (lambda: fit_forward(f.Normal, samples=[1.0], target=TWO), "both"),
+        (lambda: fit_forward(f.Normal, samples=[1.0], target=TWO_MODES), "both"),
         (lambda: fit_forward(f.Normal, samples=[1.0, math.nan]), r"samples\[1\]"),
         (lambda: fit_forward(f.Normal, samples=[2.0, 2.0]), "differ"),
         (lambda: fit_forward(f.Gamma, samples=[1.0, -2.0]), r"samples\[1\] is -2.0"),
         (lambda: fit_forward(f.Poisson, samples=[1, 2.5]), r"samples\[1\] is 2.5"),
         (lambda: fit_forward(f.Normal, target=f.Cauchy(loc=0.0, scale=1.0)), "finite"),
         (lambda: fit_reverse(f.Cauchy, target=f.Normal(loc=0.0, scale=1.0)), "tails too heavy"),
-        (lambda: fit_reverse(f.Normal, target=f.Gamma(concentration=2.0, rate=1.0)), "mass where the target"),
+        (
+            lambda: fit_reverse(f.Normal, target=f.Gamma(concentration=2.0, rate=1.0)),
+            "mass outside the target's support",
+        ),
         (lambda: fit_reverse(f.Normal, log_prob=lambda x: x), "finite integral"),
         (lambda: fit_reverse(f.Normal, log_prob=lambda x: x * np.nan), "nan"),
     ],
 )
-def test_refusals_teach(call, said):
-    with pytest.raises(SupportError, match=said):
+def test_errors_of_impossible_fits(call, message):
+    with pytest.raises(SupportError, match=message):
         call()
 
 
-def test_families_that_cannot_be_fitted_say_what_is_missing():
+def test_errors_name_the_missing_argument():
     with pytest.raises(ParameterError, match="total_count"):
         fit_forward(f.Binomial, samples=[1, 2, 3])
     assert fit_forward(f.Binomial, samples=[1, 2, 3], fixed={"total_count": 10}).distribution.probs == pytest.approx(
@@ -393,16 +396,16 @@ def test_families_that_cannot_be_fitted_say_what_is_missing():
         fit_forward(f.Normal, samples=[1.0, 2.0], sample=3)
 
 
-def test_the_modes_of_a_function_are_found_and_rounding_makes_none():
-    # Near its top a density has the same float over and over, and rounding makes peaks of that.
+def test_rounding_creates_no_modes_of_a_log_density():
+    # Near its maximum a log-density repeats the same float, and rounding errors create local maxima there.
     target = f.NormalMixture(weights=[0.7, 0.3], locs=[0.0, 6.0], scales=[1.0, 1.0])
     density = stats.Mixture([stats.Normal(mu=0, sigma=1), stats.Normal(mu=6, sigma=1)], weights=[0.7, 0.3])
-    found, _ = normalised(density.logpdf, (-math.inf, math.inf))
-    assert [round(place, 3) for place, _ in found.anchors] == [0.0, 6.0]
-    known = [minimum.distribution.loc for minimum in fit_reverse(f.Normal, target=target).minima]
+    found, _ = normalise(density.logpdf, (-math.inf, math.inf))
+    assert [round(location, 3) for location, _ in found.anchors] == [0.0, 6.0]
+    expected = [minimum.distribution.loc for minimum in fit_reverse(f.Normal, target=target).minima]
     fit = fit_reverse(f.Normal, log_prob=lambda x: 3 + density.logpdf(x))
-    assert [minimum.distribution.loc for minimum in fit.minima] == pytest.approx(known, abs=1e-6)
-    assert len(known) == 2
+    assert [minimum.distribution.loc for minimum in fit.minima] == pytest.approx(expected, abs=1e-6)
+    assert len(expected) == 2
 
 
 @pytest.mark.parametrize(
@@ -414,13 +417,13 @@ def test_the_modes_of_a_function_are_found_and_rounding_makes_none():
         (f.Zipfian, [1.0, 2.0, 4.0], "total_count in fixed="),
     ],
 )
-def test_samples_that_a_family_cannot_have(family, samples, match):
+def test_errors_of_samples_outside_the_family(family, samples, match):
     with pytest.raises((SupportError, ParameterError), match=match):
         fit_forward(family, samples=samples)
 
 
-def test_a_bernoulli_under_a_poisson():
-    """q(1)/q(0) = p(1)/p(0): KL to a longer distribution is least where the member is its restriction."""
+def test_reverse_fit_of_a_bernoulli_to_a_poisson():
+    """The minimum is the Poisson restricted to {0, 1}: q(1)/q(0) = p(1)/p(0)."""
     fit = fit_reverse(f.Bernoulli, target=f.Poisson(rate=3.0))
     assert fit.distribution.probs == pytest.approx(0.75, abs=1e-9)
     assert fit.kl == pytest.approx(3 - math.log(4), abs=1e-12)

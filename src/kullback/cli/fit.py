@@ -1,4 +1,4 @@
-"""`kullback fit`: the member of a family nearest to a distribution or to samples, in either direction."""
+"""`kullback fit`: the member of a family that is nearest to a distribution or to samples, in either direction of KL."""
 
 import argparse
 import json
@@ -25,29 +25,37 @@ EXAMPLES = """examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Add `fit`."""
+    """Add the command `fit`."""
     parser = commands.add_parser(
         "fit",
-        help="the member of a family nearest to a target, by KL in either direction",
+        help="the member of a family that is nearest to a target, by KL in either direction",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", help="a distribution, or a .npy, .csv or .json file of samples")
-    parser.add_argument("family", metavar="FAMILY", help="such as normal, gamma, student_t, normal_mixture")
+    parser.add_argument("family", metavar="FAMILY", help="a family, such as normal, gamma, student_t or normal_mixture")
     parser.add_argument(
         "--direction",
         choices=["forward", "reverse"],
         default="forward",
-        help="forward: KL(TARGET || member), which covers; reverse: KL(member || TARGET), which seeks modes "
-        "(default: forward)",
+        help="forward minimises KL(TARGET || member), which covers all modes; reverse minimises KL(member || TARGET), "
+        "which selects a mode (default: forward)",
     )
     parser.add_argument(
-        "--start", action="append", default=[], metavar="MEMBER", help="where a descent begins; again for more"
+        "--start",
+        action="append",
+        default=[],
+        metavar="MEMBER",
+        help="a starting point of the optimisation; repeat the option for more",
     )
     parser.add_argument(
-        "--fixed", action="append", default=[], metavar="NAME=VALUE", help="a parameter not to be fitted"
+        "--fixed",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter that is not fitted; repeat the option for more",
     )
-    parser.add_argument("--components", type=int, metavar="N", help="of a normal_mixture")
+    parser.add_argument("--components", type=int, metavar="N", help="the number of components of a normal_mixture")
     parser.add_argument("--path", action="store_true", help="print the steps of the first descent")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=_run)
@@ -55,27 +63,26 @@ def add_parser(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     family = family_named(options.family)
-    settings: dict[str, Any] = {"fixed": dict(map(_fixed, options.fixed)), "components": options.components}
+    settings: dict[str, Any] = {"fixed": dict(map(_parse_fixed, options.fixed)), "components": options.components}
     if options.components is not None and options.components < 1:
         raise InputError(f"--components: expected 1 or more, got {options.components}")
-    starts = [_record(text) for text in options.start]
+    starts = [_parse_member(text) for text in options.start]
     settings |= {"start": starts[0], "starts": starts[1:]} if starts else {}
     target = read(options.target)
-    if isinstance(target, np.ndarray):
-        if not Path(options.target).is_file():
-            raise InputError(
-                f"{options.target!r}: expected a distribution, or a file of samples, got a table of numbers"
-            )
-        verb = fit_forward if options.direction == "forward" else fit_reverse
-        fit = verb(family, samples=target, **settings)
-    else:
-        fit = (fit_forward if options.direction == "forward" else fit_reverse)(family, target=target, **settings)
-    facts = _facts(fit, options)
-    print(json.dumps(strict(facts)) if options.json else _shown(facts, options))
+    is_array = isinstance(target, np.ndarray)
+    if is_array and not Path(options.target).is_file():
+        raise InputError(
+            f"TARGET: expected a distribution, or a file of samples, got the table of numbers {options.target!r}; save "
+            "samples to a .npy, .csv or .json file"
+        )
+    settings["samples" if is_array else "target"] = target
+    fit = (fit_forward if options.direction == "forward" else fit_reverse)(family, **settings)
+    report = _report(fit, options)
+    print(json.dumps(strict(report)) if options.json else _as_text(report, options))
     return 0
 
 
-def _fixed(text: str) -> tuple[str, float]:
+def _parse_fixed(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     try:
         if not (name and equals):
@@ -85,15 +92,16 @@ def _fixed(text: str) -> tuple[str, float]:
         raise InputError(f"--fixed: expected NAME=VALUE such as total_count=10, got {text!r}") from None
 
 
-def _record(text: str) -> Distribution:
-    found = read(text)
-    if isinstance(found, np.ndarray):
+def _parse_member(text: str) -> Distribution:
+    member = read(text)
+    if isinstance(member, np.ndarray):
         raise ParameterError(f"--start: expected a member of the family such as normal(0, 1), got {text!r}")
-    return found
+    return member
 
 
-def _facts(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+def _report(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
+    """The content of the JSON object."""
+    report: dict[str, Any] = {
         "target": options.target,
         "family": type(fit.distribution).__name__,
         "direction": options.direction,
@@ -105,50 +113,60 @@ def _facts(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
         "converged": fit.converged,
         **fit.diagnostics,
         "minima": [
-            {"parameters": _parameters(one.distribution), "kl": one.kl, "starts": len(one.basin)} for one in fit.minima
+            {"parameters": _parameters(minimum.distribution), "kl": minimum.kl, "starts": len(minimum.basin)}
+            for minimum in fit.minima
         ],
     }
     if options.path:
-        facts["path"] = [{"parameters": _parameters(step.distribution), "kl": step.kl} for step in fit.path]
+        report["path"] = [{"parameters": _parameters(step.distribution), "kl": step.kl} for step in fit.path]
     if fit.estimate.warnings:
-        facts["warnings"] = list(fit.estimate.warnings)
-    return facts
+        report["warnings"] = list(fit.estimate.warnings)
+    return report
 
 
-def _parameters(record: Distribution) -> dict[str, Any]:
-    given = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
-    return {name: np.asarray(value).tolist() for name, value in given.items() if value is not None}
+def _parameters(member: Distribution) -> dict[str, Any]:
+    values = {field.name: getattr(member, field.name) for field in fields(member)}  # pyright: ignore[reportArgumentType]
+    return {name: np.asarray(value).tolist() for name, value in values.items() if value is not None}
 
 
-def _shown(facts: dict[str, Any], options: argparse.Namespace) -> str:
-    what = "KL(target || member)" if options.direction == "forward" else "KL(member || target)"
+def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
+    divergence = "KL(target || member)" if options.direction == "forward" else "KL(member || target)"
     lines = [
-        f"target       {facts['target']}",
-        f"member       {facts['family']}({_told(facts['parameters'])})",
+        f"target       {report['target']}",
+        f"member       {report['family']}({_parameters_as_text(report['parameters'])})",
     ]
-    if "cross_entropy" in facts:
+    if "cross_entropy" in report:
         lines.append(
-            f"-mean log q  {facts['cross_entropy']:.10g} nats   (KL is that less the target's entropy, not known)"
+            f"-mean log q  {report['cross_entropy']:.10g} nats   (KL is this value minus the target's entropy, "
+            "which is unknown)"
         )
     else:
-        lines.append(f"{what}  {facts['kl']:.10g} nats   {facts['status']}, by {facts['method']}")
-    for name, words in (("log_evidence", "log of its integral"), ("pareto_k", "Pareto k of the weights p/q")):
-        if name in facts:
-            lines.append(f"{words}  {facts[name]:.4g}")
-    if not facts["converged"]:
+        lines.append(f"{divergence}  {report['kl']:.10g} nats   {report['status']}, by {report['method']}")
+    labels = {
+        "log_evidence": "log of the target's integral",
+        "pareto_k": "Pareto k of the importance weights p/q",
+    }
+    lines += [f"{label}  {report[name]:.4g}" for name, label in labels.items() if name in report]
+    if not report["converged"]:
         lines.append("not converged: the descent ended before the gradient vanished; try another --start")
-    if len(facts["minima"]) > 1:
-        rows = [[_told(one["parameters"]), f"{one['kl']:.10g}", str(one["starts"])] for one in facts["minima"]]
+    if len(report["minima"]) > 1:
+        rows = [
+            [_parameters_as_text(minimum["parameters"]), f"{minimum['kl']:.10g}", str(minimum["starts"])]
+            for minimum in report["minima"]
+        ]
         lines += ["", table(["every minimum found", "nats", "starts"], rows)]
     if options.path:
-        rows = [[str(n), _told(step["parameters"]), f"{step['kl']:.10g}"] for n, step in enumerate(facts["path"])]
+        rows = [
+            [str(number), _parameters_as_text(step["parameters"]), f"{step['kl']:.10g}"]
+            for number, step in enumerate(report["path"])
+        ]
         lines += ["", table(["step", "member", "nats"], rows)]
     return "\n".join(lines)
 
 
-def _told(parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={_number(value)}" for name, value in parameters.items())
+def _parameters_as_text(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_number_as_text(value)}" for name, value in parameters.items())
 
 
-def _number(value: Any) -> str:
-    return f"[{', '.join(map(_number, value))}]" if isinstance(value, list) else f"{value:.8g}"
+def _number_as_text(value: Any) -> str:
+    return f"[{', '.join(map(_number_as_text, value))}]" if isinstance(value, list) else f"{value:.8g}"

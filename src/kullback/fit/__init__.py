@@ -1,4 +1,4 @@
-"""The member of a family nearest to a target, by KL(target || member) or by KL(member || target)."""
+"""Fits of a family to a target: the member that minimises KL(target || member) or KL(member || target)."""
 
 from kullback.fit.alpha import fit_alpha
 from kullback.fit.forward import fit_forward

@@ -1,4 +1,4 @@
-"""The fits between the two directions: by the alpha-divergence, which is one KL at each end."""
+"""Fits by the alpha-divergence, which interpolates between the forward and the reverse KL divergence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from kullback.densities.from_families import has_density
 from kullback.errors import ParameterError, SupportError
 from kullback.fit.result import Fit
-from kullback.fit.solver.multistart import search
-from kullback.fit.solver.objectives import problem_on_the_line
-from kullback.fit.solver.parametrisation import coordinates_of
-from kullback.fit.solver.starting_points import starts_on_the_line
+from kullback.fit.solver.multistart import minimise_from_starts
+from kullback.fit.solver.objectives import univariate_objective
+from kullback.fit.solver.parametrisation import parametrise
+from kullback.fit.solver.starting_points import univariate_starts
 from kullback.fit.target_family import family_adapter
-from kullback.fit.targets import density_of
+from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.result import Estimate
 
@@ -28,30 +28,35 @@ def fit_alpha(
     fixed: dict[str, Any] | None = None,
     components: int | None = None,
 ) -> Fit:
-    """The q of a family on the line that minimises the alpha-divergence of target and q: a path between the two fits.
+    """The member q of a univariate family that minimises the alpha-divergence D_a(p || q), where p is the target.
 
-    D_a(p || q) = (1 - integral p^a q^(1-a)) / (a (1-a)): KL(p || q) at a = 1, as `fit_forward` minimises, and
-    KL(q || p) at a = 0, as `fit_reverse` does. For 0 < a < 1 its minima are those of Renyi's divergence of order a.
+    D_a(p || q) = (1 - integral p^a q^(1-a)) / (a (1-a))
+
+    The limits are KL(p || q) at a = 1, which `fit_forward` minimises, and KL(q || p) at a = 0, which `fit_reverse`
+    minimises. For 0 < a < 1 the minima are also the minima of the Renyi divergence of order a.
 
     Args:
-        family: A record class of `kullback.families`, or a class of `torch.distributions`.
-        target: p, a distribution on the line.
-        alpha: Where between the two directions, from 0 to 1.
-        start: Where a descent begins, such as the fit of the alpha before; its path is kept.
-        starts: More of them; members matched to pieces of the target are tried besides.
+        family: A univariate class of `kullback.families` or of `torch.distributions`.
+        target: The distribution p, with a univariate density or probability mass function.
+        alpha: The order a, from 0 to 1.
+        start: A member of the family at which the first descent begins, such as the fit of a nearby order; `path`
+            records this descent.
+        starts: Further starting points. Members that are matched to parts of the target are always added.
         fixed: Parameters that are not fitted, by name.
-        components: How many components a `NormalMixture` is to have.
+        components: The number of components of a `NormalMixture`.
 
     Returns:
-        A `Fit` whose `kl`, minima and path are of D_a, nats; `diagnostics` has `forward_kl` and `reverse_kl` of the
-        best, which may be `inf`.
+        A `Fit` whose `kl`, `minima` and `path` hold D_a(p || q) in nats. `diagnostics` has "forward_kl", KL(p || q),
+        and "reverse_kl", KL(q || p), of the best member, in nats; either may be `inf`.
 
     Raises:
-        SupportError: alpha is not between 0 and 1, the target has no density on the line, or the divergence is `inf`
-            at every start.
-        ParameterError: The family is not on the line, or a start or parameter is needed.
+        SupportError: alpha is not between 0 and 1, the target has no univariate density, or the divergence is `inf` at
+            every start.
+        ParameterError: The family is not univariate, a parameter must be fixed or cannot be fixed, or a start or the
+            number of components is required.
 
-    Source: [minka2005].
+    References:
+        Minka (2005), "Divergence measures and message passing" [minka2005].
 
     Example:
         >>> from kullback.families import Normal, NormalMixture
@@ -61,22 +66,29 @@ def fit_alpha(
     """
     if not 0 <= alpha <= 1:
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
-    kind, density = family_adapter(family), density_of(target)
-    fixed = kind.fixed(fixed)
-    if not has_density(kind.record_class):
-        raise ParameterError(f"expected a family on the line, got {kind.record_class.__name__}")
+    adapter, density = family_adapter(family), univariate_density(target)
+    fixed = adapter.validate_fixed(fixed)
+    if not has_density(adapter.family):
+        raise ParameterError(f"expected a univariate family, got {adapter.family.__name__}")
     if density is None:
-        raise SupportError(f"expected a target with a density on the line, got {type(target).__name__}")
-    begin = [kind.record(one) for one in ([start] if start is not None else []) + list(starts)]
-    begin += starts_on_the_line(kind.record_class, density, fixed, components)
-    if not begin:
-        raise ParameterError(f"expected a start for {kind.record_class.__name__}: pass start=, one of its records")
-    chart = coordinates_of(kind.record_class, begin[0], fixed)
-    found = search(chart, problem_on_the_line(chart, density, alpha=float(alpha)), begin)
+        raise SupportError(f"expected a target with a univariate density, got {type(target).__name__}")
+    members = [adapter.from_requested(one) for one in ([start] if start is not None else []) + list(starts)]
+    members += univariate_starts(adapter.family, density, fixed, components)
+    if not members:
+        raise ParameterError(
+            f"expected a start for {adapter.family.__name__}, got none, and none can be guessed: pass start=, a member "
+            "of the family"
+        )
+    parametrisation = parametrise(adapter.family, members[0], fixed)
+    objective = univariate_objective(parametrisation, density, alpha=float(alpha))
+    found = minimise_from_starts(parametrisation, objective, members)
     if not found.minima:
-        raise SupportError(f"expected a finite divergence at a start, but it is inf at all {len(begin)}")
+        raise SupportError(
+            f"expected a finite divergence at a start, but it is inf at all {len(members)}: the supports or the tails "
+            "of the target and the family are incompatible"
+        )
     best = found.minima[0]
-    told = {
+    diagnostics = {
         "method": "quadrature",
         "alpha": float(alpha),
         "forward_kl": measure(target, best.distribution).value,
@@ -84,4 +96,5 @@ def fit_alpha(
     }
     interval = (best.kl - 1e-10, best.kl + 1e-10)
     estimate = Estimate(best.kl, error=1e-10, interval=interval, method="quadrature", status="bounded")
-    return kind.returned(Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, told))
+    fit = Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, diagnostics)
+    return adapter.convert_fit(fit)

@@ -1,4 +1,4 @@
-"""The member of a family nearest to a target by KL(target || member): maximum likelihood, which covers."""
+"""Forward fits: the member of a family that minimises KL(target || member), by maximum likelihood."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -16,37 +16,37 @@ from kullback.densities.nodes import mean_of
 from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Distribution
-from kullback.fit.gaussian.mixtures import MixtureChart
+from kullback.fit.gaussian.mixtures import MixtureParametrisation
 from kullback.fit.gaussian.multivariate import (
-    NORMALS,
-    forward_of_mixture,
-    forward_of_normal,
-    likelihood_of_mixture,
+    NORMAL_FAMILIES,
+    fit_mixture_forward,
+    fit_mixture_to_samples,
+    fit_normal_forward,
     nearest_normal,
 )
-from kullback.fit.moment_matching import moments_of, of_samples
-from kullback.fit.result import Fit, Minimum, Step, without_entropy
-from kullback.fit.samples import draws_of, mean_and_covariance, require_inside, shares_of
-from kullback.fit.solver.multistart import search
-from kullback.fit.solver.objectives import Likelihood, problem_on_the_line
-from kullback.fit.solver.parametrisation import coordinates_of
-from kullback.fit.solver.starting_points import guess_of, no_start, starts_on_the_line
+from kullback.fit.moment_matching import closed_form_mle, match_moments
+from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
+from kullback.fit.samples import as_samples, mean_and_covariance, normalised_weights, require_samples_in_support
+from kullback.fit.solver.multistart import minimise_from_starts
+from kullback.fit.solver.objectives import CrossEntropyObjective, univariate_objective
+from kullback.fit.solver.parametrisation import parametrise
+from kullback.fit.solver.starting_points import approximate_member, missing_start_error, univariate_starts
 from kullback.fit.target_family import family_adapter, is_module
-from kullback.fit.targets import density_of
+from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array, ArrayLike
 from kullback.result import Estimate
 
 __all__ = ["fit_forward"]
 
-_OF_VECTORS = (
+_MULTIVARIATE = (
     families.Dirichlet,
     families.Independent,
     families.LowRankMultivariateNormal,
     families.MultivariateNormal,
     families.OneHotCategorical,
 )
-_DRAWS = 65_536  # of a target that a module is trained on
+_TARGET_SAMPLES = 65_536  # for the training of a module
 
 
 def fit_forward(
@@ -62,36 +62,46 @@ def fit_forward(
     steps: int = 2_000,
     learning_rate: float = 0.005,
     seed: int = 0,
-    **refused: Any,
+    **unexpected: Any,
 ) -> Fit:
-    """The q of a family that minimises KL(target || q): the forward fit, which is maximum likelihood.
+    """The member q of a family that minimises KL(p || q), where p is the target: maximum likelihood.
 
-    argmin_q KL(p || q) = argmax_q E_p[log q(x)], by the moments of p where they decide it, else by Newton's rule.
+    argmin_q KL(p || q) = argmax_q E_p[log q(x)]
+
+    The fit is in closed form where moments of p determine it. Otherwise a trust-region Newton method minimises KL or,
+    from samples, the cross-entropy. A `torch.nn.Module` is trained by Adam.
 
     Args:
-        family: A record class of `kullback.families` (`Independent` is that of normals), a class of
-            `torch.distributions` (`MixtureSameFamily` is that of normals), or a `torch.nn.Module` with `log_prob`
-            (trained in place, on samples).
-        samples: Draws of p, shape (n,) or (n, d); p need not be known.
-        target: p itself, in place of samples: any distribution that `kullback.measure` takes.
-        weights: What each sample counts, shape (n,), not negative; all alike if left out.
-        start: Where the descent begins, a member; its path is kept. A closed form then is its end.
-        starts: More of them.
+        family: A class of `kullback.families` (`Independent` stands for independent normals), a class of
+            `torch.distributions` (`MixtureSameFamily` stands for mixtures of normals), or a `torch.nn.Module` with
+            `log_prob`, which is trained in place.
+        samples: Samples of p, shape (n,) or (n, d). Pass either samples or target.
+        target: The distribution p, of any kind that `kullback.measure` accepts.
+        weights: The weights of the samples, shape (n,), non-negative; None for equal weights.
+        start: A member of the family at which the descent begins; `path` records this descent. Where a closed form
+            exists, it is still the result.
+        starts: Further starting points.
         fixed: Parameters that are not fitted, by name, such as `{"total_count": 10}`.
-        components: How many components a mixture, or factors a low-rank normal, is to have.
-        steps: Of a module's training.
-        learning_rate: Of that training, Adam's, falling to 0.
-        seed: Of its batches.
+        components: The number of components of a mixture, or the rank of the factor of a low-rank normal.
+        steps: The number of training steps of a module.
+        learning_rate: The initial learning rate of Adam for a module, with cosine decay to 0.
+        seed: The seed of the batches, and of the samples of a target, for a module.
 
     Returns:
-        A `Fit`. From samples alone KL is nan, since p's entropy is not known: `diagnostics["cross_entropy"]` is
-        -mean log q(x), nats.
+        A `Fit` whose `kl` is KL(p || q) in nats. From samples alone `kl` is nan, because the entropy of p is unknown,
+        and `diagnostics["cross_entropy"]` is the weighted mean of -log q(x), in nats.
 
     Raises:
-        SupportError: KL(p || q) is `inf` for every q of the family: a sample lies outside its support, or p's tails
-            are too heavy for it; or neither or both of samples and target are given, or a log-density alone.
-        ShapeError: The samples' shape is not that of draws.
-        ParameterError: A parameter must be fixed, or cannot be.
+        SupportError: KL(p || q) is `inf` for every member, because p or a sample has mass outside the support of the
+            family, or because the tails of p are too heavy; or the likelihood has no maximum; or neither or both of
+            samples and target are given; or log_prob is given.
+        ShapeError: The samples or weights have the wrong shape.
+        ParameterError: A parameter must be fixed or cannot be fixed, a start belongs to another family, or a start or
+            the number of components is required.
+        MissingDependencyError: The family is a module and PyTorch is not installed.
+
+    References:
+        Bishop (2006), "Pattern Recognition and Machine Learning", section 10.1.2, for the two directions of KL.
 
     Example:
         >>> from kullback.families import Normal, NormalMixture
@@ -102,193 +112,239 @@ def fit_forward(
         >>> fit_forward(Normal, samples=[-1.0, 0.0, 1.0, 4.0]).distribution.loc
         1.0
     """
-    if "log_prob" in refused:
+    if "log_prob" in unexpected:
         raise SupportError(
-            "expected samples of the target or the target itself: E_p[log q] is an average over p, and a log-density "
-            "alone gives no draws; fit_reverse can use log_prob, or draw from it first, by MCMC, and pass samples"
+            "expected samples or target, got log_prob: the forward fit needs the expectation E_p[log q], which an "
+            "unnormalised log-density does not give; use fit_reverse, or draw samples by MCMC and pass them"
         )
-    if refused:
-        raise TypeError(f"fit_forward() got an unexpected keyword argument {next(iter(refused))!r}")
+    if unexpected:
+        raise TypeError(f"fit_forward() got an unexpected keyword argument {next(iter(unexpected))!r}")
     if (samples is None) == (target is None):
         raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
     if samples is None and weights is not None:
-        raise SupportError("expected weights with samples alone: a target has its own")
+        raise SupportError("expected weights together with samples, got weights together with target")
     if is_module(family):
-        return _of_module(family, samples, target, weights, steps, learning_rate, seed)
-    given = ([start] if start is not None else []) + list(starts)
-    x = None if samples is None else draws_of(samples)
-    kind = family_adapter(family, given, target if x is None else x)
-    begin = [kind.record(one) for one in given]
-    fixed = kind.fixed(fixed)
-    if kind.record_class is Components:
-        fit = _of_mixture(kind.chart(begin, components), x, target, weights, begin)
+        return _fit_module(family, samples, target, weights, steps, learning_rate, seed)
+    requested_starts = ([start] if start is not None else []) + list(starts)
+    x = None if samples is None else as_samples(samples)
+    adapter = family_adapter(family, requested_starts, target if x is None else x)
+    members = [adapter.from_requested(one) for one in requested_starts]
+    fixed = adapter.validate_fixed(fixed)
+    if adapter.family is Components:
+        fit = _fit_mixture(adapter.mixture_parametrisation(members, components), x, target, weights, members)
     elif x is not None:
-        fit = _of_samples(kind.record_class, x, weights, begin, fixed, components)
+        fit = _fit_to_samples(adapter.family, x, weights, members, fixed, components)
     else:
-        fit = _of_target(kind.record_class, target, begin, fixed, components)
-    return kind.returned(fit)
+        fit = _fit_to_target(adapter.family, target, members, fixed, components)
+    return adapter.convert_fit(fit)
 
 
-def _of_module(
+def _fit_module(
     module: Any, samples: Any, target: Any, weights: Any, steps: int, learning_rate: float, seed: int
 ) -> Fit:
+    """Train a module on samples, or on samples drawn from the target."""
     if samples is None:
         sampler = resolve(target).native_sampler
         if sampler is None:
-            raise SupportError(f"expected a target with draws, got {type(target).__name__}: pass samples of it")
-        samples = sampler.sample(_DRAWS, np.random.default_rng(seed))
+            raise SupportError(
+                f"expected a target that can be sampled, got {type(target).__name__}: pass samples of the target"
+            )
+        samples = sampler.sample(_TARGET_SAMPLES, np.random.default_rng(seed))
     return import_module("kullback.fit.stochastic").fit_module_forward(
         module, samples=samples, weights=weights, steps=steps, learning_rate=learning_rate, seed=seed
     )
 
 
-def _of_mixture(
-    chart: Callable[[int], MixtureChart], x: Array | None, target: Any, weights: Any, begin: list[Components]
+def _fit_mixture(
+    parametrisation_of_size: Callable[[int], MixtureParametrisation],
+    x: Array | None,
+    target: Any,
+    weights: Any,
+    starts: list[Components],
 ) -> Fit:
+    """Fit a mixture of multivariate normals to samples x, or to a target where x is None."""
     if x is None:
-        return forward_of_mixture(chart, target, begin)
-    shares = shares_of(weights, len(x))
-    return likelihood_of_mixture(chart(x.shape[1]), x[shares > 0], shares[shares > 0], begin)
+        return fit_mixture_forward(parametrisation_of_size, target, starts)
+    w = normalised_weights(weights, len(x))
+    return fit_mixture_to_samples(parametrisation_of_size(x.shape[1]), x[w > 0], w[w > 0], starts)
 
 
-def _of_samples(
-    kind: type[Distribution],
+def _fit_to_samples(
+    family: type[Distribution],
     x: Array,
     weights: ArrayLike | None,
-    begin: list[Distribution],
+    starts: list[Distribution],
     fixed: dict[str, Any],
     components: Any,
 ) -> Fit:
-    shares = shares_of(weights, len(x))
-    x, shares = x[shares > 0], shares[shares > 0]
-    if x.ndim == 1 and kind in _OF_VECTORS:
+    """Maximise the likelihood of samples."""
+    w = normalised_weights(weights, len(x))
+    x, w = x[w > 0], w[w > 0]
+    if x.ndim == 1 and family in _MULTIVARIATE:
         raise ShapeError(
-            f"expected samples of shape (n, d) for {kind.__name__}, whose draws are vectors, got {x.shape}"
+            f"expected samples of shape (n, d) for the multivariate family {family.__name__}, got shape {x.shape}"
         )
-    if x.ndim > 1 and has_density(kind):
+    if x.ndim > 1 and has_density(family):
         raise ShapeError(
-            f"expected samples of shape (n,) for {kind.__name__}, whose draws are numbers, got {x.shape}; for vectors "
-            "there are MultivariateNormal and Independent"
+            f"expected samples of shape (n,) for the univariate family {family.__name__}, got shape {x.shape}; for "
+            "vectors, fit MultivariateNormal or Independent"
         )
-    closed = of_samples(kind, x, shares, fixed)
-    if kind in NORMALS:
-        closed = nearest_normal(kind, *mean_and_covariance(x, shares), components)
-    elif closed is None:
-        closed = moments_of(kind, lambda f: np.tensordot(shares, f(x), axes=1), fixed)
-    if not has_density(kind):
-        if closed is None:
-            raise ParameterError(
-                f"expected a family whose likelihood is known here for samples of shape {x.shape}, got {kind.__name__}"
-            )
-        sampler = resolve(closed).sampler
-        value = nan if sampler is None else -float(sampler.log_density(x) @ shares)
-        told = {"method": "closed form"} | ({} if sampler is None else {"cross_entropy": value})
-        return _alone(closed, without_entropy(value), told)
-    if closed is None and x.min() == x.max():
+    closed_form = closed_form_mle(family, x, w, fixed)
+    if family in NORMAL_FAMILIES:
+        closed_form = nearest_normal(family, *mean_and_covariance(x, w), components)
+    elif closed_form is None:
+        closed_form = match_moments(family, lambda f: np.tensordot(w, f(x), axes=1), fixed)
+    if not has_density(family):
+        return _closed_form_fit_without_density(family, closed_form, x, w)
+    if closed_form is None and x.min() == x.max():
         raise SupportError(
-            f"expected samples that differ, but all {x.size} are {float(x[0])!r}: {kind.__name__} has its "
-            "greatest likelihood nowhere"
+            f"expected samples that differ, but all {x.size} are {float(x[0])!r}: the likelihood of {family.__name__} "
+            "has no maximum"
         )
-    if not begin:
-        guess = closed or guess_of(kind, x, shares, fixed, components)
-        if guess is None and (other := guess_of(kind, np.abs(x) + 1, shares, fixed, components)) is not None:
-            require_inside(kind, other, x)
-        if guess is None and kind is families.Pareto:
-            raise SupportError(f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}")
-        if guess is None:
-            raise no_start(kind)
-        begin = [guess, *_scattered(guess, x)]
-    require_inside(kind, closed or begin[0], x)
-    if closed is not None and begin == [closed]:
-        value = _cross_entropy(closed, x, shares)
-        return _alone(closed, without_entropy(value), {"method": "closed form", "cross_entropy": value})
-    chart = coordinates_of(kind, begin[0], fixed)
-    found = search(chart, Likelihood(chart, x, shares), begin)
-    if closed is None and not found.minima:
-        raise SupportError(f"expected a finite likelihood at a start, but none of {len(begin)} has one: pass start=")
-    best = closed or found.minima[0].distribution
-    value = _cross_entropy(best, x, shares)
-    told = {"method": "Newton" if closed is None else "closed form", "cross_entropy": value}
-    converged = closed is not None or found.converged
-    return Fit(best, nan, without_entropy(value), found.path, found.minima, converged, told)
+    starts = starts or _starts_from_samples(family, closed_form, x, w, fixed, components)
+    require_samples_in_support(family, closed_form or starts[0], x)
+    if closed_form is not None and starts == [closed_form]:
+        value = _cross_entropy(closed_form, x, w)
+        diagnostics = {"method": "closed form", "cross_entropy": value}
+        return _closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
+    parametrisation = parametrise(family, starts[0], fixed)
+    found = minimise_from_starts(parametrisation, CrossEntropyObjective(parametrisation, x, w), starts)
+    if closed_form is None and not found.minima:
+        raise SupportError(
+            f"expected a finite likelihood at a start, but it is not finite at any of {len(starts)}: pass start=, a "
+            "member with a positive density at every sample"
+        )
+    best = closed_form or found.minima[0].distribution
+    value = _cross_entropy(best, x, w)
+    diagnostics = {"method": "Newton" if closed_form is None else "closed form", "cross_entropy": value}
+    converged = closed_form is not None or found.converged
+    return Fit(best, nan, unknown_kl_from_samples(value), found.path, found.minima, converged, diagnostics)
 
 
-def _scattered(guess: Distribution, x: Array) -> list[Distribution]:
-    """A mixture's likelihood has many maxima: more starts, with components at samples."""
-    if not isinstance(guess, families.NormalMixture):
+def _closed_form_fit_without_density(
+    family: type[Distribution], closed_form: Distribution | None, x: Array, weights: Array
+) -> Fit:
+    """The fit of a family for which only the closed form is available."""
+    if closed_form is None:
+        raise ParameterError(
+            f"expected a family with a closed-form likelihood fit for samples of shape {x.shape}, got {family.__name__}"
+        )
+    sampler = resolve(closed_form).sampler
+    value = nan if sampler is None else -float(sampler.log_density(x) @ weights)
+    diagnostics = {"method": "closed form"} | ({} if sampler is None else {"cross_entropy": value})
+    return _closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
+
+
+def _starts_from_samples(
+    family: type[Distribution],
+    closed_form: Distribution | None,
+    x: Array,
+    weights: Array,
+    fixed: dict[str, Any],
+    components: Any,
+) -> list[Distribution]:
+    """Starting points that match the samples: the closed form, or an approximate member and random mixtures."""
+    member = closed_form or approximate_member(family, x, weights, fixed, components)
+    if member is None:
+        # A member that fits positive samples shows whether the support is the reason.
+        positive = approximate_member(family, np.abs(x) + 1, weights, fixed, components)
+        if positive is not None:
+            require_samples_in_support(family, positive, x)
+        if family is families.Pareto:
+            raise SupportError(
+                f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}; leave out the samples that "
+                "are not positive"
+            )
+        raise missing_start_error(family)
+    return [member, *_random_mixture_starts(member, x)]
+
+
+def _random_mixture_starts(member: Distribution, x: Array) -> list[Distribution]:
+    """Mixtures with components at random samples, because the likelihood of a mixture has many maxima."""
+    if not isinstance(member, families.NormalMixture):
         return []
     rng = np.random.default_rng(0)
-    places = [rng.choice(x, np.size(guess.locs), replace=False) for _ in range(3)]
-    return [families.NormalMixture(weights=guess.weights, locs=locs, scales=guess.scales) for locs in places]
+    locs_of_starts = [rng.choice(x, np.size(member.locs), replace=False) for _ in range(3)]
+    return [families.NormalMixture(weights=member.weights, locs=locs, scales=member.scales) for locs in locs_of_starts]
 
 
-def _cross_entropy(record: Distribution, x: Array, shares: Array) -> float:
-    density = as_density(record)
+def _cross_entropy(member: Distribution, x: Array, weights: Array) -> float:
+    density = as_density(member)
     assert density is not None
     with np.errstate(all="ignore"):
-        return -float(density.log_density(x, np.zeros_like(x)) @ shares)
+        return -float(density.log_density(x, np.zeros_like(x)) @ weights)
 
 
-def _of_target(
-    kind: type[Distribution], target: Any, begin: list[Distribution], fixed: dict[str, Any], components: Any
+def _fit_to_target(
+    family: type[Distribution], target: Any, starts: list[Distribution], fixed: dict[str, Any], components: Any
 ) -> Fit:
-    density = density_of(target)
-    if density is None or not has_density(kind):
-        return forward_of_normal(kind, target, components)
-    _require_held(kind, density)
-    closed = _bounds(kind, density) if kind in (families.Uniform, families.Pareto) and not fixed else None
-    closed = closed or moments_of(kind, mean_of(density), fixed)
-    if closed is not None and (not begin or measure(target, closed).value == inf):
-        return _alone(closed, _finite(target, closed), {"method": "closed form"})
-    begin = begin or starts_on_the_line(kind, density, fixed, components)
-    if not begin:
-        raise no_start(kind)
-    chart = coordinates_of(kind, begin[0], fixed)
-    found = search(chart, problem_on_the_line(chart, density, alpha=1.0), begin)
+    """Minimise KL(target || member)."""
+    density = univariate_density(target)
+    if density is None or not has_density(family):
+        return fit_normal_forward(family, target, components)
+    _require_target_in_support(family, density)
+    has_support_bounds = family in (families.Uniform, families.Pareto) and not fixed
+    closed_form = _match_support(family, density) if has_support_bounds else None
+    closed_form = closed_form or match_moments(family, mean_of(density), fixed)
+    if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
+        return _closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
+    starts = starts or univariate_starts(family, density, fixed, components)
+    if not starts:
+        raise missing_start_error(family)
+    parametrisation = parametrise(family, starts[0], fixed)
+    found = minimise_from_starts(parametrisation, univariate_objective(parametrisation, density, alpha=1.0), starts)
     if not found.minima:
         raise SupportError(
-            f"expected KL(target || {kind.__name__}) to be finite at a start, but it is inf at all {len(begin)}: "
-            "the target's support or tails go beyond the family's"
+            f"expected KL(target || {family.__name__}) to be finite at a start, but it is inf at all {len(starts)}: "
+            "the target has mass outside the family's support, or its tails are heavier than the family's"
         )
-    best = closed or found.minima[0].distribution
-    estimate = _finite(target, best)
-    told = {"method": "Newton" if closed is None else "closed form"}
-    converged = closed is not None or found.converged
-    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, told)
+    best = closed_form or found.minima[0].distribution
+    estimate = _finite_kl(target, best)
+    diagnostics = {"method": "Newton" if closed_form is None else "closed form"}
+    converged = closed_form is not None or found.converged
+    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
 
 
-def _require_held(kind: type[Distribution], density: Density) -> None:
-    low, high = shared_support(kind)
+def _require_target_in_support(family: type[Distribution], density: Density) -> None:
+    low, high = shared_support(family)
     if density.support[0] < low or density.support[1] > high:
         raise SupportError(
-            f"expected a target within {kind.__name__}'s support {(low, high)}, got one on {density.support}, so that "
-            "KL(target || member) is inf for every member; pick a wider family, or map the target inside"
+            f"expected a target within {family.__name__}'s support {(low, high)}, got a target with support "
+            f"{density.support}, so that KL(target || member) is inf for every member; fit a family of wider support, "
+            "or transform the target"
         )
 
 
-def _bounds(kind: type[Distribution], density: Density) -> Distribution | None:
-    """The members that end where the target does: narrower ones miss some of it, wider ones cover too much."""
+def _match_support(family: type[Distribution], density: Density) -> Distribution | None:
+    """The `Uniform` or `Pareto` with the support of the target: KL is inf for a narrower member, larger for a wider."""
     low, high = density.support
-    if kind is families.Pareto:
+    if family is families.Pareto:
         if not low > 0:
-            raise SupportError(f"expected a target above 0 for Pareto, got one on {density.support}: KL is inf")
-        return moments_of(kind, mean_of(density), {"scale": low})
+            raise SupportError(
+                f"expected a target above 0 for Pareto, got a target with support {density.support}: KL is inf for "
+                "every member"
+            )
+        return match_moments(family, mean_of(density), {"scale": low})
     if high - low == inf:
-        raise SupportError(f"expected a target of bounded support for Uniform, got {density.support}: KL is inf")
+        raise SupportError(
+            f"expected a target of bounded support for Uniform, got a target with support {density.support}: KL is inf "
+            "for every member"
+        )
     return families.Uniform(low=low, high=high)
 
 
-def _finite(target: Any, closed: Distribution) -> Estimate:
-    estimate = measure(target, closed)
+def _finite_kl(target: Any, member: Distribution) -> Estimate:
+    """KL(target || member); SupportError where it is `inf`."""
+    estimate = measure(target, member)
     if estimate.value == inf:
         raise SupportError(
-            f"expected a target whose KL to some {type(closed).__name__} is finite, but {'; '.join(estimate.warnings)}"
+            f"expected a target whose KL to some {type(member).__name__} is finite, but {'; '.join(estimate.warnings)}"
         )
     return estimate
 
 
-def _alone(best: Distribution, estimate: Estimate, told: dict[str, Any]) -> Fit:
-    """What a closed form gives: no descent led there."""
-    here = told.get("cross_entropy", estimate.value)
-    minima = (Minimum(best, here, (best,)),)
-    return Fit(best, estimate.value, estimate, (Step(best, here),), minima, True, told)
+def _closed_form_fit(best: Distribution, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+    """The fit of a closed form: the path and the minima hold the result alone."""
+    value = diagnostics.get("cross_entropy", estimate.value)
+    minima = (Minimum(best, value, (best,)),)
+    return Fit(best, estimate.value, estimate, (Step(best, value),), minima, True, diagnostics)

@@ -1,6 +1,7 @@
-"""Maximum likelihood where expectations are enough: the member of a family nearest to P by KL(P || member).
+"""Closed-form maximum likelihood: the member q that minimises KL(p || q), from expectations under p.
 
-For an exponential family the nearest member has the expectations of P; each function here turns those into parameters.
+For an exponential family the minimiser has the same expected sufficient statistics as p. Each function converts those
+expectations to parameters.
 """
 
 from collections.abc import Callable
@@ -15,171 +16,170 @@ from kullback.errors import ParameterError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array
 
-__all__ = ["Mean", "moments_of", "of_samples"]
+__all__ = ["Expectation", "closed_form_mle", "match_moments"]
 
-# E_P of a function of x, by samples or by quadrature: `mean(f)`.
-Mean = Callable[[Callable[[Array], Array]], Any]
+# The expectation of a function under p, by samples or by quadrature: `mean(f)` is E_p[f(x)].
+Expectation = Callable[[Callable[[Array], Array]], Any]
 
 
-def moments_of(kind: type[Distribution], mean: Mean, fixed: dict[str, Any]) -> Distribution | None:
-    """The nearest member of a family, if its moments give it.
+def match_moments(family: type[Distribution], mean: Expectation, fixed: dict[str, Any]) -> Distribution | None:
+    """The member that minimises KL(p || q), from expectations under p.
 
     Args:
-        kind: The family's record.
-        mean: E_P of a function of x.
-        fixed: Parameters that are not fitted.
+        family: The class of the family.
+        mean: The expectation of a function under p.
+        fixed: The parameters that are not fitted, by name.
 
     Returns:
-        The record; None where no such form is known, or P lacks the moments.
+        The member; None where no closed form exists, where p lacks a moment, or where p has mass outside the support.
     """
-    made = _FORMS.get(kind)
-    if made is None:
+    if family not in _CLOSED_FORMS:
         return None
-    names, form = made
+    names, closed_form = _CLOSED_FORMS[family]
     if set(fixed) != set(names):
         return None
     with np.errstate(all="ignore"):
-        values = form(mean, *(fixed[name] for name in names))
+        values = closed_form(mean, *(fixed[name] for name in names))
     if not all(np.isfinite(value).all() for value in values.values()):
         return None
     try:
-        return kind(**fixed, **values)
-    except ParameterError:  # P has mass outside the family's support
+        return family(**fixed, **values)
+    except ParameterError:
         return None
 
 
-def of_samples(kind: type[Distribution], x: Array, shares: Array, fixed: dict[str, Any]) -> Distribution | None:
-    """Maximum likelihood of the families whose best member is told by the order of the samples, or by their counts.
+def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed: dict[str, Any]) -> Distribution | None:
+    """Maximum likelihood of the families whose estimate depends on the order or the counts of the samples.
 
     Args:
-        kind: The family's record.
-        x: Samples, shape (n,).
-        shares: What each counts, shape (n,), summing to 1.
-        fixed: Parameters that are not fitted.
+        family: The class of the family.
+        x: The samples, shape (n,).
+        weights: The weights of the samples, shape (n,), with sum 1.
+        fixed: The parameters that are not fitted, by name.
 
     Returns:
-        The record; None of other families, or where it does not exist.
+        The member; None for other families, or where the likelihood has no maximum.
     """
     if x.ndim != 1 or fixed:
         return None
-    if kind is families.Laplace:
+    if family is families.Laplace:
         order = np.argsort(x, kind="stable")
-        cumulative = np.cumsum(shares[order])
-        after = int(np.searchsorted(cumulative, 0.5 - 1e-12))
-        at_half = abs(cumulative[after] - 0.5) < 1e-12 and after + 1 < x.size
-        loc = float((x[order][after] + x[order][after + 1]) / 2 if at_half else x[order][after])
-        scale = float(np.abs(x - loc) @ shares)
+        cumulative = np.cumsum(weights[order])
+        median = int(np.searchsorted(cumulative, 0.5 - 1e-12))
+        is_between_samples = abs(cumulative[median] - 0.5) < 1e-12 and median + 1 < x.size
+        loc = float((x[order][median] + x[order][median + 1]) / 2 if is_between_samples else x[order][median])
+        scale = float(np.abs(x - loc) @ weights)
         return families.Laplace(loc=loc, scale=scale) if scale > 0 else None
-    if kind is families.Uniform and x.min() < x.max():
+    if family is families.Uniform and x.min() < x.max():
         return families.Uniform(low=float(x.min()), high=float(x.max()))
-    if kind is families.Pareto and 0 < x.min() < x.max():
+    if family is families.Pareto and 0 < x.min() < x.max():
         scale = float(x.min())
-        return families.Pareto(scale=scale, alpha=1 / float(np.log(x / scale) @ shares))
-    if kind is families.Categorical and (x >= 0).all() and (x % 1 == 0).all():
-        return families.Categorical(probs=np.bincount(x.astype(int), shares))
+        return families.Pareto(scale=scale, alpha=1 / float(np.log(x / scale) @ weights))
+    if family is families.Categorical and (x >= 0).all() and (x % 1 == 0).all():
+        return families.Categorical(probs=np.bincount(x.astype(int), weights))
     return None
 
 
-def _normal(mean: Mean) -> dict[str, Any]:
+def _normal(mean: Expectation) -> dict[str, Any]:
     loc = float(mean(lambda x: x))
     return {"loc": loc, "scale": float(mean(lambda x: (x - loc) ** 2)) ** 0.5 or nan}
 
 
-def _log_normal(mean: Mean) -> dict[str, Any]:
+def _log_normal(mean: Expectation) -> dict[str, Any]:
     return _normal(lambda f: mean(lambda x: f(np.log(x))))
 
 
-def _gamma(mean: Mean) -> dict[str, Any]:
-    centre = float(mean(lambda x: x))
-    # log of the mean less the mean of the logs, free of their cancellation
-    gap = float(mean(lambda x: (x / centre - 1) - np.log(x / centre)))
-    concentration = _solve(lambda a: log(a) - float(special.digamma(a)) - gap, 0.5 / gap if gap > 0 else nan)
-    return {"concentration": concentration, "rate": concentration / centre}
+def _gamma(mean: Expectation) -> dict[str, Any]:
+    center = float(mean(lambda x: x))
+    # log E[x] - E[log x], without the cancellation of the two logarithms.
+    gap = float(mean(lambda x: (x / center - 1) - np.log(x / center)))
+    concentration = _positive_root(lambda a: log(a) - float(special.digamma(a)) - gap, 0.5 / gap if gap > 0 else nan)
+    return {"concentration": concentration, "rate": concentration / center}
 
 
-def _inverse_gamma(mean: Mean) -> dict[str, Any]:
+def _inverse_gamma(mean: Expectation) -> dict[str, Any]:
     return _gamma(lambda f: mean(lambda x: f(1 / x)))
 
 
-def _chi_squared(mean: Mean) -> dict[str, Any]:
-    target = float(mean(lambda x: np.log(x / 2)))
-    return {"df": 2 * _solve(lambda a: target - float(special.digamma(a)), np.exp(target) + 0.5)}
+def _chi_squared(mean: Expectation) -> dict[str, Any]:
+    mean_log = float(mean(lambda x: np.log(x / 2)))
+    return {"df": 2 * _positive_root(lambda a: mean_log - float(special.digamma(a)), np.exp(mean_log) + 0.5)}
 
 
-def _inverse_gaussian(mean: Mean) -> dict[str, Any]:
-    centre = float(mean(lambda x: x))
-    return {"mean": centre, "shape": 1 / np.float64(mean(lambda x: (centre - x) ** 2 / (x * centre**2)))}
+def _inverse_gaussian(mean: Expectation) -> dict[str, Any]:
+    center = float(mean(lambda x: x))
+    return {"mean": center, "shape": 1 / np.float64(mean(lambda x: (center - x) ** 2 / (x * center**2)))}
 
 
-def _beta(mean: Mean) -> dict[str, Any]:
-    return dict(
-        zip(
-            ("concentration1", "concentration0"),
-            _dirichlet_of(np.asarray([mean(np.log), mean(lambda x: np.log1p(-x))], dtype=float)).tolist(),
-            strict=True,
-        )
-    )
+def _beta(mean: Expectation) -> dict[str, Any]:
+    mean_logs = np.asarray([mean(np.log), mean(lambda x: np.log1p(-x))], dtype=float)
+    names = ("concentration1", "concentration0")
+    return dict(zip(names, _dirichlet_concentration(mean_logs).tolist(), strict=True))
 
 
-def _dirichlet(mean: Mean) -> dict[str, Any]:
-    return {"concentration": _dirichlet_of(np.asarray(mean(np.log)))}
+def _dirichlet(mean: Expectation) -> dict[str, Any]:
+    return {"concentration": _dirichlet_concentration(np.asarray(mean(np.log)))}
 
 
-def _dirichlet_of(logs: Array) -> Array:
-    """Concentrations a with digamma(a) - digamma(sum a) = E log x, by Newton's rule on log a."""
-    if not np.isfinite(logs).all() or float(np.asarray(special.logsumexp(logs))) >= 0:
-        return np.full_like(logs, nan)
+def _dirichlet_concentration(mean_logs: Array) -> Array:
+    """The solution a of digamma(a) - digamma(sum a) = E[log x], by Newton's method on log a; nan if there is none."""
+    if not np.isfinite(mean_logs).all() or float(np.asarray(special.logsumexp(mean_logs))) >= 0:
+        return np.full_like(mean_logs, nan)
 
     def excess(u: Array) -> Array:
         a = np.exp(u)
-        return special.digamma(a) - special.digamma(a.sum()) - logs
+        return special.digamma(a) - special.digamma(a.sum()) - mean_logs
 
-    def slope(u: Array) -> Array:
+    def jacobian(u: Array) -> Array:
         a = np.exp(u)
         return np.diag(special.polygamma(1, a) * a) - special.polygamma(1, a.sum()) * a[None, :]
 
-    found = optimize.root(excess, np.zeros_like(logs), jac=slope, tol=1e-14)
-    if np.abs(excess(found.x)).max() > 1e-9:
-        found = optimize.root(excess, found.x, method="lm", jac=slope, tol=1e-14)
-    return np.exp(found.x) if np.abs(excess(found.x)).max() < 1e-9 else np.full_like(logs, nan)
+    solution = optimize.root(excess, np.zeros_like(mean_logs), jac=jacobian, tol=1e-14)
+    if np.abs(excess(solution.x)).max() > 1e-9:
+        solution = optimize.root(excess, solution.x, method="lm", jac=jacobian, tol=1e-14)
+    return np.exp(solution.x) if np.abs(excess(solution.x)).max() < 1e-9 else np.full_like(mean_logs, nan)
 
 
-def _von_mises(mean: Mean) -> dict[str, Any]:
+def _von_mises(mean: Expectation) -> dict[str, Any]:
     sine, cosine = float(mean(np.sin)), float(mean(np.cos))
     length = float(np.hypot(sine, cosine))
     loc = float(np.arctan2(sine, cosine))
-    lost = float(mean(lambda x: 2 * np.sin((x - loc) / 2) ** 2))  # 1 - length, without its cancellation
+    circular_variance = float(mean(lambda x: 2 * np.sin((x - loc) / 2) ** 2))  # 1 - length, without cancellation
 
     def excess(k: float) -> float:
-        return lost - float((special.i0e(k) - special.i1e(k)) / special.i0e(k))
+        return float((special.i0e(k) - special.i1e(k)) / special.i0e(k)) - circular_variance
 
-    return {"loc": loc, "concentration": _solve(lambda k: -excess(k), max(2 * length, 0.5 / max(lost, 1e-300)))}
+    return {
+        "loc": loc,
+        "concentration": _positive_root(excess, max(2 * length, 0.5 / max(circular_variance, 1e-300))),
+    }
 
 
-def _pareto(mean: Mean, scale: float) -> dict[str, Any]:
+def _pareto(mean: Expectation, scale: float) -> dict[str, Any]:
     return {"alpha": 1 / float(mean(lambda x: np.log(x / scale)))}
 
 
-def _weibull(mean: Mean) -> dict[str, Any]:
-    centre = float(np.exp(mean(np.log)))
+def _weibull(mean: Expectation) -> dict[str, Any]:
+    center = float(np.exp(mean(np.log)))
 
     def excess(k: float) -> float:
-        power = float(mean(lambda x: (x / centre) ** k))
-        return float(mean(lambda x: (x / centre) ** k * np.log(x / centre))) / power - 1 / k
+        power = float(mean(lambda x: (x / center) ** k))
+        return float(mean(lambda x: (x / center) ** k * np.log(x / center))) / power - 1 / k
 
-    concentration = _solve(excess, 1.0)
+    concentration = _positive_root(excess, 1.0)
     return {
-        "scale": centre * float(mean(lambda x: (x / centre) ** concentration)) ** (1 / concentration),
+        "scale": center * float(mean(lambda x: (x / center) ** concentration)) ** (1 / concentration),
         "concentration": concentration,
     }
 
 
-def _root_of_mean_square(count: float) -> Callable[[Mean], dict[str, Any]]:
-    return lambda mean: {"scale": (float(mean(lambda x: x * x)) / count) ** 0.5}
+def _root_mean_square(degrees: float) -> Callable[[Expectation], dict[str, Any]]:
+    """The closed form of a scale with scale^2 = E[x^2] / degrees."""
+    return lambda mean: {"scale": (float(mean(lambda x: x * x)) / degrees) ** 0.5}
 
 
-def _solve(excess: Callable[[float], float], near: float) -> float:
-    """The root of a function of a positive number that changes sign once."""
+def _positive_root(excess: Callable[[float], float], near: float) -> float:
+    """The root of a function on the positive numbers that changes sign once; nan if no bracket is found."""
     if not 0 < near < inf:
         return nan
     low = high = near
@@ -194,7 +194,8 @@ def _solve(excess: Callable[[float], float], near: float) -> float:
     return nan
 
 
-_FORMS: dict[type, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {
+# The parameters that must be fixed, and the closed form of the others given E_p and the fixed parameters.
+_CLOSED_FORMS: dict[type, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {
     families.Normal: ((), _normal),
     families.LogNormal: ((), _log_normal),
     families.TanhNormal: ((), lambda mean: _normal(lambda f: mean(lambda x: f(np.arctanh(x))))),
@@ -208,16 +209,16 @@ _FORMS: dict[type, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {
     families.Dirichlet: ((), _dirichlet),
     families.VonMises: ((), _von_mises),
     families.Pareto: (("scale",), _pareto),
-    families.Rayleigh: ((), _root_of_mean_square(2.0)),
-    families.Maxwell: ((), _root_of_mean_square(3.0)),
-    families.HalfNormal: ((), _root_of_mean_square(1.0)),
+    families.Rayleigh: ((), _root_mean_square(2.0)),
+    families.Maxwell: ((), _root_mean_square(3.0)),
+    families.HalfNormal: ((), _root_mean_square(1.0)),
     families.Poisson: ((), lambda mean: {"rate": float(mean(lambda x: x))}),
     families.Bernoulli: ((), lambda mean: {"probs": float(mean(lambda x: x))}),
     families.Geometric: ((), lambda mean: {"probs": 1 / (1 + float(mean(lambda x: x)))}),
     families.Binomial: (("total_count",), lambda mean, count: {"probs": float(mean(lambda x: x)) / count}),
     families.NegativeBinomial: (
         ("total_count",),
-        lambda mean, count: {"probs": (centre := float(mean(lambda x: x))) / (centre + count)},
+        lambda mean, count: {"probs": (center := float(mean(lambda x: x))) / (center + count)},
     ),
     families.OneHotCategorical: ((), lambda mean: {"probs": np.asarray(mean(lambda x: x))}),
 }

@@ -1,4 +1,4 @@
-"""What a fit comes to: the distribution, its KL, the way there, and every minimum that was met."""
+"""The result of a fit: the fitted distribution, its KL, the path of the optimisation and every minimum found."""
 
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -6,16 +6,25 @@ from typing import Any
 
 from kullback.result import Estimate
 
-__all__ = ["Fit", "Minimum", "Step", "without_entropy"]
+__all__ = ["Fit", "Minimum", "Step", "unknown_kl_from_samples"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a descent stood.
+    """One iterate of a descent.
 
     Args:
-        distribution: The parameters, as a record.
-        kl: What is descended, in nats; for samples alone the cross-entropy.
+        distribution: The member of the family at this iterate; None where the fit trains a `torch.nn.Module`.
+        kl: The objective at this iterate, in nats: KL of a fit to a target, the cross-entropy of a fit to samples, and
+            the negative evidence bound of a fit to a density with an unknown integral.
+
+    Example:
+        >>> from kullback import fit_reverse
+        >>> from kullback.families import Normal
+        >>> fit = fit_reverse(Normal, target=Normal(loc=1.0, scale=2.0), start=Normal(loc=0.0, scale=2.0))
+        >>> step = fit.path[0]
+        >>> step.distribution.loc, round(step.kl, 6)
+        (0.0, 0.125)
     """
 
     distribution: Any
@@ -27,9 +36,17 @@ class Minimum:
     """A local minimum of KL over a family.
 
     Args:
-        distribution: Where it is.
-        kl: How much of KL is left there, in nats.
-        basin: The starts from which the descent ended here.
+        distribution: The member of the family at the minimum.
+        kl: KL at the minimum, in nats; the cross-entropy in a fit to samples; nan where KL is unknown.
+        basin: The starting points whose descents end at this minimum.
+
+    Example:
+        >>> from kullback import fit_reverse
+        >>> from kullback.families import Normal
+        >>> fit = fit_reverse(Normal, target=Normal(loc=1.0, scale=2.0))
+        >>> minimum = fit.minima[0]
+        >>> round(minimum.distribution.loc, 6), round(minimum.distribution.scale, 6), len(minimum.basin) > 0
+        (1.0, 2.0, True)
     """
 
     distribution: Any
@@ -39,20 +56,22 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Fit:
-    """The member of a family that is nearest to a target.
+    """The result of `fit_forward`, `fit_reverse`, `fit_alpha` or `fit_tempered`.
 
     Args:
-        distribution: The best that was found; of the class that was asked for.
-        kl: Its KL, in nats: KL(target || distribution) of `fit_forward`, KL(distribution || target) of `fit_reverse`.
-            nan where it cannot be known: from samples alone, or from a density without its normaliser beyond two
-            dimensions; `diagnostics` then has what is known.
-        estimate: The same with what is known of its error.
-        path: From the first start, a `Step` for each step of the descent; a closed form has none but its end.
-        minima: Every minimum that was found, the lowest first.
-        converged: Whether the gradient vanished at the best of them, where KL curves upward.
-        diagnostics: By name: `method`; `cross_entropy` (nats, samples); `log_evidence` (log of the integral of an
-            unnormalised target) and `evidence_bound` (E_q[log p - log q] <= log_evidence), nats; `pareto_k` of the
-            importance weights p/q (above 0.7 the fit's draws cannot be reweighted to the target).
+        distribution: The best member found, an instance of the class that was requested, or the trained module.
+        kl: KL of the best member, in nats: KL(target || distribution) for `fit_forward`, KL(distribution || target)
+            for `fit_reverse`, and the alpha-divergence for `fit_alpha`. It is nan where it cannot be computed: from
+            samples alone, or from a log-density with an unknown integral.
+        estimate: KL with its error or interval.
+        path: The steps of the descent from the first starting point. A closed form has one step, the result.
+        minima: Every minimum found, the lowest first.
+        converged: Whether the gradient vanishes and the Hessian is positive definite at the best member. It is always
+            true for a closed form and for training by stochastic gradients.
+        diagnostics: Further values by name. `method`: the method of the fit. `cross_entropy`: -mean log q(x) of the
+            samples, in nats. `log_evidence`: the logarithm of the integral of an unnormalised target, in nats.
+            `evidence_bound`: E_q[log p - log q], in nats, which is at most `log_evidence`. `pareto_k`: the shape of the
+            tail of the importance weights p/q; above 0.7, importance sampling from the fit is unreliable.
 
     Example:
         >>> from kullback import fit_reverse
@@ -71,12 +90,12 @@ class Fit:
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
-def without_entropy(cross_entropy: float) -> Estimate:
-    """What samples alone tell of KL(p || q): nothing, for want of p's entropy."""
+def unknown_kl_from_samples(cross_entropy: float) -> Estimate:
+    """The estimate of KL(p || q) from samples of p alone: nan, because the entropy of p is unknown."""
     known = "-mean log q(x)" if isnan(cross_entropy) else f"{cross_entropy:.6g}"
     return Estimate(
         nan,
         method="samples",
         status="unreliable",
-        warnings=(f"KL(p || q) = {known} - H(p), and samples alone do not tell p's entropy H(p)",),
+        warnings=(f"KL(p || q) = {known} - H(p), and the entropy H(p) cannot be computed from samples alone",),
     )

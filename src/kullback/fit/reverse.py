@@ -1,4 +1,4 @@
-"""The member of a family nearest to a target by KL(member || target): variational inference, which seeks modes."""
+"""Reverse fits: the member of a family that minimises KL(member || target), by variational inference."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,14 +17,20 @@ from kullback.densities.resolve import resolve
 from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
-from kullback.fit.gaussian.mixtures import MixtureChart
-from kullback.fit.gaussian.multivariate import NORMALS, member_of, require_rank, reverse_in_the_plane, starts_of_draws
+from kullback.fit.gaussian.mixtures import MixtureParametrisation
+from kullback.fit.gaussian.multivariate import (
+    NORMAL_FAMILIES,
+    convert_to_family,
+    fit_two_dimensional_reverse,
+    require_rank,
+    starts_from_target_samples,
+)
 from kullback.fit.result import Fit
 from kullback.fit.solver.multistart import MultistartResult
-from kullback.fit.solver.starting_points import no_start, starts_on_the_line
-from kullback.fit.solver.support_boundary import search_with_edges
+from kullback.fit.solver.starting_points import missing_start_error, univariate_starts
+from kullback.fit.solver.support_boundary import minimise_with_support_bounds
 from kullback.fit.target_family import FamilyAdapter, family_adapter, is_module
-from kullback.fit.targets import called, density_of, dimensions, normalised
+from kullback.fit.targets import evaluate_log_prob, normalise, sample_dimension, univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -32,7 +38,7 @@ from kullback.samples.pareto_k import pareto_k
 
 __all__ = ["fit_reverse"]
 
-_DRAWS = 4_000  # for the importance weights
+_IMPORTANCE_SAMPLES = 4_000
 
 
 def fit_reverse(
@@ -49,58 +55,70 @@ def fit_reverse(
     draws: int = 64,
     learning_rate: float = 0.02,
     seed: int = 0,
-    **refused: Any,
+    **unexpected: Any,
 ) -> Fit:
-    """The q of a family that minimises KL(q || target): the reverse fit, which is variational inference.
+    """The member q of a family that minimises KL(q || p), where p is the target: variational inference.
 
-    argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)], so that log p may lack its constant. On the line, and for
-    normals and their mixtures in the plane, by quadrature and Newton's rule from many starts; for those of more
-    dimensions by reparameterised gradients that stick the landing (only the path through x is differentiated), which
-    needs PyTorch.
+    argmin_q KL(q || p) = argmax_q E_q[log p(x) - log q(x)]
+
+    The log-density of p may lack its normalising constant. Univariate families, and two-dimensional normals and their
+    mixtures, are fitted by quadrature and a trust-region Newton method from many starting points. Multivariate normals
+    and mixtures in more dimensions, and modules, are fitted by reparameterised stochastic gradients without the score
+    term ("sticking the landing"), which need PyTorch.
 
     Args:
-        family: A record class of `kullback.families` (`Independent` is that of normals), a class of
-            `torch.distributions` (`MixtureSameFamily` is that of normals), or a `torch.nn.Module` with `log_prob(x)`
-            and `rsample(shape)`, or whose call gives such a distribution (zuko's flows); a module is trained in place.
-        log_prob: The target's log-density up to a constant: of places (n,) on the line, (n, d) beyond, as an array, or
-            as a tensor where PyTorch is needed.
-        target: A distribution, in place of log_prob.
-        start: Where a descent begins, a member; its path is kept. Of vectors it also says how many dimensions.
-        starts: More of them; members matched to pieces of the target are tried besides.
+        family: A class of `kullback.families` (`Independent` stands for independent normals), a class of
+            `torch.distributions` (`MixtureSameFamily` stands for mixtures of normals), or a `torch.nn.Module`, which is
+            trained in place. A module has `log_prob(x)` and `rsample(shape)`, or returns a distribution that has them
+            when it is called, as zuko's flows do.
+        log_prob: The log-density of p up to a constant, at points of shape (n,) or (n, d), given as an array or, where
+            PyTorch is needed, as a tensor. Pass either log_prob or target.
+        target: The distribution p, of any kind that `kullback.measure` accepts.
+        start: A member of the family at which the first descent begins; `path` records this descent. For multivariate
+            families it also determines the number of dimensions.
+        starts: Further starting points. Members that are matched to parts of the target are always added for
+            univariate and two-dimensional fits.
         fixed: Parameters that are not fitted, by name.
-        components: How many components a mixture, or factors a low-rank normal, is to have.
-        support: The ends of log_prob's support, on the line.
-        steps: Of the reparameterised gradients.
-        draws: For each of those steps.
-        learning_rate: Of those steps, Adam's, falling to 0.
-        seed: Of the draws.
+        components: The number of components of a mixture, or the rank of the factor of a low-rank normal.
+        support: The bounds of the support of a univariate log_prob.
+        steps: The number of stochastic gradient steps.
+        draws: The number of samples of q in each step.
+        learning_rate: The initial learning rate of Adam, with cosine decay to 0.
+        seed: The seed of the samples.
 
     Returns:
-        A `Fit` with every minimum that was found. With `log_prob`, `diagnostics["evidence_bound"]` is E_q[log p - log
-        q], nats, and `kl` is known where the integral of p could be taken (`diagnostics["log_evidence"]`), else nan.
+        A `Fit` with every minimum found, whose `kl` is KL(q || p) in nats. With log_prob, `diagnostics` has
+        "evidence_bound", E_q[log p - log q] in nats, and `kl` is nan unless the integral of p could be computed
+        ("log_evidence", in nats).
 
     Raises:
-        SupportError: Samples are given, which cannot do it; neither or both of log_prob and target are; log_prob is nan
-            or has no finite integral; or every member has mass where the target has none.
-        MissingDependencyError: More than two dimensions without PyTorch.
+        SupportError: KL(q || p) is `inf` at every start, because every member has mass where p has none; or neither or
+            both of log_prob and target are given; or samples are given; or log_prob is nan at a point or has no finite
+            integral.
+        ShapeError: log_prob does not return one value for each sample of a stochastic gradient step.
+        ParameterError: A parameter must be fixed or cannot be fixed, the family is neither univariate nor a family of
+            normals, or a start or the number of components is required.
+        MissingDependencyError: The fit needs PyTorch, and PyTorch is not installed.
 
-    Source: [roeder2017] for the gradient; [yao2018] for what Pareto's k says.
+    References:
+        Roeder, Wu and Duvenaud (2017), "Sticking the Landing", for the gradient [roeder2017].
+        Yao, Vehtari, Simpson and Gelman (2018), "Yes, but Did It Work?", for `pareto_k` as a diagnostic [yao2018].
 
     Example:
         >>> from kullback.families import Normal, NormalMixture
         >>> two = NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
         >>> fit = fit_reverse(Normal, target=two, start=Normal(loc=10.0, scale=5**0.5))
-        >>> len(fit.path) > 3, [round(one.distribution.scale, 5) for one in fit.minima]
+        >>> len(fit.path) > 3, [round(minimum.distribution.scale, 5) for minimum in fit.minima]
         (True, [2.00002, 2.00002, 8.44514])
     """
-    if "samples" in refused:
+    if "samples" in unexpected:
         raise SupportError(
-            "expected log_prob or target: KL(q || p) = E_q[log q - log p] asks for log p where q goes, and samples of "
-            "p alone do not tell it; give log_prob, up to a constant, or fit a density to the samples first "
-            "(fit_forward, a kernel density estimate) and pass that as target, knowing that its errors are kept"
+            "expected log_prob or target, got samples: KL(q || p) = E_q[log q - log p] needs log p at samples of q, "
+            "which samples of p do not give; pass log_prob, known up to a constant, or fit a density to the samples "
+            "first (fit_forward or a kernel density estimate) and pass it as target, which keeps the errors of that fit"
         )
-    if refused:
-        raise TypeError(f"fit_reverse() got an unexpected keyword argument {next(iter(refused))!r}")
+    if unexpected:
+        raise TypeError(f"fit_reverse() got an unexpected keyword argument {next(iter(unexpected))!r}")
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
@@ -108,145 +126,176 @@ def fit_reverse(
         return import_module("kullback.fit.stochastic").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
-    given = ([start] if start is not None else []) + list(starts)
-    kind = family_adapter(family, given, target)
-    begin, fixed = [kind.record(one) for one in given], kind.fixed(fixed)
-    if has_density(kind.record_class):
-        fit = _on_the_line(kind.record_class, log_prob, target, begin, fixed, components, support)
+    requested_starts = ([start] if start is not None else []) + list(starts)
+    adapter = family_adapter(family, requested_starts, target)
+    members, fixed = [adapter.from_requested(one) for one in requested_starts], adapter.validate_fixed(fixed)
+    if has_density(adapter.family):
+        fit = _fit_univariate(adapter.family, log_prob, target, members, fixed, components, support)
     else:
-        fit = _of_vectors(kind, log_prob, target, begin, components, settings)
-    return kind.returned(fit)
+        fit = _fit_multivariate(adapter, log_prob, target, members, components, settings)
+    return adapter.convert_fit(fit)
 
 
-def _on_the_line(
-    kind: type[Distribution],
+# Univariate families
+
+
+def _fit_univariate(
+    family: type[Distribution],
     log_prob: Callable[[Any], Any] | None,
     target: Any,
-    begin: list[Distribution],
+    starts: list[Distribution],
     fixed: dict[str, Any],
     components: int | None,
     support: tuple[float, float],
 ) -> Fit:
     diagnostics: dict[str, Any] = {"method": "quadrature"}
     if log_prob is None:
-        density = density_of(target)
+        density = univariate_density(target)
         if density is None:
             raise SupportError(
-                f"expected a target with a density on the line, as {kind.__name__} has, got {type(target).__name__}; "
-                "pass its log_prob"
+                f"expected a target with a univariate density for the univariate family {family.__name__}, got "
+                f"{type(target).__name__}; pass log_prob, the target's log-density"
             )
     else:
-        density, diagnostics["log_evidence"] = normalised(log_prob, support)
-    own = starts_on_the_line(kind, density, fixed, components)
-    if not begin + own:
-        raise no_start(kind)
-    if _kl((begin + own)[0], density).value == inf:
-        own = [one for one in own if _kl(one, density).value < inf]
-        if not own:
-            raise _never_finite(kind, density)
-    found = search_with_edges(kind, density, begin + own, fixed, lambda one: _kl(one, density).value)
+        density, diagnostics["log_evidence"] = normalise(log_prob, support)
+    matched_starts = univariate_starts(family, density, fixed, components)
+    if not starts + matched_starts:
+        raise missing_start_error(family)
+    if _kl((starts + matched_starts)[0], density).value == inf:
+        matched_starts = [member for member in matched_starts if _kl(member, density).value < inf]
+        if not matched_starts:
+            raise _infinite_kl_error(family, density)
+    found = minimise_with_support_bounds(
+        family, density, starts + matched_starts, fixed, lambda member: _kl(member, density).value
+    )
     if not found.minima:
-        raise _never_finite(kind, density)
+        raise _infinite_kl_error(family, density)
     best = found.minima[0].distribution
     estimate = _kl(best, density) if target is None else measure(best, target)
     if log_prob is not None:
         diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
-    diagnostics["pareto_k"] = _tail(best, density)
-    return _fit(found, estimate, diagnostics)
+    diagnostics["pareto_k"] = _pareto_k(best, density)
+    return _as_fit(found, estimate, diagnostics)
 
 
-def _never_finite(kind: type[Distribution], density: Density) -> SupportError:
+def _infinite_kl_error(family: type[Distribution], density: Density) -> SupportError:
     return SupportError(
-        f"expected KL({kind.__name__} || target) to be finite at a start, but it is inf at each: the family has mass "
-        f"where the target, supported on {density.support}, has none, or tails too heavy for it"
+        f"expected KL({family.__name__} || target) to be finite at a start, but it is inf at each: the family has mass "
+        f"outside the target's support {density.support}, or tails too heavy for the target"
     )
 
 
-def _kl(one: Distribution, density: Density) -> Estimate:
-    mine = as_density(one)
-    assert mine is not None
-    return (kl_summation if density.discrete else kl_quadrature)(mine, density)
+def _kl(member: Distribution, target: Density) -> Estimate:
+    """KL(member || target), in nats."""
+    density = as_density(member)
+    assert density is not None
+    return (kl_summation if target.discrete else kl_quadrature)(density, target)
 
 
-def _tail(best: Distribution, density: Density) -> float:
-    mine = as_density(best)
-    if mine is None or mine.sample is None:
+def _pareto_k(best: Distribution, target: Density) -> float:
+    """The Pareto shape of the importance weights p/q of samples of the fit; nan where it cannot be sampled."""
+    density = as_density(best)
+    if density is None or density.sample is None:
         return float("nan")
-    x = np.asarray(mine.sample(_DRAWS, np.random.default_rng(0)), np.float64)
+    x = np.asarray(density.sample(_IMPORTANCE_SAMPLES, np.random.default_rng(0)), np.float64)
     zeros = np.zeros_like(x)
     with np.errstate(all="ignore"):
-        return pareto_k(density.log_density(x, zeros) - mine.log_density(x, zeros))
+        return pareto_k(target.log_density(x, zeros) - density.log_density(x, zeros))
 
 
-def _fit(found: MultistartResult, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+def _as_fit(found: MultistartResult, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
     best = found.minima[0].distribution
     return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, diagnostics)
 
 
-def _of_vectors(
-    kind: FamilyAdapter,
+# Multivariate normals and their mixtures
+
+
+def _fit_multivariate(
+    adapter: FamilyAdapter,
     log_prob: Callable[[Any], Any] | None,
     target: Any,
-    begin: list[Any],
-    count: int | None,
+    starts: list[Any],
+    components: int | None,
     settings: dict[str, Any],
 ) -> Fit:
-    family = kind.record_class
-    if family not in (*NORMALS, Components):
+    family = adapter.family
+    if family not in (*NORMAL_FAMILIES, Components):
         raise ParameterError(
-            f"expected a family on the line, or normals of vectors or their mixtures, got {family.__name__}; a "
-            "torch.nn.Module with log_prob and rsample fits any other"
+            f"expected a univariate family, multivariate normals or mixtures of normals, got {family.__name__}; to fit "
+            "another family, pass a torch.nn.Module with log_prob and rsample"
         )
-    parts = [resolve(one).components for one in begin]
-    size = _dimensions(parts[0] if parts else target)
+    mixture_starts = [resolve(start).components for start in starts]
+    size = _require_dimension(mixture_starts[0] if mixture_starts else target)
     if size is None:
-        raise ParameterError("expected start=, a member of the family: it says how many dimensions log_prob takes")
-    rank = count
+        raise ParameterError(
+            "expected start=, a member of the family, because log_prob does not determine the number of dimensions"
+        )
+    rank = components
     if family is families.LowRankMultivariateNormal:
-        rank = require_rank(np.shape(begin[0].cov_factor)[-1] if count is None and begin else count, size)
+        rank = require_rank(np.shape(starts[0].cov_factor)[-1] if components is None and starts else components, size)
     if size == 2:
-        fit = _in_the_plane(kind.chart(begin, count)(2), log_prob, target, parts)
-        return FamilyAdapter(family, lambda found: member_of(family, found, rank)).returned(fit)
+        parametrisation = adapter.mixture_parametrisation(starts, components)(2)
+        fit = _fit_two_dimensional(parametrisation, log_prob, target, mixture_starts)
+        return FamilyAdapter(family, lambda found: convert_to_family(family, found, rank)).convert_fit(fit)
     return import_module("kullback.fit.stochastic").fit_normals_reverse(
         family,
-        starts=_far_starts(kind, begin, parts, rank, size, target),
-        independent=kind.independent,
+        starts=_stochastic_starts(adapter, starts, mixture_starts, rank, size, target),
+        independent=adapter.independent,
         log_prob=log_prob,
         target=target,
         **settings,
     )
 
 
-def _far_starts(
-    kind: FamilyAdapter, begin: list[Any], parts: list[Any], count: int | None, size: int, target: Any
-) -> Sequence[Any]:
-    """Where the gradients begin: low-rank normals as records, others as components."""
-    if kind.record_class is families.LowRankMultivariateNormal:
-        factor = 0.1 * np.random.default_rng(0).normal(size=(size, count or 0))
-        return begin or [kind.record_class(loc=np.zeros(size), cov_factor=factor, cov_diag=np.ones(size))]
-    chart = kind.chart(begin, count)(size)
-    if begin:
-        return parts
-    if chart.count == 1:
-        return [Components(np.ones(1), np.zeros((1, size)), np.eye(size)[None])]
-    return starts_of_draws(target, chart.count)
+def _require_dimension(example: Any) -> int | None:
+    """The number of dimensions of an example; None without an example.
 
-
-def _in_the_plane(chart: MixtureChart, log_prob: Callable[[Any], Any] | None, target: Any, begin: Sequence[Any]) -> Fit:
-    fit, log_density = reverse_in_the_plane(chart, target, log_prob and _in_arrays(log_prob), begin)
-    best = resolve(fit.distribution).sampler
-    assert best is not None
-    x = np.asarray(best.sample(_DRAWS, np.random.default_rng(0)))
-    return replace(fit, diagnostics=fit.diagnostics | {"pareto_k": pareto_k(log_density(x) - best.log_density(x))})
-
-
-def _in_arrays(log_prob: Callable[[Any], Any]) -> Callable[[Array], Array]:
-    return lambda x: called(log_prob, x)
-
-
-def _dimensions(example: Any) -> int | None:
-    size = None if example is None else dimensions(example)
+    Raises:
+        SupportError: The example cannot be sampled, or is univariate.
+    """
+    size = None if example is None else sample_dimension(example)
     if size or example is None:
         return size
-    wanted = "with log_prob(x) and sample(count)" if size is None else "of vectors, as the family's members are"
-    raise SupportError(f"expected a target {wanted}, got {type(example).__name__}")
+    expected = (
+        "a target with log_prob(x) and sample(count)" if size is None else "a multivariate target, like the family"
+    )
+    raise SupportError(f"expected {expected}, got {type(example).__name__}")
+
+
+def _fit_two_dimensional(
+    parametrisation: MixtureParametrisation,
+    log_prob: Callable[[Any], Any] | None,
+    target: Any,
+    starts: Sequence[Any],
+) -> Fit:
+    fit, log_density = fit_two_dimensional_reverse(parametrisation, target, log_prob and _of_arrays(log_prob), starts)
+    sampler = resolve(fit.distribution).sampler
+    assert sampler is not None
+    x = np.asarray(sampler.sample(_IMPORTANCE_SAMPLES, np.random.default_rng(0)))
+    return replace(fit, diagnostics=fit.diagnostics | {"pareto_k": pareto_k(log_density(x) - sampler.log_density(x))})
+
+
+def _of_arrays(log_prob: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    """A log-density of arrays, from a log-density of arrays or tensors."""
+    return lambda x: evaluate_log_prob(log_prob, x)
+
+
+def _stochastic_starts(
+    adapter: FamilyAdapter,
+    starts: list[Any],
+    mixture_starts: list[Any],
+    rank: int | None,
+    size: int,
+    target: Any,
+) -> Sequence[Any]:
+    """The starting points of stochastic gradients: members for low-rank normals, components for other families."""
+    if adapter.family is families.LowRankMultivariateNormal:
+        factor = 0.1 * np.random.default_rng(0).normal(size=(size, rank or 0))
+        return starts or [adapter.family(loc=np.zeros(size), cov_factor=factor, cov_diag=np.ones(size))]
+    parametrisation = adapter.mixture_parametrisation(starts, rank)(size)
+    if starts:
+        return mixture_starts
+    if parametrisation.count == 1:
+        return [Components(np.ones(1), np.zeros((1, size)), np.eye(size)[None])]
+    return starts_from_target_samples(target, parametrisation.count)

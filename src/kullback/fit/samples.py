@@ -1,4 +1,4 @@
-"""What samples can be fitted to, and what each of them counts."""
+"""Validation of samples and of their weights, and their weighted moments."""
 
 from math import inf
 
@@ -10,53 +10,70 @@ from kullback.errors import ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, untracked
 
-__all__ = ["draws_of", "mean_and_covariance", "require_inside", "shares_of"]
+__all__ = ["as_samples", "mean_and_covariance", "normalised_weights", "require_samples_in_support"]
 
 
-def draws_of(samples: ArrayLike) -> Array:
-    """Samples (n,) or (n, d), all finite."""
+def as_samples(samples: ArrayLike) -> Array:
+    """Finite samples of shape (n,) or (n, d) as float64.
+
+    Raises:
+        ShapeError: The samples have another shape, or there are none.
+        SupportError: A sample is infinite or nan.
+    """
     x = np.asarray(untracked(samples), np.float64)
     if x.ndim not in (1, 2) or x.shape[0] == 0:
-        raise ShapeError(f"expected samples of shape (n,) or (n, d), n > 0, got {x.shape}")
+        raise ShapeError(f"expected samples of shape (n,) or (n, d) with n > 0, got shape {x.shape}")
     if not np.isfinite(x).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise SupportError(
-            f"expected finite samples, but samples[{', '.join(map(str, at))}] is {float(x[at])!r}; leave it out"
+            f"expected finite samples, but samples[{', '.join(map(str, index))}] is {float(x[index])!r}; leave the "
+            "sample out"
         )
     return x
 
 
-def shares_of(weights: ArrayLike | None, count: int) -> Array:
-    """What each sample counts, in sum 1."""
+def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
+    """The weights of `count` samples, scaled to sum 1; equal weights where none are given.
+
+    Raises:
+        ShapeError: The weights are not of shape (count,).
+        SupportError: A weight is negative, or the sum is zero or infinite.
+    """
     if weights is None:
         return np.full(count, 1 / count)
     w = np.asarray(untracked(weights), np.float64)
     if w.shape != (count,):
-        raise ShapeError(f"expected weights of shape ({count},), as many as samples, got {w.shape}")
+        raise ShapeError(f"expected weights of shape ({count},), one for each sample, got shape {w.shape}")
     if not ((w >= 0).all() and 0 < w.sum() < inf):
-        raise SupportError("expected weights >= 0 with a finite sum above 0")
+        raise SupportError(
+            f"expected weights >= 0 with a finite sum above 0, got a minimum of {float(w.min())!r} and a sum of "
+            f"{float(w.sum())!r}"
+        )
     return w / w.sum()
 
 
-def mean_and_covariance(x: Array, shares: Array) -> tuple[Array, Array]:
-    """Of samples (n, d), each of which counts for its share."""
-    loc = shares @ x
-    return loc, (shares[:, None] * (x - loc)).T @ (x - loc)
+def mean_and_covariance(x: Array, weights: Array) -> tuple[Array, Array]:
+    """The mean, shape (d,), and covariance, shape (d, d), of samples (n, d) with weights (n,) of sum 1."""
+    loc = weights @ x
+    return loc, (weights[:, None] * (x - loc)).T @ (x - loc)
 
 
-def require_inside(kind: type[Distribution], record: Distribution, x: Array) -> None:
-    """SupportError where a sample lies outside the family's support, which makes KL infinite for every member."""
-    density = as_density(record)
+def require_samples_in_support(family: type[Distribution], member: Distribution, x: Array) -> None:
+    """Raise SupportError at the first sample outside the support of the family, which makes KL infinite.
+
+    The bounds of `Uniform` and `Pareto` are parameters that are fitted, so that no sample is outside.
+    """
+    density = as_density(member)
     assert density is not None
     with np.errstate(all="ignore"):
-        logs = density.log_density(x, np.zeros_like(x))
-    outside = np.flatnonzero((logs == -inf) & ~((x >= density.support[0]) & (x <= density.support[1])))
+        log_density = density.log_density(x, np.zeros_like(x))
+    outside = np.flatnonzero((log_density == -inf) & ~((x >= density.support[0]) & (x <= density.support[1])))
     if density.discrete:
         outside = np.union1d(outside, np.flatnonzero(x % 1 != 0))
-    if outside.size and kind not in (families.Uniform, families.Pareto):
+    if outside.size and family not in (families.Uniform, families.Pareto):
         i = int(outside[0])
         raise SupportError(
-            f"expected samples inside {kind.__name__}'s support {density.support}"
+            f"expected samples inside {family.__name__}'s support {density.support}"
             f"{' of whole numbers' if density.discrete else ''}, but samples[{i}] is {float(x[i])!r}, which makes "
-            "KL(p || q) inf for every member"
+            "KL(p || q) inf for every member; leave the sample out, or fit a family of wider support"
         )

@@ -1,4 +1,4 @@
-"""Fits by gradients, which need PyTorch: of modules, and of normals of many dimensions, reparameterised."""
+"""Fits by stochastic gradients in PyTorch: of modules, and of normals in more than two dimensions."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -12,8 +12,8 @@ from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.resolve import resolve
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
 from kullback.families import Distribution
-from kullback.fit.gaussian.multivariate import member_of
-from kullback.fit.result import Fit, Minimum, Step, without_entropy
+from kullback.fit.gaussian.multivariate import convert_to_family
+from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
 from kullback.measure import measure
 from kullback.result import Estimate
 from kullback.samples.pareto_k import pareto_k
@@ -25,33 +25,42 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError("this fit needs PyTorch: pip install 'kullback[train]'") from error
 
-__all__ = ["fit_module_forward", "fit_module_reverse", "fit_normals_reverse", "of_tensors", "to_torch_distribution"]
+__all__ = [
+    "call_with_tensor",
+    "fit_module_forward",
+    "fit_module_reverse",
+    "fit_normals_reverse",
+    "to_torch_distribution",
+]
 
-_JUDGED = 16_384  # draws that the end is judged by
-_SHOWN = 100  # steps of a path
-_SAME = 0.01  # nats between ends
+_EVALUATION_SAMPLES = 16_384
+_PATH_STEPS = 100
+_SAME_MINIMUM_NATS = 0.01
 
 
-def to_torch_distribution(family: type, record: Any, independent: bool) -> Any:
-    """A distribution of PyTorch from a record of the same family, in float64.
+# Conversion between NumPy and PyTorch
+
+
+def to_torch_distribution(family: type, member: Any, independent: bool) -> Any:
+    """A float64 distribution of PyTorch that equals a member of the same family of `kullback.families`.
 
     Args:
-        family: Of `torch.distributions`.
-        record: Its record, or components.
-        independent: Of a mixture of vectors, whether the entries of each component are.
+        family: The class of `torch.distributions`.
+        member: The member, or the components of a mixture of multivariate normals.
+        independent: Whether the entries of each component of a multivariate mixture are independent.
     """
-    if isinstance(record, Components):
-        return _mixture(record, independent)
-    if isinstance(record, families.NormalMixture) and family.__name__ == "MixtureSameFamily":
-        weights, locs, scales = map(_double, (record.weights, record.locs, record.scales))
+    if isinstance(member, Components):
+        return _torch_mixture(member, independent)
+    if isinstance(member, families.NormalMixture) and family.__name__ == "MixtureSameFamily":
+        weights, locs, scales = map(_as_tensor, (member.weights, member.locs, member.scales))
         return family(torch.distributions.Categorical(weights), torch.distributions.Normal(locs, scales))
-    if isinstance(record, families.Independent):
-        return family(torch.distributions.Normal(_double(record.base.loc), _double(record.base.scale)), 1)
-    return family(**{name: _double(value) for name, value in vars(record).items() if value is not None})
+    if isinstance(member, families.Independent):
+        return family(torch.distributions.Normal(_as_tensor(member.base.loc), _as_tensor(member.base.scale)), 1)
+    return family(**{name: _as_tensor(value) for name, value in vars(member).items() if value is not None})
 
 
-def _mixture(parts: Components, independent: bool = False) -> torch.distributions.MixtureSameFamily:
-    weights, locs, covariances = map(_double, parts)
+def _torch_mixture(mixture: Components, independent: bool = False) -> torch.distributions.MixtureSameFamily:
+    weights, locs, covariances = map(_as_tensor, mixture)
     if independent:
         scales = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
         normals = torch.distributions.Independent(torch.distributions.Normal(locs, scales), 1)
@@ -60,13 +69,16 @@ def _mixture(parts: Components, independent: bool = False) -> torch.distribution
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(weights), normals)
 
 
-def _double(value: Any) -> torch.Tensor:
+def _as_tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(value, np.float64))
 
 
-def of_tensors(log_prob: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """A function of tensors, at an array."""
+def call_with_tensor(log_prob: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """The values of a function of tensors at an array."""
     return log_prob(torch.from_numpy(np.array(x, np.float64))).detach().numpy()
+
+
+# Fits of modules
 
 
 def fit_module_forward(
@@ -79,29 +91,46 @@ def fit_module_forward(
     seed: int,
     batch_size: int = 512,
 ) -> Fit:
-    """Maximum likelihood of a module on samples, by Adam on shuffled batches; the rate falls to 0."""
-    parameter = _first(module)
+    """Train a module by maximum likelihood on samples, with Adam, random batches and cosine decay of the rate.
+
+    Args:
+        module: A module with `log_prob`, or one that returns a distribution when it is called. It is trained in place.
+        samples: The samples, shape (n, ...).
+        weights: The weights of the samples, shape (n,); None for equal weights.
+        steps: The number of steps.
+        learning_rate: The initial learning rate.
+        seed: The seed of the batches.
+        batch_size: The number of samples in a batch; all samples are used where there are no more.
+
+    Returns:
+        The fit, with KL nan and the cross-entropy in `diagnostics`. The distributions in `path` are None.
+    """
+    parameter = _first_trainable_parameter(module)
     x = torch.as_tensor(samples).detach().to(parameter)
     if x.shape[0] == 0 or not torch.isfinite(x).all():
-        raise SupportError(f"expected finite samples of shape (n, ...), n > 0, got shape {tuple(x.shape)}")
-    shares = torch.full((len(x),), 1 / len(x)) if weights is None else torch.as_tensor(weights) / np.sum(weights)
-    shares = shares.to(parameter)
+        raise SupportError(
+            f"expected finite samples of shape (n, ...) with n > 0, got shape {tuple(x.shape)}"
+            f"{' with infinite or nan entries' if x.shape[0] else ''}"
+        )
+    probs = torch.full((len(x),), 1 / len(x)) if weights is None else torch.as_tensor(weights) / np.sum(weights)
+    probs = probs.to(parameter)
     generator = torch.Generator().manual_seed(seed)
     optimiser, schedule = _optimiser(module, steps, learning_rate)
     path = []
     for step in range(steps):
         if batch_size < len(x):
-            rows = torch.multinomial(shares, batch_size, replacement=True, generator=generator)
-            loss = -_of(module).log_prob(x[rows]).mean()
+            batch = torch.multinomial(probs, batch_size, replacement=True, generator=generator)
+            loss = -_distribution(module).log_prob(x[batch]).mean()
         else:
-            loss = -(shares * _of(module).log_prob(x)).sum()
-        if step % max(1, steps // _SHOWN) == 0:
+            loss = -(probs * _distribution(module).log_prob(x)).sum()
+        if step % max(1, steps // _PATH_STEPS) == 0:
             path.append(Step(None, loss.item()))
-        _descend(loss, optimiser, schedule)
+        _optimise(loss, optimiser, schedule)
     with torch.no_grad():
-        value = -float((shares * _of(module).log_prob(x)).sum())
-    told = {"method": "gradients", "cross_entropy": value}
-    return Fit(module, float("nan"), without_entropy(value), tuple(path), (Minimum(module, value),), True, told)
+        value = -float((probs * _distribution(module).log_prob(x)).sum())
+    diagnostics = {"method": "gradients", "cross_entropy": value}
+    estimate = unknown_kl_from_samples(value)
+    return Fit(module, float("nan"), estimate, tuple(path), (Minimum(module, value),), True, diagnostics)
 
 
 def fit_module_reverse(
@@ -113,15 +142,30 @@ def fit_module_reverse(
     draws: int,
     learning_rate: float,
     seed: int,
-    record: Callable[[], Any] = lambda: None,
+    current_distribution: Callable[[], Any] = lambda: None,
 ) -> Fit:
-    """KL(module || target) downhill along x = rsample(): the module's own log-density is held still in its parameters.
+    """Minimise KL(module || target) by reparameterised gradients, with the score term left out.
 
-    The score of q has mean zero and is left out, so that the gradient's noise vanishes where q is p. The path shows of
-    the module what `record` gives.
+    The gradient of E[log q(x) - log p(x)] flows only through x = rsample(): log q is evaluated with frozen parameters,
+    because its score has expectation zero. The variance of this gradient vanishes where q = p.
+
+    Args:
+        module: A module with `log_prob` and `rsample`, or one that returns such a distribution when it is called. It is
+            trained in place.
+        log_prob: The log-density of the target up to a constant, a function of tensors.
+        target: A distribution, in place of log_prob.
+        steps: The number of steps.
+        draws: The number of samples of q in a step.
+        learning_rate: The initial learning rate of Adam, with cosine decay to 0.
+        seed: The seed of the samples.
+        current_distribution: The distribution that the path shows for the module's current parameters.
+
+    References:
+        Roeder, Wu and Duvenaud (2017), "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
+        Variational Inference" [roeder2017].
     """
-    log_density = _log_density(log_prob, target)
-    still = deepcopy(module).requires_grad_(False)
+    log_density = _target_log_density(log_prob, target)
+    frozen = deepcopy(module).requires_grad_(False)
     optimiser, schedule = _optimiser(module, steps, learning_rate)
     path = []
     state = torch.random.get_rng_state()
@@ -129,20 +173,119 @@ def fit_module_reverse(
     try:
         for step in range(steps):
             with torch.no_grad():
-                for copy, own in zip(still.parameters(), module.parameters(), strict=True):
-                    copy.copy_(own)
-            x, weights = _drawn(module, draws)
-            gap = weights @ _finite(_of(still).log_prob(x) - log_density(x), x)
-            if step % max(1, steps // _SHOWN) == 0:
-                path.append(Step(record(), gap.item()))
-            _descend(gap, optimiser, schedule)
+                for copied, trained in zip(frozen.parameters(), module.parameters(), strict=True):
+                    copied.copy_(trained)
+            x, weights = _weighted_samples(module, draws)
+            kl = weights @ _require_finite(_distribution(frozen).log_prob(x) - log_density(x), x)
+            if step % max(1, steps // _PATH_STEPS) == 0:
+                path.append(Step(current_distribution(), kl.item()))
+            _optimise(kl, optimiser, schedule)
         with torch.no_grad():
-            known = _of(module)
-            x = (known.rsample if getattr(known, "has_rsample", True) else known.sample)(torch.Size([_JUDGED]))
-            gap = _finite(known.log_prob(x) - log_density(x), x).double().numpy()
+            fitted = _distribution(module)
+            sample = fitted.rsample if getattr(fitted, "has_rsample", True) else fitted.sample
+            x = sample(torch.Size([_EVALUATION_SAMPLES]))
+            log_ratios = _require_finite(fitted.log_prob(x) - log_density(x), x).double().numpy()
     finally:
         torch.random.set_rng_state(state)
-    return _judged(module, gap, path, normalised=log_prob is None)
+    return _monte_carlo_fit(module, log_ratios, path, is_normalised=log_prob is None)
+
+
+def _distribution(module: torch.nn.Module) -> Any:
+    """The module itself if it has `log_prob`, else the distribution that it returns when it is called."""
+    return module if hasattr(module, "log_prob") else module()
+
+
+def _weighted_samples(module: torch.nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reparameterised samples of a module and their weights, with sum 1."""
+    if isinstance(module, _MixtureModule):
+        return module.stratified_samples(count)
+    x = _distribution(module).rsample(torch.Size([count]))
+    return x, torch.full((count,), 1 / count).to(x)
+
+
+def _first_trainable_parameter(module: torch.nn.Module) -> torch.Tensor:
+    parameter = next((parameter for parameter in module.parameters() if parameter.requires_grad), None)
+    if parameter is None:
+        raise SupportError(
+            f"expected a module with trainable parameters, got {type(module).__name__} without any: set "
+            "requires_grad on its parameters"
+        )
+    return parameter
+
+
+def _optimiser(module: torch.nn.Module, steps: int, learning_rate: float) -> Any:
+    _first_trainable_parameter(module)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+
+
+def _optimise(loss: torch.Tensor, optimiser: torch.optim.Optimizer, schedule: Any) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    schedule.step()
+
+
+def _target_log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The log-density of the target as a function of tensors."""
+    if log_prob is not None:
+        return log_prob
+    if isinstance(target, torch.distributions.Distribution):
+        return target.log_prob
+    components = resolve(target).components
+    if components is not None:
+        return _torch_mixture(components).log_prob
+    if hasattr(target, "log_prob"):
+        return target.log_prob
+    raise SupportError(
+        f"expected a target whose log_prob takes tensors, got {type(target).__name__}; pass log_prob, a function of "
+        "tensors of shape (n, d)"
+    )
+
+
+def _require_finite(log_ratios: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The log-ratios log q(x) - log p(x), if they are finite numbers of shape (n,).
+
+    Raises:
+        ShapeError: The log-ratios have another shape.
+        SupportError: A log-ratio is infinite or nan.
+    """
+    if log_ratios.ndim != 1:
+        raise ShapeError(
+            f"expected log-densities of shape ({len(x)},), one for each sample of shape {tuple(x.shape[1:])}, got log "
+            f"q - log p of shape {tuple(log_ratios.shape)}"
+        )
+    if not torch.isfinite(log_ratios).all():
+        index = int(torch.nonzero(~torch.isfinite(log_ratios))[0])
+        raise SupportError(
+            f"expected finite log-densities, but log q - log p is {float(log_ratios[index])} at x = "
+            f"{x[index].tolist()}: KL(q || p) is inf where q has mass outside p's support; transform the target to "
+            "unbounded coordinates"
+        )
+    return log_ratios
+
+
+def _monte_carlo_fit(module: torch.nn.Module, log_ratios: np.ndarray, path: list[Step], *, is_normalised: bool) -> Fit:
+    """The fit of a trained module, with KL or the evidence bound as the mean of log q(x) - log p(x) over samples."""
+    value, std_error = float(log_ratios.mean()), float(log_ratios.std(ddof=1) / log_ratios.size**0.5)
+    diagnostics: dict[str, Any] = {"method": "gradients", "pareto_k": pareto_k(-log_ratios)}
+    interval = (value - 1.96 * std_error, value + 1.96 * std_error)
+    if is_normalised:
+        kl, estimate = value, Estimate(value, std_error, log_ratios.size, method="Monte Carlo", interval=interval)
+    else:
+        diagnostics |= {"evidence_bound": -value, "std_error": std_error}
+        kl = float("nan")
+        estimate = Estimate(
+            kl,
+            method="Monte Carlo",
+            status="unreliable",
+            warnings=("KL(q || p) = log of the integral of p - evidence bound, and the integral is unknown",),
+        )
+    return Fit(module, kl, estimate, tuple(path), (Minimum(module, kl),), True, diagnostics)
+
+
+# Fits of multivariate normals and of their mixtures
 
 
 def fit_normals_reverse(
@@ -154,81 +297,87 @@ def fit_normals_reverse(
     target: Any,
     **settings: Any,
 ) -> Fit:
-    """The normals of vectors, or mixtures of them, nearest to a target by KL(member || target), one for each start.
+    """Minimise KL(q || target) over multivariate normals q or their mixtures, from each starting point.
 
     Args:
-        family: As `member_of` has it.
-        starts: Components, or records of low-rank normals. Ends less than a hundredth of a nat apart are one minimum.
-        independent: Whether the entries of each normal are.
-        log_prob: Or target: as `fit_reverse` has them.
-        target: A distribution.
-        **settings: Of `fit_module_reverse`.
+        family: The family of the result: a family of normals, or `Components`.
+        starts: Components, or members of `LowRankMultivariateNormal`.
+        independent: Whether the entries of each normal are independent.
+        log_prob: The log-density of the target up to a constant, a function of tensors.
+        target: A distribution, in place of log_prob.
+        **settings: The steps, draws, learning_rate and seed of `fit_module_reverse`.
+
+    Returns:
+        The fit of the lowest KL. End points that differ by less than 0.01 nats are one minimum.
     """
     ends = []
     for start in starts:
-        module = _Normals(start, independent) if isinstance(start, Components) else _LowRank(start)
+        module = _MixtureModule(start, independent) if isinstance(start, Components) else _LowRankModule(start)
 
         def member(module: Any = module) -> Any:
-            return _member(family, module.record())
+            return _as_member(family, module.to_distribution())
 
-        fit = fit_module_reverse(module, log_prob=log_prob, target=target, record=member, **settings)
-        ends.append((fit, member(), _member(family, start)))
+        fit = fit_module_reverse(module, log_prob=log_prob, target=target, current_distribution=member, **settings)
+        ends.append((fit, member(), _as_member(family, start)))
     path = ends[0][0].path
     ends.sort(key=lambda end: end[0].diagnostics.get("evidence_bound", -end[0].kl), reverse=True)
     minima: list[Minimum] = []
-    for fit, found, start in ends:
-        twin = next((i for i, one in enumerate(minima) if measure(found, one.distribution).value < _SAME), None)
-        if twin is None:
-            minima.append(Minimum(found, fit.kl, (start,)))
+    for fit, end, start in ends:
+        index = next(
+            (i for i, minimum in enumerate(minima) if measure(end, minimum.distribution).value < _SAME_MINIMUM_NATS),
+            None,
+        )
+        if index is None:
+            minima.append(Minimum(end, fit.kl, (start,)))
         else:
-            minima[twin] = replace(minima[twin], basin=(*minima[twin].basin, start))
+            minima[index] = replace(minima[index], basin=(*minima[index].basin, start))
     return replace(ends[0][0], distribution=ends[0][1], path=path, minima=tuple(minima))
 
 
-def _member(family: type, found: Components | Distribution) -> Any:
-    return member_of(family, found, None) if isinstance(found, Components) else found
+def _as_member(family: type, distribution: Components | Distribution) -> Any:
+    return convert_to_family(family, distribution, None) if isinstance(distribution, Components) else distribution
 
 
-class _Normals(torch.nn.Module):
-    """A normal of vectors, or a mixture: logits, means and Cholesky factors, whose diagonals are in logarithms."""
+class _MixtureModule(torch.nn.Module):
+    """A multivariate normal or a mixture: logits, means and Cholesky factors with the logarithm of their diagonals."""
 
     def __init__(self, start: Components, independent: bool) -> None:
         super().__init__()
-        roots = torch.linalg.cholesky(_double(start.covariances))
-        self.logits = torch.nn.Parameter(_double(start.weights).log(), requires_grad=start.weights.size > 1)
-        self.locs = torch.nn.Parameter(_double(start.locs))
-        self.log_diagonals = torch.nn.Parameter(roots.diagonal(dim1=-2, dim2=-1).log().clone())
-        self.below = torch.nn.Parameter(roots.tril(-1) * (not independent), requires_grad=not independent)
+        factors = torch.linalg.cholesky(_as_tensor(start.covariances))
+        self.logits = torch.nn.Parameter(_as_tensor(start.weights).log(), requires_grad=start.weights.size > 1)
+        self.locs = torch.nn.Parameter(_as_tensor(start.locs))
+        self.log_diagonals = torch.nn.Parameter(factors.diagonal(dim1=-2, dim2=-1).log().clone())
+        self.off_diagonals = torch.nn.Parameter(factors.tril(-1) * (not independent), requires_grad=not independent)
 
     def forward(self) -> torch.distributions.Distribution:
-        normals = torch.distributions.MultivariateNormal(self.locs, scale_tril=self._roots())
+        normals = torch.distributions.MultivariateNormal(self.locs, scale_tril=self._factors())
         if len(self.locs) > 1:
             return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=self.logits), normals)
-        return torch.distributions.MultivariateNormal(self.locs[0], scale_tril=self._roots()[0])
+        return torch.distributions.MultivariateNormal(self.locs[0], scale_tril=self._factors()[0])
 
-    def strata(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As many draws of each component, and what each draw weighs: both have gradients."""
-        each = -(-count // len(self.locs))
-        noise = torch.randn(len(self.locs), each, self.locs.shape[1], dtype=self.locs.dtype)
-        x = self.locs[:, None] + noise @ self._roots().mT
-        return x.flatten(0, 1), (self.logits.softmax(0) / each).repeat_interleave(each)
+    def stratified_samples(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Equally many samples of each component, and their weights; both are differentiable."""
+        per_component = -(-count // len(self.locs))
+        noise = torch.randn(len(self.locs), per_component, self.locs.shape[1], dtype=self.locs.dtype)
+        x = self.locs[:, None] + noise @ self._factors().mT
+        return x.flatten(0, 1), (self.logits.softmax(0) / per_component).repeat_interleave(per_component)
 
-    def record(self) -> Components:
+    def to_distribution(self) -> Components:
         with torch.no_grad():
-            weights, roots = self.logits.softmax(0), self._roots()
-            parts = (weights, self.locs, roots @ roots.mT)
+            weights, factors = self.logits.softmax(0), self._factors()
+            parts = (weights, self.locs, factors @ factors.mT)
         return Components(*(part.detach().numpy().copy() for part in parts))
 
-    def _roots(self) -> torch.Tensor:
-        return self.below.tril(-1) + torch.diag_embed(self.log_diagonals.exp())
+    def _factors(self) -> torch.Tensor:
+        return self.off_diagonals.tril(-1) + torch.diag_embed(self.log_diagonals.exp())
 
 
-class _LowRank(torch.nn.Module):
-    """A normal by its mean, a factor and a diagonal, in logarithms."""
+class _LowRankModule(torch.nn.Module):
+    """A normal with covariance F F^T + D: its mean, the factor F and the logarithm of the diagonal D."""
 
     def __init__(self, start: Any) -> None:
         super().__init__()
-        loc, factor, diagonal = map(_double, (start.loc, start.cov_factor, start.cov_diag))
+        loc, factor, diagonal = map(_as_tensor, (start.loc, start.cov_factor, start.cov_diag))
         self.loc = torch.nn.Parameter(loc)
         self.factor = torch.nn.Parameter(factor)
         self.log_diagonal = torch.nn.Parameter(diagonal.log())
@@ -236,90 +385,9 @@ class _LowRank(torch.nn.Module):
     def forward(self) -> torch.distributions.Distribution:
         return torch.distributions.LowRankMultivariateNormal(self.loc, self.factor, self.log_diagonal.exp())
 
-    def record(self) -> Distribution:
+    def to_distribution(self) -> Distribution:
         return families.LowRankMultivariateNormal(
             loc=self.loc.detach().numpy().copy(),
             cov_factor=self.factor.detach().numpy().copy(),
             cov_diag=self.log_diagonal.detach().exp().numpy(),
         )
-
-
-def _of(module: torch.nn.Module) -> Any:
-    """The distribution that a module is, or makes when called."""
-    return module if hasattr(module, "log_prob") else module()
-
-
-def _drawn(module: torch.nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws that carry gradients, and what each weighs."""
-    if isinstance(module, _Normals):
-        return module.strata(count)
-    x = _of(module).rsample(torch.Size([count]))
-    return x, torch.full((count,), 1 / count).to(x)
-
-
-def _first(module: torch.nn.Module) -> torch.Tensor:
-    found = next((one for one in module.parameters() if one.requires_grad), None)
-    if found is None:
-        raise SupportError("expected a module with parameters to train, got one without")
-    return found
-
-
-def _optimiser(module: torch.nn.Module, steps: int, learning_rate: float) -> Any:
-    _first(module)
-    optimiser = torch.optim.Adam([one for one in module.parameters() if one.requires_grad], lr=learning_rate)
-    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-
-
-def _descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer, schedule: Any) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-    schedule.step()
-
-
-def _log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    if log_prob is not None:
-        return log_prob
-    if isinstance(target, torch.distributions.Distribution):
-        return target.log_prob
-    parts = resolve(target).components
-    if parts is not None:
-        return _mixture(parts).log_prob
-    if hasattr(target, "log_prob"):
-        return target.log_prob
-    raise SupportError(
-        f"expected a target whose log_prob takes tensors, got {type(target).__name__}; pass log_prob, a function of "
-        "tensors of shape (n, d)"
-    )
-
-
-def _finite(gap: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    if gap.ndim != 1:
-        raise ShapeError(
-            f"expected one log-density for each draw of shape {tuple(x.shape[1:])}, got {tuple(gap.shape)}"
-        )
-    if not torch.isfinite(gap).all():
-        at = int(torch.nonzero(~torch.isfinite(gap))[0])
-        raise SupportError(
-            f"expected finite log-densities, but log q - log p is {float(gap[at])} at x = {x[at].tolist()}: KL(q || p) "
-            "is inf where q goes beyond p's support; map the target to the whole space first"
-        )
-    return gap
-
-
-def _judged(module: torch.nn.Module, gap: np.ndarray, path: list[Step], *, normalised: bool) -> Fit:
-    value, std_error = float(gap.mean()), float(gap.std(ddof=1) / gap.size**0.5)
-    told: dict[str, Any] = {"method": "gradients", "pareto_k": pareto_k(-gap)}
-    interval = (value - 1.96 * std_error, value + 1.96 * std_error)
-    if normalised:
-        kl, estimate = value, Estimate(value, std_error, gap.size, method="Monte Carlo", interval=interval)
-    else:
-        told |= {"evidence_bound": -value, "std_error": std_error}
-        kl = float("nan")
-        estimate = Estimate(
-            kl,
-            method="Monte Carlo",
-            status="unreliable",
-            warnings=("KL(q || p) = log of p's integral - evidence bound, and that integral is not known",),
-        )
-    return Fit(module, kl, estimate, tuple(path), (Minimum(module, kl),), True, told)

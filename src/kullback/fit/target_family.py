@@ -1,4 +1,4 @@
-"""Which family is asked for: a record class, a class of torch.distributions, or a module."""
+"""The family that a caller requests: a class of `kullback.families` or `torch.distributions`, or a module."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,133 +10,134 @@ from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.resolve import as_family, resolve
 from kullback.errors import ParameterError
 from kullback.families import Distribution
-from kullback.fit.gaussian.mixtures import MixtureChart
-from kullback.fit.gaussian.multivariate import NORMALS
+from kullback.fit.gaussian.mixtures import MixtureParametrisation
+from kullback.fit.gaussian.multivariate import NORMAL_FAMILIES
 from kullback.fit.result import Fit, Minimum, Step
-from kullback.fit.targets import is_of_vectors
+from kullback.fit.targets import is_multivariate
 
 __all__ = ["FamilyAdapter", "family_adapter", "is_module"]
 
 
 @dataclass(frozen=True)
 class FamilyAdapter:
-    """A family as its records, and how its members are given back.
+    """The family in which a fit is computed, with conversions from and to the class that the caller requests.
 
     Args:
-        record_class: Of `kullback.families`, or `Components` of mixtures of normals of vectors.
-        to_torch_distribution: From a record to what the caller asked for.
-        independent: Whether the entries of vectors are, within a component.
+        family: A class of `kullback.families`, or `Components` for mixtures of multivariate normals.
+        to_requested: The conversion from a member of `family` to an instance of the requested class.
+        independent: Whether the entries of a multivariate normal, or of each component, are independent.
     """
 
-    record_class: type
-    to_torch_distribution: Callable[[Any], Any]
+    family: type
+    to_requested: Callable[[Any], Any]
     independent: bool = False
 
-    def record(self, member: Any) -> Any:
-        """A member as a record.
+    def from_requested(self, member: Any) -> Any:
+        """The member of `family` that equals an instance of the requested class.
 
         Raises:
-            ParameterError: It is of another family.
+            ParameterError: The instance belongs to another family.
         """
-        found = resolve(member).components if self.record_class is Components else as_family(member)
-        odd = self.record_class is families.Independent and resolve(found).components is None
-        if type(found) is not self.record_class or odd:
+        found = resolve(member).components if self.family is Components else as_family(member)
+        is_not_normal = self.family is families.Independent and resolve(found).components is None
+        if type(found) is not self.family or is_not_normal:
             raise ParameterError(
-                f"expected a start of the family {self.record_class.__name__}{' of normals' if odd else ''}, got "
+                f"expected a start of the family {self.family.__name__}{' of normals' if is_not_normal else ''}, got "
                 f"{type(member).__name__}"
             )
         return found
 
-    def chart(self, begin: Sequence[Any], components: int | None) -> Callable[[int], MixtureChart]:
-        """Of a family of normals of vectors, or of their mixtures: its chart in so many dimensions.
+    def mixture_parametrisation(
+        self, starts: Sequence[Any], components: int | None
+    ) -> Callable[[int], MixtureParametrisation]:
+        """The coordinates of a family of multivariate normals or of mixtures, given the number of dimensions.
 
         Raises:
-            ParameterError: How many components a mixture is to have is not said, or said twice.
+            ParameterError: The number of components of a mixture is missing, or the starts and `components` disagree.
         """
-        if self.record_class is not Components:
-            return lambda size: MixtureChart(1, size, self.independent)
-        counts = {one.weights.size for one in begin} | ({components} if components is not None else set())
+        if self.family is not Components:
+            return lambda size: MixtureParametrisation(1, size, self.independent)
+        counts = {start.weights.size for start in starts} | ({components} if components is not None else set())
         if len(counts) != 1 or not min(counts) > 0:
             raise ParameterError(
-                "expected how many components the mixture is to have, 1 or more: pass components=, or starts that all "
-                f"have as many, got {sorted(counts) or None}"
+                "expected one number of components of the mixture, 1 or more, got "
+                f"{sorted(counts) or None}: pass components=, or starts with an equal number of components"
             )
         count = counts.pop()
-        return lambda size: MixtureChart(count, size, self.independent)
+        return lambda size: MixtureParametrisation(count, size, self.independent)
 
-    def fixed(self, given: dict[str, Any] | None) -> dict[str, Any]:
-        """Parameters that are not fitted.
+    def validate_fixed(self, fixed: dict[str, Any] | None) -> dict[str, Any]:
+        """The parameters that are not fitted, by name.
 
         Raises:
-            ParameterError: One of them is no parameter of this family.
+            ParameterError: A name is not a parameter of the family, or the family has none that can be fixed.
         """
-        fixed, of_vectors = given or {}, self.record_class in (Components, *NORMALS)
-        names = [] if of_vectors else [field.name for field in fields(self.record_class)]  # pyright: ignore
+        fixed, is_gaussian = fixed or {}, self.family in (Components, *NORMAL_FAMILIES)
+        names = [] if is_gaussian else [field.name for field in fields(self.family)]  # pyright: ignore
         if unknown := [name for name in fixed if name not in names]:
-            known = f"parameters of {self.record_class.__name__} ({', '.join(names) or 'none can be'})"
-            raise ParameterError(f"expected fixed to name {known}, got {unknown}")
+            allowed = f"parameters of {self.family.__name__} ({', '.join(names) or 'none of them can be fixed'})"
+            raise ParameterError(f"expected fixed to name {allowed}, got {unknown}")
         return fixed
 
-    def returned(self, fit: Fit) -> Fit:
-        """The fit in the caller's kind of distributions."""
+    def convert_fit(self, fit: Fit) -> Fit:
+        """The fit with every distribution as an instance of the requested class."""
+        convert = self.to_requested
         return replace(
             fit,
-            distribution=self.to_torch_distribution(fit.distribution),
-            path=tuple(Step(self.to_torch_distribution(step.distribution), step.kl) for step in fit.path),
+            distribution=convert(fit.distribution),
+            path=tuple(Step(convert(step.distribution), step.kl) for step in fit.path),
             minima=tuple(
-                Minimum(
-                    self.to_torch_distribution(one.distribution),
-                    one.kl,
-                    tuple(map(self.to_torch_distribution, one.basin)),
-                )
-                for one in fit.minima
+                Minimum(convert(minimum.distribution), minimum.kl, tuple(map(convert, minimum.basin)))
+                for minimum in fit.minima
             ),
         )
 
 
 def is_module(family: Any) -> bool:
-    """Whether it is a module of PyTorch, by its name alone."""
-    return any(one.__module__ == "torch.nn.modules.module" for one in type(family).__mro__)
+    """Whether the argument is a `torch.nn.Module`, without an import of PyTorch."""
+    return any(base.__module__ == "torch.nn.modules.module" for base in type(family).__mro__)
 
 
-def family_adapter(family: Any, members: Sequence[Any] = (), target: Any = None) -> FamilyAdapter:
-    """The kind of a class.
+def family_adapter(family: Any, starts: Sequence[Any] = (), target: Any = None) -> FamilyAdapter:
+    """The adapter of a class of distributions.
 
     Args:
-        family: The class.
-        members: Starts, which tell mixtures on the line from those of vectors, and what their components are.
-        target: A distribution or samples, which do the first of it where there is no start.
+        family: The requested class.
+        starts: Instances of it. They determine whether a mixture is univariate or multivariate, and whether the
+            components are independent.
+        target: A distribution or samples, which determine whether a mixture is univariate if there are no starts.
 
     Raises:
-        ParameterError: No family here goes by that name.
-        TypeError: It is no class of distributions.
+        ParameterError: `kullback.families` has no family of this name.
+        TypeError: The argument is not a class of distributions.
     """
     if isinstance(family, type) and issubclass(family, Distribution):
-        return FamilyAdapter(family, lambda record: record, family is families.Independent)
+        return FamilyAdapter(family, lambda member: member, family is families.Independent)
     is_torch = isinstance(family, type) and any(
-        one.__module__ == "torch.distributions.distribution" for one in family.__mro__
+        base.__module__ == "torch.distributions.distribution" for base in family.__mro__
     )
     if not is_torch:
         raise TypeError(
-            "expected a family: a record class of kullback.families, a class of torch.distributions, or a "
-            f"torch.nn.Module with log_prob and rsample, got {family!r}"
+            "expected a family: a class of kullback.families, a class of torch.distributions, or a torch.nn.Module "
+            f"with log_prob and rsample, got {family!r}"
         )
     independent = family.__name__ == "Independent"
     if family.__name__ == "MixtureSameFamily":
-        found = Components if is_of_vectors(members[0] if members else target) else families.NormalMixture
-        parts = getattr(members[0], "component_distribution", None) if members else None
-        independent = found is Components and type(parts).__name__ == "Independent"
-    elif independent:
-        found = families.Independent
+        found = Components if is_multivariate(starts[0] if starts else target) else families.NormalMixture
+        components = getattr(starts[0], "component_distribution", None) if starts else None
+        independent = found is Components and type(components).__name__ == "Independent"
     else:
-        found = import_module("kullback.densities.from_torch").FAMILIES.get(family)
-    if found is None:
+        # By name, because the classes of Pyro are subclasses of the same name.
+        torch_families = import_module("kullback.densities.from_torch").FAMILIES
+        by_name = {torch_class.__name__: found for torch_class, found in torch_families.items()}
+        found = by_name.get(family.__name__) or getattr(families, family.__name__, None)
+    if found is None or found is families.Transformed:
         raise ParameterError(
-            f"expected a class of distributions that kullback.families has too, got {family.__name__}; a "
-            "torch.nn.Module with log_prob and rsample fits any other"
+            f"expected a class of torch.distributions that kullback.families also has, got {family.__name__}; to fit "
+            "another family, pass a torch.nn.Module with log_prob and rsample"
         )
 
-    def to_torch_distribution(record: Any) -> Any:
-        return import_module("kullback.fit.stochastic").to_torch_distribution(family, record, independent)
+    def to_requested(member: Any) -> Any:
+        return import_module("kullback.fit.stochastic").to_torch_distribution(family, member, independent)
 
-    return FamilyAdapter(found, to_torch_distribution, independent)
+    return FamilyAdapter(found, to_requested, independent)

@@ -1,4 +1,4 @@
-"""What is fitted to: a distribution's density, or a log-density that is only a function, its places found first."""
+"""Densities of targets: from a distribution, or from an unnormalised log-density on the real line."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,153 +13,179 @@ from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 
-__all__ = ["called", "density_of", "dimensions", "is_of_vectors", "normalised"]
+__all__ = ["evaluate_log_prob", "is_multivariate", "normalise", "sample_dimension", "univariate_density"]
 
-_MODES = 40  # at most
+_MAX_MODES = 40
+_NATS_BELOW_MODE = 40  # lower peaks are ignored
+_REFINEMENTS = 6
+_FAR = 1e12  # where the density of a target with infinite support must be negligible
+_MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
 
 
-def density_of(target: Any) -> Density | None:
-    """The density of a distribution on the line; None of any other."""
+def univariate_density(target: Any) -> Density | None:
+    """The density of a univariate distribution; None for other distributions."""
     return resolve(target).density
 
 
-def dimensions(distribution: Any) -> int | None:
-    """How many its draws have; 0 on the line, None of what gives no draws."""
+def sample_dimension(distribution: Any) -> int | None:
+    """The number of dimensions of a distribution's samples; 0 if univariate, None if it cannot be sampled."""
     sampler = resolve(distribution).native_sampler
     if sampler is None:
         return None
-    shape = np.shape(sampler.sample(2, np.random.default_rng(0)))  # SciPy's give one draw without its axis
+    # SciPy's distributions drop the sample axis of a single sample.
+    shape = np.shape(sampler.sample(2, np.random.default_rng(0)))
     return shape[1] if len(shape) > 1 else 0
 
 
-def is_of_vectors(example: Any) -> bool:
-    """Whether samples, or a distribution's draws, are vectors."""
-    return np.ndim(example) == 2 if isinstance(example, np.ndarray) else bool(dimensions(example))
+def is_multivariate(example: Any) -> bool:
+    """Whether an array of samples, or the samples of a distribution, are vectors."""
+    return np.ndim(example) == 2 if isinstance(example, np.ndarray) else bool(sample_dimension(example))
 
 
-def normalised(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[Density, float]:
-    """A log-density on the line, known up to a constant, as a density; and the log of its integral.
+def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[Density, float]:
+    """The density with an unnormalised log-density on the real line, and the logarithm of its integral.
 
     Args:
-        log_prob: Of an array of places, shape (n,); -inf outside the support.
-        support: Its ends; either may be infinite.
+        log_prob: The log-density up to a constant, at points of shape (n,); -inf outside the support.
+        support: The bounds of the support; either may be infinite.
+
+    Returns:
+        The normalised density and the log-evidence, in nats.
 
     Raises:
-        SupportError: It is nan somewhere, nowhere above -inf, or its integral is not finite.
+        SupportError: The log-density is nan at a point, is -inf everywhere, or has no finite integral.
     """
 
-    def shifted(by: float) -> Callable[[Array, Array], Array]:
+    def shifted(constant: float) -> Callable[[Array, Array], Array]:
         def log_density(origin: Array, offset: Array) -> Array:
             x = origin + offset
             inside = (x > support[0]) & (x < support[1])
-            safe = np.where(inside, x, _inside(support))
-            return np.where(inside, called(log_prob, np.ravel(safe)).reshape(x.shape) - by, -inf)
+            safe = np.where(inside, x, _interior_point(support))
+            values = evaluate_log_prob(log_prob, np.ravel(safe)).reshape(x.shape)
+            return np.where(inside, values - constant, -inf)
 
         return log_density
 
     with np.errstate(all="ignore"):
-        anchors, top = _places(shifted(0.0), support)
-        raw = Density(shifted(top), support, anchors)
-        mass = float(np.exp(line_nodes(raw, raw).log_mass(raw)).sum())
-    edge = [
-        raw.log_density(np.zeros(1), np.asarray([end]))[0]
-        for end, bound in zip((-1e12, 1e12), support, strict=True)
+        anchors, top = _find_modes(shifted(0.0), support)
+        relative = Density(shifted(top), support, anchors)
+        mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
+    far = [
+        relative.log_density(np.zeros(1), np.asarray([point]))[0]
+        for point, bound in zip((-_FAR, _FAR), support, strict=True)
         if not isfinite(bound)
     ]
-    if not 0 < mass < inf or max(edge, default=-inf) > -27.0:
+    if not 0 < mass < inf or max(far, default=-inf) > _MAX_LOG_DENSITY_FAR:
         raise SupportError(
-            f"expected log_prob to be the log of something with a finite integral over {support}, but it is not, or "
-            "its mass was not found: name its support, or pass a distribution as target"
+            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but the "
+            f"integral is {mass:g} times the largest value or the function does not vanish at infinity: pass "
+            "support=, or pass a distribution as target"
         )
     log_evidence = top + float(np.log(mass))
     return Density(shifted(log_evidence), support, anchors), log_evidence
 
 
-def called(log_prob: Callable[[Any], Any], x: Array) -> Array:
-    """A log-density at places (n,) or (n, d), as an array (n,)."""
+def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
+    """A log-density at points of shape (n,) or (n, d), as an array of shape (n,).
+
+    A function that does not accept arrays is called with a tensor.
+
+    Raises:
+        SupportError: The result has another shape, or is nan at a point.
+    """
     try:
         values = np.asarray(log_prob(x), dtype=np.float64)
-    except (TypeError, AttributeError, RuntimeError, ValueError):  # perhaps a function of tensors
-        values = import_module("kullback.fit.stochastic").of_tensors(log_prob, x)
+    except (TypeError, AttributeError, RuntimeError, ValueError):
+        values = import_module("kullback.fit.stochastic").call_with_tensor(log_prob, x)
     if values.shape != x.shape[:1]:
         raise SupportError(
-            f"expected log_prob to give one number for each of {len(x)} places, got shape {values.shape}"
+            f"expected log_prob to return one value for each of {len(x)} points, shape {x.shape[:1]}, got shape "
+            f"{values.shape}"
         )
     if np.isnan(values).any():
-        where = x[np.isnan(values)][0].tolist()
-        raise SupportError(f"expected log_prob to be a number or -inf, but it is nan at {where!r}")
+        point = x[np.isnan(values)][0].tolist()
+        raise SupportError(f"expected log_prob to return numbers or -inf, but it is nan at {point!r}")
     return values
 
 
-def _inside(support: tuple[float, float]) -> float:
+def _interior_point(support: tuple[float, float]) -> float:
     low, high = support
     if isfinite(low) and isfinite(high):
         return (low + high) / 2
     return low + 1 if isfinite(low) else high - 1 if isfinite(high) else 0.0
 
 
-def _places(
+def _find_modes(
     log_density: Callable[[Array, Array], Array], support: tuple[float, float]
 ) -> tuple[tuple[tuple[float, float], ...], float]:
-    """Its modes with their widths, by ever finer grids around where it is high; and its greatest value."""
-    low, high = support
-    ruler = np.concatenate([-np.geomspace(1e-6, 1e6, 1500)[::-1], [0.0], np.geomspace(1e-6, 1e6, 1500)])
-    fine = np.linspace(-1.0, 1.0, 4001)
-    ruler = np.unique(np.concatenate([ruler, 100 * fine, fine * 1e3]))
-    if isfinite(low) and isfinite(high):
-        x = low + (high - low) * np.unique(
-            np.concatenate(
-                [np.linspace(0, 1, 4003)[1:-1], np.geomspace(1e-9, 0.5, 500), 1 - np.geomspace(1e-9, 0.5, 500)]
-            )
-        )
-    elif isfinite(low):
-        x = low + ruler[ruler > 0]
-    elif isfinite(high):
-        x = high - ruler[ruler > 0][::-1]
-    else:
-        x = ruler
+    """The modes of a log-density with their widths, on a grid that is refined near the peaks, and its largest value.
+
+    The width of a mode is the distance to the nearest grid point at which the log-density is lower by half a nat.
+    """
+    x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = log_density(x, np.zeros_like(x))
         if not (values > -inf).any():
             raise SupportError(
-                f"expected log_prob above -inf somewhere, but it is -inf at {x.size} places of {support}"
+                f"expected log_prob above -inf at some point of {support}, but it is -inf at all {x.size} points of "
+                "the grid: pass support=, or shift the argument so that the mass lies near 0"
             )
-        for _ in range(6):  # finer where it is high
-            near = np.flatnonzero(values > values.max() - 40)
-            first, last = max(near[0] - 1, 0), min(near[-1] + 1, x.size - 1)
+        for _ in range(_REFINEMENTS):
+            is_near_top = np.flatnonzero(values > values.max() - _NATS_BELOW_MODE)
+            first, last = max(is_near_top[0] - 1, 0), min(is_near_top[-1] + 1, x.size - 1)
             grid = np.linspace(x[first], x[last], 4001)
-            peaks = _peaks(values)
-            peaks = peaks[values[peaks] > values.max() - 40][:50]
-            around = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
-            more = np.setdiff1d(np.concatenate([grid, *around]), x)
-            x = np.concatenate([x, more])
-            values = np.concatenate([values, log_density(more, np.zeros_like(more))])
+            peaks = _local_maxima(values)
+            peaks = peaks[values[peaks] > values.max() - _NATS_BELOW_MODE][:50]
+            near_peaks = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
+            new = np.setdiff1d(np.concatenate([grid, *near_peaks]), x)
+            x = np.concatenate([x, new])
+            values = np.concatenate([values, log_density(new, np.zeros_like(new))])
             order = np.argsort(x)
             x, values = x[order], values[order]
         if values.max() == inf:
             values = np.where(values == inf, np.finfo(float).max, values)
     top, anchors = float(values.max()), []
-    for i in _apart(values):
-        if values[i] > top - 40:
+    for i in _separated_peaks(values):
+        if values[i] > top - _NATS_BELOW_MODE:
             lower = np.flatnonzero(values < values[i] - 0.5)
-            reach = [abs(x[j] - x[i]) for j in (lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist())]
-            anchors.append((float(x[i]), float(min(reach, default=1.0))))
+            nearest = lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist()
+            widths = [abs(x[j] - x[i]) for j in nearest]
+            anchors.append((float(x[i]), float(min(widths, default=1.0))))
     return tuple(anchors), top
 
 
-def _apart(values: Array) -> list[int]:
-    """The peaks, the highest first, with a valley between each two that is more than rounding: a round top is one."""
-    ripple = 1e-9 * max(1.0, abs(float(values.max())))
-    kept: list[int] = []
-    for i in sorted(_peaks(values), key=lambda i: -values[i]):
-        valleys = (values[min(i, j) : max(i, j) + 1].min() for j in kept)
-        if all(valley < values[i] - ripple for valley in valleys):
-            kept.append(int(i))
-        if len(kept) == _MODES:
+def _initial_grid(support: tuple[float, float]) -> Array:
+    """A grid over the support that is dense near 0, or near a finite bound, and reaches a distance of 1e6."""
+    low, high = support
+    if isfinite(low) and isfinite(high):
+        near_bound = np.geomspace(1e-9, 0.5, 500)
+        return low + (high - low) * np.unique(
+            np.concatenate([np.linspace(0, 1, 4003)[1:-1], near_bound, 1 - near_bound])
+        )
+    geometric, uniform = np.geomspace(1e-6, 1e6, 1500), np.linspace(-1.0, 1.0, 4001)
+    grid = np.unique(
+        np.concatenate([np.concatenate([-geometric[::-1], [0.0], geometric]), 100 * uniform, uniform * 1e3])
+    )
+    if isfinite(low):
+        return low + grid[grid > 0]
+    if isfinite(high):
+        return high - grid[grid > 0][::-1]
+    return grid
+
+
+def _separated_peaks(values: Array) -> list[int]:
+    """The indices of the peaks, the highest first, without those that only rounding separates from a higher peak."""
+    rounding = 1e-9 * max(1.0, abs(float(values.max())))
+    separated: list[int] = []
+    for i in sorted(_local_maxima(values), key=lambda i: -values[i]):
+        valleys = (values[min(i, j) : max(i, j) + 1].min() for j in separated)
+        if all(valley < values[i] - rounding for valley in valleys):
+            separated.append(int(i))
+        if len(separated) == _MAX_MODES:
             break
-    return kept
+    return separated
 
 
-def _peaks(values: Array) -> Array:
+def _local_maxima(values: Array) -> Array:
     padded = np.concatenate([[-inf], values, [-inf]])
     return np.flatnonzero((values >= padded[:-2]) & (values > padded[2:]))

@@ -1,4 +1,4 @@
-"""Reverse fits to a target's powers: from one so flat that the fit covers it all, to the target itself."""
+"""Annealed reverse fits: to powers p^t of the target, from a small exponent t to the target itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
-from kullback.fit.targets import called, density_of
+from kullback.fit.targets import evaluate_log_prob, univariate_density
 from kullback.numerics.arrays import Array
 
 __all__ = ["fit_tempered"]
@@ -28,50 +28,60 @@ def fit_tempered(
     support: tuple[float, float] = (-inf, inf),
     **settings: Any,
 ) -> tuple[Fit, ...]:
-    """Reverse fits to p^t / Z(t) for rising t, each begun where the one before ended: annealing, made a path.
+    """The members q that minimise KL(q || p^t / Z(t)) for increasing t, by deterministic annealing.
 
-    argmin_q KL(q || p^t/Z) = argmax_q (t E_q[log p] + H(q)). At small t the entropy rules, and q covers the target as a
-    forward fit does; at t = 1 it is `fit_reverse`, and q sits in a mode: the one that the path led to.
+    argmin_q KL(q || p^t / Z(t)) = argmax_q (t E_q[log p(x)] + H(q)),  Z(t) = integral p^t
+
+    Each fit starts where the previous fit ended. At small t the entropy H(q) dominates, and q covers the target as a
+    forward fit does. At t = 1 the fit is a reverse fit, whose minimum depends less on the start than the minimum that
+    `fit_reverse` finds by descent from it.
 
     Args:
-        family: As for `fit_reverse`.
-        log_prob: The target's log-density up to a constant, as for `fit_reverse`.
-        target: A distribution with a density, in place of log_prob.
-        exponents: The t, rising, above 0; the inverse temperatures.
-        start: Where the first descent begins, a member.
-        support: The ends of log_prob's support, on the line.
-        **settings: More of `fit_reverse`'s.
+        family: A class of `kullback.families` or of `torch.distributions`: a univariate family, or normals or mixtures
+            of normals in two dimensions.
+        log_prob: The log-density of p up to a constant, at points of shape (n,) or (n, 2). Pass either log_prob or
+            target.
+        target: The distribution p, with a density.
+        exponents: The increasing, positive exponents t, which are inverse temperatures.
+        start: A member of the family at which the first descent begins.
+        support: The bounds of the support of a univariate log_prob.
+        **settings: Further keyword arguments of `fit_reverse`, such as fixed or components.
 
     Returns:
-        A `Fit` for each exponent, of KL(q || p^t/Z(t)): `path` is the descent that follows, its last step where the
-        next one begins; `minima` has every minimum at that exponent, the other ones too. `diagnostics["exponent"]` is
-        t.
+        One `Fit` for each exponent, with KL(q || p^t / Z(t)) in nats. `path` is the descent from the previous fit,
+        whose last step is the start of the next fit. `minima` has every minimum found at this exponent.
+        `diagnostics["exponent"]` is t.
 
     Raises:
-        SupportError: The exponents do not rise above 0; p^t has no finite integral, as a Cauchy's at t <= 1/2; the
-            target is of counts; or as `fit_reverse` does.
+        SupportError: The exponents are not positive and increasing; p^t has no finite integral (for example, a Cauchy
+            distribution with t <= 1/2); the target is discrete; KL(q || p^t / Z(t)) is `inf` at every start; or neither
+            or both of log_prob and target are given.
+        ParameterError: A parameter must be fixed or cannot be fixed, or a start or the number of components is
+            required.
 
-    Source: [katahira2008].
+    References:
+        Katahira, Watanabe and Okada (2008), "Deterministic Annealing Variant of Variational Bayes Method"
+        [katahira2008].
 
     Example:
         >>> from kullback.families import Normal, NormalMixture
         >>> two = NormalMixture(weights=[0.7, 0.3], locs=[0.0, 6.0], scales=[1.0, 1.0])
         >>> path = fit_tempered(Normal, target=two, exponents=[1 / 4, 1], start=Normal(loc=6.0, scale=1.0))
-        >>> [round(fit.path[-1].distribution.loc, 1) for fit in path]  # without it the descent ends at 6
+        >>> [round(fit.path[-1].distribution.loc, 1) for fit in path]  # fit_reverse from this start ends at 6
         [2.7, 0.0]
     """
-    rising = all(low < high for low, high in zip([0.0, *exponents], exponents, strict=False))
-    if not exponents or not rising or not isfinite(exponents[-1]):
-        raise SupportError(f"expected exponents that rise above 0, got {tuple(exponents)!r}")
+    increasing = all(low < high for low, high in zip([0.0, *exponents], exponents, strict=False))
+    if not exponents or not increasing or not isfinite(exponents[-1]):
+        raise SupportError(f"expected positive, finite and increasing exponents, got {tuple(exponents)!r}")
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     if log_prob is None:
-        log_prob, support = _of_target(target, support)
+        log_prob, support = _log_density_and_support(target, support)
     fits: list[Fit] = []
     for exponent in exponents:
-        raised = partial(_raised, log_prob, float(exponent))
+        tempered = partial(_tempered_log_prob, log_prob, float(exponent))
         try:
-            fit = fit_reverse(family, log_prob=raised, start=start, support=support, **settings)
+            fit = fit_reverse(family, log_prob=tempered, start=start, support=support, **settings)
         except SupportError as error:
             raise SupportError(f"at exponent {exponent:g}: {error}") from error
         start = fit.path[-1].distribution if fit.path else fit.distribution
@@ -79,17 +89,26 @@ def fit_tempered(
     return tuple(fits)
 
 
-def _of_target(target: Any, support: tuple[float, float]) -> tuple[Callable[[Array], Array], tuple[float, float]]:
-    density = density_of(target)
+def _log_density_and_support(
+    target: Any, support: tuple[float, float]
+) -> tuple[Callable[[Array], Array], tuple[float, float]]:
+    """The log-density of a target, and its support where the target is univariate."""
+    density = univariate_density(target)
     if density is not None:
         if density.discrete:
-            raise SupportError(f"expected a target with a density, got {type(target).__name__}, which is of counts")
+            raise SupportError(
+                f"expected a continuous target, got {type(target).__name__}, which is discrete; its powers are not "
+                "supported"
+            )
         return lambda x: density.log_density(np.zeros_like(x), x), density.support
     sampler = resolve(target).native_sampler
     if sampler is None:
-        raise SupportError(f"expected a target with a density or a log_prob, got {type(target).__name__}")
+        raise SupportError(
+            f"expected a target with a density or a log_prob, got {type(target).__name__}; pass log_prob, its "
+            "log-density up to a constant"
+        )
     return sampler.log_density, support
 
 
-def _raised(log_prob: Callable[[Any], Any], exponent: float, x: Any) -> Any:
-    return exponent * called(log_prob, np.asarray(x, dtype=np.float64))
+def _tempered_log_prob(log_prob: Callable[[Any], Any], exponent: float, x: Any) -> Any:
+    return exponent * evaluate_log_prob(log_prob, np.asarray(x, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Fits of normals of vectors and of their mixtures, against closed forms, the line, enumeration and scikit-learn."""
+"""Fits of multivariate normals and their mixtures against closed forms, univariate fits, grids and scikit-learn."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from sklearn.mixture import GaussianMixture
 from kullback import families as f
 from kullback import fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, ShapeError, SupportError
-from kullback.fit.gaussian.mixtures import MixtureChart
+from kullback.fit.gaussian.mixtures import MixtureParametrisation
 
-FAR = json.loads((Path(__file__).parents[2] / "data" / "projections.json").read_text())["cases"][0]
+FAR_MODES = json.loads((Path(__file__).parents[2] / "data" / "projections.json").read_text())["cases"][0]
 
 
 def tensor(values):
@@ -30,22 +30,22 @@ def mixture(weights, locs, covariances):
     )
 
 
-def beside(weights, locs, scales, loc, scale):
-    """A mixture on the line, times a normal: what is nearest to it by reverse KL is a product too."""
+def product_with_normal(weights, locs, scales, loc, scale):
+    """A univariate mixture times a normal: the reverse fit to the product is the product of the reverse fits."""
     k = len(locs)
-    both = td.Normal(tensor([locs, [loc] * k]).T, tensor([scales, [scale] * k]).T)
-    return td.MixtureSameFamily(td.Categorical(tensor(weights)), td.Independent(both, 1))
+    components = td.Normal(tensor([locs, [loc] * k]).T, tensor([scales, [scale] * k]).T)
+    return td.MixtureSameFamily(td.Categorical(tensor(weights)), td.Independent(components, 1))
 
 
-THREE = mixture(
+THREE_MODES = mixture(
     [0.5, 0.3, 0.2],
     [[0.0, 0.0], [4.0, 1.0], [1.0, 5.0]],
     [[[1.0, 0.5], [0.5, 2.0]], [[0.5, -0.2], [-0.2, 0.5]], [[1.0, 0.0], [0.0, 1.0]]],
 )
 
 
-def test_independent_normals_under_a_correlated_one():
-    """Mean field: the scales are those of the precision's diagonal, KL the correlation's share of the entropy."""
+def test_independent_normals_fitted_to_a_correlated_normal():
+    """Mean field: the variances are the inverses of the diagonal of the precision matrix."""
     covariance = np.asarray([[4.0, 1.5], [1.5, 1.0]])
     target = f.MultivariateNormal(loc=[1.0, -2.0], covariance_matrix=covariance)
     fit = fit_reverse(f.Independent, target=target)
@@ -56,23 +56,23 @@ def test_independent_normals_under_a_correlated_one():
     exact = 0.5 * math.log(np.linalg.det(covariance) * precision.prod())
     assert fit.kl == pytest.approx(exact, abs=1e-12)
     assert abs(fit.kl - exact) <= fit.estimate.error < 1e-11
-    covers = fit_forward(f.Independent, target=target)
-    assert covers.distribution.base.scale == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-12)
-    assert covers.kl == pytest.approx(0.5 * math.log(4.0 * 1.0 / np.linalg.det(covariance)), rel=1e-12)
+    forward = fit_forward(f.Independent, target=target)
+    assert forward.distribution.base.scale == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-12)
+    assert forward.kl == pytest.approx(0.5 * math.log(4.0 * 1.0 / np.linalg.det(covariance)), rel=1e-12)
 
 
 @pytest.mark.parametrize("family", [f.Independent, f.MultivariateNormal])
-def test_every_minimum_of_the_line_is_one_in_the_plane(family):
-    weights, locs, scales = ([float(part[name]) for part in FAR["target"]] for name in ("weight", "loc", "scale"))
-    fit = fit_reverse(family, target=beside(weights, locs, scales, 3.0, 0.5))
-    assert len(fit.minima) == len(FAR["reverse_stationary_points"]) == 3
-    line = fit_reverse(f.Normal, target=f.NormalMixture(weights=weights, locs=locs, scales=scales))
-    for known in FAR["reverse_stationary_points"]:
-        [found] = [one for one in fit.minima if abs(loc(one.distribution)[0] - known["loc"]) < 1]
-        assert found.kl == pytest.approx(known["kl"], abs=1e-9)
-        assert loc(found.distribution) == pytest.approx([known["loc"], 3.0], abs=1e-6)
-        assert scale(found.distribution) == pytest.approx([known["scale"], 0.5], abs=1e-6)
-        [exact] = [one.distribution for one in line.minima if abs(one.distribution.loc - known["loc"]) < 1]
+def test_two_dimensional_minima_equal_the_univariate_minima(family):
+    weights, locs, scales = ([float(part[name]) for part in FAR_MODES["target"]] for name in ("weight", "loc", "scale"))
+    fit = fit_reverse(family, target=product_with_normal(weights, locs, scales, 3.0, 0.5))
+    assert len(fit.minima) == len(FAR_MODES["reverse_stationary_points"]) == 3
+    univariate = fit_reverse(f.Normal, target=f.NormalMixture(weights=weights, locs=locs, scales=scales))
+    for expected in FAR_MODES["reverse_stationary_points"]:
+        [found] = [one for one in fit.minima if abs(loc(one.distribution)[0] - expected["loc"]) < 1]
+        assert found.kl == pytest.approx(expected["kl"], abs=1e-9)
+        assert loc(found.distribution) == pytest.approx([expected["loc"], 3.0], abs=1e-6)
+        assert scale(found.distribution) == pytest.approx([expected["scale"], 0.5], abs=1e-6)
+        [exact] = [one.distribution for one in univariate.minima if abs(one.distribution.loc - expected["loc"]) < 1]
         assert loc(found.distribution) == pytest.approx([exact.loc, 3.0], abs=1e-8)
         assert scale(found.distribution) == pytest.approx([exact.scale, 0.5], abs=1e-8)
 
@@ -87,39 +87,45 @@ def scale(member):
     return np.sqrt(np.diag(member.covariance_matrix))
 
 
-def test_a_mixture_in_the_plane_is_that_of_the_line_where_the_target_is_a_product():
+def test_two_dimensional_mixture_equals_the_univariate_mixture_for_a_product():
     weights, locs, scales = [0.5, 0.3, 0.2], [-4.0, 1.0, 5.0], [1.0, 0.7, 1.2]
-    line = fit_reverse(f.NormalMixture, target=f.NormalMixture(weights=weights, locs=locs, scales=scales), components=2)
+    univariate = fit_reverse(
+        f.NormalMixture, target=f.NormalMixture(weights=weights, locs=locs, scales=scales), components=2
+    )
     parts = td.Independent(td.Normal(tensor([[-4.0, 3.0], [2.0, 3.0]]), tensor([[1.0, 0.5], [2.0, 0.5]])), 1)
     start = td.MixtureSameFamily(td.Categorical(tensor([0.5, 0.5])), parts)
-    plane = fit_reverse(td.MixtureSameFamily, target=beside(weights, locs, scales, 3.0, 0.5), start=start)
-    assert plane.kl == pytest.approx(line.kl, abs=1e-10)
-    best = plane.distribution
+    fit = fit_reverse(td.MixtureSameFamily, target=product_with_normal(weights, locs, scales, 3.0, 0.5), start=start)
+    assert fit.kl == pytest.approx(univariate.kl, abs=1e-10)
+    best = fit.distribution
     assert type(best) is td.MixtureSameFamily
     assert type(best.component_distribution) is td.Independent
-    assert best.mixture_distribution.probs.numpy() == pytest.approx(np.asarray(line.distribution.weights), abs=1e-8)
-    assert best.component_distribution.mean[:, 0].numpy() == pytest.approx(np.asarray(line.distribution.locs), abs=1e-7)
+    assert best.mixture_distribution.probs.numpy() == pytest.approx(
+        np.asarray(univariate.distribution.weights), abs=1e-8
+    )
+    assert best.component_distribution.mean[:, 0].numpy() == pytest.approx(
+        np.asarray(univariate.distribution.locs), abs=1e-7
+    )
     assert best.component_distribution.mean[:, 1].numpy() == pytest.approx([3.0, 3.0], abs=1e-8)
 
 
-def test_mixtures_of_torch_on_the_line_are_those_of_records():
+def test_univariate_torch_mixtures_equal_normal_mixtures():
     target = f.NormalMixture(weights=[0.5, 0.3, 0.2], locs=[-4.0, 1.0, 5.0], scales=[1.0, 0.7, 1.2])
-    ours = fit_reverse(f.NormalMixture, target=target, components=2)
+    expected = fit_reverse(f.NormalMixture, target=target, components=2)
     fit = fit_reverse(td.MixtureSameFamily, target=target, components=2)
-    assert fit.kl == ours.kl
-    assert fit.distribution.component_distribution.loc.numpy() == pytest.approx(np.asarray(ours.distribution.locs))
+    assert fit.kl == expected.kl
+    assert fit.distribution.component_distribution.loc.numpy() == pytest.approx(np.asarray(expected.distribution.locs))
     samples = np.random.default_rng(0).normal(size=200)
     assert type(fit_forward(td.MixtureSameFamily, samples=samples, components=2).distribution) is td.MixtureSameFamily
 
 
-def test_mixtures_of_two_under_one_of_three_have_a_minimum_for_each_pair():
-    fit = fit_reverse(td.MixtureSameFamily, target=THREE, components=2)
+def test_two_components_have_a_minimum_for_each_pair_of_three():
+    fit = fit_reverse(td.MixtureSameFamily, target=THREE_MODES, components=2)
     assert len(fit.minima) == 3
     assert [one.kl for one in fit.minima] == sorted(one.kl for one in fit.minima)
-    # E_q[log q - log p] of SciPy's densities on a grid, and no way down from there.
+    # E_q[log q - log p] of SciPy's densities on a grid, which is larger at random neighbours of the fit.
     axis = np.linspace(-16, 20, 721)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
-    log_p = scipy_log_density(THREE, grid)
+    log_p = scipy_log_density(THREE_MODES, grid)
 
     def kl(mixture):
         log_q = scipy_log_density(mixture, grid)
@@ -129,14 +135,14 @@ def test_mixtures_of_two_under_one_of_three_have_a_minimum_for_each_pair():
     assert kl(best) == pytest.approx(fit.kl, abs=1e-9)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        moved = td.MixtureSameFamily(
+        neighbour = td.MixtureSameFamily(
             td.Categorical(logits=best.mixture_distribution.logits + 0.02 * torch.from_numpy(rng.normal(size=2))),
             td.MultivariateNormal(
                 best.component_distribution.mean + 0.02 * torch.from_numpy(rng.normal(size=(2, 2))),
                 best.component_distribution.covariance_matrix * math.exp(0.02 * rng.normal()),
             ),
         )
-        assert kl(moved) > fit.kl
+        assert kl(neighbour) > fit.kl
 
 
 def scipy_log_density(mixture, x):
@@ -153,7 +159,7 @@ def scipy_log_density(mixture, x):
     return np.logaddexp.reduce(logs)
 
 
-def test_a_mixture_finds_itself_in_both_directions():
+def test_mixture_fitted_to_itself_in_both_directions():
     two = mixture([0.4, 0.6], [[0.0, 0.0], [3.0, 2.0]], [[[1.0, 0.3], [0.3, 0.5]], [[0.5, 0.0], [0.0, 1.0]]])
     for fit in (fit_reverse, fit_forward):
         found = fit(td.MixtureSameFamily, target=two, components=2)
@@ -165,19 +171,19 @@ def test_a_mixture_finds_itself_in_both_directions():
         )
 
 
-def test_the_likelihood_of_a_mixture_is_scikit_learns():
+def test_likelihood_of_a_mixture_equals_scikit_learn():
     x = load_iris().data
     fit = fit_forward(td.MixtureSameFamily, samples=x, components=2)
-    peer = GaussianMixture(2, tol=1e-12, max_iter=10_000, n_init=5, random_state=0, reg_covar=0).fit(x)
+    reference = GaussianMixture(2, tol=1e-12, max_iter=10_000, n_init=5, random_state=0, reg_covar=0).fit(x)
     assert fit.converged
-    assert fit.diagnostics["cross_entropy"] <= -peer.score(x) + 1e-9
-    order = np.argsort(peer.means_[:, 0])
-    assert fit.distribution.mixture_distribution.probs.numpy() == pytest.approx(peer.weights_[order], abs=1e-5)
-    assert fit.distribution.component_distribution.mean.numpy() == pytest.approx(peer.means_[order], abs=1e-4)
+    assert fit.diagnostics["cross_entropy"] <= -reference.score(x) + 1e-9
+    order = np.argsort(reference.means_[:, 0])
+    assert fit.distribution.mixture_distribution.probs.numpy() == pytest.approx(reference.weights_[order], abs=1e-5)
+    assert fit.distribution.component_distribution.mean.numpy() == pytest.approx(reference.means_[order], abs=1e-4)
     assert math.isnan(fit.kl)
 
 
-def test_samples_may_count_differently():
+def test_integer_weights_equal_repeated_samples():
     x = load_iris().data[:, :2]
     weights = np.where(np.arange(150) < 50, 2.0, 1.0)
     twice = np.concatenate([x, x[:50]])
@@ -188,7 +194,7 @@ def test_samples_may_count_differently():
         assert weighted.diagnostics["cross_entropy"] == pytest.approx(repeated.diagnostics["cross_entropy"], abs=1e-10)
 
 
-def test_independent_normals_of_many_dimensions_by_gradients():
+def test_independent_normals_by_stochastic_gradients():
     root = np.random.default_rng(0).normal(size=(4, 4))
     covariance = root @ root.T + np.eye(4)
     target = f.MultivariateNormal(loc=np.arange(4.0), covariance_matrix=covariance)
@@ -199,8 +205,8 @@ def test_independent_normals_of_many_dimensions_by_gradients():
     assert fit.distribution.stddev.numpy() == pytest.approx(exact, rel=0.03)
 
 
-def test_mixtures_of_many_dimensions_by_gradients_end_in_a_minimum_for_each_start():
-    """Three far normals: a mixture of two sits on two of them, and KL is the log of what they weigh."""
+def test_mixtures_by_stochastic_gradients_find_the_minimum_of_each_start():
+    """For a target of three distant normals, a mixture of two fits two of them: KL is -log of their weights."""
     weights, locs = [0.5, 0.3, 0.2], 12.0 * np.eye(3)
     target = mixture(weights, locs.tolist(), [np.diag([1.0, 0.5, 0.25]).tolist()] * 3)
 
@@ -211,10 +217,10 @@ def test_mixtures_of_many_dimensions_by_gradients_end_in_a_minimum_for_each_star
         td.MixtureSameFamily, target=target, start=start(1, 2), starts=[start(0, 1), start(1, 0)], steps=600
     )
     assert [len(one.basin) for one in fit.minima] == [2, 1]
-    for one, kept in zip(fit.minima, ([0.5, 0.3], [0.3, 0.2]), strict=True):
-        assert one.kl == pytest.approx(-math.log(sum(kept)), abs=1e-3)
+    for one, fitted in zip(fit.minima, ([0.5, 0.3], [0.3, 0.2]), strict=True):
+        assert one.kl == pytest.approx(-math.log(sum(fitted)), abs=1e-3)
         assert sorted(one.distribution.mixture_distribution.probs.tolist(), reverse=True) == pytest.approx(
-            [kept[0] / sum(kept), kept[1] / sum(kept)], abs=1e-3
+            [fitted[0] / sum(fitted), fitted[1] / sum(fitted)], abs=1e-3
         )
     assert fit.path[0].distribution.mixture_distribution.probs.tolist() == [0.5, 0.5]
     found = fit_reverse(td.MixtureSameFamily, target=target, components=3, steps=500)
@@ -222,33 +228,33 @@ def test_mixtures_of_many_dimensions_by_gradients_end_in_a_minimum_for_each_star
 
 
 @pytest.mark.parametrize(("count", "size", "independent"), [(1, 2, False), (2, 2, True), (3, 3, False)])
-def test_the_expansion_is_that_of_the_sum(count, size, independent):
-    chart = MixtureChart(count, size, independent)
+def test_expansion_equals_finite_differences(count, size, independent):
+    parametrisation = MixtureParametrisation(count, size, independent)
     entries = size if independent else size * (size + 1) // 2
     rng = np.random.default_rng(0)
     vector = 0.5 * rng.normal(size=count - 1 + count * (size + entries))
     x, weight = rng.normal(size=(40, size)), rng.dirichlet(np.ones(40))
 
-    def total(at):
-        return -float(weight @ chart.log_density(at, x))
+    def cross_entropy(vector):
+        return -float(weight @ parametrisation.log_density(vector, x))
 
-    gradient, hessian, _ = chart.expansion(vector, x, -weight, weight)
-    assert gradient == pytest.approx(optimize.approx_fprime(vector, total, 1e-7), abs=1e-5)
+    gradient, hessian, _ = parametrisation.expansion(vector, x, -weight, weight)
+    assert gradient == pytest.approx(optimize.approx_fprime(vector, cross_entropy, 1e-7), abs=1e-5)
     for i, step in enumerate(1e-5 * np.eye(vector.size)):
-        ahead, behind = (chart.expansion(vector + sign * step, x, -weight, weight)[0] for sign in (1, -1))
+        ahead, behind = (parametrisation.expansion(vector + sign * step, x, -weight, weight)[0] for sign in (1, -1))
         assert hessian[i] == pytest.approx((ahead - behind) / 2e-5, abs=1e-7)
 
 
-def test_a_funnel_too_wide_for_its_integral_is_fitted_all_the_same():
-    """Neal's: the best normal has variances 18/11 and exp(-9/11), by hand."""
+def test_funnel_without_a_computable_integral():
+    """Neal's funnel: the fitted normal has variances 18/11 and exp(-9/11) in closed form."""
     fit = fit_reverse(
         f.MultivariateNormal,
         log_prob=lambda x: -(x[:, 0] ** 2) / 18 - x[:, 0] / 2 - x[:, 1] ** 2 * np.exp(-x[:, 0]) / 2,
         start=f.MultivariateNormal(loc=[1.0, 0.0], covariance_matrix=np.eye(2)),
     )
-    neck, mouth = 18 / 11, math.exp(-9 / 11)
-    np.testing.assert_allclose(fit.distribution.covariance_matrix, np.diag([neck, mouth]), atol=1e-8)
-    bound = -neck / 18 - 0.5 + 0.5 * math.log(neck * mouth) + 1 + math.log(2 * math.pi)
+    first, second = 18 / 11, math.exp(-9 / 11)
+    np.testing.assert_allclose(fit.distribution.covariance_matrix, np.diag([first, second]), atol=1e-8)
+    bound = -first / 18 - 0.5 + 0.5 * math.log(first * second) + 1 + math.log(2 * math.pi)
     assert fit.diagnostics["evidence_bound"] == pytest.approx(bound, abs=1e-9)
     assert math.isnan(fit.kl)
     assert math.isnan(fit.diagnostics["log_evidence"])
@@ -256,7 +262,7 @@ def test_a_funnel_too_wide_for_its_integral_is_fitted_all_the_same():
     assert fit.path[-1].kl == pytest.approx(-bound, abs=1e-9)
 
 
-def test_the_integral_of_rosenbrocks_valley():
+def test_integral_of_the_rosenbrock_density():
     fit = fit_reverse(
         f.MultivariateNormal,
         log_prob=lambda x: -((1 - x[:, 0]) ** 2 + 100 * (x[:, 1] - x[:, 0] ** 2) ** 2) / 2,
@@ -267,14 +273,14 @@ def test_the_integral_of_rosenbrocks_valley():
     assert fit.kl == pytest.approx(exact - fit.diagnostics["evidence_bound"], abs=1e-12)
 
 
-def test_scipys_vectors_are_targets():
+def test_multivariate_scipy_distribution_as_target():
     covariance = [[2.0, 0.3], [0.3, 1.0]]
     fit = fit_reverse(f.MultivariateNormal, target=stats.multivariate_normal([0.0, 1.0], covariance))
     assert fit.distribution.loc == pytest.approx([0.0, 1.0], abs=1e-8)
     np.testing.assert_allclose(fit.distribution.covariance_matrix, covariance, atol=1e-8)
 
 
-def test_what_ends_is_covered_forward_and_cannot_be_fitted_in_reverse():
+def test_bounded_support_has_a_forward_fit_and_no_reverse_fit():
     box = td.Independent(td.Uniform(torch.zeros(2).double(), torch.ones(2).double()), 1)
     with pytest.raises(SupportError, match="it is inf at each"):
         fit_reverse(f.Independent, target=box)
@@ -282,24 +288,26 @@ def test_what_ends_is_covered_forward_and_cannot_be_fitted_in_reverse():
     assert measure(td.MultivariateNormal(torch.zeros(2), torch.eye(2)), box).value == math.inf
 
 
-def test_what_is_asked_wrongly():
-    with pytest.raises(ParameterError, match="how many components the mixture is to have"):
-        fit_reverse(td.MixtureSameFamily, target=THREE)
-    with pytest.raises(ParameterError, match=r"starts that all have as many, got \[3, 4\]"):
-        fit_reverse(td.MixtureSameFamily, target=THREE, start=THREE, components=4)
+def test_errors_of_invalid_arguments():
+    with pytest.raises(ParameterError, match="expected one number of components of the mixture"):
+        fit_reverse(td.MixtureSameFamily, target=THREE_MODES)
+    with pytest.raises(
+        ParameterError, match=r"1 or more, got \[3, 4\]: pass components=, or starts with an equal number"
+    ):
+        fit_reverse(td.MixtureSameFamily, target=THREE_MODES, start=THREE_MODES, components=4)
     gammas = f.Independent(base=f.Gamma(concentration=[1.0, 2.0], rate=1.0), event_dims=1)
     with pytest.raises(ParameterError, match="Independent of normals"):
-        fit_reverse(f.Independent, target=THREE, start=gammas)
-    with pytest.raises(ParameterError, match="none can be"):
-        fit_reverse(f.Independent, target=THREE, fixed={"loc": 0.0})
-    with pytest.raises(SupportError, match="of vectors, as the family's members are, got Normal"):
+        fit_reverse(f.Independent, target=THREE_MODES, start=gammas)
+    with pytest.raises(ParameterError, match="none of them can be fixed"):
+        fit_reverse(f.Independent, target=THREE_MODES, fixed={"loc": 0.0})
+    with pytest.raises(SupportError, match="a multivariate target, like the family, got Normal"):
         fit_reverse(f.Independent, target=f.Normal(loc=0.0, scale=1.0))
-    line = np.stack([np.arange(9.0), 2 * np.arange(9.0)], axis=1)
+    collinear = np.stack([np.arange(9.0), 2 * np.arange(9.0)], axis=1)
     for family, settings in ((f.MultivariateNormal, {}), (td.MixtureSameFamily, {"components": 2})):
-        with pytest.raises(SupportError, match="they lie on a plane"):
-            fit_forward(family, samples=line, **settings)
-    assert fit_forward(f.Independent, samples=line).distribution.base.loc == pytest.approx([4.0, 8.0])
-    with pytest.raises(ShapeError, match=r"shape \(n,\) for Normal, whose draws are numbers, got \(9, 2\)"):
-        fit_forward(f.Normal, samples=line)
-    with pytest.raises(SupportError, match="an entry does not vary"):
+        with pytest.raises(SupportError, match="the vectors lie in a hyperplane"):
+            fit_forward(family, samples=collinear, **settings)
+    assert fit_forward(f.Independent, samples=collinear).distribution.base.loc == pytest.approx([4.0, 8.0])
+    with pytest.raises(ShapeError, match=r"shape \(n,\) for the univariate family Normal, got shape \(9, 2\)"):
+        fit_forward(f.Normal, samples=collinear)
+    with pytest.raises(SupportError, match="an entry of the vectors is constant"):
         fit_forward(f.Independent, samples=np.ones((5, 2)))

@@ -1,4 +1,4 @@
-"""Fits of normals of vectors and of their mixtures: by the target's moments, or by quadrature in the plane."""
+"""Fits of multivariate normals and of their mixtures, in both directions, in closed form or by Newton's method."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,86 +14,88 @@ from kullback.densities.gaussian_mixtures import Components, sampler_of_componen
 from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
-from kullback.fit.gaussian.mixtures import MixtureChart, around, starts_of_mixtures
-from kullback.fit.gaussian.plane_quadrature import MixtureLikelihood, OnPlane
-from kullback.fit.gaussian.unnormalised_plane import log_evidence, modes_in_the_plane
-from kullback.fit.result import Fit, Minimum, Step, without_entropy
+from kullback.fit.gaussian.mixtures import MixtureParametrisation, mixture_starts, moment_matched_normal
+from kullback.fit.gaussian.plane_quadrature import MixtureCrossEntropy, TwoDimensionalKL
+from kullback.fit.gaussian.unnormalised_plane import find_modes, log_evidence
+from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
 from kullback.fit.samples import mean_and_covariance
-from kullback.fit.solver.multistart import search
+from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
 __all__ = [
-    "NORMALS",
-    "forward_of_mixture",
-    "forward_of_normal",
-    "likelihood_of_mixture",
-    "member_of",
+    "NORMAL_FAMILIES",
+    "convert_to_family",
+    "fit_mixture_forward",
+    "fit_mixture_to_samples",
+    "fit_normal_forward",
+    "fit_two_dimensional_reverse",
     "nearest_normal",
     "require_rank",
-    "require_spread",
-    "reverse_in_the_plane",
-    "starts_of_draws",
+    "starts_from_target_samples",
 ]
 
+NORMAL_FAMILIES = (families.Independent, families.LowRankMultivariateNormal, families.MultivariateNormal)
+_TARGET_SAMPLES = 65_536
+_SAMPLES_FOR_KMEANS = 4096
 
-NORMALS = (families.Independent, families.LowRankMultivariateNormal, families.MultivariateNormal)
+
+# The nearest normal to a mean and a covariance
 
 
-def nearest_normal(kind: type[Distribution], loc: Array, covariance: Array, rank: int | None) -> Distribution:
-    """The normal q of a kind with the least KL(p || q), for any p of this mean and covariance.
+def nearest_normal(family: type[Distribution], loc: Array, covariance: Array, rank: int | None) -> Distribution:
+    """The normal q of a family that minimises KL(p || q), for any p with this mean and covariance.
+
+    Args:
+        family: A member of `NORMAL_FAMILIES`.
+        loc: The mean of p, shape (d,).
+        covariance: The covariance of p, shape (d, d).
+        rank: The rank of the factor of a `LowRankMultivariateNormal`.
 
     Raises:
-        ParameterError: The kind is none of normals.
-        SupportError: p lies on a plane, where no such q is nearest.
+        ParameterError: The family is not a family of normals, or the rank is not between 1 and d.
+        SupportError: The covariance is singular, so that KL(p || q) has no minimum.
     """
-    if kind not in NORMALS:
+    if family not in NORMAL_FAMILIES:
         raise ParameterError(
-            f"expected a family and a target on the line, or normals of vectors, got {kind.__name__}; draw samples of "
-            "the target and fit those"
+            f"expected a univariate family and a univariate target, or a family of multivariate normals, got "
+            f"{family.__name__}; draw samples from the target and fit the family to them"
         )
-    require_spread(covariance, kind is families.Independent)
-    if kind is families.LowRankMultivariateNormal:
-        return low_rank(loc, covariance, rank)
-    if kind is families.Independent:
-        return _independent(loc, covariance)
+    _require_nonsingular(covariance, is_diagonal=family is families.Independent)
+    if family is families.LowRankMultivariateNormal:
+        return _factor_analysis(loc, covariance, rank)
+    if family is families.Independent:
+        return _independent_normal(loc, covariance)
     return families.MultivariateNormal(loc=loc, covariance_matrix=covariance)
 
 
-def require_spread(covariance: Array, independent: bool) -> None:
-    """SupportError where vectors of this covariance have no density."""
-    spread = np.sort(np.diag(covariance)) if independent else np.linalg.eigvalsh(covariance)
-    if not spread[0] > (0.0 if independent else 1e-15 * len(spread) * spread[-1]):
-        where = "an entry does not vary" if independent else "they lie on a plane"
-        raise SupportError(f"expected vectors with a density, but {where}: narrower normals are nearer without end")
-
-
-def member_of(kind: type, parts: Components, rank: int | None) -> Any:
-    """What was found in the plane, as a member of the family that was asked for: the same distribution."""
-    if kind is Components:
-        return parts
-    loc, covariance = parts.locs[0], parts.covariances[0]
-    if kind is families.LowRankMultivariateNormal:
-        return low_rank_in_the_plane(loc, covariance, rank)
-    if kind is families.Independent:
-        return _independent(loc, covariance)
+def convert_to_family(family: type, mixture: Components, rank: int | None) -> Any:
+    """A mixture that was fitted, as a member of the family that was requested, without a change of the distribution."""
+    if family is Components:
+        return mixture
+    loc, covariance = mixture.locs[0], mixture.covariances[0]
+    if family is families.LowRankMultivariateNormal:
+        return _two_dimensional_low_rank(loc, covariance, rank)
+    if family is families.Independent:
+        return _independent_normal(loc, covariance)
     return families.MultivariateNormal(loc=loc, covariance_matrix=covariance)
 
 
-def _independent(loc: Array, covariance: Array) -> families.Independent:
+def _independent_normal(loc: Array, covariance: Array) -> families.Independent:
     return families.Independent(base=families.Normal(loc=loc, scale=np.sqrt(np.diag(covariance))), event_dims=1)
 
 
-def low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRankMultivariateNormal:
-    """The nearest normal whose covariance is a diagonal and a matrix of this rank: factor analysis.
+def _factor_analysis(loc: Array, covariance: Array, rank: int | None) -> families.LowRankMultivariateNormal:
+    """The nearest normal whose covariance is a diagonal plus a matrix of the given rank, by L-BFGS.
 
-    Descends KL(N(loc, covariance) || N(loc, F F' + D)) = (log det Sigma + tr(Sigma^-1 covariance))/2 + const.
+    It minimises KL(N(loc, covariance) || N(loc, S)) = (log det S + tr(S^-1 covariance)) / 2 + const, where
+    S = F F^T + D.
     """
     size, rank = len(loc), require_rank(rank, len(loc))
-    widths = np.sqrt(np.diag(covariance))
-    scaled = covariance / np.outer(widths, widths)
-    values, vectors = np.linalg.eigh(scaled)
+    scales = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(scales, scales)
+    values, vectors = np.linalg.eigh(correlation)
     factor = vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0.1) * 0.7)
     start = np.concatenate([factor.ravel(), np.log(np.maximum(1 - (factor**2).sum(axis=1), 0.1))])
 
@@ -101,19 +103,22 @@ def low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRan
         f, d = z[: size * rank].reshape(size, rank), np.exp(z[size * rank :])
         root = linalg.cho_factor(f @ f.T + np.diag(d), lower=True)
         inverse = linalg.cho_solve(root, np.eye(size))
-        slope = inverse - inverse @ scaled @ inverse
-        value = float(np.log(np.diag(root[0])).sum()) + 0.5 * float((inverse * scaled).sum())
+        slope = inverse - inverse @ correlation @ inverse
+        value = float(np.log(np.diag(root[0])).sum()) + 0.5 * float((inverse * correlation).sum())
         return value, np.concatenate([(slope @ f).ravel(), 0.5 * np.diag(slope) * d])
 
     found = optimize.minimize(
         half_deviance, start, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10}
     )
     f, d = found.x[: size * rank].reshape(size, rank), np.exp(found.x[size * rank :])
-    return families.LowRankMultivariateNormal(loc=loc, cov_factor=f * widths[:, None], cov_diag=d * widths**2)
+    return families.LowRankMultivariateNormal(loc=loc, cov_factor=f * scales[:, None], cov_diag=d * scales**2)
 
 
-def low_rank_in_the_plane(loc: Array, covariance: Array, rank: int | None) -> families.LowRankMultivariateNormal:
-    """The same normal: in the plane each is of rank 1, and shares its variances as its correlation says."""
+def _two_dimensional_low_rank(loc: Array, covariance: Array, rank: int | None) -> families.LowRankMultivariateNormal:
+    """A two-dimensional normal as a factor of rank one plus a diagonal; every covariance has this form.
+
+    The factor holds the share |correlation| of each variance, and the diagonal holds the remainder.
+    """
     rank = require_rank(rank, 2)
     variances = np.diag(covariance)
     correlation = float(covariance[0, 1] / np.sqrt(variances[0] * variances[1]))
@@ -127,181 +132,254 @@ def low_rank_in_the_plane(loc: Array, covariance: Array, rank: int | None) -> fa
 
 
 def require_rank(rank: int | None, size: int) -> int:
-    """The rank, or ParameterError."""
+    """The rank of a factor in d = size dimensions.
+
+    Raises:
+        ParameterError: The rank is missing or not between 1 and d.
+    """
     if rank is None or not 0 < rank <= size:
         raise ParameterError(f"expected components, the rank of the factor, from 1 to {size}, got {rank!r}")
     return rank
 
 
-_DRAWS = 65_536
+def _require_nonsingular(covariance: Array, *, is_diagonal: bool) -> None:
+    """Raise SupportError where a distribution with this covariance, or its diagonal, has no density."""
+    variances = np.sort(np.diag(covariance)) if is_diagonal else np.linalg.eigvalsh(covariance)
+    if not variances[0] > (0.0 if is_diagonal else 1e-15 * len(variances) * variances[-1]):
+        reason = (
+            "an entry of the vectors is constant"
+            if is_diagonal
+            else "the vectors lie in a hyperplane (within rounding)"
+        )
+        raise SupportError(
+            f"expected a nonsingular covariance, but {reason}: the likelihood has no maximum; leave out the constant "
+            "or dependent entries"
+        )
 
 
-def forward_of_normal(kind: type, target: Any, rank: int | None) -> Fit:
-    """The normal with the target's mean and covariance: exact for mixtures of normals, else from draws."""
-    parts, diagnostics = resolve(target).components, {}
-    if parts is None:
-        x = _draws(target)
-        parts = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
-        diagnostics = {"method": "moments of draws", "warnings": (f"mean and covariance are those of {_DRAWS} draws",)}
-    whole = around(parts)
-    made = nearest_normal(kind, whole.locs[0], whole.covariances[0], rank)
-    estimate = measure(target, made)
+# Forward fits
+
+
+def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
+    """Minimise KL(target || q) over normals q, by the target's mean and covariance.
+
+    The moments are exact if the target is a mixture of normals, and otherwise estimated from samples of it.
+
+    Args:
+        family: A member of `NORMAL_FAMILIES`.
+        target: A multivariate distribution.
+        rank: The rank of the factor of a `LowRankMultivariateNormal`.
+    """
+    mixture, diagnostics = resolve(target).components, {}
+    if mixture is None:
+        x = _sample_target(target)
+        mixture = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
+        warning = f"the mean and covariance are estimated from {_TARGET_SAMPLES} samples of the target"
+        diagnostics = {"method": "moments of samples", "warnings": (warning,)}
+    moments = moment_matched_normal(mixture)
+    normal = nearest_normal(family, moments.locs[0], moments.covariances[0], rank)
+    estimate = measure(target, normal)
     return Fit(
-        made,
+        normal,
         estimate.value,
         estimate,
-        (Step(made, estimate.value),),
-        (Minimum(made, estimate.value, (made,)),),
+        (Step(normal, estimate.value),),
+        (Minimum(normal, estimate.value, (normal,)),),
         True,
         {"method": "closed form"} | diagnostics,
     )
 
 
-def forward_of_mixture(chart: Callable[[int], MixtureChart], target: Any, begin: Sequence[Components]) -> Fit:
-    """The nearest mixtures by KL(target || mixture): by quadrature if the target is one in the plane, else from draws.
+def fit_mixture_forward(
+    parametrisation_of_size: Callable[[int], MixtureParametrisation], target: Any, starts: Sequence[Components]
+) -> Fit:
+    """Minimise KL(target || q) over mixtures q of normals.
+
+    KL is computed by quadrature if the target is a two-dimensional mixture of normals. Otherwise the likelihood of
+    samples of the target is maximised.
 
     Args:
-        chart: Of so many dimensions.
-        target: A distribution of vectors.
-        begin: Where descents begin, besides those matched to the target.
+        parametrisation_of_size: The coordinates of the mixtures, given the number of dimensions.
+        target: A multivariate distribution.
+        starts: Starting points, in addition to those that are matched to the target.
     """
-    parts = resolve(target).components
-    if parts is None or parts.locs.shape[1] != 2:
-        x = _draws(target)
-        fit = likelihood_of_mixture(chart(x.shape[1]), x, np.full(len(x), 1 / len(x)), begin)
-        estimate, warning = measure(target, fit.distribution), f"the likelihood is that of {_DRAWS} draws"
-        told = {"method": "likelihood of draws", "warnings": (warning,)}
-        return replace(fit, kl=estimate.value, estimate=estimate, diagnostics=told)
-    plane = chart(2)
-    log_density = sampler_of_components(parts).log_density
-    problem = OnPlane(plane, log_density, (np.log(parts.weights), parts.locs, np.linalg.cholesky(parts.covariances)))
-    return _by_quadrature(problem, [*begin, *starts_of_mixtures(plane.count, parts)])
+    components = resolve(target).components
+    if components is None or components.locs.shape[1] != 2:
+        x = _sample_target(target)
+        fit = fit_mixture_to_samples(parametrisation_of_size(x.shape[1]), x, np.full(len(x), 1 / len(x)), starts)
+        estimate = measure(target, fit.distribution)
+        warning = f"the likelihood is estimated from {_TARGET_SAMPLES} samples of the target"
+        diagnostics = {"method": "likelihood of samples", "warnings": (warning,)}
+        return replace(fit, kl=estimate.value, estimate=estimate, diagnostics=diagnostics)
+    parametrisation = parametrisation_of_size(2)
+    log_density = sampler_of_components(components).log_density
+    factors = np.linalg.cholesky(components.covariances)
+    objective = TwoDimensionalKL(parametrisation, log_density, (np.log(components.weights), components.locs, factors))
+    return _fit_by_quadrature(objective, [*starts, *mixture_starts(parametrisation.count, components)])
 
 
-def likelihood_of_mixture(chart: MixtureChart, x: Array, shares: Array, begin: Sequence[Components]) -> Fit:
-    """The greatest likelihood of samples (n, d), each of which counts for its share."""
-    require_spread(mean_and_covariance(x, shares)[1], chart.independent)
-    starts = [*begin, *_clusters(x, shares, chart.count)]
-    found = search(chart, MixtureLikelihood(chart, x, shares), starts)
+def fit_mixture_to_samples(
+    parametrisation: MixtureParametrisation, x: Array, weights: Array, starts: Sequence[Components]
+) -> Fit:
+    """Maximise the likelihood of weighted samples over mixtures of normals.
+
+    Args:
+        parametrisation: The coordinates of the mixtures.
+        x: The samples, shape (n, d).
+        weights: The weights of the samples, shape (n,), with sum 1.
+        starts: Starting points, in addition to those from k-means.
+    """
+    _require_nonsingular(mean_and_covariance(x, weights)[1], is_diagonal=parametrisation.independent)
+    starts = [*starts, *_kmeans_starts(x, weights, parametrisation.count)]
+    found = minimise_from_starts(parametrisation, MixtureCrossEntropy(parametrisation, x, weights), starts)
     if not found.minima:
-        raise SupportError(f"expected a finite likelihood at a start, but none of {len(starts)} has one: pass start=")
-    value = found.minima[0].kl
-    told = {"method": "Newton", "cross_entropy": value}
-    return Fit(
-        found.minima[0].distribution, nan, without_entropy(value), found.path, found.minima, found.converged, told
-    )
+        raise SupportError(
+            f"expected a finite likelihood at a start, but it is not finite at any of {len(starts)}: pass start=, a "
+            "member with a positive density at every sample"
+        )
+    best = found.minima[0]
+    diagnostics = {"method": "Newton", "cross_entropy": best.kl}
+    estimate = unknown_kl_from_samples(best.kl)
+    return Fit(best.distribution, nan, estimate, found.path, found.minima, found.converged, diagnostics)
 
 
-def reverse_in_the_plane(
-    chart: MixtureChart, target: Any, log_prob: Callable[[Array], Array] | None, begin: Sequence[Components]
+# Reverse fits in two dimensions
+
+
+def fit_two_dimensional_reverse(
+    parametrisation: MixtureParametrisation,
+    target: Any,
+    log_prob: Callable[[Array], Array] | None,
+    starts: Sequence[Components],
 ) -> tuple[Fit, Callable[[Array], Array]]:
-    """Every mixture in the plane at which KL(mixture || target) is least around; and the target's log-density."""
+    """Minimise KL(q || target) over mixtures q of two-dimensional normals, by quadrature.
+
+    Args:
+        parametrisation: The coordinates of the mixtures.
+        target: A distribution, used where log_prob is None.
+        log_prob: The log-density of the target up to a constant, at points of shape (n, 2).
+        starts: Starting points, in addition to those that are matched to the target.
+
+    Returns:
+        The fit and the target's log-density, normalised if its integral is known.
+    """
     if log_prob is None:
         resolved = resolve(target)
         assert resolved.native_sampler is not None
-        log_density, parts = resolved.native_sampler.log_density, resolved.components
+        log_density, components = resolved.native_sampler.log_density, resolved.components
     else:
-        log_density, parts = log_prob, None
-    pieces = parts or _pieces(log_density, begin, target)
-    starts = [*begin, *starts_of_mixtures(chart.count, pieces)]
+        log_density, components = log_prob, None
+    components = components or _approximate_components(log_density, starts, target)
+    starts = [*starts, *mixture_starts(parametrisation.count, components)]
     if log_prob is None:
-        return _by_quadrature(OnPlane(chart, log_density), starts), log_density
-    evidence, error = log_evidence(log_density, pieces)
-    # More than it can be where it is not known, so that what is descended stays above 0.
-    shift = _more_than_all(log_density, pieces) if isnan(evidence) else evidence
+        return _fit_by_quadrature(TwoDimensionalKL(parametrisation, log_density), starts), log_density
+    evidence, error = log_evidence(log_density, components)
+    # Where the integral is unknown, an upper bound keeps the objective positive.
+    log_normalizer = _bound_log_evidence(log_density, components) if isnan(evidence) else evidence
 
     def normalised(x: Array) -> Array:
-        return log_density(x) - shift
+        return log_density(x) - log_normalizer
 
-    fit = _by_quadrature(OnPlane(chart, normalised), starts, error)
-    told = {"log_evidence": evidence, "evidence_bound": shift - fit.kl}
-    fit = replace(fit, diagnostics=fit.diagnostics | told)
-    return (_without_evidence(fit, shift) if isnan(evidence) else fit), normalised
+    fit = _fit_by_quadrature(TwoDimensionalKL(parametrisation, normalised), starts, error)
+    evidence_diagnostics = {"log_evidence": evidence, "evidence_bound": log_normalizer - fit.kl}
+    fit = replace(fit, diagnostics=fit.diagnostics | evidence_diagnostics)
+    return (_with_unknown_evidence(fit, log_normalizer) if isnan(evidence) else fit), normalised
 
 
-def _pieces(log_density: Callable[[Array], Array], begin: Sequence[Components], target: Any) -> Components:
-    """Normals at the modes; where a target has none, as a box has, the one of its draws."""
+def _approximate_components(
+    log_density: Callable[[Array], Array], starts: Sequence[Components], target: Any
+) -> Components:
+    """Normals at the modes of a density, or one normal with the moments of samples where no mode is found."""
     try:
-        return modes_in_the_plane(log_density, [loc for one in begin for loc in one.locs])
+        return find_modes(log_density, [loc for start in starts for loc in start.locs])
     except SupportError:
         if target is None:
             raise
-        return starts_of_draws(target, 1)[0]
+        return starts_from_target_samples(target, 1)[0]
 
 
-def _more_than_all(log_density: Callable[[Array], Array], modes: Components) -> float:
-    """The log of the integral of normals at the modes, and 50 nats more."""
-    sizes = 2 * np.pi * np.sqrt(np.linalg.det(modes.covariances))
-    return 50 + float(np.logaddexp.reduce(log_density(modes.locs) + np.log(sizes)))
+def _bound_log_evidence(log_density: Callable[[Array], Array], modes: Components) -> float:
+    """An upper bound on the log-evidence: 50 nats above the Laplace approximation."""
+    volumes = 2 * np.pi * np.sqrt(np.linalg.det(modes.covariances))
+    return 50 + float(np.logaddexp.reduce(log_density(modes.locs) + np.log(volumes)))
 
 
-def _without_evidence(fit: Fit, shift: float) -> Fit:
-    """A fit to a density whose integral is not known: what was descended is the bound, and KL is nan."""
+def _with_unknown_evidence(fit: Fit, log_normalizer: float) -> Fit:
+    """A fit to a density with an unknown integral: KL is nan, and the path shows the negative evidence bound."""
     unknown = Estimate(
         nan,
         method="quadrature",
         status="unreliable",
-        warnings=("KL(q || p) = log of p's integral - evidence bound, and that integral could not be taken",),
+        warnings=("KL(q || p) = log of the integral of p - evidence bound, and the integral could not be computed",),
     )
     return replace(
         fit,
         kl=nan,
         estimate=unknown,
-        path=tuple(replace(step, kl=step.kl - shift) for step in fit.path),
-        minima=tuple(replace(one, kl=nan) for one in fit.minima),
+        path=tuple(replace(step, kl=step.kl - log_normalizer) for step in fit.path),
+        minima=tuple(replace(minimum, kl=nan) for minimum in fit.minima),
     )
 
 
-def starts_of_draws(target: Any, count: int) -> list[Components]:
-    """Mixtures of so many normals, one for each of some clusterings of the target's draws."""
-    x = _draws(target)
-    return _clusters(x, np.full(len(x), 1 / len(x)), count)
-
-
-def _by_quadrature(problem: OnPlane, starts: Sequence[Components], known_to: float = 0.0) -> Fit:
-    found = search(problem.chart, problem, starts)
+def _fit_by_quadrature(objective: TwoDimensionalKL, starts: Sequence[Components], normalizer_error: float = 0.0) -> Fit:
+    """Minimise KL from several starts; the error is the quadrature error plus the error of the log-normaliser."""
+    found = minimise_from_starts(objective.parametrisation, objective, starts)
     if not found.minima:
-        raise SupportError("expected KL between member and target to be finite at a start, but it is inf at each")
+        raise SupportError(
+            f"expected KL between member and target to be finite at a start, but it is inf at each of {len(starts)}: "
+            "the family or the target has mass where the other has none, or its tails are too heavy"
+        )
     best = found.minima[0]
-    error = known_to + problem.error(problem.chart.vector(best.distribution))
+    error = normalizer_error + objective.error(objective.parametrisation.to_vector(best.distribution))
     interval = max(0.0, best.kl - error), best.kl + error
     estimate = Estimate(best.kl, error=error, interval=interval, method="quadrature", status="bounded")
-    told = {"method": "quadrature"}
-    return Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, told)
+    diagnostics = {"method": "quadrature"}
+    return Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, diagnostics)
 
 
-def _clusters(x: Array, shares: Array, count: int) -> list[Components]:
-    """Mixtures of the normals of clusters, as three runs of k-means part the samples."""
-    if count == 1:
-        return [_of_clusters(x, shares, np.zeros(len(x), int), 1)]
-    rng = np.random.default_rng(0)
-    drawn = rng.choice(len(x), min(len(x), 4096), replace=False)
-    made = []
-    for _ in range(3):
-        try:
-            centres, _ = kmeans2(x[drawn], count, minit="++", missing="raise", rng=rng)
-        except ClusterError:
-            continue
-        which = ((x[:, None, :] - centres) ** 2).sum(axis=-1).argmin(axis=1)
-        if np.bincount(which, shares, count).min() > 0:
-            made.append(_of_clusters(x, shares, which, count))
-    return made
+# Starting points from samples
 
 
-def _of_clusters(x: Array, shares: Array, which: Array, count: int) -> Components:
-    weights, whole = np.bincount(which, shares, count), mean_and_covariance(x, shares)[1]
-    moments = [mean_and_covariance(x[which == k], shares[which == k] / weights[k]) for k in range(count)]
-    # A little of the whole, for a cluster that lies on a line.
-    covariances = [covariance + 1e-3 * whole for _, covariance in moments]
-    return Components(weights, np.asarray([loc for loc, _ in moments]), np.asarray(covariances))
+def starts_from_target_samples(target: Any, count: int) -> list[Components]:
+    """Starting mixtures of `count` normals from k-means clusterings of samples of the target."""
+    x = _sample_target(target)
+    return _kmeans_starts(x, np.full(len(x), 1 / len(x)), count)
 
 
-def _draws(target: Any) -> Array:
+def _sample_target(target: Any) -> Array:
+    """Samples of a multivariate target, shape (65536, d)."""
     sampler = resolve(target).native_sampler
-    x = None if sampler is None else np.asarray(sampler.sample(_DRAWS, np.random.default_rng(0)), np.float64)
+    x = None if sampler is None else np.asarray(sampler.sample(_TARGET_SAMPLES, np.random.default_rng(0)), np.float64)
     if x is None or x.ndim != 2:
         raise SupportError(
-            f"expected a target with draws that are vectors, got {type(target).__name__}: pass samples of it, or an "
-            "object with log_prob(x) and sample(count)"
+            f"expected a multivariate target that can be sampled, got {type(target).__name__}: pass samples of the "
+            "target, or an object with log_prob(x) and sample(count)"
         )
     return x
+
+
+def _kmeans_starts(x: Array, weights: Array, count: int) -> list[Components]:
+    """Mixtures with the moments of the clusters of three runs of k-means."""
+    if count == 1:
+        return [_mixture_of_clusters(x, weights, np.zeros(len(x), int), 1)]
+    rng = np.random.default_rng(0)
+    subset = rng.choice(len(x), min(len(x), _SAMPLES_FOR_KMEANS), replace=False)
+    starts = []
+    for _ in range(3):
+        try:
+            centres, _ = kmeans2(x[subset], count, minit="++", missing="raise", rng=rng)
+        except ClusterError:
+            continue
+        labels = ((x[:, None, :] - centres) ** 2).sum(axis=-1).argmin(axis=1)
+        if np.bincount(labels, weights, count).min() > 0:
+            starts.append(_mixture_of_clusters(x, weights, labels, count))
+    return starts
+
+
+def _mixture_of_clusters(x: Array, weights: Array, labels: Array, count: int) -> Components:
+    """The mixture with the weight, mean and covariance of each cluster of weighted samples."""
+    cluster_weights, covariance = np.bincount(labels, weights, count), mean_and_covariance(x, weights)[1]
+    moments = [mean_and_covariance(x[labels == k], weights[labels == k] / cluster_weights[k]) for k in range(count)]
+    # A small share of the total covariance keeps the covariance of a degenerate cluster nonsingular.
+    covariances = [within + 1e-3 * covariance for _, within in moments]
+    return Components(cluster_weights, np.asarray([loc for loc, _ in moments]), np.asarray(covariances))

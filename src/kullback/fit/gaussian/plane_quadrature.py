@@ -1,4 +1,7 @@
-"""Mixtures of normals in the plane near a density on it, by the trapezoid rule, which converges exponentially there."""
+"""Objectives over mixtures of normals: KL to a two-dimensional target by the trapezoidal rule, and cross-entropy.
+
+The trapezoidal rule converges exponentially for smooth integrands that vanish at the ends of the grid.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,125 +11,140 @@ import numpy as np
 
 from kullback.densities.gaussian_mixtures import log_density_of_components
 from kullback.densities.integrand import terms
-from kullback.fit.gaussian.mixtures import MixtureChart
-from kullback.fit.solver.trust_region import Model, nowhere, units
+from kullback.fit.gaussian.mixtures import MixtureParametrisation
+from kullback.fit.solver.trust_region import QuadraticModel, fisher_basis, infinite_model
 from kullback.numerics.arrays import Array
 
-__all__ = ["MixtureLikelihood", "OnPlane"]
+__all__ = ["MixtureCrossEntropy", "TwoDimensionalKL"]
 
-
-_REACH = 8.6  # standard deviations; beyond lies 1e-17 of a normal
-_FEW, _MANY = 12, 384  # steps to each side
-Steps = tuple[int, ...]  # along the axes of a component's Cholesky factor
+_GRID_RADIUS = 8.6  # standard deviations; the mass of a normal beyond it is below 1e-16
+_MIN_STEPS, _MAX_STEPS = 12, 384  # from the centre of the grid to one side
+Steps = tuple[int, ...]  # for each axis of the Cholesky factor of a component
 
 
 @dataclass(frozen=True)
-class OnPlane:
-    """KL(member || target), or KL(target || member), over mixtures of normals in the plane.
+class TwoDimensionalKL:
+    """KL(member || target), or KL(target || member), over mixtures of two-dimensional normals, in nats.
 
     Args:
-        chart: Of two dimensions.
-        log_prob: The target's, normalised, of places (n, 2).
-        target: The target as logarithms of weights, means and Cholesky factors, for KL(target || member).
-        known: The places around it, by their number, once they were needed.
+        parametrisation: The coordinates of two-dimensional mixtures.
+        log_prob: The normalised log-density of the target at points of shape (n, 2).
+        target: The log-weights, means and Cholesky factors of the target, for KL(target || member); None for
+            KL(member || target).
+        target_nodes: A cache of the nodes around the target, by the number of steps.
     """
 
-    chart: MixtureChart
+    parametrisation: MixtureParametrisation
     log_prob: Callable[[Array], Array]
     target: tuple[Array, Array, Array] | None = None
-    known: dict[Steps, tuple[Array, Array, Array]] = field(default_factory=dict)
+    target_nodes: dict[Steps, tuple[Array, Array, Array]] = field(default_factory=dict)
 
-    def model(self, vector: Array) -> Model:
-        value, _, x, mine, log_target = self._resolved(vector)
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        """The second-order model of KL at a vector."""
+        value, _, x, log_member, log_target = self._refine(vector)
         if not value < inf:
-            return nowhere(vector.size)
-        # Of q log(q/p) - q + p, or p log(p/q) - p + q: nothing is left of either where p is q, on however few places.
-        weight = np.exp(log_target if self.target else mine)
-        slope = np.exp(mine) - weight if self.target else weight * np.where(weight > 0, mine - log_target, 0.0)
-        return _model(value, *self.chart.expansion(vector, x, slope, weight))
+            return infinite_model(vector.size)
+        # The integrands are q log(q/p) - q + p and p log(p/q) - p + q, which vanish at each node where p = q.
+        weight = np.exp(log_target if self.target else log_member)
+        slope = (
+            np.exp(log_member) - weight if self.target else weight * np.where(weight > 0, log_member - log_target, 0.0)
+        )
+        return _in_fisher_basis(value, *self.parametrisation.expansion(vector, x, slope, weight))
 
     def error(self, vector: Array) -> float:
-        """Twice what twice as many places move KL by there: at a target's kinks the error is four thirds of that."""
-        value, steps, *_ = self._resolved(vector)
-        finer = steps[0] * 2, steps[1] * 2
-        return 2 * abs(self._kl(*self._masses(vector, finer)[1:]) - value) + 1e-13 * (1 + value)
+        """A bound on the quadrature error of KL at a vector, in nats.
 
-    def _resolved(self, vector: Array) -> tuple[float, Steps, Array, Array, Array]:
-        """KL there, the steps that it takes, and places with the masses of member and target, in logarithms."""
-        steps, masses = (_FEW, _FEW), self._masses(vector, (_FEW, _FEW))
-        value, growing = self._kl(*masses[1:]), [0, 1]
-        while growing and value < inf:
-            for axis in list(growing):
+        The bound is twice the change of KL when the number of steps is doubled: where the target has kinks the error
+        is four thirds of the change, and for smooth targets it is close to the change.
+        """
+        value, steps, *_ = self._refine(vector)
+        doubled = steps[0] * 2, steps[1] * 2
+        return 2 * abs(self._kl(*self._log_masses(vector, doubled)[1:]) - value) + 1e-13 * (1 + value)
+
+    def _refine(self, vector: Array) -> tuple[float, Steps, Array, Array, Array]:
+        """KL at a vector on a grid that is refined until KL converges.
+
+        Returns:
+            KL, the number of steps, the nodes, and the log-masses of the member and of the target at the nodes.
+        """
+        steps, masses = (_MIN_STEPS, _MIN_STEPS), self._log_masses(vector, (_MIN_STEPS, _MIN_STEPS))
+        value, unconverged_axes = self._kl(*masses[1:]), [0, 1]
+        while unconverged_axes and value < inf:
+            for axis in list(unconverged_axes):
                 steps = tuple(count * 2 if i == axis else count for i, count in enumerate(steps))
-                masses = self._masses(vector, steps)
+                masses = self._log_masses(vector, steps)
                 before, value = value, self._kl(*masses[1:])
-                # Twice as many places square the error.
-                if abs(before - value) < 1e-8 * max(1.0, value) or max(steps) >= _MANY:
-                    growing.remove(axis)
+                # The error is squared when the number of steps is doubled.
+                if abs(before - value) < 1e-8 * max(1.0, value) or max(steps) >= _MAX_STEPS:
+                    unconverged_axes.remove(axis)
         return value, steps, *masses
 
-    def _masses(self, vector: Array, steps: Steps) -> tuple[Array, Array, Array]:
-        x, log_weight, log_target = self._of_target(steps) if self.target else self._around(vector, steps)
-        return x, self.chart.log_density(vector, x) + log_weight, log_target
+    def _log_masses(self, vector: Array, steps: Steps) -> tuple[Array, Array, Array]:
+        """The nodes, and the log-masses of the member and of the target at the nodes."""
+        x, log_weight, log_target = self._target_nodes(steps) if self.target else self._member_nodes(vector, steps)
+        return x, self.parametrisation.log_density(vector, x) + log_weight, log_target
 
-    def _around(self, vector: Array, steps: Steps) -> tuple[Array, Array, Array]:
-        x, log_weight = _nodes(*self.chart.parts(vector), steps)
+    def _member_nodes(self, vector: Array, steps: Steps) -> tuple[Array, Array, Array]:
+        x, log_weight = _nodes(*self.parametrisation.to_log_weights_locs_factors(vector), steps)
         return x, log_weight, self.log_prob(x) + log_weight
 
-    def _of_target(self, steps: Steps) -> tuple[Array, Array, Array]:
+    def _target_nodes(self, steps: Steps) -> tuple[Array, Array, Array]:
         assert self.target is not None
-        if steps not in self.known:
+        if steps not in self.target_nodes:
             x, log_weight = _nodes(*self.target, steps)
-            self.known[steps] = x, log_weight, self.log_prob(x) + log_weight
-        return self.known[steps]
+            self.target_nodes[steps] = x, log_weight, self.log_prob(x) + log_weight
+        return self.target_nodes[steps]
 
     @np.errstate(all="ignore")
-    def _kl(self, mine: Array, log_target: Array) -> float:
-        """Of masses on nodes; what lies beyond them is the rest of 1."""
-        term, p, q = terms(*((log_target, mine) if self.target else (mine, log_target))).sum(axis=-1)
-        return max(0.0, float(term + (1 - q) - (1 - p)))  # the error of the sums may lie below
+    def _kl(self, log_member: Array, log_target: Array) -> float:
+        """KL of log-masses on nodes; the mass beyond the grid is 1 minus the mass on it."""
+        pair = (log_target, log_member) if self.target else (log_member, log_target)
+        term, p, q = terms(*pair).sum(axis=-1)
+        return max(0.0, float(term + (1 - q) - (1 - p)))  # rounding errors may make the sum negative
 
 
 @dataclass(frozen=True)
-class MixtureLikelihood:
-    """The cross-entropy of samples over mixtures of normals, in any number of dimensions.
+class MixtureCrossEntropy:
+    """The cross-entropy -sum_n w_n log q(x_n) of samples over mixtures of multivariate normals, in nats.
 
     Args:
-        chart: The family.
-        x: Samples, shape (n, d).
-        weights: What each counts, shape (n,), summing to 1.
+        parametrisation: The coordinates of the mixtures.
+        x: The samples, shape (n, d).
+        weights: The weights of the samples, shape (n,), with sum 1.
     """
 
-    chart: MixtureChart
+    parametrisation: MixtureParametrisation
     x: Array
     weights: Array
 
-    def model(self, vector: Array) -> Model:
-        value = -float(self.chart.log_density(vector, self.x) @ self.weights)
-        return _model(value, *self.chart.expansion(vector, self.x, -self.weights, self.weights))
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        """The second-order model of the cross-entropy at a vector."""
+        value = -float(self.parametrisation.log_density(vector, self.x) @ self.weights)
+        return _in_fisher_basis(value, *self.parametrisation.expansion(vector, self.x, -self.weights, self.weights))
 
 
-def _model(value: float, gradient: Array, hessian: Array, metric: Array) -> Model:
-    basis = units(metric)
-    return Model(value, basis.T @ gradient, basis.T @ hessian @ basis, basis)
+def _in_fisher_basis(value: float, gradient: Array, hessian: Array, metric: Array) -> QuadraticModel:
+    """The second-order model with gradient and Hessian transformed from the coordinates to the Fisher basis."""
+    basis = fisher_basis(metric)
+    return QuadraticModel(value, basis.T @ gradient, basis.T @ hessian @ basis, basis)
 
 
-def _nodes(log_weights: Array, locs: Array, roots: Array, steps: Steps) -> tuple[Array, Array]:
-    """Places around each component of a mixture (n, 2), and the logarithms of what integrals weigh them by.
+def _nodes(log_weights: Array, locs: Array, factors: Array, steps: Steps) -> tuple[Array, Array]:
+    """Nodes around each component of a mixture, shape (n, 2), and the logarithms of their quadrature weights.
 
-    A component's places count by its share of the density there, so that all of them together are one integral.
+    The nodes of a component are weighted by its responsibility, so that the sum over all nodes is one integral.
     """
-    axes = [np.linspace(-_REACH, _REACH, 2 * count + 1) for count in steps]
+    axes = [np.linspace(-_GRID_RADIUS, _GRID_RADIUS, 2 * count + 1) for count in steps]
     z = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    z = z[(z * z).sum(axis=1) <= _REACH**2]
-    area = sum(log(axis[1] - axis[0]) for axis in axes)
-    xs, logs = [], []
+    z = z[(z * z).sum(axis=1) <= _GRID_RADIUS**2]
+    log_area = sum(log(axis[1] - axis[0]) for axis in axes)
+    nodes, log_node_weights = [], []
     for k in range(len(locs)):
-        x = locs[k] + z @ roots[k].T
-        weight = np.full(len(z), area + float(np.log(np.diag(roots[k])).sum()))
+        x = locs[k] + z @ factors[k].T
+        log_weight = np.full(len(z), log_area + float(np.log(np.diag(factors[k])).sum()))
         if len(locs) > 1:
-            mine = log_density_of_components(log_weights[k : k + 1], locs[k : k + 1], roots[k : k + 1], x)
-            weight += mine - log_density_of_components(log_weights, locs, roots, x)
-        xs.append(x)
-        logs.append(weight)
-    return np.concatenate(xs), np.concatenate(logs)
+            log_joint = log_density_of_components(log_weights[k : k + 1], locs[k : k + 1], factors[k : k + 1], x)
+            log_weight += log_joint - log_density_of_components(log_weights, locs, factors, x)
+        nodes.append(x)
+        log_node_weights.append(log_weight)
+    return np.concatenate(nodes), np.concatenate(log_node_weights)

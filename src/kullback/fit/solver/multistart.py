@@ -1,38 +1,29 @@
-"""Descents from several starts, and the minima that they end in."""
+"""Minimisation from several starting points, and the distinct minima that are found."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kullback.fit.result import Minimum, Step
-from kullback.fit.solver.trust_region import Descent, Problem, descend
+from kullback.fit.solver.parametrisation import Parametrisation
+from kullback.fit.solver.trust_region import Descent, Objective, minimise
 from kullback.numerics.arrays import Array
 
-__all__ = ["Chart", "MultistartResult", "search"]
+__all__ = ["MultistartResult", "minimise_from_starts"]
 
-_SAME = 1e-4  # nearer in value and in the members' coordinates than this, relative to their size, is one minimum
-
-
-class Chart(Protocol):
-    """A family's members as vectors without bounds, and back."""
-
-    def vector(self, record: Any, /) -> Array:
-        """Where a member is."""
-        ...
-
-    def record(self, vector: Array, /) -> Any:
-        """The member that is there."""
-        ...
+# Two end points are one minimum where their coordinates and values differ by less, relative to their size.
+_COORDINATE_TOLERANCE = 1e-4
+_VALUE_TOLERANCE = 1e-7
 
 
 class MultistartResult(NamedTuple):
-    """What came of the descents.
+    """The result of minimisation from several starting points.
 
     Args:
-        path: Of the first start.
-        minima: The lowest first, each with its starts.
-        converged: Whether the descent to the lowest came to a minimum.
+        path: The steps from the first start.
+        minima: The distinct minima, the lowest first, each with the starts that led to it.
+        converged: Whether the descent to the lowest minimum converged.
     """
 
     path: tuple[Step, ...]
@@ -40,42 +31,65 @@ class MultistartResult(NamedTuple):
     converged: bool
 
 
-def search(chart: Chart, problem: Problem, starts: Sequence[Any]) -> MultistartResult:
-    """Descend from every start."""
+def minimise_from_starts(
+    parametrisation: Parametrisation, objective: Objective, starts: Sequence[Any]
+) -> MultistartResult:
+    """Minimise an objective from every starting point and collect the distinct minima.
+
+    Args:
+        parametrisation: The coordinates of the family.
+        objective: The objective as a function of the coordinates.
+        starts: Members of the family. A member on the boundary of the family is skipped.
+
+    Returns:
+        The minima; if no descent converged, the lowest end point alone, with `converged` false; without minima where
+        the objective is infinite at every start.
+    """
     ends: list[tuple[Descent, list[Any]]] = []
-    begun: list[tuple[Array, list[Any]]] = []
+    basin_of_start: list[tuple[Array, list[Any]]] = []
     path: tuple[Step, ...] = ()
     for number, start in enumerate(starts):
         with np.errstate(all="ignore"):
-            vector = chart.vector(start)
+            vector = parametrisation.to_vector(start)
         if not np.isfinite(vector).all():
-            continue  # on the family's edge
-        if (twin := next((basin for seen, basin in begun if np.array_equal(seen, vector)), None)) is not None:
-            twin.append(start)
             continue
-        # The first path is told whole.
-        descent = descend(problem, vector, known=[end for end, _ in ends if end.converged] if number else ())
+        repeated = next((basin for earlier, basin in basin_of_start if np.array_equal(earlier, vector)), None)
+        if repeated is not None:
+            repeated.append(start)
+            continue
+        # The first descent is complete, because its path is part of the result.
+        known_minima = [end for end, _ in ends if end.converged] if number else ()
+        descent = minimise(objective, vector, known_minima=known_minima)
         if number == 0:
-            path = tuple(Step(chart.record(one), kl) for one, kl in zip(descent.vectors, descent.values, strict=True))
+            path = tuple(
+                Step(parametrisation.to_distribution(iterate), kl)
+                for iterate, kl in zip(descent.vectors, descent.values, strict=True)
+            )
         if not np.isfinite(descent.values[-1]):
             continue
         for end, basin in ends:
-            if end is descent or _same(chart, end, descent):
+            if end is descent or _is_same_minimum(parametrisation, end, descent):
                 basin.append(start)
-                begun.append((vector, basin))
+                basin_of_start.append((vector, basin))
                 break
         else:
             ends.append((descent, [start]))
-            begun.append((vector, ends[-1][1]))
-    # Of values that only rounding tells apart, the coordinates decide.
+            basin_of_start.append((vector, ends[-1][1]))
+    # The coordinates order minima whose values differ by rounding alone.
     ends.sort(key=lambda end: (round(end[0].values[-1], 9), *end[0].vectors[-1]))
-    # What did not settle is no minimum: where nothing did, the lowest place is all there is.
-    settled = [end for end in ends if end[0].converged] or ends[:1]
-    minima = tuple(Minimum(chart.record(end.vectors[-1]), end.values[-1], tuple(basin)) for end, basin in settled)
-    return MultistartResult(path, minima, bool(settled and settled[0][0].converged))
+    accepted = [end for end in ends if end[0].converged] or ends[:1]
+    minima = tuple(
+        Minimum(parametrisation.to_distribution(descent.vectors[-1]), descent.values[-1], tuple(basin))
+        for descent, basin in accepted
+    )
+    return MultistartResult(path, minima, bool(accepted and accepted[0][0].converged))
 
 
-def _same(chart: Chart, one: Descent, other: Descent) -> bool:
-    a, b = (chart.vector(chart.record(descent.vectors[-1])) for descent in (one, other))
-    near = np.abs(a - b) <= _SAME * (1 + np.abs(a))
-    return bool(near.all()) and abs(one.values[-1] - other.values[-1]) <= 1e-7 * (1 + abs(one.values[-1]))
+def _is_same_minimum(parametrisation: Parametrisation, first: Descent, second: Descent) -> bool:
+    # The round trip sorts the components of mixtures.
+    a, b = (
+        parametrisation.to_vector(parametrisation.to_distribution(descent.vectors[-1])) for descent in (first, second)
+    )
+    is_close = np.abs(a - b) <= _COORDINATE_TOLERANCE * (1 + np.abs(a))
+    difference = abs(first.values[-1] - second.values[-1])
+    return bool(is_close.all()) and difference <= _VALUE_TOLERANCE * (1 + abs(first.values[-1]))

@@ -1,4 +1,7 @@
-"""What a descent descends: KL between a target and a family's members, either way or between, or a cross-entropy."""
+"""Objectives over univariate families: the alpha-divergence to a target, and the cross-entropy of samples.
+
+Each objective gives its second-order model by finite differences in steps that the Fisher metric normalises.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,24 +19,181 @@ from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.discrete.power_divergences import alpha_family
 from kullback.errors import ParameterError
-from kullback.fit.solver.parametrisation import Coordinates
-from kullback.fit.solver.trust_region import Model, Problem, nowhere, units
+from kullback.fit.solver.parametrisation import FamilyParametrisation
+from kullback.fit.solver.trust_region import Objective, QuadraticModel, fisher_basis, infinite_model
 from kullback.numerics.arrays import Array
 
-__all__ = ["Likelihood", "LocalObjective", "by_differences", "divergence_of", "problem_on_the_line"]
+__all__ = ["CrossEntropyObjective", "univariate_objective"]
+
+# Families whose support bounds or kinks depend on the parameters, so that the nodes of one member miss them in another.
+_MOVING_SINGULARITIES = (families.Laplace, families.Pareto, families.Uniform)
+_NEGLIGIBLE_MASS = 1e-13
+_DIFFERENCE_STEP = 1e-3  # in the Fisher metric
+_SCORE_STEP = 1e-5  # in the coordinates
+_OVERFLOW = 1e150
 
 
-_STEP = 1e-3  # in units of the members' own scale
-_OVERFLOW = 1e150  # a sum that was on its way to inf
+# The alpha-divergence to a target
 
 
-class LocalObjective(NamedTuple):
-    """What is descended near one member, on nodes that resolve it.
+def univariate_objective(parametrisation: FamilyParametrisation, target: Density, *, alpha: float) -> Objective:
+    """The alpha-divergence between a target and the members of a univariate family.
 
     Args:
-        value: Called with vectors (m, k); the values there, nats, shape (m,).
-        log_prob: Called with vectors (m, k); the members' log-densities at some places, (m, places).
-        mass: What each place weighs in the members' own metric, (places,).
+        parametrisation: The coordinates of the family.
+        target: The density of the target.
+        alpha: The order: KL(target || member) at 1, KL(member || target) at 0.
+    """
+    has_moving_singularities = issubclass(parametrisation.family, _MOVING_SINGULARITIES)
+    objective_class = _RemeshedObjective if has_moving_singularities else _SharedNodesObjective
+    return objective_class(parametrisation, target, alpha)
+
+
+@dataclass(frozen=True)
+class _SharedNodesObjective:
+    """The alpha-divergence of smooth families: the nodes of one member also serve its neighbours."""
+
+    parametrisation: FamilyParametrisation
+    target: Density
+    alpha: float
+
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        center = _member_density(self.parametrisation, vector)
+        nodes = line_nodes(*((self.target, center) if self.alpha > 0 else (center, self.target)))
+        log_target = nodes.log_mass(self.target)
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([nodes.log_mass(_member_density(self.parametrisation, v)) for v in vectors])
+
+        def value(vectors: Array) -> Array:
+            return _alpha_divergence(log_target, log_prob(vectors), self.alpha)
+
+        return _finite_difference_model(_LocalObjective(value, log_prob, np.exp(nodes.log_mass(center))), vector)
+
+
+@dataclass(frozen=True)
+class _RemeshedObjective:
+    """The alpha-divergence of families with moving singularities: each neighbour has nodes of its own."""
+
+    parametrisation: FamilyParametrisation
+    target: Density
+    alpha: float
+
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        center = _member_density(self.parametrisation, vector)
+        low, high = center.support
+        nodes = line_nodes(center, center)
+        inside = (nodes.x > low) & (nodes.x < high)
+        nodes = Nodes(*(part[inside] for part in (nodes.origin, nodes.offset, nodes.log_weight)))
+
+        def value(vectors: Array) -> Array:
+            return np.asarray([self._divergence(_member_density(self.parametrisation, v)) for v in vectors])
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([nodes.log_mass(_smooth_density(self.parametrisation, v)) for v in vectors])
+
+        return _finite_difference_model(_LocalObjective(value, log_prob, np.exp(nodes.log_mass(center))), vector)
+
+    def _divergence(self, member: Density) -> float:
+        pair = (self.target, member) if self.alpha > 0 else (member, self.target)
+        if 0 < self.alpha < 1:
+            nodes = line_nodes(*pair)
+            return float(_alpha_divergence(nodes.log_mass(self.target), nodes.log_mass(member), self.alpha))
+        return (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13).value
+
+
+def _member_density(parametrisation: FamilyParametrisation, vector: Array) -> Density:
+    """The density of the member at a vector.
+
+    Raises:
+        ParameterError: The parameters overflow, or the family is not univariate.
+    """
+    family = parametrisation.family.__name__
+    with np.errstate(all="ignore"):
+        density = as_density(parametrisation.to_distribution(vector))
+    if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
+        raise ParameterError(f"expected finite parameters, got {family} at the coordinates {vector.tolist()}")
+    if density is None:
+        raise ParameterError(f"expected a univariate family, got {family}; fit it to samples instead")
+    return density
+
+
+def _smooth_density(parametrisation: FamilyParametrisation, vector: Array) -> Density:
+    """The density of the member; for a uniform, whose score is zero almost everywhere, the normal of equal moments."""
+    member = parametrisation.to_distribution(vector)
+    if not isinstance(member, families.Uniform):
+        return _member_density(parametrisation, vector)
+    low, high = float(member.low), float(member.high)  # pyright: ignore[reportArgumentType]
+    density = as_density(families.Normal(loc=low / 2 + high / 2, scale=(high - low) / 12**0.5))
+    assert density is not None
+    return density
+
+
+def _alpha_divergence(log_p: Array, log_q: Array, alpha: float) -> Array:
+    """The alpha-divergence of log-masses on common nodes, shape (..., nodes), in nats."""
+    if alpha == 1:
+        return _kl_on_nodes(log_p, log_q)
+    if alpha == 0:
+        return _kl_on_nodes(log_q, log_p)
+    with np.errstate(all="ignore"):
+        log_p, log_q = np.broadcast_arrays(log_p, log_q)
+        d = np.where((log_p == -inf) & (log_q == -inf), 0.0, log_q - log_p)
+        return alpha_family(alpha)[0](np, np.exp(log_p), np.exp(log_q), d)
+
+
+def _kl_on_nodes(log_p: Array, log_q: Array) -> Array:
+    """KL(p || q) of log-masses on common nodes, shape (..., nodes), in nats.
+
+    The value is `inf` only if the mass of p where q is zero is not negligible, because q may have underflowed there.
+    """
+    with np.errstate(all="ignore"):
+        log_p, log_q = np.broadcast_arrays(log_p, log_q)
+        q_is_zero = (log_q == -inf) & (log_p > -inf)
+        values, mass_p, _ = terms(log_p, log_q)
+        mass_outside = np.where(q_is_zero, mass_p, 0.0).sum(axis=-1)
+        return np.where(mass_outside > _NEGLIGIBLE_MASS, inf, np.where(q_is_zero, 0.0, values).sum(axis=-1))
+
+
+# The cross-entropy of samples
+
+
+@dataclass(frozen=True)
+class CrossEntropyObjective:
+    """The cross-entropy -sum_n w_n log q(x_n) of samples, in nats: KL(p || q) plus the entropy of p.
+
+    Args:
+        parametrisation: The coordinates of the family.
+        x: The samples, shape (n,).
+        weights: The weights of the samples, shape (n,), with sum 1.
+    """
+
+    parametrisation: FamilyParametrisation
+    x: Array
+    weights: Array
+
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        """The second-order model of the cross-entropy at a vector."""
+        zeros = np.zeros_like(self.x)
+
+        def log_prob(vectors: Array) -> Array:
+            return np.stack([_member_density(self.parametrisation, v).log_density(self.x, zeros) for v in vectors])
+
+        def value(vectors: Array) -> Array:
+            return -(log_prob(vectors) @ self.weights)
+
+        return _finite_difference_model(_LocalObjective(value, log_prob, self.weights), vector)
+
+
+# The second-order model by finite differences
+
+
+class _LocalObjective(NamedTuple):
+    """An objective near one member.
+
+    Args:
+        value: The objective at vectors of shape (m, k), in nats, shape (m,).
+        log_prob: The log-densities of the members at vectors of shape (m, k), at fixed points, shape (m, points).
+        mass: The weights of the points in the Fisher metric, shape (points,).
     """
 
     value: Callable[[Array], Array]
@@ -41,180 +201,56 @@ class LocalObjective(NamedTuple):
     mass: Array
 
 
-def by_differences(local: LocalObjective, vector: Array) -> Model:
-    """Value, gradient and Hessian by central differences of fourth and second order, in the members' own units.
+def _finite_difference_model(local: _LocalObjective, vector: Array) -> QuadraticModel:
+    """The value, gradient and Hessian at a vector, by central differences along the Fisher-normalised basis.
+
+    The gradient and the diagonal of the Hessian are of fourth order in the step, the other second derivatives of
+    second order.
 
     Raises:
-        ParameterError: A neighbour is beyond what floats hold.
+        ParameterError: A neighbour of the member is not representable in floating point.
     """
-    size, basis = vector.size, units(_metric(local, vector))
-    values = _around(local, vector, basis)
+    size, basis = vector.size, fisher_basis(_fisher_metric(local, vector))
+    values = _stencil_values(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
-        return nowhere(size)
-    here, single = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
-    gradient = (8 * (single[:, 0] - single[:, 1]) - (single[:, 2] - single[:, 3])) / (12 * _STEP)
-    second = (16 * (single[:, 0] + single[:, 1] - 2 * here) - (single[:, 2] + single[:, 3] - 2 * here)) / (
-        12 * _STEP**2
+        return infinite_model(size)
+    center, along_axes = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
+    gradient = (8 * (along_axes[:, 0] - along_axes[:, 1]) - (along_axes[:, 2] - along_axes[:, 3])) / (
+        12 * _DIFFERENCE_STEP
     )
+    second = (
+        16 * (along_axes[:, 0] + along_axes[:, 1] - 2 * center) - (along_axes[:, 2] + along_axes[:, 3] - 2 * center)
+    ) / (12 * _DIFFERENCE_STEP**2)
     hessian = np.diag(second)
-    for (i, j), four in zip(_pairs(size), values[1 + 4 * size :].reshape(-1, 4), strict=True):
-        hessian[i, j] = hessian[j, i] = (four[0] - four[1] - four[2] + four[3]) / (4 * _STEP**2)
-    return Model(float(here), gradient, hessian, basis)
+    for (i, j), diagonal in zip(_index_pairs(size), values[1 + 4 * size :].reshape(-1, 4), strict=True):
+        hessian[i, j] = hessian[j, i] = (diagonal[0] - diagonal[1] - diagonal[2] + diagonal[3]) / (
+            4 * _DIFFERENCE_STEP**2
+        )
+    return QuadraticModel(float(center), gradient, hessian, basis)
 
 
-def _pairs(size: int) -> list[tuple[int, int]]:
+def _stencil_values(local: _LocalObjective, vector: Array, basis: Array) -> Array:
+    """The objective at the vector, at four points along each axis, and at four points for each pair of axes."""
+    axes = _DIFFERENCE_STEP * basis.T
+    steps = [np.zeros(vector.size)]
+    for axis in axes:
+        steps += [axis, -axis, 2 * axis, -2 * axis]
+    for i, j in _index_pairs(vector.size):
+        steps += [axes[i] + axes[j], axes[i] - axes[j], axes[j] - axes[i], -axes[i] - axes[j]]
+    with np.errstate(all="ignore"):
+        return local.value(vector + np.asarray(steps))
+
+
+def _index_pairs(size: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(size) for j in range(i)]
 
 
-def _around(local: LocalObjective, vector: Array, basis: Array) -> Array:
-    """The values here, at four places along each axis, and at four for each pair of axes."""
-    axes = _STEP * basis.T
-    moves = [np.zeros(vector.size)]
-    for axis in axes:
-        moves += [axis, -axis, 2 * axis, -2 * axis]
-    for i, j in _pairs(vector.size):
-        moves += [axes[i] + axes[j], axes[i] - axes[j], axes[j] - axes[i], -axes[i] - axes[j]]
+def _fisher_metric(local: _LocalObjective, vector: Array) -> Array:
+    """The Fisher information matrix E[(d log q)(d log q)^T] in the coordinates, shape (k, k)."""
+    size = vector.size
+    steps = _SCORE_STEP * np.eye(size)
     with np.errstate(all="ignore"):
-        return local.value(vector + np.asarray(moves))
-
-
-def _metric(local: LocalObjective, vector: Array) -> Array:
-    """The Fisher metric."""
-    size, h = vector.size, 1e-5
-    moves = h * np.eye(size)
-    with np.errstate(all="ignore"):
-        logs = local.log_prob(np.concatenate([vector + moves, vector - moves]))
-        scores = (logs[:size] - logs[size:]) / (2 * h)
+        logs = local.log_prob(np.concatenate([vector + steps, vector - steps]))
+        scores = (logs[:size] - logs[size:]) / (2 * _SCORE_STEP)
         scores = np.where(np.isfinite(scores) & (local.mass > 0), scores, 0.0)
         return (scores * local.mass) @ scores.T / float(local.mass.sum())
-
-
-# Their kinks and ends move with their parameters, off any nodes.
-_MOVING = (families.Laplace, families.Pareto, families.Uniform)
-_UNSEEN = 1e-13  # of the mass
-
-
-def problem_on_the_line(chart: Coordinates, target: Density, *, alpha: float) -> Problem:
-    """The alpha-divergence of target and member: KL(target || member) at alpha = 1, KL(member || target) at 0."""
-    return (_RemeshedObjective if issubclass(chart.kind, _MOVING) else _OnNodes)(chart, target, alpha)
-
-
-def member(chart: Coordinates, vector: Array) -> Density:
-    """The density of the member that is there."""
-    with np.errstate(all="ignore"):
-        density = as_density(chart.record(vector))
-    if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
-        raise ParameterError(f"expected parameters that floats hold, got {chart.kind.__name__} at {vector.tolist()}")
-    if density is None:
-        raise ParameterError(f"expected a family on the line, got {chart.kind.__name__}; its samples can be fitted")
-    return density
-
-
-@dataclass(frozen=True)
-class _OnNodes:
-    chart: Coordinates
-    target: Density
-    alpha: float
-
-    def model(self, vector: Array) -> Model:
-        here = member(self.chart, vector)
-        nodes = line_nodes(*((self.target, here) if self.alpha > 0 else (here, self.target)))
-        log_target = nodes.log_mass(self.target)
-
-        def log_prob(vectors: Array) -> Array:
-            return np.stack([nodes.log_mass(member(self.chart, one)) for one in vectors])
-
-        def value(vectors: Array) -> Array:
-            return divergence_of(log_target, log_prob(vectors), self.alpha)
-
-        return by_differences(LocalObjective(value, log_prob, np.exp(nodes.log_mass(here))), vector)
-
-
-def divergence_of(log_p: Array, log_q: Array, alpha: float) -> Array:
-    """The alpha-divergence of masses on nodes, shape (..., nodes), in nats."""
-    if alpha == 1:
-        return _sums(log_p, log_q)
-    if alpha == 0:
-        return _sums(log_q, log_p)
-    with np.errstate(all="ignore"):
-        log_p, log_q = np.broadcast_arrays(log_p, log_q)
-        d = np.where((log_p == -inf) & (log_q == -inf), 0.0, log_q - log_p)
-        return alpha_family(alpha)[0](np, np.exp(log_p), np.exp(log_q), d)
-
-
-def _sums(log_p: Array, log_q: Array) -> Array:
-    """KL(p || q) of masses on nodes; a q that underflowed where p is nothing to speak of is no infinity."""
-    with np.errstate(all="ignore"):
-        log_p, log_q = np.broadcast_arrays(log_p, log_q)
-        blind = (log_q == -inf) & (log_p > -inf)
-        values, mass_p, _ = terms(log_p, log_q)
-        lost = np.where(blind, mass_p, 0.0).sum(axis=-1)
-        return np.where(lost > _UNSEEN, inf, np.where(blind, 0.0, values).sum(axis=-1))
-
-
-@dataclass(frozen=True)
-class _RemeshedObjective:
-    """The same, with new nodes for every member."""
-
-    chart: Coordinates
-    target: Density
-    alpha: float
-
-    def model(self, vector: Array) -> Model:
-        here = member(self.chart, vector)
-        low, high = here.support
-        nodes = line_nodes(here, here)
-        inside = (nodes.x > low) & (nodes.x < high)
-        nodes = Nodes(*(part[inside] for part in (nodes.origin, nodes.offset, nodes.log_weight)))
-
-        def value(vectors: Array) -> Array:
-            return np.asarray([self._kl(member(self.chart, one)) for one in vectors])
-
-        def log_prob(vectors: Array) -> Array:
-            return np.stack([nodes.log_mass(_smooth(self.chart, one)) for one in vectors])
-
-        return by_differences(LocalObjective(value, log_prob, np.exp(nodes.log_mass(here))), vector)
-
-    def _kl(self, here: Density) -> float:
-        pair = (self.target, here) if self.alpha > 0 else (here, self.target)
-        if 0 < self.alpha < 1:
-            nodes = line_nodes(*pair)
-            return float(divergence_of(nodes.log_mass(self.target), nodes.log_mass(here), self.alpha))
-        return (kl_summation if here.discrete else kl_quadrature)(*pair, error=1e-13).value
-
-
-def _smooth(chart: Coordinates, vector: Array) -> Density:
-    """The member; of a uniform, whose ends no score sees, the normal of its mean and width."""
-    record = chart.record(vector)
-    if not isinstance(record, families.Uniform):
-        return member(chart, vector)
-    low, high = float(record.low), float(record.high)  # pyright: ignore[reportArgumentType]
-    density = as_density(families.Normal(loc=low / 2 + high / 2, scale=(high - low) / 12**0.5))
-    assert density is not None
-    return density
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """The cross-entropy of samples: -mean log q(x), which is KL(samples' law || q) but for a constant.
-
-    Args:
-        chart: The family.
-        x: Samples on the line, shape (n,).
-        weights: What each counts, shape (n,), summing to 1.
-    """
-
-    chart: Coordinates
-    x: Array
-    weights: Array
-
-    def model(self, vector: Array) -> Model:
-        zeros = np.zeros_like(self.x)
-
-        def log_prob(vectors: Array) -> Array:
-            return np.stack([member(self.chart, one).log_density(self.x, zeros) for one in vectors])
-
-        def value(vectors: Array) -> Array:
-            return -(log_prob(vectors) @ self.weights)
-
-        return by_differences(LocalObjective(value, log_prob, self.weights), vector)

@@ -1,8 +1,8 @@
-"""The free parameters of a family as a vector without bounds, and back."""
+"""Unconstrained parameter vectors of a family: each constrained parameter is transformed to real coordinates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 from scipy import special
@@ -10,104 +10,154 @@ from scipy import special
 from kullback import families
 from kullback.errors import ParameterError
 from kullback.families import Distribution
+from kullback.families.base import Constraint, Count, Nonnegative, Positive, Probability, Real
 from kullback.numerics.arrays import Array, untracked
 
-__all__ = ["Coordinates", "coordinates_of"]
+__all__ = ["FamilyParametrisation", "Parametrisation", "parametrise"]
 
-Map = tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
-_SAME: Map = (lambda x: x, lambda x: x)
-_LOG: Map = (np.log, np.exp)
-_LOGIT: Map = (special.logit, special.expit)
-_ABOVE_ONE: Map = (lambda x: np.log(x - 1), lambda x: 1 + np.exp(x))
-_SIMPLEX: Map = (
+class Parametrisation(Protocol):
+    """A bijection between the members of a family and unconstrained vectors."""
+
+    def to_vector(self, distribution: Any, /) -> Array:
+        """The coordinates of a member."""
+        ...
+
+    def to_distribution(self, vector: Array, /) -> Any:
+        """The member at a vector of coordinates."""
+        ...
+
+
+class _Transform(NamedTuple):
+    """A bijection between the values of one parameter and real coordinates."""
+
+    forward: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+
+
+_IDENTITY = _Transform(lambda x: x, lambda x: x)
+_LOG = _Transform(np.log, np.exp)
+_LOGIT = _Transform(special.logit, special.expit)
+_LOG_EXCESS_OVER_ONE = _Transform(lambda x: np.log(x - 1), lambda x: 1 + np.exp(x))
+_LOG_RATIOS_TO_LAST = _Transform(
     lambda p: (np.log(p) - np.log(p[..., -1:]))[..., :-1],
     lambda z: special.softmax(np.concatenate([z, np.zeros((*z.shape[:-1], 1))], axis=-1), axis=-1),
 )
-_BY_WORDS = {"finite": _SAME, "> 0 and finite": _LOG, ">= 0 and finite": _LOG, "in [0, 1]": _LOGIT}
-_OF_FAMILY: dict[tuple[type, str], Map] = {
-    (families.NormalMixture, "weights"): _SIMPLEX,
-    (families.Categorical, "probs"): _SIMPLEX,
-    (families.OneHotCategorical, "probs"): _SIMPLEX,
-    (families.Multinomial, "probs"): _SIMPLEX,
-    (families.Zipf, "exponent"): _ABOVE_ONE,
+
+
+def _constraint(parameter_type: Any) -> Constraint:
+    """The constraint of a parameter type such as `Positive`."""
+    return get_args(parameter_type)[1]
+
+
+_COUNT = _constraint(Count)
+_TRANSFORM_OF_CONSTRAINT = {
+    _constraint(Real): _IDENTITY,
+    _constraint(Positive): _LOG,
+    _constraint(Nonnegative): _LOG,
+    _constraint(Probability): _LOGIT,
 }
-_COUNTS = "a whole number >= 0"
+# Parameters with a further constraint, which their family checks itself.
+_TRANSFORM_OF_PARAMETER: dict[tuple[type, str], _Transform] = {
+    (families.NormalMixture, "weights"): _LOG_RATIOS_TO_LAST,
+    (families.Categorical, "probs"): _LOG_RATIOS_TO_LAST,
+    (families.OneHotCategorical, "probs"): _LOG_RATIOS_TO_LAST,
+    (families.Multinomial, "probs"): _LOG_RATIOS_TO_LAST,
+    (families.Zipf, "exponent"): _LOG_EXCESS_OVER_ONE,
+}
+
+
+class _FreeParameter(NamedTuple):
+    """A parameter that is fitted, with the shape of its coordinates."""
+
+    name: str
+    shape: tuple[int, ...]
+    transform: _Transform
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """A chart of a family.
+class FamilyParametrisation:
+    """The parametrisation of a family of `kullback.families`.
 
     Args:
-        kind: The family's record.
-        fixed: Parameters that are not fitted, by name.
-        free: The others: name, shape of its coordinates, and its map.
+        family: The class of the family.
+        fixed: The parameters that are not fitted, by name.
+        free: The parameters that are fitted.
     """
 
-    kind: type[Distribution]
+    family: type[Distribution]
     fixed: dict[str, Any]
-    free: tuple[tuple[str, tuple[int, ...], Map], ...]
+    free: tuple[_FreeParameter, ...]
 
     @property
     def size(self) -> int:
-        return sum(int(np.prod(shape)) for _, shape, _ in self.free)
+        """The number of coordinates."""
+        return sum(int(np.prod(parameter.shape)) for parameter in self.free)
 
-    def vector(self, record: Distribution) -> Array:
-        """Where a record of this family is."""
-        record = _ordered(record)
-        parts = [np.ravel(into(_parameter(record, name))) for name, _, (into, _) in self.free]
+    def to_vector(self, distribution: Distribution) -> Array:
+        """The coordinates of a member of the family, shape (size,)."""
+        distribution = _with_sorted_components(distribution)
+        parts = [np.ravel(transform.forward(_parameter_value(distribution, name))) for name, _, transform in self.free]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def record(self, vector: Array) -> Distribution:
-        """The record that is there."""
-        values, at = dict(self.fixed), 0
-        for name, shape, (_, back) in self.free:
+    def to_distribution(self, vector: Array) -> Distribution:
+        """The member of the family at coordinates of shape (size,)."""
+        values, position = dict(self.fixed), 0
+        for name, shape, transform in self.free:
             count = int(np.prod(shape))
-            value = back(np.reshape(vector[at : at + count], shape))
+            value = transform.inverse(np.reshape(vector[position : position + count], shape))
             values[name] = float(value) if value.ndim == 0 else value
-            at += count
-        return self.kind(**values)
+            position += count
+        return self.family(**values)
 
 
-def coordinates_of(kind: type[Distribution], like: Distribution, fixed: dict[str, Any]) -> Coordinates:
-    """The chart around a record of the family.
+def parametrise(family: type[Distribution], example: Distribution, fixed: dict[str, Any]) -> FamilyParametrisation:
+    """The parametrisation of a family, with parameters of the same shapes as an example.
+
+    Args:
+        family: The class of the family.
+        example: A member of the family.
+        fixed: The parameters that are not fitted, by name.
 
     Raises:
-        ParameterError: A count is not fixed.
+        ParameterError: A count is not fixed, or the family has a parameter that cannot be transformed.
     """
     free = []
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        if field.name in fixed or field.name == "logits":  # probs in their place
+    for field in fields(family):  # pyright: ignore[reportArgumentType]
+        if field.name in fixed or field.name == "logits":  # the equivalent probs are fitted
             continue
-        words = [constraint.words for constraint in getattr(field.type, "__metadata__", ())]
-        if _COUNTS in words:
+        constraints: tuple[Constraint, ...] = getattr(field.type, "__metadata__", ())
+        if _COUNT in constraints:
             raise ParameterError(
-                f"expected {kind.__name__}'s {field.name} to be fixed, for it is a count: pass "
+                f"expected {family.__name__}'s {field.name} in fixed, because a count cannot be fitted: pass "
                 f"fixed={{{field.name!r}: ...}}"
             )
-        if not words or words[0] not in _BY_WORDS or field.name.endswith("covariance"):
-            raise ParameterError(f"expected a family that fits are known for, got {kind.__name__}")
-        special_case = (kind, field.name)
-        ways = _OF_FAMILY[special_case] if special_case in _OF_FAMILY else _BY_WORDS[words[0]]
-        shape = np.shape(ways[0](_parameter(like, field.name)))
-        free.append((field.name, shape, ways))
-    return Coordinates(kind, fixed, tuple(free))
+        is_covariance = field.name.endswith("covariance")
+        if not constraints or constraints[0] not in _TRANSFORM_OF_CONSTRAINT or is_covariance:
+            raise ParameterError(
+                f"expected a family whose parameters can be fitted by descent, got {family.__name__}, whose "
+                f"{field.name} has no unconstrained parametrisation; fix it with fixed={{{field.name!r}: ...}}"
+            )
+        transform = _TRANSFORM_OF_PARAMETER.get((family, field.name)) or _TRANSFORM_OF_CONSTRAINT[constraints[0]]
+        shape = np.shape(transform.forward(_parameter_value(example, field.name)))
+        free.append(_FreeParameter(field.name, shape, transform))
+    return FamilyParametrisation(family, fixed, tuple(free))
 
 
-def _ordered(record: Distribution) -> Distribution:
-    """A mixture with its components in the order of their places: any other order is the same distribution."""
-    if not isinstance(record, families.NormalMixture):
-        return record
-    given = (record.weights, record.locs, record.scales)
-    weights, locs, scales = (np.asarray(untracked(value), np.float64) for value in given)
+def _with_sorted_components(distribution: Distribution) -> Distribution:
+    """A mixture with its components sorted by mean, because their order does not change the distribution."""
+    if not isinstance(distribution, families.NormalMixture):
+        return distribution
+    parameters = (distribution.weights, distribution.locs, distribution.scales)
+    weights, locs, scales = (np.asarray(untracked(value), np.float64) for value in parameters)
     order = np.argsort(locs, kind="stable")
     return families.NormalMixture(weights=weights[order], locs=locs[order], scales=scales[order])
 
 
-def _parameter(record: Distribution, name: str) -> Array:
-    value = getattr(record, name)
+def _parameter_value(distribution: Distribution, name: str) -> Array:
+    """A parameter as float64; probs are computed from logits where the distribution has logits only."""
+    value = getattr(distribution, name)
     if value is None and name == "probs":
-        logits = np.asarray(untracked(record.logits), np.float64)  # pyright: ignore[reportAttributeAccessIssue]
+        logits = np.asarray(untracked(distribution.logits), np.float64)  # pyright: ignore[reportAttributeAccessIssue]
         return special.expit(logits) if logits.ndim == 0 else special.softmax(logits, axis=-1)
     return np.asarray(untracked(value), np.float64)

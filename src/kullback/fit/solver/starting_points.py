@@ -1,4 +1,4 @@
-"""Where descents begin: members matched to pieces of the target, for every minimum lies near some piece."""
+"""Starting points of descents: members matched to parts of the target, because each minimum lies near one of them."""
 
 from dataclasses import MISSING, fields
 from itertools import combinations, pairwise
@@ -12,155 +12,191 @@ from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
 from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.families import Distribution
-from kullback.fit.moment_matching import moments_of
+from kullback.fit.moment_matching import match_moments
 from kullback.numerics.arrays import Array
 
-__all__ = ["guess_of", "no_start", "starts_on_the_line"]
+__all__ = ["approximate_member", "missing_start_error", "univariate_starts"]
 
-_MOST = 30  # starts
-
-
-def no_start(kind: type[Distribution]) -> ParameterError:
-    """What is wrong where no start can be guessed."""
-    counts = [field.name for field in fields(kind) if field.name in ("total_count", "population", "draws")]  # pyright: ignore
-    if kind is families.NormalMixture:
-        return ParameterError("expected how many components a NormalMixture is to have: pass components=, or a start")
-    more = f", and {', '.join(counts)} in fixed=" if counts else ""
-    return ParameterError(f"expected a start for {kind.__name__}: pass start=, one of its records{more}")
+_MAX_STARTS = 30
 
 
-def starts_on_the_line(
-    kind: type[Distribution], target: Density, fixed: dict[str, Any], components: int | None
+def missing_start_error(family: type[Distribution]) -> ParameterError:
+    """The error for a family whose starting point cannot be guessed."""
+    counts = [
+        field.name
+        for field in fields(family)  # pyright: ignore[reportArgumentType]
+        if field.name in ("total_count", "population", "draws")
+    ]
+    if family is families.NormalMixture:
+        return ParameterError(
+            "expected the number of components of the NormalMixture, got none: pass components=, or a start"
+        )
+    or_fixed = f", and {', '.join(counts)} in fixed=" if counts else ""
+    return ParameterError(
+        f"expected a start for {family.__name__}, got none, and none can be guessed: pass start=, a member of the "
+        f"family{or_fixed}"
+    )
+
+
+def univariate_starts(
+    family: type[Distribution], target: Density, fixed: dict[str, Any], components: int | None
 ) -> list[Distribution]:
-    """Members matched to the target, to its pieces between anchors and quantiles, and to pieces side by side.
+    """Members of a univariate family that are matched to the target as a whole and to intervals of it.
+
+    Args:
+        family: The class of the family.
+        target: The density of the target.
+        fixed: The parameters that are not fitted, by name.
+        components: The number of components of a `NormalMixture`.
+
+    Returns:
+        At most 30 members; an empty list where no member can be guessed.
 
     Raises:
-        SupportError: KL between target and members is `inf` both ways.
+        SupportError: KL between the target and each member is `inf` in both directions.
     """
-    if is_count_family(kind) != target.discrete:
-        counts, continuum = ("the family", "the target") if is_count_family(kind) else ("the target", "the family")
+    if is_count_family(family) != target.discrete:
+        discrete, continuous = ("the family", "the target") if is_count_family(family) else ("the target", "the family")
         raise SupportError(
-            f"expected a target and a family that are both of counts or both of a continuum, got {kind.__name__}: "
-            f"{counts} is of counts and {continuum} is not, so that KL is inf both ways"
+            f"expected a target and a family that are both discrete or both continuous, got {family.__name__}: "
+            f"{discrete} is discrete and {continuous} is continuous, so that KL is inf in both directions"
         )
     nodes = line_nodes(target, target)
     mass = np.exp(nodes.log_mass(target))
     order = np.argsort(nodes.x, kind="stable")
     x, mass = nodes.x[order], mass[order]
-    low, high = shared_support(kind)
-    seen = (mass > 0) & (x >= low) & (x <= high)
-    if not seen.any():
+    low, high = shared_support(family)
+    in_support = (mass > 0) & (x >= low) & (x <= high)
+    if not in_support.any():
         raise SupportError(
-            f"expected a target with mass within {kind.__name__}'s support {(low, high)}, got one on {target.support}: "
-            "KL is inf both ways"
+            f"expected a target with mass within {family.__name__}'s support {(low, high)}, got a target with support "
+            f"{target.support}: KL is inf in both directions"
         )
-    x, mass = x[seen], mass[seen] / mass[seen].sum()
-    edges = _edges(x, mass, target)
+    x, mass = x[in_support], mass[in_support] / mass[in_support].sum()
+    boundaries = _interval_boundaries(x, mass, target)
+    last = len(boundaries) - 1
     spans = sorted(
-        combinations(range(len(edges)), 2), key=lambda span: (span[1] - span[0] != len(edges) - 1, span[1] - span[0])
+        combinations(range(len(boundaries)), 2), key=lambda span: (span[1] - span[0] != last, span[1] - span[0])
     )
-    # A minimum may stand between two pieces of which one weighs far more than the other.
-    level = mass / np.bincount(piece := np.searchsorted(edges[1:-1], x), mass)[piece]
-    windows = [(edges[first], edges[last], mass) for first, last in spans]
+    # A minimum may lie between two intervals of very different mass: give each interval the same mass.
+    interval = np.searchsorted(boundaries[1:-1], x)
+    equal_mass = mass / np.bincount(interval, mass)[interval]
+    windows = [(boundaries[first], boundaries[end], mass) for first, end in spans]
     windows += [
-        (place - reach * width, place + reach * width, mass) for reach in (1, 3) for place, width in target.anchors[:6]
+        (location - reach * width, location + reach * width, mass)
+        for reach in (1, 3)
+        for location, width in target.anchors[:6]
     ]
-    windows += [(edges[first], edges[last], level) for first, last in spans if last - first > 1]
-    if kind is families.NormalMixture:
-        windows = windows[:3]  # its components are spread over each
-    found = []
+    windows += [(boundaries[first], boundaries[end], equal_mass) for first, end in spans if end - first > 1]
+    if family is families.NormalMixture:
+        windows = windows[:3]  # the components are distributed over each window
+    starts = []
     for low, high, weight in windows:
         inside = (x >= low) & (x <= high)
-        if mass[inside].sum() < 1e-9 or len(found) >= _MOST:
+        if mass[inside].sum() < 1e-9 or len(starts) >= _MAX_STARTS:
             continue
-        part = weight[inside] / weight[inside].sum()
-        made = guess_of(kind, x[inside], part, fixed, components)
-        if made is not None:
-            found.append(made)
-    return found
+        window_mass = weight[inside] / weight[inside].sum()
+        member = approximate_member(family, x[inside], window_mass, fixed, components)
+        if member is not None:
+            starts.append(member)
+    return starts
 
 
-def _edges(x: Array, mass: Array, target: Density) -> list[float]:
-    """Between neighbouring anchors; and quartiles, where there is but one."""
-    places = sorted({place for place, _ in target.anchors if x[0] < place < x[-1]})
+def _interval_boundaries(x: Array, mass: Array, target: Density) -> list[float]:
+    """The boundaries of intervals around the anchors of the target, or its quartiles where it has one anchor."""
+    anchors = sorted({location for location, _ in target.anchors if x[0] < location < x[-1]})
     cumulative = np.cumsum(mass)
-    if len(places) > 1:
-        # The density's lowest place between two anchors parts them.
+    if len(anchors) > 1:
+        # The boundary between two anchors is the point of least density.
         inner = []
-        for left, right in pairwise(places):
+        for left, right in pairwise(anchors):
             between = np.flatnonzero((x >= left) & (x <= right))
             if between.size:
-                logs = target.log_density(x[between], np.zeros(between.size))
-                inner.append(float(x[between[np.argmin(logs)]]))
+                log_density = target.log_density(x[between], np.zeros(between.size))
+                inner.append(float(x[between[np.argmin(log_density)]]))
         inner = inner if len(inner) <= 5 else list(np.interp(np.linspace(0, 1, 7)[1:-1], cumulative, x))
     else:
-        inner = [float(np.interp(share, cumulative, x)) for share in (0.25, 0.75)]
+        inner = [float(np.interp(probability, cumulative, x)) for probability in (0.25, 0.75)]
     return [float(x[0]), *dict.fromkeys(inner), float(x[-1])]
 
 
-def guess_of(
-    kind: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
+def approximate_member(
+    family: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
 ) -> Distribution | None:
-    """A member near these weighted places: by its moments, or by the place and width alone."""
-    made = moments_of(kind, lambda f: f(x) @ mass, fixed)
-    if made is not None:
-        return made
+    """A member near weighted points: matched in moments if a closed form exists, else in quantiles.
+
+    Args:
+        family: The class of the family.
+        x: The points, shape (n,).
+        mass: Their weights, shape (n,), with sum 1.
+        fixed: The parameters that are not fitted, by name.
+        components: The number of components of a `NormalMixture`.
+
+    Returns:
+        The member, or None where no member can be guessed.
+    """
+    member = match_moments(family, lambda f: f(x) @ mass, fixed)
+    if member is not None:
+        return member
     try:
         with np.errstate(all="ignore"):
-            return _rough(kind, x, mass, fixed, components)
+            return _match_quantiles(family, x, mass, fixed, components)
     except (KullbackError, ValueError, ZeroDivisionError, FloatingPointError):
         return None
 
 
-def _rough(
-    kind: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
+def _match_quantiles(
+    family: type[Distribution], x: Array, mass: Array, fixed: dict[str, Any], components: int | None
 ) -> Distribution | None:
+    """A member whose location and width match the quartiles or the mean and variance of weighted points."""
     order = np.argsort(x, kind="stable")
     x, mass = x[order], mass[order]
     cumulative = np.cumsum(mass) - mass / 2
 
-    def quantile(share: float) -> float:
-        return float(np.interp(share, cumulative, x))
+    def quantile(probability: float) -> float:
+        return float(np.interp(probability, cumulative, x))
 
-    low, middle, high = quantile(0.25), quantile(0.5), quantile(0.75)
-    width = (high - low) / 2 or (float(x[-1]) - float(x[0])) / 4 or max(abs(middle), 1.0) * 1e-3
+    low, median, high = quantile(0.25), quantile(0.5), quantile(0.75)
+    width = (high - low) / 2 or (float(x[-1]) - float(x[0])) / 4 or max(abs(median), 1.0) * 1e-3
     mean = float(x @ mass)
-    spread = float(((x - mean) ** 2) @ mass)
-    values: dict[str, Any] = {"loc": middle, "scale": width}
-    if kind is families.StudentT:
+    variance = float(((x - mean) ** 2) @ mass)
+    values: dict[str, Any] = {"loc": median, "scale": width}
+    if family is families.StudentT:
         values["df"] = 4.0
-    elif kind is families.VonMises:
-        values = {"loc": mean, "concentration": 1 / max(spread, 1e-3)}
-    elif kind is families.Uniform:
+    elif family is families.VonMises:
+        values = {"loc": mean, "concentration": 1 / max(variance, 1e-3)}
+    elif family is families.Uniform:
         values = {"low": quantile(0.02), "high": quantile(0.98)}
-    elif kind is families.Kumaraswamy:
-        whole = mean * (1 - mean) / max(spread, 1e-12) - 1
-        values = {"concentration1": max(mean * whole, 0.1), "concentration0": max((1 - mean) * whole, 0.1)}
-    elif kind is families.ContinuousBernoulli:
+    elif family is families.Kumaraswamy:
+        total = mean * (1 - mean) / max(variance, 1e-12) - 1
+        values = {"concentration1": max(mean * total, 0.1), "concentration0": max((1 - mean) * total, 0.1)}
+    elif family is families.ContinuousBernoulli:
         values = {"probs": min(max(mean, 0.05), 0.95)}
-    elif kind is families.Pareto:
+    elif family is families.Pareto:
         values = {"scale": float(x[0]), "alpha": 1 / max(float(np.log(x / x[0]) @ mass), 1e-3)}
-    elif kind is families.F:
+    elif family is families.F:
         values = {"df1": 5.0, "df2": 2 * mean / (mean - 1) if mean > 1.2 else 10.0}
-    elif kind is families.HalfCauchy:
-        values = {"scale": middle}
-    elif kind is families.Zipf:
+    elif family is families.HalfCauchy:
+        values = {"scale": median}
+    elif family is families.Zipf:
         values = {"exponent": 1 + 1 / max(float(np.log(x + 0.5) @ mass), 0.05)}
-    elif kind is families.NegativeBinomial:
-        count = mean**2 / (spread - mean) if spread > 1.001 * mean else 1e3 * max(mean, 1.0)
+    elif family is families.NegativeBinomial:
+        count = mean**2 / (variance - mean) if variance > 1.001 * mean else 1e3 * max(mean, 1.0)
         values = {"total_count": count, "probs": mean / (mean + count)}
-    elif kind is families.Zipfian:
+    elif family is families.Zipfian:
         values = {"exponent": 1.0}
-    elif kind is families.NormalMixture:
+    elif family is families.NormalMixture:
         if components is None:
             return None
-        shares = (np.arange(components) + 0.5) / components
+        probabilities = (np.arange(components) + 0.5) / components
         values = {
             "weights": np.full(components, 1 / components),
-            "locs": np.asarray([quantile(share) for share in shares]),
-            "scales": np.full(components, max(spread**0.5 / components, 1e-12)),
+            "locs": np.asarray([quantile(probability) for probability in probabilities]),
+            "scales": np.full(components, max(variance**0.5 / components, 1e-12)),
         }
     values |= fixed
-    names = {field.name: field.default is MISSING for field in fields(kind)}  # pyright: ignore[reportArgumentType]
-    known = values.keys() <= names.keys() and all(name in values for name, needed in names.items() if needed)
-    return kind(**values) if known else None
+    is_required = {field.name: field.default is MISSING for field in fields(family)}  # pyright: ignore[reportArgumentType]
+    is_complete = values.keys() <= is_required.keys() and all(
+        name in values for name, required in is_required.items() if required
+    )
+    return family(**values) if is_complete else None

@@ -1,4 +1,4 @@
-"""Reverse fits of members that end as sharply as their target does: minima on the target's own ends."""
+"""Reverse fits whose minimum lies where a bound of the member's support equals a bound of the target's support."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -9,77 +9,95 @@ from kullback import families
 from kullback.densities.density import Density
 from kullback.families import Distribution
 from kullback.fit.result import Minimum
-from kullback.fit.solver.multistart import MultistartResult, search
-from kullback.fit.solver.objectives import problem_on_the_line
-from kullback.fit.solver.parametrisation import coordinates_of
+from kullback.fit.solver.multistart import MultistartResult, minimise_from_starts
+from kullback.fit.solver.objectives import univariate_objective
+from kullback.fit.solver.parametrisation import parametrise
 
-__all__ = ["search_with_edges"]
+__all__ = ["minimise_with_support_bounds"]
 
-# Parameters that are an end of the support, and which.
-_ENDS = {families.Uniform: {"low": 0, "high": 1}, families.Pareto: {"scale": 0}}
-_INWARD = 1e-6  # of the member's width
+# Parameters that are a bound of the member's support: 0 for the lower bound and 1 for the upper bound.
+_SUPPORT_BOUNDS = {families.Uniform: {"low": 0, "high": 1}, families.Pareto: {"scale": 0}}
+_INWARD_STEP = 1e-6  # in units of the member's width
 
 
-def search_with_edges(
-    kind: type[Distribution],
-    density: Density,
+def minimise_with_support_bounds(
+    family: type[Distribution],
+    target: Density,
     starts: Sequence[Distribution],
     fixed: dict[str, Any],
     kl: Callable[[Distribution], float],
 ) -> MultistartResult:
-    """The minima of KL(member || target), those included where the member ends where the target does.
+    """Minimise KL(member || target), with minima at the bounds of the target's support included.
 
-    Past the target's end KL is `inf`, so that a minimum there has no vanishing gradient: the end is held, the rest is
-    searched, and it is a minimum if KL rises inward.
+    KL(member || target) is `inf` for a member that extends beyond the target's support. The gradient therefore need
+    not vanish at a minimum on the bound: the parameter is fixed at the bound, the other parameters are fitted, and the
+    result is a minimum if KL increases when the bound is moved inward.
+
+    Args:
+        family: The class of the family.
+        target: The density of the target.
+        starts: Members of the family.
+        fixed: The parameters that are not fitted, by name.
+        kl: KL(member || target) of a member, in nats.
     """
-    chart = coordinates_of(kind, starts[0], fixed)
-    free = search(chart, problem_on_the_line(chart, density, alpha=0.0), starts)
-    ends = {
-        name: density.support[side]
-        for name, side in _ENDS.get(kind, {}).items()
-        if name not in fixed and isfinite(density.support[side])
+    parametrisation = parametrise(family, starts[0], fixed)
+    interior = minimise_from_starts(parametrisation, univariate_objective(parametrisation, target, alpha=0.0), starts)
+    bounds = {
+        name: target.support[side]
+        for name, side in _SUPPORT_BOUNDS.get(family, {}).items()
+        if name not in fixed and isfinite(target.support[side])
     }
-    held = [
+    on_boundary = [
         minimum
-        for count in range(1, len(ends) + 1)
-        for names in combinations(ends, count)
-        for minimum in _held(kind, density, starts, fixed, {name: ends[name] for name in names}, kl)
+        for count in range(1, len(bounds) + 1)
+        for names in combinations(bounds, count)
+        for minimum in _boundary_minima(family, target, starts, fixed, {name: bounds[name] for name in names}, kl)
     ]
-    if not held:
-        return free
-    minima = sorted([*(free.minima if free.converged else ()), *held], key=lambda one: one.kl)
-    return MultistartResult(free.path, tuple(minima), True)
+    if not on_boundary:
+        return interior
+    minima = sorted([*(interior.minima if interior.converged else ()), *on_boundary], key=lambda minimum: minimum.kl)
+    return MultistartResult(interior.path, tuple(minima), True)
 
 
-def _held(
-    kind: type[Distribution],
-    density: Density,
+def _boundary_minima(
+    family: type[Distribution],
+    target: Density,
     starts: Sequence[Distribution],
     fixed: dict[str, Any],
-    ends: dict[str, float],
+    bounds: dict[str, float],
     kl: Callable[[Distribution], float],
 ) -> list[Minimum]:
-    begin = [kind(**vars(one) | ends) for one in starts if _inside(one, ends)]
-    if not begin:
+    """The minima of KL(member || target) with some parameters fixed at bounds of the target's support."""
+    bounded_starts = [family(**vars(start) | bounds) for start in starts if _is_valid(start, bounds)]
+    if not bounded_starts:
         return []
-    chart = coordinates_of(kind, begin[0], fixed | ends)
-    if chart.size == 0:
-        minima = (Minimum(begin[0], kl(begin[0]), tuple(starts)),)
+    parametrisation = parametrise(family, bounded_starts[0], fixed | bounds)
+    if parametrisation.size == 0:
+        minima = (Minimum(bounded_starts[0], kl(bounded_starts[0]), tuple(starts)),)
     else:
-        found = search(chart, problem_on_the_line(chart, density, alpha=0.0), begin)
+        objective = univariate_objective(parametrisation, target, alpha=0.0)
+        found = minimise_from_starts(parametrisation, objective, bounded_starts)
         minima = found.minima if found.converged else ()
-    return [one for one in minima if isfinite(one.kl) and all(kl(moved) > one.kl for moved in _inward(one, ends))]
-
-
-def _inside(start: Any, ends: dict[str, float]) -> bool:
-    held = vars(start) | ends
-    return held["low"] < held["high"] if isinstance(start, families.Uniform) else held["scale"] > 0
-
-
-def _inward(minimum: Minimum, ends: dict[str, float]) -> list[Distribution]:
-    here: Any = minimum.distribution
-    width = here.scale if isinstance(here, families.Pareto) else here.high - here.low
     return [
-        type(here)(**vars(here) | {name: end + (-1 if name == "high" else 1) * _INWARD * width})
-        for name, end in ends.items()
+        minimum
+        for minimum in minima
+        if isfinite(minimum.kl) and all(kl(neighbour) > minimum.kl for neighbour in _inward(minimum, bounds))
+    ]
+
+
+def _is_valid(start: Any, bounds: dict[str, float]) -> bool:
+    """Whether a start with some parameters replaced by bounds is a member of the family."""
+    parameters = vars(start) | bounds
+    if isinstance(start, families.Uniform):
+        return parameters["low"] < parameters["high"]
+    return parameters["scale"] > 0
+
+
+def _inward(minimum: Minimum, bounds: dict[str, float]) -> list[Distribution]:
+    """The members with one bound moved inward by a small step."""
+    member: Any = minimum.distribution
+    width = member.scale if isinstance(member, families.Pareto) else member.high - member.low
+    return [
+        type(member)(**vars(member) | {name: bound + (-1 if name == "high" else 1) * _INWARD_STEP * width})
+        for name, bound in bounds.items()
     ]

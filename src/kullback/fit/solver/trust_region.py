@@ -1,4 +1,4 @@
-"""Newton's rule within a trust region measured in KL: each step moves the member by a bounded number of nats."""
+"""Newton's method in a trust region whose radius bounds the KL between successive members of the family."""
 
 from collections.abc import Sequence
 from math import inf
@@ -10,21 +10,24 @@ from scipy import optimize
 from kullback.errors import ParameterError
 from kullback.numerics.arrays import Array
 
-__all__ = ["Descent", "Model", "Problem", "descend", "nowhere", "units"]
+__all__ = ["Descent", "Objective", "QuadraticModel", "fisher_basis", "infinite_model", "minimise"]
 
-_WALL = 1e-2  # so near a place that is inf no difference can be taken
-_BOWL = 0.1  # in the same units: 0.005 nats
-_RADIUS = 1.0  # the longest step: KL of successive members is about half its square
+# Lengths in the Fisher metric: the KL between two members at a small distance r is about r^2 / 2 nats.
+_MAX_RADIUS = 1.0
+_MIN_RADIUS = 1e-10
+_MIN_RADIUS_NEAR_INFINITY = 1e-2  # closer to a point of infinite value, finite differences are not available
+_SAME_MINIMUM_RADIUS = 0.1  # 0.005 nats
 
 
-class Model(NamedTuple):
-    """What is descended near one member, to second order; steps are in units of the members' own scale.
+class QuadraticModel(NamedTuple):
+    """A second-order Taylor model of the objective at one parameter vector, in a basis of Fisher-normalised steps.
 
     Args:
-        value: There, nats; `inf` where it cannot be descended.
-        gradient: Along the units, (k,).
-        hessian: The same, (k, k).
-        basis: The units, as columns (k, k): each changes the member by half a nat, to second order.
+        value: The objective at the vector, in nats; `inf` where the objective cannot be minimised.
+        gradient: The gradient in the basis, shape (k,).
+        hessian: The Hessian in the basis, shape (k, k).
+        basis: The basis vectors as columns, shape (k, k). A step along one of them changes the member by half a nat,
+            to second order.
     """
 
     value: float
@@ -33,25 +36,25 @@ class Model(NamedTuple):
     basis: Array
 
 
-class Problem(Protocol):
-    """KL over a family, in coordinates without bounds."""
+class Objective(Protocol):
+    """A divergence over a family, as a function of an unconstrained parameter vector."""
 
-    def model(self, vector: Array) -> Model:
-        """What is descended, near there.
+    def quadratic_model(self, vector: Array) -> QuadraticModel:
+        """The second-order model of the objective at a vector.
 
         Raises:
-            ParameterError: There is beyond what floats hold.
+            ParameterError: The member at the vector, or a neighbour, is not representable in floating point.
         """
         ...
 
 
 class Descent(NamedTuple):
-    """Where a descent went.
+    """The iterates of one minimisation.
 
     Args:
-        vectors: Each place, the start first.
-        values: What was descended, at each.
-        converged: Whether it came to where the gradient vanishes and all curvature is upward.
+        vectors: The parameter vectors, the starting point first.
+        values: The objective at each vector, in nats.
+        converged: Whether the last iterate has a vanishing gradient and a positive definite Hessian.
     """
 
     vectors: list[Array]
@@ -59,102 +62,123 @@ class Descent(NamedTuple):
     converged: bool
 
 
-def descend(problem: Problem, start: Array, *, max_steps: int = 300, known: Sequence[Descent] = ()) -> Descent:
-    """From a start downhill to a local minimum, by steps that no basin is left with.
+def minimise(
+    objective: Objective, start: Array, *, max_steps: int = 300, known_minima: Sequence[Descent] = ()
+) -> Descent:
+    """Minimise an objective from one starting point, with steps too short to leave the basin of attraction.
 
     Args:
-        problem: What is descended.
-        start: Where from.
-        max_steps: How many steps.
-        known: Minima that are known: close to one of them, in its bowl, the descent ends there.
+        objective: The objective.
+        start: The starting vector, shape (k,).
+        max_steps: The largest number of steps.
+        known_minima: Descents to minima that are known. The descent returns one of them as soon as an iterate of
+            positive curvature lies close to it.
+
+    Returns:
+        The iterates, or the known descent to the same minimum.
     """
-    vector, radius = np.asarray(start, np.float64), _RADIUS / 2
-    model = _model(problem, vector)
+    vector, radius = np.asarray(start, np.float64), _MAX_RADIUS / 2
+    model = _model_or_infinite(objective, vector)
     if not np.isfinite(model.value):
         return Descent([vector], [model.value], False)
-    vectors, values, flat = [vector], [model.value], 0
+    vectors, values, steps_without_gain = [vector], [model.value], 0
     for _ in range(max_steps):
-        step, expected = _trusted(model.gradient, model.hessian, radius)
+        step, expected = _trust_region_step(model.gradient, model.hessian, radius)
         length = float(np.linalg.norm(step))
         candidate = vector + model.basis @ step
-        curved = np.linalg.eigvalsh(model.hessian)[0] > 0
-        for end in known if curved else ():
-            if np.linalg.norm(np.linalg.solve(model.basis, end.vectors[-1] - vector)) < _BOWL:
-                return end
-        # A step that the radius cut short says nothing of how far the minimum is.
-        whole = curved and length < 0.9 * radius
-        if whole and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
+        is_convex = np.linalg.eigvalsh(model.hessian)[0] > 0
+        for descent in known_minima if is_convex else ():
+            if np.linalg.norm(np.linalg.solve(model.basis, descent.vectors[-1] - vector)) < _SAME_MINIMUM_RADIUS:
+                return descent
+        # Only a step that the radius does not shorten measures the distance to the minimum.
+        is_newton_step = is_convex and length < 0.9 * radius
+        if is_newton_step and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
             return Descent([*vectors, candidate], [*values, model.value], True)
-        there = _model(problem, candidate)
-        gained = model.value - there.value
-        noise = 1e-14 * max(1.0, abs(model.value))
-        if np.isfinite(there.value) and (gained > 0.1 * expected or (length < 1e-3 and gained > -noise)):
-            flat = flat + 1 if gained < noise else 0
-            if gained > 0.7 * expected and length > 0.9 * radius:
-                radius = min(_RADIUS, 2 * radius)
-            vector, model = candidate, there
+        new_model = _model_or_infinite(objective, candidate)
+        decrease = model.value - new_model.value
+        rounding = 1e-14 * max(1.0, abs(model.value))
+        if np.isfinite(new_model.value) and (decrease > 0.1 * expected or (length < 1e-3 and decrease > -rounding)):
+            steps_without_gain = steps_without_gain + 1 if decrease < rounding else 0
+            if decrease > 0.7 * expected and length > 0.9 * radius:
+                radius = min(_MAX_RADIUS, 2 * radius)
+            vector, model = candidate, new_model
             vectors.append(vector)
             values.append(model.value)
-            if flat >= 4:  # nothing but rounding moves it
+            if steps_without_gain >= 4:  # the remaining changes are rounding errors
                 break
         else:
             radius = length / 4
-            if radius < (1e-10 if np.isfinite(there.value) else _WALL):
+            if radius < (_MIN_RADIUS if np.isfinite(new_model.value) else _MIN_RADIUS_NEAR_INFINITY):
                 break
-    return Descent(vectors, values, _settled(model))
+    return Descent(vectors, values, _is_minimum(model))
 
 
-def _settled(model: Model) -> bool:
-    """Whether all curvature is upward, and Newton's whole step would gain nothing and go nowhere."""
+def _is_minimum(model: QuadraticModel) -> bool:
+    """Whether the Hessian is positive definite and the full Newton step is negligible in length and in decrease."""
     if not np.linalg.eigvalsh(model.hessian)[0] > 0:
         return False
     step = np.linalg.solve(model.hessian, model.gradient)
     return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12)
 
 
-def _model(problem: Problem, vector: Array) -> Model:
+def _model_or_infinite(objective: Objective, vector: Array) -> QuadraticModel:
     try:
-        return problem.model(vector)
+        return objective.quadratic_model(vector)
     except ParameterError:
-        return nowhere(vector.size)
+        return infinite_model(vector.size)
 
 
-def nowhere(size: int) -> Model:
-    """Where nothing can be descended."""
-    return Model(inf, np.zeros(size), np.eye(size), np.eye(size))
+def infinite_model(size: int) -> QuadraticModel:
+    """The model at a vector of k = size entries where the objective is infinite or not defined."""
+    return QuadraticModel(inf, np.zeros(size), np.eye(size), np.eye(size))
 
 
-def units(metric: Array) -> Array:
-    """A basis of steps that each change the member by half a nat, from the Fisher metric.
+def fisher_basis(metric: Array) -> Array:
+    """The eigenvectors of a Fisher metric, scaled so that each changes the member by half a nat.
+
+    Args:
+        metric: The Fisher information matrix, shape (k, k).
+
+    Returns:
+        The basis vectors as columns, shape (k, k).
 
     Raises:
         ParameterError: The metric is not finite.
     """
     if not np.isfinite(metric).all():
-        raise ParameterError("expected a member that floats hold, and its neighbours too")
+        raise ParameterError(
+            "expected a finite Fisher metric, got one with infinite or nan entries: the member or a neighbour is not "
+            "representable in floating point"
+        )
     values, vectors = np.linalg.eigh(metric)
-    top = values[-1] if values[-1] > 0 else 1.0
-    return vectors / np.sqrt(np.maximum(values, 1e-8 * top))
+    largest = values[-1] if values[-1] > 0 else 1.0
+    return vectors / np.sqrt(np.maximum(values, 1e-8 * largest))
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of members at the edge of what floats hold
-def _trusted(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float]:
-    """The step of at max_steps this length that a parabola falls by max_steps along, and by how much it falls."""
+@np.errstate(over="ignore", invalid="ignore")  # members near the limits of floating point
+def _trust_region_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float]:
+    """The minimiser of the quadratic model within the radius, and the decrease of the model.
+
+    The step is -(H + shift I)^-1 g with the smallest shift >= 0 that makes H + shift I positive definite and the step
+    no longer than the radius.
+    """
     values, vectors = np.linalg.eigh(hessian)
     g = vectors.T @ gradient
     if values[0] > 0 and np.linalg.norm(g / values) <= radius:
         step = -g / values
     else:
         if abs(g[0]) < 1e-10 * max(1.0, np.abs(g).max()) and values[0] <= 0:
-            g[0] = 1e-10 * max(1.0, float(np.abs(g).max()))  # off a ridge
-        low = max(0.0, -float(values[0]))
+            g[0] = 1e-10 * max(1.0, float(np.abs(g).max()))  # leave a saddle point along the negative curvature
+        smallest_shift = max(0.0, -float(values[0]))
 
-        def excess(shift: float) -> float:
-            return float(np.linalg.norm(g / (values + low + shift))) / radius - 1
+        def excess_length(shift: float) -> float:
+            return float(np.linalg.norm(g / (values + smallest_shift + shift))) / radius - 1
 
         top = float(np.linalg.norm(g)) / radius + float(np.abs(values).max()) + 1e-300
         bottom = 1e-16 * top
-        shift = optimize.brentq(excess, bottom, 2 * top, xtol=1e-12 * top) if excess(bottom) > 0 else bottom
-        step = -g / (values + low + shift)  # pyright: ignore[reportOperatorIssue]
+        shift = (
+            optimize.brentq(excess_length, bottom, 2 * top, xtol=1e-12 * top) if excess_length(bottom) > 0 else bottom
+        )
+        step = -g / (values + smallest_shift + shift)  # pyright: ignore[reportOperatorIssue]
     expected = -float(g @ step + 0.5 * (values * step) @ step)
     return vectors @ step, expected
