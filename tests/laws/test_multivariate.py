@@ -259,15 +259,15 @@ def test_projections_of_von_mises_fisher_to_one_axis(seed):
     inside = strengths[1] * np.sqrt(np.maximum((1 - cosine**2) * (1 - t**2), 0))
     logs_q = strengths[1] * cosine * t + np.log(np.i0(inside))
     logs_p, logs_q = (logs - logsumexp(logs, b=weights) for logs in (logs_p, logs_q))
-    seen = float(weights @ expected_log_ratio(logs_p, logs_q))
-    # Around the axis p is even: what is left is the mean of log I0, since the mean cosine around it is 0.
+    projected = float(weights @ expected_log_ratio(logs_p, logs_q))
+    # p is uniform around the axis, so that the conditional KL is the mean of log I_0; the mean cosine is 0.
     around = float(weights @ (np.exp(logs_p) * np.log(np.i0(inside))))
     for whole in kls(p, q):
-        assert seen <= whole * (1 + 1e-9)
-        assert seen + around == pytest.approx(whole, rel=1e-8)
+        assert projected <= whole * (1 + 1e-9)
+        assert projected + around == pytest.approx(whole, rel=1e-8)
 
 
-# Joint convexity, and what the mixtures do not tell: which of the two it was. Where all outcomes can be gone through.
+# Joint convexity and the chain rule for mixtures, for families whose outcomes can be enumerated or integrated.
 
 
 def two_dimensional(make):

@@ -174,9 +174,9 @@ def test_torch_maps_over_rows(form):
 def test_holds():
     assert holds(np.asarray(True))
     assert not holds(torch.tensor(False))
-    seen = []
-    jax.jit(lambda x: seen.append(holds(x > 0)))(1.0)
-    assert seen == [False]
+    results = []
+    jax.jit(lambda x: results.append(holds(x > 0)))(1.0)
+    assert results == [False]
     with pytest.raises(ValueError, match="ambiguous"):
         holds(np.asarray([True, False]))
     with pytest.raises((TypeError, RuntimeError)):

@@ -118,7 +118,7 @@ def kl_kumaraswamy_kumaraswamy(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Kumaraswamy(a, b1) and Q = Kumaraswamy(a, b2), with equal concentration1 = a.
 
     phi(log(b2/b1)), where phi(d) = e^d - 1 - d: the variable -log(1 - x^a) is exponential, with the rates b1 and b2.
-    There is no closed form for unequal concentration1.
+    No closed form is known for unequal concentration1.
     """
     kl = ratio_residual(xp, q.concentration0, p.concentration0)
     return where_equal(xp, p, q, "concentration1", kl)

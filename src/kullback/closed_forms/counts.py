@@ -63,7 +63,7 @@ def kl_negative_binomial_negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = NegativeBinomial(total_count, probs1) and Q = NegativeBinomial(total_count, probs2).
 
     total_count KL(Bernoulli(probs1) || Bernoulli(probs2)) / (1 - probs1): KL of one trial times the mean number of
-    trials under P. There is no closed form for unequal total_count.
+    trials under P. No closed form is known for unequal total_count.
     """
     kl = p.total_count * (kl_bernoulli_bernoulli(xp, p, q) / failure_prob(xp, p))
     return where_equal(xp, p, q, "total_count", kl)

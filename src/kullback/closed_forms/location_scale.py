@@ -51,7 +51,7 @@ def kl_half_cauchy_half_cauchy(xp: Any, p: Any, q: Any) -> Array:
 def kl_logistic_logistic(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Logistic(loc1, scale) and Q = Logistic(loc2, scale), with equal scales.
 
-    d (coth(d/2) - 2/d) = d coth(d/2) - 2 with d = (loc1 - loc2)/scale. There is no closed form for unequal scales.
+    d (coth(d/2) - 2/d) = d coth(d/2) - 2 with d = (loc1 - loc2)/scale. No closed form is known for unequal scales.
     """
     d = (p.loc - q.loc) / q.scale
     return where_equal(xp, p, q, "scale", d * log_sinhc_slope(xp, d / 2))

@@ -83,8 +83,8 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
     """`kl` for a formula that holds only where p and q have an equal value of the parameter `name`.
 
     The result is nan where the values differ and are traced. The gradient with respect to the parameter of one side
-    alone is nan, because the formula does not determine it; where p and q share the array the gradient is that of the
-    formula.
+    alone is nan, because the formula does not determine it. Where p and q share the array, the formula is
+    differentiated.
 
     Raises:
         NoClosedFormError: The values differ and are not traced.
