@@ -38,7 +38,7 @@ def kl(p: Any, q: Any) -> Array:
         p: A parameter record of `kullback.families`, a distribution of `torch.distributions`, a frozen distribution or
             random variable of `scipy.stats`, a distribution of NumPyro or TensorFlow Probability, or an object of a
             class passed to `register_kl`.
-        q: A distribution of the same kinds. Its parameters and those of p broadcast.
+        q: A distribution of the same kinds. The parameters of p and q broadcast.
 
     Returns:
         An array of the batch shape, in nats, of the parameters' array type and dtype (a float64 NumPy array for Python

@@ -426,14 +426,14 @@ def test_a_mode_that_was_missed_is_noticed():
     plain = density(normal, anchors=((0.0, 1.0),))
     estimate = kl_quadrature(plain, hidden)
     assert estimate.status == "unreliable"
-    assert "q adds up to 0.5" in estimate.warnings[0]
+    assert "q integrates to 0.5" in estimate.warnings[0]
 
 
 def test_a_density_that_is_none_is_noticed():
     double = density(lambda x: normal(x) + np.log(2), anchors=((0.0, 1.0),))
     estimate = kl_quadrature(double, density(normal, anchors=((0.0, 1.0),)))
     assert estimate.status == "unreliable"
-    assert "p adds up to 2" in estimate.warnings[0]
+    assert "p integrates to 2" in estimate.warnings[0]
 
 
 def test_masses_that_are_one_only_to_rounding_cost_nothing():
@@ -459,7 +459,7 @@ def test_a_density_that_underflows_is_not_called_a_gap():
 def test_an_unreachable_demand_is_said_to_be_unmet():
     estimate = bound_of(NORMAL, Cauchy(loc=0.0, scale=1.0), error=1e-18)
     assert estimate.status == "unreliable"
-    assert "above the 1e-18 asked for" in estimate.warnings[0]
+    assert "above the acceptable error 1e-18" in estimate.warnings[0]
 
 
 def test_a_nan_is_an_error_that_says_where():

@@ -71,7 +71,7 @@ def test_hills_index_is_that_of_a_power_law():
 
 
 def test_bad_log_densities():
-    with pytest.raises(SupportError, match="that of q is nan"):
+    with pytest.raises(SupportError, match="the log-density of q is nan"):
         kl_monte_carlo(NORMAL, Sampler(NORMAL.sample, lambda x: np.full(x.shape, np.nan)))
     with pytest.raises(SupportError, match="that of p is -inf at its draw"):
         kl_monte_carlo(Sampler(NORMAL.sample, stats.uniform().logpdf), NORMAL)

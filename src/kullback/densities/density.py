@@ -24,7 +24,7 @@ class Density:
         fine_ends: Ends of the support near which `log_density` uses the offset without rounding, so that every power
             of the distance to the end is evaluated to full accuracy. (Points near 0 always are.)
         discrete: Whether the distribution is supported on integers.
-        sample: Called as `sample(count, rng)`; returns `count` independent draws. None if there is no sampler.
+        sample: Called as `sample(count, rng)`; returns `count` independent draws. None without a sampler.
     """
 
     log_density: Callable[[Array, Array], Array]

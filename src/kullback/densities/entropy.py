@@ -1,4 +1,4 @@
-"""The entropy of a distribution on the line, by quadrature or summation."""
+"""The entropy of a univariate distribution, by quadrature or summation."""
 
 import numpy as np
 
@@ -9,13 +9,16 @@ __all__ = ["entropy_of"]
 
 
 def entropy_of(density: Density) -> float:
-    """H(p) = -E_p[log p(x)] in nats: the differential entropy of a density, which may be negative.
+    """H(p) of a univariate density or probability mass function.
+
+    H(p) = -E_p[log p(x)]: the entropy of a discrete distribution, or the differential entropy of a continuous one.
 
     Args:
-        density: A density with its support, or the probabilities of whole numbers.
+        density: The density or probability mass function.
 
     Returns:
-        Nats, to about 1e-12 of its size. For whole numbers with a slow tail, of the first 65 536 of them.
+        The entropy in nats, with a relative error of about 1e-12. A differential entropy may be negative. The sum of a
+        heavy-tailed discrete distribution stops after 65 536 integers.
 
     Example:
         >>> from kullback.densities.from_families import as_density
@@ -27,5 +30,5 @@ def entropy_of(density: Density) -> float:
     with np.errstate(all="ignore"):
         logs = density.log_density(nodes.origin, nodes.offset)
         mass = np.exp(logs + nodes.log_weight)
-    seen = (mass > 0) & np.isfinite(logs)
-    return -float(mass[seen] @ logs[seen])
+    positive = (mass > 0) & np.isfinite(logs)
+    return -float(mass[positive] @ logs[positive])

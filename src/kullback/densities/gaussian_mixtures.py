@@ -1,4 +1,4 @@
-"""Mixtures of normals in any dimension: their density and draws, and what bounds KL between two of them."""
+"""Mixtures of multivariate normals: density, sampler, and bounds of KL(p || q) between two mixtures."""
 
 from typing import Any, NamedTuple
 
@@ -24,12 +24,12 @@ __all__ = [
 
 
 class Components(NamedTuple):
-    """A mixture of normals.
+    """A mixture of k multivariate normals in d dimensions.
 
     Args:
-        weights: Shape (k,), summing to one.
-        locs: Shape (k, d).
-        covariances: Shape (k, d, d).
+        weights: The probabilities of the components, shape (k,), positive, with sum 1.
+        locs: The means, shape (k, d).
+        covariances: The covariance matrices, shape (k, d, d).
     """
 
     weights: Array
@@ -38,11 +38,11 @@ class Components(NamedTuple):
 
 
 class MixtureBounds(NamedTuple):
-    """What is known of KL(p || q) without a draw, in nats.
+    """An approximation and an upper bound of KL(p || q) between Gaussian mixtures, in nats.
 
     Args:
-        variational: An approximation, which may lie on either side, and even below 0.
-        upper: Never below KL.
+        variational: The variational approximation, which is not a bound and may be negative.
+        upper: The variational upper bound.
     """
 
     variational: float
@@ -50,34 +50,42 @@ class MixtureBounds(NamedTuple):
 
 
 def components(weights: Array, locs: Array, covariances: Array) -> Components:
-    """A mixture of normals, checked; components of weight 0 are left out.
+    """A mixture of multivariate normals, which `kullback.measure` accepts as a distribution.
 
     Args:
-        weights: Shape (k,), summing to one.
-        locs: Shape (k, d).
-        covariances: Shape (k, d, d).
+        weights: The probabilities of the components, shape (k,). They are divided by their sum, and components of
+            weight 0 are dropped.
+        locs: The means, shape (k, d).
+        covariances: The covariance matrices, shape (k, d, d).
+
+    Returns:
+        The mixture, with float64 NumPy arrays.
 
     Raises:
-        ShapeError: The shapes do not fit together.
+        ShapeError: The shapes are inconsistent.
+
+    Example:
+        >>> components([0.25, 0.75], [[0.0, 0.0], [1.0, 1.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2).weights
+        array([0.25, 0.75])
     """
-    weights, locs, covariances = (_plain(value) for value in (weights, locs, covariances))
+    weights, locs, covariances = (_in_float64(value) for value in (weights, locs, covariances))
     count, size = weights.size, locs.shape[-1]
     if weights.shape != (count,) or locs.shape != (count, size) or covariances.shape != (count, size, size):
         raise ShapeError(
             "expected k weights, (k, d) locs and (k, d, d) covariances, got shapes "
             f"{weights.shape}, {locs.shape}, {covariances.shape}"
         )
-    kept = weights > 0
-    return Components(weights[kept] / weights.sum(), locs[kept], covariances[kept])
+    positive = weights > 0
+    return Components(weights[positive] / weights.sum(), locs[positive], covariances[positive])
 
 
 def components_of_family(record: Distribution) -> Components | None:
-    """A normal of vectors as a mixture of one; None for what is none, and for a batch."""
+    """A multivariate normal, or an Independent of normals, as one component; None for other families and batches."""
     if isinstance(record, Independent) and isinstance(record.base, Normal) and record.event_dims == 1:
-        loc, scale = np.broadcast_arrays(*(_plain(side) for side in (record.base.loc, record.base.scale)))
+        loc, scale = np.broadcast_arrays(*(_in_float64(side) for side in (record.base.loc, record.base.scale)))
         covariance = scale[..., None] ** 2 * np.eye(scale.shape[-1] if scale.ndim else 1)
     elif isinstance(record, MultivariateNormal | LowRankMultivariateNormal):
-        plain = type(record)(**{name: None if v is None else _plain(v) for name, v in vars(record).items()})
+        plain = type(record)(**{name: None if v is None else _in_float64(v) for name, v in vars(record).items()})
         loc, covariance = plain.loc, covariance_of(np, plain)
     else:
         return None
@@ -86,26 +94,27 @@ def components_of_family(record: Distribution) -> Components | None:
     return components(np.ones(1), loc[None], covariance[None])
 
 
-def _plain(value: Any) -> Array:
+def _in_float64(value: Any) -> Array:
     return np.asarray(untracked(value), dtype=np.float64)
 
 
 def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
-    """The variational approximation of KL(p || q) and the variational upper bound, for mixtures of normals, in nats.
+    """The variational approximation and the variational upper bound of KL(p || q) between Gaussian mixtures.
 
-    With KL of components by their closed form,
+    With the closed-form KL(a || b) of components a and b,
 
         variational = sum_a p_a log(sum_a' p_a' exp(-KL(a || a')) / sum_b q_b exp(-KL(a || b)))
         upper = min over f, g of sum_ab f_ab (log(f_ab / g_ab) + KL(a || b)), sum_b f_ab = p_a, sum_a g_ab = q_b
 
     Args:
-        p: A mixture of normals.
-        q: Another, of the same dimension.
+        p: A mixture of multivariate normals.
+        q: A mixture of multivariate normals of the same dimension.
 
     Returns:
-        Both, in nats.
+        The approximation and the bound, in nats.
 
-    Source: [hershey2007], eqs. 18 and 21-24.
+    References:
+        Hershey and Olsen (2007), eqs. 18 and 21-24.
     """
     within, across = _pairwise(p, p), _pairwise(p, q)
     log_p, log_q = np.log(p.weights), np.log(q.weights)
@@ -114,7 +123,7 @@ def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
     log_f = log_p[:, None] + log_q
     upper = bound = np.inf
     for _ in range(500):
-        # Each step is the best g for this f, then the best f for this g; any of them gives a bound.
+        # Coordinate descent: g is minimised for fixed f, then f for fixed g. Each iterate gives an upper bound.
         log_g = log_q + log_f - _log_sum(log_f, 0)
         log_f = log_g - across
         log_f += (log_p - _log_sum(log_f, 1))[:, None]
@@ -126,7 +135,7 @@ def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
 
 
 def sampler_of_components(mixture: Components) -> Sampler:
-    """Draws of shape (count, d), and their log-densities."""
+    """The sampler of a mixture: draws of shape (count, d) and log-densities of shape (count,)."""
     roots, log_weights = np.linalg.cholesky(mixture.covariances), np.log(mixture.weights)
 
     def sample(count: int, rng: Any) -> Array:
@@ -138,30 +147,30 @@ def sampler_of_components(mixture: Components) -> Sampler:
 
 
 def log_density_of_components(log_weights: Array, locs: Array, roots: Array, x: Array) -> Array:
-    """log sum_k weights_k N(x; locs_k, roots_k roots_k^T).
+    """The log-density of a Gaussian mixture: log sum_k weights_k N(x; locs_k, roots_k roots_k^T).
 
     Args:
-        log_weights: Shape (k,).
-        locs: Shape (k, d).
-        roots: Lower Cholesky factors of the covariances, shape (k, d, d).
-        x: Shape (n, d).
+        log_weights: The logarithms of the weights, shape (k,).
+        locs: The means, shape (k, d).
+        roots: The lower Cholesky factors of the covariances, shape (k, d, d).
+        x: The points, shape (n, d).
 
     Returns:
-        Shape (n,).
+        The log-densities, shape (n,).
     """
     logs = []
     for log_weight, loc, root in zip(log_weights, locs, roots, strict=True):
-        z = _whitened(root, (x - loc).T)
-        half = np.log(np.diag(root)).sum() + 0.5 * loc.size * np.log(2 * np.pi)
-        logs.append(log_weight - half - 0.5 * (z * z).sum(axis=0))
+        z = _solve_triangular(root, (x - loc).T)
+        constant = np.log(np.diag(root)).sum() + 0.5 * loc.size * np.log(2 * np.pi)
+        logs.append(log_weight - constant - 0.5 * (z * z).sum(axis=0))
     return logs[0] if len(logs) == 1 else _log_sum(np.asarray(logs), 0)
 
 
-def _whitened(root: Array, away: Array) -> Array:
-    """root^-1 away, by forward substitution: sooner than LAPACK's for few dimensions and many places."""
-    z = np.empty(away.shape)
-    for i in range(len(away)):
-        z[i] = (away[i] - root[i, :i] @ z[:i]) / root[i, i]
+def _solve_triangular(root: Array, residual: Array) -> Array:
+    """root^-1 residual by forward substitution, which is faster than LAPACK for few dimensions and many points."""
+    z = np.empty(residual.shape)
+    for i in range(len(residual)):
+        z[i] = (residual[i] - root[i, :i] @ z[:i]) / root[i, i]
     return z
 
 
@@ -170,7 +179,7 @@ def _log_sum(logs: Array, axis: int) -> Array:
 
 
 def _pairwise(p: Components, q: Components) -> Array:
-    """KL of every component of p to every one of q."""
+    """KL(a || b) of every component a of p and every component b of q, shape (components of p, components of q)."""
     form = FORMS[MultivariateNormal, MultivariateNormal]
     left = MultivariateNormal(loc=p.locs[:, None], covariance_matrix=p.covariances[:, None])
     return np.asarray(form(left, MultivariateNormal(loc=q.locs, covariance_matrix=q.covariances)))

@@ -11,10 +11,10 @@ __all__ = ["log_terms", "terms"]
 
 
 def terms(log_p: Array, log_q: Array) -> Array:
-    """p phi(log q - log p), p and q, stacked; `inf` in the first where only q is 0."""
+    """p phi(log q - log p), p and q, stacked along a new first axis; the first is `inf` where only q is 0."""
     p, q, d = np.exp(log_p), np.exp(log_q), _log_ratio(log_p, log_q)
     near = d < 1
-    # Far below, p alone may underflow where p |d| does not; far above, e^d may overflow where p e^d does not.
+    # For d << 0, p may underflow where p |d| does not; for d >> 0, e^d may overflow where p e^d does not.
     close = p * phi(np.where(near & (d > -50), d, 0.0))
     far_below = np.exp(log_p + np.log(-1 - np.minimum(d, -2.0)))
     far_above = q - p - p * np.where(d < np.inf, d, 0.0)
@@ -22,7 +22,7 @@ def terms(log_p: Array, log_q: Array) -> Array:
 
 
 def log_terms(log_p: Array, log_q: Array) -> Array:
-    """log(p phi(log q - log p)), which neither overflows nor underflows."""
+    """log(p phi(log q - log p)), computed without overflow and underflow of p, q and their ratio."""
     d = _log_ratio(log_p, log_q)
     near = log_p + np.log(phi(np.clip(d, -50.0, 1.0)))
     below = log_p + np.log(-1 - np.minimum(d, -2.0))

@@ -1,4 +1,4 @@
-"""Places and weights that resolve densities, so that nearby members of a family are compared by one sum."""
+"""Quadrature nodes and weights that resolve two densities, for repeated sums over members of a family near them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ import numpy as np
 
 from kullback.densities.density import Density
 from kullback.densities.integrand import terms
-from kullback.densities.panels import Panels, cut, join
-from kullback.densities.tails import follow
+from kullback.densities.panels import Panels, assemble, partition
+from kullback.densities.tails import analyse_tail
 from kullback.numerics.arrays import Array
 
 __all__ = ["Nodes", "line_nodes", "mean_of"]
 
 _U, _W = np.polynomial.legendre.leggauss(15)
-_WIDE = 2**16  # counts that are taken one by one
+_MAX_COUNTS = 2**16  # integers that serve as nodes
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Places on the line, or counts.
+    """Quadrature nodes x = origin + offset on the real line, or integers.
 
     Args:
-        origin: A place near each.
-        offset: The rest of it.
-        log_weight: The logarithm of the length that it stands for.
+        origin: The point from which each node is measured, shape (n,).
+        offset: The distance from the origin, with its sign, shape (n,).
+        log_weight: The logarithm of the quadrature weight of each node, shape (n,); 0 for integers.
     """
 
     origin: Array
@@ -38,18 +38,18 @@ class Nodes:
         return self.origin + self.offset
 
     def log_mass(self, density: Density) -> Array:
-        """The logarithm of the probability that each node stands for."""
+        """The log-density at each node plus the log of the node's weight."""
         with np.errstate(all="ignore"):
             return density.log_density(self.origin, self.offset) + self.log_weight
 
 
 def line_nodes(p: Density, q: Density) -> Nodes:
-    """Nodes that resolve p, q and the terms of KL(p || q), as far as floats do."""
+    """Nodes that resolve p, q and the integrand of KL(p || q) to about the accuracy of float64."""
     if p.discrete:
         return _counts(p, q)
     with np.errstate(all="ignore"):
-        straight, rays = cut(p, q)
-        panels = join(straight, rays, [follow(p, q, *ray).reach for ray in rays])
+        intervals, rays = partition(p, q)
+        panels = assemble(intervals, rays, [analyse_tail(p, q, *ray).reach for ray in rays])
         whole, kept = _rule(p, q, panels), []
         for _ in range(12):
             halves = panels.halve()
@@ -73,15 +73,16 @@ def line_nodes(p: Density, q: Density) -> Nodes:
 
 
 def mean_of(density: Density) -> Callable[[Callable[[Array], Array]], Any]:
-    """E of a function of x under a density."""
+    """The expectation operator of a density: a function that maps f to E[f(x)], by quadrature or summation."""
     nodes = line_nodes(density, density)
     mass = np.exp(nodes.log_mass(density))
-    seen = mass > 0
-    x, mass = nodes.x[seen], mass[seen] / mass[seen].sum()
+    positive = mass > 0
+    x, mass = nodes.x[positive], mass[positive] / mass[positive].sum()
     return lambda f: f(x) @ mass
 
 
 def _rule(p: Density, q: Density, panels: Panels) -> Array:
+    """The integrals of p phi(log q/p), p and q over each panel, shape (3, panels)."""
     half = (panels.high - panels.low) / 2
     u = (panels.low + half)[:, None] + half[:, None] * _U
     origin, offset, step = panels.at(u)
@@ -90,19 +91,20 @@ def _rule(p: Density, q: Density, panels: Panels) -> Array:
 
 
 def _counts(p: Density, q: Density) -> Nodes:
+    """The integers of both supports; of supports with more than 2^16 integers, those around the anchors."""
     low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
-    if high - low > _WIDE:
-        places = [(place - 60 * width - 60, place + 60 * width + 60) for place, width in (*p.anchors, *q.anchors)]
-        low, high = max(low, floor(min(first for first, _ in places))), min(high, ceil(max(last for _, last in places)))
-        if high - low > _WIDE:
-            high = low + _WIDE
-        # far tails of slow laws: out to where neither counts
-        while high < min(p.support[1], q.support[1], low + _WIDE) and _counts_at(p, q, high):
-            high = min(low + _WIDE, low + 2 * (high - low))
-    k = np.arange(low, high + 1.0) if high < inf else np.arange(low, low + _WIDE)
+    if high - low > _MAX_COUNTS:
+        ranges = [(at - 60 * width - 60, at + 60 * width + 60) for at, width in (*p.anchors, *q.anchors)]
+        low, high = max(low, floor(min(first for first, _ in ranges))), min(high, ceil(max(last for _, last in ranges)))
+        if high - low > _MAX_COUNTS:
+            high = low + _MAX_COUNTS
+        # heavy tails are extended until both probabilities are negligible
+        while high < min(p.support[1], q.support[1], low + _MAX_COUNTS) and _is_not_negligible(p, q, high):
+            high = min(low + _MAX_COUNTS, low + 2 * (high - low))
+    k = np.arange(low, high + 1.0) if high < inf else np.arange(low, low + _MAX_COUNTS)
     return Nodes(k, np.zeros_like(k), np.zeros_like(k))
 
 
-def _counts_at(p: Density, q: Density, k: float) -> bool:
+def _is_not_negligible(p: Density, q: Density, k: float) -> bool:
     at, zero = np.asarray([k]), np.zeros(1)
     return max(float(p.log_density(at, zero)[0]), float(q.log_density(at, zero)[0])) > -75

@@ -1,4 +1,7 @@
-"""The line cut into panels on which two densities are smooth, and adaptive Gauss-Legendre quadrature over them."""
+"""A partition of the real line into panels on which two densities are smooth, and adaptive composite quadrature.
+
+Each panel is integrated by the Gauss-Legendre rule with 15 nodes.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,21 +13,21 @@ import numpy as np
 from kullback.densities.density import Density
 from kullback.numerics.arrays import Array
 
-__all__ = ["Panels", "Ray", "Straight", "cut", "integrate", "join"]
+__all__ = ["Interval", "Panels", "Ray", "assemble", "integrate", "partition"]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(15)
-_MOST = 4_000  # panels alive at once
+_MAX_PANELS = 4_000  # panels that are halved in one step
 
 
 class Panels(NamedTuple):
-    """Panels from u = low to u = high, x = origin + offset(u).
+    """Panels low <= u <= high of the coordinate u, where x = origin + offset(u).
 
     Args:
-        origin: Where each panel measures from: an end of a support, or a place near it.
-        scale: The length, with its direction.
-        growth: 0 for offset = scale u; else offset = scale e^(growth u), towards infinity or into an end.
-        low: Where u begins.
-        high: Where u ends.
+        origin: The point from which offsets are measured: an end of a support, or an anchor near the panel.
+        scale: The signed length of the coordinate.
+        growth: 0 for offset = scale u; otherwise offset = scale e^(growth u), which tends to infinity (1) or 0 (-1).
+        low: The lower limits of u.
+        high: The upper limits of u.
     """
 
     origin: Array
@@ -34,17 +37,19 @@ class Panels(NamedTuple):
     high: Array
 
     def at(self, u: Array) -> tuple[Array, Array, Array]:
-        """Origin, offset, and the log of |dx/du|, of u with a row for each panel."""
+        """Origin, offset and the log of |dx/du| at u of shape (panels, nodes)."""
         origin, scale, growth = (np.broadcast_to(part[:, None], u.shape) for part in self[:3])
         exponent = growth * u
-        straight = growth == 0
-        offset = scale * np.where(straight, u, np.exp(exponent))
-        return origin, offset, np.log(np.abs(scale)) + np.where(straight, 0.0, exponent)
+        linear = growth == 0
+        offset = scale * np.where(linear, u, np.exp(exponent))
+        return origin, offset, np.log(np.abs(scale)) + np.where(linear, 0.0, exponent)
 
     def pick(self, which: Array) -> "Panels":
+        """The panels that a boolean mask selects."""
         return Panels(*(part[which] for part in self))
 
     def halve(self) -> "Panels":
+        """All lower halves, followed by all upper halves."""
         middle = (self.low + self.high) / 2
         low, high = np.concatenate([self.low, middle]), np.concatenate([middle, self.high])
         origin, scale, growth = (np.tile(part, 2) for part in self[:3])
@@ -52,18 +57,22 @@ class Panels(NamedTuple):
 
 
 def integrate(
-    integrand: Callable[[Panels, Array], Array], panels: Panels, is_enough: Callable[[Array, Array], Array]
+    integrand: Callable[[Panels, Array], Array], panels: Panels, excess_of: Callable[[Array, Array], Array]
 ) -> tuple[Array, Array]:
-    """The integrals of a stack of functions over all panels, and a bound on the error of each.
+    """The integrals of several functions over all panels, and a bound on the error of each, by adaptive quadrature.
 
-    Every panel is integrated whole and by halves. The difference bounds the error of the halves, many times over once
-    the function is resolved. Panels where it is too large are halved, and so on.
+    The rule is applied to each panel and to its two halves. The difference of the two results bounds the error of the
+    second by a large factor once the function is resolved. Panels with too large a difference are halved again.
 
     Args:
-        integrand: Called as `integrand(panels, u)`, u of shape (panels, nodes); returns (functions, panels, nodes).
-        panels: Where to integrate.
-        is_enough: Called with the totals and the errors, (functions,) each; says by which factor each error is
-            above what is wanted: at most 1 ends it.
+        integrand: Called as `integrand(panels, u)` with u of shape (panels, nodes); returns an array of shape
+            (functions, panels, nodes).
+        panels: The initial panels.
+        excess_of: Called with the integrals and their error bounds, each of shape (functions,); returns the ratio of
+            each error bound to its tolerance. The iteration ends when all are at most 1.
+
+    Returns:
+        The integrals and their error bounds, each of shape (functions,).
     """
     whole = _rule(integrand, panels)
     total = total_error = np.zeros(len(whole))
@@ -73,24 +82,24 @@ def integrate(
         halves = panels.halve()
         parts = _rule(integrand, halves)
         count = panels.low.size
-        both = parts[:, :count] + parts[:, count:]
-        error = np.abs(both - whole)
-        total, total_error = done + both.sum(axis=1), done_error + error.sum(axis=1)
-        excess = is_enough(total, total_error)
+        sums = parts[:, :count] + parts[:, count:]
+        error = np.abs(sums - whole)
+        total, total_error = done + sums.sum(axis=1), done_error + error.sum(axis=1)
+        excess = excess_of(total, total_error)
         if excess.max() <= 1:
             break
-        # A panel stays if all such panels together would be good enough.
-        fair = 0.1 * total_error / np.maximum(excess, 1e-300) / count
-        again = ((error > fair[:, None]) & (excess > 1)[:, None]).any(axis=0)
-        # Where halving no longer helps there is nothing left but rounding.
+        # A panel is accepted if the tolerance would be met with this error on every panel.
+        share = 0.1 * total_error / np.maximum(excess, 1e-300) / count
+        refined = ((error > share[:, None]) & (excess > 1)[:, None]).any(axis=0)
+        # If halving no longer reduces the error, the error is rounding.
         history.append(float(excess.max()))
-        stuck = len(history) > 7 and history[-1] > 0.9 * history[-6]
-        if again.sum() > _MOST or not again.any() or stuck:
+        stagnant = len(history) > 7 and history[-1] > 0.9 * history[-6]
+        if refined.sum() > _MAX_PANELS or not refined.any() or stagnant:
             break
-        done += both[:, ~again].sum(axis=1)
-        done_error += error[:, ~again].sum(axis=1)
-        kept = np.concatenate([again, again])
-        panels, whole = halves.pick(kept), parts[:, kept]
+        done += sums[:, ~refined].sum(axis=1)
+        done_error += error[:, ~refined].sum(axis=1)
+        selected = np.concatenate([refined, refined])
+        panels, whole = halves.pick(selected), parts[:, selected]
     return total, total_error
 
 
@@ -100,8 +109,8 @@ def _rule(integrand: Callable[[Panels, Array], Array], panels: Panels) -> Array:
     return (integrand(panels, u) @ _WEIGHTS) * half
 
 
-class Straight(NamedTuple):
-    """From origin + low to origin + high."""
+class Interval(NamedTuple):
+    """The interval from origin + low to origin + high."""
 
     origin: float
     low: float
@@ -109,57 +118,56 @@ class Straight(NamedTuple):
 
 
 class Ray(NamedTuple):
-    """A stretch x = origin + scale e^(growth s), s >= 0, into an end of a support (-1) or to infinity (1)."""
+    """The points x = origin + scale e^(growth s), s >= 0: towards an end of a support (-1) or to infinity (1)."""
 
     origin: float
     scale: float
     growth: int
 
 
-def cut(p: Density, q: Density) -> tuple[list[Straight], list[Ray]]:
-    """Straight panels between the places where either density changes, and the rays beyond them.
+def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
+    """Intervals between the anchors of both densities, and rays towards infinity, ends of supports and poles.
 
-    Around each place the panels widen fourfold, so that densities of any widths, however far apart, are each met at
-    their own scale, and each panel measures from the place or end nearest to it. The ends of supports, and poles, are
-    approached along rays, on which powers and logarithms of the distance are smooth.
+    The intervals around an anchor widen by a factor of 4, so that densities of any widths and distances are resolved,
+    and offsets are measured from the nearest anchor or end. On a ray, powers and logarithms of the distance are smooth.
     """
     anchors = [*p.anchors, *q.anchors]
-    places = np.unique([place for place, _ in anchors])
+    locations = np.unique([location for location, _ in anchors])
     widest = max(width for _, width in anchors)
-    reach = float(np.ptp(places)) + 16 * widest
-    steps = np.concatenate([place + _widening(width, reach) for place, width in anchors])
-    zeros = np.zeros_like(places)
-    poles = places[(p.log_density(places, zeros) == inf) | (q.log_density(places, zeros) == inf)]
+    reach = float(np.ptp(locations)) + 16 * widest
+    steps = np.concatenate([location + _widening(width, reach) for location, width in anchors])
+    zeros = np.zeros_like(locations)
+    poles = locations[(p.log_density(locations, zeros) == inf) | (q.log_density(locations, zeros) == inf)]
     ends = sorted({*p.support, *q.support, *poles.tolist()})
-    origins = np.asarray([*places, *filter(isfinite, ends)])
-    straight: list[Straight] = []
+    origins = np.asarray([*locations, *filter(isfinite, ends)])
+    intervals: list[Interval] = []
     rays: list[Ray] = []
     for low, high in pairwise(ends):
         edges = np.unique(steps[(steps > low) & (steps < high)])
         if np.nextafter(low, high) == high:
-            straight.append(Straight(low, 0.0, high - low))  # no float lies between
+            intervals.append(Interval(low, 0.0, high - low))  # adjacent floats
             continue
         if edges.size == 0:
             middle = (low + high) / 2
             edges = np.asarray([middle if isfinite(middle) else high - widest if low == -inf else low + widest])
         for end, nearest in ((low, edges[0]), (high, edges[-1])):
-            if isfinite(end):  # as far as the middle, so as not to come near the other end
+            if isfinite(end):  # at most an eighth of the length, to keep away from the other end
                 edges = np.union1d(edges, end + _widening(nearest - end, min(reach, (high - low) / 8)))
         edges = edges[(edges > low) & (edges < high)]
         for left, right in pairwise(edges.tolist()):
             nearest = float(origins[np.argmin(np.abs(origins - (left + right) / 2))])
-            straight.append(Straight(nearest, left - nearest, right - nearest))
+            intervals.append(Interval(nearest, left - nearest, right - nearest))
         for end, last in ((low, float(edges[0])), (high, float(edges[-1]))):
-            origin = end if isfinite(end) else float(places[np.argmax(np.abs(places - last))])
+            origin = end if isfinite(end) else float(locations[np.argmax(np.abs(locations - last))])
             if origin == last:
                 origin = last - float(np.sign(end)) * widest
             rays.append(Ray(origin, last - origin, -1 if isfinite(end) else 1))
-    return straight, rays
+    return intervals, rays
 
 
-def join(straight: list[Straight], rays: list[Ray], reaches: list[float]) -> Panels:
-    """All of them as one table; along a ray the panels widen twofold."""
-    rows = [(origin, 1.0, 0, low, high) for origin, low, high in straight]
+def assemble(intervals: list[Interval], rays: list[Ray], reaches: list[float]) -> Panels:
+    """The panels of all intervals and rays. Along a ray, up to its reach, the panels widen by a factor of 2."""
+    rows = [(origin, 1.0, 0, low, high) for origin, low, high in intervals]
     for ray, reach in zip(rays, reaches, strict=True):
         edges = [0.0, *(2.0**k - 1 for k in range(1, 10) if 2.0**k - 1 < reach), reach]
         rows += [(*ray, low, high) for low, high in pairwise(edges)]
@@ -167,7 +175,7 @@ def join(straight: list[Straight], rays: list[Ray], reaches: list[float]) -> Pan
 
 
 def _widening(width: float, reach: float) -> Array:
-    """0, and steps on both sides from the width on, each four times the last, until the reach."""
+    """0 and points on both sides of it, at distances width * 4^k up to the reach."""
     count = max(0, ceil((log(reach) - log(abs(width))) / log(4)) + 1)
     steps = width * 4.0 ** np.arange(count)
     return np.concatenate([-steps[::-1], [0.0], steps])

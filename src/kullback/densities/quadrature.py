@@ -1,14 +1,14 @@
-"""KL(p || q) of two densities on the line, by adaptive quadrature of the phi form, with a bound on its error."""
+"""KL(p || q) of two univariate densities by adaptive quadrature of the phi form, with an error bound."""
 
 from math import inf
 
 import numpy as np
 
+from kullback.densities.bounded_estimate import Integrals, bounded_estimate, infinite_kl, support_gap
 from kullback.densities.density import Density
 from kullback.densities.integrand import terms
-from kullback.densities.panels import Panels, cut, integrate, join
-from kullback.densities.tails import follow
-from kullback.densities.verdict import Sums, conclude, infinite_kl, support_gap
+from kullback.densities.panels import Panels, assemble, integrate, partition
+from kullback.densities.tails import analyse_tail
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -19,101 +19,110 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
-    """KL(p || q) of densities on the line, in nats.
+    """KL(p || q) of two univariate densities by quadrature.
 
-    KL(p || q) = integral of p phi(log q/p), where phi(d) = e^d - 1 - d, and of q where p is 0: nowhere negative, and
-    free of cancellation. The masses of p and q are integrated beside it, so that a mode that was missed is noticed.
+    KL(p || q) = integral of p phi(log q/p), phi(d) = e^d - 1 - d, with the integrand q where p is 0. The integrand is
+    non-negative and has no cancellation. The masses of p and q are integrated too, so that a missed mode is detected.
 
     Args:
-        p: A density with its support, and where it changes.
-        q: The same.
-        error: How large a bound on the error is good enough, in nats where KL is below 1, relative above.
+        p: The density of p.
+        q: The density of q.
+        error: The acceptable error bound: in nats where KL is below 1, relative above 1.
 
     Returns:
-        An `Estimate` with status "bounded", its `error` the sum of what the quadrature, the rounding of the
-        log-densities, the ends that floats do not reach and the masses leave open; `inf` where p has mass and q none,
-        or where the power by which the integral falls towards an end is too small; "unreliable" where the bound is
-        above what was asked.
+        An `Estimate` in nats with status "bounded". Its `error` is the sum of the error bounds of the quadrature, of
+        the rounding of the log-densities, of the extrapolated tails and of the masses. The value is `inf` where p has
+        mass outside the support of q, and where the integrand decreases too slowly in a tail. The status is
+        "unreliable" if the bound is larger than `error`.
 
     Raises:
         SupportError: A log-density is nan or inf.
+
+    Example:
+        >>> from kullback.densities.from_families import as_density
+        >>> from kullback.families import Logistic, Normal
+        >>> p, q = Normal(loc=0.0, scale=1.0), Logistic(loc=0.0, scale=1.0)
+        >>> round(kl_quadrature(as_density(p), as_density(q)).value, 10)
+        0.1931798335
     """
     if gap := support_gap(p, q):
         return infinite_kl(gap, "supports")
-    sums = integrals(p, q, error)
-    return conclude(sums, error, "tails" if sums.kl == inf else "quadrature")
+    found = integrals(p, q, error)
+    return bounded_estimate(found, error, "tails" if found.kl == inf else "quadrature")
 
 
-def integrals(p: Density, q: Density, error: float) -> Sums:
-    """All that is added up beside KL, over the supports of both."""
+def integrals(p: Density, q: Density, error: float) -> Integrals:
+    """The integrals of the phi form and of both densities over their supports, with the extrapolated tails."""
     with np.errstate(all="ignore"):
-        straight, rays = cut(p, q)
-        tails = [follow(p, q, *ray) for ray in rays]
+        intervals, rays = partition(p, q)
+        tails = [analyse_tail(p, q, *ray) for ray in rays]
         for ray, tail in zip(rays, tails, strict=True):
-            if tail.beyond == inf:
+            if tail.kl == inf:
                 end = f"{ray.scale * inf:+}" if ray.growth > 0 else f"{ray.origin:.6g}"
-                return Sums(inf, warnings=(f"p log(p/q) adds up to inf towards {end}, by the law that it follows",))
-        panels = join(straight, rays, [tail.reach for tail in tails])
+                return Integrals(inf, warnings=(f"the integral of p log(p/q) diverges towards {end}",))
+        panels = assemble(intervals, rays, [tail.reach for tail in tails])
         rounding = _rounding(p, q, panels)
 
-        def is_enough(total: Array, bound: Array) -> Array:
+        def excess_of(total: Array, bound: Array) -> Array:
             wanted = max(0.01 * error * min(total[0], 1.0), rounding, 1e-6 * error)
             return bound / np.asarray([wanted, 1e-12, 1e-12, 1e-12])
 
-        totals, bounds = integrate(lambda *u: _integrand(p, q, *u), panels, is_enough)
-    (kl, mass_p, mass_q, blind), bounds = totals.tolist(), bounds.tolist()
-    beyond_p, beyond_q = sum(tail.mass_p for tail in tails), sum(tail.mass_q for tail in tails)
-    return Sums(
-        kl + sum(tail.beyond for tail in tails),
-        mass_p + beyond_p,
-        mass_q + beyond_q,
-        blind,
-        bounds[0] + rounding,
-        max(bounds[1:]),
-        sum(tail.doubt for tail in tails),
-        beyond_p,
-        beyond_q,
-        tuple(tail.unclear for tail in tails if tail.unclear),
+        totals, bounds = integrate(lambda *u: _integrand(p, q, *u), panels, excess_of)
+    (kl, mass_p, mass_q, mass_without_q), bounds = totals.tolist(), bounds.tolist()
+    tail_mass_p, tail_mass_q = sum(tail.mass_p for tail in tails), sum(tail.mass_q for tail in tails)
+    return Integrals(
+        kl=kl + sum(tail.kl for tail in tails),
+        mass_p=mass_p + tail_mass_p,
+        mass_q=mass_q + tail_mass_q,
+        mass_without_q=mass_without_q,
+        kl_error=bounds[0] + rounding,
+        mass_error=max(bounds[1:]),
+        tail_error=sum(tail.error for tail in tails),
+        tail_mass_p=tail_mass_p,
+        tail_mass_q=tail_mass_q,
+        warnings=tuple(tail.warning for tail in tails if tail.warning),
     )
 
 
 def _log_pair(p: Density, q: Density, panels: Panels, u: Array) -> tuple[Array, Array, Array]:
+    """Both log-densities at u, and the log of |dx/du|."""
     origin, offset, step = panels.at(u)
     log_p, log_q = p.log_density(origin, offset), q.log_density(origin, offset)
     bad = ~((log_p < inf) & (log_q < inf))
     if bad.any():
         which = "nan" if np.isnan(log_p[bad][0] + log_q[bad][0]) else "inf"
-        raise SupportError(f"expected log-densities, but one is {which} at x = {float((origin + offset)[bad][0])!r}")
+        raise SupportError(f"expected log-densities below inf, got {which} at x = {float((origin + offset)[bad][0])!r}")
     return log_p, log_q, step
 
 
 def _integrand(p: Density, q: Density, panels: Panels, u: Array) -> Array:
+    """p phi(log q/p), p, q, and p where only q is 0, each times |dx/du|; the first is 0 where only q is 0."""
     log_p, log_q, step = _log_pair(p, q, panels, u)
     values = terms(log_p + step, log_q + step)
-    blind = (log_q == -inf) & (log_p > -inf)
-    values[0] = np.where(blind, 0.0, values[0])
-    return np.concatenate([values, np.where(blind, values[1], 0.0)[None]])
+    without_q = (log_q == -inf) & (log_p > -inf)
+    values[0] = np.where(without_q, 0.0, values[0])
+    return np.concatenate([values, np.where(without_q, values[1], 0.0)[None]])
 
 
 def _rounding(p: Density, q: Density, panels: Panels) -> float:
-    """What the rounding of log q - log p makes of KL, as found by moving x by an ulp both ways."""
+    """The error of KL from rounding of the log-densities, estimated by moving x by one ulp in both directions."""
     nodes, weights = np.polynomial.legendre.leggauss(15)
     half = (panels.high - panels.low) / 2
     u = (panels.low + half)[:, None] + half[:, None] * nodes
     origin, offset, step = panels.at(u)
-    log_p, up_p, down_p = (p.log_density(origin, moved) for moved in _moved(offset))
-    log_q, up_q, down_q = (q.log_density(origin, moved) for moved in _moved(offset))
+    log_p, up_p, down_p = (p.log_density(origin, shifted) for shifted in _perturbed(offset))
+    log_q, up_q, down_q = (q.log_density(origin, shifted) for shifted in _perturbed(offset))
     d = log_q - log_p
-    noise_p, noise_q = (up_p - log_p) + (down_p - log_p), (up_q - log_q) + (down_q - log_q)
-    noise_d = np.where(d < 1, np.abs(noise_q - noise_p), np.abs(noise_q)) + _EPS * (1 + np.abs(log_q))
-    noise_p = np.abs(noise_p) + _EPS * (1 + np.abs(log_p))
-    # Of p phi(d) by d, and by log p at that d; or by log q and log p, where d is large.
+    error_p, error_q = (up_p - log_p) + (down_p - log_p), (up_q - log_q) + (down_q - log_q)
+    error_d = np.where(d < 1, np.abs(error_q - error_p), np.abs(error_q)) + _EPS * (1 + np.abs(log_q))
+    error_p = np.abs(error_p) + _EPS * (1 + np.abs(log_p))
+    # The derivatives of p phi(d) with respect to log p and d; where d is large, with respect to log p and log q.
     kl, mass_p, mass_q = terms(log_p + step, log_q + step)
-    by_p = np.where(d < 1, kl, mass_p * d) * noise_p
-    by_d = (np.abs(mass_q - mass_p) + mass_q * np.minimum(noise_d, 1.0)) * noise_d
+    by_p = np.where(d < 1, kl, mass_p * d) * error_p
+    by_d = (np.abs(mass_q - mass_p) + mass_q * np.minimum(error_d, 1.0)) * error_d
     change = np.where(np.isfinite(by_p), by_p, 0.0) + np.where(np.isfinite(by_d), by_d, 0.0)
     return float(((change @ weights) * half).sum())
 
 
-def _moved(offset: Array) -> tuple[Array, Array, Array]:
+def _perturbed(offset: Array) -> tuple[Array, Array, Array]:
     return offset, offset * (1 + 2 * _EPS), offset * (1 - 2 * _EPS)

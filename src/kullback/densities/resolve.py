@@ -55,7 +55,7 @@ class ResolvedDistribution:
 
     @property
     def family_in_float64(self) -> Any:
-        """The parameter record in float64 where it is univariate; the object as given if there is no record."""
+        """The parameter record in float64 where it is univariate; the object as given without a record."""
         return self.given if self.family is None else _families().in_float64(self.family)
 
     @cached_property

@@ -1,13 +1,13 @@
-"""KL(p || q) of two distributions of counts, by summation of the phi form, with a bound on its error."""
+"""KL(p || q) of two discrete distributions on the integers, by summation of the phi form, with an error bound."""
 
 from math import ceil, floor, inf, isfinite
 
 import numpy as np
 
+from kullback.densities.bounded_estimate import Integrals, bounded_estimate, infinite_kl, support_gap
 from kullback.densities.density import Density
 from kullback.densities.integrand import terms
 from kullback.densities.quadrature import integrals
-from kullback.densities.verdict import Sums, conclude, infinite_kl, support_gap
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -15,59 +15,69 @@ from kullback.result import Estimate
 __all__ = ["kl_summation"]
 
 _EPS = float(np.finfo(np.float64).eps)
-_SHORE = 2**13  # how far from an end, or from where a distribution changes at once, counts are taken one by one
-_WIDE = 400.0  # by then the logarithm of a probability is a parabola from count to count
-_AT_ONCE = 2**15
+_EXACT_TERMS = 2**13  # integers beyond an end of the support, or beyond an anchor, that are summed term by term
+_SMOOTH_WIDTH = 400.0  # width from which a log-probability is a parabola to rounding between adjacent integers
+_MAX_EXACT_RANGE = 2**15  # largest range of integers that is summed term by term as a whole
 
 
 def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
-    """KL(p || q) of distributions of whole numbers, in nats.
+    """KL(p || q) of two discrete distributions on the integers by summation.
 
-    KL(p || q) = sum of p phi(log q/p), where phi(d) = e^d - 1 - d, and of q where p is 0. Up to some thousands of
-    terms from every end they are added one by one. Beyond, where the probabilities hardly change from one count to the
-    next, a sum is the integral between the half-integers around it, but for its end terms f'/24 (Euler and Maclaurin).
+    KL(p || q) = sum_k p(k) phi(log q(k)/p(k)), phi(d) = e^d - 1 - d, with the term q(k) where p(k) is 0. Several
+    thousand terms next to each end and each anchor are summed one by one. The other terms vary slowly with k, and their
+    sum is the integral between half-integers minus the end terms f'/24 of the Euler-Maclaurin formula.
 
     Args:
-        p: Probabilities of whole numbers, with their support.
-        q: The same.
-        error: As in `kl_quadrature`.
+        p: The probability mass function of p.
+        q: The probability mass function of q.
+        error: The acceptable error bound: in nats where KL is below 1, relative above 1.
 
     Returns:
-        An `Estimate` as `kl_quadrature` makes it.
+        An `Estimate` in nats with status "bounded"; `inf` where p has mass outside the support of q, and where the
+        terms decrease too slowly in a tail; "unreliable" if the error bound is larger than `error`.
 
     Raises:
         SupportError: A log-probability is nan.
+
+    Example:
+        >>> from kullback.densities.from_families import as_density
+        >>> from kullback.families import Geometric, Poisson
+        >>> p, q = Poisson(rate=2.0), Geometric(probs=0.3)
+        >>> round(kl_summation(as_density(p), as_density(q)).value, 10)
+        0.2124400483
     """
     if gap := support_gap(p, q):
         return infinite_kl(gap, "supports")
-    total = Sums()
+    total = Integrals()
     with np.errstate(all="ignore"):
-        exact = _one_by_one(p, q)
+        exact = _exact_ranges(p, q)
         for low, high in exact:
-            total = total.plus(_add(p, q, np.arange(low, high + 1)))
+            total = total.plus(_sum_terms(p, q, np.arange(low, high + 1)))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "supports")
-        for low, high in _between(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
-            total = total.plus(_smooth(p, q, low, high, error))
+        for low, high in _gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
+            total = total.plus(_euler_maclaurin(p, q, low, high, error))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "tails")
-    return conclude(total, error, "summation")
+    return bounded_estimate(total, error, "summation")
 
 
-def _one_by_one(p: Density, q: Density) -> list[tuple[float, float]]:
-    """The stretches of counts, ends included, that are added one by one."""
+def _exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
+    """The ranges of integers, as inclusive pairs, that are summed term by term."""
     low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
-    if high - low <= _AT_ONCE:
+    if high - low <= _MAX_EXACT_RANGE:
         return [(low, high)]
     edges = [end for density in (p, q) for end in density.support if isfinite(end)]
-    stretches = [(end - _support_edge(p, q, end, -1), end + _support_edge(p, q, end, 1)) for end in edges]
-    for place, width in (*p.anchors, *q.anchors):
+    ranges = [(end - _exact_terms_beyond(p, q, end, -1), end + _exact_terms_beyond(p, q, end, 1)) for end in edges]
+    for location, width in (*p.anchors, *q.anchors):
         first, last = (
-            (floor(place - 40 * width), ceil(place + 40 * width)) if width < _WIDE else (place - 64, place + 64)
+            (floor(location - 40 * width), ceil(location + 40 * width))
+            if width < _SMOOTH_WIDTH
+            else (location - 64, location + 64)
         )
-        stretches.append((first - _support_edge(p, q, first, -1), last + _support_edge(p, q, last, 1)))
+        ranges.append((first - _exact_terms_beyond(p, q, first, -1), last + _exact_terms_beyond(p, q, last, 1)))
     merged: list[tuple[float, float]] = []
-    for first, last in sorted((max(first, low), min(last, high)) for first, last in stretches):
+    for first, last in sorted((max(first, low), min(last, high)) for first, last in ranges):
         if merged and first <= merged[-1][1] + 2:
             merged[-1] = (merged[-1][0], max(merged[-1][1], last))
         else:
@@ -75,55 +85,58 @@ def _one_by_one(p: Density, q: Density) -> list[tuple[float, float]]:
     return merged
 
 
-def _support_edge(p: Density, q: Density, edge: float, step: int) -> int:
-    """How many more are to be added one by one from here: none to speak of where nothing is left."""
+def _exact_terms_beyond(p: Density, q: Density, edge: float, step: int) -> int:
+    """How many integers beyond an edge are summed term by term: few where both probabilities are negligible."""
     k = edge + step * np.asarray([1.0, 8.0, 64.0, 512.0])
-    return _SHORE if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8
+    return _EXACT_TERMS if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8
 
 
-def _between(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
-    """The first and the last count of each gap that is left."""
-    edges = [low - 1, *(edge for stretch in exact for edge in stretch), high + 1]
+def _gaps(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
+    """The first and the last integer of each gap between the ranges."""
+    edges = [low - 1, *(edge for pair in exact for edge in pair), high + 1]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return [(first + 1, last - 1) for first, last in pairs if last - first > 1]
 
 
-def _add(p: Density, q: Density, k: Array) -> Sums:
+def _sum_terms(p: Density, q: Density, k: Array) -> Integrals:
+    """The sums over the integers k, with the error bound from rounding of the log-probabilities."""
     log_p, log_q = _logs(p, q, k)
     values = terms(log_p, log_q)
-    bare = np.flatnonzero((log_q == -inf) & (log_p > -inf))
-    blind = 0.0
-    if bare.size:
-        near = log_q[max(bare[0] - 1, 0) : bare[-1] + 2]
+    without_q = np.flatnonzero((log_q == -inf) & (log_p > -inf))
+    mass_without_q = 0.0
+    if without_q.size:
+        near = log_q[max(without_q[0] - 1, 0) : without_q[-1] + 2]
         if not np.any((near > -inf) & (near < -600)):
-            words = f"q is 0 where p is not: x = {k[bare[0]]:.15g}"
-            return Sums(inf, warnings=(words if bare.size == 1 else f"{words} and {bare.size - 1} more",))
-        blind = float(values[1, bare].sum())  # q has underflowed
-        values[0, bare] = 0.0
+            first = f"q is 0 where p is not: x = {k[without_q[0]]:.15g}"
+            return Integrals(
+                inf, warnings=(first if without_q.size == 1 else f"{first} and {without_q.size - 1} more",)
+            )
+        mass_without_q = float(values[1, without_q].sum())  # q underflows here
+        values[0, without_q] = 0.0
     d = np.where(np.isfinite(log_q - log_p), log_q - log_p, 0.0)
-    noise_p, noise_q = (np.where(np.isfinite(logs), 4 * _EPS * (1 + np.abs(logs)), 0.0) for logs in (log_p, log_q))
-    by_p = np.where(d < 1, values[0], values[1] * d) * noise_p
-    noise_d = noise_p + noise_q
-    rounding = by_p + (np.abs(values[2] - values[1]) + values[2] * np.minimum(noise_d, 1.0)) * noise_d
+    error_p, error_q = (np.where(np.isfinite(logs), 4 * _EPS * (1 + np.abs(logs)), 0.0) for logs in (log_p, log_q))
+    by_p = np.where(d < 1, values[0], values[1] * d) * error_p
+    error_d = error_p + error_q
+    rounding = by_p + (np.abs(values[2] - values[1]) + values[2] * np.minimum(error_d, 1.0)) * error_d
     kl, mass_p, mass_q = values.sum(axis=1).tolist()
-    return Sums(kl, mass_p, mass_q, blind, float(rounding.sum()), 1e-15)
+    return Integrals(kl, mass_p, mass_q, mass_without_q, float(rounding.sum()), 1e-15)
 
 
-def _smooth(p: Density, q: Density, low: float, high: float, error: float) -> Sums:
-    """The sum from low to high, as an integral."""
+def _euler_maclaurin(p: Density, q: Density, low: float, high: float, error: float) -> Integrals:
+    """The sums from low to high, as integrals between half-integers with end corrections."""
     inside = low - 0.5, high + 0.5
-    total = integrals(_between_counts(p, *inside), _between_counts(q, *inside), error)
+    total = integrals(_interpolated(p, *inside), _interpolated(q, *inside), error)
     for edge, sign in ((inside[0], 1), (inside[1], -1)):
         if isfinite(edge):
             log_p, log_q = _logs(p, q, np.asarray([edge - 0.5, edge + 0.5]))
             ends = sign * np.diff(terms(log_p, log_q), axis=1)[:, 0] / 24
             kl, mass_p, mass_q = np.where(np.isfinite(ends), ends, 0.0).tolist()
-            total = total.plus(Sums(kl, mass_p, mass_q, 0.0, 1e-3 * abs(kl), 1e-3 * (abs(mass_p) + abs(mass_q))))
+            total = total.plus(Integrals(kl, mass_p, mass_q, 0.0, 1e-3 * abs(kl), 1e-3 * (abs(mass_p) + abs(mass_q))))
     return total
 
 
-def _between_counts(density: Density, low: float, high: float) -> Density:
-    """The logarithm carried between the counts by the parabola through the nearest three."""
+def _interpolated(density: Density, low: float, high: float) -> Density:
+    """The density whose logarithm interpolates log-probabilities by the parabola through the nearest three integers."""
 
     def log_density(origin: Array, offset: Array) -> Array:
         x = origin + offset
@@ -141,5 +154,5 @@ def _logs(p: Density, q: Density, k: Array) -> tuple[Array, Array]:
     log_p, log_q = (density.log_density(k, np.zeros_like(k)) for density in (p, q))
     bad = np.isnan(log_p) | np.isnan(log_q)
     if bad.any():
-        raise SupportError(f"expected log-probabilities, but one is nan at {float(k[bad][0])!r}")
+        raise SupportError(f"expected log-probabilities, got nan at {float(k[bad][0])!r}")
     return log_p, log_q

@@ -1,4 +1,4 @@
-"""The mean KL over sampled completions, with a standard error that knows that completions share prompts."""
+"""The mean KL over sampled completions, with a standard error that is clustered by prompt."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,21 +10,29 @@ __all__ = ["kl_per_sequence", "kl_per_token"]
 
 
 def kl_per_token(kl_sums: ArrayLike, lengths: ArrayLike, prompts: ArrayLike) -> Estimate:
-    """KL(p || q) per token: sum of the KL over all tokens / number of tokens, the completions drawn from p.
+    """KL(p || q) per token, from completions sampled from p, with a standard error clustered by prompt.
 
-    A ratio estimate; its standard error, sqrt(n/(n-1) sum_g (S_g - mean N_g)^2) / N, takes the n prompts g as the
-    independent draws: completions of one prompt are alike.
+    With S_g the KL summed over the tokens of prompt g, N_g the number of these tokens and N = sum_g N_g:
+
+        value = sum_g S_g / N
+        std_error = sqrt(n / (n - 1) sum_g (S_g - value N_g)^2) / N
+
+    The n prompts are independent samples. The completions of one prompt are dependent.
 
     Args:
-        kl_sums: Shape (sequences,), nats: each completion's KL summed over its tokens.
-        lengths: Shape (sequences,): how many tokens that was.
-        prompts: Shape (sequences,): equal numbers for completions of one prompt.
+        kl_sums: The KL of each completion, summed over its tokens, in nats, shape (sequences,).
+        lengths: The number of tokens of each completion, shape (sequences,).
+        prompts: The prompt of each completion as a number, equal for completions of the same prompt, shape
+            (sequences,).
 
     Returns:
-        An `Estimate` in nats per token; `count` is the number of prompts, `std_error` nan where that is below 2.
+        An `Estimate` in nats per token. `count` is the number of prompts. `std_error` is nan for fewer than 2 prompts.
 
     Raises:
-        ShapeError: The arguments differ in length, or hold no token.
+        ShapeError: The arguments differ in shape, are not one-dimensional, or contain no token.
+
+    References:
+        Cochran (1977), Sampling Techniques, chapter 6, for the ratio estimator.
 
     Example:
         >>> estimate = kl_per_token([0.2, 0.4, 0.3, 0.1], [4, 4, 3, 3], prompts=[0, 0, 1, 1])
@@ -35,17 +43,24 @@ def kl_per_token(kl_sums: ArrayLike, lengths: ArrayLike, prompts: ArrayLike) -> 
 
 
 def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
-    """KL(p || q) per sequence: the mean over completions drawn from p of the KL summed over their tokens.
+    """KL(p || q) per sequence, from completions sampled from p, with a standard error clustered by prompt.
+
+    With S_g the KL summed over the tokens of prompt g, N_g the number of its completions and N = sum_g N_g:
+
+        value = sum_g S_g / N
+        std_error = sqrt(n / (n - 1) sum_g (S_g - value N_g)^2) / N
 
     Args:
-        kl_sums: Shape (sequences,), nats.
-        prompts: Shape (sequences,): equal numbers for completions of one prompt.
+        kl_sums: The KL of each completion, summed over its tokens, in nats, shape (sequences,).
+        prompts: The prompt of each completion as a number, equal for completions of the same prompt, shape
+            (sequences,).
 
     Returns:
-        An `Estimate` in nats per sequence, its standard error as in `kl_per_token`.
+        An `Estimate` in nats per sequence. `count` is the number of prompts. `std_error` is nan for fewer than 2
+        prompts.
 
     Raises:
-        ShapeError: The arguments differ in length, or are empty.
+        ShapeError: The arguments differ in shape, are not one-dimensional, or are empty.
 
     Example:
         >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
@@ -55,16 +70,17 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
 
 
 def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -> Estimate:
+    """The ratio estimator sum(sums) / sum(weights), clustered by prompt."""
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     prompts = np.asarray(prompts)
     if not sums.shape == weights.shape == prompts.shape or sums.ndim != 1:
         raise ShapeError(
-            f"expected one KL, length and prompt for each completion, got shapes {sums.shape}, {weights.shape}, "
-            f"{prompts.shape}"
+            f"expected a KL, a length and a prompt for each completion, each of shape (sequences,), got shapes "
+            f"{sums.shape}, {weights.shape}, {prompts.shape}"
         )
     total = weights.sum()
     if not total > 0:
-        raise ShapeError("expected at least one token that counts, got none: look at the mask")
+        raise ShapeError("expected at least one token that the mask includes, got none: check the mask")
     value = sums.sum() / total
     _, group = np.unique(prompts, return_inverse=True)
     count = int(group.max()) + 1

@@ -1,4 +1,4 @@
-"""KL(p || q) from draws of p, with a confidence interval, and the signs that it cannot be trusted."""
+"""Monte Carlo estimate of KL(p || q) from samples of p, with a confidence interval and diagnostics."""
 
 from collections.abc import Callable
 from math import inf, nan
@@ -16,11 +16,11 @@ __all__ = ["Sampler", "kl_monte_carlo"]
 
 
 class Sampler(NamedTuple):
-    """A distribution to draw from.
+    """A distribution as its sampler and log-density.
 
     Args:
-        sample: Called as `sample(count, rng)`; that many independent draws along the first axis.
-        log_density: Of such draws, one number each.
+        sample: Called as `sample(count, rng)`; returns `count` independent draws along the first axis.
+        log_density: Called with such draws; returns their log-densities, shape (count,).
     """
 
     sample: Callable[[int, Any], Array]
@@ -28,51 +28,67 @@ class Sampler(NamedTuple):
 
 
 def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0, confidence: float = 0.95) -> Estimate:
-    """KL(p || q) estimated from draws of p, in nats.
+    """KL(p || q) estimated from samples of p with a control variate.
 
-    The mean of c (r - 1) - log r over draws x of p, r = q(x)/p(x): r has mean 1, so any c will do. c = 1 makes it
-    phi(log r), which is never negative and of second order where p and q are close; the c that varies least is found by
-    regression. Where the tail of r is too heavy for that, or its mean is less than 1 since q has mass where p has none
-    (which draws of q tell), c = 0.
+    With r = q(x)/p(x) and x drawn from p, the estimate is the mean of c (r - 1) - log r. It is unbiased for every
+    constant c, since E_p[r] = 1. For c = 1 the terms are phi(log r), which is non-negative and of second order where p
+    and q are close. The c with the smallest variance is estimated by regression. c = 0 is used if the tail of r is too
+    heavy for the regression, and if q has mass outside the support of p, so that E_p[r] < 1; draws of q detect this.
 
     Args:
-        p: What is drawn from, and its log-density.
-        q: The other.
-        draws: How many of each.
-        seed: Of the random numbers.
-        confidence: The probability with which the interval is to hold the truth.
+        p: The sampler and log-density of p.
+        q: The sampler and log-density of q.
+        draws: The number of draws of p, and of draws of q that check the supports.
+        seed: The seed of the random generator.
+        confidence: The coverage probability of the interval.
 
     Returns:
-        An `Estimate` with its standard error and interval; "unreliable" where the tail of the terms is too heavy for a
-        mean of them to be trusted (Hill's index, of the largest 3 sqrt(draws), above 1/2: their variance is infinite).
+        An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a
+        draw. The status is "unreliable" if the variance of the terms appears to be infinite: the Hill estimate of the
+        tail index from the 3 sqrt(draws) largest terms is above 1/2.
 
     Raises:
-        ShapeError: There is not one log-density for each draw.
-        SupportError: A log-density is nan, or p gives a draw of its own no density.
+        ShapeError: A log-density does not return an array of shape (draws,).
+        SupportError: A log-density is nan, or the log-density of p is -inf at a draw of p.
 
-    Source: [schulman2020] for phi(log r); [hill1975].
+    References:
+        Schulman (2020), Approximating KL divergence, for phi(log r).
+        Hill (1975), for the tail index.
+
+    Example:
+        >>> from kullback.densities.resolve import resolve
+        >>> from kullback.families import Normal
+        >>> p, q = resolve(Normal(loc=0.0, scale=1.0)), resolve(Normal(loc=1.0, scale=1.0))
+        >>> estimate = kl_monte_carlo(p.sampler, q.sampler)
+        >>> abs(estimate.value - 0.5) < 4 * estimate.std_error
+        True
     """
     x = p.sample(draws, np.random.default_rng(seed))
     try:
         with np.errstate(all="ignore"):
-            log_p, log_q = (np.asarray(one.log_density(x), dtype=np.float64) for one in (p, q))
+            log_p, log_q = (np.asarray(sampler.log_density(x), dtype=np.float64) for sampler in (p, q))
     except ValueError as error:
-        raise ShapeError(f"expected log-densities of draws of p, an array of shape {np.shape(x)}: {error}") from error
+        raise ShapeError(
+            f"expected log-densities that accept draws of p of shape {np.shape(x)}, got the error: {error}"
+        ) from error
     if not log_p.shape == log_q.shape == (draws,):
         raise ShapeError(
             f"expected a log-density for each of {draws} draws, got shapes {log_p.shape} of p and {log_q.shape} of q: "
-            "are they distributions of vectors of one size?"
+            "p and q must be distributions on the same space"
         )
     for name, logs in (("p", log_p), ("q", log_q)):
         bad = np.isnan(logs) | ((logs == -inf) if name == "p" else False)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
-            raise SupportError(f"expected log-densities, but that of {name} is {logs[first]} at its draw {x[first]!r}")
+            raise SupportError(
+                f"expected finite log-densities at draws of p, but the log-density of {name} is {logs[first]} at "
+                f"{x[first]!r}"
+            )
     d = log_q - log_p
-    missed = np.flatnonzero(d == -inf)
-    if missed.size:
-        where = f"q is 0 where p is not: {missed.size} of {draws} draws, the first {x[missed[0]]!r}"
-        return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(where,))
+    outside = np.flatnonzero(d == -inf)
+    if outside.size:
+        warning = f"q is 0 where p is not: {outside.size} of {draws} draws, the first {x[outside[0]]!r}"
+        return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(warning,))
     with np.errstate(over="ignore"):
         excess = np.expm1(d)
     c = 0.0
@@ -83,7 +99,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     warnings = []
     index = hill_index(np.abs(terms - np.median(terms)))
     if index > 0.5:
-        warnings.append(f"the terms have a heavy tail, of index {index:.2g}: rare draws decide the mean")
+        warnings.append(f"the terms have a heavy tail with tail index {index:.2g}: rare draws determine the mean")
     half = float(special.ndtri((1 + confidence) / 2)) * std_error
     return Estimate(
         max(value, 0.0),
@@ -98,7 +114,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
 
 
 def _has_mass_outside(p: Sampler, q: Sampler, excess: Array, draws: int, seed: int) -> bool:
-    """Whether q has mass where p has none: some of its draws, or a mean of q/p that is less than 1."""
+    """Whether q has mass outside the support of p: by the mean of q/p, which is then below 1, or by draws of q."""
     if excess.mean() < -5 * excess.std() / np.sqrt(draws):
         return True
     with np.errstate(all="ignore"):
@@ -106,7 +122,7 @@ def _has_mass_outside(p: Sampler, q: Sampler, excess: Array, draws: int, seed: i
 
 
 def hill_index(values: Array) -> float:
-    """By how fast the largest of these falls off: moments of order 1/index and above are infinite."""
+    """The Hill estimate of the tail index of values: moments of order 1/index and above are infinite."""
     count = min(int(3 * np.sqrt(values.size)), values.size // 5)
     top = np.sort(values)[-count - 1 :]
     if not top[0] > 0 or not np.isfinite(top[-1]):

@@ -1,4 +1,4 @@
-"""How heavy the tail of importance weights is: the shape k of the generalised Pareto law of the largest."""
+"""The Pareto k diagnostic of importance weights: the shape of a generalised Pareto distribution fitted to the tail."""
 
 from math import ceil, inf
 
@@ -10,23 +10,26 @@ __all__ = ["pareto_k"]
 
 
 def pareto_k(log_weights: Array) -> float:
-    """The shape k of the tail of importance weights p(x)/q(x), x drawn from q.
+    """The tail shape k of importance weights p(x)/q(x), x drawn from q.
 
-    The largest min(n/5, 3 sqrt(n)) weights are taken for excesses over a generalised Pareto law of shape k, fitted by
-    Zhang and Stephens' posterior mean and drawn towards 0.5 as in Pareto smoothing. Weights have 1/k moments.
+    A generalised Pareto distribution of shape k is fitted to the excesses of the largest min(n/5, 3 sqrt(n)) weights
+    over the next smaller weight, by the posterior mean of Zhang and Stephens with shrinkage towards 0.5. Moments of
+    order below 1/k are finite.
 
     Args:
-        log_weights: Logarithms of the weights, up to a constant, shape (n,), n at least 25.
+        log_weights: The logarithms of the weights, up to an additive constant, shape (n,), n at least 25.
 
     Returns:
-        k: below 0.5 the weights' variance is finite; above 0.7 draws of q cannot be reweighted to p; `inf` where p
-        is 0 at all but a few draws.
+        k, without unit. Below 0.5 the variance of the weights is finite; above 0.7 importance sampling from q is
+        unreliable; `inf` if all but a few weights are 0.
 
-    Source: [vehtari2024], appendix; [zhang2009].
+    References:
+        Vehtari et al. (2024), Pareto smoothed importance sampling, appendix.
+        Zhang and Stephens (2009), for the fit.
 
     Example:
         >>> import numpy as np
-        >>> x = np.random.default_rng(0).exponential(size=20_000)  # q; p = exponential of rate 0.5: weights x^...
+        >>> x = np.random.default_rng(0).exponential(size=20_000)
         >>> 0.3 < pareto_k(0.5 * x) < 0.7
         True
     """
@@ -35,12 +38,12 @@ def pareto_k(log_weights: Array) -> float:
     if logs[-count - 1] == -inf:
         return inf
     if logs[-1] - logs[-count - 1] < 1e-9:
-        return 0.0  # the largest are all alike
+        return 0.0  # the largest weights are equal
     tail, cutoff = np.exp(logs[-count:] - logs[-1]), np.exp(logs[-count - 1] - logs[-1])
     excess = tail - cutoff
     excess = excess[excess > 0]
     if excess.size < 5:
-        return 0.0  # the largest are all alike
+        return 0.0  # the largest weights are equal
     n = excess.size
     trials = 30 + int(n**0.5)
     b = 1 / excess[-1] + (1 - np.sqrt(trials / (np.arange(1, trials + 1) - 0.5))) / (3 * excess[int(n / 4 + 0.5) - 1])
