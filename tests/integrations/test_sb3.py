@@ -22,7 +22,7 @@ from kullback.budget.controllers import PPO2017, FixedBeta
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import BudgetError, NoClosedFormError, ShapeError
 from kullback.integrations.sb3 import BudgetPPO, _Update
-from kullback.integrations.sb3_policies import actor_weights, kl_of_policies, kl_over, policy_kl
+from kullback.integrations.sb3_policies import actor_weights, differentiable_kl_per_state, kl_per_state, policy_kl
 
 STATES = 5
 
@@ -290,7 +290,7 @@ def test_each_update_ends_on_the_old_policys_budget(name: str) -> None:
     for _ in range(8):
         model.learn(256, log_interval=None, reset_num_timesteps=False)
         kls.append(seen(model)["kl_old_policy_per_step"])
-        moved = kl_over(model.old, model.policy, torch.as_tensor(model.rollout_buffer.observations))
+        moved = kl_per_state(model.old, model.policy, torch.as_tensor(model.rollout_buffer.observations))
         assert kls[-1] == pytest.approx(float(moved.mean()), rel=1e-4)
     assert max(kls) < 1.021 * target
     assert np.mean(kls[2:]) == pytest.approx(target, rel=0.1)
@@ -310,7 +310,14 @@ def test_two_budgets_are_kept_at_once() -> None:
     got = seen(model)
     assert 0 < got["kl_old_policy_per_step"] < 5.2e-4
     assert got["kl_policy_ref_per_step"] == pytest.approx(2e-3, rel=0.3)
-    assert {"beta", "beta_old", "kl_filtered", "kl_filtered_old", "displacement_scale", "displacement_scale_old"} <= got.keys()
+    assert {
+        "beta",
+        "beta_old",
+        "kl_filtered",
+        "kl_filtered_old",
+        "displacement_scale",
+        "displacement_scale_old",
+    } <= got.keys()
 
 
 @pytest.mark.parametrize(("use_sde", "seed"), [(True, 0), (False, 2)])
@@ -397,7 +404,7 @@ def test_training_starts_at_the_reference_and_the_reference_stays() -> None:
     before = [weight.clone() for weight in reference.policy.parameters()]
     model = BudgetPPO("MlpPolicy", "CartPole-v1", reference=reference, budget=FixedBeta(1.0), seed=0, device="cpu")
     assert same(reference, model)
-    assert float(kl_of_policies(model.policy, model.reference, torch.randn(9, 4)).detach().max()) == 0.0
+    assert float(differentiable_kl_per_state(model.policy, model.reference, torch.randn(9, 4)).detach().max()) == 0.0
     model.learn(2048, log_interval=None)
     for weight, twin, theirs in zip(before, model.reference.parameters(), reference.policy.parameters(), strict=True):
         assert torch.equal(weight, twin)
@@ -458,7 +465,11 @@ def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None
     assert not model.policy.optimizer._optimizer_step_pre_hooks
     assert not model.policy.optimizer._optimizer_step_post_hooks
     model.rollout_buffer.reset()
-    with pytest.raises(RuntimeError, match="on purpose"), _Update(model).penalised_loss(), _Update(model).controlled_steps():
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        _Update(model).penalised_loss(),
+        _Update(model).controlled_steps(),
+    ):
         raise RuntimeError("on purpose")
     assert "evaluate_actions" not in vars(model.policy)
     assert not model.policy.optimizer._optimizer_step_pre_hooks

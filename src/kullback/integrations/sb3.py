@@ -11,13 +11,13 @@ from kullback.integrations.sb3_budget import PolicyConstraint
 from kullback.integrations.sb3_policies import (
     States,
     actor_weights,
-    kl_at,
-    kl_over,
+    estimate_mean_kl,
+    frozen_policy_copy,
+    kl_per_state,
     require_same_shape,
     rollout_episodes,
     rollout_states,
-    some_states,
-    twin_of,
+    select_states,
 )
 
 # isort: split
@@ -118,8 +118,8 @@ class BudgetPPO(PPO):
         if self.reference is not None:
             require_same_shape(self.policy, self.reference.state_dict())
             self.policy.load_state_dict(self.reference.state_dict())
-        self.reference = twin_of(self) if self.has_reference else None
-        self.old = twin_of(self)
+        self.reference = frozen_policy_copy(self) if self.has_reference else None
+        self.old = frozen_policy_copy(self)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "reference", "old"]
@@ -136,7 +136,7 @@ class _Update:
         self.model, self.policy = model, model.policy
         self.states = rollout_states(model.rollout_buffer)
         self.episodes = rollout_episodes(model.rollout_buffer)
-        self.actor = actor_weights(model.policy, some_states(self.states, slice(2)))
+        self.actor = actor_weights(model.policy, select_states(self.states, slice(2)))
         self.entropies: list[float] = []
         self.weights_before: list[Tensor] = []
         if isinstance(model.old_budget, KLBudget):  # The displacement from the old policy starts at 0.
@@ -226,7 +226,9 @@ class _Update:
         if self.initial is not None:
             estimates["kl_policy_ref_per_step"] = self.initial
         if model.reference is not None and model.reference_states is not None:
-            estimates["kl_policy_ref_per_reference_step"] = kl_at(self.policy, model.reference, model.reference_states)
+            estimates["kl_policy_ref_per_reference_step"] = estimate_mean_kl(
+                self.policy, model.reference, model.reference_states
+            )
         for constraint in self.constraints:
             constraint.end(estimates[constraint.metric])
         for key, estimate in estimates.items():
@@ -235,7 +237,7 @@ class _Update:
 
     def rollout_kl(self, p: ActorCriticPolicy, q: ActorCriticPolicy) -> Estimate:
         """Estimate the mean KL(p || q) over the rollout's states, with episodes as the independent samples."""
-        kls = kl_over(p, q, self.states).double().cpu().numpy()
+        kls = kl_per_state(p, q, self.states).double().cpu().numpy()
         sums, lengths = np.bincount(self.episodes, kls), np.bincount(self.episodes)
         return kl_per_token(sums, lengths, np.arange(len(sums)))
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from kullback.integrations.sb3_policies import kl_of_policies, kl_over, some_states
+from kullback.integrations.sb3_policies import differentiable_kl_per_state, kl_per_state, select_states
 
 # isort: split
 import numpy as np
@@ -49,8 +49,8 @@ class PolicyConstraint:
         if self.scales_weights:
             count = len(update.episodes)
             rows = np.linspace(0, count - 1, min(_HELD_OUT_STATES, count)).round().astype(int)
-            self.states = some_states(update.states, rows) if fixed_states is None else fixed_states
-            self.held_out = HeldOutMean(lambda: float(kl_over(self.p, self.q, self.states).double().mean()))
+            self.states = select_states(update.states, rows) if fixed_states is None else fixed_states
+            self.held_out = HeldOutMean(lambda: float(kl_per_state(self.p, self.q, self.states).double().mean()))
             self.step = BudgetStep(self._scale_displacement, self.held_out)
 
     @property
@@ -64,7 +64,7 @@ class PolicyConstraint:
 
     def penalty(self, obs: Any) -> Tensor:
         """Return beta times the KL at each state of a minibatch, shape (states,)."""
-        kls = kl_of_policies(self.p, self.q, obs)
+        kls = differentiable_kl_per_state(self.p, self.q, obs)
         self.batch_kls = kls.detach().double()
         return self.controller.beta * kls
 

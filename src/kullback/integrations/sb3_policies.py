@@ -32,15 +32,15 @@ from kullback.samples.clustered_mean import kl_per_token
 __all__ = [
     "States",
     "actor_weights",
-    "kl_at",
-    "kl_of_policies",
-    "kl_over",
+    "differentiable_kl_per_state",
+    "estimate_mean_kl",
+    "frozen_policy_copy",
+    "kl_per_state",
     "policy_kl",
     "require_same_shape",
     "rollout_episodes",
     "rollout_states",
-    "some_states",
-    "twin_of",
+    "select_states",
 ]
 
 States = Tensor | dict[str, Tensor]
@@ -98,12 +98,12 @@ def _torch_distributions(distribution: Any) -> list[Any]:
     return parts if isinstance(parts, list) else [parts]
 
 
-def kl_of_policies(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
+def differentiable_kl_per_state(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
     """KL(p || q) of the action distributions of two policies at each state, in nats, differentiable."""
     return policy_kl(p.get_distribution(states), q.get_distribution(states))  # type: ignore[arg-type]
 
 
-def kl_over(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
+def kl_per_state(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tensor:
     """KL(p || q) at each state, in nats, without gradient, in evaluation mode, for any number of states."""
     modes = [(policy, policy.training) for policy in (p, q)]
     for policy, _ in modes:
@@ -112,19 +112,19 @@ def kl_over(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Tenso
         with torch.no_grad():
             count = len(next(iter(states.values())) if isinstance(states, dict) else states)
             chunks = (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))
-            return torch.cat([kl_of_policies(p, q, some_states(states, chunk)) for chunk in chunks])
+            return torch.cat([differentiable_kl_per_state(p, q, select_states(states, chunk)) for chunk in chunks])
     finally:
         for policy, mode in modes:
             policy.set_training_mode(mode)
 
 
-def kl_at(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Estimate:
+def estimate_mean_kl(p: ActorCriticPolicy, q: ActorCriticPolicy, states: States) -> Estimate:
     """The mean of KL(p || q) over independently sampled states, in nats per state."""
-    kls = kl_over(p, q, states).double().cpu().numpy()
+    kls = kl_per_state(p, q, states).double().cpu().numpy()
     return kl_per_token(kls, np.ones_like(kls), np.arange(len(kls)))
 
 
-def some_states(states: States, index: Any) -> States:
+def select_states(states: States, index: Any) -> States:
     """The states with these indices."""
     return {key: values[index] for key, values in states.items()} if isinstance(states, dict) else states[index]
 
@@ -146,7 +146,7 @@ def rollout_episodes(buffer: Any) -> np.ndarray[Any, Any]:
     return np.cumsum(starts.swapaxes(0, 1).ravel()) - 1
 
 
-def twin_of(algorithm: OnPolicyAlgorithm) -> ActorCriticPolicy:
+def frozen_policy_copy(algorithm: OnPolicyAlgorithm) -> ActorCriticPolicy:
     """A frozen copy of an algorithm's policy."""
     with torch.random.fork_rng():
         copy = algorithm.policy_class(

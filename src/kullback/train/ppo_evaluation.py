@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from kullback.integrations.sb3 import BudgetPPO
-from kullback.integrations.sb3_policies import States, kl_at, kl_over, some_states, twin_of
+from kullback.integrations.sb3_policies import States, estimate_mean_kl, frozen_policy_copy, kl_per_state, select_states
 from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["EpisodeEvaluation"]
@@ -47,7 +47,7 @@ class EpisodeEvaluation:
             states of the reference, if these were set.
         """
         devices = [model.device] if model.device.type == "cuda" else []
-        policy = twin_of(model)
+        policy = frozen_policy_copy(model)
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.seed)
             states, returns, lengths = self._run_episodes(policy)
@@ -58,12 +58,12 @@ class EpisodeEvaluation:
             ("kl_old_policy_per_step", (model.old, policy)),
         ):
             if all(policies):
-                kls = kl_over(*policies, states).double().cpu().numpy()
+                kls = kl_per_state(*policies, states).double().cpu().numpy()
                 episodes = np.repeat(np.arange(len(lengths)), lengths)
                 estimate = kl_per_token(np.bincount(episodes, kls), lengths, np.arange(len(lengths)))
                 row |= {name: estimate.value, f"{name}_std_error": estimate.std_error}
         if model.reference is not None and model.reference_states is not None:
-            estimate = kl_at(policy, model.reference, model.reference_states)
+            estimate = estimate_mean_kl(policy, model.reference, model.reference_states)
             name = "kl_policy_ref_per_reference_step"
             row |= {name: estimate.value, f"{name}_std_error": estimate.std_error}
         if entropy is not None:  # a squashed normal has no closed-form entropy
@@ -84,7 +84,7 @@ class EpisodeEvaluation:
             torch.manual_seed(self.seed)
             states, _, lengths = self._run_episodes(policy)
         total = int(lengths.sum())
-        return some_states(states, np.linspace(0, total - 1, min(count, total)).round().astype(int))
+        return select_states(states, np.linspace(0, total - 1, min(count, total)).round().astype(int))
 
     def _run_episodes(self, policy: Any) -> tuple[States, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """The visited states, episode by episode, and the returns and the lengths of the episodes."""
