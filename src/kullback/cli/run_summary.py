@@ -16,16 +16,16 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     """Print the final metrics of runs as a table, and write their report to an HTML file."""
     from rich.table import Table
 
-    from kullback.explore.run_tables import closing_table, report_runs
+    from kullback.explore.run_tables import outcome_table, write_run_report
 
-    closing = closing_table(runs)
-    table = Table(*closing["columns"])
-    for row in closing["rows"]:
+    outcomes = outcome_table(runs)
+    table = Table(*outcomes["columns"])
+    for row in outcomes["rows"]:
         table.add_row(*row)
     console.print(table)
     if summary:
         console.print(summary, highlight=False, soft_wrap=True)
-    report_runs(runs, path, title=title, summary=summary)
+    write_run_report(runs, path, title=title, summary=summary)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 

@@ -171,7 +171,7 @@ def _grpo(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     KLBudget(options.budget)  # refuse an invalid budget before the reference is trained
-    from kullback.explore.run_tables import report_runs
+    from kullback.explore.run_tables import write_run_report
     from kullback.train.demo.run import demo_summary, train_demo
 
     console = transformers_console(quiet=False)
@@ -185,7 +185,7 @@ def _demo(options: argparse.Namespace) -> int:
         console=console,
     )
     for name, run in runs.items():
-        report_runs({name: run}, run.report, title=f"Sums, {name}")
+        write_run_report({name: run}, run.report, title=f"Sums, {name}")
     write_report(
         runs,
         options.output / "report.html",

@@ -6,7 +6,7 @@ from typing import Any
 from kullback.explore.charts import DIVERGENCES
 from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
-from kullback.explore.run_tables import closing_table, load_report_runs
+from kullback.explore.run_tables import load_report_runs, outcome_table
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "runs_data"]
@@ -42,7 +42,7 @@ def runs_data(runs: Mapping[str, RunDirectory]) -> dict[str, Any] | None:
     if not runs:
         return None
     report_runs = load_report_runs(runs)
-    return page_data(report_runs, closing_table(runs) if all(run.evaluations for run in report_runs) else None)
+    return page_data(report_runs, outcome_table(runs) if all(run.evaluations for run in report_runs) else None)
 
 
 def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:

@@ -8,10 +8,10 @@ from kullback.explore.charts import DIVERGENCES, budgeted_kl
 from kullback.explore.report import ReportRun, Table, write_report
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["closing_table", "load_report_runs", "report_runs"]
+__all__ = ["load_report_runs", "outcome_table", "write_run_report"]
 
 
-def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
+def write_run_report(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
     """Write the report of run directories as an HTML file.
 
     Args:
@@ -28,7 +28,7 @@ def report_runs(runs: Mapping[str, RunDirectory], path: Path, *, title: str, sum
             not exist.
     """
     loaded = load_report_runs(runs)
-    table = closing_table(runs) if all(run.evaluations for run in loaded) else None
+    table = outcome_table(runs) if all(run.evaluations for run in loaded) else None
     return write_report(loaded, path, title=title, summary=summary, table=table)
 
 
@@ -40,7 +40,7 @@ def load_report_runs(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
     ]
 
 
-def closing_table(runs: Mapping[str, RunDirectory]) -> Table:
+def outcome_table(runs: Mapping[str, RunDirectory]) -> Table:
     """Return a table with the first and the last evaluation of each run, one column per run.
 
     Args:
