@@ -144,7 +144,7 @@ def _bottleneck(options: argparse.Namespace) -> int:
         if not finished:
             break
     reported = dict(list(runs.items())[-_MAX_REPORTED_RUNS:])
-    title = "Accuracy against nats: an information bottleneck"
+    title = "Accuracy against KL: an information bottleneck"
     return _finish(options, reported, finished=finished, title=title, summary=_accuracies(runs))
 
 
