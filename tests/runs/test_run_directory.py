@@ -28,7 +28,7 @@ def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "rew')
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5]
-    run.forget_after(3)
+    run.remove_rows_after(3)
     run.add_metrics({"step": 4})
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 

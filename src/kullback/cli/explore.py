@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.explore.explorer import explorer_page
     from kullback.explore.server import make_server
-    from kullback.runs.atomic_write import write_whole
+    from kullback.runs.atomic_write import write_atomically
     from kullback.runs.run_directory import RunDirectory
 
     if not 0 <= options.port <= 65535:
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"--output {options.output}: expected the path of a file in an existing directory; create the "
                 "directory first"
             )
-        write_whole(options.output, explorer_page(runs, live=False))
+        write_atomically(options.output, explorer_page(runs, live=False))
         print(options.output)
         return 0
     server, address = make_server(runs, port=options.port)

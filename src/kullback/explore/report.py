@@ -14,7 +14,7 @@ from kullback.errors import InputError
 from kullback.explore.charts import RunCharts, budget_of
 from kullback.explore.downsample import DownsampledSeries, finite
 from kullback.explore.html import self_contained_page
-from kullback.runs.atomic_write import write_whole
+from kullback.runs.atomic_write import write_atomically
 
 __all__ = ["ReportRun", "Table", "page_data", "write_report"]
 
@@ -104,7 +104,7 @@ def write_report(
     page = self_contained_page(
         "report.html", page_data(runs, table), {"title": title, "summary": summary}, images=images
     )
-    write_whole(path, page)
+    write_atomically(path, page)
     return path
 
 

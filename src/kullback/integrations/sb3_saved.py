@@ -13,7 +13,7 @@ from typing import Any
 
 from kullback.errors import BudgetError, InputError, MissingDependencyError
 from kullback.integrations.sb3_policies import require_same_shape
-from kullback.runs.atomic_write import write_whole
+from kullback.runs.atomic_write import write_atomically
 
 try:
     import gymnasium
@@ -112,7 +112,9 @@ def save_policy(policy: ActorCriticPolicy, directory: Path, *, environment: str,
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(directory / "model.safetensors", policy.state_dict())
     architecture = {key: settings[key] for key in _ARCHITECTURE if key in settings}
-    write_whole(directory / "policy.json", json.dumps({"env": environment, "shape": architecture}, indent=2) + "\n")
+    write_atomically(
+        directory / "policy.json", json.dumps({"env": environment, "shape": architecture}, indent=2) + "\n"
+    )
 
 
 def load_policy(path: Path, env: VecEnv) -> tuple[ActorCriticPolicy, dict[str, Any]]:

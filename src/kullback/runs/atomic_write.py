@@ -4,10 +4,10 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["write_atomically"]
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     The text is written to a temporary file in the same directory, which then replaces `path`. After an error or a crash
@@ -22,7 +22,7 @@ def write_whole(path: Path, text: str) -> None:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     write_whole(Path(directory) / "a.txt", "whole")
+        ...     write_atomically(Path(directory) / "a.txt", "whole")
         ...     os.listdir(directory)
         ['a.txt']
     """

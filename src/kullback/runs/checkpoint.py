@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_whole
+from kullback.runs.atomic_write import write_atomically
 
 __all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
 
@@ -65,7 +65,7 @@ def save_checkpoint(
         path / "optimizer.safetensors",
         {f"{index}.{name}": value for index, slot in slots.items() for name, value in slot.items()},
     )
-    write_whole(path / "trainer_state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
+    write_atomically(path / "trainer_state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
     for old in sorted(checkpoints.glob("checkpoint-*"), key=_step)[:-_MAX_CHECKPOINTS]:
         shutil.rmtree(old)
 

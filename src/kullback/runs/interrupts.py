@@ -7,13 +7,13 @@ __all__ = ["Interrupts"]
 
 
 class Interrupts:
-    """A context manager in which the first Ctrl-C sets `asked`, and the second Ctrl-C raises KeyboardInterrupt.
+    """A context manager in which the first Ctrl-C sets `requested`, and the second Ctrl-C raises KeyboardInterrupt.
 
-    A training loop checks `asked` after each step, and stops with a checkpoint when it is true.
+    A training loop checks `requested` after each step, and stops with a checkpoint when it is true.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.previous: Any = None
 
     def __enter__(self) -> "Interrupts":
@@ -26,5 +26,5 @@ class Interrupts:
 
     def _handle(self, number: int, frame: Any) -> None:  # noqa: ARG002
         """Record the request, and restore the previous handler for the next Ctrl-C."""
-        self.asked = True
+        self.requested = True
         signal.signal(signal.SIGINT, self.previous)

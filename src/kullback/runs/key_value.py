@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kullback.errors import InputError
 
-__all__ = ["read_words"]
+__all__ = ["parse_key_values"]
 
 
-def read_words(
+def parse_key_values(
     words: Sequence[str], known: Collection[str], taken: Mapping[str, str], *, owner: str
 ) -> list[tuple[str, str, str]]:
     """Split settings of the form `key=value`, and check their keys.
@@ -27,7 +27,7 @@ def read_words(
             message then names the most similar valid key.
 
     Example:
-        >>> read_words(["gamma=0.9"], ["gamma"], {}, owner="PPO")
+        >>> parse_key_values(["gamma=0.9"], ["gamma"], {}, owner="PPO")
         [('gamma=0.9', 'gamma', '0.9')]
     """
     found = []

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_whole
+from kullback.runs.atomic_write import write_atomically
 from kullback.runs.metrics import with_present_keys, with_present_settings
 
 __all__ = ["RunDirectory", "versions"]
@@ -129,11 +129,11 @@ class RunDirectory:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
         return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
-    def forget_after(self, step: int) -> None:
+    def remove_rows_after(self, step: int) -> None:
         """Remove the rows of steps after a checkpoint, since a resumed run takes these steps again."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             rows = [row for row in self._rows(name) if row["step"] <= step]
-            write_whole(self.path / name, "".join(_line(row) for row in rows))
+            write_atomically(self.path / name, "".join(_line(row) for row in rows))
 
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.jsonl."""
@@ -182,7 +182,9 @@ class RunDirectory:
         return [with_present_keys(json.loads(line)) for line in lines if line.endswith("\n")]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_whole(self.path / name, json.dumps(_plain(content), indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+        write_atomically(
+            self.path / name, json.dumps(_plain(content), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+        )
 
 
 def versions(*packages: str) -> dict[str, str]:

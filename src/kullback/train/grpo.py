@@ -165,11 +165,11 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
                     "learning_rate": args.learning_rate,
                 }
             )
-            run.forget_after(-1)
+            run.remove_rows_after(-1)
             run.add_evaluation(before)
             run.set_samples("before", samples)
     elif main:
-        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
+        run.remove_rows_after(int(checkpoint.name.rpartition("-")[2]))
     args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
 
     trainer = BudgetGRPOTrainer(
@@ -198,7 +198,7 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.asked and trainer.state.global_step < plan.steps:
+    if stop.requested and trainer.state.global_step < plan.steps:
         return False
     samples = evaluate.measure()
     if main:

@@ -157,7 +157,7 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
         if checkpoint is None:
             _start_run(plan, run, model, shape, evaluation)
         else:
-            run.forget_after(restore_ppo_checkpoint(model, checkpoint))
+            run.remove_rows_after(restore_ppo_checkpoint(model, checkpoint))
         target = getattr(plan.budget, "target", None)
         with (
             RunProgress(plan.output.name, plan.total_steps, target=target, unit="step", console=console) as progress,
@@ -214,7 +214,7 @@ class _RecordUpdates(BaseCallback):
         step = self.ppo.num_timesteps
         if step > self.recorded_step:
             self._record_update()
-            self.stopping = self.interrupts.asked
+            self.stopping = self.interrupts.requested
         elif self.run.last_checkpoint() is not None:  # the run was resumed from this checkpoint
             reset_and_reseed(self.ppo, self.plan.seed)
             return
@@ -284,7 +284,7 @@ def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, e
     """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
     before = evaluation.measure(model)
     run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
-    run.forget_after(-1)
+    run.remove_rows_after(-1)
     run.add_evaluation(before)
     if model.reference is not None:
         save_policy(model.reference, run.path / "reference", environment=plan.env, settings=shape)

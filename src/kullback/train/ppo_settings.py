@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.runs.key_value import read_words
+from kullback.runs.key_value import parse_key_values
 
 __all__ = ["PPO_SETTINGS", "parse_ppo_settings"]
 
@@ -63,7 +63,7 @@ def parse_ppo_settings(words: Sequence[str]) -> dict[str, Any]:
     """
     return {
         key: _parse_value(word, value, PPO_SETTINGS[key])
-        for word, key, value in read_words(words, PPO_SETTINGS, _OTHER_OPTIONS, owner="PPO")
+        for word, key, value in parse_key_values(words, PPO_SETTINGS, _OTHER_OPTIONS, owner="PPO")
     }
 
 

@@ -118,10 +118,10 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         before = evaluate.forward_kl.measure()
         if main:
             run.create({**plan.config(), "versions": versions("torch", "transformers", "trl", "accelerate")})
-            run.forget_after(-1)
+            run.remove_rows_after(-1)
             run.add_evaluation({"step": 0, **before})
     elif main:
-        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
+        run.remove_rows_after(int(checkpoint.name.rpartition("-")[2]))
     stop = Interrupts()
     main_console = console if main else None
     with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=main_console) as progress, stop:
@@ -129,7 +129,7 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.asked and trainer.state.global_step < plan.steps:
+    if stop.requested and trainer.state.global_step < plan.steps:
         return False
     evaluate.measure(trainer.state.global_step)
     if main:

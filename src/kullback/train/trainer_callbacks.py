@@ -45,5 +45,5 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupts = interrupts
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.interrupts.asked:
+        if self.interrupts.requested:
             control.should_save = control.should_training_stop = True

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 from trl import GRPOConfig
 
 from kullback.errors import InputError, KullbackError
-from kullback.runs.key_value import read_words
+from kullback.runs.key_value import parse_key_values
 
 __all__ = ["make_config", "parse_settings"]
 
@@ -53,7 +53,7 @@ def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict
         {'learning_rate': 1e-05, 'num_generations': 4}
     """
     known = {field.name for field in fields(config) if field.init}
-    pairs = [(key, value) for _, key, value in read_words(words, known, _OTHER_OPTIONS, owner=config.__name__)]
+    pairs = [(key, value) for _, key, value in parse_key_values(words, known, _OTHER_OPTIONS, owner=config.__name__)]
     arguments = [f"--{key}={value}" for key, value in pairs]
     # parse_args, not parse_args_into_dataclasses: the constructor of the configuration would query the devices.
     parsed = vars(_Parser(config, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from kullback.budget.controllers import Controller, controller_config, controlle
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import scaled_learning_rates
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_whole
+from kullback.runs.atomic_write import write_atomically
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
@@ -128,10 +128,10 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     checkpoint = run.last_checkpoint() if resume else None
     if checkpoint is not None:
         step, budget = _restore_checkpoint(model, optimiser, checkpoint)
-        run.forget_after(step)
+        run.remove_rows_after(step)
     else:
         run.create({**plan.config(), "versions": versions("torch")})
-        run.forget_after(-1)
+        run.remove_rows_after(-1)
     x, held_out = torch.from_numpy(images.train), torch.from_numpy(images.held_out)
     labels, held_out_labels = (
         None if classes is None else torch.from_numpy(classes)
@@ -147,7 +147,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
         if step == 0:
             run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
             add_pictures(run, model, held_out, "before")
-        while step < plan.steps and not interrupts.asked:
+        while step < plan.steps and not interrupts.requested:
             step += 1
             generator = torch.Generator().manual_seed(derived_seed(plan.seed, step))
             rows = torch.randint(len(x), (min(plan.batch_size, len(x)),), generator=generator)
@@ -200,7 +200,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                 if isinstance(budget, KLBudget):
                     name = kl_key("image")
                     budget = budget.update_evaluation(evaluation[name], std_error=evaluation[f"{name}_std_error"])
-            if step % plan.save_every == 0 or step == plan.steps or interrupts.asked:
+            if step % plan.save_every == 0 or step == plan.steps or interrupts.requested:
                 _save_checkpoint(model, optimiser, run.checkpoints, step, budget)
     if step < plan.steps:
         return False
@@ -208,7 +208,9 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     run.model.mkdir(exist_ok=True)
     save_file(model.state_dict(), run.model / "model.safetensors")
     architecture = {"size": images.train.shape[1:], "latents": plan.latents, "hidden": plan.hidden, "kind": plan.kind}
-    write_whole(run.model / "model.json", json.dumps(architecture | {"likelihood": plan.likelihood}, indent=2) + "\n")
+    write_atomically(
+        run.model / "model.json", json.dumps(architecture | {"likelihood": plan.likelihood}, indent=2) + "\n"
+    )
     return True
 
 
