@@ -1,4 +1,4 @@
-"""kl(p, q) of distributions: its digits against quadrature, its infinities, its gradients, its refusals."""
+"""kl(p, q) of distributions: accuracy against quadrature, infinite values, gradients and errors."""
 
 import json
 import math
@@ -44,11 +44,11 @@ def floats(value):
     return [floats(entry) for entry in value] if isinstance(value, list) else float(value)
 
 
-# The digits.
+# Accuracy.
 
 
 def nearness(p, q):
-    """The least relative change that a nearly equal case makes, or nothing."""
+    """The smallest relative change of the parameters in a nearly equal case, or None."""
     changes = np.abs(np.asarray(q, float) / np.asarray(p, float) - 1) if np.shape(p) == np.shape(q) else np.ones(1)
     changes = changes[changes > 0]
     return float(changes.min()) if changes.size and changes.min() < 2e-3 else None
@@ -76,7 +76,7 @@ def reference_cases():
 def test_reference_values(p_family, q_family, p, q, truth, delta, kind):
     with jax.enable_x64(True):
         p, q = record(p_family, p, LIBRARIES[kind]), record(q_family, q, LIBRARIES[kind])
-        # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+        # Rounding the reference's decimals to float64 changes the true KL, by more the closer p is to q.
         assert relative_error(kl(p, q), truth) < 1e-13 + (4e-16 / delta if delta else 0)
 
 
@@ -94,7 +94,7 @@ def test_every_pair_agrees_with_its_definition(pair):
     assert relative_error(kl(p, q), oracle.kl(p, q)) < 1e-12
 
 
-# Vectors, matrices and categories: textbook formulas in many digits, or every outcome in turn.
+# Multivariate and categorical families: textbook formulas in many digits, or enumeration of outcomes.
 
 
 def positive_definite(rng, size):
@@ -144,7 +144,7 @@ def enumerate_counts(categories, total):
 
 
 def near(rng, matrix, delta):
-    """The matrix, symmetric still, with entries changed by about delta."""
+    """The matrix with entries changed by about delta, still symmetric."""
     factor = np.linalg.cholesky(matrix)
     change = rng.normal(size=matrix.shape)
     return matrix + delta * factor @ (change + change.T) @ factor.T / 2
@@ -357,10 +357,10 @@ def test_every_pair_has_an_oracle():
 
 @pytest.mark.parametrize("delta", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("pair", OTHERS, ids=name_of)
-def test_vectors_and_categories_agree_with_theirs(pair, delta):
+def test_multivariate_and_categorical_pairs_match_their_oracle(pair, delta):
     with mpmath.workdps(50):
         p, q, truth = OTHERS[pair](np.random.default_rng(8), delta)
-        # A covariance that is written out is rounded first.
+        # A covariance matrix that is formed explicitly is rounded.
         slack = 4e-15 if f.LowRankMultivariateNormal in pair else 4e-16
         assert relative_error(kl(p, q), truth) < 1e-12 + slack / delta
 
@@ -401,11 +401,11 @@ def test_vectors_and_categories_agree_with_theirs(pair, delta):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_infinite_exactly_where_it_is(p, q, expected):
+def test_infinite_exactly_where_the_supports_differ(p, q, expected):
     np.testing.assert_allclose(kl(p, q), expected, rtol=1e-14)
 
 
-def test_a_binomial_of_fewer_draws():
+def test_binomial_with_fewer_trials():
     p, q = f.Binomial(total_count=[3, 5], probs=0.4), f.Binomial(total_count=5, probs=0.3)
     masses = [
         [mpmath.binomial(n, k) * mpf(x) ** k * (1 - mpf(x)) ** (n - k) for k in range(6)]
@@ -416,7 +416,7 @@ def test_a_binomial_of_fewer_draws():
     np.testing.assert_allclose(kl(p, q), [float(truth), float(same)], rtol=1e-13)
 
 
-def test_covariance_given_in_other_ways():
+def test_alternative_covariance_parameters():
     rng = np.random.default_rng(4)
     for delta in (1.0, 1e-5):
         p_loc, p_cov, q_loc, q_cov = normal_case(rng, delta)
@@ -429,11 +429,11 @@ def test_covariance_given_in_other_ways():
         for first, second in product(forms, forms):
             p = f.MultivariateNormal(loc=p_loc, **{first: forms[first](p_cov)})
             q = f.MultivariateNormal(loc=q_loc, **{second: forms[second](q_cov)})
-            # Writing a covariance in another way rounds it.
+            # Converting between covariance parameters rounds.
             assert relative_error(kl(p, q), truth) < 1e-12 + 4e-14 / delta
 
 
-def test_covariances_far_apart():
+def test_very_different_covariances():
     p_cov, q_cov = np.diag([1e-12, 1.0, 1e6]), np.diag([1.0, 1e-3, 1e6])
     truth = textbook_normal(np.zeros(3), p_cov, np.ones(3), q_cov)
     p, q = (
@@ -444,7 +444,7 @@ def test_covariances_far_apart():
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)
-def test_matrices_that_are_no_covariance(kind):
+def test_invalid_covariances_raise(kind):
     library = LIBRARIES[kind]
     with jax.enable_x64(True):
         fine = f.MultivariateNormal(loc=library([0.0, 0.0]), covariance_matrix=library([[1.0, 0.0], [0.0, 1.0]]))
@@ -466,7 +466,7 @@ def test_matrices_that_are_no_covariance(kind):
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
-def test_large_parameters_keep_their_digits(size):
+def test_large_parameters_keep_their_accuracy(size):
     with mpmath.workdps(60):
         a, b = mpf(size), mpf(1.01 * size)
         p, q = f.Gamma(concentration=float(a), rate=float(a)), f.Gamma(concentration=float(b), rate=float(b))
@@ -491,10 +491,10 @@ def test_large_parameters_keep_their_digits(size):
             assert abs(close - float(mpmath.expm1(d) - d) / 2) < 2e-5 / size
 
 
-# What is refused, and what users add.
+# Errors and user registrations.
 
 
-def test_what_has_no_closed_form_says_what_to_call():
+def test_missing_closed_form_names_measure():
     p, q = f.Normal(loc=0.0, scale=1.0), f.Cauchy(loc=0.0, scale=1.0)
     with pytest.raises(NoClosedFormError, match=r"KL\(Normal \|\| Cauchy\).*kullback.measure"):
         kl(p, q)
@@ -517,7 +517,7 @@ def test_shapes_that_do_not_broadcast():
         kl(f.Dirichlet(concentration=[0.5, 0.5]), f.Dirichlet(concentration=[1.0]))
 
 
-def test_independent_events_must_match():
+def test_event_dims_must_match():
     base = f.Normal(loc=np.zeros(3), scale=1.0)
     with pytest.raises(NoClosedFormError):
         kl(f.Independent(base=base, event_dims=1), base)
@@ -525,7 +525,7 @@ def test_independent_events_must_match():
         kl(f.Independent(base=base, event_dims=2), f.Independent(base=base, event_dims=2))
 
 
-def test_users_add_their_own():
+def test_register_kl():
     class Coin:
         pass
 
@@ -547,7 +547,7 @@ def test_users_add_their_own():
         register_kl(f.Normal, f.Normal)
 
 
-def test_powers_far_apart_keep_their_digits():
+def test_very_different_powers_keep_their_accuracy():
     p, q = f.Weibull(concentration=114.0, scale=1e-3), f.Weibull(concentration=3e-5, scale=3e6)
     with mpmath.workdps(60):
         ratio, scales = mpf(3e-5) / 114, mpmath.log(mpf(1e-3) / mpf(3e6))
@@ -557,7 +557,7 @@ def test_powers_far_apart_keep_their_digits():
 
 
 @pytest.mark.parametrize("k", [500.0, 822.4, 1e6])
-def test_a_narrow_von_mises_against_a_wide_one(k):
+def test_narrow_von_mises_against_a_wide_one(k):
     p, q = f.VonMises(loc=0.0, concentration=k), f.VonMises(loc=0.3, concentration=9.0)
     with mpmath.workdps(40):
         resultant = mpmath.besseli(1, k) / mpmath.besseli(0, k)
@@ -584,7 +584,7 @@ def log_hypergeometric(population, successes, draws, k):
         ((10, 2, 3), (100_000, 90_000, 50)),
     ],
 )
-def test_hypergeometric_counts_of_any_size_keep_their_digits(p, q):
+def test_hypergeometric_counts_of_any_size_keep_their_accuracy(p, q):
     names = ("population", "successes", "draws")
     events = range(max(0, p[1] + p[2] - p[0]), min(p[1:]) + 1)
     with mpmath.workdps(40):
@@ -598,7 +598,7 @@ def test_hypergeometric_counts_of_any_size_keep_their_digits(p, q):
     ("n", "m", "p", "q"),
     [(5, 9, 0.3, 0.6), (3000, 3001, 0.9, 0.9), (200, 100_000, 0.5, 1e-3), (1, 2, 0.5, 0.5), (3, 4, 1.0, 0.5)],
 )
-def test_binomials_of_different_counts_keep_their_digits(n, m, p, q):
+def test_binomials_of_different_counts_keep_their_accuracy(n, m, p, q):
     with mpmath.workdps(40):
 
         def log_probability(count, probs, k):
@@ -621,6 +621,6 @@ def test_gradients_of_zipf_variables_in_torch_and_jax():
         np.testing.assert_allclose(np.asarray(by_jax), [float(slope) for slope in by_torch], rtol=1e-12, atol=1e-18)
 
 
-def test_numbers_that_are_no_distribution_are_sent_to_their_verb():
+def test_arrays_raise_and_name_the_function_for_them():
     with pytest.raises(TypeError, match="got list; for arrays see kl_probs"):
         kl([0.5, 0.5], np.asarray([0.4, 0.6]))

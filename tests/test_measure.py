@@ -1,4 +1,4 @@
-"""measure: whatever the distributions are, a number that says how sure it is; and bad input refused."""
+"""measure: estimates for distributions of every library, their errors and statuses, and invalid arguments."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def record(parameters):
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=f"{c['p']['family']}-{i}") for i, c in enumerate(reference_cases())]
 )
-def test_the_bound_or_the_formula_holds_the_truth(case):
+def test_truth_is_within_the_error_of_the_estimate(case):
     p, q, truth = record(case["p"]), record(case["q"]), float(case["kl"])
     chosen, forced = measure(p, q), measure(p, q, method="quadrature")
     assert chosen.status in ("exact", "bounded")
@@ -56,7 +56,7 @@ def test_the_bound_or_the_formula_holds_the_truth(case):
     assert abs(chosen.value - forced.value) <= forced.error + 1e-12 * truth + 1e-8 * min(truth, 1e-10)
 
 
-# Whoever they come from.
+# Distributions of every library.
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_mixtures_of_every_library():
         estimate = measure(mixture, Normal(loc=5.0, scale=math.sqrt(5)))
         assert estimate.status == "bounded"
         assert estimate.value == pytest.approx(11.8184254582631204, rel=1e-12)
-    # Of other parts than normals, by what torch itself says of them.
+    # Components other than normals, by the log_prob of torch.
     laplaces = td.MixtureSameFamily(td.Categorical(torch.tensor([0.5, 0.5])), td.Laplace(torch.tensor([0.0, 0.0]), 1.0))
     assert measure(laplaces, stats.laplace()).value == pytest.approx(0.0, abs=1e-12)
     assert measure(laplaces, stats.laplace()).status == "bounded"
@@ -116,7 +116,7 @@ def test_torch_parameters_in_float32_are_computed_in_float64():
     assert estimate.error < 1e-12
 
 
-def test_independent_parts_add_up():
+def test_kl_of_independent_components_is_the_sum():
     p = Independent(base=StudentT(df=[3.0, 5.0], loc=0.0, scale=1.0), event_dims=1)
     q = Independent(base=Normal(loc=[0.0, 0.0], scale=[1.0, 1.0]), event_dims=1)
     parts = [measure(StudentT(df=df, loc=0.0, scale=1.0), NORMAL, method="quadrature").value for df in (3.0, 5.0)]
@@ -125,7 +125,7 @@ def test_independent_parts_add_up():
     assert forced.value == pytest.approx(sum(parts), rel=1e-11)
 
 
-# What is infinite, and where.
+# Infinite KL.
 
 
 @pytest.mark.parametrize(
@@ -139,29 +139,29 @@ def test_independent_parts_add_up():
         (td.Normal(0.0, 1.0), td.Uniform(-1.0, 1.0), "-inf < x < -1 and 1 < x < inf"),
     ],
 )
-def test_infinite_and_where(p, q, where):
+def test_infinite_kl_states_where(p, q, where):
     estimate = measure(p, q)
     assert estimate.value == inf
     assert estimate.status == "exact"
     assert where in estimate.warnings[0]
 
 
-# From draws.
+# Monte Carlo.
 
 
-def test_vectors_are_estimated_from_draws():
+def test_multivariate_distributions_are_estimated_from_samples():
     two = components([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [np.eye(2)] * 2)
     wide = MultivariateNormal(loc=[0.0, 0.0], covariance_matrix=[[2.0, 0.0], [0.0, 1.0]])
     estimate = measure(two, wide)
-    truth = 0.009743  # that of the first coordinate
+    truth = 0.009743  # the KL of the first coordinate
     assert (estimate.status, estimate.method) == ("estimated", "Monte Carlo")
     assert abs(estimate.value - truth) < 5 * estimate.std_error < 0.002
-    # The published disagreement: the variational value is negative.
+    # The published example in which the variational approximation is negative.
     assert "variational approximation -0.219646" in estimate.warnings[0]
     assert "upper bound 0.346574" in estimate.warnings[0]
 
 
-def test_torch_mixtures_in_space_are_the_same():
+def test_multivariate_mixtures_of_torch():
     parts = td.MultivariateNormal(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.eye(2).expand(2, 2, 2))
     diagonal = td.Independent(td.Normal(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.ones(2, 2)), 1)
     wide = td.MultivariateNormal(torch.zeros(2), torch.diag(torch.tensor([2.0, 1.0])))
@@ -171,13 +171,13 @@ def test_torch_mixtures_in_space_are_the_same():
     assert abs(first.value - 0.009743) < 5 * first.std_error
 
 
-def test_torchs_own_random_state_is_left_alone():
+def test_random_state_of_torch_is_unchanged():
     before = torch.random.get_rng_state()
     measure(td.StudentT(5.0), td.Normal(0.0, 1.0), method="Monte Carlo", draws=100)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_anything_with_log_prob_and_sample():
+def test_objects_with_log_prob_and_sample():
     class Die:
         def __init__(self, probs):
             self.probs = np.asarray(probs)
@@ -192,7 +192,7 @@ def test_anything_with_log_prob_and_sample():
     assert abs(estimate.value - 0.5 * math.log(0.25 / 0.09)) < 5 * estimate.std_error
 
 
-def test_a_pair_of_ones_own_comes_first():
+def test_registered_pair_has_precedence():
     class Mine:
         pass
 
@@ -213,11 +213,11 @@ def test_methods_agree():
     assert [estimate.status for estimate in (*by.values(), draws)] == ["exact", "bounded", "estimated"]
 
 
-def test_nothing_random_unless_drawn():
+def test_deterministic_without_sampling():
     assert measure(stats.skewnorm(4.0), stats.norm()) == measure(stats.skewnorm(4.0), stats.norm())
 
 
-# Bad input.
+# Invalid arguments.
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_nothing_random_unless_drawn():
             NoClosedFormError,
             "no closed form, no univariate densities and no samplers",
         ),
-        # |x| + 1 of a normal: two values become one, and torch knows no density of it.
+        # |x| + 1 of a normal is a non-injective map, whose density torch does not implement.
         (
             td.TransformedDistribution(td.Normal(1.0, 1.0), [td.AbsTransform(), td.AffineTransform(1.0, 1.0)]),
             td.TransformedDistribution(td.Normal(-1.0, 1.0), [td.AbsTransform(), td.AffineTransform(1.0, 1.0)]),
@@ -258,31 +258,31 @@ def test_nothing_random_unless_drawn():
         ),
     ],
 )
-def test_bad_input(p, q, error, words):
+def test_invalid_arguments_raise(p, q, error, words):
     with pytest.raises(error, match=words):
         measure(p, q)
 
 
 @pytest.mark.parametrize("error", [0.0, -1.0, math.nan])
-def test_a_bound_that_cannot_be(error):
+def test_invalid_error_raises(error):
     with pytest.raises(SupportError, match="expected error > 0"):
         measure(T5, Cauchy(loc=0.0, scale=1.0), error=error)
 
 
-def test_a_method_that_there_is_not():
+def test_unavailable_method_raises():
     with pytest.raises(NoClosedFormError, match="no closed form for this pair"):
         measure(stats.skewnorm(1.0), stats.norm(), method="closed form")
     with pytest.raises(NoClosedFormError, match="no quadrature for this pair"):
         measure(Dirichlet(concentration=[1.0, 2.0]), Dirichlet(concentration=[2.0, 2.0]), method="quadrature")
 
 
-def test_the_name_of_a_method_is_checked():
+def test_unknown_method_raises():
     with pytest.raises(SupportError, match="'quadrature', 'Monte Carlo' or None, got 'monte carlo'"):
         measure(NORMAL, NORMAL, method="monte carlo")
 
 
 @pytest.mark.parametrize("library", [list, np.asarray, torch.tensor])
-def test_probabilities_are_measured_as_categories(library):
+def test_probabilities_are_measured_as_categorical(library):
     estimate = measure(library([0.5, 0.5, 0.0]), library([0.25, 0.5, 0.25]))
     assert estimate.value == pytest.approx(math.log(2) / 2, rel=1e-6)
     assert estimate.status == "exact"
@@ -293,12 +293,12 @@ def folded(loc, scale):
     return td.TransformedDistribution(normal, td.AbsTransform())
 
 
-def test_where_two_values_become_one_the_densities_are_added():
-    # torch.distributions says 2, by the bases.
+def test_absolute_value_adds_densities():
+    # torch.distributions gives 2, the KL of the bases.
     assert measure(folded(1.0, 1.0), folded(-1.0, 1.0)).value == pytest.approx(0, abs=1e-15)
     estimate = measure(folded(1.0, 1.0), folded(3.0, 2.0))
     scipys = measure(stats.foldnorm(1.0), stats.foldnorm(1.5, scale=2.0))
-    assert estimate.value == pytest.approx(0.808050325297774160653427034, rel=1e-12)  # by mpmath.quad
+    assert estimate.value == pytest.approx(0.808050325297774160653427034, rel=1e-12)  # mpmath.quad
     assert abs(estimate.value - scipys.value) <= estimate.error + scipys.error
     ours = Transformed(base=Uniform(low=-1.0, high=2.0), transform="abs")
     steps = measure(ours, Uniform(low=0.0, high=2.0))
@@ -306,8 +306,8 @@ def test_where_two_values_become_one_the_densities_are_added():
     assert abs(steps.value - truth) <= steps.error + 1e-15
 
 
-def test_an_invertible_map_of_both_changes_nothing():
-    """Where floats leave the images no tails: tanh(40) is 1."""
+def test_kl_is_invariant_under_a_shared_transform():
+    """In float64 tanh(40) is 1, so the transformed density has no tail."""
     loc, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     bases = [torch.distributions.StudentT(5.0 * scale, loc + shift, scale) for shift in (0.0, 1.0)]
     plain = measure(*bases)
@@ -333,7 +333,7 @@ def test_an_invertible_map_of_both_changes_nothing():
 
 
 def test_a_density_that_overflows_near_an_end_is_not_infinite():
-    """SciPy's own log-density of 1/x is inf below 1e-154."""
+    """SciPy's log-density of 1/x is inf below 1e-154."""
     gamma = stats.make_distribution(stats.gamma)
     for a, b in ((3.0, 3.0), (3.0, 2.0), (2.0, 4.0)):
         found = measure(1 / gamma(a=a), 1 / gamma(a=b))

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from kullback.densities.bounded_estimate import infinite_kl
 from kullback.densities.gaussian_mixtures import mixture_bounds
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.resolve import ResolvedDistribution, resolve
 from kullback.densities.summation import kl_summation
-from kullback.densities.bounded_estimate import infinite_kl
 from kullback.distributions import kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent

@@ -1,4 +1,4 @@
-"""Entropies against formulas and SciPy's."""
+"""Entropies against published formulas and SciPy."""
 
 import math
 
@@ -23,12 +23,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_entropies(name):
+def test_entropies_match_published_formulas(name):
     record, exact = CASES[name]
     assert entropy_of(as_density(record)) == pytest.approx(exact, rel=1e-9, abs=1e-10)
 
 
-def test_a_mixture():
+def test_entropy_of_a_mixture():
     p = f.NormalMixture(weights=[0.4, 0.6], locs=[0.0, 5.0], scales=[1.0, 0.5])
 
     def term(x: float) -> float:

@@ -1,4 +1,4 @@
-"""NumPyro: every class as a record of JAX arrays, its KL and gradients under jit, vmap and grad."""
+"""NumPyro: parameter records of every class, and their KL and gradients under jit, vmap and grad."""
 
 import math
 
@@ -89,7 +89,7 @@ DENSITIES = {
 
 
 @pytest.mark.parametrize("name", DENSITIES)
-def test_the_record_has_the_density(name):
+def test_record_has_the_same_density(name):
     distribution = DENSITIES[name]()
     record = as_family(distribution)
     family = oracle.FAMILIES[type(record)]
@@ -117,7 +117,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_values_and_gradients_are_numpyros(name):
+def test_values_and_gradients_match_numpyro(name):
     def both(x):
         return kl(*PAIRS[name](x)), d.kl_divergence(*PAIRS[name](x))
 
@@ -127,7 +127,7 @@ def test_values_and_gradients_are_numpyros(name):
 
 
 @pytest.mark.parametrize("name", ["Normal", "Gamma"])
-def test_jit_vmap_and_both_modes_of_gradient(name):
+def test_jit_vmap_and_both_gradient_modes(name):
     def ours(x):
         return kl(*PAIRS[name](x))
 
@@ -139,7 +139,7 @@ def test_jit_vmap_and_both_modes_of_gradient(name):
     np.testing.assert_allclose(many, [ours(jnp.asarray(v)) for v in (1.3, 1.7)], rtol=1e-13)
 
 
-def test_distributions_pass_through_jit_and_vmap_themselves():
+def test_distributions_are_accepted_by_jit_and_vmap():
     p, q = d.Normal(jnp.zeros(2), jnp.ones(2)), d.Normal(jnp.ones(2), 2 * jnp.ones(2))
     truth = [math.log(2) - 0.25] * 2
     np.testing.assert_allclose(jax.jit(kl)(p, q), truth, rtol=1e-14)
@@ -150,7 +150,7 @@ def test_distributions_pass_through_jit_and_vmap_themselves():
 
 def test_masked_logits_have_no_gradient():
     def ours(logits):
-        # NumPyro's own check refuses -inf.
+        # NumPyro's validation rejects -inf.
         p, q = (d.Categorical(logits=x, validate_args=False) for x in (logits, jnp.asarray([1.0, 1.0, -jnp.inf])))
         return kl(p, q)
 
@@ -226,8 +226,8 @@ def test_matrix_normals():
     assert float(kl(p, q)) == pytest.approx(float(d.kl_divergence(*normals)), rel=1e-12)
 
 
-def test_wisharts_are_numpyros():
-    # By the definition, at samples: the mean of log p - log q, within five standard errors.
+def test_wishart_matches_numpyro():
+    # The mean of log p - log q over samples of p, within five standard errors.
     for kind in (d.Wishart, d.InverseWishart):
         p, q = kind(6.0, scale_matrix=COV), kind(7.0, scale_matrix=jnp.eye(3))
         x = jax.jit(lambda key, p=p: p.sample(key, (4000,)))(jax.random.PRNGKey(0))
@@ -235,13 +235,13 @@ def test_wisharts_are_numpyros():
         assert float(kl(p, q)) == pytest.approx(ratios.mean(), abs=5 * ratios.std() / math.sqrt(ratios.size))
 
 
-def test_events_of_different_shapes_are_refused():
+def test_different_event_shapes_raise():
     p, q = (d.Normal(jnp.zeros(size), 1.0).to_event(1) for size in (1, 3))
     with pytest.raises(ShapeError, match="expected equal event shapes"):
         kl(p, q)
 
 
-# Images.
+# Transformed distributions.
 
 ONCE = [
     t.ExpTransform(),
@@ -260,7 +260,7 @@ ONCE = [
 
 
 @pytest.mark.parametrize("transform", ONCE, ids=lambda transform: type(transform).__name__)
-def test_an_invertible_transform_changes_nothing(transform):
+def test_kl_is_invariant_under_invertible_transforms(transform):
     bases = [d.Normal(jnp.asarray([loc, loc]), scale) for loc, scale in ((0.3, 1.0), (-0.5, 2.0))]
     got = kl(*(d.TransformedDistribution(base, transform) for base in bases))
     parts = d.kl_divergence(*bases)
@@ -278,24 +278,24 @@ def test_an_invertible_transform_changes_nothing(transform):
     ],
     ids=lambda transform: type(transform).__name__,
 )
-def test_what_may_make_two_values_one_is_refused(transform):
+def test_non_injective_transforms_raise(transform):
     p, q = (d.Normal(jnp.asarray([loc, 0.0]), 1.0) for loc in (1.0, -1.0))
     with pytest.raises(NoClosedFormError, match=r"invertible transform.*kullback\.measure"):
         kl(d.TransformedDistribution(p, transform), d.TransformedDistribution(q, transform))
 
 
-def test_folded_normals_are_refused():
+def test_folded_normals_raise():
     with pytest.raises(NoClosedFormError, match="invertible"):
         kl(d.FoldedDistribution(d.Normal(1.0, 1.0)), d.FoldedDistribution(d.Normal(-1.0, 1.0)))
 
 
-def test_two_transforms_are_not_one():
+def test_different_transforms_raise():
     images = [d.TransformedDistribution(d.Normal(), t.AffineTransform(0.0, scale)) for scale in (2.0, 3.0)]
     with pytest.raises(NoClosedFormError, match="expected equal transforms"):
         kl(*images)
 
 
-def test_an_image_by_its_name_and_by_its_transform():
+def test_named_and_transformed_distributions_agree():
     image = d.TransformedDistribution(d.Laplace(0.0, 1.5), t.ExpTransform())
     assert kl(d.LogNormal(0.2, 1.0), image) == kl(d.Normal(0.2, 1.0), d.Laplace(0.0, 1.5))
     assert float(kl(d.LogUniform(1.0, 2.0), d.LogUniform(0.5, 3.0))) == pytest.approx(
@@ -303,7 +303,7 @@ def test_an_image_by_its_name_and_by_its_transform():
     )
 
 
-def test_a_mixture_of_normals_has_a_record():
+def test_mixture_of_normals_has_a_record():
     mixture = d.MixtureSameFamily(d.Categorical(logits=jnp.zeros(2)), d.Normal(jnp.asarray([0.0, 20.0]), 2.0))
     record = as_family(mixture)
     assert isinstance(record, f.NormalMixture)
@@ -312,7 +312,7 @@ def test_a_mixture_of_normals_has_a_record():
         as_family(d.MixtureSameFamily(d.Categorical(logits=jnp.zeros(2)), d.Poisson(jnp.ones(2))))
 
 
-# Refusals, and other kinds.
+# Errors, and other libraries.
 
 
 @pytest.mark.parametrize(
@@ -325,19 +325,19 @@ def test_a_mixture_of_normals_has_a_record():
         lambda: d.LKJCholesky(2),
     ],
 )
-def test_what_has_no_record(make):
+def test_distributions_without_a_record_raise(make):
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
         kl(make(), make())
 
 
-def test_what_is_wrong():
+def test_invalid_arguments_raise():
     with pytest.raises(ParameterError, match="scale to be > 0"):
         kl(d.Normal(0.0, -1.0, validate_args=False), d.Normal())
     with pytest.raises(TypeError, match="expected a distribution"):
         kl(jnp.ones(2) / 2, jnp.ones(2) / 2)
 
 
-def test_mixed_kinds():
+def test_mixed_libraries():
     got = kl(d.Normal(0.0, 1.0), f.Normal(loc=1.0, scale=1.0))
     assert isinstance(got, jax.Array)
     assert got == 0.5
@@ -345,10 +345,10 @@ def test_mixed_kinds():
 
 
 class Mine(d.Normal):
-    """A user's own."""
+    """A user-defined class."""
 
 
-def test_users_classes():
+def test_user_defined_classes():
     assert kl(Mine(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
 
 
@@ -369,13 +369,13 @@ def test_users_classes():
         ),
     ],
 )
-def test_what_has_no_record_is_measured_by_its_density(p, q, scipy_p, scipy_q):
+def test_distributions_without_a_record_are_measured_by_density(p, q, scipy_p, scipy_q):
     found, other = measure(p, q), measure(scipy_p, scipy_q, method="quadrature")
     assert found.status == "bounded"
     assert abs(found.value - other.value) <= found.error + other.error + 1e-15
 
 
-def test_what_has_no_record_is_summed_or_refused():
+def test_discrete_distributions_without_a_record():
     inflated = measure(d.ZeroInflatedPoisson(0.5, 2.0), d.Poisson(2.0))
     k = np.arange(60)
     mass, plain = 0.5 * (k == 0) + 0.5 * stats.poisson(2).pmf(k), stats.poisson(2).pmf(k)

@@ -1,4 +1,4 @@
-"""scipy.stats: frozen distributions of the old kind and of the new, each told from its density."""
+"""scipy.stats: parameter records of frozen distributions and random variables, checked by their densities."""
 
 import math
 
@@ -44,7 +44,7 @@ FROZEN = {
     "weibull": lambda scale, concentration: stats.weibull_min(concentration, scale=scale),
     "wishart": lambda df, covariance_matrix: stats.wishart(df, covariance_matrix),
 }
-# What the test makes of a reference's parameters, and the adapter of that, is rounded each time.
+# The conversions of the reference parameters to SciPy's and back are rounded.
 CONVERTED = {"exponential", "gamma", "inverse_gaussian", "log_normal", "negative_binomial", "uniform"}
 
 
@@ -112,7 +112,7 @@ NEW = {
 
 
 @pytest.mark.parametrize("distribution", [*OLD.values(), *NEW.values()], ids=[*OLD, *NEW])
-def test_the_record_has_the_density(distribution):
+def test_record_has_the_same_density(distribution):
     record = as_family(distribution)
     family = oracle.FAMILIES[type(record)]
     counts = family.kind == "counts"
@@ -126,22 +126,22 @@ def test_the_record_has_the_density(distribution):
         assert theirs == pytest.approx(truth, rel=1e-10)
 
 
-def test_records_of_other_counts():
+def test_records_of_discrete_families():
     assert vars(as_family(stats.hypergeom(M=20, n=7, N=12))) == {"population": 20, "successes": 7, "draws": 12}
     assert as_family(stats.zipf(2.5)).exponent == 2.5
     assert vars(as_family(stats.zipfian(1.5, 10))) == {"exponent": 1.5, "total_count": 10}
     assert vars(as_family(stats.f(3.0, 4.0))) == {"df1": 3.0, "df2": 4.0}
 
 
-def test_small_probabilities_of_a_failure_keep_their_digits():
-    # Mean (1 - p)/p failures-to-come, each a Bernoulli: n KL(p || q)/p; 1 - 1e-30 is 1.
+def test_small_failure_probabilities_keep_their_accuracy():
+    # The KL is n KL(Bernoulli(p) || Bernoulli(q)) / p; in float64, 1 - 1e-30 is 1.
     got = kl(stats.nbinom(3, 1e-30), stats.nbinom(3, 2e-30))
     assert got == pytest.approx(3 * (1 - math.log(2)), rel=1e-12)
     assert kl(stats.nbinom(3, 0.5), stats.nbinom(3, 1.0)) == inf
     assert kl(stats.nbinom(3, 1.0), stats.nbinom(3, 0.5)) == pytest.approx(3 * math.log(2), rel=1e-14)
 
 
-def test_a_geometric_that_counts_draws_is_not_one_that_counts_failures():
+def test_geometric_distributions_of_trials_and_of_failures_differ():
     one, other = stats.geom(0.3), stats.geom(0.4)
     truth = math.log(0.3 / 0.4) + (0.7 / 0.3) * math.log(0.7 / 0.6)
     assert kl(one, other) == pytest.approx(truth, rel=1e-13)
@@ -150,7 +150,7 @@ def test_a_geometric_that_counts_draws_is_not_one_that_counts_failures():
         kl(one, f.Geometric(probs=0.4))
 
 
-def test_images_of_the_new_kind():
+def test_transformed_random_variables():
     p, q = stats.Normal(mu=0.0, sigma=1.0), stats.Normal(mu=1.0, sigma=2.0)
     truth = kl(p, q)
     assert truth == pytest.approx(math.log(2) - 0.25, rel=1e-14)
@@ -177,13 +177,13 @@ def test_images_of_the_new_kind():
     ],
     ids=repr,
 )
-def test_what_has_no_record_of_the_new_kind(variable):
+def test_random_variables_without_a_record_raise(variable):
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
         kl(variable, variable)
 
 
-def test_folded_normals_are_refused():
-    # |N(1, 1)| and |N(-1, 1)| are one; what was folded has KL 2.
+def test_folded_normals_raise():
+    # |N(1, 1)| and |N(-1, 1)| are the same distribution; the KL of the bases is 2.
     with pytest.raises(NoClosedFormError, match="FoldedDistribution"):
         kl(abs(stats.Normal(mu=1.0, sigma=1.0)), abs(stats.Normal(mu=-1.0, sigma=1.0)))
 
@@ -207,12 +207,12 @@ def test_folded_normals_are_refused():
     ],
     ids=lambda frozen: frozen.dist.name if hasattr(frozen, "dist") else type(frozen).__name__,
 )
-def test_what_has_no_record(frozen):
+def test_distributions_without_a_record_raise(frozen):
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
         kl(frozen, frozen)
 
 
-def test_what_is_wrong():
+def test_invalid_arguments_raise():
     with pytest.raises(TypeError, match=r"scipy\.stats\.norm itself; give it its parameters"):
         kl(stats.norm, stats.norm)
     with pytest.raises(TypeError, match="kl_probs"):
@@ -235,13 +235,13 @@ def test_batches_and_dtypes():
     assert kl(stats.Normal(mu=[0.0, 1.0], sigma=1.0), stats.norm()).tolist() == [0.0, 0.5]
 
 
-def test_ends_that_meet_stay_met():
-    # 0.1 + (1 - 0.1) need not be 1; the new kind keeps its ends.
+def test_equal_ends_of_supports_stay_equal():
+    # 0.1 + (1 - 0.1) need not be 1; random variables store both ends.
     for low in np.linspace(0.01, 0.99, 99):
         assert kl(stats.Uniform(a=low, b=1.0), stats.Uniform(a=0.005, b=1.0)) < inf
 
 
-def test_vectors_and_matrices():
+def test_multivariate_and_matrix_distributions():
     rng = np.random.default_rng(1)
     root = rng.normal(size=(3, 5))
     cov = root @ root.T
@@ -264,15 +264,15 @@ def test_vectors_and_matrices():
     assert kl(precise, stats.multivariate_normal([0.0, 0.0])) == pytest.approx(math.log(2) + 0.125 - 0.5, rel=1e-14)
 
 
-def test_the_inverse_wishart_is_scipys():
-    # By its definition, at samples: the mean of log p - log q, within five standard errors.
+def test_inverse_wishart_matches_scipy():
+    # The mean of log p - log q over samples of p, within five standard errors.
     p, q = stats.invwishart(6, [[1.0, 0.3], [0.3, 2.0]]), stats.invwishart(7, np.eye(2))
     x = np.moveaxis(p.rvs(20000, random_state=np.random.default_rng(0)), 0, -1)
     ratios = p.logpdf(x) - q.logpdf(x)
     assert kl(p, q) == pytest.approx(ratios.mean(), abs=5 * ratios.std() / math.sqrt(ratios.size))
 
 
-def test_values_and_their_probabilities():
+def test_discrete_distributions_given_by_values():
     p, q, other = (
         stats.rv_discrete(values=(values, probs))
         for values, probs in (([1, 4], [0.5, 0.5]), ([1, 4], [0.25, 0.75]), ([1, 5], [0.5, 0.5]))
@@ -284,14 +284,14 @@ def test_values_and_their_probabilities():
         kl(p, other)
 
 
-def test_a_mixture_of_normals_has_a_record():
+def test_mixture_of_normals_has_a_record():
     mixture = stats.Mixture([stats.Normal(), stats.Normal(mu=20.0, sigma=2.0)], weights=[0.25, 0.75])
     record = as_family(mixture)
     assert isinstance(record, f.NormalMixture)
     assert (list(record.weights), list(record.locs), list(record.scales)) == ([0.25, 0.75], [0.0, 20.0], [1.0, 2.0])
 
 
-def test_mixed_kinds():
+def test_mixed_libraries():
     assert kl(stats.norm(0.0, 1.0), stats.Normal(mu=1.0, sigma=1.0)) == 0.5
     assert kl(f.Gamma(concentration=2.0, rate=1.0), stats.gamma(2.0)) == 0
     assert kl(stats.norm(), stats.expon()) == inf

@@ -1,4 +1,4 @@
-"""TensorFlow Probability on JAX: its classes as records, where it can be imported."""
+"""TensorFlow Probability on JAX: parameter records of its classes; skipped where it cannot be imported."""
 
 import math
 
@@ -13,7 +13,7 @@ from kullback.errors import NoClosedFormError
 
 try:
     import tensorflow_probability.substrates.jax as tfp
-except Exception as error:  # its last release uses parts of JAX that are gone
+except Exception as error:  # its last release uses removed parts of JAX
     pytest.skip(f"TensorFlow Probability on JAX does not import: {error!r}", allow_module_level=True)
 
 d, b = tfp.distributions, tfp.bijectors
@@ -33,7 +33,7 @@ SCALAR = {
 
 
 @pytest.mark.parametrize("name", SCALAR)
-def test_by_the_definition_at_samples(name):
+def test_kl_matches_the_mean_log_ratio_of_samples(name):
     p = getattr(d, name)(**SCALAR[name])
     q = getattr(d, name)(
         **{key: value if name == "Pareto" and key == "scale" else 1.2 for key, value in SCALAR[name].items()}
@@ -43,7 +43,7 @@ def test_by_the_definition_at_samples(name):
     assert float(kl(p, q)) == pytest.approx(ratios.mean(), abs=5 * ratios.std() / math.sqrt(ratios.size))
 
 
-def test_what_is_made_of_others():
+def test_composite_distributions():
     p, q = (d.Normal(jnp.full(3, loc), 1.0) for loc in (0.0, 1.0))
     assert float(kl(d.Independent(p, 1), d.Independent(q, 1))) == pytest.approx(1.5)
     assert kl(*(d.TransformedDistribution(base, b.Tanh()) for base in (p, q))).tolist() == [0.5] * 3
@@ -51,7 +51,7 @@ def test_what_is_made_of_others():
         as_family(d.TransformedDistribution(p, b.AbsoluteValue()))
 
 
-def test_records_hold_what_was_given():
+def test_records_hold_the_given_parameters():
     assert isinstance(as_family(d.Categorical(logits=jnp.zeros(2))), f.Categorical)
     with pytest.raises(NoClosedFormError, match="log_rate"):
         as_family(d.Gamma(2.0, log_rate=1.0))

@@ -1,4 +1,4 @@
-"""Mixtures of normals: bounds that bound, densities that are densities, and the published disagreement."""
+"""Gaussian mixtures: bounds, densities and draws, and the published example of a negative approximation."""
 
 import math
 
@@ -23,7 +23,7 @@ def in_space(rng, count, size):
     return components(rng.dirichlet(np.ones(count)), 2 * rng.normal(size=(count, size)), covariances)
 
 
-def test_two_modes_against_a_wide_normal_where_the_variational_value_is_negative():
+def test_variational_approximation_can_be_negative():
     modes, wide = on_the_line([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0]), on_the_line([1.0], [0.0], [math.sqrt(2)])
     bounds = mixture_bounds(modes, wide)
     assert bounds.variational == pytest.approx(-0.2196, abs=1e-4)
@@ -36,7 +36,7 @@ def test_two_modes_against_a_wide_normal_where_the_variational_value_is_negative
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_upper_bound_is_one(seed):
+def test_upper_bound_is_above_the_kl(seed):
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 6))
     weights = rng.dirichlet(np.ones(count), size=2)
@@ -45,13 +45,13 @@ def test_the_upper_bound_is_one(seed):
     truth = kl_quadrature(as_density(p), as_density(q)).value
     bounds = mixture_bounds(*(on_the_line(w, m, s) for w, m, s in zip(weights, locs, scales, strict=True)))
     assert bounds.upper >= truth - 1e-12
-    # Pairing the components by their order is one of the choices that it is the least of.
+    # The bound is a minimum over pairings of components; pairing by order is an upper bound of the minimum.
     if count == 1:
         assert bounds.upper == pytest.approx(truth, rel=1e-10)
         assert bounds.variational == pytest.approx(truth, rel=1e-10)
 
 
-def test_equal_mixtures_are_0_apart_in_both():
+def test_bounds_of_equal_mixtures_are_zero():
     rng = np.random.default_rng(1)
     mixture = in_space(rng, 4, 3)
     bounds = mixture_bounds(mixture, mixture)
@@ -59,7 +59,7 @@ def test_equal_mixtures_are_0_apart_in_both():
     assert bounds.upper == pytest.approx(0.0, abs=1e-6)
 
 
-def test_densities_and_draws_are_those_of_the_mixture():
+def test_density_and_draws_of_a_mixture():
     rng = np.random.default_rng(2)
     mixture = in_space(rng, 3, 4)
     sampler = sampler_of_components(mixture)
@@ -72,12 +72,12 @@ def test_densities_and_draws_are_those_of_the_mixture():
     assert np.abs(x.mean(axis=0) - mean).max() < 0.05
 
 
-def test_components_of_no_weight_are_nothing():
+def test_components_of_weight_zero_are_dropped():
     kept = on_the_line([1.0], [0.0], [1.0])
     more = on_the_line([1.0, 0.0], [0.0, 50.0], [1.0, 1.0])
     assert mixture_bounds(more, kept) == mixture_bounds(kept, kept)
 
 
-def test_shapes_that_do_not_fit():
+def test_inconsistent_shapes_raise():
     with pytest.raises(ShapeError, match=r"got shapes \(2,\), \(2, 3\), \(2, 3\)"):
         components([0.5, 0.5], np.zeros((2, 3)), np.zeros((2, 3)))

@@ -1,4 +1,4 @@
-"""Quadrature against the reference values and 40 digits: the true error is below the bound, everywhere tried."""
+"""Quadrature against reference values and 40-digit integration: the true error is below the bound in every case."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def assert_within_bound(estimate, truth, status="bounded"):
     assert abs(mpf(estimate.value) - truth) <= estimate.error, (estimate, truth)
 
 
-# The reference values.
+# Reference values.
 
 
 def reference(name):
@@ -69,7 +69,7 @@ def record(parameters):
 
 
 def distance(p, q):
-    """How far apart the parameters are, relative to p's; 1 where the families differ."""
+    """The relative difference of the parameters; 1 where the families differ."""
     if p["family"] != q["family"]:
         return 1.0
     pairs = [(float(p[name]), float(q[name])) for name in p if name != "family"]
@@ -79,11 +79,11 @@ def distance(p, q):
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=f"{c['p']['family']}-{i}") for i, c in enumerate(reference("families.json"))]
 )
-def test_every_family_within_its_bound(case):
+def test_error_is_within_the_bound_for_every_family(case):
     estimate, truth = bound_of(record(case["p"]), record(case["q"])), mpf(case["kl"])
     assert estimate.status == "bounded"
     assert estimate.error <= 1e-10 * max(1.0, float(truth))
-    # Rounding the reference's decimals to floats moves the answer itself, the more the nearer p is to q.
+    # Rounding the reference's decimals to float64 changes the true KL, by more the closer p is to q.
     rounding = (1e-15 + 4e-16 / distance(case["p"], case["q"])) * truth
     assert abs(mpf(estimate.value) - truth) <= estimate.error + rounding
     assert estimate.value == pytest.approx(float(truth), rel=1e-12 + 4e-16 / distance(case["p"], case["q"]), abs=0)
@@ -95,15 +95,15 @@ def mixture(parts):
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c["name"]) for c in reference("mixtures.json")])
-def test_mixtures_both_ways(case):
+def test_mixtures_in_both_directions(case):
     p, q = mixture(case["p"]), mixture(case["q"])
     for first, second, truth in ((p, q, case["kl"]), (q, p, case["reverse_kl"])):
         estimate = bound_of(first, second)
-        assert abs(mpf(estimate.value) - mpf(truth)) <= estimate.error + 1e-17  # the digits that the file gives
+        assert abs(mpf(estimate.value) - mpf(truth)) <= estimate.error + 1e-17  # the precision of the file
         assert estimate.value == pytest.approx(float(truth), rel=1e-12)
 
 
-# Pairs without a closed form, against mpmath's own quadrature.
+# Pairs without a closed form, against mpmath's quadrature.
 
 
 def by_mpmath(log_p, log_q, points):
@@ -194,16 +194,16 @@ def test_pairs_without_a_closed_form(p, q, log_p, log_q, points):
     assert estimate.error < 1e-12
 
 
-def test_a_squashed_normal_is_a_squashed_normal_whatever_squashes_it():
+def test_tanh_normal_matches_transformed_normal():
     squashed = bound_of(TanhNormal(loc=0.5, scale=2.0), TanhNormal(loc=-1.0, scale=1.0))
     assert squashed.value == pytest.approx(2 - math.log(2) - 0.5 + 1.125, rel=1e-13)
-    # Far out, where 1 - tanh(x) is 1e-80.
+    # In the tail, where 1 - tanh(x) is 1e-80.
     assert bound_of(TanhNormal(loc=92.0, scale=1.0), TanhNormal(loc=91.0, scale=1.0)).value == pytest.approx(
         0.5, rel=1e-12
     )
 
 
-def test_the_circle():
+def test_von_mises():
     uniform, narrow = VonMises(loc=1.0, concentration=0.0), VonMises(loc=3.0, concentration=50.0)
     with mpmath.workdps(30):
         kappa = mpf(50)
@@ -212,7 +212,7 @@ def test_the_circle():
     assert_within_bound(bound_of(uniform, narrow), log_i0)
     assert_within_bound(bound_of(narrow, uniform), kappa * ratio - log_i0)
     assert_within_bound(bound_of(narrow, VonMises(loc=-3.0, concentration=50.0)), kappa * ratio * (1 - mpmath.cos(6)))
-    # Many times round it.
+    # Many multiples of 2 pi.
     for loc, other in ((-553.7546934235062, 0.3), (88.61, -0.14), (1e6, 2.0)):
         far = bound_of(VonMises(loc=loc, concentration=50.0), VonMises(loc=other, concentration=50.0))
         with mpmath.workdps(30):
@@ -241,7 +241,7 @@ def test_nearly_equal_f_variables():
         assert abs(estimate.value / float(truth) - 1) < 1e-9
 
 
-# Hard ones at random, against the closed form in 40 digits.
+# Random difficult cases, against the closed form in 40 digits.
 
 
 def scales(low, high):
@@ -274,7 +274,7 @@ def test_normals_of_any_scale(m1, s1, m2, s2):
 
 @HONEST
 @given(st.floats(-10, -1), st.floats(-1, 1), st.floats(-1, 1))
-def test_nearly_equal_normals_keep_their_digits(exponent, shift, stretch):
+def test_nearly_equal_normals_keep_their_accuracy(exponent, shift, stretch):
     delta = 10.0**exponent
     m2, s2 = 0.25 + delta * shift, 1.5 * (1 + delta * stretch)
     with mpmath.workdps(40):
@@ -294,7 +294,7 @@ def test_heavy_tails(m1, s1, m2, s2):
 
 @HONEST
 @given(shifted(WIDE), WIDE, shifted(WIDE), WIDE)
-def test_kinks(m1, s1, m2, s2):
+def test_densities_with_kinks(m1, s1, m2, s2):
     with mpmath.workdps(40):
         gap = abs(mpf(m1) - m2)
         truth = (s1 * mpmath.exp(-gap / s1) + gap) / s2 + mpmath.log(mpf(s2) / s1) - 1
@@ -325,26 +325,26 @@ def test_a_pole_at_one_end(a, b, r1, r2):
 
 @HONEST
 @given(scales(-2, 2), scales(-2, 2), scales(-3, 3), st.floats(0.01, 1))
-def test_powers_at_infinity(alpha1, alpha2, scale, part):
+def test_power_law_tails(alpha1, alpha2, scale, part):
     with mpmath.workdps(40):
         a1, a2, s1, s2 = map(mpf, (alpha1, alpha2, scale, scale * part))
         truth = mpmath.log(a1 / a2) + a2 * mpmath.log(s1 / s2) + a2 / a1 - 1
     estimate = bound_of(Pareto(scale=scale, alpha=alpha1), Pareto(scale=scale * part, alpha=alpha2))
-    # Below an exponent of 0.1, a part of the mass lies beyond the floats, and the bound must say so.
+    # Below an exponent of 0.1, a part of the mass is outside the float64 range, and the bound must include it.
     assert abs(mpf(estimate.value) - truth) <= estimate.error
 
 
 @HONEST
 @given(st.floats(-20, 20), scales(-2, 1.5), st.floats(-20, 20), scales(-2, 1.5))
-def test_many_decades(m1, s1, m2, s2):
+def test_scales_of_many_orders_of_magnitude(m1, s1, m2, s2):
     with mpmath.workdps(40):
-        # SciPy is told e^loc, rounded.
+        # SciPy's parameter is e^loc, rounded.
         distance = mpmath.log(mpf(math.exp(m1)) / mpf(math.exp(m2)))
         truth = phi(2 * mpmath.log(mpf(s1) / s2)) / 2 + (distance / s2) ** 2 / 2
     assert_within_bound(bound_of(LogNormal(loc=m1, scale=s1), LogNormal(loc=m2, scale=s2)), truth)
 
 
-# Infinite, and nearly so.
+# Infinite and nearly infinite KL.
 
 NORMAL, UNIT = Normal(loc=0.0, scale=1.0), Uniform(low=0.0, high=1.0)
 
@@ -368,7 +368,7 @@ NORMAL, UNIT = Normal(loc=0.0, scale=1.0), Uniform(low=0.0, high=1.0)
         (Gamma(concentration=0.99, rate=1.0), InverseGamma(concentration=1.0, rate=1.0), "towards 0"),
     ],
 )
-def test_infinite_and_where(p, q, where):
+def test_infinite_kl_states_where(p, q, where):
     estimate = bound_of(p, q)
     assert estimate.value == inf
     assert estimate.interval == (inf, inf)
@@ -376,7 +376,7 @@ def test_infinite_and_where(p, q, where):
 
 
 def test_nearly_infinite_tails_are_finite():
-    """E_p[x^2] = df/(df - 2), E_p[x] and E_p[1/x] at the edge of existing."""
+    """E_p[x^2] = df/(df - 2), E_p[x] and E_p[1/x] close to divergence."""
     for df in (2.5, 2.01, 2.0001):
         with mpmath.workdps(30):
             nu = mpf(df)
@@ -396,7 +396,7 @@ def test_nearly_infinite_tails_are_finite():
 
 @pytest.mark.parametrize("scale", [0.5, 0.9, 0.999])
 def test_an_exponential_tail_against_an_exponential_of_an_exponential(scale):
-    """E_p[e^-x] = 1 / (1 - scale^2), but log q is beyond the floats from x = -710 on."""
+    """E_p[e^-x] = 1 / (1 - scale^2), but log q overflows for x < -710."""
     estimate = bound_of(Laplace(loc=0.0, scale=scale), Gumbel(loc=0.0, scale=1.0))
     b = mpf(scale)
     truth = 1 / (1 - b**2) - 1 - mpmath.log(2 * b)
@@ -404,13 +404,13 @@ def test_an_exponential_tail_against_an_exponential_of_an_exponential(scale):
     assert estimate.status == ("unreliable" if scale > 0.99 else "bounded")
 
 
-def test_what_is_too_large_for_floats_is_not_called_known():
+def test_tails_beyond_float64_are_unreliable():
     estimate = bound_of(Normal(loc=0.0, scale=1000.0), Gumbel(loc=0.0, scale=1.0))  # e^500000
     assert estimate.status == "unreliable"
     assert estimate.error == inf
 
 
-# What it notices.
+# Detection of invalid densities.
 
 
 def density(log_density, **options):
@@ -421,7 +421,7 @@ def normal(x, loc=0.0, scale=1.0):
     return -(((x - loc) / scale) ** 2) / 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
 
 
-def test_a_mode_that_was_missed_is_noticed():
+def test_missed_mode_is_detected():
     hidden = density(lambda x: np.logaddexp(normal(x), normal(x, 1234.5, 1e-7)) - np.log(2), anchors=((0.0, 1.0),))
     plain = density(normal, anchors=((0.0, 1.0),))
     estimate = kl_quadrature(plain, hidden)
@@ -429,20 +429,20 @@ def test_a_mode_that_was_missed_is_noticed():
     assert "q integrates to 0.5" in estimate.warnings[0]
 
 
-def test_a_density_that_is_none_is_noticed():
+def test_unnormalized_density_is_detected():
     double = density(lambda x: normal(x) + np.log(2), anchors=((0.0, 1.0),))
     estimate = kl_quadrature(double, density(normal, anchors=((0.0, 1.0),)))
     assert estimate.status == "unreliable"
     assert "p integrates to 2" in estimate.warnings[0]
 
 
-def test_masses_that_are_one_only_to_rounding_cost_nothing():
+def test_masses_equal_to_one_up_to_rounding_keep_accuracy():
     off = density(lambda x: normal(x, 1e-3) + 1e-13, anchors=((0.0, 1.0),))
     assert kl_quadrature(density(normal, anchors=((0.0, 1.0),)), off).value == pytest.approx(5e-7, rel=1e-9)
 
 
-def test_a_density_that_underflows_is_not_called_a_gap():
-    """log of exp(-x^2/2) is -inf from x = 39 on, where a Cauchy variable still has 1.6% of its mass."""
+def test_underflow_is_not_reported_as_a_support_gap():
+    """log of exp(-x^2/2) is -inf from x = 39 on, where a Cauchy distribution has 1.6% of its mass."""
 
     def underflowing(x):
         with np.errstate(all="ignore"):
@@ -456,19 +456,19 @@ def test_a_density_that_underflows_is_not_called_a_gap():
     assert estimate.value == pytest.approx(truth, abs=1e-3)
 
 
-def test_an_unreachable_demand_is_said_to_be_unmet():
+def test_unreachable_tolerance_is_unreliable():
     estimate = bound_of(NORMAL, Cauchy(loc=0.0, scale=1.0), error=1e-18)
     assert estimate.status == "unreliable"
     assert "above the acceptable error 1e-18" in estimate.warnings[0]
 
 
-def test_a_nan_is_an_error_that_says_where():
+def test_nan_raises_and_states_where():
     broken = density(lambda x: np.where(x > 1, np.nan, normal(x)), anchors=((0.0, 1.0),))
     with pytest.raises(SupportError, match=r"nan at x = 1\.\d+"):
         kl_quadrature(broken, as_density(NORMAL))
 
 
-def test_a_batch_is_refused():
+def test_batch_raises():
     with pytest.raises(ShapeError, match=r"Normal's loc has shape \(2,\)"):
         as_density(Normal(loc=[0.0, 1.0], scale=1.0))
 
@@ -480,7 +480,7 @@ def test_ends_of_a_continuous_bernoulli():
 
 
 def test_half_lines():
-    """|x| of a Cauchy variable is sqrt of F(1, 1): KL is that of the squares."""
+    """|x| of a Cauchy variable is sqrt of F(1, 1): KL equals the KL of the squares."""
     with mpmath.workdps(30):
         truth = mpmath.log((1 + mpf(2)) ** 2 / (4 * mpf(2)))
     assert_within_bound(bound_of(HalfCauchy(scale=1.0), HalfCauchy(scale=2.0)), truth)

@@ -1,4 +1,4 @@
-"""Sums over counts against 40 digits: the true error is below the bound, and probabilities right however large."""
+"""Summation against 40-digit sums: the true error is below the bound, and probabilities are accurate for any count."""
 
 import math
 
@@ -48,7 +48,7 @@ def log_factorial(k):
     return mpmath.loggamma(k + 1)
 
 
-# The probabilities.
+# Probabilities.
 
 
 def log_poisson(rate, k):
@@ -112,7 +112,7 @@ def assert_log_probabilities(record, ks, truth, tolerance=4e-15):
         assert abs(got - exact) <= tolerance * max(1, abs(exact)), (k, got, exact)
 
 
-# KL, small and huge.
+# KL of small and large counts.
 
 
 @HONEST
@@ -124,7 +124,7 @@ def test_poisson(a, b):
 
 @HONEST
 @given(st.floats(1.05, 6), st.floats(1.05, 6))
-def test_zipf_which_has_a_tail_no_sum_reaches(a, b):
+def test_zipf_with_extrapolated_tail(a, b):
     slope = -mpmath.zeta(mpf(a), derivative=1) / mpmath.zeta(a)
     truth = mpmath.log(mpmath.zeta(b) / mpmath.zeta(a)) + (mpf(b) - a) * slope
     estimate = measured(Zipf(exponent=a), Zipf(exponent=b))
@@ -135,7 +135,7 @@ def test_zipf_which_has_a_tail_no_sum_reaches(a, b):
 @HONEST
 @given(decades(-12, -0.1), decades(-12, -0.1))
 def test_geometric(a, b):
-    # Its parameter is held as logits.
+    # The record stores logits.
     a, b = (1 / (1 + mpmath.exp(-mpf(math.log(p / (1 - p))))) for p in (a, b))
     truth = mpmath.log(a / b) + (1 - a) / a * mpmath.log((1 - a) / (1 - b))
     logits = [float(mpmath.log(p / (1 - p))) for p in (a, b)]
@@ -182,8 +182,8 @@ def stats_nb(r, one, k):
     return choose + k * mpmath.log(one) + r * mpmath.log(1 - one)
 
 
-def test_wide_distributions_are_integrals_with_the_same_sum():
-    """Poisson(1e5) against a negative binomial: 4e5 counts added one by one, in SciPy's probabilities, say the same."""
+def test_wide_distributions_are_summed_by_integrals():
+    """Poisson(1e5) against a negative binomial: the sum of 4e5 terms of SciPy's probabilities agrees."""
     k = np.arange(95_000, 105_001)
     p, q = stats.poisson(1e5).logpmf(k), stats.nbinom(1e6, 1e6 / 1.1e6).logpmf(k)
     naive = math.fsum(np.exp(p) * (p - q))
@@ -192,13 +192,13 @@ def test_wide_distributions_are_integrals_with_the_same_sum():
     assert estimate.error < 1e-12
 
 
-def test_zipfian_is_a_zipf_cut_off():
+def test_zipfian_is_a_truncated_zipf():
     partial = mpmath.fsum(mpf(1) / k**2 for k in range(1, 101))
     estimate = measured(Zipfian(exponent=2.0, total_count=100), Zipf(exponent=2.0))
     assert_within_bound(estimate, mpmath.log(mpmath.zeta(2) / partial))
 
 
-# Infinite, and where.
+# Infinite KL.
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_zipfian_is_a_zipf_cut_off():
         (Zipf(exponent=2.0), Geometric(probs=0.5), "towards +inf"),
     ],
 )
-def test_infinite_and_where(p, q, where):
+def test_infinite_kl_states_where(p, q, where):
     estimate = measured(p, q)
     assert estimate.value == inf
     assert where in estimate.warnings[0]
 
 
-def test_a_heavy_tail_of_counts_diverges_just_where_its_mean_does():
+def test_heavy_discrete_tail_diverges_where_the_mean_does():
     assert measured(Zipf(exponent=2.0), Geometric(probs=1e-3)).value == inf
     assert measured(Zipf(exponent=1.5), Geometric(probs=1e-3)).value == inf
     finite = measured(Zipf(exponent=2.5), Geometric(probs=0.5))
@@ -228,7 +228,7 @@ def test_a_heavy_tail_of_counts_diverges_just_where_its_mean_does():
     assert_within_bound(finite, truth)
 
 
-def test_degenerate_ones():
+def test_degenerate_distributions():
     assert measured(Poisson(rate=0.0), Poisson(rate=1.0)).value == pytest.approx(1.0, rel=1e-15)
     assert measured(Binomial(total_count=10, probs=1.0), Binomial(total_count=10, probs=0.5)).value == pytest.approx(
         10 * math.log(2), rel=1e-15
@@ -236,7 +236,7 @@ def test_degenerate_ones():
     assert measured(Bernoulli(probs=0.0), Bernoulli(probs=0.25)).value == pytest.approx(-math.log(0.75), rel=1e-15)
 
 
-def test_a_hole_in_q_makes_inf_and_an_underflow_does_not():
+def test_gap_in_the_support_of_q_gives_inf_and_underflow_does_not():
     holed = Density(
         lambda k, offset: np.where(k == 3, -inf, stats.poisson(2.0).logpmf(k + offset)),
         (0.0, inf),
@@ -246,13 +246,13 @@ def test_a_hole_in_q_makes_inf_and_an_underflow_does_not():
     estimate = kl_summation(as_density(Poisson(rate=2.0)), holed)
     assert estimate.value == inf
     assert estimate.warnings == ("q is 0 where p is not: x = 3",)
-    # SciPy's Zipf probabilities underflow, where a Poisson variable has none left to speak of.
+    # SciPy's Zipf probabilities underflow where the Poisson probabilities are negligible.
     assert (
         kl_summation(*map(from_scipy.as_density, (stats.poisson(50.0), stats.zipf(30.0, loc=-1)))).status == "bounded"
     )
 
 
-def test_a_nan_is_an_error_that_says_where():
+def test_nan_raises_and_states_where():
     broken = Density(lambda k, offset: np.where(k == 4, np.nan, -k), (0.0, inf), ((1.0, 1.0),), discrete=True)
     with pytest.raises(SupportError, match=r"nan at 4\.0"):
         kl_summation(as_density(Poisson(rate=2.0)), broken)

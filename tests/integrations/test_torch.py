@@ -1,4 +1,4 @@
-"""torch.distributions: every class as a record, its KL and gradient; and what install adds to kl_divergence."""
+"""torch.distributions: parameter records, KL and gradients of every class, and install for kl_divergence."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def double(value):
 
 
 def of_record(record):
-    """The same distribution, as PyTorch has it."""
+    """The distribution of PyTorch with these parameters."""
     parameters = {name: double(value) for name, value in vars(record).items() if value is not None}
     return OF_RECORD[type(record)](**parameters)
 
@@ -54,7 +54,7 @@ def _as_it_was():
     assert before == _KL_REGISTRY
 
 
-# The numbers.
+# Values.
 
 
 @pytest.mark.parametrize(("p_family", "q_family", "p", "q", "truth", "delta"), cases(REFERENCE_FAMILIES))
@@ -74,7 +74,7 @@ def test_reference_values(p_family, q_family, p, q, truth, delta):
     assert relative_error(got, truth) < tolerance(delta)
 
 
-# What PyTorch has by a pair's own function; its rules for whole classes are looked at apart.
+# Pairs with a function of their own in PyTorch; functions for generic classes are tested separately.
 PYTORCH = [pair for pair in _KL_REGISTRY if set(pair) <= set(FAMILIES)]
 
 
@@ -83,7 +83,7 @@ def drawn(pair, seed):
     rng = np.random.default_rng(seed)
     if records in FORMS and set(records) <= set(oracle.FAMILIES):
         p, q = oracle.draw(*records, rng)
-        if pair[0] is d.Poisson and pair[1] is not d.Poisson:  # PyTorch says infinite here: see below
+        if pair[0] is d.Poisson and pair[1] is not d.Poisson:  # PyTorch returns inf here, see below
             p = f.Poisson(rate=1.0)
         return of_record(p), of_record(q)
     if set(records) <= set(oracle.FAMILIES):
@@ -107,7 +107,7 @@ def vector(kind, rng):
 
 
 @pytest.mark.parametrize("pair", PYTORCH, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
-def test_pytorch_agrees_at_ordinary_parameters(pair):
+def test_kl_matches_pytorch_at_moderate_parameters(pair):
     p, q = drawn(pair, 5)
     theirs = d.kl_divergence(p, q)
     ours = kl(p, q)
@@ -116,12 +116,12 @@ def test_pytorch_agrees_at_ordinary_parameters(pair):
 
 
 def differentiable(distribution, keys):
-    """A copy whose parameters are leaves that record their gradients; and those."""
+    """A copy whose parameters are leaf tensors with gradients, and these tensors."""
     leaves = {key: getattr(distribution, key).detach().clone().requires_grad_() for key in keys}
     return type(distribution)(**leaves), list(leaves.values())
 
 
-# Where its gradient is right: it is nan where a parameter is only in the support, and clamped where there are none.
+# Pairs with a correct gradient in PyTorch: elsewhere it is nan, or the value is clamped.
 SMOOTH = [
     (pair, keys)
     for pair, *keys in [
@@ -150,7 +150,7 @@ SMOOTH = [
 
 
 @pytest.mark.parametrize(("pair", "keys"), SMOOTH, ids=lambda x: x[0].__name__ if isinstance(x[0], type) else "")
-def test_gradients_are_pytorchs(pair, keys):
+def test_gradients_match_pytorch(pair, keys):
     p, q = drawn(pair, 7)
     (p, p_leaves), (q, q_leaves) = differentiable(p, keys[0]), differentiable(q, keys[1])
     if pair == (d.Pareto, d.Pareto):
@@ -170,7 +170,7 @@ def test_dtype_is_kept(dtype):
     assert kl(d.Categorical(logits=one.expand(3)), d.Categorical(logits=torch.arange(3).to(dtype))).dtype == dtype
 
 
-def test_batch_shapes_are_pytorchs():
+def test_batch_shapes_match_pytorch():
     p, q = d.Normal(torch.zeros(4, 1, 3), 1.0), d.Normal(torch.zeros(5, 1), torch.ones(3))
     assert kl(p, q).shape == (4, 5, 3)
     assert kl(d.Independent(p, 1), d.Independent(q, 1)).shape == (4, 5)
@@ -179,10 +179,10 @@ def test_batch_shapes_are_pytorchs():
     assert kl(wishart, wishart.expand((6, 2))).shape == (6, 2)
 
 
-# What is made of others.
+# Composite distributions.
 
 
-def test_independent_parts_add_up():
+def test_kl_of_independent_components_is_the_sum():
     p, q = d.Normal(torch.zeros(2, 3), 1.0), d.Normal(torch.ones(2, 3), 2.0)
     whole = kl(d.Independent(p, 2), d.Independent(q, 2))
     torch.testing.assert_close(whole, d.kl_divergence(p, q).sum())
@@ -194,9 +194,9 @@ def test_independent_parts_add_up():
         kl(d.Independent(d.Laplace(p.loc, 1.0), 1), d.MultivariateNormal(torch.zeros(3), torch.eye(3)))
 
 
-def test_events_of_different_shapes_are_refused():
+def test_different_event_shapes_raise():
     p, q = (d.Independent(d.Normal(torch.zeros(size), 1.0), 1) for size in (1, 3))
-    assert d.kl_divergence(p, q).shape == ()  # PyTorch broadcasts one number against three
+    assert d.kl_divergence(p, q).shape == ()  # PyTorch broadcasts the event axis
     with pytest.raises(ShapeError, match=r"expected equal event shapes, got \(1,\) of p and \(3,\) of q"):
         kl(p, q)
 
@@ -219,14 +219,14 @@ ONCE = [
 
 
 @pytest.mark.parametrize("transform", ONCE, ids=str)
-def test_an_invertible_transform_changes_nothing(transform):
+def test_kl_is_invariant_under_invertible_transforms(transform):
     p, q = (d.Normal(double([loc, loc]), double(scale)) for loc, scale in ((0.3, 1.0), (-0.5, 2.0)))
     images = [d.TransformedDistribution(base, copy.deepcopy(transform)) for base in (p, q)]
     got, parts = kl(*images), d.kl_divergence(p, q)
     torch.testing.assert_close(got, parts if got.ndim else parts.sum(), rtol=1e-14, atol=0)
 
 
-def test_however_the_image_was_put_together():
+def test_equivalent_compositions_of_transforms():
     base = d.Independent(d.Normal(double([0.0, 1.0]), double(1.0)), 1)
     other = d.Normal(double([1.0, 1.0]), double(2.0))
     steps = [t.TanhTransform(), t.AffineTransform(0.0, 2.0)]
@@ -238,7 +238,7 @@ def test_however_the_image_was_put_together():
 NOT_ONCE = [
     t.AbsTransform(),
     t.SoftmaxTransform(),
-    # PyTorch takes it for bijective; but a normal variable has both roots of a square.
+    # PyTorch declares the square bijective, but a normal variable takes both roots.
     t.PowerTransform(double(2.0)),
     [t.AffineTransform(0.0, 1.0), t.PowerTransform(double(2.0))],
     t.AffineTransform(0.0, 0.0),
@@ -248,13 +248,13 @@ NOT_ONCE = [
 
 
 @pytest.mark.parametrize("transform", NOT_ONCE, ids=str)
-def test_what_may_make_two_values_one_is_refused(transform):
+def test_non_injective_transforms_raise(transform):
     p, q = (d.Normal(double([loc, 0.0]), double(1.0)) for loc in (1.0, -1.0))
     with pytest.raises(NoClosedFormError, match=r"invertible transform.*kullback\.measure"):
         kl(d.TransformedDistribution(p, transform), d.TransformedDistribution(q, transform))
 
 
-def test_two_transforms_are_not_one():
+def test_different_transforms_raise():
     for first, second in [
         (t.AffineTransform(0.0, 2.0), t.AffineTransform(0.0, 3.0)),
         (t.TanhTransform(), t.SigmoidTransform()),
@@ -264,7 +264,7 @@ def test_two_transforms_are_not_one():
             kl(*(d.TransformedDistribution(d.Normal(0.0, 1.0), each) for each in (first, second)))
 
 
-def test_an_image_by_its_name_and_by_its_transform():
+def test_named_and_transformed_distributions_agree():
     normal, laplace = d.Normal(double(0.2), double(1.0)), d.Laplace(double(0.0), double(1.5))
     squashed = d.TransformedDistribution(normal, t.TanhTransform())
     log_normal = d.TransformedDistribution(normal, t.ExpTransform())
@@ -278,12 +278,12 @@ def test_an_image_by_its_name_and_by_its_transform():
     )
 
 
-def test_logistic_normals_are_images():
+def test_logistic_normal_is_a_transformed_normal():
     p, q = (d.LogisticNormal(double([loc, 1.0]), double([1.0, 2.0])) for loc in (0.0, 1.0))
     torch.testing.assert_close(kl(p, q), double(0.5))
 
 
-def test_a_mixture_of_normals_has_a_record():
+def test_mixture_of_normals_has_a_record():
     mixture = d.MixtureSameFamily(
         d.Categorical(logits=double([0.0, 1.0])), d.Normal(double([0.0, 20.0]), double([2.0, 1.0]))
     )
@@ -297,14 +297,14 @@ def test_a_mixture_of_normals_has_a_record():
         as_family(d.MixtureSameFamily(d.Categorical(logits=torch.zeros(2)), d.Poisson(torch.ones(2))))
 
 
-# What the objects hold.
+# Given and derived parameters.
 
 HALF = double([0.5, 0.5])
 HALF_TO_1E_30 = (30 * math.log(10) - math.log(4)) / 2
 
 
 def looked_at(distribution):
-    """PyTorch derives the parameters that were not given, and keeps them."""
+    """PyTorch derives the parameters that were not given and caches them."""
     return distribution, distribution.probs, distribution.logits
 
 
@@ -320,7 +320,7 @@ def looked_at(distribution):
         (lambda: d.Binomial(2, probs=double(1e-30)), d.Binomial(2, probs=double(0.5)), 2 * HALF_TO_1E_30),
     ],
 )
-def test_what_was_given_counts_and_not_what_was_clamped(q, p, truth, use):
+def test_given_parameter_is_used_and_not_the_clamped_one(q, p, truth, use):
     got = kl(p, use(q()))
     torch.testing.assert_close(got, torch.full_like(got, truth), rtol=1e-8, atol=0)
 
@@ -331,7 +331,7 @@ def test_expanded_logits_that_underflow_as_probs():
 
 
 @pytest.mark.parametrize("way", ["covariance_matrix", "precision_matrix", "scale_tril"])
-def test_covariances_however_given(way):
+def test_alternative_covariance_parameters(way):
     root = torch.tril(double([[1.0, 0.0], [0.5, 2.0]]))
     given = {"covariance_matrix": root @ root.mT, "precision_matrix": torch.inverse(root @ root.mT), "scale_tril": root}
     p = d.MultivariateNormal(double([0.0, 1.0]), **{way: given[way]})
@@ -343,14 +343,14 @@ def test_covariances_however_given(way):
     torch.testing.assert_close(kl(*wisharts), d.kl_divergence(*wisharts))
 
 
-def test_parameters_are_the_very_tensors():
+def test_parameters_are_the_same_tensors():
     loc = torch.zeros(3, requires_grad=True)
     kl(d.Normal(loc, 1.0), d.Normal(torch.ones(3), 2.0)).sum().backward()
     assert loc.grad.tolist() == [-0.25] * 3
 
 
 class Mine(d.Normal):
-    """A user's own."""
+    """A user-defined class."""
 
 
 class Odd(d.Distribution):
@@ -361,7 +361,7 @@ class Pair(d.Distribution):
     arg_constraints = {}  # noqa: RUF012
 
 
-def test_users_classes():
+def test_user_defined_classes():
     assert kl(Mine(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
     with pytest.raises(NoClosedFormError, match=r"Odd.*kullback\.measure"):
         kl(Odd(validate_args=False), d.Normal(0.0, 1.0))
@@ -373,19 +373,19 @@ def test_users_classes():
 
 
 @pytest.mark.parametrize("kind", [d.LKJCholesky(2), d.GeneralizedPareto(0.0, 1.0, 0.1)], ids=repr)
-def test_what_has_no_record_is_named(kind):
+def test_distributions_without_a_record_are_named(kind):
     with pytest.raises(NoClosedFormError, match=type(kind).__name__):
         kl(kind, kind)
 
 
-def test_other_things():
+def test_objects_that_are_not_distributions_raise():
     with pytest.raises(TypeError, match="Tensor; for arrays see kl_probs"):
         kl(torch.ones(2) / 2, torch.ones(2) / 2)
     with pytest.raises(ParameterError, match="scale"):
         kl(d.Normal(0.0, -1.0, validate_args=False), d.Normal(0.0, 1.0))
 
 
-def test_mixed_kinds():
+def test_mixed_libraries():
     got = kl(d.Normal(0.0, 1.0), f.Normal(loc=1.0, scale=2.0))
     assert isinstance(got, torch.Tensor)
     assert got.item() == pytest.approx(0.4431472, rel=1e-6)
@@ -398,7 +398,7 @@ def test_mixed_kinds():
 # torch.distributions.kl_divergence.
 
 
-def test_install_brings_what_pytorch_lacks():
+def test_install_adds_missing_pairs():
     p, q = d.StudentT(double(5.0)), d.Normal(double(0.0), double(1.0))
     with pytest.raises(NotImplementedError):
         d.kl_divergence(p, q)
@@ -418,14 +418,14 @@ def test_install_brings_what_pytorch_lacks():
         d.kl_divergence(p, q)
 
 
-def test_install_leaves_what_pytorch_has():
+def test_install_keeps_pairs_of_pytorch():
     before = dict(_KL_REGISTRY)
     install()
     assert before.items() <= _KL_REGISTRY.items()
     assert len(_KL_REGISTRY) > len(before) + 100
 
 
-def test_stable_replaces_every_pair_of_families_with_a_form():
+def test_stable_replaces_every_pair_with_a_closed_form():
     theirs = set(PYTORCH)
     install(stable=True)
     assert all(_KL_REGISTRY[pair] is kl for pair in theirs)
@@ -448,7 +448,7 @@ def test_no_pair_becomes_ambiguous(stable):
             _dispatch_kl(q, p)
 
 
-def test_a_users_registration_outlives_install():
+def test_user_registration_is_kept():
     install()
     try:
         d.register_kl(d.StudentT, d.Normal)(lambda p, q: torch.tensor(7.0))
@@ -461,14 +461,14 @@ def test_a_users_registration_outlives_install():
         del _KL_REGISTRY[d.StudentT, d.Normal]
 
 
-# Where PyTorch is wrong.
+# Cases where PyTorch is inaccurate.
 
 
 def single(*values):
     return torch.tensor(values, dtype=torch.float32)
 
 
-# Truths by hand, but for the reference value.
+# True values from formulas and from the reference.
 E = 3 * 2.0**-20
 WRONG = {
     "probs of 1e-30": (d.Categorical(probs=single(0.5, 0.5)), d.Categorical(probs=single(1e-30, 1.0)), HALF_TO_1E_30),
@@ -481,19 +481,19 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_where_pytorch_is_wrong(name):
+def test_cases_where_pytorch_is_inaccurate(name):
     p, q, truth = WRONG[name]
     assert not torch.allclose(d.kl_divergence(p, q), torch.tensor(truth), rtol=1e-2, atol=0)
     torch.testing.assert_close(kl(p, q).reshape(()), torch.tensor(truth), rtol=2e-6, atol=0)
 
 
 def test_extreme_logits_in_double_precision():
-    # pytorch#15288: infinite there.
+    # pytorch#15288: PyTorch returns inf.
     p, q = d.Categorical(logits=double([0.0, 0.0])), d.Categorical(logits=double([-200.0, 0.0]))
     assert kl(p, q).item() == pytest.approx(99.30685281944005, rel=1e-14)
 
 
-def test_a_masked_category_has_no_gradient():
+def test_masked_category_has_zero_gradient():
     logits = single(0.0, 1.0, -inf).requires_grad_()
     p, q = d.Categorical(logits=logits), d.Categorical(logits=single(1.0, 1.0, -inf))
     (theirs,) = torch.autograd.grad(d.kl_divergence(p, q), logits, retain_graph=True)
@@ -505,8 +505,8 @@ def test_a_masked_category_has_no_gradient():
     assert kl(p, p) == 0
 
 
-def test_folded_normals_are_one():
-    # |N(1, 1)| and |N(-1, 1)| are the same; the KL of what was folded is 2.
+def test_folded_normals_agree():
+    # |N(1, 1)| and |N(-1, 1)| are the same; the KL of the bases is 2.
     p, q = (d.TransformedDistribution(d.Normal(double(loc), double(1.0)), t.AbsTransform()) for loc in (1.0, -1.0))
     assert d.kl_divergence(p, q) == 2
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
@@ -516,15 +516,15 @@ def test_folded_normals_are_one():
         d.kl_divergence(p, q)
 
 
-def test_only_classes_are_registered():
-    d.register_kl(int, int)(lambda p, q: 0)  # PyTorch's guard never fires
+def test_register_kl_accepts_classes_only():
+    d.register_kl(int, int)(lambda p, q: 0)  # PyTorch's check of the classes never raises
     del _KL_REGISTRY[int, int]
     with pytest.raises(TypeError, match="two classes of distributions, got int"):
         register_kl(int, int)
 
 
 @pytest.mark.parametrize("other", ["full", "low-rank"])
-def test_independent_normals_beside_a_normal_vector(other: str) -> None:
+def test_independent_normals_against_a_multivariate_normal(other: str) -> None:
     torch.manual_seed(0)
     loc, scale = torch.randn(3, dtype=torch.double, requires_grad=True), torch.rand(2, 3, dtype=torch.double) + 0.3
     parts, vector = d.Independent(d.Normal(loc, scale), 1), d.MultivariateNormal(loc, torch.diag_embed(scale**2))
@@ -538,16 +538,16 @@ def test_independent_normals_beside_a_normal_vector(other: str) -> None:
         torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_what_is_no_vector_beside_one() -> None:
+def test_univariate_against_multivariate_normal_raises() -> None:
     q = d.MultivariateNormal(torch.zeros(2), torch.eye(2))
     with pytest.raises(ShapeError):
         kl(d.Independent(d.Normal(torch.zeros(3), 1.0), 1), q)
 
 
-def test_a_pareto_whose_density_takes_no_float64() -> None:
+def test_generalized_pareto_without_float64_support() -> None:
     p, q = (d.GeneralizedPareto(0.0, scale, shape) for scale, shape in ((1.0, 0.25), (2.0, 0.5)))
     estimate = measure(p, q)
-    # By mpmath's quadrature of p log(p/q), p = (1 + x/4)^-5 and q = (1 + x/4)^-3 / 2.
+    # mpmath's quadrature of p log(p/q), p = (1 + x/4)^-5 and q = (1 + x/4)^-3 / 2.
     with mpmath.workdps(30):
         truth = mpmath.quad(
             lambda x: (1 + x / 4) ** -5 * (mpmath.log(2) - 2 * mpmath.log(1 + x / 4)), [0, 1, 10, 100, mpmath.inf]

@@ -1,4 +1,4 @@
-"""The standard error that knows that completions share prompts, against simulated truth."""
+"""The standard error clustered by prompt, against simulations."""
 
 import math
 
@@ -12,14 +12,14 @@ from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
 
 def draw(rng: np.random.Generator, prompts: int = 30, each: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Completions whose KL and length depend on the prompt much more than on the draw; KL per token 0.05 in truth."""
+    """Completions whose KL and length vary more between prompts than within; the true KL per token is 0.05."""
     group = np.repeat(np.arange(prompts), each)
     lengths = 1 + rng.poisson(4, prompts)[group] + rng.poisson(1, prompts * each)
     rate = 0.05 * rng.gamma(2, 1 / 2, prompts)[group]
     return rate * lengths, lengths, group
 
 
-def test_the_interval_covers_as_it_says() -> None:
+def test_interval_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     hits, naive, rounds = 0, 0, 1500
     for _ in range(rounds):
@@ -29,11 +29,11 @@ def test_the_interval_covers_as_it_says() -> None:
         alone = kl_per_token(sums, lengths, np.arange(len(sums)))
         naive += abs(alone.value - 0.05) < 1.96 * alone.std_error
     bound = 4 * math.sqrt(0.95 * 0.05 / rounds)
-    assert hits / rounds > 0.93 - bound  # 30 groups: the normal quantile is a little short
-    assert naive / rounds < 0.7  # what taking completions for independent would give
+    assert hits / rounds > 0.93 - bound  # with 30 groups the normal quantile is slightly too small
+    assert naive / rounds < 0.7  # coverage with completions treated as independent
 
 
-def test_values_by_hand() -> None:
+def test_values_match_a_manual_calculation() -> None:
     token = kl_per_token([0.3, 0.1, 0.4], [3, 1, 2], prompts=[7, 7, 9])
     assert token.value == pytest.approx(0.8 / 6)
     residuals = [0.4 - 4 * 0.8 / 6, 0.4 - 2 * 0.8 / 6]
@@ -45,7 +45,7 @@ def test_values_by_hand() -> None:
     assert sequence.std_error == pytest.approx(np.std([0.3, 0.1, 0.4], ddof=1) / math.sqrt(3))
 
 
-def test_one_prompt_has_no_standard_error() -> None:
+def test_standard_error_of_one_prompt_is_nan() -> None:
     assert math.isnan(kl_per_token([0.1, 0.2], [1, 1], prompts=[4, 4]).std_error)
 
 
@@ -59,6 +59,6 @@ def test_order_and_labels_do_not_matter(order: list[int], offset: int) -> None:
 
 
 @pytest.mark.parametrize(("sums", "lengths", "prompts"), [([1.0], [1, 2], [0]), ([], [], []), ([0.0], [0], [0])])
-def test_misfits_are_refused(sums: list[float], lengths: list[int], prompts: list[int]) -> None:
+def test_inconsistent_arguments_raise(sums: list[float], lengths: list[int], prompts: list[int]) -> None:
     with pytest.raises(ShapeError):
         kl_per_token(sums, lengths, prompts)
