@@ -108,11 +108,21 @@ class RunDirectory:
 
     @staticmethod
     def as_stored(config: Mapping[str, Any]) -> Row:
-        """Return a configuration as it is read back from config.json."""
+        """Return a configuration as it is read back from config.json.
+
+        Args:
+            config: The configuration of a run.
+
+        Returns:
+            The configuration as JSON types: paths are text, tuples are lists, and numbers that are not finite are None.
+        """
         return json.loads(json.dumps(_plain(config)))
 
     def config(self) -> Row:
         """Return the configuration of the run.
+
+        Returns:
+            The contents of config.json.
 
         Raises:
             InputError: config.json does not exist, or it is not JSON.
@@ -125,48 +135,90 @@ class RunDirectory:
             raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint, or None."""
+        """Return the newest complete checkpoint.
+
+        Returns:
+            The directory of the checkpoint, or None if none is complete.
+        """
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
         return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     def remove_rows_after(self, step: int) -> None:
-        """Remove the rows of steps after a checkpoint, since a resumed run takes these steps again."""
+        """Remove the rows of the steps after a checkpoint, because a resumed run takes these steps again.
+
+        Args:
+            step: The step of the checkpoint; -1 removes all rows.
+        """
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             rows = [row for row in self._rows(name) if row["step"] <= step]
             write_atomically(self.path / name, "".join(_line(row) for row in rows))
 
     def metrics(self) -> list[Row]:
-        """Return the rows of metrics.jsonl."""
+        """Return the rows of metrics.jsonl.
+
+        Returns:
+            A dictionary for each complete line, by metric; an empty list if the file does not exist.
+        """
         return self._rows("metrics.jsonl")
 
     def evaluations(self) -> list[Row]:
-        """Return the rows of evaluations.jsonl."""
+        """Return the rows of evaluations.jsonl.
+
+        Returns:
+            A dictionary for each complete line, by metric; an empty list if the file does not exist.
+        """
         return self._rows("evaluations.jsonl")
 
     def samples(self) -> dict[str, list[Row]]:
-        """Return the completions in samples.json, by "before" and "after"."""
+        """Return the sampled completions before and after training.
+
+        Returns:
+            The contents of samples.json, with the keys "before" and "after" as far as they have been written.
+        """
         path = self.path / "samples.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def pictures(self) -> dict[str, list[Row]]:
-        """Return the images in pictures.json, by "before" and "after"."""
+        """Return the images of a VAE before and after training.
+
+        Returns:
+            The contents of pictures.json, with the keys "before" and "after" as far as they have been written.
+        """
         path = self.path / "pictures.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def set_pictures(self, when: str, rows: list[Row]) -> None:
-        """Write the images of "before" or "after"."""
+        """Write images to pictures.json.
+
+        Args:
+            when: "before" or "after" training.
+            rows: The images.
+        """
         self._write_json("pictures.json", {**self.pictures(), when: rows})
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl."""
+        """Append a row to metrics.jsonl.
+
+        Args:
+            row: Values by metric, with the key "step".
+        """
         self._append("metrics.jsonl", row)
 
     def add_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Append a row to evaluations.jsonl."""
+        """Append a row to evaluations.jsonl.
+
+        Args:
+            row: Values by metric, with the key "step".
+        """
         self._append("evaluations.jsonl", row)
 
     def set_samples(self, when: str, samples: list[Row]) -> None:
-        """Write the completions of "before" or "after"."""
+        """Write sampled completions to samples.json.
+
+        Args:
+            when: "before" or "after" training.
+            samples: The completions.
+        """
         self._write_json("samples.json", {**self.samples(), when: samples})
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
