@@ -186,6 +186,10 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
 
     Raises:
         BudgetError: The "kind" is unknown, or the other entries are not the state of such a controller.
+
+    Example:
+        >>> controller_from_dict({"kind": "FixedBeta", "beta": 3.0})
+        FixedBeta(beta=3.0)
     """
     fields = dict(state)
     name = str(fields.pop("kind", ""))

@@ -308,7 +308,11 @@ class KLBudget:
         return replace(self, kl_filter=self.kl_filter.after_evaluation(observed_kl, std_error=std_error))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole state as a dictionary of JSON types."""
+        """Return the whole state as a dictionary of JSON types.
+
+        Returns:
+            The fields by name; `from_dict` accepts this dictionary.
+        """
         return asdict(self)
 
     @classmethod

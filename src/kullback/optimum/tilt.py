@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Generic
 
 import array_api_compat
 import numpy as np
 
 from kullback.discrete.validation import require_probs
 from kullback.errors import BudgetError, KullbackError, ShapeError, SupportError
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, is_positive, untracked
+from kullback.numerics.array_types import ArrayT, Numbers
+from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, untracked
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
 __all__ = ["Frontier", "Optimum", "frontier", "tilt", "tilt_to_budget"]
 
 
 @dataclass(frozen=True)
-class Optimum:
+class Optimum(Generic[ArrayT]):
     """The policy that maximises E[reward] - beta KL(policy || ref), with its KL, reward and beta.
 
     Args:
@@ -28,19 +29,21 @@ class Optimum:
             increase the reward; `inf` at budget 0.
     """
 
-    policy: Array
-    kl: Array
-    expected_reward: Array
-    objective: Array
-    beta: Array
+    policy: ArrayT
+    kl: ArrayT
+    expected_reward: ArrayT
+    objective: ArrayT
+    beta: ArrayT
 
     @property
-    def saturated(self) -> Array:
+    def saturated(self) -> ArrayT:
         """True where beta is 0: the policy is `ref` restricted to its best rewards, and the budget is not binding."""
         return self.beta == 0
 
 
-def tilt(ref: ArrayLike, reward: ArrayLike, beta: ArrayLike, *, contexts: ArrayLike | None = None) -> Optimum:
+def tilt(
+    ref: ArrayT | Numbers, reward: ArrayT | Numbers, beta: ArrayT | Numbers, *, contexts: ArrayT | Numbers | None = None
+) -> Optimum[ArrayT]:
     """The policy that maximises E[reward] - beta KL(policy || ref).
 
         policy = ref e^(reward/beta) / Z
@@ -76,14 +79,18 @@ def tilt(ref: ArrayLike, reward: ArrayLike, beta: ArrayLike, *, contexts: ArrayL
         >>> best.policy.round(4), float(best.kl.round(4)), float(best.expected_reward.round(4))
         (array([0.1652, 0.2245, 0.6103]), 0.3376, 1.4451)
     """
-    xp, dtype, ref, reward, weights, beta = _prepare(ref, reward, beta, contexts, "beta", SupportError)
+    xp, dtype, probs, rewards, weights, betas = _prepare(ref, reward, beta, contexts, "beta", SupportError)
     with np.errstate(all="ignore"):
-        return _optimum(xp, dtype, ref, reward, weights, beta, contexts is None)
+        return _optimum(xp, dtype, probs, rewards, weights, betas, contexts is None)
 
 
 def tilt_to_budget(
-    ref: ArrayLike, reward: ArrayLike, budget: ArrayLike, *, contexts: ArrayLike | None = None
-) -> Optimum:
+    ref: ArrayT | Numbers,
+    reward: ArrayT | Numbers,
+    budget: ArrayT | Numbers,
+    *,
+    contexts: ArrayT | Numbers | None = None,
+) -> Optimum[ArrayT]:
     """The policy with the largest E[reward] among policies with KL(policy || ref) <= budget.
 
         policy = ref e^(reward/beta) / Z, with beta such that KL(policy || ref) = budget
@@ -121,14 +128,14 @@ def tilt_to_budget(
         >>> float(tilt_to_budget([0.5, 0.25, 0.25], [0.0, 1.0, 2.0], 5.0).kl)
         1.3862943611198906
     """
-    xp, dtype, ref, reward, weights, budget = _prepare(ref, reward, budget, contexts, "budget", BudgetError)
+    xp, dtype, probs, rewards, weights, budgets = _prepare(ref, reward, budget, contexts, "budget", BudgetError)
     with np.errstate(all="ignore"):
-        beta = beta_for_budget(xp, ref, reward, weights, budget)
-        return _optimum(xp, dtype, ref, reward, weights, beta, contexts is None)
+        beta = beta_for_budget(xp, probs, rewards, weights, budgets)
+        return _optimum(xp, dtype, probs, rewards, weights, beta, contexts is None)
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Frontier(Generic[ArrayT]):
     """The largest expected reward for each KL(policy || ref).
 
     Along the last axis, `kl` increases from 0 to its largest value and `beta` decreases from `inf` to 0.
@@ -137,14 +144,20 @@ class Frontier:
         beta: The coefficient of the KL, in units of reward per nat, shape (..., points).
         kl: KL(policy || ref), nats, shape (..., points).
         expected_reward: The largest expected reward of a policy with this KL, shape (..., points).
+        _task: The arguments `ref`, `reward` and `contexts` of `frontier`, from which `reward_at` computes.
+
+    Example:
+        >>> curve = frontier([0.5, 0.25, 0.25], [0.0, 1.0, 2.0], points=3)
+        >>> curve.kl.round(4), curve.beta.round(4)
+        (array([0.    , 0.3466, 1.3863]), array([   inf, 0.9847, 0.    ]))
     """
 
-    beta: Array
-    kl: Array
-    expected_reward: Array
-    _task: tuple[ArrayLike, ArrayLike, ArrayLike | None] = field(repr=False)
+    beta: ArrayT
+    kl: ArrayT
+    expected_reward: ArrayT
+    _task: tuple[ArrayT | Numbers, ArrayT | Numbers, ArrayT | Numbers | None] = field(repr=False)
 
-    def reward_at(self, kl: ArrayLike) -> Array:
+    def reward_at(self, kl: ArrayT | Numbers) -> ArrayT:
         """The largest expected reward of a policy with KL(policy || ref) <= kl, computed exactly.
 
         Args:
@@ -166,7 +179,9 @@ class Frontier:
         return tilt_to_budget(ref, reward, kl, contexts=contexts).expected_reward
 
 
-def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = None, points: int = 65) -> Frontier:
+def frontier(
+    ref: ArrayT | Numbers, reward: ArrayT | Numbers, *, contexts: ArrayT | Numbers | None = None, points: int = 65
+) -> Frontier[ArrayT]:
     """The reward-KL frontier: the largest E[reward] for each KL(policy || ref).
 
         reward(K) = max E[reward] over policies with KL(policy || ref) <= K
@@ -200,7 +215,7 @@ def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = 
     """
     if points < 2:
         raise ShapeError(f"expected at least 2 points, one for each end of the frontier, got {points}")
-    largest = tilt(ref, reward, 0.0, contexts=contexts).kl
+    largest: Array = tilt(ref, reward, 0.0, contexts=contexts).kl
     events = 1 if contexts is None else 2
     xp, [ref_, reward_], _ = as_floats(ref, reward)
     ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
@@ -212,7 +227,7 @@ def frontier(ref: ArrayLike, reward: ArrayLike, *, contexts: ArrayLike | None = 
     return Frontier(best.beta, best.kl, best.expected_reward, (ref, reward, contexts))
 
 
-def _optimum(xp: Any, dtype: Any, ref: Array, reward: Array, weights: Array, beta: Array, single: bool) -> Optimum:
+def _optimum(xp: Any, dtype: Any, ref: Array, reward: Array, weights: Array, beta: Array, single: bool) -> Optimum[Any]:
     """The `Optimum` at a given beta; `single` removes the axis of the only context."""
     rows = tilt_rows(xp, ref, reward, beta[..., None] + xp.zeros_like(weights))
     kl = xp.sum(weights * rows.kl, axis=-1)
