@@ -108,16 +108,30 @@ BANNED_NAMES = {
 
 
 def text_of_module(path: Path) -> Iterator[tuple[int, str]]:
-    """The docstrings, other string constants and comments of a Python file, by line; examples in docstrings apart."""
+    """The docstrings, other string constants and comments of a Python file, by line.
+
+    Examples in docstrings and the tables of former names, which are assigned to names with the prefix `_FORMER`, are
+    skipped.
+    """
     source = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+    tree = ast.parse(source)
+    skipped = {constant for table in former_names(tree) for constant in ast.walk(table)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
             for offset, line in enumerate(node.value.splitlines()):
                 if not line.lstrip().startswith((">>>", "...")):
                     yield node.lineno + offset, line
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
+
+
+def former_names(tree: ast.Module) -> Iterator[ast.expr]:
+    """The values that a module assigns to names with the prefix `_FORMER`."""
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.startswith("_FORMER"):
+                yield value
 
 
 def text_of_page(path: Path) -> Iterator[tuple[int, str]]:

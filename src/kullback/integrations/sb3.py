@@ -143,7 +143,7 @@ class _Update:
             model.old_budget = replace(model.old_budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
         self.initial = None if model.reference is None else self.rollout_kl(model.policy, model.reference)
         if isinstance(model.budget, KLBudget) and self.initial is not None and model.reference_states is None:
-            # The states differ from those of the last update: the KL on the newly visited states is to be held.
+            # The states differ from the states of the last update; the controller must hold the KL on these states.
             model.budget = model.budget.update_evaluation(self.initial.value, std_error=self.initial.std_error)
         names = ("budget", "old_budget")
         self.constraints = [PolicyConstraint(self, name) for name in names if getattr(model, name) is not None]
