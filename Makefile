@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs package bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -20,6 +20,21 @@ lint: .venv/installed-test
 docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going --fresh-env --quiet -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+# The wheel and the source distribution, each installed into an environment of its own without extras.
+package: .venv/created
+	$(PIP) hatchling
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	for archive in dist/*.whl dist/*.tar.gz; do \
+	    rm -rf dist/clean && $(PYTHON) -m venv dist/clean && \
+	    dist/clean/bin/python -m pip install --quiet --disable-pip-version-check $$archive && \
+	    (cd dist && clean/bin/python -I ../.ci/check_installation.py) || exit 1; \
+	done
+
+# The tables are written from the stored figures; no benchmark is run.
+bench-tables: .venv/created
+	$(BIN)/python benchmarks/render.py
 
 clean:
 	rm -rf .venv docs/_build docs/generated
