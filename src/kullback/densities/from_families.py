@@ -1,4 +1,4 @@
-"""The univariate density of each family: SciPy's, or a replacement where SciPy has none, underflows, or loses accuracy.
+"""The univariate density of each family: from its `scipy_form`, or from a function here that keeps more accuracy.
 
 SciPy evaluates a density at x; near a finite end of the support the distance to that end is then rounded. The densities
 below evaluate at origin + offset, and use the offset where the origin is that end.
@@ -6,7 +6,8 @@ below evaluate at origin + offset, and use the offset where the origin is that e
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from math import exp, inf, isfinite, log, pi, remainder
+from math import inf, isfinite, log, pi, remainder
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import special, stats
 from kullback import families
 from kullback.densities import count_pmfs
 from kullback.densities.density import Density
-from kullback.densities.from_scipy import continuous_density
+from kullback.densities.from_scipy import continuous_density, density_of_form
 from kullback.errors import ParameterError, ShapeError
 from kullback.numerics.arrays import Array, untracked
 
@@ -29,21 +30,24 @@ def as_density(record: families.Distribution) -> Density | None:
         ShapeError: The parameters are a batch.
     """
     kind = type(record)
-    if kind not in _DENSITIES:
+    if not has_density(kind):
         return None
-    parameters = [_scalar(record, field.name) for field in fields(record)]  # pyright: ignore[reportArgumentType]
+    parameters = {field.name: _scalar(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     with np.errstate(all="ignore"):
-        return _DENSITIES[kind](*parameters)
+        if kind in _DENSITIES:
+            return _DENSITIES[kind](*parameters.values())
+        assert kind.scipy_form is not None
+        return density_of_form(kind.scipy_form, SimpleNamespace(**parameters))
 
 
 def has_density(kind: type[families.Distribution]) -> bool:
-    """Whether a family has a univariate density or probability mass function in this module."""
-    return kind in _DENSITIES
+    """Whether a family has a univariate density or probability mass function."""
+    return kind in _DENSITIES or getattr(kind, "scipy_form", None) is not None
 
 
 def in_float64(record: families.Distribution) -> families.Distribution:
     """The record with its parameters as float64 NumPy arrays if the family is univariate, else the record unchanged."""
-    if type(record) not in _DENSITIES or isinstance(record, families.NormalMixture):
+    if not has_density(type(record)) or isinstance(record, families.NormalMixture):
         return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
@@ -297,6 +301,7 @@ def _log_odds(probs: float | None, logits: float | None) -> float:
     return float(special.logit(probs)) if logits is None else logits
 
 
+# The densities that SciPy lacks, or computes less accurately. Every other density is computed by `scipy_form`.
 _DENSITIES: dict[type, Callable[..., Density]] = {
     families.Beta: _beta,
     families.ContinuousBernoulli: _continuous_bernoulli,
@@ -309,21 +314,6 @@ _DENSITIES: dict[type, Callable[..., Density]] = {
     families.VonMises: _von_mises,
     families.Zipf: count_pmfs.zipf,
     families.Normal: _normal,
-    families.Cauchy: lambda loc, scale: continuous_density(stats.cauchy, loc=loc, scale=scale),
-    families.Logistic: lambda loc, scale: continuous_density(stats.logistic, loc=loc, scale=scale),
-    families.Gumbel: lambda loc, scale: continuous_density(stats.gumbel_r, loc=loc, scale=scale),
-    families.StudentT: lambda df, loc, scale: continuous_density(stats.t, df, loc=loc, scale=scale),
-    families.Exponential: lambda rate: continuous_density(stats.expon, scale=1 / rate),
-    families.Gamma: lambda concentration, rate: continuous_density(stats.gamma, concentration, scale=1 / rate),
-    families.ChiSquared: lambda df: continuous_density(stats.chi2, df),
-    families.InverseGamma: lambda concentration, rate: continuous_density(stats.invgamma, concentration, scale=rate),
-    families.Weibull: lambda scale, concentration: continuous_density(stats.weibull_min, concentration, scale=scale),
-    families.Rayleigh: lambda scale: continuous_density(stats.rayleigh, scale=scale),
-    families.Maxwell: lambda scale: continuous_density(stats.maxwell, scale=scale),
-    families.HalfNormal: lambda scale: continuous_density(stats.halfnorm, scale=scale),
-    families.HalfCauchy: lambda scale: continuous_density(stats.halfcauchy, scale=scale),
-    families.LogNormal: lambda loc, scale: continuous_density(stats.lognorm, scale, scale=exp(loc)),
-    families.InverseGaussian: lambda mean, shape: continuous_density(stats.invgauss, mean / shape, scale=shape),
     families.F: _f,
     families.Bernoulli: lambda *p: count_pmfs.binomial(1.0, _log_odds(*p)),
     families.Binomial: lambda count, *p: count_pmfs.binomial(count, _log_odds(*p)),

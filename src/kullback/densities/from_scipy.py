@@ -14,9 +14,10 @@ from scipy import stats
 from kullback import families as f
 from kullback.densities.density import Density
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.families.base import ScipyForm
 from kullback.numerics.arrays import Array, ArrayLike
 
-__all__ = ["FAMILIES", "MULTIVARIATE_FAMILIES", "as_density", "as_family", "continuous_density"]
+__all__ = ["FAMILIES", "MULTIVARIATE_FAMILIES", "as_density", "as_family", "continuous_density", "density_of_form"]
 
 # Called with the family's name, its shape parameters, loc and scale.
 _Converter = Callable[[str, tuple[ArrayLike, ...], ArrayLike, ArrayLike], f.Distribution]
@@ -302,6 +303,11 @@ def continuous_density(family: Any, *shapes: float, loc: float = 0.0, scale: flo
     )
 
 
+def density_of_form(form: ScipyForm, member: Any) -> Density:
+    """The density or probability mass function of a member of `kullback.families` by its form in scipy.stats."""
+    return _density_of_family_object(getattr(stats, form.name), form.arguments(member))
+
+
 def _discrete_density(family: Any, *shapes: float, loc: float = 0.0) -> Density:
     """The probability mass function of a discrete family object."""
     low, high = (float(end) for end in family.support(*shapes, loc))
@@ -327,12 +333,17 @@ def _frozen_density(frozen: Any) -> Density:
             )
     given = {name: float(np.asarray(value).reshape(())) for name, value in given.items()}
     shapes = [given[name] for name in _shape_names(family)]
-    loc, scale = given.get("loc", 0.0), given.get("scale", 1.0)
-    if not (scale > 0 and isfinite(loc)) or np.isnan(family.support(*shapes)).any():
+    if not (given.get("scale", 1.0) > 0 and isfinite(given.get("loc", 0.0))) or np.isnan(family.support(*shapes)).any():
         raise ParameterError(f"expected parameters in the domain of scipy.stats.{family.name}, got {given}")
+    return _density_of_family_object(family, given)
+
+
+def _density_of_family_object(family: Any, given: dict[str, float]) -> Density:
+    """The density or probability mass function of a family object with these shape parameters, loc and scale."""
+    shapes, loc = [given[name] for name in _shape_names(family)], given.get("loc", 0.0)
     if hasattr(family, "logpmf"):
         return _discrete_density(family, *shapes, loc=loc)
-    return continuous_density(family, *shapes, loc=loc, scale=scale)
+    return continuous_density(family, *shapes, loc=loc, scale=given.get("scale", 1.0))
 
 
 def _random_variable_density(variable: Any) -> Density:

@@ -4,95 +4,21 @@ Parameters are passed by keyword and stored as given: numbers, lists, or arrays 
 API library. The shapes of the parameters broadcast to the batch shape. A parameter that violates its constraint raises
 ParameterError.
 """
+# ruff: noqa: F403
 
+from kullback.families import bounded, composite, counts, multivariate, positive, real_line
 from kullback.families.base import Distribution
-from kullback.families.bounded import Beta, ContinuousBernoulli, Kumaraswamy, Uniform, VonMises
-from kullback.families.composite import Independent, NormalMixture, TanhNormal, Transformed
-from kullback.families.counts import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    Geometric,
-    Hypergeometric,
-    Multinomial,
-    NegativeBinomial,
-    OneHotCategorical,
-    Poisson,
-    Zipf,
-    Zipfian,
-)
-from kullback.families.multivariate import (
-    Dirichlet,
-    InverseWishart,
-    LowRankMultivariateNormal,
-    MatrixNormal,
-    MultivariateNormal,
-    VonMisesFisher,
-    Wishart,
-)
-from kullback.families.positive import (
-    ChiSquared,
-    Exponential,
-    F,
-    Gamma,
-    HalfCauchy,
-    HalfNormal,
-    InverseGamma,
-    InverseGaussian,
-    LogNormal,
-    Maxwell,
-    Pareto,
-    Rayleigh,
-    Weibull,
-)
-from kullback.families.real_line import Cauchy, Gumbel, Laplace, Logistic, Normal, StudentT
+from kullback.families.bounded import *
+from kullback.families.composite import *
+from kullback.families.counts import *
+from kullback.families.multivariate import *
+from kullback.families.positive import *
+from kullback.families.real_line import *
 
-__all__ = [
-    "Bernoulli",
-    "Beta",
-    "Binomial",
-    "Categorical",
-    "Cauchy",
-    "ChiSquared",
-    "ContinuousBernoulli",
-    "Dirichlet",
-    "Distribution",
-    "Exponential",
-    "F",
-    "Gamma",
-    "Geometric",
-    "Gumbel",
-    "HalfCauchy",
-    "HalfNormal",
-    "Hypergeometric",
-    "Independent",
-    "InverseGamma",
-    "InverseGaussian",
-    "InverseWishart",
-    "Kumaraswamy",
-    "Laplace",
-    "LogNormal",
-    "Logistic",
-    "LowRankMultivariateNormal",
-    "MatrixNormal",
-    "Maxwell",
-    "Multinomial",
-    "MultivariateNormal",
-    "NegativeBinomial",
-    "Normal",
-    "NormalMixture",
-    "OneHotCategorical",
-    "Pareto",
-    "Poisson",
-    "Rayleigh",
-    "StudentT",
-    "TanhNormal",
-    "Transformed",
-    "Uniform",
-    "VonMises",
-    "VonMisesFisher",
-    "Weibull",
-    "Wishart",
-    "Zipf",
-    "Zipfian",
-]
+__all__ = ["Distribution"]
+__all__ += bounded.__all__
+__all__ += composite.__all__
+__all__ += counts.__all__
+__all__ += multivariate.__all__
+__all__ += positive.__all__
+__all__ += real_line.__all__

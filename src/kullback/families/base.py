@@ -7,7 +7,8 @@ and raises an error when a parameter violates its constraint.
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, TypeAlias, dataclass_transform
+from math import inf
+from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
 
 import array_api_compat
 import numpy as np
@@ -16,6 +17,9 @@ from kullback.errors import NotNormalizedError, ParameterError, ShapeError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
 
 __all__ = [
+    "POSITIVE_REALS",
+    "REAL_LINE",
+    "UNIT_INTERVAL",
     "Constraint",
     "Count",
     "Distribution",
@@ -24,6 +28,8 @@ __all__ = [
     "Positive",
     "Probability",
     "Real",
+    "ScipyForm",
+    "Support",
     "first_offender",
     "is_traced",
     "record",
@@ -56,6 +62,56 @@ Logits: TypeAlias = Annotated[ArrayLike, Constraint("below inf and not nan", lam
 Count: TypeAlias = Annotated[ArrayLike, Constraint("a whole number >= 0", lambda x: (x >= 0) & (x % 1 == 0))]
 
 
+@dataclass(frozen=True)
+class Support:
+    """The support of a univariate family: an interval of real numbers, or the integers in it.
+
+    Args:
+        low: The smallest value: a number, the name of the parameter that it equals, or a function of
+            (xp, distribution), where xp is the array namespace of the parameters.
+        high: The largest value, given in one of the same three ways.
+        discrete: Whether the values are integers.
+    """
+
+    low: float | str | Callable[[Any, Any], Any]
+    high: float | str | Callable[[Any, Any], Any]
+    discrete: bool = False
+
+    @property
+    def depends_on_parameters(self) -> bool:
+        """Whether the members of the family have different supports."""
+        return any(isinstance(end, str) or callable(end) for end in (self.low, self.high))
+
+    def ends(self, xp: Any, distribution: Any) -> tuple[Any, Any]:
+        """The smallest and the largest value of a member of the family."""
+
+        def value(end: Any) -> Any:
+            return (
+                getattr(distribution, end) if isinstance(end, str) else end(xp, distribution) if callable(end) else end
+            )
+
+        return value(self.low), value(self.high)
+
+
+REAL_LINE = Support(-inf, inf)
+POSITIVE_REALS = Support(0.0, inf)
+UNIT_INTERVAL = Support(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ScipyForm:
+    """A family as a distribution of scipy.stats, which computes its density.
+
+    Args:
+        name: The name of the distribution in scipy.stats, such as "gamma".
+        arguments: Maps a member, with numbers as parameters, to the keyword arguments of that distribution: every shape
+            parameter, and `loc` and `scale` where they are not 0 and 1.
+    """
+
+    name: str
+    arguments: Callable[[Any], dict[str, float]]
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def record(cls: type) -> Any:
     """Decorate a class as a frozen, keyword-only dataclass whose instances compare by identity.
@@ -72,6 +128,9 @@ class Distribution:
     library. The shapes of the parameters broadcast to the batch shape. Constraints are checked when the object is
     created, except for parameters that JAX or torch.func is tracing, because they have no values yet.
 
+    A univariate family has a class attribute `support`, by which `kl` determines where KL is `inf`. A class attribute
+    `scipy_form` names the distribution of scipy.stats whose density `measure` integrates.
+
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
         TypeError: A parameter is not numeric, or is passed by position.
@@ -81,6 +140,9 @@ class Distribution:
         >>> issubclass(Normal, Distribution)
         True
     """
+
+    support: ClassVar[Support | None] = None
+    scipy_form: ClassVar[ScipyForm | None] = None
 
     def __post_init__(self) -> None:
         for field in fields(self):  # pyright: ignore[reportArgumentType]

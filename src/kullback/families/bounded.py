@@ -1,12 +1,14 @@
 """Distributions on a bounded interval, and on the circle."""
 
 from kullback.families.base import (
+    UNIT_INTERVAL,
     Constraint,
     Distribution,
     Nonnegative,
     Positive,
     Probability,
     Real,
+    Support,
     record,
     require,
     require_one_of,
@@ -38,6 +40,8 @@ class Uniform(Distribution):
         0.693147
     """
 
+    support = Support("low", "high")
+
     low: Real
     high: Real
 
@@ -66,6 +70,8 @@ class Beta(Distribution):
         0.234907
     """
 
+    support = UNIT_INTERVAL
+
     concentration1: Positive
     concentration0: Positive
 
@@ -90,6 +96,8 @@ class Kumaraswamy(Distribution):
         0.431946
     """
 
+    support = UNIT_INTERVAL
+
     concentration1: Positive
     concentration0: Positive
 
@@ -113,6 +121,8 @@ class ContinuousBernoulli(Distribution):
         >>> round(float(kl(ContinuousBernoulli(probs=0.3), ContinuousBernoulli(probs=0.6))), 6)
         0.064519
     """
+
+    support = UNIT_INTERVAL
 
     probs: Probability = None
     logits: Real = None

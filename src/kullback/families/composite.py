@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from kullback.families.base import Distribution, Positive, Probability, Real, record, require_mass_one
+from kullback.families.base import (
+    REAL_LINE,
+    Distribution,
+    Positive,
+    Probability,
+    Real,
+    Support,
+    record,
+    require_mass_one,
+)
 
 __all__ = ["Independent", "NormalMixture", "TanhNormal", "Transformed"]
 
@@ -27,6 +36,8 @@ class NormalMixture(Distribution):
         >>> NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
         NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
     """
+
+    support = REAL_LINE
 
     weights: Probability
     locs: Real
@@ -56,6 +67,8 @@ class TanhNormal(Distribution):
         >>> round(float(kl(TanhNormal(loc=0.0, scale=1.0), TanhNormal(loc=1.0, scale=1.0))), 6)
         0.5
     """
+
+    support = Support(-1.0, 1.0)
 
     loc: Real
     scale: Positive

@@ -1,5 +1,8 @@
 """Distributions of counts and of categories."""
 
+from math import inf
+from typing import Any
+
 from kullback.families.base import (
     Constraint,
     Count,
@@ -9,6 +12,7 @@ from kullback.families.base import (
     Positive,
     Probability,
     Real,
+    Support,
     record,
     require,
     require_mass_one,
@@ -35,6 +39,16 @@ _AT_LEAST_ONE = Constraint("1 or more", lambda x: x >= 1)
 _ABOVE_ONE = Constraint("above 1", lambda x: x > 1)
 
 
+def _success_is_possible(d: Any) -> Any:
+    """Whether the probability of success is positive."""
+    return d.logits > -inf if d.probs is None else d.probs > 0
+
+
+def _failure_is_possible(d: Any) -> Any:
+    """Whether the probability of failure is positive."""
+    return d.logits < inf if d.probs is None else d.probs < 1
+
+
 @record
 class Bernoulli(Distribution):
     """Bernoulli distribution on {0, 1}.
@@ -54,6 +68,12 @@ class Bernoulli(Distribution):
         Traceback (most recent call last):
         kullback.errors.ParameterError: expected Bernoulli's probs to be in [0, 1], but it is 1.5
     """
+
+    support = Support(
+        lambda xp, d: xp.where(_failure_is_possible(d), 0.0, 1.0),
+        lambda xp, d: xp.where(_success_is_possible(d), 1.0, 0.0),
+        discrete=True,
+    )
 
     probs: Probability = None
     logits: Real = None
@@ -83,6 +103,12 @@ class Binomial(Distribution):
         0.20411
     """
 
+    support = Support(
+        lambda xp, d: xp.where(_failure_is_possible(d), 0.0, d.total_count),
+        lambda xp, d: xp.where(_success_is_possible(d), d.total_count, 0.0),
+        discrete=True,
+    )
+
     total_count: Count
     probs: Probability = None
     logits: Real = None
@@ -109,6 +135,8 @@ class Geometric(Distribution):
         >>> round(float(kl(Geometric(probs=0.5), Geometric(probs=0.4))), 6)
         0.040822
     """
+
+    support = Support(0.0, lambda xp, d: xp.where(_failure_is_possible(d), inf, 0.0), discrete=True)
 
     probs: Probability = None
     logits: Real = None
@@ -140,6 +168,8 @@ class NegativeBinomial(Distribution):
         0.102055
     """
 
+    support = Support(0.0, lambda xp, d: xp.where(_success_is_possible(d), inf, 0.0), discrete=True)
+
     total_count: Positive
     probs: Probability = None
     logits: Real = None
@@ -166,6 +196,8 @@ class Poisson(Distribution):
         0.18907
     """
 
+    support = Support(0.0, lambda xp, d: xp.where(d.rate > 0, inf, 0.0), discrete=True)
+
     rate: Nonnegative
 
 
@@ -186,6 +218,8 @@ class Zipf(Distribution):
         >>> round(float(kl(Zipf(exponent=2.0), Zipf(exponent=3.0))), 6)
         0.256295
     """
+
+    support = Support(1.0, inf, discrete=True)
 
     exponent: Positive
 
@@ -211,6 +245,8 @@ class Zipfian(Distribution):
         >>> round(float(kl(Zipfian(exponent=1.0, total_count=50), Zipfian(exponent=1.2, total_count=50))), 6)
         0.031575
     """
+
+    support = Support(1.0, "total_count", discrete=True)
 
     exponent: Real
     total_count: Count
@@ -240,6 +276,12 @@ class Hypergeometric(Distribution):
         >>> round(float(kl(p, q)), 6)
         0.24637
     """
+
+    support = Support(
+        lambda xp, d: xp.maximum(xp.zeros_like(d.draws), d.draws + d.successes - d.population),
+        lambda xp, d: xp.minimum(d.draws, d.successes),
+        discrete=True,
+    )
 
     population: Count
     successes: Count

@@ -1,6 +1,8 @@
 """Univariate distributions on the positive half-line."""
 
-from kullback.families.base import Distribution, Positive, Real, record
+from math import exp, inf
+
+from kullback.families.base import POSITIVE_REALS, Distribution, Positive, Real, ScipyForm, Support, record
 
 __all__ = [
     "ChiSquared",
@@ -37,6 +39,9 @@ class Exponential(Distribution):
         0.306853
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("expon", lambda d: {"scale": 1 / d.rate})
+
     rate: Positive
 
 
@@ -59,6 +64,9 @@ class Gamma(Distribution):
         0.270363
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("gamma", lambda d: {"a": d.concentration, "scale": 1 / d.rate})
+
     concentration: Positive
     rate: Positive
 
@@ -80,6 +88,9 @@ class ChiSquared(Distribution):
         >>> round(float(kl(ChiSquared(df=3.0), ChiSquared(df=4.0))), 6)
         0.102537
     """
+
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("chi2", lambda d: {"df": d.df})
 
     df: Positive
 
@@ -104,6 +115,9 @@ class InverseGamma(Distribution):
         0.270363
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("invgamma", lambda d: {"a": d.concentration, "scale": d.rate})
+
     concentration: Positive
     rate: Positive
 
@@ -127,6 +141,9 @@ class Weibull(Distribution):
         0.636294
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("weibull_min", lambda d: {"c": d.concentration, "scale": d.scale})
+
     scale: Positive
     concentration: Positive
 
@@ -149,6 +166,9 @@ class Rayleigh(Distribution):
         0.636294
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("rayleigh", lambda d: {"scale": d.scale})
+
     scale: Positive
 
 
@@ -169,6 +189,9 @@ class Maxwell(Distribution):
         >>> round(float(kl(Maxwell(scale=1.0), Maxwell(scale=2.0))), 6)
         0.954442
     """
+
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("maxwell", lambda d: {"scale": d.scale})
 
     scale: Positive
 
@@ -191,6 +214,9 @@ class HalfNormal(Distribution):
         0.318147
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("halfnorm", lambda d: {"scale": d.scale})
+
     scale: Positive
 
 
@@ -211,6 +237,9 @@ class HalfCauchy(Distribution):
         >>> round(float(kl(HalfCauchy(scale=1.0), HalfCauchy(scale=2.0))), 6)
         0.117783
     """
+
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("halfcauchy", lambda d: {"scale": d.scale})
 
     scale: Positive
 
@@ -233,6 +262,9 @@ class LogNormal(Distribution):
         >>> round(float(kl(LogNormal(loc=0.0, scale=1.0), LogNormal(loc=1.0, scale=1.0))), 6)
         0.5
     """
+
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("lognorm", lambda d: {"s": d.scale, "scale": exp(d.loc)})
 
     loc: Real
     scale: Positive
@@ -257,6 +289,9 @@ class InverseGaussian(Distribution):
         0.125
     """
 
+    support = POSITIVE_REALS
+    scipy_form = ScipyForm("invgauss", lambda d: {"mu": d.mean / d.shape, "scale": d.shape})
+
     mean: Positive
     shape: Positive
 
@@ -280,6 +315,8 @@ class Pareto(Distribution):
         1.458426
     """
 
+    support = Support("scale", inf)
+
     scale: Positive
     alpha: Positive
 
@@ -302,6 +339,8 @@ class F(Distribution):
         >>> F(df1=4.0, df2=10.0)
         F(df1=4.0, df2=10.0)
     """
+
+    support = POSITIVE_REALS
 
     df1: Positive
     df2: Positive

@@ -1,6 +1,6 @@
 """Univariate distributions on the whole real line."""
 
-from kullback.families.base import Distribution, Positive, Real, record
+from kullback.families.base import REAL_LINE, Distribution, Positive, Real, ScipyForm, record
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "Logistic", "Normal", "StudentT"]
 
@@ -26,6 +26,8 @@ class Normal(Distribution):
         kullback.errors.ParameterError: expected Normal's scale to be > 0 and finite, but scale[1] is -1.0
     """
 
+    support = REAL_LINE
+
     loc: Real
     scale: Positive
 
@@ -48,6 +50,8 @@ class Laplace(Distribution):
         >>> round(float(kl(Laplace(loc=0.0, scale=1.0), Laplace(loc=1.0, scale=2.0))), 6)
         0.377087
     """
+
+    support = REAL_LINE
 
     loc: Real
     scale: Positive
@@ -72,6 +76,9 @@ class Cauchy(Distribution):
         0.223144
     """
 
+    support = REAL_LINE
+    scipy_form = ScipyForm("cauchy", lambda d: {"loc": d.loc, "scale": d.scale})
+
     loc: Real
     scale: Positive
 
@@ -95,6 +102,9 @@ class Logistic(Distribution):
         0.163953
     """
 
+    support = REAL_LINE
+    scipy_form = ScipyForm("logistic", lambda d: {"loc": d.loc, "scale": d.scale})
+
     loc: Real
     scale: Positive
 
@@ -117,6 +127,9 @@ class Gumbel(Distribution):
         >>> round(float(kl(Gumbel(loc=0.0, scale=1.0), Gumbel(loc=1.0, scale=2.0))), 6)
         0.365681
     """
+
+    support = REAL_LINE
+    scipy_form = ScipyForm("gumbel_r", lambda d: {"loc": d.loc, "scale": d.scale})
 
     loc: Real
     scale: Positive
@@ -142,6 +155,9 @@ class StudentT(Distribution):
         >>> round(float(kl(StudentT(df=5.0, loc=0.0, scale=1.0), Normal(loc=0.0, scale=1.0))), 6)
         0.124769
     """
+
+    support = REAL_LINE
+    scipy_form = ScipyForm("t", lambda d: {"df": d.df, "loc": d.loc, "scale": d.scale})
 
     df: Positive
     loc: Real

@@ -4,7 +4,7 @@ from math import inf
 
 import numpy as np
 
-from kullback import families
+from kullback.closed_forms.supports import has_moving_support
 from kullback.densities.from_families import as_density
 from kullback.errors import ShapeError, SupportError
 from kullback.families import Distribution
@@ -61,7 +61,7 @@ def mean_and_covariance(x: Array, weights: Array) -> tuple[Array, Array]:
 def require_samples_in_support(family: type[Distribution], member: Distribution, x: Array) -> None:
     """Raise SupportError at the first sample outside the support of the family, which makes KL infinite.
 
-    The bounds of `Uniform` and `Pareto` are parameters that are fitted, so that no sample is outside.
+    A support that depends on the parameters is fitted, so that no sample is outside.
     """
     density = as_density(member)
     assert density is not None
@@ -70,7 +70,7 @@ def require_samples_in_support(family: type[Distribution], member: Distribution,
     outside = np.flatnonzero((log_density == -inf) & ~((x >= density.support[0]) & (x <= density.support[1])))
     if density.discrete:
         outside = np.union1d(outside, np.flatnonzero(x % 1 != 0))
-    if outside.size and family not in (families.Uniform, families.Pareto):
+    if outside.size and not has_moving_support(family):
         i = int(outside[0])
         raise SupportError(
             f"expected samples inside {family.__name__}'s support {density.support}"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kullback import families
+from kullback.closed_forms.supports import has_moving_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
 from kullback.densities.integrand import terms
@@ -25,8 +26,6 @@ from kullback.numerics.arrays import Array
 
 __all__ = ["CrossEntropyObjective", "univariate_objective"]
 
-# Families whose support bounds or kinks depend on the parameters, so that the nodes of one member miss them in another.
-_MOVING_SINGULARITIES = (families.Laplace, families.Pareto, families.Uniform)
 _NEGLIGIBLE_MASS = 1e-13
 _DIFFERENCE_STEP = 1e-3  # in the Fisher metric
 _SCORE_STEP = 1e-5  # in the coordinates
@@ -44,7 +43,9 @@ def univariate_objective(parametrisation: FamilyParametrisation, target: Density
         target: The density of the target.
         alpha: The order: KL(target || member) at 1, KL(member || target) at 0.
     """
-    has_moving_singularities = issubclass(parametrisation.family, _MOVING_SINGULARITIES)
+    family = parametrisation.family
+    # The nodes of one member miss the ends of the support, or the kink of the Laplace density, in another.
+    has_moving_singularities = has_moving_support(family) or issubclass(family, families.Laplace)
     objective_class = _RemeshedObjective if has_moving_singularities else _SharedNodesObjective
     return objective_class(parametrisation, target, alpha)
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
-from kullback import families
+import numpy as np
+
+from kullback.closed_forms.supports import support, support_parameters
 from kullback.densities.density import Density
+from kullback.errors import ParameterError
 from kullback.families import Distribution
 from kullback.fit.result import Minimum
 from kullback.fit.solver.multistart import MultistartResult, minimise_from_starts
@@ -15,9 +18,7 @@ from kullback.fit.solver.parametrisation import parametrise
 
 __all__ = ["minimise_with_support_bounds"]
 
-# Parameters that are a bound of the member's support: 0 for the lower bound and 1 for the upper bound.
-_SUPPORT_BOUNDS = {families.Uniform: {"low": 0, "high": 1}, families.Pareto: {"scale": 0}}
-_INWARD_STEP = 1e-6  # in units of the member's width
+_INWARD_STEP = 1e-6  # in units of the width of the support, or of its finite bound
 
 
 def minimise_with_support_bounds(
@@ -44,7 +45,7 @@ def minimise_with_support_bounds(
     interior = minimise_from_starts(parametrisation, univariate_objective(parametrisation, target, alpha=0.0), starts)
     bounds = {
         name: target.support[side]
-        for name, side in _SUPPORT_BOUNDS.get(family, {}).items()
+        for name, side in support_parameters(family).items()
         if name not in fixed and isfinite(target.support[side])
     }
     on_boundary = [
@@ -68,7 +69,7 @@ def _boundary_minima(
     kl: Callable[[Distribution], float],
 ) -> list[Minimum]:
     """The minima of KL(member || target) with some parameters fixed at bounds of the target's support."""
-    bounded_starts = [family(**vars(start) | bounds) for start in starts if _is_valid(start, bounds)]
+    bounded_starts = [member for start in starts if (member := _with_parameters(start, bounds)) is not None]
     if not bounded_starts:
         return []
     parametrisation = parametrise(family, bounded_starts[0], fixed | bounds)
@@ -85,19 +86,21 @@ def _boundary_minima(
     ]
 
 
-def _is_valid(start: Any, bounds: dict[str, float]) -> bool:
-    """Whether a start with some parameters replaced by bounds is a member of the family."""
-    parameters = vars(start) | bounds
-    if isinstance(start, families.Uniform):
-        return parameters["low"] < parameters["high"]
-    return parameters["scale"] > 0
+def _with_parameters(start: Distribution, parameters: dict[str, float]) -> Distribution | None:
+    """The start with some parameters replaced; None if the result is not a member of the family."""
+    try:
+        return type(start)(**vars(start) | parameters)
+    except ParameterError:
+        return None
 
 
 def _inward(minimum: Minimum, bounds: dict[str, float]) -> list[Distribution]:
     """The members with one bound moved inward by a small step."""
-    member: Any = minimum.distribution
-    width = member.scale if isinstance(member, families.Pareto) else member.high - member.low
+    member = minimum.distribution
+    low, high = support(np, member)
+    width = next((width for width in (high - low, abs(low), abs(high)) if 0 < width < inf), 1.0)
+    sides = support_parameters(type(member))
     return [
-        type(member)(**vars(member) | {name: bound + (-1 if name == "high" else 1) * _INWARD_STEP * width})
+        type(member)(**vars(member) | {name: bound + (-1 if sides[name] else 1) * _INWARD_STEP * width})
         for name, bound in bounds.items()
     ]
