@@ -1,33 +1,49 @@
-"""kl_probs and kl_logits against SciPy, PyTorch and numexpr: time, digits and memory bandwidth, in one run.
+"""Compare kl_probs and kl_logits with SciPy, PyTorch and numexpr: time, accuracy and memory bandwidth.
 
     python benchmarks/arrays.py [--sizes 10 1000 1000000 100000000] [--rows 64] [--repeats 9]
 
-What is compared takes turns; each part runs in a process of its own, on one thread except where "2 threads" is said.
-A turn begins with a call that is not timed, so that each is met with what it leaves in the caches, not with what the
-one before it did; --cold leaves that call out.
-Times are per event, or per call up to 1000 events. kl_logits of bfloat16 returns bfloat16, which has three digits.
-100 million events in float64 need 6 GB; --sizes 10 1000 1000000 --rows 8 takes a minute.
+The implementations are timed in turn. Each of the four parts runs in a new process, on one thread unless "2 threads" is
+stated. Every implementation is called once, untimed, before it is timed, so that the contents of the caches do not
+depend on the implementation that ran before it; --cold omits this call. Times are per event, or per call up to 1000
+events. kl_logits of bfloat16 returns bfloat16, which has three significant digits. 100 million events in float64 need
+6 GB of memory; `--sizes 10 1000 1000000 --rows 8 --no-save` takes a minute.
 """
 
 import argparse
 import os
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from math import fsum
+from multiprocessing import get_context
 from statistics import median
+from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
+import results
 
-PARTS = ("probabilities", "torch", "logits", "digits")
-FORMS = ("float64", "float32")
-BASE = "np.sum(rel_entr)"
+DTYPES = ("float64", "float32")
+SHORT = 1000  # the largest number of events for which times are per call
+BASE = "np.sum(scipy.special.rel_entr)"
+KL_PROBS, NUMPY_PROBS = "kl_probs", "kl_probs without Numba"
+READ = "memory read, p.dot(q)"
+EAGER, COMPILED, KL_LOGITS = "log_softmax and kl_div, eager", "log_softmax and kl_div, torch.compile", "kl_logits"
 
 
-def take_turns(cases, repeats, number=1, cold=False):
-    """Seconds a call, of each case in turn: median and least."""
+class Time(NamedTuple):
+    """Seconds of one call, and the relative error of its value (None for a memory read)."""
+
+    median: float
+    minimum: float
+    error: float | None = None
+
+
+Times = dict[str, Time]  # by implementation
+
+
+def time_in_turn(cases: dict[str, Callable], repeats: int, number: int = 1, cold: bool = False) -> Times:
+    """Return the median and minimum seconds of a call of each case, where the cases take turns."""
     seconds = {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -39,21 +55,24 @@ def take_turns(cases, repeats, number=1, cold=False):
             for _ in range(number):
                 case()
             seconds[name].append((time.perf_counter() - start) / number)
-    return {name: (median(times), min(times)) for name, times in seconds.items()}
+    return {name: Time(median(times), min(times)) for name, times in seconds.items()}
 
 
-def pair(n, dtype, seed=0):
+def random_probs(n: int, dtype: str, seed: int = 0) -> list[np.ndarray]:
+    """Return two random probability vectors of length n."""
     rng = np.random.default_rng(seed)
+    vectors = []
     for _ in range(2):
         probs = rng.random(n)
         probs += 0.001
         probs /= probs.sum()
-        yield probs.astype(dtype)
+        vectors.append(probs.astype(dtype))
+    return vectors
 
 
-def truth(p, q):
-    """KL(p/P || q/Q) in 80-bit floats, or for short rows by mpmath."""
-    if len(p) <= 1000:
+def reference_kl(p: np.ndarray, q: np.ndarray) -> Any:
+    """Return KL(p/P || q/Q) with P = sum p and Q = sum q: by mpmath up to 1000 events, in 80-bit floats above."""
+    if len(p) <= SHORT:
         with mpmath.workdps(60):
             p, q = ([mpmath.mpf(float(value)) for value in side] for side in (p, q))
             mass_p, mass_q = mpmath.fsum(p), mpmath.fsum(q)
@@ -68,12 +87,13 @@ def truth(p, q):
     return mpmath.mpf(repr(total / mass_p + np.log(mass_q / mass_p)).split("'")[1])
 
 
-def error(value, exact):
+def relative_error(value: Any, exact: Any) -> float:
+    """Return |value - exact| / exact."""
     return float(abs((mpmath.mpf(float(value)) - exact) / exact))
 
 
-def without(module, threads, function):
-    """The function with that module of kernels, or None, on so many threads."""
+def with_kernels(module: Any, threads: int, function: Callable) -> Callable:
+    """Return `function` such that it uses the compiled kernels of `module` (None: no Numba) on `threads` threads."""
     from kullback.discrete.kernels import dispatch, numba_probs
 
     def call():
@@ -83,13 +103,15 @@ def without(module, threads, function):
     return call
 
 
-def in_two(p, q):
+def dot_in_halves(p: np.ndarray, q: np.ndarray) -> Any:
+    """Return p.dot(q), computed on two threads."""
     half = len(p) // 2
     with ThreadPoolExecutor(2) as pool:
         return sum(pool.map(np.dot, (p[:half], p[half:]), (q[:half], q[half:])))
 
 
-def probabilities(arguments):
+def probability_times(options: argparse.Namespace) -> dict[str, Times]:
+    """Return the times of kl_probs, SciPy, numexpr and memory reads, by column."""
     import numexpr
     import scipy.special
     import scipy.stats
@@ -98,56 +120,62 @@ def probabilities(arguments):
     from kullback.discrete.kernels import numba_probs
 
     numexpr.set_num_threads(1)
-    for n in arguments.sizes:
-        for dtype in FORMS:
-            p, q = pair(n, dtype)
+    columns = {}
+    for n in options.sizes:
+        for dtype in DTYPES:
+            p, q = random_probs(n, dtype)
             cases = {
                 BASE: lambda p=p, q=q: np.sum(scipy.special.rel_entr(p, q)),
                 "scipy.stats.entropy": lambda p=p, q=q: scipy.stats.entropy(p, q),
                 "numexpr": lambda p=p, q=q: numexpr.evaluate("sum(p * log(p / q))", local_dict={"p": p, "q": q}),
-                "kl_probs without Numba": without(None, 1, lambda p=p, q=q: kl_probs(p, q)),
-                "kl_probs": without(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q)),
+                NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q)),
+                KL_PROBS: with_kernels(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q)),
             }
-            if n <= 1000:
-                cases["its kernel alone"] = lambda p=p, q=q: numba_probs.kl_probs_row(p, q, 1e-5)
+            if n <= SHORT:
+                cases["compiled kernel of kl_probs"] = lambda p=p, q=q: numba_probs.kl_probs_row(p, q, 1e-5)
             if n >= 10**7:
-                cases["kl_probs, 2 threads"] = without(numba_probs, 2, lambda p=p, q=q: kl_probs(p, q))
-                cases["reading: p.dot(q)"] = lambda p=p, q=q: p.dot(q)
-                cases["reading, 2 threads"] = lambda p=p, q=q: in_two(p, q)
-            exact = truth(p, q)
-            errors = {name: error(case(), exact) for name, case in cases.items() if "reading" not in name}
-            slow = n > 10**7
-            times = take_turns(cases, 3 if slow else arguments.repeats, max(1, 10_000 // n), arguments.cold)
-            show(f"{n:.0e} events, {dtype}, KL = {float(exact):.3f}", times, n, errors)
-            if n >= 10**7:
-                for one, two in (("kl_probs", "reading: p.dot(q)"), ("kl_probs, 2 threads", "reading, 2 threads")):
-                    share = times[two][1] / times[one][1]
-                    print(f"{one}: {share:.0%} of the bandwidth of {two}")
+                cases[f"{KL_PROBS}, 2 threads"] = with_kernels(numba_probs, 2, lambda p=p, q=q: kl_probs(p, q))
+                cases[READ] = lambda p=p, q=q: p.dot(q)
+                cases[f"{READ}, 2 threads"] = lambda p=p, q=q: dot_in_halves(p, q)
+            columns[column(n, dtype)] = measured(options, n, cases, reference_kl(p, q))
+            print_times(column(n, dtype), columns[column(n, dtype)], n, BASE)
+    return columns
 
 
-def torch(arguments):
+def torch_times(options: argparse.Namespace) -> dict[str, Times]:
+    """Return the times of PyTorch's kl_div, by column."""
     import scipy.special
     import torch
     from torch.nn.functional import kl_div
 
     torch.set_num_threads(1)
     compiled = torch.compile(lambda log_q, p: kl_div(log_q, p, reduction="sum"))
-    for n in arguments.sizes:
-        for dtype in FORMS:
-            p, q = pair(n, dtype)
+    columns = {}
+    for n in options.sizes:
+        for dtype in DTYPES:
+            p, q = random_probs(n, dtype)
             tensor_p, log_q = torch.from_numpy(p), torch.from_numpy(np.log(q))
             cases = {
                 BASE: lambda p=p, q=q: np.sum(scipy.special.rel_entr(p, q)),
-                "F.kl_div, log q given": lambda p=tensor_p, q=log_q: kl_div(q, p, reduction="sum"),
-                "the same, compiled": lambda p=tensor_p, q=log_q: compiled(q, p),
+                "F.kl_div, log q precomputed": lambda p=tensor_p, q=log_q: kl_div(q, p, reduction="sum"),
+                "F.kl_div, torch.compile": lambda p=tensor_p, q=log_q: compiled(q, p),
             }
-            exact = truth(p, q)
-            errors = {name: error(case(), exact) for name, case in cases.items()}
-            times = take_turns(cases, 3 if n > 10**7 else arguments.repeats, max(1, 10_000 // n), arguments.cold)
-            show(f"{n:.0e} events, {dtype}, beside PyTorch", times, n, errors)
+            times = measured(options, n, cases, reference_kl(p, q))
+            print_times(f"{column(n, dtype)}, PyTorch", times, n, BASE)
+            columns[column(n, dtype)] = {name: figure for name, figure in times.items() if name != BASE}
+    return columns
 
 
-def logits(arguments):
+def measured(options: argparse.Namespace, n: int, cases: dict[str, Callable], exact: Any) -> Times:
+    """Return the time and the relative error of each case on n events."""
+    errors = {name: None if READ in name else relative_error(case(), exact) for name, case in cases.items()}
+    repeats = 3 if n > 10**7 else options.repeats
+    times = time_in_turn(cases, repeats, max(1, 10_000 // n), options.cold)
+    return {name: figure._replace(error=errors[name]) for name, figure in times.items()}
+
+
+def logits_times(options: argparse.Namespace) -> dict[str, Times]:
+    """Return the times of kl_logits and of PyTorch's log_softmax and kl_div, by column, in seconds an entry."""
     import torch
     from torch.nn.functional import kl_div
 
@@ -155,30 +183,37 @@ def logits(arguments):
 
     torch.set_num_threads(1)
 
-    def usual(p_logits, q_logits):
+    def naive(p_logits, q_logits):
         log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
         return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
-    compiled = torch.compile(usual, dynamic=False)
+    compiled = torch.compile(naive, dynamic=False)
+    columns = {}
     for width in (32_000, 152_000):
         for dtype in (torch.float32, torch.bfloat16):
             generator = torch.Generator().manual_seed(0)
-            p = (3 * torch.randn(arguments.rows, width, generator=generator)).to(dtype)
-            q = (p + 0.3 * torch.randn(arguments.rows, width, generator=generator)).to(dtype)
+            p = (3 * torch.randn(options.rows, width, generator=generator)).to(dtype)
+            q = (p + 0.3 * torch.randn(options.rows, width, generator=generator)).to(dtype)
             cases = {
-                "eager PyTorch": lambda p=p, q=q: usual(p.float(), q.float()),
-                "torch.compile": lambda p=p, q=q: compiled(p.float(), q.float()),
-                "kl_logits": lambda p=p, q=q: kl_logits(p, q),
+                EAGER: lambda p=p, q=q: naive(p.float(), q.float()),
+                COMPILED: lambda p=p, q=q: compiled(p.float(), q.float()),
+                KL_LOGITS: lambda p=p, q=q: kl_logits(p, q),
             }
             exact = kl_logits(p.double().requires_grad_(), q.double()).detach()
             errors = {name: ((case().double() - exact).abs() / exact).median().item() for name, case in cases.items()}
-            times = take_turns(cases, arguments.repeats, cold=arguments.cold)
-            title = f"{arguments.rows} rows of {width} logits, {dtype}"
-            show(title, times, p.numel(), errors, "eager PyTorch")
-            print(f"torch.compile / kl_logits: {times['torch.compile'][0] / times['kl_logits'][0]:.1f}")
+            times = time_in_turn(cases, options.repeats, cold=options.cold)
+            times = {name: figure._replace(error=errors[name]) for name, figure in times.items()}
+            label = f"V = {width // 1000}k, {str(dtype).removeprefix('torch.')}"
+            print_times(f"{label}, {options.rows} rows", times, p.numel(), EAGER)
+            columns[label] = {
+                name: Time(middle / p.numel(), minimum / p.numel(), error)
+                for name, (middle, minimum, error) in times.items()
+            }
+    return columns
 
 
-def digits(_arguments):
+def error_rows(_options: argparse.Namespace) -> list[dict[str, float]]:
+    """Return KL and the relative error of each implementation for nearly equal p and q; minus if KL was negative."""
     import scipy.special
     import scipy.stats
     import torch
@@ -186,50 +221,126 @@ def digits(_arguments):
     from kullback import kl_probs
     from kullback.discrete.kernels import numba_probs
 
-    print("\nRelative error against 60 digits, 1000 events, float64; (-) where the value is negative\n")
-    rows = {}
+    rows = []
     for delta in (1e-4, 1e-6, 1e-8, 1e-10):
-        p, q = pair(1000, np.float64)
+        p, q = random_probs(1000, "float64")
         q = p * (1 + delta * np.random.default_rng(1).normal(size=1000))
         q /= fsum(q)
-        exact = truth(p, q)
-        cases = {
+        exact = reference_kl(p, q)
+        values = {
             BASE: np.sum(scipy.special.rel_entr(p, q)),
             "scipy.stats.entropy": scipy.stats.entropy(p, q),
-            "sum of scipy kl_div": scipy.special.kl_div(p, q).sum(),
+            "sum of scipy.special.kl_div": scipy.special.kl_div(p, q).sum(),
             "F.kl_div": torch.nn.functional.kl_div(torch.from_numpy(np.log(q)), torch.from_numpy(p), reduction="sum"),
-            "kl_probs without Numba": without(None, 1, lambda p=p, q=q: kl_probs(p, q))(),
-            "kl_probs": without(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q))(),
+            NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q))(),
+            KL_PROBS: with_kernels(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q))(),
         }
-        rows.setdefault("KL", []).append(f"{float(exact):.0e}")
-        for name, value in cases.items():
-            rows.setdefault(name, []).append(f"{error(value, exact):.0e}{' (-)' if value < 0 else ''}")
-    for name, cells in rows.items():
-        print(f"{name:24}" + "".join(f"{cell:>14}" for cell in cells))
+        errors = {name: relative_error(value, exact) * (-1 if value < 0 else 1) for name, value in values.items()}
+        rows.append({"KL": float(exact), **errors})
+    return rows
 
 
-def show(title, times, n, errors, base=BASE):
-    print(f"\n{title}\n\n{'':24}{'median':>12}{'least':>12}{'times faster':>14}{'relative error':>16}")
-    for name, (middle, least) in times.items():
-        unit = f"{middle * 1e6:9.2f} us{least * 1e6:9.2f} us" if n <= 1000 else ""
-        unit = unit or f"{middle / n * 1e9:9.3f} ns{least / n * 1e9:9.3f} ns"
-        accuracy = f"{errors[name]:16.0e}" if name in errors else ""
-        print(f"{name:24}{unit}{times[base][0] / middle:13.1f}x{accuracy}", flush=True)
+def column(n: int, dtype: str) -> str:
+    """Return the name of the column for n events of a dtype."""
+    if n <= SHORT:
+        return f"{n} {dtype}, us a call"
+    return f"{results.significant(n, 1)} {dtype}, ns an event"
+
+
+def time_table(options: argparse.Namespace, columns: dict[str, Times]) -> results.Table:
+    """Return the table of kl_probs: implementations by columns, in float64 alone where times are per call."""
+    shown = {}
+    for n in options.sizes:
+        for dtype in DTYPES if n > SHORT else DTYPES[:1]:
+            scale = 1e6 if n <= SHORT else 1e9 / n
+            shown[column(n, dtype)] = (scale, columns[column(n, dtype)])
+    names = dict.fromkeys(name for _, times in shown.values() for name in times)
+    rows = [[name, *(_time_cell(times.get(name), scale) for scale, times in shown.values())] for name in names]
+    for name in (NUMPY_PROBS, KL_PROBS):
+        speedups = [results.significant(times[BASE].median / times[name].median, 2) for _, times in shown.values()]
+        rows.append([f"speed-up of {name} over rel_entr", *speedups])
+    for suffix in ("", ", 2 threads"):
+        shares = [
+            f"{times[READ + suffix].minimum / times[KL_PROBS + suffix].minimum:.0%}" if READ in times else ""
+            for _, times in shown.values()
+        ]
+        if any(shares):
+            rows.append([f"share of the memory bandwidth, kl_probs{suffix}", *shares])
+    return ["implementation", *shown], rows
+
+
+def _time_cell(figure: Time | None, scale: float) -> str:
+    if figure is None:
+        return ""
+    note = f" (relative error {figure.error:.0%})" if figure.error is not None and figure.error > 0.005 else ""
+    return decimals(figure.median * scale) + note
+
+
+def decimals(value: float) -> str:
+    """Format a time: two significant digits below 10, one decimal below 100."""
+    return results.significant(value, 2) if value < 9.95 else f"{value:.1f}" if value < 99.5 else f"{value:.0f}"
+
+
+def logits_table(columns: dict[str, Times]) -> results.Table:
+    """Return the table of kl_logits, in ns an entry, with the relative error in float32."""
+    first = next(iter(columns.values()))
+    rows = [
+        [name, *(decimals(1e9 * times[name].median) for times in columns.values()), results.significant(error, 1)]
+        for name, (_, _, error) in first.items()
+    ]
+    for name, base in (("eager", EAGER), ("torch.compile", COMPILED)):
+        speedups = [results.significant(times[base].median / times[KL_LOGITS].median, 2) for times in columns.values()]
+        rows.append([f"speed-up of {KL_LOGITS} over {name}", *speedups, ""])
+    return ["implementation", *columns, "relative error, float32"], rows
+
+
+def error_table(rows: Sequence[dict[str, float]]) -> results.Table:
+    """Return the table of relative errors for nearly equal p and q."""
+    cells = [
+        [results.significant(abs(value), 1) + (", negative" if value < 0 else "") for value in row.values()]
+        for row in rows
+    ]
+    return list(rows[0]), cells
+
+
+def print_times(title: str, times: Times, n: int, base: str) -> None:
+    scale, unit = (1e6, "us") if n <= SHORT else (1e9 / n, "ns")
+    print(f"\n{title}\n\n{'':40}{'median':>12}{'minimum':>12}{'speed-up':>10}{'relative error':>16}")
+    for name, (middle, minimum, error) in times.items():
+        accuracy = f"{error:16.0e}" if error is not None else ""
+        speedup = times[base].median / middle
+        print(
+            f"{name:40}{middle * scale:9.3f} {unit}{minimum * scale:9.3f} {unit}{speedup:10.1f}{accuracy}", flush=True
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1000, 10**6, 10**8], help="numbers of events")
+    parser.add_argument("--rows", type=int, default=64, help="rows of logits")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--cold", action="store_true", help="omit the untimed call before each timed one")
+    parser.add_argument("--parts", nargs="+", choices=("probabilities", "logits", "error"), help="default: all")
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
+    parts = options.parts or ["probabilities", "logits", "error"]
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    tables: dict[str, results.Table] = {}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        if "probabilities" in parts:
+            columns = pool.submit(probability_times, options).result()
+            for name, times in pool.submit(torch_times, options).result().items():
+                columns[name] |= times
+            tables[f"time-{'avx512' if results.has_avx512() else 'no-avx512'}"] = time_table(options, columns)
+        if "logits" in parts:
+            tables["logits"] = logits_table(pool.submit(logits_times, options).result())
+        if "error" in parts:
+            tables["error"] = error_table(pool.submit(error_rows, options).result())
+    for table in tables.values():
+        print(f"\n{results.markdown(table)}")
+    if not options.no_save:
+        results.save("arrays", tables, packages=("scipy", "torch", "numba", "numexpr"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[10, 1000, 10**6, 10**8], help="events; ns are per event"
-    )
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--cold", action="store_true", help="time each turn's first call")
-    parser.add_argument("--part", choices=PARTS, help="this one alone, in this process")
-    given = parser.parse_args()
-    if given.part:
-        globals()[given.part](given)
-    else:
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        for part in PARTS:
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part], check=True, env=one_thread)
+    main()

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/budget.py: how each is trained inside a budget, and by what its runs are judged."""
+"""The tasks of benchmarks/budget.py: how each task is trained with a KL budget, and how its runs are evaluated."""
 
 import shutil
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -22,18 +22,24 @@ from kullback.train.vae.data import load_images
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
 QUIET = Console(quiet=True)
-_BROKEN = "broken.txt"
+_ERROR_FILE = "error.txt"
 _PPO = {"n_envs": 4, "n_steps": 256, "batch_size": 64, "save_every": 1000}
 _ROLLOUT = 1024
-_JUDGED = 2048  # prompts: 512 know the KL of all to 3 to 10% only
+_EVALUATION_PROMPTS = 2048  # 512 prompts give a standard error of 3 to 10%
 _DISCOUNT = {"CartPole-v1": 0.99, "Pendulum-v1": 0.9}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run as it was judged: `kls` in the order of their steps, the late ones after the first third.
+    """The evaluations of a run.
 
-    Of a run that broke down they are those before.
+    Args:
+        steps: The steps of the evaluations, without step 0.
+        kls: KL at these steps, in the unit of the task; of a diverged run, before it diverged.
+        batch_kl: Mean KL over the training batches after the first third.
+        diverged: Whether training ended with an error.
+        not_binding: For each evaluation, whether the price was within a quarter of its minimum and the KL below the
+            budget.
     """
 
     task: str
@@ -44,41 +50,40 @@ class Trace:
     seed: int
     steps: list[int]
     kls: list[float]
-    batches: float
+    batch_kl: float
     rewards: list[float]
     beta: float
-    broken: bool
-    free: list[
-        bool
-    ]  # whether the price lay within a quarter of its floor, and the KL below the budget: it was not to be held
+    diverged: bool
+    not_binding: list[bool]
 
     @property
-    def late(self) -> list[float]:
-        return self._after(self.steps[-1] / 3)
+    def late_kls(self) -> list[float]:
+        """KL after the first third."""
+        return [kl for step, kl in zip(self.steps, self.kls, strict=True) if step > self.steps[-1] / 3]
 
     @property
-    def reward(self) -> float:
-        """Over the last two thirds."""
+    def late_reward(self) -> float:
+        """Mean reward after the first third."""
         return fmean(self.rewards[len(self.rewards) // 3 :])
 
-    def settled(self, close: float) -> float | None:
-        """The step at which the KL first lies near its budget."""
+    def settling_step(self, close: float) -> float | None:
+        """Return the first step at which |KL / budget - 1| <= close, or None."""
         near = (step for step, kl in zip(self.steps, self.kls, strict=True) if abs(kl / self.budget - 1) <= close)
         return next(near, None)
 
-    def held(self, close: float) -> list[float]:
-        """The KLs of the last two thirds, without those on the way to the budget or where it did not bind."""
-        start = max(self.steps[-1] / 3, (self.settled(close) or 0) - 1)
-        rows = zip(self.steps, self.kls, self.free, strict=True)
-        return [kl for step, kl, free in rows if step > start and not free]
-
-    def _after(self, start: float) -> list[float]:
-        return [kl for step, kl in zip(self.steps, self.kls, strict=True) if step > start]
+    def binding_kls(self, close: float) -> list[float]:
+        """Return KL after the first third and after the settling step, where the constraint binds."""
+        start = max(self.steps[-1] / 3, (self.settling_step(close) or 0) - 1)
+        rows = zip(self.steps, self.kls, self.not_binding, strict=True)
+        return [kl for step, kl, not_binding in rows if step > start and not not_binding]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Budgets that span 100 times, rates that span 20, and the keys of a run's files."""
+    """How to train a task, its budgets (over a factor of 100), its learning rates (over 20), and the keys of its logs.
+
+    `source` states where `kl` and `reward` are read: in the "evaluations" or the "metrics" of the run directory.
+    """
 
     train: Callable[..., None]
     budget: Callable[[float], KLBudget]
@@ -88,10 +93,11 @@ class Task:
     kl: str
     batch_kl: str
     reward: str
-    judged: str  # "evaluations" or "metrics"
+    source: Literal["evaluations", "metrics"]
 
 
 def name_of(kind: str, budget: float, rate: float, seed: int, steps: int) -> str:
+    """Return the name of a run's directory."""
     return f"{kind}_{budget:g}_{rate:g}_{seed}_{steps}"
 
 
@@ -105,32 +111,32 @@ def train(
     seed: int,
     steps: int,
 ) -> Trace:
-    """Train, unless that was done, and judge."""
+    """Train, unless the run exists, and return its evaluations."""
     run = RunDirectory(output / task / name_of(kind, budget, rate, seed, steps))
-    if not (run.model.is_dir() or (run.path / _BROKEN).is_file()):
+    if not (run.model.is_dir() or (run.path / _ERROR_FILE).is_file()):
         shutil.rmtree(run.path, ignore_errors=True)
         try:
             TASKS[task].train(run.path, controller, rate, seed, steps)
-        except (RuntimeError, ValueError, InputError) as error:  # a beta of 1e38 makes inf and nan of the weights
-            (run.path / _BROKEN).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+        except (RuntimeError, ValueError, InputError) as error:  # a beta of 1e38 makes weights inf or nan
+            (run.path / _ERROR_FILE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
         for kept in run.checkpoints.glob("checkpoint-*"):
             shutil.rmtree(kept)
     return _trace(task, run)
 
 
 def read(output: Path, task: str) -> list[Trace]:
-    """All runs of a task that came to their end."""
+    """Return all runs of a task that finished or diverged."""
     runs = (RunDirectory(path.parent) for path in sorted((output / task).glob("*/config.json")))
-    return [_trace(task, run) for run in runs if run.model.is_dir() or (run.path / _BROKEN).is_file()]
+    return [_trace(task, run) for run in runs if run.model.is_dir() or (run.path / _ERROR_FILE).is_file()]
 
 
 def _trace(task: str, run: RunDirectory) -> Trace:
-    told, metrics = TASKS[task], run.metrics()
-    rows = metrics if told.judged == "metrics" else run.evaluations()
-    judged = [row for row in rows if row["step"] > 0]
+    keys, metrics = TASKS[task], run.metrics()
+    rows = metrics if keys.source == "metrics" else run.evaluations()
+    after_start = [row for row in rows if row["step"] > 0]
     kind, budget, rate, seed, _ = run.path.name.split("_")
-    settled = metrics[-1]["step"] / 3
-    floor = 1.25 * run.config()["budget"].get("price_min", 0.0) / float(budget) if kind == "KLBudget" else 0.0
+    first_third = metrics[-1]["step"] / 3
+    low_price = 1.25 * run.config()["budget"].get("price_min", 0.0) / float(budget) if kind == "KLBudget" else 0.0
     betas = {row["step"]: row["beta"] for row in metrics if kind == "KLBudget"}
     return Trace(
         task,
@@ -139,13 +145,13 @@ def _trace(task: str, run: RunDirectory) -> Trace:
         float(budget),
         float(rate),
         int(seed),
-        [row["step"] for row in judged],
-        [row[told.kl] for row in judged],
-        fmean(row[told.batch_kl] for row in metrics if row["step"] > settled),
-        [reward for row in rows if (reward := row[told.reward]) is not None],
+        [row["step"] for row in after_start],
+        [row[keys.kl] for row in after_start],
+        fmean(row[keys.batch_kl] for row in metrics if row["step"] > first_third),
+        [reward for row in rows if (reward := row[keys.reward]) is not None],
         metrics[-1].get("beta") or 0.0,
-        (run.path / _BROKEN).is_file(),
-        [betas.get(row["step"], 1.0) <= floor and row[told.kl] < float(budget) for row in judged],
+        (run.path / _ERROR_FILE).is_file(),
+        [betas.get(row["step"], 1.0) <= low_price and row[keys.kl] < float(budget) for row in after_start],
     )
 
 
@@ -156,11 +162,11 @@ def _sums(output: Path, controller: Controller | None, rate: float, seed: int, s
         train_reference(reference, steps=700, seed=seed, report=lambda _step, _kl: None)
     settings: dict[str, Any] = {"learning_rate": rate, "lr_scheduler_type": "constant", "save_steps": steps}
     plan = demo_plan(reference, output, controller, steps=steps, seed=seed, **settings)
-    train_grpo(replace(plan, evaluation_rows=spread_rows(_JUDGED)), console=QUIET)
+    train_grpo(replace(plan, evaluation_rows=spread_rows(_EVALUATION_PROMPTS)), console=QUIET)
 
 
 def _ppo(env: str, output: Path, controller: Controller | None, rate: float, seed: int, steps: int) -> None:
-    """From a policy of one update, which has all to learn: there budgets bind."""
+    """Train from a reference of one PPO update, whose reward is low, so that budgets bind."""
     reference = output.parents[1] / f"reference-{env}-{seed}"
     settings = {**_PPO, "gamma": _DISCOUNT[env]}
     if not RunDirectory(reference).model.is_dir():

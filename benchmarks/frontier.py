@@ -1,34 +1,45 @@
-"""Every trainer against the exact optimum of a language task so small that all it can write is listed.
+"""Compare trainers with the exact reward-KL frontier of a language task whose completions can all be enumerated.
 
-    .venv/bin/python benchmarks/frontier.py            all of the table: under 10 minutes on 2 cores
-    .venv/bin/python benchmarks/frontier.py --quick    one seed, one price, one budget: under a minute
+    .venv/bin/python benchmarks/frontier.py            the whole table: under 10 minutes on 2 cores
+    .venv/bin/python benchmarks/frontier.py --quick    one seed, one price, one budget: under a minute, not stored
 
-The reference is a Llama with random weights over four letters and an end mark, another for each seed; a prompt is one
-letter, a completion has five tokens at most, and its reward is the share of five places that hold the letter after the
-one before. What a trained policy costs and earns are sums over all 1365 completions of each prompt. Runs that are
-already under --output are only read.
+The reference is a Llama with random weights over four letters and an end token, with different weights for each seed. A
+prompt is one letter, and a completion has at most five tokens. The reward is the share of five positions whose letter
+is the alphabetical successor of the letter before it. KL and reward of a trained policy are sums over all 1365
+completions of each prompt. Runs that already exist under --output are read, not repeated.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import results
 import torch
 import transformers
-from frontier_figure import drawn
+from frontier_figure import svg_figure
 from frontier_task import Gradient, Task, make_reference
 from frontier_trainers import PENALTIES, train
 
 K3, PPO, BUDGET = "k3 in the loss (TRL)", "PPO, k1 in the reward", "budget"
-RESTS: dict[str, Gradient] = {K3: "k3", "exact in the loss": "token"}
-HEADER = "| trainer | price or budget | KL | reward | of the frontier's | least | of the gain | at rest |"
+# The trainers whose gradient has a stationary point below the frontier.
+BIASED: dict[str, Gradient] = {K3: "k3", "exact in the loss": "token"}
+COLUMNS = [
+    "trainer",
+    "price or budget",
+    "KL",
+    "reward",
+    "share of the frontier's reward",
+    "minimum share",
+    "share of the frontier's gain",
+    "share at the stationary point",
+]
 
 
 class Run(NamedTuple):
@@ -38,47 +49,56 @@ class Run(NamedTuple):
     steps: int
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-frontier"))
-    parser.add_argument("--prices", type=float, nargs="+", default=[0.2, 0.1, 0.06], help="reward for a nat")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="nats a completion")
+    parser.add_argument("--prices", type=float, nargs="+", default=[0.2, 0.1, 0.06], help="reward per nat")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="nats per completion")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--figure", type=Path, help="where to draw it, as SVG")
-    options = parser.parse_args()
+    parser.add_argument("--figure", type=Path, help="write the figure to this SVG file")
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
     if options.quick:
         options.prices, options.budgets, options.seeds, options.steps = [0.1], [2.0], [0], 100
 
     priced = [(kind, price) for kind in (K3, *PENALTIES, PPO) for price in options.prices]
-    wanted = [
+    runs = [
         Run(kind, value, seed, options.steps)
         for kind, value in [*priced, *((BUDGET, budget) for budget in options.budgets)]
         for seed in options.seeds
     ]
-    results = _results(wanted, options.output / "results.jsonl", options.processes)
-    print(HEADER, "|---" * HEADER.count(" | ") + "|---|", sep="\n")
-    for kind, value in dict.fromkeys((run.kind, run.value) for run in wanted):
-        print(_row(kind, value, [(run.seed, results[run]) for run in wanted if run[:2] == (kind, value)]))
+    outcomes = _outcomes(runs, options.output / "results.jsonl", options.processes)
+    settings = dict.fromkeys((run.kind, run.value) for run in runs)
+    rows = [
+        table_row(kind, value, {run.seed: outcomes[run] for run in runs if run[:2] == (kind, value)})
+        for kind, value in settings
+    ]
+    print(results.markdown((COLUMNS, rows)))
     if options.figure:
-        options.figure.write_text(drawn({seed: _task(seed) for seed in options.seeds}, results.items()))
+        options.figure.write_text(svg_figure({seed: _task(seed) for seed in options.seeds}, outcomes.items()))
+    if not (options.quick or options.no_save):
+        results.save("frontier", {"trainers": (COLUMNS, rows)}, packages=("torch", "transformers", "trl"))
 
 
-def _results(wanted: Iterable[Run], file: Path, processes: int) -> dict[Run, tuple[float, float]]:
-    """KL and reward of each run, from the file where they are in it."""
+def _outcomes(runs: Iterable[Run], file: Path, processes: int) -> dict[Run, tuple[float, float]]:
+    """KL and reward of each run; runs that are not in the file are trained and appended to it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {Run(*run): (kl, earned) for run, kl, earned in lines}
-    missing = [run for run in wanted if run not in known]
+    finished = {Run(*run): (kl, reward) for run, kl, reward in lines}
+    missing = [run for run in runs if run not in finished]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, file.open("a") as out:
-        for run, stands in zip(missing, pool.map(_stands, missing), strict=True):
-            known[run] = stands
-            out.write(json.dumps([run, *stands]) + "\n")
+        for run, outcome in zip(missing, pool.map(_outcome, missing), strict=True):
+            finished[run] = outcome
+            out.write(json.dumps([run, *outcome]) + "\n")
             out.flush()
-    return {run: known[run] for run in wanted}
+            print(
+                f"{run.kind} {run.value:g}, seed {run.seed}: KL {outcome[0]:.2f}, reward {outcome[1]:.3f}", flush=True
+            )
+    return {run: finished[run] for run in runs}
 
 
 @cache
@@ -86,35 +106,36 @@ def _task(seed: int) -> Task:
     return Task(make_reference(seed))
 
 
-def _stands(run: Run) -> tuple[float, float]:
+def _outcome(run: Run) -> tuple[float, float]:
+    """Train one run and return its KL and its expected reward."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     task = _task(run.seed)
-    return task.judged(train(task, run.kind, run.value, steps=run.steps, seed=run.seed))
+    return task.evaluate(train(task, run.kind, run.value, steps=run.steps, seed=run.seed))
 
 
-def _row(kind: str, value: float, seen: list[tuple[int, tuple[float, float]]]) -> str:
-    shares, gains, rests = [], [], []
-    for seed, (kl, earned) in seen:
+def table_row(kind: str, value: float, outcomes: dict[int, tuple[float, float]]) -> list[str]:
+    """Return the means over the seeds of one setting; `outcomes` has the KL and the reward by seed."""
+    shares, gains, stationary = [], [], []
+    for seed, (kl, reward) in outcomes.items():
         task = _task(seed)
         best = float(task.frontier.reward_at(kl))
-        shares.append(earned / best)
-        gains.append((earned - task.base) / (best - task.base))
-        if kind in RESTS:
-            rest_kl, rest_earned = task.rest(value, RESTS[kind])
-            rests.append(rest_earned / float(task.frontier.reward_at(rest_kl)))
-    cells: list[Any] = [
+        shares.append(reward / best)
+        gains.append((reward - task.reference_reward) / (best - task.reference_reward))
+        if kind in BIASED:
+            stationary_kl, stationary_reward = task.stationary_point(value, BIASED[kind])
+            stationary.append(stationary_reward / float(task.frontier.reward_at(stationary_kl)))
+    return [
         kind,
         f"{value:g}",
-        f"{fmean(kl for _, (kl, _) in seen):.2f}",
-        f"{fmean(earned for _, (_, earned) in seen):.3f}",
+        f"{fmean(kl for kl, _ in outcomes.values()):.2f}",
+        f"{fmean(reward for _, reward in outcomes.values()):.3f}",
         f"{fmean(shares):.1%}",
         f"{min(shares):.1%}",
         f"{fmean(gains):.1%}",
-        f"{fmean(rests):.1%}" if rests else "100%" if kind != BUDGET else "",
+        f"{fmean(stationary):.1%}" if stationary else "100%" if kind != BUDGET else "",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A language task so small that all it can write is listed: its exact frontier, and exactly where a policy stands."""
+"""A language task with enumerable completions: the exact reward-KL frontier, and exact KL and reward of a policy."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ from kullback.optimum.sequences import Sequences, enumerate_sequences, tabulate
 from kullback.optimum.tilt import Frontier, frontier
 
 __all__ = [
-    "LONGEST",
+    "MAX_TOKENS",
     "PROMPTS",
     "Gradient",
     "Task",
     "make_reference",
     "make_tokenizer",
-    "rested",
     "reward",
+    "stationary_point",
     "successors",
 ]
 
 PROMPTS = "abcd"  # tokens 1 to 4; 0 is the end
-LONGEST = 5
+MAX_TOKENS = 5
 Gradient = Literal["sequence", "token", "k3"]
 
 
 def make_reference(seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights, far from uniform: what it writes after some letters is nearly certain."""
+    """Return a Llama with random weights whose next-token distributions are far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(PROMPTS) + 1,
@@ -52,7 +52,7 @@ def make_reference(seed: int) -> LlamaForCausalLM:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter, and the end."""
+    """Return a tokenizer with one token per letter, and an end token."""
     vocabulary = {token: index for index, token in enumerate(["<end>", *PROMPTS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # type: ignore[assignment]
@@ -62,80 +62,90 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def successors(completion: Sequence[int], prompt: int) -> float:
-    """The share of the five places that hold the letter after the one before (a after d)."""
+    """Return the share of the five positions whose letter is the successor of the letter before it (a follows d)."""
     before = [prompt, *completion]
-    return sum(token == last % len(PROMPTS) + 1 for last, token in zip(before, completion, strict=False)) / LONGEST
+    return sum(token == last % len(PROMPTS) + 1 for last, token in zip(before, completion, strict=False)) / MAX_TOKENS
 
 
 def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-    """The same, as TRL asks for it."""
+    """Return `successors` of each completion, with the signature of TRL's reward functions."""
     return [successors(ids, PROMPTS.index(prompt) + 1) for prompt, ids in zip(prompts, completion_ids, strict=True)]
 
 
 class Task:
-    """All completions of each prompt, what they earn, and the frontier of a reference."""
+    """All completions of each prompt, their rewards, and the reward-KL frontier of a reference.
+
+    Args:
+        reference: The reference policy, whose completions are enumerated.
+    """
 
     def __init__(self, reference: LlamaForCausalLM) -> None:
         self.reference = reference
         exact = deepcopy(reference).double()
-        self.found = [_listed(exact, prompt) for prompt in range(1, len(PROMPTS) + 1)]
-        self.earned = [
-            np.array([successors(row[:size].tolist(), prompt) for row, size in zip(f.tokens, f.lengths, strict=True)])
-            for prompt, f in enumerate(self.found, start=1)
+        self.completions = [_enumerate(exact, prompt) for prompt in range(1, len(PROMPTS) + 1)]
+        self.completion_rewards = [
+            np.array([successors(row[:size].tolist(), prompt) for row, size in zip(c.tokens, c.lengths, strict=True)])
+            for prompt, c in enumerate(self.completions, start=1)
         ]
-        self.ref, self.rewards = tabulate(self.found, self.earned)
+        self.ref, self.rewards = tabulate(self.completions, self.completion_rewards)
         self.contexts = np.full(len(PROMPTS), 1 / len(PROMPTS))
         self.frontier: Frontier = frontier(self.ref, self.rewards, contexts=self.contexts)
 
     @property
-    def base(self) -> float:
-        """What the reference earns."""
+    def reference_reward(self) -> float:
+        """The expected reward of the reference."""
         return float(self.frontier.expected_reward[0])
 
     @torch.no_grad()
-    def judged(self, policy: LlamaForCausalLM) -> tuple[float, float]:
-        """KL(policy || reference) of completions, nats, and the expected reward: sums over all completions."""
+    def evaluate(self, policy: LlamaForCausalLM) -> tuple[float, float]:
+        """Return KL(policy || reference) in nats per completion and the expected reward: sums over all completions."""
         policy = deepcopy(policy).double().eval()
-        kl, earned = [], []
-        for prompt, (found, each) in enumerate(zip(self.found, self.earned, strict=True), start=1):
-            written = torch.from_numpy(found.tokens >= 0)
-            tokens = torch.from_numpy(found.tokens).clamp(min=0)
+        kls, expected_rewards = [], []
+        pairs = zip(self.completions, self.completion_rewards, strict=True)
+        for prompt, (completions, rewards) in enumerate(pairs, start=1):
+            generated = torch.from_numpy(completions.tokens >= 0)
+            tokens = torch.from_numpy(completions.tokens).clamp(min=0)
             ids = torch.cat([torch.full((len(tokens), 1), prompt), tokens], dim=1)
             logs = policy(input_ids=ids).logits[:, :-1].log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-            log_probs = torch.where(written, logs, 0.0).sum(dim=1).numpy()
-            kl.append(float(kl_log_probs(log_probs, found.log_probs)))
-            earned.append(float(np.exp(log_probs) @ each))
-        return fmean(kl), fmean(earned)
+            log_probs = torch.where(generated, logs, 0.0).sum(dim=1).numpy()
+            kls.append(float(kl_log_probs(log_probs, completions.log_probs)))
+            expected_rewards.append(float(np.exp(log_probs) @ rewards))
+        return fmean(kls), fmean(expected_rewards)
 
-    def rest(self, beta: float, gradient: Gradient) -> tuple[float, float]:
-        """KL and reward where a penalty's gradient leaves a policy that is free at every prefix.
+    def stationary_point(self, beta: float, gradient: Gradient) -> tuple[float, float]:
+        """Return KL and expected reward at the stationary point of a penalty's gradient, for a tabular policy.
 
-        With Q the reward that a token leads to, C the KL that follows it, and V the mean of Q under the policy:
+        A tabular policy has independent logits at every prefix. With Q the expected reward after a token, C the
+        expected KL of the tokens that follow it, and V the mean of Q under the policy:
 
             "sequence": policy ~ ref e^(Q/beta - C), the optimum;
-            "token":    policy ~ ref e^(Q/beta), since no token answers for later KL;
-            "k3":       policy = ref / (1 + (V - Q)/beta), since k3's gradient is that of KL(ref || policy).
+            "token":    policy ~ ref e^(Q/beta): the gradient of a token does not include later KL;
+            "k3":       policy = ref / (1 + (V - Q)/beta): the gradient of k3 is the gradient of KL(ref || policy).
         """
-        ends = [rested(found, each, beta, gradient) for found, each in zip(self.found, self.earned, strict=True)]
-        return fmean(kl for _, kl in ends), fmean(earned for earned, _ in ends)
+        pairs = zip(self.completions, self.completion_rewards, strict=True)
+        points = [stationary_point(completions, rewards, beta, gradient) for completions, rewards in pairs]
+        return fmean(kl for _, kl in points), fmean(reward for reward, _ in points)
 
 
-def _listed(model: LlamaForCausalLM, prompt: int) -> Sequences:
+def _enumerate(model: LlamaForCausalLM, prompt: int) -> Sequences:
     @torch.no_grad()
     def next_logits(prefixes: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(np.pad(prefixes, ((0, 0), (1, 0)), constant_values=prompt))
         return model(input_ids=ids).logits[:, -1].numpy()
 
-    return enumerate_sequences(next_logits, max_tokens=LONGEST, end=0)
+    return enumerate_sequences(next_logits, max_tokens=MAX_TOKENS, end=0)
 
 
-def rested(found: Sequences, earned: np.ndarray, beta: float, gradient: Gradient) -> tuple[float, float]:
-    """The reward and the KL of one prompt's completions, from the last token to the first."""
+def stationary_point(
+    completions: Sequences, rewards: np.ndarray, beta: float, gradient: Gradient
+) -> tuple[float, float]:
+    """Return the expected reward and the KL of one prompt at the stationary point, by recursion from the last token."""
     mass: dict[tuple[int, ...], float] = defaultdict(float)
-    ahead: dict[tuple[int, ...], tuple[float, float]] = {}
-    for row, size, log_prob, each in zip(found.tokens, found.lengths, found.log_probs, earned, strict=True):
+    to_go: dict[tuple[int, ...], tuple[float, float]] = {}
+    columns = (completions.tokens, completions.lengths, completions.log_probs, rewards)
+    for row, size, log_prob, value in zip(*columns, strict=True):
         completion = tuple(row[:size].tolist())
-        ahead[completion] = (each, 0.0)
+        to_go[completion] = (value, 0.0)
         for end in range(size + 1):
             mass[completion[:end]] += np.exp(log_prob)
     following = defaultdict(list)
@@ -144,22 +154,23 @@ def rested(found: Sequences, earned: np.ndarray, beta: float, gradient: Gradient
             following[prefix[:-1]].append(prefix)
     for prefix in sorted(following, key=len, reverse=True):
         ref = np.array([mass[each] for each in following[prefix]]) / mass[prefix]
-        q, cost = np.array([ahead[each] for each in following[prefix]]).T
+        q, cost = np.array([to_go[each] for each in following[prefix]]).T
         if gradient == "k3":
-            policy = _where_k3_rests(ref, q, beta)
+            policy = _k3_stationary_policy(ref, q, beta)
         else:
             gain = q / beta - (cost if gradient == "sequence" else 0.0)
             policy = ref * np.exp(gain - gain.max())
             policy /= policy.sum()
-        ahead[prefix] = (float(policy @ q), float(policy @ cost + kl_probs(policy, ref)))
-    return ahead[()]
+        to_go[prefix] = (float(policy @ q), float(policy @ cost + kl_probs(policy, ref)))
+    return to_go[()]
 
 
-def _where_k3_rests(ref: np.ndarray, q: np.ndarray, beta: float) -> np.ndarray:
+def _k3_stationary_policy(ref: np.ndarray, q: np.ndarray, beta: float) -> np.ndarray:
+    """Solve policy = ref / (1 + (V - Q)/beta) for the policy."""
     if np.ptp(q) == 0:
         return ref
     best = q.argmax()
-    # V lies where all probabilities are positive and none exceeds 1; in terms of the best token's, which is smooth.
+    # The unknown is the probability of the best token instead of V: the sum of the policy is a smooth function of it.
     share = brentq(lambda p: (ref / (ref[best] / p + (q[best] - q) / beta)).sum() - 1, ref[best] * 0.5, 1.0, xtol=1e-14)
     policy = ref / (ref[best] / share + (q[best] - q) / beta)
     return policy / policy.sum()

@@ -1,4 +1,4 @@
-"""The trainers that `frontier.py` holds against the exact optimum: TRL's GRPO with five penalties, and a short PPO."""
+"""The trainers of `frontier.py`: TRL's GRPO with five penalties, and a minimal PPO."""
 
 import tempfile
 from copy import deepcopy
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from frontier_task import LONGEST, PROMPTS, Task, make_tokenizer, reward, successors
+from frontier_task import MAX_TOKENS, PROMPTS, Task, make_tokenizer, reward, successors
 from torch import Tensor
 from transformers import LlamaForCausalLM, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -18,7 +18,7 @@ from kullback.policy.advantages import gae
 from kullback.policy.losses import ppo_loss
 from kullback.policy.penalty import KLPenalty
 
-__all__ = ["PENALTIES", "PenaltyGRPOTrainer", "train", "written"]
+__all__ = ["PENALTIES", "PenaltyGRPOTrainer", "generate", "train"]
 
 GENERATIONS = 32
 RATE = 3e-3
@@ -31,7 +31,7 @@ PENALTIES = {
 
 
 class PenaltyGRPOTrainer(GRPOTrainer):
-    """TRL's GRPO with a `KLPenalty` at a fixed price, in its loss or in its advantages; loss_type="dr_grpo" only."""
+    """TRL's GRPO with a `KLPenalty` of fixed price in its loss or in its advantages; loss_type="dr_grpo" only."""
 
     penalty: KLPenalty
     price: float
@@ -41,35 +41,37 @@ class PenaltyGRPOTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         if self.penalty.placement == "reward":
             with torch.no_grad():
-                cost = self.penalty.to_go(**self._seen(self.model, batch))
+                cost = self.penalty.to_go(**self._penalty_inputs(self.model, batch))
             groups = cost.view(-1, GENERATIONS, cost.shape[1])
-            excess = (groups - groups.mean(dim=1, keepdim=True)).view_as(cost)  # as TRL has made it of the rewards
+            excess = (groups - groups.mean(dim=1, keepdim=True)).view_as(
+                cost
+            )  # TRL subtracts the group mean of the rewards too
             batch["advantages"] = batch["advantages"][:, None] - self.price * excess
         return batch
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.penalty.placement == "loss":
-            cost = self.penalty.loss(**self._seen(model, inputs))
-            loss = loss + self.price * cost.sum() / (len(cost) * LONGEST)
+            cost = self.penalty.loss(**self._penalty_inputs(model, inputs))
+            loss = loss + self.price * cost.sum() / (len(cost) * MAX_TOKENS)
         return loss
 
-    def _seen(self, model: Any, batch: Any) -> dict[str, Tensor]:
+    def _penalty_inputs(self, model: Any, batch: Any) -> dict[str, Tensor]:
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        return _seen(model, self.reference, ids, batch["completion_mask"])
+        return penalty_inputs(model, self.reference, ids, batch["completion_mask"])
 
 
 def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> LlamaForCausalLM:
-    """The policy that a trainer makes of the task's reference, at a price or inside a budget."""
+    """Return the policy that a trainer obtains from the task's reference; `value` is a price, or the budget in nats."""
     if kind == "PPO, k1 in the reward":
-        return _ppo(task, value, steps=steps // 2, seed=seed)  # of four epochs each: as long as the others
+        return _ppo(task, value, steps=steps // 2, seed=seed)  # four epochs a step: about the same duration
     with tempfile.TemporaryDirectory() as directory:
-        task.reference.save_pretrained(directory)  # TRL loads its reference from there
+        task.reference.save_pretrained(directory)  # TRL loads its reference from this directory
         policy = LlamaForCausalLM.from_pretrained(directory)
         args = GRPOConfig(
             directory,
             beta=value if kind == "k3 in the loss (TRL)" else 0.0,
-            # The loss whose reward and penalty are both sums over a completion, and no reward is scaled: its optimum is
+            # With this loss and unscaled rewards, reward and penalty are sums over a completion, so that the optimum is
             # on the frontier.
             loss_type="dr_grpo",
             scale_rewards="none",
@@ -77,7 +79,7 @@ def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> Llam
             lr_scheduler_type="linear",
             per_device_train_batch_size=len(PROMPTS) * GENERATIONS,
             num_generations=GENERATIONS,
-            max_completion_length=LONGEST,
+            max_completion_length=MAX_TOKENS,
             max_steps=steps,
             shuffle_dataset=False,
             seed=seed,
@@ -106,7 +108,7 @@ def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> Llam
 
 
 def _ppo(task: Task, beta: float, *, steps: int, seed: int, epochs: int = 4, clip: float = 0.2) -> LlamaForCausalLM:
-    """PPO with a critic of its own, its reward less beta k1 at every token, advantages standardised."""
+    """PPO with a separate critic, rewards minus beta k1 at every token, and standardised advantages."""
     set_seed(seed)
     policy, critic = deepcopy(task.reference), deepcopy(task.reference)
     critic.lm_head = torch.nn.Linear(critic.config.hidden_size, 1)
@@ -114,22 +116,22 @@ def _ppo(task: Task, beta: float, *, steps: int, seed: int, epochs: int = 4, cli
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     prompts = torch.arange(1, len(PROMPTS) + 1).repeat_interleave(GENERATIONS)[:, None]
     for _ in range(steps):
-        ids, mask = written(policy, prompts)
+        ids, mask = generate(policy, prompts)
         with torch.no_grad():
-            old = _seen(policy, task.reference, ids, mask)
+            old = penalty_inputs(policy, task.reference, ids, mask)
             values = critic(input_ids=ids).logits[:, :-1, 0]
-        paid = [successors(row[1:][kept].tolist(), int(row[0])) for row, kept in zip(ids, mask.bool(), strict=True)]
+        earned = [successors(row[1:][kept].tolist(), int(row[0])) for row, kept in zip(ids, mask.bool(), strict=True)]
         rewards = beta * (old["ref_log_prob"] - old["log_prob"]) * mask
-        rewards[:, -1] += torch.tensor(paid)
+        rewards[:, -1] += torch.tensor(earned)
         advantages = gae(rewards, values, mask)
         returns, counts = advantages + values, mask.bool()
         scaled = (advantages - advantages[counts].mean()) / advantages[counts].std()
         for _ in range(epochs):
             log_prob = _log_prob(policy(input_ids=ids).logits[:, :-1], ids)
             loss = ppo_loss(log_prob=log_prob, old_log_prob=old["log_prob"], advantages=scaled, mask=mask, clip=clip)
-            off = critic(input_ids=ids).logits[:, :-1, 0] - returns
+            residual = critic(input_ids=ids).logits[:, :-1, 0] - returns
             optimizer.zero_grad()
-            (loss + off[counts].square().mean()).backward()
+            (loss + residual[counts].square().mean()).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
         schedule.step()
@@ -137,19 +139,19 @@ def _ppo(task: Task, beta: float, *, steps: int, seed: int, epochs: int = 4, cli
 
 
 @torch.no_grad()
-def written(policy: LlamaForCausalLM, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """Completions of the prompts, and which of their tokens count."""
-    ids, going = prompts, torch.ones(len(prompts), dtype=torch.bool)
+def generate(policy: LlamaForCausalLM, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return prompts with sampled completions, and the mask of the completions (true up to the end token)."""
+    ids, unfinished = prompts, torch.ones(len(prompts), dtype=torch.bool)
     mask = []
-    for _ in range(LONGEST):
+    for _ in range(MAX_TOKENS):
         token = torch.distributions.Categorical(logits=policy(input_ids=ids).logits[:, -1]).sample()
-        mask.append(going)
-        ids, going = torch.cat([ids, torch.where(going, token, 0)[:, None]], dim=1), going & (token != 0)
+        mask.append(unfinished)
+        ids, unfinished = torch.cat([ids, torch.where(unfinished, token, 0)[:, None]], dim=1), unfinished & (token != 0)
     return ids, torch.stack(mask, dim=1).long()
 
 
-def _seen(policy: Any, reference: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What `KLPenalty` asks for."""
+def penalty_inputs(policy: Any, reference: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the arguments of `KLPenalty.loss` and `KLPenalty.to_go`."""
     tokens = slice(-mask.shape[1] - 1, -1)
     logits = policy(input_ids=ids).logits[:, tokens]
     with torch.no_grad():
@@ -165,5 +167,5 @@ def _seen(policy: Any, reference: Any, ids: Tensor, mask: Tensor) -> dict[str, T
 
 
 def _log_prob(logits: Tensor, ids: Tensor) -> Tensor:
-    """Of the tokens that the logits are of: the last ones."""
+    """The log-probabilities of the last tokens of `ids`, as many as there are logits."""
     return logits.log_softmax(-1).gather(-1, ids[:, -logits.shape[1] :, None])[..., 0]

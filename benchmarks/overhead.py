@@ -1,19 +1,20 @@
-"""What the exact KL and its controller cost: whole steps of BudgetGRPOTrainer against TRL's own with beta > 0.
+"""Measure the overhead of the exact KL and its controller: steps of BudgetGRPOTrainer and of TRL's GRPOTrainer.
 
     .venv/bin/python benchmarks/overhead.py
 
-Both train the embedded task; they take turns, the ratio is of medians over all steps after the first of each turn.
+Both trainers train the addition task of `kullback train demo`, in alternation; GRPOTrainer has beta = 0.04. The ratio
+is between the medians over all steps except the first of each run.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import results
 import torch
 import transformers
 from datasets import Dataset
@@ -28,7 +29,7 @@ from kullback.train.demo.run import DEMO_SETTINGS
 
 
 class Clock(TrainerCallback):
-    """Seconds from one step's end to the next's."""
+    """A callback that records the end of every optimizer step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -38,10 +39,12 @@ class Clock(TrainerCallback):
 
     @property
     def steps(self) -> list[float]:
+        """The seconds between the ends of successive steps."""
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
-def turn(kind: str, reference: Path, steps: int, directory: str, seed: int) -> list[float]:
+def step_times(kind: str, reference: Path, steps: int, directory: str, seed: int) -> list[float]:
+    """Train for a number of steps with "trl" or "kullback" and return the seconds of each step after the first."""
     settings = {**DEMO_SETTINGS, "save_strategy": "no", "bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
     settings |= {"max_steps": steps, "seed": seed, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     args = GRPOConfig(directory, beta=0.04 if kind == "trl" else 0.0, **settings)
@@ -61,12 +64,13 @@ def turn(kind: str, reference: Path, steps: int, directory: str, seed: int) -> l
     return clock.steps
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, help="a model to start from (default: one trained for 300 steps)")
+    parser.add_argument("--reference", type=Path, help="the initial model (default: a model trained for 300 steps)")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=25)
-    options = parser.parse_args()
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     times: dict[str, list[float]] = {"trl": [], "kullback": []}
@@ -77,14 +81,20 @@ def main() -> None:
             reference.mkdir()
             train_reference(reference, steps=300, seed=0, report=lambda _step, _kl: None)
         for number in range(options.turns):
-            for kind, seen in times.items():
-                seen += turn(kind, reference, options.steps, directory, seed=number)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    for kind, seen in times.items():
-        print(
-            f"{kind:9s} median {1000 * median(seen):.0f} ms a step over {len(seen)} steps, least {1000 * min(seen):.0f}"
-        )
-    print(f"ratio {median(times['kullback']) / median(times['trl']):.3f} (the aim: at most 1.25)")
+            for kind, seconds in times.items():
+                seconds += step_times(kind, reference, options.steps, directory, seed=number)
+                print(f"turn {number + 1}, {kind}: median {1000 * median(seconds):.0f} ms", flush=True)
+    names = {"trl": "GRPOTrainer, beta = 0.04", "kullback": "BudgetGRPOTrainer"}
+    rows = [
+        [names[kind], f"{1000 * median(seconds):.0f}", f"{1000 * min(seconds):.0f}", str(len(seconds))]
+        for kind, seconds in times.items()
+    ]
+    table = (["trainer", "median, ms a step", "minimum, ms a step", "steps"], rows)
+    print(results.markdown(table))
+    ratio = median(times["kullback"]) / median(times["trl"])
+    print(f"ratio of the medians: {ratio:.3f} (required: at most 1.25); {torch.get_num_threads()} threads")
+    if not options.no_save:
+        results.save("overhead", {"step-time": table}, packages=("torch", "transformers", "trl"))
 
 
 if __name__ == "__main__":

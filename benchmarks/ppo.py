@@ -1,22 +1,25 @@
-"""The PPO paper's ablation (its table 1) on three small tasks, and ours beside it: clip, KL penalties, budgets.
+"""Repeat the ablation of Schulman et al. (2017), table 1, on three small tasks: clip, KL penalties and KL budgets.
 
-    .venv/bin/python benchmarks/ppo.py --quick                           one seed, short runs: to see that it works
-    .venv/bin/python benchmarks/ppo.py --only clip-0.2 budget-0.01       a part; what is under --output is only read
-    .venv/bin/python benchmarks/ppo.py                                   15 arms, 3 tasks, 5 seeds: two hours
-    .venv/bin/python benchmarks/ppo.py --table                           the table of what is there
+    .venv/bin/python benchmarks/ppo.py --quick                           one seed and short runs, as a check; not stored
+    .venv/bin/python benchmarks/ppo.py --only clip-0.2 budget-0.01       some variants; existing runs are read
+    .venv/bin/python benchmarks/ppo.py                                   15 variants, 3 tasks, 5 seeds: two hours
+    .venv/bin/python benchmarks/ppo.py --table                           the table of the existing runs
 
-A run is scored by the mean return of its last 100 episodes. On each task the scores are shifted and scaled so that the
-random policy has 0 and the best run 1, and averaged over tasks and seeds, as in the paper. Its own figures, of seven
-MuJoCo tasks and 1e6 steps, stand beside ours: the order is what can be compared. "held" is the mean of
-KL(old || policy) over the target, after the first fifth of the updates. An interrupted run is continued.
+The score of a run is the mean return of its last 100 episodes. On each task the scores are shifted and scaled such that
+the random policy has 0 and the best run 1; then they are averaged over tasks and seeds, as in the paper. The paper's
+scores are for seven MuJoCo tasks and 1e6 steps, so that only the order of the variants is comparable. "KL relative to
+target" is the mean of KL(old || policy) after the first fifth of the updates, relative to the target. An interrupted
+run is continued.
 """
 
 import argparse
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 import gymnasium
+import results
 from rich.console import Console
 from scipy.stats import spearmanr
 
@@ -25,8 +28,9 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.ppo import PPOPlan, train_ppo
 
-# Each with its clip, its controller towards the old policy, and what the paper has for it. Its betas start at 1.
-ARMS: dict[str, tuple[float | None, Controller | None, float | None]] = {
+# For each variant: the clip, the controller of KL(old || policy), and the paper's score. Adaptive betas start at 1 in
+# the paper.
+VARIANTS: dict[str, tuple[float | None, Controller | None, float | None]] = {
     "none": (None, None, -0.39),
     **{f"clip-{clip}": (clip, None, paper) for clip, paper in ((0.1, 0.76), (0.2, 0.82), (0.3, 0.70))},
     **{f"adaptive-{d}": (None, PPO2017(d), paper) for d, paper in ((0.003, 0.68), (0.01, 0.74), (0.03, 0.71))},
@@ -35,7 +39,7 @@ ARMS: dict[str, tuple[float | None, Controller | None, float | None]] = {
     "budget-0.01-clip-0.2": (0.2, KLBudget(0.01, unit="step"), None),
 }
 
-# The paper's settings but for the horizon, which is cut to the tasks' size, and the discount of the short-sighted one.
+# The paper's settings, except for a shorter horizon, and for the discount and the learning rate of Pendulum.
 SETTINGS = {"n_steps": 512, "n_envs": 4, "batch_size": 64, "n_epochs": 10, "save_every": 5, "learning_rate": 3e-4}
 TASKS = {
     "CartPole-v1": (40_000, {}),
@@ -43,38 +47,48 @@ TASKS = {
     "Pendulum-v1": (80_000, {"gamma": 0.9, "learning_rate": 1e-3}),
 }
 _SCORED = 100  # episodes
+KL_COLUMNS = ["KL(old || policy)", "KL relative to target"]
+
+Key = tuple[str, int, str]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-ppo"))
-    parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS), help="arms")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="variants")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, help="of every run, in place of the tasks' own")
+    parser.add_argument("--steps", type=int, help="environment steps of every run (default: the number of the task)")
     parser.add_argument("--quick", action="store_true", help="one seed, 8192 steps")
     parser.add_argument("--table", action="store_true", help="train nothing")
-    options = parser.parse_args()
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
     if options.quick:
         options.seeds, options.steps = options.seeds[:1], options.steps or 8192
     runs = {}
     for task in options.tasks:
         for seed in options.seeds:
-            for arm in options.only:
-                run = _run(options, task, seed, arm)
+            for variant in options.only:
+                run = _run(options, task, seed, variant)
                 if run is not None:
-                    runs[task, seed, arm] = run
+                    runs[task, seed, variant] = run
                     if not options.table:
-                        print(f"{task} seed {seed} {arm}: {_score(run):.1f}", flush=True)
-    print("\n".join(_table(runs, options)))
+                        print(f"{task} seed {seed} {variant}: {_score(run):.1f}", flush=True)
+    tables = score_tables(
+        {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
+    )
+    for table in tables.values():
+        print(f"\n{results.markdown(table)}")
+    if runs and not (options.quick or options.no_save):
+        results.save("ppo", tables, packages=("torch", "gymnasium", "stable-baselines3"))
 
 
-def _run(options: argparse.Namespace, task: str, seed: int, arm: str) -> RunDirectory | None:
-    """The finished run, trained or continued where it is not; None where nothing is to be trained."""
+def _run(options: argparse.Namespace, task: str, seed: int, variant: str) -> RunDirectory | None:
+    """Train or continue a run unless it is finished; None with --table if it is not finished."""
     steps, settings = TASKS[task]
     steps = options.steps or steps
-    clip, controller, _ = ARMS[arm]
-    run = RunDirectory(options.output / f"{task}-{steps}-{seed}-{arm}")
+    clip, controller, _ = VARIANTS[variant]
+    run = RunDirectory(options.output / f"{task}-{steps}-{seed}-{variant}")
     if run.model.is_dir():
         return run
     if options.table:
@@ -98,7 +112,7 @@ def _run(options: argparse.Namespace, task: str, seed: int, arm: str) -> RunDire
 
 
 def _score(run: RunDirectory) -> float:
-    """The mean return of the last 100 episodes, each rollout weighing what it has of them."""
+    """The mean return of the last 100 episodes; each rollout is weighted by its number of these episodes."""
     total, count = 0.0, 0
     for row in reversed(run.metrics()):
         taken = min(row["episodes"], _SCORED - count)
@@ -108,6 +122,7 @@ def _score(run: RunDirectory) -> float:
 
 
 def _random_score(task: str) -> float:
+    """The mean return of the uniformly random policy over 100 episodes."""
     env, returns = gymnasium.make(task), []
     env.action_space.seed(0)
     for episode in range(_SCORED):
@@ -120,42 +135,52 @@ def _random_score(task: str) -> float:
     return fmean(returns)
 
 
-def _table(runs: dict[tuple[str, int, str], RunDirectory], options: argparse.Namespace) -> list[str]:
-    scores = {key: _score(run) for key, run in runs.items()}
-    zero = {task: _random_score(task) for task in options.tasks}
-    best = {task: max((s for (t, _, _), s in scores.items() if t == task), default=1.0) for task in options.tasks}
-    scaled = {key: (score - zero[key[0]]) / (best[key[0]] - zero[key[0]]) for key, score in scores.items()}
-    header = f"| arm | score | standard error | paper | {' | '.join(options.tasks)} | KL(old, policy) | held | runs |"
-    rows = [header, "|---" * (header.count("|") - 1) + "|"]
-    told = []
-    for arm in options.only:
-        ours = [score for key, score in scaled.items() if key[2] == arm]
-        if not ours:
-            continue
-        each = [[score for key, score in scaled.items() if key[0] == task and key[2] == arm] for task in options.tasks]
-        kls = [_late_kl(run) for key, run in runs.items() if key[2] == arm]
-        target = getattr(ARMS[arm][1], "target", None)
-        paper = ARMS[arm][2]
-        cells = [
-            arm,
-            f"{fmean(ours):.2f}",
-            f"{stdev(ours) / len(ours) ** 0.5:.2f}" if len(ours) > 1 else "-",
-            "-" if paper is None else f"{paper:.2f}",
-            *(f"{fmean(some):.2f}" if some else "-" for some in each),
-            f"{fmean(kls):.2g}",
-            "-" if target is None else f"{100 * fmean(kls) / target - 100:+.0f}%",
-            str(len(ours)),
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
+def score_tables(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> dict[str, results.Table]:
+    """Return the table of the variants, and the rank correlation of the scores with the paper's.
+
+    Args:
+        scores: The score of each run, by task, seed and variant.
+        kls: The late mean of KL(old || policy) of each run.
+    """
+    tasks = list(dict.fromkeys(task for task, _, _ in scores))
+    random = {task: _random_score(task) for task in tasks}
+    best = {task: max(score for (of, _, _), score in scores.items() if of == task) for task in tasks}
+    scaled = {
+        (task, seed, variant): (score - random[task]) / (best[task] - random[task])
+        for (task, seed, variant), score in scores.items()
+    }
+    rows, pairs = [], []
+    for variant in dict.fromkeys(variant for _, _, variant in scores):
+        of_variant = [score for key, score in scaled.items() if key[2] == variant]
+        by_task = [[score for key, score in scaled.items() if (key[0], key[2]) == (task, variant)] for task in tasks]
+        kl = fmean(kls[key] for key in scores if key[2] == variant)
+        _, controller, paper = VARIANTS[variant]
+        target = getattr(controller, "target", None)
+        rows.append(
+            [
+                variant,
+                f"{fmean(of_variant):.2f}",
+                f"{stdev(of_variant) / len(of_variant) ** 0.5:.2f}" if len(of_variant) > 1 else "-",
+                "-" if paper is None else f"{paper:.2f}",
+                *(f"{fmean(some):.2f}" if some else "-" for some in by_task),
+                f"{kl:.2g}",
+                "-" if target is None else f"{100 * kl / target - 100:+.0f}%",
+                str(len(of_variant)),
+            ]
+        )
         if paper is not None:
-            told.append((fmean(ours), paper))
-    if len(told) > 2:
-        agree = spearmanr(*zip(*told, strict=True)).statistic
-        rows += ["", f"Rank correlation of the scores with the paper's over {len(told)} arms: {agree:.2f}."]
-    return rows
+            pairs.append((fmean(of_variant), paper))
+    columns = ["variant", "score", "standard error", "score in the paper", *tasks, *KL_COLUMNS, "runs"]
+    tables: dict[str, results.Table] = {"ablation": (columns, rows)}
+    if len(pairs) > 2:
+        correlation = spearmanr(*zip(*pairs, strict=True)).statistic
+        row = [str(len(pairs)), f"{correlation:.2f}"]
+        tables["rank-correlation"] = (["variants in the paper", "rank correlation of the scores"], [row])
+    return tables
 
 
 def _late_kl(run: RunDirectory) -> float:
+    """The mean of KL(old || policy) after the first fifth of the updates."""
     kls = [row["kl_old_policy_per_step"] for row in run.metrics()]
     return fmean(kls[len(kls) // 5 :])
 

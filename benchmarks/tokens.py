@@ -1,8 +1,9 @@
-"""linear_token_kl and token_kl against PyTorch's log_softmax: digits, time and peak memory, in one run.
+"""Compare linear_token_kl and token_kl with PyTorch's log_softmax: accuracy, time and peak memory.
 
     python benchmarks/tokens.py [--threads 2]
 
-Those of logits take turns; each timing of hidden states runs in a process of its own, so that its peak memory is too.
+The functions of logits are timed in turn. Each measurement of linear_token_kl runs in a new process, so that the peak
+memory of the process belongs to it alone.
 """
 
 import argparse
@@ -11,131 +12,149 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from statistics import median
 
+import results
 import torch
+from torch import Tensor
 
 from kullback.tokens import linear_token_kl, token_kl
 
 POSITIONS, WIDTH, VOCABULARY = 768, 256, 32_000
 LOGIT_ROWS = 128
+NAIVE, COMPILED = "log_softmax, eager", "log_softmax, torch.compile"
 
 
-def naive_token_kl(p_logits, q_logits):
+def naive_token_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Return sum p (log p - log q) with p and q from log_softmax."""
     log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def naive_linear(hidden_p, weight_p, hidden_q, weight_q):
+def naive_linear(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Return `naive_token_kl` of the logits of all positions at once."""
     return naive_token_kl(hidden_p @ weight_p.T, hidden_q @ weight_q.T)
 
 
-def chunked(chunk):
-    return lambda *heads: linear_token_kl(*heads, chunk=chunk)
+def chunked(chunk: int) -> Callable[..., Tensor]:
+    """Return linear_token_kl with chunks of so many positions."""
+    return lambda *inputs: linear_token_kl(*inputs, chunk=chunk)
 
 
-CASES = {"naive": naive_linear, "chunk 256": chunked(256), "chunk 64": chunked(64)}
+CASES = {
+    "all logits at once": naive_linear,
+    "linear_token_kl, chunks of 256 positions": chunked(256),
+    "linear_token_kl, chunks of 64 positions": chunked(64),
+}
 
 
-def accuracy() -> None:
-    print("token_kl, float32, 16 positions, V = 32000: median relative error (and how many values are negative)\n")
-    print(f"{'KL':>8}  {'naive':>18}  {'token_kl':>18}  {'naive / token_kl':>16}")
+def error_table(targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-7, 1e-8)) -> results.Table:
+    """Return the median relative error in float32 against float64 over 16 positions, for decreasing KL."""
     generator = torch.Generator().manual_seed(0)
-    for target in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+    rows = []
+    for target in targets:
         p = 3 * torch.randn(16, VOCABULARY, generator=generator)
         q = p + (2 * target) ** 0.5 * torch.randn(16, VOCABULARY, generator=generator)
-        truth = token_kl(p.double(), q.double())
-        errors, negatives = [], []
+        exact = token_kl(p.double(), q.double())
+        cells = [results.significant(exact.mean().item(), 1)]
         for function in (naive_token_kl, token_kl):
-            got = function(p, q).double()
-            errors.append(((got - truth).abs() / truth).median().item())
-            negatives.append(int((got < 0).sum()))
-        cells = [f"{error:.1e} ({count:2d} neg)" for error, count in zip(errors, negatives, strict=True)]
-        print(f"{truth.mean().item():8.1e}  {cells[0]:>18}  {cells[1]:>18}  {errors[0] / errors[1]:16.1e}")
+            value = function(p, q).double()
+            negative = int((value < 0).sum())
+            error = results.significant(((value - exact).abs() / exact).median().item(), 2)
+            cells.append(f"{error}, {negative} of {len(value)} negative" if negative else error)
+        rows.append(cells)
+        print(f"relative errors at KL = {cells[0]}: {cells[1]}; {cells[2]}", flush=True)
+    return ["KL", "sum p (log p - log q) by log_softmax", "token_kl"], rows
 
 
-def speed(repeats: int = 7) -> None:
-    """Logits in, KL out: with and without the gradient by the policy's."""
-    print(f"\ntoken_kl, float32, {LOGIT_ROWS} positions, V = {VOCABULARY}: ns an entry, median of {repeats} turns\n")
+def time_table(repeats: int = 7, positions: int = LOGIT_ROWS, vocabulary: int = VOCABULARY) -> results.Table:
+    """Return the median ns an entry of the logits, of the value and of the value with its gradient by p_logits."""
     generator = torch.Generator().manual_seed(2)
-    p = 3 * torch.randn(LOGIT_ROWS, VOCABULARY, generator=generator)
+    p = 3 * torch.randn(positions, vocabulary, generator=generator)
     q = p + 0.1 * torch.randn(p.shape, generator=generator)
-    learning = p.clone().requires_grad_()
-    functions = {"naive": naive_token_kl, "naive, compiled": torch.compile(naive_token_kl), "token_kl": token_kl}
+    with_grad = p.clone().requires_grad_()
+    functions = {NAIVE: naive_token_kl, COMPILED: torch.compile(naive_token_kl), "token_kl": token_kl}
     seconds: dict[tuple[str, str], list[float]] = {}
     for turn in range(repeats + 2):
         for name, function in functions.items():
-            for part, call in (
+            for quantity, call in (
                 ("value", lambda function=function: function(p, q)),
-                ("and gradient", lambda function=function: torch.autograd.grad(function(learning, q).sum(), learning)),
+                ("gradient", lambda function=function: torch.autograd.grad(function(with_grad, q).sum(), with_grad)),
             ):
                 start = time.perf_counter()
                 call()
                 if turn > 1:
-                    seconds.setdefault((name, part), []).append(time.perf_counter() - start)
+                    seconds.setdefault((name, quantity), []).append(time.perf_counter() - start)
+    rows = []
     for name in functions:
-        cells = [f"{part} {1e9 * median(seconds[name, part]) / p.numel():6.2f}" for part in ("value", "and gradient")]
-        print(f"{name:16}  {'  '.join(cells)}")
+        times = [1e9 * median(seconds[name, quantity]) / p.numel() for quantity in ("value", "gradient")]
+        rows.append([name, *(f"{value:.1f}" for value in times)])
+        print(f"{name}: {rows[-1][1]} ns an entry, {rows[-1][2]} with the gradient", flush=True)
+    return ["implementation", "value, ns an entry", "value and gradient, ns an entry"], rows
 
 
-def measure(case: str, learns: bool) -> None:
-    """One case: seconds (the best of two) and the peak above the inputs, in MB, as JSON."""
+def measure_case(case: str, with_gradient: bool) -> None:
+    """Print the seconds of one case (the minimum of two) and its peak memory above the inputs in MB, as JSON."""
     generator = torch.Generator().manual_seed(1)
-    heads = [
+    inputs = [
         torch.randn(POSITIONS, WIDTH, generator=generator),
         torch.randn(VOCABULARY, WIDTH, generator=generator) / 16,
     ]
-    heads += [head + 0.01 * torch.randn(head.shape, generator=generator) for head in heads]
-    heads = [head.requires_grad_(learns and side < 2) for side, head in enumerate(heads)]
+    inputs += [tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for tensor in inputs]
+    inputs = [tensor.requires_grad_(with_gradient and index < 2) for index, tensor in enumerate(inputs)]
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(2):
         start = time.perf_counter()
-        kl = CASES[case](*heads)
-        if learns:
-            torch.autograd.grad(kl.sum(), heads[:2])
+        kl = CASES[case](*inputs)
+        if with_gradient:
+            torch.autograd.grad(kl.sum(), inputs[:2])
         seconds.append(time.perf_counter() - start)
         del kl
+    # A peak below the peak during the creation of the inputs is measured as 0.
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    # What stays below the peak that making the inputs had is not seen.
-    print(json.dumps({"seconds": min(seconds), "megabytes": max(1.0, peak)}))
+    print(json.dumps({"seconds": min(seconds), "megabytes": peak}))
 
 
-def cost(threads: int) -> None:
-    print(
-        f"\nlinear_token_kl, float32, N = {POSITIONS}, d = {WIDTH}, V = {VOCABULARY}, {threads} thread(s), frozen q\n"
-    )
-    print(f"{'':22}  {'seconds':>8}  {'time / naive':>12}  {'peak MB':>8}  {'naive peak / peak':>17}")
-    for learns in (False, True):
+def linear_table(threads: int) -> results.Table:
+    """Return time relative to all logits at once and peak memory above the inputs, with and without the gradient."""
+    rows = {case: [case] for case in CASES}
+    for with_gradient in (False, True):
         base = None
         for case in CASES:
-            command = [
-                sys.executable,
-                __file__,
-                "--case",
-                case,
-                "--threads",
-                str(threads),
-                *(["--learns"] if learns else []),
-            ]
-            got = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            base = base or got
-            label = f"{case}, {'with gradient' if learns else 'value'}"
+            command = [sys.executable, __file__, "--case", case, "--threads", str(threads)]
+            command += ["--with-gradient"] if with_gradient else []
+            completed = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures = json.loads(completed.stdout)
+            base = base or figures
+            relative = f"{figures['seconds'] / base['seconds']:.2f}"
+            time_cell = f"{relative} ({figures['seconds']:.2f} s)" if figures is base else relative
+            peak = figures["megabytes"]
+            rows[case] += [time_cell, f"{peak:.0f}" if peak >= 1 else "not measurable"]
             print(
-                f"{label:22}  {got['seconds']:8.2f}  {got['seconds'] / base['seconds']:12.2f}  "
-                f"{got['megabytes']:8.0f}  {base['megabytes'] / got['megabytes']:17.1f}"
+                f"{case}{', with gradient' if with_gradient else ''}: {' MB, '.join(rows[case][-2:][::-1])}", flush=True
             )
+    columns = ["value, relative time", "value, peak MB", "with gradient, relative time", "with gradient, peak MB"]
+    return ["implementation", *columns], list(rows.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--case", choices=CASES, help="measure only this case of linear_token_kl, in this process")
+    parser.add_argument("--with-gradient", action="store_true", help="with --case: include the gradient")
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.case:
+        measure_case(options.case, options.with_gradient)
+        return
+    tables = {"error": error_table(), "time": time_table(), "linear": linear_table(options.threads)}
+    for table in tables.values():
+        print(f"\n{results.markdown(table)}")
+    if not options.no_save:
+        results.save("tokens", tables, packages=("torch", "numba"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", choices=CASES, help="measure this one alone")
-    parser.add_argument("--learns", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.case:
-        measure(arguments.case, arguments.learns)
-    else:
-        accuracy()
-        speed()
-        cost(arguments.threads)
+    main()

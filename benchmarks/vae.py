@@ -1,26 +1,29 @@
-"""A VAE inside a KL budget against pythae's beta-VAE, on scikit-learn's digits: likelihood at equal KL.
+"""Compare a VAE with a KL budget to pythae's beta-VAE, on scikit-learn's digits: likelihood at equal KL.
 
     .venv/bin/python -m pip install pythae
     .venv/bin/python benchmarks/vae.py           3 seeds, 4 betas: about 10 minutes on 2 cores
-    .venv/bin/python benchmarks/vae.py --quick   one seed, one beta
+    .venv/bin/python benchmarks/vae.py --quick   one seed, one beta, not stored
 
-Both have the same layers, the same images, batches of the same size, Adam at the same rate, as many steps, and the same
-cost of pixels. pythae's model is trained by pythae's own trainer at a fixed beta; ours then is given a budget of the KL
-that it came to on the held-out images. Both are judged by the same function on the same held-out images.
+Both models have the same layers, training images, batch size, learning rate of Adam, number of steps and pixel
+likelihood. pythae's model is trained by pythae's trainer at a fixed beta. Its KL on the held-out images is then the
+budget of Kullback's model. The same function evaluates both models on the same held-out images.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import results
 import torch
 from pythae.models import BetaVAE, BetaVAEConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
+from safetensors.torch import load_file
 
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.vae.data import Images, load_images
@@ -29,14 +32,18 @@ from kullback.train.vae.models import VAE
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
 LATENTS, HIDDEN, BATCH, RATE = 16, 256, 128, 1e-3
-HEADER = (
-    "| beta | seed | KL, pythae | KL, ours | ELBO, pythae | ELBO, ours | log p(x), pythae | log p(x), ours "
-    "| s, pythae | s, ours |"
-)
+KEYS = {"KL": "kl_posterior_prior_per_image", "ELBO": "elbo", "log p(x)": "log_likelihood"}
+LIBRARIES = ("pythae", "Kullback")
+COLUMNS = [
+    "beta",
+    "seed",
+    *(f"{quantity}, {library}" for quantity in KEYS for library in LIBRARIES),
+    *(f"time of {library}, s" for library in LIBRARIES),
+]
 
 
 class _Encoder(BaseEncoder):
-    """Ours, as pythae asks for it."""
+    """The encoder of Kullback's VAE with the interface of pythae."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
@@ -48,6 +55,8 @@ class _Encoder(BaseEncoder):
 
 
 class _Decoder(BaseDecoder):
+    """The decoder of Kullback's VAE with the interface of pythae."""
+
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.inner = model.decoder
@@ -56,55 +65,68 @@ class _Decoder(BaseDecoder):
         return ModelOutput(reconstruction=self.inner(z).sigmoid()[:, None])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--betas", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    results.add_save_option(parser)
+    options = parser.parse_args(arguments)
     if options.quick:
         options.betas, options.seeds, options.epochs = [1.0], [0], 40
-    rows, gains = [HEADER, "|---" * (HEADER.count("|") - 1) + "|"], []
+    print(results.markdown((COLUMNS, [])))
+    rows, differences = [], []
     for beta in options.betas:
         for seed in options.seeds:
             images = load_images("digits", seed=seed)
-            theirs, steps, their_seconds = _pythae(images, beta, seed, options.epochs)
-            judged = torch.from_numpy(images.held_out)
-            told = evaluate(theirs, judged, None, step=steps)
-            ours, our_seconds = _ours(images, told["kl_posterior_prior_per_image"], seed, steps)
-            mine = evaluate(ours, judged, None, step=steps)
-            keys = ("kl_posterior_prior_per_image", "elbo", "log_likelihood")
-            cells = [f"{row[key]:.2f}" for key in keys for row in (told, mine)]
-            rows.append(f"| {beta:g} | {seed} | {' | '.join(cells)} | {their_seconds:.0f} | {our_seconds:.0f} |")
-            gains.append([mine[key] - told[key] for key in keys])
-            print(rows[-1], flush=True)
-    print("\n".join(rows))
-    kl, elbo, likelihood = (fmean(column) for column in zip(*gains, strict=True))
-    error = float(np.std([one[2] for one in gains]) / len(gains) ** 0.5)
-    print(f"\nours less pythae's, means: KL {kl:+.2f}, ELBO {elbo:+.2f}, log p(x) {likelihood:+.2f} ± {error:.2f} nats")
+            held_out = torch.from_numpy(images.held_out)
+            beta_vae, steps, pythae_seconds = _train_pythae(images, beta, seed, options.epochs)
+            pythae = evaluate(beta_vae, held_out, None, step=steps)
+            budget_vae, seconds = _train_kullback(images, pythae["kl_posterior_prior_per_image"], seed, steps)
+            kullback = evaluate(budget_vae, held_out, None, step=steps)
+            cells = [f"{row[key]:.2f}" for key in KEYS.values() for row in (pythae, kullback)]
+            rows.append([f"{beta:g}", str(seed), *cells, f"{pythae_seconds:.0f}", f"{seconds:.0f}"])
+            differences.append([kullback[key] - pythae[key] for key in KEYS.values()])
+            print(results.markdown_row(rows[-1]), flush=True)
+    table = difference_table(differences)
+    print(f"\n{results.markdown(table)}")
+    if not (options.quick or options.no_save):
+        tables = {"pythae": (COLUMNS, rows), "differences": table}
+        results.save("vae", tables, packages=("torch", "scikit-learn", "pythae"))
 
 
-def _pythae(images: Images, beta: float, seed: int, epochs: int) -> tuple[VAE, int, float]:
+def difference_table(differences: Sequence[Sequence[float]]) -> results.Table:
+    """Return the mean differences over the runs, with the standard error of the difference of log p(x)."""
+    kl, elbo, likelihood = (fmean(column) for column in zip(*differences, strict=True))
+    error = float(np.std([row[2] for row in differences]) / len(differences) ** 0.5)
+    rows = [["KL", f"{kl:+.2f}"], ["ELBO", f"{elbo:+.2f}"], ["log p(x)", f"{likelihood:+.2f} ± {error:.2f}"]]
+    return ["quantity", "mean of Kullback minus pythae, nats an image"], rows
+
+
+def _train_pythae(images: Images, beta: float, seed: int, epochs: int) -> tuple[VAE, int, float]:
+    """Return a beta-VAE that pythae trained, the number of steps, and the seconds."""
     torch.manual_seed(seed)
     model = VAE((8, 8), LATENTS, HIDDEN)
     config = BetaVAEConfig(input_dim=(1, 8, 8), latent_dim=LATENTS, reconstruction_loss="bce", beta=beta)
-    theirs = BetaVAE(config, encoder=_Encoder(model), decoder=_Decoder(model))
+    beta_vae = BetaVAE(config, encoder=_Encoder(model), decoder=_Decoder(model))
     with tempfile.TemporaryDirectory() as folder:
         settings = BaseTrainerConfig(
             output_dir=folder, num_epochs=epochs, learning_rate=RATE, seed=seed, no_cuda=True,
             per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH,
         )  # fmt: skip
-        data = [{"data": torch.from_numpy(one)[None]} for one in images.train]
-        trainer = BaseTrainer(model=theirs, train_dataset=_Data(data), training_config=settings)
-        began = time.perf_counter()
+        data = [{"data": torch.from_numpy(image)[None]} for image in images.train]
+        trainer = BaseTrainer(model=beta_vae, train_dataset=_Data(data), training_config=settings)
+        start = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         steps = epochs * len(trainer.train_loader)
     return model, steps, seconds
 
 
 class _Data(torch.utils.data.Dataset):
+    """Rows with the interface of pythae's data sets."""
+
     def __init__(self, rows: list) -> None:
         self.rows = rows
 
@@ -115,17 +137,16 @@ class _Data(torch.utils.data.Dataset):
         return ModelOutput(**self.rows[index])
 
 
-def _ours(images: Images, nats: float, seed: int, steps: int) -> tuple[VAE, float]:
+def _train_kullback(images: Images, nats: float, seed: int, steps: int) -> tuple[VAE, float]:
+    """Return a VAE that was trained with a KL budget, and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         plan = LatentPlan(
             "digits", steps, Path(folder) / "run", budget=latent_budget(nats), latents=LATENTS, hidden=HIDDEN,
             learning_rate=RATE, batch_size=BATCH, seed=seed, evaluate_every=100, save_every=steps,
         )  # fmt: skip
-        began = time.perf_counter()
+        start = time.perf_counter()
         train_latent(plan, images)
-        seconds = time.perf_counter() - began
-        from safetensors.torch import load_file
-
+        seconds = time.perf_counter() - start
         model = VAE((8, 8), LATENTS, HIDDEN)
         model.load_state_dict(load_file(RunDirectory(plan.output).model / "model.safetensors"))
     return model, seconds

@@ -1,4 +1,4 @@
-"""The task that every trainer is held against: its truth by other ways, and trainers that come near it."""
+"""The task of benchmarks/frontier.py: exact values by independent computations, and short runs near its frontier."""
 
 import sys
 from pathlib import Path
@@ -16,8 +16,17 @@ from kullback.policy.penalty import KLPenalty
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from frontier_task import LONGEST, Gradient, Task, make_reference, make_tokenizer, rested, reward, successors  # noqa: E402
-from frontier_trainers import train, written  # noqa: E402
+from frontier_task import (  # noqa: E402
+    MAX_TOKENS,
+    Gradient,
+    Task,
+    make_reference,
+    make_tokenizer,
+    reward,
+    stationary_point,
+    successors,
+)
+from frontier_trainers import generate, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,8 @@ def task() -> Task:
     return Task(make_reference(0))
 
 
-def moved(size: float) -> Any:
+def perturbed_reference(size: float) -> Any:
+    """The reference with normal noise of relative standard deviation `size` added to its weights."""
     policy = make_reference(0)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -34,9 +44,9 @@ def moved(size: float) -> Any:
     return policy
 
 
-def test_all_completions_are_listed_and_paid(task: Task) -> None:
-    count = sum(4**length for length in range(LONGEST)) + 4**LONGEST
-    assert [len(found.lengths) for found in task.found] == [count] * 4
+def test_all_completions_are_enumerated_with_their_rewards(task: Task) -> None:
+    count = sum(4**length for length in range(MAX_TOKENS)) + 4**MAX_TOKENS
+    assert [len(completions.lengths) for completions in task.completions] == [count] * 4
     np.testing.assert_allclose(task.ref.sum(axis=1), 1.0, rtol=1e-12)
     assert successors([2, 3, 4, 1, 2], prompt=1) == 1.0
     assert successors([2, 2, 3, 0], prompt=1) == 2 / 5  # the second 2 does not follow a 2
@@ -45,36 +55,38 @@ def test_all_completions_are_listed_and_paid(task: Task) -> None:
     assert make_tokenizer()("dab")["input_ids"] == [4, 1, 2]
 
 
-def test_a_policy_is_judged_as_by_its_own_enumeration_and_never_passes_the_frontier(task: Task) -> None:
+def test_evaluate_equals_enumeration_of_the_policy_and_is_below_the_frontier(task: Task) -> None:
     for size in (0.02, 0.1, 0.5):
-        policy = moved(size)
-        exact = moved(size).double()
-        kl, earned = [], []
-        for prompt, found in enumerate(task.found, start=1):
+        policy = perturbed_reference(size)
+        exact = perturbed_reference(size).double()
+        kls, expected_rewards = [], []
+        for prompt, completions in enumerate(task.completions, start=1):
 
             @torch.no_grad()
-            def asked(prefixes: np.ndarray, prompt: int = prompt, exact: Any = exact) -> np.ndarray:
+            def next_logits(prefixes: np.ndarray, prompt: int = prompt, exact: Any = exact) -> np.ndarray:
                 ids = torch.cat([torch.full((len(prefixes), 1), prompt), torch.from_numpy(prefixes)], dim=1)
                 return exact(input_ids=ids).logits[:, -1].numpy()
 
-            own = enumerate_sequences(asked, max_tokens=LONGEST, end=0)
-            np.testing.assert_array_equal(own.tokens, found.tokens)
-            kl.append(np.exp(own.log_probs) @ (own.log_probs - found.log_probs))
-            rows = zip(own.tokens, own.lengths, strict=True)
-            paid = [successors(row[:length].tolist(), prompt) for row, length in rows]
-            earned.append(np.exp(own.log_probs) @ paid)
-        seen = task.judged(policy)
-        assert seen == pytest.approx((np.mean(kl), np.mean(earned)), rel=1e-5)  # Llama's norms are in float32
-        assert seen[1] < float(task.frontier.reward_at(seen[0]))
-    stands = task.judged(task.reference)
-    assert stands[0] == pytest.approx(0.0, abs=1e-12)
-    assert stands[1] == pytest.approx(task.base, rel=1e-6)
+            of_policy = enumerate_sequences(next_logits, max_tokens=MAX_TOKENS, end=0)
+            np.testing.assert_array_equal(of_policy.tokens, completions.tokens)
+            kls.append(np.exp(of_policy.log_probs) @ (of_policy.log_probs - completions.log_probs))
+            rows = zip(of_policy.tokens, of_policy.lengths, strict=True)
+            rewards = [successors(row[:length].tolist(), prompt) for row, length in rows]
+            expected_rewards.append(np.exp(of_policy.log_probs) @ rewards)
+        kl, expected_reward = task.evaluate(policy)
+        # Llama's norms are in float32.
+        assert (kl, expected_reward) == pytest.approx((np.mean(kls), np.mean(expected_rewards)), rel=1e-5)
+        assert expected_reward < float(task.frontier.reward_at(kl))
+    kl, expected_reward = task.evaluate(task.reference)
+    assert kl == pytest.approx(0.0, abs=1e-12)
+    assert expected_reward == pytest.approx(task.reference_reward, rel=1e-6)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.1, 0.03])
-def test_the_sequence_gradient_rests_at_the_optimum(task: Task, beta: float) -> None:
+def test_stationary_point_of_sequence_gradient_is_the_optimum(task: Task, beta: float) -> None:
     best = tilt(task.ref, task.rewards, beta, contexts=task.contexts)
-    assert task.rest(beta, "sequence") == pytest.approx((float(best.kl), float(best.expected_reward)), rel=1e-12)
+    expected = (float(best.kl), float(best.expected_reward))
+    assert task.stationary_point(beta, "sequence") == pytest.approx(expected, rel=1e-12)
 
 
 PENALTIES: dict[Gradient, KLPenalty] = {
@@ -86,61 +98,61 @@ PENALTIES: dict[Gradient, KLPenalty] = {
 
 @pytest.mark.parametrize("gradient", PENALTIES)
 @pytest.mark.parametrize("beta", [2.0, 0.5])
-def test_a_gradient_rests_where_its_expectation_over_all_sequences_is_zero(gradient: Gradient, beta: float) -> None:
-    """Two tokens of three, a policy with its own logits at each of the four prefixes."""
+def test_expected_gradient_is_zero_at_the_stationary_point(gradient: Gradient, beta: float) -> None:
+    """Completions of two tokens from a vocabulary of three; the policy has independent logits at each prefix."""
     rng = np.random.default_rng(0)
     table = torch.from_numpy(rng.normal(size=(4, 3)))
-    found = enumerate_sequences(
+    completions = enumerate_sequences(
         lambda prefixes: table.numpy()[prefixes @ [1] + 1 if prefixes.size else [0]], max_tokens=2
     )
-    earned = rng.uniform(size=len(found.tokens))
-    tokens = torch.from_numpy(found.tokens)
-    places = torch.stack([torch.zeros(len(tokens), dtype=torch.long), tokens[:, 0] + 1], dim=1)
+    rewards = rng.uniform(size=len(completions.tokens))
+    tokens = torch.from_numpy(completions.tokens)
+    prefix_indices = torch.stack([torch.zeros(len(tokens), dtype=torch.long), tokens[:, 0] + 1], dim=1)
 
-    def seen(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        both = {"logits": logits[places], "ref_logits": table[places]}
-        logs = [each.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] for each in both.values()]
-        return {**both, "log_prob": logs[0], "ref_log_prob": logs[1]}
+    def penalty_inputs(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        both = {"logits": logits[prefix_indices], "ref_logits": table[prefix_indices]}
+        log_probs = [side.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] for side in both.values()]
+        return {**both, "log_prob": log_probs[0], "ref_log_prob": log_probs[1]}
 
-    def whole(flat: np.ndarray) -> torch.Tensor:
-        """Logits of which the first is 0, as only differences count."""
+    def with_zero_first(flat: np.ndarray) -> torch.Tensor:
+        """Logits whose first entry is 0, because only differences matter."""
         return torch.from_numpy(np.pad(flat.reshape(4, 2), ((0, 0), (1, 0))))
 
-    def slope(flat: np.ndarray) -> np.ndarray:
-        logits = whole(flat).requires_grad_()
-        given = seen(logits)
-        cost = PENALTIES[gradient].loss(**given).sum(dim=1)
-        chance = given["log_prob"].detach().sum(dim=1).exp()
-        surrogate = torch.from_numpy(earned) * given["log_prob"].sum(dim=1) - beta * cost
-        (chance * surrogate).sum().backward()
+    def expected_gradient(flat: np.ndarray) -> np.ndarray:
+        logits = with_zero_first(flat).requires_grad_()
+        inputs = penalty_inputs(logits)
+        cost = PENALTIES[gradient].loss(**inputs).sum(dim=1)
+        probs = inputs["log_prob"].detach().sum(dim=1).exp()
+        surrogate = torch.from_numpy(rewards) * inputs["log_prob"].sum(dim=1) - beta * cost
+        (probs * surrogate).sum().backward()
         assert logits.grad is not None
         return logits.grad[:, 1:].numpy().ravel()
 
     start = (table - table[:, :1])[:, 1:].numpy().ravel()
-    for _ in range(100):  # up the slope first: it is also 0 where a policy never goes
-        start = start + slope(start)
-    end = root(slope, start, tol=1e-13)
-    assert np.abs(end.fun).max() < 1e-10
-    given = seen(whole(end.x))
-    log_probs, log_refs = given["log_prob"].sum(dim=1).numpy(), given["ref_log_prob"].sum(dim=1).numpy()
+    for _ in range(100):  # gradient ascent first: the gradient also vanishes at prefixes of probability 0
+        start = start + expected_gradient(start)
+    solution = root(expected_gradient, start, tol=1e-13)
+    assert np.abs(solution.fun).max() < 1e-10
+    inputs = penalty_inputs(with_zero_first(solution.x))
+    log_probs, ref_log_probs = inputs["log_prob"].sum(dim=1).numpy(), inputs["ref_log_prob"].sum(dim=1).numpy()
     probs = np.exp(log_probs)
-    expected = (probs @ earned, probs @ (log_probs - log_refs))
-    assert rested(found, earned, beta, gradient) == pytest.approx(expected, rel=1e-7)
+    expected = (probs @ rewards, probs @ (log_probs - ref_log_probs))
+    assert stationary_point(completions, rewards, beta, gradient) == pytest.approx(expected, rel=1e-7)
 
 
-def test_what_is_written_ends_at_the_end(task: Task) -> None:
+def test_generation_stops_at_the_end_token(task: Task) -> None:
     torch.manual_seed(0)
-    ids, mask = written(task.reference, torch.arange(1, 5).repeat(16)[:, None])
-    assert ids.shape == (64, 1 + LONGEST)
+    ids, mask = generate(task.reference, torch.arange(1, 5).repeat(16)[:, None])
+    assert ids.shape == (64, 1 + MAX_TOKENS)
     for row, counts in zip(ids[:, 1:].tolist(), mask.tolist(), strict=True):
-        length = row.index(0) + 1 if 0 in row else LONGEST
-        assert counts == [1] * length + [0] * (LONGEST - length)
+        length = row.index(0) + 1 if 0 in row else MAX_TOKENS
+        assert counts == [1] * length + [0] * (MAX_TOKENS - length)
         assert not any(row[length:])
 
 
 @pytest.mark.parametrize("kind", ["budget", "exact with KL-to-go", "PPO, k1 in the reward"])
-def test_a_short_run_earns_most_of_what_its_kl_can_buy(task: Task, kind: str) -> None:
-    kl, earned = task.judged(train(task, kind, 0.5 if kind == "budget" else 0.15, steps=60, seed=0))
+def test_short_run_reaches_most_of_the_frontier_gain(task: Task, kind: str) -> None:
+    kl, expected_reward = task.evaluate(train(task, kind, 0.5 if kind == "budget" else 0.15, steps=60, seed=0))
     best = float(task.frontier.reward_at(kl))
     assert kl > 0.1
-    assert task.base + 0.7 * (best - task.base) < earned < best
+    assert task.reference_reward + 0.7 * (best - task.reference_reward) < expected_reward < best
