@@ -77,7 +77,7 @@ def test_a_truncated_file_of_torch_is_recognised(tmp_path: Path) -> None:
 def test_only_damaged_checkpoints_give_one_line(run: RunDirectory) -> None:
     for step in (1, 2):
         damage(run.checkpoints / f"checkpoint-{step}" / "model.safetensors", "truncated")
-    with pytest.raises(InputError, match="checkpoint-2 and all others are damaged: model.safetensors"):
+    with pytest.raises(InputError, match=r"checkpoint-2 and all others are damaged: model\.safetensors"):
         run.checkpoint_to_resume()
 
 

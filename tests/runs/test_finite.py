@@ -20,7 +20,7 @@ def test_the_weight_and_the_index_are_named() -> None:
 def test_the_gradient_is_named() -> None:
     model = torch.nn.Linear(3, 2)
     model(torch.full((1, 3), torch.nan)).sum().backward()
-    with pytest.raises(InputError, match="^step 5: expected finite gradients, got nan at index .* of weight"):
+    with pytest.raises(InputError, match=r"^step 5: expected finite gradients, got nan at index .* of weight"):
         require_finite_gradients(model, step=5)
 
 

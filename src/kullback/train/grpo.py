@@ -296,5 +296,7 @@ def _validate(plan: GRPOPlan) -> None:
         )
     if plan.steps < 1:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
+    if not 0 <= plan.seed < 2**32:
+        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")
     if plan.evaluate_every < 0:
         raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")

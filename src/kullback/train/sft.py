@@ -212,3 +212,5 @@ def _validate(plan: SFTPlan) -> None:
     ):
         if value < minimum:
             raise InputError(f"{name}: expected {minimum} or more, got {value}")
+    if plan.seed >= 2**32:
+        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")

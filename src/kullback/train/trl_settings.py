@@ -89,15 +89,15 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     try:
-        made = config(**{**defaults, **settings, **fixed, **_FIXED})
+        built = config(**{**defaults, **settings, **fixed, **_FIXED})
     except (ValueError, TypeError) as error:
         if isinstance(error, KullbackError):
             raise
         raise InputError(f"{config.__name__} rejects these settings: {' '.join(str(error).split())}") from error
-    arguments: Any = made
+    arguments: Any = built
     if arguments.save_total_limit:  # a damaged newest checkpoint requires an earlier checkpoint
         arguments.save_total_limit = max(2, arguments.save_total_limit)
-    return made
+    return built
 
 
 def _parse_object(key: str, value: Any) -> Any:
