@@ -1,13 +1,21 @@
 """Detection of the first loss, gradient or weight of a training run that is not finite."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from kullback.errors import InputError
+from kullback.errors import BudgetError, InputError, NotNormalizedError, ParameterError, SupportError
 
-__all__ = ["require_finite", "require_finite_gradients", "require_finite_loss", "require_finite_weights"]
+__all__ = [
+    "finite_outputs",
+    "require_finite",
+    "require_finite_gradients",
+    "require_finite_loss",
+    "require_finite_weights",
+]
 
 
 _ADVICE = "; training stops, and all checkpoints of earlier steps are kept"
@@ -41,6 +49,29 @@ def require_finite_loss(loss: float, *, step: int) -> None:
     """Raise InputError if the loss of a step is nan or infinite."""
     if not math.isfinite(loss):
         raise InputError(f"step {step}: expected a finite loss, got {loss}{_ADVICE}")
+
+
+@contextmanager
+def finite_outputs(step: Callable[[], int]) -> Iterator[None]:
+    """Within the context, the errors of distributions with parameters that are not finite name the step.
+
+    Finite weights that are very large have outputs that are not finite, which PyTorch rejects when it samples.
+
+    Args:
+        step: A function that returns the present step.
+
+    Raises:
+        InputError: A distribution or a controller rejected a value.
+    """
+    try:
+        yield
+    except (BudgetError, NotNormalizedError, ParameterError, SupportError) as error:
+        raise InputError(f"step {step()}: {error}{_ADVICE}") from error
+    except (RuntimeError, ValueError) as error:
+        if not re.search("probability tensor contains|to satisfy the constraint|without overflow", str(error)):
+            raise
+        message = "expected finite weights and outputs of the model, got nan or infinity"
+        raise InputError(f"step {step()}: {message}{_ADVICE}") from error
 
 
 def require_finite(

@@ -104,6 +104,8 @@ class RunDirectory:
         advice = "free some space, and continue with --resume if the run has a checkpoint"
         with termination_as_interrupt(), write_errors(self.path, advice), run_lock(self.path):
             self.check_can_start(config, resume=resume, overwrite=overwrite)  # another process may have written to it
+            for unfinished in self.path.glob(".model.*"):  # a process was killed in `save_model`
+                shutil.rmtree(unfinished, ignore_errors=True)
             before = self._config_identity()
             try:
                 yield
@@ -162,7 +164,9 @@ class RunDirectory:
         if not resume:
             if not self.path.exists():
                 return
-            is_empty = self.path.is_dir() and all(path.name == LOCK_FILE for path in self.path.iterdir())
+            # A process that was killed at its start can leave the lock file and empty directories.
+            files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
+            is_empty = self.path.is_dir() and not any(files)
             if is_empty or (overwrite and (self.path / "config.json").is_file()):
                 return
             if overwrite:

@@ -1,6 +1,7 @@
 """Errors of a full disk as exceptions with one line of text."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ _DISK_ERRORS = {
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ENAMETOOLONG")
     if hasattr(errno, name)
 }
-# torch.save and safetensors raise exceptions of their own, which contain these texts.
-_OTHER_ERRORS = re.compile(r"PytorchStreamWriter failed|inline_container|os error \d+|No space left", re.IGNORECASE)
+_RUST_ERROR = re.compile(r"os error (\d+)")  # in exceptions of safetensors
+_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container")  # in exceptions of torch.save
 
 
 @contextmanager
@@ -52,7 +53,10 @@ def _reason(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return error.strerror or str(error)
-        if not isinstance(error, OSError) and _OTHER_ERRORS.search(str(error)):
-            return " ".join(str(error).split()).partition(". ")[0]
+        if not isinstance(error, OSError):
+            if (number := _RUST_ERROR.search(str(error))) and int(number[1]) in _DISK_ERRORS:
+                return os.strerror(int(number[1]))
+            if _TORCH_ERROR.search(str(error)):
+                return "PyTorch could not write a file, as on a full disk"
         error = error.__cause__ or error.__context__
     return None

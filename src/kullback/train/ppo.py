@@ -23,7 +23,7 @@ from kullback.integrations.sb3_saved import (
     policy_name,
     save_policy,
 )
-from kullback.runs.finite import require_finite_gradients, require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -182,7 +182,7 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
             recorder = _RecordUpdates(plan, run, model, evaluation, progress, interrupts)
             remaining = plan.total_steps - model.num_timesteps
             # The callback writes the logs; a resumed run continues the step count of its checkpoint.
-            with _finite_updates(model):
+            with _finite_updates(model), finite_outputs(lambda: model.num_timesteps):
                 model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         if model.num_timesteps < plan.total_steps:
             with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
@@ -321,7 +321,8 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
 
 def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
     """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
-    before = evaluation.measure(model)
+    with finite_outputs(lambda: 0):
+        before = evaluation.measure(model)
     run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
     run.remove_rows_after(-1)
     run.add_evaluation(before)

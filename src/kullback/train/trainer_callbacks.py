@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from kullback.runs.checksums import write_checksums
-from kullback.runs.finite import require_finite_gradients, require_finite_loss, require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory
@@ -26,7 +26,8 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
         checkpoint: The checkpoint to continue from, or None.
     """
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with finite_outputs(lambda: trainer.state.global_step + 1):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException:
         unfinished = _checkpoint_of_step(trainer.args, trainer.state)
         if (

@@ -18,7 +18,7 @@ from kullback.budget.step import scaled_learning_rates
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
-from kullback.runs.finite import require_finite_gradients, require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -155,7 +155,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
     progress_line = RunProgress(
         plan.output.name, plan.steps, target=getattr(budget, "target", None), unit="image", console=console
     )
-    with progress_line as progress, Interrupts() as interrupts:
+    with progress_line as progress, Interrupts() as interrupts, finite_outputs(lambda: step):
         if step == 0:
             run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
             add_pictures(run, model, held_out, "before")
