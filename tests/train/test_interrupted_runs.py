@@ -265,6 +265,22 @@ def test_a_full_disk_gives_one_line_and_keeps_the_last_checkpoint(
     assert main([*words[recipe], "--resume"]) == 0
 
 
+def test_a_full_disk_at_the_report_gives_one_line_and_keeps_the_model(
+    words: dict[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kullback.explore.run_tables.write_run_report", full)
+        assert main(words["vae"]) == 2
+    error = capsys.readouterr().err
+    assert "report.html: cannot be written: No space left on device; the run itself has been saved" in error
+    assert error.count("\n") == 1
+    assert main([*words["vae"], "--resume"]) == 0
+    assert Path("run/report.html").is_file()
+
+
 @pytest.mark.parametrize("recipe", ["sft", "vae"])
 def test_an_ascii_output_loses_nothing(
     recipe: str, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch

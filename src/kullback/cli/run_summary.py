@@ -21,8 +21,10 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     from rich.table import Table
 
     from kullback.explore.run_tables import outcome_table, write_run_report
+    from kullback.runs.write_errors import write_errors
 
-    write_run_report(runs, path, title=title, summary=summary)
+    with write_errors(path, "the run itself has been saved; free some space, and repeat the command with --resume"):
+        write_run_report(runs, path, title=title, summary=summary)
     outcomes = outcome_table(runs)
     table = Table(*(_encodable(column, console) for column in outcomes["columns"]))
     for row in outcomes["rows"]:

@@ -59,7 +59,8 @@ def save_checkpoint(
         weights_file: The name of the file with the model's weights.
     """
     path, temporary = checkpoints / f"checkpoint-{step}", checkpoints / f".checkpoint-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in checkpoints.glob(".checkpoint-*"):  # a process was killed during a save
+        shutil.rmtree(unfinished, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         save_weights(temporary / weights_file, model.state_dict())
