@@ -61,6 +61,25 @@ class BudgetGRPOTrainer(GRPOTrainer):
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the weights are sharded, or
             the model takes images.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = BudgetGRPOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
+        (1, 0.1, 'held')
     """
 
     def __init__(
