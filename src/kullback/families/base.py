@@ -84,13 +84,14 @@ class Support:
 
     def ends(self, xp: Any, distribution: Any) -> tuple[Any, Any]:
         """The smallest and the largest value of a member of the family."""
+        return _end_value(self.low, xp, distribution), _end_value(self.high, xp, distribution)
 
-        def value(end: Any) -> Any:
-            return (
-                getattr(distribution, end) if isinstance(end, str) else end(xp, distribution) if callable(end) else end
-            )
 
-        return value(self.low), value(self.high)
+def _end_value(end: Any, xp: Any, distribution: Any) -> Any:
+    """The value of one end of a support."""
+    if isinstance(end, str):
+        return getattr(distribution, end)
+    return end(xp, distribution) if callable(end) else end
 
 
 REAL_LINE = Support(-inf, inf)
