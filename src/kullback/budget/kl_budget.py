@@ -37,8 +37,8 @@ _LEARNING_RATE_MIN = 1e-4  # smallest `learning_rate_scale`: smaller steps are r
 _OUTWARD_MAX = (
     1.04  # largest factor by which scaling may increase the KL: the optimizer, not the controller, increases it
 )
-_OUTWARD_FROM = 0.8  # share of the target above which scaling may increase the KL
-_BRAKE_FROM = 1.2  # share of the target above which the brake acts
+_OUTWARD_FROM = 0.8  # multiple of the target above which scaling may increase the KL
+_BRAKE_FROM = 1.2  # multiple of the target above which the brake acts
 _OFFSET_MAX = 0.15  # largest |log| of the KL on the evaluation set over the KL on batches that is corrected
 
 # Names in states that were saved before a field was renamed.
@@ -78,16 +78,17 @@ class KLBudget:
     4. `after_step` with the KL of held-out samples before and after;
     5. while `brake` is below 1: scale the displacement by `brake` and call `after_brake`.
 
-    `kullback.budget.step.BudgetStep` does steps 2 to 5. A user who cannot scale weights calls `update` alone. Where a
-    fixed evaluation set measures the KL from time to time, call `update_evaluation`: the KL on that set is then held.
+    `kullback.budget.step.BudgetStep` does steps 2 to 5. If the weights cannot be scaled, call `update` alone. If the KL
+    is also measured on a fixed evaluation set at intervals, pass it to `update_evaluation`: the KL on that set is then
+    held.
 
     Args:
         target: The budget in nats per unit, > 0.
         unit: The unit of the KL: "token" (the sum over tokens / the number of tokens), "sequence" (the sum over tokens
             / the number of sequences), "step" (a state visited in an environment) or "image" (all latent dimensions of
             a VAE, for one image).
-        price: beta * target, the reward that the whole budget costs in the loss. It does not depend on the size of the
-            budget.
+        price: beta * target, which is the penalty at a KL equal to the target, in units of reward. Suitable values do
+            not depend on the size of the budget.
         price_min: The smallest price, which applies while the constraint does not bind.
         price_max: The largest price.
         gain: The largest change of log(price) in one step.
@@ -133,7 +134,7 @@ class KLBudget:
         if not (math.isfinite(self.target) and self.target > 0):
             raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target}")
         if self.unit not in get_args(Unit):
-            raise BudgetError(f"expected a unit of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
+            raise BudgetError(f"expected unit to be one of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
             raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")
@@ -245,7 +246,7 @@ class KLBudget:
         rms_change_error = self.rms_change_error
         if not math.isnan(std_error):
             rms_change_error = _running_rms(rms_change_error, min(1.0, std_error) / self.learning_rate_scale)
-        # Far below the target, larger steps do no harm.
+        # Far below the target, larger steps are allowed.
         remaining = max(0.0, 1 - self.filtered_kl / self.target)
         step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * remaining)
         error_limit = _CHANGE_ERROR + _CHANGE_ERROR_FAR * remaining
@@ -289,12 +290,13 @@ class KLBudget:
     def update_evaluation(self, observed_kl: float, *, std_error: float) -> Self:
         """Update the state with the KL on a fixed evaluation set.
 
-        The KL on that set is held from then on, as far as it differs from the KL on batches by 15% at most. Values far
-        below the target have no effect: `filtered_kl` still lags behind the KL there by more than its standard error.
+        From then on, the KL on that set is held at the target, as long as it differs from the KL on batches by at most
+        15%. The method has no effect while `filtered_kl` is far below the target, because its error is then larger than
+        its standard error.
 
         Args:
             observed_kl: KL(policy || reference) on the evaluation set, in nats per unit.
-            std_error: Its standard error; with nan (unknown) the state stays as it is.
+            std_error: Its standard error; nan (unknown) leaves the state unchanged.
 
         Returns:
             The new state.

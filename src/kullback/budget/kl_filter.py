@@ -28,8 +28,8 @@ class KLFilter:
     """The estimated KL in nats per unit, with its error and with the biases of its measurements.
 
     The state of a Kalman filter on log KL and on its drift. A step multiplies `value` by the measured ratio of the KLs
-    of held-out samples and by exp(drift), where the drift is the mean change of log KL that those samples miss. A batch
-    or an evaluation then corrects both components with the Kalman gain.
+    of held-out samples and by exp(drift), where the drift is the mean change of log KL that these samples do not show.
+    A batch or an evaluation then corrects both components with the Kalman gain.
 
     Args:
         value: The estimate in nats per unit; 0 before the first measurement.

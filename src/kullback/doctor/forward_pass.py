@@ -36,7 +36,8 @@ class CompletionBatch:
     Args:
         ids: Token ids, prompt and completion concatenated, shape (rows, prompt + completion).
         attention_mask: 0 at the padding of a prompt, 1 elsewhere; the same shape as `ids`. Tokens after an
-            end-of-sequence token have 1: causal attention already hides them from the tokens that count.
+            end-of-sequence token have 1, because causal attention excludes them from the context of the tokens that
+            count.
         prompt_mask: 0 at the padding of a prompt, 1 elsewhere, shape (rows, prompt).
         mask: True for the completion tokens that count, shape (rows, completion).
         recorded: Log-probabilities that came with the batch, by name ("old_log_prob", "sampler_log_prob",
@@ -84,7 +85,7 @@ def completion_batch(batch: Mapping[str, Any], device: torch.device) -> Completi
     Args:
         batch: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each of shape (batch, time), and
             optionally "tool_mask" and recorded log-probabilities, by the names of TRL or of `CompletionBatch`.
-        device: Where to put the tensors.
+        device: The device of the returned tensors.
 
     Returns:
         The batch; its mask is `completion_mask * tool_mask`.

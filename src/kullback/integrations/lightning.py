@@ -23,7 +23,7 @@ __all__ = ["ForwardKL"]
 
 
 def _log_prob(module: LightningModule, batch: Any) -> Tensor:
-    """The log-probability of each example's class, where the module's output are logits."""
+    """The log-probability of each example's class, from the logits that the module returns."""
     inputs, classes = batch
     return module(inputs).log_softmax(-1).gather(-1, classes[:, None])[:, 0]
 

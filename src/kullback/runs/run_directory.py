@@ -256,7 +256,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON types; numbers that are not finite become null, which JSON has no other way to write."""
+    """Return a value as JSON types; numbers that are not finite, which JSON does not have, become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

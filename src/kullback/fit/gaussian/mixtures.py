@@ -177,7 +177,7 @@ class _NormalDerivatives:
 def mixture_starts(count: int, components: Components) -> list[Components]:
     """Starting mixtures of `count` normals that approximate a mixture of normals.
 
-    They are subsets of its components, those with the largest weights first, and the normal with its moments cut into
+    They are subsets of its components, in decreasing order of their weights, and the normal with its moments cut into
     `count` slices.
     """
     order = np.argsort(-components.weights, kind="stable")
