@@ -9,8 +9,8 @@ slowest to the fastest, which all act on one filtered estimate of the KL (`filte
 - `learning_rate_scale`, a factor on the learning rate. It limits the change of the KL in one optimizer step to a few
   percent of the target, and to a change that held-out samples can measure. Beta alone cannot do this, since optimizers
   such as Adam normalise the size of their steps.
-- `displacement_scale`, a factor on the displacement of the weights from the reference. It corrects the KL at once: the
-  KL is proportional to a power of the displacement, whose exponent is 2 close to the reference and is estimated
+- `displacement_scale`, a factor on the displacement of the weights from the reference. It corrects the KL immediately:
+  the KL is proportional to a power of the displacement, whose exponent is 2 close to the reference and is estimated
   elsewhere.
 """
 
@@ -181,7 +181,7 @@ class KLBudget:
 
     @property
     def brake(self) -> float:
-        """The factor by which the displacement is scaled at once: below 1 if the KL exceeds 1.2 times its set point."""
+        """An additional factor on the displacement: below 1 if the KL exceeds 1.2 times its set point."""
         if self.filtered_kl <= _BRAKE_FROM * self.effective_target:
             return 1.0
         return (self.effective_target / self.filtered_kl) ** (1 / self.pull_exponent.value)

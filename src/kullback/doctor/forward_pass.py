@@ -71,7 +71,7 @@ class CompletionBatch:
         return self.select(self.mask[:, :_MAX_TOKENS].any(-1).nonzero()[:_MAX_ROWS, 0], _MAX_TOKENS)
 
     def without_padding(self, row: int) -> "CompletionBatch":
-        """One row as a batch of its own, with the padding of its prompt removed and without recorded values."""
+        """One row as a separate batch, with the padding of its prompt removed and without recorded values."""
         prompt_length = int(self.prompt_mask[row].sum())
         rows = slice(row, row + 1)
         prompt = self.ids[rows, : -self.mask.shape[1]][:, self.prompt_mask[row].bool()]

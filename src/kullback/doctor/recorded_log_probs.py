@@ -163,7 +163,7 @@ class RecordedLogProbs:
 
 
 def check_recorded_log_probs(pair: PolicyAndReference, temperature: float, *, on_policy: bool) -> list[Finding]:
-    """Check that recorded log-probabilities are the ones that the policy and the reference give.
+    """Check that recorded log-probabilities equal the log-probabilities of the policy and of the reference.
 
     Criterion: the mean absolute difference between the recorded and the recomputed values is at most 1e-4 nats, or
     0.02 nats in lower precision than float32 and for an inference engine. A larger difference gives one finding: of
@@ -193,7 +193,7 @@ def _recorded(pair: PolicyAndReference, name: str, temperature: float) -> Record
     forward, other = pair.policy_logits, pair.reference_logits
     if is_reference:
         forward, other = other, forward
-    is_coarse = _is_low_precision(pair) or name == "sampler_log_prob"  # an engine has kernels of its own
+    is_coarse = _is_low_precision(pair) or name == "sampler_log_prob"  # an engine uses other kernels
     return RecordedLogProbs(
         name=name,
         values=pair.batch.recorded[name],
@@ -375,8 +375,8 @@ def check_source_model(recorded: RecordedLogProbs) -> list[Finding]:
 def check_recorded_dropout(recorded: RecordedLogProbs) -> list[Finding]:
     """Check that recorded log-probabilities were not computed with dropout.
 
-    Criterion: a forward pass with dropout differs from the one without by between a third and three times the
-    difference. The random numbers of the recorded pass are unknown, so only the size of the difference is compared.
+    Criterion: forward passes with and without dropout differ by between a third and three times the difference. The
+    random numbers of the recorded pass are unknown, so only the size of the difference is compared.
 
     Args:
         recorded: The recorded values, whose difference exceeds the tolerance and has no deterministic cause.

@@ -39,7 +39,7 @@ class ForwardKL(Callback):
 
     These keys are logged at the end of every training epoch, in nats per example unless stated otherwise:
     `forward_kl/cross_entropy`, `forward_kl/entropy_floor`, `forward_kl/forward_kl`, `forward_kl/forward_kl_std_error`
-    and `forward_kl/contexts_seen_once`, the share of examples whose input occurs once.
+    and `forward_kl/contexts_seen_once`, the fraction of examples whose input occurs once.
 
     Args:
         batches: The examples to evaluate on, as batches of (inputs, classes) in a fixed order, for example a DataLoader

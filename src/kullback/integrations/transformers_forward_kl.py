@@ -42,11 +42,11 @@ class ForwardKL(TrainerCallback):
     of the cross-entropy over all models. For a language model the context of a token is its whole prefix, for a
     classifier it is the input. On training examples the difference is exactly the KL from their empirical distribution.
     On held-out examples its mean is larger than the KL from the distribution of the data, and the difference grows with
-    the share of contexts that occur once.
+    the fraction of contexts that occur once.
 
     These keys are logged with `trainer.log` before training, at every evaluation and after training:
     `train_cross_entropy_per_token`, `train_entropy_floor_per_token`, `train_forward_kl_per_token`, its standard error
-    over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the share of tokens whose
+    over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the fraction of tokens whose
     context occurs once. With an `eval_dataset` there are the same keys with the prefix `eval_`. For a classifier the
     keys end in `_per_example`. Labels of -100 and padding are not counted.
 

@@ -409,7 +409,7 @@ _SECTIONS = {
 
 
 def metrics_of(trainer: Trainer) -> dict[str, Metric]:
-    """Return the metrics of a trainer by key, with the standard errors as keys of their own.
+    """Return the metrics of a trainer by key, with the standard errors as separate keys.
 
     Args:
         trainer: The name of the trainer.

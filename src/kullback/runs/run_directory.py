@@ -173,7 +173,7 @@ class RunDirectory:
         """Return the sampled completions before and after training.
 
         Returns:
-            The contents of samples.json, with the keys "before" and "after" as far as they have been written.
+            The contents of samples.json, with the keys "before" and "after" if they have been written.
         """
         path = self.path / "samples.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -182,7 +182,7 @@ class RunDirectory:
         """Return the images of a VAE before and after training.
 
         Returns:
-            The contents of pictures.json, with the keys "before" and "after" as far as they have been written.
+            The contents of pictures.json, with the keys "before" and "after" if they have been written.
         """
         path = self.path / "pictures.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -141,7 +141,7 @@ class _NormalDerivatives:
         self.matrices = np.zeros((size + len(rows), size, size))  # A of each parameter
         self.matrices[np.arange(size, size + len(rows)), :, columns] = (inverse[:, rows] * scale).T
         self.shifts = np.concatenate([inverse.T, np.zeros((len(rows), size))])  # a of each parameter
-        # The second derivative of exp by itself equals the first: d2L = dL for the logarithms of the diagonal.
+        # The second derivative of exp equals the first: d2L = dL for the logarithms of the diagonal.
         self.is_log_diagonal = np.concatenate([np.zeros(size), rows == columns])
 
     def scores(self) -> Array:
