@@ -84,6 +84,8 @@ class BudgetRows:
     def evidence_in_other_unit(self) -> dict[str, float]:
         """The mean KL per sequence of a budget per token, and vice versa, where it was logged."""
         other = {"token": "sequence", "sequence": "token"}.get(self.unit)
+        if other is None:
+            return {}
         values = [value for _, value in second_half(finite_values(self.metrics, kl_key(other)))]
         return {f"mean KL per {other}": fmean(values)} if values else {}
 
