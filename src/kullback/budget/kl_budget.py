@@ -234,13 +234,13 @@ class KLBudget:
             got = f"{displacement_scale} and {std_error}"
             raise BudgetError(f"expected displacement_scale > 0 and std_error >= 0 or nan, got {got}")
         if not self.kl_filter.is_valid_change(before, after):
-            return replace(self, kl_filter=self.kl_filter.after_step(before, after, wanted=0.0))
+            return replace(self, kl_filter=self.kl_filter.after_step(before, after, optimizer_change=0.0))
         change = math.log(after / before)
         share = min(1.0, self.filtered_kl / self.target)
         noise = self.rms_kl_step * self.learning_rate_scale / max(share, 1e-300) or 1.0
         exponent = self.pull_exponent.after_step(math.log(displacement_scale), change, noise=noise)
-        wanted = change - exponent.value * math.log(displacement_scale)
-        step = share * max(-1.0, min(1.0, wanted))
+        optimizer_change = change - exponent.value * math.log(displacement_scale)
+        step = share * max(-1.0, min(1.0, optimizer_change))
         # Divided by the scale, so that a smaller learning rate is not mistaken for smaller steps.
         rms_kl_step = _running_rms(self.rms_kl_step, abs(step) / self.learning_rate_scale)
         rms_change_error = self.rms_change_error
@@ -255,7 +255,7 @@ class KLBudget:
         return replace(
             self,
             pull_exponent=exponent,
-            kl_filter=self.kl_filter.after_step(before, after, wanted=wanted, std_error=std_error),
+            kl_filter=self.kl_filter.after_step(before, after, optimizer_change=optimizer_change, std_error=std_error),
             mean_log_kl_step=(1 - _STEP_GAIN) * self.mean_log_kl_step + _STEP_GAIN * step,
             rms_kl_step=rms_kl_step,
             rms_change_error=rms_change_error,

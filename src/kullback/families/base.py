@@ -1,6 +1,6 @@
 """The base class of the distributions of `kullback.families`, and the checks of their parameters.
 
-A distribution is a frozen dataclass of its parameters (a parameter record). It stores each parameter as it was given,
+A distribution is an immutable dataclass of its parameters. It stores each parameter as it was given,
 and raises an error when a parameter violates its constraint.
 """
 
@@ -123,7 +123,7 @@ def record(cls: type) -> Any:
 
 
 class Distribution:
-    """Base class of the distributions: a frozen record of parameters, passed by keyword.
+    """Base class of the distributions: an immutable set of parameters, which are passed by keyword.
 
     Each parameter is stored as given: a number, a list, or an array of NumPy, PyTorch, JAX or another array API
     library. The shapes of the parameters broadcast to the batch shape. Constraints are checked when the object is
