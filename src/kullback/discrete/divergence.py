@@ -86,7 +86,7 @@ def divergence(
         Huaiyu Zhu and Richard Rohwer (1995), "Information geometric measurements of generalisation" [zhu1995].
         Thomas Minka (2005), "Divergence measures and message passing" [minka2005].
         Tim van Erven and Peter Harremoës (2014), "Rényi divergence and Kullback-Leibler divergence" [vanerven2014].
-        Imre Csiszár (1967), "Information-type measures of prob_difference of probability distributions and indirect
+        Imre Csiszár (1967), "Information-type measures of difference of probability distributions and indirect
         observations" [csiszar1967], for a function f.
 
     Example:
@@ -97,7 +97,8 @@ def divergence(
     """
     if not callable(name) and (not isinstance(name, str) or name not in _NAMED):
         near = get_close_matches(str(name), _NAMED, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"KL is kl_probs; the names are {', '.join(_NAMED)}"
+        known = f"for KL(p || q) call kl_probs; the names are {', '.join(_NAMED)}"
+        hint = f"did you mean {near[0]!r}?" if near else known
         raise SupportError(f"expected the name of a divergence or a function, got {name!r}; {hint}")
     builder, skipped = (f_divergence, 4) if callable(name) else (_NAMED[name], 0)
     try:

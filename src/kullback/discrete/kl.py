@@ -41,7 +41,7 @@ def kl_probs(
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`. Excluded events contribute
-            nothing, whatever their values; `p` and `q` must each sum to 1 over the included events.
+            nothing, regardless of their values; `p` and `q` must each sum to 1 over the included events.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where q_i = 0 for
@@ -77,7 +77,7 @@ def kl_log_probs(
         log_q: Log-probabilities with the same constraints, broadcast against `log_p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `log_p`. Excluded events
-            contribute nothing, whatever their values.
+            contribute nothing, regardless of their values.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where log_q is -inf
@@ -113,7 +113,7 @@ def kl_logits(
         q_logits: Unnormalised log-probabilities in nats, broadcast against `p_logits`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p_logits`. Excluded events are
-            impossible under both distributions, whatever their values.
+            impossible under both distributions, regardless of their values.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where q_logits is

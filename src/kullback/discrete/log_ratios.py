@@ -37,9 +37,9 @@ def normalize_logits(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> tuple[P
     top_q = xp.max(q_logits, axis=-1, keepdims=True)
     p, q = xp.exp(p_logits - top_p), xp.exp(q_logits - top_q)
     mass_p, mass_q = xp.sum(p, axis=-1, keepdims=True), xp.sum(q, axis=-1, keepdims=True)
-    # Subtract logits rather than log-probabilities, because the prob_difference of nearly equal logits is exact.
+    # Subtract logits rather than log-probabilities, because the difference of nearly equal logits is exact.
     d = (q_logits - p_logits) - ((top_q - top_p) + xp.log(mass_q / mass_p))
-    # Where both logits are -inf the prob_difference is nan and d is 0; a nan of the input is kept.
+    # Where both logits are -inf the difference is nan and d is 0; a nan of the input is kept.
     d = xp.where(xp.maximum(p_logits, q_logits) == -inf, 0.0, d)
     return _renormalize_q(xp, p / mass_p, q / mass_q, d)
 

@@ -118,7 +118,7 @@ def renyi(order: float) -> ValueAndGradients:
         result = log_sum / (order - 1)
         return xp.where(xp.min(d, axis=-1) == -inf, inf, result) if order > 1 else result
 
-    # The derivatives of the logarithm minus their means, so that nothing cancels near p = q.
+    # The derivatives of the logarithm minus their means, so that the terms do not cancel near p = q.
     def by_p(xp: Any, value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -order * scaled_expm1(xp, d + xp.where(value < inf, value, 0.0), 1 - order)
 

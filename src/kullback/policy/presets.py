@@ -83,9 +83,9 @@ class Preset:
     ) -> Float[Tensor, ""]:
         """The published loss: `ppo_loss` with the constants of the preset.
 
-        The KL whose gradient the penalty descends is the KL that `penalty` names, unless `caveat` states another. A
-        penalty with placement="reward" is not part of the loss: subtract `beta * penalty.to_go(...)` from the returns
-        before computing advantages.
+        The KL whose gradient the penalty descends is the KL that `penalty` names, unless `caveat` names a different
+        KL. A penalty with placement="reward" is not part of the loss: subtract `beta * penalty.to_go(...)` from the
+        returns before computing advantages.
 
         Args:
             log_prob: Shape (batch, time), nats: log-probability of each token under the policy; differentiated.
@@ -203,8 +203,8 @@ def preset(name: str) -> Preset:
             "dr_grpo", "dapo" or "gspo".
 
     Returns:
-        A `Preset` with the published constants. Its `caveat` states whether its penalty descends another KL than the KL
-        that it names.
+        A `Preset` with the published constants. Its `caveat` states whether its penalty descends a KL other than the
+        KL that it names.
 
     Raises:
         PenaltyError: The name is unknown.
