@@ -1,4 +1,4 @@
-# Everything happens in .venv, which pip fills from constraints.txt; nothing but Python >= 3.11 need be installed.
+# All targets use .venv, into which pip installs the packages of constraints.txt. Python 3.11 or later is required.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -16,7 +16,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# The whole site is built anew, since its pages run the package and its reference is generated from it.
+# The whole site is rebuilt, because its pages run the package and its reference is generated from the package.
 docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going --fresh-env --quiet -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
@@ -32,7 +32,7 @@ package: .venv/created
 	    (cd dist && clean/bin/python -I ../.ci/check_installation.py) || exit 1; \
 	done
 
-# The tables are written from the stored figures; no benchmark is run.
+# The tables are generated from the stored results; no benchmark is run.
 bench-tables: .venv/created
 	$(BIN)/python benchmarks/render.py
 
@@ -44,18 +44,18 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# Modules compile at their first import, which is fewer than all of them.
+# Modules are compiled when they are first imported; most are never imported.
 .venv/installed-train: .venv/created pyproject.toml constraints.txt
 	$(PIP) --no-compile --editable '.[train,fast]'
 	touch $@
 
-# All are compiled here, since pytest makes errors of the syntax warnings that other packages' files raise.
+# All modules are compiled here, because pytest turns the syntax warnings of other packages into errors.
 .venv/installed-test: .venv/installed-train
 	$(PIP) --no-compile --editable '.[train,fast,test]'
 	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib || true
 	touch $@
 
-# The pages run examples of every integration, which the tests' packages include.
+# The pages run examples of every integration, which need the packages of the extra `test`.
 .venv/installed-docs: .venv/installed-test
 	$(PIP) --no-compile --editable '.[train,fast,test,docs]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Fit a normal distribution to a bimodal target in both directions: one covers the modes, the other selects one."""
+"""Fit a normal distribution to a bimodal target: the forward fit covers both modes, the reverse fit selects a mode."""
 
 from kullback import fit_forward, fit_reverse
 from kullback.families import Normal, NormalMixture

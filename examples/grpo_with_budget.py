@@ -13,7 +13,7 @@ from kullback.train.demo.addition_task import prefix_found, prompt_rows, train_r
 
 transformers.utils.logging.disable_progress_bar()
 with tempfile.TemporaryDirectory() as directory:
-    # The reference: a character-level model that was taught to add; any transformers model can take its place.
+    # The reference is a character-level model that was trained to add; any transformers model can replace it.
     model = Path(directory) / "reference"
     model.mkdir()
     train_reference(model, steps=20, seed=0, report=lambda _step, _kl: None)

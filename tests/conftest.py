@@ -1,13 +1,52 @@
-"""What the tests of the training rooms share: a tiny real model on disk, and its prompts."""
+"""Settings of all tests: checks of array shapes at every call, the Hypothesis profile, and a tiny language model."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
 from hypothesis import settings
+
+# The modules in which the annotations of shapes and dtypes, such as Float[Tensor, "batch time"], are checked at every
+# call. The hook must be installed before these modules are imported.
+SHAPE_CHECKED = [
+    "kullback.discrete.divergence",
+    "kullback.discrete.entropy",
+    "kullback.discrete.f_divergence",
+    "kullback.discrete.kl",
+    "kullback.discrete.log_ratios",
+    "kullback.discrete.power_divergences",
+    "kullback.policy",
+    "kullback.tokens",
+]
+
+
+def check_after_the_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The type checker for jaxtyping, which applies it to two signatures of each function.
+
+    The first, with a result of type Any, is checked before the call, and is ignored here: the errors that the package
+    raises for invalid arguments are tested. The second is checked after the call, for the arguments and the result.
+    """
+    if function.__annotations__.get("return", Any) is Any:
+        return function
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+
+
+jaxtyping.install_import_hook(SHAPE_CHECKED, f"sys.modules[{__name__!r}].check_after_the_call")
 
 # A busy machine is no failure; pytest-timeout ends what hangs.
 settings.register_profile("kullback", deadline=None)
 settings.load_profile("kullback")
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Switch off the checks of array shapes, which torch.compile cannot trace."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,15 @@ BANNED = {
     r"powerless": "saturated",
     r"pushe?s? mass": "move probability",
     r"informed[_ ]units": "active_units_by_kl",
+    r"says?|said": "states",
+    r"anew|no matter|as far as": "again, regardless of, if",
+    r"inside (?:(?:a|an|the|its) )?(?:KL )?budgets?": "with a KL budget, within a KL budget",
+    r"held-out panels?": "held-out samples",
+    r"the ones? (?:that|which|in|with|without|after|before|from)": "repeat the noun",
+    r"(?:got|gets) (?:worse|better)": "worsened, improved",
+    r"left alone|moved back|goes back": "unchanged, scaled back",
+    r"(?:allows?|enables?|permits?) to": "name who is allowed, or use a noun",
+    r"thereby|whereby|wherein|therein|thereof|hereby|hence|upon": "use a plain conjunction",
 }
 PATTERN = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def write_pages(directory: Path) -> None:
-    """Write every generated page; a file whose text has not changed is left alone."""
+    """Write every generated page; a file whose text has not changed is not written."""
     texts = {name: reference.page_text(page) for name, page in reference.PAGES.items()}
     texts = {f"api/{name}.rst": text for name, text in texts.items()}
     texts["api/index.rst"] = reference.index_text()

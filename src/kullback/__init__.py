@@ -40,7 +40,7 @@ class _Package(ModuleType):
     """A package whose public functions keep their names when a submodule of the same name is imported.
 
     Python binds an imported submodule to its name in the package. `kullback.measure` and `kullback.doctor` are the
-    functions, whatever is imported first.
+    functions, in every order of imports.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""Exact KL divergence between two distributions: parameter records, or distributions of another library."""
+"""Exact KL divergence between two distributions of `kullback.families` or of another library, by closed forms."""
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import array_api_compat
 import numpy as np
@@ -22,23 +22,30 @@ from kullback.families import (
 )
 from kullback.numerics.arrays import Array, as_floats
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["kl", "register_kl", "shared_bases"]
 
 _BUILT_IN_PAIRS = frozenset(FORMS)
 
 
+@overload
+def kl(p: "torch.distributions.Distribution", q: "torch.distributions.Distribution") -> "torch.Tensor": ...
+@overload
+def kl(p: Any, q: Any) -> Array: ...
 def kl(p: Any, q: Any) -> Array:
     """KL(p || q) of two distributions by a closed form, in nats.
 
     KL(p || q) = E_p[log p(x) - log q(x)]. The closed form of the pair is written so that nearly equal parameters and
-    very large parameters keep their relative accuracy. A family that is a special case of another one, such as the
-    exponential of the gamma, uses the closed form of the more general family.
+    very large parameters keep their relative accuracy. A family that is a special case of another family, as the
+    exponential distribution is of the gamma distribution, uses the closed form of the more general family.
 
     Args:
-        p: A parameter record of `kullback.families`, a distribution of `torch.distributions`, a frozen distribution or
+        p: A distribution of `kullback.families`, a distribution of `torch.distributions`, a frozen distribution or
             random variable of `scipy.stats`, a distribution of NumPyro or TensorFlow Probability, or an object of a
             class passed to `register_kl`.
-        q: A distribution of the same kinds. The parameters of p and q broadcast.
+        q: A distribution of one of the same types. The parameters of p and q broadcast.
 
     Returns:
         An array of the batch shape, in nats, of the parameters' array type and dtype (a float64 NumPy array for Python
@@ -127,7 +134,7 @@ def _require_one_event_shape(p: Any, q: Any) -> None:
 
 
 def _form(p_class: type, q_class: type) -> Form | None:
-    """The closed form of two classes, or of their closest base classes that have one; None if there is none."""
+    """The closed form of two classes, or of their closest base classes that have one; None if none applies."""
     if found := FORMS.get((p_class, q_class)):
         return found
     ancestors = product(enumerate(p_class.__mro__), enumerate(q_class.__mro__))
@@ -174,7 +181,7 @@ def _as_multivariate_normal(d: Any) -> Any:
 
 
 def shared_bases(p: Any, q: Any) -> tuple[Any, Any] | None:
-    """The base distributions of two distributions transformed by the same invertible map; None if either is not.
+    """The bases of two distributions with the same invertible transform; None if p or q is not transformed.
 
     KL is invariant under invertible maps, so KL(p || q) is the KL of the bases.
 
@@ -206,7 +213,7 @@ def _as_transformed(d: Any) -> Any:
 
 
 def _kl_if_supports_differ(xp: Any, p: Any, q: Any) -> Array:
-    """`inf` if for no member of the batch the support of q contains the support of p; otherwise NoClosedFormError."""
+    """`inf` if the support of q contains the support of p in no member of the batch; otherwise NoClosedFormError."""
     contained = is_contained(xp, p, q)
     if contained is True or (contained is not False and xp.any(contained)):
         raise _no_closed_form(p, q)

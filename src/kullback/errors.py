@@ -1,6 +1,6 @@
 """The exceptions that Kullback raises.
 
-Each message says what was expected, which value was found and where, and what to do about it.
+Each message states what was expected, which value was found and where, and what to do about it.
 """
 
 __all__ = [

@@ -42,10 +42,11 @@ def measure(
     bound on the error, and multivariate distributions from samples of p.
 
     Args:
-        p: A distribution: a parameter record of `kullback.families`, a distribution of PyTorch, SciPy, NumPyro or
-            TensorFlow Probability, a Gaussian mixture made by `kullback.densities.gaussian_mixtures.components`, or an
-            object with `log_prob(x)` and `sample(count)`.
-        q: A distribution of the same kinds. If p and q are both arrays or lists of shape (n,), they are probabilities.
+        p: A distribution of `kullback.families`, a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, a
+            Gaussian mixture made by `kullback.densities.gaussian_mixtures.components`, or an object with `log_prob(x)`
+            and `sample(count)`.
+        q: A distribution of one of the same types. If p and q are both arrays or lists of shape (n,), they are
+            probabilities.
         error: The largest acceptable error bound of quadrature and summation: in nats where KL is below 1, relative to
             KL above 1.
         method: The method to use; None selects it as described above. "quadrature" includes summation.
@@ -156,12 +157,16 @@ def _by_monte_carlo(
     if p.components is None or q.components is None or estimate.interval is None:
         return estimate
     bounds, (low, high) = mixture_bounds(p.components, q.components), estimate.interval
-    described = f"the variational approximation {bounds.variational:.6g} and the upper bound {bounds.upper:.6g}"
     if low > bounds.upper:
-        warning = f"{described} are below the confidence interval: too few samples determine the estimate"
+        warning = (
+            f"the upper bound {bounds.upper:.6g} is below the confidence interval: too few samples dominate the mean"
+        )
         return replace(estimate, status="unreliable", warnings=(*estimate.warnings, warning))
     if not low <= bounds.variational <= high:
-        warning = f"{described} disagree with each other: the value is from samples"
+        warning = (
+            f"the variational approximation {bounds.variational:.6g} is outside the confidence interval; the upper "
+            f"bound {bounds.upper:.6g} is valid"
+        )
         estimate = replace(estimate, warnings=(*estimate.warnings, warning))
     return replace(estimate, interval=(low, min(high, bounds.upper)))
 
@@ -235,7 +240,7 @@ def _require_distribution(distribution: ResolvedDistribution) -> None:
     has_log_density = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf"))
     if not has_log_density and not isinstance(given, Distribution) and distribution.components is None:
         raise TypeError(
-            f"expected a distribution, got {_name(given)}: pass a parameter record of kullback.families, a "
+            f"expected a distribution, got {_name(given)}: pass a distribution of kullback.families, a "
             "distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or an object with log_prob(x) and "
             "sample(count)"
         )

@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields
 from math import log, nan
 from typing import Literal, TypeAlias
 
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
+from kullback.numerics.array_types import ArrayInput, ArrayT
+from kullback.numerics.arrays import as_floats, cast
 
 __all__ = ["Estimate", "Status", "nats_to_bits"]
 
@@ -20,7 +21,7 @@ class Estimate:
     Args:
         value: The estimate, in `unit`.
         std_error: The standard error of `value`, in `unit`.
-        count: The number of independent samples behind the estimate; 0 where nothing was sampled.
+        count: The number of independent samples from which the estimate is computed; 0 without samples.
         unit: The unit of `value`; "nats" by default.
         method: The method in a few words, such as "closed form".
         error: A bound on |value - true value|, in `unit`; 0 where rounding is the only error.
@@ -57,7 +58,7 @@ class Estimate:
         return f"Estimate({', '.join(shown)})"
 
 
-def nats_to_bits(x: ArrayLike) -> Array:
+def nats_to_bits(x: ArrayInput[ArrayT]) -> ArrayT:
     """Convert nats to bits: x / log 2.
 
     Every function of this package returns nats.
@@ -72,5 +73,5 @@ def nats_to_bits(x: ArrayLike) -> Array:
         >>> float(nats_to_bits(0.6931471805599453))
         1.0
     """
-    xp, [x], dtype = as_floats(x)
-    return cast(xp, x / log(2), dtype)
+    xp, [nats], dtype = as_floats(x)
+    return cast(xp, nats / log(2), dtype)

@@ -120,7 +120,7 @@ def test_every_logged_key_is_documented(kind: str, tmp_path: Path, capsys: pytes
         ({"output": "/proc/none/run"}, "--output /proc/none/run: expected a writable directory, got: No such file"),
         ({"reference": "absent.zip"}, "--reference absent.zip: no such file"),
         ({"constrain": "reference"}, "--constrain reference: expected --reference"),
-        ({"constrain": "old-policy", "budget": None}, "--constrain: expected --budget beside it"),
+        ({"constrain": "old-policy", "budget": None}, "--constrain: expected --budget or --controller FixedBeta"),
         ({"controller": "FixedBeta"}, "expected --beta and no --budget"),
         ({"controller": "FixedBeta", "budget": None}, "expected --beta and no --budget"),
         ({"controller": "PPO2017", "budget": None}, "--controller PPO2017: expected --budget"),

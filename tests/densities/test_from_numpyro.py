@@ -1,4 +1,4 @@
-"""NumPyro: parameter records of every class, and their KL and gradients under jit, vmap and grad."""
+"""NumPyro: every class as a family, with KL and gradients under jit, vmap and grad."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""scipy.stats: parameter records of frozen distributions and random variables, checked by their densities."""
+"""scipy.stats: frozen distributions and random variables as families, checked by their densities."""
 
 import math
 

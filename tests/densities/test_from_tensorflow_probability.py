@@ -1,4 +1,4 @@
-"""TensorFlow Probability on JAX: parameter records of its classes; skipped where it cannot be imported."""
+"""TensorFlow Probability on JAX: its classes as families; skipped where it cannot be imported."""
 
 import math
 

@@ -415,7 +415,7 @@ def test_a_limit_that_cannot_be_estimated_must_be_passed():
         ("chi2", {}, SupportError, "did you mean 'chi_squared'"),
         ("hellinger_square", {}, SupportError, "did you mean 'hellinger_squared'"),
         ("tv", {}, SupportError, "the names are alpha"),
-        ("kl", {}, SupportError, "KL is kl_probs"),
+        ("kl", {}, SupportError, "for KL\\(p \\|\\| q\\) call kl_probs"),
         (3, {}, SupportError, "got 3"),
         ("renyi", {}, TypeError, "'renyi' takes order=; got none"),
         ("renyi", {"alpha": 2}, TypeError, "takes order=; got alpha=2"),

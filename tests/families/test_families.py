@@ -1,4 +1,4 @@
-"""The parameter records: what they store, and which parameters they reject."""
+"""The distributions of kullback.families: what they store, and which parameters they reject."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""torch.distributions: parameter records, KL and gradients of every class, and install for kl_divergence."""
+"""torch.distributions: every class as a family, with KL and gradients, and install for kl_divergence."""
 
 import copy
 import math

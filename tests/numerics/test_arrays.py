@@ -153,6 +153,7 @@ def as_jax(values):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_torch_compile():
     p, q = torch.tensor([[0.4, 0.6]]), torch.tensor([[0.5, 0.5]])
     compiled = torch.compile(kl_probs, backend="eager")

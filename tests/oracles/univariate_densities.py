@@ -106,7 +106,7 @@ _DISTRIBUTIONS: dict[type, Callable[..., Any]] = {
 
 
 def distribution_of(record: Any) -> UnivariateDistribution:
-    """The distribution of a parameter record; the factories take the parameters in the order of the record."""
+    """The oracle for a distribution of kullback.families; the factories take the parameters in their order."""
     distribution = _DISTRIBUTIONS[type(record)](*(value for value in vars(record).values() if value is not None))
     return distribution if isinstance(distribution, UnivariateDistribution) else _of_scipy(distribution)
 

@@ -69,3 +69,5 @@ def test_a_run_that_was_written_under_former_names_is_read(tmp_path: Path) -> No
     vae = {"budget": {"target": 5.0, "unit": "latent"}}
     (tmp_path / "config.json").write_text(json.dumps(vae))
     assert constrained_kl(run.config()) == "kl_posterior_prior_per_image"
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "sft", "judged": 512, "budget": None}))
+    assert run.config() == {"kind": "sft", "max_examples": 512, "budget": None}

@@ -24,7 +24,7 @@ _BETA_MIN, _BETA_MAX = 2.0**-126, 2.0**127  # the range of float32: a multiplica
 
 
 class Controller(Protocol):
-    """The interface of a controller: the present `beta`, and `update`, which returns the state after a measured KL."""
+    """The interface of a controller: the current `beta`, and `update`, which returns the state after a measured KL."""
 
     @property
     def beta(self) -> float: ...

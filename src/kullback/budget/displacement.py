@@ -25,7 +25,7 @@ def scale_displacement(weights: Iterable[Tensor], anchors: Iterable[Tensor], fac
     Args:
         weights: The weights that are changed.
         anchors: As many tensors of the same shapes, in any floating dtype.
-        factor: The factor; with 1 nothing is done.
+        factor: The factor; 1 leaves the weights unchanged.
 
     Example:
         >>> weight = torch.tensor([2.0, 4.0])

@@ -9,8 +9,8 @@ slowest to the fastest, which all act on one filtered estimate of the KL (`filte
 - `learning_rate_scale`, a factor on the learning rate. It limits the change of the KL in one optimizer step to a few
   percent of the target, and to a change that held-out samples can measure. Beta alone cannot do this, since optimizers
   such as Adam normalise the size of their steps.
-- `displacement_scale`, a factor on the displacement of the weights from the reference. It corrects the KL at once: the
-  KL is proportional to a power of the displacement, whose exponent is 2 close to the reference and is estimated
+- `displacement_scale`, a factor on the displacement of the weights from the reference. It corrects the KL immediately:
+  the KL is proportional to a power of the displacement, whose exponent is 2 close to the reference and is estimated
   elsewhere.
 """
 
@@ -37,8 +37,8 @@ _LEARNING_RATE_MIN = 1e-4  # smallest `learning_rate_scale`: smaller steps are r
 _OUTWARD_MAX = (
     1.04  # largest factor by which scaling may increase the KL: the optimizer, not the controller, increases it
 )
-_OUTWARD_FROM = 0.8  # share of the target above which scaling may increase the KL
-_BRAKE_FROM = 1.2  # share of the target above which the brake acts
+_OUTWARD_FROM = 0.8  # multiple of the target above which scaling may increase the KL
+_BRAKE_FROM = 1.2  # multiple of the target above which the brake acts
 _OFFSET_MAX = 0.15  # largest |log| of the KL on the evaluation set over the KL on batches that is corrected
 
 # Names in states that were saved before a field was renamed.
@@ -78,16 +78,17 @@ class KLBudget:
     4. `after_step` with the KL of held-out samples before and after;
     5. while `brake` is below 1: scale the displacement by `brake` and call `after_brake`.
 
-    `kullback.budget.step.BudgetStep` does steps 2 to 5. A user who cannot scale weights calls `update` alone. Where a
-    fixed evaluation set measures the KL from time to time, call `update_evaluation`: the KL on that set is then held.
+    `kullback.budget.step.BudgetStep` does steps 2 to 5. If the weights cannot be scaled, call `update` alone. If the KL
+    is also measured on a fixed evaluation set at intervals, pass it to `update_evaluation`: the KL on that set is then
+    held.
 
     Args:
         target: The budget in nats per unit, > 0.
         unit: The unit of the KL: "token" (the sum over tokens / the number of tokens), "sequence" (the sum over tokens
             / the number of sequences), "step" (a state visited in an environment) or "image" (all latent dimensions of
             a VAE, for one image).
-        price: beta * target, the reward that the whole budget costs in the loss. It does not depend on the size of the
-            budget.
+        price: beta * target, which is the penalty at a KL equal to the target, in units of reward. Suitable values do
+            not depend on the size of the budget.
         price_min: The smallest price, which applies while the constraint does not bind.
         price_max: The largest price.
         gain: The largest change of log(price) in one step.
@@ -133,7 +134,7 @@ class KLBudget:
         if not (math.isfinite(self.target) and self.target > 0):
             raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target}")
         if self.unit not in get_args(Unit):
-            raise BudgetError(f"expected a unit of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
+            raise BudgetError(f"expected unit to be one of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
             raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")
@@ -180,7 +181,7 @@ class KLBudget:
 
     @property
     def brake(self) -> float:
-        """The factor by which the displacement is scaled at once: below 1 if the KL exceeds 1.2 times its set point."""
+        """An additional factor on the displacement: below 1 if the KL exceeds 1.2 times its set point."""
         if self.filtered_kl <= _BRAKE_FROM * self.effective_target:
             return 1.0
         return (self.effective_target / self.filtered_kl) ** (1 / self.pull_exponent.value)
@@ -233,19 +234,19 @@ class KLBudget:
             got = f"{displacement_scale} and {std_error}"
             raise BudgetError(f"expected displacement_scale > 0 and std_error >= 0 or nan, got {got}")
         if not self.kl_filter.is_valid_change(before, after):
-            return replace(self, kl_filter=self.kl_filter.after_step(before, after, wanted=0.0))
+            return replace(self, kl_filter=self.kl_filter.after_step(before, after, optimizer_change=0.0))
         change = math.log(after / before)
         share = min(1.0, self.filtered_kl / self.target)
         noise = self.rms_kl_step * self.learning_rate_scale / max(share, 1e-300) or 1.0
         exponent = self.pull_exponent.after_step(math.log(displacement_scale), change, noise=noise)
-        wanted = change - exponent.value * math.log(displacement_scale)
-        step = share * max(-1.0, min(1.0, wanted))
+        optimizer_change = change - exponent.value * math.log(displacement_scale)
+        step = share * max(-1.0, min(1.0, optimizer_change))
         # Divided by the scale, so that a smaller learning rate is not mistaken for smaller steps.
         rms_kl_step = _running_rms(self.rms_kl_step, abs(step) / self.learning_rate_scale)
         rms_change_error = self.rms_change_error
         if not math.isnan(std_error):
             rms_change_error = _running_rms(rms_change_error, min(1.0, std_error) / self.learning_rate_scale)
-        # Far below the target, larger steps do no harm.
+        # Far below the target, larger steps are allowed.
         remaining = max(0.0, 1 - self.filtered_kl / self.target)
         step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * remaining)
         error_limit = _CHANGE_ERROR + _CHANGE_ERROR_FAR * remaining
@@ -254,7 +255,7 @@ class KLBudget:
         return replace(
             self,
             pull_exponent=exponent,
-            kl_filter=self.kl_filter.after_step(before, after, wanted=wanted, std_error=std_error),
+            kl_filter=self.kl_filter.after_step(before, after, optimizer_change=optimizer_change, std_error=std_error),
             mean_log_kl_step=(1 - _STEP_GAIN) * self.mean_log_kl_step + _STEP_GAIN * step,
             rms_kl_step=rms_kl_step,
             rms_change_error=rms_change_error,
@@ -289,12 +290,13 @@ class KLBudget:
     def update_evaluation(self, observed_kl: float, *, std_error: float) -> Self:
         """Update the state with the KL on a fixed evaluation set.
 
-        The KL on that set is held from then on, as far as it differs from the KL on batches by 15% at most. Values far
-        below the target have no effect: `filtered_kl` still lags behind the KL there by more than its standard error.
+        From then on, the KL on that set is held at the target, as long as it differs from the KL on batches by at most
+        15%. The method has no effect while `filtered_kl` is far below the target, because its error is then larger than
+        its standard error.
 
         Args:
             observed_kl: KL(policy || reference) on the evaluation set, in nats per unit.
-            std_error: Its standard error; with nan (unknown) the state stays as it is.
+            std_error: Its standard error; nan (unknown) leaves the state unchanged.
 
         Returns:
             The new state.

@@ -28,8 +28,8 @@ class KLFilter:
     """The estimated KL in nats per unit, with its error and with the biases of its measurements.
 
     The state of a Kalman filter on log KL and on its drift. A step multiplies `value` by the measured ratio of the KLs
-    of held-out samples and by exp(drift), where the drift is the mean change of log KL that those samples miss. A batch
-    or an evaluation then corrects both components with the Kalman gain.
+    of held-out samples and by exp(drift), where the drift is the mean change of log KL that these samples do not show.
+    A batch or an evaluation then corrects both components with the Kalman gain.
 
     Args:
         value: The estimate in nats per unit; 0 before the first measurement.
@@ -46,7 +46,7 @@ class KLFilter:
         >>> state = KLFilter().after_batch(0.04, std_error=0.004, count=16)
         >>> round(state.value, 4), round(state.rel_std_error, 4)
         (0.04, 0.1)
-        >>> round(state.after_step(0.05, 0.055, wanted=0.1).value, 4)
+        >>> round(state.after_step(0.05, 0.055, optimizer_change=0.1).value, 4)
         0.044
     """
 
@@ -100,13 +100,13 @@ class KLFilter:
         """Return whether the KL of held-out samples before and after a step gives a usable ratio."""
         return before > 0 and 0 < after < _JUMP * before and self.value > 0
 
-    def after_step(self, before: float, after: float, *, wanted: float, std_error: float = math.nan) -> Self:
+    def after_step(self, before: float, after: float, *, optimizer_change: float, std_error: float = math.nan) -> Self:
         """Propagate the estimate through a step that was measured on held-out samples.
 
         Args:
             before: The KL of the held-out samples before the step.
             after: Their KL after the step.
-            wanted: The change of log KL caused by the optimizer alone.
+            optimizer_change: The change of log KL caused by the optimizer alone.
             std_error: The relative standard error of after / before; nan if unknown.
 
         Returns:
@@ -115,7 +115,7 @@ class KLFilter:
         if not self.is_valid_change(before, after):
             return replace(self, value=after, rel_std_error=1.0, covariance=0.0, has_step_update=True)
         if math.isnan(std_error):
-            noise = math.hypot(_CHANGE_NOISE_MIN, _CHANGE_NOISE * wanted)
+            noise = math.hypot(_CHANGE_NOISE_MIN, _CHANGE_NOISE * optimizer_change)
         else:
             noise = min(1.0, _CHANGE_NOISE_SCALE * std_error)
         drift_std_error = min(_DRIFT_STD_ERROR, math.hypot(self.drift_std_error, _DRIFT_WALK))

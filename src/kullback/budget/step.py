@@ -1,4 +1,4 @@
-"""One optimizer step inside a KL budget: scale the learning rate and the displacement, measure the KL, apply the brake.
+"""One optimizer step with a KL budget: scale the learning rate and the displacement, measure the KL, apply the brake.
 
 The trainers of language models (`kullback.integrations.trl`), of policies in environments
 (`kullback.integrations.sb3_budget`) and of VAEs (`kullback.train.vae.budget_step`) differ in two functions only: how
@@ -79,7 +79,7 @@ class BudgetStep:
             step_is_known: Whether the state contains the change of the KL by the optimizer step already.
 
         Returns:
-            The state after, and the factor by which the displacement was scaled in all.
+            The state after, and the total factor by which the displacement was scaled.
         """
         factor = budget.displacement_scale
         self.scale_displacement(factor)

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     """Add the command `fit`."""
     parser = commands.add_parser(
         "fit",
-        help="the member of a family that is nearest to a target, by KL in either direction",
+        help="find the member of a family that is nearest to a target, by KL in either direction",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -94,7 +94,7 @@ def _ppo(options: argparse.Namespace) -> int:
     constrain = options.constrain or ("reference" if options.reference else "old-policy")
     controller = _create_controller(options)
     if options.constrain and controller is None:
-        raise InputError("--constrain: expected --budget beside it, or --controller FixedBeta")
+        raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
 
     import kullback.integrations.sb3_saved  # noqa: F401  imported first: its error names the extra to install
 

@@ -49,7 +49,7 @@ def add_vae(recipes: Any) -> None:
         "--beta",
         type=float,
         metavar="B",
-        help="multiply the KL in the loss by B; with --anneal its final coefficient (default: 1)",
+        help="multiply the KL in the loss by B; with --anneal, B is the final coefficient (default: 1)",
     )
     add(
         "--anneal",

@@ -22,8 +22,8 @@ FORMS: dict[tuple[type, type], Form] = {}
 def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
     """Decorate `function(xp, p, q)` to register it as KL(p || q) for these pairs of classes.
 
-    The function receives an array namespace and parameter records whose parameters are arrays of this namespace and of
-    one dtype. Its result is used where the support of q contains the support of p; elsewhere the KL is `inf`.
+    The function receives an array namespace `xp` and two distributions whose parameters are arrays of this namespace
+    and of one dtype. Its result is used where the support of q contains the support of p; elsewhere the KL is `inf`.
 
     Args:
         *pairs: Pairs of subclasses of `Distribution`: the class of p and the class of q.

@@ -24,7 +24,7 @@ __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_abso
 
 
 def as_density(record: families.Distribution) -> Density | None:
-    """The density or probability mass function of a parameter record; None if the family is not univariate.
+    """The density or probability mass function of a distribution; None if the family is not univariate.
 
     Raises:
         ShapeError: The parameters are a batch.
@@ -46,7 +46,7 @@ def has_density(kind: type[families.Distribution]) -> bool:
 
 
 def in_float64(record: families.Distribution) -> families.Distribution:
-    """The record with its parameters as float64 NumPy arrays if the family is univariate, else the record unchanged."""
+    """The distribution with float64 NumPy arrays as parameters if it is univariate; other distributions unchanged."""
     if not has_density(type(record)) or isinstance(record, families.NormalMixture):
         return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
@@ -55,7 +55,7 @@ def in_float64(record: families.Distribution) -> families.Distribution:
 
 
 def is_absolute_value(record: families.Distribution) -> bool:
-    """Whether the record is the distribution of |x|, with the transform given as "abs" or as PyTorch's AbsTransform."""
+    """Whether this is the distribution of |x|, with the transform given as "abs" or as PyTorch's AbsTransform."""
     if not isinstance(record, families.Transformed):
         return False
     parts = record.transform if isinstance(record.transform, tuple) else (record.transform,)

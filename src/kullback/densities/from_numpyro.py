@@ -1,4 +1,4 @@
-"""Adapter of NumPyro: parameter records, univariate densities and samplers of its distributions."""
+"""Adapter of NumPyro: its distributions as families, univariate densities and samplers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -24,17 +24,17 @@ _PROBE_DRAWS = 4096  # draws that locate a distribution; a single count, since J
 
 
 def as_family(distribution: Any) -> f.Distribution:
-    """The parameter record of a distribution of NumPyro; it holds the same arrays, so gradients reach them.
+    """The distribution of `kullback.families` with the arrays of a distribution of NumPyro.
 
     Args:
         distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, ExpandedDistribution,
             TransformedDistribution and MixtureSameFamily with normal components.
 
     Returns:
-        The record, with numbers converted to JAX arrays.
+        The distribution. It holds the same arrays, so that gradients reach them; numbers are converted to JAX arrays.
 
     Raises:
-        NoClosedFormError: `kullback.families` has no record for this class.
+        NoClosedFormError: `kullback.families` has no family for this class.
         TypeError: The object is not a distribution.
 
     Example:
@@ -126,7 +126,7 @@ def _in_float64(leaf: Any) -> Any:
 
 
 def _by_parameters(kind: type, *names: str, **renamed: str) -> Callable[[Any], f.Distribution]:
-    """A conversion that copies the parameters `names` and `renamed` (name in the record = name in NumPyro)."""
+    """A conversion that copies the parameters `names` and `renamed` (name in the family = name in NumPyro)."""
 
     def convert(distribution: Any) -> f.Distribution:
         sources = {name: name for name in names} | renamed
@@ -154,7 +154,7 @@ def _gamma_poisson(distribution: Any) -> f.Distribution:
     return f.NegativeBinomial(total_count=counts, logits=-jnp.log(rate))
 
 
-# NumPyro's class -> conversion to the parameter record.
+# NumPyro's class -> conversion to a distribution of kullback.families.
 FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.BernoulliLogits: _by_parameters(f.Bernoulli, "logits"),
     d.BernoulliProbs: _by_parameters(f.Bernoulli, "probs"),
@@ -197,7 +197,7 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.Wishart: _by_parameters(f.Wishart, df="concentration", covariance_matrix="scale_matrix"),
 }
 
-# The number of event axes of a record's first parameter; 0 for the families that are not listed.
+# The number of event axes of a family's first parameter; 0 for the families that are not listed.
 _EVENT_AXES = {
     f.Categorical: 1,
     f.Dirichlet: 1,
@@ -209,7 +209,7 @@ _EVENT_AXES = {
 
 
 def _from_expanded(base: Any, batch_shape: tuple[int, ...]) -> f.Distribution:
-    """The record of an expanded distribution: its first parameter is broadcast, the others broadcast against it."""
+    """The expanded distribution: its first parameter is broadcast, and the others broadcast against it."""
     if isinstance(base, d.Independent):
         part, count = base.base_dist, base.reinterpreted_batch_ndims
         shape = batch_shape + part.batch_shape[len(part.batch_shape) - count :]
@@ -282,7 +282,7 @@ def _is_invertible(base: Any, parts: list[Any]) -> bool:
         if holds(jnp.any((low < lower) | (high > upper))):
             return False
         forward = getattr(part, "_inv", None) if type(part) is transforms._InverseTransform else part
-        # A scale or an exponent of 0 maps all values to one.
+        # A scale or an exponent of 0 maps all values to a single value.
         factor = getattr(forward, "scale", getattr(forward, "exponent", 1.0))
         if not isinstance(forward, _INVERTIBLE) or holds(jnp.any(jnp.asarray(factor) == 0)):
             return False

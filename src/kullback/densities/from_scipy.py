@@ -1,4 +1,4 @@
-"""Adapter of scipy.stats: parameter records and univariate densities of its frozen distributions and random variables.
+"""Adapter of scipy.stats: its frozen distributions and random variables as families and univariate densities.
 
 SciPy has two kinds of distributions: frozen distributions such as `scipy.stats.norm(0, 1)`, made by a family object
 such as `scipy.stats.norm`, and random variables such as `scipy.stats.Normal(mu=0, sigma=1)`.
@@ -24,7 +24,7 @@ _Converter = Callable[[str, tuple[ArrayLike, ...], ArrayLike, ArrayLike], f.Dist
 
 
 def as_family(distribution: Any) -> f.Distribution:
-    """The parameter record of a frozen distribution or a random variable of scipy.stats.
+    """The distribution of `kullback.families` that equals a frozen distribution or a random variable of scipy.stats.
 
     Args:
         distribution: A frozen distribution or a random variable of a family in `FAMILIES` or
@@ -32,10 +32,10 @@ def as_family(distribution: Any) -> f.Distribution:
             mixtures of normal random variables.
 
     Returns:
-        The record, with the parameters as they were given.
+        The distribution, with the parameters as they were given.
 
     Raises:
-        NoClosedFormError: `kullback.families` has no record for this distribution, such as a gamma with loc != 0.
+        NoClosedFormError: `kullback.families` has no such distribution, for example no gamma with loc != 0.
         TypeError: The object is not a frozen distribution or a random variable.
 
     Example:
@@ -86,7 +86,7 @@ def _no_family(what: str) -> NoClosedFormError:
 
 
 def _from_parameters(family: Any, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
-    """The parameter record of loc + scale x, x from a family object with these shape parameters."""
+    """The distribution of loc + scale x for x from a family object with these shape parameters."""
     name, convert = f"scipy.stats.{family.name}", FAMILIES.get(type(family))
     if convert is None and hasattr(family, "xk"):
         convert = _without_location_and_scale(lambda: _from_values(family))
@@ -157,7 +157,7 @@ def _from_transformed(variable: Any) -> f.Distribution:
 
 
 def _from_values(family: Any) -> f.Distribution:
-    """The parameter record of scipy.stats.rv_discrete(values=(values, probabilities))."""
+    """The categorical distribution that equals scipy.stats.rv_discrete(values=(values, probabilities))."""
     return f.Transformed(
         base=f.Categorical(probs=family.pk), transform=("values", *family.xk.tolist()), invertible=True
     )
@@ -221,7 +221,7 @@ def _negative_binomial(n: ArrayLike, p: ArrayLike) -> f.Distribution:
         return f.NegativeBinomial(total_count=n, logits=np.log1p(-p) - np.log(p))
 
 
-# Class of SciPy's family object -> conversion to the parameter record.
+# Class of SciPy's family object -> conversion to a distribution of kullback.families.
 FAMILIES: dict[type, _Converter] = {
     type(stats.cauchy): _location_scale(f.Cauchy),
     type(stats.geom): _with_location_and_scale(_geometric),
@@ -263,7 +263,7 @@ FAMILIES: dict[type, _Converter] = {
     type(stats.zipfian): _without_location_and_scale(lambda a, n: f.Zipfian(exponent=a, total_count=n)),
 }
 
-# Class of SciPy's multivariate family object -> conversion of a frozen distribution to the parameter record.
+# Class of SciPy's multivariate family object -> conversion of its frozen distribution.
 MULTIVARIATE_FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     type(stats.dirichlet): lambda x: f.Dirichlet(concentration=x.alpha),
     type(stats.invwishart): lambda x: f.InverseWishart(df=x.df, scale_matrix=x.scale),

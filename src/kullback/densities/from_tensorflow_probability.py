@@ -1,4 +1,4 @@
-"""Adapter of TensorFlow Probability on JAX: its distributions as parameter records, by the names of their classes."""
+"""Adapter of TensorFlow Probability on JAX: its distributions as families, by the names of their classes."""
 
 from typing import Any
 
@@ -56,17 +56,17 @@ FAMILIES: dict[str, tuple[type, dict[str, str]]] = {
 
 
 def as_family(distribution: Any) -> f.Distribution:
-    """The parameter record of a distribution of tensorflow_probability.substrates.jax.
+    """The distribution of `kullback.families` that equals a distribution of tensorflow_probability.substrates.jax.
 
     Args:
         distribution: An instance of a class in `FAMILIES`, an `Independent` of one, or its image under the bijectors
             `Exp` and `Tanh`.
 
     Returns:
-        The record, with the parameters that were given as JAX arrays.
+        The distribution, with the given parameters as JAX arrays.
 
     Raises:
-        NoClosedFormError: `kullback.families` has no record for this class, or for the parameters that were given.
+        NoClosedFormError: `kullback.families` has no family for this class, or for the parameters that were given.
         TypeError: The object is not a distribution, or belongs to another substrate than JAX.
     """
     name = type(distribution).__name__

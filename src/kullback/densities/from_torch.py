@@ -1,4 +1,4 @@
-"""Adapter of torch.distributions: parameter records, univariate densities, samplers and Gaussian components."""
+"""Adapter of torch.distributions: its distributions as families, univariate densities, samplers and mixtures."""
 
 from collections.abc import Iterator
 from copy import copy
@@ -64,17 +64,18 @@ _TRANSFORM_NAMES = {d.ExpTransform: "exp", d.TanhTransform: "tanh"}
 
 
 def as_family(distribution: Any) -> f.Distribution:
-    """The parameter record of an object of torch.distributions; it holds the same tensors, so gradients reach them.
+    """The distribution of `kullback.families` with the tensors of an object of torch.distributions.
 
     Args:
         distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, TransformedDistribution
             and MixtureSameFamily with normal components.
 
     Returns:
-        The record. Of alternative parameters, such as probs and logits, it holds the one that was given.
+        The distribution. It holds the same tensors, so that gradients reach them. Of alternative parameters, such as
+        probs and logits, it holds the parameter that was given.
 
     Raises:
-        NoClosedFormError: `kullback.families` has no record for this class.
+        NoClosedFormError: `kullback.families` has no family for this class.
         TypeError: The object is not a distribution.
 
     Example:
@@ -200,7 +201,7 @@ def _copy_parameters(family: type, distribution: Any) -> f.Distribution:
     owner = getattr(distribution, "_categorical", distribution)
     values = {}
     for alternatives in _PARAMETRISATIONS:
-        # The record of a Wishart distribution has only the covariance matrix.
+        # families.Wishart has only the covariance matrix as a parameter.
         if accepted := names.intersection(alternatives):
             given = _given_parameter(owner, alternatives)
             given = given if given in accepted else alternatives[0]
@@ -257,7 +258,7 @@ def _is_invertible(base: Any, parts: list[Any]) -> bool:
     for part in parts:
         domains = [_bounds(each.domain) for each in getattr(part, "transforms", [part])]
         outside = any(holds(torch.any((low < lower) | (high > upper))) for lower, upper in domains)
-        # A scale or an exponent of 0 maps all values to one.
+        # A scale or an exponent of 0 maps all values to a single value.
         scales = isinstance(part, d.AffineTransform | d.PowerTransform)
         if not part.bijective or outside or (scales and holds(torch.any(torch.as_tensor(part.sign) == 0))):
             return False

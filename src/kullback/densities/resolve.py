@@ -1,4 +1,4 @@
-"""One view of a distribution of any supported library: parameter record, density, sampler and Gaussian components."""
+"""One view of a distribution of any supported library: family, density, sampler and Gaussian components."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ _ADAPTERS = {
 class ResolvedDistribution:
     """A distribution with its representations, each computed at its first use.
 
-    A representation is derived from the parameter record if the distribution has one that allows it, and otherwise
-    from the object as given.
+    A representation is derived from the equal distribution of `kullback.families` if there is one that allows it, and
+    otherwise from the object as given.
 
     Args:
-        given: The distribution as it was passed: a parameter record of `kullback.families`, a distribution of a
-            supported library, `Components`, or an object with `log_prob(x)` and `sample(count)`.
+        given: The distribution as it was passed: a distribution of `kullback.families` or of a supported library,
+            `Components`, or an object with `log_prob(x)` and `sample(count)`.
     """
 
     given: Any
 
     @cached_property
     def family(self) -> Distribution | None:
-        """The parameter record, or None if there is none for this distribution."""
+        """The equal distribution of `kullback.families`, or None if there is none."""
         try:
             return as_family(self.given)
         except (NoClosedFormError, TypeError):
@@ -55,7 +55,7 @@ class ResolvedDistribution:
 
     @property
     def family_in_float64(self) -> Any:
-        """The parameter record in float64 where it is univariate; the object as given without a record."""
+        """The equal distribution of `kullback.families`, in float64 if univariate; without one, the object as given."""
         return self.given if self.family is None else _families().in_float64(self.family)
 
     @cached_property
@@ -89,16 +89,17 @@ def resolve(distribution: Any) -> ResolvedDistribution:
 
 
 def as_family(distribution: Any) -> Distribution:
-    """The parameter record of a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability.
+    """The distribution of `kullback.families` that equals a distribution of another library.
 
     Args:
-        distribution: A distribution of one of these libraries, or a parameter record, which is returned unchanged.
+        distribution: A distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or a distribution of
+            `kullback.families`, which is returned unchanged.
 
     Returns:
-        The record of `kullback.families`, which holds the library's own arrays.
+        The distribution of `kullback.families`, which holds the library's own arrays.
 
     Raises:
-        NoClosedFormError: `kullback.families` has no record for this distribution.
+        NoClosedFormError: `kullback.families` has no family for this distribution.
         TypeError: The object is not a distribution of a supported library.
     """
     if isinstance(distribution, Distribution):
@@ -111,7 +112,7 @@ def as_family(distribution: Any) -> Distribution:
             "kl_logits, or construct a kullback.families.Categorical from them"
         )
     raise TypeError(
-        f"expected a distribution, got {type(distribution).__name__}: pass a parameter record of kullback.families or "
+        f"expected a distribution, got {type(distribution).__name__}: pass a distribution of kullback.families or "
         "a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or pass its class to register_kl"
     )
 

@@ -124,7 +124,7 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
     if reach < 100:
         if abs(power) > 0.1:
             return (top / power, top / power, "") if power > 0 else (inf, 0.0, "")
-        return top, inf, "it cannot be decided whether the integral of p log(p/q) is finite"
+        return top, inf, "it cannot be determined whether the integral of p log(p/q) is finite"
     # Fit of height = c - a s + k log s: a power of x times a power of log x.
     points = [s.size - 1, s.size // 2, s.size // 4]
     rows = np.stack([np.ones(3), -s[points], np.log(s[points])], axis=1)
@@ -136,4 +136,4 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
         return (tail, tail, "") if power > 0 else (inf, 0.0, "")
     if abs(logs + 1) > 0.1:
         return (top * reach / (-1 - logs), top * reach / (-1 - logs), "") if logs < -1 else (inf, 0.0, "")
-    return top, inf, "it cannot be decided whether the integral of p log(p/q) is finite"
+    return top, inf, "it cannot be determined whether the integral of p log(p/q) is finite"

@@ -23,20 +23,21 @@ from kullback.discrete.power_divergences import (
 )
 from kullback.discrete.validation import events_last, require_probs
 from kullback.errors import SupportError
+from kullback.numerics.array_types import ArrayInput, ArrayT, Column, Float, PerEvent, PerRow
 from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["divergence"]
 
 
 def divergence(
-    p: ArrayLike,
-    q: ArrayLike,
-    name: str | Callable[[Array], Array],
+    p: ArrayInput[ArrayT],
+    q: ArrayInput[ArrayT],
+    name: str | Callable[[ArrayT], ArrayT],
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
     **parameters: float,
-) -> Array:
+) -> Float[ArrayT, "..."]:
     """A divergence D(p || q) other than KL(p || q), from probabilities.
 
     | name | D(p || q) | parameters |
@@ -85,7 +86,7 @@ def divergence(
         Huaiyu Zhu and Richard Rohwer (1995), "Information geometric measurements of generalisation" [zhu1995].
         Thomas Minka (2005), "Divergence measures and message passing" [minka2005].
         Tim van Erven and Peter Harremoës (2014), "Rényi divergence and Kullback-Leibler divergence" [vanerven2014].
-        Imre Csiszár (1967), "Information-type measures of prob_difference of probability distributions and indirect
+        Imre Csiszár (1967), "Information-type measures of difference of probability distributions and indirect
         observations" [csiszar1967], for a function f.
 
     Example:
@@ -96,7 +97,8 @@ def divergence(
     """
     if not callable(name) and (not isinstance(name, str) or name not in _NAMED):
         near = get_close_matches(str(name), _NAMED, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"KL is kl_probs; the names are {', '.join(_NAMED)}"
+        known = f"for KL(p || q) call kl_probs; the names are {', '.join(_NAMED)}"
+        hint = f"did you mean {near[0]!r}?" if near else known
         raise SupportError(f"expected the name of a divergence or a function, got {name!r}; {hint}")
     builder, skipped = (f_divergence, 4) if callable(name) else (_NAMED[name], 0)
     try:
@@ -124,21 +126,21 @@ def _js(weight: float = 0.5) -> ValueAndGradients:
         raise SupportError(f"expected a weight between 0 and 1, got {weight!r}; it is the weight of p in the mixture")
     complement = 1 - weight
 
-    def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def value(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         mean = weight * p + complement * q
         from_p = kl_per_event(xp, p, mean, _log_mix(xp, d, weight))
         return xp.sum(weight * from_p + complement * kl_per_event(xp, q, mean, _log_mix(xp, -d, complement)), axis=-1)
 
-    def by_p(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_p(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -weight * _log_mix(xp, d, weight)
 
-    def by_q(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_q(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -complement * _log_mix(xp, -d, complement)
 
     return value, by_p, by_q
 
 
-def _log_mix(xp: Any, d: Array, weight: float) -> Array:
+def _log_mix(xp: Any, d: PerEvent, weight: float) -> PerEvent:
     """log(w + (1-w) e^d), accurate near d = 0 and without overflow."""
     large = d > 50
     x = xp.where(large, 0.0, d)
@@ -151,13 +153,13 @@ def _log_mix(xp: Any, d: Array, weight: float) -> Array:
 def _jeffreys() -> ValueAndGradients:
     """KL(p || q) + KL(q || p) = sum (q - p) (log q - log p)."""
 
-    def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def value(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         return xp.sum(prob_difference(xp, p, q, d) * d, axis=-1)
 
-    def by_p(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_p(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -d - scaled_expm1(xp, d, 1.0)
 
-    def by_q(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_q(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return d + scaled_expm1(xp, d, -1.0)
 
     return value, by_p, by_q
@@ -166,7 +168,7 @@ def _jeffreys() -> ValueAndGradients:
 def _total_variation() -> ValueAndGradients:
     """sum |p - q| / 2."""
 
-    def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def value(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         return xp.sum(abs(prob_difference(xp, p, q, d)), axis=-1) / 2
 
     return (
@@ -195,15 +197,15 @@ def _differentiable(name: str, parameters: tuple[tuple[str, float], ...]) -> Cal
     """The divergence as a function of probabilities, with explicit gradients."""
     value, by_p, by_q = _NAMED[name](**dict(parameters))
 
-    def from_probs(xp: Any, p: Array, q: Array) -> Array:
+    def from_probs(xp: Any, p: PerEvent, q: PerEvent) -> PerRow:
         return value(xp, *normalize_probs(xp, p, q))
 
-    def p_gradient(xp: Any, gradient: Array, output: Array, p: Array, q: Array) -> Array:
+    def p_gradient(xp: Any, gradient: PerRow, output: PerRow, p: PerEvent, q: PerEvent) -> PerEvent:
         events = normalize_probs(xp, p, q)
         derivative = by_p(xp, output[..., None], *events)
         return gradient[..., None] * _gradient_of_normalized(xp, derivative, events[0], p, p, q)
 
-    def q_gradient(xp: Any, gradient: Array, output: Array, p: Array, q: Array) -> Array:
+    def q_gradient(xp: Any, gradient: PerRow, output: PerRow, p: PerEvent, q: PerEvent) -> PerEvent:
         events = normalize_probs(xp, p, q)
         derivative = by_q(xp, output[..., None], *events)
         return gradient[..., None] * _gradient_of_normalized(xp, derivative, events[1], q, p, q)
@@ -212,8 +214,8 @@ def _differentiable(name: str, parameters: tuple[tuple[str, float], ...]) -> Cal
 
 
 def _gradient_of_normalized(
-    xp: Any, derivative: Array, normalized: Array, argument: Array, p: Array, q: Array
-) -> Array:
+    xp: Any, derivative: PerEvent, normalized: PerEvent, argument: PerEvent, p: PerEvent, q: PerEvent
+) -> PerEvent:
     """The gradient with respect to an argument, from the derivative with respect to the argument divided by its sum.
 
     Infinite derivatives are replaced by 0.

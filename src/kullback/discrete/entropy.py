@@ -7,12 +7,13 @@ from array_api_compat import device
 
 from kullback.discrete.log_ratios import q_probs_gradient
 from kullback.discrete.validation import events_last, require_probs
-from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, log, map_row_blocks, with_gradient
+from kullback.numerics.array_types import ArrayInput, ArrayT, Float, PerEvent, PerRow
+from kullback.numerics.arrays import ArrayLike, cast, is_positive, log, map_row_blocks, with_gradient
 
 __all__ = ["cross_entropy", "entropy"]
 
 
-def entropy(p: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None) -> Float[ArrayT, "..."]:
     """The entropy H(p) of probabilities, in nats.
 
     H(p) = -sum_i p_i log p_i, and H(p) = H(p, q) - KL(p || q) for the cross-entropy H(p, q). If rounding leaves the sum
@@ -42,7 +43,9 @@ def entropy(p: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> 
     return cast(xp, _entropy(xp, probs), dtype)
 
 
-def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def cross_entropy(
+    p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[ArrayT, "..."]:
     """The cross-entropy H(p, q) = H(p) + KL(p || q) of probabilities, in nats.
 
     H(p, q) = -sum_i p_i log q_i: the mean length, in nats, of a code that is optimal for q when the symbols are drawn
@@ -77,7 +80,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLik
 # Values and gradients for rows of events: the events lie along the last axis.
 
 
-def _surprisal(xp: Any, q: Array) -> Array:
+def _surprisal(xp: Any, q: PerEvent) -> PerEvent:
     """-log(q_i / Q) with Q = sum(q): `inf` at q_i = 0, and accurate where q_i is close to Q."""
     largest = xp.max(q, axis=-1, keepdims=True)
     is_top = xp.arange(q.shape[-1], device=device(q)) == xp.argmax(q, axis=-1, keepdims=True)
@@ -90,25 +93,25 @@ def _surprisal(xp: Any, q: Array) -> Array:
     return xp.where(some, xp.log1p(rest) - logs, inf)
 
 
-def _cross_entropy_value(xp: Any, p: Array, q: Array) -> Array:
+def _cross_entropy_value(xp: Any, p: PerEvent, q: PerEvent) -> PerRow:
     some, surprisal = is_positive(xp, p), _surprisal(xp, q)
     finite = some & (surprisal < inf)
     total = xp.sum(xp.where(finite, p, 0.0) * xp.where(finite, surprisal, 0.0), axis=-1) / xp.sum(p, axis=-1)
     return xp.where(xp.any(some & ~finite, axis=-1), inf, total)
 
 
-def _p_gradient(xp: Any, gradient: Array, value: Array, p: Array, q: Array) -> Array:
+def _p_gradient(xp: Any, gradient: PerRow, value: PerRow, p: PerEvent, q: PerEvent) -> PerEvent:
     surprisal = _surprisal(xp, q)
     finite = surprisal < inf
     slope = xp.where(finite, xp.where(finite, surprisal, 0.0) - value[..., None], 0.0)
     return gradient[..., None] * slope / xp.sum(p, axis=-1, keepdims=True)
 
 
-def _entropy_value(xp: Any, p: Array) -> Array:
+def _entropy_value(xp: Any, p: PerEvent) -> PerRow:
     return _cross_entropy_value(xp, p, p)
 
 
-def _entropy_gradient(xp: Any, gradient: Array, value: Array, p: Array) -> Array:
+def _entropy_gradient(xp: Any, gradient: PerRow, value: PerRow, p: PerEvent) -> PerEvent:
     return _p_gradient(xp, gradient, value, p, p)
 
 

@@ -9,6 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.array_types import Bool, PerEvent, PerRow
 from kullback.numerics.arrays import Array, holds, is_positive, untracked
 
 __all__ = ["f_divergence"]
@@ -17,8 +18,8 @@ Generator: TypeAlias = Callable[[Array], Array]
 
 
 def f_divergence(
-    xp: Any, p: Array, q: Array, f: Generator, *, at_zero: float | None = None, at_infinity: float | None = None
-) -> Array:
+    xp: Any, p: PerEvent, q: PerEvent, f: Generator, *, at_zero: float | None = None, at_infinity: float | None = None
+) -> PerRow:
     """sum_i q_i f(p_i / q_i) for normalised p and q, shape (...).
 
     Args:
@@ -71,7 +72,7 @@ def f_divergence(
         return xp.sum(xp.where(both & ~huge, inner, only_p + only_q), axis=-1)
 
 
-def _boundary_term(xp: Any, mass: Array, mask: Array, rate: float) -> Array:
+def _boundary_term(xp: Any, mass: PerEvent, mask: Bool[Array, "*batch n"], rate: float) -> PerEvent:
     """mass * rate where `mask` is True, and 0 elsewhere."""
     if rate == inf:  # 0 * inf would be nan, also in the gradient
         return xp.where(mask, inf, xp.zeros_like(mass))

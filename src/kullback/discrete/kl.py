@@ -20,12 +20,15 @@ from kullback.discrete.log_ratios import (
     sum_kl,
 )
 from kullback.discrete.validation import events_last, require_log_probs, require_logits, require_probs
-from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
+from kullback.numerics.array_types import ArrayInput, ArrayT, Float, PerEvent, PerRow
+from kullback.numerics.arrays import ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
 
-def kl_probs(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def kl_probs(
+    p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[ArrayT, "..."]:
     """KL(p || q) of probabilities, in nats.
 
     KL(p || q) = sum_i p_i phi(log(q_i / p_i)), where phi(d) = e^d - 1 - d and the term of p_i = 0 is q_i. The terms are
@@ -38,7 +41,7 @@ def kl_probs(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | N
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`. Excluded events contribute
-            nothing, whatever their values; `p` and `q` must each sum to 1 over the included events.
+            nothing, regardless of their values; `p` and `q` must each sum to 1 over the included events.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where q_i = 0 for
@@ -60,7 +63,9 @@ def kl_probs(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | N
     return cast(xp, differentiable_kl_probs(xp, probs_p, probs_q), dtype)
 
 
-def kl_log_probs(log_p: ArrayLike, log_q: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def kl_log_probs(
+    log_p: ArrayInput[ArrayT], log_q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[ArrayT, "..."]:
     """KL(p || q) of log-probabilities, in nats.
 
     KL(p || q) = sum_i p_i phi(log q_i - log p_i), where phi(d) = e^d - 1 - d and the term of p_i = 0 is q_i. If
@@ -72,7 +77,7 @@ def kl_log_probs(log_p: ArrayLike, log_q: ArrayLike, *, axis: int = -1, where: A
         log_q: Log-probabilities with the same constraints, broadcast against `log_p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `log_p`. Excluded events
-            contribute nothing, whatever their values.
+            contribute nothing, regardless of their values.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where log_q is -inf
@@ -95,7 +100,9 @@ def kl_log_probs(log_p: ArrayLike, log_q: ArrayLike, *, axis: int = -1, where: A
     return cast(xp, differentiable_kl_logits(xp, logs_p, logs_q), dtype)
 
 
-def kl_logits(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def kl_logits(
+    p_logits: ArrayInput[ArrayT], q_logits: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[ArrayT, "..."]:
     """KL(p || q) of p = softmax(p_logits) and q = softmax(q_logits), in nats.
 
     KL(p || q) = sum_i p_i phi(d_i) with d_i = q_logits_i - p_logits_i - log(Z_q / Z_p), where phi(d) = e^d - 1 - d and
@@ -106,7 +113,7 @@ def kl_logits(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where
         q_logits: Unnormalised log-probabilities in nats, broadcast against `p_logits`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p_logits`. Excluded events are
-            impossible under both distributions, whatever their values.
+            impossible under both distributions, regardless of their values.
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where q_logits is
@@ -122,13 +129,15 @@ def kl_logits(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where
     """
     if where is None and (kl := fast_kl_logits(p_logits, q_logits, axis)) is not None:
         return kl
-    xp, [p_logits, q_logits], dtype = events_last(p_logits, q_logits, axis=axis, where=where, fill=-inf)
-    require_logits(xp, "p_logits", p_logits, axis)
-    require_logits(xp, "q_logits", q_logits, axis)
-    return cast(xp, differentiable_kl_logits(xp, p_logits, q_logits), dtype)
+    xp, [logits_p, logits_q], dtype = events_last(p_logits, q_logits, axis=axis, where=where, fill=-inf)
+    require_logits(xp, "p_logits", logits_p, axis)
+    require_logits(xp, "q_logits", logits_q, axis)
+    return cast(xp, differentiable_kl_logits(xp, logits_p, logits_q), dtype)
 
 
-def kl_terms(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def kl_terms(
+    p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[ArrayT, "..."]:
     """The non-negative contribution of each event to KL(p || q); the contributions sum to KL(p || q).
 
     The contribution is p_i phi(log(q_i / p_i)) = p_i log(p_i / q_i) - p_i + q_i, where phi(d) = e^d - 1 - d; it is q_i
@@ -164,58 +173,58 @@ def kl_terms(p: ArrayLike, q: ArrayLike, *, axis: int = -1, where: ArrayLike | N
 # Values and gradients for rows of events: the events lie along the last axis.
 
 
-def _log_p_gradient(xp: Any, kl: Array, p: Array, d: Array) -> Array:
+def _log_p_gradient(xp: Any, kl: PerRow, p: PerEvent, d: PerEvent) -> PerEvent:
     """The gradient with respect to log p, p_i (log(p_i / q_i) - KL), from d = log q - log p."""
     finite = (abs(d) < inf) & (p > 0)
     return p * xp.where(finite, -xp.where(finite, d, 0.0) - kl[..., None], 0.0)
 
 
-def _logits_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
+def _logits_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
     kl = fast_kl_logits_autograd(p_logits, q_logits)
     return _general_value(xp, p_logits, q_logits) if kl is None else kl
 
 
-def _p_logits_gradient(xp: Any, gradient: Array, kl: Array, p_logits: Array, q_logits: Array) -> Array:
+def _p_logits_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     gradients = fast_kl_logits_grad_p(gradient, p_logits, q_logits)
     return _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if gradients is None else gradients
 
 
-def _q_logits_gradient(xp: Any, gradient: Array, _kl: Array, p_logits: Array, q_logits: Array) -> Array:
+def _q_logits_gradient(xp: Any, gradient: PerRow, _kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     gradients = fast_kl_logits_grad_q(gradient, p_logits, q_logits)
     return _general_q_gradient(xp, gradient, p_logits, q_logits) if gradients is None else gradients
 
 
 @map_row_blocks
-def _general_value(xp: Any, p_logits: Array, q_logits: Array) -> Array:
+def _general_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
     return sum_kl(xp, *normalize_logits(xp, p_logits, q_logits))
 
 
 @map_row_blocks
-def _general_p_gradient(xp: Any, gradient: Array, kl: Array, p_logits: Array, q_logits: Array) -> Array:
+def _general_p_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     p, _, d = normalize_logits(xp, p_logits, q_logits)
     return gradient[..., None] * _log_p_gradient(xp, kl, p, d)
 
 
 @map_row_blocks
-def _general_q_gradient(xp: Any, gradient: Array, p_logits: Array, q_logits: Array) -> Array:
+def _general_q_gradient(xp: Any, gradient: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     return gradient[..., None] * prob_difference(xp, *normalize_logits(xp, p_logits, q_logits))
 
 
-def _probs_value(xp: Any, p: Array, q: Array) -> Array:
+def _probs_value(xp: Any, p: PerEvent, q: PerEvent) -> PerRow:
     return sum_kl(xp, *normalize_probs(xp, p, q))
 
 
-def _p_gradient(xp: Any, gradient: Array, kl: Array, p: Array, q: Array) -> Array:
+def _p_gradient(xp: Any, gradient: PerRow, kl: PerRow, p: PerEvent, q: PerEvent) -> PerEvent:
     d = normalize_probs(xp, p, q)[2]
     slope = _log_p_gradient(xp, kl, xp.where(is_positive(xp, p), xp.ones_like(p), 0.0), d)
     return gradient[..., None] * slope / xp.sum(p, axis=-1, keepdims=True)
 
 
-def _terms_value(xp: Any, p: Array, q: Array) -> Array:
+def _terms_value(xp: Any, p: PerEvent, q: PerEvent) -> PerEvent:
     return kl_per_event(xp, *normalize_probs(xp, p, q))
 
 
-def _terms_p_gradient(xp: Any, gradient: Array, _terms: Array, p: Array, q: Array) -> Array:
+def _terms_p_gradient(xp: Any, gradient: PerEvent, _terms: PerEvent, p: PerEvent, q: PerEvent) -> PerEvent:
     normal, _, d = normalize_probs(xp, p, q)
     kept = is_positive(xp, p) & is_positive(xp, q)
     slope = -gradient * xp.where(kept, d, 0.0)
@@ -223,7 +232,7 @@ def _terms_p_gradient(xp: Any, gradient: Array, _terms: Array, p: Array, q: Arra
     return xp.where(kept, slope - shift, 0.0) / xp.sum(p, axis=-1, keepdims=True)
 
 
-def _terms_q_gradient(xp: Any, gradient: Array, _terms: Array, p: Array, q: Array) -> Array:
+def _terms_q_gradient(xp: Any, gradient: PerEvent, _terms: PerEvent, p: PerEvent, q: PerEvent) -> PerEvent:
     _, normal, d = normalize_probs(xp, p, q)
     kept = is_positive(xp, q)
     slope = -gradient * xp.expm1(-xp.where(kept, d, 0.0))

@@ -6,13 +6,14 @@ Events lie along the last axis. d is +inf where only p is 0, -inf where only q i
 from math import inf
 from typing import Any
 
-from kullback.numerics.arrays import Array, is_positive, log
+from kullback.numerics.array_types import PerEvent, PerRow
+from kullback.numerics.arrays import is_positive, log
 from kullback.numerics.phi import phi
 
 __all__ = ["kl_per_event", "normalize_logits", "normalize_probs", "prob_difference", "q_probs_gradient", "sum_kl"]
 
 
-def normalize_probs(xp: Any, p: Array, q: Array) -> tuple[Array, Array, Array]:
+def normalize_probs(xp: Any, p: PerEvent, q: PerEvent) -> tuple[PerEvent, PerEvent, PerEvent]:
     """p and q divided by their sums, and d, from probabilities."""
     some_p, some_q = is_positive(xp, p), is_positive(xp, q)
     least = xp.finfo(p.dtype).smallest_normal
@@ -30,51 +31,51 @@ def normalize_probs(xp: Any, p: Array, q: Array) -> tuple[Array, Array, Array]:
     return _renormalize_q(xp, p / mass, q / mass, d)
 
 
-def normalize_logits(xp: Any, p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
+def normalize_logits(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> tuple[PerEvent, PerEvent, PerEvent]:
     """p and q, the softmax of the logits, and d."""
     top_p = xp.max(p_logits, axis=-1, keepdims=True)
     top_q = xp.max(q_logits, axis=-1, keepdims=True)
     p, q = xp.exp(p_logits - top_p), xp.exp(q_logits - top_q)
     mass_p, mass_q = xp.sum(p, axis=-1, keepdims=True), xp.sum(q, axis=-1, keepdims=True)
-    # Subtract logits rather than log-probabilities, because the prob_difference of nearly equal logits is exact.
+    # Subtract logits rather than log-probabilities, because the difference of nearly equal logits is exact.
     d = (q_logits - p_logits) - ((top_q - top_p) + xp.log(mass_q / mass_p))
-    # Where both logits are -inf the prob_difference is nan and d is 0; a nan of the input is kept.
+    # Where both logits are -inf the difference is nan and d is 0; a nan of the input is kept.
     d = xp.where(xp.maximum(p_logits, q_logits) == -inf, 0.0, d)
     return _renormalize_q(xp, p / mass_p, q / mass_q, d)
 
 
-def _renormalize_q(xp: Any, p: Array, q: Array, d: Array) -> tuple[Array, Array, Array]:
+def _renormalize_q(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> tuple[PerEvent, PerEvent, PerEvent]:
     """p, q and d after normalising q once more: the mass of q is 1 + sum(q - p), computed without cancellation."""
     excess = xp.sum(prob_difference(xp, p, q, d), axis=-1, keepdims=True)
     return p, q / (1 + excess), d - xp.log1p(excess)
 
 
-def prob_difference(xp: Any, p: Array, q: Array, d: Array) -> Array:
+def prob_difference(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerEvent:
     """q - p from d, without cancellation where p and q are nearly equal."""
     near = d < 1
     return xp.where(near, p * xp.expm1(xp.where(near, d, 0.0)), q - p)
 
 
-def sum_kl(xp: Any, p: Array, q: Array, d: Array) -> Array:
+def sum_kl(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
     """KL(p || q) = sum_i p_i phi(d_i), shape (...)."""
     total = xp.sum(_phi_terms(xp, p, q, d), axis=-1)
     # d identifies infinite terms, because p may have underflowed to 0.
     return xp.where(xp.min(d, axis=-1) == -inf, inf, total)
 
 
-def kl_per_event(xp: Any, p: Array, q: Array, d: Array) -> Array:
+def kl_per_event(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerEvent:
     """p_i log(p_i / q_i) - p_i + q_i >= 0 for each event; the sum is KL(p || q)."""
     return xp.where(d == -inf, inf, _phi_terms(xp, p, q, d))
 
 
-def _phi_terms(xp: Any, p: Array, q: Array, d: Array) -> Array:
+def _phi_terms(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerEvent:
     """p_i phi(d_i), and q_i where p_i = 0."""
     # e^d may overflow although p e^d = q does not, and p may have underflowed although q has not.
     far = q - p - p * xp.where(d < inf, d, 0.0)
     return xp.where(d < 1, p * phi(d), far)
 
 
-def q_probs_gradient(xp: Any, gradient: Array, _output: Array, p: Array, q: Array) -> Array:
+def q_probs_gradient(xp: Any, gradient: PerRow, _output: PerRow, p: PerEvent, q: PerEvent) -> PerEvent:
     """The vector-Jacobian product with respect to q of KL(p || q) and of the cross-entropy: (1 - p/q) / sum(q)."""
     slope = -xp.expm1(-normalize_probs(xp, p, q)[2]) / xp.sum(q, axis=-1, keepdims=True)
     return gradient[..., None] * slope

@@ -12,6 +12,7 @@ from math import inf
 from typing import Any, TypeAlias
 
 from kullback.errors import SupportError
+from kullback.numerics.array_types import Column, PerEvent, PerRow
 from kullback.numerics.arrays import Array
 from kullback.numerics.phi import phi
 
@@ -35,16 +36,16 @@ def alpha_family(alpha: float) -> ValueAndGradients:
     if not abs(alpha) < inf:
         raise SupportError(f"expected a finite alpha, got {alpha!r}; alpha = 1 is KL(p || q), alpha = 0 KL(q || p)")
 
-    def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def value(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         # The terms are written relative to the distribution with the larger exponent, so that they do not cancel.
         if alpha < 0.5:
             return xp.sum(_power_terms(xp, q, p, -d, 1 - alpha, alpha), axis=-1) / (1 - alpha)
         return xp.sum(_power_terms(xp, p, q, d, alpha, 1 - alpha), axis=-1) / alpha
 
-    def by_p(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_p(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -scaled_expm1(xp, d, 1 - alpha)
 
-    def by_q(xp: Any, _value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_q(xp: Any, _value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return scaled_expm1(xp, d, -alpha)
 
     return value, by_p, by_q
@@ -64,11 +65,11 @@ def hellinger() -> ValueAndGradients:
     """sqrt(1 - sum sqrt(p q))."""
     value, by_p, by_q = hellinger_squared()
 
-    def root(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def root(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         return xp.sqrt(value(xp, p, q, d))
 
     def slope_of_root(slope: Callable[..., Array]) -> Callable[..., Array]:
-        def call(xp: Any, value: Array, p: Array, q: Array, d: Array) -> Array:
+        def call(xp: Any, value: Column, p: PerEvent, q: PerEvent, d: PerEvent) -> PerEvent:
             twice = xp.where(value > 0, 2 * value, 1.0)
             # The minimum, at p = q, has a kink: 0 is a subgradient.
             return xp.where(value > 0, slope(xp, value, p, q, d) / twice, 0.0)
@@ -108,7 +109,7 @@ def renyi(order: float) -> ValueAndGradients:
         return _renyi_max, _renyi_max_by_p, _renyi_max_by_q
     power_sum = alpha_family(order)[0]
 
-    def value(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    def value(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
         excess = order * (order - 1) * power_sum(xp, p, q, d)
         plain = (excess > -0.5) & (excess < inf)
         log_sum = xp.where(
@@ -117,17 +118,17 @@ def renyi(order: float) -> ValueAndGradients:
         result = log_sum / (order - 1)
         return xp.where(xp.min(d, axis=-1) == -inf, inf, result) if order > 1 else result
 
-    # The derivatives of the logarithm minus their means, so that nothing cancels near p = q.
-    def by_p(xp: Any, value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    # The derivatives of the logarithm minus their means, so that the terms do not cancel near p = q.
+    def by_p(xp: Any, value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return -order * scaled_expm1(xp, d + xp.where(value < inf, value, 0.0), 1 - order)
 
-    def by_q(xp: Any, value: Array, _p: Array, _q: Array, d: Array) -> Array:
+    def by_q(xp: Any, value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
         return order * scaled_expm1(xp, d + (order - 1) / order * xp.where(value < inf, value, 0.0), -order)
 
     return value, by_p, by_q
 
 
-def _log_power_sum(xp: Any, p: Array, d: Array, order: float) -> Array:
+def _log_power_sum(xp: Any, p: PerEvent, d: PerEvent, order: float) -> PerRow:
     """log(sum p^a q^(1-a)) by log-sum-exp, for a result far from 0, where the sum may overflow or underflow."""
     kept = (p > 0) & (d > -inf)
     logs = xp.log(xp.where(kept, p, 1.0)) + (1 - order) * xp.where(kept, d, 0.0)
@@ -137,39 +138,39 @@ def _log_power_sum(xp: Any, p: Array, d: Array, order: float) -> Array:
     return xp.log(xp.sum(xp.exp(logs - top), axis=-1)) + top[..., 0]
 
 
-def _renyi_zero(xp: Any, _p: Array, q: Array, d: Array) -> Array:
+def _renyi_zero(xp: Any, _p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
     """The Renyi divergence of order 0: -log of the mass of q where p > 0."""
     outside, inside = (xp.sum(xp.where(side, q, 0.0), axis=-1) for side in (d == inf, d < inf))
     small = outside < 0.5
     return -xp.where(small, xp.log1p(-xp.where(small, outside, 0.0)), xp.log(inside))
 
 
-def _renyi_zero_by_q(xp: Any, value: Array, _p: Array, _q: Array, d: Array) -> Array:
+def _renyi_zero_by_q(xp: Any, value: Column, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
     """The derivative with respect to q, up to a constant."""
     return xp.where(d < inf, -xp.expm1(xp.where(value < inf, value, 0.0)), 1.0)
 
 
-def _renyi_max(xp: Any, _p: Array, _q: Array, d: Array) -> Array:
+def _renyi_max(xp: Any, _p: PerEvent, _q: PerEvent, d: PerEvent) -> PerRow:
     """The Renyi divergence of order inf: max log(p/q), which is at least 0."""
     return xp.max(xp.where(d < 0, -d, 0.0), axis=-1)
 
 
-def _renyi_max_by_p(xp: Any, value: Array, p: Array, _q: Array, d: Array) -> Array:
+def _renyi_max_by_p(xp: Any, value: Column, p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
     return _max_ratio_weights(xp, value, p, d) - 1
 
 
-def _renyi_max_by_q(xp: Any, value: Array, p: Array, _q: Array, d: Array) -> Array:
+def _renyi_max_by_q(xp: Any, value: Column, p: PerEvent, _q: PerEvent, d: PerEvent) -> PerEvent:
     return 1 - _max_ratio_weights(xp, value, p, d) * xp.exp(xp.where(value < inf, value, 0.0))
 
 
-def _max_ratio_weights(xp: Any, value: Array, p: Array, d: Array) -> Array:
+def _max_ratio_weights(xp: Any, value: Column, p: PerEvent, d: PerEvent) -> PerEvent:
     """1 / (mass of p on the events with the largest p/q) at these events; 0 elsewhere."""
     largest = -d == value
     mass = xp.sum(xp.where(largest, p, 0.0), axis=-1, keepdims=True)
     return xp.where(largest & (mass > 0), 1 / xp.where(mass > 0, mass, 1.0), 0.0)
 
 
-def scaled_expm1(xp: Any, d: Array, k: float) -> Array:
+def scaled_expm1(xp: Any, d: PerEvent, k: float) -> PerEvent:
     """(e^(k d) - 1) / k, and its limit d for k = 0."""
     finite = abs(d) < inf
     safe = xp.where(finite, d, 0.0)
@@ -177,7 +178,7 @@ def scaled_expm1(xp: Any, d: Array, k: float) -> Array:
     return xp.where(finite, safe if k == 0 else xp.expm1(k * safe) / k, limit)
 
 
-def _power_terms(xp: Any, p: Array, q: Array, d: Array, b: float, c: float) -> Array:
+def _power_terms(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent, b: float, c: float) -> PerEvent:
     """(b p + c q - p^b q^c) / c >= 0 with b + c = 1 and b >= 1/2; its limit p log(p/q) - p + q for c = 0."""
     near = abs(d) < 1
     x = xp.where(near, d, 0.0)
@@ -189,7 +190,7 @@ def _power_terms(xp: Any, p: Array, q: Array, d: Array, b: float, c: float) -> A
     return xp.where(near, close, xp.where(finite, drop - p + q, limit))
 
 
-def _power_difference(xp: Any, p: Array, q: Array, d: Array, c: float) -> Array:
+def _power_difference(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent, c: float) -> PerEvent:
     """p (q/p)^c - p, without cancellation."""
     least = xp.finfo(p.dtype).smallest_normal
     normal = (p >= least) & (q >= least)

@@ -23,7 +23,7 @@ __all__ = [
     "check_watched_rewards",
 ]
 
-_MIN_STEPS = 5  # before statements about a whole run are made
+_MIN_STEPS = 5  # before conclusions about a whole run are drawn
 _DEFAULT_COUNT = 128  # prompts of an evaluation that does not state their number
 
 
@@ -84,6 +84,8 @@ class BudgetRows:
     def evidence_in_other_unit(self) -> dict[str, float]:
         """The mean KL per sequence of a budget per token, and vice versa, where it was logged."""
         other = {"token": "sequence", "sequence": "token"}.get(self.unit)
+        if other is None:
+            return {}
         values = [value for _, value in second_half(finite_values(self.metrics, kl_key(other)))]
         return {f"mean KL per {other}": fmean(values)} if values else {}
 
@@ -164,7 +166,7 @@ def check_beta_divergence(rows: BudgetRows) -> list[Finding]:
     """
     if not rows.betas or rows.betas[-1] <= 1e4 * max(rows.betas[0], 1e-12):
         return []
-    cause = "beta diverges: the controller raises it without bound, and the KL does not respond"
+    cause = "beta diverges: the controller raises it without bound, and the KL does not change in response"
     remedy = (
         "bound beta, and check that the gradient of the penalty is the gradient of the measured KL; KLBudget does both"
     )
@@ -281,7 +283,7 @@ def check_reward_hacking(
 
 
 _HACKING_REMEDY = (
-    "use a smaller KL budget (--budget), stop at the best value of the watched reward, and repair the optimised reward"
+    "use a smaller KL budget (--budget), stop at the best value of the watched reward, and correct the optimised reward"
 )
 
 
@@ -319,9 +321,9 @@ def check_watched_rewards(
             **_kl_evidence(evaluations, budget),
         }
         if _proxy_gain(evaluations, proxies) > change.in_margins + 1:
-            cause = f"reward hacking: {name} fell, and the optimised reward did not fall with it"
+            cause = f"reward hacking: {name} fell, while the optimised reward did not fall"
             return [Finding("reward-hacking", "error", cause, _HACKING_REMEDY, evidence)]
-        cause = f"the policy got worse: {name} fell, and the optimised reward fell with it"
+        cause = f"the policy became worse: {name} fell, and the optimised reward fell too"
         remedy = "lower the learning rate, or constrain the KL (--budget)"
         return [Finding("collapse", "error", cause, remedy, evidence)]
     return []

@@ -36,7 +36,8 @@ class CompletionBatch:
     Args:
         ids: Token ids, prompt and completion concatenated, shape (rows, prompt + completion).
         attention_mask: 0 at the padding of a prompt, 1 elsewhere; the same shape as `ids`. Tokens after an
-            end-of-sequence token have 1: causal attention already hides them from the tokens that count.
+            end-of-sequence token have 1, because causal attention excludes them from the context of the tokens that
+            count.
         prompt_mask: 0 at the padding of a prompt, 1 elsewhere, shape (rows, prompt).
         mask: True for the completion tokens that count, shape (rows, completion).
         recorded: Log-probabilities that came with the batch, by name ("old_log_prob", "sampler_log_prob",
@@ -70,7 +71,7 @@ class CompletionBatch:
         return self.select(self.mask[:, :_MAX_TOKENS].any(-1).nonzero()[:_MAX_ROWS, 0], _MAX_TOKENS)
 
     def without_padding(self, row: int) -> "CompletionBatch":
-        """One row as a batch of its own, with the padding of its prompt removed and without recorded values."""
+        """One row as a separate batch, with the padding of its prompt removed and without recorded values."""
         prompt_length = int(self.prompt_mask[row].sum())
         rows = slice(row, row + 1)
         prompt = self.ids[rows, : -self.mask.shape[1]][:, self.prompt_mask[row].bool()]
@@ -84,7 +85,7 @@ def completion_batch(batch: Mapping[str, Any], device: torch.device) -> Completi
     Args:
         batch: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each of shape (batch, time), and
             optionally "tool_mask" and recorded log-probabilities, by the names of TRL or of `CompletionBatch`.
-        device: Where to put the tensors.
+        device: The device of the returned tensors.
 
     Returns:
         The batch; its mask is `completion_mask * tool_mask`.

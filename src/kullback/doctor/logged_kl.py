@@ -32,7 +32,7 @@ NEGLIGIBLE_KL = 1e-6
 rounding in bfloat16 1e-4 and more."""
 
 _UPDATE_KL = "kl_old_policy_per_step"
-_MIN_ROWS = 5  # before statements about a whole run are made
+_MIN_ROWS = 5  # before conclusions about a whole run are drawn
 
 
 def kl_keys(rows: Iterable[Row]) -> list[str]:
@@ -158,7 +158,7 @@ def check_kl_at_start(key: str, metrics: Sequence[Row], evaluations: Sequence[Ro
         if step <= 1 and abs(value) > NEGLIGIBLE_KL:
             cause = (
                 "the policy differs from its reference before training: dropout is on, the reference is another model "
-                "or adapter, or the two were computed at different temperatures, precisions, masks or templates"
+                "or adapter, or the two were computed with different temperatures, precisions, masks or templates"
             )
             remedy = "kullback.doctor(policy, reference, batch) recomputes the KL and names the cause"
             evidence = {f"{key} at step {step}": value, "expected at most": NEGLIGIBLE_KL}

@@ -181,5 +181,5 @@ def check_eos_counted(completion_ids: Tensor, mask: Tensor, *, end: int) -> list
     counts = _compare_with_eos(completion_ids, mask, end)
     if counts.total == 0 or counts.not_counted < counts.total:
         return []
-    cause = "the end-of-sequence token never counts: no KL penalty applies to the decision when to stop"
+    cause = "the end-of-sequence token never counts: no KL penalty applies to the decision to stop"
     return [Finding("end-not-counted", "warning", cause, _COUNT_TO_EOS, counts.evidence)]

@@ -41,8 +41,8 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
     1 - e^-L where it descends KL(reference || policy). The gradient is evaluated at random values of L, so the
     check does not require a policy that differs from its reference.
 
-    Criterion: a multiple of one of the known forms, with a factor of its own in each row, leaves less than 1e-4 of
-    the squared gradient, and this form is L or L + 1 with a positive factor.
+    Criterion: a multiple of one of the known forms, with a separate factor in each row, leaves less than 1e-4 of the
+    squared gradient, and this form is L or L + 1 with a positive factor.
 
     Args:
         penalty: The KL term as it is added to the loss: called with (log_prob, ref_log_prob), both of shape

@@ -163,7 +163,7 @@ class RecordedLogProbs:
 
 
 def check_recorded_log_probs(pair: PolicyAndReference, temperature: float, *, on_policy: bool) -> list[Finding]:
-    """Check that recorded log-probabilities are the ones that the policy and the reference give.
+    """Check that recorded log-probabilities equal the log-probabilities of the policy and of the reference.
 
     Criterion: the mean absolute difference between the recorded and the recomputed values is at most 1e-4 nats, or
     0.02 nats in lower precision than float32 and for an inference engine. A larger difference gives one finding: of
@@ -193,7 +193,7 @@ def _recorded(pair: PolicyAndReference, name: str, temperature: float) -> Record
     forward, other = pair.policy_logits, pair.reference_logits
     if is_reference:
         forward, other = other, forward
-    is_coarse = _is_low_precision(pair) or name == "sampler_log_prob"  # an engine has kernels of its own
+    is_coarse = _is_low_precision(pair) or name == "sampler_log_prob"  # an engine uses other kernels
     return RecordedLogProbs(
         name=name,
         values=pair.batch.recorded[name],
@@ -269,7 +269,7 @@ def check_temperature(recorded: RecordedLogProbs) -> list[Finding]:
 
 
 def check_sampling_filter(recorded: RecordedLogProbs) -> list[Finding]:
-    """Check that recorded log-probabilities are of the unfiltered distribution.
+    """Check that recorded log-probabilities were computed from the unfiltered distribution.
 
     Criterion: a top-p of 0.5, 0.7, 0.8, 0.9, 0.95, 0.98 or 0.99, or a top-k of 5, 10, 20, 40, 50 or 100, at the
     sampling temperature or at temperature 1, leaves less than a tenth of the difference.
@@ -290,7 +290,7 @@ def check_sampling_filter(recorded: RecordedLogProbs) -> list[Finding]:
     if (evidence := recorded.explained_by(candidates)) is None:
         return []
     cause = (
-        f"{recorded.source} is of the distribution after the sampling filter, {evidence['reproduced by']}, so the "
+        f"{recorded.source} was computed after the sampling filter, {evidence['reproduced by']}, so the "
         "probability ratio compares a filtered with an unfiltered distribution"
     )
     remedy = "sample without top-p and top-k, or configure the engine to return log-probabilities before the filters"
@@ -364,10 +364,10 @@ def check_source_model(recorded: RecordedLogProbs) -> list[Finding]:
     if (evidence := recorded.explained_by({"the other model": other})) is None:
         return []
     if recorded.name == "ref_log_prob":
-        cause = f"{recorded.source} was computed with the policy: the measured KL is 0 whatever the policy learns"
+        cause = f"{recorded.source} was computed with the policy: the measured KL stays 0 although the policy changes"
         remedy = "compute it with the frozen reference, or with the adapter disabled"
         return [Finding("reference-is-policy", "error", cause, remedy, evidence)]
-    cause = f"{recorded.source} is of the reference: the engine or the trainer samples with weights that do not train"
+    cause = f"{recorded.source} was computed with the reference: the engine or the trainer samples with fixed weights"
     remedy = "send the policy's weights to the engine after every step"
     return [Finding("stale-policy", "error", cause, remedy, evidence)]
 
@@ -375,8 +375,8 @@ def check_source_model(recorded: RecordedLogProbs) -> list[Finding]:
 def check_recorded_dropout(recorded: RecordedLogProbs) -> list[Finding]:
     """Check that recorded log-probabilities were not computed with dropout.
 
-    Criterion: a forward pass with dropout differs from the one without by between a third and three times the
-    difference. The random numbers of the recorded pass are unknown, so only the size of the difference is compared.
+    Criterion: forward passes with and without dropout differ by between a third and three times the difference. The
+    random numbers of the recorded pass are unknown, so only the size of the difference is compared.
 
     Args:
         recorded: The recorded values, whose difference exceeds the tolerance and has no deterministic cause.
@@ -431,10 +431,10 @@ def check_stale_weights(recorded: RecordedLogProbs) -> list[Finding]:
     if recorded.difference <= recorded.tolerance:
         return []
     if recorded.name == "ref_log_prob":
-        cause = "ref_log_prob is not of this reference: it was cached earlier, or another checkpoint computed it"
+        cause = "ref_log_prob was not computed with this reference: it is cached, or from another checkpoint"
         remedy = "recompute it with the reference, and discard caches of it when the reference changes"
         return [Finding("stale-reference", "error", cause, remedy, recorded.evidence)]
-    cause = f"{recorded.name} is not of this policy: the engine has older weights, or tokenizes differently"
+    cause = f"{recorded.name} was not computed with this policy: the engine has older weights or another tokenization"
     remedy = "send the policy's weights to the engine after every step, and compare the token ids that it returns"
     return [Finding("stale-policy", "error", cause, remedy, recorded.evidence)]
 
@@ -463,8 +463,8 @@ def check_padding_positions(pair: PolicyAndReference) -> list[Finding]:
     if not largest > (0.3 if _is_low_precision(pair) else 1e-3):
         return []
     cause = (
-        "log-probabilities depend on the padding before a prompt: the position ids include the padding, unlike when "
-        "the completions are sampled"
+        "log-probabilities depend on the padding before a prompt: the position ids include the padding, whereas "
+        "they do not when the completions are sampled"
     )
     remedy = "pass position_ids that start at the first token that is not padding, or batch prompts of equal length"
     evidence = {"padding tokens": int(padding[row]), "largest |difference| to the row without padding, nats": largest}

@@ -110,8 +110,8 @@ def check_reference_sync(settings: Mapping[str, Any]) -> list[Finding]:
     if not settings.get("sync_ref_model"):
         return []
     cause = (
-        "the reference is updated towards the policy: a penalty on the KL to it limits how fast the policy changes, "
-        "not how far it goes"
+        "the reference is updated towards the policy: a penalty on the KL to it limits the speed at which the "
+        "policy changes, but not its distance from the initial model"
     )
     keys = ("ref_model_sync_steps", "ref_model_mixup_alpha")
     evidence = {"sync_ref_model": True, **{key: settings[key] for key in keys if key in settings}}
@@ -180,7 +180,7 @@ def check_update_constraint(config: Mapping[str, Any]) -> list[Finding]:
     budget = config.get("budget")
     if config.get("clip") is not None or (budget and (budget.get("target") or budget.get("beta"))):
         return []
-    cause = "the run has neither a clip nor a KL penalty nor a KL budget: an update can change the policy arbitrarily"
+    cause = "the run has no clip, no KL penalty and no KL budget: an update can change the policy arbitrarily"
     remedy = "use --clip 0.2, or --budget 0.01 --constrain old-policy"
     evidence = {"clip": None, "budget": budget}
     return [Finding("unconstrained-update", "warning", cause, remedy, evidence)]

@@ -36,7 +36,19 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         ShapeError: No completion has a token that counts.
 
     Example:
-        `for finding in doctor_trainer(trainer): print(finding)` before `trainer.train()`.
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from trl import GRPOConfig
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, beta=0.04, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     trainer = GRPOTrainer(directory, exact_match, args, train_dataset=data, processing_class=tokenizer)
+        ...     doctor_trainer(trainer)
+        []
     """
     grpo: Any = trainer
     policy, reference = (

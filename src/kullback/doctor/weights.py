@@ -185,7 +185,7 @@ def check_optimizer_parameters(policy: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def check_shared_weights(policy: nn.Module, reference: nn.Module) -> list[Finding]:
-    """Check that the reference has memory of its own.
+    """Check that the reference does not share memory with the policy.
 
     Criterion: no weight of the reference has the address of a trainable weight of the policy.
 
@@ -197,8 +197,7 @@ def check_shared_weights(policy: nn.Module, reference: nn.Module) -> list[Findin
     if not shared:
         return []
     cause = (
-        "the reference shares weights with the policy: it changes with the policy, and the KL stays 0 whatever the "
-        "policy learns"
+        "the reference shares weights with the policy: it changes with the policy, and the KL stays 0 during training"
     )
     remedy = "copy.deepcopy the model before training, or load it a second time, and freeze the copy"
     evidence = {"shared weights": len(shared), "first": shared[0]}

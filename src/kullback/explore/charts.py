@@ -154,7 +154,7 @@ class RunCharts:
         """
         control = {"learning_rate_scale": "learning-rate scale", "displacement_scale": "displacement scale"}
         control_note = (
-            "A scale of 1 changes nothing. A learning-rate scale below 1 shortens the steps; "
+            "A scale of 1 has no effect. A learning-rate scale below 1 shortens the steps; "
             "a displacement scale below 1 moves the weights towards the reference weights."
         )
         latent = has_latent_variables(self.configs)

@@ -24,8 +24,8 @@ def self_contained_page(
 ) -> str:
     """Fill a template of this package with the style sheet, the JavaScript modules, the data and the texts.
 
-    The content security policy of the page forbids network access, and all scripts and styles except the ones in the
-    page, which the policy identifies by their hashes.
+    The content security policy of the page forbids network access, and all scripts and styles except the scripts and
+    styles of the page itself, which the policy identifies by their hashes.
 
     Args:
         template: The file name of the template. It contains `{{policy}}`, `{{style}}`, `{{script}}` (inside a

@@ -1,4 +1,4 @@
-"""The distributions that `kl` and `measure` accept: one class for each family, each a frozen record of parameters.
+"""The distributions that `kl` and `measure` accept: one class for each family, each an immutable dataclass.
 
 Parameters are passed by keyword and stored as given: numbers, lists, or arrays of NumPy, PyTorch, JAX or another array
 API library. The shapes of the parameters broadcast to the batch shape. A parameter that violates its constraint raises

@@ -1,6 +1,6 @@
 """The base class of the distributions of `kullback.families`, and the checks of their parameters.
 
-A distribution is a frozen dataclass of its parameters (a parameter record). It stores each parameter as it was given,
+A distribution is an immutable dataclass of its parameters. It stores each parameter as it was given,
 and raises an error when a parameter violates its constraint.
 """
 
@@ -84,13 +84,14 @@ class Support:
 
     def ends(self, xp: Any, distribution: Any) -> tuple[Any, Any]:
         """The smallest and the largest value of a member of the family."""
+        return _end_value(self.low, xp, distribution), _end_value(self.high, xp, distribution)
 
-        def value(end: Any) -> Any:
-            return (
-                getattr(distribution, end) if isinstance(end, str) else end(xp, distribution) if callable(end) else end
-            )
 
-        return value(self.low), value(self.high)
+def _end_value(end: Any, xp: Any, distribution: Any) -> Any:
+    """The value of one end of a support."""
+    if isinstance(end, str):
+        return getattr(distribution, end)
+    return end(xp, distribution) if callable(end) else end
 
 
 REAL_LINE = Support(-inf, inf)
@@ -122,7 +123,7 @@ def record(cls: type) -> Any:
 
 
 class Distribution:
-    """Base class of the distributions: a frozen record of parameters, passed by keyword.
+    """Base class of the distributions: an immutable set of parameters, which are passed by keyword.
 
     Each parameter is stored as given: a number, a list, or an array of NumPy, PyTorch, JAX or another array API
     library. The shapes of the parameters broadcast to the batch shape. Constraints are checked when the object is

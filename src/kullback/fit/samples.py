@@ -33,7 +33,7 @@ def as_samples(samples: ArrayLike) -> Array:
 
 
 def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
-    """The weights of `count` samples, scaled to sum 1; equal weights where none are given.
+    """The weights of `count` samples, scaled to sum 1; equal weights if `weights` is None.
 
     Raises:
         ShapeError: The weights are not of shape (count,).
@@ -75,5 +75,5 @@ def require_samples_in_support(family: type[Distribution], member: Distribution,
         raise SupportError(
             f"expected samples inside {family.__name__}'s support {density.support}"
             f"{' of whole numbers' if density.discrete else ''}, but samples[{i}] is {float(x[i])!r}, which makes "
-            "KL(p || q) inf for every member; leave the sample out, or fit a family of wider support"
+            "KL(p || q) inf for every member; remove the sample, or fit a family of wider support"
         )

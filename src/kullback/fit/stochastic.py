@@ -144,7 +144,7 @@ def fit_module_reverse(
     seed: int,
     current_distribution: Callable[[], Any] = lambda: None,
 ) -> Fit:
-    """Minimise KL(module || target) by reparameterised gradients, with the score term left out.
+    """Minimise KL(module || target) by reparameterised gradients without the score term.
 
     The gradient of E[log q(x) - log p(x)] flows only through x = rsample(): log q is evaluated with frozen parameters,
     because its score has expectation zero. The variance of this gradient vanishes where q = p.

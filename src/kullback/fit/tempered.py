@@ -1,4 +1,4 @@
-"""Annealed reverse fits: to powers p^t of the target, from a small exponent t to the target itself."""
+"""Annealed reverse fits to powers p^t of the target, for increasing exponents t."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,1 +1,1 @@
-"""Third-party libraries, one a file: what Kullback needs of each, and what it adds to them."""
+"""Adapters of third-party libraries, one file for each library."""

@@ -23,7 +23,7 @@ __all__ = ["ForwardKL"]
 
 
 def _log_prob(module: LightningModule, batch: Any) -> Tensor:
-    """The log-probability of each example's class, where the module's output are logits."""
+    """The log-probability of each example's class, from the logits that the module returns."""
     inputs, classes = batch
     return module(inputs).log_softmax(-1).gather(-1, classes[:, None])[:, 0]
 
@@ -39,9 +39,7 @@ class ForwardKL(Callback):
 
     These keys are logged at the end of every training epoch, in nats per example unless stated otherwise:
     `forward_kl/cross_entropy`, `forward_kl/entropy_floor`, `forward_kl/forward_kl`, `forward_kl/forward_kl_std_error`
-    and `forward_kl/contexts_seen_once`, the share of examples whose input occurs once.
-
-    docs/supervised.md has an example.
+    and `forward_kl/contexts_seen_once`, the fraction of examples whose input occurs once.
 
     Args:
         batches: The examples to evaluate on, as batches of (inputs, classes) in a fixed order, for example a DataLoader
@@ -54,6 +52,21 @@ class ForwardKL(Callback):
 
     Raises:
         ShapeError: `log_prob` does not return one number per example.
+
+    Example:
+        >>> class Classifier(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(1, 2)
+        ...     def forward(self, inputs):
+        ...         return self.layer(inputs)
+        >>> batches = [(torch.tensor([[0.0], [0.0], [1.0]]), torch.tensor([0, 1, 0]))]
+        >>> callback = ForwardKL(batches)  # passed to Trainer(callbacks=[callback])
+        >>> values = callback.measure(Classifier())
+        >>> round(values["entropy_floor"], 4)
+        0.4621
+        >>> abs(values["cross_entropy"] - values["entropy_floor"] - values["forward_kl"]) < 1e-9
+        True
     """
 
     def __init__(
@@ -73,7 +86,10 @@ class ForwardKL(Callback):
             module: The module, which is put into evaluation mode for the measurement.
 
         Returns:
-            The logged values by key, without the prefix.
+            The logged values by key, without the prefix, in nats per example except `contexts_seen_once`.
+
+        Raises:
+            ShapeError: `log_prob` does not return one number per example.
         """
         empirical, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training

@@ -1,4 +1,4 @@
-"""PPO by stable-baselines3, with the policy held inside a KL budget."""
+"""PPO by stable-baselines3, with the KL of the policy held at a budget."""
 
 import math
 from collections.abc import Iterator
@@ -36,31 +36,33 @@ from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["BudgetPPO"]
 
-_MAX_SCALINGS = 8  # of the displacement at the end of an update
+_MAX_SCALINGS = 8  # number of scalings of the displacement at the end of an update
 _TOLERANCE = 1.02  # an update whose KL ends below this multiple of its budget is not scaled again
 
 
 class BudgetPPO(PPO):
-    """The `PPO` of stable-baselines3 with an exact KL penalty at every visited state, held inside KL budgets.
+    """The `PPO` of stable-baselines3 with an exact KL penalty at every visited state, and with the KL held at budgets.
 
     loss = PPO's loss + beta E_s[KL(policy || reference)] + beta_old E_s[KL(old policy || policy)]
 
-    The expectations are over the visited states s, which are held fixed. The old policy is the one that collected the
-    rollout; the reference is frozen. Each beta is set by its controller.
+    The expectations are over the visited states s, which are held fixed. The old policy is the policy that collected
+    the rollout; the reference is frozen. Each beta is set by its controller.
 
     A `KLBudget` also scales the displacement of the actor's weights after every optimizer step (see docs/budget.md):
-    permanently from the reference, and from the old policy within each update, so that the update ends at its budget or
-    below. Other controllers are updated with the KL once an update.
+    the displacement from the reference throughout training, and the displacement from the old policy within each
+    update, so that the KL at the end of the update is at most its budget. Other controllers are updated with the KL
+    once per update.
 
-    Without budgets, and with a clip, training is identical to `PPO`, weight for weight: `train` is wrapped, not copied.
-    The measured KLs are logged under "train/": KL(policy || reference) before an update, on the states that the policy
-    visited; KL(old policy || policy), and KL(policy || reference) at the `reference_states`, after it.
+    Without budgets, and with a clip, the trained weights are bit-identical to the weights of `PPO`: `train` is wrapped,
+    not copied. The measured KLs are logged under "train/": KL(policy || reference) before an update, on the states that
+    the policy visited; KL(old policy || policy), and KL(policy || reference) at the `reference_states`, after it.
     `BudgetPPO.load` uses pickle, as all of stable-baselines3 does.
 
     Args:
         policy: As for `PPO`.
         env: As for `PPO`.
-        budget: The controller of KL(policy || reference), in nats per step; None only measures the KL.
+        budget: The controller of KL(policy || reference), in nats per step. None: the KL is measured but not
+            controlled.
         old_budget: The controller of KL(old policy || policy) over one update, in nats per step. This is the direction
             of the PPO paper.
         reference: A trained policy of the same shape, or the algorithm that contains it. Training starts from its
@@ -182,7 +184,8 @@ class _Update:
         def before(*_: Any) -> None:
             for constraint in constraints:
                 constraint.before_step()
-            scale = min(constraint.controller.learning_rate_scale for constraint in constraints)  # one step for all
+            # The constraints share one step.
+            scale = min(constraint.controller.learning_rate_scale for constraint in constraints)
             for constraint in constraints:
                 constraint.controller = replace(constraint.controller, learning_rate_scale=scale)
             self.weights_before = [weight.detach().clone() for weight in self.policy_weights(self.policy)]

@@ -1,4 +1,4 @@
-"""One KL constraint on a policy of stable-baselines3 during an update: a controller and what it does to the weights."""
+"""One KL constraint on a policy of stable-baselines3 during an update: a controller and its effect on the weights."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ class PolicyConstraint:
         self.metric = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
         if fixed_states is not None:
             self.metric = "kl_policy_ref_per_reference_step"
-        # The KL on the held-out states has no sampling error if the budget applies to these very states.
+        # The KL on the held-out states has no sampling error if the budget applies to the same states.
         self.is_exact = self.is_old or fixed_states is not None
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
         policies = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
@@ -88,7 +88,7 @@ class PolicyConstraint:
         self.displacement_scale *= factor
 
     def end(self, estimate: Estimate) -> None:
-        """Log what the controller did, and update a controller that has no step of its own with the update's KL."""
+        """Log the controller's outputs, and update a controller other than `KLBudget` with the KL of the update."""
         record, suffix = self.model.logger.record, "_old" if self.is_old else ""
         record(f"train/beta{suffix}", self.controller.beta)
         if self.scales_weights:

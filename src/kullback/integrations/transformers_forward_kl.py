@@ -42,15 +42,13 @@ class ForwardKL(TrainerCallback):
     of the cross-entropy over all models. For a language model the context of a token is its whole prefix, for a
     classifier it is the input. On training examples the difference is exactly the KL from their empirical distribution.
     On held-out examples its mean is larger than the KL from the distribution of the data, and the difference grows with
-    the share of contexts that occur once.
+    the fraction of contexts that occur once.
 
     These keys are logged with `trainer.log` before training, at every evaluation and after training:
     `train_cross_entropy_per_token`, `train_entropy_floor_per_token`, `train_forward_kl_per_token`, its standard error
-    over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the share of tokens whose
+    over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the fraction of tokens whose
     context occurs once. With an `eval_dataset` there are the same keys with the prefix `eval_`. For a classifier the
     keys end in `_per_example`. Labels of -100 and padding are not counted.
-
-    docs/supervised.md has an example.
 
     Args:
         trainer: A `Trainer` or `SFTTrainer` of a causal language model or a sequence classifier. The callback is
@@ -61,6 +59,20 @@ class ForwardKL(TrainerCallback):
 
     Raises:
         InputError: The trainer has no training examples, or its labels are neither token ids nor classes.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+        >>> rows = [{"input_ids": [1, 2, token], "labels": [-100, -100, token]} for token in (3, 3, 4)]
+        >>> sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     args = TrainingArguments(directory, use_cpu=True, report_to="none", dataloader_pin_memory=False)
+        ...     trainer = Trainer(model, args, train_dataset=Dataset.from_list(rows))
+        ...     values = ForwardKL(trainer).measure()
+        >>> round(values["train_entropy_floor_per_token"], 4), values["train_forward_kl_per_token"] > 0
+        (0.6365, True)
     """
 
     def __init__(self, trainer: Trainer, *, max_examples: int = 1024, entropy: float | None = None) -> None:
@@ -72,7 +84,11 @@ class ForwardKL(TrainerCallback):
         self.latest_step = -1
 
     def measure(self) -> Row:
-        """Measure cross-entropy, entropy floor and forward KL on all sets, and return the logged values by key."""
+        """Measure cross-entropy, entropy floor and forward KL of the trainer's model on all sets.
+
+        Returns:
+            The logged values by key, in nats per token or per example except `contexts_seen_once`.
+        """
         row: Row = {}
         for name, dataset in (("train", self.trainer.train_dataset), ("eval", self.trainer.eval_dataset)):
             # The Trainer accepts a dictionary of several named sets.

@@ -1,4 +1,4 @@
-"""GRPO by TRL, with the policy held inside a KL budget."""
+"""GRPO by TRL, with the KL of the policy held at a budget."""
 
 import copy
 import math
@@ -41,10 +41,10 @@ _HELD_OUT_STEPS = 8  # the number of optimizer steps for which a held-out comple
 class BudgetGRPOTrainer(GRPOTrainer):
     """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
 
-    The loss gains beta times the KL over the whole vocabulary at every sampled position. With a budget per token, the
-    gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of whole
-    completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and, after
-    every step, the learning rate of the next step and the displacement of the weights from the reference.
+    Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
+    the gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
+    whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
+    after every step, the learning rate of the next step and the displacement of the weights from the reference.
 
     Two methods of the base class are wrapped: the constructor and `compute_loss`. The controller's state is saved in
     the checkpoints with the trainer's own.
@@ -53,14 +53,33 @@ class BudgetGRPOTrainer(GRPOTrainer):
         model: As for `GRPOTrainer`. TRL loads the reference from the path of the model, so that a model object must
             have been saved before.
         reward_funcs: As for `GRPOTrainer`.
-        args: A `GRPOConfig` whose `beta` (TRL's own penalty) is 0 or left alone.
-        budget: The controller. None only measures the KL. A `KLBudget` sets beta and acts on the weights; other
-            controllers set beta alone, once a step, from the KL per token.
+        args: A `GRPOConfig` whose `beta` (the coefficient of TRL's own penalty) is 0 or not set.
+        budget: The controller. None: the KL is measured but not controlled. A `KLBudget` sets beta and acts on the
+            weights; other controllers set only beta, once per step, from the KL per token.
         **kwargs: As for `GRPOTrainer`.
 
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the weights are sharded, or
             the model takes images.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = BudgetGRPOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
+        (1, 0.1, 'held')
     """
 
     def __init__(
@@ -172,7 +191,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         return kl_per_token(sums, lengths, prompts), kl_per_sequence(sums, prompts)
 
     def with_present_kl(self, completions: HeldOutCompletions) -> HeldOutCompletions:
-        """Return the same completions with their KL under the present weights."""
+        """Return the same completions with their KL under the current weights."""
         with self.trainer.accelerator.autocast(), torch.no_grad():
             hidden = last_hidden(self.policy, completions.ids, completions.attention)
             return replace(completions, kl=self._kl(hidden, completions.ref_hidden, completions.mask))
@@ -201,7 +220,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         return completion_kl(self.head, hidden, self.ref_head, ref_hidden, mask, temperature=temperature)
 
     def _as_reference(self) -> Any:
-        """Return a context in which the policy's forward pass is the reference's."""
+        """Return a context manager in which the forward pass of the policy computes the reference."""
         if not self.is_adapter:
             return nullcontext()
         adapted: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -210,7 +229,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     # -- actuators --
 
     def scale_displacement(self, factor: float) -> None:
-        """Scale the displacement of the weights from the reference's."""
+        """Scale the displacement of the weights from the weights of the reference."""
         if self.is_adapter:
             names, weights = zip(*self._trained_weights(), strict=True)
             scale_displacement(weights, [self.anchors[name] for name in names], factor)
@@ -270,8 +289,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _renew_held_out(self, newest: HeldOutCompletions) -> None:
         """Replace an eighth of the held-out completions, which are half a batch, by completions of the newest batch.
 
-        The KL of the newest batch before the step is not representative, since the step was taken on it; the effect of
-        later steps on it is.
+        The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
+        effect of later steps on its KL is representative.
         """
         size = (len(newest) + 1) // 2
         if self.held_out is None:
@@ -281,6 +300,6 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             self.held_out = added.concatenate(self.held_out).take(slice(size))
 
     def state(self) -> dict[str, Any]:
-        """Return what is saved in a checkpoint."""
+        """Return the controller's state, which is saved in every checkpoint."""
         budget = self.trainer.budget
         return {"args": {}, "attributes": {"budget": None if budget is None else controller_to_dict(budget)}}

@@ -11,7 +11,8 @@ from typing import Any
 
 from array_api_compat import device
 
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, map_blocks, with_gradient
+from kullback.numerics.array_types import ArrayInput, ArrayT
+from kullback.numerics.arrays import Array, as_floats, cast, holds, map_blocks, with_gradient
 from kullback.numerics.phi import log1p_series, log_ratio, phi, ratio_residual
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
+def log_gamma_residual(a: ArrayInput[ArrayT], h: ArrayInput[ArrayT]) -> ArrayT:
     """The Bregman residual of log-gamma: R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a).
 
     R is the distance of log-gamma at a + h from its tangent at a. It is non-negative, and zero only at h = 0. It is the
@@ -45,8 +46,8 @@ def log_gamma_residual(a: ArrayLike, h: ArrayLike) -> Array:
         >>> float(log_gamma_residual(3.0, 1e-10))  # trigamma(3) h^2 / 2
         1.974670334215447e-21
     """
-    xp, [a, h], dtype = as_floats(a, h)
-    return cast(xp, log_gamma_bregman(xp, a, a + h, h), dtype)
+    xp, [start, step], dtype = as_floats(a, h)
+    return cast(xp, log_gamma_bregman(xp, start, start + step, step), dtype)
 
 
 def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:

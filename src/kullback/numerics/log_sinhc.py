@@ -38,7 +38,7 @@ def log_sinhc_curvature(xp: Any, u: Array) -> Array:
     """L''(u) = 1/u^2 - 1/sinh(u)^2."""
     near, safe = _split(xp, u)
     w = xp.where(near, u * u, 0.0)
-    # (1/u - 1/sinh u)(1/u + 1/sinh u), written with exp(-|u|) so that nothing overflows.
+    # (1/u - 1/sinh u)(1/u + 1/sinh u), written with exp(-|u|), which does not overflow.
     e = xp.exp(-abs(safe))
     inverse = 2 * e / (1 - e * e)
     far = (1 / abs(safe) - inverse) * (1 / abs(safe) + inverse)

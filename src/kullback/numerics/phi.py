@@ -3,7 +3,8 @@
 from math import inf, nan
 from typing import Any
 
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, with_gradient
+from kullback.numerics.array_types import ArrayInput, ArrayT
+from kullback.numerics.arrays import Array, as_floats, cast, with_gradient
 
 __all__ = [
     "log1p_residual",
@@ -55,7 +56,7 @@ _ATANH_FLOAT32 = (
 )
 
 
-def phi(d: ArrayLike) -> Array:
+def phi(d: ArrayInput[ArrayT]) -> ArrayT:
     """phi(d) = e^d - 1 - d, so that KL(p || q) = sum_i p_i phi(log(q_i / p_i)) for normalised p and q.
 
     phi is non-negative, is zero only at d = 0, and has the derivative e^d - 1. The result is accurate to 4 units in the
@@ -77,11 +78,11 @@ def phi(d: ArrayLike) -> Array:
         >>> float(phi(1e-10))
         5.000000000166667e-21
     """
-    xp, [d], dtype = as_floats(d)
-    return cast(xp, _phi(xp, d), dtype)
+    xp, [log_ratios], dtype = as_floats(d)
+    return cast(xp, _phi(xp, log_ratios), dtype)
 
 
-def log1p_residual(x: ArrayLike) -> Array:
+def log1p_residual(x: ArrayInput[ArrayT]) -> ArrayT:
     """x - log(1 + x) = phi(log(1 + x)), the contribution of a change of total mass to a KL divergence.
 
     The function is non-negative, is zero only at x = 0, and has the derivative x / (1 + x). The result is accurate to 4
@@ -97,8 +98,8 @@ def log1p_residual(x: ArrayLike) -> Array:
         >>> float(log1p_residual(1e-10))
         4.999999999666667e-21
     """
-    xp, [x], dtype = as_floats(x)
-    return cast(xp, _log1p_residual(xp, x), dtype)
+    xp, [values], dtype = as_floats(x)
+    return cast(xp, _log1p_residual(xp, values), dtype)
 
 
 def log_ratio(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:

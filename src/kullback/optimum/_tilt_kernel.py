@@ -52,8 +52,8 @@ def tilt_rows(xp: Any, ref: Array, reward: Array, beta: Array) -> TiltedRows:
     d = (reward - c)/beta - log sum ref e^((reward - c)/beta) for any c.
 
     Where the policy is near ref, c is the mean reward of the policy, so that the two terms of d do not cancel.
-    Elsewhere, c is the largest reward, so that nothing overflows. An error in log Z is common to all d and changes the
-    KL only to second order.
+    Elsewhere, c is the largest reward, so that no exponential overflows. An error in log Z is common to all d and
+    changes the KL only to second order.
     """
     possible = is_positive(xp, ref)
     beta = beta[..., None]

@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from kullback.discrete.kl import kl_logits
 from kullback.discrete.validation import require_probs
 from kullback.errors import ShapeError, SupportError
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, is_positive, log, untracked
+from kullback.numerics.array_types import ArrayInput, ArrayT
+from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, log, untracked
 from kullback.numerics.phi import phi
 
 __all__ = ["BestOfN", "best_of_n_kl_bound", "best_of_n_policy"]
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Generic[ArrayT]):
     """The best-of-n policy with its KL and its expected reward.
 
     Args:
@@ -25,12 +26,12 @@ class BestOfN:
         expected_reward: The mean reward of the policy, shape (...).
     """
 
-    policy: Array
-    kl: Array
-    expected_reward: Array
+    policy: ArrayT
+    kl: ArrayT
+    expected_reward: ArrayT
 
 
-def best_of_n_kl_bound(n: ArrayLike) -> Array:
+def best_of_n_kl_bound(n: ArrayInput[ArrayT]) -> ArrayT:
     """An upper bound on KL(best of n || ref) that holds for every reference and reward.
 
         bound = log n - (n - 1)/n = phi(-log n), where phi(d) = e^d - 1 - d
@@ -58,7 +59,7 @@ def best_of_n_kl_bound(n: ArrayLike) -> Array:
     return phi(-log(xp, count))
 
 
-def best_of_n_policy(ref: ArrayLike, reward: ArrayLike, n: ArrayLike) -> BestOfN:
+def best_of_n_policy(ref: ArrayInput[ArrayT], reward: ArrayInput[ArrayT], n: ArrayInput[ArrayT]) -> BestOfN[ArrayT]:
     """The distribution of the best of n samples from `ref`, and its exact KL(policy || ref).
 
         policy_i = ref_i (F^n - G^n) / (F - G),   F = P_ref(reward <= reward_i),   G = P_ref(reward < reward_i)

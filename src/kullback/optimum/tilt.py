@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback.discrete.validation import require_probs
 from kullback.errors import BudgetError, KullbackError, ShapeError, SupportError
-from kullback.numerics.array_types import ArrayT, Numbers
+from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, untracked
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
@@ -38,11 +38,15 @@ class Optimum(Generic[ArrayT]):
     @property
     def saturated(self) -> ArrayT:
         """True where beta is 0: the policy is `ref` restricted to its best rewards, and the budget is not binding."""
-        return self.beta == 0
+        return self.beta == 0  # pyright: ignore[reportReturnType]
 
 
 def tilt(
-    ref: ArrayT | Numbers, reward: ArrayT | Numbers, beta: ArrayT | Numbers, *, contexts: ArrayT | Numbers | None = None
+    ref: ArrayInput[ArrayT],
+    reward: ArrayInput[ArrayT],
+    beta: ArrayInput[ArrayT],
+    *,
+    contexts: ArrayInput[ArrayT] | None = None,
 ) -> Optimum[ArrayT]:
     """The policy that maximises E[reward] - beta KL(policy || ref).
 
@@ -85,11 +89,11 @@ def tilt(
 
 
 def tilt_to_budget(
-    ref: ArrayT | Numbers,
-    reward: ArrayT | Numbers,
-    budget: ArrayT | Numbers,
+    ref: ArrayInput[ArrayT],
+    reward: ArrayInput[ArrayT],
+    budget: ArrayInput[ArrayT],
     *,
-    contexts: ArrayT | Numbers | None = None,
+    contexts: ArrayInput[ArrayT] | None = None,
 ) -> Optimum[ArrayT]:
     """The policy with the largest E[reward] among policies with KL(policy || ref) <= budget.
 
@@ -155,9 +159,9 @@ class Frontier(Generic[ArrayT]):
     beta: ArrayT
     kl: ArrayT
     expected_reward: ArrayT
-    _task: tuple[ArrayT | Numbers, ArrayT | Numbers, ArrayT | Numbers | None] = field(repr=False)
+    _task: tuple[ArrayInput[ArrayT], ArrayInput[ArrayT], ArrayInput[ArrayT] | None] = field(repr=False)
 
-    def reward_at(self, kl: ArrayT | Numbers) -> ArrayT:
+    def reward_at(self, kl: ArrayInput[ArrayT]) -> ArrayT:
         """The largest expected reward of a policy with KL(policy || ref) <= kl, computed exactly.
 
         Args:
@@ -180,7 +184,7 @@ class Frontier(Generic[ArrayT]):
 
 
 def frontier(
-    ref: ArrayT | Numbers, reward: ArrayT | Numbers, *, contexts: ArrayT | Numbers | None = None, points: int = 65
+    ref: ArrayInput[ArrayT], reward: ArrayInput[ArrayT], *, contexts: ArrayInput[ArrayT] | None = None, points: int = 65
 ) -> Frontier[ArrayT]:
     """The reward-KL frontier: the largest E[reward] for each KL(policy || ref).
 

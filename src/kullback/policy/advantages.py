@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.array_types import Float, Int, Shaped
 from kullback.policy.aggregation import token_mask
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 
 
-def group_advantages(rewards: Tensor, prompts: Tensor, *, scale: bool = True) -> Tensor:
+def group_advantages(
+    rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"], *, scale: bool = True
+) -> Float[Tensor, " batch"]:
     """Group-relative advantages, as in GRPO.
 
     A_i = (r_i - mean_g) / std_g over the completions of one prompt g, where std_g is the sample standard deviation with
@@ -47,7 +50,7 @@ def group_advantages(rewards: Tensor, prompts: Tensor, *, scale: bool = True) ->
     return torch.where(deviation > 0, centered / torch.where(deviation > 0, deviation, 1.0), 0.0)
 
 
-def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
+def leave_one_out(rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Leave-one-out advantages, as in RLOO: the reward minus the mean reward of the prompt's other completions.
 
         A_i = r_i - sum_{j != i} r_j / (n - 1) = (r_i - mean_g) n / (n - 1)
@@ -77,8 +80,13 @@ def leave_one_out(rewards: Tensor, prompts: Tensor) -> Tensor:
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor | None = None, *, discount: float = 1.0, decay: float = 0.95
-) -> Tensor:
+    rewards: Shaped[Tensor, "batch time"],
+    values: Shaped[Tensor, "batch time"],
+    mask: Shaped[Tensor, "batch time"] | None = None,
+    *,
+    discount: float = 1.0,
+    decay: float = 0.95,
+) -> Float[Tensor, "batch time"]:
     """Generalised advantage estimation (GAE).
 
         A_t = delta_t + discount decay A_{t+1},   delta_t = r_t + discount V_{t+1} - V_t
@@ -127,7 +135,9 @@ def gae(
     return advantages
 
 
-def _groups(rewards: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _groups(
+    rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"], Float[Tensor, " groups"]]:
     """The rewards in a floating dtype, the group index of each completion, and the size of each group."""
     if rewards.ndim != 1 or rewards.shape != prompts.shape:
         raise ShapeError(
@@ -148,11 +158,15 @@ def _groups(rewards: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rewards, group, count.to(rewards.dtype)
 
 
-def _group_sums(values: Tensor, group: Tensor, count: Tensor) -> Tensor:
+def _group_sums(
+    values: Float[Tensor, " batch"], group: Int[Tensor, " batch"], count: Float[Tensor, " groups"]
+) -> Float[Tensor, " groups"]:
     return torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add(0, group, values)
 
 
-def _centered(rewards: Tensor, group: Tensor, count: Tensor) -> Tensor:
+def _centered(
+    rewards: Float[Tensor, " batch"], group: Int[Tensor, " batch"], count: Float[Tensor, " groups"]
+) -> Float[Tensor, " batch"]:
     """The rewards minus their group mean.
 
     The first reward of the group is subtracted before the mean is taken, so that equal rewards give exactly 0.

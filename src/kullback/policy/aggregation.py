@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError
+from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.tokens.logits import as_mask
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
@@ -14,12 +15,12 @@ Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 def aggregate_tokens(
-    values: Tensor,
-    mask: Tensor | None = None,
+    values: Shaped[Tensor, "batch time"],
+    mask: Shaped[Tensor, "batch time"] | None = None,
     how: Aggregate = "token_mean",
     *,
     normalizer: float | Tensor | None = None,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """The mean of token values, by one of three published conventions.
 
         token_mean      sum over all tokens / number of tokens                      (DAPO)
@@ -66,7 +67,9 @@ def aggregate_tokens(
     return sums.sum() / normalizer
 
 
-def token_mask(values: Tensor, mask: Tensor | None) -> Tensor:
+def token_mask(
+    values: Shaped[Tensor, "batch time"], mask: Shaped[Tensor, "batch time"] | None
+) -> Bool[Tensor, "batch time"]:
     """The mask as booleans of the shape of `values`, (batch, time); all true if `mask` is None.
 
     Raises:

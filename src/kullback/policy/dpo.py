@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import token_mask
 
 __all__ = ["dpo_loss", "implicit_reward"]
@@ -15,14 +16,14 @@ __all__ = ["dpo_loss", "implicit_reward"]
 
 def dpo_loss(
     *,
-    chosen_log_prob: Tensor,
-    rejected_log_prob: Tensor,
-    ref_chosen_log_prob: Tensor,
-    ref_rejected_log_prob: Tensor,
-    chosen_mask: Tensor | None = None,
-    rejected_mask: Tensor | None = None,
+    chosen_log_prob: Float[Tensor, "batch chosen_time"],
+    rejected_log_prob: Float[Tensor, "batch rejected_time"],
+    ref_chosen_log_prob: Float[Tensor, "batch chosen_time"],
+    ref_rejected_log_prob: Float[Tensor, "batch rejected_time"],
+    chosen_mask: Shaped[Tensor, "batch chosen_time"] | None = None,
+    rejected_mask: Shaped[Tensor, "batch rejected_time"] | None = None,
     beta: float = 0.1,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """The DPO loss, whose minimiser is the optimum of E[reward] - beta KL(policy || ref).
 
         loss = mean of -log sigmoid(R(chosen) - R(rejected)),   R = beta sum_t log(policy/ref)
@@ -67,7 +68,13 @@ def dpo_loss(
     return -logsigmoid(chosen - rejected).mean()
 
 
-def implicit_reward(log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor | None = None, *, beta: float = 0.1) -> Tensor:
+def implicit_reward(
+    log_prob: Float[Tensor, "batch time"],
+    ref_log_prob: Float[Tensor, "batch time"],
+    mask: Shaped[Tensor, "batch time"] | None = None,
+    *,
+    beta: float = 0.1,
+) -> Float[Tensor, " batch"]:
     """The reward for which the policy is the KL-regularised optimum, up to a constant for each prompt.
 
         R = beta sum_t log(policy/ref)

@@ -15,6 +15,7 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
+from kullback.numerics.array_types import Float
 from kullback.numerics.arrays import with_gradient
 from kullback.numerics.phi import phi
 
@@ -42,14 +43,17 @@ class LogRatios(NamedTuple):
         prefix: The log importance weight of the tokens before this position; 0 where prefixes are held fixed.
     """
 
-    policy_ref: Tensor
-    policy_sampler: Tensor
-    ref_sampler: Tensor
-    prefix: Tensor
+    policy_ref: Float[Tensor, "batch time"]
+    policy_sampler: Float[Tensor, "batch time"]
+    ref_sampler: Float[Tensor, "batch time"]
+    prefix: Float[Tensor, "batch time"]
 
 
 def compute_log_ratios(
-    log_prob: Tensor, ref_log_prob: Tensor, old_log_prob: Tensor | None, prefix_distribution: str | None
+    log_prob: Float[Tensor, "batch time"],
+    ref_log_prob: Float[Tensor, "batch time"],
+    old_log_prob: Float[Tensor, "batch time"] | None,
+    prefix_distribution: str | None,
 ) -> LogRatios:
     """The log-ratios of masked log-probabilities.
 
@@ -64,7 +68,9 @@ def compute_log_ratios(
     return LogRatios(_difference(log_prob, ref_log_prob), prefix + policy, prefix + reference, prefix)
 
 
-def sampled_kl(log_ratios: LogRatios, direction: str, estimator: str, bound: float = inf) -> Tensor:
+def sampled_kl(
+    log_ratios: LogRatios, direction: str, estimator: str, bound: float = inf
+) -> Float[Tensor, "batch time"]:
     """The estimate at each position of KL(p || q) for "reverse" or of KL(q || p) for "forward".
 
     Its mean over the sampler is the KL; for k2 it is the KL to second order in L. Ratios above e^bound are replaced by
@@ -78,7 +84,9 @@ def sampled_kl(log_ratios: LogRatios, direction: str, estimator: str, bound: flo
     return safe_product(bounded_exp(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
 
 
-def loss_derivative(log_ratios: LogRatios, direction: str, estimator: str, *, weighted: bool, bound: float) -> Tensor:
+def loss_derivative(
+    log_ratios: LogRatios, direction: str, estimator: str, *, weighted: bool, bound: float
+) -> Float[Tensor, "batch time"]:
     """The derivative of the estimator's loss with respect to the token's log-probability.
 
     Without `weighted`, it is the derivative of the estimator on the policy's own samples. With `weighted`, the ratio w
@@ -103,17 +111,19 @@ def loss_derivative(log_ratios: LogRatios, direction: str, estimator: str, *, we
     return safe_product(w, factor)
 
 
-def bounded_exp(log_weight: Tensor, bound: float = inf) -> Tensor:
+def bounded_exp(log_weight: Float[Tensor, "*shape"], bound: float = inf) -> Float[Tensor, "*shape"]:
     """min(e^log_weight, e^bound)."""
     return torch.exp(log_weight.clamp(max=bound))
 
 
-def sum_after(values: Tensor) -> Tensor:
+def sum_after(values: Float[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
     """At each position, the sum of the values at later positions."""
     return _shift(values, -1).flip(-1).cumsum(-1).flip(-1)
 
 
-def straight_through(log_prob: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+def straight_through(
+    log_prob: Float[Tensor, "batch time"], value: Float[Tensor, "batch time"], slope: Float[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
     """A tensor equal to `value` whose derivative with respect to `log_prob` is `slope`."""
     return _straight_through(xp, log_prob, value.detach(), slope.detach())
 
@@ -126,7 +136,9 @@ _straight_through = with_gradient(
 )
 
 
-def _weighted_phi(log_a: Tensor, log_b: Tensor, d: Tensor, bound: float) -> Tensor:
+def _weighted_phi(
+    log_a: Float[Tensor, "batch time"], log_b: Float[Tensor, "batch time"], d: Float[Tensor, "batch time"], bound: float
+) -> Float[Tensor, "batch time"]:
     """a phi(d) = b - a - a d with d = log(b/a), also where e^d overflows although b is finite."""
     if bound < inf:
         excess = (log_a - bound).clamp(min=0)
@@ -139,17 +151,17 @@ def _weighted_phi(log_a: Tensor, log_b: Tensor, d: Tensor, bound: float) -> Tens
     return torch.where(near, safe_product(a, phi(torch.where(near, d, 0.0))), far)
 
 
-def safe_product(weights: Tensor, values: Tensor) -> Tensor:
+def safe_product(weights: Float[Tensor, "*shape"], values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The product, with 0 where either factor is 0, even if the other factor has overflowed to infinity."""
     return torch.where((weights == 0) | (values == 0), 0.0, weights * values)
 
 
-def _difference(a: Tensor, b: Tensor) -> Tensor:
+def _difference(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """a - b of log-probabilities; 0 where both are -inf."""
     return torch.where(torch.maximum(a, b) == -inf, 0.0, a - b)
 
 
-def _shift(values: Tensor, by: int) -> Tensor:
+def _shift(values: Float[Tensor, "batch time"], by: int) -> Float[Tensor, "batch time"]:
     """The values moved by one position along time (later if `by` > 0, else earlier), padded with 0."""
     zeros = torch.zeros_like(values[..., :1])
     return torch.cat([zeros, values[..., :-1]], -1) if by > 0 else torch.cat([values[..., 1:], zeros], -1)

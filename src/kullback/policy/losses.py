@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.policy.estimators import bounded_exp, straight_through
 from kullback.policy.penalty import KLPenalty
@@ -25,20 +26,20 @@ _WEIGHTED_K3 = KLPenalty(estimator="k3", sampler="behaviour")
 
 def ppo_loss(
     *,
-    log_prob: Tensor,
-    advantages: Tensor,
-    old_log_prob: Tensor | None = None,
-    ref_log_prob: Tensor | None = None,
-    logits: Tensor | None = None,
-    ref_logits: Tensor | None = None,
-    mask: Tensor | None = None,
+    log_prob: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+    old_log_prob: Float[Tensor, "batch time"] | None = None,
+    ref_log_prob: Float[Tensor, "batch time"] | None = None,
+    logits: Float[Tensor, "batch time vocab"] | None = None,
+    ref_logits: Float[Tensor, "batch time vocab"] | None = None,
+    mask: Shaped[Tensor, "batch time"] | None = None,
     clip: Clip = 0.2,
     ratio: Ratio = "token",
     beta: float | Tensor = 0.0,
     penalty: KLPenalty = _WEIGHTED_K3,
     aggregate: Aggregate = "token_mean",
     normalizer: float | Tensor | None = None,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """The PPO loss: the clipped surrogate plus beta times a KL penalty.
 
         loss = mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss,   w = policy/old
@@ -116,20 +117,20 @@ def ppo_loss(
 
 def grpo_loss(
     *,
-    log_prob: Tensor,
-    advantages: Tensor,
-    old_log_prob: Tensor | None = None,
-    ref_log_prob: Tensor | None = None,
-    logits: Tensor | None = None,
-    ref_logits: Tensor | None = None,
-    mask: Tensor | None = None,
+    log_prob: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+    old_log_prob: Float[Tensor, "batch time"] | None = None,
+    ref_log_prob: Float[Tensor, "batch time"] | None = None,
+    logits: Float[Tensor, "batch time vocab"] | None = None,
+    ref_logits: Float[Tensor, "batch time vocab"] | None = None,
+    mask: Shaped[Tensor, "batch time"] | None = None,
     clip: Clip = 0.2,
     ratio: Ratio = "token",
     beta: float | Tensor = 0.0,
     penalty: KLPenalty = _WEIGHTED_K3,
     aggregate: Aggregate = "sequence_mean",
     normalizer: float | Tensor | None = None,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """The GRPO loss: the clipped surrogate with group-relative advantages, averaged within each sequence first.
 
         loss = mean over sequences of mean over tokens of  -min(w A, clip(w, 1 - low, 1 + high) A) + beta penalty.loss
@@ -197,13 +198,13 @@ def grpo_loss(
 
 def clipped_surrogate(
     *,
-    log_prob: Tensor,
-    advantages: Tensor,
-    old_log_prob: Tensor | None = None,
-    mask: Tensor | None = None,
+    log_prob: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+    old_log_prob: Float[Tensor, "batch time"] | None = None,
+    mask: Shaped[Tensor, "batch time"] | None = None,
     clip: Clip = 0.2,
     ratio: Ratio = "token",
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """The clipped surrogate of PPO at every token.
 
         -min(w A, clip(w, 1 - low, 1 + high) A),   w = policy/old
@@ -253,8 +254,11 @@ def clipped_surrogate(
 
 
 def _log_ratio(
-    log_prob: Tensor, old_log_prob: Tensor | None, mask: Tensor | None, ratio: Ratio
-) -> tuple[torch.Size, Tensor, Tensor]:
+    log_prob: Float[Tensor, "batch time"],
+    old_log_prob: Float[Tensor, "batch time"] | None,
+    mask: Shaped[Tensor, "batch time"] | None,
+    ratio: Ratio,
+) -> tuple[torch.Size, Float[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
     """The shape (batch, time), log w at every token, and the boolean mask."""
     shape = log_prob.shape
     old_log_prob = log_prob.detach() if old_log_prob is None else old_log_prob.detach()

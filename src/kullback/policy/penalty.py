@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError
+from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.estimators import (
     bounded_exp,
@@ -101,13 +102,13 @@ class KLPenalty:
     def loss(
         self,
         *,
-        log_prob: Tensor,
-        ref_log_prob: Tensor,
-        old_log_prob: Tensor | None = None,
-        logits: Tensor | None = None,
-        ref_logits: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+        log_prob: Float[Tensor, "batch time"],
+        ref_log_prob: Float[Tensor, "batch time"],
+        old_log_prob: Float[Tensor, "batch time"] | None = None,
+        logits: Float[Tensor, "batch time vocab"] | None = None,
+        ref_logits: Float[Tensor, "batch time vocab"] | None = None,
+        mask: Shaped[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time"]:
         """The penalty at every token, as a loss to differentiate.
 
         The sum over tokens, averaged over sequences, has the gradient of the KL that the penalty names. Its derivative
@@ -172,7 +173,7 @@ class KLPenalty:
         return exact + straight_through(batch.log_prob, torch.zeros_like(exact), sum_after(exact))
 
     @torch.no_grad()
-    def to_go(self, **inputs: Unpack[PenaltyInputs]) -> Tensor:
+    def to_go(self, **inputs: Unpack[PenaltyInputs]) -> Float[Tensor, "batch time"]:
         """The KL-to-go of every token, to be multiplied by beta and subtracted from the token's return.
 
             k1:     to_go_t = sum_{s >= t} W_s L_s,   W_s = prod_{u <= s} w_u   (1 on the policy's own samples)
@@ -321,13 +322,13 @@ class KLPenalty:
             **inputs,
         )
 
-    def _token_estimates(self, batch: Batch, bound: float) -> Tensor:
+    def _token_estimates(self, batch: Batch, bound: float) -> Float[Tensor, "batch time"]:
         """The estimate at each token, times the importance weight of its prefix; differentiable for "exact"."""
         if batch.kl is None:
             return sampled_kl(batch.log_ratios, self.direction, self.estimator, bound)
         return safe_product(bounded_exp(batch.log_ratios.prefix, bound), batch.kl)
 
-    def _to_go(self, batch: Batch) -> Tensor:
+    def _to_go(self, batch: Batch) -> Float[Tensor, "batch time"]:
         own = later = self._token_estimates(batch, self.bound)
         if batch.kl is not None and self.direction == "reverse":
             own = sampled_kl(batch.log_ratios, "reverse", "k1", self.bound)

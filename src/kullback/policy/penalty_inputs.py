@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import token_mask
 from kullback.policy.estimators import LogRatios, compute_log_ratios
 from kullback.tokens.logits import token_kl
@@ -19,12 +20,12 @@ _LOG_PROB_TOLERANCE = 0.01
 class PenaltyInputs(TypedDict):
     """The keyword arguments of the methods of `KLPenalty`, which `KLPenalty.loss` documents."""
 
-    log_prob: Required[Tensor]
-    ref_log_prob: Required[Tensor]
-    old_log_prob: NotRequired[Tensor | None]
-    logits: NotRequired[Tensor | None]
-    ref_logits: NotRequired[Tensor | None]
-    mask: NotRequired[Tensor | None]
+    log_prob: Required[Float[Tensor, "batch time"]]
+    ref_log_prob: Required[Float[Tensor, "batch time"]]
+    old_log_prob: NotRequired[Float[Tensor, "batch time"] | None]
+    logits: NotRequired[Float[Tensor, "batch time vocab"] | None]
+    ref_logits: NotRequired[Float[Tensor, "batch time vocab"] | None]
+    mask: NotRequired[Shaped[Tensor, "batch time"] | None]
 
 
 class Batch(NamedTuple):
@@ -38,10 +39,10 @@ class Batch(NamedTuple):
         is_weighted: Whether samples are weighted by policy/old.
     """
 
-    log_prob: Tensor
+    log_prob: Float[Tensor, "batch time"]
     log_ratios: LogRatios
-    kl: Tensor | None
-    mask: Tensor
+    kl: Float[Tensor, "batch time"] | None
+    mask: Bool[Tensor, "batch time"]
     is_weighted: bool
 
 
@@ -51,12 +52,12 @@ def read_batch(
     exact: bool,
     prefix_distribution: str | None,
     sampler: str | None,
-    log_prob: Tensor,
-    ref_log_prob: Tensor,
-    old_log_prob: Tensor | None = None,
-    logits: Tensor | None = None,
-    ref_logits: Tensor | None = None,
-    mask: Tensor | None = None,
+    log_prob: Float[Tensor, "batch time"],
+    ref_log_prob: Float[Tensor, "batch time"],
+    old_log_prob: Float[Tensor, "batch time"] | None = None,
+    logits: Float[Tensor, "batch time vocab"] | None = None,
+    ref_logits: Float[Tensor, "batch time vocab"] | None = None,
+    mask: Shaped[Tensor, "batch time"] | None = None,
 ) -> Batch:
     """Validates and masks the inputs, and converts them to float32, or to float64 if one of them is float64.
 
@@ -92,7 +93,7 @@ def read_batch(
     )
 
 
-def _require_on_policy(log_prob: Tensor, old_log_prob: Tensor) -> None:
+def _require_on_policy(log_prob: Float[Tensor, "batch time"], old_log_prob: Float[Tensor, "batch time"]) -> None:
     """Raises PenaltyError where the two log-probabilities differ by more than rounding."""
     differs = (log_prob - old_log_prob).abs() > _LOG_PROB_TOLERANCE
     if differs.any():
@@ -105,8 +106,12 @@ def _require_on_policy(log_prob: Tensor, old_log_prob: Tensor) -> None:
 
 
 def _exact_kl(
-    direction: str, shape: torch.Size, logits: Tensor | None, ref_logits: Tensor | None, mask: Tensor
-) -> Tensor:
+    direction: str,
+    shape: torch.Size,
+    logits: Float[Tensor, "batch time vocab"] | None,
+    ref_logits: Float[Tensor, "batch time vocab"] | None,
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
     """The exact KL at each position, in nats, from the logits."""
     if logits is None or ref_logits is None:
         missing = "logits" if logits is None else "ref_logits"

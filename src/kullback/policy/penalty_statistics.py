@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import ShapeError
+from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, require_aggregate
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
@@ -18,7 +19,13 @@ __all__ = ["Prompts", "estimate", "statistics"]
 Prompts = Sequence[int] | Tensor | None
 
 
-def estimate(values: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompts, method: str) -> Estimate:
+def estimate(
+    values: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    aggregate: Aggregate,
+    prompts: Prompts,
+    method: str,
+) -> Estimate:
     """The mean of token values, with a standard error that treats prompts as the independent samples.
 
     `values` has shape (batch, time) and is 0 where the mask is false.
@@ -43,7 +50,13 @@ def estimate(values: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompt
 
 
 def statistics(
-    name: str, raw: Tensor, bounded: Tensor, log_weight: Tensor, mask: Tensor, aggregate: Aggregate, prompts: Prompts
+    name: str,
+    raw: Float[Tensor, "batch time"],
+    bounded: Float[Tensor, "batch time"],
+    log_weight: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    aggregate: Aggregate,
+    prompts: Prompts,
 ) -> dict[str, float]:
     """The statistics that `KLPenalty.statistics` documents, from raw and bounded estimates at every token."""
     name += "_per_sequence" if aggregate == "sequence_sum" else "_per_token"
@@ -64,5 +77,5 @@ def statistics(
     }
 
 
-def _to_numpy(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Shaped[Tensor, "..."]) -> np.ndarray:
     return values.double().cpu().numpy()

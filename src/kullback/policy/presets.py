@@ -9,6 +9,7 @@ import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where
 from torch import Tensor
 
 from kullback.errors import PenaltyError
+from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.losses import Clip, Ratio, ppo_loss
 from kullback.policy.penalty import KLPenalty
@@ -70,21 +71,21 @@ class Preset:
     def loss(
         self,
         *,
-        log_prob: Tensor,
-        advantages: Tensor,
-        old_log_prob: Tensor | None = None,
-        ref_log_prob: Tensor | None = None,
-        logits: Tensor | None = None,
-        ref_logits: Tensor | None = None,
-        mask: Tensor | None = None,
+        log_prob: Float[Tensor, "batch time"],
+        advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+        old_log_prob: Float[Tensor, "batch time"] | None = None,
+        ref_log_prob: Float[Tensor, "batch time"] | None = None,
+        logits: Float[Tensor, "batch time vocab"] | None = None,
+        ref_logits: Float[Tensor, "batch time vocab"] | None = None,
+        mask: Shaped[Tensor, "batch time"] | None = None,
         beta: float | Tensor | None = None,
         normalizer: float | Tensor | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, ""]:
         """The published loss: `ppo_loss` with the constants of the preset.
 
-        The KL whose gradient the penalty descends is the KL that `penalty` names, unless `caveat` states another. A
-        penalty with placement="reward" is not part of the loss: subtract `beta * penalty.to_go(...)` from the returns
-        before computing advantages.
+        The KL whose gradient the penalty descends is the KL that `penalty` names, unless `caveat` names a different
+        KL. A penalty with placement="reward" is not part of the loss: subtract `beta * penalty.to_go(...)` from the
+        returns before computing advantages.
 
         Args:
             log_prob: Shape (batch, time), nats: log-probability of each token under the policy; differentiated.
@@ -202,8 +203,8 @@ def preset(name: str) -> Preset:
             "dr_grpo", "dapo" or "gspo".
 
     Returns:
-        A `Preset` with the published constants. Its `caveat` states whether its penalty descends another KL than the KL
-        that it names.
+        A `Preset` with the published constants. Its `caveat` states whether its penalty descends a KL other than the
+        KL that it names.
 
     Raises:
         PenaltyError: The name is unknown.

@@ -376,6 +376,15 @@ _FORMER_KEYS = {
     "kl_posterior_prior_per_latent_std_error": "kl_posterior_prior_per_image_std_error",
 }
 
+# Settings in configurations that were written before a setting was renamed.
+_FORMER_SFT_KEYS = {"judged": "max_examples"}
+_FORMER_BUDGET_KEYS = {"of": "constrain", "over": "states"}
+_FORMER_BUDGET_VALUES = {
+    ("of", "old"): "old-policy",
+    ("unit", "latent"): "image",
+    ("kind", "RLlib"): "RLlibController",
+}
+
 _SECTIONS = {
     "grpo": (
         "Language-model policies",
@@ -407,7 +416,7 @@ _SECTIONS = {
 
 
 def metrics_of(trainer: Trainer) -> dict[str, Metric]:
-    """Return the metrics of a trainer by key, with the standard errors as keys of their own.
+    """Return the metrics of a trainer by key, with the standard errors as separate keys.
 
     Args:
         trainer: The name of the trainer.
@@ -480,25 +489,29 @@ def with_present_keys(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_present_settings(config: Any) -> Any:
-    """Return the configuration of a run with former names of the budget's settings replaced by present ones.
+    """Return the configuration of a run with former names of settings replaced by present ones.
+
+    Args:
+        config: The content of config.json.
+
+    Returns:
+        The same content under present names; anything but a dictionary is returned as it is.
 
     Example:
         >>> with_present_settings({"budget": {"target": 0.01, "unit": "step", "of": "old", "over": "visited"}})
         {'budget': {'target': 0.01, 'unit': 'step', 'constrain': 'old-policy', 'states': 'visited'}}
     """
-    if not isinstance(config, dict) or not isinstance(config.get("budget"), dict):
+    if not isinstance(config, dict):
         return config
-    keys = {"of": "constrain", "over": "states"}
-    values = {
-        ("of", "old"): "old-policy",
-        ("unit", "latent"): "image",
-        ("kind", "RLlib"): "RLlibController",
-    }
-    budget = {
-        keys.get(key, key): values.get((key, value), value) if isinstance(value, str) else value
-        for key, value in config["budget"].items()
-    }
-    return {**config, "budget": budget}
+    present = dict(config)
+    if present.get("kind") == "sft":
+        present = {_FORMER_SFT_KEYS.get(key, key): value for key, value in present.items()}
+    if isinstance(present.get("budget"), dict):
+        present["budget"] = {
+            _FORMER_BUDGET_KEYS.get(key, key): _FORMER_BUDGET_VALUES.get((key, str(value)), value)
+            for key, value in present["budget"].items()
+        }
+    return present
 
 
 def metrics_tables() -> str:

@@ -351,7 +351,7 @@ class RunDirectory:
         """Return the sampled completions before and after training.
 
         Returns:
-            The contents of samples.json, with the keys "before" and "after" as far as they have been written.
+            The contents of samples.json, with the keys "before" and "after" if they have been written.
         """
         path = self.path / "samples.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -360,7 +360,7 @@ class RunDirectory:
         """Return the images of a VAE before and after training.
 
         Returns:
-            The contents of pictures.json, with the keys "before" and "after" as far as they have been written.
+            The contents of pictures.json, with the keys "before" and "after" if they have been written.
         """
         path = self.path / "pictures.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -458,7 +458,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON types; numbers that are not finite become null, which JSON has no other way to write."""
+    """Return a value as JSON types; numbers that are not finite, which JSON does not have, become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,23 +6,24 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from kullback.errors import ShapeError
+from kullback.numerics.array_types import Float, Shaped
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature
 
 __all__ = ["linear_token_kl"]
 
 
 def linear_token_kl(
-    hidden_p: Tensor,
-    weight_p: Tensor,
-    hidden_q: Tensor,
-    weight_q: Tensor,
+    hidden_p: Float[Tensor, "*batch d"],
+    weight_p: Float[Tensor, "vocab d"],
+    hidden_q: Float[Tensor, "*batch e"],
+    weight_q: Float[Tensor, "vocab e"],
     *,
-    bias_p: Tensor | None = None,
-    bias_q: Tensor | None = None,
-    mask: Tensor | None = None,
+    bias_p: Float[Tensor, " vocab"] | None = None,
+    bias_q: Float[Tensor, " vocab"] | None = None,
+    mask: Shaped[Tensor, "*batch"] | None = None,
     temperature: float = 1.0,
     chunk: int = 256,
-) -> Tensor:
+) -> Float[Tensor, "*batch"]:
     """KL(p || q) of the next-token distributions at every position, from hidden states and output heads.
 
         KL = token_kl(hidden_p @ weight_p.T + bias_p, hidden_q @ weight_q.T + bias_q)
@@ -67,7 +68,7 @@ def linear_token_kl(
         kept = as_mask(mask, shape).reshape(-1).nonzero().squeeze(-1)
         rows_p, rows_q = rows_p[kept], rows_q[kept]
 
-    def chunk_kl(rows_p: Tensor, rows_q: Tensor) -> Tensor:
+    def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
         return logit_kl(*as_logits(linear(rows_p, weight_p, bias_p), linear(rows_q, weight_q, bias_q)), temperature)
 
     inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
@@ -86,12 +87,12 @@ def linear_token_kl(
 
 
 def _require_shapes(
-    hidden_p: Tensor,
-    weight_p: Tensor,
-    bias_p: Tensor | None,
-    hidden_q: Tensor,
-    weight_q: Tensor,
-    bias_q: Tensor | None,
+    hidden_p: Float[Tensor, "*batch d"],
+    weight_p: Float[Tensor, "vocab d"],
+    bias_p: Float[Tensor, " vocab"] | None,
+    hidden_q: Float[Tensor, "*batch e"],
+    weight_q: Float[Tensor, "vocab e"],
+    bias_q: Float[Tensor, " vocab"] | None,
 ) -> None:
     """Raises ShapeError unless hidden states, weights and biases match."""
     for side, hidden, weight, bias in (("p", hidden_p, weight_p, bias_p), ("q", hidden_q, weight_q, bias_q)):

@@ -6,11 +6,18 @@ from torch import Tensor
 
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.array_types import Bool, Float, Shaped
 
 __all__ = ["token_kl"]
 
 
-def token_kl(p_logits: Tensor, q_logits: Tensor, *, mask: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def token_kl(
+    p_logits: Float[Tensor, "*batch vocab"],
+    q_logits: Float[Tensor, "*batch vocab"],
+    *,
+    mask: Shaped[Tensor, "*batch"] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*batch"]:
     """KL(p || q) of the next-token distributions at every position, by the exact sum over the vocabulary.
 
         KL(p || q) = sum_v p_v phi(log(q_v/p_v)), where phi(d) = e^d - 1 - d, p = softmax(p_logits / temperature) and
@@ -54,20 +61,24 @@ def token_kl(p_logits: Tensor, q_logits: Tensor, *, mask: Tensor | None = None, 
     return torch.where(mask, logit_kl(p, q, temperature), 0.0)
 
 
-def logit_kl(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
+def logit_kl(
+    p_logits: Float[Tensor, "*batch vocab"], q_logits: Float[Tensor, "*batch vocab"], temperature: float
+) -> Float[Tensor, "*batch"]:
     """KL(p || q) of validated logits of one dtype, in nats; see `token_kl` for the formula."""
     if temperature != 1:
         p_logits, q_logits = p_logits / temperature, q_logits / temperature
     return differentiable_kl_logits(xp, p_logits, q_logits)
 
 
-def as_logits(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
+def as_logits(
+    p_logits: Float[Tensor, "*batch vocab"], q_logits: Float[Tensor, "*batch vocab"]
+) -> tuple[Float[Tensor, "*batch vocab"], Float[Tensor, "*batch vocab"]]:
     """Both logits in float64 if either is float64, otherwise in float32."""
     dtype = torch.promote_types(torch.promote_types(p_logits.dtype, q_logits.dtype), torch.float32)
     return p_logits.to(dtype), q_logits.to(dtype)
 
 
-def as_mask(mask: Tensor, shape: torch.Size) -> Tensor:
+def as_mask(mask: Shaped[Tensor, "*batch"], shape: torch.Size) -> Bool[Tensor, "*batch"]:
     """The mask as booleans; raises ShapeError unless it has the given shape."""
     if mask.shape != shape:
         raise ShapeError(f"expected a mask with one entry per position, shape {tuple(shape)}, got {tuple(mask.shape)}")

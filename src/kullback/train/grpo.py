@@ -77,6 +77,13 @@ class GRPOPlan:
         evaluation_rows: The prompts of the evaluations. If there are none, the first 128 of `rows` are used.
         evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
         named: Further entries of config.json, such as the files that the prompts and rewards came from.
+
+    Example:
+        >>> from kullback.train.demo.addition_task import exact_match, prompt_rows
+        >>> rows = prompt_rows(1000, seed=0)
+        >>> plan = GRPOPlan(Path("reference"), rows, [exact_match], KLBudget(0.05), 200, Path("run"))
+        >>> plan.unit, plan.config()["rewards"], plan.config()["evaluation_prompts"]
+        ('token', ['exact_match'], 128)
     """
 
     model: Path
@@ -93,7 +100,11 @@ class GRPOPlan:
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> Row:
-        """The contents of config.json."""
+        """The contents of config.json.
+
+        Returns:
+            The settings of the run as JSON types, by name.
+        """
         names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
         return {
             "kind": "grpo",
@@ -115,7 +126,11 @@ class GRPOPlan:
         return getattr(self.budget, "unit", "token")
 
     def rows_to_evaluate(self) -> Sequence[Row]:
-        """The prompts of the evaluations."""
+        """The prompts of the evaluations.
+
+        Returns:
+            `evaluation_rows`, or the first 128 of `rows` if there are no evaluation rows.
+        """
         return self.evaluation_rows or self.rows[:128]
 
 
@@ -140,6 +155,22 @@ def train_grpo(
         InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
             gradient or a weight is not finite.
         RewardError: A reward function raised an exception, or returned anything but one number per completion.
+
+    Example:
+        >>> import tempfile
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     model, output = Path(directory) / "model", Path(directory) / "run"
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(model)
+        ...     _ = tokenizer.save_pretrained(model)
+        ...     rows = prompt_rows(2, seed=0)
+        ...     plan = GRPOPlan(model, rows, [exact_match], KLBudget(0.05), 1, output, settings=settings)
+        ...     finished = train_grpo(plan)
+        ...     steps = [row["step"] for row in RunDirectory(output).evaluations()]
+        >>> finished, steps
+        (True, [0, 1])
     """
     run = RunDirectory(plan.output)
     _validate(plan)

@@ -73,6 +73,14 @@ class PPOPlan:
         settings: Further settings, with keys from `PPO_SETTINGS`.
         evaluate_every: The number of updates between two evaluations. 0 evaluates only before and after training.
         evaluation_episodes: The number of episodes of each evaluation.
+
+    Example:
+        >>> from kullback import KLBudget
+        >>> plan = PPOPlan("CartPole-v1", 5000, Path("run"), budget=KLBudget(0.01, unit="step"), clip=None)
+        >>> plan.kl_key, plan.rollout, plan.total_steps
+        ('kl_old_policy_per_step', 2048, 6144)
+        >>> plan.config()["budget"]["constrain"]
+        'old-policy'
     """
 
     env: str
@@ -89,7 +97,11 @@ class PPOPlan:
     evaluation_episodes: int = 16
 
     def config(self) -> Row:
-        """The contents of config.json."""
+        """The contents of config.json.
+
+        Returns:
+            The settings of the run as JSON types, by name.
+        """
         return {
             "kind": "ppo",
             "env": self.env,
@@ -148,6 +160,19 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, overwrite: bool = False, c
     Raises:
         InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a gradient
             or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from kullback import KLBudget
+        >>> settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+        >>> budget = KLBudget(0.01, unit="step")
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     output = Path(directory) / "run"
+        ...     plan = PPOPlan("CartPole-v1", 64, output, budget=budget, settings=settings, evaluation_episodes=2)
+        ...     finished = train_ppo(plan)
+        ...     steps = [row["step"] for row in RunDirectory(output).metrics()]
+        >>> finished, steps
+        (True, [32, 64])
     """
     run = RunDirectory(plan.output)
     _validate(plan)

@@ -26,7 +26,7 @@ class EpisodeEvaluation:
     policy itself.
 
     Args:
-        env: Environments that are used for nothing else; their number is the number of episodes.
+        env: Environments that are not used in training; their number is the number of episodes.
         seed: The seed of the environments and of the actions. The state of the global random number generators of
             PyTorch is not changed.
     """

@@ -55,6 +55,12 @@ class SFTPlan:
         evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
         max_examples: The maximum number of examples of each set that the model is evaluated on.
         named: Further entries of config.json, such as the file that the examples came from.
+
+    Example:
+        >>> rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "3+4=", "completion": "7"}]
+        >>> plan = SFTPlan(Path("model"), rows, 100, Path("run"), settings={"learning_rate": 1e-4})
+        >>> plan.config()["settings"], plan.config()["examples"]
+        ({'learning_rate': 0.0001}, 2)
     """
 
     model: Path
@@ -69,7 +75,11 @@ class SFTPlan:
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> Row:
-        """The contents of config.json."""
+        """The contents of config.json.
+
+        Returns:
+            The settings of the run as JSON types, by name.
+        """
         copied = ("steps", "seed", "evaluate_every", "max_examples")
         return {
             "kind": "sft",
@@ -101,6 +111,20 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, overwrite: bool = False, c
     Raises:
         InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
             gradient or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from kullback.train.demo.addition_task import make_model, make_tokenizer
+        >>> rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "3+4=", "completion": "7"}]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     model, output = Path(directory) / "model", Path(directory) / "run"
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(model)
+        ...     _ = tokenizer.save_pretrained(model)
+        ...     finished = train_sft(SFTPlan(model, rows, 1, output))
+        ...     first, last = (row["train_forward_kl_per_token"] for row in RunDirectory(output).evaluations())
+        >>> finished, 0 < last < first
+        (True, True)
     """
     run = RunDirectory(plan.output)
     _validate(plan)

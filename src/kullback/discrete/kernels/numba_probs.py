@@ -141,7 +141,7 @@ def _phi_head(p, q):
     """s, p phi(log(q/p)) without its parts k p log(2) and `_phi_tail`, k p, and p - q.
 
     p phi(log(q/p)) = p log(p/q) - p + q. Where p and q are within a factor of 1.5, k and `gap` are 0 and the term is
-    s ((p - q) + p w g(w)), so that nothing cancels.
+    s ((p - q) + p w g(w)), so that the terms do not cancel.
     """
     k, f = _scale_near(p, q)
     gap = p - f

@@ -39,7 +39,7 @@ function parseRows(text, path) {
   });
 }
 
-/** The runs in files: one run for each directory. A .jsonl file with another name is the metrics of a run of its own. */
+/** The runs in files: one run for each directory. A .jsonl file with another name contains the metrics of a separate run. */
 export function parseRuns(files) {
   const runs = new Map();
   for (const { path, text } of files) {

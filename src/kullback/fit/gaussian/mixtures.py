@@ -141,7 +141,7 @@ class _NormalDerivatives:
         self.matrices = np.zeros((size + len(rows), size, size))  # A of each parameter
         self.matrices[np.arange(size, size + len(rows)), :, columns] = (inverse[:, rows] * scale).T
         self.shifts = np.concatenate([inverse.T, np.zeros((len(rows), size))])  # a of each parameter
-        # The second derivative of exp by itself equals the first: d2L = dL for the logarithms of the diagonal.
+        # The second derivative of exp equals the first: d2L = dL for the logarithms of the diagonal.
         self.is_log_diagonal = np.concatenate([np.zeros(size), rows == columns])
 
     def scores(self) -> Array:
@@ -177,7 +177,7 @@ class _NormalDerivatives:
 def mixture_starts(count: int, components: Components) -> list[Components]:
     """Starting mixtures of `count` normals that approximate a mixture of normals.
 
-    They are subsets of its components, those with the largest weights first, and the normal with its moments cut into
+    They are subsets of its components, in decreasing order of their weights, and the normal with its moments cut into
     `count` slices.
     """
     order = np.argsort(-components.weights, kind="stable")

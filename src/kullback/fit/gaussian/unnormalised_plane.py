@@ -14,11 +14,11 @@ from kullback.numerics.arrays import Array
 
 __all__ = ["find_modes", "log_evidence"]
 
-# Of the search for modes
+# The search for modes
 _MODE_TOLERANCE = 1e-4  # relative distance below which two modes are the same
 _MAX_NATS_BELOW_MODE = 30  # lower modes are ignored
 
-# Of the integral
+# The integral
 _NEGLIGIBLE_NATS = 45.0  # below the largest log-density: a ratio of densities of 3e-20
 _MAX_BOX_EXPANSIONS, _MAX_SUBDIVISIONS = 12, 4000
 _MAX_RELATIVE_ERROR = 1e-6

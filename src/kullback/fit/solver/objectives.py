@@ -44,7 +44,7 @@ def univariate_objective(parametrisation: FamilyParametrisation, target: Density
         alpha: The order: KL(target || member) at 1, KL(member || target) at 0.
     """
     family = parametrisation.family
-    # The nodes of one member miss the ends of the support, or the kink of the Laplace density, in another.
+    # The nodes of a member do not resolve the ends of the support, or the kink of the density, of another member.
     has_moving_singularities = has_moving_support(family) or issubclass(family, families.Laplace)
     objective_class = _RemeshedObjective if has_moving_singularities else _SharedNodesObjective
     return objective_class(parametrisation, target, alpha)
@@ -74,7 +74,7 @@ class _SharedNodesObjective:
 
 @dataclass(frozen=True)
 class _RemeshedObjective:
-    """The alpha-divergence of families with moving singularities: each neighbour has nodes of its own."""
+    """The alpha-divergence of families with moving singularities: each neighbour is integrated on separate nodes."""
 
     parametrisation: FamilyParametrisation
     target: Density

@@ -1,7 +1,7 @@
 """The addition task of the demonstration: a character-level Llama, and a verifier that can be exploited.
 
 Nothing is downloaded. The reference is trained on sums of which a quarter have a wrong answer. The flawed verifier
-rewards the digits of the correct answer in their order, whatever other digits stand between them.
+rewards the digits of the correct answer in their order, and ignores other digits between them.
 """
 
 import math

@@ -42,7 +42,15 @@ def latent_budget(nats: float) -> KLBudget:
     policy, because the KL on the held-out images is exact.
 
     Args:
-        nats: The target of the mean KL.
+        nats: The target of the mean KL, > 0.
+
+    Returns:
+        A `KLBudget` whose initial beta is 1.
+
+    Example:
+        >>> budget = latent_budget(10.0)
+        >>> budget.target, budget.unit, budget.beta
+        (10.0, 'image', 1.0)
     """
     return KLBudget(nats, unit="image", price=nats, price_min=1e-3 * nats, price_max=1e3 * nats, step_limit=0.1)
 
@@ -67,6 +75,13 @@ class LatentPlan:
         seed: The seed of all random numbers.
         evaluate_every: The number of steps between two evaluations on held-out images.
         save_every: The number of steps between two checkpoints.
+
+    Example:
+        >>> plan = LatentPlan("digits", 1000, Path("run"), budget=latent_budget(10.0))
+        >>> plan.config()["kind"], plan.config()["budget"]["target"], plan.config()["schedule"]
+        ('vae', 10.0, None)
+        >>> LatentPlan("digits", 1000, Path("run")).config()["schedule"]
+        {'name': 'Constant', 'value': 1.0}
     """
 
     data: str
@@ -86,7 +101,11 @@ class LatentPlan:
     save_every: int = 500
 
     def config(self) -> Row:
-        """The contents of config.json."""
+        """The contents of config.json.
+
+        Returns:
+            The settings of the run as JSON types, by name.
+        """
         schedule = {"name": type(self.schedule).__name__, **asdict(self.schedule)}  # pyright: ignore[reportArgumentType]
         copied = ("data", "latents", "hidden", "learning_rate", "batch_size", "seed", "evaluate_every", "steps")
         return {
@@ -123,6 +142,17 @@ def train_latent(
     Raises:
         InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
             gradient or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> pixels = np.random.default_rng(0).random((40, 4, 4), np.float32)
+        >>> images = Images(pixels[:32], pixels[32:])
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     plan = LatentPlan("random", 2, Path(directory) / "run", budget=latent_budget(1.0), latents=2, hidden=8)
+        ...     finished = train_latent(plan, images)
+        ...     steps = [row["step"] for row in RunDirectory(plan.output).metrics()]
+        >>> finished, steps
+        (True, [1, 2])
     """
     run = RunDirectory(plan.output)
     _validate(plan, images)
