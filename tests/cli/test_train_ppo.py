@@ -74,7 +74,11 @@ def test_the_files_and_the_output_of_a_run(tmp_path: Path) -> None:
     assert [row["step"] for row in metrics] == [128, 256, 384, 512, 640, 768]
     assert all(0 < row["kl_old_policy_per_step"] < 1.021e-3 for row in metrics)
     assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 384, 768]
-    assert sorted(path.name for path in (run / "model").iterdir()) == ["model.safetensors", "policy.json"]
+    assert sorted(path.name for path in (run / "model").iterdir()) == [
+        "model.safetensors",
+        "policy.json",
+        "training.json",
+    ]
     page = (run / "report.html").read_text()
     for words in ("KL(old policy || policy)", "nats per step", "Episode length", "Policy statistics"):
         assert words in page

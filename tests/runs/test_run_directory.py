@@ -49,3 +49,33 @@ def test_a_directory_without_a_run_raises(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
         RunDirectory(tmp_path).config()
+
+
+def test_a_start_that_was_killed_does_not_block_the_next_start(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    (run.path / ".lock").write_text("{}")
+    (run.path / ".model.abc").mkdir()
+    with run.open_for_training({"seed": 1}):
+        run.create({"seed": 1})
+        run.add_metrics({"step": 1, "seconds": 1.0})
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "metrics.jsonl"]
+
+
+def test_the_model_is_replaced_at_once(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save_model(3, lambda directory: (directory / "a").write_text("3"))  # pyright: ignore[reportArgumentType]
+    assert run.is_finished(3)
+    assert not run.is_finished(4)
+
+    def fail(directory: Path) -> None:
+        (directory / "a").write_text("4")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run.save_model(4, fail)
+    assert run.model_step() == 3
+    assert (run.model / "a").read_text() == "3"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    run.save_model(5, lambda directory: (directory / "b").write_text("5"))  # pyright: ignore[reportArgumentType]
+    assert sorted(path.name for path in run.model.iterdir()) == ["b", "training.json"]

@@ -27,7 +27,11 @@ def add_run_options(
         metavar="RUN",
         help="create the run directory RUN and write all files to it",
     )
-    add("--resume", action="store_true", help="continue the run in RUN from its last checkpoint")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume", action="store_true", help="continue the run in RUN from its newest intact checkpoint"
+    )
+    start.add_argument("--overwrite", action="store_true", help="replace an earlier run in RUN")
     add("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers (default: 0)")
     if settings is not None:
         add(

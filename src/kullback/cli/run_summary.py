@@ -4,59 +4,91 @@ import argparse
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INTERRUPTED", "print_outcome", "transformers_console", "write_report"]
+__all__ = ["INTERRUPTED", "make_console", "print_outcome", "transformers_console", "write_report"]
 
 INTERRUPTED = 130
 
 
 def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
-    """Print the final metrics of runs as a table, and write their report to an HTML file."""
+    """Write the report of runs to an HTML file, and print their final metrics as a table.
+
+    The report is written first, so that an error of the output cannot prevent it.
+    """
     from rich.table import Table
 
     from kullback.explore.run_tables import outcome_table, write_run_report
+    from kullback.runs.write_errors import write_errors
 
+    with write_errors(path, "the run itself has been saved; free some space, and repeat the command with --resume"):
+        write_run_report(runs, path, title=title, summary=summary)
     outcomes = outcome_table(runs)
-    table = Table(*outcomes["columns"])
+    table = Table(*(_encodable(column, console) for column in outcomes["columns"]))
     for row in outcomes["rows"]:
-        table.add_row(*row)
-    console.print(table)
-    if summary:
-        console.print(summary, highlight=False, soft_wrap=True)
-    write_run_report(runs, path, title=title, summary=summary)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+        table.add_row(*(_encodable(cell, console) for cell in row))
+    with suppress(OSError):  # the terminal was closed
+        console.print(table)
+        if summary:
+            console.print(_encodable(summary, console), highlight=False, soft_wrap=True)
+        console.print(_encodable(f"report: {path}", console), highlight=False, soft_wrap=True)
 
 
-def print_outcome(options: argparse.Namespace, *, finished: bool, last: Any, console: Any) -> int:
+def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finished: bool, console: Any) -> int:
     """Print the outcome of a training command, as JSON or as text.
 
     Args:
         options: The options of the command.
+        runs: The run directories by name. A single run with the name None is shown without a name.
         finished: Whether the run finished; if not, it was interrupted and has a checkpoint.
-        last: The last row of evaluations, or the rows by the name of the run.
         console: The console for text.
 
     Returns:
         The exit status.
     """
-    if options.json:
-        print(json.dumps({"run": str(options.output), "ended": finished, "last": last}))
-    elif not finished:
-        console.print(f"interrupted; continue with --resume --output {options.output}", highlight=False)
+    last = {name: (run.evaluations() or [None])[-1] for name, run in runs.items()}
+    steps = {name: (run.metrics() or [{"step": 0}])[-1]["step"] for name, run in runs.items()}
+    with suppress(OSError):  # the terminal was closed
+        if options.json:
+            outcome = {"run": str(options.output), "ended": finished, "step": steps, "last": last}
+            print(json.dumps(outcome if None not in runs else outcome | {"step": steps[None], "last": last[None]}))
+        elif not finished:
+            text = f"interrupted; continue with --resume --output {options.output}"
+            console.print(_encodable(text, console), highlight=False)
     return 0 if finished else INTERRUPTED
+
+
+def make_console(*, quiet: bool) -> Any:
+    """The console for the progress and the results of a run, which replaces characters that it cannot encode."""
+    from rich.console import Console
+
+    console = Console(quiet=quiet)
+    if hasattr(console.file, "reconfigure"):
+        console.file.reconfigure(errors="replace")  # type: ignore[union-attr]
+    return console
+
+
+def _encodable(text: str, console: Any) -> str:
+    """Replace the characters of tables by ASCII characters if the console cannot encode them."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        return text.replace("→", "->").replace("±", "+-")
+    except LookupError:
+        pass  # the encoding has no name that Python supports
+    return text
 
 
 def transformers_console(*, quiet: bool) -> Any:
     """The console for the progress of a run, with the output of transformers and datasets disabled."""
     import datasets
     import transformers
-    from rich.console import Console
 
     # TRL sets options that transformers has renamed; the user cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    return Console(quiet=quiet)
+    return make_console(quiet=quiet)

@@ -156,7 +156,7 @@ def _grpo(options: argparse.Namespace) -> int:
         evaluate_every=options.evaluate_every,
         named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
     )
-    finished = train_grpo(plan, resume=options.resume, console=console)
+    finished = train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 
     from accelerate import PartialState
 
@@ -166,7 +166,7 @@ def _grpo(options: argparse.Namespace) -> int:
     if not PartialState().is_main_process:
         return 0
     write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
-    return print_outcome(options, finished=finished, last=(run.evaluations() or [None])[-1], console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
-from kullback.cli.run_summary import print_outcome, write_report
+from kullback.cli.run_summary import make_console, print_outcome, write_report
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -99,13 +99,11 @@ def _ppo(options: argparse.Namespace) -> int:
     import kullback.integrations.sb3_saved  # noqa: F401  imported first: its error names the extra to install
 
     # isort: split
-    from rich.console import Console
-
     from kullback.runs.run_directory import RunDirectory
     from kullback.train.ppo import PPOPlan, train_ppo
     from kullback.train.ppo_settings import parse_ppo_settings
 
-    console = Console(quiet=options.json)
+    console = make_console(quiet=options.json)
     plan = PPOPlan(
         env=options.env,
         steps=options.steps,
@@ -119,11 +117,11 @@ def _ppo(options: argparse.Namespace) -> int:
         settings=parse_ppo_settings(options.set),
         evaluate_every=options.evaluate_every,
     )
-    finished = train_ppo(plan, resume=options.resume, console=console)
+    finished = train_ppo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 
     run = RunDirectory(options.output)
     write_report({options.output.name: run}, run.report, title=f"PPO: {options.env}", console=console)
-    return print_outcome(options, finished=finished, last=(run.evaluations() or [None])[-1], console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
 
 
 def _create_controller(options: argparse.Namespace) -> Any:

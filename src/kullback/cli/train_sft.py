@@ -87,7 +87,7 @@ def _sft(options: argparse.Namespace) -> int:
         max_examples=options.max_examples,
         named={"data": str(options.data)},
     )
-    finished = train_sft(plan, resume=options.resume, console=console)
+    finished = train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 
     from accelerate import PartialState
 
@@ -95,4 +95,4 @@ def _sft(options: argparse.Namespace) -> int:
     if not PartialState().is_main_process:
         return 0
     write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
-    return print_outcome(options, finished=finished, last=(run.evaluations() or [None])[-1], console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import add_run_options
-from kullback.cli.run_summary import print_outcome, write_report
+from kullback.cli.run_summary import make_console, print_outcome, write_report
 from kullback.errors import InputError, MissingDependencyError
 
 __all__ = ["add_bottleneck", "add_vae"]
@@ -138,7 +138,7 @@ def _bottleneck(options: argparse.Namespace) -> int:
     runs, finished = {}, True
     for nats in budgets:
         path = options.output / f"budget-{nats:g}"
-        resume = options.resume and RunDirectory(path).last_checkpoint() is not None
+        resume = options.resume and (path / "config.json").is_file()
         finished = _train(options, path, "bottleneck", budget=_create_budget(nats), resume=resume)
         runs[f"{nats:g} nats"] = RunDirectory(path)
         if not finished:
@@ -201,8 +201,6 @@ def _create_budget(nats: float) -> Any:
 
 def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: bool, **penalty: Any) -> bool:
     """Train one model in the run directory `path`; return whether the run finished."""
-    from rich.console import Console
-
     from kullback.train.vae.data import load_images
     from kullback.train.vae.train import LatentPlan, train_latent
 
@@ -211,13 +209,16 @@ def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: bool, 
     likelihood: Any = getattr(options, "likelihood", "bernoulli")
     plan = LatentPlan(output=path, kind=kind, likelihood=likelihood, **settings, **penalty)
     images = load_images(options.data)
-    return train_latent(plan, images, resume=resume, console=Console(quiet=options.json))
+    return train_latent(
+        plan,
+        images,
+        resume=resume,
+        overwrite=options.overwrite,
+        console=make_console(quiet=options.json),
+    )
 
 
 def _finish(options: argparse.Namespace, runs: dict[str, Any], *, finished: bool, title: str, summary: str = "") -> int:
-    from rich.console import Console
-
-    console = Console(quiet=options.json)
+    console = make_console(quiet=options.json)
     write_report(runs, options.output / "report.html", title=title, console=console, summary=summary)
-    last = {name: (run.evaluations() or [None])[-1] for name, run in runs.items()}
-    return print_outcome(options, finished=finished, last=last, console=console)
+    return print_outcome(options, runs, finished=finished, console=console)

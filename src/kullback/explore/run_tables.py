@@ -56,15 +56,20 @@ def _results(run: RunDirectory) -> dict[str, str]:
     """Return the formatted results of a run by their label, in the order of the table."""
     config, evaluations, metrics = run.config(), run.evaluations(), run.metrics()
     first, last = evaluations[0], evaluations[-1]
+    steps = metrics[-1]["step"] if metrics else 0
+    # The last evaluation is older than the last step if the process was killed or the evaluation was interrupted.
+    as_of = "" if last["step"] == steps else f" (as of step {last['step']})"
 
     def change(key: str) -> str:
-        return f"{_number(first.get(key))} → {_number(last.get(key))}"
+        if as_of and last is first:
+            return f"{_number(first.get(key))}{as_of}"
+        return f"{_number(first.get(key))} → {_number(last.get(key))}{as_of}"
 
     results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
     results |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
     for key, divergence in DIVERGENCES.items():
         if key in last:
-            results[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config)
+            results[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config) + as_of
     unit = "step" if config.get("kind") == "ppo" else "token"
     labels = {
         f"entropy, nats per {unit}": "entropy",
@@ -83,7 +88,7 @@ def _results(run: RunDirectory) -> dict[str, str]:
     }
     results |= {label: change(key) for label, key in labels.items() if key in last}
     results |= {
-        "steps": str(metrics[-1]["step"]) if metrics else "0",
+        "steps": str(steps),
         "time, s": f"{metrics[-1]['seconds']:.0f}" if metrics else "-",
     }
     return results

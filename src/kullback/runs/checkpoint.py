@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
+from kullback.runs.checksums import write_checksums
 
 __all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
 
@@ -46,7 +47,8 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of a step to `checkpoints/checkpoint-STEP`, and delete all but the newest two checkpoints.
 
-    trainer_state.json is written last, so that a checkpoint that has this file is complete.
+    The checkpoint is written to a temporary directory, which is then renamed. After an error or a crash, all earlier
+    checkpoints are intact. checksums.json has the SHA-256 of every file.
 
     Args:
         checkpoints: The directory of all checkpoints of the run.
@@ -56,16 +58,24 @@ def save_checkpoint(
         state: JSON-serialisable values that the run needs to continue.
         weights_file: The name of the file with the model's weights.
     """
-    path = checkpoints / f"checkpoint-{step}"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    save_weights(path / weights_file, model.state_dict())
-    slots = optimizer.state_dict()["state"]
-    save_weights(
-        path / "optimizer.safetensors",
-        {f"{index}.{name}": value for index, slot in slots.items() for name, value in slot.items()},
-    )
-    write_atomically(path / "trainer_state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
+    path, temporary = checkpoints / f"checkpoint-{step}", checkpoints / f".checkpoint-{step}"
+    for unfinished in checkpoints.glob(".checkpoint-*"):  # a process was killed during a save
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_weights(temporary / weights_file, model.state_dict())
+        slots = optimizer.state_dict()["state"]
+        save_weights(
+            temporary / "optimizer.safetensors",
+            {f"{index}.{name}": value for index, slot in slots.items() for name, value in slot.items()},
+        )
+        write_atomically(temporary / "trainer_state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
+        write_checksums(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for old in sorted(checkpoints.glob("checkpoint-*"), key=_step)[:-_MAX_CHECKPOINTS]:
         shutil.rmtree(old)
 

@@ -105,7 +105,14 @@ METRICS: tuple[Metric, ...] = (
         "factor",
         "The factor by which the displacement of the weights from the reference was multiplied after the step.",
     ),
-    Metric("reward", "grpo", _METRICS, "reward", "Mean over completions of the sum of the optimised rewards."),
+    Metric(
+        "reward",
+        "grpo",
+        _METRICS,
+        "reward",
+        "Mean over completions of the sum of the optimised rewards. A step that reuses the completions of an "
+        "earlier step (`num_iterations`, `steps_per_generation`) has no values of the rewards and lengths.",
+    ),
     Metric(
         "reward_std",
         "grpo",

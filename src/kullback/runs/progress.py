@@ -50,6 +50,12 @@ class RunProgress:
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics."""
+        try:
+            self._show(row)
+        except OSError:
+            self.console = None  # the terminal was closed; training continues
+
+    def _show(self, row: Mapping[str, Any]) -> None:
         step, now = int(row["step"]), time.monotonic()
         self.first = self.first or (step - 1, now)
         if self.live is not None:

@@ -6,14 +6,20 @@ evaluations.jsonl  a row for each evaluation
 samples.json       completions of the first evaluation prompts, before and after training
 pictures.json      images of a VAE, before and after training
 checkpoints/       the states from which `--resume` continues
-model/             the trained model
+model/             the trained model; its training.json has the number of steps
 report.html        the report
+.lock              a lock, while a process writes to the directory
 """
 
 import json
 import math
+import os
 import platform
-from collections.abc import Mapping
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +27,18 @@ from typing import Any
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
+from kullback.runs.checksums import find_damage
+from kullback.runs.interrupts import termination_as_interrupt
+from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
+from kullback.runs.write_errors import write_errors
 
-__all__ = ["RunDirectory", "versions"]
+__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "versions"]
 
 Row = dict[str, Any]
+
+_FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "samples.json", "pictures.json", "report.html")
+_DIRECTORIES = ("checkpoints", "model", "reference")
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,61 @@ class RunDirectory:
         """The path of the report."""
         return self.path / "report.html"
 
+    @contextmanager
+    def open_for_training(
+        self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False, main: bool = True
+    ) -> Iterator[None]:
+        """Within the context, this process may train in the directory, which other processes may not.
+
+        The directory is locked. An exception before the first step removes all files of a new run, so that the command
+        can be repeated. SIGTERM and SIGHUP raise KeyboardInterrupt. Failures to write become one line of text.
+
+        Args:
+            config: The configuration of the run that is to start.
+            resume: Whether it continues the run in this directory.
+            overwrite: Whether it may replace a run in this directory. The run is replaced by `create`.
+            main: Whether this is the main process of a distributed run; the other processes take no lock.
+
+        Raises:
+            InputError: The run may not start, see `check_can_start`; another process writes to the directory; or the
+                directory cannot be written to.
+        """
+        self.check_can_start(config, resume=resume, overwrite=overwrite)
+        if not main:
+            with termination_as_interrupt():
+                yield
+            return
+        advice = "free some space, and continue with --resume if the run has a checkpoint"
+        with termination_as_interrupt(), write_errors(self.path, advice), run_lock(self.path):
+            self.check_can_start(config, resume=resume, overwrite=overwrite)  # another process may have written to it
+            for unfinished in self.path.glob(".model.*"):  # a process was killed in `save_model`
+                shutil.rmtree(unfinished, ignore_errors=True)
+            before = self._config_identity()
+            try:
+                yield
+            except BaseException:
+                is_new = before is None or self._config_identity() != before
+                if is_new and not resume and not self._rows("metrics.jsonl"):
+                    self.remove()
+                raise
+
+    def _config_identity(self) -> tuple[int, int] | None:
+        """Return values that differ after config.json has been replaced, or None if it does not exist."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            return None
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def remove(self) -> None:
+        """Delete all files of the run. Other files in the directory are kept."""
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in _DIRECTORIES:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
     def create(self, config: Mapping[str, Any]) -> None:
-        """Create the directory and write config.json.
+        """Create the directory, delete the files of an earlier run in it, and write config.json.
 
         Args:
             config: The configuration of the run.
@@ -75,29 +141,43 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.remove()
             self._write_json("config.json", config)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"--output {self.path}: expected a writable directory, got: {reason}") from error
 
-    def check_can_start(self, config: Mapping[str, Any], *, resume: bool) -> None:
+    def check_can_start(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that a run neither overwrites files nor resumes a run of another configuration.
 
         Args:
             config: The configuration of the run that is to start.
             resume: Whether it continues the run in this directory.
+            overwrite: Whether it may replace a run in this directory.
 
         Raises:
-            InputError: The directory is not empty; or, with `resume`, it does not contain a run, or its configuration
-                differs in anything but `steps`.
+            InputError: The directory is not empty; or, with `overwrite`, it contains files but not a run; or, with
+                `resume`, it does not contain a run, or its configuration differs in anything but `steps`.
         """
+        if resume and overwrite:
+            raise InputError("--resume, --overwrite: expected one of these options, got both")
         if not resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.path.exists():
+                return
+            # A process that was killed at its start can leave the lock file and empty directories.
+            files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
+            is_empty = self.path.is_dir() and not any(files)
+            if is_empty or (overwrite and (self.path / "config.json").is_file()):
+                return
+            if overwrite:
                 raise InputError(
-                    f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
-                    "choose another directory, or continue the run with --resume"
+                    f"--overwrite {self.path}: expected a run directory, found no config.json in it; choose another "
+                    "directory"
                 )
-            return
+            raise InputError(
+                f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
+                "choose another directory, continue the run with --resume, or replace it with --overwrite"
+            )
         stored = self.config()
         for key, value in self.as_stored(config).items():
             if key != "steps" and stored.get(key) != value:
@@ -105,6 +185,21 @@ class RunDirectory:
                     f"--resume {self.path}: the run was started with {key} {stored.get(key)!r}, got {value!r}; "
                     "resume it with its original settings, or start a new run"
                 )
+
+    def check_not_replaced(self, option: str, path: Path) -> None:
+        """Check that `--overwrite` does not delete an input of the run.
+
+        Args:
+            option: The option that names the input, such as "--model".
+            path: The input.
+
+        Raises:
+            InputError: The input is in the run directory.
+        """
+        if path.resolve().is_relative_to(self.path.resolve()):
+            raise InputError(
+                f"{option} {path}: expected a path outside of --output {self.path}, whose files --overwrite replaces"
+            )
 
     @staticmethod
     def as_stored(config: Mapping[str, Any]) -> Row:
@@ -135,13 +230,96 @@ class RunDirectory:
             raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint.
+        """Return the newest intact checkpoint.
 
         Returns:
-            The directory of the checkpoint, or None if none is complete.
+            The directory of the checkpoint, or None if none is intact.
         """
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return next((path for path in self._checkpoints() if find_damage(path) is None), None)
+
+    def checkpoint_to_resume(self, *, main: bool = True) -> Path | None:
+        """Return the newest intact checkpoint, and set newer checkpoints, which are damaged, aside.
+
+        A damaged checkpoint is renamed to `damaged-checkpoint-STEP`, and a line on standard error describes the damage.
+
+        Args:
+            main: Whether this is the main process of a distributed run. The other processes neither rename nor print.
+
+        Returns:
+            The directory of the checkpoint, or None if the run has not saved any checkpoint.
+
+        Raises:
+            InputError: All checkpoints are damaged.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for path in self._checkpoints():
+            if (damage := find_damage(path)) is None:
+                for other, reason in damaged if main else ():
+                    print(
+                        f"kullback: {other} is damaged: {reason}; the run continues from {path.name}", file=sys.stderr
+                    )
+                    shutil.rmtree(aside := other.with_name(f"damaged-{other.name}"), ignore_errors=True)
+                    other.rename(aside)
+                return path
+            damaged.append((path, damage))
+        complete = [(path, reason) for path, reason in damaged if (path / "trainer_state.json").is_file()]
+        if complete:
+            path, reason = complete[0]
+            raise InputError(
+                f"--resume {self.path}: expected an intact checkpoint, but {path.name} and all others are damaged: "
+                f"{reason}; start again with --overwrite"
+            )
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the directories of all checkpoints, the newest first."""
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+        return sorted(found, key=checkpoint_step, reverse=True)
+
+    def is_finished(self, steps: int) -> bool:
+        """Return whether the run has saved a model of at least this number of steps, and no checkpoint of more steps.
+
+        Args:
+            steps: The number of steps that is to be reached.
+        """
+        step = self.model_step()
+        if step is None or step < steps:
+            return False
+        newest = next(iter(self._checkpoints()), None)
+        return newest is None or checkpoint_step(newest) <= step
+
+    def model_step(self) -> int | None:
+        """Return the number of steps of the trained model, or None if no model has been saved."""
+        if not self.model.is_dir():
+            return None
+        path = self.model / "training.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["step"]
+        rows = self.metrics()
+        return rows[-1]["step"] if rows else None
+
+    def save_model(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write the trained model. After an error or a crash, `model` has its old content or the whole new content.
+
+        Args:
+            step: The number of steps of the model.
+            write: A function that writes the model to a directory, which exists.
+        """
+        temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            write(temporary)
+            write_atomically(temporary / "training.json", json.dumps({"step": step}) + "\n")
+            if self.model.exists():
+                old = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
+                self.model.rename(old / "model")
+                temporary.rename(self.model)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(self.model)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def remove_rows_after(self, step: int) -> None:
         """Remove the rows of the steps after a checkpoint, because a resumed run takes these steps again.
@@ -212,6 +390,15 @@ class RunDirectory:
         """
         self._append("evaluations.jsonl", row)
 
+    def add_evaluation_once(self, row: Mapping[str, Any]) -> None:
+        """Append a row to evaluations.jsonl, unless the file has a row of the same step.
+
+        Args:
+            row: Values by metric, with the key "step".
+        """
+        if all(earlier["step"] != row["step"] for earlier in self.evaluations()):
+            self.add_evaluation(row)
+
     def set_samples(self, when: str, samples: list[Row]) -> None:
         """Write sampled completions to samples.json.
 
@@ -249,6 +436,21 @@ def versions(*packages: str) -> dict[str, str]:
         A dictionary from name to version.
     """
     return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, which its name contains."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_main_process() -> bool:
+    """Return whether this is the only process of a run, or the first of several that were launched together."""
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def _line(row: Mapping[str, Any]) -> str:

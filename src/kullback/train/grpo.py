@@ -1,6 +1,7 @@
 """Training of a language-model policy by GRPO with a KL budget."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
+from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
-from kullback.runs.run_directory import RunDirectory, versions
+from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
 from kullback.train.rewards import Reward, with_output_check
-from kullback.train.trainer_callbacks import StopOnInterrupt, WriteMetrics
+from kullback.train.trainer_callbacks import (
+    StopOnInterrupt,
+    StopOnNonFinite,
+    WriteChecksums,
+    WriteMetrics,
+    train_with_checkpoints,
+)
 from kullback.train.trl_settings import make_config
 
 __all__ = ["GRPOPlan", "train_grpo"]
@@ -126,21 +134,26 @@ class GRPOPlan:
         return self.evaluation_rows or self.rows[:128]
 
 
-def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None = None) -> bool:
+def train_grpo(
+    plan: GRPOPlan, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> bool:
     """Train a policy by GRPO, and write a run directory.
 
     The reference is evaluated before anything is written, so that invalid inputs and failing rewards leave no files.
 
     Args:
         plan: The configuration of the run.
-        resume: Whether to continue from the last checkpoint in the run directory, including the controller's state.
+        resume: Whether to continue from the newest intact checkpoint in the run directory, including the controller's
+            state. A run that has already taken all steps is not changed.
+        overwrite: Whether to replace a run in the run directory.
         console: The console that shows the progress, or None for no output.
 
     Returns:
-        True if all steps were taken; False after an interrupt, which saves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint and evaluates the policy.
 
     Raises:
-        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
+        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
+            gradient or a weight is not finite.
         RewardError: A reward function raised an exception, or returned anything but one number per completion.
 
     Example:
@@ -160,7 +173,15 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         (True, [0, 1])
     """
     run = RunDirectory(plan.output)
-    _validate(plan, run, resume)
+    _validate(plan)
+    if overwrite:
+        run.check_not_replaced("--model", plan.model)
+    with run.open_for_training(plan.config(), resume=resume, overwrite=overwrite, main=is_main_process()):
+        return (resume and run.is_finished(plan.steps)) or _train(plan, run, resume, console)
+
+
+def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | None) -> bool:
+    """Train in a run directory that is locked; see `train_grpo`."""
     rewards = [with_output_check(reward) for reward in (*plan.rewards, *plan.watched)]
     args = make_config(
         GRPOConfig,
@@ -171,7 +192,11 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         beta=0.0,
         reward_weights=[1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
     )
+    main = args.process_index == 0
+    checkpoint = run.checkpoint_to_resume(main=main) if resume else None
+    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
+    require_finite_weights(policy, step=0)
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
         plan.rows_to_evaluate(),
@@ -183,8 +208,6 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         processes=args.world_size,
         seed=plan.seed,
     )
-    checkpoint = run.last_checkpoint() if resume else None
-    main = args.process_index == 0
     if checkpoint is None:
         # The reference is evaluated before anything is written, so that a failing reward leaves no files.
         before, samples = evaluation.measure(policy, policy, step=0)
@@ -200,8 +223,17 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
             run.add_evaluation(before)
             run.set_samples("before", samples)
     elif main:
-        run.remove_rows_after(int(checkpoint.name.rpartition("-")[2]))
+        run.remove_rows_after(first_step)
     args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+    if checkpoint is not None and first_step >= plan.steps:  # all steps were taken, but no model was saved
+        trained: Any = load_model(checkpoint)
+        trained.to(args.device)
+        row, samples = evaluation.measure(trained, policy, step=first_step)
+        if main:
+            run.add_evaluation_once(row)
+            _save(run, first_step, samples, trained, tokenizer)
+        args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+        return True
 
     trainer = BudgetGRPOTrainer(
         policy,
@@ -225,19 +257,33 @@ def train_grpo(plan: GRPOPlan, *, resume: bool = False, console: Console | None 
         stop,
     ):
         names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress, marker_key="reward"))
+        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress))
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.add_callback(WriteChecksums())
+        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
+        train_with_checkpoints(trainer, checkpoint)
     if stop.requested and trainer.state.global_step < plan.steps:
+        with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
+            evaluate.measure()
         return False
     samples = evaluate.measure()
     if main:
-        run.set_samples("after", samples)
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.model)  # type: ignore[operator]
-        tokenizer.save_pretrained(run.model)
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        _save(run, trainer.state.global_step, samples, unwrapped, tokenizer)
     trainer.accelerator.wait_for_everyone()
     return True
+
+
+def _save(run: RunDirectory, step: int, samples: list[Row], policy: Any, tokenizer: Any) -> None:
+    """Store the completions after training, and the trained policy with its tokenizer."""
+
+    def write(directory: Path) -> None:
+        policy.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+    run.set_samples("after", samples)
+    run.save_model(step, write)
 
 
 class _EvaluateRegularly(TrainerCallback):
@@ -257,7 +303,7 @@ class _EvaluateRegularly(TrainerCallback):
             )
             self.latest = (step, samples)
             if self.trainer.accelerator.is_main_process:
-                self.run.add_evaluation(row)
+                self.run.add_evaluation_once(row)
             self._update_budget(row)
         return self.latest[1]
 
@@ -272,8 +318,8 @@ class _EvaluateRegularly(TrainerCallback):
             self.measure()
 
 
-def _validate(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
-    """Raise InputError if the plan is invalid or the run may not start."""
+def _validate(plan: GRPOPlan) -> None:
+    """Raise InputError if the plan is invalid."""
     names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
     if len(set(names)) < len(names):
         raise InputError(
@@ -281,6 +327,7 @@ def _validate(plan: GRPOPlan, run: RunDirectory, resume: bool) -> None:
         )
     if plan.steps < 1:
         raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
+    if not 0 <= plan.seed < 2**32:
+        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")
     if plan.evaluate_every < 0:
         raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
-    run.check_can_start(plan.config(), resume=resume)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from kullback.integrations.sb3_saved import (
     policy_name,
     save_policy,
 )
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -138,7 +140,7 @@ class PPOPlan:
         return -(-self.steps // self.rollout) * self.rollout
 
 
-def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = None) -> bool:
+def train_ppo(plan: PPOPlan, *, resume: bool = False, overwrite: bool = False, console: Console | None = None) -> bool:
     """Train a policy by PPO, and write a run directory.
 
     The initial policy is evaluated before anything is written, so that invalid inputs leave no files. At each
@@ -147,14 +149,17 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
 
     Args:
         plan: The configuration of the run.
-        resume: Whether to continue from the last checkpoint in the run directory, including the controller's state.
+        resume: Whether to continue from the newest intact checkpoint in the run directory, including the controller's
+            state. A run that has already taken all steps is not changed.
+        overwrite: Whether to replace a run in the run directory.
         console: The console that shows the progress, or None for no output.
 
     Returns:
-        True if all steps were taken; False after an interrupt, which saves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint and evaluates the policy.
 
     Raises:
-        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
+        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a gradient
+            or a weight is not finite.
 
     Example:
         >>> import tempfile
@@ -170,12 +175,23 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
         (True, [32, 64])
     """
     run = RunDirectory(plan.output)
-    _validate(plan, run, resume)
-    checkpoint = run.last_checkpoint() if resume else None
+    _validate(plan)
+    if overwrite and plan.reference is not None:
+        run.check_not_replaced("--reference", plan.reference)
+    with run.open_for_training(plan.config(), resume=resume, overwrite=overwrite):
+        return (resume and run.is_finished(plan.total_steps)) or _train(plan, run, resume, console)
+
+
+def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | None) -> bool:
+    """Train in a run directory that is locked; see `train_ppo`."""
+    checkpoint = run.checkpoint_to_resume() if resume else None
     env = make_environments(plan.env, plan.all_settings["n_envs"])
     evaluation_env = make_environments(plan.env, plan.evaluation_episodes)
     try:
-        model, shape = _make_model(plan, env, run.path / "reference" if resume and plan.reference else plan.reference)
+        # The copy of the reference exists if the run has a checkpoint.
+        reference = run.path / "reference" if checkpoint is not None and plan.reference else plan.reference
+        model, shape = _make_model(plan, env, reference)
+        require_finite_weights(model.policy, step=0)
         evaluation = EpisodeEvaluation(evaluation_env, seed=derived_seed(plan.seed, -1))
         if plan.states == "reference":
             model.reference_states = evaluation.states_of(model.reference, _REFERENCE_STATES)
@@ -191,15 +207,36 @@ def train_ppo(plan: PPOPlan, *, resume: bool = False, console: Console | None = 
             recorder = _RecordUpdates(plan, run, model, evaluation, progress, interrupts)
             remaining = plan.total_steps - model.num_timesteps
             # The callback writes the logs; a resumed run continues the step count of its checkpoint.
-            model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            with _finite_updates(model), finite_outputs(lambda: model.num_timesteps):
+                model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         if model.num_timesteps < plan.total_steps:
+            with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
+                recorder.evaluate()
             return False
         recorder.evaluate()
-        save_policy(model.policy, run.model, environment=plan.env, settings=shape)
+        run.save_model(
+            model.num_timesteps,
+            lambda directory: save_policy(model.policy, directory, environment=plan.env, settings=shape),
+        )
     finally:
         env.close()
         evaluation_env.close()
     return True
+
+
+@contextmanager
+def _finite_updates(model: BudgetPPO) -> Iterator[None]:
+    """Within the context, an optimizer step raises InputError if a gradient or a weight is not finite."""
+    optimizer, policy = model.policy.optimizer, model.policy
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: require_finite_gradients(policy, step=model.num_timesteps)),
+        optimizer.register_step_post_hook(lambda *_: require_finite_weights(policy, step=model.num_timesteps)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _RecordUpdates(BaseCallback):
@@ -217,7 +254,8 @@ class _RecordUpdates(BaseCallback):
         super().__init__()
         self.plan, self.run, self.evaluation, self.progress = plan, run, evaluation, progress
         self.interrupts, self.ppo = interrupts, model
-        self.recorded_step = self.evaluated_step = model.num_timesteps
+        self.recorded_step = model.num_timesteps
+        self.evaluated_step = (run.evaluations() or [{"step": -1}])[-1]["step"]
         self.episodes: list[Row] = []
         self.stopping = False
         rows = run.metrics()
@@ -225,11 +263,12 @@ class _RecordUpdates(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate the policy unless this step has been evaluated."""
-        model = self.ppo
-        if self.evaluated_step == model.num_timesteps:
+        step = self.recorded_step  # after an interrupt, the environments are ahead of the last update
+        if self.evaluated_step == step:
             return
-        self.evaluated_step = model.num_timesteps
-        self.run.add_evaluation(self.evaluation.measure(model))
+        row = self.evaluation.measure(self.ppo)
+        self.evaluated_step = step
+        self.run.add_evaluation({**row, "step": step})
 
     def _on_step(self) -> bool:
         self.episodes += [info["episode"] for info in self.locals["infos"] if "episode" in info]
@@ -307,7 +346,8 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
 
 def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
     """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
-    before = evaluation.measure(model)
+    with finite_outputs(lambda: 0):
+        before = evaluation.measure(model)
     run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
     run.remove_rows_after(-1)
     run.add_evaluation(before)
@@ -315,8 +355,8 @@ def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, e
         save_policy(model.reference, run.path / "reference", environment=plan.env, settings=shape)
 
 
-def _validate(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
-    """Raise InputError if the plan is invalid or the run may not start."""
+def _validate(plan: PPOPlan) -> None:
+    """Raise InputError if the plan is invalid."""
     settings = plan.all_settings
     for name, value, minimum in (
         ("--steps", plan.steps, 1),
@@ -345,7 +385,6 @@ def _validate(plan: PPOPlan, run: RunDirectory, resume: bool) -> None:
         raise InputError(
             "--constrain reference: expected --reference with a run directory or a zip file of stable-baselines3"
         )
-    run.check_can_start(plan.config(), resume=resume)
 
 
 def _require_device(name: str) -> None:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a language model by TRL, with forward KL and the entropy floor of its loss logged."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ from trl import SFTConfig, SFTTrainer
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
+from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
-from kullback.runs.run_directory import RunDirectory, versions
-from kullback.train.trainer_callbacks import StopOnInterrupt, WriteMetrics
+from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
+from kullback.train.trainer_callbacks import (
+    StopOnInterrupt,
+    StopOnNonFinite,
+    WriteChecksums,
+    WriteMetrics,
+    train_with_checkpoints,
+)
 from kullback.train.trl_settings import make_config
 
 __all__ = ["SFTPlan", "train_sft"]
@@ -87,19 +95,22 @@ class SFTPlan:
         }
 
 
-def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = None) -> bool:
+def train_sft(plan: SFTPlan, *, resume: bool = False, overwrite: bool = False, console: Console | None = None) -> bool:
     """Train a language model on examples, and write a run directory.
 
     Args:
         plan: The configuration of the run.
-        resume: Whether to continue from the last checkpoint in the run directory.
+        resume: Whether to continue from the newest intact checkpoint in the run directory. A run that has already
+            taken all steps is not changed.
+        overwrite: Whether to replace a run in the run directory.
         console: The console that shows the progress, or None for no output.
 
     Returns:
-        True if all steps were taken; False after an interrupt, which saves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint and evaluates the model.
 
     Raises:
-        InputError: The plan is invalid, or the run directory does not allow the run to start or to continue.
+        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
+            gradient or a weight is not finite.
 
     Example:
         >>> import tempfile
@@ -116,7 +127,15 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         (True, True)
     """
     run = RunDirectory(plan.output)
-    _validate(plan, run, resume)
+    _validate(plan)
+    if overwrite:
+        run.check_not_replaced("--model", plan.model)
+    with run.open_for_training(plan.config(), resume=resume, overwrite=overwrite, main=is_main_process()):
+        return (resume and run.is_finished(plan.steps)) or _train(plan, run, resume, console)
+
+
+def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | None) -> bool:
+    """Train in a run directory that is locked; see `train_sft`."""
     args = make_config(
         SFTConfig,
         plan.settings,
@@ -125,7 +144,12 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
         seed=plan.seed,
         packing=False,
     )
-    tokenizer, model = load_tokenizer(plan.model), load_model(plan.model)
+    main = args.process_index == 0
+    checkpoint = run.checkpoint_to_resume(main=main) if resume else None
+    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    only_save = checkpoint is not None and first_step >= plan.steps  # all steps were taken, but no model was saved
+    tokenizer, model = load_tokenizer(plan.model), load_model(checkpoint if only_save and checkpoint else plan.model)
+    require_finite_weights(model, step=0)
     trainer = SFTTrainer(
         model,
         args,
@@ -135,8 +159,6 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
     )
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
-    checkpoint = run.last_checkpoint() if resume else None
-    main = args.process_index == 0
     if checkpoint is None:
         # The model is evaluated before anything is written, so that invalid examples leave no files.
         before = evaluate.forward_kl.measure()
@@ -145,22 +167,38 @@ def train_sft(plan: SFTPlan, *, resume: bool = False, console: Console | None = 
             run.remove_rows_after(-1)
             run.add_evaluation({"step": 0, **before})
     elif main:
-        run.remove_rows_after(int(checkpoint.name.rpartition("-")[2]))
+        run.remove_rows_after(first_step)
+
+    def save(step: int) -> None:
+        evaluate.measure(step)
+        if main:
+            run.save_model(step, lambda directory: _write_model(trainer, tokenizer, directory))
+        trainer.accelerator.wait_for_everyone()
+
+    if only_save:
+        save(first_step)
+        return True
     stop = Interrupts()
     main_console = console if main else None
     with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=main_console) as progress, stop:
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress, marker_key="loss"))
+        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress))
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.requested and trainer.state.global_step < plan.steps:
+        trainer.add_callback(WriteChecksums())
+        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
+        train_with_checkpoints(trainer, checkpoint)
+    step = trainer.state.global_step
+    if stop.requested and step < plan.steps:
+        with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
+            evaluate.measure(step)
         return False
-    evaluate.measure(trainer.state.global_step)
-    if main:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.model)  # type: ignore[operator]
-        tokenizer.save_pretrained(run.model)
-    trainer.accelerator.wait_for_everyone()
+    save(step)
     return True
+
+
+def _write_model(trainer: SFTTrainer, tokenizer: Any, directory: Path) -> None:
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)  # type: ignore[operator]
+    tokenizer.save_pretrained(directory)
 
 
 class _EvaluateRegularly(TrainerCallback):
@@ -173,10 +211,10 @@ class _EvaluateRegularly(TrainerCallback):
     def measure(self, step: int) -> None:
         """Evaluate the model unless this step has been evaluated."""
         if self.latest_step != step:
-            self.latest_step = step
             row = self.forward_kl.measure()
+            self.latest_step = step
             if self.forward_kl.trainer.is_world_process_zero():
-                self.run.add_evaluation({"step": step, **row})
+                self.run.add_evaluation_once({"step": step, **row})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self.every and state.global_step % self.every == 0:
@@ -188,8 +226,8 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
 
-def _validate(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
-    """Raise InputError if the plan is invalid or the run may not start."""
+def _validate(plan: SFTPlan) -> None:
+    """Raise InputError if the plan is invalid."""
     for name, value, minimum in (
         ("--steps", plan.steps, 1),
         ("--evaluate-every", plan.evaluate_every, 0),
@@ -198,4 +236,5 @@ def _validate(plan: SFTPlan, run: RunDirectory, resume: bool) -> None:
     ):
         if value < minimum:
             raise InputError(f"{name}: expected {minimum} or more, got {value}")
-    run.check_can_start(plan.config(), resume=resume)
+    if plan.seed >= 2**32:
+        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")

@@ -1,16 +1,46 @@
-"""Callbacks of transformers trainers: writing the metrics of each step, and stopping after an interrupt."""
+"""Callbacks of transformers trainers: metrics of each step, checksums of checkpoints, and the conditions to stop."""
 
+import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from kullback.runs.checksums import write_checksums
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["StopOnInterrupt", "WriteMetrics"]
+__all__ = ["StopOnInterrupt", "StopOnNonFinite", "WriteChecksums", "WriteMetrics", "train_with_checkpoints"]
+
+
+def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
+    """Train, and delete the checkpoint that an error interrupted, so that all checkpoints are complete.
+
+    Args:
+        trainer: A trainer of transformers with the callback `WriteChecksums`.
+        checkpoint: The checkpoint to continue from, or None.
+    """
+    try:
+        with finite_outputs(lambda: trainer.state.global_step + 1):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except BaseException:
+        unfinished = _checkpoint_of_step(trainer.args, trainer.state)
+        if (
+            trainer.is_world_process_zero()
+            and unfinished != checkpoint
+            and not (unfinished / "checksums.json").exists()
+        ):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _checkpoint_of_step(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class WriteMetrics(TrainerCallback):
@@ -20,17 +50,16 @@ class WriteMetrics(TrainerCallback):
         run: The run directory.
         names: The trainer's key of each metric, mapped to the key in metrics.jsonl.
         progress: The progress line.
-        marker_key: A trainer's key that only the logs of an optimizer step contain. Other logs are ignored.
     """
 
-    def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress, *, marker_key: str) -> None:
-        self.run, self.names, self.progress, self.marker_key = run, names, progress, marker_key
+    def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress) -> None:
+        self.run, self.names, self.progress = run, names, progress
         rows = run.metrics()
         self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if not state.is_world_process_zero or not logs or self.marker_key not in logs:
-            return
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return  # the logs of an evaluation, or of the whole training, have no "loss"
         row: dict[str, Any] = {"step": state.global_step}
         row |= {key: logs[trainer_key] for trainer_key, key in self.names.items() if trainer_key in logs}
         row["seconds"] = round(time.monotonic() - self.start_time, 3)
@@ -38,12 +67,41 @@ class WriteMetrics(TrainerCallback):
         self.progress.show(row)
 
 
+class WriteChecksums(TrainerCallback):
+    """Writes the checksums of each checkpoint after all processes have saved their files."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            write_checksums(_checkpoint_of_step(args, state))
+
+
 class StopOnInterrupt(TrainerCallback):
-    """Saves a checkpoint and stops training after the current step if an interrupt was requested."""
+    """Saves a checkpoint and stops training after the current step if an interrupt of any process was requested."""
 
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if args.world_size > 1:
+            self.interrupts.requested = any(gather_object([self.interrupts.requested]))
         if self.interrupts.requested:
             control.should_save = control.should_training_stop = True
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Raises InputError at the first loss, gradient or weight that is not finite, before a checkpoint is saved.
+
+    It must precede the callbacks that evaluate the model or that use the gradients.
+    """
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if not args.fp16:  # the loss scaling of float16 skips steps with infinite gradients
+            require_finite_gradients(model, step=state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        require_finite_weights(model, step=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if logs and "loss" in logs:
+            require_finite_loss(logs["loss"], step=state.global_step)

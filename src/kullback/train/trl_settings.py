@@ -20,10 +20,21 @@ _OTHER_OPTIONS = {
     "beta": "see --budget: the controller sets beta",
     "disable_tqdm": "kullback prints its own progress line",
     "logging_steps": "every step is logged",
+    "logging_strategy": "every step is logged",
+    "logging_nan_inf_filter": "training stops at the first loss that is not finite",
     "max_steps": "see --steps",
     "output_dir": "see --output",
     "reward_weights": "see --reward and --watch: each reward has weight 1, each watched reward has weight 0",
     "seed": "see --seed",
+}
+
+
+# Every step is logged. With the filter, transformers would log a loss of 0 in place of nan.
+_FIXED: Mapping[str, Any] = {
+    "logging_steps": 1,
+    "logging_strategy": "steps",
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
 }
 
 
@@ -78,11 +89,15 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     try:
-        return config(**{**defaults, **settings, **fixed, "logging_steps": 1, "disable_tqdm": True})
+        built = config(**{**defaults, **settings, **fixed, **_FIXED})
     except (ValueError, TypeError) as error:
         if isinstance(error, KullbackError):
             raise
         raise InputError(f"{config.__name__} rejects these settings: {' '.join(str(error).split())}") from error
+    arguments: Any = built
+    if arguments.save_total_limit:  # a damaged newest checkpoint requires an earlier checkpoint
+        arguments.save_total_limit = max(2, arguments.save_total_limit)
+    return built
 
 
 def _parse_object(key: str, value: Any) -> Any:

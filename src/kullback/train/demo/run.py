@@ -10,6 +10,7 @@ from rich.console import Console
 from kullback.budget.controllers import Controller
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError
+from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.demo.addition_task import (
     answer_entropy,
@@ -85,8 +86,24 @@ def train_demo(
         The run directories "unconstrained" and "budget", by name.
 
     Raises:
-        InputError: `output` contains files that may not be replaced.
+        InputError: `output` contains files that may not be replaced, or another process writes to it.
     """
+    with run_lock(output):
+        return _train_all(
+            output,
+            target,
+            steps=steps,
+            reference_steps=reference_steps,
+            seed=seed,
+            overwrite=overwrite,
+            console=console,
+        )
+
+
+def _train_all(
+    output: Path, target: float, *, steps: int, reference_steps: int, seed: int, overwrite: bool, console: Console
+) -> dict[str, RunDirectory]:
+    """Train in a directory that is locked; see `train_demo`."""
     runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
     supervised = RunDirectory(output / "reference")
     directories = [supervised.path, *(run.path for run in runs.values())]

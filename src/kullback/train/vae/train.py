@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from kullback.budget.step import scaled_learning_rates
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
+from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -118,7 +120,9 @@ class LatentPlan:
         }
 
 
-def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, console: Console | None = None) -> bool:
+def train_latent(
+    plan: LatentPlan, images: Images, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> bool:
     """Train a latent-variable model, and write a run directory.
 
     Each step descends the batch mean of distortion + beta KL(q(z | x) || p(z)). Batches and noise are drawn from the
@@ -127,15 +131,17 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     Args:
         plan: The configuration of the run.
         images: The result of `load_images`, with labels for a bottleneck.
-        resume: Whether to continue from the last checkpoint in the run directory.
+        resume: Whether to continue from the newest intact checkpoint in the run directory. A run that has already
+            taken all steps is not changed.
+        overwrite: Whether to replace a run in the run directory.
         console: The console that shows the progress, or None for no output.
 
     Returns:
-        True if all steps were taken; False after an interrupt, which saves a checkpoint.
+        True if all steps were taken; False after an interrupt, which saves a checkpoint and evaluates the model.
 
     Raises:
-        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or the loss
-            is not finite.
+        InputError: The plan is invalid, the run directory does not allow the run to start or to continue, or a loss, a
+            gradient or a weight is not finite.
 
     Example:
         >>> import tempfile
@@ -149,13 +155,19 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
         (True, [1, 2])
     """
     run = RunDirectory(plan.output)
-    _validate(plan, images, run, resume)
+    _validate(plan, images)
+    with run.open_for_training(plan.config(), resume=resume, overwrite=overwrite):
+        return (resume and run.is_finished(plan.steps)) or _train(plan, images, run, resume, console)
+
+
+def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, console: Console | None) -> bool:
+    """Train in a run directory that is locked; see `train_latent`."""
     model = _make_model(plan, images)
     other_parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": list(model.encoder.parameters())}, {"params": other_parameters}]
     optimiser = torch.optim.Adam(groups, lr=plan.learning_rate)
     budget, step = plan.budget, 0
-    checkpoint = run.last_checkpoint() if resume else None
+    checkpoint = run.checkpoint_to_resume() if resume else None
     if checkpoint is not None:
         step, budget = _restore_checkpoint(model, optimiser, checkpoint)
         run.remove_rows_after(step)
@@ -173,7 +185,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
     progress_line = RunProgress(
         plan.output.name, plan.steps, target=getattr(budget, "target", None), unit="image", console=console
     )
-    with progress_line as progress, Interrupts() as interrupts:
+    with progress_line as progress, Interrupts() as interrupts, finite_outputs(lambda: step):
         if step == 0:
             run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
             add_pictures(run, model, held_out, "before")
@@ -197,6 +209,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
             beta = plan.schedule.beta(step) if budget is None else budget.beta
             optimiser.zero_grad()
             (cost + beta * kl_with_free_bits(kl, plan.free)).backward()
+            require_finite_gradients(model, step=step)
             controller_row: Row = {}
             if budget_step is None:
                 optimiser.step()
@@ -211,6 +224,7 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
                     "learning_rate_scale": learning_rate_scale,
                     "displacement_scale": displacement_scale,
                 }
+            require_finite_weights(model, step=step)
             row = {
                 "step": step,
                 "kl_posterior_prior_per_image": mean_kl,
@@ -233,14 +247,19 @@ def train_latent(plan: LatentPlan, images: Images, *, resume: bool = False, cons
             if step % plan.save_every == 0 or step == plan.steps or interrupts.requested:
                 _save_checkpoint(model, optimiser, run.checkpoints, step, budget)
     if step < plan.steps:
+        with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
+            run.add_evaluation_once(evaluate(model, held_out, held_out_labels, step=step))
         return False
+    run.add_evaluation_once(evaluate(model, held_out, held_out_labels, step=step))
     add_pictures(run, model, held_out, "after")
-    run.model.mkdir(exist_ok=True)
-    save_file(model.state_dict(), run.model / "model.safetensors")
     architecture = {"size": images.train.shape[1:], "latents": plan.latents, "hidden": plan.hidden, "kind": plan.kind}
-    write_atomically(
-        run.model / "model.json", json.dumps(architecture | {"likelihood": plan.likelihood}, indent=2) + "\n"
-    )
+    architecture |= {"likelihood": plan.likelihood}
+
+    def write(directory: Path) -> None:
+        save_file(model.state_dict(), directory / "model.safetensors")
+        write_atomically(directory / "model.json", json.dumps(architecture, indent=2) + "\n")
+
+    run.save_model(step, write)
     return True
 
 
@@ -276,8 +295,8 @@ def _restore_checkpoint(
     return state["step"], None if state["budget"] is None else controller_from_dict(state["budget"])
 
 
-def _validate(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool) -> None:
-    """Raise InputError if the plan is invalid or the run may not start."""
+def _validate(plan: LatentPlan, images: Images) -> None:
+    """Raise InputError if the plan is invalid."""
     minima = {"steps": 1, "latents": 1, "hidden": 1, "batch_size": 2, "seed": 0, "evaluate_every": 1, "save_every": 1}
     for name, minimum in minima.items():
         if getattr(plan, name) < minimum:
@@ -286,4 +305,3 @@ def _validate(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool)
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:
         raise InputError(f"--data {plan.data}: expected images with classes for a bottleneck, such as digits")
-    run.check_can_start(plan.config(), resume=resume)

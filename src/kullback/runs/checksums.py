@@ -1,0 +1,114 @@
+"""Checksums of checkpoints, by which an incomplete or damaged checkpoint is recognised."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+from kullback.runs.atomic_write import write_atomically
+
+__all__ = ["find_damage", "write_checksums"]
+
+_FILE = "checksums.json"
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write the SHA-256 of every file of a checkpoint to checksums.json, which must be its last file.
+
+    Args:
+        checkpoint: The directory of the checkpoint, with all other files in it.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    sums = {
+        path.relative_to(checkpoint).as_posix(): _sha256(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != _FILE
+    }
+    write_atomically(checkpoint / _FILE, json.dumps(sums, indent=2) + "\n")
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Return a description of the first damage of a checkpoint, or None if it is intact.
+
+    A checkpoint without checksums.json was written by an earlier version, or its process ended before the last file.
+    Its trainer_state.json, safetensors files and zip files are then checked for their structure.
+
+    Args:
+        checkpoint: The directory of the checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     _ = (Path(directory) / "trainer_state.json").write_text("{}")
+        ...     write_checksums(Path(directory))
+        ...     _ = (Path(directory) / "trainer_state.json").write_text("{")
+        ...     find_damage(Path(directory))
+        'trainer_state.json differs from its checksum'
+    """
+    try:
+        if not (checkpoint / "trainer_state.json").is_file():
+            return "trainer_state.json is missing"
+        if not (checkpoint / _FILE).is_file():
+            return _find_structural_damage(checkpoint)
+        sums = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _sha256(path) != expected:
+                return f"{name} differs from its checksum"
+    except (ValueError, AttributeError):
+        return f"{_FILE} is not a JSON object"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    return None
+
+
+def _find_structural_damage(checkpoint: Path) -> str | None:
+    """Return the first damage that the formats of the files of a checkpoint reveal, or None."""
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix == ".json" and not _is_json(path):
+            return f"{path.name} is not JSON"
+        if path.suffix == ".safetensors" and not _has_safetensors_length(path):
+            return f"{path.name} is truncated"
+        if path.suffix in (".pt", ".pth") and not _is_intact_zip(path):
+            return f"{path.name} is damaged"
+    return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _has_safetensors_length(path: Path) -> bool:
+    """Whether the header of a safetensors file is JSON, and the file has the length that the header implies."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)
+
+
+def _is_intact_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,31 @@
+"""The first value that is not finite is named."""
+
+import pytest
+import torch
+
+from kullback.errors import InputError
+from kullback.runs.finite import require_finite_gradients, require_finite_loss, require_finite_weights
+
+
+def test_the_weight_and_the_index_are_named() -> None:
+    model = torch.nn.Linear(3, 2)
+    require_finite_weights(model, step=4)
+    require_finite_gradients(model, step=4)  # there are none yet
+    with torch.no_grad():
+        model.weight[1, 2] = torch.inf
+    with pytest.raises(InputError, match=r"^step 4: expected finite weights, got inf at index \(1, 2\) of weight"):
+        require_finite_weights(model, step=4)
+
+
+def test_the_gradient_is_named() -> None:
+    model = torch.nn.Linear(3, 2)
+    model(torch.full((1, 3), torch.nan)).sum().backward()
+    with pytest.raises(InputError, match=r"^step 5: expected finite gradients, got nan at index .* of weight"):
+        require_finite_gradients(model, step=5)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_is_refused(loss: float) -> None:
+    require_finite_loss(1.0, step=1)
+    with pytest.raises(InputError, match=f"step 1: expected a finite loss, got {loss}"):
+        require_finite_loss(loss, step=1)
