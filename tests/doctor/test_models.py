@@ -316,7 +316,7 @@ def test_an_engine_with_the_weights_of_the_reference(make: MakeTrainer) -> None:
     trainer.train()
     [found] = doctor_trainer(trainer, PROMPTS)
     assert found.name == "stale-policy"
-    assert "of the reference" in found.cause
+    assert "computed with the reference" in found.cause
 
 
 def test_an_engine_that_attends_to_padding(make: MakeTrainer) -> None:
