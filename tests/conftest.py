@@ -1,5 +1,6 @@
 """Settings of all tests: checks of array shapes at every call, the Hypothesis profile, and a tiny language model."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def hangup_is_not_ignored() -> Iterator[None]:
+    """Restore the default action of SIGHUP, which is ignored if the tests run under nohup."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)

@@ -10,6 +10,7 @@ from kullback.runs.interrupts import Interrupts, termination_as_interrupt
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_a_request_and_the_second_an_exception(number: int) -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
@@ -22,6 +23,7 @@ def test_the_first_signal_is_a_request_and_the_second_an_exception(number: int) 
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_termination_raises_keyboard_interrupt(number: int) -> None:
     with pytest.raises(KeyboardInterrupt), termination_as_interrupt():

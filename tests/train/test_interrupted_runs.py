@@ -110,6 +110,7 @@ def test_a_finished_run_is_not_changed_by_a_resumption(
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 @pytest.mark.parametrize(("recipe", "number"), [
     ("grpo", signal.SIGINT), ("sft", signal.SIGTERM), ("ppo", signal.SIGHUP), ("vae", signal.SIGTERM)
 ])  # fmt: skip

@@ -92,6 +92,9 @@ class RunDirectory:
             overwrite: Whether it may replace a run in this directory. The run is replaced by `create`.
             main: Whether this is the main process of a distributed run; the other processes take no lock.
 
+        Returns:
+            A context manager.
+
         Raises:
             InputError: The run may not start, see `check_can_start`; another process writes to the directory; or the
                 directory cannot be written to.
@@ -281,6 +284,9 @@ class RunDirectory:
 
         Args:
             steps: The number of steps that is to be reached.
+
+        Returns:
+            Whether nothing remains to be trained.
         """
         step = self.model_step()
         if step is None or step < steps:
@@ -289,7 +295,11 @@ class RunDirectory:
         return newest is None or checkpoint_step(newest) <= step
 
     def model_step(self) -> int | None:
-        """Return the number of steps of the trained model, or None if no model has been saved."""
+        """Return the number of steps of the trained model.
+
+        Returns:
+            The number of steps, or None if no model has been saved.
+        """
         if not self.model.is_dir():
             return None
         path = self.model / "training.json"
@@ -304,6 +314,9 @@ class RunDirectory:
         Args:
             step: The number of steps of the model.
             write: A function that writes the model to a directory, which exists.
+
+        Raises:
+            OSError: A file cannot be written; `model` has its old content.
         """
         temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
         try:
