@@ -9,10 +9,10 @@ from kullback import families as f
 from kullback.closed_forms.dirichlets import kl_beta_parameters
 from kullback.closed_forms.normals import kl_to_normal
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, with_gradient
 from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean
 from kullback.numerics.log_sinhc import log_sinhc, log_sinhc_curvature, log_sinhc_residual, log_sinhc_slope
-from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
+from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, ratio_residual, scaled_mass_phi
 
 __all__: list[str] = []
 
@@ -190,7 +190,9 @@ def kl_beta_gamma(xp: Any, p: Any, q: Any) -> Array:
     shape, rate = _shape_and_rate(xp, q)
     a, b = p.concentration1, p.concentration0
     c = a + b
-    kl = gamma_kl_equal_mean(xp, a, shape) + shape * phi(xp.log(rate / c) + log_ratio(xp, a, shape))
+    log_rate = xp.log(rate / c)
+    mean_term = scaled_mass_phi(xp, shape, a, log_rate, log_rate + log_ratio(xp, a, shape))
+    kl = gamma_kl_equal_mean(xp, a, shape) + mean_term
     normalizer = xp.log1p(a / b) / 2 + a / b / c / 2 + _binet_excess(xp, c, 1) - _binet_excess(xp, b, 1)
     return kl + normalizer + shape * (binet_slope(xp, c) - 0.5 / c)
 
@@ -270,6 +272,24 @@ def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
 
 def _mean_log(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log x for x uniform on (low, high): log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
+    return _mean_log_of_ends(xp, *xp.broadcast_arrays(low, high))
+
+
+def _mean_log_value(xp: Any, low: Array, high: Array) -> Array:
     positive = low > 0
     r = (high - low) / xp.where(positive, low, 1.0)
     return xp.log(high) - xp.where(positive, log1p_residual(r) / r, 1.0)
+
+
+def _mean_log_by_low(xp: Any, gradient: Array, _output: Array, low: Array, high: Array) -> Array:
+    positive, width = low > 0, high - low
+    # The derivative at low = 0 is inf, which is 0 * inf = nan for a factor of 0; it is replaced by 0.
+    return gradient * xp.where(positive, mass_phi(xp, high, xp.where(positive, low, high)) / (width * width), 0.0)
+
+
+def _mean_log_by_high(xp: Any, gradient: Array, _output: Array, low: Array, high: Array) -> Array:
+    positive, width = low > 0, high - low
+    return gradient * xp.where(positive, mass_phi(xp, xp.where(positive, low, high), high) / (width * width), 1 / high)
+
+
+_mean_log_of_ends = with_gradient(_mean_log_value, _mean_log_by_low, _mean_log_by_high)

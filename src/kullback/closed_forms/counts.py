@@ -116,7 +116,7 @@ def kl_zipf_zipf(xp: Any, p: Any, q: Any) -> Array:
 
     L(s2) - L(s1) - (s2 - s1) L'(s1) with L(s) = log zeta(s).
     """
-    return log_zeta_residual(xp, p.exponent, q.exponent - p.exponent)
+    return log_zeta_residual(xp, p.exponent, q.exponent)
 
 
 @closed_form((f.Bernoulli, f.Poisson))

@@ -151,10 +151,13 @@ def _kl_finite_sum(xp: Any, k: Array, ref: Array, p: _LogPmf, q: _LogPmf) -> Arr
     log_mass = _log_sum_exp(xp, log_p)
     weights = xp.exp(log_p - log_mass)
     mean = xp.sum(xp.where(both, weights * g, 0.0), axis=-1, keepdims=True)
-    inner = xp.where(both, weights * phi(xp.where(both, g - mean, 0.0)), 0.0)
-    outer = xp.where(p.inside, 0.0, xp.exp(log_q - log_mass - mean))
-    small = xp.sum(inner + outer, axis=-1)
+    # Where a term overflows, the sum is not used; its exponent is then replaced, because 0 * inf is nan.
+    inner_exponent, outer_exponent = xp.where(both, g - mean, 0.0), xp.where(p.inside, -inf, log_q - log_mass - mean)
+    small = xp.sum(untracked(weights) * phi(untracked(inner_exponent)) + xp.exp(untracked(outer_exponent)), axis=-1)
     near = small < 1
+    inner = weights * phi(xp.where(near[..., None] & (weights > 0), inner_exponent, 0.0))
+    outer = xp.exp(xp.where(near[..., None], outer_exponent, -inf))
+    small = xp.sum(inner + outer, axis=-1)
     return xp.where(near, xp.log1p(xp.where(near, small, 0.0)), (_log_sum_exp(xp, log_q) - log_mass - mean)[..., 0])
 
 

@@ -31,7 +31,7 @@ from kullback.numerics.log_gamma import (
     gamma_kl_equal_mean,
     log_gamma_bregman,
 )
-from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual
+from kullback.numerics.phi import log1p_residual, log_ratio, phi, ratio_residual, scaled_mass_phi
 
 GAMMA_POWERS: tuple[type, ...] = (
     f.ChiSquared,
@@ -127,7 +127,7 @@ def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_s
         t: The numerator and the denominator of c2/c1.
         log_scales: c2 log(a1/a2).
     """
-    log_mean, rest = log_scales, 0.0
+    log_mean, log_factor, rest = log_scales, log_scales, 0.0
     k1, k2 = (_as_array(xp, shape, log_scales) for shape in shapes)
     if not _fixed_and_equal(*shapes):
         log_mean = log_mean + log_ratio(xp, k1, k2)
@@ -137,7 +137,8 @@ def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_s
         s = (numerator - denominator) / denominator
         # k1 + t and log(t) are computed from t itself, because s is close to -1 for a small t.
         residual = log_gamma_bregman(xp, k1 + 1, k1 + numerator / denominator, s)
-        log_mean = log_mean + s * digamma(xp, k1 + 1) + residual
+        slope = s * digamma(xp, k1 + 1)
+        log_mean, log_factor = log_mean + slope + residual, log_factor + slope + residual
         rest = rest + s * ((k2 - k1) / k1) + ratio_residual(xp, numerator, denominator)
         # For small k1 and t these terms cancel, because each of them has a pole at 0; functions of k1 + 1 have none.
         poles = (k1 < 0.5) & (k2 > 2 * k1) & (s < -0.5)
@@ -146,7 +147,7 @@ def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_s
             bregman = log_gamma_bregman(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
             rest = xp.where(poles, bregman + ratio_residual(xp, far * numerator, near * denominator), rest)
         rest = rest + k2 * residual
-    return k2 * phi(log_mean) + rest
+    return scaled_mass_phi(xp, k2, k1, log_factor, log_mean) + rest
 
 
 def _fixed_and_equal(left: Any, right: Any) -> bool:
@@ -248,7 +249,9 @@ def _kl_normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
     """
     variance = scale * scale
     ratio = ratio_residual(xp, k * variance, xp.ones_like(k * variance))
-    return k * phi(loc + variance / 2 - xp.log(k)) + ratio / 2 + binet(xp, k)
+    log_mean = loc + variance / 2
+    mean_term = scaled_mass_phi(xp, k, xp.ones_like(k), log_mean, log_mean - xp.log(k))
+    return mean_term + ratio / 2 + binet(xp, k)
 
 
 @closed_form(*product([f.Pareto], GAMMA_POWERS))
@@ -271,8 +274,10 @@ def kl_pareto_gamma_power(xp: Any, p: Any, q: Any) -> Array:
     tail = xp.where(finite, tail, 1.0)
     k = q.shape
     log_mean = q.power * (xp.log(p.scale) - _log_scale(xp, q)) - xp.log(tail)
+    log_mean = xp.where(finite, log_mean, 0.0)
     entropy = 1 + xp.log(t) - 0.5 * xp.log(2 * np.pi / k)
-    kl = k * phi(log_mean - xp.log(k)) + k * log1p_residual(-xp.where(finite, t, 0.0)) + binet(xp, k) - entropy
+    mean_term = scaled_mass_phi(xp, k, xp.ones_like(k), log_mean, log_mean - xp.log(k))
+    kl = mean_term + k * log1p_residual(-xp.where(finite, t, 0.0)) + binet(xp, k) - entropy
     return xp.where(finite, kl, np.inf)
 
 

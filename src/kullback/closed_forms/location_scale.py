@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, with_gradient
 from kullback.numerics.log_sinhc import log_sinhc_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 from kullback.numerics.special import erf
@@ -20,7 +20,29 @@ def kl_laplace_laplace(xp: Any, p: Any, q: Any) -> Array:
 
     phi(log(scale1/scale2)) + (scale1/scale2) phi(-|loc1 - loc2|/scale1), where phi(d) = e^d - 1 - d.
     """
-    return ratio_residual(xp, p.scale, q.scale) + p.scale / q.scale * phi(-abs(p.loc - q.loc) / p.scale)
+    spread = _laplace_spread(xp, *xp.broadcast_arrays(p.scale / q.scale, p.loc - q.loc, p.scale, q.scale))
+    return ratio_residual(xp, p.scale, q.scale) + spread
+
+
+# Automatic differentiation with respect to the scale of p would subtract terms of the size of |loc1 - loc2|/scale1.
+_laplace_spread = with_gradient(
+    lambda _xp, ratio, distance, scale, _q_scale: ratio * phi(-abs(distance) / scale),
+    lambda xp, _gradient, _output, ratio, *_: xp.zeros_like(ratio),
+    lambda xp, gradient, _output, _ratio, distance, scale, q_scale: (
+        gradient * -xp.expm1(-abs(distance) / scale) * xp.sign(distance) / q_scale
+    ),
+    lambda xp, gradient, _output, _ratio, distance, scale, q_scale: (
+        gradient * _laplace_spread_slope(xp, abs(distance) / scale) / q_scale
+    ),
+    lambda _xp, gradient, output, _ratio, _distance, _scale, q_scale: -gradient * output / q_scale,
+)
+
+
+def _laplace_spread_slope(xp: Any, z: Array) -> Array:
+    """The derivative of s phi(-D/s) with respect to s, at z = D/s: (1 + z) e^-z - 1."""
+    near = z < 1
+    small = xp.where(near, z, 0.0)
+    return xp.where(near, phi(-small) + small * xp.expm1(-small), (1 + z) * xp.exp(-z) - 1)
 
 
 @closed_form((f.Cauchy, f.Cauchy))
@@ -64,9 +86,24 @@ def kl_normal_laplace(xp: Any, p: Any, q: Any) -> Array:
     (scale1/scale2) m + log(scale2/scale1) + (log(2/pi) - 1)/2, where m = E_P|x - loc2|/scale1
     = sqrt(2/pi) exp(-z^2/2) + z erf(z/sqrt(2)) with z = (loc1 - loc2)/scale1.
     """
-    z = (p.loc - q.loc) / p.scale
-    deviation = np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))
-    return p.scale / q.scale * deviation + log_ratio(xp, q.scale, p.scale) + 0.5 * (np.log(2 / np.pi) - 1)
+    z, ratio = (p.loc - q.loc) / p.scale, p.scale / q.scale
+    spread = _normal_spread(xp, *xp.broadcast_arrays(z, ratio, p.loc - q.loc, p.scale, q.scale))
+    return spread + log_ratio(xp, q.scale, p.scale) + 0.5 * (np.log(2 / np.pi) - 1)
+
+
+# Automatic differentiation with respect to the scale of p would subtract terms of the size of z.
+_normal_spread = with_gradient(
+    lambda xp, z, ratio, *_: ratio * (np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))),
+    lambda xp, _gradient, _output, z, *_: xp.zeros_like(z),
+    lambda xp, _gradient, _output, z, *_: xp.zeros_like(z),
+    lambda xp, gradient, _output, _z, _ratio, distance, scale, q_scale: (
+        gradient * erf(xp, distance / scale / np.sqrt(2)) / q_scale
+    ),
+    lambda xp, gradient, _output, _z, _ratio, distance, scale, q_scale: (
+        gradient * np.sqrt(2 / np.pi) * xp.exp(-((distance / scale) ** 2) / 2) / q_scale
+    ),
+    lambda _xp, gradient, output, _z, _ratio, _distance, _scale, q_scale: -gradient * output / q_scale,
+)
 
 
 @closed_form((f.Uniform, f.Laplace))
@@ -79,8 +116,10 @@ def kl_uniform_laplace(xp: Any, p: Any, q: Any) -> Array:
     width = p.high - p.low
     below, above = (q.loc - p.low) / width, (p.high - q.loc) / width
     inside = (below >= 0) & (above >= 0)
-    deviation = xp.where(inside, (below * below + above * above) / 2, abs(below - above) / 2)
-    return width / q.scale * deviation + np.log(2) - log_ratio(xp, width, q.scale)
+    # The derivative of the last branch with respect to the width is 0; the quotients would cancel to it.
+    middle = abs((q.loc - p.low) - (p.high - q.loc)) / (2 * q.scale)
+    deviation = xp.where(inside, width / q.scale * ((below * below + above * above) / 2), middle)
+    return deviation + np.log(2) - log_ratio(xp, width, q.scale)
 
 
 @closed_form((f.Laplace, f.Gumbel))

@@ -5,6 +5,8 @@ of their logarithms cancel. The integrals that define them are therefore compute
 variable u with t = tanh(s) and s = s0 + a sinh(u), which is accurate to rounding for every concentration and dimension.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from array_api_compat import device
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, with_gradient
 from kullback.numerics.phi import phi
 
 __all__: list[str] = []
@@ -58,22 +60,93 @@ def _residual_and_resultant(xp: Any, k1: Array, k2: Array, dimension: int) -> tu
 
     Z(k) is the integral of exp(k t) (1 - t^2)^((n - 3)/2) over -1 < t < 1 in n dimensions, and A(k) = (log Z)'(k).
     """
-    k1, k2 = xp.broadcast_arrays(k1, k2)
-    h = k2 - k1
-    y, logs = _nodes(xp, k1, dimension)
-    weights = xp.exp(logs - xp.max(logs, axis=-1, keepdims=True))
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-    mean = xp.sum(weights * y, axis=-1)
-    resultant = k1 / (dimension - 1) * xp.sum(weights * (y * (2 - y)), axis=-1)
-    # For a change h below one standard deviation, the residual is log E_p exp(d) with d = h (t - E_p t).
-    shift = mean[..., None] - y
+    return _residual(dimension)(xp, *xp.broadcast_arrays(k1, k2)), _resultant(dimension)(xp, k1)
+
+
+# The derivatives are expectations under the same weights. Automatic differentiation of the nodes would give
+# 0 * inf = nan in float32, where exp(2 s) overflows at the outer nodes.
+
+
+@cache
+def _residual(dimension: int) -> Callable[..., Array]:
+    """R(k1, k2) = log Z(k2) - log Z(k1) - (k2 - k1) A(k1), with its gradient."""
+
+    def value(xp: Any, k1: Array, k2: Array) -> Array:
+        h = k2 - k1
+        y, logs, weights = _weighted_nodes(xp, k1, dimension)
+        mean = xp.sum(weights * y, axis=-1)
+        # For a change h below one standard deviation, the residual is log E_p exp(d) with d = h (t - E_p t).
+        near, d = _near_exponent(xp, k1, h, weights, mean[..., None] - y)
+        close = xp.log1p(xp.sum(weights * phi(d), axis=-1))
+        # exp(k t) is replaced by exp(-k (1 - t)), which does not change the residual.
+        far = _log_sum_exp(xp, _nodes(xp, k2, dimension)[1]) - _log_sum_exp(xp, logs) + h * mean
+        return xp.where(near, close, far)
+
+    return with_gradient(
+        value,
+        lambda xp, gradient, _output, k1, k2: -gradient * (k2 - k1) * _moment(dimension, 2)(xp, k1),
+        lambda xp, gradient, _output, k1, k2: gradient * _resultant_difference(dimension)(xp, k1, k2),
+    )
+
+
+@cache
+def _resultant(dimension: int) -> Callable[..., Array]:
+    """A(k) = E t, computed as k/(n - 1) E(1 - t^2), which is accurate for small k."""
+
+    def value(xp: Any, k: Array) -> Array:
+        y, _, weights = _weighted_nodes(xp, k, dimension)
+        return k / (dimension - 1) * xp.sum(weights * (y * (2 - y)), axis=-1)
+
+    return with_gradient(value, lambda xp, gradient, _output, k: gradient * _moment(dimension, 2)(xp, k))
+
+
+@cache
+def _resultant_difference(dimension: int) -> Callable[..., Array]:
+    """A(k2) - A(k1), without cancellation for nearly equal k1 and k2."""
+
+    def value(xp: Any, k1: Array, k2: Array) -> Array:
+        h = k2 - k1
+        y, _, weights = _weighted_nodes(xp, k1, dimension)
+        shift = xp.sum(weights * y, axis=-1)[..., None] - y
+        near, d = _near_exponent(xp, k1, h, weights, shift)
+        tilted = weights * xp.expm1(d)
+        close = xp.sum(tilted * shift, axis=-1) / (1 + xp.sum(weights * phi(d), axis=-1))
+        return xp.where(near, close, _resultant(dimension)(xp, k2) - _resultant(dimension)(xp, k1))
+
+    return with_gradient(
+        value,
+        lambda xp, gradient, _output, k1, _k2: -gradient * _moment(dimension, 2)(xp, k1),
+        lambda xp, gradient, _output, _k1, k2: gradient * _moment(dimension, 2)(xp, k2),
+    )
+
+
+@cache
+def _moment(dimension: int, order: int) -> Callable[..., Array]:
+    """m_n(k) = E (t - E t)^n, with m_n' = m_(n+1) - n m_2 m_(n-1)."""
+
+    def value(xp: Any, k: Array) -> Array:
+        y, _, weights = _weighted_nodes(xp, k, dimension)
+        return xp.sum(weights * (xp.sum(weights * y, axis=-1)[..., None] - y) ** order, axis=-1)
+
+    def pullback(xp: Any, gradient: Array, _output: Array, k: Array) -> Array:
+        lower = order * _moment(dimension, 2)(xp, k) * _moment(dimension, order - 1)(xp, k) if order > 2 else 0.0
+        return gradient * (_moment(dimension, order + 1)(xp, k) - lower)
+
+    return with_gradient(value, pullback)
+
+
+def _near_exponent(xp: Any, k1: Array, h: Array, weights: Array, shift: Array) -> tuple[Array, Array]:
+    """Whether the change h is below one standard deviation of t, and there the exponent d = h (t - E_p t)."""
     near = (h * h * xp.sum(weights * shift * shift, axis=-1) < 1) & ((abs(h) < k1 / 2) | (abs(h) < 40))
     # Where exp(-k1 y) underflows its contribution is negligible, but phi(d) may overflow.
-    d = xp.where(near[..., None] & (weights > 0), h[..., None] * shift, 0.0)
-    close = xp.log1p(xp.sum(weights * phi(d), axis=-1))
-    # exp(k t) is replaced by exp(-k (1 - t)), which does not change the residual.
-    far = _log_sum_exp(xp, _nodes(xp, k2, dimension)[1]) - _log_sum_exp(xp, logs) + h * mean
-    return xp.where(near, close, far), resultant
+    return near, xp.where(near[..., None] & (weights > 0), h[..., None] * shift, 0.0)
+
+
+def _weighted_nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array, Array]:
+    """y = 1 - t at the quadrature nodes, the logarithms of the weights, and the weights with sum 1."""
+    y, logs = _nodes(xp, k, dimension)
+    weights = xp.exp(logs - xp.max(logs, axis=-1, keepdims=True))
+    return y, logs, weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
 def _nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array]:

@@ -196,7 +196,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         value: Called as `value(xp, *arrays)`; returns one array.
         pullbacks: One function for each array, called as `pullback(xp, gradient, output, *arrays)`. It returns the
             gradient with respect to its array (a vector-Jacobian product, linear in `gradient`). It must consist of
-            differentiable operations, so that higher derivatives, and forward mode in JAX, are available.
+            differentiable operations, so that higher derivatives and forward mode are available.
 
     Returns:
         A function that is called as `value` is.
@@ -216,6 +216,32 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
             @staticmethod
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
                 ctx.save_for_backward(output, *inputs)
+                ctx.save_for_forward(output, *inputs)
+
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                # An outer level of forward mode would receive zero tangents from PyTorch, without an error.
+                keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+                if keys.count(torch._C._functorch.TransformType.Jvp) > 1:
+                    raise NotImplementedError(
+                        "expected at most one level of forward mode, got jvp or jacfwd inside jvp or jacfwd, for which "
+                        "PyTorch loses derivatives; use torch.func.hessian, which is jacfwd of jacrev"
+                    )
+                # Without their own tangents, which would make the pullbacks compute derivatives of every order.
+                output, *arrays = (torch.autograd.forward_ad.unpack_dual(saved).primal for saved in ctx.saved_tensors)
+                xp = array_api_compat.array_namespace(output)
+
+                def pulled_back(gradient: Any) -> Any:
+                    terms = zip(pullbacks, arrays, tangents, strict=True)
+                    return sum(
+                        (pullback(xp, gradient, output, *arrays) * tangent).sum()
+                        for pullback, _, tangent in terms
+                        if tangent is not None
+                    )
+
+                # The Jacobian-vector product is the gradient of <pullback(gradient), tangent>, linear in `gradient`.
+                _, transpose = torch.func.vjp(pulled_back, torch.zeros_like(output))
+                return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
             @staticmethod
             def backward(ctx: Any, *gradients: Any) -> Any:

@@ -13,7 +13,7 @@ from array_api_compat import device
 
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, map_blocks, with_gradient
-from kullback.numerics.phi import log1p_series, log_ratio, phi, ratio_residual
+from kullback.numerics.phi import log1p_series, log_ratio, ratio_residual, scaled_mass_phi
 
 __all__ = [
     "binet",
@@ -57,7 +57,8 @@ def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """
     a, b, h = xp.broadcast_arrays(a, b, h)
     # Stirling's leading terms contribute b log(b/a) - h = b phi(log(a/b)).
-    return b * phi(-log_ratio(xp, b, a, h)) + _gamma_kl_equal_mean(xp, a, b, h)
+    stirling = scaled_mass_phi(xp, b, a, xp.zeros_like(b), -log_ratio(xp, b, a, h), -h)
+    return stirling + _gamma_kl_equal_mean(xp, a, b, h)
 
 
 def gamma_kl_equal_mean(xp: Any, a: Array, b: Array, h: Array | None = None) -> Array:

@@ -19,9 +19,9 @@ _ROOTS, _WEIGHTS = special.roots_legendre(16)
 _NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
 
 
-def log_zeta_residual(xp: Any, s: Array, h: Array) -> Array:
-    """L(s + h) - L(s) - h L'(s) with L = log zeta: KL between two Zipf distributions with exponents s and s + h."""
-    return _residual(xp, *xp.broadcast_arrays(s, h))
+def log_zeta_residual(xp: Any, s: Array, t: Array) -> Array:
+    """L(t) - L(s) - (t - s) L'(s) with L = log zeta: KL between two Zipf distributions with exponents s and t."""
+    return _residual(xp, *xp.broadcast_arrays(s, t))
 
 
 def _logs(xp: Any, s: Array) -> tuple[Array, Array, Array]:
@@ -70,10 +70,11 @@ def _is_near(s: Array, h: Array) -> Array:
     return (abs(h) < (s - 1) / 2) & (abs(h) < 1)
 
 
-def _residual_value(xp: Any, s: Array, h: Array) -> Array:
+def _residual_value(xp: Any, s: Array, t: Array) -> Array:
+    h = t - s
     near = _is_near(s, h)
     close = h * h * _integral(xp, s, xp.where(near, h, 0.0), lambda t: 1 - t)
-    (here, slope, _), (there, _, _) = _logs(xp, s), _logs(xp, s + h)
+    (here, slope, _), (there, _, _) = _logs(xp, s), _logs(xp, t)
     return xp.where(near, close, (there - here) - h * slope)
 
 
@@ -86,6 +87,6 @@ def _slope_difference(xp: Any, s: Array, h: Array) -> Array:
 
 _residual = with_gradient(
     _residual_value,
-    lambda xp, gradient, _output, s, h: gradient * (_slope_difference(xp, s, h) - h * _logs(xp, s)[2]),
-    lambda xp, gradient, _output, s, h: gradient * _slope_difference(xp, s, h),
+    lambda xp, gradient, _output, s, t: -gradient * (t - s) * _logs(xp, s)[2],
+    lambda xp, gradient, _output, s, t: gradient * _slope_difference(xp, s, t - s),
 )

@@ -13,6 +13,7 @@ __all__ = [
     "mass_phi",
     "phi",
     "ratio_residual",
+    "scaled_mass_phi",
 ]
 
 # Coefficients of t(w), where d coth(d/2) = 2 + w t(w) with w = d^2: interpolation at the Chebyshev nodes of
@@ -123,6 +124,16 @@ def mass_phi(xp: Any, a: Array, b: Array) -> Array:
     return _mass_phi(xp, *xp.broadcast_arrays(a, b))
 
 
+def scaled_mass_phi(xp: Any, a: Array, b: Array, c: Array, d: Array, difference: Array | None = None) -> Array:
+    """a phi(d) with d = log(b / a) + c, for a, b > 0: one term of KL(a || b e^c).
+
+    The value is computed from `d`, so that the caller can pass it with full accuracy. Its derivative with respect to a
+    is -d; automatic differentiation of a phi(d) would give it as phi(d) - expm1(d), which cancels for large d. Pass
+    b - a as `difference` if it is available with more accuracy than the subtraction gives.
+    """
+    return _scaled_mass_phi(xp, *xp.broadcast_arrays(a, b, c, d, b - a if difference is None else difference))
+
+
 def _phi_value(xp: Any, d: Array) -> Array:
     w = d * d
     # With u = d - w t, e^d - 1 = 2d / (d coth(d/2) - d) = 2d / (2 - u). The factor d is applied last, so that a
@@ -209,4 +220,14 @@ _mass_phi = with_gradient(
     _mass_phi_value,
     lambda xp, gradient, _output, a, b: gradient * -xp.where(a > 0, log_ratio(xp, b, xp.where(a > 0, a, 1.0)), 0.0),
     lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
+)
+_scaled_mass_phi = with_gradient(
+    lambda xp, a, _b, _c, d, _difference: a * _phi(xp, d),
+    lambda xp, gradient, _output, a, b, c, _d, difference: -gradient * (c + log_ratio(xp, b, a, difference)),
+    lambda xp, gradient, _output, a, b, c, _d, difference: (
+        gradient * (a / b) * xp.expm1(c + log_ratio(xp, b, a, difference))
+    ),
+    lambda xp, gradient, _output, a, b, c, _d, difference: gradient * a * xp.expm1(c + log_ratio(xp, b, a, difference)),
+    lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
+    lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
 )
