@@ -50,7 +50,8 @@ def kl(p: Any, q: Any) -> Array:
     Returns:
         An array of the batch shape, in nats, of the parameters' array type and dtype (a float64 NumPy array for Python
         numbers), differentiable in PyTorch and JAX. `inf` where p has mass outside the support of q, and where the
-        tails of p are too heavy for q.
+        tails of p are too heavy for q; also where the KL is larger than the largest number of the dtype, which
+        `kullback.measure` reports as the status "overflow".
 
     Raises:
         NoClosedFormError: No closed form is implemented for this pair; `kullback.measure` bounds or estimates the KL.

@@ -1,19 +1,20 @@
 """KL divergence of two distributions as an estimate: by a closed form, within an error bound, or from samples."""
 
 from dataclasses import fields, replace
-from math import inf
+from math import inf, isnan
 from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from kullback.closed_forms.registry import overflows
 from kullback.densities.bounded_estimate import infinite_kl
 from kullback.densities.gaussian_mixtures import mixture_bounds
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.resolve import ResolvedDistribution, resolve
 from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
-from kullback.errors import NoClosedFormError, ShapeError, SupportError
+from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arrays import untracked
 from kullback.result import Estimate, Status
@@ -22,7 +23,7 @@ from kullback.samples.monte_carlo import kl_monte_carlo
 __all__ = ["measure"]
 
 _METHODS = ("closed form", "quadrature", "Monte Carlo")
-_STATUS_ORDER: list[Status] = ["exact", "bounded", "estimated", "unreliable"]
+_STATUS_ORDER: list[Status] = ["exact", "bounded", "estimated", "overflow", "unreliable"]
 
 
 def measure(
@@ -56,9 +57,10 @@ def measure(
 
     Returns:
         An `Estimate` in nats. Its status is "exact" for a closed form and where KL is known to be `inf` (`warnings`
-        states where q is 0, or which tail of p is too heavy); "bounded" if `error` bounds the error of the value;
-        "estimated" if the value is from samples, with `std_error`; "unreliable" if `warnings` states why the value
-        may be wrong.
+        states where q is 0, or which tail of p is too heavy); "overflow" if the KL is finite but above the largest
+        floating-point number, which is then the lower end of `interval`; "bounded" if `error` bounds the error of the
+        value; "estimated" if the value is from samples, with `std_error`; "unreliable" if `warnings` states why the
+        value may be wrong.
 
     Raises:
         NoClosedFormError: The pair has no closed form, no univariate densities and no samplers.
@@ -126,6 +128,14 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
             "each distribution separately"
         )
     value = float(array.reshape(()))
+    if isnan(value):  # an intermediate result overflows
+        return None
+    if value == inf and _overflows(p, q):
+        reason = f"the KL is finite, but above the largest number of {array.dtype}"
+        largest = float(np.finfo(array.dtype).max)
+        return Estimate(
+            inf, error=inf, interval=(largest, inf), method="closed form", status="overflow", warnings=(reason,)
+        )
     if value == inf:
         bounded = _by_quadrature(p, q, error)
         reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
@@ -135,16 +145,40 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
 
 
+def _overflows(p: ResolvedDistribution, q: ResolvedDistribution) -> bool:
+    """Whether the KL by the closed form, which is inf, is finite but above the largest floating-point number."""
+    families = p.family_in_float64, q.family_in_float64
+    try:
+        bases = shared_bases(*families)
+    except NoClosedFormError:
+        bases = None
+    return overflows(*(bases or families))
+
+
 def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
     """KL by quadrature, by summation, or componentwise for independent components; None if densities are missing."""
     if p.density is not None and q.density is not None:
         if p.density.discrete != q.density.discrete:
             kinds = ["discrete" if density.discrete else "continuous" for density in (p.density, q.density)]
             return infinite_kl(f"p is {kinds[0]} and q is {kinds[1]}: q is 0 where p is not", "supports")
-        return (kl_summation if p.density.discrete else kl_quadrature)(p.density, q.density, error=error)
+        try:
+            return (kl_summation if p.density.discrete else kl_quadrature)(p.density, q.density, error=error)
+        except (OverflowError, FloatingPointError, MemoryError) as overflow:
+            raise _beyond_float64(p, q) from overflow
+        except ValueError as invalid:
+            if isinstance(invalid, KullbackError):
+                raise
+            raise _beyond_float64(p, q) from invalid
     if isinstance(p.family, Independent) and isinstance(q.family, Independent):
         return _of_independent(p.family, q.family, error)
     return None
+
+
+def _beyond_float64(p: ResolvedDistribution, q: ResolvedDistribution) -> SupportError:
+    return SupportError(
+        f"expected parameters for which {_name(p.given)} and {_name(q.given)} can be integrated in float64, but the "
+        "integral overflows; KL does not change when x is divided by a constant: rescale both distributions"
+    )
 
 
 def _by_monte_carlo(

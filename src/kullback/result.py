@@ -9,7 +9,7 @@ from kullback.numerics.arrays import as_floats, cast
 
 __all__ = ["Estimate", "Status", "nats_to_bits"]
 
-Status: TypeAlias = Literal["exact", "bounded", "estimated", "unreliable"]
+Status: TypeAlias = Literal["exact", "bounded", "estimated", "overflow", "unreliable"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +27,9 @@ class Estimate:
         error: A bound on |value - true value|, in `unit`; 0 where rounding is the only error.
         interval: The interval that contains the true value: a rigorous bound, or a confidence interval from samples.
         status: "exact" (a formula, accurate to rounding), "bounded" (accurate to within `error`, which meets the
-            requested tolerance), "estimated" (from samples), or "unreliable" (read `warnings` before using the value).
+            requested tolerance), "estimated" (from samples), "overflow" (the true value is finite, but above the
+            largest floating-point number, so that `value` is inf), or "unreliable" (read `warnings` before
+            using the value).
         warnings: Sentences that describe limitations, such as a region where p has probability mass and q has none.
 
     Example:

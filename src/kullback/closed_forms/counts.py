@@ -69,7 +69,7 @@ def kl_negative_binomial_negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     return where_equal(xp, p, q, "total_count", kl)
 
 
-@closed_form((f.Multinomial, f.Multinomial))
+@closed_form((f.Multinomial, f.Multinomial), infinite=lambda xp, _p, _q: xp.asarray(True))
 def kl_multinomial_multinomial(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Multinomial(total_count, probs1) and Q = Multinomial(total_count, probs2).
 
@@ -81,7 +81,11 @@ def kl_multinomial_multinomial(xp: Any, p: Any, q: Any) -> Array:
     return xp.where(p.total_count == q.total_count, kl, np.inf)
 
 
-@closed_form((f.Categorical, f.Categorical), (f.OneHotCategorical, f.OneHotCategorical))
+@closed_form(
+    (f.Categorical, f.Categorical),
+    (f.OneHotCategorical, f.OneHotCategorical),
+    infinite=lambda xp, _p, _q: xp.asarray(True),
+)
 def kl_categorical_categorical(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Categorical(probs1) and Q = Categorical(probs2), or OneHotCategorical for both.
 
@@ -144,6 +148,10 @@ def kl_poisson_binomial(xp: Any, p: Any, q: Any) -> Array:
     -total_count log(1 - probs) for rate = 0, where P is the point mass at 0. The result is `inf` for rate > 0, because
     P then has mass above total_count.
     """
-    none = xp.log1p(-q.probs) if q.logits is None else -xp.log1p(xp.exp(q.logits))
+    none = (
+        xp.log1p(-q.probs)
+        if q.logits is None
+        else -(xp.maximum(q.logits, xp.zeros_like(q.logits)) + xp.log1p(xp.exp(-abs(q.logits))))
+    )
     count = q.total_count if isinstance(q, f.Binomial) else 1
     return -count * none + xp.zeros_like(p.rate)

@@ -254,7 +254,10 @@ def _kl_normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
     return mean_term + ratio / 2 + binet(xp, k)
 
 
-@closed_form(*product([f.Pareto], GAMMA_POWERS))
+@closed_form(
+    *product([f.Pareto], GAMMA_POWERS),
+    infinite=lambda xp, p, q: _as_gamma_power_arrays(xp, q).power >= p.alpha,
+)
 def kl_pareto_gamma_power(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Pareto and Q = Gamma, Exponential, ChiSquared, Weibull, Rayleigh, HalfNormal or Maxwell.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, with_gradient
+from kullback.numerics.arrays import Array, holds, with_gradient
 from kullback.numerics.log_sinhc import log_sinhc_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 from kullback.numerics.special import erf
@@ -56,7 +56,8 @@ def kl_cauchy_cauchy(xp: Any, p: Any, q: Any) -> Array:
         Cauchy distributions", theorem 1 [chyzak2019].
     """
     difference, distance = p.scale - q.scale, p.loc - q.loc
-    return xp.log1p((difference / p.scale * (difference / q.scale) + distance / p.scale * (distance / q.scale)) / 4)
+    squares = (difference / p.scale * (difference / q.scale) + distance / p.scale * (distance / q.scale)) / 4
+    return _log1p_of_squares(xp, squares, p.scale, q.scale, difference, distance)
 
 
 @closed_form((f.HalfCauchy, f.HalfCauchy))
@@ -66,7 +67,20 @@ def kl_half_cauchy_half_cauchy(xp: Any, p: Any, q: Any) -> Array:
     log(1 + (scale1 - scale2)^2 / (4 scale1 scale2)), which equals KL(Cauchy(0, scale1) || Cauchy(0, scale2)).
     """
     difference = p.scale - q.scale
-    return xp.log1p(difference / p.scale * (difference / q.scale) / 4)
+    squares = difference / p.scale * (difference / q.scale) / 4
+    return _log1p_of_squares(xp, squares, p.scale, q.scale, difference, xp.zeros_like(difference))
+
+
+def _log1p_of_squares(xp: Any, squares: Array, scale_p: Array, scale_q: Array, a: Array, b: Array) -> Array:
+    """log(1 + squares) for squares = (a^2 + b^2)/(4 scale_p scale_q), also where `squares` overflows."""
+    fits = squares < np.inf
+    if holds(xp.all(fits)):
+        return xp.log1p(squares)
+    a, b = abs(a), abs(b)
+    large = xp.where(fits, 1.0, xp.maximum(a, b))
+    ratio = xp.where(fits, 0.0, xp.minimum(a, b) / large)
+    far = 2 * xp.log(large) + xp.log1p(ratio * ratio) - np.log(4) - xp.log(scale_p) - xp.log(scale_q)
+    return xp.where(fits, xp.log1p(xp.where(fits, squares, 0.0)), far)
 
 
 @closed_form((f.Logistic, f.Logistic))
@@ -122,7 +136,7 @@ def kl_uniform_laplace(xp: Any, p: Any, q: Any) -> Array:
     return deviation + np.log(2) - log_ratio(xp, width, q.scale)
 
 
-@closed_form((f.Laplace, f.Gumbel))
+@closed_form((f.Laplace, f.Gumbel), infinite=lambda _xp, p, q: p.scale >= q.scale)
 def kl_laplace_gumbel(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Laplace(loc1, scale1) and Q = Gumbel(loc2, scale2).
 

@@ -32,7 +32,9 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
     the Cholesky factor of S2 = L L^T. Each term of the sum is phi(log(1 + e_i)) with phi(d) = e^d - 1 - d.
 
     The same formula holds for LowRankMultivariateNormal distributions, whose n x n covariance matrix is formed. Two
-    precision matrices, or two Cholesky factors, are used directly.
+    precision matrices are used directly, and so is each Cholesky factor that is given: the product of a factor with its
+    transpose is never formed. In float32 the relative error is about 1e-7 times the condition number of a covariance
+    matrix, and 1e-7 times the condition number of a factor, which is its square root.
     """
     size = _event_size(p, q)
     shift = (p.loc - q.loc)[..., None]
@@ -49,15 +51,15 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
         eigenvalues = whitened_eigenvalues(xp, factor_p, matrix_q - matrix_p)
         logs = log_determinant_ratios(xp, factor_q, factor_p)
         distance = xp.matrix_transpose(factor_q) @ shift
-    elif name_p == name_q == "scale_tril":
-        for side, matrix in (("p", matrix_p), ("q", matrix_q)):
-            require_lower(xp, f"{side}'s scale_tril", matrix)
-        # Entries above the diagonal receive no gradient.
-        matrix_p, matrix_q = xp.tril(matrix_p), xp.tril(matrix_q)
-        step = whiten(xp, matrix_q, matrix_p - matrix_q)
+    elif "scale_tril" in (name_p, name_q):
+        # A factor is not squared: its product is rounded, and may then not be positive definite.
+        factor_p, factor_q = (
+            _factor(xp, side, name, matrix) for side, name, matrix in (("p", name_p, matrix_p), ("q", name_q, matrix_q))
+        )
+        step = whiten(xp, factor_q, factor_p - factor_q)
         square = step @ xp.matrix_transpose(step)
         eigenvalues = xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
-        logs, distance = log_determinant_ratios(xp, matrix_p, matrix_q), whiten(xp, matrix_q, shift)
+        logs, distance = log_determinant_ratios(xp, factor_p, factor_q), whiten(xp, factor_q, shift)
     else:
         matrix_p, matrix_q = _covariance(xp, name_p, matrix_p), _covariance(xp, name_q, matrix_q)
         factor_p, factor_q = (
@@ -93,6 +95,22 @@ def _named_matrix(xp: Any, d: Any) -> tuple[str, Array]:
         return "covariance_matrix", d.cov_factor @ xp.matrix_transpose(d.cov_factor) + diagonal
     names = ("covariance_matrix", "precision_matrix", "scale_tril")
     return next((name, getattr(d, name)) for name in names if getattr(d, name) is not None)
+
+
+def _factor(xp: Any, side: str, name: str, matrix: Array) -> Array:
+    """The lower Cholesky factor of the covariance matrix from the matrix parameter with this name."""
+    name_of_side = f"{side}'s {name}"
+    if name == "scale_tril":
+        require_lower(xp, name_of_side, matrix)
+        # Entries above the diagonal receive no gradient.
+        return xp.tril(matrix)
+    if name == "covariance_matrix":
+        return cholesky(xp, matrix, name_of_side)
+    # The factor of the precision matrix with rows and columns in reverse order, reversed, is upper triangular: U with
+    # precision U U^T, so that the inverse of U^T is the lower factor of the covariance matrix.
+    upper = xp.flip(cholesky(xp, xp.flip(matrix, axis=(-2, -1)), name_of_side), axis=(-2, -1))
+    eye = xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=device(matrix))
+    return xp.tril(whiten(xp, xp.matrix_transpose(upper), eye))
 
 
 def _covariance(xp: Any, name: str, matrix: Array) -> Array:

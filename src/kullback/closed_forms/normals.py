@@ -68,7 +68,7 @@ def kl_uniform_normal(xp: Any, p: Any, q: Any) -> Array:
     return kl_to_normal(xp, p.low + width / 2, width * width / 12, (_LOG_2_PI_E - np.log(12)) / 2, q)
 
 
-@closed_form((f.StudentT, f.Normal))
+@closed_form((f.StudentT, f.Normal), infinite=lambda _xp, p, _q: p.df <= 2)
 def kl_student_t_normal(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = StudentT(df, loc1, scale1) and Q = Normal(loc2, scale2).
 
@@ -90,7 +90,7 @@ def kl_student_t_normal(xp: Any, p: Any, q: Any) -> Array:
     return kl_to_normal(xp, p.loc, variance, negentropy, q)
 
 
-@closed_form((f.Pareto, f.Normal))
+@closed_form((f.Pareto, f.Normal), infinite=lambda _xp, p, _q: p.alpha <= 2)
 def kl_pareto_normal(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Pareto(scale1, alpha) and Q = Normal(loc, scale2).
 

@@ -1,25 +1,45 @@
 """The registry of closed forms: a function for each pair of families, and its evaluation on arrays."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields
+from math import isfinite
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
+from kullback import families as f
 from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
 from kullback.families.base import first_offender, is_traced
 from kullback.numerics.arrays import Array, as_floats, cast, untracked, with_gradient
 
-__all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "where_equal"]
+__all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "overflows", "where_equal"]
 
 Form = Callable[[Any, Any], Array]
 FORMS: dict[tuple[type, type], Form] = {}
+# For each pair that has a built-in form: where KL is infinite inside the support of q, or None if it is finite there.
+_INFINITE: dict[tuple[type, type], Callable[..., Array] | None] = {}
+
+# The power of c by which each parameter changes when x is multiplied by c; KL does not change.
+_LOCATION_SCALE = {"loc": 1, "scale": 1}
+_SCALE = {"scale": 1}
+_RESCALED: dict[type, dict[str, int]] = {
+    **dict.fromkeys((f.Cauchy, f.Gumbel, f.Laplace, f.Logistic, f.Normal, f.StudentT), _LOCATION_SCALE),
+    **dict.fromkeys((f.HalfCauchy, f.HalfNormal, f.Maxwell, f.Pareto, f.Rayleigh, f.Weibull), _SCALE),
+    f.Exponential: {"rate": -1},
+    f.Gamma: {"rate": -1},
+    f.InverseGamma: {"rate": 1},
+    f.InverseGaussian: {"mean": 1, "shape": 1},
+    f.Uniform: {"low": 1, "high": 1},
+}
 
 
-def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+def closed_form(
+    *pairs: tuple[type, type], infinite: Callable[..., Array] | None = None
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
     """Decorate `function(xp, p, q)` to register it as KL(p || q) for these pairs of classes.
 
     The function receives an array namespace `xp` and two distributions whose parameters are arrays of this namespace
@@ -27,6 +47,8 @@ def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], C
 
     Args:
         *pairs: Pairs of subclasses of `Distribution`: the class of p and the class of q.
+        infinite: Called as `infinite(xp, p, q)`; returns where the KL is infinite although the support of q contains
+            the support of p. None if it is finite there.
 
     Returns:
         A decorator that returns the function itself. It raises a ValueError if a pair is registered already.
@@ -50,6 +72,7 @@ def closed_form(*pairs: tuple[type, type]) -> Callable[[Callable[..., Array]], C
             if pair in FORMS:
                 raise ValueError(f"expected a pair without a closed form, got {pair[0].__name__} || {pair[1].__name__}")
             FORMS[pair] = lambda p, q: evaluate_form(function, p, q)
+            _INFINITE[pair] = infinite
         return function
 
     return register
@@ -92,10 +115,52 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     # Infinite results are expected, and so are invalid values in unselected branches of `where`.
     with np.errstate(all="ignore"):
         result = function(xp, p, q)
+        if univariate and type(p) in _RESCALED and type(q) in _RESCALED and not _is_finite(xp, result):
+            result = _rescaled(xp, function, p, q, result)
         contained = is_contained(xp, p, q) if univariate else True
         if contained is not True:
             result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
         return cast(xp, result, dtype)
+
+
+def _is_finite(xp: Any, result: Array) -> bool:
+    """Whether every entry is finite; True while the result is traced."""
+    if type(result) is np.float64:
+        return isfinite(result)
+    return is_traced(result) or bool(xp.all(xp.isfinite(untracked(result))))
+
+
+def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Array) -> Array:
+    """`result` with the entries that are not finite computed for c x, with a power of two c, where those are finite.
+
+    A square of a scale, or a difference of two locations, may overflow or underflow although the KL does not.
+    """
+    exponent = np.log2(float(xp.finfo(result.dtype).max)) * 0.6
+    for c in (2.0**-4, 2.0 ** -int(exponent), 2.0 ** int(exponent)):
+        changed = []
+        for side in (p, q):
+            changed.append(copy(side))
+            for name, power in _RESCALED[type(side)].items():
+                object.__setattr__(changed[-1], name, getattr(side, name) * c**power)
+        other = function(xp, *changed)
+        finite = xp.isfinite(untracked(result))
+        result = xp.where(finite, result, other) if xp.any(finite) else other
+        if _is_finite(xp, result):
+            break
+    return xp.where(xp.isnan(untracked(result)), np.inf, result)
+
+
+def overflows(p: Distribution, q: Distribution) -> bool:
+    """Whether the KL of two families, for which `kl` is inf, is finite but above the largest floating-point number."""
+    pair = type(p), type(q)
+    if pair not in _INFINITE:
+        return False
+    infinite = _INFINITE[pair]
+
+    def indicator(xp: Any, p: Any, q: Any) -> Array:
+        return xp.where(infinite(xp, p, q), np.inf, 0.0) if infinite else xp.zeros(())
+
+    return not bool(np.any(np.asarray(untracked(evaluate_form(indicator, p, q))) == np.inf))
 
 
 def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
