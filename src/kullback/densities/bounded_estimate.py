@@ -70,8 +70,14 @@ def bounded_estimate(integrals: Integrals, error: float, method: str) -> Estimat
     if warnings:
         bound = inf
     else:  # the identity for masses P and Q that are 1 up to rounding: KL(p/P || q/Q) = KL / P - phi(log(Q / P))
-        value = value / integrals.mass_p - float(phi(log(integrals.mass_q / integrals.mass_p)))
-        bound += value * (integrals.mass_error + integrals.tail_mass_p)
+        change = log(integrals.mass_q / integrals.mass_p)
+        correction = float(phi(change))
+        if correction <= 0.5 * value:
+            value = value / integrals.mass_p - correction
+        else:  # p and q differ less than the rounding of their masses, so that the difference has no accurate digits
+            value = value / integrals.mass_p
+            bound += correction
+        bound += value * (integrals.mass_error + integrals.tail_mass_p) + abs(change) * integrals.mass_error
     acceptable = error * max(1.0, value)
     if bound > acceptable and not warnings:
         warnings.append(f"the error bound {bound:.2g} is above the acceptable error {acceptable:.2g}")
