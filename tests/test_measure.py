@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpyro import distributions as numpyro_distributions
 from scipy import special, stats
 from torch import distributions as td
 
@@ -15,13 +16,16 @@ from kullback.densities.gaussian_mixtures import components
 from kullback.distributions import register_kl
 from kullback.errors import NoClosedFormError, NotNormalizedError, ParameterError, ShapeError, SupportError
 from kullback.families import (
+    Beta,
     Cauchy,
     Dirichlet,
+    Gamma,
     Independent,
     LogNormal,
     MultivariateNormal,
     Normal,
     NormalMixture,
+    Poisson,
     StudentT,
     Transformed,
     Uniform,
@@ -146,6 +150,42 @@ def test_infinite_kl_states_where(p, q, where):
     assert where in estimate.warnings[0]
 
 
+MIXTURE = NormalMixture(weights=[0.5, 0.5], locs=[0.0, 1.0], scales=[1.0, 2.0])
+LINE = {"normal": NORMAL, "mixture": MIXTURE, "t": T5, "numpyro": numpyro_distributions.Laplace(0.0, 1.0)}
+POSITIVE = {"gamma": Gamma(concentration=2.0, rate=1.0), "scipy": stats.lognorm(0.5), "torch": td.Exponential(1.0)}
+INTERVAL = {"beta": Beta(concentration1=2.0, concentration0=3.0), "scipy": stats.uniform(), "torch": td.Beta(0.5, 0.5)}
+COUNTS = {"poisson": Poisson(rate=2.0), "scipy": stats.nbinom(3, 0.4), "torch": td.Geometric(0.3)}
+SUPPORTS = [LINE, POSITIVE, INTERVAL, COUNTS]
+
+
+def pairs_of_supports():
+    for i, first in enumerate(SUPPORTS):
+        for j, second in enumerate(SUPPORTS):
+            contained = i == j if 3 in (i, j) else i >= j
+            for name, p in first.items():
+                for other, q in second.items():
+                    yield pytest.param(p, q, contained, id=f"{name}-{other}-{i}{j}")
+
+
+@pytest.mark.parametrize(("p", "q", "contained"), list(pairs_of_supports()))
+def test_every_pair_of_supports_has_a_value(p, q, contained):
+    estimate = measure(p, q)
+    low, high = estimate.interval
+    assert 0 <= low <= estimate.value <= high
+    if not contained:
+        assert estimate.value == inf
+        assert estimate.status == "exact"
+
+
+def test_distributions_on_different_spaces_raise_one_line():
+    plane = MultivariateNormal(loc=[0.0, 0.0], covariance_matrix=np.eye(2))
+    space = MultivariateNormal(loc=[0.0, 0.0, 0.0], covariance_matrix=np.eye(3))
+    for p, q in ((plane, NORMAL), (NORMAL, plane), (plane, MIXTURE), (MIXTURE, plane), (plane, space)):
+        with pytest.raises(ShapeError) as found:
+            measure(p, q)
+        assert "\n" not in str(found.value)
+
+
 # Monte Carlo.
 
 
@@ -190,6 +230,41 @@ def test_objects_with_log_prob_and_sample():
 
     estimate = measure(Die([0.5, 0.5]), Die([0.9, 0.1]))
     assert abs(estimate.value - 0.5 * math.log(0.25 / 0.09)) < 5 * estimate.std_error
+
+
+class LogDensity:
+    """A log-density without a sampler, under one of the names that libraries use."""
+
+    def __init__(self, name, loc):
+        setattr(self, name, lambda x: stats.norm.logpdf(x, loc))
+
+
+@pytest.mark.parametrize("name", ["log_prob", "logpdf"])
+def test_log_density_alone_can_be_q(name):
+    estimate = measure(NORMAL, LogDensity(name, 1.0))
+    assert estimate.status == "estimated"
+    assert abs(estimate.value - 0.5) < 5 * estimate.std_error
+    with pytest.raises(NoClosedFormError, match=r"a log-density of p, but no sampler; add sample\(count\)"):
+        measure(LogDensity(name, 0.0), LogDensity(name, 1.0))
+
+
+def test_density_without_its_normalizer_is_unreliable():
+    class Shifted:
+        def log_prob(self, x):
+            return stats.norm.logpdf(x) + math.log(2)
+
+        def sample(self, count):
+            return np.random.default_rng(0).standard_normal(count)
+
+    estimate = measure(stats.norm(), Shifted(), method="Monte Carlo")
+    assert (estimate.status, estimate.interval) == ("unreliable", (0.0, inf))
+    assert "the mean of q/p at draws of p is 2" in estimate.warnings[0]
+
+
+def test_draws_of_torch_that_contradict_the_density_are_unreliable():
+    estimate = measure(td.LKJCholesky(3, 0.5), td.LKJCholesky(3, 2.0))
+    assert estimate.status == "unreliable"
+    assert "the draws do not follow it" in estimate.warnings[0]
 
 
 def test_registered_pair_has_precedence():

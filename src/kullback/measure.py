@@ -103,10 +103,17 @@ def measure(
         estimated = _by_monte_carlo(p, q, draws, seed, confidence)
         if estimated is not None:
             return estimated
+    raise _no_method(p, q, method)
+
+
+def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | None) -> NoClosedFormError:
     missing = f"no {method} for this pair" if method else "no closed form, no univariate densities and no samplers"
-    raise NoClosedFormError(
-        f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; pass objects "
-        "with log_prob(x) and sample(count) to estimate the KL from samples"
+    needs = "pass objects with log_prob(x) and sample(count) to estimate the KL from samples"
+    if method in (None, "Monte Carlo") and q.sampler is not None:
+        if p.sampler is not None:
+            missing, needs = "a log-density of p, but no sampler", f"add sample(count) or rvs(size) to {_name(p.given)}"
+    return NoClosedFormError(
+        f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; {needs}"
     )
 
 
@@ -151,10 +158,10 @@ def _by_monte_carlo(
     p: ResolvedDistribution, q: ResolvedDistribution, draws: int, seed: int, confidence: float
 ) -> Estimate | None:
     """KL from samples, with its interval narrowed by the bounds of Gaussian mixtures where they apply."""
-    if p.sampler is None or q.sampler is None:
+    if p.sampler is None or p.sampler.sample is None or q.sampler is None:
         return None
     estimate = kl_monte_carlo(p.sampler, q.sampler, draws=draws, seed=seed, confidence=confidence)
-    if p.components is None or q.components is None or estimate.interval is None:
+    if p.components is None or q.components is None or estimate.interval in (None, (0.0, inf)):
         return estimate
     bounds, (low, high) = mixture_bounds(p.components, q.components), estimate.interval
     if low > bounds.upper:
@@ -168,6 +175,9 @@ def _by_monte_carlo(
             f"bound {bounds.upper:.6g} is valid"
         )
         estimate = replace(estimate, warnings=(*estimate.warnings, warning))
+    if estimate.value > bounds.upper:
+        warning = f"the estimate is larger than the upper bound {bounds.upper:.6g}, by sampling error"
+        return replace(estimate, warnings=(*estimate.warnings, warning))
     return replace(estimate, interval=(low, min(high, bounds.upper)))
 
 

@@ -70,13 +70,14 @@ class ResolvedDistribution:
 
     @cached_property
     def sampler(self) -> Sampler | None:
-        """The sampler and log-density, or None."""
+        """The log-density, with the sampler if there is one, or None."""
         return self._first(_sampler)
 
     @cached_property
     def native_sampler(self) -> Sampler | None:
         """The sampler of the object as given, which draws by the library's own generator, or None."""
-        return _sampler(self.given)
+        found = _sampler(self.given)
+        return found if found is not None and found.sample is not None else None
 
     def _first(self, view: Callable[[Any], _View | None]) -> _View | None:
         found = view(self.family) if self.family is not None else None
@@ -166,4 +167,4 @@ def _sampler_of_density(density: Density) -> Sampler | None:
     def log_density(x: Array) -> Array:
         return density.log_density(np.asarray(x, dtype=np.float64), np.zeros(np.shape(x)))
 
-    return Sampler(density.sample, log_density) if density.sample else None
+    return Sampler(density.sample, log_density)
