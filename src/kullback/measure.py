@@ -109,9 +109,8 @@ def measure(
 def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | None) -> NoClosedFormError:
     missing = f"no {method} for this pair" if method else "no closed form, no univariate densities and no samplers"
     needs = "pass objects with log_prob(x) and sample(count) to estimate the KL from samples"
-    if method in (None, "Monte Carlo") and q.sampler is not None:
-        if p.sampler is not None:
-            missing, needs = "a log-density of p, but no sampler", f"add sample(count) or rvs(size) to {_name(p.given)}"
+    if method in (None, "Monte Carlo") and q.sampler is not None and p.sampler is not None:
+        missing, needs = "a log-density of p, but no sampler", f"add sample(count) or rvs(size) to {_name(p.given)}"
     return NoClosedFormError(
         f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; {needs}"
     )

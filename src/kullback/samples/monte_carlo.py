@@ -188,8 +188,8 @@ def _contradictions(d: Array, excess: Array, reverse: Array | None, precision: f
         tail = hill_index(excess + 1)
         if below and tail < 0.5:
             return [
-                f"the mean of q/p at draws of p is {1 + excess.mean():.6g}: q is not normalized, or it has mass outside "
-                "the support of p; without draws of q it is not known which"
+                f"the mean of q/p at draws of p is {1 + excess.mean():.6g}: q is not normalized, or it has mass "
+                "outside the support of p; without draws of q it is not known which"
             ]
         return []
     forward, backward = np.exp(np.minimum(d, 0.0)), np.exp(np.minimum(reverse, 0.0))
