@@ -9,8 +9,11 @@ from array_api_compat import is_array_api_obj
 
 from kullback.densities.bounded_estimate import infinite_kl
 from kullback.densities.gaussian_mixtures import mixture_bounds
+from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density, require_no_mask
 from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.relaxed_categorical import kl_relaxed_categorical
 from kullback.densities.resolve import ResolvedDistribution, resolve
+from kullback.densities.shared_transforms import without_shared_transforms
 from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
@@ -94,7 +97,17 @@ def measure(
             return exact
     for distribution in (p, q):
         _require_distribution(distribution)
+        require_no_mask(distribution.given)
+    if method in (None, "closed form") and (found := kl_of_point_masses(p, q)) is not None:
+        return found
+    if bases := without_shared_transforms(p.given, q.given):
+        p, q = map(resolve, bases)
+        exact = _by_closed_form(p, q, error) if method in (None, "closed form") else None
+        if exact is not None:
+            return exact
     p, q = _without_shared_transform(p, q)
+    if method in (None, "closed form") and (found := kl_without_common_density(p, q)) is not None:
+        return found
     if method in (None, "quadrature"):
         bounded = _by_quadrature(p, q, error)
         if bounded is not None:
@@ -148,6 +161,9 @@ def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: floa
             kinds = ["discrete" if density.discrete else "continuous" for density in (p.density, q.density)]
             return infinite_kl(f"p is {kinds[0]} and q is {kinds[1]}: q is 0 where p is not", "supports")
         return (kl_summation if p.density.discrete else kl_quadrature)(p.density, q.density, error=error)
+    if p.relaxed_categorical is not None and q.relaxed_categorical is not None:
+        (temperature_p, logits_p), (temperature_q, logits_q) = p.relaxed_categorical, q.relaxed_categorical
+        return kl_relaxed_categorical(logits_p, logits_q, error=error) if temperature_p == temperature_q else None
     if isinstance(p.family, Independent) and isinstance(q.family, Independent):
         return _of_independent(p.family, q.family, error)
     return None

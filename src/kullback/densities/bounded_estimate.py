@@ -1,5 +1,6 @@
 """The integrals that quadrature and summation accumulate for KL(p || q), and the estimate that follows from them."""
 
+from itertools import pairwise
 from math import inf, isnan, log
 from typing import NamedTuple
 
@@ -103,6 +104,11 @@ def support_gap(p: Density, q: Density) -> str:
     gaps = []
     if low_p < low_q:
         gaps.append(f"{low_p:.6g} {sign} x {sign} {min(high_p, low_q - step):.6g}")
+    for low, high in q.gaps:
+        covered = [(max(low, low_p), max(low, low_p)), *p.gaps, (min(high, high_p), min(high, high_p))]
+        for (_, first), (last, _) in pairwise(sorted(covered)):
+            if max(first, low) < min(last, high):
+                gaps.append(f"{max(first, low):.6g} < x < {min(last, high):.6g}")
     if high_q < high_p:
         gaps.append(f"{max(low_p, high_q + step):.6g} {sign} x {sign} {high_p:.6g}")
     return f"q is 0 where p is not: {' and '.join(gaps)}" if gaps else ""

@@ -14,10 +14,10 @@ from kullback.densities.density import Density
 from kullback.densities.gaussian_mixtures import Components, components_of_family, sampler_of_components
 from kullback.errors import NoClosedFormError
 from kullback.families import Distribution
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, untracked
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["ResolvedDistribution", "as_family", "resolve"]
+__all__ = ["ResolvedDistribution", "adapter_of", "as_family", "resolve"]
 
 _View = TypeVar("_View", Density, Components, Sampler)
 
@@ -68,6 +68,16 @@ class ResolvedDistribution:
         """The weights, means and covariances of a multivariate normal or a mixture of them, or None."""
         return self._first(_components)
 
+    @property
+    def relaxed_categorical(self) -> tuple[float, Array] | None:
+        """The temperature and the logits of a relaxed categorical distribution on log-probabilities, or None."""
+        if type(self.given).__name__ not in ("ExpRelaxedCategorical", "ExpRelaxedOneHotCategorical"):
+            return None
+        temperature, logits = (
+            np.asarray(untracked(x), np.float64) for x in (self.given.temperature, self.given.logits)
+        )
+        return (float(temperature.reshape(())), logits) if temperature.size == 1 and logits.ndim == 1 else None
+
     @cached_property
     def sampler(self) -> Sampler | None:
         """The log-density, with the sampler if there is one, or None."""
@@ -105,7 +115,7 @@ def as_family(distribution: Any) -> Distribution:
     """
     if isinstance(distribution, Distribution):
         return distribution
-    if adapter := _adapter(distribution):
+    if adapter := adapter_of(distribution):
         return adapter.as_family(distribution)
     if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
         raise TypeError(
@@ -118,7 +128,7 @@ def as_family(distribution: Any) -> Distribution:
     )
 
 
-def _adapter(distribution: Any) -> Any:
+def adapter_of(distribution: Any) -> Any:
     """The adapter module of the library that the object's class, or a base class, comes from; None for others."""
     for kind in type(distribution).__mro__:
         for library, adapter in _ADAPTERS.items():
@@ -139,7 +149,7 @@ def _density(distribution: Any) -> Density | None:
             base = _density(distribution.base)  # pyright: ignore[reportAttributeAccessIssue]
             return None if base is None or base.discrete else families.absolute_value(base)
         return families.as_density(distribution)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     return adapter.as_density(distribution) if hasattr(adapter, "as_density") else None
 
 
@@ -148,7 +158,7 @@ def _components(distribution: Any) -> Components | None:
         return distribution
     if isinstance(distribution, Distribution):
         return components_of_family(distribution)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     return adapter.as_components(distribution) if hasattr(adapter, "as_components") else None
 
 
@@ -156,7 +166,7 @@ def _sampler(distribution: Any) -> Sampler | None:
     components = _components(distribution)
     if components is not None:
         return sampler_of_components(components)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     if hasattr(adapter, "as_sampler"):
         return adapter.as_sampler(distribution)
     density = _density(distribution)
