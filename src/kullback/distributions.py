@@ -17,6 +17,7 @@ from kullback.families import (
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
+    NormalMixture,
     TanhNormal,
     Transformed,
 )
@@ -218,8 +219,13 @@ def _kl_if_supports_differ(xp: Any, p: Any, q: Any) -> Array:
     contained = is_contained(xp, p, q)
     if contained is True or (contained is not False and xp.any(contained)):
         raise _no_closed_form(p, q)
-    shapes = [value.shape for d in (p, q) for value in vars(d).values() if value is not None]
-    return xp.full(np.broadcast_shapes(*map(tuple, shapes)), np.inf)
+    shapes = [
+        tuple(value.shape[:-1] if isinstance(d, NormalMixture) else value.shape)  # the last axis indexes components
+        for d in (p, q)
+        for value in vars(d).values()
+        if value is not None
+    ]
+    return xp.full(np.broadcast_shapes(*shapes), np.inf)
 
 
 def _no_closed_form(p: Any, q: Any) -> NoClosedFormError:

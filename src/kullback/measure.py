@@ -10,8 +10,11 @@ from array_api_compat import is_array_api_obj
 from kullback.closed_forms.registry import overflows
 from kullback.densities.bounded_estimate import infinite_kl
 from kullback.densities.gaussian_mixtures import mixture_bounds
+from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density, require_no_mask
 from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.relaxed_categorical import kl_relaxed_categorical
 from kullback.densities.resolve import ResolvedDistribution, resolve
+from kullback.densities.shared_transforms import without_shared_transforms
 from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
@@ -96,7 +99,17 @@ def measure(
             return exact
     for distribution in (p, q):
         _require_distribution(distribution)
+        require_no_mask(distribution.given)
+    if method in (None, "closed form") and (found := kl_of_point_masses(p, q)) is not None:
+        return found
+    if bases := without_shared_transforms(p.given, q.given):
+        p, q = map(resolve, bases)
+        exact = _by_closed_form(p, q, error) if method in (None, "closed form") else None
+        if exact is not None:
+            return exact
     p, q = _without_shared_transform(p, q)
+    if method in (None, "closed form") and (found := kl_without_common_density(p, q)) is not None:
+        return found
     if method in (None, "quadrature"):
         bounded = _by_quadrature(p, q, error)
         if bounded is not None:
@@ -105,10 +118,16 @@ def measure(
         estimated = _by_monte_carlo(p, q, draws, seed, confidence)
         if estimated is not None:
             return estimated
+    raise _no_method(p, q, method)
+
+
+def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | None) -> NoClosedFormError:
     missing = f"no {method} for this pair" if method else "no closed form, no univariate densities and no samplers"
-    raise NoClosedFormError(
-        f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; pass objects "
-        "with log_prob(x) and sample(count) to estimate the KL from samples"
+    needs = "pass objects with log_prob(x) and sample(count) to estimate the KL from samples"
+    if method in (None, "Monte Carlo") and q.sampler is not None and p.sampler is not None:
+        missing, needs = "a log-density of p, but no sampler", f"add sample(count) or rvs(size) to {_name(p.given)}"
+    return NoClosedFormError(
+        f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; {needs}"
     )
 
 
@@ -169,6 +188,9 @@ def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: floa
             if isinstance(invalid, KullbackError):
                 raise
             raise _beyond_float64(p, q) from invalid
+    if p.relaxed_categorical is not None and q.relaxed_categorical is not None:
+        (temperature_p, logits_p), (temperature_q, logits_q) = p.relaxed_categorical, q.relaxed_categorical
+        return kl_relaxed_categorical(logits_p, logits_q, error=error) if temperature_p == temperature_q else None
     if isinstance(p.family, Independent) and isinstance(q.family, Independent):
         return _of_independent(p.family, q.family, error)
     return None
@@ -185,10 +207,10 @@ def _by_monte_carlo(
     p: ResolvedDistribution, q: ResolvedDistribution, draws: int, seed: int, confidence: float
 ) -> Estimate | None:
     """KL from samples, with its interval narrowed by the bounds of Gaussian mixtures where they apply."""
-    if p.sampler is None or q.sampler is None:
+    if p.sampler is None or p.sampler.sample is None or q.sampler is None:
         return None
     estimate = kl_monte_carlo(p.sampler, q.sampler, draws=draws, seed=seed, confidence=confidence)
-    if p.components is None or q.components is None or estimate.interval is None:
+    if p.components is None or q.components is None or estimate.interval in (None, (0.0, inf)):
         return estimate
     bounds, (low, high) = mixture_bounds(p.components, q.components), estimate.interval
     if low > bounds.upper:
@@ -202,6 +224,9 @@ def _by_monte_carlo(
             f"bound {bounds.upper:.6g} is valid"
         )
         estimate = replace(estimate, warnings=(*estimate.warnings, warning))
+    if estimate.value > bounds.upper:
+        warning = f"the estimate is larger than the upper bound {bounds.upper:.6g}, by sampling error"
+        return replace(estimate, warnings=(*estimate.warnings, warning))
     return replace(estimate, interval=(low, min(high, bounds.upper)))
 
 

@@ -79,5 +79,92 @@ def test_bad_log_densities():
         kl_monte_carlo(NORMAL, Sampler(NORMAL.sample, lambda x: np.full(x.shape, np.nan)))
     with pytest.raises(SupportError, match="the log-density of p is -inf"):
         kl_monte_carlo(Sampler(NORMAL.sample, stats.uniform().logpdf), NORMAL)
+    with pytest.raises(SupportError, match="the log-density of q is inf"):
+        kl_monte_carlo(NORMAL, Sampler(NORMAL.sample, lambda x: np.full(x.shape, np.inf)))
+    with pytest.raises(ShapeError, match="got the error IndexError: index 3 is out of bounds"):
+        kl_monte_carlo(NORMAL, Sampler(NORMAL.sample, lambda x: np.zeros(3)[np.full(x.shape, 3)]))
+    with pytest.raises(ShapeError, match=r"65536 draws of p along the first axis, got an array of shape \(3,\)"):
+        kl_monte_carlo(Sampler(lambda count, rng: np.zeros(3), NORMAL.log_density), NORMAL)
+    with pytest.raises(SupportError, match="expected a sampler of p, got a log-density alone"):
+        kl_monte_carlo(Sampler(None, NORMAL.log_density), NORMAL)
     with pytest.raises(ShapeError, match=r"65536 draws, got shapes \(65536,\) of p and \(65536, 2\)"):
         kl_monte_carlo(NORMAL, Sampler(NORMAL.sample, lambda x: np.zeros((x.size, 2))))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"draws": 1}, "draws to be a whole number >= 2, got 1"),
+        ({"draws": 2.5}, "draws to be a whole number"),
+        ({"seed": -1}, "seed to be a whole number >= 0, got -1"),
+        ({"confidence": 1.0}, "0 < confidence < 1, got 1.0"),
+        ({"confidence": math.nan}, "0 < confidence < 1"),
+    ],
+)
+def test_options_outside_their_domain_raise(options, words):
+    with pytest.raises(SupportError, match=words):
+        kl_monte_carlo(NORMAL, NORMAL, **options)
+
+
+# Draws that contradict the log-densities.
+
+
+def scaled(frozen, factor):
+    """A log-density with the integral `factor`, and the draws of the normalized distribution."""
+    return Sampler(sampler(frozen).sample, lambda x: frozen.logpdf(x) + math.log(factor))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.95, 1.05, 2.0, 1e6, 1e-6])
+@pytest.mark.parametrize("q", [stats.norm(0, 1), stats.norm(0.5, 1.2), stats.t(3)], ids=["equal", "near", "heavy"])
+def test_density_that_is_not_normalized_is_unreliable(q, factor):
+    for first, second in ((NORMAL, scaled(q, factor)), (scaled(q, factor), NORMAL)):
+        estimate = kl_monte_carlo(first, second)
+        assert estimate.status == "unreliable"
+        assert "not normalized" in estimate.warnings[0]
+        assert estimate.value >= 0
+        assert estimate.interval == (0.0, math.inf)
+
+
+def test_draws_that_do_not_follow_the_density_are_unreliable():
+    wrong = Sampler(sampler(stats.norm(1, 1)).sample, stats.norm(0, 1).logpdf)
+    for first, second in ((wrong, sampler(stats.norm(0, 2))), (sampler(stats.norm(0, 2)), wrong)):
+        estimate = kl_monte_carlo(first, second)
+        assert estimate.status == "unreliable"
+        assert "the draws do not follow it" in estimate.warnings[0]
+
+
+def test_log_density_without_a_sampler_is_checked_by_draws_of_p():
+    plain = kl_monte_carlo(NORMAL, Sampler(None, stats.norm(1, 1).logpdf))
+    assert plain.status == "estimated"
+    assert abs(plain.value - 0.5) < 5 * plain.std_error
+    for factor in (0.5, 2.0):
+        estimate = kl_monte_carlo(NORMAL, scaled(stats.norm(0.1, 1), factor)._replace(sample=None))
+        assert estimate.status == "unreliable"
+        assert "normalized" in estimate.warnings[0]
+
+
+WIDE = [stats.norm(0, 10.0**k) for k in (1, 3, 6, 9)] + [stats.norm(10.0**k, 1) for k in (0.5, 1, 1.5)]
+
+
+@pytest.mark.parametrize("q", [*WIDE, stats.t(1), stats.uniform(-50, 100), stats.norm(0, 0.01)])
+def test_normalized_densities_with_little_overlap_are_not_accused(q):
+    for seed in range(20):
+        for first, second in ((NORMAL, sampler(q)), (sampler(q), NORMAL)):
+            with np.errstate(all="ignore"):
+                estimate = kl_monte_carlo(first, second, draws=5000, seed=seed)
+            assert not any("normalized" in warning for warning in estimate.warnings), estimate
+
+
+def test_negative_mean_is_replaced_by_the_mean_of_non_negative_terms():
+    p, q = stats.norm(0, 1), stats.norm(0.01, 1.005)
+    for seed in range(200):
+        estimate = kl_monte_carlo(sampler(p), sampler(q), draws=20, seed=seed)
+        assert 0 <= estimate.interval[0] <= estimate.value <= estimate.interval[1]
+        assert estimate.value > 0
+
+
+@pytest.mark.parametrize(("p", "q", "_truth"), PAIRS)
+def test_false_alarms_are_rare(p, q, _truth):
+    for seed in range(100):
+        estimate = kl_monte_carlo(sampler(p), sampler(q), draws=1000, seed=seed)
+        assert not any("normalized" in warning for warning in estimate.warnings), estimate

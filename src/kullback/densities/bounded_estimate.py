@@ -1,5 +1,6 @@
 """The integrals that quadrature and summation accumulate for KL(p || q), and the estimate that follows from them."""
 
+from itertools import pairwise
 from math import inf, isnan, log
 from typing import NamedTuple
 
@@ -70,8 +71,14 @@ def bounded_estimate(integrals: Integrals, error: float, method: str) -> Estimat
     if warnings:
         bound = inf
     else:  # the identity for masses P and Q that are 1 up to rounding: KL(p/P || q/Q) = KL / P - phi(log(Q / P))
-        value = value / integrals.mass_p - float(phi(log(integrals.mass_q / integrals.mass_p)))
-        bound += value * (integrals.mass_error + integrals.tail_mass_p)
+        change = log(integrals.mass_q / integrals.mass_p)
+        correction = float(phi(change))
+        if correction <= 0.5 * value:
+            value = value / integrals.mass_p - correction
+        else:  # p and q differ less than the rounding of their masses, so that the difference has no accurate digits
+            value = value / integrals.mass_p
+            bound += correction
+        bound += value * (integrals.mass_error + integrals.tail_mass_p) + abs(change) * integrals.mass_error
     acceptable = error * max(1.0, value)
     if bound > acceptable and not warnings:
         warnings.append(f"the error bound {bound:.2g} is above the acceptable error {acceptable:.2g}")
@@ -97,6 +104,11 @@ def support_gap(p: Density, q: Density) -> str:
     gaps = []
     if low_p < low_q:
         gaps.append(f"{low_p:.6g} {sign} x {sign} {min(high_p, low_q - step):.6g}")
+    for low, high in q.gaps:
+        covered = [(max(low, low_p), max(low, low_p)), *p.gaps, (min(high, high_p), min(high, high_p))]
+        for (_, first), (last, _) in pairwise(sorted(covered)):
+            if max(first, low) < min(last, high):
+                gaps.append(f"{max(first, low):.6g} < x < {min(last, high):.6g}")
     if high_q < high_p:
         gaps.append(f"{max(low_p, high_q + step):.6g} {sign} x {sign} {high_p:.6g}")
     return f"q is 0 where p is not: {' and '.join(gaps)}" if gaps else ""

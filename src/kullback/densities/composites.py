@@ -1,13 +1,19 @@
-"""Rules shared by the adapters for independent components and for the supports that constraints describe."""
+"""Rules shared by the adapters: independent components, affine images, mixtures, and supports given by constraints."""
 
-from math import inf
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import inf, isfinite, log
 from typing import Any
 
 import numpy as np
 
+from kullback.densities.density import Density
+from kullback.errors import NoClosedFormError
 from kullback.families import Distribution, Independent
+from kullback.numerics.arrays import Array
 
-__all__ = ["constraint_bounds", "merged_independent", "support_interval"]
+__all__ = ["affine_image", "constraint_bounds", "merged_independent", "mixture_density", "support_interval"]
 
 
 def merged_independent(base: Distribution, event_dims: int) -> Distribution:
@@ -29,6 +35,97 @@ def support_interval(constraint: Any) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = constraint_bounds(constraint)
     return float(np.min(np.asarray(low))), float(np.max(np.asarray(high)))
+
+
+def affine_image(base: Density, loc: float, scale: float) -> Density:
+    """The density of loc + scale x, evaluated as the density of x, so that it keeps its accuracy near every end.
+
+    Raises:
+        NoClosedFormError: The base is discrete, and the image is not on the integers.
+    """
+    if base.discrete and not (abs(scale) == 1 and loc % 1 == 0):
+        raise NoClosedFormError(
+            f"expected a map of counts to whole numbers, got {loc:g} + {scale:g} x; measure the KL of the counts "
+            "themselves"
+        )
+
+    def moved(x: float) -> float:
+        return loc + scale * x
+
+    # The end that an origin is the image of; (origin - loc) / scale may be rounded across it.
+    ends = {moved(end): end for end in (*base.support, *base.fine_ends) if isfinite(end)}
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        start = (origin - loc) / scale
+        for image, end in ends.items():
+            start = np.where(origin == image, end, start)
+        return base.log_density(start, offset / scale) - log(abs(scale))
+
+    low, high = sorted(map(moved, base.support))
+    draw = base.sample
+    return replace(
+        base,
+        log_density=log_density,
+        support=(low, high),
+        anchors=tuple((moved(location), abs(scale) * width) for location, width in base.anchors),
+        fine_ends=tuple(map(moved, base.fine_ends)),
+        sample=None if draw is None else lambda count, rng: loc + scale * draw(count, rng),
+        gaps=tuple(sorted((min(moved(a), moved(b)), max(moved(a), moved(b))) for a, b in base.gaps)),
+    )
+
+
+def mixture_density(weights: Array, parts: Sequence[Density]) -> Density:
+    """The density of a mixture: sum_i weights_i parts_i, whose supports may differ and may leave gaps.
+
+    Raises:
+        NoClosedFormError: Some components are discrete and others are continuous.
+    """
+    given = np.asarray(weights, np.float64)
+    chosen = [(weight, part) for weight, part in zip(given / given.sum(), parts, strict=True) if weight > 0]
+    shares, parts = np.asarray([weight for weight, _ in chosen]), [part for _, part in chosen]
+    if len({part.discrete for part in parts}) > 1:
+        raise NoClosedFormError(
+            "expected components that are all discrete or all continuous, got a mixture of both, which has no density"
+        )
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        logs = np.asarray([part.log_density(origin, offset) for part in parts])
+        logs += np.log(shares).reshape(-1, *[1] * (logs.ndim - 1))
+        largest = logs.max(axis=0)
+        finite = np.abs(largest) < inf
+        total = np.exp(logs - np.where(finite, largest, 0.0)).sum(axis=0)
+        return np.where(finite, largest + np.log(np.where(finite, total, 1.0)), largest)
+
+    def sample(count: int, rng: Any) -> Array:
+        counts = rng.multinomial(count, shares)
+        draws = [part.sample(int(size), rng) for part, size in zip(parts, counts, strict=True)]  # pyright: ignore
+        return rng.permutation(np.concatenate(draws))
+
+    intervals = sorted(interval for part in parts for interval in _positive_intervals(part))
+    gaps, reach = [], intervals[0][1]
+    for low, high in intervals[1:]:
+        if low > reach:
+            gaps.append((reach, low))
+        reach = max(reach, high)
+    support = intervals[0][0], reach
+    inner = {end for interval in intervals for end in interval if isfinite(end)}
+    narrowest = min(width for part in parts for _, width in part.anchors)
+    return Density(
+        log_density,
+        support,
+        (*(anchor for part in parts for anchor in part.anchors), *((end, narrowest) for end in sorted(inner))),
+        tuple(end for end in support if all(end in part.fine_ends for part in parts if end in part.support)),
+        discrete=parts[0].discrete,
+        sample=sample if all(part.sample for part in parts) else None,
+        gaps=() if parts[0].discrete else tuple(gaps),
+        epsilon=max(part.epsilon for part in parts),
+    )
+
+
+def _positive_intervals(density: Density) -> list[tuple[float, float]]:
+    """The intervals between the gaps of the support."""
+    edges = [density.support[0], *(edge for gap in density.gaps for edge in gap), density.support[1]]
+    return [(low, high) for low, high in list(pairwise(edges))[::2]]
 
 
 def _innermost(constraint: Any) -> Any:

@@ -6,7 +6,7 @@ below evaluate at origin + offset, and use the offset where the origin is that e
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from math import inf, isfinite, log, pi, remainder
+from math import ceil, floor, inf, isfinite, log, log2, pi, remainder
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,9 @@ from kullback.errors import ParameterError, ShapeError
 from kullback.numerics.arrays import Array, untracked
 
 __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value"]
+
+_BLOCK = 2**21  # values of component densities that are computed at once
+_MANY = 64  # components from which equal neighbours share the points around which panels are refined
 
 
 def as_density(record: families.Distribution) -> Density | None:
@@ -46,8 +49,10 @@ def has_density(kind: type[families.Distribution]) -> bool:
 
 
 def in_float64(record: families.Distribution) -> families.Distribution:
-    """The distribution with float64 NumPy arrays as parameters if it is univariate; other distributions unchanged."""
-    if not has_density(type(record)) or isinstance(record, families.NormalMixture):
+    """The distribution with float64 NumPy arrays as parameters if it consists of univariate ones; others unchanged."""
+    if isinstance(record, families.Transformed | families.Independent):
+        return replace(record, base=in_float64(record.base))
+    if not has_density(type(record)) or isinstance(record, families.NormalMixture | families.Categorical):
         return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
@@ -81,7 +86,7 @@ def _scalar(record: families.Distribution, name: str) -> Any:
     if value is None:
         return None
     array = np.asarray(untracked(value), dtype=np.float64)
-    if isinstance(record, families.NormalMixture):
+    if isinstance(record, families.NormalMixture | families.Categorical):
         return array
     if array.size != 1:
         raise ShapeError(
@@ -279,6 +284,15 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
     logs = np.log(weights / weights.sum()) - np.log(scales) - 0.5 * log(2 * pi)
 
     def log_density(origin: Array, offset: Array) -> Array:
+        size = np.size(origin) * locs.size
+        if size <= _BLOCK:
+            return block(origin, offset)
+        origin, offset = np.broadcast_arrays(origin, offset)
+        parts = ceil(size / _BLOCK)
+        pieces = zip(np.array_split(origin.ravel(), parts), np.array_split(offset.ravel(), parts), strict=True)
+        return np.concatenate([block(*piece) for piece in pieces]).reshape(origin.shape)
+
+    def block(origin: Array, offset: Array) -> Array:
         z = ((origin[..., None] - locs) + offset[..., None]) / scales
         terms = logs - z * z / 2
         largest = terms.max(axis=-1)
@@ -289,11 +303,45 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
         component = rng.choice(weights.size, count, p=weights / weights.sum())
         return rng.normal(locs[component], scales[component])
 
+    return Density(log_density, (-inf, inf), _separate(locs, scales), sample=sample)
+
+
+def _separate(locs: Array, scales: Array) -> tuple[tuple[float, float], ...]:
+    """The locations and scales of normals; of many normals, without those that are close to another of equal scale."""
+    pairs = list(zip(locs.tolist(), scales.tolist(), strict=True))
+    if len(pairs) <= _MANY:
+        return tuple(pairs)
+    kept: dict[tuple[int, float], tuple[float, float]] = {}
+    for loc, scale in pairs:
+        width = 2.0 ** floor(log2(scale))
+        kept.setdefault((floor(loc / width), width), (loc, scale))
+    return tuple(kept.values())
+
+
+def _categorical(probs: Array | None, logits: Array | None) -> Density:
+    given = probs if probs is not None else logits
+    assert given is not None
+    if given.ndim != 1:
+        raise ShapeError(
+            f"expected one distribution at a time, but Categorical's parameter has shape {given.shape}; measure each "
+            "distribution separately"
+        )
+    with np.errstate(divide="ignore"):
+        logs = special.log_softmax(given) if probs is None else np.log(given / given.sum())
+    positive = np.flatnonzero(logs > -inf)
+    low, high = float(positive[0]), float(positive[-1])
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        k = origin + offset
+        inside = (k >= low) & (k <= high)
+        return np.where(inside, logs[np.where(inside, k, low).astype(np.int64)], -inf)
+
     return Density(
         log_density,
-        (-inf, inf),
-        tuple(zip(locs.tolist(), scales.tolist(), strict=True)),
-        sample=sample,
+        (low, high),
+        ((low, 1.0), (high, 1.0)),
+        discrete=True,
+        sample=lambda count, rng: rng.choice(logs.size, count, p=np.exp(logs)),
     )
 
 
@@ -304,6 +352,7 @@ def _log_odds(probs: float | None, logits: float | None) -> float:
 # The densities that SciPy lacks, or computes less accurately. Every other density is computed by `scipy_form`.
 _DENSITIES: dict[type, Callable[..., Density]] = {
     families.Beta: _beta,
+    families.Categorical: _categorical,
     families.ContinuousBernoulli: _continuous_bernoulli,
     families.Kumaraswamy: _kumaraswamy,
     families.Laplace: _laplace,

@@ -10,10 +10,11 @@ __all__ = ["as_sampler"]
 
 
 def as_sampler(distribution: Any) -> Sampler | None:
-    """The sampler of an object with `resample`, `rvs` or `sample` and a log-density; None without those methods.
+    """The log-density of an object, with its sampler if it has one; None for an object without a log-density.
 
     Three interfaces are supported: `resample` and `logpdf` of SciPy's kernel density estimates, `rvs` and `logpdf` of
-    SciPy's distributions, and `sample(count)` with `log_prob(x)`.
+    SciPy's distributions (or `logpmf`), and `sample(count)` with `log_prob(x)`. An object with a log-density alone can
+    be q, but not p.
     """
     if hasattr(distribution, "resample") and hasattr(distribution, "logpdf"):
         univariate = distribution.d == 1
@@ -21,11 +22,16 @@ def as_sampler(distribution: Any) -> Sampler | None:
             lambda count, rng: distribution.resample(count, rng)[0 if univariate else ...].T,
             lambda x: distribution.logpdf(np.asarray(x).T),
         )
-    if hasattr(distribution, "rvs") and hasattr(distribution, "logpdf"):
+    log_density = next(
+        (getattr(distribution, name) for name in ("logpdf", "logpmf", "log_prob") if hasattr(distribution, name)), None
+    )
+    if log_density is None:
+        return None
+    if hasattr(distribution, "rvs"):
         return Sampler(
             lambda count, rng: distribution.rvs(size=count, random_state=rng),
-            lambda x: np.reshape(distribution.logpdf(x), np.shape(x)[:1]),  # a scalar for a single draw
+            lambda x: np.reshape(log_density(x), np.shape(x)[:1]),  # a scalar for a single draw
         )
-    if hasattr(distribution, "log_prob") and hasattr(distribution, "sample"):
-        return Sampler(lambda count, _: distribution.sample(count), distribution.log_prob)
-    return None
+    if hasattr(distribution, "sample"):
+        return Sampler(lambda count, _: distribution.sample(count), log_density)
+    return Sampler(None, log_density)

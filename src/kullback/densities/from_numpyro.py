@@ -12,13 +12,29 @@ from jax import numpy as jnp
 from numpyro.distributions import transforms
 
 from kullback import families as f
-from kullback.densities.composites import constraint_bounds, merged_independent, support_interval
+from kullback.densities.composites import (
+    affine_image,
+    constraint_bounds,
+    merged_independent,
+    mixture_density,
+    support_interval,
+)
 from kullback.densities.density import Density
+from kullback.densities.resolve import resolve
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.numerics.arrays import Array, holds
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["FAMILIES", "as_density", "as_family", "as_sampler"]
+__all__ = [
+    "FAMILIES",
+    "as_density",
+    "as_family",
+    "as_independent",
+    "as_sampler",
+    "is_injective",
+    "split_transforms",
+    "with_transforms",
+]
 
 _PROBE_DRAWS = 4096  # draws that locate a distribution; a single count, since JAX compiles a program for each shape
 
@@ -66,12 +82,18 @@ def as_density(distribution: Any) -> Density | None:
     """The density or probability mass function of a univariate distribution; None for others and without a sampler.
 
     Raises:
+        NoClosedFormError: A discrete distribution is mapped to values that are not integers.
         ShapeError: The distribution is a batch.
     """
-    sampler = as_sampler(distribution)
-    if distribution.event_shape or sampler is None:
+    _require_single(distribution)
+    if distribution.event_shape:
         return None
-    low, high = support_interval(distribution.support)
+    if (composite := _composite_density(distribution)) is not None:
+        return composite
+    sampler = as_sampler(distribution)
+    if sampler is None:
+        return None
+    low, high = _support_interval(distribution)
     discrete = bool(distribution.support.is_discrete)
     lower, middle, upper = np.quantile(sampler.sample(_PROBE_DRAWS, np.random.default_rng(0)), [0.25, 0.5, 0.75])
     width = float(upper - lower) / 2
@@ -96,12 +118,7 @@ def as_sampler(distribution: Any) -> Sampler | None:
     Raises:
         ShapeError: The distribution is a batch.
     """
-    if distribution.batch_shape:
-        raise ShapeError(
-            f"expected one distribution at a time, got {type(distribution).__name__} of batch shape "
-            f"{tuple(distribution.batch_shape)}; measure each distribution separately, or make the batch one event by "
-            "to_event()"
-        )
+    _require_single(distribution)
     with jax.enable_x64(True):
         twin = jax.tree.map(_in_float64, distribution)
 
@@ -118,6 +135,72 @@ def as_sampler(distribution: Any) -> Sampler | None:
     except NotImplementedError:
         return None
     return Sampler(sample, log_density)
+
+
+def split_transforms(distribution: Any) -> tuple[Any, list[Any]]:
+    """The base and the elementary transforms of a transformed distribution; other distributions without transforms."""
+    parts: list[Any] = []
+    while isinstance(distribution, d.TransformedDistribution | d.ExpandedDistribution):
+        if isinstance(distribution, d.ExpandedDistribution):
+            inner, found = split_transforms(distribution.base_dist)
+            return (inner.expand(distribution.batch_shape), found + parts) if found else (distribution, parts)
+        parts = [part for transform in distribution.transforms for part in _elementary_transforms(transform)] + parts
+        distribution = distribution.base_dist
+    return distribution, parts
+
+
+def with_transforms(base: Any, parts: list[Any]) -> Any:
+    """The distribution of the base under these transforms."""
+    return d.TransformedDistribution(base, parts) if parts else base
+
+
+def is_injective(distribution: Any, transform: Any) -> bool:
+    """Whether a transform is injective on the support of the distribution."""
+    return _is_invertible(distribution, [transform])
+
+
+def as_independent(base: Any, count: int) -> Any:
+    """`Independent` of a distribution."""
+    return d.Independent(base, count)
+
+
+def _require_single(distribution: Any) -> None:
+    if distribution.batch_shape:
+        raise ShapeError(
+            f"expected one distribution at a time, got {type(distribution).__name__} of batch shape "
+            f"{tuple(distribution.batch_shape)}; measure each distribution separately, or make the batch one event by "
+            "to_event()"
+        )
+
+
+def _composite_density(distribution: Any) -> Density | None:
+    """The density of an affine image, or of a mixture of components with different supports, by its parts."""
+    if isinstance(distribution, d.TransformedDistribution):
+        base, parts = split_transforms(distribution)
+        if not (parts and isinstance(parts[-1], transforms.AffineTransform)) or base.batch_shape or base.event_shape:
+            return None
+        loc, scale = (float(jnp.reshape(x, ())) for x in (parts[-1].loc, parts[-1].scale))
+        inner = resolve(with_transforms(base, parts[:-1])).density
+        return None if inner is None or scale == 0 else affine_image(inner, loc, scale)
+    if isinstance(distribution, d.MixtureGeneral):
+        parts = [resolve(part).density for part in distribution.component_distributions]
+        if all(parts) and (len({part.support for part in parts}) > 1 or any(part.gaps for part in parts)):
+            return mixture_density(np.asarray(distribution.mixing_distribution.probs, np.float64), parts)
+    return None
+
+
+def _support_interval(distribution: Any) -> tuple[float, float]:
+    """The support of a univariate distribution; of a transformed distribution, the image of the support of its base."""
+    declared = support_interval(distribution.support)
+    base, parts = split_transforms(distribution)
+    if not parts or not all(is_injective(with_transforms(base, parts[:i]), part) for i, part in enumerate(parts)):
+        return declared
+    with jax.enable_x64(True):
+        ends = jnp.asarray(support_interval(base.support))
+        for part in parts:
+            ends = part(ends)
+        low, high = sorted(ends.tolist())
+    return (low, high) if low < high else declared
 
 
 def _in_float64(leaf: Any) -> Any:

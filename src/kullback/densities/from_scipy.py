@@ -5,13 +5,14 @@ such as `scipy.stats.norm`, and random variables such as `scipy.stats.Normal(mu=
 """
 
 from collections.abc import Callable
-from math import isfinite, log
+from math import inf, isfinite, log
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from kullback import families as f
+from kullback.densities.composites import affine_image, mixture_density
 from kullback.densities.density import Density
 from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 from kullback.families.base import ScipyForm
@@ -44,6 +45,9 @@ def as_family(distribution: Any) -> f.Distribution:
         >>> as_family(stats.Normal(mu=1.0, sigma=2.0) + 1.0)
         Normal(loc=np.float64(2.0), scale=np.float64(2.0))
     """
+    if isinstance(distribution, stats.gaussian_kde) and distribution.d == 1:
+        scales = np.broadcast_to(np.sqrt(distribution.covariance[0]), distribution.n)
+        return f.NormalMixture(weights=distribution.weights, locs=distribution.dataset[0], scales=scales)
     if hasattr(distribution, "dist"):
         family = distribution.dist
         shapes, loc, scale = family._parse_args(*distribution.args, **distribution.kwds)
@@ -74,6 +78,10 @@ def as_density(distribution: Any) -> Density | None:
     """
     if hasattr(distribution, "dist"):
         return _frozen_density(distribution)
+    if type(distribution).__name__ == "Mixture":
+        parts = [as_density(component) for component in distribution.components]
+        if all(parts) and len({part.support for part in parts}) > 1:
+            return mixture_density(distribution.weights, parts)
     if hasattr(distribution, "icdf"):
         return _random_variable_density(distribution)
     if hasattr(distribution, "ppf") and distribution.numargs == 0:
@@ -308,6 +316,39 @@ def density_of_form(form: ScipyForm, member: Any) -> Density:
     return _density_of_family_object(getattr(stats, form.name), form.arguments(member))
 
 
+def _histogram_density(family: Any) -> Density:
+    """The density of a histogram, which is constant in each bin and 0 in bins without counts."""
+    edges, heights = np.asarray(family._hbins, np.float64), np.asarray(family._hpdf, np.float64)[1:-1]
+    with np.errstate(divide="ignore"):
+        logs = np.log(heights)
+    positive = np.flatnonzero(heights > 0)
+    low, high = float(edges[positive[0]]), float(edges[positive[-1] + 1])
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        x = origin + offset
+        inside = (x >= low) & (x <= high)
+        bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, heights.size - 1)
+        return np.where(inside, logs[bins], -inf)
+
+    empty = [(float(edges[i]), float(edges[i + 1])) for i in range(positive[0], positive[-1]) if heights[i] == 0]
+    gaps: list[tuple[float, float]] = []
+    for first, last in empty:
+        if gaps and gaps[-1][1] == first:
+            gaps[-1] = (gaps[-1][0], last)
+        else:
+            gaps.append((first, last))
+    return Density(
+        log_density,
+        (low, high),
+        tuple(
+            (float(edge), float(width))
+            for edge, width in zip(edges, np.abs(np.diff(edges, append=edges[-2])), strict=True)
+        ),
+        sample=lambda count, rng: family.rvs(size=count, random_state=rng),
+        gaps=tuple(gaps),
+    )
+
+
 def _discrete_density(family: Any, *shapes: float, loc: float = 0.0) -> Density:
     """The probability mass function of a discrete family object."""
     low, high = (float(end) for end in family.support(*shapes, loc))
@@ -341,6 +382,8 @@ def _frozen_density(frozen: Any) -> Density:
 def _density_of_family_object(family: Any, given: dict[str, float]) -> Density:
     """The density or probability mass function of a family object with these shape parameters, loc and scale."""
     shapes, loc = [given[name] for name in _shape_names(family)], given.get("loc", 0.0)
+    if isinstance(family, stats.rv_histogram):
+        return affine_image(_histogram_density(family), loc, given.get("scale", 1.0))
     if hasattr(family, "logpmf"):
         return _discrete_density(family, *shapes, loc=loc)
     return continuous_density(family, *shapes, loc=loc, scale=given.get("scale", 1.0))

@@ -1,7 +1,7 @@
 """Adapter of torch.distributions: its distributions as families, univariate densities, samplers and mixtures."""
 
 from collections.abc import Iterator
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
@@ -9,17 +9,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributions as d
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.distributions.utils import logits_to_probs
 
 from kullback import families as f
-from kullback.densities.composites import constraint_bounds, merged_independent, support_interval
+from kullback.closed_forms import is_univariate
+from kullback.densities.composites import (
+    affine_image,
+    constraint_bounds,
+    merged_independent,
+    mixture_density,
+    support_interval,
+)
 from kullback.densities.density import Density
 from kullback.densities.gaussian_mixtures import Components, components
+from kullback.densities.resolve import resolve
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.numerics.arrays import Array, holds, untracked
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["FAMILIES", "as_components", "as_density", "as_family", "as_sampler"]
+__all__ = [
+    "FAMILIES",
+    "as_components",
+    "as_density",
+    "as_family",
+    "as_independent",
+    "as_sampler",
+    "is_injective",
+    "split_transforms",
+    "with_transforms",
+]
 
 # The parameters have the same names in PyTorch and in kullback.families.
 FAMILIES: dict[type, type[f.Distribution]] = {
@@ -86,6 +105,10 @@ def as_family(distribution: Any) -> f.Distribution:
         if kind in FAMILIES:
             return _copy_parameters(FAMILIES[kind], distribution)
     match distribution:
+        case LogitRelaxedBernoulli():
+            standard = f.Logistic(loc=distribution.logits, scale=torch.ones_like(distribution.logits))
+            key = "divided by temperature", str(distribution.temperature.tolist())
+            return f.Transformed(base=standard, transform=(key,), invertible=True)
         case d.Independent():
             return merged_independent(as_family(distribution.base_dist), distribution.reinterpreted_batch_ndims)
         case d.TransformedDistribution():
@@ -105,6 +128,7 @@ def as_density(distribution: Any) -> Density | None:
     """The density or probability mass function of a univariate distribution; None for multivariate distributions.
 
     Raises:
+        NoClosedFormError: A discrete distribution is mapped to values that are not integers.
         ShapeError: The distribution is a batch.
     """
     _require_single(distribution)
@@ -115,19 +139,27 @@ def as_density(distribution: Any) -> Density | None:
 
         shape = (distribution.concentration, distribution.loc, distribution.scale)
         return from_scipy.as_density(genpareto(*(float(parameter) for parameter in shape)))
-    distribution = _in_float64(distribution)
-    sampler = as_sampler(distribution)
-    if tuple(distribution.event_shape) or sampler is None:
+    if tuple(distribution.event_shape):
         return None
-    low, high = support_interval(distribution.support)
+    if isinstance(distribution, LogitRelaxedBernoulli):
+        logits, temperature = (float(untracked(x)) for x in (distribution.logits, distribution.temperature))
+        return resolve(f.Logistic(loc=logits / temperature, scale=1 / temperature)).density
+    if (composite := _composite_density(distribution)) is not None:
+        return composite
+    distribution, dtype = _in_best_dtype(distribution)
+    sampler = as_sampler(distribution)
+    if sampler is None:
+        return None
+    low, high = _support_interval(distribution)
     anchors = _anchors(distribution, sampler)
     inside_point, device = anchors[0][0], _device(distribution)
 
     def log_density(origin: Array, offset: Array) -> Array:
         x = np.asarray(origin + offset, dtype=np.float64)
         inside = (x >= low) & (x <= high)
+        point = torch.from_numpy(np.where(inside, x, inside_point)).to(device, dtype)
         with torch.no_grad():
-            logs = distribution.log_prob(torch.from_numpy(np.where(inside, x, inside_point)).to(device))
+            logs = _log_prob(distribution, point)
         return np.where(inside, logs.cpu().numpy().astype(np.float64), -inf)
 
     return Density(
@@ -136,6 +168,7 @@ def as_density(distribution: Any) -> Density | None:
         anchors,
         discrete=bool(distribution.support.is_discrete),
         sample=sampler.sample,
+        epsilon=torch.finfo(dtype).eps,
     )
 
 
@@ -146,30 +179,53 @@ def as_sampler(distribution: Any) -> Sampler | None:
         ShapeError: The distribution is a batch.
     """
     _require_single(distribution)
+    twin, dtype = _in_best_dtype(distribution)
+    # The values of a transformed distribution may be rounded to an end of its support.
+    source = twin if isinstance(distribution, d.TransformedDistribution) else distribution
     with torch.random.fork_rng(), torch.no_grad():
-        draw = distribution.sample()
+        draw = source.sample()
         device = draw.device
         try:
-            distribution.log_prob(draw)
+            _log_prob(twin, draw.to(dtype) if draw.is_floating_point() else draw)
         except NotImplementedError:  # such as a distribution transformed by a non-invertible transform
             return None
 
     def sample(count: int, rng: Any) -> Array:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(rng.integers(2**62)))
-            return distribution.sample((count,)).cpu().numpy()
+            return source.sample((count,)).cpu().numpy()
 
     def log_density(x: Array) -> Array:
         with torch.no_grad():
-            point = torch.from_numpy(x).to(device)
-            if not distribution._validate_args:
-                return distribution.log_prob(point).cpu().numpy()
-            # With validation, log_prob raises an error outside the support, where the density is 0.
-            inside = distribution.support.check(point)
-            safe = torch.where(inside.reshape(inside.shape + (1,) * draw.ndim), point, draw)
-            return torch.where(inside, distribution.log_prob(safe), -inf).cpu().numpy()
+            point = torch.as_tensor(np.array(x)).to(device)
+            point = point.to(dtype) if point.is_floating_point() or draw.is_floating_point() else point
+            return _log_prob(twin, point).cpu().numpy()
 
     return Sampler(sample, log_density)
+
+
+def split_transforms(distribution: Any) -> tuple[Any, list[Any]]:
+    """The base and the elementary transforms of a transformed distribution; other distributions without transforms."""
+    parts: list[Any] = []
+    while isinstance(distribution, d.TransformedDistribution):
+        parts = [part for transform in distribution.transforms for part in _elementary_transforms(transform)] + parts
+        distribution = distribution.base_dist
+    return distribution, parts
+
+
+def with_transforms(base: Any, parts: list[Any]) -> Any:
+    """The distribution of the base under these transforms."""
+    return d.TransformedDistribution(base, parts, validate_args=False) if parts else base
+
+
+def is_injective(distribution: Any, transform: Any) -> bool:
+    """Whether a transform is injective on the support of the distribution."""
+    return _is_invertible(distribution, [transform])
+
+
+def as_independent(base: Any, count: int) -> Any:
+    """`Independent` of a distribution."""
+    return d.Independent(base, count, validate_args=False)
 
 
 def as_components(distribution: Any) -> Components | None:
@@ -299,6 +355,125 @@ def _device(distribution: Any) -> torch.device:
         return distribution.sample().device
 
 
+def _composite_density(distribution: Any) -> Density | None:
+    """The density of an affine image, or of a mixture of components with different supports, by its parts."""
+    if isinstance(distribution, d.TransformedDistribution):
+        base, parts = split_transforms(distribution)
+        if not (parts and isinstance(parts[-1], d.AffineTransform)) or tuple(base.batch_shape + base.event_shape):
+            return None
+        loc, scale = (float(untracked(torch.as_tensor(x)).reshape(())) for x in (parts[-1].loc, parts[-1].scale))
+        inner = resolve(with_transforms(base, parts[:-1])).density
+        return None if inner is None or scale == 0 else affine_image(inner, loc, scale)
+    if isinstance(distribution, d.MixtureSameFamily):
+        parts = _component_densities(distribution.component_distribution)
+        if parts is not None and (len({part.support for part in parts}) > 1 or any(part.gaps for part in parts)):
+            return mixture_density(untracked(distribution.mixture_distribution.probs.double()).cpu().numpy(), parts)
+    return None
+
+
+def _component_densities(components: Any) -> list[Density] | None:
+    """The density of each member of a batch of shape (n,), or None if the members cannot be separated."""
+    if isinstance(components, d.TransformedDistribution):
+        base, parts = split_transforms(components)
+        if not all(isinstance(part, d.AffineTransform) for part in parts):
+            return None
+        densities = _component_densities(base.expand(components.batch_shape))
+        for part in parts if densities is not None else ():
+            locs, scales = (
+                torch.as_tensor(x, dtype=torch.float64).detach().expand(components.batch_shape)
+                for x in (part.loc, part.scale)
+            )
+            densities = [affine_image(*each) for each in zip(densities, locs.tolist(), scales.tolist(), strict=True)]
+        return densities
+    try:
+        family = as_family(components)
+    except NoClosedFormError:
+        return None
+    if not is_univariate(family):
+        return None
+    given = {name: untracked(torch.as_tensor(v)).double() for name, v in vars(family).items() if v is not None}
+    given = {name: value.cpu().expand(components.batch_shape).tolist() for name, value in given.items()}
+    members = (type(family)(**dict(zip(given, values, strict=True))) for values in zip(*given.values(), strict=True))
+    densities = [resolve(member).density for member in members]
+    return None if any(density is None for density in densities) else densities  # pyright: ignore[reportReturnType]
+
+
+def _support_interval(distribution: Any) -> tuple[float, float]:
+    """The support of a univariate distribution; of a transformed distribution, the image of the support of its base."""
+    base, parts = split_transforms(distribution)
+    if not parts or not all(is_injective(with_transforms(base, parts[:i]), part) for i, part in enumerate(parts)):
+        return support_interval(distribution.support)
+    ends = torch.tensor(support_interval(base.support), dtype=torch.float64)
+    for part in parts:
+        ends = part(ends)
+    declared = support_interval(distribution.support)
+    low, high = (float(end) for end in ends.sort().values)
+    return (low, high) if low < high else declared
+
+
+def _log_prob(distribution: Any, x: torch.Tensor) -> torch.Tensor:
+    """`log_prob` of a distribution without validation, and -inf outside the support."""
+    if isinstance(distribution, d.MixtureSameFamily):
+        weights = torch.log_softmax(distribution.mixture_distribution.logits, dim=-1)
+        return torch.logsumexp(_log_prob(distribution.component_distribution, distribution._pad(x)) + weights, dim=-1)
+    inside = _is_inside(distribution, x)
+    if inside.all():
+        return distribution.log_prob(x)
+    with torch.random.fork_rng():
+        draw = distribution.sample()
+    expanded = inside.reshape(inside.shape + (1,) * len(distribution.event_shape))
+    return torch.where(inside, distribution.log_prob(torch.where(expanded, x, draw.to(x))), -inf)
+
+
+def _is_inside(distribution: Any, x: torch.Tensor) -> torch.Tensor:
+    """Whether points are in the support; of a transformed distribution, by the support of its base."""
+    count = x.ndim - len(distribution.event_shape)
+    if isinstance(distribution, d.Independent):
+        return _all_beyond(_is_inside(distribution.base_dist, x), count)
+    if isinstance(distribution, d.TransformedDistribution):
+        inside = torch.ones((), dtype=torch.bool)
+        for transform in reversed(distribution.transforms):
+            inside = inside & _all_beyond(transform.codomain.check(x), count)
+            x = transform.inv(x)
+        return inside & _all_beyond(_is_inside(distribution.base_dist, x), count)
+    try:
+        support = distribution.support
+        # Vectors and matrices may be rounded draws in float32, whose norms or sums are 1 up to that rounding.
+        return _all_beyond(support.check(x.float() if support.event_dim and x.is_floating_point() else x), count)
+    except NotImplementedError:
+        return torch.ones(x.shape[:count], dtype=torch.bool)
+
+
+def _all_beyond(inside: torch.Tensor, count: int) -> torch.Tensor:
+    return inside.flatten(count).all(dim=-1) if inside.ndim > count else inside
+
+
+def _in_best_dtype(distribution: Any) -> tuple[Any, torch.dtype]:
+    """A copy in float64 without validation, with its dtype; in the dtype of its draws if float64 is not supported."""
+    twin = _without_validation(_in_float64(distribution))
+    with torch.random.fork_rng(), torch.no_grad():
+        draw = distribution.sample()
+        try:
+            wide = twin.sample()
+            if twin.log_prob(wide.double() if wide.is_floating_point() else wide).dtype == torch.float64:
+                return twin, torch.float64
+        except NotImplementedError:
+            return twin, torch.float64
+        except (RuntimeError, TypeError):  # such as a flow whose modules are in float32
+            pass
+    return _without_validation(distribution), draw.dtype if draw.is_floating_point() else torch.get_default_dtype()
+
+
+def _without_validation(distribution: Any) -> Any:
+    """A copy that does not raise errors outside the support."""
+    twin = copy(distribution)
+    twin._validate_args = False
+    for name, value in vars(distribution).items():
+        if isinstance(value, d.Distribution):
+            twin.__dict__[name] = _without_validation(value)
+    return twin
+
+
 def _in_float64(distribution: Any) -> Any:
     """A copy whose parameters are float64, so that its densities are computed in float64."""
     twin = copy(distribution)
@@ -307,11 +482,36 @@ def _in_float64(distribution: Any) -> Any:
             twin.__dict__[name] = value.detach().double()
         elif isinstance(value, d.Distribution):
             twin.__dict__[name] = _in_float64(value)
+        elif isinstance(value, torch.nn.Module):
+            twin.__dict__[name] = deepcopy(value).double()
+    if isinstance(distribution, d.TransformedDistribution):
+        twin.__dict__["transforms"] = [_transform_in_float64(transform) for transform in distribution.transforms]
     if type(distribution).__name__ == "Categorical":  # its normalization was rounded in the original dtype
         probs = twin.__dict__.pop("probs", None)
         logits = probs.log() if probs is not None else twin.logits
         twin.__dict__["logits"] = logits - logits.logsumexp(dim=-1, keepdim=True)
     return twin
+
+
+def _transform_in_float64(transform: Any) -> Any:
+    """A copy of a transform whose tensors are float64."""
+    if isinstance(transform, d.ComposeTransform):
+        return d.ComposeTransform([_transform_in_float64(part) for part in transform.parts])
+    if isinstance(transform, d.IndependentTransform):
+        return d.IndependentTransform(
+            _transform_in_float64(transform.base_transform), transform.reinterpreted_batch_ndims
+        )
+    tensors = {name: x.detach().double() for name, x in vars(transform).items() if _is_floating(x)}
+    if not tensors:
+        return transform
+    twin = copy(transform)
+    twin.__dict__.update(tensors)
+    twin._inv, twin._cached_x_y = None, (None, None)
+    return twin
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _anchors(distribution: Any, sampler: Sampler) -> tuple[tuple[float, float], ...]:

@@ -7,6 +7,7 @@ from scipy import special
 
 from kullback.closed_forms import FORMS
 from kullback.closed_forms.multivariate import covariance_of
+from kullback.densities.integrand import terms
 from kullback.errors import ShapeError
 from kullback.families import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 from kullback.numerics.arrays import Array, untracked
@@ -127,11 +128,13 @@ def mixture_bounds(p: Components, q: Components) -> MixtureBounds:
         log_g = log_q + log_f - _log_sum(log_f, 0)
         log_f = log_g - across
         log_f += (log_p - _log_sum(log_f, 1))[:, None]
-        bound = float((np.exp(log_f) * np.where(log_f > -np.inf, log_f - log_g + across, 0.0)).sum())
+        # Both f and g have sum 1, so that sum f log(f/g) is the sum of the non-negative terms f phi(log(g/f)).
+        cost = np.where(log_f > -np.inf, np.exp(log_f) * across, 0.0)
+        bound = float((terms(log_f, log_g)[0] + cost).sum())
         if bound > upper - 1e-12 * max(1.0, bound):
             break
         upper = bound
-    return MixtureBounds(variational, max(min(upper, bound), 0.0))
+    return MixtureBounds(variational, min(upper, bound))
 
 
 def sampler_of_components(mixture: Components) -> Sampler:

@@ -15,8 +15,6 @@ from kullback.result import Estimate
 
 __all__ = ["integrals", "kl_quadrature"]
 
-_EPS = float(np.finfo(np.float64).eps)
-
 
 def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
     """KL(p || q) of two univariate densities by quadrature.
@@ -110,12 +108,13 @@ def _rounding(p: Density, q: Density, panels: Panels) -> float:
     half = (panels.high - panels.low) / 2
     u = (panels.low + half)[:, None] + half[:, None] * nodes
     origin, offset, step = panels.at(u)
-    log_p, up_p, down_p = (p.log_density(origin, shifted) for shifted in _perturbed(offset))
-    log_q, up_q, down_q = (q.log_density(origin, shifted) for shifted in _perturbed(offset))
+    epsilon = max(p.epsilon, q.epsilon)
+    log_p, up_p, down_p = (p.log_density(origin, shifted) for shifted in _perturbed(offset, epsilon))
+    log_q, up_q, down_q = (q.log_density(origin, shifted) for shifted in _perturbed(offset, epsilon))
     d = log_q - log_p
     error_p, error_q = (up_p - log_p) + (down_p - log_p), (up_q - log_q) + (down_q - log_q)
-    error_d = np.where(d < 1, np.abs(error_q - error_p), np.abs(error_q)) + _EPS * (1 + np.abs(log_q))
-    error_p = np.abs(error_p) + _EPS * (1 + np.abs(log_p))
+    error_d = np.where(d < 1, np.abs(error_q - error_p), np.abs(error_q)) + epsilon * (1 + np.abs(log_q))
+    error_p = np.abs(error_p) + epsilon * (1 + np.abs(log_p))
     # The derivatives of p phi(d) with respect to log p and d; where d is large, with respect to log p and log q.
     kl, mass_p, mass_q = terms(log_p + step, log_q + step)
     by_p = np.where(d < 1, kl, mass_p * d) * error_p
@@ -124,5 +123,5 @@ def _rounding(p: Density, q: Density, panels: Panels) -> float:
     return float(((change @ weights) * half).sum())
 
 
-def _perturbed(offset: Array) -> tuple[Array, Array, Array]:
-    return offset, offset * (1 + 2 * _EPS), offset * (1 - 2 * _EPS)
+def _perturbed(offset: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    return offset, offset * (1 + 2 * epsilon), offset * (1 - 2 * epsilon)

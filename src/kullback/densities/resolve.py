@@ -14,10 +14,10 @@ from kullback.densities.density import Density
 from kullback.densities.gaussian_mixtures import Components, components_of_family, sampler_of_components
 from kullback.errors import NoClosedFormError
 from kullback.families import Distribution
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, untracked
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["ResolvedDistribution", "as_family", "resolve"]
+__all__ = ["ResolvedDistribution", "adapter_of", "as_family", "resolve"]
 
 _View = TypeVar("_View", Density, Components, Sampler)
 
@@ -68,15 +68,26 @@ class ResolvedDistribution:
         """The weights, means and covariances of a multivariate normal or a mixture of them, or None."""
         return self._first(_components)
 
+    @property
+    def relaxed_categorical(self) -> tuple[float, Array] | None:
+        """The temperature and the logits of a relaxed categorical distribution on log-probabilities, or None."""
+        if type(self.given).__name__ not in ("ExpRelaxedCategorical", "ExpRelaxedOneHotCategorical"):
+            return None
+        temperature, logits = (
+            np.asarray(untracked(x), np.float64) for x in (self.given.temperature, self.given.logits)
+        )
+        return (float(temperature.reshape(())), logits) if temperature.size == 1 and logits.ndim == 1 else None
+
     @cached_property
     def sampler(self) -> Sampler | None:
-        """The sampler and log-density, or None."""
+        """The log-density, with the sampler if there is one, or None."""
         return self._first(_sampler)
 
     @cached_property
     def native_sampler(self) -> Sampler | None:
         """The sampler of the object as given, which draws by the library's own generator, or None."""
-        return _sampler(self.given)
+        found = _sampler(self.given)
+        return found if found is not None and found.sample is not None else None
 
     def _first(self, view: Callable[[Any], _View | None]) -> _View | None:
         found = view(self.family) if self.family is not None else None
@@ -104,7 +115,7 @@ def as_family(distribution: Any) -> Distribution:
     """
     if isinstance(distribution, Distribution):
         return distribution
-    if adapter := _adapter(distribution):
+    if adapter := adapter_of(distribution):
         return adapter.as_family(distribution)
     if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
         raise TypeError(
@@ -117,7 +128,7 @@ def as_family(distribution: Any) -> Distribution:
     )
 
 
-def _adapter(distribution: Any) -> Any:
+def adapter_of(distribution: Any) -> Any:
     """The adapter module of the library that the object's class, or a base class, comes from; None for others."""
     for kind in type(distribution).__mro__:
         for library, adapter in _ADAPTERS.items():
@@ -138,7 +149,7 @@ def _density(distribution: Any) -> Density | None:
             base = _density(distribution.base)  # pyright: ignore[reportAttributeAccessIssue]
             return None if base is None or base.discrete else families.absolute_value(base)
         return families.as_density(distribution)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     return adapter.as_density(distribution) if hasattr(adapter, "as_density") else None
 
 
@@ -147,7 +158,7 @@ def _components(distribution: Any) -> Components | None:
         return distribution
     if isinstance(distribution, Distribution):
         return components_of_family(distribution)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     return adapter.as_components(distribution) if hasattr(adapter, "as_components") else None
 
 
@@ -155,7 +166,7 @@ def _sampler(distribution: Any) -> Sampler | None:
     components = _components(distribution)
     if components is not None:
         return sampler_of_components(components)
-    adapter = _adapter(distribution)
+    adapter = adapter_of(distribution)
     if hasattr(adapter, "as_sampler"):
         return adapter.as_sampler(distribution)
     density = _density(distribution)
@@ -166,4 +177,4 @@ def _sampler_of_density(density: Density) -> Sampler | None:
     def log_density(x: Array) -> Array:
         return density.log_density(np.asarray(x, dtype=np.float64), np.zeros(np.shape(x)))
 
-    return Sampler(density.sample, log_density) if density.sample else None
+    return Sampler(density.sample, log_density)

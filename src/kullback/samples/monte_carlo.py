@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from kullback.errors import ShapeError, SupportError
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, untracked
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
 
@@ -19,11 +19,12 @@ class Sampler(NamedTuple):
     """A distribution as its sampler and log-density.
 
     Args:
-        sample: Called as `sample(count, rng)`; returns `count` independent draws along the first axis.
+        sample: Called as `sample(count, rng)`; returns `count` independent draws along the first axis. None for a
+            log-density without a sampler.
         log_density: Called with such draws; returns their log-densities, shape (count,).
     """
 
-    sample: Callable[[int, Any], Array]
+    sample: Callable[[int, Any], Array] | None
     log_density: Callable[[Array], Array]
 
 
@@ -34,22 +35,30 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     constant c, since E_p[r] = 1. For c = 1 the terms are phi(log r), which is non-negative and of second order where p
     and q are close. The c with the smallest variance is estimated by regression. c = 0 is used if the tail of r is too
     heavy for the regression, and if q has mass outside the support of p, so that E_p[r] < 1; draws of q detect this.
+    If the mean is negative, it is replaced by E_p[phi(log r)] plus the mass of q outside the support of p, whose terms
+    are non-negative.
+
+    Normalized densities whose draws follow them have E_p[r] <= 1 and one overlap,
+    E_p[min(1, q/p)] = E_q[min(1, p/q)]. If the draws contradict this by more than five standard errors, the estimate
+    is E_p[phi(log r)], its status is "unreliable" and its interval is (0, inf).
 
     Args:
         p: The sampler and log-density of p.
-        q: The sampler and log-density of q.
-        draws: The number of draws of p, and of draws of q that check the supports.
+        q: The sampler and log-density of q. Without a sampler, E_p[r] is the only check of its normalization.
+        draws: The number of draws of p, and of draws of q that check the supports and the densities; at least 2.
         seed: The seed of the random generator.
         confidence: The coverage probability of the interval.
 
     Returns:
         An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a
-        draw. The status is "unreliable" if the variance of the terms appears to be infinite: the Hill estimate of the
-        tail index from the 3 sqrt(draws) largest terms is above 1/2.
+        draw. The status is "unreliable" if the draws contradict the log-densities, and if the variance of the terms
+        appears to be infinite: the Hill estimate of the tail index from the 3 sqrt(draws) largest terms is above 1/2.
 
     Raises:
-        ShapeError: A log-density does not return an array of shape (draws,).
-        SupportError: A log-density is nan, or the log-density of p is -inf at a draw of p.
+        ShapeError: A sampler does not return `draws` draws, or a log-density does not return an array of shape
+            (draws,).
+        SupportError: A log-density is nan or inf, the log-density of p is -inf at a draw of p, p has no sampler, or
+            `draws`, `seed` or `confidence` is outside its domain.
 
     References:
         Schulman (2020), Approximating KL divergence, for phi(log r).
@@ -63,62 +72,146 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         >>> abs(estimate.value - 0.5) < 4 * estimate.std_error
         True
     """
-    x = p.sample(draws, np.random.default_rng(seed))
-    try:
-        with np.errstate(all="ignore"):
-            log_p, log_q = (np.asarray(sampler.log_density(x), dtype=np.float64) for sampler in (p, q))
-    except ValueError as error:
-        raise ShapeError(
-            f"expected log-densities that accept draws of p of shape {np.shape(x)}, got the error: {error}"
-        ) from error
-    if not log_p.shape == log_q.shape == (draws,):
-        raise ShapeError(
-            f"expected a log-density for each of {draws} draws, got shapes {log_p.shape} of p and {log_q.shape} of q: "
-            "p and q must be distributions on the same space"
-        )
-    for name, logs in (("p", log_p), ("q", log_q)):
-        bad = np.isnan(logs) | ((logs == -inf) if name == "p" else False)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise SupportError(
-                f"expected finite log-densities at draws of p, but the log-density of {name} is {logs[first]} at "
-                f"{x[first]!r}"
-            )
+    _require_options(draws, seed, confidence)
+    x = _draw("p", p, draws, seed)
+    log_p, log_q, precision = _log_densities("p", x, p, q, draws)
     d = log_q - log_p
     outside = np.flatnonzero(d == -inf)
     if outside.size:
-        warning = f"q is 0 where p is not: {outside.size} of {draws} draws, the first {x[outside[0]]!r}"
+        warning = f"q is 0 where p is not: {outside.size} of {draws} draws, the first {_point(x, int(outside[0]))}"
         return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(warning,))
     with np.errstate(over="ignore"):
         excess = np.expm1(d)
+    reverse = None  # log p - log q at draws of q
+    if q.sample is not None:
+        y = _draw("q", q, draws, seed + 1)
+        reverse_p, reverse_q, reverse_precision = _log_densities("q", y, p, q, draws)
+        reverse, precision = reverse_p - reverse_q, max(precision, reverse_precision)
+    mass_outside = 0.0 if reverse is None else float((reverse == -inf).mean())
+    below_one = excess.mean() < -5 * excess.std() / np.sqrt(draws)
     c = 0.0
-    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not _has_mass_outside(p, q, excess, draws, seed):
+    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not below_one and not mass_outside:
         c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
     terms = phi(d) - (1 - c) * excess if c > 0 else -d
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
-    warnings = []
-    index = hill_index(np.abs(terms - np.median(terms)))
-    if index > 0.5:
-        warnings.append(f"the terms have a heavy tail with tail index {index:.2g}: rare draws determine the mean")
-    half = float(special.ndtri((1 + confidence) / 2)) * std_error
+    warnings = _contradictions(d, excess, reverse, precision)
+    if warnings or value < 0:
+        terms = np.asarray(phi(d))
+        with np.errstate(invalid="ignore"):  # phi(d) is inf where e^d overflows
+            value = float(terms.mean()) + mass_outside
+            std_error = float(np.hypot(terms.std(ddof=1), np.sqrt(mass_outside * (1 - mass_outside))) / np.sqrt(draws))
+    interval = (0.0, inf)
+    if not warnings:
+        half = float(special.ndtri((1 + confidence) / 2)) * std_error
+        interval = (max(value - half, 0.0), value + half)
+        index = hill_index(np.abs(terms - np.median(terms)))
+        if index > 0.5:
+            warnings.append(f"the terms have a heavy tail with tail index {index:.2g}: rare draws determine the mean")
     return Estimate(
-        max(value, 0.0),
+        value,
         std_error,
         draws,
         method="Monte Carlo",
         error=nan,
-        interval=(max(value - half, 0.0), max(value + half, 0.0)),
+        interval=interval,
         status="unreliable" if warnings else "estimated",
         warnings=tuple(warnings),
     )
 
 
-def _has_mass_outside(p: Sampler, q: Sampler, excess: Array, draws: int, seed: int) -> bool:
-    """Whether q has mass outside the support of p: by the mean of q/p, which is then below 1, or by draws of q."""
-    if excess.mean() < -5 * excess.std() / np.sqrt(draws):
-        return True
-    with np.errstate(all="ignore"):
-        return not np.isfinite(p.log_density(q.sample(draws, np.random.default_rng(seed + 1)))).all()
+def _require_options(draws: int, seed: int, confidence: float) -> None:
+    if not (isinstance(draws, int | np.integer) and draws >= 2):
+        raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
+    if not (isinstance(seed, int | np.integer) and seed >= 0):
+        raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
+    if not 0 < confidence < 1:
+        raise SupportError(f"expected 0 < confidence < 1, got {confidence!r}")
+
+
+def _draw(name: str, sampler: Sampler, draws: int, seed: int) -> Array:
+    """The draws of the distribution with this name."""
+    if sampler.sample is None:
+        raise SupportError(f"expected a sampler of {name}, got a log-density alone: pass an object with sample(count)")
+    x = sampler.sample(draws, np.random.default_rng(seed))
+    if np.shape(x)[:1] != (draws,):
+        raise ShapeError(f"expected {draws} draws of {name} along the first axis, got an array of shape {np.shape(x)}")
+    return x
+
+
+def _log_densities(name: str, x: Array, p: Sampler, q: Sampler, draws: int) -> tuple[Array, Array, float]:
+    """Both log-densities at draws of the distribution with this name, and the rounding error of their difference."""
+    logs, epsilons = [], []
+    for which, sampler in (("p", p), ("q", q)):
+        try:
+            with np.errstate(all="ignore"):
+                found = np.asarray(untracked(sampler.log_density(x)))
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ShapeError(
+                f"expected a log-density of {which} that accepts draws of {name} of shape {np.shape(x)}, got the error "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
+        epsilons.append(np.finfo(found.dtype if found.dtype.kind == "f" else np.float64).eps)
+        logs.append(np.asarray(found, dtype=np.float64))
+    log_p, log_q = logs
+    if not log_p.shape == log_q.shape == (draws,):
+        raise ShapeError(
+            f"expected a log-density for each of {draws} draws, got shapes {log_p.shape} of p and {log_q.shape} of q: "
+            "p and q must be distributions on the same space"
+        )
+    if name == "q":  # outside the support of p a log-density may be nan, as the log of a negative number is
+        log_p = np.where(np.isnan(log_p), -inf, log_p)
+    for which, values in (("p", log_p), ("q", log_q)):
+        bad = np.isnan(values) | (values == inf) | ((values == -inf) if which == name else False)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise SupportError(
+                f"expected finite log-densities at draws of {name}, but the log-density of {which} is {values[first]} "
+                f"at {_point(x, first)}"
+            )
+    sizes = np.abs(np.concatenate(logs))
+    return log_p, log_q, 4 * float(max(epsilons)) * (1 + float(sizes[sizes < inf].max(initial=0.0)))
+
+
+def _point(x: Array, index: int) -> str:
+    """One draw as text on one line."""
+    return " ".join(repr(x[index]).split())
+
+
+def _contradictions(d: Array, excess: Array, reverse: Array | None, precision: float) -> list[str]:
+    """The reasons why the draws and the log-densities cannot belong to two normalized distributions."""
+    noise = 5 * float(excess.std()) / np.sqrt(d.size) + precision
+    above, below = float(excess.mean()) > noise, float(excess.mean()) < -noise
+    cause = "a density is not normalized, or the draws do not follow it"
+    if above:
+        return [f"the mean of q/p at draws of p is {1 + excess.mean():.6g}, but it is at most 1: {cause}"]
+    if reverse is None:
+        tail = hill_index(excess + 1)
+        if below and tail < 0.5:
+            return [
+                f"the mean of q/p at draws of p is {1 + excess.mean():.6g}: q is not normalized, or it has mass "
+                "outside the support of p; without draws of q it is not known which"
+            ]
+        return []
+    forward, backward = np.exp(np.minimum(d, 0.0)), np.exp(np.minimum(reverse, 0.0))
+    means = float(forward.mean()), float(backward.mean())
+    if min(_effective_count(forward), _effective_count(backward)) >= 50:
+        variance = float(forward.var()) / d.size + float(backward.var()) / reverse.size
+        noise = 5 * np.sqrt(variance) + precision
+    else:  # the variance of a variable in [0, 1] with mean m is at most m (1 - m)
+        variance = max(means) * (1 - max(means)) * (1 / d.size + 1 / reverse.size)
+        noise = 5 * np.sqrt(variance) + 25 / min(d.size, reverse.size) + precision
+    if abs(means[0] - means[1]) > noise:
+        return [
+            f"E_p[min(1, q/p)] is {means[0]:.6g} at draws of p, but the equal E_q[min(1, p/q)] is {means[1]:.6g} at "
+            f"draws of q: {cause}"
+        ]
+    return []
+
+
+def _effective_count(values: Array) -> float:
+    """(sum of the values)^2 / sum of their squares: the number of equal values with the same relative variance."""
+    squares = float((values**2).sum())
+    return float(values.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def hill_index(values: Array) -> float:
