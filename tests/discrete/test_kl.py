@@ -311,7 +311,7 @@ def test_array_types_and_dtypes():
     p = [0.4, 0.3, 0.2, 0.1]
     q = [0.3, 0.3, 0.3, 0.1]
     assert float(kl_probs(p, q)) == pytest.approx(0.03397980735907949, rel=1e-15)
-    assert kl_probs(np.float32(p), np.float32(q)).dtype == np.float32
+    assert kl_probs(np.float32([p]), np.float32([q])).dtype == np.float32
     assert kl_probs(np.float32(p), np.float64(np.float32(p)) / np.float64(np.float32(p)).sum()).dtype == np.float64
     assert kl_probs(torch.tensor(p), q).dtype == torch.float32
     assert kl_probs([1, 0], [1, 0]).dtype == np.float64
