@@ -20,7 +20,7 @@ from kullback.families import (
     TanhNormal,
     Transformed,
 )
-from kullback.numerics.arrays import Array, as_floats
+from kullback.numerics.arrays import Array, as_floats, cast
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,9 @@ def kl(p: Any, q: Any) -> Array:
         q: A distribution of one of the same types. The parameters of p and q broadcast.
 
     Returns:
-        An array of the batch shape, in nats, of the parameters' array type and dtype (a float64 NumPy array for Python
-        numbers), differentiable in PyTorch and JAX. `inf` where p has mass outside the support of q, and where the
-        tails of p are too heavy for q.
+        An array of the batch shape, in nats, of the parameters' array type and dtype, differentiable in PyTorch and
+        JAX; without a batch shape, a `numpy.float64`, a subclass of `float`, for numbers and NumPy arrays. `inf` where
+        p has mass outside the support of q, and where the tails of p are too heavy for q.
 
     Raises:
         NoClosedFormError: No closed form is implemented for this pair; `kullback.measure` bounds or estimates the KL.
@@ -156,7 +156,7 @@ def _kl_independent(p: Any, q: Any) -> Array:
             f"expected at least {p.event_dims} batch axes, the event_dims of Independent, got shape {components.shape}"
         )
     xp = array_api_compat.array_namespace(components)
-    return xp.sum(components, axis=tuple(range(-p.event_dims, 0)))
+    return cast(xp, xp.sum(components, axis=tuple(range(-p.event_dims, 0))), components.dtype)
 
 
 def _kl_multivariate_normal(p: Any, q: Any) -> Array:
@@ -218,7 +218,8 @@ def _kl_if_supports_differ(xp: Any, p: Any, q: Any) -> Array:
     if contained is True or (contained is not False and xp.any(contained)):
         raise _no_closed_form(p, q)
     shapes = [value.shape for d in (p, q) for value in vars(d).values() if value is not None]
-    return xp.full(np.broadcast_shapes(*map(tuple, shapes)), np.inf)
+    result = xp.full(np.broadcast_shapes(*map(tuple, shapes)), np.inf)
+    return cast(xp, result, result.dtype)
 
 
 def _no_closed_form(p: Any, q: Any) -> NoClosedFormError:

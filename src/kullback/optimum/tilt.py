@@ -225,8 +225,9 @@ def frontier(
     xp, [ref_, reward_], _ = as_floats(ref, reward)
     ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
     ref_, reward_ = xp.expand_dims(ref_, axis=-1 - events), xp.expand_dims(reward_, axis=-1 - events)
-    device = array_api_compat.device(largest)
-    fraction = xp.linspace(0.0, 1.0, points, dtype=largest.dtype, device=device) ** 2
+    device = array_api_compat.device(ref_)
+    largest = xp.asarray(largest, dtype=ref_.dtype, device=device)  # without axes it is float64 in NumPy
+    fraction = xp.linspace(0.0, 1.0, points, dtype=ref_.dtype, device=device) ** 2
     weights = None if contexts is None else xp.expand_dims(as_floats(ref_, contexts)[1][1], axis=-2)
     best = tilt_to_budget(ref_, reward_, largest[..., None] * fraction, contexts=weights)
     return Frontier(best.beta, best.kl, best.expected_reward, (ref, reward, contexts))
