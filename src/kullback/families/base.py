@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
 import array_api_compat
 import numpy as np
 
+from kullback.discrete.validation import mass_tolerance
 from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ShapeError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
@@ -254,7 +255,9 @@ def require_mass_one(owner: Distribution, name: str) -> None:
     if probs.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without axes")
     sums = xp.sum(probs, axis=-1)
-    if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= _tolerance(dtype))):
+    if offender := first_offender(
+        f"the sum of {name}", sums, ~(abs(sums - 1) <= mass_tolerance(dtype, probs.shape[-1]))
+    ):
         raise NotNormalizedError(
             f"expected {type(owner).__name__}'s {name} to sum to 1, but {offender}; divide by the sum"
         )
@@ -269,15 +272,12 @@ def require_unit_length(owner: Distribution, name: str) -> None:
     if vectors.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector of shape (..., n), got a number")
     lengths = xp.linalg.vector_norm(vectors, axis=-1)
-    if offender := first_offender(f"the length of {name}", lengths, ~(abs(lengths - 1) <= _tolerance(dtype))):
+    if offender := first_offender(
+        f"the length of {name}", lengths, ~(abs(lengths - 1) <= mass_tolerance(dtype, vectors.shape[-1]))
+    ):
         raise ParameterError(
             f"expected {type(owner).__name__}'s {name} to have length 1, but {offender}; divide by the length"
         )
-
-
-def _tolerance(dtype: Any) -> float:
-    """The allowed rounding error of a sum or a norm that should be 1."""
-    return 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
 
 
 def _raise_at_first(owner: Distribution, name: str, array: Array, bad: Array, words: str) -> None:
