@@ -116,7 +116,8 @@ def _is_array_or_list(given: Any) -> bool:
 
 def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
     try:
-        result = untracked(kl(p.family_in_float64, q.family_in_float64))
+        sides = p.family_in_float64, q.family_in_float64
+        result = untracked(kl(*sides))
     except (NoClosedFormError, TypeError):
         return None
     array = np.asarray(result)
@@ -130,7 +131,7 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
         bounded = _by_quadrature(p, q, error)
         reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
         return infinite_kl(reason, "closed form")
-    eps = max(float(np.finfo(array.dtype).eps), *(_eps(side.family_in_float64) for side in (p, q)))
+    eps = max(float(np.finfo(array.dtype).eps), *map(_eps, sides))
     rounding = 0.0 if eps == np.finfo(np.float64).eps else 8 * eps * value
     interval = (value - rounding, value + rounding)
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")

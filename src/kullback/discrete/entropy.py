@@ -40,7 +40,7 @@ def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = 
     """
     xp, [probs], dtype = events_last(p, axis=axis, where=where, fill=0.0)
     require_probs(xp, "p", p, probs, dtype, axis)
-    return cast(xp, _entropy(xp, probs), dtype)
+    return cast(xp, differentiable_entropy(xp, probs), dtype)
 
 
 def cross_entropy(
@@ -115,5 +115,5 @@ def _entropy_gradient(xp: Any, gradient: PerRow, value: PerRow, p: PerEvent) -> 
     return _p_gradient(xp, gradient, value, p, p)
 
 
-_entropy = with_gradient(*map(map_row_blocks, (_entropy_value, _entropy_gradient)))
+differentiable_entropy = with_gradient(*map(map_row_blocks, (_entropy_value, _entropy_gradient)))
 _cross_entropy = with_gradient(*map(map_row_blocks, (_cross_entropy_value, _p_gradient, q_probs_gradient)))
