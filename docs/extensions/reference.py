@@ -61,7 +61,11 @@ PAGES: dict[str, Page] = {
     ),
     "distributions": Page(
         "Distributions: kullback.distributions and kullback.measure",
-        {"kullback.distributions": ("kl", "register_kl"), "kullback.measure": ("measure",), "kullback.result": None},
+        {
+            "kullback.distributions": ("kl", "entropy", "cross_entropy", "register_kl"),
+            "kullback.measure": ("measure",),
+            "kullback.result": None,
+        },
     ),
     "families": Page("Families: kullback.families", {"kullback.families": None}),
     "closed_forms": Page("Closed forms: kullback.closed_forms", {"kullback.closed_forms.registry": ("closed_form",)}),

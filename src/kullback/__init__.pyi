@@ -2,12 +2,12 @@
 
 from kullback.budget.kl_budget import KLBudget as KLBudget
 from kullback.discrete.divergence import divergence as divergence
-from kullback.discrete.entropy import cross_entropy as cross_entropy
-from kullback.discrete.entropy import entropy as entropy
 from kullback.discrete.kl import kl_log_probs as kl_log_probs
 from kullback.discrete.kl import kl_logits as kl_logits
 from kullback.discrete.kl import kl_probs as kl_probs
 from kullback.discrete.kl import kl_terms as kl_terms
+from kullback.distributions import cross_entropy as cross_entropy
+from kullback.distributions import entropy as entropy
 from kullback.distributions import kl as kl
 from kullback.distributions import register_kl as register_kl
 from kullback.doctor.models import doctor as doctor

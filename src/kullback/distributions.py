@@ -8,10 +8,13 @@ import array_api_compat
 import numpy as np
 
 from kullback.closed_forms import FORMS, Form, is_contained, is_univariate
+from kullback.closed_forms.entropies import ENTROPIES
 from kullback.closed_forms.registry import evaluate_form
 from kullback.densities.resolve import as_family
-from kullback.errors import NoClosedFormError, ShapeError
+from kullback.discrete import entropy as arrays
+from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import (
+    Distribution,
     Independent,
     LogNormal,
     LowRankMultivariateNormal,
@@ -21,12 +24,12 @@ from kullback.families import (
     TanhNormal,
     Transformed,
 )
-from kullback.numerics.arrays import Array, as_floats
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["kl", "register_kl", "shared_bases"]
+__all__ = ["cross_entropy", "entropy", "kl", "register_kl", "shared_bases"]
 
 _BUILT_IN_PAIRS = frozenset(FORMS)
 
@@ -49,10 +52,10 @@ def kl(p: Any, q: Any) -> Array:
         q: A distribution of one of the same types. The parameters of p and q broadcast.
 
     Returns:
-        An array of the batch shape, in nats, of the parameters' array type and dtype (a float64 NumPy array for Python
-        numbers), differentiable in PyTorch and JAX. `inf` where p has mass outside the support of q, and where the
-        tails of p are too heavy for q; also where the KL is larger than the largest number of the dtype, which
-        `kullback.measure` reports as the status "overflow".
+        An array of the batch shape, in nats, of the parameters' array type and dtype, differentiable in PyTorch and
+        JAX; without a batch shape, a `numpy.float64`, a subclass of `float`, for numbers and NumPy arrays. `inf` where
+        p has mass outside the support of q, and where the tails of p are too heavy for q; also where the KL is larger
+        than the largest number of the dtype, which `kullback.measure` reports as the status "overflow".
 
     Raises:
         NoClosedFormError: No closed form is implemented for this pair; `kullback.measure` bounds or estimates the KL.
@@ -81,6 +84,104 @@ def kl(p: Any, q: Any) -> Array:
     if is_univariate(p) and is_univariate(q):
         return evaluate_form(_kl_if_supports_differ, p, q)
     raise _no_closed_form(p, q)
+
+
+def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+    """The entropy H(p) of probabilities or of a distribution, in nats.
+
+        H(p) = -sum_i p_i log p_i,   or H(p) = -E_p[log p(x)] of a distribution
+
+    The entropy of a continuous distribution is its differential entropy, which may be negative.
+
+    Args:
+        p: Probabilities, shape (..., n), as in `kullback.discrete.entropy.entropy`; or a distribution of
+            `kullback.families`, PyTorch, SciPy, NumPyro or TensorFlow Probability.
+        axis: The axis that indexes the events of probabilities.
+        where: Boolean mask of the events of probabilities that are included.
+
+    Returns:
+        The entropy in nats, with the array type and dtype of the probabilities or of the parameters, differentiable in
+        PyTorch and JAX: shape (...) for probabilities, the batch shape for a distribution.
+
+    Raises:
+        NoClosedFormError: The entropy of the distribution has no closed form here.
+        NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
+        ShapeError: The shapes do not broadcast, or `axis` has no events.
+        SupportError: The entropy is infinite, or `axis` or `where` is passed with a distribution.
+
+    Example:
+        >>> from kullback.families import Normal
+        >>> float(entropy([0.5, 0.25, 0.25])), round(float(entropy(Normal(loc=0.0, scale=1.0))), 12)
+        (1.0397207708399179, 1.418938533205)
+    """
+    if not _is_distribution(p):
+        return arrays.entropy(p, axis=axis, where=where)
+    _require_no_axis(axis, where)
+    family = as_family(p)
+    if isinstance(family, Independent):
+        components = entropy(family.base)
+        if components.ndim < family.event_dims:
+            raise ShapeError(
+                f"expected at least {family.event_dims} batch axes, the event_dims of Independent, got shape "
+                f"{tuple(components.shape)}"
+            )
+        if family.event_dims == 0:
+            return components
+        xp = array_api_compat.array_namespace(components)
+        return cast(xp, xp.sum(components, axis=tuple(range(-family.event_dims, 0))), components.dtype)
+    form = ENTROPIES.get(type(family))
+    if form is None:
+        raise NoClosedFormError(
+            f"H({type(p).__name__}) has no closed form; for a univariate distribution, it is computed numerically by "
+            "kullback.densities.entropy.entropy_of(kullback.densities.resolve.resolve(p).density)"
+        )
+    return evaluate_form(lambda xp, p, _q: form(xp, p), family, family)
+
+
+def cross_entropy(p: Any, q: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+    """The cross-entropy H(p, q) = H(p) + KL(p || q) of probabilities or of two distributions, in nats.
+
+        H(p, q) = -sum_i p_i log q_i,   or H(p, q) = -E_p[log q(x)] of distributions
+
+    Args:
+        p: Probabilities, shape (..., n), as in `kullback.discrete.entropy.cross_entropy`; or a distribution, as in
+            `entropy`.
+        q: Probabilities or a distribution, as `p`.
+        axis: The axis that indexes the events of probabilities.
+        where: Boolean mask of the events of probabilities that are included.
+
+    Returns:
+        The cross-entropy in nats, with the array type and dtype of the probabilities or of the parameters: shape (...)
+        for probabilities, the batch shape for distributions. `inf` where p has mass and q has none.
+
+    Raises:
+        NoClosedFormError: The entropy of p or KL(p || q) has no closed form here.
+        NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
+        ShapeError: The shapes do not broadcast, or `axis` has no events.
+        SupportError: The entropy of p is infinite, or `axis` or `where` is passed with distributions.
+        TypeError: One argument is an array and the other is a distribution.
+
+    Example:
+        >>> from kullback.families import Normal
+        >>> round(float(cross_entropy(Normal(loc=0.0, scale=1.0), Normal(loc=1.0, scale=1.0))), 12)
+        1.918938533205
+    """
+    if not _is_distribution(p) and not _is_distribution(q):
+        return arrays.cross_entropy(p, q, axis=axis, where=where)
+    _require_no_axis(axis, where)
+    divergence = kl(p, q)
+    return entropy(p) + divergence
+
+
+def _is_distribution(p: Any) -> bool:
+    """Whether the object is a distribution rather than an array or a list."""
+    return isinstance(p, Distribution) or any(hasattr(type(p), name) for name in ("log_prob", "logpdf", "logpmf"))
+
+
+def _require_no_axis(axis: int, where: ArrayLike | None) -> None:
+    """Raise SupportError where an argument of arrays is passed with a distribution."""
+    if axis != -1 or where is not None:
+        raise SupportError("expected axis= and where= with probabilities only, got a distribution; leave them out")
 
 
 def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
@@ -158,7 +259,7 @@ def _kl_independent(p: Any, q: Any) -> Array:
             f"expected at least {p.event_dims} batch axes, the event_dims of Independent, got shape {components.shape}"
         )
     xp = array_api_compat.array_namespace(components)
-    return xp.sum(components, axis=tuple(range(-p.event_dims, 0)))
+    return cast(xp, xp.sum(components, axis=tuple(range(-p.event_dims, 0))), components.dtype)
 
 
 def _kl_multivariate_normal(p: Any, q: Any) -> Array:
@@ -225,7 +326,8 @@ def _kl_if_supports_differ(xp: Any, p: Any, q: Any) -> Array:
         for value in vars(d).values()
         if value is not None
     ]
-    return xp.full(np.broadcast_shapes(*shapes), np.inf)
+    result = xp.full(np.broadcast_shapes(*shapes), np.inf)
+    return cast(xp, result, result.dtype)
 
 
 def _no_closed_form(p: Any, q: Any) -> NoClosedFormError:

@@ -4,9 +4,11 @@ Each message states what was expected, which value was found and where, and what
 """
 
 __all__ = [
+    "ArrayTypeError",
     "BudgetError",
     "InputError",
     "KullbackError",
+    "LabelError",
     "MissingDependencyError",
     "NoClosedFormError",
     "NotNormalizedError",
@@ -24,6 +26,14 @@ class KullbackError(Exception):
 
 class ShapeError(KullbackError, ValueError):
     """Raised when array shapes do not broadcast, or when an axis is missing or has the wrong length."""
+
+
+class ArrayTypeError(KullbackError, TypeError):
+    """Raised when an argument is not an array of real numbers, such as strings, complex numbers or a sparse matrix."""
+
+
+class LabelError(KullbackError, ValueError):
+    """Raised when the labels of two arrays differ, so that their entries cannot be matched."""
 
 
 class NotNormalizedError(KullbackError, ValueError):

@@ -137,7 +137,8 @@ def _is_array_or_list(given: Any) -> bool:
 
 def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
     try:
-        result = untracked(kl(p.family_in_float64, q.family_in_float64))
+        sides = p.family_in_float64, q.family_in_float64
+        result = untracked(kl(*sides))
     except (NoClosedFormError, TypeError):
         return None
     array = np.asarray(result)
@@ -159,7 +160,8 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
         bounded = _by_quadrature(p, q, error)
         reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
         return infinite_kl(reason, "closed form")
-    rounding = 0.0 if array.dtype == np.float64 else 8 * float(np.finfo(array.dtype).eps) * value
+    eps = max(float(np.finfo(array.dtype).eps), *map(_eps, sides))
+    rounding = 0.0 if eps == np.finfo(np.float64).eps else 8 * eps * value
     interval = (value - rounding, value + rounding)
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
 
@@ -172,6 +174,14 @@ def _overflows(p: ResolvedDistribution, q: ResolvedDistribution) -> bool:
     except NoClosedFormError:
         bases = None
     return overflows(*(bases or families))
+
+
+def _eps(family: Any) -> float:
+    """The largest rounding unit of the NumPy parameters of a family; a KL without axes is float64 for every dtype."""
+    if isinstance(family, Distribution):
+        return max(map(_eps, vars(family).values()), default=0.0)
+    dtype = getattr(family, "dtype", None)
+    return float(np.finfo(dtype).eps) if isinstance(dtype, np.dtype) and dtype.kind == "f" else 0.0
 
 
 def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:

@@ -13,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kullback.discrete.entropy import entropy
 from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs
 from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.families import Categorical
 
 from ..oracles import discrete as oracle
 
@@ -311,7 +313,7 @@ def test_array_types_and_dtypes():
     p = [0.4, 0.3, 0.2, 0.1]
     q = [0.3, 0.3, 0.3, 0.1]
     assert float(kl_probs(p, q)) == pytest.approx(0.03397980735907949, rel=1e-15)
-    assert kl_probs(np.float32(p), np.float32(q)).dtype == np.float32
+    assert kl_probs(np.float32([p]), np.float32([q])).dtype == np.float32
     assert kl_probs(np.float32(p), np.float64(np.float32(p)) / np.float64(np.float32(p)).sum()).dtype == np.float64
     assert kl_probs(torch.tensor(p), q).dtype == torch.float32
     assert kl_probs([1, 0], [1, 0]).dtype == np.float64
@@ -507,3 +509,51 @@ def test_many_rows_match_single_rows(library):
             (kl_logits(short_p, short_q) * weights[row]).backward()
             torch.testing.assert_close(p.grad[row], short_p.grad, rtol=1e-11, atol=1e-18)
             torch.testing.assert_close(q.grad[row], short_q.grad, rtol=1e-11, atol=1e-18)
+
+
+def two_softmaxes(events, scale, seed=0):
+    """Two pairs of logits and log-probabilities in float32, which PyTorch normalises."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, events, generator=generator)
+    return logits, torch.log_softmax(logits, -1)
+
+
+@pytest.mark.parametrize(
+    ("events", "shift"), [(10, 0.0), (1000, 0.0), (50_257, 0.0), (50_257, 7e-5), (262_144, 0.0), (262_144, -2e-4)]
+)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_a_softmax_over_a_vocabulary_is_normalised(events, scale, shift):
+    logits, logs = two_softmaxes(events, scale)
+    logs = logs + shift  # a sum in float32 may leave a mass of 1 + 7e-5, which depends on the processor
+    truth = kl_logits(*logits.double())
+    for p, q in (logs, logs.numpy(), logs[:, None]):
+        assert float(np.ravel(kl_log_probs(p, q))[0]) == pytest.approx(float(truth), rel=1e-4, abs=1e-9)
+        probs_p, probs_q = (torch.as_tensor(side).exp() for side in (p, q))
+        assert float(np.ravel(kl_probs(probs_p, probs_q))[0]) == pytest.approx(float(truth), rel=1e-4, abs=1e-9)
+    exact = logits[0].double().log_softmax(-1)
+    assert float(entropy(logs[0].exp())) == pytest.approx(-float(exact.exp() @ exact), rel=1e-5)
+    Categorical(probs=logs[0].exp())
+    with pytest.raises(NotNormalizedError, match=r"sums to 1\.0"):
+        kl_log_probs(logs + math.log(1.01), logs)
+    with pytest.raises(NotNormalizedError, match=r"sums to 1\.0"):
+        kl_probs(1.01 * logs.exp().numpy(), logs.exp().numpy())
+    with pytest.raises(NotNormalizedError, match="to sum to 1"):
+        Categorical(probs=1.01 * logs[0].exp())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("events", [1000, 51_213])
+def test_log_probabilities_in_half_precision_are_normalised(dtype, events):
+    logs = torch.full((events,), -math.log(events), dtype=dtype)
+    assert float(kl_log_probs(logs, logs)) == 0
+    with pytest.raises(NotNormalizedError):
+        kl_log_probs(logs + 0.1, logs)
+
+
+def test_the_message_fits_the_fault():
+    with pytest.raises(NotNormalizedError, match=r"p\[1\] is -0.5; if the values are log-probabilities or logits"):
+        kl_probs([1.5, -0.5], [0.5, 0.5])
+    with pytest.raises(NotNormalizedError, match=r"p\[1\] is nan; check the computation"):
+        kl_probs([0.5, math.nan], [0.5, 0.5])
+    with pytest.raises(NotNormalizedError, match=r"sums to 3\.0; divide by the sum"):
+        kl_probs([2.0, 1.0], [0.5, 0.5])

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 
 from kullback.discrete.kl import kl_logits
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import KullbackError, ShapeError, SupportError
 from kullback.tokens import token_kl
 
 inf = float("inf")
@@ -174,3 +177,43 @@ def test_without_pytorch_the_error_names_the_extra():
         "else: raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("library", [np.asarray, jnp.asarray, lambda x: x.tolist()])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_arrays_and_lists_give_the_values_of_tensors(library, temperature):
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    q = (p + 0.1 * rng.normal(size=p.shape)).astype(np.float32)
+    log_p, log_q = (torch.log_softmax(torch.tensor(x).double() / temperature, -1).numpy() for x in (p, q))
+    truth = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    got = token_kl(library(p), library(q), temperature=temperature)
+    np.testing.assert_allclose(np.asarray(got), truth, rtol=1e-4)
+    keep = np.asarray([[1, 0, 1], [0, 0, 1]])
+    p[keep == 0] = np.nan
+    for mask in (keep, keep.tolist(), keep.astype(bool)):
+        masked = token_kl(library(p), library(q), mask=mask, temperature=temperature)
+        np.testing.assert_array_equal(np.asarray(masked), np.where(keep, np.asarray(got), 0))
+        tensor = token_kl(torch.tensor(p), torch.tensor(q), mask=mask, temperature=temperature)
+        np.testing.assert_allclose(tensor, np.where(keep, truth, 0), rtol=1e-4)
+    one = token_kl(library(q[0, 0]), library(q[0, 0]))
+    assert float(one) == 0
+    assert isinstance(one, jax.Array if library is jnp.asarray else np.float64)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "mask", "message"),
+    [
+        (np.zeros((2, 3)), torch.zeros((2, 3)), None, "numpy and torch"),
+        (np.zeros((2, 3)), np.zeros((1, 3)), None, "one shape"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), [1], "one entry per position"),
+        (torch.zeros((2, 3)), torch.zeros((2, 3)), [1], "one entry per position"),
+        (torch.zeros((2, 3)), torch.zeros((2, 3)), ["a", "b"], "string 'a'"),
+        (["a"], ["b"], None, "string 'a'"),
+        (None, None, None, "got None"),
+        (torch.zeros((2, 3)).to_sparse(), torch.zeros((2, 3)).to_sparse(), None, "to_dense"),
+    ],
+)
+def test_other_inputs_are_refused(p, q, mask, message):
+    with pytest.raises(KullbackError, match=message):
+        token_kl(p, q, mask=mask)

@@ -22,7 +22,7 @@ def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = 
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            1e-5 in float32, and 2^-5 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`.
 
@@ -40,7 +40,7 @@ def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = 
     """
     xp, [probs], dtype = events_last(p, axis=axis, where=where, fill=0.0)
     require_probs(xp, "p", p, probs, dtype, axis)
-    return cast(xp, _entropy(xp, probs), dtype)
+    return cast(xp, differentiable_entropy(xp, probs), dtype)
 
 
 def cross_entropy(
@@ -54,7 +54,7 @@ def cross_entropy(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            1e-5 in float32, and 2^-5 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`.
@@ -115,5 +115,5 @@ def _entropy_gradient(xp: Any, gradient: PerRow, value: PerRow, p: PerEvent) -> 
     return _p_gradient(xp, gradient, value, p, p)
 
 
-_entropy = with_gradient(*map(map_row_blocks, (_entropy_value, _entropy_gradient)))
+differentiable_entropy = with_gradient(*map(map_row_blocks, (_entropy_value, _entropy_gradient)))
 _cross_entropy = with_gradient(*map(map_row_blocks, (_cross_entropy_value, _p_gradient, q_probs_gradient)))

@@ -3,17 +3,43 @@
 Under tracing (jit, vmap, compile) values are not available, and only the shapes are checked.
 """
 
-from math import inf
+from collections.abc import Sequence
+from math import expm1, inf, sqrt
 from typing import Any
 
-from kullback.errors import NotNormalizedError, ShapeError, SupportError
+import array_api_compat
+
+from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, holds, untracked
+from kullback.numerics.labels import is_labelled, plain_arrays
 
-__all__ = ["MASS_TOLERANCES", "events_last", "require_log_probs", "require_logits", "require_probs"]
+__all__ = [
+    "MASS_TOLERANCES",
+    "events_last",
+    "mass_tolerance",
+    "require_equal_events",
+    "require_log_probs",
+    "require_logits",
+    "require_probs",
+]
 
-# The largest allowed deviation of a sum of probabilities from 1, by dtype. It allows for rounding of the probabilities
-# and of the logarithms of small probabilities.
-MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 2.0**-5, "bfloat16": 2.0**-5}
+# The largest allowed deviation of a sum of a few probabilities from 1, by dtype. It allows for rounding of the
+# probabilities and of their logarithms: a log-probability between -16 and -8 in bfloat16 has an error of up to 2^-5.
+MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": expm1(2.0**-5), "bfloat16": expm1(2.0**-5)}
+
+_NAN_REMEDY = "check the computation that produced it"
+
+
+def mass_tolerance(dtype: Any, events: int) -> float:
+    """The largest allowed deviation of a sum of probabilities from 1, for a dtype and a number of events.
+
+    A softmax in float32 divides by a sum of `events` terms, which was rounded at each addition: the tolerance is
+    8 eps sqrt(events) where that exceeds 1e-5. In float16 and bfloat16, where sums are computed in float32, and in
+    float64 it does not depend on the number of events.
+    """
+    name = str(dtype).split(".")[-1]
+    tolerance = MASS_TOLERANCES.get(name, 1e-9)
+    return max(tolerance, 2.0**-20 * sqrt(events)) if name == "float32" else tolerance
 
 
 def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: float) -> tuple[Any, list[Array], Any]:
@@ -22,18 +48,22 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
     Entries of the events that `where` excludes are replaced by `fill`.
 
     Raises:
-        ShapeError: The shapes do not broadcast, or `axis` has no events.
-        TypeError: `axis` is not an integer.
+        ArrayTypeError: A value is not an array of real numbers, or `axis` is not an integer.
+        LabelError: Two values have different sets of labels.
+        ShapeError: The shapes do not broadcast, or have different numbers of events, or `axis` has no events.
     """
     if not hasattr(axis, "__index__"):
-        raise TypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
+        raise ArrayTypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
+    if where is not None:
+        *values, where = _with_mask(*values, where)
     xp, arrays, dtype = as_floats(*values)
     shapes = [tuple(array.shape) for array in arrays]
+    require_equal_events(shapes, axis)
     try:
         if where is None:
             arrays = list(xp.broadcast_arrays(*arrays))
         else:
-            kept: Array = xp.asarray(where, dtype=xp.bool)
+            kept: Array = xp.asarray(where, dtype=xp.bool, device=array_api_compat.device(arrays[0]))
             shapes.append(tuple(kept.shape))
             *arrays, kept = xp.broadcast_arrays(*arrays, kept)
             arrays = [xp.where(kept, array, fill) for array in arrays]
@@ -47,6 +77,35 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
     return xp, arrays, dtype
 
 
+def _with_mask(*values: ArrayLike) -> list[Any]:
+    """Values and a mask with their labels matched; values without labels are returned unchanged."""
+    *values, mask = (
+        plain_arrays(*values) if any(map(is_labelled, values)) else (*values[:-1], *plain_arrays(values[-1]))
+    )
+    if "complex" in str(getattr(mask, "dtype", type(mask))):
+        raise ArrayTypeError(f"expected a mask of booleans, got {getattr(mask, 'dtype', mask)}")
+    return [*values, mask]
+
+
+def require_equal_events(shapes: Sequence[tuple[int, ...]], axis: int) -> None:
+    """Raise ShapeError unless the shapes have one length along the axis of events of the broadcast shape.
+
+    Other axes broadcast. An axis of events of length 1 is a distribution with one event, and is not repeated.
+    """
+    ndim = max(map(len, shapes))
+    last = axis - ndim if axis >= 0 else axis
+    if not -ndim <= last < 0:
+        raise ShapeError(
+            f"expected axis {axis} to be an axis of the shapes {' and '.join(map(str, shapes))}; pass axis="
+        )
+    lengths = {shape[last] if len(shape) >= -last else None for shape in shapes}
+    if len(lengths) > 1:
+        raise ShapeError(
+            f"expected equal numbers of events along axis {axis}, got shapes {' and '.join(map(str, shapes))}; the "
+            "axis of events is not broadcast"
+        )
+
+
 def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: Any, axis: int) -> None:
     """Raise NotNormalizedError unless the entries are >= 0 and sum to 1 along the last axis.
 
@@ -58,10 +117,12 @@ def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: 
         dtype: The common dtype of the arguments.
         axis: The axis of events in the original argument, for messages.
     """
-    probs, remedy = untracked(probs), "divide by the sum, or pass logits to kl_logits"
+    probs = untracked(probs)
     if offender := _offender(xp, ~(probs >= 0), probs, name, axis):
+        logs = "if the values are log-probabilities or logits, pass them to kl_log_probs or kl_logits"
+        remedy = _NAN_REMEDY if offender.endswith("nan") else logs
         raise NotNormalizedError(f"expected probabilities, >= 0, but {offender}; {remedy}")
-    _require_mass(xp, probs, name, original, dtype, axis, remedy)
+    _require_mass(xp, probs, name, original, dtype, axis, "divide by the sum, or pass logits to kl_logits")
 
 
 def require_log_probs(xp: Any, name: str, original: ArrayLike, logs: Array, dtype: Any, axis: int) -> None:
@@ -69,6 +130,7 @@ def require_log_probs(xp: Any, name: str, original: ArrayLike, logs: Array, dtyp
     logs, remedy = untracked(logs), "kl_probs takes probabilities, kl_logits takes unnormalised logits"
     # Rounding may leave an entry slightly above 0. The limit 1 prevents overflow of exp; the sum detects the rest.
     if offender := _offender(xp, ~(logs < 1), logs, name, axis):
+        remedy = _NAN_REMEDY if offender.endswith("nan") else remedy
         raise NotNormalizedError(f"expected log-probabilities, <= 0, but {offender}; {remedy}")
     _require_mass(xp, xp.exp(logs), f"exp({name})", original, dtype, axis, remedy)
 
@@ -77,7 +139,7 @@ def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
     """Raise SupportError where a logit is nan or +inf, or every logit of a row is -inf."""
     logits = untracked(logits)
     if offender := _offender(xp, ~(logits < inf), logits, name, axis):
-        raise SupportError(f"expected logits below +inf, but {offender}; check the computation that produced it")
+        raise SupportError(f"expected logits below +inf, but {offender}; {_NAN_REMEDY}")
     empty = xp.all(logits == -inf, axis=-1)
     if holds(xp.any(empty)):
         raise SupportError(
@@ -89,8 +151,9 @@ def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
 def _require_mass(xp: Any, probs: Array, name: str, original: ArrayLike, dtype: Any, axis: int, remedy: str) -> None:
     """Raise NotNormalizedError unless every row sums to 1 within the tolerance of the dtype."""
     sums = xp.sum(probs, axis=-1)
-    own, common = (str(each).split(".")[-1] for each in (getattr(original, "dtype", dtype), dtype))
-    tolerance = MASS_TOLERANCES.get(own) or MASS_TOLERANCES.get(common, 1e-9)
+    own = getattr(original, "dtype", dtype)
+    own = own if str(own).split(".")[-1] in MASS_TOLERANCES else dtype
+    tolerance = mass_tolerance(own, probs.shape[-1])
     bad = ~(abs(sums - 1) <= tolerance)
     if holds(xp.any(bad)):
         raise NotNormalizedError(

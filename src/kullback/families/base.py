@@ -4,6 +4,7 @@ A distribution is an immutable dataclass of its parameters. It stores each param
 and raises an error when a parameter violates its constraint.
 """
 
+import numbers
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -13,8 +14,10 @@ from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
 import array_api_compat
 import numpy as np
 
-from kullback.errors import NotNormalizedError, ParameterError, ShapeError
+from kullback.discrete.validation import mass_tolerance
+from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ShapeError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
+from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = [
     "POSITIVE_REALS",
@@ -115,10 +118,7 @@ class ScipyForm:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def record(cls: type) -> Any:
-    """Decorate a class as a frozen, keyword-only dataclass whose instances compare by identity.
-
-    Equality by value is not defined, because `==` of arrays is elementwise.
-    """
+    """Decorate a class as a frozen, keyword-only dataclass, whose instances `Distribution.__eq__` compares by value."""
     return dataclass(frozen=True, kw_only=True, eq=False)(cls)
 
 
@@ -153,13 +153,64 @@ class Distribution:
                     require(self, field.name, value, constraint)
         self._check()
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two distributions have one class and equal parameters: equal shapes, and equal numbers elementwise.
+
+        Numbers, lists, arrays and tensors are compared as numbers, whatever their dtype, library or device: the
+        float64 number 0.1 differs from the float32 number 0.1. Parameters that are traced have no values; they are
+        equal if they are one object.
+        """
+        if self is other:
+            return True
+        if not isinstance(other, Distribution) or type(self) is not type(other):
+            return NotImplemented
+        return all(
+            mine is theirs or _key(mine) == _key(theirs)
+            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        """The hash of the class and of the numbers, equal for equal distributions.
+
+        It is computed from the present values. An array that is a parameter of a key of a dictionary must not be
+        modified.
+        """
+        values = vars(self)
+        for name, value in values.items():
+            if is_traced(value):
+                raise ArrayTypeError(
+                    f"expected a {type(self).__name__} with values to compute its hash, but {name} is traced; use the "
+                    "distribution as a key outside of the transformed function"
+                )
+        try:
+            return hash((type(self), *map(_key, values.values())))
+        except TypeError as error:
+            raise ArrayTypeError(
+                f"expected a {type(self).__name__} with hashable parameters, but {error}; use another key"
+            ) from error
+
     def _check(self) -> None:
         """Check the constraints that involve several parameters, or an alternative parametrisation."""
 
 
+def _key(value: Any) -> Any:
+    """A parameter for comparison: the shape and the numbers of an array, or the value itself."""
+    if is_traced(value):
+        return ("traced", id(value))
+    if isinstance(value, list | tuple) or array_api_compat.is_array_api_obj(value):
+        try:
+            array = np.asarray(plain_arrays(value)[0]) if isinstance(value, list | tuple) else value
+            flat = array.reshape(-1).tolist()
+        except (ArrayTypeError, ShapeError):
+            return value
+        return tuple(map(int, array.shape)), tuple(flat)
+    return ((), (value,)) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+
+
 def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constraint) -> None:
     """Raise ParameterError that names the first entry of `value` outside the constraint."""
-    array = value if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
+    require_unlabelled(f"{type(owner).__name__}'s {name}", value)
+    array = plain_arrays(value)[0] if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
     if not is_traced(array):
         array = untracked(array)
         with np.errstate(invalid="ignore"):
@@ -204,7 +255,9 @@ def require_mass_one(owner: Distribution, name: str) -> None:
     if probs.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without axes")
     sums = xp.sum(probs, axis=-1)
-    if offender := first_offender(f"the sum of {name}", sums, ~(abs(sums - 1) <= _tolerance(dtype))):
+    if offender := first_offender(
+        f"the sum of {name}", sums, ~(abs(sums - 1) <= mass_tolerance(dtype, probs.shape[-1]))
+    ):
         raise NotNormalizedError(
             f"expected {type(owner).__name__}'s {name} to sum to 1, but {offender}; divide by the sum"
         )
@@ -219,15 +272,12 @@ def require_unit_length(owner: Distribution, name: str) -> None:
     if vectors.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector of shape (..., n), got a number")
     lengths = xp.linalg.vector_norm(vectors, axis=-1)
-    if offender := first_offender(f"the length of {name}", lengths, ~(abs(lengths - 1) <= _tolerance(dtype))):
+    if offender := first_offender(
+        f"the length of {name}", lengths, ~(abs(lengths - 1) <= mass_tolerance(dtype, vectors.shape[-1]))
+    ):
         raise ParameterError(
             f"expected {type(owner).__name__}'s {name} to have length 1, but {offender}; divide by the length"
         )
-
-
-def _tolerance(dtype: Any) -> float:
-    """The allowed rounding error of a sum or a norm that should be 1."""
-    return 1e-9 if "64" in str(dtype) else 1e-5 if "32" in str(dtype) else 2.0**-5
 
 
 def _raise_at_first(owner: Distribution, name: str, array: Array, bad: Array, words: str) -> None:

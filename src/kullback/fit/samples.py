@@ -9,6 +9,7 @@ from kullback.densities.from_families import as_density
 from kullback.errors import ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, untracked
+from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = ["as_samples", "mean_and_covariance", "normalised_weights", "require_samples_in_support"]
 
@@ -20,7 +21,7 @@ def as_samples(samples: ArrayLike) -> Array:
         ShapeError: The samples have another shape, or there are none.
         SupportError: A sample is infinite or nan.
     """
-    x = np.asarray(untracked(samples), np.float64)
+    x = np.asarray(untracked(plain_arrays(samples)[0]), np.float64)
     if x.ndim not in (1, 2) or x.shape[0] == 0:
         raise ShapeError(f"expected samples of shape (n,) or (n, d) with n > 0, got shape {x.shape}")
     if not np.isfinite(x).all():
@@ -41,7 +42,8 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
     """
     if weights is None:
         return np.full(count, 1 / count)
-    w = np.asarray(untracked(weights), np.float64)
+    require_unlabelled("weights", weights)
+    w = np.asarray(untracked(plain_arrays(weights)[0]), np.float64)
     if w.shape != (count,):
         raise ShapeError(f"expected weights of shape ({count},), one for each sample, got shape {w.shape}")
     if not ((w >= 0).all() and 0 < w.sum() < inf):

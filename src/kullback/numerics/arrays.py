@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
+from kullback.errors import ArrayTypeError
+from kullback.numerics.labels import plain_arrays
+
 __all__ = [
     "Array",
     "ArrayLike",
@@ -30,19 +33,24 @@ ArrayLike: TypeAlias = Any
 def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
     """Convert values to floating-point arrays of one library and one dtype.
 
-    Numbers and lists become arrays of the library of the other values, or NumPy arrays if no value is an array.
+    Numbers, lists, tables and labelled arrays become arrays of the library of the other values, or NumPy arrays if no
+    value is an array. The entries of tables and labelled arrays are matched by label, as `plain_arrays` describes.
     Integers and booleans become the default floating dtype. float16 and bfloat16 are converted to float32.
 
     Args:
-        values: Arrays of one library, numbers, or lists of numbers.
+        values: Arrays of one library, numbers, lists of numbers, tables or labelled arrays.
 
     Returns:
         The array namespace, the arrays in the dtype to compute in, and the dtype in which to return the result.
 
     Raises:
-        TypeError: The arrays belong to different libraries, or are complex.
+        ArrayTypeError: The arrays belong to different libraries, or a value is not an array of real numbers.
+        LabelError: Two values have different sets of labels.
+        ShapeError: The rows of a list have different lengths.
     """
-    arrays: list[Array] = [value for value in values if array_api_compat.is_array_api_obj(value)]
+    given = plain_arrays(*values)
+    is_array = [array_api_compat.is_array_api_obj(value) for value in values]
+    arrays: list[Array] = [value for value, array in zip(given, is_array, strict=True) if array]
     try:
         xp = array_api_compat.array_namespace(*arrays) if arrays else array_api_compat.array_namespace(np.empty(0))
     except TypeError as error:
@@ -50,22 +58,33 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         if len(libraries) < 2:
             raise
         found = " and ".join(sorted(libraries))
-        raise TypeError(f"expected arrays of one library, got arrays of {found}; convert one of them") from error
+        raise ArrayTypeError(f"expected arrays of one library, got arrays of {found}; convert one of them") from error
     device = array_api_compat.device(arrays[0]) if arrays else None
     dtypes = [array.dtype for array in arrays if xp.isdtype(array.dtype, "real floating") or _is_half(array.dtype)]
     default = dtypes[0] if dtypes else xp.__array_namespace_info__().default_dtypes()["real floating"]
     floats = []
-    for value in values:
-        array: Array = value if array_api_compat.is_array_api_obj(value) else xp.asarray(value, device=device)
-        if xp.isdtype(array.dtype, "complex floating"):
-            raise TypeError(f"expected real numbers, got dtype {array.dtype}")
-        if array is not value:
-            # Convert from the original value: PyTorch has already rounded 0.1 to float32 in `array`.
-            array = xp.asarray(value, dtype=default, device=device)
-        floats.append(xp.astype(array, default) if xp.isdtype(array.dtype, ("bool", "integral")) else array)
+    for value, array in zip(given, is_array, strict=True):
+        if not array:
+            floats.append(_in_dtype(xp, value, default, device))
+        elif xp.isdtype(value.dtype, "complex floating"):
+            raise ArrayTypeError(f"expected real numbers, got dtype {value.dtype}")
+        else:
+            floats.append(xp.astype(value, default) if xp.isdtype(value.dtype, ("bool", "integral")) else value)
     dtype = xp.result_type(*floats)
     computing = xp.float32 if _is_half(dtype) else dtype
     return xp, [xp.astype(array, computing, copy=False) for array in floats], dtype
+
+
+def _in_dtype(xp: Any, value: Any, dtype: Any, device: Any) -> Array:
+    """A number, a NumPy array, or a list of arrays of `xp`, as a floating-point array of `xp`."""
+    if getattr(value, "dtype", np.dtype(float)).kind == "c" or isinstance(value, complex):
+        raise ArrayTypeError(f"expected real numbers, got {getattr(value, 'dtype', value)}")
+    if isinstance(value, np.ndarray) and not value.flags.writeable and not array_api_compat.is_numpy_namespace(xp):
+        value = value.copy()  # PyTorch warns of memory that cannot be written
+    try:
+        return xp.asarray(value, dtype=dtype, device=device)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ArrayTypeError("expected an array of numbers, got a list of tensors; pass torch.stack(list)") from error
 
 
 def map_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -113,11 +132,14 @@ def map_blocks(function: Callable[..., Array], size: int = 4096) -> Callable[...
 
 
 def cast(xp: Any, array: Array, dtype: Any) -> Array:
-    """Convert the array to `dtype`; a value beyond the range of `dtype` becomes inf without a warning."""
-    if array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore"):
-        return xp.astype(array, dtype)
+    """Convert a result to `dtype`; a value beyond the range of `dtype` becomes inf without a warning.
+
+    A NumPy result without axes becomes `numpy.float64`, a subclass of Python's `float`, for every `dtype`.
+    """
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            array = xp.astype(array, dtype)
+    return np.float64(array) if array.ndim == 0 and isinstance(array, np.ndarray | np.generic) else array
 
 
 def untracked(array: Array) -> Array:

@@ -7,12 +7,22 @@ import array_api_compat
 
 from kullback.numerics.arrays import Array
 
-__all__ = ["erf"]
+__all__ = ["digamma", "erf", "log_gamma"]
 
 
 def erf(xp: Any, x: Array) -> Array:
     """The error function, 2/sqrt(pi) times the integral of exp(-t^2) over 0 < t < x."""
     return _special_module(xp).erf(x)
+
+
+def log_gamma(xp: Any, x: Array) -> Array:
+    """log Gamma(x) for x > 0, by the library of the array."""
+    return _special_module(xp).gammaln(x)
+
+
+def digamma(xp: Any, x: Array) -> Array:
+    """The derivative of log Gamma(x) for x > 0, by the library of the array."""
+    return _special_module(xp).digamma(x)
 
 
 def _special_module(xp: Any) -> Any:

@@ -7,10 +7,11 @@ from typing import Any, Generic
 import numpy as np
 
 from kullback.discrete.kl import kl_logits
-from kullback.discrete.validation import require_probs
+from kullback.discrete.validation import require_equal_events, require_probs
 from kullback.errors import ShapeError, SupportError
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, log, untracked
+from kullback.numerics.labels import require_unlabelled
 from kullback.numerics.phi import phi
 
 __all__ = ["BestOfN", "best_of_n_kl_bound", "best_of_n_policy"]
@@ -87,9 +88,11 @@ def best_of_n_policy(ref: ArrayInput[ArrayT], reward: ArrayInput[ArrayT], n: Arr
         >>> best.policy, float(best.kl.round(4)), float(best.expected_reward)
         (array([0.25 , 0.375, 0.375]), 0.1308, 0.75)
     """
+    require_unlabelled("n", n)
     xp, [probs, values, count], dtype = as_floats(ref, reward, n)
     shapes = f"{tuple(probs.shape)}, {tuple(values.shape)} and {tuple(count.shape)}"
     _require_sample_count(xp, count)
+    require_equal_events([tuple(probs.shape), tuple(values.shape)], -1)
     try:
         probs, values, count = xp.broadcast_arrays(probs, values, count[..., None])
     except (ValueError, RuntimeError) as error:

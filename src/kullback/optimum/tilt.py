@@ -7,10 +7,11 @@ from typing import Any, Generic
 import array_api_compat
 import numpy as np
 
-from kullback.discrete.validation import require_probs
+from kullback.discrete.validation import require_equal_events, require_probs
 from kullback.errors import BudgetError, KullbackError, ShapeError, SupportError
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, untracked
+from kullback.numerics.labels import require_unlabelled
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
 __all__ = ["Frontier", "Optimum", "frontier", "tilt", "tilt_to_budget"]
@@ -224,8 +225,9 @@ def frontier(
     xp, [ref_, reward_], _ = as_floats(ref, reward)
     ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
     ref_, reward_ = xp.expand_dims(ref_, axis=-1 - events), xp.expand_dims(reward_, axis=-1 - events)
-    device = array_api_compat.device(largest)
-    fraction = xp.linspace(0.0, 1.0, points, dtype=largest.dtype, device=device) ** 2
+    device = array_api_compat.device(ref_)
+    largest = xp.asarray(largest, dtype=ref_.dtype, device=device)  # without axes it is float64 in NumPy
+    fraction = xp.linspace(0.0, 1.0, points, dtype=ref_.dtype, device=device) ** 2
     weights = None if contexts is None else xp.expand_dims(as_floats(ref_, contexts)[1][1], axis=-2)
     best = tilt_to_budget(ref_, reward_, largest[..., None] * fraction, contexts=weights)
     return Frontier(best.beta, best.kl, best.expected_reward, (ref, reward, contexts))
@@ -248,9 +250,12 @@ def _prepare(ref: Any, reward: Any, multiplier: Any, contexts: Any, name: str, e
     Returns the namespace, the dtype of the results, and arrays ref (..., m, n), reward (..., m, n), weights (..., m)
     and multiplier (...).
     """
+    require_unlabelled(name, multiplier)
+    require_unlabelled("contexts", contexts)
     given = [ref, reward, multiplier] if contexts is None else [ref, reward, multiplier, contexts]
     xp, (ref_, reward_, multiplier_, *optional), dtype = as_floats(*given)
     shapes = ", ".join(str(tuple(array.shape)) for array in (ref_, reward_, multiplier_, *optional))
+    require_equal_events([tuple(ref_.shape), tuple(reward_.shape)], -1)
     try:
         ref_, reward_ = xp.broadcast_arrays(ref_, reward_)
         if ref_.ndim < 1 + len(optional) or 0 in ref_.shape[-1 - len(optional) :]:

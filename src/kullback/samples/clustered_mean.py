@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kullback.errors import ShapeError
+from kullback.numerics.labels import plain_arrays
 from kullback.result import Estimate
 
 __all__ = ["kl_per_sequence", "kl_per_token"]
@@ -71,8 +72,8 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
 
 def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -> Estimate:
     """The ratio estimator sum(sums) / sum(weights), clustered by prompt."""
-    sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    prompts = np.asarray(prompts)
+    sums, weights, prompts = map(np.asarray, plain_arrays(sums, weights, prompts))
+    sums, weights = np.float64(sums), np.float64(weights)
     if not sums.shape == weights.shape == prompts.shape or sums.ndim != 1:
         raise ShapeError(
             f"expected a KL, a length and a prompt for each completion, each of shape (sequences,), got shapes "

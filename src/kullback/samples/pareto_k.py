@@ -5,6 +5,7 @@ from math import ceil, inf
 import numpy as np
 
 from kullback.numerics.arrays import Array
+from kullback.numerics.labels import plain_arrays
 
 __all__ = ["pareto_k"]
 
@@ -33,7 +34,7 @@ def pareto_k(log_weights: Array) -> float:
         >>> 0.3 < pareto_k(0.5 * x) < 0.7
         True
     """
-    logs = np.sort(np.asarray(log_weights, np.float64).ravel())
+    logs = np.sort(np.asarray(plain_arrays(log_weights)[0], np.float64).ravel())
     count = ceil(min(0.2 * logs.size, 3 * logs.size**0.5))
     if logs[-count - 1] == -inf:
         return inf

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kullback.errors import ShapeError
+from kullback.errors import ArrayTypeError, ShapeError
 from kullback.numerics.array_types import Float, Shaped
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature
 
@@ -49,6 +49,7 @@ def linear_token_kl(
         models do; the following computation uses float32 or float64.
 
     Raises:
+        ArrayTypeError: A hidden state or a weight is not a tensor.
         ShapeError: The shapes do not match, or `chunk` is less than 1.
         SupportError: The temperature is not a positive finite number.
 
@@ -57,6 +58,11 @@ def linear_token_kl(
         >>> linear_token_kl(hidden, head, hidden, head)
         tensor([0., 0.])
     """
+    for name, given in (("hidden_p", hidden_p), ("weight_p", weight_p), ("hidden_q", hidden_q), ("weight_q", weight_q)):
+        if not isinstance(given, Tensor):
+            raise ArrayTypeError(
+                f"expected {name} to be a tensor, got {type(given).__name__}; pass torch.as_tensor(...)"
+            )
     _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
     require_temperature(temperature)
     if chunk < 1:

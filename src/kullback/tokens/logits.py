@@ -1,23 +1,28 @@
 """KL divergence between next-token distributions, from the logits of two models."""
 
+from typing import Any
+
+import numpy as np
 import torch
-from array_api_compat import torch as xp
+from array_api_compat import torch as torch_namespace
 from torch import Tensor
 
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ShapeError, SupportError
-from kullback.numerics.array_types import Bool, Float, Shaped
+from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
+from kullback.numerics.arrays import ArrayLike, as_floats, cast
+from kullback.numerics.labels import plain_arrays
 
 __all__ = ["token_kl"]
 
 
 def token_kl(
-    p_logits: Float[Tensor, "*batch vocab"],
-    q_logits: Float[Tensor, "*batch vocab"],
+    p_logits: ArrayInput[ArrayT],
+    q_logits: ArrayInput[ArrayT],
     *,
-    mask: Shaped[Tensor, "*batch"] | None = None,
+    mask: ArrayLike | None = None,
     temperature: float = 1.0,
-) -> Float[Tensor, "*batch"]:
+) -> Float[ArrayT, "..."]:
     """KL(p || q) of the next-token distributions at every position, by the exact sum over the vocabulary.
 
         KL(p || q) = sum_v p_v phi(log(q_v/p_v)), where phi(d) = e^d - 1 - d, p = softmax(p_logits / temperature) and
@@ -26,18 +31,20 @@ def token_kl(
     The result is non-negative. For identical logits, the result and its gradient are exactly 0.
 
     Args:
-        p_logits: Shape (..., V); -inf for a token of probability 0. float16 and bfloat16 are converted to float32.
+        p_logits: Shape (..., V), a tensor, a NumPy array, a JAX array or a list; -inf for a token of probability 0.
+            float16 and bfloat16 are converted to float32.
         q_logits: Shape (..., V); -inf for a token of probability 0. float16 and bfloat16 are converted to float32.
         mask: Shape (...), true (or nonzero) for the positions that count. Other positions have result 0 and gradient 0,
             whatever their logits are, nan included. None: all positions count.
         temperature: The divisor of the logits, > 0.
 
     Returns:
-        Shape (...), nats per position, float32 or float64. `inf` where q_logits is -inf for a token and p_logits is
-        not. nan where a logit is nan or +inf, or where all logits are -inf; these are not errors, because a check would
-        synchronise the device.
+        Shape (...), nats per position, float32 or float64, with the array type of the inputs. `inf` where q_logits is
+        -inf for a token and p_logits is not. nan where a logit is nan or +inf, or where all logits are -inf; these are
+        not errors, because a check would synchronise the device.
 
     Raises:
+        ArrayTypeError: The logits are arrays of two libraries, or are not numbers.
         ShapeError: The shapes differ, or the vocabulary is empty.
         SupportError: The temperature is not a positive finite number.
 
@@ -46,19 +53,39 @@ def token_kl(
         >>> f"{token_kl(policy, reference).item():.4g}"
         '1.113e-07'
     """
-    if p_logits.shape != q_logits.shape or p_logits.ndim == 0 or p_logits.shape[-1] == 0:
+    xp: Any = torch_namespace
+    if isinstance(p_logits, Tensor) and isinstance(q_logits, Tensor):
+        p, q = plain_arrays(p_logits, q_logits)
+    else:
+        xp, [p, q], _ = as_floats(p_logits, q_logits)
+    if p.shape != q.shape or p.ndim == 0 or p.shape[-1] == 0:
         raise ShapeError(
-            f"expected p_logits and q_logits of one shape (..., V), got {tuple(p_logits.shape)} and "
-            f"{tuple(q_logits.shape)}; the models must share a vocabulary and the same positions"
+            f"expected p_logits and q_logits of one shape (..., V), got {tuple(p.shape)} and {tuple(q.shape)}; the "
+            "models must share a vocabulary and the same positions"
         )
     require_temperature(temperature)
-    p, q = as_logits(p_logits, q_logits)
+    if not isinstance(p, Tensor):
+        return _array_kl(xp, p, q, mask, temperature)
+    p, q = as_logits(p, q)
     if mask is None:
-        return logit_kl(p, q, temperature)
-    mask = as_mask(mask, p.shape[:-1])
+        return logit_kl(p, q, temperature)  # pyright: ignore[reportReturnType]
+    mask = as_mask(mask, p.shape[:-1]).to(p.device)
     # The inputs are masked too: with the outer `where` alone, the gradient of a nan would be 0 * nan = nan.
     p, q = (torch.where(mask[..., None], z, 0.0) for z in (p, q))
-    return torch.where(mask, logit_kl(p, q, temperature), 0.0)
+    return torch.where(mask, logit_kl(p, q, temperature), 0.0)  # pyright: ignore[reportReturnType]
+
+
+def _array_kl(xp: Any, p: Any, q: Any, mask: ArrayLike | None, temperature: float) -> Any:
+    """KL(p || q) of validated logits in arrays of NumPy, JAX or another library."""
+    if mask is None:
+        kl = differentiable_kl_logits(xp, p / temperature, q / temperature)
+    else:
+        kept = xp.asarray(plain_arrays(mask)[0]) != 0
+        if kept.shape != p.shape[:-1]:
+            raise _mask_error(kept, p.shape[:-1])
+        p, q = (xp.where(kept[..., None], logits / temperature, 0.0) for logits in (p, q))
+        kl = xp.where(kept, differentiable_kl_logits(xp, p, q), 0.0)
+    return cast(xp, kl, kl.dtype)
 
 
 def logit_kl(
@@ -67,7 +94,7 @@ def logit_kl(
     """KL(p || q) of validated logits of one dtype, in nats; see `token_kl` for the formula."""
     if temperature != 1:
         p_logits, q_logits = p_logits / temperature, q_logits / temperature
-    return differentiable_kl_logits(xp, p_logits, q_logits)
+    return differentiable_kl_logits(torch_namespace, p_logits, q_logits)
 
 
 def as_logits(
@@ -78,11 +105,18 @@ def as_logits(
     return p_logits.to(dtype), q_logits.to(dtype)
 
 
-def as_mask(mask: Shaped[Tensor, "*batch"], shape: torch.Size) -> Bool[Tensor, "*batch"]:
+def as_mask(mask: ArrayLike, shape: torch.Size) -> Bool[Tensor, "*batch"]:
     """The mask as booleans; raises ShapeError unless it has the given shape."""
+    if not isinstance(mask, Tensor):
+        mask = torch.tensor(np.asarray(plain_arrays(mask)[0]))
     if mask.shape != shape:
-        raise ShapeError(f"expected a mask with one entry per position, shape {tuple(shape)}, got {tuple(mask.shape)}")
+        raise _mask_error(mask, shape)
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def _mask_error(mask: Any, shape: Any) -> ShapeError:
+    got = tuple(mask.shape)
+    return ShapeError(f"expected a mask with one entry per position, shape {tuple(shape)}, got {got}")
 
 
 def require_temperature(temperature: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kullback.discrete.kernels.numpy_probs import kl_of_sums, prob_sums
-from kullback.discrete.validation import MASS_TOLERANCES
+from kullback.discrete.validation import MASS_TOLERANCES, mass_tolerance
 from kullback.numerics.arrays import Array, ArrayLike
 
 __all__ = [
@@ -34,6 +34,8 @@ _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 # Keyed by dtype objects, because they are the fastest keys to look up.
 _TOLERANCES = {np.dtype(name): MASS_TOLERANCES[name] for name in ("float64", "float32")}
 _LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: MASS_TOLERANCES["bfloat16"]}
+
+_FEW_EVENTS = 64  # the tolerances above hold for at most so many events
 
 # Loading the kernels takes 0.5 s, and about 10 s the first time, when they are compiled. They are therefore loaded only
 # for an array of a million entries, or after a hundred calls with small arrays.
@@ -114,7 +116,7 @@ def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike
     except (RuntimeError, TypeError):  # no concrete dense values: under vmap, or sparse, or of another type
         return None
     kl = function(*arrays[:2], last if isinstance(last, int) else arrays[2], torch.get_num_threads())
-    return None if kl is None else torch.from_numpy(kl).to(p.dtype)
+    return None if kl is None else torch.as_tensor(kl).to(p.dtype)
 
 
 def _as_array(tensor: Any) -> Array:
@@ -129,6 +131,8 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     tolerance = _TOLERANCES.get(dtype)
     if tolerance is None or q.dtype != dtype or not p.size or (axis != -1 and not _is_last(axis, p, q)):
         return None
+    if shape and shape[-1] > _FEW_EVENTS:
+        tolerance = mass_tolerance(dtype, shape[-1])
     name = "kullback.discrete.kernels.numba_probs"
     kernels = _loaded[name] if name in _loaded else _load(name, p.size)
     if len(shape) != 1 or q.shape != shape:
@@ -144,12 +148,15 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     else:
         sums = _in_threads(lambda part: kernels.prob_sums(p[part], q[part]), shape[0], threads or kernels.THREADS)
         kl = kernels.kl_of_sums(*map(sum, zip(*sums, strict=True)), tolerance)
-    return np.asarray(kl, dtype) if kl == kl else None
+    return np.float64(dtype.type(kl)) if kl == kl else None
 
 
 def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     """KL of log-probabilities in NumPy arrays; None if no kernel applies."""
-    return _logits(p, q, axis, threads, _LOG_TOLERANCES.get(p.dtype, inf))
+    tolerance = _LOG_TOLERANCES.get(p.dtype, inf)
+    if p.shape and p.shape[-1] > _FEW_EVENTS and p.dtype in _TOLERANCES:
+        tolerance = mass_tolerance(p.dtype, p.shape[-1])
+    return _logits(p, q, axis, threads, tolerance)
 
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
@@ -212,7 +219,9 @@ def _rows(kernel: Callable[..., None], p: Array, q: Array, tolerance: float, thr
         kernel(*(side[part] if len(side) == len(out) else side for side in (p, q)), tolerance, out[part])
 
     _in_threads(fill, len(out), min(threads, out.size * p.shape[-1] // _ENTRIES_PER_THREAD))
-    return None if np.isnan(out).any() else out.reshape(lead).astype(dtype)
+    if np.isnan(out).any():
+        return None
+    return out.reshape(lead).astype(dtype) if lead else np.float64(out.astype(dtype)[0])
 
 
 def _numpy_rows(p: Array, q: Array, tolerance: float, out: Array) -> None:

@@ -1,0 +1,127 @@
+"""Entropies and cross-entropies of distributions against quadrature, SciPy, PyTorch and enumeration."""
+
+import numpy as np
+import pytest
+import scipy.stats as st
+import torch
+
+from kullback import cross_entropy, entropy, kl
+from kullback import families as f
+from kullback.closed_forms.entropies import ENTROPIES
+from kullback.errors import KullbackError, NoClosedFormError, SupportError
+
+# Each family with the distribution of SciPy, whose entropy is an independent implementation.
+CASES = [
+    (f.Bernoulli(probs=0.3), st.bernoulli(0.3)),
+    (f.Bernoulli(logits=1.5), st.bernoulli(1 / (1 + np.exp(-1.5)))),
+    (f.Beta(concentration1=2.5, concentration0=0.75), st.beta(2.5, 0.75)),
+    (f.Cauchy(loc=3.0, scale=2.0), st.cauchy(3.0, 2.0)),
+    (f.ChiSquared(df=3.5), st.chi2(3.5)),
+    (f.Dirichlet(concentration=[0.5, 2.0, 3.0]), st.dirichlet([0.5, 2.0, 3.0])),
+    (f.Exponential(rate=4.0), st.expon(scale=0.25)),
+    (f.Gamma(concentration=2.5, rate=3.0), st.gamma(2.5, scale=1 / 3)),
+    (f.Geometric(probs=0.25), st.geom(0.25)),
+    (f.Geometric(logits=-1.0), st.geom(1 / (1 + np.exp(1.0)))),
+    (f.Gumbel(loc=1.0, scale=2.0), st.gumbel_r(1.0, 2.0)),
+    (f.HalfCauchy(scale=2.0), st.halfcauchy(scale=2.0)),
+    (f.HalfNormal(scale=2.0), st.halfnorm(scale=2.0)),
+    (f.InverseGamma(concentration=2.5, rate=3.0), st.invgamma(2.5, scale=3.0)),
+    (f.Laplace(loc=1.0, scale=2.0), st.laplace(1.0, 2.0)),
+    (f.LogNormal(loc=1.0, scale=0.5), st.lognorm(0.5, scale=np.e)),
+    (f.Logistic(loc=1.0, scale=2.0), st.logistic(1.0, 2.0)),
+    (f.Maxwell(scale=2.0), st.maxwell(scale=2.0)),
+    (f.Normal(loc=1.0, scale=2.0), st.norm(1.0, 2.0)),
+    (f.Pareto(scale=2.0, alpha=3.0), st.pareto(3.0, scale=2.0)),
+    (f.Rayleigh(scale=2.0), st.rayleigh(scale=2.0)),
+    (f.StudentT(df=4.5, loc=1.0, scale=2.0), st.t(4.5, 1.0, 2.0)),
+    (f.Uniform(low=-1.0, high=3.0), st.uniform(-1.0, 4.0)),
+    (f.Weibull(scale=2.0, concentration=1.5), st.weibull_min(1.5, scale=2.0)),
+    *(
+        (
+            f.MultivariateNormal(loc=[0.0, 1.0], **{name: matrix}),
+            st.multivariate_normal([0.0, 1.0], [[2.0, 0.5], [0.5, 1.0]]),
+        )
+        for name, matrix in {
+            "covariance_matrix": [[2.0, 0.5], [0.5, 1.0]],
+            "precision_matrix": np.linalg.inv([[2.0, 0.5], [0.5, 1.0]]),
+            "scale_tril": np.linalg.cholesky([[2.0, 0.5], [0.5, 1.0]]),
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "scipy_distribution"), CASES, ids=lambda x: type(x).__name__)
+def test_entropies_agree_with_scipy(family, scipy_distribution):
+    got = entropy(family)
+    assert type(got) is np.float64
+    assert got == pytest.approx(float(scipy_distribution.entropy()), rel=1e-9, abs=1e-9)
+
+
+def test_entropies_without_a_distribution_of_scipy():
+    probs = np.asarray([0.2, 0.3, 0.5])
+    truth = -(probs * np.log(probs)).sum()
+    for family in (f.Categorical, f.OneHotCategorical):
+        assert entropy(family(probs=probs)) == pytest.approx(truth, rel=1e-14)
+        assert entropy(family(logits=np.log(probs) + 3)) == pytest.approx(truth, rel=1e-14)
+    a, b = 2.5, 1.5
+    x = (np.arange(2_000_000) + 0.5) / 2_000_000
+    density = a * b * x ** (a - 1) * (1 - x**a) ** (b - 1)
+    truth = -(density * np.log(density)).mean()
+    assert entropy(f.Kumaraswamy(concentration1=a, concentration0=b)) == pytest.approx(truth, abs=1e-6)
+    covered = {type(family) for family, _ in CASES} | {f.Categorical, f.OneHotCategorical, f.Kumaraswamy}
+    assert covered == set(ENTROPIES)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        torch.distributions.Normal(torch.tensor([0.0, 1.0], dtype=torch.float64), 2.0),
+        torch.distributions.Gamma(torch.tensor(2.5, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)),
+        torch.distributions.Categorical(logits=torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64)),
+        torch.distributions.Independent(
+            torch.distributions.Laplace(torch.zeros(3).double(), torch.ones(3).double()), 1
+        ),
+        torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double() * 2),
+    ],
+    ids=repr,
+)
+def test_entropies_agree_with_torch(distribution):
+    torch.testing.assert_close(entropy(distribution), distribution.entropy(), rtol=1e-9, atol=1e-12)
+
+
+def test_entropies_are_differentiable_and_keep_the_dtype():
+    scale = torch.tensor([0.5, 2.0], requires_grad=True)
+    values = entropy(torch.distributions.Normal(0.0, scale))
+    values.sum().backward()
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(scale.grad, 1 / scale.detach())
+
+
+def test_scipy_distributions_and_cross_entropies():
+    p, q = st.norm(0.0, 1.0), st.norm(1.0, 2.0)
+    x = np.linspace(-12, 12, 200_001)
+    truth = -(p.pdf(x) * q.logpdf(x)).sum() * (x[1] - x[0])
+    assert cross_entropy(p, q) == pytest.approx(truth, rel=1e-9)
+    assert cross_entropy(p, p) == pytest.approx(p.entropy(), rel=1e-12)
+    bounded, line = f.Uniform(low=0.0, high=1.0), f.Normal(loc=0.0, scale=1.0)
+    assert cross_entropy(line, bounded) == np.inf
+    assert cross_entropy(bounded, line) == pytest.approx(entropy(bounded) + kl(bounded, line))
+
+
+def test_arrays_are_probabilities_as_before():
+    assert entropy([0.5, 0.5]) == np.log(2)
+    assert cross_entropy([0.5, 0.5], [0.25, 0.75]) == pytest.approx(-np.log(0.25 * 0.75) / 2)
+    assert entropy([[0.5, 0.5]], axis=1).shape == (1,)
+
+
+def test_other_inputs_are_refused_in_one_line():
+    with pytest.raises(NoClosedFormError, match="entropy_of"):
+        entropy(f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 1.0], scales=[1.0, 1.0]))
+    with pytest.raises(SupportError, match="axis="):
+        entropy(f.Normal(loc=0.0, scale=1.0), axis=0)
+    with pytest.raises(SupportError, match="infinite"):
+        entropy(f.Geometric(probs=0.0))
+    with pytest.raises(TypeError, match="expected a distribution"):
+        cross_entropy([0.5, 0.5], f.Bernoulli(probs=0.5))
+    with pytest.raises(KullbackError, match="class object"):
+        entropy(object())
