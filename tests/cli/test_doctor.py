@@ -1,6 +1,7 @@
 """`kullback doctor` on trained runs: faults inserted into the trainer, correct runs, and invalid input."""
 
 import copy
+import importlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from kullback import KLBudget
 from kullback.budget.controllers import PPO2017
 from kullback.cli import main
 from kullback.integrations.transformers import completion_log_prob, last_hidden
+from kullback.runs.lock import run_lock
 from kullback.train.grpo import GRPOPlan, train_grpo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -441,3 +443,196 @@ def test_runs_are_checked_without_importing_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "error kl-at-start" in done.stdout
+
+
+# -- the files of a run: order, damage, directories --
+
+
+def write_run(path: Path, rows: Any, config: Any = None, name: str = "metrics.jsonl") -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config or {"kind": "grpo", "model": "absent", "budget": None}))
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    (path / name).write_text(text)
+    return path
+
+
+def correct_rows(steps: int = 12) -> list[dict[str, Any]]:
+    return [{"step": i, "kl_policy_ref_per_token": 0.01 * (i - 1), "loss": 0.1} for i in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "sft", "vae", "bottleneck"])
+@pytest.mark.parametrize("steps", [[1, 2, 3, 3, 4], [1, 1, 2, 2, 3, 3], [1, 2, 3, 1, 2]])
+def test_rows_of_two_processes(kind: str, steps: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, [{"step": step, "loss": 0.1} for step in steps], {"kind": kind, "clip": 0.2})
+    status, [found] = run_doctor(capsys, run)
+    assert (status, found["name"], found["severity"]) == (1, "rows-out-of-order", "error")
+
+
+def test_evaluations_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, correct_rows())
+    (run / "evaluations.jsonl").write_text('{"step": 0}\n{"step": 0}\n')
+    assert names(run_doctor(capsys, run)[1]) == ["rows-out-of-order"]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "sft", "vae"])
+def test_a_run_that_died_of_nan(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": None, "gradient_norm": None}]
+    run = write_run(tmp_path, rows, {"kind": kind, "steps": 60, "clip": 0.2})
+    status, found = run_doctor(capsys, run)
+    assert (status, names(found)) == (1, ["training-not-finite", "unfinished"])
+    assert found[0]["evidence"]["first step"] == 3
+    write_run(tmp_path, rows[:2], {"kind": kind, "steps": 60, "clip": 0.2})  # training stopped before the row
+    status, [found] = run_doctor(capsys, run)
+    assert (status, found["name"], found["severity"]) == (1, "unfinished", "warning")
+    assert found["evidence"] == {"last step": 2, "steps": 60}
+
+
+def test_a_run_that_trains_or_that_has_a_model_is_not_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", correct_rows(), {"kind": "grpo", "steps": 60})
+    assert names(run_doctor(capsys, run)[1]) == ["unfinished"]
+    with run_lock(run):
+        assert run_doctor(capsys, run) == (0, [])
+    (run / "model").mkdir()
+    assert run_doctor(capsys, run) == (0, [])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 3, "lo\n', "not JSON"),
+        ("\n", "not JSON"),
+        ("\x00\x00\x00\n", "not JSON"),
+        ("[" * 100_000 + "\n", "not JSON"),
+        ("[1]\n", 'a number under "step"'),
+        ("3\n", 'a number under "step"'),
+        ('{"loss": 1}\n', 'a number under "step"'),
+        ('{"step": "3"}\n', 'a number under "step"'),
+        ('{"step": null}\n', 'a number under "step"'),
+        ('{"step": NaN}\n', 'a number under "step"'),
+    ],
+)
+def test_a_damaged_line_is_named(
+    name: str, line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, correct_rows())
+    write_run(tmp_path, '{"step": 1}\n{"step": 2}\n' + line + '{"step": 4}\n', name=name)
+    assert main(["doctor", str(run)]) == 2
+    captured = capsys.readouterr()
+    assert f"{run / name}: line 3: " in captured.err
+    assert message in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_bytes_that_are_not_text_and_an_unfinished_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, correct_rows())
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 13, "kl_policy_')
+    assert run_doctor(capsys, run) == (0, [])
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    assert main(["doctor", str(run)]) == 2
+    assert "line 13: " in capsys.readouterr().err
+
+
+def test_every_run_of_a_directory_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", correct_rows())
+    write_run(tmp_path / "b" / "inner", correct_rows()[5:6] * 2)
+    write_run(tmp_path / "c", correct_rows(), {"kind": "sft"})
+    (tmp_path / "notes").mkdir()
+    capsys.readouterr()
+    assert main(["doctor", "--json", str(tmp_path)]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert {path: [finding["name"] for finding in of_run] for path, of_run in findings.items()} == {
+        str(tmp_path / "a"): [],
+        str(tmp_path / "b" / "inner"): ["rows-out-of-order"],
+        str(tmp_path / "c"): [],
+    }
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'a'}: nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "the directory is empty"),
+        (["adapter_config.json", "adapter_model.safetensors"], "it is an adapter"),
+        (["events.out.tfevents.1700000000.host.1.0"], "logs of TensorBoard"),
+        (["model.safetensors", "optimizer.safetensors"], "it has weights"),
+        (["a.txt", "b.txt", "c.txt", "d.txt"], "it has a.txt, b.txt, c.txt, ..."),
+    ],
+)
+def test_directories_that_are_no_run(
+    files: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    assert main(["doctor", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("notes.json", '{"a": 1}', "expected settings of TRL"),
+        ("empty.json", "{}", "an empty object"),
+        ("config.json", '{"model_type": "llama", "vocab_size": 9}', "expected settings of TRL"),
+        ("config.json", '{"kind": "vae"}', "expected settings of TRL"),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": 8}', "expected settings of TRL"),
+        ("trainer_state.json", '{"log_history": []}', "expected the log of a policy's training"),
+        ("trainer_state.json", '{"log_history": [3, null]}', "expected the log of a policy's training"),
+        ("metrics.jsonl", '{"step": 1}\n', "pass the run directory"),
+        ("report.html", "<html>", "pass the run directory"),
+        ("events.out.tfevents.17.host", "\x00", "logs of TensorBoard"),
+        ("model.safetensors", "\x00\x01\xff", "not JSON"),
+        ("deep.json", "[" * 100_000, "not JSON"),
+        ("deep.json", '{"beta": ' * 50_000, "not JSON"),
+        ("empty.yaml", "", "expected an object of settings"),
+        ("grpo.json", '{"beta": "high"}', "expected a number as beta"),
+        ("grpo.json", '{"learning_rate": [1]}', "expected a number as learning_rate"),
+        ("grpo.json", '{"top_p": NaN}', "expected a number as top_p"),
+        ("config.json", '{"kind": "grpo", "settings": 3}', "expected an object of settings"),
+        ("config.json", '{"kind": "ppo", "budget": 3}', "as budget"),
+    ],
+)
+def test_files_that_are_no_run(
+    name: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["doctor", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("budget", [{"target": "x"}, {"target": 0}, {"target": None}, {"target": 0.1, "price_max": []}])
+def test_a_budget_that_is_not_a_number(budget: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, correct_rows(), {"kind": "grpo", "budget": {"unit": "token", **budget}})
+    assert main(["doctor", str(run)]) == 2
+    assert "of the budget, got" in capsys.readouterr().err
+
+
+def test_a_trainer_state_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": step, "reward": 1.0, "kl": 0.01 * step, "loss": 0.1} for step in range(2, 9)]
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"log_history": rows}))
+    assert run_doctor(capsys, path) == (0, [])
+    path.write_text(json.dumps({"log_history": [*rows, {"step": 9, "reward": 1.0, "loss": math.nan}]}))
+    assert names(run_doctor(capsys, path)[1]) == ["training-not-finite"]
+
+
+def test_an_interrupt_has_its_own_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("kullback.doctor.run"), "doctor_path", interrupt)
+    assert main(["doctor", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "kullback: interrupted\n"

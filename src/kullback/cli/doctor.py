@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.output import strict
+
 __all__ = ["add_parser"]
 
 HAS_FINDINGS = 1
-EPILOG = """Exit status: 0 without findings, 1 with findings, 2 for invalid input. docs/doctor.md explains every
-finding."""
+EPILOG = """Exit status: 0 without findings, 1 with findings, 2 for invalid input, 130 after Ctrl-C. docs/doctor.md
+explains every finding."""
 
 
 def add_parser(commands: Any) -> None:
@@ -20,20 +22,20 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="a run directory of `kullback train grpo` or `kullback train ppo`, a directory with checkpoints of TRL, "
-        "or a JSON or YAML file of TRL's settings",
+        help="a run directory of `kullback train`, a directory with checkpoints of TRL, a directory of such "
+        "directories, or a JSON or YAML file of TRL's settings",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kullback.doctor.run import doctor_path
+    from kullback.doctor.run import doctor_path, find_runs
 
-    findings = {str(path): doctor_path(path) for path in options.runs}
+    findings = {str(run): doctor_path(run) for path in options.runs for run in find_runs(path)}
     if options.json:
         content = {path: [finding.to_dict() for finding in of_path] for path, of_path in findings.items()}
-        print(json.dumps({"findings": content}, allow_nan=False))
+        print(json.dumps(strict({"findings": content}), allow_nan=False))
     else:
         print("\n\n".join(_as_text(path, of_path) for path, of_path in findings.items()))
     return HAS_FINDINGS if any(findings.values()) else 0

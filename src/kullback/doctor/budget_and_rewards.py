@@ -1,14 +1,15 @@
 """Checks of the KL budget and the rewards of a run, from its rows of metrics; docs/metrics.md explains the keys."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import Row, finite_values, kl_keys, second_half
+from kullback.doctor.logged_kl import Row, finite_values, kl_keys, logged_std_errors, number, second_half
+from kullback.doctor.sampling_error import exceeds, std_error_of_mean, upper_bound_of_mean
 from kullback.runs.metrics import kl_key
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 
 _MIN_STEPS = 5  # before conclusions about a whole run are drawn
 _DEFAULT_COUNT = 128  # prompts of an evaluation that does not state their number
+_DIFFERENCE_IN_STD_ERRORS = 6.0  # of one value; the standard error of a difference is sqrt(2) times larger
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,27 @@ class BudgetRows:
         return [value for _, value in second_half(finite_values(self.metrics, self.key))]
 
     @cached_property
+    def are_evaluations(self) -> bool:
+        """Whether `values` are of the evaluations."""
+        return len(second_half(finite_values(self.evaluations, self.key))) >= 3
+
+    @cached_property
     def values(self) -> list[float]:
         """The constrained KL in the second half of the evaluations; of the metrics if these are fewer than 3."""
-        evaluated = [value for _, value in second_half(finite_values(self.evaluations, self.key))]
-        return evaluated if len(evaluated) >= 3 else self.logged
+        rows = self.evaluations if self.are_evaluations else self.metrics
+        return [value for _, value in second_half(finite_values(rows, self.key))]
 
     @cached_property
     def kl(self) -> float:
         return fmean(self.values)
+
+    @cached_property
+    def kl_std_error(self) -> float:
+        """The standard error of `kl`. Evaluations use the same prompts each time, so that they share their errors."""
+        rows = self.evaluations if self.are_evaluations else self.metrics
+        errors = logged_std_errors(rows, self.key)
+        are_shared = self.are_evaluations or self.key == kl_key("step", states="reference")
+        return std_error_of_mean(self.values, errors[len(errors) // 2 :], shared=are_shared)
 
     @cached_property
     def betas(self) -> list[float]:
@@ -76,6 +91,7 @@ class BudgetRows:
         facts = {
             f"mean {self.key} of the second half": self.kl,
             "budget": self.target,
+            "standard error of this mean": self.kl_std_error,
             "kl/budget": self.kl / self.target,
         }
         return {**facts, "last beta": self.betas[-1]} if self.late_prices else facts
@@ -156,7 +172,8 @@ def check_beta_at_upper_bound(rows: BudgetRows) -> list[Finding]:
 def check_beta_divergence(rows: BudgetRows) -> list[Finding]:
     """Check that beta does not grow without bound.
 
-    Criterion: the last beta is at most 10^4 times the first.
+    Criterion: the last beta is at most 10^4 times the first positive beta, or at most 10 times the beta in the middle
+    of the run. A controller may start with a beta of 0, or with a beta that is much too small.
 
     Args:
         rows: The rows of the run.
@@ -164,19 +181,21 @@ def check_beta_divergence(rows: BudgetRows) -> list[Finding]:
     Returns:
         `beta-diverges` (error), or nothing.
     """
-    if not rows.betas or rows.betas[-1] <= 1e4 * max(rows.betas[0], 1e-12):
+    first = next((beta for beta in rows.betas if beta > 0), math.inf)
+    if not rows.betas or rows.betas[-1] <= 1e4 * first or rows.betas[-1] <= 10 * rows.betas[len(rows.betas) // 2]:
         return []
     cause = "beta diverges: the controller raises it without bound, and the KL does not change in response"
     remedy = (
         "bound beta, and check that the gradient of the penalty is the gradient of the measured KL; KLBudget does both"
     )
-    return [Finding("beta-diverges", "error", cause, remedy, {**rows.evidence, "first beta": rows.betas[0]})]
+    return [Finding("beta-diverges", "error", cause, remedy, {**rows.evidence, "first beta": first})]
 
 
 def check_over_budget(rows: BudgetRows) -> list[Finding]:
     """Check that the KL is not above its budget.
 
-    Criterion: the mean KL of the second half of the run is at most 1.2 times the budget.
+    Criterion: the mean KL of the second half of the run is at most 1.2 times the budget, or sampling errors explain
+    the difference.
 
     Args:
         rows: The rows of the run.
@@ -184,7 +203,8 @@ def check_over_budget(rows: BudgetRows) -> list[Finding]:
     Returns:
         `over-budget` (error), or nothing.
     """
-    if rows.kl <= 1.2 * rows.target:
+    count = _DEFAULT_COUNT if rows.are_evaluations else len(rows.values)
+    if not exceeds(rows.kl, 1.2 * rows.target, rows.kl_std_error, count, probability=1e-3):
         return []
     cause = "the KL stays above its budget: the steps are too large, or one step changes the KL by more than the budget"
     if not rows.late_prices:
@@ -197,9 +217,9 @@ def check_over_budget(rows: BudgetRows) -> list[Finding]:
 def check_budget_not_reached(rows: BudgetRows) -> list[Finding]:
     """Check that the KL reaches its budget.
 
-    Criterion: the mean KL of the second half of the run is at least half the budget, unless the KL still rises and
-    beta is above its lower bound. The KL still rises if its mean over the last third of these values is at least 1.1
-    times its mean over the first third.
+    Criterion: the mean KL of the second half of the run is at least half the budget, or an upper bound on its
+    expectation is, unless the KL still rises and beta is above its lower bound. The KL still rises if its mean over the
+    last third of these values is at least 1.1 times its mean over the first third.
 
     Args:
         rows: The rows of the run.
@@ -208,7 +228,10 @@ def check_budget_not_reached(rows: BudgetRows) -> list[Finding]:
         `budget-not-reached` (warning), or nothing.
     """
     at_lower_bound = bool(rows.late_prices) and rows.late_prices[-1] <= rows.price[0] * (1 + 1e-9)
-    if rows.kl >= 0.5 * rows.target or not (at_lower_bound or _has_stopped_rising(rows.values)):
+    upper = rows.kl + 4 * rows.kl_std_error
+    if not rows.are_evaluations:  # a mean of skewed values is often far below its expectation
+        upper = max(upper, upper_bound_of_mean(rows.values))
+    if upper >= 0.5 * rows.target or not (at_lower_bound or _has_stopped_rising(rows.values)):
         return []
     evidence = rows.evidence
     cause = (
@@ -237,7 +260,7 @@ def _has_stopped_rising(values: Sequence[float]) -> bool:
 
 
 class _RewardChange(NamedTuple):
-    """A reward before, a reward now, and three standard errors of a reward with two values; all 0 if unknown."""
+    """A reward before, a reward now, and the margin of their difference; all 0 if unknown."""
 
     before: float
     now: float
@@ -255,6 +278,8 @@ def check_reward_hacking(
     proxies: Sequence[str],
     watched: Sequence[str] = (),
     budget: tuple[str, float] | None = None,
+    metrics: Sequence[Row] = (),
+    completions: int | None = None,
 ) -> list[Finding]:
     """Check that the watched rewards do not fall and that the text does not degenerate while a reward is optimised.
 
@@ -265,6 +290,8 @@ def check_reward_hacking(
         proxies: The names of the optimised rewards.
         watched: The names of the rewards that are logged but not optimised.
         budget: The key of the constrained KL and its budget in nats; None: no budget.
+        metrics: One row for each step, whose variation gives the standard errors of the rewards.
+        completions: The number of completions of a step; None: at least as many as of an evaluation.
 
     Returns:
         A finding named `reward-hacking`, `collapse` or `degeneration`, or nothing.
@@ -277,9 +304,10 @@ def check_reward_hacking(
     """
     if len(evaluations) < 2:
         return []
+    errors = {name: _reward_std_error(metrics, evaluations, name, completions) for name in (*proxies, *watched)}
     if watched:
-        return check_watched_rewards(evaluations, proxies=proxies, watched=watched, budget=budget)
-    return check_degeneration(evaluations, proxies=proxies, budget=budget)
+        return check_watched_rewards(evaluations, proxies=proxies, watched=watched, budget=budget, std_errors=errors)
+    return check_degeneration(evaluations, proxies=proxies, budget=budget, std_errors=errors)
 
 
 _HACKING_REMEDY = (
@@ -293,11 +321,13 @@ def check_watched_rewards(
     proxies: Sequence[str],
     watched: Sequence[str],
     budget: tuple[str, float] | None = None,
+    std_errors: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     """Check that no watched reward falls.
 
     Criterion: the last value of each watched reward is at most three standard errors below its best earlier value.
-    The standard error of a reward with two values is 0.5 * max |value| / sqrt(count). If a reward fell further, the
+    The standard error of a reward with two values is 0.5 * max |value| / sqrt(count). A larger standard error in
+    `std_errors`, or in the rows of the evaluations, takes precedence. If a reward fell further, the
     finding is `collapse` where the optimised rewards fell as well, to within one such margin, and `reward-hacking`
     otherwise. Changes of the optimised rewards are from their first to their last value.
 
@@ -306,12 +336,13 @@ def check_watched_rewards(
         proxies: The names of the optimised rewards.
         watched: The names of the watched rewards.
         budget: The key of the constrained KL and its budget in nats; None: no budget.
+        std_errors: The standard error of one evaluation by the name of a reward, where it is known.
 
     Returns:
         `reward-hacking` (error) or `collapse` (error), or nothing.
     """
     for name in watched:
-        change = _reward_change(evaluations, name, from_best=True)
+        change = _reward_change(evaluations, name, std_errors, from_best=True)
         if change.now >= change.before - change.margin or not change.margin:
             continue
         evidence = {
@@ -320,7 +351,7 @@ def check_watched_rewards(
             **_text_changes(evaluations),
             **_kl_evidence(evaluations, budget),
         }
-        if _proxy_gain(evaluations, proxies) > change.in_margins + 1:
+        if _proxy_gain(evaluations, proxies, std_errors) > change.in_margins + 1:
             cause = f"reward hacking: {name} fell, while the optimised reward did not fall"
             return [Finding("reward-hacking", "error", cause, _HACKING_REMEDY, evidence)]
         cause = f"the policy became worse: {name} fell, and the optimised reward fell too"
@@ -330,7 +361,11 @@ def check_watched_rewards(
 
 
 def check_degeneration(
-    evaluations: Sequence[Row], *, proxies: Sequence[str], budget: tuple[str, float] | None = None
+    evaluations: Sequence[Row],
+    *,
+    proxies: Sequence[str],
+    budget: tuple[str, float] | None = None,
+    std_errors: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     """Check that the text does not degenerate while the optimised reward rises.
 
@@ -342,12 +377,13 @@ def check_degeneration(
         evaluations: One row for each evaluation, at least two.
         proxies: The names of the optimised rewards.
         budget: The key of the constrained KL and its budget in nats; None: no budget.
+        std_errors: The standard error of one evaluation by the name of a reward, where it is known.
 
     Returns:
         `degeneration` (warning), or nothing.
     """
     changes = _text_changes(evaluations)
-    if not changes or _proxy_gain(evaluations, proxies) <= 1:
+    if not changes or _proxy_gain(evaluations, proxies, std_errors) <= 1:
         return []
     cause = (
         f"the optimised reward rose while the text degenerated ({', '.join(sorted(changes))}): the policy may exploit "
@@ -357,19 +393,38 @@ def check_degeneration(
     return [Finding("degeneration", "warning", cause, f"read samples of the completions; {_HACKING_REMEDY}", evidence)]
 
 
-def _reward_change(evaluations: Sequence[Row], name: str, *, from_best: bool) -> _RewardChange:
+def _reward_change(
+    evaluations: Sequence[Row], name: str, std_errors: Mapping[str, float] | None = None, *, from_best: bool
+) -> _RewardChange:
     """The change of a reward from its first value, or from its best value before the last, to its last value."""
     values = [value for _, value in finite_values(evaluations, f"rewards/{name}")]
     if len(values) < 2:
         return _RewardChange(0.0, 0.0, 0.0)
-    count = min(row.get("count") or _DEFAULT_COUNT for row in evaluations)
+    count = min(number(row, "count") or _DEFAULT_COUNT for row in evaluations)
     before = max(values[:-1]) if from_best else values[0]
-    return _RewardChange(before, values[-1], 1.5 * max(map(abs, values)) / math.sqrt(count))
+    of_two_values = 1.5 * max(map(abs, values)) / math.sqrt(count)
+    logged = [error for error in logged_std_errors(evaluations, f"rewards/{name}") if error is not None]
+    std_error = max([*logged, (std_errors or {}).get(name, 0.0)])
+    # The best of n values exceeds their expectation by about sqrt(2 log n) standard errors.
+    factor = _DIFFERENCE_IN_STD_ERRORS + math.sqrt(2 * math.log(len(values) - 1))
+    return _RewardChange(before, values[-1], max(of_two_values, factor * std_error))
 
 
-def _proxy_gain(evaluations: Sequence[Row], proxies: Sequence[str]) -> float:
+def _reward_std_error(metrics: Sequence[Row], evaluations: Sequence[Row], name: str, completions: int | None) -> float:
+    """The standard error of a reward in one evaluation, from its variation between steps; 0 where it is unknown."""
+    values = [value for _, value in finite_values(metrics, f"rewards/{name}")]
+    if len(values) < _MIN_STEPS:
+        return 0.0
+    of_a_step = std_error_of_mean(values, [None] * len(values)) * math.sqrt(len(values))
+    count = min((number(row, "count") or _DEFAULT_COUNT for row in evaluations), default=_DEFAULT_COUNT)
+    return of_a_step * math.sqrt((completions or count) / count)
+
+
+def _proxy_gain(
+    evaluations: Sequence[Row], proxies: Sequence[str], std_errors: Mapping[str, float] | None = None
+) -> float:
     """The sum of the changes of the optimised rewards, each in units of three standard errors."""
-    return sum(_reward_change(evaluations, name, from_best=False).in_margins for name in proxies)
+    return sum(_reward_change(evaluations, name, std_errors, from_best=False).in_margins for name in proxies)
 
 
 def _proxy_evidence(evaluations: Sequence[Row], proxies: Sequence[str]) -> dict[str, str]:

@@ -1,25 +1,41 @@
 """The doctor for the files of a run: a run directory, an output directory of TRL, or a file of settings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from kullback.doctor.budget_and_rewards import check_budget, check_reward_hacking
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import check_learning, check_logged_kl
+from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
+from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["doctor_path"]
+__all__ = ["check_finished", "check_order", "doctor_path", "find_runs"]
 
 Row = dict[str, Any]
 
 _TRL_KEYS = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
+_POLICIES = ("grpo", "ppo")
+_OTHER_KINDS = ("sft", "vae", "bottleneck")  # runs without a KL between a policy and a reference
+_MAX_DEPTH = 3  # of a run below a directory of runs
+
+_NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "top_k", "top_p")
+_FLAGS = ("sync_ref_model", "use_bias_correction_kl", "use_vllm", "vllm_importance_sampling_correction")
+# Fields by which a file of settings of TRL is recognised.
+_SETTINGS = {
+    *(*_NUMERIC_SETTINGS, *_FLAGS, "clip", "epsilon", "max_completion_length", "max_prompt_length", "max_steps"),
+    *("num_generations", "num_iterations", "num_train_epochs", "per_device_train_batch_size", "steps_per_generation"),
+    *("gradient_accumulation_steps", "loss_type", "scale_rewards", "temperature", "ref_model_sync_steps", "bf16"),
+    *("ref_model_mixup_alpha", "reward_weights", "lr_scheduler_type", "logging_steps", "save_steps", "output_dir"),
+    *("disable_dropout", "mask_truncated_completions", "generation_batch_size", "max_grad_norm", "warmup_ratio"),
+}
 
 
 def doctor_path(path: Path) -> list[Finding]:
@@ -44,51 +60,251 @@ def doctor_path(path: Path) -> list[Finding]:
         ['kl-sign']
     """
     if path.is_file():
-        findings = _check_settings(_read_mapping(path))
+        findings = _check_file(path)
     elif not path.is_dir():
         raise InputError(
             f"{path}: no such file or directory; expected a run directory, or a JSON or YAML file of settings"
         )
     elif (state := _trl_state_file(path)) is not None:
-        findings = _check_trl_history(state)
+        findings = _check_trl_history(state, _read_mapping(state))
+    elif not (path / "config.json").is_file():
+        raise InputError(f"{path}: expected a run directory, found no config.json in it{_other_content(path)}")
     else:
         findings = _check_run(RunDirectory(path))
     return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
+def find_runs(path: Path) -> list[Path]:
+    """Return the runs in a directory of runs.
+
+    Args:
+        path: A path that a user passes to the doctor.
+
+    Returns:
+        The run directories and TRL's output directories below `path`, sorted by name, where `path` is a directory
+        that is not a run itself; otherwise `path` alone.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> for name in ("b", "a"):
+        ...     RunDirectory(directory / name).create({"kind": "grpo"})
+        >>> [run.name for run in find_runs(directory)]
+        ['a', 'b']
+    """
+    try:
+        if not path.is_dir() or _is_run(path) or (path / "config.json").is_file():
+            return [path]
+        directories = [path]
+        runs: list[Path] = []
+        for _ in range(_MAX_DEPTH):
+            inner = [child for parent in directories for child in sorted(parent.iterdir()) if child.is_dir()]
+            runs += [child for child in inner if _is_run(child)]
+            directories = [child for child in inner if not _is_run(child)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return sorted(runs) or [path]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a directory has the files of a run of kullback or the checkpoints of TRL."""
+    if _trl_state_file(path) is not None:
+        return True
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return (path / "metrics.jsonl").is_file()
+    return isinstance(config, dict) and config.get("kind") in (*_POLICIES, *_OTHER_KINDS)
+
+
+def _other_content(path: Path) -> str:
+    """The end of the message for a directory that is not a run: what it contains instead."""
+    try:
+        names = sorted(child.name for child in path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not names:
+        return ": the directory is empty"
+    if "adapter_config.json" in names:
+        return ": it is an adapter of PEFT; pass the run directory that it was trained in"
+    if any("tfevents" in name for name in names):
+        return ": it has logs of TensorBoard; pass the output directory of TRL, which has checkpoints"
+    if any(name.endswith((".safetensors", ".bin", ".pt", ".zip")) for name in names):
+        return ": it has weights; pass the run directory that they were trained in"
+    return f", nor in the directories below it; it has {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _check_file(path: Path) -> list[Finding]:
+    """Check a file of settings, the config.json of a run, or the trainer_state.json of a checkpoint."""
+    if "tfevents" in path.name:
+        raise InputError(f"{path}: expected a run directory or a file of settings, got logs of TensorBoard")
+    if path.suffix in (".jsonl", ".html", ".csv"):
+        raise InputError(
+            f"{path}: expected a run directory or a JSON or YAML file of settings, got a file {path.suffix}; pass the "
+            "run directory"
+        )
+    content = _read_mapping(path)
+    if "log_history" in content:
+        return _check_trl_history(path, content)
+    is_config = "kind" in content and content["kind"] in _POLICIES
+    if not is_config and not _SETTINGS & content.keys():
+        raise InputError(
+            f"{path}: expected settings of TRL such as beta or learning_rate, or the config.json of a run of kullback "
+            f"train grpo or ppo; got {_keys_as_text(content)}"
+        )
+    return _check_settings(path, content)
+
+
+def _keys_as_text(content: Row) -> str:
+    if not content:
+        return "an empty object"
+    names = [str(key)[:40] for key in content]
+    return f"an object with the keys {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+
+
 def _check_run(run: RunDirectory) -> list[Finding]:
     config = run.config()
-    if not isinstance(config, dict) or config.get("kind") not in ("grpo", "ppo"):
-        raise InputError(f"{run.path}: expected a run of kullback train grpo or ppo, got a config.json of another kind")
-    try:
-        metrics, evaluations = run.metrics(), run.evaluations()
-    except json.JSONDecodeError as error:
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if kind not in (*_POLICIES, *_OTHER_KINDS):
+        got = f"kind {kind!r}" if kind is not None else _keys_as_text(config) if isinstance(config, dict) else config
+        is_model = isinstance(config, dict) and bool({"model_type", "architectures"} & config.keys())
         raise InputError(
-            f"{run.path}: metrics.jsonl or evaluations.jsonl has a line that is not JSON; remove this line"
-        ) from error
+            f"{run.path}: expected a run of kullback train grpo or ppo, got a config.json of another kind: "
+            f"{'the configuration of a model; pass the run directory' if is_model else got}"
+        )
+    metrics, evaluations = run.metrics(), run.evaluations()
     if not metrics:
         raise InputError(f"{run.path}: expected at least one row in metrics.jsonl, got none: no step was taken yet")
+    findings = check_order(metrics, evaluations)
+    is_ordered = not findings
+    findings += check_finite_training(metrics)
+    is_finished = run.model.is_dir() or is_locked(run.path)
+    findings += [] if is_finished else check_finished(metrics, config.get("steps"))
+    if kind in _POLICIES and is_ordered:  # the rows of two processes are no series
+        findings += _check_policy_run(run.path, config, metrics, evaluations)
+    if kind in _POLICIES:
+        names = {finding.name for finding in findings}
+        settings = _check_settings(run.path / "config.json", config)
+        findings += [finding for finding in settings if finding.name not in names]
+    return findings
+
+
+def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: list[Row]) -> list[Finding]:
+    """Check the KL, the budget and the rewards of a run, whose rows are in the order of the steps."""
     # PPO measures the KL after the epochs on a rollout, so its first row is of a changed policy.
     findings = check_logged_kl(metrics, evaluations, first_is_reference=config["kind"] == "grpo")
     findings = [
         _attribute_to_dropout(finding, config) if finding.name == "kl-at-start" else finding for finding in findings
     ]
+    settings = config.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{path / 'config.json'}: expected an object of settings, got {settings!r}")
+    if settings.get("mask_truncated_completions"):  # TRL's lengths then include completions that the KL excludes
+        findings = [finding for finding in findings if finding.name != "mask-mismatch"]
     findings += check_learning(metrics)
     constraint = None
     if (key := constrained_kl(config)) is not None:
         budget = config["budget"]
-        target = float(budget["target"])
+        target, lower, upper = (
+            _number_of_budget(path, budget, name, default)
+            for name, default in (("target", None), ("price_min", 0.0), ("price_max", inf))
+        )
         constraint = key, target
-        # The controllers other than KLBudget do not bound beta.
-        price = (float(budget.get("price_min", 0.0)), float(budget.get("price_max", inf)))
-        # An evaluation has the KL of a single update, so the KL to the old policy is checked by the metrics only.
+        # The controllers other than KLBudget do not bound beta. An evaluation has the KL of a single update, so the KL
+        # to the old policy is checked by the metrics only.
         rows = [] if budget.get("constrain") == "old-policy" else evaluations
-        findings += check_budget(metrics, rows, target=target, unit=budget["unit"], price=price, name=key)
+        unit = str(budget.get("unit", "token"))
+        findings += check_budget(metrics, rows, target=target, unit=unit, price=(lower, upper), name=key)
+    per_device = settings.get("per_device_train_batch_size")
     findings += check_reward_hacking(
-        evaluations, proxies=config.get("rewards", ()), watched=config.get("watched", ()), budget=constraint
+        evaluations,
+        proxies=_names(config.get("rewards")),
+        watched=_names(config.get("watched")),
+        budget=constraint,
+        metrics=metrics,
+        completions=per_device if isinstance(per_device, int) and per_device > 0 else None,
     )
-    names = {finding.name for finding in findings}
-    return findings + [finding for finding in _check_settings(config) if finding.name not in names]
+    return findings
+
+
+def _number_of_budget(path: Path, budget: Row, name: str, default: float | None) -> float:
+    value = budget.get(name, default)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, (int, float)) or (name == "target" and not (value > 0 and isfinite(value))):
+        raise InputError(f"{path / 'config.json'}: expected a number above 0 as {name} of the budget, got {value!r}")
+    return float(value)
+
+
+def _names(value: Any) -> list[str]:
+    """The names in a list of rewards."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, (list, tuple)) else []
+
+
+def check_order(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Finding]:
+    """Check that the steps of the rows increase.
+
+    Criterion: the step of each row is above the step of the row before, in both files. A resumed run removes the rows
+    of the steps that it takes again, so that only a second process leaves such rows.
+
+    Args:
+        metrics: The rows of metrics.jsonl, in the order of the file.
+        evaluations: The rows of evaluations.jsonl.
+
+    Returns:
+        `rows-out-of-order` (error), or nothing.
+
+    Example:
+        >>> check_order([{"step": 1}, {"step": 2}, {"step": 2}], [])[0].evidence
+        {'file': 'metrics.jsonl', 'rows': 1, 'first row': 3, 'its step': 2, 'the step before': 2}
+    """
+    for name, rows in (("metrics.jsonl", metrics), ("evaluations.jsonl", evaluations)):
+        pairs = enumerate(pairwise(row["step"] for row in rows), 2)
+        affected = [(number, before, step) for number, (before, step) in pairs if step <= before]
+        if not affected:
+            continue
+        number, before, step = affected[0]
+        cause = (
+            "the steps of the rows do not increase: two processes wrote to the run directory, or files of two runs "
+            "were joined, so that no series of values can be checked"
+        )
+        remedy = "train again in a new directory; start only one process for each run directory"
+        evidence = {
+            "file": name,
+            "rows": len(affected),
+            "first row": number,
+            "its step": step,
+            "the step before": before,
+        }
+        return [Finding("rows-out-of-order", "error", cause, remedy, evidence)]
+    return []
+
+
+def check_finished(metrics: Sequence[Row], steps: Any) -> list[Finding]:
+    """Check that a run without a saved model took all of its steps.
+
+    Criterion: the last row is of the last step.
+
+    Args:
+        metrics: The rows of metrics.jsonl.
+        steps: The number of steps in config.json; anything but a number is not checked.
+
+    Returns:
+        `unfinished` (warning), or nothing.
+
+    Example:
+        >>> check_finished([{"step": 1}, {"step": 2}], 60)[0].evidence
+        {'last step': 2, 'steps': 60}
+    """
+    last = max(row["step"] for row in metrics)
+    if not isinstance(steps, (int, float)) or last >= steps:
+        return []
+    cause = (
+        f"the run ended after step {last} of {steps} without a trained model: it was stopped, or it failed, for "
+        "example by a loss that is not finite"
+    )
+    remedy = "read the last line that the training command printed, and continue with --resume"
+    return [Finding("unfinished", "warning", cause, remedy, {"last step": last, "steps": steps})]
 
 
 def _attribute_to_dropout(finding: Finding, config: Mapping[str, Any]) -> Finding:
@@ -122,21 +338,36 @@ def _trl_state_file(path: Path) -> Path | None:
     return max(steps, key=lambda file: steps[file], default=None)
 
 
-def _check_trl_history(path: Path) -> list[Finding]:
-    history = _read_mapping(path).get("log_history")
-    if not isinstance(history, list) or not any("reward" in row or "kl" in row for row in history):
-        raise InputError(f"{path}: expected the log of a policy's training, with a reward or a kl in its rows")
+def _check_trl_history(path: Path, content: Row) -> list[Finding]:
+    history = content.get("log_history")
+    rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
+    if not any("reward" in row or "kl" in row for row in rows):
+        raise InputError(
+            f"{path}: expected the log of a policy's training, with a reward or a kl in its rows; for a checkpoint of "
+            "kullback, pass the run directory"
+        )
     metrics: list[Row] = [
-        {str(_TRL_KEYS.get(key, key)): value for key, value in row.items()} for row in history if "reward" in row
+        {str(_TRL_KEYS.get(key, key)): value for key, value in row.items()} for row in rows if "reward" in row
     ]
-    return check_logged_kl(metrics, []) + check_learning(metrics)
+    return check_finite_training(metrics) + check_logged_kl(metrics, []) + check_learning(metrics)
 
 
-def _check_settings(content: Row) -> list[Finding]:
+def _check_settings(path: Path, content: Row) -> list[Finding]:
     """Check the config.json of a run, or settings of TRL."""
+    is_config = "kind" in content
+    settings = (content.get("settings") or {}) if is_config else content
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected an object of settings, got {settings!r}")
+    settings = {key: _as_number(value) if key in _NUMERIC_SETTINGS else value for key, value in settings.items()}
+    for key in _NUMERIC_SETTINGS:
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value != value):
+            raise InputError(f"{path}: expected a number as {key}, got {value!r}")
     if content.get("kind") == "ppo":
-        return check_ppo_settings(content)
-    return check_settings(content.get("settings") or {} if "kind" in content else content)
+        if not isinstance(content.get("budget") or {}, dict):
+            raise InputError(f"{path}: expected an object or null as budget, got {content['budget']!r}")
+        return check_ppo_settings({**content, "settings": settings})
+    return check_settings(settings)
 
 
 def _read_mapping(path: Path) -> Row:
@@ -147,7 +378,7 @@ def _read_mapping(path: Path) -> Row:
         content = _parse_yaml(text) if is_yaml else json.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         hint = "" if is_yaml else "; the name of a YAML file must end in .yaml or .yml"
         raise InputError(f"{path}: not {'YAML' if is_yaml else 'JSON'}: {error}{hint}") from error
     if not isinstance(content, dict):

@@ -10,7 +10,7 @@ from typing import IO
 
 from kullback.errors import InputError
 
-__all__ = ["LOCK_FILE", "run_lock"]
+__all__ = ["LOCK_FILE", "is_locked", "run_lock"]
 
 LOCK_FILE = ".lock"
 
@@ -58,6 +58,27 @@ def run_lock(directory: Path) -> Iterator[None]:
             with suppress(OSError):  # another process has opened the file, and deletes it later
                 (directory / LOCK_FILE).unlink(missing_ok=True)
         _remove_empty(created)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process is writing to a run directory.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        Whether another process holds the lock.
+
+    Example:
+        >>> import tempfile
+        >>> is_locked(Path(tempfile.mkdtemp()))
+        False
+    """
+    try:
+        with (directory / LOCK_FILE).open("r+", encoding="utf-8") as file:
+            return not _try_lock(file)
+    except OSError:
+        return False
 
 
 def _open_and_lock(path: Path) -> IO[str]:
