@@ -1,5 +1,6 @@
 """The `kullback` command."""
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_as_process(_run, sys.argv[1:])
     except KeyboardInterrupt:
         print_error("interrupted")
+        if arguments is None:
+            # The interpreter ends by SIGINT instead of this status if the interrupt left a call of exec, as in imports.
+            os._exit(INTERRUPTED)
         return INTERRUPTED
 
 
@@ -94,6 +98,7 @@ def _create_parser() -> "Parser":
     import argparse
 
     from kullback.cli import doctor, explore, fit, measure, train
+    from kullback.cli.output import print_result
     from kullback.cli.parser import Parser
 
     class Version(argparse.Action):
@@ -102,7 +107,7 @@ def _create_parser() -> "Parser":
         def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:  # noqa: ARG002
             from importlib.metadata import version
 
-            print(f"kullback {version('kullback')}")
+            print_result(f"kullback {version('kullback')}")
             parser.exit()
 
     parser = Parser(

@@ -6,15 +6,24 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from kullback.errors import InputError
+
 __all__ = ["discard_output", "print_result", "strict", "table"]
 
 
 def print_result(text: str) -> None:
-    """Print the result of a command. The reader of a pipe may have closed it, which is not an error."""
+    """Print the result of a command. The reader of a pipe may have closed it, which is not an error.
+
+    Raises:
+        InputError: The output cannot be written, for example because the disk is full.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
         discard_output(sys.stdout)
+    except OSError as error:
+        discard_output(sys.stdout)
+        raise InputError(f"the output cannot be written: {error.strerror or error}") from error
 
 
 def discard_output(stream: Any) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from kullback.cli.output import print_result
 from kullback.errors import InputError
 
 __all__ = ["Parser", "nearest"]
@@ -51,6 +52,10 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         return super().format_help() + _EXIT_STATUS
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ARG002
+        # The method of argparse ignores errors, such as a full disk.
+        print_result(message.rstrip("\n"))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse the arguments. An unknown option is an error of the command that it was passed to.

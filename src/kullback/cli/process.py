@@ -37,7 +37,10 @@ def run_as_process(run: Callable[[Sequence[str]], int], words: Sequence[str]) ->
         if interrupted:  # an import turned the interrupt into an exception of another type
             raise KeyboardInterrupt from None
         status = _report_defect(error)
-    return _close_streams(status)
+    status = _close_streams(status)
+    with suppress(ValueError):  # outside of the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is done, and only the interpreter has to end
+    return status
 
 
 def _open_closed_streams() -> None:
