@@ -229,7 +229,7 @@ class RunDirectory:
             return with_present_settings(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: expected a run directory, found no config.json in it") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
 
     def last_checkpoint(self) -> Path | None:
@@ -349,6 +349,9 @@ class RunDirectory:
 
         Returns:
             A dictionary for each complete line, by metric; an empty list if the file does not exist.
+
+        Raises:
+            InputError: A line is not an object with a step; the message has its number.
         """
         return self._rows("metrics.jsonl")
 
@@ -357,6 +360,9 @@ class RunDirectory:
 
         Returns:
             A dictionary for each complete line, by metric; an empty list if the file does not exist.
+
+        Raises:
+            InputError: A line is not an object with a step; the message has its number.
         """
         return self._rows("evaluations.jsonl")
 
@@ -430,8 +436,9 @@ class RunDirectory:
         path = self.path / name
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(True)
-        return [with_present_keys(json.loads(line)) for line in lines if line.endswith("\n")]
+        with path.open("rb") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.endswith(b"\n")]
+        return [with_present_keys(_parse_row(path, number, line)) for number, line in lines]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(
@@ -459,6 +466,24 @@ def checkpoint_step(checkpoint: Path) -> int:
 def is_main_process() -> bool:
     """Return whether this is the only process of a run, or the first of several that were launched together."""
     return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> Row:
+    """Return the object in a line of a file; InputError names the file and the line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise InputError(
+            f"{path}: line {number}: expected an object, got a line that is not JSON: {reason}; remove this line"
+        ) from error
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, (int, float)) or isinstance(step, bool) or not math.isfinite(step):
+        got = line.decode(errors="replace")[:60].strip()
+        raise InputError(
+            f'{path}: line {number}: expected an object with a number under "step", got {got}; remove this line'
+        )
+    return row
 
 
 def _umask() -> int:
