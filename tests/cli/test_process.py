@@ -125,7 +125,8 @@ def test_the_output_of_json_is_one_object_whatever_the_warnings(tmp_path: Path) 
 def test_an_interrupt_at_any_time_gives_one_line(command: str, tmp_path: Path) -> None:
     words = [word.replace("OUT", str(tmp_path / "demo")) for word in command.split()]
     # The interpreter itself prints a traceback if the signal arrives before the program starts.
-    code = "import os, sys\nfrom kullback.cli import main\nos.write(1, b'started\\n')\nsys.exit(main())"
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from kullback.cli import main\nos.write(1, b'started\\n')\nsys.exit(main())"
     for delay in (0.0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0):
         process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
