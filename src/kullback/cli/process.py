@@ -27,9 +27,10 @@ def run_as_process(run: Callable[[Sequence[str]], int], words: Sequence[str]) ->
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A character that the encoding of the terminal does not have must not end the command.
-            stream.reconfigure(errors="backslashreplace")
+        # A character that the encoding of the terminal does not have must not end the command.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
     interrupted = _remember_interrupts()
     try:
         status = run(words)
