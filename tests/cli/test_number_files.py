@@ -220,6 +220,7 @@ def test_labels_are_aligned_or_refused(tmp_path: Path, capsys) -> None:
         ("p.csv", "a,0.5\nb,\n", "line 2"),
         ("p.csv", "0.5,0.5\n0.5\n", "line 2: expected 2 cells, as in the first line, got 1"),
         ("p.csv", "a,b,c\n0.5,0.5\n", "expected 3 cells, as in the first line, got 2"),
+        ("p.csv", "p\na,b,0.5\n", "expected 1 cells, as in the first line, got 3"),
         ("p.csv", "x,y,0.5\n", "the columns 1 and 2 contain text"),
         ("p.csv", "0,0.2\n1,0.3\n2,0.5\n", "which is an index of the rows"),
         ("p.csv", "1,0.2\n2,0.3\n3,0.5\n", "which is an index of the rows"),

@@ -55,6 +55,11 @@ def _run(options: argparse.Namespace) -> int:
     from kullback.runs.atomic_write import write_atomically
     from kullback.runs.run_directory import RunDirectory
 
+    output = options.output
+    if output is not None and (not output.parent.is_dir() or output.is_dir()):
+        raise InputError(
+            f"--output {output}: expected the path of a file in an existing directory; create the directory first"
+        )
     paths = _runs_in(options.runs)
     if len(paths) > _MAX_RUNS:
         raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(paths)}; pass some of them")
@@ -62,11 +67,6 @@ def _run(options: argparse.Namespace) -> int:
     for problem in problems:
         print_error(problem)
     if options.output is not None:
-        if not options.output.parent.is_dir() or options.output.is_dir():
-            raise InputError(
-                f"--output {options.output}: expected the path of a file in an existing directory; create the "
-                "directory first"
-            )
         write_atomically(options.output, explorer_page(runs, live=False))
         print_result(str(options.output))
         return 0

@@ -357,14 +357,13 @@ def _read_rows(
             width = len(row)
             if header is not None and len(header) == width - 1:
                 header = ["", *header]  # the header has no name for the column of labels
+            if header is not None and len(header) != width:
+                raise _wrong_width(text, lines.number, len(header), width)
             label_column = _label_column(text, header, [cells.number(cell) is not None for cell in row])
         elif len(row) != width:
             row = _trimmed(row)
-        if len(row) != width or (header is not None and len(header) != width):
-            expected = width if header is None else len(header)
-            raise InputError(
-                f"{text}: line {lines.number}: expected {expected} cells, as in the first line, got {len(row)}"
-            )
+        if len(row) != width:
+            raise _wrong_width(text, lines.number, width, len(row))
         for column, cell in enumerate(row):
             if column == label_column:
                 labels.append(cell.strip())
@@ -386,6 +385,10 @@ def _read_rows(
     if header is not None and label_column is not None:
         header = header[:label_column] + header[label_column + 1 :]
     return _assemble(text, values, header, labels if label_column is not None else None, name)
+
+
+def _wrong_width(text: str, line: int, expected: int, got: int) -> InputError:
+    return InputError(f"{text}: line {line}: expected {expected} cells, as in the first line, got {got}")
 
 
 def _label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bool]) -> int | None:
