@@ -74,6 +74,7 @@ PAGES: dict[str, Page] = {
         "Samples: kullback.samples",
         {
             "kullback.samples.monte_carlo": None,
+            "kullback.samples.counts": None,
             "kullback.samples.clustered_mean": None,
             "kullback.samples.pareto_k": None,
         },

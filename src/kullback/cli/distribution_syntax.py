@@ -1,34 +1,44 @@
 """The notation of distributions on the command line. It is parsed, never evaluated as code.
 
-P        = numbers | "bytes:" FILE | FILE | family
-numbers  = number { "," number }
-FILE     = a path that ends in .npy, .csv or .json
-family   = name "(" [ argument { "," argument } ] ")"
-         | "mixture(" number "*" family { "+" number "*" family } ")"
-argument = [ name "=" ] value
-value    = [ "+" ] number | "[" [ value { "," value } ] "]"
+P         = numbers | json | "bytes:" FILE | FILE | FILE ":" NAME | "-" | family
+numbers   = number { separator number }, also in brackets; the separator is a comma, a semicolon or white space
+number    = a decimal number, or a fraction such as 1/3; with a decimal comma if no separator is a comma
+json      = a JSON array of numbers or of rows, or a JSON object from labels to numbers
+FILE      = a path with one of the suffixes in `number_files.FORMATS`
+family    = name "(" [ argument { "," argument } ] ")"
+          | "mixture(" decimal "*" family { "+" decimal "*" family } ")"
+argument  = [ name "=" ] value
+value     = [ "+" ] decimal | "[" [ value { "," value } ] "]"
 """
 
-import json
 import re
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kullback import families
-from kullback.errors import InputError
-from kullback.families import Categorical, Distribution, NormalMixture
+from kullback.cli.number_files import (
+    DECIMAL_COMMA,
+    FORMATS,
+    CellReader,
+    Table,
+    byte_counts,
+    parse_json,
+    parse_number,
+    read_file,
+)
+from kullback.errors import InputError, KullbackError
 
-__all__ = ["family_named", "read"]
+if TYPE_CHECKING:
+    from kullback.families import Distribution, NormalMixture
+
+__all__ = ["family_named", "family_names", "parameter_names", "read"]
 
 _TOKEN = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([()\[\],=*+]))")
-_NUMBERS = re.compile(r"[-+\d.eE,\s]*\d[-+\d.eE,\s]*")
-_FILES = (".npy", ".csv", ".json")
+_FAMILY = re.compile(r"\s*[A-Za-z_]\w*\s*\(")
+_BRACKETS = {"[": "]", "(": ")"}
 
-Member = Distribution | np.ndarray
+Member: TypeAlias = "Distribution | Table"
 
 
 def read(text: str) -> Member:
@@ -38,8 +48,7 @@ def read(text: str) -> Member:
         text: The notation, such as `normal(0, 1)`, `0.4,0.3,0.2,0.1`, `model.npy` or `bytes:book.txt`.
 
     Returns:
-        A distribution of `kullback.families`; or numbers of shape (n,) or (rows, n), which are not validated as
-        probabilities.
+        A distribution of `kullback.families`; or a table of numbers, which are not validated as probabilities.
 
     Raises:
         InputError: The text does not follow the grammar of this module, or its file cannot be read.
@@ -49,17 +58,112 @@ def read(text: str) -> Member:
         Normal(loc=0.0, scale=2.0)
         >>> read("mixture(0.5*normal(0,2) + 0.5*normal(20,2))")
         NormalMixture(weights=[0.5, 0.5], locs=[0.0, 20.0], scales=[2.0, 2.0])
+        >>> read("1/4 3/4").values
+        array([0.25, 0.75])
     """
     if text.startswith("bytes:"):
-        return _byte_frequencies(Path(text.removeprefix("bytes:")))
-    if text.endswith(_FILES):
-        return _read_numbers(Path(text))
-    if _NUMBERS.fullmatch(text):
-        return _to_array(text, [_parse_number(text, part) for part in text.split(",")])
-    return _Parser(text).parse()
+        return byte_counts(text.removeprefix("bytes:"))
+    if _FAMILY.match(text):
+        return _Parser(text).parse()
+    numbers = _parse_numbers(text)
+    if numbers is not None:
+        return numbers
+    if text == "-" or text.startswith("-:") or _is_path(text):
+        return read_file(text)
+    raise _unknown(text)
 
 
-def family_named(name: str) -> type[Distribution]:
+def _parse_numbers(text: str) -> Table | None:
+    """The table that a text denotes, or None if no part of the text is a number."""
+    content = text.strip()
+    if content.startswith(("[", "{")):
+        try:
+            return parse_json(repr(text), content)
+        except RecursionError as error:
+            raise InputError(
+                f"expected a vector or a matrix of numbers, got lists nested too deeply: {text!r}"
+            ) from error
+        except InputError:
+            if content.startswith(("{", "[[")) or '"' in content:
+                raise
+    if content[:1] in _BRACKETS and content.endswith(_BRACKETS[content[0]]):
+        content = content[1:-1].strip()
+    parts = _split_numbers(content)
+    cells = CellReader(repr(text))
+    values = [cells.convert(part) for part in parts]
+    if all(value is None for value in values) or Path(text).suffix.lower() in FORMATS:
+        return None
+    for part, value in zip(parts, values, strict=True):
+        if value is None:
+            raise InputError(f"{text!r}: expected numbers with separators between them, got {part!r}")
+    cells.finish()
+    return Table(np.array(values, np.float64))
+
+
+def _split_numbers(content: str) -> list[str]:
+    """The parts of a list of numbers, which can have decimal commas where the separator is not a comma."""
+    if ";" in content:
+        parts = content.split(";")
+    else:
+        parts = re.sub(r"\s*/\s*", "/", content).split()
+        are_numbers = all(parse_number(part) is not None or DECIMAL_COMMA.fullmatch(part) for part in parts)
+        if "," in content and not (len(parts) > 1 and are_numbers):
+            parts = content.split(",")
+    parts = [part.strip() for part in parts]
+    return parts[:-1] if len(parts) > 1 and parts[-1] == "" else parts
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text that is neither a family nor numbers is the path of a file."""
+    if not text.strip() or "\0" in text:
+        return False
+    path = text.rpartition(":")[0] if Path(text.rpartition(":")[0]).suffix.lower() in FORMATS else text
+    try:
+        exists = Path(path).exists()
+    except (OSError, ValueError):
+        exists = False
+    return exists or "/" in path or "\\" in path or re.search(r"\.[A-Za-z]\w{0,9}$", path) is not None
+
+
+def _unknown(text: str) -> InputError:
+    """The error for a text that has none of the forms of the notation."""
+    if not text.strip():
+        return InputError(f"expected a distribution, got the empty argument {text!r}")
+    name = re.match(r"\s*([A-Za-z_]\w*)\s*$", text)
+    if name is None:
+        return InputError(f"{text!r}: expected numbers, a family such as 'normal(0, 1)', or a file; {_HELP}")
+    classes = _families_by_key()
+    family = classes.get(name[1].lower().replace("_", ""))
+    if family is not None:
+        parameters = ", ".join(parameter_names(family))
+        return InputError(f"{text!r}: expected the parameters of the family: {_snake_case(family)}({parameters})")
+    return InputError(f"no family and no file is called {text.strip()!r}{_nearest_family(name[1])}; {_HELP}")
+
+
+_HELP = "`kullback measure --list` lists the families, and `kullback measure --help` describes the notation"
+
+
+def family_names() -> list[str]:
+    """The names of the families in snake case, in alphabetical order."""
+    return sorted(map(_snake_case, _families_by_key().values()))
+
+
+def parameter_names(family: type["Distribution"]) -> list[str]:
+    """The names of the parameters of a family, in order."""
+    from dataclasses import fields
+
+    return [field.name for field in fields(family)]  # pyright: ignore[reportArgumentType]
+
+
+def _nearest_family(name: str) -> str:
+    names = {_snake_case(family).replace("_", ""): _snake_case(family) for family in _families_by_key().values()}
+    from difflib import get_close_matches
+
+    similar = get_close_matches(name.lower().replace("_", ""), names, n=1)
+    return f"; did you mean {names[similar[0]]}?" if similar else ""
+
+
+def family_named(name: str) -> type["Distribution"]:
     """Find a family by its name.
 
     Args:
@@ -69,7 +173,7 @@ def family_named(name: str) -> type[Distribution]:
         The class of the family.
 
     Raises:
-        InputError: The name is unknown; the message suggests a similar name or lists all.
+        InputError: The name is unknown; the message suggests a similar name.
 
     Example:
         >>> family_named("student_t").__name__
@@ -78,68 +182,14 @@ def family_named(name: str) -> type[Distribution]:
     classes = _families_by_key()
     key = name.lower().replace("_", "")
     if key not in classes:
-        similar = get_close_matches(key, classes, n=1)
-        hint = (
-            f"did you mean {_snake_case(classes[similar[0]])}?"
-            if similar
-            else f"known: {', '.join(map(_snake_case, classes.values()))}"
-        )
-        raise InputError(f"no family is called {name!r}; {hint}")
+        raise InputError(f"no family is called {name!r}{_nearest_family(name)}; {_HELP}")
     return classes[key]
 
 
-def _byte_frequencies(path: Path) -> np.ndarray:
-    """The relative frequency of each of the 256 byte values in a file."""
-    counts = np.bincount(np.frombuffer(_read_bytes(path), np.uint8), minlength=256)
-    if not counts.any():
-        raise InputError(f"bytes:{path}: expected at least one byte, but the file is empty")
-    return counts / counts.sum()
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _read_numbers(path: Path) -> np.ndarray:
-    """The vector or matrix of numbers in a .npy, .csv or .json file."""
-    if not _read_bytes(path).strip():
-        raise InputError(f"{path}: expected a vector or a matrix of numbers, but the file is empty")
-    try:
-        if path.suffix == ".npy":
-            return _to_array(str(path), np.load(path, allow_pickle=False))
-        if path.suffix == ".csv":
-            return _to_array(str(path), np.loadtxt(path, delimiter=",", ndmin=1))
-        return _to_array(str(path), json.loads(path.read_text()))
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: expected a vector or a matrix of numbers: {error}") from error
-
-
-def _to_array(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"got entries of dtype {array.dtype}")
-    except ValueError as error:
-        raise InputError(f"{name}: expected a vector or a matrix of numbers: {error}") from error
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise InputError(f"{name}: expected a vector or a matrix of numbers, got shape {array.shape}")
-    return array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
-
-
-def _parse_number(text: str, part: str) -> float:
-    try:
-        return float(part)
-    except ValueError:
-        raise InputError(f"{text!r}: expected numbers with commas between them, got {part.strip()!r}") from None
-
-
-def _families_by_key() -> dict[str, type[Distribution]]:
+def _families_by_key() -> dict[str, type["Distribution"]]:
     """The families by their names in lower case, without those that are composed of other distributions."""
+    from kullback import families
+
     composite = {"Distribution", "Independent", "Transformed"}
     names = [name for name in families.__all__ if name not in composite]
     return {name.lower(): getattr(families, name) for name in names}
@@ -153,7 +203,10 @@ class _Parser:
 
     def parse(self) -> Member:
         """The distribution; nothing may follow it."""
-        distribution = self.family()
+        try:
+            distribution = self.family()
+        except RecursionError:
+            raise InputError(f"{self.text!r}: expected a family, got lists nested too deeply") from None
         if self.position < len(self.text.rstrip()):
             raise self.failure("the end")
         return distribution
@@ -167,14 +220,16 @@ class _Parser:
         except InputError as error:
             raise InputError(str(error) if repr(self.text) in str(error) else f"{self.text!r}: {error}") from None
 
-    def mixture(self) -> NormalMixture:
+    def mixture(self) -> "NormalMixture":
+        from kullback.families import Normal, NormalMixture
+
         self.take("(")
         weights, parts = [], []
         while True:
             weights.append(float(self.take("number")))
             self.take("*")
             part = self.family()
-            if not isinstance(part, families.Normal):
+            if not isinstance(part, Normal):
                 raise InputError(f"{self.text!r}: expected a mixture of normals, got a component {type(part).__name__}")
             parts.append(part)
             if self.peek() != "+":
@@ -183,9 +238,9 @@ class _Parser:
         self.take(")")
         return NormalMixture(weights=weights, locs=[part.loc for part in parts], scales=[part.scale for part in parts])
 
-    def arguments(self, family: type[Distribution]) -> Member:
+    def arguments(self, family: type["Distribution"]) -> Member:
         """The distribution with the parameters in the parentheses after the name of its family."""
-        names = [field.name for field in fields(family)]  # pyright: ignore[reportArgumentType]
+        names = parameter_names(family)
         parameters: dict[str, Any] = {}
         self.take("(")
         while self.peek() != ")":
@@ -202,11 +257,15 @@ class _Parser:
         self.take(")")
         try:
             distribution = family(**parameters)
-        except TypeError:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, KullbackError):
+                raise
             missing = [name for name in names if name not in parameters]
-            raise InputError(f"{self.text!r}: {_snake_case(family)} also needs {', '.join(missing)}") from None
+            problem = f"also needs {', '.join(missing)}" if missing else f"does not accept these parameters: {error}"
+            raise InputError(f"{self.text!r}: {_snake_case(family)} {problem}") from None
         # Probabilities are returned as an array, so that `measure` can list their terms.
-        return np.asarray(parameters["probs"]) if family is Categorical and "probs" in parameters else distribution
+        is_vector = family.__name__ == "Categorical" and np.ndim(parameters.get("probs", 0)) in (1, 2)
+        return Table(np.asarray(parameters["probs"])) if is_vector else distribution
 
     def value(self) -> Any:
         if self.peek() != "[":
@@ -241,8 +300,7 @@ class _Parser:
         remainder = self.text[self.position :].strip()
         got = repr(remainder) if remainder else "the end"
         return InputError(
-            f"{self.text!r}: expected {expected}, got {got}; a distribution is a family "
-            f"such as normal(0,1), numbers such as 0.4,0.6, a file ({', '.join(_FILES)}), or bytes:FILE"
+            f"{self.text!r}: expected {expected}, got {got}; a family is written as in normal(0, scale=1)"
         )
 
 

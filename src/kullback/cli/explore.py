@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.output import print_result
 from kullback.errors import InputError
 
 __all__ = ["add_parser"]
@@ -11,6 +12,7 @@ __all__ = ["add_parser"]
 EXAMPLES = """examples:
   kullback explore                                    open the page in the browser
   kullback explore runs/mine                          show a run too, and follow it while it trains
+  kullback explore runs                               show every run in a directory of runs
   kullback explore runs/a runs/b --output page.html   write the page as one file that works offline
 """
 _MAX_RUNS = 6
@@ -25,40 +27,51 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help=f"a run directory of `kullback train`; at most {_MAX_RUNS}"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help=f"a run directory of `kullback train`, or a directory of run directories; at most {_MAX_RUNS} runs",
     )
     parser.add_argument(
-        "--port", type=int, default=0, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
+        "--port", type=_parse_port, default=0, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
     )
-    parser.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the page to FILE instead of starting a server"
+        "--no-browser", action="store_true", help="print the address without opening a browser (default: open it)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the page to FILE instead of starting a server (default: no file)",
     )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kullback.explore.explorer import explorer_page
+    from kullback.cli import print_error
+    from kullback.explore.explorer import explorer_page, readable_runs
     from kullback.explore.server import make_server
     from kullback.runs.atomic_write import write_atomically
     from kullback.runs.run_directory import RunDirectory
 
-    if not 0 <= options.port <= 65535:
-        raise InputError(f"--port: expected a number from 0 to 65535, got {options.port}")
-    if len(options.runs) > _MAX_RUNS:
-        raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(options.runs)}")
-    runs = {_label(path, options.runs): RunDirectory(path) for path in options.runs}
+    output = options.output
+    if output is not None and (not output.parent.is_dir() or output.is_dir()):
+        raise InputError(
+            f"--output {output}: expected the path of a file in an existing directory; create the directory first"
+        )
+    paths = _runs_in(options.runs)
+    if len(paths) > _MAX_RUNS:
+        raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(paths)}; pass some of them")
+    runs, problems = readable_runs({_label(path, paths): RunDirectory(path) for path in paths})
+    for problem in problems:
+        print_error(problem)
     if options.output is not None:
-        if not options.output.parent.is_dir() or options.output.is_dir():
-            raise InputError(
-                f"--output {options.output}: expected the path of a file in an existing directory; create the "
-                "directory first"
-            )
         write_atomically(options.output, explorer_page(runs, live=False))
-        print(options.output)
+        print_result(str(options.output))
         return 0
     server, address = make_server(runs, port=options.port)
-    print(f"{address}   (press Ctrl-C to stop)", flush=True)
+    print_result(f"{address}   (press Ctrl-C to stop)")
     if not options.no_browser:
         import webbrowser
 
@@ -68,6 +81,29 @@ def _run(options: argparse.Namespace) -> int:
     finally:
         server.server_close()
     return 0
+
+
+def _parse_port(text: str) -> int:
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text!r}")
+    return port
+
+
+def _runs_in(paths: list[Path]) -> list[Path]:
+    """The run directories; a directory of run directories stands for them."""
+    runs = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: expected a run directory, found no such file or directory")
+        if not path.is_dir():
+            raise InputError(f"{path}: expected a run directory, got a file")
+        within = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
+        runs += [config.parent for config in within] or [path]
+    return list(dict.fromkeys(runs))
 
 
 def _label(path: Path, paths: list[Path]) -> str:

@@ -2,17 +2,16 @@
 
 import argparse
 import json
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kullback.cli.distribution_syntax import family_named, read
-from kullback.cli.output import strict, table
+from kullback.cli.output import print_result, strict, table
+from kullback.cli.parser import nearest
 from kullback.errors import InputError, ParameterError
-from kullback.families import Distribution
-from kullback.fit import Fit, fit_forward, fit_reverse
+
+if TYPE_CHECKING:
+    from kullback.families import Distribution
+    from kullback.fit import Fit
 
 __all__ = ["add_parser"]
 
@@ -32,8 +31,17 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="TARGET", help="a distribution, or a .npy, .csv or .json file of samples")
-    parser.add_argument("family", metavar="FAMILY", help="a family, such as normal, gamma, student_t or normal_mixture")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a distribution, or samples in a file (.csv, .tsv, .txt, .json, .jsonl, .parquet, .npy, .npz) or on "
+        "standard input (-); the notation is described by kullback measure --help",
+    )
+    parser.add_argument(
+        "family",
+        metavar="FAMILY",
+        help="a family, such as normal, gamma, student_t or normal_mixture; kullback measure --list lists the families",
+    )
     parser.add_argument(
         "--direction",
         choices=["forward", "reverse"],
@@ -46,60 +54,97 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="MEMBER",
-        help="a starting point of the optimisation; repeat the option for more",
+        help="a starting point of the optimisation; may be repeated (default: several, computed from TARGET)",
     )
     parser.add_argument(
         "--fixed",
+        type=_parse_fixed,
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter that is not fitted; repeat the option for more",
+        help="a parameter that is not fitted; may be repeated (default: all parameters are fitted)",
     )
-    parser.add_argument("--components", type=int, metavar="N", help="the number of components of a normal_mixture")
+    parser.add_argument(
+        "--components",
+        type=_parse_components,
+        metavar="N",
+        help="the number of components of a normal_mixture (default: the number in --start)",
+    )
     parser.add_argument("--path", action="store_true", help="print the steps of the first descent")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from kullback.cli.distribution_syntax import family_named, parameter_names, read
+    from kullback.cli.number_files import Table
+
     family = family_named(options.family)
-    settings: dict[str, Any] = {"fixed": dict(map(_parse_fixed, options.fixed)), "components": options.components}
-    if options.components is not None and options.components < 1:
-        raise InputError(f"--components: expected 1 or more, got {options.components}")
+    settings: dict[str, Any] = {"fixed": dict(options.fixed), "components": options.components}
+    for name in settings["fixed"]:
+        if name not in parameter_names(family):
+            known = parameter_names(family)
+            raise InputError(
+                f"--fixed: expected a parameter of {options.family} ({', '.join(known)}), got {name!r}"
+                f"{nearest(name, known)}"
+            )
     starts = [_parse_member(text) for text in options.start]
     settings |= {"start": starts[0], "starts": starts[1:]} if starts else {}
     target = read(options.target)
-    is_array = isinstance(target, np.ndarray)
-    if is_array and not Path(options.target).is_file():
-        raise InputError(
-            f"TARGET: expected a distribution, or a file of samples, got the table of numbers {options.target!r}; save "
-            "samples to a .npy, .csv or .json file"
-        )
-    settings["samples" if is_array else "target"] = target
+    if isinstance(target, Table):
+        if not target.is_file or options.target.startswith("bytes:"):
+            raise InputError(
+                f"TARGET: expected a distribution, or a file of samples, got the table of numbers {options.target!r}; "
+                "save samples to a file such as samples.csv, or pass them on standard input with - as TARGET"
+            )
+        if options.direction == "reverse":
+            raise InputError(
+                "--direction reverse: expected a distribution as TARGET, got samples, whose log_prob is unknown; use "
+                "--direction forward"
+            )
+        settings["samples"] = target.values
+    else:
+        settings["target"] = target
+    from kullback.fit import fit_forward, fit_reverse
+
     fit = (fit_forward if options.direction == "forward" else fit_reverse)(family, **settings)
     report = _report(fit, options)
-    print(json.dumps(strict(report)) if options.json else _as_text(report, options))
+    print_result(json.dumps(strict(report)) if options.json else _as_text(report, options))
     return 0
+
+
+def _parse_components(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return count
 
 
 def _parse_fixed(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     try:
-        if not (name and equals):
-            raise ValueError
-        return name.strip(), float(value)
+        number = float(value) if name and equals else math.nan
     except ValueError:
-        raise InputError(f"--fixed: expected NAME=VALUE such as total_count=10, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as total_count=10, got {text!r}")
+    return name.strip(), number
 
 
-def _parse_member(text: str) -> Distribution:
+def _parse_member(text: str) -> "Distribution":
+    from kullback.cli.distribution_syntax import read
+    from kullback.cli.number_files import Table
+
     member = read(text)
-    if isinstance(member, np.ndarray):
+    if isinstance(member, Table):
         raise ParameterError(f"--start: expected a member of the family such as normal(0, 1), got {text!r}")
     return member
 
 
-def _report(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
+def _report(fit: "Fit", options: argparse.Namespace) -> dict[str, Any]:
     """The content of the JSON object."""
     report: dict[str, Any] = {
         "target": options.target,
@@ -124,8 +169,12 @@ def _report(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _parameters(member: Distribution) -> dict[str, Any]:
-    values = {field.name: getattr(member, field.name) for field in fields(member)}  # pyright: ignore[reportArgumentType]
+def _parameters(member: "Distribution") -> dict[str, Any]:
+    import numpy as np
+
+    from kullback.cli.distribution_syntax import parameter_names
+
+    values = {name: getattr(member, name) for name in parameter_names(type(member))}
     return {name: np.asarray(value).tolist() for name, value in values.items() if value is not None}
 
 

@@ -1,9 +1,37 @@
-"""Output of the commands: plain-text tables, and JSON without infinities."""
+"""Output of the commands: results on standard output, plain-text tables, and JSON without infinities."""
 
 import math
+import os
+import sys
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["strict", "table"]
+from kullback.errors import InputError
+
+__all__ = ["discard_output", "print_result", "strict", "table"]
+
+
+def print_result(text: str) -> None:
+    """Print the result of a command. The reader of a pipe may have closed it, which is not an error.
+
+    Raises:
+        InputError: The output cannot be written, for example because the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard_output(sys.stdout)
+    except OSError as error:
+        discard_output(sys.stdout)
+        raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+def discard_output(stream: Any) -> None:
+    """Redirect a stream to the null device, so that the interpreter can flush the stream at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

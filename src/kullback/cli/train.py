@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.budget.kl_budget import KLBudget
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
 from kullback.cli.run_summary import print_outcome, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
@@ -127,12 +126,13 @@ def _add_demo(recipes: Any) -> None:
 
 
 def _grpo(options: argparse.Namespace) -> int:
-    budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit)
     # Validate the input before importing libraries that take seconds to import.
+    from kullback.budget.kl_budget import KLBudget
     from kullback.integrations.transformers import require_model_directory
     from kullback.train.prompts import read_prompts
     from kullback.train.rewards import find_reward
 
+    budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit)
     require_model_directory(options.model)
     rows = read_prompts(options.prompts)
     evaluation_rows = read_prompts(options.evaluate) if options.evaluate else []
@@ -170,6 +170,8 @@ def _grpo(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from kullback.budget.kl_budget import KLBudget
+
     KLBudget(options.budget)  # refuse an invalid budget before the reference is trained
     from kullback.explore.run_tables import write_run_report
     from kullback.train.demo.run import demo_summary, train_demo

@@ -1,15 +1,17 @@
 """The explorer: an HTML page that shows KL divergence on interactive charts, and training runs."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from kullback.errors import InputError, KullbackError
 from kullback.explore.charts import DIVERGENCES
 from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
 from kullback.explore.run_tables import load_report_runs, outcome_table
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["explorer_page", "runs_data"]
+__all__ = ["explorer_page", "readable_runs", "runs_data"]
 
 _MODULES = (
     "math.js",
@@ -43,6 +45,35 @@ def runs_data(runs: Mapping[str, RunDirectory]) -> dict[str, Any] | None:
         return None
     report_runs = load_report_runs(runs)
     return page_data(report_runs, outcome_table(runs) if all(run.evaluations for run in report_runs) else None)
+
+
+def readable_runs(runs: Mapping[str, RunDirectory]) -> tuple[dict[str, RunDirectory], list[str]]:
+    """Return the runs whose files can be shown, and the problems of the others.
+
+    Args:
+        runs: Run directories by the names under which they are shown.
+
+    Returns:
+        The readable runs, and one sentence for each other run, which names its file and line.
+
+    Raises:
+        InputError: No run is readable; the message is the first problem.
+    """
+    readable, problems = {}, []
+    for name, run in runs.items():
+        try:
+            json.dumps(runs_data({name: run}), allow_nan=False)
+            readable[name] = run
+        except KullbackError as error:
+            problems.append(str(error))
+        except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+            problems.append(
+                f"{run.path}: expected the files of a run, got values that cannot be shown "
+                f"({type(error).__name__}: {error}); run kullback doctor {run.path}"
+            )
+    if problems and not readable:
+        raise InputError(problems[0])
+    return readable, problems
 
 
 def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:

@@ -3,13 +3,14 @@
 import hmac
 import json
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
 from kullback.errors import InputError, KullbackError
-from kullback.explore.explorer import explorer_page, runs_data
+from kullback.explore.explorer import explorer_page, readable_runs, runs_data
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["make_server"]
@@ -26,7 +27,8 @@ def make_server(runs: Mapping[str, RunDirectory], *, port: int = 0) -> tuple[Thr
         port: The port to listen on; 0 selects a free port.
 
     Returns:
-        The server and the URL of the page.
+        The server and the URL of the page. Runs that cannot be read are omitted from an answer as long as another run
+        can be read. A client that closes its connection has no effect on the server.
 
     Raises:
         InputError: The port is not available, or a directory does not contain a run.
@@ -36,22 +38,42 @@ def make_server(runs: Mapping[str, RunDirectory], *, port: int = 0) -> tuple[Thr
 
     routes: _Routes = {f"/{token}/": (lambda: page, "text/html; charset=utf-8")}
     if runs:
-        routes[f"/{token}/runs.json"] = (lambda: json.dumps(runs_data(runs)).encode(), "application/json")
+        routes[f"/{token}/runs.json"] = (lambda: _runs_json(runs), "application/json")
     try:
-        server = ThreadingHTTPServer((_HOST, port), partial(_Handler, routes))
+        server = _Server((_HOST, port), partial(_Handler, routes))
     except (OSError, OverflowError) as error:
         raise InputError(
             f"--port {port}: expected a port that is free, cannot listen on it ({error}); "
             "choose another port, or 0 for any free port"
         ) from error
-    server.daemon_threads = True
     return server, f"http://{_HOST}:{server.server_address[1]}/{token}/"
+
+
+def _runs_json(runs: Mapping[str, RunDirectory]) -> bytes:
+    try:
+        return json.dumps(runs_data(runs), allow_nan=False).encode()
+    except (KullbackError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
+        return json.dumps(runs_data(readable_runs(runs)[0])).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    """A server that survives the errors of a connection."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Ignore clients that close their connection, and print other errors as one line."""
+        error = sys.exception()
+        if not isinstance(error, (ConnectionError, TimeoutError)):
+            print(f"kullback: a request failed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET requests for the routes when the Host header names the loopback address."""
 
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds after which an idle connection is closed
     server_version, sys_version = "kullback", ""
 
     def __init__(self, routes: _Routes, *arguments: Any) -> None:

@@ -1,0 +1,645 @@
+"""Files of numbers as tables: CSV, TSV, text, JSON, JSON Lines, Parquet and NumPy files, and standard input.
+
+A table is a vector of events, or a matrix with one distribution in each row. Its events and rows can have labels.
+Nothing in a file is evaluated as code or unpickled.
+"""
+
+import csv
+import io
+import json
+import re
+import stat
+import sys
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kullback.errors import InputError, MissingDependencyError
+
+__all__ = [
+    "DECIMAL_COMMA",
+    "FORMATS",
+    "CellReader",
+    "Table",
+    "byte_counts",
+    "parse_json",
+    "parse_number",
+    "read_file",
+]
+
+FORMATS = {
+    ".csv": "text",
+    ".tsv": "text",
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".npy": "npy",
+    ".npz": "npz",
+    ".parquet": "parquet",
+}
+# A column with one of these names contains labels even if the labels are numbers.
+_INDEX_NAMES = {"", "index", "unnamed: 0", "__index_level_0__", "id", "event", "label", "token", "token_id", "word"}
+_INDEX_NAMES |= {"symbol", "outcome", "category", "class", "key", "bin", "byte", "name"}
+_MAGIC = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"PAR1": "parquet"}
+_CHUNK = 1 << 20
+_FRACTION = re.compile(r"([+-]?[\d.]+)\s*/\s*([\d.]+)")
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Numbers with labels.
+
+    Args:
+        values: Shape (events,) or (rows, events).
+        events: The labels of the events, or None.
+        rows: The labels of the rows of a matrix, or None.
+        is_file: Whether the numbers are the contents of a file or of standard input.
+    """
+
+    values: np.ndarray
+    events: tuple[str, ...] | None = None
+    rows: tuple[str, ...] | None = None
+    is_file: bool = False
+
+
+def read_file(text: str) -> Table:
+    """Read a file of numbers.
+
+    Args:
+        text: The path of the file; or PATH:NAME, where NAME is an array of a .npz file, or a column, a row or a member
+            of another file; or `-` for standard input, whose format is recognised from its content.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: The file cannot be read, or does not contain a vector or a matrix of numbers.
+        MissingDependencyError: The file is a Parquet file, and no library that reads Parquet is installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory) / "dice.csv"
+        ...     _ = path.write_text("side,probability\\none,0.5\\nsix,0.5\\n")
+        ...     read_file(str(path)).events
+        ('one', 'six')
+    """
+    path, name = _split_name(text)
+    try:
+        if path == "-":
+            return _read_stream(text, _standard_input(), None, name)
+        kind = FORMATS.get(Path(path).suffix.lower())
+        with _open(Path(path)) as stream:
+            if kind is None and stat.S_ISREG(Path(path).stat().st_mode):
+                raise InputError(
+                    f"{path}: expected a file whose name ends in {', '.join(FORMATS)}; rename the file, or pass it "
+                    f"as standard input (-); bytes:{path} is the distribution of its bytes"
+                )
+            return _read_stream(text, stream, kind, name)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{text}: expected text in UTF-8, got byte 0x{error.object[error.start]:02x}, which is not UTF-8; is "
+            "this a binary file?"
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{text}: expected a vector or a matrix of numbers, got lists nested too deeply") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def byte_counts(path: str) -> Table:
+    """The number of occurrences of each of the 256 byte values in a file, which is read in chunks.
+
+    Args:
+        path: The path of the file, or `-` for standard input.
+
+    Returns:
+        The counts, shape (256,); the labels of the events are the bytes.
+
+    Raises:
+        InputError: The file cannot be read, or is empty.
+    """
+    counts = np.zeros(256, np.int64)
+    try:
+        stream = _standard_input() if path == "-" else _open(Path(path))
+        with stream:
+            while chunk := stream.read(_CHUNK):
+                counts += np.bincount(np.frombuffer(chunk, np.uint8), minlength=256)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not counts.any():
+        raise InputError(f"bytes:{path}: expected at least one byte, but the file is empty")
+    events = tuple(repr(bytes([value]))[1:] for value in range(256))
+    return Table(counts.astype(np.float64), events, is_file=True)
+
+
+def parse_number(cell: str) -> float | None:
+    """The number that a text denotes, such as 0.25, 1e-3, 1/3 or nan; None if it denotes none.
+
+    Example:
+        >>> parse_number("1/4"), parse_number("x")
+        (0.25, None)
+    """
+    try:
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        pass
+    if match := _FRACTION.fullmatch(cell.strip()):
+        try:
+            return float(match[1]) / float(match[2])
+        except (ValueError, ZeroDivisionError):
+            return None
+    return None
+
+
+def _split_name(text: str) -> tuple[str, str | None]:
+    """The path and the name in PATH:NAME; the name is None if the text is a path."""
+    path, colon, name = text.rpartition(":")
+    if not colon or not name or Path(text).exists():
+        return text, None
+    return (path, name) if path == "-" or Path(path).suffix.lower() in FORMATS else (text, None)
+
+
+def _standard_input() -> BinaryIO:
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        text = sys.stdin.read() if sys.stdin is not None else ""
+        return io.BytesIO(text.encode())
+    return io.BufferedReader(_NotClosed(stream))  # type: ignore[arg-type]
+
+
+class _NotClosed(io.RawIOBase):
+    """A reader of a stream, which stays open when the reader is closed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _open(path: Path) -> BinaryIO:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: expected a path without null characters")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file, got a directory")
+    return path.open("rb")
+
+
+def _read_stream(text: str, stream: BinaryIO, kind: str | None, name: str | None) -> Table:
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[arg-type]
+    start = buffered.peek(64)[:64]
+    if not start or (len(start) < 64 and not start.strip()):
+        raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
+    if kind is None:
+        kind = next((found for magic, found in _MAGIC.items() if start.startswith(magic)), None)
+        kind = kind or ("json" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "text")
+    if kind in ("npy", "npz"):
+        return _read_numpy(text, buffered, kind, name)
+    if kind == "parquet":
+        return _read_parquet(text, buffered, name)
+    utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    with io.TextIOWrapper(buffered, encoding="utf-16" if utf16 else "utf-8-sig", newline="") as lines:
+        if kind == "json":
+            return _read_json(text, lines.read(), name)
+        return _read_delimited(text, lines, name)
+
+
+# Delimited text.
+
+
+def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
+    """The table in a text file with one row in each line, whose delimiter, header and labels are recognised."""
+    lines = _Lines(file)
+    try:
+        sample = list(islice(lines, 20))
+    except csv.Error as error:
+        raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
+    if not sample:
+        raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
+    delimiter = _delimiter(sample)
+    source = chain(sample, lines)
+    stripped = (line.strip() for line in source) if delimiter == " " else source
+    rows = csv.reader(stripped, delimiter=delimiter, skipinitialspace=True, strict=True)
+    cells = CellReader(text)
+    try:
+        first = _trimmed(next(rows))
+        second = next(rows, None)
+        has_header = _is_header(first, cells)
+        header = first if has_header else None
+        data = chain(() if has_header else (first,), () if second is None else (second,), rows)
+        return _read_rows(text, header, data, cells, lines, name)
+    except csv.Error as error:
+        raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
+
+
+class _Lines:
+    """The lines of a file that are neither blank nor comments, with the number of the current line."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self._file = enumerate(file, 1)
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        for number, line in self._file:
+            self.number = number
+            if "\0" in line:
+                raise csv.Error("it contains a null character")
+            content = line.strip()
+            if content and not content.startswith("#"):
+                return line
+        raise StopIteration
+
+
+def _delimiter(sample: Sequence[str]) -> str:
+    unquoted = [re.sub(r'"[^"]*"', "", line) for line in sample]
+    for delimiter in (";", "\t", ","):
+        if any(delimiter in line for line in unquoted):
+            # A number in each field of a text with spaces and decimal commas, such as "0,4 0,6".
+            spaced = all(len(line.split()) > 1 for line in unquoted)
+            if delimiter == "," and spaced and all(DECIMAL_COMMA.fullmatch(x) for s in unquoted for x in s.split()):
+                return " "
+            return delimiter
+    return " "
+
+
+def _trimmed(row: list[str]) -> list[str]:
+    """A row without spaces around its cells, and without the empty cell after a delimiter at its end."""
+    row = [cell.strip() for cell in row]
+    return row[:-1] if len(row) > 1 and row[-1] == "" else row
+
+
+class CellReader:
+    """Reads numbers, whose decimal commas must be unambiguous."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.with_point, self.with_comma, self.ambiguous = "", "", ""
+
+    def number(self, cell: str) -> float | None:
+        value = parse_number(cell)
+        if value is None and DECIMAL_COMMA.fullmatch(cell):
+            return parse_number(cell.replace(",", "."))
+        return value
+
+    def convert(self, cell: str) -> float | None:
+        """The number of a cell of data; None if the cell has no number."""
+        try:
+            value = float(cell)
+        except ValueError:
+            value = self.number(cell)
+            if value is not None and "," in cell:
+                if _THOUSANDS.fullmatch(cell):
+                    self.ambiguous = self.ambiguous or cell
+                else:
+                    self.with_comma = self.with_comma or cell
+                return value
+        if "_" in cell:
+            return None
+        if "." in cell and not self.with_point:
+            self.with_point = cell
+        return value
+
+    def finish(self) -> None:
+        """Raise InputError if commas of the numbers can be decimal commas or separators of thousands."""
+        comma = self.with_comma or self.ambiguous
+        if comma and self.with_point:
+            raise InputError(
+                f"{self.text}: expected decimal points or decimal commas, got both: {self.with_point!r} and {comma!r}"
+            )
+        if self.ambiguous and not self.with_comma:
+            raise InputError(
+                f"{self.text}: the comma in {self.ambiguous!r} can be a decimal comma or a separator of thousands; "
+                "write the numbers with decimal points"
+            )
+
+
+def _is_header(first: Sequence[str], cells: CellReader) -> bool:
+    """Whether the first line of a file has the names of the columns."""
+    numbers = [cells.number(cell) for cell in first]
+    if all(number is None for number in numbers):
+        return True
+    is_index = first[0].lower() in _INDEX_NAMES and len(first) > 1
+    return is_index and (first[0] == "" or numbers[1:] == list(range(len(first) - 1)))
+
+
+def _read_rows(
+    text: str,
+    header: list[str] | None,
+    data: Iterable[list[str]],
+    cells: CellReader,
+    lines: _Lines,
+    name: str | None,
+) -> Table:
+    numbers, labels = array("d"), []
+    label_column: int | None = None
+    width = 0
+    for row in data:
+        if width == 0:
+            row = _trimmed(row)
+            width = len(row)
+            if header is not None and len(header) == width - 1:
+                header = ["", *header]  # the header has no name for the column of labels
+            if header is not None and len(header) != width:
+                raise _wrong_width(text, lines.number, len(header), width)
+            label_column = _label_column(text, header, [cells.number(cell) is not None for cell in row])
+        elif len(row) != width:
+            row = _trimmed(row)
+        if len(row) != width:
+            raise _wrong_width(text, lines.number, width, len(row))
+        for column, cell in enumerate(row):
+            if column == label_column:
+                labels.append(cell.strip())
+                continue
+            value = cells.convert(cell)
+            if value is None:
+                raise InputError(
+                    f"{text}: line {lines.number}, column {column + 1}: expected a number, got {cell.strip()!r}"
+                )
+            numbers.append(value)
+    cells.finish()
+    if width == 0:
+        raise InputError(
+            f"{text}: expected a vector or a matrix of numbers, got one line without numbers: "
+            f"{', '.join(header or ())!r:.200}"
+        )
+    columns = width - (label_column is not None)
+    values = np.frombuffer(numbers, np.float64).reshape(-1, columns)
+    if header is not None and label_column is not None:
+        header = header[:label_column] + header[label_column + 1 :]
+    return _assemble(text, values, header, labels if label_column is not None else None, name)
+
+
+def _wrong_width(text: str, line: int, expected: int, got: int) -> InputError:
+    return InputError(f"{text}: line {line}: expected {expected} cells, as in the first line, got {got}")
+
+
+def _label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bool]) -> int | None:
+    """The column with the labels of the rows, or None."""
+    texts = [column for column, number in enumerate(is_number) if not number]
+    if len(is_number) == len(texts) or len(texts) > 1:
+        names = [repr(header[column]) if header else str(column + 1) for column in texts]
+        raise InputError(
+            f"{text}: expected a vector or a matrix of numbers, with at most one column of labels, but the columns "
+            f"{' and '.join(names[:3])} contain text"
+        )
+    if texts:
+        return texts[0]
+    return 0 if header and len(header) > 1 and header[0].lower() in _INDEX_NAMES else None
+
+
+def _assemble(
+    text: str,
+    values: np.ndarray,
+    header: Sequence[str] | None,
+    labels: Sequence[str] | None,
+    name: str | None,
+) -> Table:
+    """The table of a matrix whose columns and rows can have names; `name` selects a column or a row."""
+    count, columns = values.shape
+    if labels is None and count > 2 and columns > 1:
+        first = values[:, 0]
+        if first[0] in (0, 1) and np.array_equal(first, np.arange(count) + first[0]):
+            raise InputError(
+                f"{text}: the first column contains {first[0]:.0f}, {first[1]:.0f}, {first[2]:.0f}, ..., which is an "
+                "index of the rows; remove it, or give the columns a header in which its name is index"
+            )
+    events = None if header is None else tuple(header)
+    rows = None if labels is None else tuple(labels)
+    if name is not None:
+        if header is not None and name in header:
+            return Table(np.ascontiguousarray(values[:, list(header).index(name)]), rows, is_file=True)
+        if rows is not None and name in rows:
+            return Table(values[rows.index(name)], events, is_file=True)
+        raise _unknown_name(text, name, [*(header or ()), *(rows or ())[:20]])
+    if columns == 1:
+        return Table(values[:, 0], rows, is_file=True)
+    if count == 1:
+        return Table(values[0], events, is_file=True)
+    return Table(values, events, rows, is_file=True)
+
+
+def _unknown_name(text: str, name: str, known: Sequence[str]) -> InputError:
+    from kullback.cli.parser import nearest
+
+    names = ", ".join(repr(one) for one in known[:20]) if known else "no names"
+    return InputError(f"{text}: expected one of its names ({names}), got {name!r}{nearest(name, known)}")
+
+
+# JSON.
+
+
+def parse_json(text: str, content: str, name: str | None = None) -> Table:
+    """The table in a JSON document: an array, an object from label to number, or an array of objects.
+
+    Args:
+        text: The source, for messages.
+        content: The document.
+        name: The member of an object, or the column of an array of objects.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: The document is not JSON, or does not have one of these forms.
+    """
+    try:
+        return _table_of(text, json.loads(content), name)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{text}: expected JSON: {error}") from error
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{text}: expected a vector or a matrix of numbers: {error}") from error
+
+
+def _read_json(text: str, content: str, name: str | None) -> Table:
+    """The table in a JSON or JSON Lines file."""
+    if not content.strip():
+        raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
+    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    try:
+        json.loads(lines[0][1])
+        is_lines = len(lines) > 1
+    except (ValueError, RecursionError):
+        is_lines = Path(_split_name(text)[0]).suffix.lower() in (".jsonl", ".ndjson")
+    if not is_lines:
+        return parse_json(text, content, name)
+    values = []
+    for number, line in lines:
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{text}: line {number}: expected JSON: {error}") from error
+    return _table_of(text, values[0] if len(values) == 1 else values, name)
+
+
+def _table_of(text: str, value: Any, name: str | None) -> Table:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return _table_of_records(text, value, name)
+    if isinstance(value, dict) and value:
+        is_number = [_is_number(entry) for entry in value.values()]
+        if all(is_number) and name is None:
+            return Table(_as_values(text, list(value.values())), tuple(value), is_file=True)
+        if any(is_number):
+            wrong = next((key for key, number in zip(value, is_number, strict=True) if not number), name)
+            raise InputError(f"{text}: expected a number for each label, got {value.get(wrong)!r:.80} for {wrong!r}")
+        if name is None and len(value) > 1:
+            members = ", ".join(map(repr, list(value)[:20]))
+            raise InputError(f"{text}: expected one distribution, got {len(value)}: {members}; pass FILE:NAME")
+        if name is not None and name not in value:
+            raise _unknown_name(text, name, list(value))
+        return _table_of(text, value[name or next(iter(value))], None)
+    if name is not None:
+        raise InputError(f"{text}: expected an object with the member {name!r}, got an array of numbers")
+    values = _as_values(text, value)
+    return Table(values[0] if values.ndim == 2 and len(values) == 1 else values, is_file=True)
+
+
+def _table_of_records(text: str, records: list[dict[str, Any]], name: str | None) -> Table:
+    header = list(records[0])
+    for index, record in enumerate(records):
+        if list(record) != header and set(record) != set(header):
+            raise InputError(
+                f"{text}: expected the keys {', '.join(header)} in each object, got others in object {index}"
+            )
+    label = _label_column(text, header, [_is_number(records[0][key]) for key in header])
+    keys = [key for column, key in enumerate(header) if column != label]
+    for index, record in enumerate(records):
+        for key in keys:
+            if not _is_number(record[key]):
+                raise InputError(f"{text}: object {index}: expected a number for {key!r}, got {record[key]!r:.80}")
+    values = np.array([[float(record[key]) for key in keys] for record in records])
+    labels = None if label is None else [str(record[header[label]]) for record in records]
+    return _assemble(text, values, keys, labels, name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_values(text: str, value: Any) -> np.ndarray:
+    """A vector or a matrix of floating-point numbers."""
+    problem = f"{text}: expected a vector or a matrix of numbers"
+    if isinstance(value, list):
+        rows = value if value and isinstance(value[0], list) else [value]
+        lengths = {len(row) if isinstance(row, list) else None for row in rows}
+        if len(lengths) > 1:
+            raise InputError(f"{problem}, got rows of different lengths")
+        for index, entry in enumerate(chain.from_iterable(rows)):
+            if not _is_number(entry) and not isinstance(entry, list):
+                raise InputError(f"{problem}, got {json.dumps(entry):.80} at position {index}")
+    elif not isinstance(value, np.ndarray):
+        raise InputError(f"{problem}, got {json.dumps(value):.80}")
+    numbers = np.asarray(value)
+    if numbers.dtype.kind == "O":  # integers that exceed 64 bits
+        numbers = np.asarray(value, np.float64)
+    if numbers.dtype.kind not in "fiu":
+        raise InputError(f"{problem}, got entries of dtype {numbers.dtype}")
+    if numbers.ndim not in (1, 2) or numbers.size == 0:
+        raise InputError(f"{problem}, got shape {numbers.shape}")
+    is_native_float = numbers.dtype.kind == "f" and numbers.dtype.itemsize <= 8 and numbers.dtype.isnative
+    return numbers if is_native_float else numbers.astype(np.float64)
+
+
+# Binary formats.
+
+
+def _read_numpy(text: str, stream: BinaryIO, kind: str, name: str | None) -> Table:
+    import zipfile
+    import zlib
+
+    if not stream.seekable():
+        stream = io.BytesIO(stream.read())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if kind == "npy":
+                if name is not None:
+                    raise InputError(f"{text}: a .npy file contains one array without a name; remove :{name}")
+                return Table(_as_values(text, np.lib.format.read_array(stream, allow_pickle=False)), is_file=True)
+            with zipfile.ZipFile(stream):
+                stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                if name is None and len(archive.files) != 1:
+                    arrays = ", ".join(archive.files[:20]) or "no arrays"
+                    raise InputError(f"{text}: expected one array, got {arrays}; pass FILE:NAME with the name of one")
+                if name is not None and name not in archive.files:
+                    raise _unknown_name(text, name, archive.files)
+                return Table(_as_values(text, archive[name or archive.files[0]]), is_file=True)
+    except InputError:
+        raise
+    except (
+        ValueError,
+        EOFError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        SyntaxError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"{text}: expected a vector or a matrix of numbers in a NumPy file (.{kind}): "
+            f"{error or type(error).__name__}"
+        ) from error
+
+
+def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError(f"{text}: reading Parquet files requires pyarrow: pip install pyarrow") from error
+    try:
+        source = stream if stream.seekable() else io.BytesIO(stream.read())
+        table = pyarrow.parquet.read_table(source)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{text}: expected a Parquet file: {error}") from error
+    index = [one for one in (table.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(one, str)]
+    columns = {column: table.column(column) for column in table.column_names}
+    if name in columns and name not in index:
+        kept = {name, *index, *(key for key, column in columns.items() if pyarrow.types.is_string(column.type))}
+        columns = {key: column for key, column in columns.items() if key in kept}
+    if table.num_rows == 0 or not columns:
+        raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file has no rows")
+    for key, column in columns.items():
+        if column.null_count:
+            raise InputError(
+                f"{text}: expected a number in each row, got {column.null_count} missing in column {key!r}"
+            )
+    types = pyarrow.types
+    lists = [key for key, column in columns.items() if types.is_nested(column.type)]
+    if lists:
+        if len(lists) > 1 and name is None:
+            raise InputError(f"{text}: expected one column of arrays, got {', '.join(lists)}; pass FILE:NAME")
+        return _table_of(text, columns[name or lists[0]].to_pylist(), None)
+    numeric = [
+        types.is_integer(c.type) or types.is_floating(c.type) or types.is_decimal(c.type) for c in columns.values()
+    ]
+    header = list(columns)
+    is_number = [number and key not in index for key, number in zip(header, numeric, strict=True)]
+    label = _label_column(text, header, is_number)
+    keys = [key for column, key in enumerate(header) if column != label]
+    values = np.column_stack([np.asarray(columns[key].to_numpy(), np.float64) for key in keys])
+    labels = None if label is None else [str(value) for value in columns[header[label]].to_pylist()]
+    return _assemble(text, values, keys, labels, name)

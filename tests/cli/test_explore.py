@@ -1,0 +1,142 @@
+"""`kullback explore`: directories of runs, damaged runs, and clients that close their connection."""
+
+import http.client
+import json
+import re
+import socket
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from kullback.cli import main
+from kullback.explore.server import make_server
+from kullback.runs.run_directory import RunDirectory
+
+
+def create(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.create({"budget": {"target": 0.05, "unit": "token"}, "rewards": ["good"], "watched": []})
+    for step in range(1, 4):
+        run.add_metrics({"step": step, "kl_policy_ref_per_token": 0.01 * step, "beta": 0.1, "seconds": step})
+    run.add_evaluation({"step": 3, "kl_policy_ref_per_token": 0.03, "rewards/good": 0.5})
+    return run
+
+
+def shown(path: Path) -> list[str]:
+    page = re.search(r'id="page">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert page is not None
+    return [run["name"] for run in json.loads(page[1])["runs"]["runs"]]
+
+
+def test_a_directory_of_runs_shows_every_run(tmp_path, capsys):
+    for name in ("b", "a"):
+        create(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "notes").mkdir()
+    page = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "runs"), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert shown(page) == ["a", "b"]
+    assert main(["explore", str(tmp_path / "runs"), str(tmp_path / "runs" / "a"), "--output", str(page)]) == 0
+    assert shown(page) == ["a", "b"]
+    for name in "cdefgh":
+        create(tmp_path / "runs" / name)
+    assert main(["explore", str(tmp_path / "runs"), "--output", str(page)]) == 2
+    assert "expected at most 6 runs, got 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 1}\n{"step": \n{"step": 3}\n', "metrics.jsonl: line 2"),
+        ("metrics.jsonl", '{"step": 1}\n7\n', "metrics.jsonl: line 2"),
+        ("evaluations.jsonl", "[" * 20_000 + "\n", "evaluations.jsonl: line 1"),
+        ("config.json", "{", "config.json"),
+        ("config.json", "[]", "values that cannot be shown"),
+        ("config.json", '{"rewards": 7}', "values that cannot be shown"),
+        ("config.json", "\x00\x01", "config.json"),
+        ("samples.json", "{", "values that cannot be shown"),
+        ("samples.json", "[7]", "values that cannot be shown"),
+    ],
+)
+def test_a_damaged_run_gives_one_line_and_the_others_stay(name, content, message, tmp_path, capsys):
+    create(tmp_path / "runs" / "good")
+    damaged = create(tmp_path / "runs" / "damaged").path
+    (damaged / name).write_text(content)
+    page = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "runs"), "--output", str(page)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{page}\n"
+    assert output.err.count("\n") == 1
+    assert message in output.err
+    assert str(damaged) in output.err
+    assert shown(page) == ["good"]
+    # Without another run, the damage is an error.
+    assert main(["explore", str(damaged), "--output", str(page)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_paths_that_are_no_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        ("absent", "expected a run directory, found no such file or directory"),
+        ("file", "expected a run directory, got a file"),
+        ("empty", "expected a run directory, found no config.json in it"),
+    ):
+        assert main(["explore", str(tmp_path / path), "--output", str(tmp_path / "page.html")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_clients_that_hang_up_leave_the_server_alive(tmp_path, capfd):
+    run = create(tmp_path / "mine")
+    server, address = make_server({"mine": run})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host, port, path = re.fullmatch(r"http://(.*):(\d+)(/.*)", address).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+    try:
+        for content in (
+            b"",
+            b"GET",
+            request[:-2],
+            request,
+            request * 3,
+            b"\x16\x03\x01\x02\x00\xff",
+            b"GET / HTTP/9\r\n\r\n",
+        ):
+            for _ in range(5):
+                client = socket.create_connection((host, int(port)))
+                # A reset instead of an orderly end of the connection.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(content)
+                client.close()
+        client = http.client.HTTPConnection(host, int(port), timeout=20)
+        client.request("GET", f"{path}runs.json", headers={"Connection": "close"})
+        assert client.getresponse().status == 200
+        client.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert capfd.readouterr().err == ""
+
+
+def test_the_server_omits_a_run_that_becomes_damaged(tmp_path):
+    runs = {name: create(tmp_path / name) for name in ("a", "b")}
+    server, address = make_server(runs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host, port, path = re.fullmatch(r"http://(.*):(\d+)(/.*)", address).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": NaN}\n')
+        client = http.client.HTTPConnection(host, int(port), timeout=20)
+        client.request("GET", f"{path}runs.json", headers={"Connection": "close"})
+        response = client.getresponse()
+        assert response.status == 200
+        assert [run["name"] for run in json.loads(response.read())["runs"]] == ["b"]
+        client.close()
+    finally:
+        server.shutdown()
+        server.server_close()

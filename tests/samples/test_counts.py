@@ -1,0 +1,71 @@
+"""The estimate of KL from counts: its value, the coverage of its interval, and invalid counts."""
+
+import math
+
+import numpy as np
+import pytest
+
+from kullback.errors import KullbackError
+from kullback.samples.counts import kl_counts
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("distance", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("events", [2, 5, 12])
+def test_the_interval_contains_the_truth_in_most_samples(events: int, distance: float, known: bool) -> None:
+    rng = np.random.default_rng(events)
+    p = rng.dirichlet(np.full(events, 8.0))
+    q = p ** (1 - distance) * rng.dirichlet(np.full(events, 8.0)) ** distance
+    q /= q.sum()
+    truth = float((p * np.log(p / q)).sum())
+    values, covered = [], 0
+    for _ in range(300):
+        x, y = rng.multinomial(1000, p), rng.multinomial(700, q)
+        estimate = kl_counts(x, q=q) if known else kl_counts(x, y)
+        assert estimate.interval is not None
+        low, high = estimate.interval
+        assert 0 <= low <= estimate.value <= high
+        covered += low <= truth + 1e-15 <= high + 1e-15
+        values.append(estimate.value)
+    assert covered >= 0.89 * 300
+    # The positive part has a positive bias at p = q.
+    assert np.mean(values) == pytest.approx(truth, abs=0.1 * truth + 0.006)
+
+
+def test_a_known_q_is_the_limit_of_many_observations_of_q() -> None:
+    known, counted = kl_counts([30, 50, 20], q=[0.5, 0.25, 0.25]), kl_counts([30, 50, 20], [2**40, 2**39, 2**39])
+    assert known.value == pytest.approx(counted.value, rel=1e-6)
+    assert known.interval == pytest.approx(counted.interval, rel=1e-6)
+
+
+def test_events_that_were_not_observed_under_q() -> None:
+    estimate = kl_counts([50, 40, 10], [60, 40, 0])
+    assert estimate.value == math.inf
+    assert estimate.status == "unreliable"
+    assert "q may be positive there" in estimate.warnings[0]
+    assert estimate.interval is not None
+    assert estimate.interval[0] < estimate.interval[1] == math.inf
+    exact = kl_counts([50, 40, 10], q=[0.6, 0.4, 0.0])
+    assert (exact.value, exact.status) == (math.inf, "exact")
+
+
+def test_few_observations_are_unreliable() -> None:
+    assert kl_counts([1, 2, 3], [3, 2, 1]).status == "unreliable"
+    assert kl_counts([100, 200, 300], [300, 200, 100]).status == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "message"),
+    [
+        ([1.5, 2], [1, 2], "p_counts\\[0\\] is 1.5"),
+        ([-1, 2], [1, 2], "p_counts\\[0\\] is -1.0"),
+        ([1, 2], [math.nan, 2], "q_counts\\[0\\] is nan"),
+        ([0, 0], [1, 2], "all p_counts are 0"),
+        ([1, 2], [1, 2, 3], "shapes"),
+        ([[1, 2]], [[1, 2]], "vector"),
+        ([1, 2], None, "q_counts or q"),
+    ],
+)
+def test_invalid_counts(p: list, q: list | None, message: str) -> None:
+    with pytest.raises(KullbackError, match=message):
+        kl_counts(p, q)
