@@ -1,5 +1,6 @@
 """Training of a language-model policy by GRPO with a KL budget."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,12 +25,15 @@ from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
 from kullback.train.grpo_checkpoint import KeepGenerations
+from kullback.train.prompt_checks import positions_of, require_prompts_fit
 from kullback.train.rewards import Reward, with_output_check
+from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
     StopOnInterrupt,
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
+    library_errors,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -67,7 +71,7 @@ class GRPOPlan:
     Args:
         model: A local transformers directory. The policy starts from this model, and it is the reference.
         rows: The training prompts. Each row has a "prompt" and the columns that the rewards take.
-        rewards: Reward functions in TRL's format, whose sum is maximised.
+        rewards: Reward functions in TRL's format, whose sum, with the setting `reward_weights`, is maximised.
         budget: The controller of KL(policy || reference), for example a `KLBudget`; other controllers act on nats per
             token. None leaves the KL unconstrained.
         steps: The number of optimizer steps.
@@ -120,6 +124,14 @@ class GRPOPlan:
             "evaluation_prompts": len(self.rows_to_evaluate()),
             **self.named,
         }
+
+    def reward_weights(self) -> list[float]:
+        """The weights of the rewards in the sum that is maximised.
+
+        Returns:
+            The setting `reward_weights`, or 1 for each reward.
+        """
+        return list(self.settings.get("reward_weights") or [1.0] * len(self.rewards))
 
     @property
     def unit(self) -> str:
@@ -191,13 +203,21 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         max_steps=plan.steps,
         seed=plan.seed,
         beta=0.0,
-        reward_weights=[1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
+        reward_weights=plan.reward_weights() + [0.0] * len(plan.watched),
     )
     main = args.process_index == 0
     checkpoint = run.checkpoint_to_resume(main=main) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
     require_finite_weights(policy, step=0)
+    for option, rows in (("--prompts", plan.rows), ("--evaluate", plan.evaluation_rows)):
+        require_prompts_fit(
+            rows,
+            tokenizer,
+            positions=positions_of(policy),
+            max_new_tokens=args.max_completion_length or 256,
+            option=option,
+        )
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
         plan.rows_to_evaluate(),
@@ -209,6 +229,16 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
+    # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
+    with library_errors(BudgetGRPOTrainer.__name__):
+        trainer = BudgetGRPOTrainer(
+            policy,
+            list(rewards),
+            args,
+            budget=plan.budget,
+            train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
+            processing_class=tokenizer,
+        )
     if checkpoint is None:
         # The reference is evaluated before anything is written, so that a failing reward leaves no files.
         before, samples = evaluation.measure(policy, policy, step=0)
@@ -236,14 +266,6 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
         return True
 
-    trainer = BudgetGRPOTrainer(
-        policy,
-        list(rewards),
-        args,
-        budget=plan.budget,
-        train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
-        processing_class=tokenizer,
-    )
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(trainer, evaluation, run, plan)
     stop = Interrupts()
@@ -327,9 +349,13 @@ def _validate(plan: GRPOPlan) -> None:
         raise InputError(
             f"expected rewards of different names, got {', '.join(names)}: each reward needs a metric of its own"
         )
-    if plan.steps < 1:
-        raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
-    if not 0 <= plan.seed < 2**32:
-        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")
-    if plan.evaluate_every < 0:
-        raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
+    require_at_least("--steps", plan.steps, 1)
+    require_at_least("--evaluate-every", plan.evaluate_every, 0)
+    require_seed(plan.seed)
+    weights: Any = plan.reward_weights()
+    are_numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights)
+    if len(weights) != len(plan.rewards) or not are_numbers:
+        raise InputError(
+            f"--set reward_weights={weights}: expected one finite number for each --reward, which are "
+            f"{', '.join(names[: len(plan.rewards)])}; a reward of --watch has weight 0"
+        )

@@ -42,14 +42,7 @@ class KeepGenerations(TrainerCallback):
         }
         torch.save(saved, Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.name)
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        train_dataloader: Any = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self.checkpoint is None:
             return
         if not (path := self.checkpoint / self.name).is_file():
@@ -64,7 +57,7 @@ class KeepGenerations(TrainerCallback):
         self.trainer._step, self.trainer._buffered_inputs = saved["micro_batches"], saved["buffered"]
         if saved["held_out"] is not None:
             self.trainer._controller.held_out = HeldOutCompletions(**saved["held_out"])
-        self._skip_orders(int(state.epoch), train_dataloader)
+        self._skip_orders(int(state.epoch), kwargs["train_dataloader"])
 
     def _skip_orders(self, passes: int, train_dataloader: Any) -> None:
         """Draw the orders of the passes over the data that the checkpoint has completed."""

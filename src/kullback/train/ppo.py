@@ -1,6 +1,5 @@
 """Training of a policy for a Gymnasium environment by PPO with a KL budget."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,7 +34,8 @@ from kullback.train.ppo_checkpoint import (
     save_ppo_checkpoint,
 )
 from kullback.train.ppo_evaluation import EpisodeEvaluation
-from kullback.train.ppo_settings import PPO_SETTINGS
+from kullback.train.ppo_settings import POLICY_SETTINGS, PPO_SETTINGS, require_valid_ppo_options
+from kullback.train.run_checks import require_at_least, require_seed
 
 __all__ = ["PPOPlan", "train_ppo"]
 
@@ -323,7 +323,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
     for key in plan.settings.keys() & shape.keys():
         if plan.settings[key] != shape[key]:
             raise InputError(f"--set {key}={plan.settings[key]}: expected {shape[key]}, which the reference has")
-    not_ppo_arguments = {"n_envs", "net_arch", "activation_fn", "log_std_init", "save_every", "use_sde"}
+    not_ppo_arguments = {"n_envs", "save_every", "use_sde", *POLICY_SETTINGS}
     budgets = {"budget" if plan.constrain == "reference" else "old_budget": plan.budget}
     try:
         model = BudgetPPO(
@@ -357,34 +357,18 @@ def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, e
 
 def _validate(plan: PPOPlan) -> None:
     """Raise InputError if the plan is invalid."""
-    settings = plan.all_settings
-    for name, value, minimum in (
-        ("--steps", plan.steps, 1),
-        ("--evaluate-every", plan.evaluate_every, 0),
-        ("--seed", plan.seed, 0),
-        *((f"--set {key}", settings[key], 1) for key in ("n_envs", "n_steps", "batch_size", "n_epochs", "save_every")),
-    ):
-        if value < minimum:
-            raise InputError(f"{name}: expected {minimum} or more, got {value}")
-    if plan.clip is not None and not 0 < plan.clip < math.inf:
-        raise InputError(f"--clip: expected a finite number > 0, or none, got {plan.clip}")
-    for key in ("gamma", "gae_lambda"):
-        if not 0 <= settings[key] <= 1:
-            raise InputError(f"--set {key}: expected a number from 0 to 1, got {settings[key]}")
-    _require_device(settings["device"])
-    if not settings["max_grad_norm"] > 0:
-        raise InputError(f"--set max_grad_norm: expected a number > 0, got {settings['max_grad_norm']}")
-    if plan.rollout % settings["batch_size"]:
-        raise InputError(
-            f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "
-            "that all minibatches have the same size"
-        )
-    if plan.states == "reference" and plan.constrain != "reference":
-        raise InputError("--states reference: expected --constrain reference as well, whose KL these states are for")
-    if plan.constrain == "reference" and plan.reference is None:
-        raise InputError(
-            "--constrain reference: expected --reference with a run directory or a zip file of stable-baselines3"
-        )
+    require_at_least("--steps", plan.steps, 1)
+    require_at_least("--evaluate-every", plan.evaluate_every, 0)
+    require_at_least("evaluation_episodes", plan.evaluation_episodes, 1)
+    require_seed(plan.seed)
+    require_valid_ppo_options(
+        plan.settings,
+        clip=plan.clip,
+        constrain=plan.constrain,
+        states=plan.states,
+        has_reference=plan.reference is not None,
+    )
+    _require_device(plan.all_settings["device"])
 
 
 def _require_device(name: str) -> None:

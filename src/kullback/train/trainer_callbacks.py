@@ -2,20 +2,52 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from kullback.errors import InputError, KullbackError
 from kullback.runs.checksums import write_checksums
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["StopOnInterrupt", "StopOnNonFinite", "WriteChecksums", "WriteMetrics", "train_with_checkpoints"]
+__all__ = [
+    "StopOnInterrupt",
+    "StopOnNonFinite",
+    "WriteChecksums",
+    "WriteMetrics",
+    "library_errors",
+    "train_with_checkpoints",
+]
+
+
+@contextmanager
+def library_errors(trainer: str) -> Iterator[None]:
+    """Within the context, exceptions of the training libraries become an `InputError` of one line.
+
+    Failures to read or write a file and the exceptions of this package are not changed.
+
+    Args:
+        trainer: The name of the trainer, which begins the message.
+    """
+    try:
+        yield
+    except (KullbackError, OSError):
+        raise
+    except Exception as error:  # the settings lead to exceptions of every class in several libraries
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = "/".join(Path(frame.filename).parts[-3:])
+        message = " ".join(str(error).split()) or "no message"
+        raise InputError(
+            f"{trainer}: {type(error).__name__}: {message[:400]} ({place}, line {frame.lineno})"
+        ) from error
 
 
 def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
@@ -26,7 +58,8 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
         checkpoint: The checkpoint to continue from, or None.
     """
     try:
-        with finite_outputs(lambda: trainer.state.global_step + 1):
+        # An exception names the settings in most cases, such as an optimizer that the library does not have.
+        with library_errors(type(trainer).__name__), finite_outputs(lambda: trainer.state.global_step + 1):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException:
         unfinished = _checkpoint_of_step(trainer.args, trainer.state)
