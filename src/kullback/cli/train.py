@@ -6,7 +6,7 @@ from typing import Any
 
 from kullback.budget.kl_budget import KLBudget
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
-from kullback.cli.run_summary import print_outcome, transformers_console, write_report
+from kullback.cli.run_summary import make_console, print_outcome, results_on_stdout, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
 from kullback.cli.train_vae import add_bottleneck, add_vae
@@ -135,6 +135,23 @@ def _add_demo(recipes: Any) -> None:
 
 
 def _grpo(options: argparse.Namespace) -> int:
+    with results_on_stdout():
+        finished = _train_grpo(options)
+
+    from accelerate import PartialState
+
+    from kullback.runs.run_directory import RunDirectory
+
+    run = RunDirectory(options.output)
+    if not PartialState().is_main_process:
+        return 0
+    console = make_console(quiet=options.json)
+    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
+
+
+def _train_grpo(options: argparse.Namespace) -> bool:
+    """Validate the options, and train; return whether the run finished."""
     # Validate the input before importing libraries that take seconds to import.
     from kullback.integrations.model_directory import require_model_directory
     from kullback.train.prompts import read_prompts
@@ -152,7 +169,8 @@ def _grpo(options: argparse.Namespace) -> int:
     column = options.prompt_column
     rows = read_prompts(options.prompts, column=column)
     evaluation_rows = read_prompts(options.evaluate, "--evaluate", column=column) if options.evaluate else []
-    rewards, watched = [find_reward(name) for name in options.reward], [find_reward(name) for name in options.watch]
+    rewards = [find_reward(name) for name in options.reward]
+    watched = [find_reward(name, "--watch") for name in options.watch]
 
     from kullback.train.grpo import GRPOPlan, train_grpo
     from kullback.train.trl_settings import parse_settings
@@ -172,17 +190,7 @@ def _grpo(options: argparse.Namespace) -> int:
         evaluate_every=options.evaluate_every,
         named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
     )
-    finished = train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
-    from accelerate import PartialState
-
-    from kullback.runs.run_directory import RunDirectory
-
-    run = RunDirectory(options.output)
-    if not PartialState().is_main_process:
-        return 0
-    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -205,16 +213,16 @@ def _demo(options: argparse.Namespace) -> int:
     from kullback.explore.run_tables import write_run_report
     from kullback.train.demo.run import demo_summary, train_demo
 
-    console = transformers_console(quiet=False)
-    runs = train_demo(
-        options.output,
-        target=options.budget,
-        steps=options.steps,
-        reference_steps=options.reference_steps,
-        seed=options.seed,
-        overwrite=options.overwrite,
-        console=console,
-    )
+    with results_on_stdout():
+        runs = train_demo(
+            options.output,
+            target=options.budget,
+            steps=options.steps,
+            reference_steps=options.reference_steps,
+            seed=options.seed,
+            overwrite=options.overwrite,
+            console=transformers_console(quiet=False),
+        )
     for name, run in runs.items():
         write_run_report({name: run}, run.report, title=f"Sums, {name}")
     write_report(
@@ -222,6 +230,6 @@ def _demo(options: argparse.Namespace) -> int:
         options.output / "report.html",
         title="Sums by a flawed verifier",
         summary=demo_summary(runs),
-        console=console,
+        console=make_console(quiet=False),
     )
     return 0

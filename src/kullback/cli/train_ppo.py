@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
-from kullback.cli.run_summary import make_console, print_outcome, write_report
+from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -73,7 +73,13 @@ def add_ppo(recipes: Any) -> None:
         help="start a controller other than KLBudget with the penalty coefficient beta = B, which FixedBeta keeps "
         "(default: the default of the controller)",
     )
-    add("--steps", type=int, required=True, metavar="N", help="train for N environment steps")
+    add(
+        "--steps",
+        type=int,
+        required=True,
+        metavar="N",
+        help="train for N environment steps, rounded up to whole updates of n_steps * n_envs (2048) steps",
+    )
     add_run_options(
         parser,
         evaluate_every=10,
@@ -112,7 +118,6 @@ def _ppo(options: argparse.Namespace) -> int:
 
     from kullback.train.ppo import PPOPlan, train_ppo
 
-    console = make_console(quiet=options.json)
     plan = PPOPlan(
         env=options.env,
         steps=options.steps,
@@ -126,9 +131,15 @@ def _ppo(options: argparse.Namespace) -> int:
         settings=settings,
         evaluate_every=options.evaluate_every,
     )
-    finished = train_ppo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
+    with results_on_stdout():
+        finished = train_ppo(
+            plan,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            console=progress_console(quiet=options.json),
+        )
     run = RunDirectory(options.output)
+    console = make_console(quiet=options.json)
     write_report({options.output.name: run}, run.report, title=f"PPO: {options.env}", console=console)
     return print_outcome(options, {None: run}, finished=finished, console=console)
 

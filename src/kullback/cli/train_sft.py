@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
-from kullback.cli.run_summary import print_outcome, transformers_console, write_report
+from kullback.cli.run_summary import make_console, print_outcome, results_on_stdout, transformers_console, write_report
 
 __all__ = ["add_sft"]
 
@@ -72,6 +72,23 @@ def add_sft(recipes: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> int:
+    with results_on_stdout():
+        finished = _train_sft(options)
+
+    from accelerate import PartialState
+
+    from kullback.runs.run_directory import RunDirectory
+
+    run = RunDirectory(options.output)
+    if not PartialState().is_main_process:
+        return 0
+    console = make_console(quiet=options.json)
+    write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
+
+
+def _train_sft(options: argparse.Namespace) -> bool:
+    """Validate the options, and train; return whether the run finished."""
     # Validate the input before importing libraries that take seconds to import.
     from kullback.integrations.model_directory import require_model_directory
     from kullback.train.prompts import read_examples
@@ -89,7 +106,6 @@ def _sft(options: argparse.Namespace) -> int:
 
     from trl import SFTConfig
 
-    from kullback.runs.run_directory import RunDirectory
     from kullback.train.sft import SFTPlan, train_sft
     from kullback.train.trl_settings import parse_settings
 
@@ -106,12 +122,4 @@ def _sft(options: argparse.Namespace) -> int:
         max_examples=options.max_examples,
         named={"data": str(options.data)},
     )
-    finished = train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
-    from accelerate import PartialState
-
-    run = RunDirectory(options.output)
-    if not PartialState().is_main_process:
-        return 0
-    write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import add_run_options, check_run_options
-from kullback.cli.run_summary import make_console, print_outcome, write_report
+from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
 from kullback.errors import InputError
 
 __all__ = ["add_bottleneck", "add_vae"]
@@ -227,13 +227,14 @@ def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: bool, 
     likelihood: Any = getattr(options, "likelihood", "bernoulli")
     plan = LatentPlan(output=path, kind=kind, likelihood=likelihood, **settings, **penalty)
     images = load_images(options.data)
-    return train_latent(
-        plan,
-        images,
-        resume=resume,
-        overwrite=options.overwrite,
-        console=make_console(quiet=options.json),
-    )
+    with results_on_stdout():
+        return train_latent(
+            plan,
+            images,
+            resume=resume,
+            overwrite=options.overwrite,
+            console=progress_console(quiet=options.json),
+        )
 
 
 def _finish(options: argparse.Namespace, runs: dict[str, Any], *, finished: bool, title: str, summary: str = "") -> int:

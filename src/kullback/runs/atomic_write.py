@@ -4,7 +4,20 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["umask", "write_atomically"]
+
+
+def umask() -> int:
+    """Return the permissions that new files of this process do not have.
+
+    Example:
+        >>> previous = os.umask(0o027)
+        >>> oct(umask())
+        '0o27'
+        >>> _ = os.umask(previous)
+    """
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -32,7 +45,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives mode 0600, with which a web server cannot read a report
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp gives mode 0600
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_atomically
+from kullback.runs.atomic_write import umask, write_atomically
 from kullback.runs.checksums import find_damage
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import LOCK_FILE, run_lock
@@ -349,7 +349,7 @@ class RunDirectory:
         """
         temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
         try:
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~umask())
             write(temporary)
             write_atomically(temporary / "training.json", json.dumps({"step": step}) + "\n")
             if self.model.exists():
@@ -488,11 +488,6 @@ def checkpoint_step(checkpoint: Path) -> int:
 def is_main_process() -> bool:
     """Return whether this is the only process of a run, or the first of several that were launched together."""
     return int(os.environ.get("RANK", "0") or 0) == 0
-
-
-def _umask() -> int:
-    os.umask(mask := os.umask(0o077))
-    return mask
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """Training of a language-model policy by GRPO with a KL budget."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,25 +16,25 @@ from trl import GRPOConfig
 
 from kullback.budget.controllers import Controller, controller_config
 from kullback.budget.kl_budget import KLBudget
-from kullback.errors import InputError
+from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
 from kullback.train.grpo_checkpoint import KeepGenerations
 from kullback.train.prompt_checks import positions_of, require_prompts_fit
-from kullback.train.rewards import Reward, with_output_check
+from kullback.train.rewards import Reward, reward_name, with_output_check
 from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
     StopOnInterrupt,
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
-    library_errors,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -62,6 +63,9 @@ _FROM_TRL = {
     "loss": "loss",
     "step_time": "step_seconds",
 }
+
+
+_MAX_WITHOUT_REWARDS = 3  # generations in succession
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class GRPOPlan:
         Returns:
             The settings of the run as JSON types, by name.
         """
-        names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
+        names = [reward_name(reward) for reward in (*self.rewards, *self.watched)]
         return {
             "kind": "grpo",
             "model": str(self.model),
@@ -280,6 +284,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         stop,
     ):
         names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
+        trainer.add_callback(_StopWithoutRewards([reward_name(reward) for reward in plan.rewards]))
         trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress))
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
@@ -308,6 +313,34 @@ def _save(run: RunDirectory, step: int, samples: list[Row], policy: Any, tokeniz
 
     run.set_samples("after", samples)
     run.save_model(step, write)
+
+
+class _StopWithoutRewards(TrainerCallback):
+    """Raises RewardError when all rewards are None in several generations in succession, which train nothing.
+
+    Args:
+        names: The names of the rewards that are optimised.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.keys = [f"rewards/{name}/mean" for name in names]
+        self.generations = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if not logs or not all(key in logs for key in self.keys):
+            return  # this step reuses earlier completions, or the logs are not of a step
+        self.generations = self.generations + 1 if all(logs[key] is None for key in self.keys) else 0
+        if self.generations == 1 and state.is_world_process_zero:
+            print(
+                f"kullback: step {state.global_step}: every reward of every completion is None, so that this step does "
+                "not train the policy",
+                file=sys.stderr,
+            )
+        if self.generations == _MAX_WITHOUT_REWARDS:
+            raise RewardError(
+                f"step {state.global_step}: every reward of every completion was None in {_MAX_WITHOUT_REWARDS} "
+                "generations in succession; expected a number for completions that the reward applies to"
+            )
 
 
 class _EvaluateRegularly(TrainerCallback):
@@ -344,7 +377,7 @@ class _EvaluateRegularly(TrainerCallback):
 
 def _validate(plan: GRPOPlan) -> None:
     """Raise InputError if the plan is invalid."""
-    names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
+    names = [reward_name(reward) for reward in (*plan.rewards, *plan.watched)]
     if len(set(names)) < len(names):
         raise InputError(
             f"expected rewards of different names, got {', '.join(names)}: each reward needs a metric of its own"

@@ -24,6 +24,7 @@ from kullback.integrations.sb3_saved import (
 )
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
@@ -200,6 +201,8 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
         else:
             run.remove_rows_after(restore_ppo_checkpoint(model, checkpoint))
         target = getattr(plan.budget, "target", None)
+        if console is not None and plan.total_steps != plan.steps:
+            console.print(_about_rounding(plan), highlight=False, soft_wrap=True)
         with (
             RunProgress(plan.output.name, plan.total_steps, target=target, unit="step", console=console) as progress,
             Interrupts() as interrupts,
@@ -207,7 +210,7 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
             recorder = _RecordUpdates(plan, run, model, evaluation, progress, interrupts)
             remaining = plan.total_steps - model.num_timesteps
             # The callback writes the logs; a resumed run continues the step count of its checkpoint.
-            with _finite_updates(model), finite_outputs(lambda: model.num_timesteps):
+            with _finite_updates(model), library_errors("PPO"), finite_outputs(lambda: model.num_timesteps):
                 model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         if model.num_timesteps < plan.total_steps:
             with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
@@ -222,6 +225,13 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
         env.close()
         evaluation_env.close()
     return True
+
+
+def _about_rounding(plan: PPOPlan) -> str:
+    return (
+        f"--steps {plan.steps} is rounded up to {plan.total_steps} environment steps, which are "
+        f"{plan.total_steps // plan.rollout} updates of n_steps * n_envs = {plan.rollout} steps"
+    )
 
 
 @contextmanager
@@ -346,9 +356,15 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
 
 def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
     """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
-    with finite_outputs(lambda: 0):
+    with library_errors(f"--env {plan.env}"), finite_outputs(lambda: 0):
         before = evaluation.measure(model)
-    run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
+    run.create(
+        {
+            **plan.config(),
+            "total_steps": plan.total_steps,
+            "versions": versions("torch", "stable_baselines3", "gymnasium"),
+        }
+    )
     run.remove_rows_after(-1)
     run.add_evaluation(before)
     if model.reference is not None:

@@ -18,6 +18,7 @@ from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
 from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.prompt_checks import positions_of, require_chat_template
@@ -27,7 +28,6 @@ from kullback.train.trainer_callbacks import (
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
-    library_errors,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config

@@ -2,19 +2,17 @@
 
 import shutil
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from kullback.errors import InputError, KullbackError
 from kullback.runs.checksums import write_checksums
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory
 
@@ -23,31 +21,8 @@ __all__ = [
     "StopOnNonFinite",
     "WriteChecksums",
     "WriteMetrics",
-    "library_errors",
     "train_with_checkpoints",
 ]
-
-
-@contextmanager
-def library_errors(trainer: str) -> Iterator[None]:
-    """Within the context, exceptions of the training libraries become an `InputError` of one line.
-
-    Failures to read or write a file and the exceptions of this package are not changed.
-
-    Args:
-        trainer: The name of the trainer, which begins the message.
-    """
-    try:
-        yield
-    except (KullbackError, OSError):
-        raise
-    except Exception as error:  # the settings lead to exceptions of every class in several libraries
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = "/".join(Path(frame.filename).parts[-3:])
-        message = " ".join(str(error).split()) or "no message"
-        raise InputError(
-            f"{trainer}: {type(error).__name__}: {message[:400]} ({place}, line {frame.lineno})"
-        ) from error
 
 
 def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:

@@ -234,7 +234,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
             row |= controller_row
             run.add_metrics({**row, "seconds": round(time.monotonic() - start_time, 3)})
-            progress.show({**row, "reward": -float(cost.detach())})
+            progress.show(row)
             if step % plan.evaluate_every == 0 or step == plan.steps:
                 evaluation = evaluate(model, held_out, held_out_labels, step=step)
                 if (warning := collapse_warning(evaluation, beta)) is not None:
