@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["umask", "write_atomically"]
+__all__ = ["follow_umask", "umask", "write_atomically"]
 
 
 def umask() -> int:
@@ -18,6 +18,21 @@ def umask() -> int:
     """
     os.umask(mask := os.umask(0o077))
     return mask
+
+
+def follow_umask(directory: Path) -> None:
+    """Give all files below a directory the mode of new files; safetensors gives its files mode 0600.
+
+    Args:
+        directory: The directory, whose files belong to this process.
+
+    Raises:
+        OSError: A mode cannot be changed.
+    """
+    mode = 0o666 & ~umask()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from kullback.runs.atomic_write import write_atomically
+from kullback.runs.atomic_write import follow_umask, write_atomically
 
 __all__ = ["find_damage", "has_safetensors_length", "write_checksums"]
 
@@ -15,12 +15,15 @@ _FILE = "checksums.json"
 def write_checksums(checkpoint: Path) -> None:
     """Write the SHA-256 of every file of a checkpoint to checksums.json, which must be its last file.
 
+    All files receive the mode of new files.
+
     Args:
         checkpoint: The directory of the checkpoint, with all other files in it.
 
     Raises:
         OSError: A file cannot be read or written.
     """
+    follow_umask(checkpoint)
     sums = {
         path.relative_to(checkpoint).as_posix(): _sha256(path)
         for path in sorted(checkpoint.rglob("*"))

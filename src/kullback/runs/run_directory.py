@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import umask, write_atomically
+from kullback.runs.atomic_write import follow_umask, umask, write_atomically
 from kullback.runs.checksums import find_damage
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import LOCK_FILE, run_lock
@@ -351,6 +351,7 @@ class RunDirectory:
         try:
             temporary.chmod(0o777 & ~umask())
             write(temporary)
+            follow_umask(temporary)
             write_atomically(temporary / "training.json", json.dumps({"step": step}) + "\n")
             if self.model.exists():
                 old = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))

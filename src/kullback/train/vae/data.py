@@ -71,7 +71,8 @@ def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"--data {path}: not found; expected digits, a .npy file or a folder of images")
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--data {path}: expected an array in the format of np.save: {error}") from error
     if not isinstance(array, np.ndarray):
