@@ -289,7 +289,8 @@ def test_a_resumption_names_the_settings_that_differ(
     assert main(["train", "sft", *changed, "--seed", "3"]) == 2
     error = capsys.readouterr().err
     assert (
-        "seed was 0, and is now 3; --set learning_rate was 0.1, and is now 0.2; --set weight_decay was not set" in error
+        "started with seed 0, got 3; --set learning_rate 0.1, got 0.2; --set weight_decay not set, got 0.1; resume"
+        in error
     )
     assert "{" not in error
     assert "per_device" not in error

@@ -116,6 +116,9 @@ def _ppo(options: argparse.Namespace) -> int:
     if has_reference and not options.reference.exists():
         raise InputError(f"--reference {options.reference}: no such file or directory")
 
+    import kullback.integrations.sb3_saved  # noqa: F401  imported first: its error names the extra to install
+
+    # isort: split
     from kullback.train.ppo import PPOPlan, train_ppo
 
     plan = PPOPlan(

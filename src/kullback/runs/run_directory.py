@@ -207,15 +207,15 @@ class RunDirectory:
                 f"{stored.get('kind')}"
             )
         differences = [
-            f"{name} was {before}, and is now {now}"
+            f"{name} {before}, got {now}"
             for key, value in given.items()
             if key != "steps"
             for name, before, now in _differences(key, stored.get(key), value)
         ]
         if differences:
             raise InputError(
-                f"--resume {self.path}: the settings differ from the settings that the run was started with: "
-                f"{'; '.join(differences)}; resume it with its original settings, or start a new run"
+                f"--resume {self.path}: the run was started with {'; '.join(differences)}; resume it with its original "
+                "settings, or start a new run"
             )
 
     def check_not_replaced(self, option: str, path: Path) -> None:

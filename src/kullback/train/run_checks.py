@@ -93,5 +93,9 @@ def require_packages(names: Sequence[str], *, extra: str) -> None:
         MissingDependencyError: A package is not installed.
     """
     for name in names:
-        if find_spec(name) is None:
+        try:
+            found = find_spec(name) is not None
+        except (ModuleNotFoundError, ValueError):  # an import hook refuses it, or it is a module without a spec
+            found = False
+        if not found:
             raise MissingDependencyError(f"{name} is missing: pip install 'kullback[{extra}]'")

@@ -5,6 +5,7 @@ or invalid setting is refused at once.
 """
 
 import ast
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -100,6 +101,7 @@ def options_instead(config: str) -> dict[str, str]:
     return {**_OTHER_OPTIONS, **_OTHER_OPTIONS_OF[config]}
 
 
+@functools.cache
 def field_types(config: str) -> dict[str, str]:
     """The fields of a configuration and the text of their annotations, from the source of TRL and transformers.
 
@@ -130,7 +132,7 @@ def field_types(config: str) -> dict[str, str]:
 
 def _sources(config: str) -> list[Path]:
     """The files that define a configuration and its base classes."""
-    file = {"GRPOConfig": "grpo_config.py", "SFTConfig": "sft_config.py"}[config]
+    file = {"GRPOConfig": "grpo_config.py", "SFTConfig": "sft_config.py"}.get(config, "")
     found = []
     for package, names in (
         ("trl", (f"trainer/{file}", "trainer/base_config.py")),

@@ -13,7 +13,7 @@ from trl import GRPOConfig
 
 from kullback.errors import InputError, KullbackError
 from kullback.runs.key_value import parse_key_values
-from kullback.train.trl_fields import options_instead, require_valid_values
+from kullback.train.trl_fields import field_types, options_instead, require_valid_values
 
 __all__ = ["make_config", "parse_settings"]
 
@@ -106,7 +106,8 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
 
 def _is_json(key: str, value: str, config: type[Any]) -> bool:
     """Whether a value is an object or an array of JSON, or None for a field that is a number or a boolean or None."""
-    annotation = next(str(field.type) for field in fields(config) if field.name == key)
+    # The source, because the argument parser of transformers changes the types of the class.
+    annotation = field_types(config.__name__).get(key, "")
     is_none = value.lower() in ("none", "null") and "None" in annotation and "str" not in annotation
     return is_none or value.startswith("{") or (value.startswith("[") and "list" in annotation.lower())
 
