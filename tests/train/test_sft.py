@@ -106,7 +106,8 @@ def test_invalid_input_gives_a_one_line_message(
 
 def test_examples_may_be_chat_messages(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n')
+    prompt = '[{"role": "user", "content": "a"}]'
+    path.write_text(f'{{"prompt": {prompt}, "completion": [{{"role": "assistant", "content": "b"}}]}}\n')
     assert read_examples(path)[0]["completion"] == [{"role": "assistant", "content": "b"}]
     with pytest.raises(InputError, match="no such file"):
         read_examples(tmp_path / "absent")

@@ -17,8 +17,10 @@ def test_values_take_the_types_of_their_fields() -> None:
         "loss_type": "grpo",
     }
     assert parse_settings([]) == {}
-    given = parse_settings(['model_init_kwargs={"attn_implementation": "eager"}'])
-    assert GRPOConfig("x", use_cpu=True, bf16=False, **given).model_init_kwargs == {"attn_implementation": "eager"}
+    given = parse_settings(['generation_kwargs={"num_beams": 1}', "delta=none", "reward_weights=[1, 0.5]"])
+    assert given["delta"] is None
+    assert given["reward_weights"] == [1, 0.5]
+    assert GRPOConfig("x", use_cpu=True, bf16=False, **given).generation_kwargs == {"num_beams": 1}
 
 
 @pytest.mark.parametrize(

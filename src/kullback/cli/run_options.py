@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-__all__ = ["ONLY_AT_ENDS", "add_run_options"]
+__all__ = ["ONLY_AT_ENDS", "add_run_options", "check_run_options"]
 
 ONLY_AT_ENDS = "0 evaluates only before and after training"
 
@@ -49,3 +49,24 @@ def add_run_options(
         help=f"evaluate after every N {interval} (default: %(default)s)",
     )
     add("--json", action="store_true", help="print the outcome as one JSON object and nothing else")
+
+
+def check_run_options(options: argparse.Namespace, *, least_interval: int = 0) -> None:
+    """Check the options that every training command has, before libraries are imported that take seconds.
+
+    Args:
+        options: The options of the command.
+        least_interval: The smallest valid value of --evaluate-every.
+
+    Raises:
+        InputError: A number is out of range, or the run directory cannot be written to or resumed.
+    """
+    from kullback.runs.run_directory import RunDirectory
+    from kullback.train.run_checks import require_at_least, require_budget, require_seed
+
+    require_at_least("--steps", options.steps, 1)
+    require_at_least("--evaluate-every", options.evaluate_every, least_interval)
+    require_seed(options.seed)
+    if getattr(options, "budget", None) is not None:
+        require_budget("--budget", options.budget)
+    RunDirectory(options.output).check_output(resume=options.resume, overwrite=options.overwrite)

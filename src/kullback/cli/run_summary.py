@@ -2,13 +2,23 @@
 
 import argparse
 import json
+import os
+import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INTERRUPTED", "make_console", "print_outcome", "transformers_console", "write_report"]
+__all__ = [
+    "INTERRUPTED",
+    "make_console",
+    "print_outcome",
+    "progress_console",
+    "results_on_stdout",
+    "transformers_console",
+    "write_report",
+]
 
 INTERRUPTED = 130
 
@@ -60,11 +70,39 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
     return 0 if finished else INTERRUPTED
 
 
-def make_console(*, quiet: bool) -> Any:
-    """The console for the progress and the results of a run, which replaces characters that it cannot encode."""
+@contextmanager
+def results_on_stdout() -> Iterator[None]:
+    """Within the context, everything that is written to standard output goes to standard error.
+
+    The output of user code, such as a reward that prints, and of libraries and child processes thus cannot mix with the
+    results of the command, which are printed after the context.
+    """
+    saved = None
+    with suppress(OSError, ValueError, AttributeError):  # a stream is closed or is no file
+        sys.stdout.flush()
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if saved is not None:
+            with suppress(OSError, ValueError, AttributeError):
+                sys.__stdout__.flush()  # type: ignore[union-attr]
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+def progress_console(*, quiet: bool) -> Any:
+    """The console for the progress of a run: standard error, with characters replaced that it cannot encode."""
+    return make_console(quiet=quiet, stderr=True)
+
+
+def make_console(*, quiet: bool, stderr: bool = False) -> Any:
+    """The console for the results of a run, which replaces characters that it cannot encode."""
     from rich.console import Console
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, stderr=stderr)
     if hasattr(console.file, "reconfigure"):
         console.file.reconfigure(errors="replace")  # type: ignore[union-attr]
     return console
@@ -91,4 +129,4 @@ def transformers_console(*, quiet: bool) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    return make_console(quiet=quiet)
+    return progress_console(quiet=quiet)

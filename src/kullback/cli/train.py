@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
-from kullback.cli.run_summary import print_outcome, transformers_console, write_report
+from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
+from kullback.cli.run_summary import make_console, print_outcome, results_on_stdout, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
 from kullback.cli.train_vae import add_bottleneck, add_vae
+from kullback.errors import InputError
 
 __all__ = ["add_parser"]
 
@@ -56,7 +57,14 @@ def _add_grpo(recipes: Any) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help='read training prompts from FILE, in JSON Lines: each line is an object with a "prompt"',
+        help='read training prompts from FILE, in JSON Lines (each line is an object with a "prompt" or with '
+        '"messages"), CSV, TSV or Parquet',
+    )
+    add(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="the column of --prompts and --evaluate that is the prompt (default: prompt)",
     )
     add(
         "--reward",
@@ -79,7 +87,7 @@ def _add_grpo(recipes: Any) -> None:
         metavar="NATS",
         help="keep KL(policy || reference) at NATS nats per --unit (default: no constraint)",
     )
-    add("--unit", choices=("token", "sequence"), default="token", help="the unit of --budget (default: token)")
+    add("--unit", choices=("token", "sequence"), help="the unit of --budget (default: token)")
     add("--steps", type=int, required=True, metavar="N", help="train for N optimizer steps")
     add(
         "--evaluate",
@@ -126,17 +134,43 @@ def _add_demo(recipes: Any) -> None:
 
 
 def _grpo(options: argparse.Namespace) -> int:
+    with results_on_stdout():
+        finished = _train_grpo(options)
+
+    from accelerate import PartialState
+
+    from kullback.runs.run_directory import RunDirectory
+
+    run = RunDirectory(options.output)
+    if not PartialState().is_main_process:
+        return 0
+    console = make_console(quiet=options.json)
+    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
+
+
+def _train_grpo(options: argparse.Namespace) -> bool:
+    """Validate the options, and train; return whether the run finished."""
     # Validate the input before importing libraries that take seconds to import.
     from kullback.budget.kl_budget import KLBudget
-    from kullback.integrations.transformers import require_model_directory
+    from kullback.integrations.model_directory import require_model_directory
     from kullback.train.prompts import read_prompts
     from kullback.train.rewards import find_reward
+    from kullback.train.run_checks import require_packages
+    from kullback.train.trl_fields import check_settings
 
-    budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit)
+    check_run_options(options)
+    if options.unit and options.budget is None:
+        raise InputError("--unit: expected --budget as well, whose unit this is")
+    budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit or "token")
+    require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
+    check_settings(options.set, "GRPOConfig")
     require_model_directory(options.model)
-    rows = read_prompts(options.prompts)
-    evaluation_rows = read_prompts(options.evaluate) if options.evaluate else []
-    rewards, watched = [find_reward(name) for name in options.reward], [find_reward(name) for name in options.watch]
+    column = options.prompt_column
+    rows = read_prompts(options.prompts, column=column)
+    evaluation_rows = read_prompts(options.evaluate, "--evaluate", column=column) if options.evaluate else []
+    rewards = [find_reward(name) for name in options.reward]
+    watched = [find_reward(name, "--watch") for name in options.watch]
 
     from kullback.train.grpo import GRPOPlan, train_grpo
     from kullback.train.trl_settings import parse_settings
@@ -156,36 +190,39 @@ def _grpo(options: argparse.Namespace) -> int:
         evaluate_every=options.evaluate_every,
         named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
     )
-    finished = train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
-    from accelerate import PartialState
-
-    from kullback.runs.run_directory import RunDirectory
-
-    run = RunDirectory(options.output)
-    if not PartialState().is_main_process:
-        return 0
-    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from kullback.budget.kl_budget import KLBudget
+    from kullback.train.run_checks import (
+        DEMO_RUNS,
+        require_at_least,
+        require_budget,
+        require_new_runs,
+        require_packages,
+        require_seed,
+    )
 
-    KLBudget(options.budget)  # refuse an invalid budget before the reference is trained
+    require_budget("--budget", options.budget)  # before the reference is trained
+    require_at_least("--steps", options.steps, 1)
+    require_at_least("--reference-steps", options.reference_steps, 1)
+    require_seed(options.seed)
+    require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
+    require_new_runs(options.output, DEMO_RUNS, overwrite=options.overwrite)
+
     from kullback.explore.run_tables import write_run_report
     from kullback.train.demo.run import demo_summary, train_demo
 
-    console = transformers_console(quiet=False)
-    runs = train_demo(
-        options.output,
-        target=options.budget,
-        steps=options.steps,
-        reference_steps=options.reference_steps,
-        seed=options.seed,
-        overwrite=options.overwrite,
-        console=console,
-    )
+    with results_on_stdout():
+        runs = train_demo(
+            options.output,
+            target=options.budget,
+            steps=options.steps,
+            reference_steps=options.reference_steps,
+            seed=options.seed,
+            overwrite=options.overwrite,
+            console=transformers_console(quiet=False),
+        )
     for name, run in runs.items():
         write_run_report({name: run}, run.report, title=f"Sums, {name}")
     write_report(
@@ -193,6 +230,6 @@ def _demo(options: argparse.Namespace) -> int:
         options.output / "report.html",
         title="Sums by a flawed verifier",
         summary=demo_summary(runs),
-        console=console,
+        console=make_console(quiet=False),
     )
     return 0

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
-from kullback.cli.run_summary import make_console, print_outcome, write_report
+from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
+from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -73,7 +73,13 @@ def add_ppo(recipes: Any) -> None:
         help="start a controller other than KLBudget with the penalty coefficient beta = B, which FixedBeta keeps "
         "(default: the default of the controller)",
     )
-    add("--steps", type=int, required=True, metavar="N", help="train for N environment steps")
+    add(
+        "--steps",
+        type=int,
+        required=True,
+        metavar="N",
+        help="train for N environment steps, rounded up to whole updates of n_steps * n_envs (2048) steps",
+    )
     add_run_options(
         parser,
         evaluate_every=10,
@@ -91,19 +97,30 @@ def _parse_clip(text: str) -> float | None:
 
 
 def _ppo(options: argparse.Namespace) -> int:
+    check_run_options(options)
     constrain = options.constrain or ("reference" if options.reference else "old-policy")
     controller = _create_controller(options)
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
 
+    from kullback.runs.run_directory import RunDirectory
+    from kullback.train.ppo_settings import parse_ppo_settings, require_valid_ppo_options
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "stable_baselines3", "gymnasium", "safetensors", "rich"), extra="rl")
+    settings = parse_ppo_settings(options.set)
+    has_reference = options.reference is not None
+    require_valid_ppo_options(
+        settings, clip=options.clip, constrain=constrain, states=options.states, has_reference=has_reference
+    )
+    if has_reference and not options.reference.exists():
+        raise InputError(f"--reference {options.reference}: no such file or directory")
+
     import kullback.integrations.sb3_saved  # noqa: F401  imported first: its error names the extra to install
 
     # isort: split
-    from kullback.runs.run_directory import RunDirectory
     from kullback.train.ppo import PPOPlan, train_ppo
-    from kullback.train.ppo_settings import parse_ppo_settings
 
-    console = make_console(quiet=options.json)
     plan = PPOPlan(
         env=options.env,
         steps=options.steps,
@@ -114,12 +131,18 @@ def _ppo(options: argparse.Namespace) -> int:
         reference=options.reference,
         clip=options.clip,
         seed=options.seed,
-        settings=parse_ppo_settings(options.set),
+        settings=settings,
         evaluate_every=options.evaluate_every,
     )
-    finished = train_ppo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
+    with results_on_stdout():
+        finished = train_ppo(
+            plan,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            console=progress_console(quiet=options.json),
+        )
     run = RunDirectory(options.output)
+    console = make_console(quiet=options.json)
     write_report({options.output.name: run}, run.report, title=f"PPO: {options.env}", console=console)
     return print_outcome(options, {None: run}, finished=finished, console=console)
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options
-from kullback.cli.run_summary import print_outcome, transformers_console, write_report
+from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
+from kullback.cli.run_summary import make_console, print_outcome, results_on_stdout, transformers_console, write_report
 
 __all__ = ["add_sft"]
 
@@ -36,8 +36,20 @@ def add_sft(recipes: Any) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help='read training examples from FILE, in JSON Lines: each line is an object with a "prompt" and a '
-        '"completion"',
+        help='read training examples from FILE, in JSON Lines (each line is an object with a "prompt" and a '
+        '"completion", with "messages", or with a "text"), CSV, TSV or Parquet',
+    )
+    add(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="the column that is the prompt (default: prompt)",
+    )
+    add(
+        "--completion-column",
+        default="completion",
+        metavar="NAME",
+        help="the column that is the completion (default: completion)",
     )
     add(
         "--evaluate",
@@ -60,17 +72,40 @@ def add_sft(recipes: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    # Validate the input before importing libraries that take seconds to import.
-    from kullback.integrations.transformers import require_model_directory
-    from kullback.train.prompts import read_examples
+    with results_on_stdout():
+        finished = _train_sft(options)
 
+    from accelerate import PartialState
+
+    from kullback.runs.run_directory import RunDirectory
+
+    run = RunDirectory(options.output)
+    if not PartialState().is_main_process:
+        return 0
+    console = make_console(quiet=options.json)
+    write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
+
+
+def _train_sft(options: argparse.Namespace) -> bool:
+    """Validate the options, and train; return whether the run finished."""
+    # Validate the input before importing libraries that take seconds to import.
+    from kullback.integrations.model_directory import require_model_directory
+    from kullback.train.prompts import read_examples
+    from kullback.train.run_checks import require_at_least, require_packages
+    from kullback.train.trl_fields import check_settings
+
+    check_run_options(options)
+    require_at_least("--max-examples", options.max_examples, 1)
+    require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
+    check_settings(options.set, "SFTConfig")
     require_model_directory(options.model)
-    rows = read_examples(options.data)
-    evaluation_rows = read_examples(options.evaluate, "--evaluate") if options.evaluate else []
+    columns = {"prompt_column": options.prompt_column, "completion_column": options.completion_column}
+    rows = read_examples(options.data, **columns)
+    evaluation_rows = read_examples(options.evaluate, "--evaluate", **columns) if options.evaluate else []
 
     from trl import SFTConfig
 
-    from kullback.runs.run_directory import RunDirectory
     from kullback.train.sft import SFTPlan, train_sft
     from kullback.train.trl_settings import parse_settings
 
@@ -87,12 +122,4 @@ def _sft(options: argparse.Namespace) -> int:
         max_examples=options.max_examples,
         named={"data": str(options.data)},
     )
-    finished = train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)
-
-    from accelerate import PartialState
-
-    run = RunDirectory(options.output)
-    if not PartialState().is_main_process:
-        return 0
-    write_report({options.output.name: run}, run.report, title=f"SFT: {options.output.name}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)

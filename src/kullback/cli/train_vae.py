@@ -1,13 +1,12 @@
 """`kullback train vae` and `kullback train bottleneck`: latent-variable models of images, with a KL budget."""
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import add_run_options
-from kullback.cli.run_summary import make_console, print_outcome, write_report
-from kullback.errors import InputError, MissingDependencyError
+from kullback.cli.run_options import add_run_options, check_run_options
+from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
+from kullback.errors import InputError
 
 __all__ = ["add_bottleneck", "add_vae"]
 
@@ -66,7 +65,6 @@ def add_vae(recipes: Any) -> None:
     add(
         "--free-of",
         choices=("dimension", "example"),
-        default="dimension",
         help="apply --free-bits to each latent dimension or to each example (default: dimension)",
     )
     add(
@@ -119,6 +117,8 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _vae(options: argparse.Namespace) -> int:
+    check_run_options(options, least_interval=1)
+    _check_numbers(options)
     budget, schedule, free = _create_penalty(options)
     from kullback.runs.run_directory import RunDirectory
 
@@ -131,10 +131,17 @@ def _vae(options: argparse.Namespace) -> int:
 
 def _bottleneck(options: argparse.Namespace) -> int:
     from kullback.runs.run_directory import RunDirectory
+    from kullback.train.run_checks import require_budget
 
     budgets = sorted(set(options.budgets))
     for nats in budgets:
-        _require_positive("--budgets", nats)
+        require_budget("--budgets", nats)
+    _check_numbers(options)
+    for nats in budgets:
+        path = options.output / f"budget-{nats:g}"
+        resume = options.resume and (path / "config.json").is_file()
+        each = argparse.Namespace(**{**vars(options), "output": path, "resume": resume})
+        check_run_options(each, least_interval=1)
     runs, finished = {}, True
     for nats in budgets:
         path = options.output / f"budget-{nats:g}"
@@ -157,12 +164,14 @@ def _accuracies(runs: dict[str, Any]) -> str:
 
 def _create_penalty(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The budget, the schedule of beta and the free bits; the budget is None if beta follows the schedule."""
-    if options.budget is not None:
-        _require_positive("--budget", options.budget)
-        if options.beta is not None or options.anneal or options.free_bits is not None:
-            raise InputError("--budget: the budget determines beta; remove --beta, --anneal and --free-bits")
+    if options.budget is not None and (options.beta is not None or options.anneal or options.free_bits is not None):
+        raise InputError("--budget: the budget determines beta; remove --beta, --anneal and --free-bits")
     if options.beta is not None and not 0 <= options.beta < float("inf"):
         raise InputError(f"--beta: expected a finite number >= 0, got {options.beta}")
+    if options.free_of and options.free_bits is None:
+        raise InputError("--free-of: expected --free-bits as well, which this option is for")
+    if options.free_bits is not None:
+        _require_positive("--free-bits", options.free_bits)
     _require_libraries()
     from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear
 
@@ -174,9 +183,20 @@ def _create_penalty(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         schedule = Cyclical(beta, total=options.steps)
     free = None
     if options.free_bits is not None:
-        _require_positive("--free-bits", options.free_bits)
-        free = FreeBits(options.free_bits, options.free_of)
+        free = FreeBits(options.free_bits, options.free_of or "dimension")
     return None if options.budget is None else _create_budget(options.budget), schedule, free
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    from kullback.train.run_checks import require_at_least
+
+    require_at_least("--latents", options.latents, 1)
+    require_at_least("--hidden", options.hidden, 1)
+    require_at_least("--batch-size", options.batch_size, 2)
+    if not 0 < options.learning_rate < 1:
+        raise InputError(f"--learning-rate: expected a number between 0 and 1, got {options.learning_rate}")
+    if options.data != "digits" and not Path(options.data).exists():
+        raise InputError(f"--data {options.data}: not found; expected digits, a .npy file or a folder of images")
 
 
 def _require_positive(name: str, value: float) -> None:
@@ -185,11 +205,9 @@ def _require_positive(name: str, value: float) -> None:
 
 
 def _require_libraries() -> None:
-    for name in ("torch", "sklearn", "PIL", "safetensors", "rich"):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(f"{name} is missing: pip install 'kullback[vae]'") from error
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "sklearn", "PIL", "safetensors", "rich"), extra="vae")
 
 
 def _create_budget(nats: float) -> Any:
@@ -209,13 +227,14 @@ def _train(options: argparse.Namespace, path: Path, kind: Any, *, resume: bool, 
     likelihood: Any = getattr(options, "likelihood", "bernoulli")
     plan = LatentPlan(output=path, kind=kind, likelihood=likelihood, **settings, **penalty)
     images = load_images(options.data)
-    return train_latent(
-        plan,
-        images,
-        resume=resume,
-        overwrite=options.overwrite,
-        console=make_console(quiet=options.json),
-    )
+    with results_on_stdout():
+        return train_latent(
+            plan,
+            images,
+            resume=resume,
+            overwrite=options.overwrite,
+            console=progress_console(quiet=options.json),
+        )
 
 
 def _finish(options: argparse.Namespace, runs: dict[str, Any], *, finished: bool, title: str, summary: str = "") -> int:

@@ -83,7 +83,7 @@ def policy_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The argument `policy_kwargs` of stable-baselines3 from settings of JSON types.
 
     Args:
-        settings: Settings, of which net_arch, activation_fn and log_std_init are used.
+        settings: Settings, of which net_arch, activation_fn, log_std_init and ortho_init are used.
 
     Raises:
         InputError: activation_fn is not one of `ACTIVATIONS`.
@@ -92,7 +92,8 @@ def policy_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
         >>> policy_kwargs({"net_arch": [32], "activation_fn": "ReLU", "use_sde": False})
         {'net_arch': [32], 'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}
     """
-    kwargs = {key: settings[key] for key in ("net_arch", "activation_fn", "log_std_init") if key in settings}
+    names = ("net_arch", "activation_fn", "log_std_init", "ortho_init")
+    kwargs = {key: settings[key] for key in names if key in settings}
     if "activation_fn" in kwargs:
         if kwargs["activation_fn"] not in ACTIVATIONS:
             raise InputError(f"expected activation_fn of {', '.join(ACTIVATIONS)}, got {kwargs['activation_fn']!r}")

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 from torch.nn.functional import linear_cross_entropy
 
+from kullback.integrations.model_directory import require_model_directory
 from kullback.tokens import linear_token_kl
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "recorded_hidden",
-    "require_model_directory",
     "sample",
 ]
 
@@ -75,28 +75,6 @@ class Completions:
     mask: Tensor
 
 
-def require_model_directory(directory: Path) -> None:
-    """Check that a directory contains a safetensors model and a tokenizer, without loading them.
-
-    Args:
-        directory: A local directory in the format of `save_pretrained`.
-
-    Raises:
-        InputError: The directory does not exist, or has no config.json, no safetensors or no tokenizer. Pickles are not
-            accepted.
-    """
-    if not directory.is_dir():
-        raise InputError(f"--model {directory}: no such directory; expected a local transformers directory")
-    if not (directory / "config.json").is_file():
-        raise InputError(f"--model {directory}: expected a config.json; save the model with save_pretrained")
-    if not any(directory.glob("*.safetensors")):
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
-        found = f"found {pickled[0]}, a pickle, which can run code" if pickled else "found no weights"
-        raise InputError(f"--model {directory}: expected *.safetensors, {found}; save the model with save_pretrained")
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise InputError(f"--model {directory}: no tokenizer found; save it to the same directory with save_pretrained")
-
-
 def load_tokenizer(directory: Path) -> Any:
     """Load the tokenizer of a model directory, with padding on the left as generation requires.
 
@@ -109,7 +87,7 @@ def load_tokenizer(directory: Path) -> Any:
     require_model_directory(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises plain exceptions for a damaged file
         raise InputError(f"--model {directory}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model {directory}: expected a tokenizer with an end-of-sequence token, got one without")
@@ -129,11 +107,22 @@ def load_model(directory: Path) -> PreTrainedModel:
     """
     require_model_directory(directory)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--model {directory}: it does not load: {_first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise InputError(
+            f"--model {directory}: expected all weights of {type(model).__name__}, but {missing[0]} is missing "
+            f"({len(missing)} in total); save the whole model with save_pretrained"
+        )
+    return model
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -4,7 +4,35 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["follow_umask", "umask", "write_atomically"]
+
+
+def umask() -> int:
+    """Return the permissions that new files of this process do not have.
+
+    Example:
+        >>> previous = os.umask(0o027)
+        >>> oct(umask())
+        '0o27'
+        >>> _ = os.umask(previous)
+    """
+    os.umask(mask := os.umask(0o077))
+    return mask
+
+
+def follow_umask(directory: Path) -> None:
+    """Give all files below a directory the mode of new files; safetensors gives its files mode 0600.
+
+    Args:
+        directory: The directory, whose files belong to this process.
+
+    Raises:
+        OSError: A mode cannot be changed.
+    """
+    mode = 0o666 & ~umask()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -32,7 +60,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives mode 0600, with which a web server cannot read a report
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp gives mode 0600
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

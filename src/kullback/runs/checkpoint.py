@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_atomically
+from kullback.runs.atomic_write import umask, write_atomically
 from kullback.runs.checksums import write_checksums
 
 __all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
@@ -22,6 +22,7 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write named tensors to a safetensors file."""
     # safetensors rejects tensors that share memory, as the parts of a model that several modules use do.
     save_file({name: weight.detach().clone().contiguous() for name, weight in weights.items()}, path)
+    path.chmod(0o666 & ~umask())  # safetensors gives its files mode 0600
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

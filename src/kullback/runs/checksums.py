@@ -5,9 +5,9 @@ import json
 import zipfile
 from pathlib import Path
 
-from kullback.runs.atomic_write import write_atomically
+from kullback.runs.atomic_write import follow_umask, write_atomically
 
-__all__ = ["find_damage", "write_checksums"]
+__all__ = ["find_damage", "has_safetensors_length", "write_checksums"]
 
 _FILE = "checksums.json"
 
@@ -15,12 +15,15 @@ _FILE = "checksums.json"
 def write_checksums(checkpoint: Path) -> None:
     """Write the SHA-256 of every file of a checkpoint to checksums.json, which must be its last file.
 
+    All files receive the mode of new files.
+
     Args:
         checkpoint: The directory of the checkpoint, with all other files in it.
 
     Raises:
         OSError: A file cannot be read or written.
     """
+    follow_umask(checkpoint)
     sums = {
         path.relative_to(checkpoint).as_posix(): _sha256(path)
         for path in sorted(checkpoint.rglob("*"))
@@ -71,7 +74,7 @@ def _find_structural_damage(checkpoint: Path) -> str | None:
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix == ".json" and not _is_json(path):
             return f"{path.name} is not JSON"
-        if path.suffix == ".safetensors" and not _has_safetensors_length(path):
+        if path.suffix == ".safetensors" and not has_safetensors_length(path):
             return f"{path.name} is truncated"
         if path.suffix in (".pt", ".pth") and not _is_intact_zip(path):
             return f"{path.name} is damaged"
@@ -86,8 +89,15 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _has_safetensors_length(path: Path) -> bool:
-    """Whether the header of a safetensors file is JSON, and the file has the length that the header implies."""
+def has_safetensors_length(path: Path) -> bool:
+    """Return whether a safetensors file has a header in JSON, and the length that the header implies.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether both hold. The values of the weights are not read.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -95,9 +105,9 @@ def _has_safetensors_length(path: Path) -> bool:
             return False
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return size == 8 + length + max(ends, default=0)
 
 

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["RunProgress"]
 
+_OBJECTIVES = ("reward", "loss", "distortion", "cross_entropy")  # the first of these that a row has is shown
 _LINES = 12  # lines of text per run when the console is not a terminal
 
 
@@ -72,14 +73,15 @@ class RunProgress:
             )
 
     def _format_metrics(self, row: Mapping[str, Any]) -> str:
-        """Return the reward or the loss, the KL and beta of a row of metrics as text."""
-        parts = [
-            f"{name} {_number(row[name])}" for name in ("reward", "loss")[: 1 if "reward" in row else 2] if name in row
-        ]
+        """Return the reward or the objective, the KL and beta of a row of metrics as text."""
+        objective = next((name for name in _OBJECTIVES if name in row), None)
+        parts = [] if objective is None else [f"{objective.replace('_', ' ')} {_number(row[objective])}"]
         if self.unit is not None:
-            kl = row.get("kl_filtered") or row.get(f"kl_policy_ref_per_{self.unit}")
+            keys = ("kl_filtered", f"kl_policy_ref_per_{self.unit}", f"kl_posterior_prior_per_{self.unit}")
+            kl = next((row[key] for key in keys if row.get(key) is not None), None)
             budget = f" of {self.target:g}" if self.target is not None else ""
-            parts.append(f"KL {_number(kl)}{budget} nats/{self.unit}")
+            if kl is not None:
+                parts.append(f"KL {_number(kl)}{budget} nats/{self.unit}")
         if row.get("beta") is not None:
             parts.append(f"beta {_number(row['beta'])}")
         return "  ".join(parts)

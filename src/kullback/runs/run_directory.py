@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
-from kullback.runs.atomic_write import write_atomically
+from kullback.runs.atomic_write import follow_umask, umask, write_atomically
 from kullback.runs.checksums import find_damage
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import LOCK_FILE, run_lock
@@ -150,6 +150,41 @@ class RunDirectory:
             reason = error.strerror or error
             raise InputError(f"--output {self.path}: expected a writable directory, got: {reason}") from error
 
+    def check_output(self, *, resume: bool, overwrite: bool = False) -> None:
+        """Check that a new run does not replace files by accident, and that a run to resume exists.
+
+        Args:
+            resume: Whether the run in this directory is to be continued.
+            overwrite: Whether a run in this directory may be replaced.
+
+        Raises:
+            InputError: The directory is not empty; or, with `overwrite`, it contains files but not a run; or, with
+                `resume`, it does not contain a run.
+        """
+        if resume and overwrite:
+            raise InputError("--resume, --overwrite: expected one of these options, got both")
+        if resume:
+            self.config()
+            return
+        if not self.path.exists():
+            return
+        # A process that was killed at its start can leave the lock file and empty directories.
+        files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
+        is_empty = self.path.is_dir() and not any(files)
+        if is_empty or (overwrite and (self.path / "config.json").is_file()):
+            return
+        if not self.path.is_dir():
+            raise InputError(f"--output {self.path}: expected a directory, got a file; choose another path")
+        if overwrite:
+            raise InputError(
+                f"--overwrite {self.path}: expected a run directory, found no config.json in it; choose another "
+                "directory"
+            )
+        raise InputError(
+            f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
+            "choose another directory, continue the run with --resume, or replace it with --overwrite"
+        )
+
     def check_can_start(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that a run neither overwrites files nor resumes a run of another configuration.
 
@@ -159,35 +194,29 @@ class RunDirectory:
             overwrite: Whether it may replace a run in this directory.
 
         Raises:
-            InputError: The directory is not empty; or, with `overwrite`, it contains files but not a run; or, with
-                `resume`, it does not contain a run, or its configuration differs in anything but `steps`.
+            InputError: See `check_output`; or, with `resume`, the configuration differs from the configuration of the
+                run in anything but `steps`. The message names each setting that differs, with both values.
         """
-        if resume and overwrite:
-            raise InputError("--resume, --overwrite: expected one of these options, got both")
+        self.check_output(resume=resume, overwrite=overwrite)
         if not resume:
-            if not self.path.exists():
-                return
-            # A process that was killed at its start can leave the lock file and empty directories.
-            files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
-            is_empty = self.path.is_dir() and not any(files)
-            if is_empty or (overwrite and (self.path / "config.json").is_file()):
-                return
-            if overwrite:
-                raise InputError(
-                    f"--overwrite {self.path}: expected a run directory, found no config.json in it; choose another "
-                    "directory"
-                )
+            return
+        stored, given = self.config(), self.as_stored(config)
+        if stored.get("kind") != given.get("kind"):
             raise InputError(
-                f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
-                "choose another directory, continue the run with --resume, or replace it with --overwrite"
+                f"--resume {self.path}: expected a run of kind {given.get('kind')}, got a run of kind "
+                f"{stored.get('kind')}"
             )
-        stored = self.config()
-        for key, value in self.as_stored(config).items():
-            if key != "steps" and stored.get(key) != value:
-                raise InputError(
-                    f"--resume {self.path}: the run was started with {key} {stored.get(key)!r}, got {value!r}; "
-                    "resume it with its original settings, or start a new run"
-                )
+        differences = [
+            f"{name} {before}, got {now}"
+            for key, value in given.items()
+            if key != "steps"
+            for name, before, now in _differences(key, stored.get(key), value)
+        ]
+        if differences:
+            raise InputError(
+                f"--resume {self.path}: the run was started with {'; '.join(differences)}; resume it with its original "
+                "settings, or start a new run"
+            )
 
     def check_not_replaced(self, option: str, path: Path) -> None:
         """Check that `--overwrite` does not delete an input of the run.
@@ -320,8 +349,9 @@ class RunDirectory:
         """
         temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
         try:
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~umask())
             write(temporary)
+            follow_umask(temporary)
             write_atomically(temporary / "training.json", json.dumps({"step": step}) + "\n")
             if self.model.exists():
                 old = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
@@ -486,9 +516,20 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
     return row
 
 
-def _umask() -> int:
-    os.umask(mask := os.umask(0o077))
-    return mask
+def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:
+    """The names of the settings that differ, with both values as text; `settings.x` is the option `--set x`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now or isinstance(before, bool) != isinstance(now, bool):
+        label = f"--set {name.removeprefix('settings.')}" if name.startswith("settings.") else name
+        yield label, _short(before), _short(now)
+
+
+def _short(value: Any) -> str:
+    """A setting as JSON of at most 80 characters."""
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Training of a language-model policy by GRPO with a KL budget."""
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,16 +16,20 @@ from trl import GRPOConfig
 
 from kullback.budget.controllers import Controller, controller_config
 from kullback.budget.kl_budget import KLBudget
-from kullback.errors import InputError
+from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
-from kullback.train.rewards import Reward, with_output_check
+from kullback.train.grpo_checkpoint import KeepGenerations
+from kullback.train.prompt_checks import positions_of, require_prompts_fit
+from kullback.train.rewards import Reward, reward_name, with_output_check
+from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
     StopOnInterrupt,
     StopOnNonFinite,
@@ -59,6 +65,9 @@ _FROM_TRL = {
 }
 
 
+_MAX_WITHOUT_REWARDS = 3  # generations in succession
+
+
 @dataclass(frozen=True)
 class GRPOPlan:
     """The configuration of a GRPO run.
@@ -66,7 +75,7 @@ class GRPOPlan:
     Args:
         model: A local transformers directory. The policy starts from this model, and it is the reference.
         rows: The training prompts. Each row has a "prompt" and the columns that the rewards take.
-        rewards: Reward functions in TRL's format, whose sum is maximised.
+        rewards: Reward functions in TRL's format, whose sum, with the setting `reward_weights`, is maximised.
         budget: The controller of KL(policy || reference), for example a `KLBudget`; other controllers act on nats per
             token. None leaves the KL unconstrained.
         steps: The number of optimizer steps.
@@ -105,7 +114,7 @@ class GRPOPlan:
         Returns:
             The settings of the run as JSON types, by name.
         """
-        names = [reward.__name__ for reward in (*self.rewards, *self.watched)]
+        names = [reward_name(reward) for reward in (*self.rewards, *self.watched)]
         return {
             "kind": "grpo",
             "model": str(self.model),
@@ -119,6 +128,14 @@ class GRPOPlan:
             "evaluation_prompts": len(self.rows_to_evaluate()),
             **self.named,
         }
+
+    def reward_weights(self) -> list[float]:
+        """The weights of the rewards in the sum that is maximised.
+
+        Returns:
+            The setting `reward_weights`, or 1 for each reward.
+        """
+        return list(self.settings.get("reward_weights") or [1.0] * len(self.rewards))
 
     @property
     def unit(self) -> str:
@@ -190,13 +207,21 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         max_steps=plan.steps,
         seed=plan.seed,
         beta=0.0,
-        reward_weights=[1.0] * len(plan.rewards) + [0.0] * len(plan.watched),
+        reward_weights=plan.reward_weights() + [0.0] * len(plan.watched),
     )
     main = args.process_index == 0
     checkpoint = run.checkpoint_to_resume(main=main) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
     require_finite_weights(policy, step=0)
+    for option, rows in (("--prompts", plan.rows), ("--evaluate", plan.evaluation_rows)):
+        require_prompts_fit(
+            rows,
+            tokenizer,
+            positions=positions_of(policy),
+            max_new_tokens=args.max_completion_length or 256,
+            option=option,
+        )
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
         plan.rows_to_evaluate(),
@@ -208,6 +233,16 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
+    # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
+    with library_errors(BudgetGRPOTrainer.__name__):
+        trainer = BudgetGRPOTrainer(
+            policy,
+            list(rewards),
+            args,
+            budget=plan.budget,
+            train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
+            processing_class=tokenizer,
+        )
     if checkpoint is None:
         # The reference is evaluated before anything is written, so that a failing reward leaves no files.
         before, samples = evaluation.measure(policy, policy, step=0)
@@ -235,14 +270,6 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
         return True
 
-    trainer = BudgetGRPOTrainer(
-        policy,
-        list(rewards),
-        args,
-        budget=plan.budget,
-        train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
-        processing_class=tokenizer,
-    )
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(trainer, evaluation, run, plan)
     stop = Interrupts()
@@ -257,9 +284,11 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         stop,
     ):
         names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
+        trainer.add_callback(_StopWithoutRewards([reward_name(reward) for reward in plan.rewards]))
         trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress))
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
+        trainer.add_callback(KeepGenerations(trainer, checkpoint))
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
         train_with_checkpoints(trainer, checkpoint)
@@ -284,6 +313,34 @@ def _save(run: RunDirectory, step: int, samples: list[Row], policy: Any, tokeniz
 
     run.set_samples("after", samples)
     run.save_model(step, write)
+
+
+class _StopWithoutRewards(TrainerCallback):
+    """Raises RewardError when all rewards are None in several generations in succession, which train nothing.
+
+    Args:
+        names: The names of the rewards that are optimised.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.keys = [f"rewards/{name}/mean" for name in names]
+        self.generations = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if not logs or not all(key in logs for key in self.keys):
+            return  # this step reuses earlier completions, or the logs are not of a step
+        self.generations = self.generations + 1 if all(logs[key] is None for key in self.keys) else 0
+        if self.generations == 1 and state.is_world_process_zero:
+            print(
+                f"kullback: step {state.global_step}: every reward of every completion is None, so that this step does "
+                "not train the policy",
+                file=sys.stderr,
+            )
+        if self.generations == _MAX_WITHOUT_REWARDS:
+            raise RewardError(
+                f"step {state.global_step}: every reward of every completion was None in {_MAX_WITHOUT_REWARDS} "
+                "generations in succession; expected a number for completions that the reward applies to"
+            )
 
 
 class _EvaluateRegularly(TrainerCallback):
@@ -320,14 +377,18 @@ class _EvaluateRegularly(TrainerCallback):
 
 def _validate(plan: GRPOPlan) -> None:
     """Raise InputError if the plan is invalid."""
-    names = [reward.__name__ for reward in (*plan.rewards, *plan.watched)]
+    names = [reward_name(reward) for reward in (*plan.rewards, *plan.watched)]
     if len(set(names)) < len(names):
         raise InputError(
             f"expected rewards of different names, got {', '.join(names)}: each reward needs a metric of its own"
         )
-    if plan.steps < 1:
-        raise InputError(f"--steps: expected 1 or more, got {plan.steps}")
-    if not 0 <= plan.seed < 2**32:
-        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")
-    if plan.evaluate_every < 0:
-        raise InputError(f"--evaluate-every: expected 0 or more, got {plan.evaluate_every}")
+    require_at_least("--steps", plan.steps, 1)
+    require_at_least("--evaluate-every", plan.evaluate_every, 0)
+    require_seed(plan.seed)
+    weights: Any = plan.reward_weights()
+    are_numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights)
+    if len(weights) != len(plan.rewards) or not are_numbers:
+        raise InputError(
+            f"--set reward_weights={weights}: expected one finite number for each --reward, which are "
+            f"{', '.join(names[: len(plan.rewards)])}; a reward of --watch has weight 0"
+        )

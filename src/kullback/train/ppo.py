@@ -1,6 +1,5 @@
 """Training of a policy for a Gymnasium environment by PPO with a KL budget."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from kullback.integrations.sb3_saved import (
 )
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
@@ -35,7 +35,8 @@ from kullback.train.ppo_checkpoint import (
     save_ppo_checkpoint,
 )
 from kullback.train.ppo_evaluation import EpisodeEvaluation
-from kullback.train.ppo_settings import PPO_SETTINGS
+from kullback.train.ppo_settings import POLICY_SETTINGS, PPO_SETTINGS, require_valid_ppo_options
+from kullback.train.run_checks import require_at_least, require_seed
 
 __all__ = ["PPOPlan", "train_ppo"]
 
@@ -200,6 +201,8 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
         else:
             run.remove_rows_after(restore_ppo_checkpoint(model, checkpoint))
         target = getattr(plan.budget, "target", None)
+        if console is not None and plan.total_steps != plan.steps:
+            console.print(_about_rounding(plan), highlight=False, soft_wrap=True)
         with (
             RunProgress(plan.output.name, plan.total_steps, target=target, unit="step", console=console) as progress,
             Interrupts() as interrupts,
@@ -207,7 +210,7 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
             recorder = _RecordUpdates(plan, run, model, evaluation, progress, interrupts)
             remaining = plan.total_steps - model.num_timesteps
             # The callback writes the logs; a resumed run continues the step count of its checkpoint.
-            with _finite_updates(model), finite_outputs(lambda: model.num_timesteps):
+            with _finite_updates(model), library_errors("PPO"), finite_outputs(lambda: model.num_timesteps):
                 model.learn(remaining, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         if model.num_timesteps < plan.total_steps:
             with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
@@ -222,6 +225,13 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
         env.close()
         evaluation_env.close()
     return True
+
+
+def _about_rounding(plan: PPOPlan) -> str:
+    return (
+        f"--steps {plan.steps} is rounded up to {plan.total_steps} environment steps, which are "
+        f"{plan.total_steps // plan.rollout} updates of n_steps * n_envs = {plan.rollout} steps"
+    )
 
 
 @contextmanager
@@ -323,7 +333,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
     for key in plan.settings.keys() & shape.keys():
         if plan.settings[key] != shape[key]:
             raise InputError(f"--set {key}={plan.settings[key]}: expected {shape[key]}, which the reference has")
-    not_ppo_arguments = {"n_envs", "net_arch", "activation_fn", "log_std_init", "save_every", "use_sde"}
+    not_ppo_arguments = {"n_envs", "save_every", "use_sde", *POLICY_SETTINGS}
     budgets = {"budget" if plan.constrain == "reference" else "old_budget": plan.budget}
     try:
         model = BudgetPPO(
@@ -346,9 +356,15 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
 
 def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, evaluation: EpisodeEvaluation) -> None:
     """Evaluate the initial policy, then create the run directory; a failing environment leaves no files."""
-    with finite_outputs(lambda: 0):
+    with library_errors(f"--env {plan.env}"), finite_outputs(lambda: 0):
         before = evaluation.measure(model)
-    run.create({**plan.config(), "versions": versions("torch", "stable_baselines3", "gymnasium")})
+    run.create(
+        {
+            **plan.config(),
+            "total_steps": plan.total_steps,
+            "versions": versions("torch", "stable_baselines3", "gymnasium"),
+        }
+    )
     run.remove_rows_after(-1)
     run.add_evaluation(before)
     if model.reference is not None:
@@ -357,34 +373,18 @@ def _start_run(plan: PPOPlan, run: RunDirectory, model: BudgetPPO, shape: Row, e
 
 def _validate(plan: PPOPlan) -> None:
     """Raise InputError if the plan is invalid."""
-    settings = plan.all_settings
-    for name, value, minimum in (
-        ("--steps", plan.steps, 1),
-        ("--evaluate-every", plan.evaluate_every, 0),
-        ("--seed", plan.seed, 0),
-        *((f"--set {key}", settings[key], 1) for key in ("n_envs", "n_steps", "batch_size", "n_epochs", "save_every")),
-    ):
-        if value < minimum:
-            raise InputError(f"{name}: expected {minimum} or more, got {value}")
-    if plan.clip is not None and not 0 < plan.clip < math.inf:
-        raise InputError(f"--clip: expected a finite number > 0, or none, got {plan.clip}")
-    for key in ("gamma", "gae_lambda"):
-        if not 0 <= settings[key] <= 1:
-            raise InputError(f"--set {key}: expected a number from 0 to 1, got {settings[key]}")
-    _require_device(settings["device"])
-    if not settings["max_grad_norm"] > 0:
-        raise InputError(f"--set max_grad_norm: expected a number > 0, got {settings['max_grad_norm']}")
-    if plan.rollout % settings["batch_size"]:
-        raise InputError(
-            f"--set batch_size={settings['batch_size']}: expected a divisor of n_steps * n_envs = {plan.rollout}, so "
-            "that all minibatches have the same size"
-        )
-    if plan.states == "reference" and plan.constrain != "reference":
-        raise InputError("--states reference: expected --constrain reference as well, whose KL these states are for")
-    if plan.constrain == "reference" and plan.reference is None:
-        raise InputError(
-            "--constrain reference: expected --reference with a run directory or a zip file of stable-baselines3"
-        )
+    require_at_least("--steps", plan.steps, 1)
+    require_at_least("--evaluate-every", plan.evaluate_every, 0)
+    require_at_least("evaluation_episodes", plan.evaluation_episodes, 1)
+    require_seed(plan.seed)
+    require_valid_ppo_options(
+        plan.settings,
+        clip=plan.clip,
+        constrain=plan.constrain,
+        states=plan.states,
+        has_reference=plan.reference is not None,
+    )
+    _require_device(plan.all_settings["device"])
 
 
 def _require_device(name: str) -> None:

@@ -1,97 +1,231 @@
-"""Readers of prompts and supervised examples in JSON Lines files."""
+"""Readers of prompts and supervised examples in JSON Lines, JSON, CSV, TSV and Parquet files."""
 
+import csv
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kullback.errors import InputError
+from kullback.errors import InputError, MissingDependencyError
 
 __all__ = ["read_examples", "read_prompts"]
 
+Row = dict[str, Any]
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Read prompts from a JSON Lines file.
-
-    Args:
-        path: The file. Each line is an object with a "prompt", which is text or a list of chat messages, and all
-            objects have the same keys. Empty lines are skipped.
-
-    Returns:
-        One dictionary for each line.
-
-    Raises:
-        InputError: The file is absent, empty or not UTF-8, a line is not such an object, or the keys of a line differ
-            from the keys of the first line. The message gives the line number.
-    """
-    return _read(path, "--prompts", ("prompt",))
+# TRL passes these names to every reward function itself, or reads columns of these names as images.
+_RESERVED = (
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+    *("image", "images"),
+)
 
 
-def read_examples(path: Path, option: str = "--data") -> list[dict[str, Any]]:
-    """Read prompts with the completions to learn from a JSON Lines file.
+def read_prompts(path: Path, option: str = "--prompts", *, column: str = "prompt") -> list[Row]:
+    """Read prompts from a file.
+
+    The suffix of the file determines its format: `.csv`, `.tsv` and `.parquet` are tables, `.json` may be an array of
+    objects, and all other files are JSON Lines.
 
     Args:
-        path: The file. Each line is an object with a "prompt" and a "completion", each of which is text or a list of
-            chat messages, and all objects have the same keys. Empty lines are skipped.
+        path: The file. Each row has a "prompt", which is text or a list of chat messages, or "messages" that end with
+            a message of the user. All rows have the same columns, whose types do not change. Empty lines are skipped.
         option: The command-line option that the path came from, for error messages.
+        column: The column that is the prompt.
 
     Returns:
-        One dictionary for each line.
+        One dictionary for each row, with the key "prompt" and the other columns.
 
     Raises:
-        InputError: The file is absent, empty or not UTF-8, a line is not such an object, or the keys of a line differ
-            from the keys of the first line. The message gives the line number.
+        InputError: The file is absent, empty or damaged, a row is not valid or differs from the first row in its
+            columns or their types, or a column has a name that TRL reserves. The message gives the line or the row.
     """
-    return _read(path, option, ("prompt", "completion"))
+
+    def convert(row: Row, place: str) -> Row:
+        if column == "prompt" and "prompt" not in row and "messages" in row:
+            messages = _require_value(row, "messages", place, chat=True)
+            if messages[-1]["role"] == "assistant":
+                raise InputError(
+                    f'{place}: expected "messages" that end with a message of the user, got a last message of the '
+                    "assistant, which is a completion"
+                )
+            row = {"prompt": messages, **{key: value for key, value in row.items() if key != "messages"}}
+        prompt = _require_value(row, column, place)
+        others = {key: value for key, value in row.items() if key not in (column, "prompt")}
+        if reserved := next((key for key in others if key in _RESERVED), None):
+            raise InputError(f'{place}: expected no column "{reserved}", a name that TRL reserves; rename the column')
+        return {"prompt": prompt, **others}
+
+    return _read(path, option, convert, example='{"prompt": "2+2=", "answer": "4"}')
 
 
-def _read(path: Path, option: str, required: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file, each of which has the required keys."""
+def read_examples(
+    path: Path, option: str = "--data", *, prompt_column: str = "prompt", completion_column: str = "completion"
+) -> list[Row]:
+    """Read prompts with the completions to learn from a file, in the formats of `read_prompts`.
+
+    Args:
+        path: The file. Each row has a "prompt" and a "completion", which are text or lists of chat messages; or
+            "messages", of which the last is the completion; or a "text", all of which is the completion.
+        option: The command-line option that the path came from, for error messages.
+        prompt_column: The column that is the prompt.
+        completion_column: The column that is the completion.
+
+    Returns:
+        One dictionary for each row, with the keys "prompt" and "completion" and the other columns.
+
+    Raises:
+        InputError: As for `read_prompts`.
+    """
+
+    def convert(row: Row, place: str) -> Row:
+        others = {key: value for key, value in row.items() if key not in (prompt_column, completion_column)}
+        named = prompt_column in row or completion_column in row
+        if not named and "messages" in row:
+            messages = _require_value(row, "messages", place, chat=True)
+            if len(messages) < 2 or messages[-1]["role"] != "assistant":
+                raise InputError(
+                    f'{place}: expected "messages" that end with a message of the assistant after another message, '
+                    f"got {len(messages)} with a last message of the role {messages[-1]['role']}"
+                )
+            others.pop("messages")
+            return {"prompt": messages[:-1], "completion": messages[-1:], **others}
+        if not named and "text" in row:
+            others.pop("text")
+            return {"prompt": "", "completion": _require_value(row, "text", place), **others}
+        prompt = _require_value(row, prompt_column, place)
+        completion = _require_value(row, completion_column, place)
+        if isinstance(prompt, str) != isinstance(completion, str):
+            raise InputError(f"{place}: expected the prompt and the completion to be both text or both messages")
+        return {"prompt": prompt, "completion": completion, **others}
+
+    return _read(path, option, convert, example='{"prompt": "2+2=", "completion": "4"}')
+
+
+def _read(path: Path, option: str, convert: Callable[[Row, str], Row], *, example: str) -> list[Row]:
+    """The converted rows of a file, which all have the same columns of the same types."""
+    location = f"{option} {path}"
+    if path.is_dir():
+        raise InputError(f"{location}: expected a file, got a directory")
+    if not path.exists():
+        raise InputError(f"{location}: no such file")
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows, ".json": _json_rows}
+    rows: list[Row] = []
+    kinds: dict[str, tuple[str, str]] = {}
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{option} {path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{option} {path}: cannot be read as UTF-8 text: {error}") from error
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            rows.append(_parse_row(line, f"{option} {path}, line {number}", required))
+        for place, row in readers.get(path.suffix.lower(), _json_lines)(path, location):
+            rows.append(convert(row, place))
             if different := rows[0].keys() ^ rows[-1].keys():
                 names = ", ".join(sorted(different))
-                raise InputError(
-                    f"{option} {path}, line {number}: expected the keys of the first row; the keys differ in {names}"
-                )
+                raise InputError(f"{place}: expected the keys of the first row; the keys differ in {names}")
+            _require_same_kinds(rows[-1], kinds, place)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
     if not rows:
-        example = ", ".join(
-            f'"{name}": "{text}"' for name, text in zip((*required, "answer"), ("2+2=", "4"), strict=False)
-        )
-        raise InputError(f"{option} {path}: no rows; expected lines such as {{{example}}}")
+        raise InputError(f"{location}: no rows; expected lines such as {example}")
     return rows
 
 
-def _parse_row(line: str, location: str, required: tuple[str, ...]) -> dict[str, Any]:
-    """The object on one line; `location` begins the error messages."""
+def _json_lines(path: Path, location: str) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON Lines file, with the place of each; a byte order mark is skipped."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{location}, line {number}"
+                yield place, _require_object(_parse_json(line.rstrip("\r\n"), place), place)
+
+
+def _json_rows(path: Path, location: str) -> Iterator[tuple[str, Row]]:
+    """The objects of a file with one array of objects, or of a JSON Lines file."""
+    with path.open(encoding="utf-8-sig") as file:
+        is_array = file.read(1000).lstrip().startswith("[")
+    if not is_array:
+        yield from _json_lines(path, location)
+        return
+    for number, element in enumerate(_parse_json(path.read_text(encoding="utf-8-sig"), location), start=1):
+        place = f"{location}, row {number}"
+        yield place, _require_object(element, place)
+
+
+def _csv_rows(path: Path, location: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a table with a header, in which all values are text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        try:
+            names = list(reader.fieldnames or [])
+            if len(set(names)) < len(names):
+                raise InputError(f"{location}: expected columns of different names, got {', '.join(names)}")
+            for row in reader:
+                place = f"{location}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{place}: expected {len(names)} values, as many as the header has, got another count"
+                    )
+                yield place, row
+        except csv.Error as error:
+            raise InputError(f"{location}, line {reader.line_num}: not a table: {error}") from error
+
+
+def _parquet_rows(path: Path, location: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a Parquet file."""
     try:
-        row = json.loads(line)
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("pyarrow is missing: pip install 'kullback[train]'") from error
+    try:
+        with ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{location}, row {number}", row
+    except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of these
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{location}: not a Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _parse_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        raise InputError(f"{location}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{location}: expected an object, got {type(row).__name__}")
-    for name in required:
-        if name not in row:
-            keys = ", ".join(map(repr, row)) or "no keys"
-            raise InputError(f'{location}: expected a "{name}", got {keys}')
-        if not (_is_text(row[name]) or _is_chat(row[name])):
-            shown = json.dumps(row[name])[:60]
-            raise InputError(
-                f'{location}: expected "{name}" to be text, or a list of messages with "role" and "content", '
-                f"got {shown}"
-            )
-    return row
+        raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON that can be read: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found
+
+
+def _require_object(value: Any, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _require_value(row: Row, name: str, place: str, *, chat: bool = False) -> Any:
+    """The text or the messages in a column; only messages with `chat`."""
+    if name not in row:
+        keys = ", ".join(map(repr, row)) or "no keys"
+        raise InputError(f'{place}: expected a "{name}", got {keys}')
+    value = row[name]
+    if _is_chat(value) or (not chat and _is_text(value)):
+        return value
+    text = "" if chat else "text, or "
+    shown = json.dumps(value, default=str)[:60]
+    raise InputError(
+        f'{place}: expected "{name}" to be {text}a list of messages with "role" and "content", got {shown}'
+    )
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    """Whether a value is text that is not empty and can be encoded, which a lone surrogate cannot."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_chat(value: Any) -> bool:
@@ -101,3 +235,22 @@ def _is_chat(value: Any) -> bool:
         isinstance(message, dict) and _is_text(message.get("role")) and _is_text(message.get("content"))
         for message in messages
     )
+
+
+def _require_same_kinds(row: Mapping[str, Any], kinds: dict[str, tuple[str, str]], place: str) -> None:
+    """Raise InputError if the type of a column differs from the type in an earlier row, which `kinds` stores."""
+    for key, value in row.items():
+        if value is None:
+            continue
+        kind, earlier_place = kinds.setdefault(key, (_kind(value), place.rpartition(", ")[2]))
+        if kind != _kind(value):
+            raise InputError(f'{place}: expected "{key}" to be {kind} as in {earlier_place}, got {_kind(value)}')
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    names = {str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

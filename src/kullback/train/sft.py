@@ -1,5 +1,6 @@
 """Supervised fine-tuning of a language model by TRL, with forward KL and the entropy floor of its loss logged."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
 from kullback.runs.finite import require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
+from kullback.train.prompt_checks import positions_of, require_chat_template
+from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
     StopOnInterrupt,
     StopOnNonFinite,
@@ -150,13 +154,17 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
     only_save = checkpoint is not None and first_step >= plan.steps  # all steps were taken, but no model was saved
     tokenizer, model = load_tokenizer(plan.model), load_model(checkpoint if only_save and checkpoint else plan.model)
     require_finite_weights(model, step=0)
-    trainer = SFTTrainer(
-        model,
-        args,
-        train_dataset=_dataset(plan.rows),
-        eval_dataset=_dataset(plan.evaluation_rows) if plan.evaluation_rows else None,
-        processing_class=tokenizer,
-    )
+    for option, rows in (("--data", plan.rows), ("--evaluate", plan.evaluation_rows)):
+        require_chat_template(rows, tokenizer, option)
+    with library_errors(SFTTrainer.__name__):
+        trainer = SFTTrainer(
+            model,
+            args,
+            train_dataset=_dataset(plan.rows),
+            eval_dataset=_dataset(plan.evaluation_rows) if plan.evaluation_rows else None,
+            processing_class=tokenizer,
+        )
+    _require_examples_fit(plan, trainer, positions_of(model))
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
     if checkpoint is None:
@@ -196,6 +204,38 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
     return True
 
 
+def _require_examples_fit(plan: SFTPlan, trainer: SFTTrainer, positions: int | None) -> None:
+    """Raise InputError if a set has no example with a token to learn, or an example that is too long for the model.
+
+    TRL cuts examples at max_length, and drops those without a token of the completion before it.
+    """
+    limit = trainer.args.max_length  # type: ignore[union-attr]
+    for option, rows, dataset in (
+        ("--data", plan.rows, trainer.train_dataset),
+        ("--evaluate", plan.evaluation_rows, trainer.eval_dataset),
+    ):
+        if not rows or dataset is None:
+            continue
+        lengths = [len(ids) for ids in dataset["input_ids"]]  # type: ignore[index]
+        if not lengths:
+            raise InputError(
+                f"{option}: none of the {len(rows)} examples has a token of its completion within max_length={limit}; "
+                "raise it by --set max_length=N, or shorten the prompts"
+            )
+        if positions is not None and max(lengths) > positions:
+            row = f"row {1 + lengths.index(max(lengths))}: the" if len(lengths) == len(rows) else "an"
+            raise InputError(
+                f"{option}, {row} example has {max(lengths)} tokens, but the model has {positions} positions; shorten "
+                f"it, or cut all examples by --set max_length={positions}"
+            )
+        if len(lengths) < len(rows) and trainer.is_world_process_zero():
+            print(
+                f"kullback: {option}: {len(rows) - len(lengths)} of {len(rows)} examples have no token of their "
+                f"completion within max_length={limit}, and are not used",
+                file=sys.stderr,
+            )
+
+
 def _write_model(trainer: SFTTrainer, tokenizer: Any, directory: Path) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)  # type: ignore[operator]
     tokenizer.save_pretrained(directory)
@@ -228,13 +268,7 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
 
 def _validate(plan: SFTPlan) -> None:
     """Raise InputError if the plan is invalid."""
-    for name, value, minimum in (
-        ("--steps", plan.steps, 1),
-        ("--evaluate-every", plan.evaluate_every, 0),
-        ("--max-examples", plan.max_examples, 1),
-        ("--seed", plan.seed, 0),
-    ):
-        if value < minimum:
-            raise InputError(f"{name}: expected {minimum} or more, got {value}")
-    if plan.seed >= 2**32:
-        raise InputError(f"--seed: expected an integer from 0 to 2**32 - 1, got {plan.seed}")
+    require_at_least("--steps", plan.steps, 1)
+    require_at_least("--evaluate-every", plan.evaluate_every, 0)
+    require_at_least("--max-examples", plan.max_examples, 1)
+    require_seed(plan.seed)

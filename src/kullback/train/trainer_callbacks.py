@@ -12,10 +12,17 @@ from transformers import TrainerCallback
 from kullback.runs.checksums import write_checksums
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
+from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["StopOnInterrupt", "StopOnNonFinite", "WriteChecksums", "WriteMetrics", "train_with_checkpoints"]
+__all__ = [
+    "StopOnInterrupt",
+    "StopOnNonFinite",
+    "WriteChecksums",
+    "WriteMetrics",
+    "train_with_checkpoints",
+]
 
 
 def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
@@ -26,7 +33,8 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
         checkpoint: The checkpoint to continue from, or None.
     """
     try:
-        with finite_outputs(lambda: trainer.state.global_step + 1):
+        # An exception names the settings in most cases, such as an optimizer that the library does not have.
+        with library_errors(type(trainer).__name__), finite_outputs(lambda: trainer.state.global_step + 1):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException:
         unfinished = _checkpoint_of_step(trainer.args, trainer.state)

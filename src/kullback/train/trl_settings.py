@@ -1,6 +1,8 @@
 """Configurations of TRL trainers from `key=value` arguments; every field of the configuration can be set."""
 
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -11,23 +13,11 @@ from trl import GRPOConfig
 
 from kullback.errors import InputError, KullbackError
 from kullback.runs.key_value import parse_key_values
+from kullback.train.trl_fields import field_types, options_instead, require_valid_values
 
 __all__ = ["make_config", "parse_settings"]
 
 Config = TypeVar("Config")
-
-_OTHER_OPTIONS = {
-    "beta": "see --budget: the controller sets beta",
-    "disable_tqdm": "kullback prints its own progress line",
-    "logging_steps": "every step is logged",
-    "logging_strategy": "every step is logged",
-    "logging_nan_inf_filter": "training stops at the first loss that is not finite",
-    "max_steps": "see --steps",
-    "output_dir": "see --output",
-    "reward_weights": "see --reward and --watch: each reward has weight 1, each watched reward has weight 0",
-    "seed": "see --seed",
-}
-
 
 # Every step is logged. With the filter, transformers would log a loss of 0 in place of nan.
 _FIXED: Mapping[str, Any] = {
@@ -42,7 +32,15 @@ class _Parser(HfArgumentParser):
     """A parser that raises InputError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"--set: {' '.join(message.split())}")
+        message = " ".join(message.split())
+        if match := re.fullmatch(r"argument --(\w+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            key, value, listed = match.groups()
+            choices = listed.replace("'", "").split(", ")
+            nearest = difflib.get_close_matches(value, choices, n=3, cutoff=0.0)
+            message = (
+                f"--set {key}={value}: expected one of {len(choices)} values; the nearest are {', '.join(nearest)}"
+            )
+        raise InputError(message if message.startswith("--set") else message.replace("argument --", "--set ", 1))
 
 
 def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict[str, Any]:
@@ -64,11 +62,16 @@ def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict
         {'learning_rate': 1e-05, 'num_generations': 4}
     """
     known = {field.name for field in fields(config) if field.init}
-    pairs = [(key, value) for _, key, value in parse_key_values(words, known, _OTHER_OPTIONS, owner=config.__name__)]
-    arguments = [f"--{key}={value}" for key, value in pairs]
+    owner = config.__name__
+    pairs = [(key, value) for _, key, value in parse_key_values(words, known, options_instead(owner), owner=owner)]
+    # The argument parser takes neither objects and arrays of JSON nor None.
+    arguments = [f"--{key}={value}" for key, value in pairs if not _is_json(key, value, config)]
     # parse_args, not parse_args_into_dataclasses: the constructor of the configuration would query the devices.
     parsed = vars(_Parser(config, allow_abbrev=False).parse_args(arguments))  # type: ignore[arg-type]
-    return {key: _parse_object(key, parsed[key]) for key, _ in pairs}
+    return {
+        key: _parse_json(key, value) if _is_json(key, value, config) else parsed[key]
+        for key, value in dict(pairs).items()
+    }
 
 
 def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any) -> Config:
@@ -88,9 +91,10 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     defaults: dict[str, Any] = {"save_steps": 50, "save_total_limit": 2, "report_to": "none"}
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
+    require_valid_values(settings)
     try:
         built = config(**{**defaults, **settings, **fixed, **_FIXED})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
         if isinstance(error, KullbackError):
             raise
         raise InputError(f"{config.__name__} rejects these settings: {' '.join(str(error).split())}") from error
@@ -100,10 +104,17 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     return built
 
 
-def _parse_object(key: str, value: Any) -> Any:
-    """Parse a dictionary field, which is given as a JSON object and which the argument parser returns as text."""
-    if not (isinstance(value, str) and value.startswith("{")):
-        return value
+def _is_json(key: str, value: str, config: type[Any]) -> bool:
+    """Whether a value is an object or an array of JSON, or None for a field that is a number or a boolean or None."""
+    # The source, because the argument parser of transformers changes the types of the class.
+    annotation = field_types(config.__name__).get(key, "")
+    is_none = value.lower() in ("none", "null") and "None" in annotation and "str" not in annotation
+    return is_none or value.startswith("{") or (value.startswith("[") and "list" in annotation.lower())
+
+
+def _parse_json(key: str, value: str) -> Any:
+    if value.lower() in ("none", "null"):
+        return None
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:

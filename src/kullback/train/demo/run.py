@@ -9,7 +9,6 @@ from rich.console import Console
 
 from kullback.budget.controllers import Controller
 from kullback.budget.kl_budget import KLBudget
-from kullback.errors import InputError
 from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.demo.addition_task import (
@@ -21,6 +20,7 @@ from kullback.train.demo.addition_task import (
     train_reference,
 )
 from kullback.train.grpo import GRPOPlan, train_grpo
+from kullback.train.run_checks import DEMO_RUNS, require_new_runs
 
 __all__ = ["DEMO_SETTINGS", "demo_plan", "demo_summary", "train_demo"]
 
@@ -106,14 +106,8 @@ def _train_all(
     """Train in a directory that is locked; see `train_demo`."""
     runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
     supervised = RunDirectory(output / "reference")
-    directories = [supervised.path, *(run.path for run in runs.values())]
-    for directory in directories:
-        if directory.exists() and not (overwrite and (directory / "config.json").is_file()):
-            raise InputError(
-                f"--output {output}: {directory.name} already exists; choose another directory, or replace a run by "
-                "--overwrite"
-            )
-    for directory in directories:
+    require_new_runs(output, DEMO_RUNS, overwrite=overwrite)
+    for directory in (output / name for name in DEMO_RUNS):
         shutil.rmtree(directory, ignore_errors=True)
     supervised.create({"kind": "supervised", "steps": reference_steps, "seed": seed, "data_entropy": answer_entropy()})
     supervised.model.mkdir()

@@ -1,5 +1,6 @@
 """Image data sets: the digits of scikit-learn, an array in a .npy file, or a folder of image files."""
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,9 +71,12 @@ def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"--data {path}: not found; expected digits, a .npy file or a folder of images")
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--data {path}: expected an array in the format of np.save: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"--data {path}: expected one array in the format of np.save, got an archive of np.savez")
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "fiub":
         raise InputError(
             f"--data {path}: expected numbers of shape (n, height, width), got {array.dtype} {array.shape}"

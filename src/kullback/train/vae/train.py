@@ -23,6 +23,7 @@ from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, versions
+from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.vae.beta_schedules import Constant, FreeBits, Schedule, kl_with_free_bits
 from kullback.train.vae.budget_step import encoder_budget_step
 from kullback.train.vae.data import Images
@@ -233,7 +234,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             row |= {"distortion" if plan.kind == "vae" else "cross_entropy": float(cost.detach()), "beta": beta}
             row |= controller_row
             run.add_metrics({**row, "seconds": round(time.monotonic() - start_time, 3)})
-            progress.show({**row, "reward": -float(cost.detach())})
+            progress.show(row)
             if step % plan.evaluate_every == 0 or step == plan.steps:
                 evaluation = evaluate(model, held_out, held_out_labels, step=step)
                 if (warning := collapse_warning(evaluation, beta)) is not None:
@@ -297,10 +298,10 @@ def _restore_checkpoint(
 
 def _validate(plan: LatentPlan, images: Images) -> None:
     """Raise InputError if the plan is invalid."""
-    minima = {"steps": 1, "latents": 1, "hidden": 1, "batch_size": 2, "seed": 0, "evaluate_every": 1, "save_every": 1}
+    minima = {"steps": 1, "latents": 1, "hidden": 1, "batch_size": 2, "evaluate_every": 1, "save_every": 1}
     for name, minimum in minima.items():
-        if getattr(plan, name) < minimum:
-            raise InputError(f"--{name.replace('_', '-')}: expected {minimum} or more, got {getattr(plan, name)}")
+        require_at_least(f"--{name.replace('_', '-')}", getattr(plan, name), minimum)
+    require_seed(plan.seed)
     if not 0 < plan.learning_rate < 1:
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:

@@ -1,0 +1,30 @@
+"""Exceptions of training libraries as one line."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kullback.errors import InputError, KullbackError
+
+__all__ = ["library_errors"]
+
+
+@contextmanager
+def library_errors(name: str) -> Iterator[None]:
+    """Within the context, exceptions of the training libraries become an `InputError` of one line.
+
+    Failures to read or write a file and the exceptions of this package are not changed.
+
+    Args:
+        name: The name of the trainer or of the option, which begins the message.
+    """
+    try:
+        yield
+    except (KullbackError, OSError):
+        raise
+    except Exception as error:  # the settings lead to exceptions of every class in several libraries
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = "/".join(Path(frame.filename).parts[-3:])
+        message = " ".join(str(error).split()) or "no message"
+        raise InputError(f"{name}: {type(error).__name__}: {message[:400]} ({place}, line {frame.lineno})") from error
