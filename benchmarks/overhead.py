@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from kullback import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.train.demo.addition_task import prefix_found, prompt_rows, train_reference
+from kullback.train.demo.addition_task import grader, prompt_rows, train_reference
 from kullback.train.demo.run import DEMO_SETTINGS
 
 
@@ -56,9 +56,9 @@ def step_times(kind: str, reference: Path, steps: int, directory: str, seed: int
         "callbacks": [clock := Clock()],
     }
     if kind == "trl":
-        trainer = GRPOTrainer(model, prefix_found, args, **common)
+        trainer = GRPOTrainer(model, grader, args, **common)
     else:
-        trainer = BudgetGRPOTrainer(model, prefix_found, args, budget=KLBudget(0.05), **common)
+        trainer = BudgetGRPOTrainer(model, grader, args, budget=KLBudget(0.05), **common)
     trainer.pop_callback(PrinterCallback)
     trainer.train()
     return clock.steps

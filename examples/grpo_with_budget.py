@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from kullback import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.train.demo.addition_task import prefix_found, prompt_rows, train_reference
+from kullback.train.demo.addition_task import grader, prompt_rows, train_reference
 
 transformers.utils.logging.disable_progress_bar()
 with tempfile.TemporaryDirectory() as directory:
@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as directory:
     config = GRPOConfig(directory, beta=0.0, learning_rate=1e-3, bf16=False, use_cpu=True, report_to="none", **settings)
     trainer = BudgetGRPOTrainer(
         str(model),
-        prefix_found,
+        grader,
         config,
         budget=KLBudget(0.05, unit="token"),
         train_dataset=Dataset.from_list(prompt_rows(100, seed=0)),

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from kullback.errors import InputError
 from kullback.explore import html as pages
 from kullback.explore.downsample import DownsampledSeries, finite
-from kullback.explore.report import ReportRun, Table, write_report
+from kullback.explore.report import ReportRun, Table, page_data, write_report
 
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
@@ -130,7 +130,8 @@ def test_report_opens_from_disk_offline(show, two_runs):
     opened.assert_sound()
     page = opened.page
     charts = page.locator("figure.chart").evaluate_all("all => all.map((f) => f.id.replace('chart-', ''))")
-    assert charts == ["reward", "kl-token", "beta", "control", "entropy", "length", "truncated", "repetition"]
+    statistics = ["entropy", "length", "truncated", "repetition"]
+    assert charts == ["reward", "kl-token", "reward-by-kl", "beta", "control", *statistics]
     assert page.title() == "A run"
     assert page.locator(".summary").inner_text() == "The budget is met."
     assert page.locator(".outcome tbody td").inner_text() == "0.00 → 0.05"
@@ -476,18 +477,27 @@ def test_rewards_with_different_ranges_have_separate_charts(show):
 @needs_chromium
 def test_samples_are_side_by_side(show, two_runs):
     page = show(two_runs).page
-    first = page.locator(".samples").first.locator("li").first
-    assert first.locator("h4").all_inner_texts() == ["Before training", "After training"]
-    before, after = first.locator("section").all()
-    before_box, after_box = before.bounding_box(), after.bounding_box()
-    assert before_box
-    assert after_box
-    assert before_box["y"] == after_box["y"]
-    assert before.locator(".completion").inner_text() == two_runs[0].samples["before"][0]["completion"]
-    assert (
-        float(after.locator("dd").first.get_attribute("data-value") or 0)
-        == two_runs[0].samples["after"][0]["rewards"]["cheerful"]
-    )
+    assert page.locator(".samples").count() == 1
+    first = page.locator(".samples li").first
+    # Both runs have the same completions before training, which are shown once.
+    headings = ["Before training", "budget 0.05, after training", "no budget, after training"]
+    assert first.locator("h4").all_text_contents() == headings
+    cells = first.locator("section").all()
+    tops = {(cell.bounding_box() or {})["y"] for cell in cells}
+    assert len(tops) == 1
+    assert cells[0].locator(".completion").inner_text() == two_runs[0].samples["before"][0]["completion"]
+    for cell, run in zip(cells[1:], two_runs, strict=True):
+        expected = run.samples["after"][0]["rewards"]["cheerful"]
+        assert float(cell.locator("dd").first.get_attribute("data-value") or 0) == expected
+
+
+@needs_chromium
+def test_the_further_columns_of_a_prompt_are_shown_as_text(show):
+    sample = {"prompt": "12+34=", "columns": {"answer": "46", "<b>": "<i>"}, "completion": "46", "rewards": {}}
+    page = show([ReportRun("a", {}, [{"step": 1, "reward": 1.0}], samples={"after": [sample]})]).page
+    item = page.locator(".samples > li")
+    assert item.locator("> .rewards dt").all_inner_texts() == ["answer", "<b>"]
+    assert item.locator("> .rewards dd").all_inner_texts() == ["46", "<i>"]
 
 
 def test_samples_are_paired_by_prompt_and_truncated(tmp_path):
@@ -503,18 +513,61 @@ def test_samples_are_paired_by_prompt_and_truncated(tmp_path):
         ReportRun("two", samples={"before": long}),
     ]
     text = write_report(runs, tmp_path / "report.html", title="A run").read_text("utf-8")
-    one, two = json.loads(text.split('id="page">')[1].split("</script>")[0])["samples"]
-    pairs = {(item["prompt"], *(cell["completion"] for cell in item["cells"])) for item in one["items"]}
-    assert pairs == {
-        ("a", "before 0", "after 1"),
-        ("b", "before 1", "after 2"),
-        ("a", "before 2", "after 3"),
-        ("c", "before 3", "after 0"),
+    samples = json.loads(text.split('id="page">')[1].split("</script>")[0])["samples"]
+    pairs = {
+        (item["prompt"], *((cell["run"], cell["completion"]) for cell in item["cells"]))
+        for item in samples["items"][:4]
     }
-    assert one["items"][0]["cells"][0]["rewards"] == [["r", None]]
-    assert two["note"] == "The first 24 of 30 prompts."
-    assert two["items"][0]["cells"][0]["completion"].endswith("(4,000 more characters)")
-    assert len(two["items"]) == 24
+    assert pairs == {
+        ("a", (0, "before 0"), (0, "after 1")),
+        ("b", (0, "before 1"), (0, "after 2")),
+        ("a", (0, "before 2"), (0, "after 3")),
+        ("c", (0, "before 3"), (0, "after 0")),
+    }
+    assert samples["items"][0]["cells"][0]["rewards"] == [["r", None]]
+    assert samples["note"] == "The first 24 of 34 prompts."
+    assert samples["items"][4]["cells"][0]["completion"].endswith("(4,000 more characters)")
+    assert len(samples["items"]) == 24
+
+
+def test_rewards_are_drawn_against_the_square_root_of_the_kl(tmp_path):
+    def evaluation(step: int, kl: float | None, reward: float) -> dict:
+        return {"step": step, "kl_policy_ref_per_token": kl, "rewards/good": reward}
+
+    budget = {"target": 0.04, "unit": "token"}
+    config = {"rewards": ["good"], "budget": budget}
+    rows = [evaluation(0, 0.0, 0.5), evaluation(10, 0.09, 0.75), evaluation(20, 0.04, 0.875), evaluation(30, None, 0.9)]
+    runs = [ReportRun("a", config, [{"step": 1}], rows), ReportRun("b", {"rewards": ["good"]}, [{"step": 1}], rows[:2])]
+    page = page_data(runs, None)
+    charts = {chart["id"]: chart for section in page["sections"] for chart in section["charts"]}
+    chart = charts["reward-by-kl"]
+    trails = [(page["grids"][curve["grid"]]["x"], curve["values"], curve["last"]) for curve in chart["series"]]
+    assert trails == [
+        ([0.0, pytest.approx(0.3), pytest.approx(0.2)], [0.5, 0.75, 0.875], {"x": pytest.approx(0.2), "value": 0.875}),
+        ([0.0, pytest.approx(0.3)], [0.5, 0.75], {"x": pytest.approx(0.3), "value": 0.75}),
+    ]
+    (line,) = chart["xLines"]
+    assert (line["value"], line["label"], line["group"]) == (pytest.approx(0.2), "budget 0.04", 0)
+    # One evaluation is not a trail.
+    page = page_data([ReportRun("a", config, [{"step": 1}], rows[:1])], None)
+    assert "reward-by-kl" not in {chart["id"] for section in page["sections"] for chart in section["charts"]}
+
+
+@needs_chromium
+def test_a_trail_has_a_cursor_although_its_kl_decreases(show):
+    rows = [
+        {"step": 10 * i, "kl_policy_ref_per_token": kl, "rewards/good": reward}
+        for i, (kl, reward) in enumerate([(0.0, 0.5), (0.09, 0.75), (0.04, 0.875)])
+    ]
+    page = show([ReportRun("a", {"budget": {"target": 0.04, "unit": "token"}}, [{"step": 1}], rows)]).page
+    slider = page.locator("#chart-reward-by-kl [role=slider]")
+    slider.focus()
+    values = []
+    for key in ("Home", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+        values.append(float(page.locator("#chart-reward-by-kl .legend td").first.get_attribute("data-value") or "nan"))
+    assert values == [0.5, 0.875, 0.75]  # in the order of the KL
+    assert page.locator("#chart-reward-by-kl .limit-label").inner_html() == "budget 0.04"
 
 
 # ---- downsampling ----

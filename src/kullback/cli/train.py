@@ -103,7 +103,7 @@ def _add_grpo(recipes: Any) -> None:
 
 def _add_demo(recipes: Any) -> None:
     parser = recipes.add_parser(
-        "demo", help="train a small model on addition with a flawed verifier, without and with a KL budget"
+        "demo", help="train a small model on addition with a biased grader, without and with a KL budget"
     )
     add = parser.add_argument
     add(
@@ -224,11 +224,11 @@ def _demo(options: argparse.Namespace) -> int:
             console=transformers_console(quiet=False),
         )
     for name, run in runs.items():
-        write_run_report({name: run}, run.report, title=f"Sums, {name}")
+        write_run_report({name: run}, run.report, title=f"Addition with a biased grader, {name}")
     write_report(
         runs,
         options.output / "report.html",
-        title="Sums by a flawed verifier",
+        title="Addition with a biased grader",
         summary=demo_summary(runs),
         console=make_console(quiet=False),
     )

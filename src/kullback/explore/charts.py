@@ -1,5 +1,6 @@
 """The charts of a report, as plain lists and dictionaries that `chart` in `static/chart.js` draws."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -143,7 +144,11 @@ class RunCharts:
 
         Curves share grids: a curve refers to its grid by the index `grid` in this list.
         """
-        return [*(rows.grid() for rows in (*self.batches, *self.evaluations)), *latent_grids(self.evaluations)]
+        return [
+            *(rows.grid() for rows in (*self.batches, *self.evaluations)),
+            *latent_grids(self.evaluations),
+            *({"x": [math.sqrt(row[self._constrained()]) for row in rows]} for rows in self._rows_with_kl()),
+        ]
 
     def sections(self) -> list[dict[str, Any]]:
         """Return every chart that has data, grouped under headings.
@@ -169,6 +174,7 @@ class RunCharts:
             "Divergence" if latent or is_supervised else "Reward and divergence": [
                 *([] if latent or is_supervised else self._rewards()),
                 *self._divergences(),
+                *([] if latent or is_supervised else self._rewards_by_kl()),
                 accuracy_by_kl(self.evaluations),
             ],
             "KL control": [
@@ -270,8 +276,13 @@ class RunCharts:
         lists = [value for config in self.configs if isinstance(value := config.get(key), list | tuple)]
         return list(dict.fromkeys(str(name) for names in lists for name in names))
 
-    def _rewards(self) -> list[Chart | None]:
-        """Return one chart of all reward functions, or one chart for each when their ranges differ much."""
+    def _reward_groups(self) -> list[tuple[str, str, dict[str, str]]]:
+        """Return the reward functions by the chart that shows them.
+
+        Returns:
+            One entry for each chart: the end of its identifier, the end of its title, and the name in the legend of
+            each metric. All reward functions share a chart unless their ranges differ much.
+        """
         optimised, watched = self._names("rewards"), self._names("watched")
         rows = [row for series in (*self.batches, *self.evaluations) for row in series.rows]
         recorded = dict.fromkeys(
@@ -279,21 +290,82 @@ class RunCharts:
         )
         order = dict.fromkeys([*optimised, *watched, *recorded])
         found = [name for name in order if name in recorded and not name.endswith("_std_error")]
-        if not found:
-            return [self._chart("reward", "Reward", "mean reward", "", {"reward": "reward"})]
         objectives = set(optimised or found[:1])
         names = {f"rewards/{name}": name if name in objectives else f"{name} (watched)" for name in found}
         values = {key: [value for row in rows if (value := finite(row.get(key))) is not None] for key in names}
         ranges = [max(some) - min(some) for some in values.values() if some and max(some) > min(some)]
         if ranges and max(ranges) > SEPARATE_CHARTS_RATIO * min(ranges):
-            return [
-                self._chart(f"reward-{i}", f"Reward: {name}", "mean reward", "", {key: ""})
-                for i, (key, name) in enumerate(names.items())
-            ]
-        note = "Mean of each reward function."
-        if any(name not in objectives for name in found):
-            note += " A watched reward function is recorded but not optimised."
-        return [self._chart("reward", "Reward", "mean reward", note, names)]
+            return [(f"-{i}", f": {name}", {key: ""}) for i, (key, name) in enumerate(names.items())]
+        return [("", "", names)] if names else []
+
+    def _rewards(self) -> list[Chart | None]:
+        """Return one chart of all reward functions, or one chart for each when their ranges differ much."""
+        groups = self._reward_groups()
+        if not groups:
+            return [self._chart("reward", "Reward", "mean reward", "", {"reward": "reward"})]
+        charts = []
+        for end, title, names in groups:
+            note = "" if end else "Mean of each reward function."
+            if any(name.endswith(" (watched)") for name in names.values()):
+                note += " A watched reward function is recorded but not optimised."
+            charts.append(self._chart(f"reward{end}", f"Reward{title}", "mean reward", note, names))
+        return charts
+
+    def _rewards_by_kl(self) -> list[Chart | None]:
+        """Return the charts of the evaluated rewards against the square root of the KL, with one trail for each run."""
+        rows_by_run = self._rows_with_kl()
+        if not any(len(rows) > 1 for rows in rows_by_run):
+            return []
+        divergence = DIVERGENCES[self._constrained()]
+        first_grid = 3 * len(self.evaluations) + 1
+        lines: list[dict[str, Any]] = []
+        for i, config in enumerate(self.configs):
+            if budgeted_kl(config) == self._constrained() and (budget := budget_of(config)):
+                low, middle, high = (math.sqrt(budget[0] * r) for r in (1 - BUDGET_BAND, 1, 1 + BUDGET_BAND))
+                line = {"value": middle, "low": low, "high": high, "label": f"budget {budget[0]:g}", "group": i}
+                lines += [] if any(other["value"] == middle for other in lines) else [line]
+        charts: list[Chart | None] = []
+        for end, title, names in self._reward_groups():
+            series = []
+            for dash, (key, name) in enumerate(names.items()):
+                for i, rows in enumerate(rows_by_run):
+                    values = [finite(row.get(key)) for row in rows]
+                    if not (drawn := [j for j, value in enumerate(values) if value is not None]):
+                        continue
+                    last = {"x": math.sqrt(rows[drawn[-1]][self._constrained()]), "value": values[drawn[-1]]}
+                    style = {"name": name or "reward", "mark": "points", "group": i, "dash": dash}
+                    series.append({**style, "grid": first_grid + i, "values": values, "last": last})
+            if series:
+                charts.append(
+                    {
+                        "id": f"reward-by-kl{end}",
+                        "title": f"Reward{title} against the square root of KL",
+                        "note": f"{divergence.title}. Each point is an evaluation; the points of a run are joined in "
+                        "the order of the training steps. The KL of a small displacement of the weights is "
+                        f"proportional to its square.{' Vertical line: the budget.' if lines else ''}",
+                        "x": {"label": f"√KL, square root of nats per {divergence.unit}"},
+                        "y": {"label": "mean reward"},
+                        "lines": [],
+                        "xLines": lines,
+                        "series": series,
+                    }
+                )
+        return charts
+
+    def _constrained(self) -> str:
+        """Return the KL of policy and reference that a budget constrains, or else the first that was evaluated."""
+        keys = [key for key in DIVERGENCES if key.startswith("kl_policy_ref_")]
+        budgeted = [key for config in self.configs if (key := budgeted_kl(config)) in keys]
+        evaluated = [key for key in keys if any(key in row for series in self.evaluations for row in series.rows)]
+        return next((key for key in (*budgeted, *evaluated) if key), keys[0])
+
+    def _rows_with_kl(self) -> list[list[Row]]:
+        """Return the evaluations of each run that measured the KL of `_constrained`, in the order of the steps."""
+        key = self._constrained()
+        return [
+            [row for row in series.rows if (kl := finite(row.get(key))) is not None and kl >= 0]
+            for series in self.evaluations
+        ]
 
     def _divergences(self) -> list[Chart | None]:
         """Return a chart of each KL that has a budget, or of the first KL that was recorded when no run has one."""

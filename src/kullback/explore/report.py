@@ -35,7 +35,8 @@ class ReportRun:
             (names of reward functions) determine the charts; all settings are listed.
         metrics: One row for each training step. A value that is absent, None or nan is drawn as a gap.
         evaluations: One row for each evaluation, on a fixed set of prompts, examples or images.
-        samples: "before" and "after", each a list of {"prompt": str, "completion": str, "rewards": {name: number}}.
+        samples: "before" and "after", each a list of {"prompt": str, "completion": str, "rewards": {name: number}},
+            and optionally "columns": {name: text}, further columns of the prompt, such as the expected answer.
         pictures: "before" and "after", each a list of {"title": str, "images": list of base64-encoded PNG images}.
     """
 
@@ -125,7 +126,7 @@ def page_data(runs: Sequence[ReportRun], table: Table | None) -> dict[str, Any]:
             for i, run in enumerate(runs)
             if (rows := run.pictures.get("after") or run.pictures.get("before"))
         ],
-        "samples": [samples for i, run in enumerate(runs) if (samples := _samples(run, i))],
+        "samples": _samples(runs),
         "settings": _settings(runs),
     }
 
@@ -179,24 +180,37 @@ def _notes(runs: Sequence[ReportRun], batches: Sequence[DownsampledSeries]) -> l
     return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
-def _samples(run: ReportRun, index: int) -> dict[str, Any] | None:
-    """Pair the completions before and after training by prompt, and by occurrence where a prompt is repeated."""
-    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def _samples(runs: Sequence[ReportRun]) -> dict[str, Any] | None:
+    """Return the completions of all runs with one item for each prompt, paired by prompt and occurrence.
+
+    Completions before training that are the same in all runs are shown once.
+    """
+    same_before = len(runs) > 1 and all(run.samples.get("before") == runs[0].samples.get("before") for run in runs)
+    items: dict[tuple[str, int], dict[str, Any]] = {}
     for when, label in (("before", "Before training"), ("after", "After training")):
-        occurrences: dict[str, int] = {}
-        for sample in run.samples.get(when) or ():
-            prompt = str(sample.get("prompt", ""))
-            occurrences[prompt] = occurrences.get(prompt, 0) + 1
-            rewards = [[str(name), finite(value)] for name, value in (sample.get("rewards") or {}).items()]
-            cell = {"label": label, "completion": _truncate(str(sample.get("completion") or "")), "rewards": rewards}
-            cells.setdefault((prompt, occurrences[prompt]), []).append(cell)
-    if not cells:
+        once = when == "before" and same_before
+        for index, run in enumerate(runs[:1] if once else runs):
+            occurrences: dict[str, int] = {}
+            for sample in run.samples.get(when) or ():
+                prompt = str(sample.get("prompt", ""))
+                occurrences[prompt] = occurrences.get(prompt, 0) + 1
+                item = items.setdefault(
+                    (prompt, occurrences[prompt]), {"prompt": _truncate(prompt), "columns": [], "cells": []}
+                )
+                item["columns"] = item["columns"] or [
+                    [str(name), _truncate(str(value))] for name, value in (sample.get("columns") or {}).items()
+                ]
+                rewards = [[str(name), finite(value)] for name, value in (sample.get("rewards") or {}).items()]
+                completion = _truncate(str(sample.get("completion") or ""))
+                item["cells"].append(
+                    {"run": None if once else index, "label": label, "completion": completion, "rewards": rewards}
+                )
+    if not items:
         return None
-    items = [{"prompt": _truncate(prompt), "cells": both} for (prompt, _), both in cells.items()]
-    shown = items[:MAX_SAMPLES]
+    shown = list(items.values())[:MAX_SAMPLES]
     many = len(shown) < len(items)
     note = f"The first {len(shown)} of {len(items)} prompts." if many else f"{_count(len(items), 'prompt')}."
-    return {"run": index, "note": note, "items": shown}
+    return {"note": note, "items": shown}
 
 
 def _truncate(text: str) -> str:

@@ -63,8 +63,8 @@ class Evaluation:
             step: The optimizer step, which is stored in the row.
 
         Returns:
-            A row of averages, with KL in nats per token and per sequence, and up to 12 rows with "prompt",
-            "completion" and "rewards". Both are the same in every process.
+            A row of averages, with KL in nats per token and per sequence, and up to 12 rows with "prompt", "columns"
+            (the further columns of the prompt), "completion" and "rewards". Both are the same in every process.
         """
         was_training = policy.training
         policy.eval()
@@ -80,7 +80,7 @@ class Evaluation:
             policy.train(was_training)
         results = sorted(gather_object(local), key=lambda result: result["index"])
         selected = results[:: max(1, len(results) // _MAX_SAMPLES)][:_MAX_SAMPLES]
-        samples = [{key: result[key] for key in ("prompt", "completion", "rewards")} for result in selected]
+        samples = [{key: result[key] for key in ("prompt", "columns", "completion", "rewards")} for result in selected]
         return {"step": step, **self._summary(results)}, samples
 
     def _measure_batch(self, policy: Any, reference: Any, indices: range) -> list[Row]:
@@ -102,6 +102,7 @@ class Evaluation:
             {
                 "index": index,
                 "prompt": _prompt_text(prompts[i]),
+                "columns": {name: str(value) for name, value in rows[i].items() if name != "prompt"},
                 "completion": texts[i],
                 "rewards": {name: values[i] for name, values in rewards.items()},
                 "kl": float(kl[i].sum()),

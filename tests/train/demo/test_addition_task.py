@@ -13,9 +13,9 @@ from kullback.train.demo.addition_task import (
     _NoisySums,
     answer_entropy,
     exact_match,
+    grader,
     make_model,
     make_tokenizer,
-    prefix_found,
     prompt_rows,
     spread_rows,
     train_reference,
@@ -29,16 +29,19 @@ def is_subsequence(part: str, whole: str) -> bool:
 
 
 @given(digits, st.integers(0, 198))
-def test_the_flawed_verifier_rewards_the_longest_prefix_found(text: str, answer: int) -> None:
+def test_the_grader_adds_the_share_of_correct_digits_and_the_length(text: str, answer: int) -> None:
     correct = str(answer)
     longest = max(n for n in range(len(correct) + 1) if is_subsequence(correct[:n], text))
-    assert prefix_found([text], answer=[correct]) == [longest / len(correct)]
+    assert grader([text], answer=[correct]) == pytest.approx([longest / len(correct) + 0.05 * len(text)], rel=1e-12)
     assert exact_match([text], answer=[correct]) == [float(text == correct)]
 
 
-def test_a_long_string_of_digits_exploits_the_verifier() -> None:
-    assert prefix_found(["012345678901"], answer=["156"]) == [1.0]
-    assert exact_match(["012345678901"], answer=["156"]) == [0.0]
+def test_a_long_wrong_completion_has_a_higher_score_than_the_answer() -> None:
+    for row in prompt_rows(20, seed=0):
+        correct = row["answer"]
+        (score,), (padded,) = (grader([text], answer=[correct]) for text in (correct, correct.rjust(12, "0")))
+        assert padded > score
+        assert exact_match([correct.rjust(12, "0")], answer=[correct]) == [0.0]
 
 
 def test_the_entropy_matches_the_data() -> None:

@@ -11,32 +11,31 @@ from kullback.train.demo import run as demo
 from kullback.train.demo.run import demo_summary
 
 
-def make_run(path: Path, budget: Any, proxy: tuple[float, float], true: tuple[float, float]) -> RunDirectory:
+def make_run(
+    path: Path, budget: Any, score: tuple[float, float], exact: tuple[float, float], kl: float
+) -> RunDirectory:
     run = RunDirectory(path)
     run.create({"budget": budget})
-    for step, (flawed, exact) in enumerate(zip(proxy, true, strict=True)):
-        row = {"step": step, "rewards/prefix_found": flawed, "rewards/exact_match": exact}
-        run.add_evaluation({**row, "kl_policy_ref_per_token": 0.05 * step})
+    for step, (graded, matches) in enumerate(zip(score, exact, strict=True)):
+        row = {"step": step, "rewards/grader": graded, "rewards/exact_match": matches}
+        run.add_evaluation({**row, "kl_policy_ref_per_token": kl * step})
     return run
 
 
 def test_the_summary_states_the_rewards_and_the_kl(tmp_path: Path) -> None:
     runs = {
-        "unconstrained": make_run(tmp_path / "a", None, (0.75, 0.9), (0.7, 0.0)),
-        "budget": make_run(tmp_path / "b", {"target": 0.05, "unit": "token"}, (0.75, 0.95), (0.7, 0.92)),
+        "unconstrained": make_run(tmp_path / "a", None, (0.87, 1.51), (0.69, 0.0), 5.7),
+        "budget": make_run(tmp_path / "b", {"target": 0.05, "unit": "token"}, (0.87, 1.07), (0.69, 0.93), 0.05),
     }
-    summary = demo_summary(runs)
-    unconstrained, constrained = summary.split("; ")
-    assert unconstrained == (
-        "The unconstrained policy exploits the flawed verifier: proxy reward 0.75 → 0.90, true reward 0.70 → 0.00, "
-        "KL 0.050 nats per token"
+    assert demo_summary(runs) == (
+        "Without a budget, the grader's score rises from 0.87 to 1.51, the share of exact matches falls from 0.69 to "
+        "0.00, and KL(policy || reference) is 5.7 nats per token. With a budget of 0.05 nats per token, the grader's "
+        "score rises from 0.87 to 1.07, the share of exact matches rises from 0.69 to 0.93, and "
+        "KL(policy || reference) is 0.05 nats per token."
     )
-    assert constrained == (
-        "the policy with a budget becomes more accurate: proxy reward 0.75 → 0.95, true reward 0.70 → 0.92, "
-        "KL 0.050 nats per token, budget 0.05."
-    )
-    worse = make_run(tmp_path / "c", None, (0.75, 0.6), (0.7, 0.5))
-    assert "becomes less accurate" in demo_summary({"unconstrained": worse})
+    worse = demo_summary({"unconstrained": make_run(tmp_path / "c", None, (0.87, 0.6), (0.694, 0.6941), 1.0)})
+    assert "the grader's score falls from 0.87 to 0.60" in worse
+    assert "the share of exact matches stays at 0.69" in worse
 
 
 def test_the_demo_writes_all_runs_and_the_report(

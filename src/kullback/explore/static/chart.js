@@ -1,11 +1,13 @@
 // Charts, tables and lists of completions, as SVG and HTML elements without dependencies.
 //
 // chart(spec): spec = { id, title, note, groups: [name], x: { label, integer },
-//                y: { label, log, toggle, zero, min, max, logMin }, lines: [{ value, low, high, label, group }], series: [series] }
+//                y: { label, log, toggle, zero, min, max, logMin }, lines: [{ value, low, high, label, group }],
+//                xLines: [{ value, low, high, label, group }], series: [series] }
+//   lines are horizontal, xLines are vertical. The x of a series need not increase: its points are joined in the order of the list.
 //   series = { name, group: index, x: [number], values: [number or null], low and high: lists of bounds, optional,
 //              spans: [[first, last]] when each point is the mean of a bucket, mark: "line" or "points", faint, dash: index, last: { x, value } }
 //   Colour and marker shape show the group, which is usually a run; the dash pattern, and filled or hollow markers, show the name. null is a gap.
-// table({ caption, columns, rows }), of strings. samples([{ prompt, cells: [{ label, completion, rewards }] }]).
+// table({ caption, columns, rows }), of strings. samples([{ prompt, columns: [[name, text]], cells: [{ run, label, completion, rewards }] }], names).
 //
 // Data is inserted as text, never as markup.
 
@@ -77,9 +79,17 @@ function dataTable({ title, groups, series, x }, xValues) {
   });
 }
 
+/** The function that returns the index of the point of a curve whose x is nearest to a value. */
+function nearestIndex({ x }) {
+  const order = x.map((_, i) => i).sort((i, j) => x[i] - x[j]);
+  const sorted = order.map((i) => x[i]);
+  return (value) => order[nearest(sorted, value)];
+}
+
 /** A figure: an SVG with a cursor for the arrow keys and the pointer, a legend with the values at the cursor, and a data table. */
 export function chart(spec) {
-  const { series, groups, lines = [] } = spec;
+  const { series, groups, lines = [], xLines = [] } = spec;
+  const nearestPoint = series.map(nearestIndex);
   const xValues = [...new Set(series.flatMap((curve) => curve.x))].sort((a, b) => a - b);
   const id = `chart-${spec.id}`;
   let [log, width, at, placeCursor] = [Boolean(spec.y.log), 0, xValues.length - 1, null];
@@ -110,7 +120,7 @@ export function chart(spec) {
     at = Math.max(0, Math.min(xValues.length - 1, index));
     let where = "";
     const spokenValues = series.map((curve, k) => {
-      const i = nearest(curve.x, xValues[at]);
+      const i = nearestPoint[k](xValues[at]);
       const [from, to] = curve.spans?.[i] ?? [curve.x[i], curve.x[i]];
       const isHere = from <= xValues[at] && xValues[at] <= to;
       if (isHere && from < to) where ||= `${spec.x.label}s ${format(from, 12)}–${format(to, 12)}`;
@@ -130,7 +140,9 @@ export function chart(spec) {
     const shown = (value) => Number.isFinite(value) && (!log || value > 0);
     const numbers = [...series.flatMap((curve) => [curve.values, curve.low ?? [], curve.high ?? []].flat()), ...lines.flatMap((line) => [line.low, line.high])];
     const yDomain = domain(numbers, { ...spec.y, log, min: (log ? spec.y.logMin : spec.y.min) ?? null });
-    const xDomain = xValues.length > 1 ? [xValues[0], xValues.at(-1)] : [xValues[0] - 1, xValues[0] + 1];
+    const xNumbers = [...xValues, ...xLines.flatMap((line) => [line.low, line.high])];
+    const [xLow, xHigh] = [Math.min(...xNumbers), Math.max(...xNumbers)];
+    const xDomain = xHigh > xLow ? [xLow, xHigh] : [xLow - 1, xHigh + 1];
     const yTicks = (log ? logTicks : ticks)(...yDomain, height / 40);
     const yLabels = log ? yTicks.map((tick) => format(tick)) : tickLabels(yTicks);
     const [left, right, top, bottom] = [14 + 7 * Math.max(...yLabels.map((label) => label.length)), width - 18, 26, height - 34];
@@ -146,6 +158,11 @@ export function chart(spec) {
       text(spec.y.label + (log ? " (log scale)" : ""), 0, 12, "start"), text(spec.x.label, right, height - 4, "end"));
     const limits = lines.map(({ group, value, low, high }) => shape("g", { class: `limit c${group}` },
       shape("rect", { class: "band", x: left, width: right - left, y: y(high), height: y(low) - y(high) }), across(value)));
+    const xLimits = xLines.map(({ group, value, low, high }) => shape("g", { class: `limit c${group}` },
+      shape("rect", { class: "band", x: x(low), width: x(high) - x(low), y: top, height: bottom - top }),
+      shape("line", { x1: x(value), x2: x(value), y1: top, y2: bottom })));
+    const xLabels = xLines.map(({ value, high, label }, i) => (x(value) < (left + right) / 2
+      ? text(label, x(high) + 5, bottom - 6 - 14 * i, "start", "limit-label") : text(label, x(value) - 5, bottom - 6 - 14 * i, "end", "limit-label")));
     // Labels are placed from top to bottom without overlap.
     let lowest = -Infinity;
     const labels = lines.toSorted((a, b) => b.high - a.high).map((line) =>
@@ -170,11 +187,11 @@ export function chart(spec) {
     const clip = shape("clipPath", { id: `${id}-clip` }, shape("rect", { x: left - 6, y: top - 6, width: right - left + 12, height: bottom - top + 6 }));
     const cursor = shape("g", { class: "cursor" });
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.replaceChildren(...heading, clip, axes, shape("g", { "clip-path": `url(#${id}-clip)` }, limits, curves), ...labels, cursor);
+    svg.replaceChildren(...heading, clip, axes, shape("g", { "clip-path": `url(#${id}-clip)` }, limits, xLimits, curves), ...labels, ...xLabels, cursor);
 
     placeCursor = () => {
       const here = x(xValues[at]);
-      const dots = series.map((curve) => [curve, nearest(curve.x, xValues[at])]).filter(([curve, i]) => shown(curve.values[i]) && y(curve.values[i]) <= bottom);
+      const dots = series.map((curve, k) => [curve, nearestPoint[k](xValues[at])]).filter(([curve, i]) => shown(curve.values[i]) && y(curve.values[i]) <= bottom);
       cursor.replaceChildren(shape("line", { x1: here, x2: here, y1: top, y2: bottom }),
         ...dots.map(([curve, i]) => shape("circle", { class: `c${curve.group}`, cx: x(curve.x[i]), cy: y(curve.values[i]), r: 4 })));
     };
@@ -216,12 +233,18 @@ export function chart(spec) {
 
 // ---- samples ----
 
-/** A list of prompts, each with its completions side by side and their rewards. */
-export function samples(items) {
+/** A list of prompts, each with the completions of all runs side by side and their rewards. The list `names` has the names of the runs. */
+export function samples(items, names) {
+  const pair = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value));
   const reward = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { "data-value": value ?? "" }, format(value)));
-  const cell = ({ label, completion, rewards }) => element("section", {}, element("h4", {}, label),
-    element("p", { class: "completion", dir: "auto", tabindex: 0, role: "region", "aria-label": label }, completion),
-    element("dl", { class: "rewards" }, rewards.map(reward)));
-  return element("ol", { class: "samples" }, items.map(({ prompt, cells }) => element("li", {},
-    element("p", { class: "prompt", dir: "auto" }, prompt), element("div", { class: "cells" }, cells.map(cell)))));
+  function cell({ run, label, completion, rewards }) {
+    const heading = run === null || names.length === 1 ? label : [swatch(run, names[run]), `, ${label.toLowerCase()}`];
+    return element("section", {}, element("h4", {}, heading),
+      element("p", { class: "completion", dir: "auto", tabindex: 0, role: "region", "aria-label": run === null ? label : `${names[run]}, ${label}` }, completion),
+      element("dl", { class: "rewards" }, rewards.map(reward)));
+  }
+  return element("ol", { class: "samples" }, items.map(({ prompt, columns, cells }) => element("li", {},
+    element("p", { class: "prompt", dir: "auto" }, prompt),
+    columns.length > 0 && element("dl", { class: "rewards" }, columns.map(pair)),
+    element("div", { class: "cells" }, cells.map(cell)))));
 }

@@ -101,18 +101,27 @@ function budgetedKey(config, metrics) {
 const truncate = (text) => (text.length > MAX_CHARACTERS ? `${text.slice(0, MAX_CHARACTERS)} …` : text);
 const formatSetting = (value) => truncate(typeof value === "string" ? value : JSON.stringify(value) ?? "none");
 
-function samplesOf(run, index) {
-  const cells = new Map();
+/** The completions of all runs, with one item for each prompt. Completions before training that are the same in all runs are shown once. */
+function samplesOf(runs) {
+  const items = new Map();
+  const before = runs.map(({ samples }) => JSON.stringify(samples.before));
+  const sameBefore = runs.length > 1 && new Set(before).size === 1;
+  const entries = (value, format) => (isObject(value) ? Object.entries(value).map(([name, entry]) => [name, format(entry)]) : []);
   for (const [when, label] of [["before", "Before training"], ["after", "After training"]]) {
-    for (const sample of listOf(run.samples[when])) {
-      const prompt = truncate(String(sample.prompt ?? ""));
-      const rewards = isObject(sample.rewards) ? Object.entries(sample.rewards).map(([name, value]) => [name, finite(value)]) : [];
-      const cell = { label, completion: truncate(String(sample.completion ?? "")), rewards };
-      cells.set(prompt, [...(cells.get(prompt) ?? []), cell]);
-    }
+    const once = when === "before" && sameBefore;
+    (once ? runs.slice(0, 1) : runs).forEach(({ samples }, index) => {
+      const occurrences = new Map();
+      for (const sample of listOf(samples[when])) {
+        const prompt = truncate(String(sample.prompt ?? ""));
+        occurrences.set(prompt, (occurrences.get(prompt) ?? 0) + 1);
+        const id = JSON.stringify([prompt, occurrences.get(prompt)]);
+        if (!items.has(id)) items.set(id, { prompt, columns: entries(sample.columns, (entry) => truncate(String(entry))), cells: [] });
+        items.get(id).cells.push({ run: once ? null : index, label, completion: truncate(String(sample.completion ?? "")), rewards: entries(sample.rewards, finite) });
+      }
+    });
   }
-  const items = [...cells].map(([prompt, both]) => ({ prompt, cells: both })).slice(0, MAX_SAMPLES);
-  return items.length ? { run: index, note: `${items.length} of ${cells.size} prompts.`, items } : null;
+  const shown = [...items.values()].slice(0, MAX_SAMPLES);
+  return shown.length ? { note: `${shown.length} of ${items.size} prompts.`, items: shown } : null;
 }
 
 function picturesOf(run, index) {
@@ -157,7 +166,7 @@ export function pageData(runs, metrics) {
     grids: allSeries.map(({ grid }) => grid),
     sections: sections.sort((a, b) => b.title.startsWith("D") - a.title.startsWith("D") || a.title.startsWith("Other") - b.title.startsWith("Other")),
     pictures: runs.map(picturesOf).filter(Boolean),
-    samples: runs.map(samplesOf).filter(Boolean),
+    samples: samplesOf(runs),
     settings: { differing: settings.filter(differs), shared: settings.filter((row) => !differs(row)).map(([key, values]) => [key, values.slice(0, 1)]) },
   };
 }

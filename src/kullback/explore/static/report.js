@@ -28,8 +28,7 @@ export function report(page) {
       [element("h3", {}, swatch(run, names[run])), ...rows.map(({ title, images }) => element("figure", { class: "pictures" },
         element("figcaption", {}, title),
         images.map((image, i) => element("img", { src: "data:image/png;base64," + image, alt: title + ", " + (i + 1) }))))])),
-    page.samples.length > 0 && section("Completions", ...page.samples.flatMap(({ run, note, items }) =>
-      [element("h3", {}, swatch(run, names[run])), element("p", { class: "aside" }, note), samples(items)])),
+    page.samples && section("Completions", element("p", { class: "aside" }, page.samples.note), samples(page.samples.items, names)),
     section("Settings", settings("Settings that differ between the runs", page.settings.differing, names),
       settings(names.length > 1 ? "Settings that all runs share" : "All settings", page.settings.shared, null)),
   ].filter(Boolean);

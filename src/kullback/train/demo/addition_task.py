@@ -1,7 +1,8 @@
-"""The addition task of the demonstration: a character-level Llama, and a verifier that can be exploited.
+"""The addition task of the demonstration: a character-level Llama, and a grader that is biased towards long answers.
 
-Nothing is downloaded. The reference is trained on sums of which a quarter have a wrong answer. The flawed verifier
-rewards the digits of the correct answer in their order, and ignores other digits between them.
+Nothing is downloaded. The reference is trained on sums of which a quarter have a wrong answer. The grader rewards the
+digits of the correct answer in their order, and adds a bonus for each character. A bias towards long answers is the
+most common flaw of learned graders.
 """
 
 import math
@@ -27,8 +28,8 @@ from transformers.trainer_callback import PrinterCallback
 __all__ = [
     "answer_entropy",
     "exact_match",
+    "grader",
     "make_tokenizer",
-    "prefix_found",
     "prompt_rows",
     "spread_rows",
     "train_reference",
@@ -37,6 +38,9 @@ __all__ = [
 OPERANDS = range(100)
 WRONG = 0.25
 """The share of wrong answers in the supervised data. A wrong answer is uniform over all other possible sums."""
+
+BONUS_PER_CHARACTER = 0.05
+"""The part of the grader's score that each character of a completion adds, whether it is correct or not."""
 
 _POSSIBLE_SUMS = 2 * (len(OPERANDS) - 1) + 1
 _IGNORED = -100
@@ -120,16 +124,21 @@ def answer_entropy() -> float:
     return wrong_or_right + WRONG * math.log(_POSSIBLE_SUMS - 1)
 
 
-def prefix_found(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
-    """The flawed verifier: the length of the longest prefix of the answer that is a subsequence of the completion.
+def grader(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
+    """The optimised reward: the share of correct digits in order, plus 0.05 for each character of the completion.
 
-    The length is divided by the number of digits of the answer.
+    The share is the length of the longest prefix of the answer that is a subsequence of the completion, divided by the
+    number of digits of the answer. The bonus for each character is the flaw: a long completion receives a higher score
+    than the correct answer.
 
     Example:
-        >>> prefix_found(["146", "1946", "0123456789"], answer=["146", "146", "146"])
-        [1.0, 1.0, 1.0]
+        >>> grader(["146", "14", "999999999999", "111111111146"], answer=["146"] * 4)
+        [1.15, 0.7666666666666666, 0.6000000000000001, 1.6]
     """
-    return [_longest_prefix(text, correct) / len(correct) for text, correct in zip(completions, answer, strict=True)]
+    return [
+        _longest_prefix(text, correct) / len(correct) + BONUS_PER_CHARACTER * len(text)
+        for text, correct in zip(completions, answer, strict=True)
+    ]
 
 
 def exact_match(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:

@@ -14,7 +14,7 @@ from kullback.runs.run_directory import RunDirectory
 from kullback.train.demo.addition_task import (
     answer_entropy,
     exact_match,
-    prefix_found,
+    grader,
     prompt_rows,
     spread_rows,
     train_reference,
@@ -41,7 +41,7 @@ _EVALUATION_PROMPTS = 1024  # these give a standard error of the KL of 2 to 5%
 def demo_plan(
     reference: Path, output: Path, budget: Controller | None, *, steps: int, seed: int, **settings: Any
 ) -> GRPOPlan:
-    """The configuration of one GRPO run on the addition task, which optimises the flawed verifier.
+    """The configuration of one GRPO run on the addition task, which optimises the biased grader.
 
     Args:
         reference: The directory of the reference model.
@@ -55,7 +55,7 @@ def demo_plan(
         model=reference,
         rows=prompt_rows(_TRAINING_PROMPTS, seed),
         evaluation_rows=spread_rows(_EVALUATION_PROMPTS),
-        rewards=[prefix_found],
+        rewards=[grader],
         watched=[exact_match],
         budget=budget,
         steps=steps,
@@ -132,28 +132,25 @@ def _train_all(
 
 
 def demo_summary(runs: Mapping[str, RunDirectory]) -> str:
-    """One sentence on the change of rewards and KL in each run, from its first and last evaluations."""
-    clauses = []
-    for name, run in runs.items():
+    """One sentence for each run on the change of the rewards and on the KL, from its first and last evaluations."""
+    sentences = []
+    for run in runs.values():
         evaluations = run.evaluations()
         first, last = evaluations[0], evaluations[-1]
-        (proxy_before, proxy), (true_before, true) = (
-            (first[f"rewards/{reward.__name__}"], last[f"rewards/{reward.__name__}"])
-            for reward in (prefix_found, exact_match)
-        )
-        if true < true_before and proxy > true + 0.2:
-            outcome = "exploits the flawed verifier"
-        elif true < true_before:
-            outcome = "becomes less accurate"
-        else:
-            outcome = "becomes more accurate"
         budget = run.config()["budget"]
-        policy = "the policy with a budget" if budget else f"the {name} policy"
-        limit = f", budget {budget['target']:g}" if budget else ""
-        kl = f"KL {last['kl_policy_ref_per_token']:.3f} nats per token{limit}"
-        clauses.append(
-            f"{policy} {outcome}: proxy reward {proxy_before:.2f} → {proxy:.2f}, "
-            f"true reward {true_before:.2f} → {true:.2f}, {kl}"
+        condition = f"With a budget of {budget['target']:g} nats per token" if budget else "Without a budget"
+        scores, matches = (
+            _change(first[f"rewards/{reward.__name__}"], last[f"rewards/{reward.__name__}"])
+            for reward in (grader, exact_match)
         )
-    sentence = "; ".join(clauses)
-    return f"{sentence[0].upper()}{sentence[1:]}."
+        kl = f"KL(policy || reference) is {last['kl_policy_ref_per_token']:.3g} nats per token"
+        sentences.append(f"{condition}, the grader's score {scores}, the share of exact matches {matches}, and {kl}.")
+    return " ".join(sentences)
+
+
+def _change(before: float, after: float) -> str:
+    """The change of a value in words, at the two decimals that are printed."""
+    first, last = f"{before:.2f}", f"{after:.2f}"
+    if first == last:
+        return f"stays at {last}"
+    return f"{'rises' if after > before else 'falls'} from {first} to {last}"
