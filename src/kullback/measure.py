@@ -1,7 +1,7 @@
 """KL divergence of two distributions as an estimate: by a closed form, within an error bound, or from samples."""
 
 from dataclasses import fields, replace
-from math import inf
+from math import inf, isnan
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +61,7 @@ def measure(
         An `Estimate` in nats. Its status is "exact" for a closed form and where KL is known to be `inf` (`warnings`
         states where q is 0, or which tail of p is too heavy); "bounded" if `error` bounds the error of the value;
         "estimated" if the value is from samples, with `std_error`; "unreliable" if `warnings` states why the value
-        may be wrong.
+        may be wrong, such as a KL that exceeds float64, or draws that contradict the log-densities.
 
     Raises:
         NoClosedFormError: The pair has no closed form, no univariate densities and no samplers.
@@ -147,11 +147,29 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     value = float(array.reshape(()))
     if value == inf:
         bounded = _by_quadrature(p, q, error)
+        if bounded is not None and bounded.status == "bounded":  # a part of the formula overflows, and KL does not
+            return bounded
+        if bounded is not None and bounded.value < inf and p.density is not None and not p.density.discrete:
+            return _above_float64()
         reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
         return infinite_kl(reason, "closed form")
+    if isnan(value):  # the formula leaves the range of its dtype
+        return None
+    if value < 0:
+        raise SupportError(
+            f"expected a closed form to be >= 0, got {value} for KL({_name(p.given)} || {_name(q.given)})"
+        )
     rounding = 0.0 if array.dtype == np.float64 else 8 * float(np.finfo(array.dtype).eps) * value
     interval = (value - rounding, value + rounding)
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
+
+
+def _above_float64() -> Estimate:
+    """The estimate where the closed form exceeds float64, and neither the supports nor the tails make KL infinite."""
+    largest = float(np.finfo(np.float64).max)
+    warning = f"the KL is larger than {largest:.2g}, the largest float64, or infinite"
+    interval = (largest, inf)
+    return Estimate(inf, error=inf, interval=interval, method="closed form", status="unreliable", warnings=(warning,))
 
 
 def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kullback.errors import ShapeError
+from kullback.errors import ShapeError, SupportError
 from kullback.result import Estimate
 
 __all__ = ["kl_per_sequence", "kl_per_token"]
@@ -29,7 +29,9 @@ def kl_per_token(kl_sums: ArrayLike, lengths: ArrayLike, prompts: ArrayLike) -> 
         An `Estimate` in nats per token. `count` is the number of prompts. `std_error` is nan for fewer than 2 prompts.
 
     Raises:
-        ShapeError: The arguments differ in shape, are not one-dimensional, or contain no token.
+        ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or contain no
+            token.
+        SupportError: A KL is nan, or a length is negative or not finite.
 
     References:
         Cochran (1977), Sampling Techniques, chapter 6, for the ratio estimator.
@@ -60,7 +62,8 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
         prompts.
 
     Raises:
-        ShapeError: The arguments differ in shape, are not one-dimensional, or are empty.
+        ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or are empty.
+        SupportError: A KL is nan.
 
     Example:
         >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
@@ -71,6 +74,7 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
 
 def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -> Estimate:
     """The ratio estimator sum(sums) / sum(weights), clustered by prompt."""
+    _require_equal_labels(sums, weights, prompts)
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     prompts = np.asarray(prompts)
     if not sums.shape == weights.shape == prompts.shape or sums.ndim != 1:
@@ -78,12 +82,32 @@ def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -
             f"expected a KL, a length and a prompt for each completion, each of shape (sequences,), got shapes "
             f"{sums.shape}, {weights.shape}, {prompts.shape}"
         )
+    for name, values, bad, words in (
+        ("the KL of each completion", sums, np.isnan(sums), "a number"),
+        ("the length of each completion", weights, ~((weights >= 0) & (weights < np.inf)), ">= 0 and finite"),
+    ):
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise SupportError(f"expected {name} to be {words}, but it is {values[first]} at index {first}")
     total = weights.sum()
     if not total > 0:
         raise ShapeError("expected at least one token that the mask includes, got none: check the mask")
     value = sums.sum() / total
+    if np.isinf(sums).any():
+        count = np.unique(prompts).size
+        return Estimate(float(value), np.nan, count, unit, "exact KL at sampled positions")
     _, group = np.unique(prompts, return_inverse=True)
     count = int(group.max()) + 1
     residual = np.bincount(group, weights=sums - value * weights)
     error = np.sqrt(count / (count - 1) * (residual**2).sum()) / total if count > 1 else np.nan
     return Estimate(float(value), float(error), count, unit, "exact KL at sampled positions")
+
+
+def _require_equal_labels(*columns: ArrayLike) -> None:
+    """Raise an error if two columns of pandas have different indexes, because the rows are combined by position."""
+    indexes = [column.index for column in columns if type(column).__module__.partition(".")[0] == "pandas"]
+    if any(not indexes[0].equals(index) for index in indexes[1:]):
+        raise ShapeError(
+            "expected columns with one index, got different indexes; align them, or pass `column.to_numpy()` to "
+            "combine the rows by position"
+        )
