@@ -1,5 +1,7 @@
 """The mean KL over sampled completions, with a standard error that is clustered by prompt."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -103,7 +105,7 @@ def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -
     return Estimate(float(value), float(error), count, unit, "exact KL at sampled positions")
 
 
-def _require_equal_labels(*columns: ArrayLike) -> None:
+def _require_equal_labels(*columns: Any) -> None:
     """Raise an error if two columns of pandas have different indexes, because the rows are combined by position."""
     indexes = [column.index for column in columns if type(column).__module__.partition(".")[0] == "pandas"]
     if any(not indexes[0].equals(index) for index in indexes[1:]):
