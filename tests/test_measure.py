@@ -23,6 +23,7 @@ from kullback.families import (
     Dirichlet,
     Gamma,
     Independent,
+    Logistic,
     LogNormal,
     Multinomial,
     MultivariateNormal,
@@ -381,6 +382,36 @@ def test_invalid_arguments_raise(p, q, error, words):
 def test_invalid_error_raises(error):
     with pytest.raises(SupportError, match="expected error > 0"):
         measure(T5, Cauchy(loc=0.0, scale=1.0), error=error)
+
+
+# Extreme parameters.
+
+
+def test_overflow_is_not_exact():
+    estimate = measure(Normal(loc=0.0, scale=1e300), Normal(loc=0.0, scale=1e-300))
+    assert (estimate.value, estimate.status) == (inf, "unreliable")
+    assert estimate.interval[0] == np.finfo(np.float64).max
+    assert "the largest float64" in estimate.warnings[0]
+    assert measure(StudentT(df=2.0, loc=0.0, scale=1.0), NORMAL).status == "exact"
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-3, 1e3, 1e200, 1e300])
+def test_kl_is_invariant_under_scaling(size):
+    truth = 0.3181471805599453  # log 2 + 1/8 - 1/2
+    p = NormalMixture(weights=[0.5, 0.5], locs=[0.0, 0.0], scales=[size, size])
+    for each in (p, Normal(loc=0.0, scale=size)):
+        estimate = measure(each, Normal(loc=0.0, scale=2 * size))
+        assert abs(estimate.value - truth) <= estimate.error + 1e-15
+    unit = measure(Logistic(loc=0.0, scale=1.0), NORMAL)
+    scaled = measure(Logistic(loc=0.0, scale=size), Normal(loc=0.0, scale=size))
+    assert abs(scaled.value - unit.value) <= scaled.error + 1e-13
+    assert scaled.status in ("exact", "bounded")
+
+
+def test_ends_of_float64_raise_one_line():
+    with pytest.raises(SupportError, match=r"values span less than 1\.8e308") as found:
+        measure(Uniform(low=-1e308, high=1e308), Normal(loc=0.0, scale=1e308))
+    assert "\n" not in str(found.value)
 
 
 def test_unavailable_method_raises():

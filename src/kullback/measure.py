@@ -63,7 +63,7 @@ def measure(
         states where q is 0, or which tail of p is too heavy); "overflow" if the KL is finite but above the largest
         floating-point number, which is then the lower end of `interval`; "bounded" if `error` bounds the error of the
         value; "estimated" if the value is from samples, with `std_error`; "unreliable" if `warnings` states why the
-        value may be wrong.
+        value may be wrong, such as draws that contradict the log-densities.
 
     Raises:
         NoClosedFormError: The pair has no closed form, no univariate densities and no samplers.
@@ -150,16 +150,24 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     value = float(array.reshape(()))
     if isnan(value):  # an intermediate result overflows
         return None
-    if value == inf and _overflows(p, q):
-        reason = f"the KL is finite, but above the largest number of {array.dtype}"
-        largest = float(np.finfo(array.dtype).max)
-        return Estimate(
-            inf, error=inf, interval=(largest, inf), method="closed form", status="overflow", warnings=(reason,)
-        )
     if value == inf:
         bounded = _by_quadrature(p, q, error)
+        if bounded is not None and bounded.status == "bounded":  # a part of the formula overflows, and KL does not
+            return bounded
+        if _overflows(p, q):
+            reason = f"the KL is finite, but above the largest number of {array.dtype}"
+            largest = float(np.finfo(array.dtype).max)
+            return Estimate(
+                inf, error=inf, interval=(largest, inf), method="closed form", status="overflow", warnings=(reason,)
+            )
+        if bounded is not None and bounded.value < inf and p.density is not None and not p.density.discrete:
+            return _above_float64()
         reason = bounded.warnings[0] if bounded is not None and bounded.value == inf else "by the closed form"
         return infinite_kl(reason, "closed form")
+    if value < 0:
+        raise SupportError(
+            f"expected a closed form to be >= 0, got {value} for KL({_name(p.given)} || {_name(q.given)})"
+        )
     eps = max(float(np.finfo(array.dtype).eps), *map(_eps, sides))
     rounding = 0.0 if eps == np.finfo(np.float64).eps else 8 * eps * value
     interval = (value - rounding, value + rounding)
@@ -182,6 +190,14 @@ def _eps(family: Any) -> float:
         return max(map(_eps, vars(family).values()), default=0.0)
     dtype = getattr(family, "dtype", None)
     return float(np.finfo(dtype).eps) if isinstance(dtype, np.dtype) and dtype.kind == "f" else 0.0
+
+
+def _above_float64() -> Estimate:
+    """The estimate where the closed form exceeds float64, and neither the supports nor the tails make KL infinite."""
+    largest = float(np.finfo(np.float64).max)
+    warning = f"the KL is larger than {largest:.2g}, the largest float64, or infinite"
+    interval = (largest, inf)
+    return Estimate(inf, error=inf, interval=interval, method="closed form", status="unreliable", warnings=(warning,))
 
 
 def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kullback.errors import ShapeError
+from kullback.errors import ShapeError, SupportError
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
 
@@ -62,3 +62,49 @@ def test_order_and_labels_do_not_matter(order: list[int], offset: int) -> None:
 def test_inconsistent_arguments_raise(sums: list[float], lengths: list[int], prompts: list[int]) -> None:
     with pytest.raises(ShapeError):
         kl_per_token(sums, lengths, prompts)
+
+
+# Invalid samples.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (
+            ([0.1, math.nan], [2, 2], [0, 1]),
+            SupportError,
+            "the KL of each completion to be a number, but it is nan at index 1",
+        ),
+        (
+            ([0.1, 0.2], [2, -1], [0, 1]),
+            SupportError,
+            r"length of each completion to be >= 0 and finite, but it is -1\.0",
+        ),
+        (([0.1, 0.2], [2, math.inf], [0, 1]), SupportError, "finite, but it is inf at index 1"),
+        (([], [], []), ShapeError, "at least one token"),
+        (([[0.1]], [[1]], [[0]]), ShapeError, r"shape \(sequences,\)"),
+    ],
+)
+def test_invalid_samples_raise_one_line(arguments, error, words):
+    with pytest.raises(error, match=words) as found:
+        kl_per_token(*arguments)
+    assert "\n" not in str(found.value)
+
+
+def test_columns_of_pandas_with_different_indexes_raise():
+    pandas = pytest.importorskip("pandas")
+    sums = pandas.Series([0.2, 0.4, 0.3], index=[0, 1, 2])
+    prompts = pandas.Series([0, 0, 1], index=[2, 1, 0])
+    with pytest.raises(ShapeError, match="different indexes; align them"):
+        kl_per_sequence(sums, prompts)
+    assert kl_per_sequence(sums, prompts.to_numpy()).value == pytest.approx(0.3)
+    assert kl_per_sequence(sums, prompts.sort_index()).value == pytest.approx(0.3)
+
+
+def test_one_prompt_and_infinite_kl():
+    one = kl_per_sequence([0.2, 0.4], [7, 7])
+    assert (one.value, one.count) == (pytest.approx(0.3), 1)
+    assert math.isnan(one.std_error)
+    infinite = kl_per_sequence([math.inf, 0.4], [0, 1])
+    assert infinite.value == math.inf
+    assert math.isnan(infinite.std_error)

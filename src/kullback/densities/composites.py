@@ -49,11 +49,11 @@ def affine_image(base: Density, loc: float, scale: float) -> Density:
             "themselves"
         )
 
-    def moved(x: float) -> float:
+    def image_of(x: float) -> float:
         return loc + scale * x
 
     # The end that an origin is the image of; (origin - loc) / scale may be rounded across it.
-    ends = {moved(end): end for end in (*base.support, *base.fine_ends) if isfinite(end)}
+    ends = {image_of(end): end for end in (*base.support, *base.fine_ends) if isfinite(end)}
 
     def log_density(origin: Array, offset: Array) -> Array:
         start = (origin - loc) / scale
@@ -61,16 +61,16 @@ def affine_image(base: Density, loc: float, scale: float) -> Density:
             start = np.where(origin == image, end, start)
         return base.log_density(start, offset / scale) - log(abs(scale))
 
-    low, high = sorted(map(moved, base.support))
+    low, high = sorted(map(image_of, base.support))
     draw = base.sample
     return replace(
         base,
         log_density=log_density,
         support=(low, high),
-        anchors=tuple((moved(location), abs(scale) * width) for location, width in base.anchors),
-        fine_ends=tuple(map(moved, base.fine_ends)),
+        anchors=tuple((image_of(location), abs(scale) * width) for location, width in base.anchors),
+        fine_ends=tuple(map(image_of, base.fine_ends)),
         sample=None if draw is None else lambda count, rng: loc + scale * draw(count, rng),
-        gaps=tuple(sorted((min(moved(a), moved(b)), max(moved(a), moved(b))) for a, b in base.gaps)),
+        gaps=tuple(sorted((min(image_of(a), image_of(b)), max(image_of(a), image_of(b))) for a, b in base.gaps)),
     )
 
 

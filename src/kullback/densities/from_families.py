@@ -27,16 +27,18 @@ _MANY = 64  # components from which equal neighbours share the points around whi
 
 
 def as_density(record: families.Distribution) -> Density | None:
-    """The density or probability mass function of a distribution; None if the family is not univariate.
+    """The density or probability mass function of a distribution; None if its values are vectors.
 
     Raises:
         ShapeError: The parameters are a batch.
     """
     kind = type(record)
-    if not has_density(kind):
+    if not has_density(kind) and kind is not families.Categorical:
         return None
     parameters = {field.name: _scalar(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     with np.errstate(all="ignore"):
+        if kind is families.Categorical:
+            return _categorical(*parameters.values())
         if kind in _DENSITIES:
             return _DENSITIES[kind](*parameters.values())
         assert kind.scipy_form is not None
@@ -52,7 +54,7 @@ def in_float64(record: families.Distribution) -> families.Distribution:
     """The distribution with float64 NumPy arrays as parameters if it consists of univariate ones; others unchanged."""
     if isinstance(record, families.Transformed | families.Independent):
         return replace(record, base=in_float64(record.base))
-    if not has_density(type(record)) or isinstance(record, families.NormalMixture | families.Categorical):
+    if not has_density(type(record)) or isinstance(record, families.NormalMixture):
         return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
@@ -352,7 +354,6 @@ def _log_odds(probs: float | None, logits: float | None) -> float:
 # The densities that SciPy lacks, or computes less accurately. Every other density is computed by `scipy_form`.
 _DENSITIES: dict[type, Callable[..., Density]] = {
     families.Beta: _beta,
-    families.Categorical: _categorical,
     families.ContinuousBernoulli: _continuous_bernoulli,
     families.Kumaraswamy: _kumaraswamy,
     families.Laplace: _laplace,

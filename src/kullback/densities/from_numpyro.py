@@ -95,7 +95,7 @@ def as_density(distribution: Any) -> Density | None:
         return None
     low, high = _support_interval(distribution)
     discrete = bool(distribution.support.is_discrete)
-    lower, middle, upper = np.quantile(sampler.sample(_PROBE_DRAWS, np.random.default_rng(0)), [0.25, 0.5, 0.75])
+    lower, middle, upper = np.quantile(sampler.sample(_PROBE_DRAWS, np.random.default_rng(0)), [0.25, 0.5, 0.75])  # pyright: ignore[reportOptionalCall]
     width = float(upper - lower) / 2
 
     def log_density(origin: Array, offset: Array) -> Array:
@@ -183,8 +183,9 @@ def _composite_density(distribution: Any) -> Density | None:
         inner = resolve(with_transforms(base, parts[:-1])).density
         return None if inner is None or scale == 0 else affine_image(inner, loc, scale)
     if isinstance(distribution, d.MixtureGeneral):
-        parts = [resolve(part).density for part in distribution.component_distributions]
-        if all(parts) and (len({part.support for part in parts}) > 1 or any(part.gaps for part in parts)):
+        found = [resolve(part).density for part in distribution.component_distributions]
+        parts = [part for part in found if part is not None]
+        if len(parts) == len(found) and (len({part.support for part in parts}) > 1 or any(part.gaps for part in parts)):
             return mixture_density(np.asarray(distribution.mixing_distribution.probs, np.float64), parts)
     return None
 

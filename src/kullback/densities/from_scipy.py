@@ -45,7 +45,9 @@ def as_family(distribution: Any) -> f.Distribution:
         >>> as_family(stats.Normal(mu=1.0, sigma=2.0) + 1.0)
         Normal(loc=np.float64(2.0), scale=np.float64(2.0))
     """
-    if isinstance(distribution, stats.gaussian_kde) and distribution.d == 1:
+    if isinstance(distribution, stats.gaussian_kde):
+        if distribution.d > 1:
+            raise _no_family("gaussian_kde")
         scales = np.broadcast_to(np.sqrt(distribution.covariance[0]), distribution.n)
         return f.NormalMixture(weights=distribution.weights, locs=distribution.dataset[0], scales=scales)
     if hasattr(distribution, "dist"):
@@ -79,8 +81,9 @@ def as_density(distribution: Any) -> Density | None:
     if hasattr(distribution, "dist"):
         return _frozen_density(distribution)
     if type(distribution).__name__ == "Mixture":
-        parts = [as_density(component) for component in distribution.components]
-        if all(parts) and len({part.support for part in parts}) > 1:
+        found = [as_density(component) for component in distribution.components]
+        parts = [part for part in found if part is not None]
+        if len(parts) == len(found) and len({part.support for part in parts}) > 1:
             return mixture_density(distribution.weights, parts)
     if hasattr(distribution, "icdf"):
         return _random_variable_density(distribution)

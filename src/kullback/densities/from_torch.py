@@ -378,7 +378,9 @@ def _component_densities(components: Any) -> list[Density] | None:
         if not all(isinstance(part, d.AffineTransform) for part in parts):
             return None
         densities = _component_densities(base.expand(components.batch_shape))
-        for part in parts if densities is not None else ():
+        if densities is None:
+            return None
+        for part in parts:
             locs, scales = (
                 torch.as_tensor(x, dtype=torch.float64).detach().expand(components.batch_shape)
                 for x in (part.loc, part.scale)
@@ -394,8 +396,9 @@ def _component_densities(components: Any) -> list[Density] | None:
     given = {name: untracked(torch.as_tensor(v)).double() for name, v in vars(family).items() if v is not None}
     given = {name: value.cpu().expand(components.batch_shape).tolist() for name, value in given.items()}
     members = (type(family)(**dict(zip(given, values, strict=True))) for values in zip(*given.values(), strict=True))
-    densities = [resolve(member).density for member in members]
-    return None if any(density is None for density in densities) else densities  # pyright: ignore[reportReturnType]
+    found = [resolve(member).density for member in members]
+    densities = [density for density in found if density is not None]
+    return densities if len(densities) == len(found) else None
 
 
 def _support_interval(distribution: Any) -> tuple[float, float]:
@@ -434,7 +437,7 @@ def _is_inside(distribution: Any, x: torch.Tensor) -> torch.Tensor:
         inside = torch.ones((), dtype=torch.bool)
         for transform in reversed(distribution.transforms):
             inside = inside & _all_beyond(transform.codomain.check(x), count)
-            x = transform.inv(x)
+            x = transform.inv(x)  # pyright: ignore[reportAssignmentType]
         return inside & _all_beyond(_is_inside(distribution.base_dist, x), count)
     try:
         support = distribution.support
@@ -522,7 +525,7 @@ def _anchors(distribution: Any, sampler: Sampler) -> tuple[tuple[float, float], 
         quartiles = parts.icdf(levels.reshape(3, *[1] * len(parts.batch_shape)))
         lower, middle, upper = (value.detach().cpu().numpy().reshape(-1) for value in quartiles)
     except (NotImplementedError, AttributeError):
-        draws = sampler.sample(4096, np.random.default_rng(0))
+        draws = sampler.sample(4096, np.random.default_rng(0))  # pyright: ignore[reportOptionalCall]
         lower, middle, upper = (np.atleast_1d(value) for value in np.quantile(draws, [0.25, 0.5, 0.75]))
     widths = (upper - lower) / 2
     return tuple(

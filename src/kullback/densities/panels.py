@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kullback.densities.density import Density
+from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 
 __all__ = ["Interval", "Panels", "Ray", "assemble", "integrate", "partition"]
@@ -134,7 +135,14 @@ def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
     anchors = [*p.anchors, *q.anchors]
     locations = np.unique([location for location, _ in anchors])
     widest = max(width for _, width in anchors)
-    reach = float(np.ptp(locations)) + 16 * widest
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach = float(np.ptp(locations)) + 16 * widest
+    if not isfinite(reach):
+        raise SupportError(
+            f"expected distributions whose values span less than 1.8e308, got locations from {locations[0]:.3g} to "
+            f"{locations[-1]:.3g} and widths up to {widest:.3g}; divide the values of both distributions by one "
+            "number, which does not change KL"
+        )
     steps = np.concatenate([location + _widening(width, reach) for location, width in anchors])
     zeros = np.zeros_like(locations)
     poles = locations[(p.log_density(locations, zeros) == inf) | (q.log_density(locations, zeros) == inf)]

@@ -103,7 +103,7 @@ def kl_of_point_masses(p: ResolvedDistribution, q: ResolvedDistribution) -> Esti
 
 
 def kl_without_common_density(p: ResolvedDistribution, q: ResolvedDistribution) -> Estimate | None:
-    """KL = inf of distributions whose log-densities refer to different measures; None if there is no such difference.
+    """KL = inf of distributions whose log-densities refer to different measures; None where they refer to one measure.
 
     A discrete and a continuous distribution are an example, and a distribution on the simplex and one on all vectors.
 

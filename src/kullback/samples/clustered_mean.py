@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kullback.errors import ShapeError
+from kullback.errors import ShapeError, SupportError
 from kullback.numerics.labels import plain_arrays
 from kullback.result import Estimate
 
@@ -30,7 +30,9 @@ def kl_per_token(kl_sums: ArrayLike, lengths: ArrayLike, prompts: ArrayLike) -> 
         An `Estimate` in nats per token. `count` is the number of prompts. `std_error` is nan for fewer than 2 prompts.
 
     Raises:
-        ShapeError: The arguments differ in shape, are not one-dimensional, or contain no token.
+        ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or contain no
+            token.
+        SupportError: A KL is nan, or a length is negative or not finite.
 
     References:
         Cochran (1977), Sampling Techniques, chapter 6, for the ratio estimator.
@@ -61,7 +63,8 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
         prompts.
 
     Raises:
-        ShapeError: The arguments differ in shape, are not one-dimensional, or are empty.
+        ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or are empty.
+        SupportError: A KL is nan.
 
     Example:
         >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
@@ -79,10 +82,20 @@ def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -
             f"expected a KL, a length and a prompt for each completion, each of shape (sequences,), got shapes "
             f"{sums.shape}, {weights.shape}, {prompts.shape}"
         )
+    for name, values, bad, words in (
+        ("the KL of each completion", sums, np.isnan(sums), "a number"),
+        ("the length of each completion", weights, ~((weights >= 0) & (weights < np.inf)), ">= 0 and finite"),
+    ):
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise SupportError(f"expected {name} to be {words}, but it is {values[first]} at index {first}")
     total = weights.sum()
     if not total > 0:
         raise ShapeError("expected at least one token that the mask includes, got none: check the mask")
     value = sums.sum() / total
+    if np.isinf(sums).any():
+        count = np.unique(prompts).size
+        return Estimate(float(value), np.nan, count, unit, "exact KL at sampled positions")
     _, group = np.unique(prompts, return_inverse=True)
     count = int(group.max()) + 1
     residual = np.bincount(group, weights=sums - value * weights)

@@ -4,6 +4,7 @@ from math import ceil, inf
 
 import numpy as np
 
+from kullback.errors import ShapeError, SupportError
 from kullback.numerics.arrays import Array
 from kullback.numerics.labels import plain_arrays
 
@@ -22,7 +23,12 @@ def pareto_k(log_weights: Array) -> float:
 
     Returns:
         k, without unit. Below 0.5 the variance of the weights is finite; above 0.7 importance sampling from q is
-        unreliable; `inf` if all but a few weights are 0.
+        unreliable; `inf` if all but a few weights are 0, or a
+        weight is `inf`.
+
+    Raises:
+        ShapeError: There are fewer than 25 weights.
+        SupportError: A log-weight is nan.
 
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, appendix.
@@ -35,6 +41,12 @@ def pareto_k(log_weights: Array) -> float:
         True
     """
     logs = np.sort(np.asarray(plain_arrays(log_weights)[0], np.float64).ravel())
+    if logs.size < 25:
+        raise ShapeError(f"expected at least 25 log-weights, from which a tail can be fitted, got {logs.size}")
+    if np.isnan(logs[-1]):  # nan is sorted to the end
+        raise SupportError("expected log-weights, got nan: a log-density is nan at a draw")
+    if logs[-1] == inf:
+        return inf
     count = ceil(min(0.2 * logs.size, 3 * logs.size**0.5))
     if logs[-count - 1] == -inf:
         return inf
