@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from math import ceil, inf, log
+from math import ceil, inf, isnan, log
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ def as_density(distribution: Any) -> Density | None:
     sampler = as_sampler(distribution)
     if distribution.event_shape or sampler is None:
         return None
-    low, high = support_interval(distribution.support)
+    low, high = _support(distribution)
     discrete = bool(distribution.support.is_discrete)
     lower, middle, upper = np.quantile(sampler.sample(_PROBE_DRAWS, np.random.default_rng(0)), [0.25, 0.5, 0.75])
     width = float(upper - lower) / 2
@@ -88,6 +88,23 @@ def as_density(distribution: Any) -> Density | None:
 
     anchors = ((float(middle), width if width > 0 else 1.0),)
     return Density(log_density, (low, high), anchors, discrete=discrete, sample=sampler.sample)
+
+
+def _support(distribution: Any) -> tuple[float, float]:
+    """The support interval of a univariate distribution; the image of the base's support under invertible transforms.
+
+    A transform states its codomain for its whole domain, which is the real line for the affine image of any support.
+    """
+    if not isinstance(distribution, d.TransformedDistribution):
+        return support_interval(distribution.support)
+    interval = _support(distribution.base_dist)
+    for part in (part for whole in distribution.transforms for part in _elementary_transforms(whole)):
+        forward = getattr(part, "_inv", None) if type(part) is transforms._InverseTransform else part
+        with jax.enable_x64(True):
+            image = part(jnp.asarray(interval, dtype=jnp.float64)).tolist() if isinstance(forward, _MONOTONE) else []
+        valid = image and not any(map(isnan, image)) and image[0] != image[1]
+        interval = (min(image), max(image)) if valid else support_interval(part.codomain)
+    return interval
 
 
 def as_sampler(distribution: Any) -> Sampler | None:
@@ -271,6 +288,16 @@ _INVERTIBLE = (
     transforms.SoftplusLowerCholeskyTransform,
     transforms.SoftplusTransform,
     transforms.StickBreakingTransform,
+)
+
+
+# The transforms of real numbers among them, each of which is monotone.
+_MONOTONE = (
+    transforms.AffineTransform,
+    transforms.ExpTransform,
+    transforms.PowerTransform,
+    transforms.SigmoidTransform,
+    transforms.SoftplusTransform,
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import fields
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def as_density(distribution: Any) -> Density | None:
     sampler = as_sampler(distribution)
     if tuple(distribution.event_shape) or sampler is None:
         return None
-    low, high = support_interval(distribution.support)
+    low, high = _support(distribution)
     anchors = _anchors(distribution, sampler)
     inside_point, device = anchors[0][0], _device(distribution)
 
@@ -194,6 +194,22 @@ def as_components(distribution: Any) -> Components | None:
     else:
         covariances = untracked(parts.covariance_matrix).cpu().numpy().reshape(*locs.shape, -1)
     return components(weights, locs, covariances)
+
+
+def _support(distribution: Any) -> tuple[float, float]:
+    """The support interval of a univariate distribution; the image of the base's support under invertible transforms.
+
+    A transform states its codomain for its whole domain, which is the real line for the affine image of any support.
+    """
+    if not isinstance(distribution, d.TransformedDistribution):
+        return support_interval(distribution.support)
+    interval = _support(distribution.base_dist)
+    for part in (part for whole in distribution.transforms for part in _elementary_transforms(whole)):
+        ends = torch.tensor(interval, dtype=torch.float64)
+        image = part(ends).tolist() if part.bijective and _is_elementwise(part) else []
+        valid = image and not any(map(isnan, image)) and image[0] != image[1]
+        interval = (min(image), max(image)) if valid else support_interval(part.codomain)
+    return interval
 
 
 def _copy_parameters(family: type, distribution: Any) -> f.Distribution:
