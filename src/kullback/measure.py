@@ -211,7 +211,7 @@ def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: floa
         except (OverflowError, FloatingPointError, MemoryError) as overflow:
             raise _beyond_float64(p, q) from overflow
         except ValueError as invalid:
-            if isinstance(invalid, KullbackError):
+            if isinstance(invalid, KullbackError) or "NaN to integer" not in str(invalid):
                 raise
             raise _beyond_float64(p, q) from invalid
     if p.relaxed_categorical is not None and q.relaxed_categorical is not None:

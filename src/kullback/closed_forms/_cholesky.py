@@ -12,6 +12,8 @@ from kullback.numerics.phi import log1p_residual, log_ratio
 
 __all__ = [
     "cholesky",
+    "eigenvalues_from_factors",
+    "factor_of",
     "log_determinant_ratios",
     "require_lower",
     "require_square",
@@ -60,6 +62,22 @@ def _not_positive_definite(name: str, matrix: Array) -> ParameterError:
     return ParameterError(
         f"expected {name} to be positive definite, but its smallest eigenvalue is {float(smallest):.3g}"
     )
+
+
+def factor_of(xp: Any, matrix: Array | None, factor: Array | None, names: tuple[str, str]) -> Array:
+    """The lower factor: `factor` as it is given, or else the Cholesky factor of `matrix`; `names` are for messages."""
+    if factor is None:
+        return cholesky(xp, matrix, names[0])
+    require_lower(xp, names[1], factor)
+    # Entries above the diagonal receive no gradient.
+    return xp.tril(factor)
+
+
+def eigenvalues_from_factors(xp: Any, factor_p: Array, factor_q: Array) -> Array:
+    """The eigenvalues of Q^-1 P - 1 for P and Q with these lower factors, whose products are not formed."""
+    step = whiten(xp, factor_q, factor_p - factor_q)
+    square = step @ xp.matrix_transpose(step)
+    return xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
 
 
 def whiten(xp: Any, factor: Array, matrix: Array) -> Array:

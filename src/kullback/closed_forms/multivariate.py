@@ -8,8 +8,9 @@ from array_api_compat import device
 from kullback import families as f
 from kullback.closed_forms._cholesky import (
     cholesky,
+    eigenvalues_from_factors,
+    factor_of,
     log_determinant_ratios,
-    require_lower,
     require_square,
     sum_eigenvalue_residuals,
     whiten,
@@ -56,9 +57,7 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
         factor_p, factor_q = (
             _factor(xp, side, name, matrix) for side, name, matrix in (("p", name_p, matrix_p), ("q", name_q, matrix_q))
         )
-        step = whiten(xp, factor_q, factor_p - factor_q)
-        square = step @ xp.matrix_transpose(step)
-        eigenvalues = xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
+        eigenvalues = eigenvalues_from_factors(xp, factor_p, factor_q)
         logs, distance = log_determinant_ratios(xp, factor_p, factor_q), whiten(xp, factor_q, shift)
     else:
         matrix_p, matrix_q = _covariance(xp, name_p, matrix_p), _covariance(xp, name_q, matrix_q)
@@ -101,9 +100,7 @@ def _factor(xp: Any, side: str, name: str, matrix: Array) -> Array:
     """The lower Cholesky factor of the covariance matrix from the matrix parameter with this name."""
     name_of_side = f"{side}'s {name}"
     if name == "scale_tril":
-        require_lower(xp, name_of_side, matrix)
-        # Entries above the diagonal receive no gradient.
-        return xp.tril(matrix)
+        return factor_of(xp, None, matrix, (name_of_side, name_of_side))
     if name == "covariance_matrix":
         return cholesky(xp, matrix, name_of_side)
     # The factor of the precision matrix with rows and columns in reverse order, reversed, is upper triangular: U with
@@ -127,7 +124,7 @@ def _covariance(xp: Any, name: str, matrix: Array) -> Array:
 def kl_matrix_normal_matrix_normal(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = MatrixNormal(loc1, U1, V1) and Q = MatrixNormal(loc2, U2, V2).
 
-    U is row_covariance and V is column_covariance.
+    U is row_covariance and V is column_covariance; their lower factors are used if they are given.
 
     sum_ij (e_ij - log(1 + e_ij))/2 + |A^-1 (loc1 - loc2) B^-T|^2/2 with 1 + e_ij = (1 + r_i) (1 + c_j), where r_i are
     the eigenvalues of U2^-1 (U1 - U2), c_j are the eigenvalues of V2^-1 (V1 - V2), and A and B are the Cholesky factors
@@ -139,13 +136,21 @@ def kl_matrix_normal_matrix_normal(xp: Any, p: Any, q: Any) -> Array:
         )
     rows, columns = p.loc.shape[-2:]
     factors, changes, logs = [], [], []
-    for name, size in (("row_covariance", rows), ("column_covariance", columns)):
-        pair = [getattr(d, name) for d in (p, q)]
-        for side, matrix in zip("pq", pair, strict=True):
-            require_square(f"{side}'s {name}", matrix, size)
-        factor_p, factor_q = (cholesky(xp, matrix, f"{s}'s {name}") for s, matrix in zip("pq", pair, strict=True))
+    for axis, size in (("row", rows), ("column", columns)):
+        names = f"{axis}_covariance", f"{axis}_scale_tril"
+        pair = [tuple(getattr(d, name) for name in names) for d in (p, q)]
+        for side, (matrix, factor) in zip("pq", pair, strict=True):
+            name, given = (names[0], matrix) if factor is None else (names[1], factor)
+            require_square(f"{side}'s {name}", given, size)
+        factor_p, factor_q = (
+            factor_of(xp, *given, (f"{side}'s {names[0]}", f"{side}'s {names[1]}"))
+            for side, given in zip("pq", pair, strict=True)
+        )
         factors.append(factor_q)
-        changes.append(whitened_eigenvalues(xp, factor_q, pair[0] - pair[1]))
+        if any(factor is not None for _, factor in pair):
+            changes.append(eigenvalues_from_factors(xp, factor_p, factor_q))
+        else:
+            changes.append(whitened_eigenvalues(xp, factor_q, pair[0][0] - pair[1][0]))
         logs.append(log_determinant_ratios(xp, factor_p, factor_q))
 
     def pairwise_sums(r: Array, c: Array) -> Array:

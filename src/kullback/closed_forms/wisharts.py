@@ -7,7 +7,8 @@ from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms._cholesky import (
-    cholesky,
+    eigenvalues_from_factors,
+    factor_of,
     log_determinant_ratios,
     require_square,
     sum_eigenvalue_residuals,
@@ -34,7 +35,8 @@ def kl_wishart_wishart(xp: Any, p: Any, q: Any) -> Array:
     It equals sum_j (df1 (l_j - 1) - df2 log(l_j))/2 + sum_i R((df1 - i)/2, (df2 - df1)/2) with
     R(a, h) = lgamma(a + h) - lgamma(a) - h digamma(a); Stirling's leading terms, which cancel, are removed.
     """
-    return _kl_wishart(xp, p.df, q.df, "covariance_matrix", p.covariance_matrix, q.covariance_matrix)
+    factors = p.scale_tril, q.scale_tril
+    return _kl_wishart(xp, p.df, q.df, "covariance_matrix", p.covariance_matrix, q.covariance_matrix, factors)
 
 
 @closed_form((f.InverseWishart, f.InverseWishart))
@@ -49,20 +51,35 @@ def kl_inverse_wishart_inverse_wishart(xp: Any, p: Any, q: Any) -> Array:
     return _kl_wishart(xp, p.df, q.df, "scale_matrix", q.scale_matrix, p.scale_matrix)
 
 
-def _kl_wishart(xp: Any, df_p: Array, df_q: Array, name: str, matrix_p: Array, matrix_q: Array) -> Array:
-    """KL(Wishart(df_p, matrix_p) || Wishart(df_q, matrix_q)); messages call the matrices `name`."""
-    if matrix_p.ndim < 2 or matrix_p.shape[-2:] != matrix_q.shape[-2:]:
-        raise ShapeError(
-            f"expected {name} of p and q to have equal size, got {tuple(matrix_p.shape)} and {tuple(matrix_q.shape)}"
-        )
-    size = matrix_p.shape[-1]
-    require_square(name, matrix_p, size)
+def _kl_wishart(
+    xp: Any,
+    df_p: Array,
+    df_q: Array,
+    name: str,
+    matrix_p: Array | None,
+    matrix_q: Array | None,
+    factors: tuple[Array | None, Array | None] = (None, None),
+) -> Array:
+    """KL(Wishart(df_p, matrix_p) || Wishart(df_q, matrix_q)); messages call the matrices `name`.
+
+    A lower factor in `factors` takes the place of its matrix.
+    """
+    given = [matrix if factor is None else factor for matrix, factor in zip((matrix_p, matrix_q), factors, strict=True)]
+    shapes = [tuple(array.shape) for array in given]  # pyright: ignore[reportOptionalMemberAccess]
+    if len(shapes[0]) < 2 or shapes[0][-2:] != shapes[1][-2:]:
+        raise ShapeError(f"expected {name} of p and q to have equal size, got {shapes[0]} and {shapes[1]}")
+    size = shapes[0][-1]
+    require_square(name, given[0], size)
     for df in (df_p, df_q):
         if not is_traced(df) and xp.any(untracked(df) <= size - 1):
             smallest = float(xp.min(untracked(df)))
             raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
-    factor_p, factor_q = cholesky(xp, matrix_p, f"p's {name}"), cholesky(xp, matrix_q, f"q's {name}")
-    eigenvalues = whitened_eigenvalues(xp, factor_q, matrix_p - matrix_q)
+    factor_p = factor_of(xp, matrix_p, factors[0], (f"p's {name}", "p's scale_tril"))
+    factor_q = factor_of(xp, matrix_q, factors[1], (f"q's {name}", "q's scale_tril"))
+    if matrix_p is None or matrix_q is None:
+        eigenvalues = eigenvalues_from_factors(xp, factor_p, factor_q)
+    else:
+        eigenvalues = whitened_eigenvalues(xp, factor_q, matrix_p - matrix_q)
     logs = log_determinant_ratios(xp, factor_p, factor_q)
     # The ratio of the means df V has the eigenvalues 1 + e + x + x e with x = (df_p - df_q)/df_q.
     x, log_x = ((df_p - df_q) / df_q)[..., None], log_ratio(xp, df_p, df_q)[..., None]

@@ -22,6 +22,11 @@ def as_sampler(distribution: Any) -> Sampler | None:
             lambda count, rng: distribution.resample(count, rng)[0 if univariate else ...].T,
             lambda x: distribution.logpdf(np.asarray(x).T),
         )
+    if type(distribution).__name__ == "normal_inverse_gamma_frozen":  # its value is a pair of arrays, (x, s2)
+        return Sampler(
+            lambda count, rng: np.stack(distribution.rvs(size=count, random_state=rng), axis=-1),
+            lambda x: distribution.logpdf(x[..., 0], x[..., 1]),
+        )
     log_density = next(
         (getattr(distribution, name) for name in ("logpdf", "logpmf", "log_prob") if hasattr(distribution, name)), None
     )

@@ -230,7 +230,7 @@ def _multivariate_normal(distribution: Any) -> f.Distribution:
 def _matrix_normal(distribution: Any) -> f.Distribution:
     row, column = (jnp.asarray(x) for x in (distribution.scale_tril_row, distribution.scale_tril_column))
     loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
-    return f.MatrixNormal(loc=loc, row_covariance=row @ row.mT, column_covariance=column @ column.mT)
+    return f.MatrixNormal(loc=loc, row_scale_tril=row, column_scale_tril=column)
 
 
 def _gamma_poisson(distribution: Any) -> f.Distribution:
@@ -278,7 +278,7 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.Uniform: _by_parameters(f.Uniform, "low", "high"),
     d.VonMises: _by_parameters(f.VonMises, "loc", "concentration"),
     d.Weibull: _by_parameters(f.Weibull, "scale", "concentration"),
-    d.Wishart: _by_parameters(f.Wishart, df="concentration", covariance_matrix="scale_matrix"),
+    d.Wishart: _by_parameters(f.Wishart, df="concentration", scale_tril="scale_tril"),
 }
 
 # The number of event axes of a family's first parameter; 0 for the families that are not listed.
@@ -355,6 +355,16 @@ _INVERTIBLE = (
     transforms.SoftplusLowerCholeskyTransform,
     transforms.SoftplusTransform,
     transforms.StickBreakingTransform,
+)
+
+
+# The transforms of real numbers among them, each of which is monotone.
+_MONOTONE = (
+    transforms.AffineTransform,
+    transforms.ExpTransform,
+    transforms.PowerTransform,
+    transforms.SigmoidTransform,
+    transforms.SoftplusTransform,
 )
 
 

@@ -257,7 +257,7 @@ def _copy_parameters(family: type, distribution: Any) -> f.Distribution:
     owner = getattr(distribution, "_categorical", distribution)
     values = {}
     for alternatives in _PARAMETRISATIONS:
-        # families.Wishart has only the covariance matrix as a parameter.
+        # families.Wishart has no precision matrix as a parameter.
         if accepted := names.intersection(alternatives):
             given = _given_parameter(owner, alternatives)
             given = given if given in accepted else alternatives[0]

@@ -112,14 +112,18 @@ class Wishart(Distribution):
     """Wishart distribution on symmetric positive definite n x n matrices.
 
     Density: |X|^((df - n - 1) / 2) exp(-tr(V^-1 X) / 2) / (2^(df n / 2) |V|^(df / 2) Gamma_n(df / 2)), where
-    V = covariance_matrix and Gamma_n is the multivariate gamma function. The mean is df V.
+    V = covariance_matrix and Gamma_n is the multivariate gamma function. The mean is df V. Pass exactly one of
+    `covariance_matrix` and `scale_tril`.
 
     Args:
         df: The degrees of freedom; > n - 1 and finite, shape (...). The bound is checked when KL is computed.
         covariance_matrix: V, shape (..., n, n); symmetric and positive definite, checked when KL is computed.
+        scale_tril: The lower Cholesky factor L with V = L L^T, shape (..., n, n); lower triangular with a positive
+            diagonal, checked when KL is computed.
 
     Raises:
-        ParameterError: df is not positive and finite, or an entry of the matrix is not finite.
+        ParameterError: df is not positive and finite, an entry of the matrix is not finite, or not exactly one of the
+            two matrices is passed.
 
     Example:
         >>> from kullback import kl
@@ -129,7 +133,11 @@ class Wishart(Distribution):
     """
 
     df: Positive
-    covariance_matrix: Real
+    covariance_matrix: Real = None
+    scale_tril: Real = None
+
+    def _check(self) -> None:
+        require_one_of(self, "covariance_matrix", "scale_tril")
 
 
 @record
@@ -164,15 +172,19 @@ class MatrixNormal(Distribution):
     """Matrix normal distribution of m x n matrices: the covariance of x_ik and x_jl is U_ij V_kl.
 
     Density: exp(-tr(V^-1 (X - loc)^T U^-1 (X - loc)) / 2) / ((2 pi)^(m n / 2) |V|^(m / 2) |U|^(n / 2)), where
-    U = row_covariance and V = column_covariance. The matrices are checked when KL is computed.
+    U = row_covariance and V = column_covariance. The matrices are checked when KL is computed. Pass exactly one of
+    `row_covariance` and `row_scale_tril`, and one of `column_covariance` and `column_scale_tril`.
 
     Args:
         loc: The mean, shape (..., m, n); finite.
         row_covariance: U, shape (..., m, m); symmetric and positive definite.
         column_covariance: V, shape (..., n, n); symmetric and positive definite.
+        row_scale_tril: The lower Cholesky factor of U, shape (..., m, m); with a positive diagonal.
+        column_scale_tril: The lower Cholesky factor of V, shape (..., n, n); with a positive diagonal.
 
     Raises:
-        ParameterError: An entry of a parameter is not finite.
+        ParameterError: An entry of a parameter is not finite, or a covariance and its factor are both passed or both
+            absent.
 
     Example:
         >>> from kullback import kl
@@ -185,8 +197,14 @@ class MatrixNormal(Distribution):
     """
 
     loc: Real
-    row_covariance: Real
-    column_covariance: Real
+    row_covariance: Real = None
+    column_covariance: Real = None
+    row_scale_tril: Real = None
+    column_scale_tril: Real = None
+
+    def _check(self) -> None:
+        require_one_of(self, "row_covariance", "row_scale_tril")
+        require_one_of(self, "column_covariance", "column_scale_tril")
 
 
 @record
