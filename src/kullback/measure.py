@@ -16,6 +16,7 @@ from kullback.distributions import kl, shared_bases
 from kullback.errors import NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arrays import untracked
+from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
 
@@ -86,6 +87,7 @@ def measure(
     if method not in (None, *_METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
     if _is_array_or_list(p) and _is_array_or_list(q):
+        p, q = plain_arrays(p, q)
         p, q = Categorical(probs=p), Categorical(probs=q)
     p, q = resolve(p), resolve(q)
     if method in (None, "closed form"):
@@ -111,7 +113,7 @@ def measure(
 
 
 def _is_array_or_list(given: Any) -> bool:
-    return type(given) in (list, tuple) or is_array_api_obj(given)
+    return type(given) in (list, tuple) or is_array_api_obj(given) or is_labelled(given)
 
 
 def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
