@@ -86,7 +86,7 @@ def measure(
         raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
     if method not in (None, *_METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
-    if _is_array_or_list(p) and _is_array_or_list(q):
+    if not isinstance(p, Distribution) and _is_array_or_list(p) and _is_array_or_list(q):
         p, q = plain_arrays(p, q)
         p, q = Categorical(probs=p), Categorical(probs=q)
     p, q = resolve(p), resolve(q)
