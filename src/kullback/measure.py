@@ -141,6 +141,8 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
 
 def _eps(family: Any) -> float:
     """The largest rounding unit of the NumPy parameters of a family; a KL without axes is float64 for every dtype."""
+    if isinstance(family, Distribution) and family.support is not None:
+        return 0.0  # univariate families have been converted to float64
     if isinstance(family, Distribution):
         return max(map(_eps, vars(family).values()), default=0.0)
     dtype = getattr(family, "dtype", None)
