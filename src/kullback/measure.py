@@ -20,6 +20,7 @@ from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arrays import untracked
+from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
 
@@ -90,7 +91,8 @@ def measure(
         raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
     if method not in (None, *_METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
-    if _is_array_or_list(p) and _is_array_or_list(q):
+    if not isinstance(p, Distribution) and _is_array_or_list(p) and _is_array_or_list(q):
+        p, q = plain_arrays(p, q)
         p, q = Categorical(probs=p), Categorical(probs=q)
     p, q = resolve(p), resolve(q)
     if method in (None, "closed form"):
@@ -132,7 +134,7 @@ def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | N
 
 
 def _is_array_or_list(given: Any) -> bool:
-    return type(given) in (list, tuple) or is_array_api_obj(given)
+    return type(given) in (list, tuple) or is_array_api_obj(given) or is_labelled(given)
 
 
 def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
@@ -186,6 +188,8 @@ def _overflows(p: ResolvedDistribution, q: ResolvedDistribution) -> bool:
 
 def _eps(family: Any) -> float:
     """The largest rounding unit of the NumPy parameters of a family; a KL without axes is float64 for every dtype."""
+    if isinstance(family, Distribution) and family.support is not None:
+        return 0.0  # univariate families have been converted to float64
     if isinstance(family, Distribution):
         return max(map(_eps, vars(family).values()), default=0.0)
     dtype = getattr(family, "dtype", None)

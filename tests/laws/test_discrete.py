@@ -102,7 +102,8 @@ def test_never_negative_and_zero_at_equality(name, pair):
     assert abs(ALL[name](p, p)) <= -least
     narrow = [side.astype(np.float32) for side in pair]
     assert ALL[name](*narrow) >= (0 if name != "triangle" else -1e-7)
-    assert ALL[name](*narrow).dtype == np.float32
+    assert ALL[name](*(side[None] for side in narrow)).dtype == np.float32
+    assert type(ALL[name](*narrow)) is np.float64
 
 
 @each

@@ -12,13 +12,27 @@ import scipy.sparse
 import torch
 import xarray as xr
 
-from kullback import KullbackError, cross_entropy, divergence, entropy, kl_log_probs, kl_logits, kl_probs, kl_terms
+from kullback import (
+    KullbackError,
+    cross_entropy,
+    divergence,
+    entropy,
+    kl_log_probs,
+    kl_logits,
+    kl_probs,
+    kl_terms,
+    linear_token_kl,
+    measure,
+    token_kl,
+)
 from kullback.errors import ArrayTypeError, LabelError, ShapeError
 from kullback.families import Categorical, Normal
 from kullback.fit import fit_forward
 from kullback.numerics.labels import plain_arrays
 from kullback.optimum.best_of_n import best_of_n_policy
 from kullback.optimum.tilt import tilt
+from kullback.policy.advantages import gae, group_advantages
+from kullback.policy.aggregation import aggregate_tokens
 from kullback.samples.clustered_mean import kl_per_token
 
 P, Q = np.asarray([0.1, 0.2, 0.7]), np.asarray([0.5, 0.2, 0.3])
@@ -242,3 +256,33 @@ def test_plain_arrays_are_not_copied():
     assert got[0] is p
     assert got[1] is tensor
     assert got[2] == 1.0
+
+
+def test_measure_matches_labels():
+    p, q = pd.Series(P, index=NAMES), pd.Series(Q[ORDER], index=OTHER_ORDER)
+    assert measure(p, q).value == pytest.approx(KL, rel=1e-13)
+    with pytest.raises(LabelError):
+        measure(p, pd.Series(Q, index=["a", "b", "d"]))
+
+
+@pytest.mark.parametrize("loc", ["a", None, [None], 1j, [[1, 2], [1]], {}, np.asarray([1j]), torch.tensor(1j)])
+def test_parameters_that_are_not_numbers_are_refused(loc):
+    with pytest.raises(ArrayTypeError, match=r"Normal's loc to be (real )?numbers"):
+        Normal(loc=loc, scale=1.0)
+
+
+def test_functions_of_tensors_name_the_argument_that_is_not_a_tensor():
+    rewards = np.ones((1, 2))
+    for function, name in (
+        (lambda: aggregate_tokens(rewards), "values"),
+        (lambda: group_advantages([1.0, 2.0], [0, 0]), "rewards"),
+        (lambda: gae(rewards, rewards), "rewards"),
+        (lambda: linear_token_kl(rewards, rewards, rewards, rewards), "hidden_p"),
+    ):
+        with pytest.raises(ArrayTypeError, match=f"expected {name} to be a tensor"):
+            function()
+    for temperature in ("a", None, 0, float("nan")):
+        with pytest.raises(KullbackError, match="temperature"):
+            token_kl([1.0, 2.0], [1.0, 2.0], temperature=temperature)
+    with pytest.raises(ArrayTypeError, match="real"):
+        token_kl(torch.tensor([1j, 1]), torch.tensor([1j, 1]))

@@ -8,6 +8,7 @@ from math import expm1, inf, sqrt
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, holds, untracked
@@ -63,6 +64,7 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
         if where is None:
             arrays = list(xp.broadcast_arrays(*arrays))
         else:
+            where = where.copy() if isinstance(where, np.ndarray) and not where.flags.writeable else where
             kept: Array = xp.asarray(where, dtype=xp.bool, device=array_api_compat.device(arrays[0]))
             shapes.append(tuple(kept.shape))
             *arrays, kept = xp.broadcast_arrays(*arrays, kept)

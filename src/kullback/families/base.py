@@ -134,7 +134,8 @@ class Distribution:
 
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
-        TypeError: A parameter is not numeric, or is passed by position.
+        ArrayTypeError: A parameter is not numeric, is sparse, or has labels or masked entries.
+        TypeError: A parameter is passed by position.
 
     Example:
         >>> from kullback.families import Normal
@@ -209,8 +210,16 @@ def _key(value: Any) -> Any:
 
 def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constraint) -> None:
     """Raise ParameterError that names the first entry of `value` outside the constraint."""
-    require_unlabelled(f"{type(owner).__name__}'s {name}", value)
-    array = plain_arrays(value)[0] if array_api_compat.is_array_api_obj(value) else _as_numbers(owner, name, value)
+    if type(value) in (np.ndarray, np.float64) and value.dtype.kind == "f":
+        array = value
+    elif array_api_compat.is_array_api_obj(value):
+        array = plain_arrays(value)[0]
+        if "complex" in str(array.dtype):
+            raise ArrayTypeError(
+                f"expected {type(owner).__name__}'s {name} to be real numbers, got dtype {array.dtype}"
+            )
+    else:
+        array = _as_numbers(owner, name, value)
     if not is_traced(array):
         array = untracked(array)
         with np.errstate(invalid="ignore"):
@@ -218,13 +227,15 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
 
 
 def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
-    """A number or a list as a NumPy array; TypeError if it is not numeric."""
+    """A number or a list as a NumPy array; ArrayTypeError if it is not numeric."""
+    if type(value) not in (float, int):
+        require_unlabelled(f"{type(owner).__name__}'s {name}", value)
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list
         array = np.asarray(None)
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
+    if array.dtype.kind not in "biuf":
+        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
     return array
 
 

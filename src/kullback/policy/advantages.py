@@ -9,6 +9,7 @@ from torch import Tensor
 from kullback.errors import ShapeError, SupportError
 from kullback.numerics.array_types import Float, Int, Shaped
 from kullback.policy.aggregation import token_mask
+from kullback.tokens.logits import require_tensors
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 
@@ -115,6 +116,7 @@ def gae(
         >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), decay=1.0)
         tensor([[0.5000, 0.5000]])
     """
+    require_tensors(rewards=rewards, values=values)
     if rewards.shape != values.shape or rewards.ndim != 2:
         raise ShapeError(
             f"expected rewards and values of one shape (batch, time), got {tuple(rewards.shape)} and "
@@ -139,6 +141,7 @@ def _groups(
     rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"]
 ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"], Float[Tensor, " groups"]]:
     """The rewards in a floating dtype, the group index of each completion, and the size of each group."""
+    require_tensors(rewards=rewards, prompts=prompts)
     if rewards.ndim != 1 or rewards.shape != prompts.shape:
         raise ShapeError(
             f"expected rewards and prompts of one shape (batch,), got {tuple(rewards.shape)} and {tuple(prompts.shape)}"

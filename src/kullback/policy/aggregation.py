@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kullback.errors import PenaltyError
 from kullback.numerics.array_types import Bool, Float, Shaped
-from kullback.tokens.logits import as_mask
+from kullback.tokens.logits import as_mask, require_tensors
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
 
@@ -75,6 +75,7 @@ def token_mask(
     Raises:
         ShapeError: The mask does not have the shape of `values`.
     """
+    require_tensors(values=values)
     return torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
 
 

@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kullback.errors import ArrayTypeError, ShapeError
+from kullback.errors import ShapeError
 from kullback.numerics.array_types import Float, Shaped
-from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature
+from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature, require_tensors
 
 __all__ = ["linear_token_kl"]
 
@@ -58,11 +58,7 @@ def linear_token_kl(
         >>> linear_token_kl(hidden, head, hidden, head)
         tensor([0., 0.])
     """
-    for name, given in (("hidden_p", hidden_p), ("weight_p", weight_p), ("hidden_q", hidden_q), ("weight_q", weight_q)):
-        if not isinstance(given, Tensor):
-            raise ArrayTypeError(
-                f"expected {name} to be a tensor, got {type(given).__name__}; pass torch.as_tensor(...)"
-            )
+    require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q)
     _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
     require_temperature(temperature)
     if chunk < 1:

@@ -8,7 +8,7 @@ from array_api_compat import torch as torch_namespace
 from torch import Tensor
 
 from kullback.discrete.kl import differentiable_kl_logits
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
 from kullback.numerics.arrays import ArrayLike, as_floats, cast
 from kullback.numerics.labels import plain_arrays
@@ -56,6 +56,8 @@ def token_kl(
     xp: Any = torch_namespace
     if isinstance(p_logits, Tensor) and isinstance(q_logits, Tensor):
         p, q = plain_arrays(p_logits, q_logits)
+        if p.is_complex() or q.is_complex():
+            raise ArrayTypeError(f"expected real logits, got {p.dtype} and {q.dtype}")
     else:
         xp, [p, q], _ = as_floats(p_logits, q_logits)
     if p.shape != q.shape or p.ndim == 0 or p.shape[-1] == 0:
@@ -119,7 +121,20 @@ def _mask_error(mask: Any, shape: Any) -> ShapeError:
     return ShapeError(f"expected a mask with one entry per position, shape {tuple(shape)}, got {got}")
 
 
+def require_tensors(**given: Any) -> None:
+    """Raises ArrayTypeError at the first argument, passed by its name, that is not a tensor."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ArrayTypeError(
+                f"expected {name} to be a tensor, got {type(value).__name__}; pass torch.as_tensor(...)"
+            )
+
+
 def require_temperature(temperature: float) -> None:
     """Raises SupportError unless the temperature is positive and finite."""
-    if not 0 < temperature < float("inf"):
+    try:
+        is_valid = bool(0 < temperature < float("inf"))
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
         raise SupportError(f"expected a positive finite temperature, got {temperature!r}")
