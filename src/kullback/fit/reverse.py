@@ -25,11 +25,18 @@ from kullback.fit.gaussian.multivariate import (
     require_rank,
     starts_from_target_samples,
 )
-from kullback.fit.result import Fit
+from kullback.fit.result import Fit, Minimum, Step
 from kullback.fit.solver.multistart import MultistartResult
 from kullback.fit.solver.starting_points import missing_start_error, univariate_starts
 from kullback.fit.solver.support_boundary import minimise_with_support_bounds
-from kullback.fit.target_family import FamilyAdapter, family_adapter, is_module
+from kullback.fit.target_family import (
+    FamilyAdapter,
+    family_adapter,
+    is_module,
+    reject_options,
+    unexpected_option,
+    validate_components,
+)
 from kullback.fit.targets import evaluate_log_prob, normalise, sample_dimension, univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
@@ -78,7 +85,7 @@ def fit_reverse(
             families it also determines the number of dimensions.
         starts: Further starting points. Members that are matched to parts of the target are always added for
             univariate and two-dimensional fits.
-        fixed: Parameters that are not fitted, by name.
+        fixed: Parameters that are not fitted, by name. If all are fixed, the result is this member with its KL.
         components: The number of components of a mixture, or the rank of the factor of a low-rank normal.
         support: The bounds of the support of a univariate log_prob.
         steps: The number of stochastic gradient steps.
@@ -97,7 +104,8 @@ def fit_reverse(
             integral.
         ShapeError: log_prob does not return one value for each sample of a stochastic gradient step.
         ParameterError: A parameter must be fixed or cannot be fixed, the family is neither univariate nor a family of
-            normals, or a start or the number of components is required.
+            normals, a start or the number of components is required, or the fit does not use an option that is given.
+        TypeError: An option does not exist.
         MissingDependencyError: The fit needs PyTorch, and PyTorch is not installed.
 
     References:
@@ -118,18 +126,28 @@ def fit_reverse(
             "first (fit_forward or a kernel density estimate) and pass it as target, which keeps the errors of that fit"
         )
     if unexpected:
-        raise TypeError(f"fit_reverse() got an unexpected keyword argument {next(iter(unexpected))!r}")
+        raise unexpected_option("fit_reverse", unexpected, fit_reverse.__kwdefaults__)
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
+    unused: dict[str, tuple[Any, Any]] = {"support": (support, (-inf, inf))}
     if is_module(family):
+        unused |= {"start": (start, None), "starts": (starts, ()), "fixed": (fixed, None)}
+        reject_options("a module", components=(components, None), **unused)
         return import_module("kullback.fit.stochastic").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     requested_starts = ([start] if start is not None else []) + list(starts)
     adapter = family_adapter(family, requested_starts, target)
     members, fixed = [adapter.from_requested(one) for one in requested_starts], adapter.validate_fixed(fixed)
+    components = validate_components(adapter.family, components)
+    if log_prob is None or not has_density(adapter.family):
+        reject_options("a target" if log_prob is None else "a multivariate family", **unused)
+    if (member := adapter.fixed_member(fixed)) is not None:
+        return adapter.convert_fit(_fit_of_member(member, log_prob, target, support))
     if has_density(adapter.family):
+        training = {"steps": (steps, 2_000), "draws": (draws, 64), "learning_rate": (learning_rate, 0.02)}
+        reject_options("a univariate family", seed=(seed, 0), **training)
         fit = _fit_univariate(adapter.family, log_prob, target, members, fixed, components, support)
     else:
         fit = _fit_multivariate(adapter, log_prob, target, members, components, settings)
@@ -137,6 +155,26 @@ def fit_reverse(
 
 
 # Univariate families
+
+
+def _fit_of_member(
+    member: Distribution, log_prob: Callable[[Any], Any] | None, target: Any, support: tuple[float, float]
+) -> Fit:
+    """The fit of a family whose parameters are all fixed: the member with its KL."""
+    diagnostics: dict[str, Any] = {"method": "fixed parameters"}
+    if log_prob is None:
+        estimate = measure(member, target)
+    elif has_density(type(member)):
+        density, diagnostics["log_evidence"] = normalise(log_prob, support)
+        estimate = _kl(member, density)
+        diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
+    else:
+        raise ParameterError(
+            f"expected a parameter of {type(member).__name__} that is not fixed; with log_prob, all parameters can be "
+            "fixed for univariate families only"
+        )
+    step, minimum = Step(member, estimate.value), Minimum(member, estimate.value, (member,))
+    return Fit(member, estimate.value, estimate, (step,), (minimum,), True, diagnostics)
 
 
 def _fit_univariate(
