@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from math import inf
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from kullback.fit.target_family import (
     unexpected_option,
     validate_components,
 )
-from kullback.fit.targets import evaluate_log_prob, normalise, sample_dimension, univariate_density
+from kullback.fit.targets import evaluate_log_prob, highest_mode, normalise, sample_dimension, univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -46,6 +46,14 @@ from kullback.samples.pareto_k import pareto_k
 __all__ = ["fit_reverse"]
 
 _IMPORTANCE_SAMPLES = 4_000
+_LOCATION_SCALE = (
+    families.Cauchy,
+    families.Gumbel,
+    families.Laplace,
+    families.Logistic,
+    families.Normal,
+    families.StudentT,
+)
 
 
 def fit_reverse(
@@ -145,6 +153,10 @@ def fit_reverse(
         reject_options("a target" if log_prob is None else "a multivariate family", **unused)
     if (member := adapter.fixed_member(fixed)) is not None:
         return adapter.convert_fit(_fit_of_member(member, log_prob, target, support))
+    if log_prob is not None and adapter.family in _LOCATION_SCALE and support == (-inf, inf) and not (members or fixed):
+        standard = _fit_standardised(adapter.family, log_prob)
+        if standard is not None:
+            return adapter.convert_fit(standard)
     if has_density(adapter.family):
         training = {"steps": (steps, 2_000), "draws": (draws, 64), "learning_rate": (learning_rate, 0.02)}
         reject_options("a univariate family", seed=(seed, 0), **training)
@@ -155,6 +167,38 @@ def fit_reverse(
 
 
 # Univariate families
+
+
+def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]) -> Fit | None:
+    """The fit in units of the width of the highest mode, where the mode is far from 0 or its width is far from 1.
+
+    KL does not change under x = location + width u. None where the density is of ordinary location and width.
+    """
+    location, width = highest_mode(log_prob, (-inf, inf))
+    if 1e-4 < width < 1e4 and abs(location) < 1e5 * max(width, 1.0):
+        return None
+
+    def standardised(u: Any) -> Any:
+        return log_prob(location + width * u)
+
+    fit = fit_reverse(family, log_prob=standardised)
+
+    def restored(member: Any) -> Any:
+        return replace(member, loc=location + width * member.loc, scale=width * member.scale)
+
+    diagnostics = dict(fit.diagnostics)
+    for name in ("log_evidence", "evidence_bound"):
+        diagnostics[name] += log(width)
+    return replace(
+        fit,
+        distribution=restored(fit.distribution),
+        path=tuple(replace(step, distribution=restored(step.distribution)) for step in fit.path),
+        minima=tuple(
+            replace(one, distribution=restored(one.distribution), basin=tuple(map(restored, one.basin)))
+            for one in fit.minima
+        ),
+        diagnostics=diagnostics,
+    )
 
 
 def _fit_of_member(
@@ -242,8 +286,8 @@ def _pareto_k(best: Distribution, target: Density) -> float:
 
 
 def _as_fit(found: MultistartResult, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
-    best = found.minima[0].distribution
-    return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, diagnostics)
+    best, converged = found.minima[0].distribution, found.converged and estimate.status != "unreliable"
+    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
 
 
 # Multivariate normals and their mixtures
