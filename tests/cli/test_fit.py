@@ -58,3 +58,16 @@ def test_samples_alone_cannot_give_the_reverse_fit(capsys, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(9.0))
     assert main(["fit", str(tmp_path / "x.npy"), "normal", "--direction", "reverse"]) == 2
     assert "log_prob" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["gamma", "student_t"])
+def test_the_cross_entropy_of_samples_has_its_name(capsys, tmp_path, family):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).gamma(3.0, 0.5, 300))
+    facts = json.loads(run(capsys, str(tmp_path / "x.npy"), family, "--path", "--json"))
+    assert facts["kl"] == "nan"
+    for item in (*facts["minima"], *facts["path"]):
+        assert "kl" not in item
+    assert facts["minima"][0]["cross_entropy"] == pytest.approx(facts["cross_entropy"])
+    assert "-mean log q, nats" in run(capsys, str(tmp_path / "x.npy"), family, "--path")
+    facts = json.loads(run(capsys, TWO, "normal", "--path", "--json"))
+    assert all(item.keys() >= {"kl"} and "cross_entropy" not in item for item in (*facts["minima"], *facts["path"]))

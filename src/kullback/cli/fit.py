@@ -11,7 +11,7 @@ from kullback.errors import InputError, ParameterError
 
 if TYPE_CHECKING:
     from kullback.families import Distribution
-    from kullback.fit import Fit
+    from kullback.fit import Fit, Minimum, Step
 
 __all__ = ["add_parser"]
 
@@ -158,15 +158,20 @@ def _report(fit: "Fit", options: argparse.Namespace) -> dict[str, Any]:
         "converged": fit.converged,
         **fit.diagnostics,
         "minima": [
-            {"parameters": _parameters(minimum.distribution), "kl": minimum.kl, "starts": len(minimum.basin)}
+            {"parameters": _parameters(minimum.distribution), **_objective(minimum), "starts": len(minimum.basin)}
             for minimum in fit.minima
         ],
     }
     if options.path:
-        report["path"] = [{"parameters": _parameters(step.distribution), "kl": step.kl} for step in fit.path]
+        report["path"] = [{"parameters": _parameters(step.distribution), **_objective(step)} for step in fit.path]
     if fit.estimate.warnings:
         report["warnings"] = list(fit.estimate.warnings)
     return report
+
+
+def _objective(item: "Step | Minimum") -> dict[str, float]:
+    """The quantity that was minimised, by its name: the cross-entropy of a fit to samples, else KL."""
+    return {"kl": item.kl} if math.isnan(item.cross_entropy) else {"cross_entropy": item.cross_entropy}
 
 
 def _parameters(member: "Distribution") -> dict[str, Any]:
@@ -198,18 +203,19 @@ def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
     lines += [f"{label}  {report[name]:.4g}" for name, label in labels.items() if name in report]
     if not report["converged"]:
         lines.append("not converged: the descent ended before the gradient vanished; try another --start")
+    name, label = ("cross_entropy", "-mean log q, nats") if "cross_entropy" in report else ("kl", "KL, nats")
     if len(report["minima"]) > 1:
         rows = [
-            [_parameters_as_text(minimum["parameters"]), f"{minimum['kl']:.10g}", str(minimum["starts"])]
+            [_parameters_as_text(minimum["parameters"]), f"{minimum[name]:.10g}", str(minimum["starts"])]
             for minimum in report["minima"]
         ]
-        lines += ["", table(["every minimum found", "nats", "starts"], rows)]
+        lines += ["", table(["every minimum found", label, "starts"], rows)]
     if options.path:
         rows = [
-            [str(number), _parameters_as_text(step["parameters"]), f"{step['kl']:.10g}"]
+            [str(number), _parameters_as_text(step["parameters"]), f"{step[name]:.10g}"]
             for number, step in enumerate(report["path"])
         ]
-        lines += ["", table(["step", "member", "nats"], rows)]
+        lines += ["", table(["step", "member", label], rows)]
     return "\n".join(lines)
 
 

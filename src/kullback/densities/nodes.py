@@ -58,10 +58,13 @@ def line_nodes(p: Density, q: Density) -> Nodes:
             error = np.abs(parts[:, :count] + parts[:, count:] - whole)
             again = (error > 1e-15 * np.maximum(1.0, np.abs(whole))).any(axis=0)
             kept.append(halves.pick(np.concatenate([~again, ~again])))
-            if not again.any() or again.sum() > 2000:
+            if not again.any():
                 break
             both = np.concatenate([again, again])
             panels, whole = halves.pick(both), parts[:, both]
+            if again.sum() > 2000:  # the density is noisy
+                kept.append(panels)
+                break
         else:
             kept.append(panels)
         table = Panels(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))

@@ -113,14 +113,14 @@ def check_logged_kl(
     for key in kl_keys([*metrics, *evaluations]):
         findings += check_kl_at_start(key, metrics if first_is_reference else [], evaluations)
         findings += check_kl_finite(key, metrics)
-        findings += check_negative_kl(key, [*metrics, *evaluations])
+        findings += check_negative_kl(key, metrics) + check_negative_kl(key, evaluations)
         findings += check_reference_moved(key, metrics)
     # The old policy is another model in every update, so only these two checks apply to its KL.
     findings += check_kl_finite(_UPDATE_KL, metrics) + check_negative_kl(_UPDATE_KL, metrics)
     first_of_each_name = list({finding.name: finding for finding in reversed(findings)}.values())[::-1]
     return (
         first_of_each_name
-        + check_mask_mismatch([*metrics, *evaluations])
+        + (check_mask_mismatch(metrics) or check_mask_mismatch(evaluations))
         + check_logged_against_evaluation(metrics, evaluations)
         + check_engine_mismatch(metrics)
     )
@@ -290,7 +290,7 @@ def check_negative_kl(key: str, rows: Sequence[Row]) -> list[Finding]:
 
     Args:
         key: The key of the KL.
-        rows: Rows of metrics and evaluations.
+        rows: Rows of metrics, or of evaluations.
 
     Returns:
         `negative-kl` (error or warning), or nothing.
@@ -379,7 +379,7 @@ def check_mask_mismatch(rows: Sequence[Row]) -> list[Finding]:
     its KL (`steps_per_generation`).
 
     Args:
-        rows: Rows of metrics and evaluations.
+        rows: Rows of metrics, or of evaluations.
 
     Returns:
         `mask-mismatch` (error), or nothing.
@@ -417,8 +417,8 @@ def check_logged_against_evaluation(metrics: Sequence[Row], evaluations: Sequenc
     Criterion: the ratio of the two has an expectation of 1. It is examined at 3 or more steps with an evaluated KL
     above 1e-4 nats per token. A finding requires that the means of both differ by a factor above 1.5, that the median
     ratio deviates in the same direction, and that the mean of the logarithm of the ratio deviates by more than the
-    variation between steps and the standard errors of the evaluations explain. The median alone does not suffice: the KL
-    of one prompt is skewed, and its median can be a tenth of its mean.
+    variation between steps and the standard errors of the evaluations explain. The median alone does not suffice: the
+    KL of one prompt is skewed, and its median can be a tenth of its mean.
 
     The finding is a warning, because prompts of the evaluations that differ from the training prompts have another KL.
 

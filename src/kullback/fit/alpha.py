@@ -1,16 +1,18 @@
 """Fits by the alpha-divergence, which interpolates between the forward and the reverse KL divergence."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 from kullback.densities.from_families import has_density
 from kullback.errors import ParameterError, SupportError
-from kullback.fit.result import Fit
+from kullback.fit.result import Fit, renamed
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
 from kullback.fit.solver.starting_points import univariate_starts
-from kullback.fit.target_family import family_adapter
+from kullback.fit.target_family import family_adapter, validate_components
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.result import Estimate
@@ -46,8 +48,9 @@ def fit_alpha(
         components: The number of components of a `NormalMixture`.
 
     Returns:
-        A `Fit` whose `kl`, `minima` and `path` hold D_a(p || q) in nats. `diagnostics` has "forward_kl", KL(p || q),
-        and "reverse_kl", KL(q || p), of the best member, in nats; either may be `inf`.
+        A `Fit` whose `alpha_divergence`, also of each step and minimum, is D_a(p || q) in nats. `diagnostics` has
+        "forward_kl", KL(p || q), and "reverse_kl", KL(q || p), of the best member, in nats; either may be `inf`. `kl`
+        is KL(p || q) at a = 1, KL(q || p) at a = 0, and nan otherwise.
 
     Raises:
         SupportError: alpha is not between 0 and 1, the target has no univariate density, or the divergence is `inf` at
@@ -67,7 +70,12 @@ def fit_alpha(
     if not 0 <= alpha <= 1:
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
     adapter, density = family_adapter(family), univariate_density(target)
-    fixed = adapter.validate_fixed(fixed)
+    fixed, components = adapter.validate_fixed(fixed), validate_components(adapter.family, components)
+    if adapter.fixed_member(fixed) is not None:
+        raise ParameterError(
+            f"expected a parameter of {adapter.family.__name__} that is not fixed, got fixed={fixed}; measure the KL "
+            "of this member with kullback.measure"
+        )
     if not has_density(adapter.family):
         raise ParameterError(f"expected a univariate family, got {adapter.family.__name__}")
     if density is None:
@@ -91,10 +99,16 @@ def fit_alpha(
     diagnostics = {
         "method": "quadrature",
         "alpha": float(alpha),
+        "alpha_divergence": best.kl,
         "forward_kl": measure(target, best.distribution).value,
         "reverse_kl": measure(best.distribution, target).value,
     }
     interval = (best.kl - 1e-10, best.kl + 1e-10)
     estimate = Estimate(best.kl, error=1e-10, interval=interval, method="quadrature", status="bounded")
-    fit = Fit(best.distribution, best.kl, estimate, found.path, found.minima, found.converged, diagnostics)
-    return adapter.convert_fit(fit)
+    path, minima = renamed(found.path, "alpha_divergence"), renamed(found.minima, "alpha_divergence")
+    kl = nan
+    if alpha in (0, 1):  # the divergence is a KL
+        kl = best.kl
+        path = tuple(replace(step, kl=step.alpha_divergence) for step in path)
+        minima = tuple(replace(minimum, kl=minimum.alpha_divergence) for minimum in minima)
+    return adapter.convert_fit(Fit(best.distribution, kl, estimate, path, minima, found.converged, diagnostics))

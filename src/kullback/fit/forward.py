@@ -25,13 +25,19 @@ from kullback.fit.gaussian.multivariate import (
     nearest_normal,
 )
 from kullback.fit.moment_matching import closed_form_mle, match_moments
-from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
+from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
 from kullback.fit.samples import as_samples, mean_and_covariance, normalised_weights, require_samples_in_support
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import CrossEntropyObjective, univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
 from kullback.fit.solver.starting_points import approximate_member, missing_start_error, univariate_starts
-from kullback.fit.target_family import family_adapter, is_module
+from kullback.fit.target_family import (
+    family_adapter,
+    is_module,
+    reject_options,
+    unexpected_option,
+    validate_components,
+)
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array, ArrayLike
@@ -81,7 +87,8 @@ def fit_forward(
         start: A member of the family at which the descent begins; `path` records this descent. Where a closed form
             exists, it is still the result.
         starts: Further starting points.
-        fixed: Parameters that are not fitted, by name, such as `{"total_count": 10}`.
+        fixed: Parameters that are not fitted, by name, such as `{"total_count": 10}`. If all are fixed, the result is
+            this member with its KL.
         components: The number of components of a mixture, or the rank of the factor of a low-rank normal.
         steps: The number of training steps of a module.
         learning_rate: The initial learning rate of Adam for a module, with cosine decay to 0.
@@ -89,15 +96,16 @@ def fit_forward(
 
     Returns:
         A `Fit` whose `kl` is KL(p || q) in nats. From samples alone `kl` is nan, because the entropy of p is unknown,
-        and `diagnostics["cross_entropy"]` is the weighted mean of -log q(x), in nats.
+        and `cross_entropy`, also of each step and minimum, is the weighted mean of -log q(x), in nats.
 
     Raises:
         SupportError: KL(p || q) is `inf` for every member, because p or a sample has mass outside the support of the
             family, or because the tails of p are too heavy; or the likelihood has no maximum; or neither or both of
             samples and target are given; or log_prob is given.
         ShapeError: The samples or weights have the wrong shape.
-        ParameterError: A parameter must be fixed or cannot be fixed, a start belongs to another family, or a start or
-            the number of components is required.
+        ParameterError: A parameter must be fixed or cannot be fixed, a start belongs to another family, a start or the
+            number of components is required, or the family does not use an option that is given.
+        TypeError: An option does not exist.
         MissingDependencyError: The family is a module and PyTorch is not installed.
 
     References:
@@ -118,18 +126,24 @@ def fit_forward(
             "unnormalised log-density does not give; use fit_reverse, or draw samples by MCMC and pass them"
         )
     if unexpected:
-        raise TypeError(f"fit_forward() got an unexpected keyword argument {next(iter(unexpected))!r}")
+        raise unexpected_option("fit_forward", unexpected, fit_forward.__kwdefaults__)
     if (samples is None) == (target is None):
         raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
     if samples is None and weights is not None:
         raise SupportError("expected weights together with samples, got weights together with target")
     if is_module(family):
+        unused = {"start": (start, None), "starts": (starts, ()), "fixed": (fixed, None)}
+        reject_options("a module", components=(components, None), **unused)
         return _fit_module(family, samples, target, weights, steps, learning_rate, seed)
+    training = {"steps": (steps, 2_000), "learning_rate": (learning_rate, 0.005), "seed": (seed, 0)}
+    reject_options("a family that is not a module", **training)
     requested_starts = ([start] if start is not None else []) + list(starts)
     x = None if samples is None else as_samples(samples)
     adapter = family_adapter(family, requested_starts, target if x is None else x)
     members = [adapter.from_requested(one) for one in requested_starts]
-    fixed = adapter.validate_fixed(fixed)
+    fixed, components = adapter.validate_fixed(fixed), validate_components(adapter.family, components)
+    if (member := adapter.fixed_member(fixed)) is not None:
+        return adapter.convert_fit(_fit_of_member(member, x, weights, target))
     if adapter.family is Components:
         fit = _fit_mixture(adapter.mixture_parametrisation(members, components), x, target, weights, members)
     elif x is not None:
@@ -137,6 +151,23 @@ def fit_forward(
     else:
         fit = _fit_to_target(adapter.family, target, members, fixed, components)
     return adapter.convert_fit(fit)
+
+
+def _fit_of_member(member: Distribution, x: Array | None, weights: Any, target: Any) -> Fit:
+    """The fit of a family whose parameters are all fixed: the member with its KL, or its cross-entropy of samples."""
+    diagnostics: dict[str, Any] = {"method": "fixed parameters"}
+    if x is None:
+        return _closed_form_fit(member, measure(target, member), diagnostics)
+    w = normalised_weights(weights, len(x))
+    x, w = x[w > 0], w[w > 0]
+    if has_density(type(member)):
+        _require_univariate(type(member), x)
+        require_samples_in_support(type(member), member, x)
+        value = _cross_entropy(member, x, w)
+    else:
+        sampler = resolve(member).sampler
+        value = nan if sampler is None else -float(sampler.log_density(x) @ w)
+    return _closed_form_fit(member, unknown_kl_from_samples(value), diagnostics | {"cross_entropy": value})
 
 
 def _fit_module(
@@ -180,15 +211,17 @@ def _fit_to_samples(
     """Maximise the likelihood of samples."""
     w = normalised_weights(weights, len(x))
     x, w = x[w > 0], w[w > 0]
+    if family is families.NormalMixture and components is not None and components > x.size:
+        raise SupportError(
+            f"expected at least as many samples as components, got {x.size} samples and components={components}: the "
+            "likelihood has no maximum"
+        )
     if x.ndim == 1 and family in _MULTIVARIATE:
         raise ShapeError(
             f"expected samples of shape (n, d) for the multivariate family {family.__name__}, got shape {x.shape}"
         )
-    if x.ndim > 1 and has_density(family):
-        raise ShapeError(
-            f"expected samples of shape (n,) for the univariate family {family.__name__}, got shape {x.shape}; for "
-            "vectors, fit MultivariateNormal or Independent"
-        )
+    if has_density(family):
+        _require_univariate(family, x)
     closed_form = closed_form_mle(family, x, w, fixed)
     if family in NORMAL_FAMILIES:
         closed_form = nearest_normal(family, *mean_and_covariance(x, w), components)
@@ -218,7 +251,16 @@ def _fit_to_samples(
     value = _cross_entropy(best, x, w)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form", "cross_entropy": value}
     converged = closed_form is not None or found.converged
-    return Fit(best, nan, unknown_kl_from_samples(value), found.path, found.minima, converged, diagnostics)
+    path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
+    return Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
+
+
+def _require_univariate(family: type[Distribution], x: Array) -> None:
+    if x.ndim > 1:
+        raise ShapeError(
+            f"expected samples of shape (n,) for the univariate family {family.__name__}, got shape {x.shape}; for "
+            "vectors, fit MultivariateNormal or Independent"
+        )
 
 
 def _closed_form_fit_without_density(
@@ -345,6 +387,6 @@ def _finite_kl(target: Any, member: Distribution) -> Estimate:
 
 def _closed_form_fit(best: Distribution, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
     """The fit of a closed form: the path and the minima hold the result alone."""
-    value = diagnostics.get("cross_entropy", estimate.value)
-    minima = (Minimum(best, value, (best,)),)
-    return Fit(best, estimate.value, estimate, (Step(best, value),), minima, True, diagnostics)
+    value, cross_entropy = estimate.value, diagnostics.get("cross_entropy", nan)
+    minima = (Minimum(best, value, (best,), cross_entropy),)
+    return Fit(best, value, estimate, (Step(best, value, cross_entropy),), minima, True, diagnostics)

@@ -1,12 +1,16 @@
 """The result of a fit: the fitted distribution, its KL, the path of the optimisation and every minimum found."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from kullback.result import Estimate
 
-__all__ = ["Fit", "Minimum", "Step", "unknown_kl_from_samples"]
+__all__ = ["Fit", "Minimum", "Quantity", "Step", "renamed", "unknown_kl_from_samples"]
+
+Quantity: TypeAlias = Literal["cross_entropy", "evidence_bound", "alpha_divergence"]
+_Item = TypeVar("_Item", "Step", "Minimum")
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,10 @@ class Step:
 
     Args:
         distribution: The member of the family at this iterate; None where the fit trains a `torch.nn.Module`.
-        kl: The objective at this iterate, in nats: KL of a fit to a target, the cross-entropy of a fit to samples, and
-            the negative evidence bound of a fit to a density with an unknown integral.
+        kl: KL at this iterate, in nats; nan in a fit whose objective is another quantity.
+        cross_entropy: -mean log q(x) of the samples at this iterate, in nats, in a fit to samples; otherwise nan.
+        evidence_bound: E_q[log p - log q], in nats, in a fit to a density with an unknown integral; otherwise nan.
+        alpha_divergence: The alpha-divergence, in nats, in a fit of `fit_alpha`; otherwise nan.
 
     Example:
         >>> from kullback import fit_reverse
@@ -29,6 +35,9 @@ class Step:
 
     distribution: Any
     kl: float
+    cross_entropy: float = nan
+    evidence_bound: float = nan
+    alpha_divergence: float = nan
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,11 @@ class Minimum:
 
     Args:
         distribution: The member of the family at the minimum.
-        kl: KL at the minimum, in nats; the cross-entropy in a fit to samples; nan where KL is unknown.
+        kl: KL at the minimum, in nats; nan where KL is unknown.
         basin: The starting points whose descents end at this minimum.
+        cross_entropy: -mean log q(x) of the samples, in nats, in a fit to samples; otherwise nan.
+        evidence_bound: E_q[log p - log q], in nats, in a fit to a density with an unknown integral; otherwise nan.
+        alpha_divergence: The alpha-divergence, in nats, in a fit of `fit_alpha`; otherwise nan.
 
     Example:
         >>> from kullback import fit_reverse
@@ -52,6 +64,9 @@ class Minimum:
     distribution: Any
     kl: float
     basin: tuple[Any, ...] = ()
+    cross_entropy: float = nan
+    evidence_bound: float = nan
+    alpha_divergence: float = nan
 
 
 @dataclass(frozen=True)
@@ -60,10 +75,11 @@ class Fit:
 
     Args:
         distribution: The best member found, an instance of the class that was requested, or the trained module.
-        kl: KL of the best member, in nats: KL(target || distribution) for `fit_forward`, KL(distribution || target)
-            for `fit_reverse`, and the alpha-divergence for `fit_alpha`. It is nan where it cannot be computed: from
-            samples alone, or from a log-density with an unknown integral.
-        estimate: KL with its error or interval.
+        kl: KL of the best member, in nats: KL(target || distribution) for `fit_forward` and KL(distribution || target)
+            for `fit_reverse`. It is nan where it is unknown: from samples alone, from a log-density with an unknown
+            integral, and for `fit_alpha` with 0 < alpha < 1. `path` and `minima` then have the objective under its own
+            name.
+        estimate: KL with its error or interval; for `fit_alpha`, the alpha-divergence.
         path: The steps of the descent from the first starting point. A closed form has one step, the result.
         minima: Every minimum found, the lowest first.
         converged: Whether the gradient vanishes and the Hessian is positive definite at the best member. It is always
@@ -88,6 +104,31 @@ class Fit:
     minima: tuple[Minimum, ...] = ()
     converged: bool = True
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cross_entropy(self) -> float:
+        """-mean log q(x) of the samples under the best member, in nats; nan unless the fit is to samples."""
+        return self.diagnostics.get("cross_entropy", nan)
+
+    @property
+    def evidence_bound(self) -> float:
+        """E_q[log p - log q] of the best member, in nats; nan unless the fit is to an unnormalised log-density."""
+        return self.diagnostics.get("evidence_bound", nan)
+
+    @property
+    def alpha_divergence(self) -> float:
+        """The alpha-divergence of the best member, in nats; nan unless the fit is of `fit_alpha`."""
+        return self.diagnostics.get("alpha_divergence", nan)
+
+
+def renamed(items: Iterable[_Item], name: Quantity, *, sign: int = 1) -> tuple[_Item, ...]:
+    """Steps or minima whose objective, which the optimiser stores as `kl`, is stored under its own name.
+
+    Example:
+        >>> renamed([Step(None, 1.5)], "cross_entropy")[0].cross_entropy
+        1.5
+    """
+    return tuple(replace(item, **{"kl": nan, name: sign * item.kl}) for item in items)
 
 
 def unknown_kl_from_samples(cross_entropy: float) -> Estimate:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from math import inf
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,19 @@ from kullback.fit.gaussian.multivariate import (
     require_rank,
     starts_from_target_samples,
 )
-from kullback.fit.result import Fit
+from kullback.fit.result import Fit, Minimum, Step
 from kullback.fit.solver.multistart import MultistartResult
 from kullback.fit.solver.starting_points import missing_start_error, univariate_starts
 from kullback.fit.solver.support_boundary import minimise_with_support_bounds
-from kullback.fit.target_family import FamilyAdapter, family_adapter, is_module
-from kullback.fit.targets import evaluate_log_prob, normalise, sample_dimension, univariate_density
+from kullback.fit.target_family import (
+    FamilyAdapter,
+    family_adapter,
+    is_module,
+    reject_options,
+    unexpected_option,
+    validate_components,
+)
+from kullback.fit.targets import evaluate_log_prob, highest_mode, normalise, sample_dimension, univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -39,6 +46,14 @@ from kullback.samples.pareto_k import pareto_k
 __all__ = ["fit_reverse"]
 
 _IMPORTANCE_SAMPLES = 4_000
+_LOCATION_SCALE = (
+    families.Cauchy,
+    families.Gumbel,
+    families.Laplace,
+    families.Logistic,
+    families.Normal,
+    families.StudentT,
+)
 
 
 def fit_reverse(
@@ -78,7 +93,7 @@ def fit_reverse(
             families it also determines the number of dimensions.
         starts: Further starting points. Members that are matched to parts of the target are always added for
             univariate and two-dimensional fits.
-        fixed: Parameters that are not fitted, by name.
+        fixed: Parameters that are not fitted, by name. If all are fixed, the result is this member with its KL.
         components: The number of components of a mixture, or the rank of the factor of a low-rank normal.
         support: The bounds of the support of a univariate log_prob.
         steps: The number of stochastic gradient steps.
@@ -97,7 +112,8 @@ def fit_reverse(
             integral.
         ShapeError: log_prob does not return one value for each sample of a stochastic gradient step.
         ParameterError: A parameter must be fixed or cannot be fixed, the family is neither univariate nor a family of
-            normals, or a start or the number of components is required.
+            normals, a start or the number of components is required, or the fit does not use an option that is given.
+        TypeError: An option does not exist.
         MissingDependencyError: The fit needs PyTorch, and PyTorch is not installed.
 
     References:
@@ -118,18 +134,32 @@ def fit_reverse(
             "first (fit_forward or a kernel density estimate) and pass it as target, which keeps the errors of that fit"
         )
     if unexpected:
-        raise TypeError(f"fit_reverse() got an unexpected keyword argument {next(iter(unexpected))!r}")
+        raise unexpected_option("fit_reverse", unexpected, fit_reverse.__kwdefaults__)
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
+    unused: dict[str, tuple[Any, Any]] = {"support": (support, (-inf, inf))}
     if is_module(family):
+        unused |= {"start": (start, None), "starts": (starts, ()), "fixed": (fixed, None)}
+        reject_options("a module", components=(components, None), **unused)
         return import_module("kullback.fit.stochastic").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
     requested_starts = ([start] if start is not None else []) + list(starts)
     adapter = family_adapter(family, requested_starts, target)
     members, fixed = [adapter.from_requested(one) for one in requested_starts], adapter.validate_fixed(fixed)
+    components = validate_components(adapter.family, components)
+    if log_prob is None or not has_density(adapter.family):
+        reject_options("a target" if log_prob is None else "a multivariate family", **unused)
+    if (member := adapter.fixed_member(fixed)) is not None:
+        return adapter.convert_fit(_fit_of_member(member, log_prob, target, support))
+    if log_prob is not None and adapter.family in _LOCATION_SCALE and support == (-inf, inf) and not (members or fixed):
+        standard = _fit_standardised(adapter.family, log_prob)
+        if standard is not None:
+            return adapter.convert_fit(standard)
     if has_density(adapter.family):
+        training = {"steps": (steps, 2_000), "draws": (draws, 64), "learning_rate": (learning_rate, 0.02)}
+        reject_options("a univariate family", seed=(seed, 0), **training)
         fit = _fit_univariate(adapter.family, log_prob, target, members, fixed, components, support)
     else:
         fit = _fit_multivariate(adapter, log_prob, target, members, components, settings)
@@ -137,6 +167,58 @@ def fit_reverse(
 
 
 # Univariate families
+
+
+def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]) -> Fit | None:
+    """The fit in units of the width of the highest mode, where the mode is far from 0 or its width is far from 1.
+
+    KL does not change under x = location + width u. None where the density is of ordinary location and width.
+    """
+    location, width = highest_mode(log_prob, (-inf, inf))
+    if 1e-4 < width < 1e4 and abs(location) < 1e5 * max(width, 1.0):
+        return None
+
+    def standardised(u: Any) -> Any:
+        return log_prob(location + width * u)
+
+    fit = fit_reverse(family, log_prob=standardised)
+
+    def restored(member: Any) -> Any:
+        return replace(member, loc=location + width * member.loc, scale=width * member.scale)
+
+    diagnostics = dict(fit.diagnostics)
+    for name in ("log_evidence", "evidence_bound"):
+        diagnostics[name] += log(width)
+    return replace(
+        fit,
+        distribution=restored(fit.distribution),
+        path=tuple(replace(step, distribution=restored(step.distribution)) for step in fit.path),
+        minima=tuple(
+            replace(one, distribution=restored(one.distribution), basin=tuple(map(restored, one.basin)))
+            for one in fit.minima
+        ),
+        diagnostics=diagnostics,
+    )
+
+
+def _fit_of_member(
+    member: Distribution, log_prob: Callable[[Any], Any] | None, target: Any, support: tuple[float, float]
+) -> Fit:
+    """The fit of a family whose parameters are all fixed: the member with its KL."""
+    diagnostics: dict[str, Any] = {"method": "fixed parameters"}
+    if log_prob is None:
+        estimate = measure(member, target)
+    elif has_density(type(member)):
+        density, diagnostics["log_evidence"] = normalise(log_prob, support)
+        estimate = _kl(member, density)
+        diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
+    else:
+        raise ParameterError(
+            f"expected a parameter of {type(member).__name__} that is not fixed; with log_prob, all parameters can be "
+            "fixed for univariate families only"
+        )
+    step, minimum = Step(member, estimate.value), Minimum(member, estimate.value, (member,))
+    return Fit(member, estimate.value, estimate, (step,), (minimum,), True, diagnostics)
 
 
 def _fit_univariate(
@@ -204,8 +286,8 @@ def _pareto_k(best: Distribution, target: Density) -> float:
 
 
 def _as_fit(found: MultistartResult, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
-    best = found.minima[0].distribution
-    return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, diagnostics)
+    best, converged = found.minima[0].distribution, found.converged and estimate.status != "unreliable"
+    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
 
 
 # Multivariate normals and their mixtures

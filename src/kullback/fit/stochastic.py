@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from kullback.densities.resolve import resolve
 from kullback.errors import MissingDependencyError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.multivariate import convert_to_family
-from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
+from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
 from kullback.measure import measure
 from kullback.result import Estimate
 from kullback.samples.pareto_k import pareto_k
@@ -30,6 +31,7 @@ __all__ = [
     "fit_module_forward",
     "fit_module_reverse",
     "fit_normals_reverse",
+    "target_log_density",
     "to_torch_distribution",
 ]
 
@@ -124,13 +126,14 @@ def fit_module_forward(
         else:
             loss = -(probs * _distribution(module).log_prob(x)).sum()
         if step % max(1, steps // _PATH_STEPS) == 0:
-            path.append(Step(None, loss.item()))
+            path.append(Step(None, nan, cross_entropy=loss.item()))
         _optimise(loss, optimiser, schedule)
     with torch.no_grad():
         value = -float((probs * _distribution(module).log_prob(x)).sum())
     diagnostics = {"method": "gradients", "cross_entropy": value}
     estimate = unknown_kl_from_samples(value)
-    return Fit(module, float("nan"), estimate, tuple(path), (Minimum(module, value),), True, diagnostics)
+    minimum = Minimum(module, nan, cross_entropy=value)
+    return Fit(module, nan, estimate, tuple(path), (minimum,), True, diagnostics)
 
 
 def fit_module_reverse(
@@ -164,7 +167,7 @@ def fit_module_reverse(
         Roeder, Wu and Duvenaud (2017), "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
         Variational Inference" [roeder2017].
     """
-    log_density = _target_log_density(log_prob, target)
+    log_density = target_log_density(log_prob, target)
     frozen = deepcopy(module).requires_grad_(False)
     optimiser, schedule = _optimiser(module, steps, learning_rate)
     path = []
@@ -227,7 +230,7 @@ def _optimise(loss: torch.Tensor, optimiser: torch.optim.Optimizer, schedule: An
     schedule.step()
 
 
-def _target_log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def target_log_density(log_prob: Callable[[Any], Any] | None, target: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The log-density of the target as a function of tensors."""
     if log_prob is not None:
         return log_prob
@@ -272,17 +275,17 @@ def _monte_carlo_fit(module: torch.nn.Module, log_ratios: np.ndarray, path: list
     diagnostics: dict[str, Any] = {"method": "gradients", "pareto_k": pareto_k(-log_ratios)}
     interval = (value - 1.96 * std_error, value + 1.96 * std_error)
     if is_normalised:
-        kl, estimate = value, Estimate(value, std_error, log_ratios.size, method="Monte Carlo", interval=interval)
-    else:
-        diagnostics |= {"evidence_bound": -value, "std_error": std_error}
-        kl = float("nan")
-        estimate = Estimate(
-            kl,
-            method="Monte Carlo",
-            status="unreliable",
-            warnings=("KL(q || p) = log of the integral of p - evidence bound, and the integral is unknown",),
-        )
-    return Fit(module, kl, estimate, tuple(path), (Minimum(module, kl),), True, diagnostics)
+        estimate = Estimate(value, std_error, log_ratios.size, method="Monte Carlo", interval=interval)
+        return Fit(module, value, estimate, tuple(path), (Minimum(module, value),), True, diagnostics)
+    diagnostics |= {"evidence_bound": -value, "std_error": std_error}
+    estimate = Estimate(
+        nan,
+        method="Monte Carlo",
+        status="unreliable",
+        warnings=("KL(q || p) = log of the integral of p - evidence bound, and the integral is unknown",),
+    )
+    minimum, path_of_bounds = Minimum(module, nan, evidence_bound=-value), renamed(path, "evidence_bound", sign=-1)
+    return Fit(module, nan, estimate, path_of_bounds, (minimum,), True, diagnostics)
 
 
 # Fits of multivariate normals and of their mixtures
@@ -328,7 +331,7 @@ def fit_normals_reverse(
             None,
         )
         if index is None:
-            minima.append(Minimum(end, fit.kl, (start,)))
+            minima.append(replace(fit.minima[0], distribution=end, basin=(start,)))
         else:
             minima[index] = replace(minima[index], basin=(*minima[index].basin, start))
     return replace(ends[0][0], distribution=ends[0][1], path=path, minima=tuple(minima))

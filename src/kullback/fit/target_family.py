@@ -1,21 +1,33 @@
 """The family that a caller requests: a class of `kullback.families` or `torch.distributions`, or a module."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+
+import numpy as np
 
 from kullback import families
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.resolve import as_family, resolve
 from kullback.errors import ParameterError
 from kullback.families import Distribution
+from kullback.families.base import Constraint
 from kullback.fit.gaussian.mixtures import MixtureParametrisation
 from kullback.fit.gaussian.multivariate import NORMAL_FAMILIES
-from kullback.fit.result import Fit, Minimum, Step
+from kullback.fit.result import Fit
 from kullback.fit.targets import is_multivariate
+from kullback.numerics.arrays import untracked
 
-__all__ = ["FamilyAdapter", "family_adapter", "is_module"]
+__all__ = [
+    "FamilyAdapter",
+    "family_adapter",
+    "is_module",
+    "reject_options",
+    "unexpected_option",
+    "validate_components",
+]
 
 
 @dataclass(frozen=True)
@@ -66,18 +78,43 @@ class FamilyAdapter:
         count = counts.pop()
         return lambda size: MixtureParametrisation(count, size, self.independent)
 
-    def validate_fixed(self, fixed: dict[str, Any] | None) -> dict[str, Any]:
+    def validate_fixed(self, fixed: Mapping[str, Any] | None) -> dict[str, Any]:
         """The parameters that are not fitted, by name.
 
         Raises:
-            ParameterError: A name is not a parameter of the family, or the family has none that can be fixed.
+            ParameterError: A name is not a parameter of the family, a value violates the constraint of its parameter,
+                or the family has no parameter that can be fixed.
         """
-        fixed, is_gaussian = fixed or {}, self.family in (Components, *NORMAL_FAMILIES)
-        names = [] if is_gaussian else [field.name for field in fields(self.family)]  # pyright: ignore
-        if unknown := [name for name in fixed if name not in names]:
-            allowed = f"parameters of {self.family.__name__} ({', '.join(names) or 'none of them can be fixed'})"
-            raise ParameterError(f"expected fixed to name {allowed}, got {unknown}")
-        return fixed
+        if fixed is None:
+            return {}
+        if not isinstance(fixed, Mapping):
+            raise ParameterError(
+                f"expected fixed to be a dictionary such as {{'loc': 0.0}}, got {type(fixed).__name__}"
+            )
+        is_gaussian = self.family in (Components, *NORMAL_FAMILIES)
+        parameters = {} if is_gaussian else {field.name: field for field in fields(self.family)}  # pyright: ignore
+        if unknown := [name for name in fixed if name not in parameters]:
+            names = ", ".join(parameters) or "none of them can be fixed"
+            raise ParameterError(
+                f"expected fixed to name parameters of {self.family.__name__} ({names}), got {unknown}"
+            )
+        for name, value in fixed.items():
+            _require_constraints(self.family, parameters[name], value)
+        return dict(fixed)
+
+    def fixed_member(self, fixed: Mapping[str, Any]) -> Distribution | None:
+        """The member of the family whose parameters are all fixed; None if a parameter is not fixed.
+
+        Raises:
+            ParameterError: The parameters do not define a member.
+        """
+        if not fixed:
+            return None
+        required = {field.name for field in fields(self.family)} - fixed.keys()  # pyright: ignore
+        alternatives = [{"probs", "logits"}, {"covariance_matrix", "precision_matrix", "scale_tril"}]
+        for names in alternatives:
+            required -= names if names & fixed.keys() else set()
+        return None if required else self.family(**fixed)
 
     def convert_fit(self, fit: Fit) -> Fit:
         """The fit with every distribution as an instance of the requested class."""
@@ -85,12 +122,66 @@ class FamilyAdapter:
         return replace(
             fit,
             distribution=convert(fit.distribution),
-            path=tuple(Step(convert(step.distribution), step.kl) for step in fit.path),
+            path=tuple(replace(step, distribution=convert(step.distribution)) for step in fit.path),
             minima=tuple(
-                Minimum(convert(minimum.distribution), minimum.kl, tuple(map(convert, minimum.basin)))
+                replace(minimum, distribution=convert(minimum.distribution), basin=tuple(map(convert, minimum.basin)))
                 for minimum in fit.minima
             ),
         )
+
+
+def _require_constraints(family: type, parameter: Field[Any], value: Any) -> None:
+    """Raise ParameterError if a fixed value is not numeric, or violates the constraint of its parameter."""
+    try:
+        array = np.asarray(untracked(value), np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(
+            f"expected fixed={{{parameter.name!r}: ...}} of {family.__name__} to be numeric, got {value!r}"
+        ) from error
+    for constraint in getattr(parameter.type, "__metadata__", ()):
+        if isinstance(constraint, Constraint) and not np.all(constraint.contains(array)):
+            raise ParameterError(
+                f"expected fixed={{{parameter.name!r}: ...}} of {family.__name__} to be {constraint.words}, got "
+                f"{value!r}"
+            )
+
+
+def reject_options(subject: str, **options: tuple[Any, Any]) -> None:
+    """Raise ParameterError at the first option that differs from its default, because the fit does not use it.
+
+    Args:
+        subject: What the options do not apply to, such as "the family Normal".
+        **options: The value and the default of each option.
+    """
+    for name, (value, default) in options.items():
+        is_default = value is default or (type(value) is type(default) and value == default)
+        if not is_default:
+            raise ParameterError(
+                f"expected no {name} for {subject}, which does not use it, got {value!r}; leave it out"
+            )
+
+
+def unexpected_option(function: str, unexpected: Iterable[str], allowed: Iterable[str]) -> TypeError:
+    """The error for an option that a function does not have, with the most similar option."""
+    name = next(iter(unexpected))
+    nearest = get_close_matches(name, list(allowed), n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+
+
+def validate_components(family: type, components: Any) -> int | None:
+    """The number of components of a mixture, or the rank of a low-rank normal; None if it is not given.
+
+    Raises:
+        ParameterError: The number is not a whole number above 0, or the family does not have components.
+    """
+    if components is None:
+        return None
+    if family not in (Components, families.NormalMixture, families.LowRankMultivariateNormal):
+        reject_options(f"the family {family.__name__}", components=(components, None))
+    if isinstance(components, bool) or not isinstance(components, (int, np.integer)) or components < 1:
+        raise ParameterError(f"expected components to be a whole number, 1 or more, got {components!r}")
+    return int(components)
 
 
 def is_module(family: Any) -> bool:

@@ -13,7 +13,14 @@ from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 
-__all__ = ["evaluate_log_prob", "is_multivariate", "normalise", "sample_dimension", "univariate_density"]
+__all__ = [
+    "evaluate_log_prob",
+    "highest_mode",
+    "is_multivariate",
+    "normalise",
+    "sample_dimension",
+    "univariate_density",
+]
 
 _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
@@ -85,6 +92,15 @@ def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) ->
     return Density(shifted(log_evidence), support, anchors), log_evidence
 
 
+def highest_mode(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[float, float]:
+    """The location and the width of the highest mode of an unnormalised log-density on the real line."""
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        return evaluate_log_prob(log_prob, origin + offset)
+
+    return _find_modes(log_density, support)[0][0]
+
+
 def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
     """A log-density at points of shape (n,) or (n, d), as an array of shape (n,).
 
@@ -125,6 +141,9 @@ def _find_modes(
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = log_density(x, np.zeros_like(x))
+        if not isfinite(support[0] + support[1]) and np.nanargmax(values) in (0, x.size - 1):  # the mode is farther
+            x = np.unique(np.concatenate([x, _distant_grid(support)]))
+            values = log_density(x, np.zeros_like(x))
         if not (values > -inf).any():
             raise SupportError(
                 f"expected log_prob above -inf at some point of {support}, but it is -inf at all {x.size} points of "
@@ -171,6 +190,15 @@ def _initial_grid(support: tuple[float, float]) -> Array:
     if isfinite(high):
         return high - grid[grid > 0][::-1]
     return grid
+
+
+def _distant_grid(support: tuple[float, float]) -> Array:
+    """A grid over the support at distances from 1e6 to 1e11."""
+    low, high = support
+    distances = np.geomspace(1e6, 1e11, 1500)
+    if isfinite(low):
+        return low + distances
+    return high - distances if isfinite(high) else np.concatenate([-distances, distances])
 
 
 def _separated_peaks(values: Array) -> list[int]:

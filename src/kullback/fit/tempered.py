@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from math import inf, isfinite
 from typing import Any
 
@@ -12,6 +13,7 @@ from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
+from kullback.fit.target_family import is_module, reject_options
 from kullback.fit.targets import evaluate_log_prob, univariate_density
 from kullback.numerics.arrays import Array
 
@@ -38,12 +40,13 @@ def fit_tempered(
 
     Args:
         family: A class of `kullback.families` or of `torch.distributions`: a univariate family, or normals or mixtures
-            of normals in two dimensions.
-        log_prob: The log-density of p up to a constant, at points of shape (n,) or (n, 2). Pass either log_prob or
+            of normals. Or a module, which is trained in place at each exponent. In more than two dimensions, and for
+            modules, the fits are by stochastic gradients, as in `fit_reverse`.
+        log_prob: The log-density of p up to a constant, at points of shape (n,) or (n, d). Pass either log_prob or
             target.
         target: The distribution p, with a density.
         exponents: The increasing, positive exponents t, which are inverse temperatures.
-        start: A member of the family at which the first descent begins.
+        start: A member of the family at which the first descent begins. It is required for multivariate families.
         support: The bounds of the support of a univariate log_prob.
         **settings: Further keyword arguments of `fit_reverse`, such as fixed or components.
 
@@ -70,6 +73,8 @@ def fit_tempered(
         >>> [round(fit.path[-1].distribution.loc, 1) for fit in path]  # fit_reverse from this start ends at 6
         [2.7, 0.0]
     """
+    if is_module(family):
+        reject_options("a module", start=(start, None))
     increasing = all(low < high for low, high in zip([0.0, *exponents], exponents, strict=False))
     if not exponents or not increasing or not isfinite(exponents[-1]):
         raise SupportError(f"expected positive, finite and increasing exponents, got {tuple(exponents)!r}")
@@ -84,7 +89,9 @@ def fit_tempered(
             fit = fit_reverse(family, log_prob=tempered, start=start, support=support, **settings)
         except SupportError as error:
             raise SupportError(f"at exponent {exponent:g}: {error}") from error
-        start = fit.path[-1].distribution if fit.path else fit.distribution
+        if not is_module(family):
+            is_stochastic = fit.diagnostics.get("method") == "gradients"  # its path ends before the last step
+            start = fit.distribution if is_stochastic or not fit.path else fit.path[-1].distribution
         fits.append(replace(fit, diagnostics=fit.diagnostics | {"exponent": float(exponent)}))
     return tuple(fits)
 
@@ -107,8 +114,20 @@ def _log_density_and_support(
             f"expected a target with a density or a log_prob, got {type(target).__name__}; pass log_prob, its "
             "log-density up to a constant"
         )
-    return sampler.log_density, support
+
+    def log_density(x: Any) -> Any:
+        if _is_tensor(x):
+            return import_module("kullback.fit.stochastic").target_log_density(None, target)(x)
+        return sampler.log_density(x)
+
+    return log_density, support
+
+
+def _is_tensor(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "torch"
 
 
 def _tempered_log_prob(log_prob: Callable[[Any], Any], exponent: float, x: Any) -> Any:
+    if _is_tensor(x):  # of a stochastic gradient
+        return exponent * log_prob(x)
     return exponent * evaluate_log_prob(log_prob, np.asarray(x, dtype=np.float64))

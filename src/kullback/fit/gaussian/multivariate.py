@@ -17,7 +17,7 @@ from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureParametrisation, mixture_starts, moment_matched_normal
 from kullback.fit.gaussian.plane_quadrature import MixtureCrossEntropy, TwoDimensionalKL
 from kullback.fit.gaussian.unnormalised_plane import find_modes, log_evidence
-from kullback.fit.result import Fit, Minimum, Step, unknown_kl_from_samples
+from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
 from kullback.fit.samples import mean_and_covariance
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.measure import measure
@@ -240,7 +240,8 @@ def fit_mixture_to_samples(
     best = found.minima[0]
     diagnostics = {"method": "Newton", "cross_entropy": best.kl}
     estimate = unknown_kl_from_samples(best.kl)
-    return Fit(best.distribution, nan, estimate, found.path, found.minima, found.converged, diagnostics)
+    path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
+    return Fit(best.distribution, nan, estimate, path, minima, found.converged, diagnostics)
 
 
 # Reverse fits in two dimensions
@@ -305,7 +306,7 @@ def _bound_log_evidence(log_density: Callable[[Array], Array], modes: Components
 
 
 def _with_unknown_evidence(fit: Fit, log_normalizer: float) -> Fit:
-    """A fit to a density with an unknown integral: KL is nan, and the path shows the negative evidence bound."""
+    """A fit to a density with an unknown integral: KL is nan, and the path has the evidence bound."""
     unknown = Estimate(
         nan,
         method="quadrature",
@@ -316,8 +317,8 @@ def _with_unknown_evidence(fit: Fit, log_normalizer: float) -> Fit:
         fit,
         kl=nan,
         estimate=unknown,
-        path=tuple(replace(step, kl=step.kl - log_normalizer) for step in fit.path),
-        minima=tuple(replace(minimum, kl=nan) for minimum in fit.minima),
+        path=tuple(replace(step, kl=nan, evidence_bound=log_normalizer - step.kl) for step in fit.path),
+        minima=tuple(replace(minimum, kl=nan, evidence_bound=log_normalizer - minimum.kl) for minimum in fit.minima),
     )
 
 
