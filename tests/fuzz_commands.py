@@ -644,7 +644,7 @@ def parse_options() -> argparse.Namespace:
 
 def run_script() -> int:
     options = parse_options()
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("always")  # a warning before an error would be a second line on standard error
     started = time.monotonic()
     counts, failures = fuzz(options.seed, range(options.first, options.first + options.cases))
     for failure in failures:

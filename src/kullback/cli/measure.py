@@ -359,6 +359,11 @@ def _measure_families(p: Any, q: Any, scale: float, error: float) -> dict[str, A
     from kullback.measure import measure
 
     estimate, reverse = measure(p, q, error=error), measure(q, p, error=error)
+    if math.isnan(estimate.value) or math.isnan(reverse.value):
+        raise InputError(
+            f"expected parameters for which KL can be computed in float64, got {p} and {q}, for which it is nan; "
+            "rescale both distributions"
+        )
     report = {
         "kl": scale * estimate.value,
         "reverse_kl": scale * reverse.value,
@@ -368,7 +373,7 @@ def _measure_families(p: Any, q: Any, scale: float, error: float) -> dict[str, A
 
 
 def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
-    """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate."""
+    """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate, or if they are nan."""
     from kullback.densities.entropy import entropy_of
     from kullback.densities.resolve import resolve
 
@@ -376,6 +381,8 @@ def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
     if density is None:
         return {}
     entropy_p = entropy_of(density)
+    if math.isnan(entropy_p) or math.isnan(entropy_p + kl):
+        return {}
     kind = {} if density.discrete else {"entropy_kind": "differential"}
     return {"entropy": scale * entropy_p, "cross_entropy": scale * (entropy_p + kl), **kind}
 

@@ -1,5 +1,8 @@
 """Distributions of vectors and matrices; the event axes are the last axes of the parameters."""
 
+import numpy as np
+
+from kullback.errors import ShapeError
 from kullback.families.base import (
     Distribution,
     Nonnegative,
@@ -69,6 +72,7 @@ class LowRankMultivariateNormal(Distribution):
 
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
+        ShapeError: `cov_factor` has fewer than 2 axes, or `cov_diag` has none.
 
     Example:
         >>> from kullback import kl
@@ -83,6 +87,14 @@ class LowRankMultivariateNormal(Distribution):
     loc: Real
     cov_factor: Real
     cov_diag: Positive
+
+    def _check(self) -> None:
+        for name, shape, least in (("cov_factor", "(..., n, rank)", 2), ("cov_diag", "(..., n)", 1)):
+            dimensions = np.ndim(getattr(self, name))
+            if dimensions < least:
+                raise ShapeError(
+                    f"expected LowRankMultivariateNormal's {name} to have shape {shape}, got {dimensions} axes"
+                )
 
 
 @record
