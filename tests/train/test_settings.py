@@ -142,7 +142,9 @@ def test_the_values_of_a_plan_are_checked_too() -> None:
 # Settings that only the library can refuse.
 LATE = {
     "loss_type=foo": "foo",
-    "optim=foo": "foo",
+    "optim=foo": "--set optim=foo: expected one of",
+    "hub_strategy=foo": "--set hub_strategy=foo: expected one of",
+    "sync_ref_model=true": "the reference of the KL does not change",
     "lr_scheduler_type=foo": "foo",
     "lr_scheduler_type=true": "true",
     "save_strategy=false": "false",
