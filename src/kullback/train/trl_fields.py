@@ -55,6 +55,7 @@ _OTHER_OPTIONS_OF = {
     "SFTConfig": {
         "assistant_only_loss": "the loss counts the tokens of the completion",
         "completion_only_loss": "the loss counts the tokens of the completion",
+        "dataset_kwargs": "the examples are prepared by the recipe",
         "dataset_text_field": "each row has a prompt and a completion, or a text",
         "packing": "examples are not packed, so that the KL of each example is measured",
     },
