@@ -60,6 +60,12 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
+def without_progress(error: str) -> str:
+    """The lines of standard error that are not lines of progress."""
+    progress = ("run  step ", "--steps ")
+    return "".join(line for line in error.splitlines(keepends=True) if not line.startswith(progress))
+
+
 def with_option(words: list[str], option: str, value: str) -> list[str]:
     index = words.index(option)
     return [*words[: index + 1], value, *words[index + 2 :]]
@@ -172,7 +178,7 @@ def test_a_locked_run_directory_is_refused(
         before = contents(Path("run"))
         assert main(words[recipe]) == 2
         assert contents(Path("run")) == before
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert f"process {os.getpid()}" in error
     assert error.count("\n") == 1
     assert not Path("run").exists()
@@ -199,7 +205,7 @@ def test_a_damaged_newest_checkpoint_is_replaced_by_the_earlier_one(
     damaged.write_bytes(damaged.read_bytes()[:-8])
     capsys.readouterr()
     assert main([*words[recipe], "--resume"]) == 0
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert f"{newest.name} is damaged: {damaged.name} differs from its checksum" in error
     steps = [row["step"] for row in run.metrics()]
     assert steps == ([32, 64, 96, 128] if recipe == "ppo" else [1, 2, 3, 4])
@@ -220,7 +226,7 @@ def test_a_failed_start_leaves_no_files_and_overwrite_replaces_a_run(
     (Path("run") / "notes.txt").write_text("mine")
     before = contents(Path("run"))
     assert main(words[recipe]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--overwrite" in without_progress(capsys.readouterr().err)
     assert main([*words[recipe], "--overwrite", "--seed", "-1"]) == 2
     assert contents(Path("run")) == before
     assert main([*words[recipe], "--overwrite", "--seed", "5"]) == 0
@@ -237,7 +243,7 @@ def test_overwrite_does_not_delete_the_model_of_the_run(
 ) -> None:
     assert main(words["sft"]) == 0
     assert main([*with_option(words["sft"], "--model", "run/model"), "--overwrite"]) == 2
-    assert "expected a path outside of --output run" in capsys.readouterr().err
+    assert "expected a path outside of --output run" in without_progress(capsys.readouterr().err)
     assert (Path("run") / "model" / "model.safetensors").is_file()
 
 
@@ -258,7 +264,7 @@ def test_a_full_disk_gives_one_line_and_keeps_the_last_checkpoint(
         for name in ("kullback.train.trainer_callbacks", "kullback.runs.checkpoint"):
             patch.setattr(f"{name}.write_checksums", full)
         assert main([*words[recipe], "--resume"]) == 2
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert error == "kullback: run: cannot be written: No space left on device; free some space, and continue with " \
         "--resume if the run has a checkpoint\n"  # fmt: skip
     assert max(path.name for path in run.checkpoints.glob("*checkpoint*")) == f"checkpoint-{step}"
@@ -275,7 +281,7 @@ def test_a_full_disk_at_the_report_gives_one_line_and_keeps_the_model(
     with monkeypatch.context() as patch:
         patch.setattr("kullback.explore.run_tables.write_run_report", full)
         assert main(words["vae"]) == 2
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert "report.html: cannot be written: No space left on device; the run itself has been saved" in error
     assert error.count("\n") == 1
     assert main([*words["vae"], "--resume"]) == 0
@@ -311,7 +317,7 @@ def test_a_model_with_a_weight_of_nan_is_refused(
     weights["model.norm.weight"][3] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert main(with_option(words[recipe], "--model", str(model))) == 2
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert error == "kullback: before step 1: expected finite weights, got nan at index 3 of model.norm.weight\n"
     assert not Path("run").exists()
 
@@ -332,7 +338,7 @@ def test_training_stops_at_the_first_gradient_that_is_not_finite(
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", diverge)
         assert main([*words[recipe], "--resume"]) == 2
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert error.startswith(f"kullback: step {96 if recipe == 'ppo' else 3}: expected finite gradients, got nan at ")
     assert error.count("\n") == 1
     run = RunDirectory(Path("run"))
@@ -349,7 +355,7 @@ def test_weights_that_grow_without_bound_stop_the_run(
 ) -> None:
     rate = ["--learning-rate", "0.9999", "--steps", "60"] if recipe == "vae" else settings({"learning_rate": 1e30})
     assert main([*words[recipe], *rate]) == 2
-    error = capsys.readouterr().err
+    error = without_progress(capsys.readouterr().err)
     assert error.startswith("kullback: step ")
     assert error.count("\n") == 1
     assert not (Path("run") / "model").exists()
@@ -359,7 +365,7 @@ def test_the_first_weight_that_is_not_finite_is_named(
     words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words["sft"], *settings({"learning_rate": 3e38, "weight_decay": 100, "optim": "sgd"})]) == 2
-    assert "kullback: step 1: expected finite weights, got " in capsys.readouterr().err
+    assert "kullback: step 1: expected finite weights, got " in without_progress(capsys.readouterr().err)
 
 
 def test_a_run_in_another_thread_has_no_signal_handlers(tiny_model: Path, tmp_path: Path) -> None:

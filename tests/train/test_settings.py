@@ -142,7 +142,9 @@ def test_the_values_of_a_plan_are_checked_too() -> None:
 # Settings that only the library can refuse.
 LATE = {
     "loss_type=foo": "foo",
-    "optim=foo": "foo",
+    "optim=foo": "--set optim=foo: expected one of",
+    "hub_strategy=foo": "--set hub_strategy=foo: expected one of",
+    "sync_ref_model=true": "the reference of the KL does not change",
     "lr_scheduler_type=foo": "foo",
     "lr_scheduler_type=true": "true",
     "save_strategy=false": "false",
@@ -166,6 +168,26 @@ def test_a_setting_that_the_library_refuses_gives_one_line(
     word: str, message: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal("grpo", [*words["grpo"], "--set", word], capsys)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    {"eos_token=nope": "eos_token", "padding_free=true": "padding_free", "loss_type=foo": "the nearest are"}.items(),
+)
+def test_a_setting_of_sft_that_the_library_refuses_gives_one_line(
+    word: str, message: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal("sft", [*words["sft"], "--set", word], capsys)
+
+
+def test_an_error_without_a_number_of_the_system_is_an_error_of_the_library() -> None:
+    from kullback.runs.library_errors import library_errors
+
+    with pytest.raises(InputError, match="SFTTrainer: OSError: no connection"), library_errors("SFTTrainer"):
+        raise OSError("no connection")
+    with pytest.raises(OSError, match="No space left") as caught, library_errors("SFTTrainer"):
+        raise OSError(28, "No space left on device")
+    assert not isinstance(caught.value, InputError)
 
 
 def test_weights_of_rewards_can_be_set(words: dict[str, list[str]]) -> None:

@@ -78,7 +78,7 @@ def results_on_stdout() -> Iterator[None]:
     results of the command, which are printed after the context.
     """
     saved = None
-    with suppress(OSError, ValueError, AttributeError):  # a stream is closed or is no file
+    with suppress(OSError, ValueError, AttributeError):  # a stream is closed or is not a file
         sys.stdout.flush()
         saved = os.dup(1)
         os.dup2(2, 1)

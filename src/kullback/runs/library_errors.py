@@ -21,9 +21,11 @@ def library_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KullbackError, OSError):
+    except KullbackError:
         raise
     except Exception as error:  # the settings lead to exceptions of every class in several libraries
+        if isinstance(error, OSError) and error.errno is not None:  # the system refused to read or write a file
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = "/".join(Path(frame.filename).parts[-3:])
         message = " ".join(str(error).split()) or "no message"

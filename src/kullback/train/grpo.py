@@ -233,6 +233,8 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
+    with library_errors("--prompts"):  # Arrow refuses nested values of several types, and integers of many digits
+        dataset = Dataset.from_list([dict(row) for row in plan.rows])
     # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
     with library_errors(BudgetGRPOTrainer.__name__):
         trainer = BudgetGRPOTrainer(
@@ -240,7 +242,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
             list(rewards),
             args,
             budget=plan.budget,
-            train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
+            train_dataset=dataset,
             processing_class=tokenizer,
         )
     if checkpoint is None:

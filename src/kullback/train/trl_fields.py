@@ -46,10 +46,16 @@ _OTHER_OPTIONS = {
     "trust_remote_code": "models are loaded without code of their own",
 }
 _OTHER_OPTIONS_OF = {
-    "GRPOConfig": {"beta": "see --budget: the controller sets beta"},
+    "GRPOConfig": {
+        "beta": "see --budget: the controller sets beta",
+        "ref_model_mixup_alpha": "the reference of the KL does not change",
+        "ref_model_sync_steps": "the reference of the KL does not change",
+        "sync_ref_model": "the reference of the KL does not change",
+    },
     "SFTConfig": {
         "assistant_only_loss": "the loss counts the tokens of the completion",
         "completion_only_loss": "the loss counts the tokens of the completion",
+        "dataset_kwargs": "the examples are prepared by the recipe",
         "dataset_text_field": "each row has a prompt and a completion, or a text",
         "packing": "examples are not packed, so that the KL of each example is measured",
     },
@@ -145,7 +151,7 @@ def _sources(config: str) -> list[Path]:
 
 
 def check_settings(words: Sequence[str], config: str) -> None:
-    """Check the `key=value` arguments of `--set`, as far as that is possible without an import of TRL.
+    """Check the `key=value` arguments of `--set` without an import of TRL, which `parse_settings` completes.
 
     Args:
         words: Arguments such as "learning_rate=1e-5".

@@ -33,7 +33,9 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
-        if match := re.fullmatch(r"argument --(\w+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+        if match := re.fullmatch(
+            r"argument --(\w+)(?:/--[\w-]+)?: invalid choice: '(.*)' \(choose from (.*)\)", message
+        ):
             key, value, listed = match.groups()
             choices = listed.replace("'", "").split(", ")
             nearest = difflib.get_close_matches(value, choices, n=3, cutoff=0.0)

@@ -74,7 +74,8 @@ def _read(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"--data {path}: expected an array in the format of np.save: {error}") from error
+        reason = "it has another format, or contains Python objects" if isinstance(error, ValueError) else error
+        raise InputError(f"--data {path}: expected an array in the format of np.save: {reason}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"--data {path}: expected one array in the format of np.save, got an archive of np.savez")
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "fiub":
