@@ -47,9 +47,9 @@ def test_the_demo_writes_all_runs_and_the_report(
     monkeypatch.setattr(demo, "_EVALUATION_PROMPTS", 64)
     words = ["train", "demo", "--output", "demo", "--steps", "2", "--reference-steps", "15"]
     assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "KL(data || model)" in out
-    assert "report: demo/report.html" in out
+    captured = capsys.readouterr()
+    assert "KL(data || model)" in captured.err
+    assert "report: demo/report.html" in captured.out
     for name in ("reference/model/model.safetensors", "unconstrained/model/model.safetensors", "budget/report.html"):
         assert (tmp_path / "demo" / name).is_file()
     configs = [

@@ -226,7 +226,7 @@ def test_valid_data_is_loaded_and_invalid_data_is_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budget", "0"], "--budget: expected a finite number"),
+        (["--budget", "0"], "--budget: expected a KL budget that is a finite number"),
         (["--budget", "3", "--beta", "1"], "the budget determines beta"),
         (["--beta", "-1"], "--beta"),
         (["--free-bits", "-1"], "--free-bits"),
