@@ -143,8 +143,8 @@ def kl_matrix_normal_matrix_normal(xp: Any, p: Any, q: Any) -> Array:
             name, given = (names[0], matrix) if factor is None else (names[1], factor)
             require_square(f"{side}'s {name}", given, size)
         factor_p, factor_q = (
-            factor_of(xp, *given, (f"{side}'s {names[0]}", f"{side}'s {names[1]}"))
-            for side, given in zip("pq", pair, strict=True)
+            factor_of(xp, matrix, factor, (f"{side}'s {names[0]}", f"{side}'s {names[1]}"))
+            for side, (matrix, factor) in zip("pq", pair, strict=True)
         )
         factors.append(factor_q)
         if any(factor is not None for _, factor in pair):

@@ -56,7 +56,8 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
     if not hasattr(axis, "__index__"):
         raise ArrayTypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
     if where is not None:
-        *values, where = _with_mask(*values, where)
+        *given, where = _with_mask(*values, where)
+        values = tuple(given)
     xp, arrays, dtype = as_floats(*values)
     shapes = [tuple(array.shape) for array in arrays]
     require_equal_events(shapes, axis)
@@ -81,12 +82,10 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
 
 def _with_mask(*values: ArrayLike) -> list[Any]:
     """Values and a mask with their labels matched; values without labels are returned unchanged."""
-    *values, mask = (
-        plain_arrays(*values) if any(map(is_labelled, values)) else (*values[:-1], *plain_arrays(values[-1]))
-    )
+    *plain, mask = plain_arrays(*values) if any(map(is_labelled, values)) else (*values[:-1], *plain_arrays(values[-1]))
     if "complex" in str(getattr(mask, "dtype", type(mask))):
         raise ArrayTypeError(f"expected a mask of booleans, got {getattr(mask, 'dtype', mask)}")
-    return [*values, mask]
+    return [*plain, mask]
 
 
 def require_equal_events(shapes: Sequence[tuple[int, ...]], axis: int) -> None:

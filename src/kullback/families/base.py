@@ -200,7 +200,7 @@ def _key(value: Any) -> Any:
         return ("traced", id(value))
     if isinstance(value, list | tuple) or array_api_compat.is_array_api_obj(value):
         try:
-            array = np.asarray(plain_arrays(value)[0]) if isinstance(value, list | tuple) else value
+            array: Any = np.asarray(plain_arrays(value)[0]) if isinstance(value, list | tuple) else value
             flat = array.reshape(-1).tolist()
         except (ArrayTypeError, ShapeError):
             return value

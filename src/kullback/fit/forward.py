@@ -126,7 +126,7 @@ def fit_forward(
             "unnormalised log-density does not give; use fit_reverse, or draw samples by MCMC and pass them"
         )
     if unexpected:
-        raise unexpected_option("fit_forward", unexpected, fit_forward.__kwdefaults__)
+        raise unexpected_option("fit_forward", unexpected, fit_forward.__kwdefaults__ or ())
     if (samples is None) == (target is None):
         raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
     if samples is None and weights is not None:
@@ -176,7 +176,7 @@ def _fit_module(
     """Train a module on samples, or on samples drawn from the target."""
     if samples is None:
         sampler = resolve(target).native_sampler
-        if sampler is None:
+        if sampler is None or sampler.sample is None:
             raise SupportError(
                 f"expected a target that can be sampled, got {type(target).__name__}: pass samples of the target"
             )

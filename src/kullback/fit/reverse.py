@@ -134,7 +134,7 @@ def fit_reverse(
             "first (fit_forward or a kernel density estimate) and pass it as target, which keeps the errors of that fit"
         )
     if unexpected:
-        raise unexpected_option("fit_reverse", unexpected, fit_reverse.__kwdefaults__)
+        raise unexpected_option("fit_reverse", unexpected, fit_reverse.__kwdefaults__ or ())
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
@@ -354,6 +354,7 @@ def _fit_two_dimensional(
     fit, log_density = fit_two_dimensional_reverse(parametrisation, target, log_prob and _of_arrays(log_prob), starts)
     sampler = resolve(fit.distribution).sampler
     assert sampler is not None
+    assert sampler.sample is not None
     x = np.asarray(sampler.sample(_IMPORTANCE_SAMPLES, np.random.default_rng(0)))
     return replace(fit, diagnostics=fit.diagnostics | {"pareto_k": pareto_k(log_density(x) - sampler.log_density(x))})
 

@@ -37,7 +37,7 @@ def univariate_density(target: Any) -> Density | None:
 def sample_dimension(distribution: Any) -> int | None:
     """The number of dimensions of a distribution's samples; 0 if univariate, None if it cannot be sampled."""
     sampler = resolve(distribution).native_sampler
-    if sampler is None:
+    if sampler is None or sampler.sample is None:
         return None
     # SciPy's distributions drop the sample axis of a single sample.
     shape = np.shape(sampler.sample(2, np.random.default_rng(0)))

@@ -107,7 +107,7 @@ def load_model(directory: Path) -> PreTrainedModel:
     """
     require_model_directory(directory)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             use_safetensors=True,
             trust_remote_code=False,
@@ -117,6 +117,7 @@ def load_model(directory: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--model {directory}: it does not load: {_first_line(error)}") from error
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise InputError(
             f"--model {directory}: expected all weights of {type(model).__name__}, but {missing[0]} is missing "

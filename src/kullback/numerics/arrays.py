@@ -243,8 +243,9 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
             @staticmethod
             def jvp(ctx: Any, *tangents: Any) -> Any:
                 # An outer level of forward mode would receive zero tangents from PyTorch, without an error.
-                keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-                if keys.count(torch._C._functorch.TransformType.Jvp) > 1:
+                functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+                keys = [level.key() for level in functorch.get_interpreter_stack() or ()]
+                if keys.count(functorch.TransformType.Jvp) > 1:
                     raise NotImplementedError(
                         "expected at most one level of forward mode, got jvp or jacfwd inside jvp or jacfwd, for which "
                         "PyTorch loses derivatives; use torch.func.hessian, which is jacfwd of jacrev"
@@ -262,7 +263,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
                     )
 
                 # The Jacobian-vector product is the gradient of <pullback(gradient), tangent>, linear in `gradient`.
-                _, transpose = torch.func.vjp(pulled_back, torch.zeros_like(output))
+                transpose: Any = torch.func.vjp(pulled_back, torch.zeros_like(output))[1]
                 return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
             @staticmethod

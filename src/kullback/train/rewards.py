@@ -92,13 +92,14 @@ def _with_name(function: Any, name: str) -> Reward:
     """A function of the given name that calls a lambda function, a partial function or an instance."""
     if _is_asynchronous(function):
 
-        async def named(**arguments: Any) -> Any:
+        async def named_coroutine(**arguments: Any) -> Any:
             return await function(**arguments)
 
-    else:
+        named_coroutine.__name__ = name
+        return named_coroutine
 
-        def named(**arguments: Any) -> Any:
-            return function(**arguments)
+    def named(**arguments: Any) -> Any:
+        return function(**arguments)
 
     named.__name__ = name
     return named
@@ -130,21 +131,22 @@ def with_output_check(reward: Reward) -> Reward:
 
     if _is_asynchronous(reward):
 
-        async def checked(**arguments: Any) -> list[float | None]:
+        async def checked_coroutine(**arguments: Any) -> list[float | None]:
             try:
                 values = await reward(**arguments)
             except (Exception, SystemExit) as error:
                 raise RewardError(f"the reward {name} raised {_describe(error)}") from error
             return _validate_values(name, values, arguments["completions"])
 
-    else:
+        checked_coroutine.__name__ = name
+        return checked_coroutine
 
-        def checked(**arguments: Any) -> list[float | None]:
-            try:
-                values = reward(**arguments)
-            except (Exception, SystemExit) as error:
-                raise RewardError(f"the reward {name} raised {_describe(error)}") from error
-            return _validate_values(name, values, arguments["completions"])
+    def checked(**arguments: Any) -> list[float | None]:
+        try:
+            values = reward(**arguments)
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"the reward {name} raised {_describe(error)}") from error
+        return _validate_values(name, values, arguments["completions"])
 
     checked.__name__ = name
     return checked

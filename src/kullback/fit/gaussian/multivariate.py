@@ -350,7 +350,9 @@ def starts_from_target_samples(target: Any, count: int) -> list[Components]:
 def _sample_target(target: Any) -> Array:
     """Samples of a multivariate target, shape (65536, d)."""
     sampler = resolve(target).native_sampler
-    x = None if sampler is None else np.asarray(sampler.sample(_TARGET_SAMPLES, np.random.default_rng(0)), np.float64)
+    x = None
+    if sampler is not None and sampler.sample is not None:
+        x = np.asarray(sampler.sample(_TARGET_SAMPLES, np.random.default_rng(0)), np.float64)
     if x is None or x.ndim != 2:
         raise SupportError(
             f"expected a multivariate target that can be sampled, got {type(target).__name__}: pass samples of the "
