@@ -33,6 +33,7 @@ __all__ = [
     "completion_kl",
     "completion_log_prob",
     "decoder_of",
+    "decoder_output",
     "head_of",
     "last_hidden",
     "load_model",
@@ -169,6 +170,20 @@ class _DecoderOutput(ModelOutput):
             raise AttributeError(name)
 
 
+@contextmanager
+def decoder_output(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """A context manager in which the decoder of a model returns the given hidden states, of shape (batch, time, d)."""
+    decoder = decoder_of(model)
+    former = decoder.__dict__.get("forward")
+    decoder.forward = lambda *_, **__: _DecoderOutput(last_hidden_state=hidden)
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if former is not None:
+            decoder.forward = former
+
+
 def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The output head of a causal language model as its own forward pass computes it, caps and scales included.
 
@@ -179,18 +194,11 @@ def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     Returns:
         A differentiable function from hidden states of shape (n, d) to logits of shape (n, vocabulary).
     """
-    decoder = decoder_of(model)
 
     def head(hidden: Tensor) -> Tensor:
-        former = decoder.__dict__.get("forward")
-        decoder.forward = lambda *_, **__: _DecoderOutput(last_hidden_state=hidden[None])
-        try:
-            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with decoder_output(model, hidden[None]):
             return type(model).forward(model, input_ids=ids, use_cache=False, return_dict=True).logits[0]
-        finally:
-            del decoder.forward
-            if former is not None:
-                decoder.forward = former
 
     return head
 
