@@ -123,8 +123,10 @@ def true_kl(policy: Any, reference: Any, inputs: dict[str, Any]) -> torch.Tensor
     length = inputs["completion_ids"].shape[1]
     log_probs = []
     for model in (policy, reference):
-        with evaluation_mode(model):
-            logits = model(input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
+        # The forward pass of the class: TRL and accelerate replace it in the model, and use autocast.
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        with evaluation_mode(base):
+            logits = type(base).forward(base, input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
         log_probs.append(logits.double().log_softmax(-1))
     log_p, log_q = log_probs
     return ((log_p.exp() * (log_p - log_q)).sum(-1) * inputs["completion_mask"]).sum(-1)
@@ -477,6 +479,83 @@ def test_a_run_with_masked_completions_is_held(make: MakeTrainer) -> None:
         counted = inputs["completion_mask"].any(1)
         truths.append(true_kl(trainer.model, original, inputs)[counted])
     assert float(torch.cat(truths).mean()) == pytest.approx(0.05, rel=0.35)
+
+
+# -- precision --
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_kl_of_held_out_completions_is_that_in_float32(
+    make: MakeTrainer, weights: str, adapter: bool, autocast: bool
+) -> None:
+    model = llama().to(getattr(torch, weights))
+    original = copy.deepcopy(model).double()
+    lora = LoraConfig(r=2, target_modules=TARGETS, bias="all", modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    trainer = make(model, bf16=autocast, peft_config=lora if adapter else None)
+    trainer.train()
+    logged = [row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row]
+    assert logged[0] == 0.0
+    controller = trainer._controller
+    held_out = controller.held_out
+    prompt = held_out.ids.shape[1] - held_out.mask.shape[1]
+    inputs = {
+        "prompt_ids": held_out.ids[:, :prompt],
+        "prompt_mask": held_out.attention[:, :prompt],
+        "completion_ids": held_out.ids[:, prompt:],
+        "completion_mask": held_out.mask,
+    }
+    kl = controller.with_present_kl(held_out).kl.sum(1).double()
+    for weight in controller.reference.weights:
+        weight.data = controller.copies.copy_of(weight).data
+    truth = true_kl(trainer.model.double(), original, inputs)
+    assert float(truth.mean()) > 1e-6
+    torch.testing.assert_close(kl, truth, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_low_precision_does_not_stop_the_learning(make: MakeTrainer, weights: str) -> None:
+    scales, kls = {}, {}
+    settings = {"max_steps": 60, "learning_rate": 1e-3, "per_device_train_batch_size": 32}
+    for low in (False, True):
+        model = llama().to(getattr(torch, weights if low else "float32"))
+        trainer = make(model, KLBudget(0.005), bf16=low, **settings)
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "reward" in row]
+        scales[low] = torch.tensor([row["learning_rate_scale"] for row in rows[20:]]).log().mean().exp()
+        kls[low] = sum(row["kl_policy_ref_per_token"] for row in rows[-20:]) / 20
+    assert 0.5 < scales[True] / scales[False] < 2
+    assert 0.5 < kls[True] / kls[False] < 2
+
+
+def test_the_optimizer_acts_on_float32_copies_of_low_precision(make: MakeTrainer) -> None:
+    trainer = make(llama().to(torch.bfloat16), max_steps=2, learning_rate=1e-4)
+    before = [weight.detach().clone() for weight in trainer.model.parameters()]
+    trainer.train()
+    copies = [trainer._controller.copies.copy_of(weight) for weight in trainer.model.parameters()]
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(copy.to(w.dtype), w) for copy, w in zip(copies, trainer.model.parameters(), strict=True))
+    moved = [float((copy.detach() - w.float()).abs().max()) for copy, w in zip(copies, before, strict=True)]
+    assert min(moved) > 0
+    optimized = {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
+    assert optimized == {id(copy) for copy in copies}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_gradient_checkpointing_changes_nothing(make: MakeTrainer, adapter: bool, reentrant: bool) -> None:
+    logs = []
+    for checkpointing in (False, True):
+        lora = LoraConfig(r=2, target_modules=TARGETS, bias="all", task_type="CAUSAL_LM") if adapter else None
+        settings = {"gradient_checkpointing": checkpointing}
+        settings |= {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if checkpointing else {}
+        trainer = make(llama(attention_bias=True), peft_config=lora, **settings)
+        trainer.train()
+        logs.append([row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    assert logs[0][-1] > 0
 
 
 # -- resumption --

@@ -1,7 +1,7 @@
 """Forward passes of a policy and its reference over a batch of completions, under chosen conditions."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -156,7 +156,8 @@ def forward_logits(
     """
     attention_mask = torch.ones_like(batch.attention_mask) if attend_to_padding else batch.attention_mask
     device_type = batch.ids.device.type
-    precision = torch.autocast(device_type, dtype=autocast) if autocast else nullcontext()
+    # A cache would keep the weights of a policy that computes the reference with other weights.
+    precision = torch.autocast(device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     devices = [batch.ids.device] if device_type == "cuda" else []
     with preserve_training_state(model), torch.random.fork_rng(devices), precision:
         model.train(training)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference
+from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, preserve_training_state
 
 __all__ = ["check_head"]
 
@@ -29,10 +29,16 @@ def check_head(pair: PolicyAndReference, head_logits: Callable[[CompletionBatch]
     Returns:
         `head-differs` (error), or nothing.
     """
-    own = pair.policy_logits(autocast=None)[:, :-1][pair.batch.mask].double()
-    computed = head_logits(pair.batch)
+    batch, policy = pair.batch, pair.policy
+    model = policy.get_base_model() if hasattr(policy, "peft_config") else policy
+    with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False), preserve_training_state(policy):
+        policy.eval()
+        # The forward pass of the class, because trainers replace it in the model by one with autocast.
+        own = type(model).forward(model, input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
+        computed = head_logits(batch)
+    own = own.logits[:, -batch.mask.shape[1] - 1 : -1][batch.mask].double()
     precision = torch.finfo(computed.dtype).eps
-    computed = computed[:, :-1][pair.batch.mask].double()
+    computed = computed[:, :-1][batch.mask].double()
     largest = float((computed - own).abs().max()) if computed.shape == own.shape else float("inf")
     scale = float(own.abs().max())
     if largest <= _ROUNDINGS * precision * scale:

@@ -335,7 +335,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 )
         if not self.has_one_mode:
             ids, attention, _ = _completions(inputs)
-            with self.trainer.accelerator.autocast(), evaluation_mode(self.policy):
+            with self._autocast(), evaluation_mode(self.policy):
                 output = decoder_of(self.policy)(input_ids=ids, attention_mask=attention, use_cache=False)
             hidden = output.last_hidden_state
         return hidden if isinstance(self.head, Head) else hidden.to(self.policy.dtype)
@@ -343,7 +343,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool:
         """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel."""
         ids, attention, mask = _completions(inputs)
-        with self.trainer.accelerator.autocast(), evaluation_mode(self.policy):
+        with self._autocast(), evaluation_mode(self.policy):
             other = last_hidden(self.policy, ids, attention)
         counted = mask.bool()
         first, second = (states[:, -mask.shape[1] - 1 : -1][counted].detach().float() for states in (hidden, other))
@@ -355,7 +355,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> HeldOutCompletions:
         """Return the KL at every completion token of a batch, given the policy's hidden states on it."""
         ids, attention, mask = _completions(inputs)
-        with self.trainer.accelerator.autocast():
+        with self._autocast():
             ref_hidden = self._ref_hidden(ids, attention, mask)
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
         return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight)
@@ -394,7 +394,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def _score_function_term(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return 0 with the gradient of the later tokens' KL through the probabilities of the tokens before them."""
-        log_prob = completion_log_prob(self.head, hidden, scored.ids, scored.mask, temperature=self.trainer.temperature)
+        with self._float32(), evaluation_mode(self.policy):
+            states = self.head, hidden, scored.ids, scored.mask
+            log_prob = completion_log_prob(*states, temperature=self.trainer.temperature)
         surrogate = (scored.centred_kl_to_go() * log_prob).sum()
         return surrogate - surrogate.detach()
 
@@ -453,7 +455,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor, *, float32: bool = False) -> Tensor:
         heads = self.head, self.ref_head
-        with evaluation_mode(self.policy):
+        with self._float32(), evaluation_mode(self.policy):
             if float32 and self.is_low_precision:
                 hidden, ref_hidden = hidden.float(), ref_hidden.float()
                 copies = self.copies.copies()
@@ -477,6 +479,13 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 return head(hidden)
 
         return float32_head
+
+    def _autocast(self) -> Any:
+        """A context manager with the autocast of the trainer, whose cache would keep the weights of the policy."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.trainer.accelerator.mixed_precision)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 
     def _float32(self) -> Any:
         """A context manager without autocast."""
