@@ -390,6 +390,36 @@ def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None
     assert "old_log_prob" in {finding.evidence.get("recorded") for finding in found}
 
 
+# -- the output head --
+
+
+@pytest.mark.parametrize("fault", ["cap", "scale", "bias", "vocabulary"])
+def test_logits_of_a_trainer_that_are_not_the_models(make: MakeTrainer, fault: str) -> None:
+    trainer = make()
+    batch, model = batch_of(trainer), trainer.model
+
+    def head_logits(completions: Any) -> torch.Tensor:
+        ids, mask = completions.ids, completions.attention_mask
+        with torch.no_grad():
+            logits = type(model).forward(model, input_ids=ids, attention_mask=mask).logits
+        logits = logits[:, -completions.mask.shape[1] - 1 :]
+        changed = {"cap": 30 * torch.tanh(logits / 30), "scale": 1.01 * logits, "vocabulary": logits[..., :-1]}
+        return changed.get(fault, logits + 0.01 * torch.arange(14))
+
+    found = doctor(model, trainer.ref_model, batch, head_logits=head_logits)
+    assert names(found) == ["head-differs"]
+
+
+def test_logits_that_are_not_finite(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    for name in ("ref_per_token_logps", "old_per_token_logps", "sampling_per_token_logps"):
+        batch.pop(name, None)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[3, 0] = float("inf")
+    assert "kl-not-finite" in names(doctor(trainer.model, trainer.ref_model, batch))
+
+
 # -- masks, padding, tokenizers --
 
 

@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
@@ -116,7 +118,7 @@ def batch_of(trainer: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def true_kl(policy: Any, reference: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def true_kl(policy: Any, reference: Any, inputs: dict[str, Any], temperature: float = 1.0) -> torch.Tensor:
     """The KL of every completion, by full logits in float64 and in evaluation mode."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -127,12 +129,12 @@ def true_kl(policy: Any, reference: Any, inputs: dict[str, Any]) -> torch.Tensor
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         with evaluation_mode(base):
             logits = type(base).forward(base, input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
-        log_probs.append(logits.double().log_softmax(-1))
+        log_probs.append((logits.double() / temperature).log_softmax(-1))
     log_p, log_q = log_probs
     return ((log_p.exp() * (log_p - log_q)).sum(-1) * inputs["completion_mask"]).sum(-1)
 
 
-def check(trainer: Any, given: Any) -> None:
+def check(trainer: Any, given: Any, temperature: float = 1.0) -> None:
     """Check that the KL at step 1 is 0, that the measured KL is the true KL, and that all of it can be scaled away."""
     trainer.train()
     logged = [row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row]
@@ -143,7 +145,7 @@ def check(trainer: Any, given: Any) -> None:
     perturb_trained(policy)
     trainer._controller.batches.clear()
     trainer.compute_loss(trainer.model, inputs)
-    truth = true_kl(policy, given, inputs)
+    truth = true_kl(policy, given, inputs, temperature)
     measured = trainer._controller.measured()[1].value
     assert measured > 1e-4
     assert measured == pytest.approx(float(truth.mean()), rel=1e-4)
@@ -276,6 +278,44 @@ def test_a_weight_that_becomes_trainable_later_is_refused(make: MakeTrainer) -> 
     model.lm_head.requires_grad_(True)
     with pytest.raises(BudgetError, match=r"got lm_head\.weight too"):
         trainer.train()
+
+
+# -- output heads --
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},  # TRL's fused head has this cap
+    "nanochat": {"final_logit_softcapping": 3.0},
+    "recurrent_gemma": {
+        "lru_width": 16,
+        "head_dim": 8,
+        "logits_soft_cap": 1.0,
+        "block_types": ["recurrent", "attention"],
+    },
+    "modernbert-decoder": {"cls_token_id": 1, "sep_token_id": 1},
+    "bert": {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "granite": {"logits_scaling": 4.0},
+    "mpt": {"d_model": 16, "n_heads": 2, "n_layers": 2, "logit_scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("unit", ["token", "sequence"])
+def test_any_output_head_is_trained_and_measured(make: MakeTrainer, name: str, unit: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_key_value_heads": 1, "bos_token_id": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**sizes, **HEADS[name]}))
+    if name == "recurrent_gemma":
+        model.get_output_embeddings().weight.data.mul_(20)  # logits large enough for the cap
+    original = copy.deepcopy(model)
+    trainer = make(model, KLBudget(0.05, unit=unit), temperature=0.9)
+    ids = torch.randint(2, 14, (2, 9))
+    with torch.no_grad(), evaluation_mode(model):
+        fused = model(input_ids=ids, labels=ids, fused_lm_head=True)
+        log_p = (type(model).forward(model, input_ids=ids).logits[:, :-1] / 0.9).log_softmax(-1)
+    torch.testing.assert_close(fused.log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
+    check(trainer, original, temperature=0.9)
 
 
 # -- a reference that is passed --

@@ -213,7 +213,7 @@ def _reference_model(policy: Any, given: Any) -> Any:
 
 @torch.no_grad()
 def _is_fused_head_exact(model: Any, temperature: float) -> bool:
-    """Whether the log-probabilities of TRL's fused output head are those of the model, for logits of any size.
+    """Whether TRL's fused output head gives the log-probabilities of the model, for logits of any size.
 
     TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration.
     """
