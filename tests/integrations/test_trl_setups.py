@@ -24,6 +24,7 @@ from transformers import (
 from trl import GRPOConfig
 
 from kullback import KLBudget
+from kullback.budget.controllers import PPO2017, FixedBeta, RLlibController, Ziegler2019
 from kullback.errors import BudgetError
 from kullback.integrations.transformers_reference import evaluation_mode
 from kullback.integrations.trl import BudgetGRPOTrainer
@@ -624,3 +625,28 @@ def test_units_are_never_mixed(make: MakeTrainer, tmp_path: Path, choice: str) -
     resumed = make(llama(), KLBudget(0.02, unit="sequence"), max_steps=4, resume_budget=choice)
     with pytest.raises(BudgetError, match="a KL per token is not a KL per sequence"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("controller", [PPO2017(0.03), Ziegler2019(0.05), RLlibController(0.01), FixedBeta(0.3)])
+def test_a_controller_that_changed_its_beta_resumes(make: MakeTrainer, tmp_path: Path, controller: Any) -> None:
+    first = make(llama(), controller, save_strategy="steps", save_steps=3)
+    first.train()
+    resumed = make(llama(), controller, max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"))
+    assert resumed.state.global_step == 4
+    other = make(llama(), PPO2017(0.5), max_steps=4)
+    with pytest.raises(BudgetError, match="differs from the checkpoint's"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_resumption_with_another_reference_is_refused(make: MakeTrainer, tmp_path: Path, adapter: bool) -> None:
+    lora = LoraConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM") if adapter else None
+    make(llama(), peft_config=lora, save_strategy="steps", save_steps=3).train()
+    checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
+    resumed = make(perturb(llama(), 0.05), peft_config=copy.deepcopy(lora), max_steps=4)
+    with pytest.raises(BudgetError, match="expected the reference of the checkpoint"):
+        resumed.train(resume_from_checkpoint=checkpoint)
+    resumed = make(llama(), peft_config=copy.deepcopy(lora), max_steps=4)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert resumed.state.global_step == 4

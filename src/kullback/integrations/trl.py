@@ -26,7 +26,13 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from kullback.budget.controllers import Controller, controller_config, controller_from_dict, controller_to_dict
+from kullback.budget.controllers import (
+    Controller,
+    FixedBeta,
+    controller_config,
+    controller_from_dict,
+    controller_to_dict,
+)
 from kullback.budget.displacement import Float32Weights, scale_displacement
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
@@ -61,6 +67,8 @@ __all__ = ["BudgetGRPOTrainer"]
 
 _FORMER_CALLBACK = "_BudgetHolder"  # the key of the state in checkpoints that were saved before the class was renamed
 _HELD_OUT_STEPS = 8  # the number of optimizer steps for which a held-out completion is used
+_FINGERPRINT_TOKENS = 8  # whose log-probabilities identify a reference ...
+_FINGERPRINT_ERROR = 0.01  # ... up to this difference in nats, which covers another device; tenfold for 16 bits
 # Findings about the training mode or about padding, which do not change the KL that the trainer measures.
 _TOLERATED_FINDINGS = ("dropout", "padding-moves-positions")
 
@@ -291,6 +299,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.ref_head = self._reference_head(separate)
         if not _is_fused_head_exact(self.policy, trainer.temperature):
             _add_exact_head(self.policy, self.head, trainer.temperature)
+        self.ref_log_probs = self._ref_log_probs()
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight = False
@@ -310,6 +319,15 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 return head(hidden)
 
         return ref_head
+
+    @torch.no_grad()
+    def _ref_log_probs(self) -> list[float]:
+        """The reference's log-probabilities of fixed tokens, by which a checkpoint identifies its reference."""
+        size = self.policy.config.get_text_config().vocab_size
+        ids = torch.arange(1, _FINGERPRINT_TOKENS + 2, device=self.policy.device)[None] % size
+        with evaluation_mode(self.policy):
+            hidden = self._ref_hidden(ids, torch.ones_like(ids), ids[:, 1:])[0, :-1]
+            return _log_probs(self.ref_head(hidden).float(), ids[0, 1:]).tolist()
 
     def reset(self) -> None:
         """Discard what was recorded."""
@@ -557,9 +575,22 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             )
         states = state.stateful_callbacks
         saved = states.get(type(self).__name__, states.get(_FORMER_CALLBACK, {})).get("attributes", {})
+        self._require_reference(saved.get("ref_log_probs"))
         if self.trainer.budget is not None and saved.get("budget"):
             former = controller_from_dict(saved["budget"])
             self.trainer.budget = _resumed_budget(self.trainer.budget, former, self.trainer.resume_budget)
+
+    def _require_reference(self, saved: list[float] | None) -> None:
+        """Raise BudgetError unless the reference gives the log-probabilities that a checkpoint has stored."""
+        present = self.ref_log_probs
+        close = _FINGERPRINT_ERROR * (10 if has_half_precision(self.policy) else 1)
+        pairs = zip(saved or present, present, strict=False)
+        largest = max(abs(first - second) for first, second in pairs)
+        if largest > close or (saved is not None and len(saved) != len(present)):
+            raise BudgetError(
+                f"expected the reference of the checkpoint, got another: its log-probabilities differ by {largest:.3g} "
+                "nats; pass the model that the run started from as model, or as ref_model"
+            )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
@@ -627,7 +658,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the controller's state, which is saved in every checkpoint."""
         budget = self.trainer.budget
-        return {"args": {}, "attributes": {"budget": None if budget is None else controller_to_dict(budget)}}
+        saved = {"budget": None if budget is None else controller_to_dict(budget), "ref_log_probs": self.ref_log_probs}
+        return {"args": {}, "attributes": saved}
 
 
 def _completions(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -642,10 +674,20 @@ def _has_dropout(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
 
 
+def _settings(controller: Any, unit: str) -> dict[str, Any]:
+    """The settings of a controller, without values that it changes."""
+    settings = controller_config(controller, unit=unit)
+    if isinstance(controller, KLBudget):
+        settings["step_limit"] = controller.step_limit
+    elif not isinstance(controller, FixedBeta):
+        del settings["beta"]
+    return settings
+
+
 def _resumed_budget(given: Any, saved: Any, choice: str) -> Any:
     """The controller with which training resumes: the saved controller, unless its settings differ from those given."""
     units = [getattr(budget, "unit", "token") for budget in (given, saved)]
-    settings = [controller_config(budget, unit=unit) for budget, unit in zip((given, saved), units, strict=True)]
+    settings = [_settings(budget, unit) for budget, unit in zip((given, saved), units, strict=True)]
     if settings[0] == settings[1]:
         return saved
     described = f"the budget {settings[0]} differs from the checkpoint's {settings[1]}"
