@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/precision.py [--steps 300] [--rates 2e-4 1e-3] [--reference DIRECTORY]
 
 The addition task of `kullback train demo` is trained with a budget of 0.05 nats per token. The KL of the final policy
-is measured in float32 on completions of 1024 prompts. The rewards and the logged KL are means over the last third of
-the steps.
+is measured in float32 on completions of 1024 prompts; every 20 steps, the KL on 512 prompts updates the controller. The
+rewards and the logged KL are means over the last third of the steps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import results
 import torch
 import transformers
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
@@ -35,6 +35,19 @@ PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
     "bfloat16 weights and autocast": (torch.bfloat16, True),
 }
 COLUMNS = ["precision", "learning rate", "KL, final policy", "KL, logged", "reward", "learning-rate scale"]
+
+
+class UpdateByEvaluation(TrainerCallback):
+    """A callback that updates the budget by the KL on a fixed evaluation set, as `kullback train grpo` does."""
+
+    def __init__(self, trainer: Any, evaluation: Evaluation, every: int) -> None:
+        self.trainer, self.evaluation, self.every = trainer, evaluation, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.every and state.global_step % self.every == 0:
+            row, _ = self.evaluation.measure(self.trainer.model, self.trainer.ref_model, step=state.global_step)
+            kl, error = row["kl_policy_ref_per_token"], row["kl_policy_ref_per_token_std_error"]
+            self.trainer.budget = self.trainer.budget.update_evaluation(kl, std_error=error)
 
 
 def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace, directory: str) -> list[str]:
@@ -54,14 +67,15 @@ def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace,
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
+    rewards = [prefix_found, exact_match]
+    during = Evaluation(spread_rows(512), rewards, tokenizer, max_new_tokens=12, temperature=1.0)
+    trainer.add_callback(UpdateByEvaluation(trainer, during, options.evaluate_every))
     trainer.train()
     rows = [row for row in trainer.state.log_history if "reward" in row]
     late = rows[2 * len(rows) // 3 :]
     policy, ref_model = (AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32) for _ in range(2))
     policy.load_state_dict({name: value.float() for name, value in trainer.model.state_dict().items()})
-    evaluation = Evaluation(
-        spread_rows(1024), [prefix_found, exact_match], tokenizer, max_new_tokens=12, temperature=1.0
-    )
+    evaluation = Evaluation(spread_rows(1024), rewards, tokenizer, max_new_tokens=12, temperature=1.0, seed=1)
     measured, _ = evaluation.measure(policy, ref_model, step=options.steps)
     return [
         name,
@@ -79,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=128, help="completions per step")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 1e-3])
+    parser.add_argument("--evaluate-every", type=int, default=20, help="0: the budget is not updated by evaluations")
     parser.add_argument("--seed", type=int, default=0)
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
