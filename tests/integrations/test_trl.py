@@ -323,7 +323,8 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
         generator = torch.Generator().manual_seed(seed)
         sizes, moves = torch.randn(2, 400, 1, generator=generator, dtype=torch.float64)
         kl = (1.5 * sizes).exp() * mask
-        rows = HeldOutCompletions(torch.arange(400)[:, None].expand(-1, 8), mask, mask, mask, kl, torch.ones(400))
+        ids, place = torch.arange(400)[:, None].expand(-1, 8), torch.arange(400)
+        rows = HeldOutCompletions(ids, mask, mask, mask, kl, torch.ones(400), place)
         after = kl * (0.1 + 0.2 * moves).exp()
         whole = holder.change(rows, replace(rows, kl=after))
         share = float(mask.sum()) if unit == "token" else 400

@@ -25,6 +25,8 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kullback.budget.controllers import (
     Controller,
@@ -58,6 +60,7 @@ from kullback.integrations.transformers_reference import (
     evaluation_mode,
     float32_weights,
     has_half_precision,
+    reshard,
 )
 from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
@@ -66,6 +69,7 @@ from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 __all__ = ["BudgetGRPOTrainer"]
 
 _FORMER_CALLBACK = "_BudgetHolder"  # the key of the state in checkpoints that were saved before the class was renamed
+_LARGEST_KL_AT_START = 1e-4  # nats; equal weights give exactly 0
 _HELD_OUT_STEPS = 8  # the number of optimizer steps for which a held-out completion is used
 _FINGERPRINT_TOKENS = 8  # whose log-probabilities identify a reference ...
 _FINGERPRINT_ERROR = 0.01  # ... up to this difference in nats, which covers another device; tenfold for 16 bits
@@ -158,10 +162,10 @@ class BudgetGRPOTrainer(GRPOTrainer):
         if resume_budget not in ("refuse", "given", "saved"):
             raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
         super().__init__(model, reward_funcs, args, **kwargs)
-        if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._is_vlm or self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise BudgetError(
-                "expected a text model whose weights are whole on each process; FSDP, ZeRO and image models are not "
-                "supported, use plain data parallelism"
+                "expected a text model whose weights are whole on each process or sharded by FSDP2; FSDP1, ZeRO and "
+                "image models are not supported, use fsdp_version: 2 or plain data parallelism"
             )
         self.budget, self.unit = budget, getattr(budget, "unit", "token")
         if self.unit not in ("token", "sequence"):
@@ -169,7 +173,10 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self.preflight, self.resume_budget = preflight, resume_budget
         policy: Any = self.accelerator.unwrap_model(self.model)
         self.has_given_reference = ref_model is not None
-        self.ref_model = _reference_model(policy, ref_model)
+        if self.is_fsdp_enabled:
+            _require_shardable(policy, ref_model)
+        else:
+            self.ref_model = _reference_model(policy, ref_model)
         if self.ref_model is not None:
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
         self._controller = _BudgetCallback(self)
@@ -181,6 +188,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self._controller.copies.replace_in(optimizer)
         return optimizer
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Store the reference of sharded weights before the weights of a checkpoint replace it."""
+        self._controller.store_sharded_reference()
+        super()._load_from_checkpoint(*args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -189,15 +201,27 @@ class BudgetGRPOTrainer(GRPOTrainer):
         policy = controller.policy
         if controller.needs_preflight and policy.training:
             controller.run_preflight(inputs)
+        # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
+        ref_hidden = controller.ref_hidden(inputs) if policy.training else None
         with recorded_hidden(policy) as states:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if policy.training:
+        if ref_hidden is not None:
             hidden = controller.evaluation_hidden(inputs, states[0])
-            scored = controller.score(inputs, hidden)
+            scored = controller.score(inputs, hidden, ref_hidden)
             controller.record(inputs, scored)
             if self.budget is not None:
                 loss = loss + self.budget.beta * controller.penalty(inputs, scored, hidden)
         return loss
+
+
+def _require_shardable(policy: Any, ref_model: Any) -> None:
+    """Raise BudgetError unless the KL of a policy can be measured and controlled when FSDP2 shards it."""
+    if ref_model is not None:
+        raise BudgetError("expected no ref_model under FSDP2: the reference is the policy with its initial weights")
+    if _has_dropout(policy):
+        raise BudgetError("expected a model without dropout under FSDP2: set GRPOConfig.disable_dropout=True")
+    if any(weight.dtype != torch.float32 for weight in policy.parameters() if weight.requires_grad):
+        raise BudgetError("expected trainable weights in float32 under FSDP2: load the model with dtype=torch.float32")
 
 
 def _reference_model(policy: Any, given: Any) -> Any:
@@ -291,6 +315,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 "model in float32, and its forward pass runs in float16"
             )
         separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+        self.is_sharded = trainer.is_fsdp_enabled
         self.reference = Reference(model, separate)
         self.copies = Float32Weights(self.reference.weights)
         self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
@@ -300,6 +325,17 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if not _is_fused_head_exact(self.policy, trainer.temperature):
             _add_exact_head(self.policy, self.head, trainer.temperature)
         self.ref_log_probs = self._ref_log_probs()
+        if self.is_sharded:
+            if not isinstance(self.head, Head):
+                raise BudgetError(
+                    f"expected a linear output head under FSDP2, got the head of {type(self.policy).__name__}; use "
+                    "plain data parallelism"
+                )
+            names = {id(weight): name for name, weight in model.named_parameters()}
+            self.head_names = [names.get(id(weight)) for weight in (self.head.weight, self.head.bias)]
+            self.head_scale = self.head.scale
+            # These are the whole weights, which are stored as shards when the policy has been sharded.
+            del self.reference, self.head, self.ref_head
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight = False
@@ -329,6 +365,36 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             hidden = self._ref_hidden(ids, torch.ones_like(ids), ids[:, 1:])[0, :-1]
             return _log_probs(self.ref_head(hidden).float(), ids[0, 1:]).tolist()
 
+    def store_sharded_reference(self) -> None:
+        """Store the initial values of the trainable weights after FSDP2 has sharded the policy."""
+        if not self.is_sharded or hasattr(self, "reference"):
+            return
+        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self.reference = Reference(self.model)
+
+    def gather_heads(self) -> None:
+        """Gather the output heads of the policy and of the reference, 2 V d numbers on each process, for a measurement.
+
+        The weight of the policy's head is the gathered weight, through which FSDP2 receives its gradient.
+        """
+        if not self.is_sharded:
+            return
+        modules = dict(self.model.named_modules())
+        present: list[Any] = []
+        for name in self.head_names:
+            if name is None:
+                present.append(None)
+                continue
+            module, _, attribute = name.rpartition(".")
+            if isinstance(getattr(modules[module], attribute), DTensor):
+                owner = modules[module] if isinstance(modules[module], FSDPModule) else self.model
+                owner.unshard()
+            present.append(getattr(modules[module], attribute))
+        anchors = [None if name is None else self.reference.whole_anchor(name) for name in self.head_names]
+        self.head = Head(present[0], present[1], self.head_scale)
+        weight, bias = (now if anchor is None else anchor for now, anchor in zip(present, anchors, strict=True))
+        self.ref_head = Head(weight, bias, self.head_scale)
+
     def reset(self) -> None:
         """Discard what was recorded."""
         self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -344,6 +410,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         Where both modes compute the same, the given states are returned. This is tested on the first batch; a dropout
         layer may have no effect on it, as in an adapter that is still 0, and rules this out too.
         """
+        if self.is_sharded:
+            return hidden
         if self.has_one_mode is None:
             self.has_one_mode = not _has_dropout(self.model) and self._modes_agree(inputs, hidden)
             if not self.has_one_mode:
@@ -370,13 +438,18 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         precision = torch.bfloat16 if self.is_low_precision else hidden.dtype
         return bool((first - second).abs().max() <= 2 * torch.finfo(precision).eps * first.abs().max())
 
-    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> HeldOutCompletions:
-        """Return the KL at every completion token of a batch, given the policy's hidden states on it."""
-        ids, attention, mask = _completions(inputs)
+    def ref_hidden(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the reference's hidden states on a batch, from the position before the first completion token."""
         with self._autocast():
-            ref_hidden = self._ref_hidden(ids, attention, mask)
+            return self._ref_hidden(*_completions(inputs))
+
+    def score(self, inputs: Mapping[str, Any], hidden: Tensor, ref_hidden: Tensor) -> HeldOutCompletions:
+        """Return the KL at every completion token of a batch, given the hidden states of policy and reference on it."""
+        ids, attention, mask = _completions(inputs)
+        self.gather_heads()
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
-        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight)
+        place = torch.arange(len(ids), device=ids.device)
+        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight, place)
 
     def record(self, inputs: Mapping[str, Any], scored: HeldOutCompletions) -> None:
         """Keep the KL of a micro-batch, gathered from every process, until the optimizer steps."""
@@ -385,10 +458,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         kl, lengths = scored.kl.detach(), scored.mask.double().sum(dim=1)
         all_lengths: Any = gather(lengths)
         self.batches.append((gather(kl.double().sum(dim=1)), all_lengths, gather(prompts)))  # type: ignore[arg-type]
-        counted, processes = lengths > 0, self.trainer.accelerator.num_processes
-        if bool((all_lengths > 0).view(processes, -1).any(dim=1).all()):  # every process has a completion that counts
-            scored = replace(scored, kl=kl)
-            self.newest = scored if bool(counted.all()) else scored.take(counted)
+        if bool((all_lengths > 0).any()):
+            self.newest = replace(scored, kl=kl)
 
     def penalty(self, inputs: Mapping[str, Any], scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return this process's share of the mean KL over the global batch, in the budget's unit."""
@@ -435,8 +506,11 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         ids, attention, mask = completions.ids, completions.attention, completions.mask
         with self._float32(), torch.no_grad(), evaluation_mode(self.policy):
             with self._float32_weights(self.policy, self.copies.copies()):
-                hidden = last_hidden(self.policy, ids, attention)
-            return replace(completions, kl=self._kl(hidden, completions.ref_hidden, mask, float32=True))
+                hidden = self._last_hidden(self.policy, ids, attention)
+            self.gather_heads()
+            measured = replace(completions, kl=self._kl(hidden, completions.ref_hidden, mask, float32=True))
+        reshard(self.model)
+        return measured
 
     def in_float32(self, completions: HeldOutCompletions) -> HeldOutCompletions:
         """Return the same completions with the reference's hidden states in float32."""
@@ -469,7 +543,15 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         """The reference's hidden states from the position before the first completion token."""
         model: Any = self.policy if self.reference.model is None else self.reference.model
         with self.reference.active(), evaluation_mode(model):
-            return last_hidden(model, ids, attention)[:, -mask.shape[1] - 1 :]
+            return self._last_hidden(model, ids, attention)[:, -mask.shape[1] - 1 :]
+
+    def _last_hidden(self, model: Any, ids: Tensor, attention: Tensor) -> Tensor:
+        """The last hidden states; sharded weights are gathered by a call of the whole model, not of its decoder."""
+        if not isinstance(self.model, FSDPModule):
+            return last_hidden(model, ids, attention)
+        with torch.no_grad(), recorded_hidden(self.policy) as states:
+            self.model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
+        return states[-1]
 
     def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor, *, float32: bool = False) -> Tensor:
         heads = self.head, self.ref_head
@@ -521,6 +603,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if not all(gather_object([bool(_completions(inputs)[2].any())])):
             return  # the next batch is checked
         self.needs_preflight = False
+        if self.is_sharded:
+            self._require_zero_kl(inputs)
+            return
         found = [
             finding
             for finding in doctor_batch(self.trainer, inputs)
@@ -534,6 +619,23 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if errors:
             raise BudgetError(
                 "the budget would not be held in this set-up; preflight=False omits this check:\n" + "\n".join(errors)
+            )
+
+    @torch.no_grad()
+    def _require_zero_kl(self, inputs: Mapping[str, Any]) -> None:
+        """Raise BudgetError unless the KL of the sharded policy from its reference is 0 before the first step."""
+        if self.trainer.state.global_step > 0:
+            return
+        ids, attention, _ = _completions(inputs)
+        ref_hidden = self.ref_hidden(inputs)
+        with self._autocast():
+            hidden = self._last_hidden(self.policy, ids, attention)
+        largest = float(self.score(inputs, hidden, ref_hidden).kl.max())
+        reshard(self.model)
+        if not largest <= _LARGEST_KL_AT_START:
+            raise BudgetError(
+                f"expected the KL between the policy and its reference to be 0 before the first step, got "
+                f"{largest:.3g} nats at a token: the sharded weights differ from the weights that the trainer was given"
             )
 
     @property
@@ -564,10 +666,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.reset()
+        self.store_sharded_reference()
         self.needs_preflight, self.has_one_mode = self.trainer.preflight, None
         self.copies.read()
-        anchored = set(map(id, self.reference.weights))
-        added = [n for n, w in self.model.named_parameters() if w.requires_grad and id(w) not in anchored]
+        added = [n for n, w in self.model.named_parameters() if w.requires_grad and n not in self.reference.names]
         if added:
             raise BudgetError(
                 f"expected the trainable weights that the policy had when the trainer was created, got {added[0]} too: "
@@ -647,13 +749,15 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
         effect of later steps on its KL is representative.
         """
-        size = (len(newest) + 1) // 2
+        accelerator = self.trainer.accelerator
+        size = (len(newest) * accelerator.num_processes + 1) // 2
+        sampling: Any = {"first": len(newest) * accelerator.process_index, "gather": accelerator.gather}
         if self.held_out is None:
-            self.held_out = self.with_present_kl(self.in_float32(newest.sample_by_kl(size)))
+            self.held_out = self.with_present_kl(self.in_float32(newest.sample_by_kl(size, **sampling)))
         else:
             count = math.ceil(size / _HELD_OUT_STEPS)
-            added = self.with_present_kl(self.in_float32(newest.sample_by_kl(count)))
-            self.held_out = added.concatenate(self.held_out).take(slice(max(size, len(self.held_out))))
+            added = self.with_present_kl(self.in_float32(newest.sample_by_kl(count, **sampling)))
+            self.held_out = self.held_out.renewed(added, count, size)
 
     def state(self) -> dict[str, Any]:
         """Return the controller's state, which is saved in every checkpoint."""
