@@ -390,6 +390,28 @@ def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None
     assert "old_log_prob" in {finding.evidence.get("recorded") for finding in found}
 
 
+# -- healthy set-ups of the trainer with a budget --
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize("adapter", [None, {}, {"modules_to_save": ["lm_head", "norm"]}, {"use_dora": True}])
+def test_a_healthy_trainer_with_a_budget_is_clean(
+    make: MakeTrainer, tiny_model: Path, precision: str, adapter: Any
+) -> None:
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+    settings: dict[str, Any] = {"model": model, "kind": BudgetGRPOTrainer, "budget": KLBudget(0.05)}
+    settings |= {"bf16": precision != "float32"}
+    if adapter is not None:
+        from peft import LoraConfig
+
+        settings["peft_config"] = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **adapter)
+    trainer = make(**settings)
+    assert doctor_trainer(trainer, PROMPTS) == []
+    trainer.train()
+    assert doctor_trainer(trainer, PROMPTS) == []
+
+
 # -- the output head --
 
 

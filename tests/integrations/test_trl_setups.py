@@ -374,6 +374,13 @@ def test_a_policy_that_changed_before_training_is_refused(make: MakeTrainer) -> 
     assert trainer.state.global_step == 0
 
 
+def test_a_second_call_of_train_goes_on(make: MakeTrainer) -> None:
+    trainer = make(llama())
+    trainer.train()
+    trainer.train()
+    assert trainer.state.log_history[0]["kl_policy_ref_per_token"] > 0
+
+
 def test_preflight_can_be_omitted(make: MakeTrainer) -> None:
     trainer = make(llama(), preflight=False, max_steps=1)
     perturb(trainer.model)

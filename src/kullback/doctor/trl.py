@@ -76,6 +76,23 @@ def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Findin
 
     Raises:
         ShapeError: No completion has a token that counts.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from trl import GRPOConfig
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer, rows = make_tokenizer(), prompt_rows(2, seed=0)
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(rows)
+        ...     trainer = GRPOTrainer(directory, exact_match, args, train_dataset=data, processing_class=tokenizer)
+        ...     trainer.current_gradient_accumulation_steps = 1
+        ...     batch = trainer._prepare_inputs([row for row in rows for _ in range(2)])
+        ...     doctor_batch(trainer, batch)
+        []
     """
     grpo: Any = trainer
     policy, reference = (
@@ -95,7 +112,7 @@ def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Findin
         autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
         optimizer=optimizer,
         penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
-        at_start=grpo.state.global_step == 0,
+        at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
         as_reference=None if controller is None or reference is not None else controller.as_reference,
         head_logits=None if controller is None else controller.head_logits,
     )

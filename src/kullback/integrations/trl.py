@@ -338,7 +338,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             del self.reference, self.head, self.ref_head
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
-        self.needs_preflight = False
+        self.needs_preflight, self.has_trained = False, False
         self.step = BudgetStep(self.scale_displacement, self)
         self.learning_rates = ExitStack()
         self.reset()
@@ -722,6 +722,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
+        self.has_trained = True
         self.copies.round()
         if not isinstance(trainer.budget, KLBudget):
             return
