@@ -118,8 +118,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
             weights are sharded by FSDP1 or ZeRO, or by FSDP2 in mixed precision, the model takes images, or the adapter
-            consists of prompts. Also raised by `train()`,
-            for the findings of `preflight` and for a budget that differs from the checkpoint's.
+            consists of prompts. Also raised by `train()`, for the findings of `preflight` and for a budget that differs
+            from the checkpoint's.
 
     Example:
         >>> import tempfile
@@ -177,9 +177,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
         if self.is_fsdp_enabled:
             if self.accelerator.mixed_precision != "no":
                 raise BudgetError(
-                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers the "
-                    "weights in this precision, whose rounding hides the effect of a step on the KL; use plain data "
-                    "parallelism, where it is measured in float32"
+                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
+                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
+                    "data parallelism, where it is measured in float32"
                 )
             _require_shardable(policy, ref_model)
         else:
