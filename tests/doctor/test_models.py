@@ -390,6 +390,58 @@ def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None
     assert "old_log_prob" in {finding.evidence.get("recorded") for finding in found}
 
 
+# -- healthy set-ups of the trainer with a budget --
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize("adapter", [None, {}, {"modules_to_save": ["lm_head", "norm"]}, {"use_dora": True}])
+def test_a_healthy_trainer_with_a_budget_is_clean(
+    make: MakeTrainer, tiny_model: Path, precision: str, adapter: Any
+) -> None:
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+    settings: dict[str, Any] = {"model": model, "kind": BudgetGRPOTrainer, "budget": KLBudget(0.05)}
+    settings |= {"bf16": precision != "float32"}
+    if adapter is not None:
+        from peft import LoraConfig
+
+        settings["peft_config"] = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **adapter)
+    trainer = make(**settings)
+    assert doctor_trainer(trainer, PROMPTS) == []
+    trainer.train()
+    assert doctor_trainer(trainer, PROMPTS) == []
+
+
+# -- the output head --
+
+
+@pytest.mark.parametrize("fault", ["cap", "scale", "bias", "vocabulary"])
+def test_logits_of_a_trainer_that_are_not_the_models(make: MakeTrainer, fault: str) -> None:
+    trainer = make()
+    batch, model = batch_of(trainer), trainer.model
+
+    def head_logits(completions: Any) -> torch.Tensor:
+        ids, mask = completions.ids, completions.attention_mask
+        with torch.no_grad():
+            logits = type(model).forward(model, input_ids=ids, attention_mask=mask).logits
+        logits = logits[:, -completions.mask.shape[1] - 1 :]
+        changed = {"cap": 30 * torch.tanh(logits / 30), "scale": 1.01 * logits, "vocabulary": logits[..., :-1]}
+        return changed.get(fault, logits + 0.01 * torch.arange(14))
+
+    found = doctor(model, trainer.ref_model, batch, head_logits=head_logits)
+    assert names(found) == ["head-differs"]
+
+
+def test_logits_that_are_not_finite(make: MakeTrainer) -> None:
+    trainer = make()
+    batch = batch_of(trainer)
+    for name in ("ref_per_token_logps", "old_per_token_logps", "sampling_per_token_logps"):
+        batch.pop(name, None)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[3, 0] = float("inf")
+    assert "kl-not-finite" in names(doctor(trainer.model, trainer.ref_model, batch))
+
+
 # -- masks, padding, tokenizers --
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,7 +19,8 @@ def positions(prompts: list[list[int]], completions: list[list[int]]) -> HeldOut
     mask = torch.tensor([[1] * len(b) + [0] * (right - len(b)) for b in completions])
     attention = torch.cat([torch.tensor([[0] * (left - len(a)) + [1] * len(a) for a in prompts]), mask], dim=1)
     states = torch.arange(len(ids) * (right + 1) * 2.0).reshape(len(ids), right + 1, 2)
-    return HeldOutCompletions(ids, attention, mask, states, mask * 0.5, torch.ones(len(ids), dtype=torch.float64))
+    weight, place = torch.ones(len(ids), dtype=torch.float64), torch.arange(len(ids))
+    return HeldOutCompletions(ids, attention, mask, states, mask * 0.5, weight, place)
 
 
 def test_fingerprints_know_equal_prompts_under_any_padding() -> None:
@@ -107,3 +109,52 @@ def test_take_keeps_the_rows_together() -> None:
     assert rows.ids.tolist() == [[4, 5, 0]]
     assert rows.mask.tolist() == [[1, 0]]
     assert len(rows) == 1
+
+
+def test_the_sample_does_not_depend_on_the_division_into_processes() -> None:
+    prompts = [[3 + i % 4] * (1 + i % 3) for i in range(12)]
+    rows = positions(prompts, [[20 + i] * (1 + i % 2) for i in range(12)])
+    rows = replace(rows, kl=rows.mask * torch.linspace(0.1, 3.0, 12)[:, None])
+    whole = rows.sample_by_kl(5)
+    shuffled = rows.take(torch.tensor([3, 1, 2, 0, 7, 5, 6, 4, 9, 8, 11, 10]))
+    parts = [shuffled.take(slice(start, start + 4)) for start in (0, 4, 8)]
+    sampled = []
+    for part, first in zip(parts, (0, 4, 8), strict=True):
+
+        def gather(values: torch.Tensor, part: HeldOutCompletions = part) -> torch.Tensor:
+            """The values that all processes have, found by the computation that gives the values of this process."""
+            for compute in (
+                lambda given: given.kl.detach().double().sum(dim=1),
+                lambda given: given.mask.sum(dim=1),
+                lambda given: given._completion_fingerprints(),
+                lambda given: given._fingerprints(),
+            ):
+                if torch.equal(compute(part).double(), values.double()):
+                    return torch.cat([compute(other) for other in parts])
+            raise AssertionError
+
+        sampled.append(part.sample_by_kl(5, first=first, gather=gather))
+    counted = [(int(row), float(w)) for s in sampled for row, w in zip(s.ids[:, -1], s.weight, strict=True) if w > 0]
+    expected = [(int(row), float(w)) for row, w in zip(whole.ids[:, -1], whole.weight, strict=True)]
+    assert sorted(w for _, w in counted) == pytest.approx(sorted(w for _, w in expected))
+    assert sorted(int(p) for s in sampled for p, w in zip(s.place, s.weight, strict=True) if w > 0) == [0, 1, 2, 3, 4]
+
+
+def test_renewal_keeps_the_newest_rows_and_at_least_one_row() -> None:
+    rows = positions([[3], [4], [5], [6]], [[1], [2], [7], [8]])
+    added = replace(rows.take(slice(1)), ids=rows.ids[:1] + 20, place=torch.tensor([0]))
+    renewed = rows.renewed(added, 1, 4)
+    assert renewed.ids[:, 0].tolist() == [23, 3, 4, 5]
+    assert renewed.place.tolist() == [0, 1, 2, 3]
+    # Another process has the newly sampled rows, which replace all of these.
+    nothing = replace(rows.take(slice(1)), weight=torch.zeros(1, dtype=torch.float64))
+    kept = rows.renewed(nothing, 4, 4)
+    assert kept.weight.tolist() == [0.0]
+
+
+def test_rows_without_a_token_that_counts_are_not_sampled() -> None:
+    rows = positions([[3], [4], [5]], [[1], [2], [7]])
+    rows = replace(rows, mask=rows.mask * torch.tensor([[1], [0], [1]]), kl=torch.tensor([[0.5], [0.0], [0.5]]))
+    drawn = rows.sample_by_kl(4)
+    assert drawn.ids[:, 0].tolist() == [3, 3, 5, 5]
+    assert drawn.weight.tolist() == [1.0] * 4

@@ -1,7 +1,7 @@
 """Forward passes of a policy and its reference over a batch of completions, under chosen conditions."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -156,7 +156,8 @@ def forward_logits(
     """
     attention_mask = torch.ones_like(batch.attention_mask) if attend_to_padding else batch.attention_mask
     device_type = batch.ids.device.type
-    precision = torch.autocast(device_type, dtype=autocast) if autocast else nullcontext()
+    # A cache would keep the weights of a policy that computes the reference with other weights.
+    precision = torch.autocast(device_type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     devices = [batch.ids.device] if device_type == "cuda" else []
     with preserve_training_state(model), torch.random.fork_rng(devices), precision:
         model.train(training)
@@ -217,20 +218,22 @@ class PolicyAndReference:
 
     Args:
         policy: A causal language model of transformers, or a PEFT model around one.
-        reference: The reference model; None: the policy with its adapter disabled.
+        reference: The reference model; None: the policy within `as_reference`, or with its adapter disabled.
         batch: The completions.
         autocast: The dtype of the trainer's mixed precision; None: no autocast.
+        as_reference: Returns a context manager in which the policy computes the reference.
     """
 
     policy: Any
     reference: Any
     batch: CompletionBatch
     autocast: torch.dtype | None = None
+    as_reference: Callable[[], AbstractContextManager[Any]] | None = None
 
     @property
     def has_reference(self) -> bool:
-        """Whether a reference can be evaluated: a separate model, or the policy with its adapter disabled."""
-        return self.reference is not None or hasattr(self.policy, "disable_adapter")
+        """Whether a reference can be evaluated: a separate model, or the policy with other weights or no adapter."""
+        return self.reference is not None or self.as_reference is not None or hasattr(self.policy, "disable_adapter")
 
     def policy_logits(self, **conditions: Any) -> Tensor:
         """The logits of the policy; `conditions` are keyword arguments of `forward_logits`."""
@@ -244,9 +247,13 @@ class PolicyAndReference:
 
     @contextmanager
     def _reference_adapter(self) -> Iterator[None]:
-        """Where the reference is not a separate model, switch the policy to its "ref" adapter or to no adapter."""
+        """Where the reference is not a separate model, switch the policy to it: to its "ref" adapter or no adapter."""
         if self.reference is not None:
             yield
+            return
+        if self.as_reference is not None:
+            with self.as_reference():
+                yield
             return
         from trl.trainer.utils import use_adapter
 

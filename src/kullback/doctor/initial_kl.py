@@ -1,5 +1,6 @@
 """Checks of KL(policy || reference) before training, when it should be 0."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from kullback.tokens import token_kl
 __all__ = [
     "check_computation",
     "check_dropout",
+    "check_finite_kl",
     "check_initial_adapter",
     "check_initial_kl",
     "check_reference_adapter",
@@ -49,7 +51,7 @@ def check_initial_kl(pair: PolicyAndReference, temperature: float) -> list[Findi
 
     Returns:
         `dropout` where training mode changes the KL, and one of `wrong-reference`, `precision` and
-        `computed-differently` where the KL is above 0 in evaluation mode.
+        `computed-differently` where the KL is above 0 in evaluation mode; `kl-not-finite` where it is inf or nan.
     """
 
     def kl(**conditions: Any) -> float:
@@ -58,11 +60,15 @@ def check_initial_kl(pair: PolicyAndReference, temperature: float) -> list[Findi
         return float(values[pair.batch.mask].double().mean())
 
     kl_eval, kl_train = kl(), kl(training=True)
+    if not math.isfinite(kl_eval):
+        return check_finite_kl(kl_eval)
     findings = check_dropout(pair.policy, kl_eval=kl_eval, kl_train=kl_train)
     if kl_eval <= NEGLIGIBLE_KL:
         return findings
     policy, reference = pair.policy, pair.reference
     evidence = {"KL(policy || reference), nats per token": kl_eval}
+    if pair.as_reference is not None:
+        return findings + check_computation(policy, policy, evidence)
     if reference is None:
         return findings + check_initial_adapter(policy, evidence)
     if different := check_reference_architecture(policy, reference, evidence):
@@ -74,6 +80,26 @@ def check_initial_kl(pair: PolicyAndReference, temperature: float) -> list[Findi
         or check_reference_adapter(policy, evidence)
         or check_computation(policy, reference, evidence)
     )
+
+
+def check_finite_kl(kl: float) -> list[Finding]:
+    """Check that KL(policy || reference) is a finite number.
+
+    Args:
+        kl: The measured KL, nats per token.
+
+    Returns:
+        `kl-not-finite` (error), or nothing.
+    """
+    if math.isfinite(kl):
+        return []
+    cause = (
+        "the KL is inf: the reference gives probability 0 to a token of the policy"
+        if kl == math.inf
+        else "the KL is nan: a logit is nan or inf, so that a weight is not finite or a product overflows"
+    )
+    remedy = "allow the same tokens in both models" if kl == math.inf else "check the weights; use bfloat16 or float32"
+    return [Finding("kl-not-finite", "error", cause, remedy, {"KL(policy || reference), nats per token": kl})]
 
 
 def check_dropout(policy: Any, *, kl_eval: float, kl_train: float) -> list[Finding]:

@@ -1,13 +1,15 @@
 """The doctor for a policy, its reference and one batch: every check that needs the models."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import PolicyAndReference, completion_batch
+from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, completion_batch
+from kullback.doctor.head import check_head
 from kullback.doctor.initial_kl import check_initial_kl
 from kullback.doctor.kl_value import check_logged_value
 from kullback.doctor.masks import check_masks, up_to_eos
@@ -33,6 +35,8 @@ def doctor(
     penalty: Penalty | None = None,
     at_start: bool = True,
     on_policy: bool = True,
+    as_reference: Callable[[], AbstractContextManager[Any]] | None = None,
+    head_logits: Callable[[CompletionBatch], torch.Tensor] | None = None,
 ) -> list[Finding]:
     """Check the computation of KL(policy || reference) in a training set-up.
 
@@ -57,6 +61,10 @@ def doctor(
         penalty: The KL term of the loss, as `check_penalty_gradient` takes it; None: its gradient is not checked.
         at_start: Whether no training step was taken yet, so that the KL must be 0.
         on_policy: Whether the completions, "old_log_prob" and "sampler_log_prob" come from the current weights.
+        as_reference: If the reference is the policy with other weights: a function that returns a context manager in
+            which the policy has these weights. None: as for `reference`.
+        head_logits: The logits of the policy as a trainer computes them, if not by the model's forward pass; None: they
+            are not checked.
 
     Returns:
         Findings, errors first; an empty list if nothing is wrong. docs/doctor.md lists them.
@@ -76,7 +84,7 @@ def doctor(
         ['dropout']
     """
     completions = completion_batch(batch, next(policy.parameters()).device)
-    pair = PolicyAndReference(policy, reference, completions, autocast)
+    pair = PolicyAndReference(policy, reference, completions, autocast, as_reference)
     for key in ("kl", "ref_log_prob", "ref_per_token_logps"):
         if batch.get(key) is not None and not pair.has_reference:
             raise InputError(f"expected a reference model beside the batch's {key}, got None")
@@ -95,6 +103,8 @@ def doctor(
     # The subset is empty if every token that counts is after an end-of-sequence token.
     if len(subset.ids) and "vocabulary" not in names:
         pair = replace(pair, batch=subset)
+        if head_logits is not None:
+            findings += check_head(pair, head_logits)
         if at_start and pair.has_reference:
             findings += check_initial_kl(pair, temperature)
         if "padding-side" not in names:

@@ -14,7 +14,7 @@ from kullback.doctor.forward_pass import preserve_training_state
 from kullback.doctor.models import doctor
 from kullback.doctor.settings import check_settings
 
-__all__ = ["doctor_trainer"]
+__all__ = ["doctor_batch", "doctor_trainer"]
 
 
 def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
@@ -51,9 +51,6 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         []
     """
     grpo: Any = trainer
-    policy, reference = (
-        None if model is None else grpo.accelerator.unwrap_model(model) for model in (grpo.model, grpo.ref_model)
-    )
     if rows is None:
         group = grpo.num_generations
         prompts = max(1, grpo.args.per_device_train_batch_size // group)
@@ -62,17 +59,63 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         with preserve_training_state(grpo.model):
             grpo.model.train()
             inputs = grpo._generate_and_score_completions([dict(row) for row in rows])
-        findings = doctor(
-            policy,
-            reference,
-            inputs,
-            tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
-            temperature=grpo.temperature,
-            autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
-            optimizer=getattr(grpo.optimizer, "optimizer", grpo.optimizer),
-            penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
-            at_start=grpo.state.global_step == 0,
-        )
+        return doctor_batch(grpo, inputs)
+
+
+def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Finding]:
+    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on a batch that it has generated and scored.
+
+    These are the checks of `doctor_trainer`. `BudgetGRPOTrainer` runs them on its first batch.
+
+    Args:
+        trainer: The trainer.
+        inputs: A batch as TRL prepares it for `compute_loss`.
+
+    Returns:
+        Findings, errors first; an empty list if nothing is wrong.
+
+    Raises:
+        ShapeError: No completion has a token that counts.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from trl import GRPOConfig
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer, rows = make_tokenizer(), prompt_rows(2, seed=0)
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(rows)
+        ...     trainer = GRPOTrainer(directory, exact_match, args, train_dataset=data, processing_class=tokenizer)
+        ...     trainer.current_gradient_accumulation_steps = 1
+        ...     batch = trainer._prepare_inputs([row for row in rows for _ in range(2)])
+        ...     doctor_batch(trainer, batch)
+        []
+    """
+    grpo: Any = trainer
+    policy, reference = (
+        None if model is None else grpo.accelerator.unwrap_model(model) for model in (grpo.model, grpo.ref_model)
+    )
+    # A trainer of this package defines the reference, and computes the logits from hidden states.
+    controller = getattr(grpo, "_controller", None)
+    optimizer = getattr(grpo.optimizer, "optimizer", grpo.optimizer)
+    if controller is not None and len(controller.copies):
+        optimizer = None  # it has float32 copies of the weights
+    findings = doctor(
+        policy,
+        reference,
+        inputs,
+        tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
+        temperature=grpo.temperature,
+        autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
+        optimizer=optimizer,
+        penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
+        at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
+        as_reference=None if controller is None or reference is not None else controller.as_reference,
+        head_logits=None if controller is None else controller.head_logits,
+    )
     names = {finding.name for finding in findings}
     settings = {**vars(grpo.args), "beta": grpo.beta}
     return findings + [finding for finding in check_settings(settings) if finding.name not in names]

@@ -1,5 +1,6 @@
 """Held-out completions on which the KL is measured again while the weights change."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -31,7 +32,9 @@ class HeldOutCompletions:
         ref_hidden: Shape (batch, completion + 1, d): the reference's last hidden states, from the position before the
             first completion token.
         kl: Shape (batch, completion), nats, zero where masked.
-        weight: Shape (batch,): the inverse of each row's relative sampling probability; 1 for equal probabilities.
+        weight: Shape (batch,): the inverse of each row's relative sampling probability; 1 for equal probabilities, and
+            0 for a row that does not count.
+        place: Shape (batch,): the place of each row among the rows of all processes, newest first.
     """
 
     ids: Tensor
@@ -40,6 +43,7 @@ class HeldOutCompletions:
     ref_hidden: Tensor
     kl: Tensor
     weight: Tensor
+    place: Tensor
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -48,22 +52,53 @@ class HeldOutCompletions:
         """Return a subset of the rows."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def sample_by_kl(self, count: int) -> Self:
+    def sample_by_kl(
+        self, count: int, *, first: int = 0, gather: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> Self:
         """Return rows sampled with a probability proportional to their KL plus the mean KL, with inverse weights.
 
-        Few rows contain most of the KL and most of its change. The sampling is systematic along the rows sorted by
-        prompt, so that many prompts are represented. The mean KL bounds the weights by 2.
+        Few rows contain most of the KL and most of its change. The sampling is systematic along the rows of all
+        processes, sorted by prompt and completion. Thus many prompts are represented, and the sample does not depend on
+        the number of processes. The mean KL bounds the weights by 2. Rows without a token that counts are not sampled.
+        Each process returns the sampled rows that it has.
 
         Args:
-            count: The number of rows to sample.
+            count: The number of rows to sample from all processes together.
+            first: The number of rows of the processes before this one.
+            gather: Concatenates tensors of shape (batch,) over all processes.
         """
-        kl = self.kl.detach().double().sum(dim=1)
-        size = kl + kl.mean() if kl.sum() > 0 else torch.ones_like(kl)
-        order = torch.argsort(self._fingerprints(), stable=True)
+        kl, counted = gather(self.kl.detach().double().sum(dim=1)), gather(self.mask.sum(dim=1)) > 0
+        size = kl + kl.sum() / counted.sum() if kl.sum() > 0 else torch.ones_like(kl)
+        size = torch.where(counted, size, 0.0)
+        order = torch.argsort(gather(self._completion_fingerprints()), stable=True)
+        order = order[torch.argsort(gather(self._fingerprints())[order], stable=True)]
         ends = size[order].cumsum(0)
-        places = (torch.arange(count, device=size.device) + 0.5) * (ends[-1] / count)
-        rows = order[torch.searchsorted(ends, places).clamp(max=len(order) - 1)]
-        return replace(self.take(rows), weight=size.mean() / size[rows])
+        points = (torch.arange(count, device=size.device) + 0.5) * (ends[-1] / count)
+        rows = order[torch.searchsorted(ends, points).clamp(max=len(order) - 1)]
+        place = torch.nonzero((rows >= first) & (rows < first + len(self))).squeeze(1)
+        weight = size.sum() / counted.sum() / size[rows[place]]
+        return self._or_one_without_weight(replace(self.take(rows[place] - first), weight=weight, place=place))
+
+    def renewed(self, added: Self, count: int, size: int) -> Self:
+        """Return newly sampled rows followed by these rows, without the oldest.
+
+        Args:
+            added: The rows of this process among the newly sampled rows.
+            count: The number of newly sampled rows of all processes together.
+            size: The number of rows of all processes together that are kept.
+        """
+        both = added.concatenate(replace(self, place=self.place + count))
+        return both._or_one_without_weight(both.take((both.place < size) & (both.weight > 0)))
+
+    def _or_one_without_weight(self, rows: Self) -> Self:
+        """Return the rows, or the first of these with weight 0 if there are none.
+
+        All processes take part in a forward pass of sharded weights, so that each process needs a row.
+        """
+        if len(rows) > 0:
+            return rows
+        one = self.take(slice(1))
+        return replace(one, weight=torch.zeros_like(one.weight))
 
     def centred_kl_to_go(self) -> Tensor:
         """Return the KL of each row's later tokens minus a baseline, shape (batch, completion), without gradient.
@@ -94,6 +129,11 @@ class HeldOutCompletions:
         prompt = self.ids.shape[1] - self.mask.shape[1]
         return prompt_fingerprints(self.ids[:, :prompt], self.attention[:, :prompt])
 
+    def _completion_fingerprints(self) -> Tensor:
+        """Return a hash of each row's completion that does not depend on the padding on its right, shape (batch,)."""
+        completion = slice(self.ids.shape[1] - self.mask.shape[1], None)
+        return prompt_fingerprints(self.ids[:, completion].flip(1), self.attention[:, completion].flip(1))
+
     def _padded(self, prompt: int, completion: int) -> Self:
         """Return the rows with prompts padded on the left and completions on the right to the given lengths."""
         right = completion - self.mask.shape[1]
@@ -105,6 +145,7 @@ class HeldOutCompletions:
             pad(self.ref_hidden, (0, 0, 0, right)),
             pad(self.kl, (0, right)),
             self.weight,
+            self.place,
         )
 
 

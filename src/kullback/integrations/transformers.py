@@ -1,39 +1,45 @@
 """Language models of transformers: loading without pickles, hidden states, output heads, sampling and token KL."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kullback.errors import BudgetError, InputError, MissingDependencyError
+from kullback.errors import InputError, MissingDependencyError
 
 try:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "safetensors"):
         raise
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor
-from torch.nn.functional import linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from kullback.integrations.model_directory import require_model_directory
-from kullback.tokens import linear_token_kl
+from kullback.tokens.linear import head_token_kl, linear_token_kl
 
 __all__ = [
+    "AnyHead",
     "Completions",
     "Head",
     "completion_entropy",
     "completion_kl",
     "completion_log_prob",
+    "decoder_of",
+    "decoder_output",
     "head_of",
     "last_hidden",
     "load_model",
     "load_tokenizer",
+    "model_head",
     "recorded_hidden",
     "sample",
 ]
@@ -43,6 +49,7 @@ Prompt = str | list[dict[str, str]]
 _SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _INVERSE_SCALE_NAMES = ("logits_scaling",)
 _IGNORED = -100
+_CHUNK = 256  # positions whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,15 @@ class Head:
     weight: Tensor
     bias: Tensor | None
     scale: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states of shape (..., d)."""
+        bias = None if self.bias is None else self.bias * self.scale
+        return linear((hidden * self.scale).to(self.weight.dtype), self.weight, bias)
+
+
+AnyHead = Head | Callable[[Tensor], Tensor]
+"""The output head of a model: a `Head` if it is linear, otherwise a function from hidden states to logits."""
 
 
 @dataclass(frozen=True)
@@ -126,36 +142,126 @@ def load_model(directory: Path) -> PreTrainedModel:
     return model
 
 
-def head_of(model: PreTrainedModel) -> Head:
-    """The output head of a causal language model, with the logit scale of its configuration.
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The module of a causal language model whose output is the input of its output head."""
+    decoder = model.get_decoder()
+    # The attribute `decoder` of some models is the projection to logits, not the decoder.
+    return decoder if isinstance(decoder, PreTrainedModel) and decoder is not model else model.base_model
 
-    Raises:
-        BudgetError: The model applies `final_logit_softcapping`, so that its logits are not linear in the hidden
-            states.
+
+@dataclass
+class _DecoderOutput(ModelOutput):
+    """The output of a decoder that contains nothing but hidden states; every other attribute is None."""
+
+    last_hidden_state: Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def decoder_output(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """A context manager in which the decoder of a model returns the given hidden states, of shape (batch, time, d)."""
+    decoder = decoder_of(model)
+    former = decoder.__dict__.get("forward")
+    decoder.forward = lambda *_, **__: _DecoderOutput(last_hidden_state=hidden)
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if former is not None:
+            decoder.forward = former
+
+
+def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The output head of a causal language model as its own forward pass computes it, caps and scales included.
+
+    Args:
+        model: The model. Its decoder is replaced, during a call of the head, by a function that returns the hidden
+            states which the head is applied to.
+
+    Returns:
+        A differentiable function from hidden states of shape (n, d) to logits of shape (n, vocabulary).
     """
+
+    def head(hidden: Tensor) -> Tensor:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with decoder_output(model, hidden[None]):
+            return type(model).forward(model, input_ids=ids, use_cache=False, return_dict=True).logits[0]
+
+    return head
+
+
+def head_of(model: PreTrainedModel) -> AnyHead:
+    """The output head of a causal language model.
+
+    The head is taken as linear if its last layer is a `torch.nn.Linear`, and if this layer with the logit scale of the
+    model's configuration, or without a scale, gives the logits of the model for hidden states of ordinary and of very
+    large size. All other heads (capped logits, layers before the projection, adapters on the projection) are computed
+    by the model's own forward pass.
+
+    Args:
+        model: The model, whose weights are whole on this process.
+
+    Returns:
+        A `Head` if the head is linear, otherwise the function of `model_head`.
+    """
+    head = model_head(model)
+    layer: Any = model.get_output_embeddings()
+    if hasattr(layer, "modules_to_save"):  # PEFT's copy of a layer that is trained in full
+        layer = layer.modules_to_save[layer.active_adapters[0]]
+    # The weight of an adapted or parametrised layer is not one tensor that the optimizer changes.
+    if not isinstance(layer, torch.nn.Linear) or hasattr(layer, "parametrizations"):
+        return head
+    for scale in dict.fromkeys((_configured_scale(model), 1.0)):
+        candidate = Head(layer.weight, layer.bias, scale)
+        if _is_equal(candidate, head):
+            return candidate
+    return head
+
+
+def _configured_scale(model: PreTrainedModel) -> float:
+    """The factor of the logits by the names that model configurations use for it; 1 if there is none."""
     config = model.config.get_text_config()
-    if getattr(config, "final_logit_softcapping", None):
-        raise BudgetError(
-            f"{type(model).__name__} caps its logits (final_logit_softcapping), but the exact KL from hidden states "
-            "requires a linear head; use a model without the cap"
-        )
     scale = 1.0
     for name in _SCALE_NAMES:
-        scale *= getattr(config, name, None) or 1.0
+        value = getattr(config, name, None)
+        scale *= value if isinstance(value, int | float) and value else 1.0
     for name in _INVERSE_SCALE_NAMES:
         value = getattr(config, name, None) or 1.0
         # HyperCLOVA X multiplies by this value, all other models divide by it.
         scale *= value if config.model_type == "hyperclovax" else 1 / value
-    layer: Any = model.get_output_embeddings()
-    return Head(layer.weight, layer.bias, scale)
+    return scale
+
+
+@torch.no_grad()
+def _is_equal(candidate: Head, head: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a linear head gives the logits of the model, for logits of ordinary size and of about 1000."""
+    weight = candidate.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    with torch.autocast(weight.device.type, enabled=False):
+        largest = float(candidate(hidden).abs().max())
+        for factor in (1.0, 1e3 / largest if largest > 0 else 1.0):
+            expected = candidate(hidden * factor).double()
+            try:
+                logits = head(hidden * factor).double()
+            except RuntimeError:  # a layer before the projection takes hidden states of another size
+                return False
+            tolerance = 16 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+            if logits.shape != expected.shape or not bool(((logits - expected).abs() <= tolerance).all()):
+                return False
+    return True
 
 
 @contextmanager
 def recorded_hidden(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """A context manager that collects the last hidden states of every forward pass of `model`, with gradient."""
     states: list[Tensor] = []
-    decoder: Any = model.get_decoder()
-    handle = decoder.register_forward_hook(lambda _module, _arguments, output: states.append(output.last_hidden_state))
+    handle = decoder_of(model).register_forward_hook(
+        lambda _module, _arguments, output: states.append(output.last_hidden_state)
+    )
     try:
         yield states
     finally:
@@ -164,13 +270,12 @@ def recorded_hidden(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 def last_hidden(model: PreTrainedModel, ids: Tensor, attention: Tensor) -> Tensor:
     """The last hidden states of a forward pass, shape (batch, time, d), without gradient."""
-    decoder: Any = model.get_decoder()
     with torch.no_grad():
-        return decoder(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        return decoder_of(model)(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
 
 
 def completion_kl(
-    policy: Head, hidden: Tensor, reference: Head, ref_hidden: Tensor, mask: Tensor, *, temperature: float
+    policy: AnyHead, hidden: Tensor, reference: AnyHead, ref_hidden: Tensor, mask: Tensor, *, temperature: float
 ) -> Tensor:
     """KL(policy || reference) of the next token at every completion token, exact over the vocabulary.
 
@@ -188,6 +293,9 @@ def completion_kl(
     """
     time = mask.shape[1]
     before = slice(-time - 1, -1)  # the hidden state of a token predicts the next token
+    if not (isinstance(policy, Head) and isinstance(reference, Head)):
+        states = (hidden[:, before], policy, ref_hidden[:, before], reference)
+        return head_token_kl(*states, mask=mask, temperature=temperature)
     return linear_token_kl(
         (hidden[:, before] * policy.scale).to(policy.weight.dtype),
         policy.weight,
@@ -200,7 +308,7 @@ def completion_kl(
     )
 
 
-def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+def completion_log_prob(head: AnyHead, hidden: Tensor, ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
     """The log-probability of every completion token, without storing the logits of all positions.
 
     This equals `log_softmax(head(hidden) / temperature)` at the token ids.
@@ -216,11 +324,16 @@ def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *
         Nats, shape (batch, completion), zero where masked, differentiable.
     """
     time = mask.shape[1]
+    targets = torch.where(mask.bool(), ids[:, -time:], _IGNORED).flatten()
+    if not isinstance(head, Head):
+        return -_chunked_cross_entropy(head, hidden[:, -time - 1 : -1].flatten(0, 1), targets, temperature).view(
+            mask.shape
+        )
     states = (hidden[:, -time - 1 : -1] * (head.scale / temperature)).to(head.weight.dtype)
     loss = linear_cross_entropy(
         states.flatten(0, 1),
         head.weight,
-        torch.where(mask.bool(), ids[:, -time:], _IGNORED).flatten(),
+        targets,
         linear_bias=None if head.bias is None else head.bias * (head.scale / temperature),
         reduction="none",
         options=torch.nn.LinearCrossEntropyOptions(),
@@ -228,7 +341,24 @@ def completion_log_prob(head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, *
     return -loss.view(mask.shape)
 
 
-def completion_entropy(head: Head, hidden: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+def _chunked_cross_entropy(
+    head: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, temperature: float
+) -> Tensor:
+    """The cross-entropy at every row, 0 where the target is ignored; the logits are computed a chunk at a time."""
+
+    def chunk(rows: Tensor, targets: Tensor) -> Tensor:
+        logits = head(rows)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        return cross_entropy(logits, targets, ignore_index=_IGNORED, reduction="none")
+
+    pieces = [
+        checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in zip(rows.split(_CHUNK), targets.split(_CHUNK), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def completion_entropy(head: AnyHead, hidden: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
     """The entropy of the next-token distribution at every completion token: log V - KL(p || uniform).
 
     Args:
@@ -240,9 +370,14 @@ def completion_entropy(head: Head, hidden: Tensor, mask: Tensor, *, temperature:
     Returns:
         Nats, shape (batch, completion), zero where masked.
     """
-    uniform = Head(head.weight.new_zeros(len(head.weight), 1), None, 1.0)
+    if isinstance(head, Head):
+        size, dtype = len(head.weight), head.weight.dtype
+    else:
+        logits = head(hidden[0, :1])
+        size, dtype = logits.shape[-1], logits.dtype
+    uniform = Head(hidden.new_zeros(size, 1, dtype=dtype), None, 1.0)
     kl = completion_kl(head, hidden, uniform, hidden.new_zeros(*hidden.shape[:2], 1), mask, temperature=temperature)
-    return torch.where(mask.bool(), math.log(len(head.weight)) - kl, 0.0)
+    return torch.where(mask.bool(), math.log(size) - kl, 0.0)
 
 
 @torch.no_grad()

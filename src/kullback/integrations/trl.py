@@ -1,33 +1,67 @@
 """GRPO by TRL, with the KL of the policy held at a budget."""
 
 import copy
+import functools
+import logging
 import math
+import types
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from kullback.errors import BudgetError, MissingDependencyError
 
 try:
     import torch
+    from accelerate.utils import gather_object
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
     from trl import GRPOConfig, GRPOTrainer
-    from trl.trainer.utils import use_adapter
+    from trl.trainer.utils import FusedCausalLMOutput, create_model_from_path
 except ModuleNotFoundError as error:
-    if error.name not in ("torch", "transformers", "trl"):
+    if error.name not in ("torch", "transformers", "trl", "accelerate"):
         raise
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from kullback.budget.controllers import Controller, controller_from_dict, controller_to_dict
-from kullback.budget.displacement import scale_displacement
+from kullback.budget.controllers import (
+    Controller,
+    FixedBeta,
+    controller_config,
+    controller_from_dict,
+    controller_to_dict,
+)
+from kullback.budget.displacement import Float32Weights, scale_displacement
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
+from kullback.doctor.forward_pass import CompletionBatch
+from kullback.doctor.trl import doctor_batch
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
-from kullback.integrations.transformers import completion_kl, completion_log_prob, head_of, last_hidden, recorded_hidden
+from kullback.integrations.transformers import (
+    AnyHead,
+    Head,
+    completion_entropy,
+    completion_kl,
+    completion_log_prob,
+    decoder_of,
+    decoder_output,
+    head_of,
+    last_hidden,
+    model_head,
+    recorded_hidden,
+)
+from kullback.integrations.transformers_reference import (
+    Reference,
+    copy_for_reference,
+    evaluation_mode,
+    float32_weights,
+    has_half_precision,
+    reshard,
+)
 from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
@@ -35,7 +69,14 @@ from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 __all__ = ["BudgetGRPOTrainer"]
 
 _FORMER_CALLBACK = "_BudgetHolder"  # the key of the state in checkpoints that were saved before the class was renamed
+_LARGEST_KL_AT_START = 1e-4  # nats; equal weights give exactly 0
 _HELD_OUT_STEPS = 8  # the number of optimizer steps for which a held-out completion is used
+_FINGERPRINT_TOKENS = 8  # whose log-probabilities identify a reference ...
+_FINGERPRINT_ERROR = 0.01  # ... up to this difference in nats, which covers another device; tenfold for 16 bits
+# Findings about the training mode or about padding, which do not change the KL that the trainer measures.
+_TOLERATED_FINDINGS = ("dropout", "padding-moves-positions")
+
+_logger = logging.getLogger(__name__)
 
 
 class BudgetGRPOTrainer(GRPOTrainer):
@@ -46,21 +87,39 @@ class BudgetGRPOTrainer(GRPOTrainer):
     whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
     after every step, the learning rate of the next step and the displacement of the weights from the reference.
 
-    Two methods of the base class are wrapped: the constructor and `compute_loss`. The controller's state is saved in
-    the checkpoints with the trainer's own.
+    The reference is the model as it is passed, with its weights in memory. For a PEFT model of any kind, it is the same
+    model with the initial values of all trainable weights, so that no second model is in memory; for other models, the
+    trainable weights are copied. All trainable weights are measured and scaled.
+
+    The KL is measured in evaluation mode. If training mode changes the hidden states (dropout), this takes another
+    forward and backward pass for each batch; `disable_dropout=True` avoids it. The effect of a step on the KL is
+    measured in float32, also under autocast and for weights in bfloat16, whose rounding would hide it. For trainable
+    weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
+    rounding accumulate.
+
+    Three methods of the base class are wrapped: the constructor, `create_optimizer` and `compute_loss`. The
+    controller's state is saved in the checkpoints with the trainer's own.
 
     Args:
-        model: As for `GRPOTrainer`. TRL loads the reference from the path of the model, so that a model object must
-            have been saved before.
+        model: As for `GRPOTrainer`.
         reward_funcs: As for `GRPOTrainer`.
         args: A `GRPOConfig` whose `beta` (the coefficient of TRL's own penalty) is 0 or not set.
         budget: The controller. None: the KL is measured but not controlled. A `KLBudget` sets beta and acts on the
             weights; other controllers set only beta, once per step, from the KL per token.
+        ref_model: A reference model or its path, if it is not `model` itself. Its weights must have the names and
+            shapes of the policy's trainable weights, or it must compute what `model` computes when it is passed.
+        preflight: Whether the checks of `kullback.doctor` that need one batch run before the first step. An error is
+            raised as BudgetError; a warning is logged.
+        resume_budget: What happens when training resumes from a checkpoint whose budget differs from `budget`:
+            "refuse" raises BudgetError, "given" continues with `budget` and with the measurements of the checkpoint,
+            "saved" continues with the budget of the checkpoint. Budgets in different units are always refused.
         **kwargs: As for `GRPOTrainer`.
 
     Raises:
-        BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the weights are sharded, or
-            the model takes images.
+        BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
+            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in mixed precision, the model takes images, or the adapter
+            consists of prompts. Also raised by `train()`, for the findings of `preflight` and for a budget that differs
+            from the checkpoint's.
 
     Example:
         >>> import tempfile
@@ -89,6 +148,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
         args: GRPOConfig | None = None,
         *,
         budget: Controller | None,
+        ref_model: Any = None,
+        preflight: bool = True,
+        resume_budget: Literal["refuse", "given", "saved"] = "refuse",
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else GRPOConfig("budget-grpo", beta=0.0)
@@ -96,33 +158,148 @@ class BudgetGRPOTrainer(GRPOTrainer):
             raise BudgetError(
                 f"expected GRPOConfig.beta = 0, got {args.beta}: the budget sets the coefficient of the KL penalty"
             )
-        args.beta = 1.0  # with 0 TRL would not build the reference
+        if args.sync_ref_model:
+            raise BudgetError("expected GRPOConfig.sync_ref_model = False: a budget needs a reference that is fixed")
+        if resume_budget not in ("refuse", "given", "saved"):
+            raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
         super().__init__(model, reward_funcs, args, **kwargs)
-        self.beta = 0.0
-        if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._is_vlm or self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise BudgetError(
-                "expected a text model whose weights are whole on each process; FSDP, ZeRO and image models are not "
-                "supported, use plain data parallelism"
+                "expected a text model whose weights are whole on each process or sharded by FSDP2; FSDP1, ZeRO and "
+                "image models are not supported, use fsdp_version: 2 or plain data parallelism"
             )
         self.budget, self.unit = budget, getattr(budget, "unit", "token")
         if self.unit not in ("token", "sequence"):
             raise BudgetError(f"expected a budget per 'token' or 'sequence' of completions, got {self.unit!r}")
+        self.preflight, self.resume_budget = preflight, resume_budget
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        self.has_given_reference = ref_model is not None
+        if self.is_fsdp_enabled:
+            if self.accelerator.mixed_precision != "no":
+                raise BudgetError(
+                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
+                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
+                    "data parallelism, where it is measured in float32"
+                )
+            _require_shardable(policy, ref_model)
+        else:
+            self.ref_model = _reference_model(policy, ref_model)
+        if self.ref_model is not None:
+            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
         self._controller = _BudgetCallback(self)
         self.add_callback(self._controller)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer, which acts on float32 copies of trainable weights of lower precision."""
+        optimizer = super().create_optimizer(model)
+        self._controller.copies.replace_in(optimizer)
+        return optimizer
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Store the reference of sharded weights before the weights of a checkpoint replace it."""
+        self._controller.store_sharded_reference()
+        super()._load_from_checkpoint(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
-        policy = self._controller.policy
+        controller = self._controller
+        policy = controller.policy
+        if controller.needs_preflight and policy.training:
+            controller.run_preflight(inputs)
+        # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
+        ref_hidden = controller.ref_hidden(inputs) if policy.training else None
         with recorded_hidden(policy) as states:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        scored = self._controller.score(inputs, states[-1])
-        if policy.training:
-            self._controller.record(inputs, scored)
+        if ref_hidden is not None:
+            hidden = controller.evaluation_hidden(inputs, states[0])
+            scored = controller.score(inputs, hidden, ref_hidden)
+            controller.record(inputs, scored)
             if self.budget is not None:
-                loss = loss + self.budget.beta * self._controller.penalty(inputs, scored, states[-1])
+                loss = loss + self.budget.beta * controller.penalty(inputs, scored, hidden)
         return loss
+
+
+def _require_shardable(policy: Any, ref_model: Any) -> None:
+    """Raise BudgetError unless the KL of a policy can be measured and controlled when FSDP2 shards it."""
+    if ref_model is not None:
+        raise BudgetError("expected no ref_model under FSDP2: the reference is the policy with its initial weights")
+    if _has_dropout(policy):
+        raise BudgetError("expected a model without dropout under FSDP2: set GRPOConfig.disable_dropout=True")
+    if any(weight.dtype != torch.float32 for weight in policy.parameters() if weight.requires_grad):
+        raise BudgetError("expected trainable weights in float32 under FSDP2: load the model with dtype=torch.float32")
+
+
+def _reference_model(policy: Any, given: Any) -> Any:
+    """The separate model of the reference; None if it is the policy with its initial trainable weights."""
+    if isinstance(given, str):
+        attention = policy.config._attn_implementation
+        given = create_model_from_path(given, dtype=policy.dtype, attn_implementation=attention)
+    if given is not None:
+        trained = {weight.data_ptr() for weight in policy.parameters() if weight.requires_grad}
+        shared = [name for name, weight in given.named_parameters() if weight.data_ptr() in trained]
+        if shared:
+            raise BudgetError(
+                f"expected a reference with weights of its own, got one that shares {shared[0]} with the policy and "
+                "would change with it: pass copy.deepcopy(model) as ref_model"
+            )
+        return given.requires_grad_(False).eval()
+    # The modules of a model on several devices have functions that move their inputs, which cannot be copied.
+    is_on_one_device = len(set((getattr(policy, "hf_device_map", None) or {}).values())) < 2
+    return copy_for_reference(policy) if is_on_one_device and not hasattr(policy, "peft_config") else None
+
+
+@torch.no_grad()
+def _is_fused_head_exact(model: Any, temperature: float) -> bool:
+    """Whether TRL's fused output head gives the log-probabilities of the model, for logits of any size.
+
+    TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration.
+    """
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    head = model_head(model)
+    with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
+        hidden = last_hidden(model, ids, torch.ones_like(ids))
+        largest = float(head(hidden[0]).abs().max())
+        for factor in (1.0, 1e3 / largest if largest > 0 else 1.0):
+            logits = head(factor * hidden[0, :-1]).double() / temperature
+            try:
+                with decoder_output(model, factor * hidden):
+                    fused = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0].double()
+            except (RuntimeError, AttributeError):  # the last layer is no `torch.nn.Linear`, or has another input
+                return False
+            tolerance = 64 * torch.finfo(model.dtype).eps * max(1.0, float(logits.abs().max()))
+            if not bool(((fused - _log_probs(logits, ids[0, 1:])).abs() <= tolerance).all()):
+                return False
+    return True
+
+
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
+    """Replace TRL's fused output head, `forward(fused_lm_head=True)`, by a function that uses the model's own head."""
+    former = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return former(*args, labels=labels, **kwargs)
+        if kwargs.get("output_router_logits"):
+            raise BudgetError("expected router_aux_loss_coef = 0 for a model whose output head is not linear")
+        kwargs["use_cache"] = False
+        hidden = decoder_of(self)(*args, **kwargs).last_hidden_state
+        mask = labels[:, 1:] != -100
+        log_probs = completion_log_prob(head, hidden, labels.clamp(min=0), mask, temperature=temperature)
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / mask.sum().clamp(min=1),
+            log_probs=log_probs,
+            entropy=completion_entropy(head, hidden, mask, temperature=temperature),
+            label_mask=mask,
+        )
+
+    model.forward = types.MethodType(forward, model)
 
 
 class _BudgetCallback(TrainerCallback, ExportableState):
@@ -130,18 +307,100 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: BudgetGRPOTrainer) -> None:
         self.trainer = trainer
-        self.policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-        self.is_adapter = trainer.ref_model is None  # TRL disables an adapter instead of loading a second model
-        if self.is_adapter:
-            self.policy = self.reference = self.policy.get_base_model()
-            self.anchors = {name: weight.detach().clone() for name, weight in self._trained_weights()}
-        else:
-            self.reference = trainer.accelerator.unwrap_model(trainer.ref_model)
-        # TRL refuses an adapter on the head, so that the head is the same object with the adapter on or off.
-        self.head, self.ref_head = head_of(self.policy), head_of(self.reference)
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        self.model, self.policy = model, model
+        if hasattr(model, "peft_config"):
+            if any(config.is_prompt_learning for config in model.peft_config.values()):
+                raise BudgetError(
+                    "expected an adapter of the weights, got prompts that are trained (prompt, prefix or P-tuning), "
+                    "which hidden states of the base model do not contain; use LoRA or another adapter of the weights"
+                )
+            self.policy = model.get_base_model()
+        if trainer.args.fp16 and any(w.dtype == torch.float16 for w in model.parameters() if w.requires_grad):
+            raise BudgetError(
+                "expected float32 weights with fp16=True, got float16, whose gradients cannot be unscaled; load the "
+                "model in float32, and its forward pass runs in float16"
+            )
+        separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+        self.is_sharded = trainer.is_fsdp_enabled
+        self.reference = Reference(model, separate)
+        self.copies = Float32Weights(self.reference.weights)
+        self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
+        with evaluation_mode(self.policy):
+            self.head = head_of(self.policy)
+        self.ref_head = self._reference_head(separate)
+        if not _is_fused_head_exact(self.policy, trainer.temperature):
+            _add_exact_head(self.policy, self.head, trainer.temperature)
+        self.ref_log_probs = self._ref_log_probs()
+        if self.is_sharded:
+            if not isinstance(self.head, Head):
+                raise BudgetError(
+                    f"expected a linear output head under FSDP2, got the head of {type(self.policy).__name__}; use "
+                    "plain data parallelism"
+                )
+            names = {id(weight): name for name, weight in model.named_parameters()}
+            self.head_names = [names.get(id(weight)) for weight in (self.head.weight, self.head.bias)]
+            self.head_scale = self.head.scale
+            # These are the whole weights, which are stored as shards when the policy has been sharded.
+            del self.reference, self.head, self.ref_head
+        # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
+        self.has_one_mode: bool | None = None
+        self.needs_preflight, self.has_trained = False, False
         self.step = BudgetStep(self.scale_displacement, self)
         self.learning_rates = ExitStack()
         self.reset()
+
+    def _reference_head(self, separate: Any) -> AnyHead:
+        if separate is not None:
+            return head_of(separate)
+        head, anchor = self.head, self.reference.anchor
+        if isinstance(head, Head):
+            return Head(anchor(head.weight), anchor(head.bias), head.scale)  # type: ignore[arg-type]
+
+        def ref_head(hidden: Tensor) -> Tensor:
+            with self.reference.active():
+                return head(hidden)
+
+        return ref_head
+
+    @torch.no_grad()
+    def _ref_log_probs(self) -> list[float]:
+        """The reference's log-probabilities of fixed tokens, by which a checkpoint identifies its reference."""
+        size = self.policy.config.get_text_config().vocab_size
+        ids = torch.arange(1, _FINGERPRINT_TOKENS + 2, device=self.policy.device)[None] % size
+        with evaluation_mode(self.policy):
+            hidden = self._ref_hidden(ids, torch.ones_like(ids), ids[:, 1:])[0, :-1]
+            return _log_probs(self.ref_head(hidden).float(), ids[0, 1:]).tolist()
+
+    def store_sharded_reference(self) -> None:
+        """Store the initial values of the trainable weights after FSDP2 has sharded the policy."""
+        if not self.is_sharded or hasattr(self, "reference"):
+            return
+        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self.reference = Reference(self.model)
+
+    def gather_heads(self) -> None:
+        """Gather the output heads of the policy and of the reference, 2 V d numbers on each process, for a measurement.
+
+        The weight of the policy's head is the gathered weight, through which FSDP2 receives its gradient.
+        """
+        if not self.is_sharded:
+            return
+        modules = dict(self.model.named_modules())
+        present: list[Any] = []
+        for name in self.head_names:
+            if name is None:
+                present.append(None)
+                continue
+            module, _, attribute = name.rpartition(".")
+            if isinstance(getattr(modules[module], attribute), DTensor):
+                owner = modules[module] if isinstance(modules[module], FSDPModule) else self.model
+                owner.unshard()
+            present.append(getattr(modules[module], attribute))
+        anchors = [None if name is None else self.reference.whole_anchor(name) for name in self.head_names]
+        self.head = Head(present[0], present[1], self.head_scale)
+        weight, bias = (now if anchor is None else anchor for now, anchor in zip(present, anchors, strict=True))
+        self.ref_head = Head(weight, bias, self.head_scale)
 
     def reset(self) -> None:
         """Discard what was recorded."""
@@ -152,49 +411,121 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     # -- measurements --
 
-    def score(self, inputs: Mapping[str, Any], hidden: Tensor) -> HeldOutCompletions:
-        """Return the KL at every completion token of a batch, given the policy's hidden states on it."""
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        with self.trainer.accelerator.autocast(), self._as_reference():
-            ref_hidden = last_hidden(self.reference, ids, attention)[:, -mask.shape[1] - 1 :]
+    def evaluation_hidden(self, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
+        """Return the policy's hidden states in evaluation mode, with gradient, from the hidden states in training mode.
+
+        Where both modes compute the same, the given states are returned. This is tested on the first batch; a dropout
+        layer may have no effect on it, as in an adapter that is still 0, and rules this out too.
+        """
+        if self.is_sharded:
+            return hidden
+        if self.has_one_mode is None:
+            self.has_one_mode = not _has_dropout(self.model) and self._modes_agree(inputs, hidden)
+            if not self.has_one_mode:
+                _logger.warning(
+                    "Training mode changes the hidden states of the policy (dropout). The KL is measured in evaluation "
+                    "mode, by another forward and backward pass for each batch; set disable_dropout=True to avoid it."
+                )
+        if not self.has_one_mode:
+            ids, attention, _ = _completions(inputs)
+            with self._autocast(), evaluation_mode(self.policy):
+                output = decoder_of(self.policy)(input_ids=ids, attention_mask=attention, use_cache=False)
+            hidden = output.last_hidden_state
+        return hidden if isinstance(self.head, Head) else hidden.to(self.policy.dtype)
+
+    def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool:
+        """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel."""
+        ids, attention, mask = _completions(inputs)
+        with self._autocast(), evaluation_mode(self.policy):
+            other = last_hidden(self.policy, ids, attention)
+        counted = mask.bool()
+        first, second = (states[:, -mask.shape[1] - 1 : -1][counted].detach().float() for states in (hidden, other))
+        if not first.numel():
+            return False
+        precision = torch.bfloat16 if self.is_low_precision else hidden.dtype
+        return bool((first - second).abs().max() <= 2 * torch.finfo(precision).eps * first.abs().max())
+
+    def ref_hidden(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the reference's hidden states on a batch, from the position before the first completion token."""
+        with self._autocast():
+            return self._ref_hidden(*_completions(inputs))
+
+    def score(self, inputs: Mapping[str, Any], hidden: Tensor, ref_hidden: Tensor) -> HeldOutCompletions:
+        """Return the KL at every completion token of a batch, given the hidden states of policy and reference on it."""
+        ids, attention, mask = _completions(inputs)
+        self.gather_heads()
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
-        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight)
+        place = torch.arange(len(ids), device=ids.device)
+        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight, place)
 
     def record(self, inputs: Mapping[str, Any], scored: HeldOutCompletions) -> None:
         """Keep the KL of a micro-batch, gathered from every process, until the optimizer steps."""
-        self.newest = replace(scored, kl=scored.kl.detach())
         gather = self.trainer.accelerator.gather
         prompts = prompt_fingerprints(inputs["prompt_ids"], inputs["prompt_mask"])
-        sums, lengths = self.newest.kl.double().sum(dim=1), scored.mask.double().sum(dim=1)
-        self.batches.append((gather(sums), gather(lengths), gather(prompts)))  # type: ignore[arg-type]
+        kl, lengths = scored.kl.detach(), scored.mask.double().sum(dim=1)
+        all_lengths: Any = gather(lengths)
+        self.batches.append((gather(kl.double().sum(dim=1)), all_lengths, gather(prompts)))  # type: ignore[arg-type]
+        if bool((all_lengths > 0).any()):
+            self.newest = replace(scored, kl=kl)
 
     def penalty(self, inputs: Mapping[str, Any], scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return this process's share of the mean KL over the global batch, in the budget's unit."""
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps
         if trainer.unit == "sequence":
-            return (scored.kl.sum() + self._score_function_term(scored, hidden)) / (len(scored) * steps)
+            total = scored.kl.sum() + self._score_function_term(scored, hidden)
+            return total / (len(scored) * self._share_of_counted_sequences(scored) * steps)
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
 
+    def _share_of_counted_sequences(self, scored: HeldOutCompletions) -> float:
+        """The share of the generated completions that are not masked in full; 1 if there is none."""
+        trainer: Any = self.trainer
+        if not trainer.mask_truncated_completions:
+            return 1.0
+        batches = [_completions(inputs)[2] for inputs in trainer._buffered_inputs or ()] or [scored.mask]
+        counts = [sum(float(mask.any(dim=1).sum()) for mask in batches), float(sum(len(mask) for mask in batches))]
+        counted, total = trainer.accelerator.reduce(scored.kl.new_tensor(counts), reduction="sum").tolist()
+        return counted / total if counted else 1.0
+
     def _score_function_term(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return 0 with the gradient of the later tokens' KL through the probabilities of the tokens before them."""
-        log_prob = completion_log_prob(self.head, hidden, scored.ids, scored.mask, temperature=self.trainer.temperature)
+        with self._float32(), evaluation_mode(self.policy):
+            states = self.head, hidden, scored.ids, scored.mask
+            log_prob = completion_log_prob(*states, temperature=self.trainer.temperature)
         surrogate = (scored.centred_kl_to_go() * log_prob).sum()
         return surrogate - surrogate.detach()
 
-    def measured(self) -> tuple[Estimate, Estimate]:
-        """Return KL(policy || reference) per token and per sequence over the samples of one optimizer step."""
+    def measured(self) -> tuple[Estimate, Estimate] | None:
+        """Return KL(policy || reference) per token and per sequence over the samples of one optimizer step.
+
+        Completions without a token that counts are left out. None if there are no other completions.
+        """
         sums, lengths, prompts = (torch.cat(column).cpu().numpy() for column in zip(*self.batches, strict=True))
+        counted = lengths > 0
+        if not counted.any():
+            return None
+        sums, lengths, prompts = sums[counted], lengths[counted], prompts[counted]
         return kl_per_token(sums, lengths, prompts), kl_per_sequence(sums, prompts)
 
     def with_present_kl(self, completions: HeldOutCompletions) -> HeldOutCompletions:
-        """Return the same completions with their KL under the current weights."""
-        with self.trainer.accelerator.autocast(), torch.no_grad():
-            hidden = last_hidden(self.policy, completions.ids, completions.attention)
-            return replace(completions, kl=self._kl(hidden, completions.ref_hidden, completions.mask))
+        """Return the same completions with their KL under the current weights, in float32."""
+        ids, attention, mask = completions.ids, completions.attention, completions.mask
+        with self._float32(), torch.no_grad(), evaluation_mode(self.policy):
+            with self._float32_weights(self.policy, self.copies.copies()):
+                hidden = self._last_hidden(self.policy, ids, attention)
+            self.gather_heads()
+            measured = replace(completions, kl=self._kl(hidden, completions.ref_hidden, mask, float32=True))
+        reshard(self.model)
+        return measured
+
+    def in_float32(self, completions: HeldOutCompletions) -> HeldOutCompletions:
+        """Return the same completions with the reference's hidden states in float32."""
+        if not self.is_low_precision:
+            return completions
+        with self._float32(), self._float32_weights(self.reference.model or self.policy):
+            ref_hidden = self._ref_hidden(completions.ids, completions.attention, completions.mask)
+        return replace(completions, ref_hidden=ref_hidden)
 
     def remeasure(self) -> tuple[float, float, float]:
         """Return the held-out KL at the previous measurement, the KL now, and the relative error of their ratio."""
@@ -215,58 +546,191 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         variance: Any = trainer.accelerator.reduce(residuals, reduction="sum")
         return total_before / count, total_after / count, math.sqrt(float(variance)) / total_after
 
-    def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor) -> Tensor:
-        temperature = self.trainer.temperature
-        return completion_kl(self.head, hidden, self.ref_head, ref_hidden, mask, temperature=temperature)
+    def _ref_hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        """The reference's hidden states from the position before the first completion token."""
+        model: Any = self.policy if self.reference.model is None else self.reference.model
+        with self.reference.active(), evaluation_mode(model):
+            return self._last_hidden(model, ids, attention)[:, -mask.shape[1] - 1 :]
 
-    def _as_reference(self) -> Any:
-        """Return a context manager in which the forward pass of the policy computes the reference."""
-        if not self.is_adapter:
+    def _last_hidden(self, model: Any, ids: Tensor, attention: Tensor) -> Tensor:
+        """The last hidden states; sharded weights are gathered by a call of the whole model, not of its decoder."""
+        if not isinstance(self.model, FSDPModule):
+            return last_hidden(model, ids, attention)
+        with torch.no_grad(), recorded_hidden(self.policy) as states:
+            self.model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
+        return states[-1]
+
+    def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor, *, float32: bool = False) -> Tensor:
+        heads = self.head, self.ref_head
+        with self._float32(), evaluation_mode(self.policy):
+            if float32 and self.is_low_precision:
+                hidden, ref_hidden = hidden.float(), ref_hidden.float()
+                copies = self.copies.copies()
+                heads = (
+                    self._float32_head(self.head, self.policy, copies),
+                    self._float32_head(self.ref_head, self.reference.model or self.policy, {}),
+                )
+            elif not isinstance(self.ref_head, Head):
+                ref_hidden = ref_hidden.to((self.reference.model or self.policy).dtype)
+            states = heads[0], hidden, heads[1], ref_hidden, mask
+            return completion_kl(*states, temperature=self.trainer.temperature)
+
+    def _float32_head(self, head: AnyHead, model: Any, copies: Mapping[int, Tensor]) -> AnyHead:
+        """The head with float32 weights."""
+        if isinstance(head, Head):
+            weight, bias = (None if w is None else copies.get(id(w), w).float() for w in (head.weight, head.bias))
+            return Head(weight, bias, head.scale)  # type: ignore[arg-type]
+
+        def float32_head(hidden: Tensor) -> Tensor:
+            with self._float32_weights(model, copies):
+                return head(hidden)
+
+        return float32_head
+
+    def _autocast(self) -> Any:
+        """A context manager with the autocast of the trainer, whose cache would keep the weights of the policy."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.trainer.accelerator.mixed_precision)
+        if dtype is None:
             return nullcontext()
-        adapted: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return use_adapter(adapted, "ref" if "ref" in adapted.peft_config else None)
+        return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
+
+    def _float32(self) -> Any:
+        """A context manager without autocast."""
+        if self.trainer.accelerator.mixed_precision == "no":
+            return nullcontext()
+        return torch.autocast(self.policy.device.type, enabled=False)
+
+    def _float32_weights(self, model: Any, copies: Mapping[int, Tensor] | None = None) -> Any:
+        return float32_weights(model, copies) if self.is_low_precision else nullcontext()
+
+    # -- the checks before the first step --
+
+    def run_preflight(self, inputs: Mapping[str, Any]) -> None:
+        """Check the set-up on the first batch; raise BudgetError for an error, log a warning."""
+        if not all(gather_object([bool(_completions(inputs)[2].any())])):
+            return  # the next batch is checked
+        self.needs_preflight = False
+        if self.is_sharded:
+            self._require_zero_kl(inputs)
+            return
+        found = [
+            finding
+            for finding in doctor_batch(self.trainer, inputs)
+            if not (finding.name == "wrong-reference" and self._is_continued_from_reference)
+        ]
+        for finding in found:
+            if finding.severity == "warning" or finding.name in _TOLERATED_FINDINGS:
+                _logger.warning("%s", finding)
+        errors = [str(f) for f in found if f.severity == "error" and f.name not in _TOLERATED_FINDINGS]
+        errors = list(dict.fromkeys(gather_object(errors)))
+        if errors:
+            raise BudgetError(
+                "the budget would not be held in this set-up; preflight=False omits this check:\n" + "\n".join(errors)
+            )
+
+    @torch.no_grad()
+    def _require_zero_kl(self, inputs: Mapping[str, Any]) -> None:
+        """Raise BudgetError unless the KL of the sharded policy from its reference is 0 before the first step."""
+        if self.trainer.state.global_step > 0:
+            return
+        ids, attention, _ = _completions(inputs)
+        ref_hidden = self.ref_hidden(inputs)
+        with self._autocast():
+            hidden = self._last_hidden(self.policy, ids, attention)
+        largest = float(self.score(inputs, hidden, ref_hidden).kl.max())
+        reshard(self.model)
+        if not largest <= _LARGEST_KL_AT_START:
+            raise BudgetError(
+                f"expected the KL between the policy and its reference to be 0 before the first step, got "
+                f"{largest:.3g} nats at a token: the sharded weights differ from the weights that the trainer was given"
+            )
+
+    @property
+    def _is_continued_from_reference(self) -> bool:
+        """Whether the displacement is measured from a reference that was passed, so that a KL above 0 is intended."""
+        return self.trainer.has_given_reference and self.reference.is_counterpart
+
+    def as_reference(self) -> Any:
+        """Return a context manager in which the policy computes the reference, for a reference without a model."""
+        return self.reference.active()
+
+    @torch.no_grad()
+    def head_logits(self, batch: CompletionBatch) -> Tensor:
+        """Return the logits of the policy as the KL is computed from: the head applied to recorded hidden states."""
+        with evaluation_mode(self.policy):
+            hidden = last_hidden(self.policy, batch.ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 :]
+            return torch.stack([self.head(row) for row in hidden])
 
     # -- actuators --
 
     def scale_displacement(self, factor: float) -> None:
-        """Scale the displacement of the weights from the weights of the reference."""
-        if self.is_adapter:
-            names, weights = zip(*self._trained_weights(), strict=True)
-            scale_displacement(weights, [self.anchors[name] for name in names], factor)
-        else:
-            scale_displacement(self.policy.parameters(), self.reference.parameters(), factor)
-
-    def _trained_weights(self) -> Any:
-        return [(name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad]
+        """Scale the displacement of all trainable weights from the weights of the reference."""
+        weights = [self.copies.copy_of(weight) for weight in self.reference.weights]
+        scale_displacement(weights, self.reference.anchors, factor)
+        self.copies.round()
 
     # -- the trainer's events --
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.reset()
+        self.store_sharded_reference()
+        self.needs_preflight, self.has_one_mode = self.trainer.preflight, None
+        self.copies.read()
+        added = [n for n, w in self.model.named_parameters() if w.requires_grad and n not in self.reference.names]
+        if added:
+            raise BudgetError(
+                f"expected the trainable weights that the policy had when the trainer was created, got {added[0]} too: "
+                "its initial value is unknown; call requires_grad_ before the trainer is created"
+            )
         states = state.stateful_callbacks
         saved = states.get(type(self).__name__, states.get(_FORMER_CALLBACK, {})).get("attributes", {})
+        self._require_reference(saved.get("ref_log_probs"))
         if self.trainer.budget is not None and saved.get("budget"):
-            self.trainer.budget = controller_from_dict(saved["budget"])
+            former = controller_from_dict(saved["budget"])
+            self.trainer.budget = _resumed_budget(self.trainer.budget, former, self.trainer.resume_budget)
+
+    def _require_reference(self, saved: list[float] | None) -> None:
+        """Raise BudgetError unless the reference gives the log-probabilities that a checkpoint has stored."""
+        present = self.ref_log_probs
+        close = _FINGERPRINT_ERROR * (10 if has_half_precision(self.policy) else 1)
+        pairs = zip(saved or present, present, strict=False)
+        largest = max(abs(first - second) for first, second in pairs)
+        if largest > close or (saved is not None and len(saved) != len(present)):
+            raise BudgetError(
+                f"expected the reference of the checkpoint, got another: its log-probabilities differ by {largest:.3g} "
+                "nats; pass the model that the run started from as model, or as ref_model"
+            )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
-        token, sequence = self.measured()
+        self.copies.take_gradients()
+        estimates = self.measured()
         self.batches.clear()
         log = trainer._metrics["train"]
-        for name, estimate in (("token", token), ("sequence", sequence)):
-            log[kl_key(name)].append(estimate.value)
-            log[f"{kl_key(name)}_std_error"].append(estimate.std_error)
+        if estimates is None:
+            _logger.warning(
+                "Step %d: every completion is masked (mask_truncated_completions), so the KL was not measured; "
+                "training continues, and the budget is unchanged.",
+                state.global_step + 1,
+            )
+        else:
+            for name, estimate in zip(("token", "sequence"), estimates, strict=True):
+                log[kl_key(name)].append(estimate.value)
+                log[f"{kl_key(name)}_std_error"].append(estimate.std_error)
         if trainer.budget is None:
             return
         log["beta"].append(trainer.budget.beta)
-        estimate = token if trainer.unit == "token" else sequence
-        trainer.budget = trainer.budget.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
+        if estimates is not None:
+            estimate = estimates[trainer.unit == "sequence"]
+            trainer.budget = trainer.budget.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
         if isinstance(trainer.budget, KLBudget):
             scale = trainer.budget.learning_rate_scale
             self.learning_rates.enter_context(scaled_learning_rates(optimizer.param_groups, scale))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
+        self.has_trained = True
+        self.copies.round()
         if not isinstance(trainer.budget, KLBudget):
             return
         self.learning_rates.close()
@@ -277,13 +741,14 @@ class _BudgetCallback(TrainerCallback, ExportableState):
 
     def _apply(self, budget: KLBudget) -> float:
         """Scale the displacement, with the brake if there are held-out completions, and return the factor."""
-        if self.held_out is None:
+        if self.held_out is not None:
+            self.trainer.budget, factor = self.step.apply(budget)
+        else:
             factor = budget.displacement_scale
             self.scale_displacement(factor)
-        else:
-            self.trainer.budget, factor = self.step.apply(budget)
         if self.newest is not None:
             self._renew_held_out(self.newest)
+            self.newest = None
         return factor
 
     def _renew_held_out(self, newest: HeldOutCompletions) -> None:
@@ -292,14 +757,69 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
         effect of later steps on its KL is representative.
         """
-        size = (len(newest) + 1) // 2
+        accelerator = self.trainer.accelerator
+        size = (len(newest) * accelerator.num_processes + 1) // 2
+        sampling: Any = {"first": len(newest) * accelerator.process_index, "gather": accelerator.gather}
         if self.held_out is None:
-            self.held_out = self.with_present_kl(newest.sample_by_kl(size))
+            self.held_out = self.with_present_kl(self.in_float32(newest.sample_by_kl(size, **sampling)))
         else:
-            added = self.with_present_kl(newest.sample_by_kl(math.ceil(size / _HELD_OUT_STEPS)))
-            self.held_out = added.concatenate(self.held_out).take(slice(size))
+            count = math.ceil(size / _HELD_OUT_STEPS)
+            added = self.with_present_kl(self.in_float32(newest.sample_by_kl(count, **sampling)))
+            self.held_out = self.held_out.renewed(added, count, size)
 
     def state(self) -> dict[str, Any]:
         """Return the controller's state, which is saved in every checkpoint."""
         budget = self.trainer.budget
-        return {"args": {}, "attributes": {"budget": None if budget is None else controller_to_dict(budget)}}
+        saved = {"budget": None if budget is None else controller_to_dict(budget), "ref_log_probs": self.ref_log_probs}
+        return {"args": {}, "attributes": saved}
+
+
+def _completions(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """The token ids and the attention mask of prompts and completions, and the mask of the tokens that count."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return ids, attention, inputs["completion_mask"] * inputs.get("tool_mask", 1)
+
+
+def _has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a model has a dropout layer that is active in training mode."""
+    return any(isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
+
+
+def _settings(controller: Any, unit: str) -> dict[str, Any]:
+    """The settings of a controller, without values that it changes."""
+    settings = controller_config(controller, unit=unit)
+    if isinstance(controller, KLBudget):
+        settings["step_limit"] = controller.step_limit
+    elif not isinstance(controller, FixedBeta):
+        del settings["beta"]
+    return settings
+
+
+def _resumed_budget(given: Any, saved: Any, choice: str) -> Any:
+    """The controller with which training resumes: the saved controller, unless its settings differ from those given."""
+    units = [getattr(budget, "unit", "token") for budget in (given, saved)]
+    settings = [_settings(budget, unit) for budget, unit in zip((given, saved), units, strict=True)]
+    if settings[0] == settings[1]:
+        return saved
+    described = f"the budget {settings[0]} differs from the checkpoint's {settings[1]}"
+    if units[0] != units[1]:
+        raise BudgetError(f"{described}: a KL per {units[1]} is not a KL per {units[0]}; start a new run")
+    if choice == "refuse":
+        raise BudgetError(
+            f"{described}: pass resume_budget='given' to continue with the first, or 'saved' with the second"
+        )
+    if choice == "saved" or not (isinstance(given, KLBudget) and isinstance(saved, KLBudget)):
+        return saved if choice == "saved" else given
+    return replace(
+        saved,
+        target=given.target,
+        price=max(given.price_min, min(given.price_max, saved.price)),
+        price_min=given.price_min,
+        price_max=given.price_max,
+        gain=given.gain,
+        step_limit=given.step_limit,
+        # Both are shares of the target.
+        mean_log_kl_step=saved.mean_log_kl_step * min(1.0, saved.target / given.target),
+        rms_kl_step=saved.rms_kl_step * saved.target / given.target,
+    )

@@ -1,5 +1,7 @@
 """KL divergence between next-token distributions from hidden states, without storing the logits of all positions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -9,7 +11,7 @@ from kullback.errors import ShapeError
 from kullback.numerics.array_types import Float, Shaped
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature, require_tensors
 
-__all__ = ["linear_token_kl"]
+__all__ = ["head_token_kl", "linear_token_kl"]
 
 
 def linear_token_kl(
@@ -60,6 +62,82 @@ def linear_token_kl(
     """
     require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q)
     _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
+
+    def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
+        return logit_kl(*as_logits(linear(rows_p, weight_p, bias_p), linear(rows_q, weight_q, bias_q)), temperature)
+
+    inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
+    needs_gradient = torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs)
+    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk, needs_gradient=needs_gradient)
+
+
+def head_token_kl(
+    hidden_p: Float[Tensor, "*batch d"],
+    head_p: Callable[[Tensor], Tensor],
+    hidden_q: Float[Tensor, "*batch e"],
+    head_q: Callable[[Tensor], Tensor],
+    *,
+    mask: Shaped[Tensor, "*batch"] | None = None,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of the next-token distributions at every position, for output heads that are any functions.
+
+        KL = token_kl(head_p(hidden_p), head_q(hidden_q))
+
+    The heads are called for one chunk of positions at a time, and again for the gradient, so that the logits of at most
+    one chunk are in memory. `linear_token_kl` is the faster function for linear heads.
+
+    Args:
+        hidden_p: Shape (..., d): the inputs of p's output head.
+        head_p: The output head of p, a function from shape (n, d) to logits of shape (n, V). It must act on each
+            position alone. Parameters that it uses receive gradients.
+        hidden_q: Shape (..., e): the inputs of q's output head at the same positions; e may differ from d.
+        head_q: The output head of q over the same vocabulary.
+        mask: Shape (...), true (or nonzero) for the positions that count. Other positions are not computed; their
+            result and gradient are 0. None: all positions count.
+        temperature: The divisor of the logits, > 0.
+        chunk: The number of positions per chunk, >= 1.
+
+    Returns:
+        Shape (...), nats per position, float32 or float64. `inf` where a logit of q is -inf for a token and the logit
+        of p is not; nan where a logit is nan or +inf.
+
+    Raises:
+        ShapeError: The shapes do not match, or `chunk` is less than 1.
+        SupportError: The temperature is not a positive finite number.
+
+    Example:
+        >>> hidden, head = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> head_token_kl(hidden, lambda h: torch.tanh(h @ head.T), hidden, lambda h: torch.tanh(h @ head.T))
+        tensor([0., 0.])
+    """
+    _require_positions(hidden_p, hidden_q)
+
+    def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
+        if not len(rows_p):
+            return rows_p.sum(dim=-1, dtype=torch.promote_types(rows_p.dtype, torch.float32))
+        logits_p, logits_q = head_p(rows_p), head_q(rows_q)
+        if logits_p.shape != logits_q.shape:
+            raise ShapeError(
+                f"expected one vocabulary, got logits of shapes {tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
+            )
+        return logit_kl(*as_logits(logits_p, logits_q), temperature)
+
+    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk, needs_gradient=torch.is_grad_enabled())
+
+
+def _chunked(
+    chunk_kl: Callable[[Tensor, Tensor], Tensor],
+    hidden_p: Float[Tensor, "*batch d"],
+    hidden_q: Float[Tensor, "*batch e"],
+    mask: Shaped[Tensor, "*batch"] | None,
+    temperature: float,
+    chunk: int,
+    *,
+    needs_gradient: bool,
+) -> Float[Tensor, "*batch"]:
+    """The KL at the positions that count, by a function of one chunk of hidden states, recomputed for the gradient."""
     require_temperature(temperature)
     if chunk < 1:
         raise ShapeError(f"expected a chunk of at least 1 position, got {chunk}")
@@ -69,12 +147,6 @@ def linear_token_kl(
     if mask is not None:
         kept = as_mask(mask, shape).reshape(-1).nonzero().squeeze(-1)
         rows_p, rows_q = rows_p[kept], rows_q[kept]
-
-    def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
-        return logit_kl(*as_logits(linear(rows_p, weight_p, bias_p), linear(rows_q, weight_q, bias_q)), temperature)
-
-    inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
-    needs_gradient = torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs)
     # If the mask is false everywhere, there is one empty chunk, so that the result is differentiable with gradient 0.
     pieces = [
         checkpoint(chunk_kl, *rows, use_reentrant=False, preserve_rng_state=False)
@@ -110,6 +182,11 @@ def _require_shapes(
             f"expected one vocabulary, got weight_p with {weight_p.shape[0]} tokens and weight_q with "
             f"{weight_q.shape[0]}; pad or truncate the heads to the tokens that both models share"
         )
+    _require_positions(hidden_p, hidden_q)
+
+
+def _require_positions(hidden_p: Float[Tensor, "*batch d"], hidden_q: Float[Tensor, "*batch e"]) -> None:
+    """Raises ShapeError unless the hidden states have the same positions."""
     if hidden_p.shape[:-1] != hidden_q.shape[:-1]:
         raise ShapeError(
             "expected hidden_p and hidden_q at the same positions, got leading shapes "

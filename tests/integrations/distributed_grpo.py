@@ -1,0 +1,148 @@
+"""A short GRPO run within a KL budget, on one process or on several processes of one machine without a GPU.
+
+    python distributed_grpo.py OUT BACKEND [--resume]
+    python -m torch.distributed.run --nproc-per-node 2 distributed_grpo.py OUT BACKEND [--resume]
+
+BACKEND is "ddp" or "fsdp2". The completions depend on the prompt and on their place in the group only, so that runs on
+any number of processes see the same batches. OUT receives `rows.json` (the metrics of each step), `seen.json` (a
+checksum of the weights that each generation receives) and `weights.safetensors` (the whole weights at the end).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+_PROMPTS = 16
+_ROWS_PER_STEP = 8
+
+
+def use_fsdp2_without_gpu() -> None:
+    """Let accelerate shard by FSDP2 over gloo; it ignores the settings of FSDP on machines without an accelerator."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+    }
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def set_device(self: Any) -> None:
+        self.device = torch.device("cpu")
+
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
+    PartialState.set_device = set_device  # type: ignore[method-assign]
+
+
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """The whole weight, gathered from all processes if it is sharded."""
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
+
+
+def number_of_characters(completions: list[str], **_: Any) -> list[float]:
+    """A reward that differs between the completions of a group."""
+    return [len(set(text)) + 0.1 * len(text) for text in completions]
+
+
+def main() -> None:
+    """Train for 6 steps, or to the end from the checkpoint of step 3."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("backend", choices=["ddp", "fsdp2"])
+    parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.backend == "fsdp2":
+        use_fsdp2_without_gpu()
+
+    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
+    from trl import GRPOConfig
+
+    from kullback.budget.kl_budget import KLBudget
+    from kullback.integrations.trl import BudgetGRPOTrainer
+    from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
+
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    model: Any = make_model(tokenizer)
+    if options.tied:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    if options.lora:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    seen: list[float] = []
+
+    def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        seen.append(float(sum(whole(weight).double().square().sum() for weight in policy.parameters())))
+        counts: dict[str, int] = {}
+        completions = []
+        for prompt in prompts:
+            counts[prompt] = place = counts.get(prompt, -1) + 1
+            noise = hashlib.sha256(f"{prompt} {place}".encode()).digest()
+            completions.append([2 + byte % 10 for byte in noise[: 2 + noise[9] % 3]] + [tokenizer.eos_token_id])
+        return {
+            "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": completions,
+            "logprobs": None,
+        }
+
+    arguments = GRPOConfig(
+        str(options.output / "checkpoints"),
+        use_cpu=options.backend != "fsdp2",
+        bf16=False,
+        report_to="none",
+        per_device_train_batch_size=_ROWS_PER_STEP // processes,
+        num_generations=2,
+        max_completion_length=4,
+        max_steps=options.steps,
+        learning_rate=1e-2 if options.lora else 1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_steps=3,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = BudgetGRPOTrainer(
+        model,
+        number_of_characters,
+        arguments,
+        budget=KLBudget(0.01),
+        train_dataset=Dataset.from_list(prompt_rows(_PROMPTS, seed=0)),
+        processing_class=tokenizer,
+        rollout_func=generate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=options.resume or None)
+    weights = {
+        name: whole(weight) for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    }
+    if trainer.accelerator.is_main_process:
+        rows = [row for row in trainer.state.log_history if "beta" in row]
+        (options.output / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        (options.output / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
+        save_file(weights, options.output / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    main()

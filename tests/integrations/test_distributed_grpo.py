@@ -1,0 +1,114 @@
+"""GRPO within a KL budget on several processes: the same trajectory on 1, 2 and 4 processes, by DDP and by FSDP2."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "distributed_grpo.py"
+CONTROLLED = ("kl_policy_ref_per_token", "beta", "learning_rate_scale", "displacement_scale", "kl_filtered")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The metrics of each step, the weights at the end, and checksums of the weights that each generation received."""
+
+    rows: list[dict[str, Any]]
+    weights: dict[str, torch.Tensor]
+    seen: list[float]
+
+
+Run = Callable[..., Trained]
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+def train(output: Path, backend: str, processes: int, *options: str) -> Trained:
+    """Run the script in processes of their own."""
+    output.mkdir(parents=True, exist_ok=True)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(_free_port())]
+    words = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(output), backend, *options]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=500, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
+    return Trained(rows, load_file(output / "weights.safetensors"), seen)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A function that trains once for each combination of its arguments."""
+    done: dict[tuple[Any, ...], Trained] = {}
+
+    def run_once(backend: str, processes: int, *options: str) -> Trained:
+        key = (backend, processes, *options)
+        if key not in done:
+            done[key] = train(tmp_path_factory.mktemp("run"), *key)
+        return done[key]
+
+    return run_once
+
+
+def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> None:
+    assert [row["step"] for row in left.rows] == [row["step"] for row in right.rows]
+    for name in CONTROLLED:
+        assert [row[name] for row in left.rows] == pytest.approx([row[name] for row in right.rows], rel=1e-4, abs=1e-7)
+    assert left.weights.keys() == right.weights.keys()
+    for name, weight in left.weights.items():
+        torch.testing.assert_close(weight, right.weights[name], rtol=0, atol=tolerance, msg=name)
+    assert left.seen == pytest.approx(right.seen, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "processes", "options"),
+    [
+        ("ddp", 2, ()),
+        ("fsdp2", 2, ()),
+        ("fsdp2", 4, ()),
+        ("fsdp2", 2, ("--tied",)),
+        ("fsdp2", 2, ("--lora",)),
+    ],
+)
+def test_the_trajectory_does_not_depend_on_the_processes(
+    run: Run, backend: str, processes: int, options: tuple[str, ...]
+) -> None:
+    alone = run("ddp", 1, *options)
+    assert any(row["displacement_scale"] != 1.0 for row in alone.rows)  # the budget acts on the weights
+    assert_same(run(backend, processes, *options), alone)
+
+
+def test_generation_receives_the_scaled_weights(run: Run) -> None:
+    alone = run("ddp", 1)
+    assert len(set(alone.seen)) == len(alone.seen) == 6
+
+
+def test_a_resumed_run_under_fsdp2_is_the_uninterrupted_run(run: Run, tmp_path: Path) -> None:
+    whole = run("fsdp2", 2)
+    first = train(tmp_path, "fsdp2", 2, "--steps", "3")
+    assert len(first.rows) == 3
+    assert (tmp_path / "checkpoints" / "checkpoint-3").is_dir()
+    resumed = train(tmp_path, "fsdp2", 2, "--resume")
+    # The reference is the model at the start, and not the model of the checkpoint: the KL continues.
+    for name in CONTROLLED[:3]:
+        before_and_first = [row[name] for row in resumed.rows[:4]]
+        assert before_and_first == pytest.approx([row[name] for row in whole.rows[:4]], rel=1e-4, abs=1e-7), name
+    # TRL's checkpoints do not contain the held-out completions, so that later steps can differ.
+    assert [row["step"] for row in resumed.rows] == [row["step"] for row in whole.rows]
+    for row in resumed.rows[3:]:
+        assert row["kl_policy_ref_per_token"] < 0.02
+    shutil.rmtree(tmp_path)
