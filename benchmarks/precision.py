@@ -67,6 +67,7 @@ def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace,
         processing_class=tokenizer,
     )
     trainer.pop_callback(PrinterCallback)
+    trained: Any = trainer.model
     rewards = [prefix_found, exact_match]
     during = Evaluation(spread_rows(512), rewards, tokenizer, max_new_tokens=12, temperature=1.0)
     trainer.add_callback(UpdateByEvaluation(trainer, during, options.evaluate_every))
@@ -74,7 +75,7 @@ def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace,
     rows = [row for row in trainer.state.log_history if "reward" in row]
     late = rows[2 * len(rows) // 3 :]
     policy, ref_model = (AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32) for _ in range(2))
-    policy.load_state_dict({name: value.float() for name, value in trainer.model.state_dict().items()})
+    policy.load_state_dict({name: value.float() for name, value in trained.state_dict().items()})
     evaluation = Evaluation(spread_rows(1024), rewards, tokenizer, max_new_tokens=12, temperature=1.0, seed=1)
     measured, _ = evaluation.measure(policy, ref_model, step=options.steps)
     return [

@@ -37,7 +37,7 @@ def _table(file: str, name: str) -> str:
     source = ", ".join(
         [f"`{table['command']}`", table["date"], f"commit {table['commit']}", table["machine"], *versions]
     )
-    return f"{results.markdown((table['columns'], table['rows']))}\n\nMeasured by {', '.join(source)}."
+    return f"{results.markdown((table['columns'], table['rows']))}\n\nMeasured by {source}."
 
 
 def main() -> int:

@@ -143,11 +143,12 @@ def reshard(model: nn.Module) -> None:
 def _frozen_originals(policy: nn.Module) -> dict[int, Tensor]:
     """The frozen originals that PEFT keeps of the layers which it trains in full, by the id of the trained weight."""
     originals = {}
+    module: Any
     for module in policy.modules():
         if not (hasattr(module, "modules_to_save") and hasattr(module, "original_module")):
             continue
-        frozen = dict(module.original_module.named_parameters())  # type: ignore[union-attr]
-        for trained in module.modules_to_save.values():  # type: ignore[union-attr]
+        frozen = dict(module.original_module.named_parameters())
+        for trained in module.modules_to_save.values():
             for name, weight in trained.named_parameters():
                 original = frozen.get(name)
                 if original is not None and not original.requires_grad and torch.equal(original, weight):

@@ -571,7 +571,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                     self._float32_head(self.ref_head, self.reference.model or self.policy, {}),
                 )
             elif not isinstance(self.ref_head, Head):
-                ref_hidden = ref_hidden.to((self.reference.model or self.policy).dtype)
+                model: Any = self.reference.model or self.policy
+                ref_hidden = ref_hidden.to(model.dtype)
             states = heads[0], hidden, heads[1], ref_hidden, mask
             return completion_kl(*states, temperature=self.trainer.temperature)
 
