@@ -460,7 +460,8 @@ def test_a_policy_that_has_broken_says_so() -> None:
 
 def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None:
     own = {name for name, value in vars(BudgetPPO).items() if callable(value)}
-    assert own == {"__init__", "train", "_setup_model", "_excluded_save_params", "_get_torch_save_params"}
+    wrapped = {"train", "collect_rollouts", "set_parameters"}
+    assert own == {"__init__", "_setup_model", "_excluded_save_params", "_get_torch_save_params"} | wrapped
     model = trained(BudgetPPO, "CartPole-v1", budget=KLBudget(1e-3, unit="step"))
     assert not model.policy.optimizer._optimizer_step_pre_hooks
     assert not model.policy.optimizer._optimizer_step_post_hooks
@@ -471,6 +472,7 @@ def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None
         _Update(model).controlled_steps(),
     ):
         raise RuntimeError("on purpose")
-    assert "evaluate_actions" not in vars(model.policy)
+    assert not {"evaluate_actions", "_get_action_dist_from_latent"} & vars(model.policy).keys()
+    assert not {"_get_samples", "add"} & vars(model.rollout_buffer).keys()
     assert not model.policy.optimizer._optimizer_step_pre_hooks
     assert model.ent_coef == 0.0

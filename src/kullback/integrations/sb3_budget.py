@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from kullback.integrations.sb3_policies import differentiable_kl_per_state, kl_per_state, select_states
+from kullback.integrations.sb3_policies import ActionDistributions, States, action_distributions, select_states
 
 # isort: split
 import numpy as np
@@ -40,8 +40,6 @@ class PolicyConstraint:
         # The KL on the held-out states has no sampling error if the budget applies to the same states.
         self.is_exact = self.is_old or fixed_states is not None
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
-        policies = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
-        self.p, self.q = policies
         self.scales_weights = isinstance(self.controller, KLBudget)
         self.learning_rate_scales: list[float] = []
         self.displacement_scale = 1.0
@@ -49,8 +47,13 @@ class PolicyConstraint:
         if self.scales_weights:
             count = len(update.episodes)
             rows = np.linspace(0, count - 1, min(_HELD_OUT_STATES, count)).round().astype(int)
-            self.states = select_states(update.states, rows) if fixed_states is None else fixed_states
-            self.held_out = HeldOutMean(lambda: float(kl_per_state(self.p, self.q, self.states).double().mean()))
+            anchor = update.old if self.is_old else update.reference
+            self.states: States = select_states(update.states, rows)
+            self.anchor_distributions: ActionDistributions = anchor.rows(rows)
+            if fixed_states is not None:
+                self.states, reference_view = update.fixed_states
+                self.anchor_distributions = action_distributions(self.anchor, reference_view)
+            self.held_out = HeldOutMean(self._mean_kl)
             self.step = BudgetStep(self._scale_displacement, self.held_out)
 
     @property
@@ -62,10 +65,15 @@ class PolicyConstraint:
     def controller(self, controller: Controller) -> None:
         setattr(self.model, self.name, controller)
 
-    def penalty(self, obs: Any) -> Tensor:
-        """Return beta times the KL at each state of a minibatch, shape (states,)."""
-        kls = differentiable_kl_per_state(self.p, self.q, obs)
-        self.batch_kls = kls.detach().double()
+    def penalty(self, obs: Any, now: ActionDistributions) -> Tensor:
+        """Return beta times the KL at each state of a minibatch, shape (states,).
+
+        Args:
+            obs: The observations of the policy.
+            now: The policy's action distributions at these.
+        """
+        kls = self._kl_from_to(now, self._anchor_at(obs), ActionDistributions.kl_with_torch_gradient)
+        self.batch_kls = kls.detach().double().clamp(min=0.0)
         return self.controller.beta * kls
 
     def before_step(self) -> None:
@@ -97,6 +105,20 @@ class PolicyConstraint:
             record(f"train/displacement_scale{suffix}", self.displacement_scale)
         else:
             self.controller = self.controller.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
+
+    def _anchor_at(self, obs: Any) -> ActionDistributions:
+        """The anchor's action distributions at a minibatch of the rollout."""
+        rows, anchor = self.update.batch_rows, self.update.old if self.is_old else self.update.reference
+        return action_distributions(self.anchor, obs) if rows is None else anchor.rows(rows)
+
+    def _kl_from_to(self, now: ActionDistributions, anchor: ActionDistributions, kl: Any) -> Tensor:
+        """The KL at each state in the constraint's direction."""
+        return kl(anchor, now) if self.is_old else kl(now, anchor)
+
+    def _mean_kl(self) -> float:
+        """The mean KL over the held-out states."""
+        now = action_distributions(self.model.policy, self.states)
+        return float(self._kl_from_to(now, self.anchor_distributions, ActionDistributions.kl_to).double().mean())
 
     def _scale_displacement(self, factor: float) -> None:
         weights, anchors = (self.update.policy_weights(policy) for policy in (self.model.policy, self.anchor))
