@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from kullback.errors import BudgetError
@@ -35,15 +34,13 @@ from torch import Tensor
 from kullback.budget.controllers import Controller
 from kullback.budget.displacement import scale_displacement
 from kullback.budget.kl_budget import KLBudget
-from kullback.budget.kl_filter import KLFilter
-from kullback.budget.pull_response import PullExponent
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["BudgetPPO"]
 
-_MAX_SCALINGS = 8  # number of scalings of the displacement at the end of an update
-_TOLERANCE = 1.02  # an update whose KL ends below this multiple of its budget is not scaled again
+_MEASUREMENTS = 20  # number of measurements of the KL in one update
+_MAX_ROUNDS = 4  # number of times that two budgets are held one after the other at the end of an update
 
 
 class BudgetPPO(PPO):
@@ -258,9 +255,9 @@ def _states_of_reference(model: BudgetPPO, states: States) -> States:
         raw = flattened_states(model.rollout_buffer, recorded)
         if _shapes(raw) != _shapes(states):
             raise BudgetError(
-                f"expected VecNormalize as the outermost wrapper of the environment, whose observations have the "
-                f"shapes {_shapes(states)}, but the observations before normalisation have {_shapes(raw)}: the reference "
-                "normalises observations differently, and cannot be given these"
+                "expected VecNormalize as the outermost wrapper of the environment, but its observations have the "
+                f"shapes {_shapes(raw)}, and the policy's have {_shapes(states)}: the reference normalises "
+                "observations differently, and cannot be given the policy's"
             )
     return _normalized(raw, model.reference_statistics)
 
@@ -300,12 +297,7 @@ class _Update:
         self.batch_rows: np.ndarray[Any, Any] | None = None
         self.entropies: list[float] = []
         self.weights_before: list[Tensor] = []
-        if isinstance(model.old_budget, KLBudget):  # The displacement from the old policy starts at 0.
-            model.old_budget = replace(model.old_budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
         self.initial = None if self.reference is None else self.rollout_kl(self.policy_distributions(), self.reference)
-        if isinstance(model.budget, KLBudget) and self.initial is not None and model.reference_states is None:
-            # The states differ from the states of the last update; the controller must hold the KL on these states.
-            model.budget = model.budget.update_evaluation(self.initial.value, std_error=self.initial.std_error)
         names = ("budget", "old_budget")
         self.constraints = [PolicyConstraint(self, name) for name in names if getattr(model, name) is not None]
 
@@ -319,23 +311,23 @@ class _Update:
 
         buffer = model.rollout_buffer
         select, make_distribution = buffer._get_samples, self.policy._get_action_dist_from_latent
-        made: list[Any] = []
+        distributions: list[Any] = []
 
         def select_and_record(rows: Any, *args: Any, **kwargs: Any) -> Any:
             self.batch_rows = rows
             return select(rows, *args, **kwargs)
 
         def make_and_record(*args: Any, **kwargs: Any) -> Any:
-            made.append(make_distribution(*args, **kwargs))
-            return made[-1]
+            distributions.append(make_distribution(*args, **kwargs))
+            return distributions[-1]
 
         def evaluate_with_penalty(obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            made.clear()
+            distributions.clear()
             values, log_prob, entropy = evaluate(obs, actions)
             entropy = -log_prob if entropy is None else entropy
             self.entropies.append(float(entropy.detach().mean()))
             # The distributions of the loss are used again; a policy class with its own methods makes them once more.
-            now = ActionDistributions.of(made[-1] if made else self.policy.get_distribution(obs))
+            now = ActionDistributions.of(distributions[-1] if distributions else self.policy.get_distribution(obs))
             penalty = sum(constraint.penalty(obs, now) for constraint in self.constraints)
             return values, log_prob, weight * entropy - penalty
 
@@ -352,40 +344,34 @@ class _Update:
 
     @contextmanager
     def controlled_steps(self) -> Iterator[None]:
-        """Within the context, each `KLBudget` acts on every optimizer step."""
+        """Within the context, each `KLBudget` acts on the optimizer steps."""
         constraints = [constraint for constraint in self.constraints if constraint.scales_weights]
         if not constraints:
             yield
             return
+        batches = -(-len(self.episodes) // self.model.batch_size)
+        total = self.model.n_epochs * batches
+        interval = max(1, round(total / _MEASUREMENTS))
+        step, scale = 0, 1.0
 
         def before(*_: Any) -> None:
-            for constraint in constraints:
-                constraint.before_step()
+            nonlocal scale
             # The constraints share one step.
             scale = min(constraint.controller.learning_rate_scale for constraint in constraints)
             for constraint in constraints:
-                constraint.controller = replace(constraint.controller, learning_rate_scale=scale)
-            self.weights_before = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
+                constraint.learning_rate_scales.append(scale)
+            self.weights_before = []
+            if scale < 1.0:
+                self.weights_before = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
 
         def after(*_: Any) -> None:
-            # Equivalent to the factor on the learning rate, but for the actor alone.
-            scale = constraints[0].controller.learning_rate_scale
-            scale_displacement(self.policy_weights(self.policy), self.weights_before, scale)
-            if len(constraints) == 1:
-                constraints[0].after_step()
-                return
-            # The change of the KL by the step is measured before either constraint scales the displacement.
-            for constraint in constraints:
-                previous, now, error = constraint.held_out.remeasure()
-                constraint.controller = constraint.controller.after_step(
-                    previous, now, displacement_scale=1.0, std_error=error
-                )
-            for constraint in constraints:
-                constraint.after_step(step_is_known=True)
-                for other in constraints:
-                    if other is not constraint:
-                        previous, now = other.held_out.remeasure()[:2]
-                        other.controller = other.controller.after_brake(previous, now, factor=1.0)
+            nonlocal step
+            step += 1
+            if self.weights_before:  # Equivalent to the factor on the learning rate, but for the actor alone.
+                scale_displacement(self.policy_weights(self.policy), self.weights_before, scale)
+            if step % interval == 0 and step < total:
+                for constraint in constraints:
+                    constraint.after_interval(interval, is_late=2 * step > total)
 
         hooks = [
             self.policy.optimizer.register_step_pre_hook(before),
@@ -398,10 +384,14 @@ class _Update:
                 hook.remove()
 
     def end(self) -> None:
-        """Scale the update back to the old policy's budget if it exceeds it, update the controllers, and log."""
-        model, old = self.model, self.model.old_budget
-        if isinstance(old, KLBudget):
-            self._hold_rollout_kl(old.target)
+        """Scale the displacement until the KLs are at the budgets, update the controllers, and log."""
+        model = self.model
+        held = [constraint for constraint in self.constraints if constraint.scales_weights]
+        for _ in range(_MAX_ROUNDS):
+            # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
+            changes = [constraint.hold(may_increase=len(held) == 1) for constraint in held]
+            if len(held) < 2 or not any(changes):
+                break
         estimates = {"kl_old_policy_per_step": self.rollout_kl(self.old, self.policy_distributions())}
         if self.initial is not None:
             estimates["kl_policy_ref_per_step"] = self.initial
@@ -428,12 +418,3 @@ class _Update:
     def policy_weights(self, policy: ActorCriticPolicy) -> list[Tensor]:
         """Return the weights of a policy's actor."""
         return [policy.get_parameter(name) for name in self.actor]
-
-    def _hold_rollout_kl(self, target: float) -> None:
-        """Scale the actor's displacement until KL(old policy || policy) over the whole rollout is at the target."""
-        for _ in range(_MAX_SCALINGS):
-            kl = self.rollout_kl(self.old, self.policy_distributions()).value
-            if kl <= _TOLERANCE * target:
-                break
-            weights, anchors = (self.policy_weights(policy) for policy in (self.policy, self.model.old))
-            scale_displacement(weights, anchors, math.sqrt(target / kl))
