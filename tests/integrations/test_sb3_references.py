@@ -99,7 +99,8 @@ DICT = spaces.Dict({"a": spaces.Box(-np.inf, np.inf, (2,)), "b": spaces.Discrete
 
 @pytest.mark.parametrize("kind", ["other statistics", "no statistics", "frozen", "dictionary", "clipped"])
 def test_the_reference_acts_on_observations_normalised_by_its_own_statistics(kind: str) -> None:
-    space, keys = (DICT, {"norm_obs_keys": ["a"]}) if kind == "dictionary" else (None, {})
+    space = DICT if kind == "dictionary" else None
+    keys: dict[str, Any] = {"norm_obs_keys": ["a"]} if kind == "dictionary" else {}
     name = "MultiInputPolicy" if kind == "dictionary" else "MlpPolicy"
     theirs = normalised(space, **keys)
     reference = PPO(name, theirs, learning_rate=0.01, **SMALL).learn(256)
@@ -173,8 +174,9 @@ def test_a_saved_model_keeps_the_statistics_of_its_reference(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="differently"):
         model = BudgetPPO("MlpPolicy", normalised(), reference=reference, budget=FixedBeta(0.1), **SMALL).learn(128)
     model.save(tmp_path / "model.zip")
-    loaded = BudgetPPO.load(tmp_path / "model.zip", env=normalised(), device="cpu")
-    assert np.array_equal(loaded.reference_statistics.moments[None][0], theirs.obs_rms.mean)
+    loaded: Any = BudgetPPO.load(tmp_path / "model.zip", env=normalised(), device="cpu")
+    running: Any = theirs.obs_rms
+    assert np.array_equal(loaded.reference_statistics.moments[None][0], running.mean)
     for ours, saved in zip(loaded.reference.parameters(), reference.policy.parameters(), strict=True):
         assert torch.equal(ours, saved)
 
@@ -222,8 +224,8 @@ def test_a_recurrent_reference_is_refused(env: str) -> None:
 
 
 def test_a_policy_of_another_kind_is_refused() -> None:
-    masked = MaskablePPO("MlpPolicy", Masked(), **SMALL).policy_class
-    recurrent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", **SMALL).policy_class
+    masked: Any = MaskablePPO("MlpPolicy", Masked(), **SMALL).policy_class
+    recurrent: Any = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", **SMALL).policy_class
     with pytest.raises(BudgetError, match="policy without action masks"):
         BudgetPPO(masked, Masked(), budget=FixedBeta(1.0), **SMALL)
     with pytest.raises(BudgetError, match="policy without a recurrent state"):
@@ -319,7 +321,7 @@ def test_masked_and_plain_distributions_have_a_kl() -> None:
 
 @pytest.mark.parametrize("kind", ["budget", "old budget", "both", "rule", "none", "A2C", "VecNormalize"])
 def test_a_file_of_ppo_is_loaded_with_its_policy_as_the_reference(kind: str, tmp_path: Path) -> None:
-    step = {"unit": "step"}
+    step: Any = {"unit": "step"}
     arguments: dict[str, dict[str, Any]] = {
         "budget": {"budget": KLBudget(0.01, **step)},
         "old budget": {"old_budget": KLBudget(0.01, **step), "clip": None},
@@ -333,7 +335,7 @@ def test_a_file_of_ppo_is_loaded_with_its_policy_as_the_reference(kind: str, tmp
     settings = {"seed": 0, "device": "cpu", "n_steps": 64} if kind == "A2C" else SMALL
     plain = algorithm("MlpPolicy", env, **settings).learn(128)
     plain.save(tmp_path / "plain.zip")
-    model = BudgetPPO.load(tmp_path / "plain.zip", env=env, device="cpu", **arguments.get(kind, {}))
+    model: Any = BudgetPPO.load(tmp_path / "plain.zip", env=env, device="cpu", **arguments.get(kind, {}))
     for ours, saved in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
         assert torch.equal(ours, saved)
     has_reference = kind not in ("none", "old budget")
@@ -359,7 +361,7 @@ def test_a_given_reference_replaces_the_saved_reference(tmp_path: Path) -> None:
     first.save(tmp_path / "two.zip")
     for name in ("one.zip", "two.zip"):
         env = gymnasium.make("CartPole-v1")
-        model = BudgetPPO.load(tmp_path / name, env=env, reference=second, budget=FixedBeta(1.0), device="cpu")
+        model: Any = BudgetPPO.load(tmp_path / name, env=env, reference=second, budget=FixedBeta(1.0), device="cpu")
         for ours, given in zip(model.reference.parameters(), second.policy.parameters(), strict=True):
             assert torch.equal(ours, given)
         for ours, saved in zip(model.policy.parameters(), first.policy.parameters(), strict=True):
@@ -400,7 +402,8 @@ def test_both_budgets_are_measured_in_every_space(observations: str, actions: st
     env = DummyVecEnv([lambda: Shifted(space, ACTIONS[actions])] * 2)
     name = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     budgets = {"budget": KLBudget(0.02, unit="step"), "old_budget": KLBudget(0.005, unit="step")}
-    model = BudgetPPO(name, env, clip=None, learning_rate=1e-3, **budgets, **SMALL).learn(3 * 128, log_interval=None)
+    model: Any = BudgetPPO(name, env, clip=None, learning_rate=1e-3, **budgets, **SMALL)
+    model.learn(3 * 128, log_interval=None)
     obs: Any = model.rollout_buffer.observations
     parts = obs if isinstance(obs, dict) else {"obs": obs}
     states = {key: torch.as_tensor(np.asarray(values)) for key, values in parts.items()}
@@ -411,11 +414,12 @@ def test_both_budgets_are_measured_in_every_space(observations: str, actions: st
             *(d.distribution if isinstance(d.distribution, list) else [d.distribution] for d in (p, q)), strict=True
         )
         each = [kl_divergence(a, b) for a, b in pairs]
-    kl = sum((one if one.ndim == 1 else one.sum(-1)).double() for one in each)
+    kl = torch.stack([(one if one.ndim == 1 else one.sum(-1)).double() for one in each]).sum(0)
     got = logged(model)
     assert got["kl_old_policy_per_step"] == pytest.approx(float(kl.mean()), rel=2e-3, abs=1e-7)
     assert 0 < got["kl_old_policy_per_step"] < 1.021 * 0.005
     assert 0 < got["kl_policy_ref_per_step"] < 0.05
     model.save(tmp_path / "model.zip")
-    loaded = BudgetPPO.load(tmp_path / "model.zip", env=env, device="cpu").learn(128, log_interval=None)
+    loaded: Any = BudgetPPO.load(tmp_path / "model.zip", env=env, device="cpu")
+    loaded.learn(128, log_interval=None)
     assert math.isfinite(logged(loaded)["kl_policy_ref_per_step"])

@@ -116,12 +116,13 @@ class BudgetPPO(PPO):
         super().__init__(policy, env, clip_range=math.inf if clip is None else clip, **kwargs)
 
     @classmethod
-    def load(cls, path: Any, env: Any = None, **kwargs: Any) -> "BudgetPPO":
+    def load(cls, path: Any, env: Any = None, *args: Any, **kwargs: Any) -> "BudgetPPO":  # type: ignore[override]
         """Load a saved `BudgetPPO`, or a saved `PPO`, whose policy is then the reference of a `budget`.
 
         Args:
             path: A zip file that `save` wrote.
             env: As for `PPO.load`.
+            *args: As for `PPO.load`.
             **kwargs: As for `PPO.load`. Arguments of the constructor replace what was saved: budget, old_budget,
                 reference, reference_env, reference_states and clip.
 
@@ -134,7 +135,7 @@ class BudgetPPO(PPO):
         if "clip" in kwargs:
             clip = kwargs.pop("clip")
             kwargs["clip_range"] = math.inf if clip is None else clip
-        return super().load(path, env=env, **kwargs)
+        return super().load(path, env, *args, **kwargs)
 
     def train(self) -> None:
         """Update the policy on the collected rollout with the penalties in the loss, and hold the budgets."""
