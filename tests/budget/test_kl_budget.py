@@ -451,3 +451,38 @@ def test_a_state_that_was_saved_under_former_names_is_read() -> None:
     assert controller_from_dict({"kind": "KLBudget", **state}) == budget
     assert KLBudget.from_dict({**state, "unit": "latent"}).unit == "image"
     assert controller_from_dict({"kind": "RLlib", "target": 0.01, "beta": 0.3}) == RLlibController(0.01, 0.3)
+
+
+def test_the_price_changes_by_the_logarithm_of_a_measured_kl() -> None:
+    budget = KLBudget(0.1, price=0.01, gain=0.05)
+    for kl, steps, exponent in (
+        (0.2, 1, 0.05 * math.log(2)),
+        (0.05, 2, -0.1 * math.log(2)),
+        (0.2, 100, 0.12 * math.log(2)),
+        (1e9, 1, 0.05),
+        (0.0, 1, -0.05),
+        (-0.1, 1, -0.05),
+    ):
+        got = budget.update_price(kl, set_point=0.1, steps=steps)
+        assert got.price == pytest.approx(0.01 * math.exp(exponent), rel=1e-12)
+        assert replace(got, price=0.01) == budget
+    assert budget.update_price(0.1, set_point=0.1) == budget
+    for _ in range(100):
+        budget = budget.update_price(1.0, set_point=0.1, steps=10)
+    assert budget.price == budget.price_max
+
+
+def test_the_learning_rate_limits_the_measured_change_of_the_kl_in_a_step() -> None:
+    # Steps that change the KL by 10% of the target at the full learning rate, near the target.
+    budget = KLBudget(0.1, step_limit=0.02, learning_rate_scale=1.0)
+    for _ in range(100):
+        change = 0.1 * 0.1 * budget.learning_rate_scale * math.sqrt(4)
+        budget = budget.update_learning_rate_scale(0.1, 0.1 + change, steps=4)
+    assert budget.learning_rate_scale == pytest.approx(0.2, rel=1e-6)
+    # Below the target, the limit is larger by a factor of up to 5: at a KL of 0.02 times the scale s, the limit is
+    # 0.02 (1 + 4 (1 - 0.2 s)), and 0.1 s is equal to it at s = 1 / 1.16.
+    for _ in range(100):
+        change = 0.1 * 0.1 * budget.learning_rate_scale * math.sqrt(4)
+        budget = budget.update_learning_rate_scale(0.0, change, steps=4)
+    assert budget.learning_rate_scale == pytest.approx(1 / 1.16, rel=1e-6)
+    assert KLBudget(0.1).update_learning_rate_scale(0.1, 0.1, steps=2).learning_rate_scale == pytest.approx(0.144)

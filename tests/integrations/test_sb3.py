@@ -460,7 +460,8 @@ def test_a_policy_that_has_broken_says_so() -> None:
 
 def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None:
     own = {name for name, value in vars(BudgetPPO).items() if callable(value)}
-    assert own == {"__init__", "train", "_setup_model", "_excluded_save_params", "_get_torch_save_params"}
+    wrapped = {"train", "collect_rollouts", "set_parameters"}
+    assert own == {"__init__", "_setup_model", "_excluded_save_params", "_get_torch_save_params"} | wrapped
     model = trained(BudgetPPO, "CartPole-v1", budget=KLBudget(1e-3, unit="step"))
     assert not model.policy.optimizer._optimizer_step_pre_hooks
     assert not model.policy.optimizer._optimizer_step_post_hooks
@@ -471,6 +472,77 @@ def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None
         _Update(model).controlled_steps(),
     ):
         raise RuntimeError("on purpose")
-    assert "evaluate_actions" not in vars(model.policy)
+    assert not {"evaluate_actions", "_get_action_dist_from_latent"} & vars(model.policy).keys()
+    assert not {"_get_samples", "add"} & vars(model.rollout_buffer).keys()
     assert not model.policy.optimizer._optimizer_step_pre_hooks
     assert model.ent_coef == 0.0
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "normal"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_update_ends_at_a_binding_budget_for_every_seed(name: str, seed: int) -> None:
+    target, kls = 2e-3, []
+    model = BudgetPPO(
+        "MlpPolicy",
+        Toy(SPACES[name]),
+        old_budget=KLBudget(target, unit="step", price=5e-4),
+        clip=None,
+        n_steps=256,
+        learning_rate=2e-3,
+        seed=seed,
+        device="cpu",
+    )
+    for _ in range(6):
+        model.learn(256, log_interval=None, reset_num_timesteps=False)
+        states = torch.as_tensor(model.rollout_buffer.observations)
+        with torch.no_grad():
+            p, q = (one.get_distribution(states) for one in (model.old, model.policy))
+            kls.append(float(by_torch(p, q).double().mean()))
+    np.testing.assert_allclose(kls[2:], target, rtol=0.025)
+
+
+def test_an_update_that_cannot_reach_its_budget_is_not_extrapolated() -> None:
+    model = BudgetPPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        old_budget=KLBudget(10.0, unit="step", learning_rate_scale=1.0),
+        clip=None,
+        n_steps=128,
+        n_epochs=2,
+        seed=0,
+        device="cpu",
+    ).learn(512, log_interval=None)
+    got = seen(model)
+    assert got["kl_old_policy_per_step"] < 1.0
+    assert got["displacement_scale_old"] == 1.0
+    assert got["beta_old"] == pytest.approx(5e-4 / 10.0)
+
+
+@pytest.mark.parametrize("budgets", [("budget",), ("old_budget",), ("budget", "old_budget")])
+def test_the_distributions_of_the_anchors_are_computed_once_in_an_update(budgets: tuple[str, ...]) -> None:
+    model = BudgetPPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        n_steps=512,
+        batch_size=16,
+        seed=0,
+        device="cpu",
+        **{name: KLBudget(0.01, unit="step") for name in budgets},
+    )
+    calls = dict.fromkeys(("policy", "old", "reference"), 0)
+
+    def count(name: str, method: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return method(*args)
+
+        return counted
+
+    for name in calls:
+        policy = getattr(model, name)
+        if policy is not None:
+            policy.get_distribution = count(name, policy.get_distribution)
+    model.learn(512, log_interval=None)
+    assert calls["old"] == 1
+    assert calls["reference"] == ("budget" in budgets)
+    assert calls["policy"] < 60  # of 320 minibatches, whose distributions are taken from the loss

@@ -39,6 +39,7 @@ _OUTWARD_MAX = (
 )
 _OUTWARD_FROM = 0.8  # multiple of the target above which scaling may increase the KL
 _BRAKE_FROM = 1.2  # multiple of the target above which the brake acts
+_PRICE_CHANGE_MAX = 0.12  # largest gain of log(price) over several steps
 _OFFSET_MAX = 0.15  # largest |log| of the KL on the evaluation set over the KL on batches that is corrected
 
 # Names in states that were saved before a field was renamed.
@@ -209,6 +210,53 @@ class KLBudget:
         kl_filter = self.kl_filter.after_batch(observed_kl, std_error=std_error, count=count)
         updated = replace(self, kl_filter=kl_filter, learning_rate_scale=scale)
         return replace(updated, price=updated._next_price())
+
+    def update_price(self, observed_kl: float, *, set_point: float, steps: int = 1) -> Self:
+        """Update the price alone, with a KL that was measured without error after a number of optimizer steps.
+
+        price <- price exp(min(gain steps, 0.12) log(observed_kl / set_point)), with the logarithm within [-1, 1]
+
+        Args:
+            observed_kl: The KL in nats per unit, or its extrapolation; a KL of 0 or below counts as a small KL.
+            set_point: The KL at which the price is constant.
+            steps: The number of optimizer steps since the price was last changed.
+
+        Returns:
+            The new state.
+
+        Example:
+            >>> KLBudget(0.1).update_price(0.2, set_point=0.1, steps=2).price > KLBudget(0.1).price
+            True
+        """
+        log_error = math.log(observed_kl / set_point) if observed_kl > 0 else -1.0
+        change = min(self.gain * steps, _PRICE_CHANGE_MAX) * max(-1.0, min(1.0, log_error))
+        return replace(self, price=max(self.price_min, min(self.price_max, self.price * math.exp(change))))
+
+    def update_learning_rate_scale(self, before: float, after: float, *, steps: int) -> Self:
+        """Update the learning-rate scale alone, with the change of a KL that was measured without error.
+
+        The root-mean-square change in one step is limited to `step_limit` of the target near it, and to five times as
+        much far below it. The changes of several steps are taken as independent.
+
+        Args:
+            before: The KL in nats per unit before the steps.
+            after: The KL after them.
+            steps: The number of optimizer steps.
+
+        Returns:
+            The new state.
+
+        Example:
+            >>> KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale
+            0.02
+        """
+        step = min(1.0, abs(after - before) / self.target) / math.sqrt(steps)
+        rms_kl_step = _running_rms(self.rms_kl_step, step / self.learning_rate_scale)
+        step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * max(0.0, 1 - after / self.target))
+        scale = min(1.0, step_limit / max(rms_kl_step, 1e-300))
+        scale = min(scale, _LEARNING_RATE_GROWTH**steps * self.learning_rate_scale)
+        scale = max(scale, min(_LEARNING_RATE_MIN, self.learning_rate_scale))
+        return replace(self, rms_kl_step=rms_kl_step, learning_rate_scale=scale)
 
     def after_step(
         self, before: float, after: float, *, displacement_scale: float, std_error: float = math.nan

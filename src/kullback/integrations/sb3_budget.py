@@ -1,29 +1,47 @@
 """One KL constraint on a policy of stable-baselines3 during an update: a controller and its effect on the weights."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from kullback.integrations.sb3_policies import differentiable_kl_per_state, kl_per_state, select_states
+from kullback.integrations.sb3_policies import ActionDistributions, States, action_distributions
 
 # isort: split
-import numpy as np
-import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from kullback.budget.controllers import Controller
 from kullback.budget.displacement import scale_displacement
-from kullback.budget.kl_budget import KLBudget
-from kullback.budget.step import BudgetStep, HeldOutMean
+from kullback.budget.kl_budget import KLBudget, require_kl
+from kullback.budget.kl_filter import KLFilter
+from kullback.budget.pull_response import PullExponent
 from kullback.result import Estimate
 
 __all__ = ["PolicyConstraint"]
 
-_HELD_OUT_STATES = 256
+_TOLERANCE = 1.02  # an update ends at a KL below this multiple of its set point
+_MAX_SCALINGS = 8  # number of scalings of the displacement at the end of an update
+_OUTWARD_FROM = (
+    0.2  # share of the set point above which scaling may increase the KL to it, if the KL was lower before ...
+)
+_OUTWARD_FROM_HIGH = 0.05  # ... if the KL was above the set point within the update
+_LIMIT = 2.0  # multiple of the set point above which the displacement is scaled within an update
+_PRICE_JUMP = 1.5  # factor on the price after a measurement above that limit
+_STEP_CUT = 0.7  # factor on the learning rate after it ...
+_STEP_GROWTH = 1.2  # ... and its growth in one step, for at most _GROWTH_STEPS steps, after a measurement below it
+_GROWTH_STEPS = 4
+_LEAD = 1.0  # intervals by which the KL is extrapolated
+_HELD_FROM = 0.9  # share of the set point above which an update was held
+_OFFSET_GAIN = 0.3  # share of the difference between the KL on new states and the budget that is corrected at once
+_OFFSET_MAX = math.log(3.0)  # largest |log| of this correction
 
 
 class PolicyConstraint:
     """A constraint on KL(old policy || policy) or on KL(policy || reference) during one update of `BudgetPPO`.
+
+    A `KLBudget` changes beta at intervals within the update, by the KL over all states of the rollout, so that the
+    optimizer itself ends the update near the set point. At the end the displacement of the actor's weights is scaled
+    so that the KL is at the set point.
 
     Args:
         update: The update that it is a part of.
@@ -33,25 +51,22 @@ class PolicyConstraint:
     def __init__(self, update: Any, name: str) -> None:
         self.update, self.model, self.name = update, update.model, name
         self.is_old = name == "old_budget"
-        fixed_states = None if self.is_old else update.model.reference_states
         self.metric = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
-        if fixed_states is not None:
-            self.metric = "kl_policy_ref_per_reference_step"
-        # The KL on the held-out states has no sampling error if the budget applies to the same states.
-        self.is_exact = self.is_old or fixed_states is not None
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
-        policies = (self.model.old, self.model.policy) if self.is_old else (self.model.policy, self.model.reference)
-        self.p, self.q = policies
+        self.anchor_on_rollout: ActionDistributions = update.old if self.is_old else update.reference
+        self.states: States = update.states
+        self.anchor_distributions = self.anchor_on_rollout
+        self.has_fixed_states = not self.is_old and self.model.reference_states is not None
+        if self.has_fixed_states:
+            self.metric = "kl_policy_ref_per_reference_step"
+            self.states, view_of_reference = update.fixed_states
+            self.anchor_distributions = action_distributions(self.anchor, view_of_reference)
         self.scales_weights = isinstance(self.controller, KLBudget)
         self.learning_rate_scales: list[float] = []
         self.displacement_scale = 1.0
-        self.batch_kls = torch.empty(0)
+        self.highest_kl = 0.0  # within the update
         if self.scales_weights:
-            count = len(update.episodes)
-            rows = np.linspace(0, count - 1, min(_HELD_OUT_STATES, count)).round().astype(int)
-            self.states = select_states(update.states, rows) if fixed_states is None else fixed_states
-            self.held_out = HeldOutMean(lambda: float(kl_per_state(self.p, self.q, self.states).double().mean()))
-            self.step = BudgetStep(self._scale_displacement, self.held_out)
+            self._start_update()
 
     @property
     def controller(self) -> Any:
@@ -62,42 +77,128 @@ class PolicyConstraint:
     def controller(self, controller: Controller) -> None:
         setattr(self.model, self.name, controller)
 
-    def penalty(self, obs: Any) -> Tensor:
-        """Return beta times the KL at each state of a minibatch, shape (states,)."""
-        kls = differentiable_kl_per_state(self.p, self.q, obs)
-        self.batch_kls = kls.detach().double()
-        return self.controller.beta * kls
+    @property
+    def set_point(self) -> float:
+        """The KL at the end of the update for which the KL on the states of the next rollout is the budget."""
+        offset = max(-_OFFSET_MAX, min(_OFFSET_MAX, self.controller.kl_filter.offset))
+        return self.controller.target * math.exp(-offset)
 
-    def before_step(self) -> None:
-        """Update the controller with the KL of the minibatch."""
-        count = len(self.batch_kls)
-        if self.is_exact:
-            self.controller = self.controller.update(self.held_out.kl, std_error=0.0, count=count)
-        else:
-            error = float(self.batch_kls.std()) / math.sqrt(count) if count > 1 else math.nan
-            self.controller = self.controller.update(float(self.batch_kls.mean()), std_error=error, count=count)
-
-    def after_step(self, *, step_is_known: bool = False) -> None:
-        """Scale the displacement of the actor's weights, and apply the brake.
+    def penalty(self, obs: Any, now: ActionDistributions) -> Tensor:
+        """Return beta times the KL at each state of a minibatch, shape (states,).
 
         Args:
-            step_is_known: Whether the controller's state contains the change of the KL by the optimizer step already.
+            obs: The observations of the policy.
+            now: The policy's action distributions at these.
         """
-        self.learning_rate_scales.append(self.controller.learning_rate_scale)
-        self.controller, factor = self.step.apply(self.controller, step_is_known=step_is_known)
+        rows = self.update.batch_rows
+        anchor = action_distributions(self.anchor, obs) if rows is None else self.anchor_on_rollout.rows(rows)
+        return self.controller.beta * self._kl(now, anchor, ActionDistributions.kl_with_torch_gradient)
+
+    def mean_kl(self) -> float:
+        """The mean KL of the present policy, over all states of the rollout or over the fixed states."""
+        now = action_distributions(self.model.policy, self.states)
+        kl = float(self._kl(now, self.anchor_distributions, ActionDistributions.kl_to).double().mean())
+        require_kl(kl, self.metric)
+        return kl
+
+    def after_interval(self, steps: int, *, is_late: bool) -> None:
+        """Measure the KL after a number of optimizer steps, change the price, and scale the displacement if it is high.
+
+        Args:
+            steps: The number of steps since the last measurement.
+            is_late: Whether the second half of the update has begun. Before, the KL to the old policy is below its set
+                point in any case.
+        """
+        budget, kl, set_point = self.controller, self.mean_kl(), self.set_point
+        self.highest_kl = max(self.highest_kl, kl)
+        predicted = kl + _LEAD * (kl - budget.filtered_kl)
+        if predicted > set_point or is_late or not self.is_old:
+            budget = budget.update_price(predicted, set_point=set_point, steps=steps)
+        is_high = kl > _LIMIT * set_point
+        if is_high:  # A high price keeps the KL near its set point; scaling the displacement also removes progress.
+            budget = replace(budget, price=min(budget.price_max, _PRICE_JUMP * budget.price))
+        if self.is_old:
+            change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
+            budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
+        else:  # The KL on other states follows the KL on these states only if the steps are small.
+            budget = budget.update_learning_rate_scale(budget.filtered_kl, kl, steps=steps)
+        self.controller = replace(budget, kl_filter=_measured(budget.kl_filter, kl))
+        if is_high:
+            self.scale_to(set_point, kl)
+
+    def scale_to(self, set_point: float, kl: float) -> float:
+        """Scale the displacement of the actor's weights once, for the KL to be at the set point.
+
+        Args:
+            set_point: The KL in nats.
+            kl: The present KL.
+
+        Returns:
+            The KL after it.
+        """
+        factor = (set_point / kl) ** (1 / self.controller.pull_exponent.value)
+        weights, anchors = (self.update.policy_weights(policy) for policy in (self.model.policy, self.anchor))
+        scale_displacement(weights, anchors, factor)
         self.displacement_scale *= factor
+        after = self.mean_kl()
+        budget = self.controller
+        exponent = budget.pull_exponent
+        if factor != 1.0 and min(kl, after) > 0:
+            exponent = exponent.after_scaling(math.log(factor), math.log(after / kl))
+        self.controller = replace(budget, pull_exponent=exponent, kl_filter=_measured(budget.kl_filter, after))
+        return after
+
+    def hold(self, *, may_increase: bool) -> bool:
+        """Scale the displacement at the end of the update until the KL is at the set point.
+
+        Args:
+            may_increase: Whether a KL that is slightly short of a binding budget may be increased to it.
+
+        Returns:
+            Whether the weights were changed.
+        """
+        set_point, kl, first = self.set_point, self.mean_kl(), self.displacement_scale
+        least = (_OUTWARD_FROM_HIGH if self.highest_kl > set_point else _OUTWARD_FROM) * set_point
+        may_increase = may_increase and self.controller.status != "not binding" and kl > least
+        for _ in range(_MAX_SCALINGS):
+            if (set_point / _TOLERANCE <= kl or not may_increase) and kl <= _TOLERANCE * set_point:
+                break
+            kl = self.scale_to(set_point, kl)
+        self.controller = replace(self.controller, kl_filter=_measured(self.controller.kl_filter, kl))
+        return self.displacement_scale != first
 
     def end(self, estimate: Estimate) -> None:
         """Log the controller's outputs, and update a controller other than `KLBudget` with the KL of the update."""
         record, suffix = self.model.logger.record, "_old" if self.is_old else ""
         record(f"train/beta{suffix}", self.controller.beta)
         if self.scales_weights:
+            scales = self.learning_rate_scales or [self.controller.learning_rate_scale]
             record(f"train/kl_filtered{suffix}", self.controller.filtered_kl)
-            record(f"train/learning_rate_scale{suffix}", float(np.mean(self.learning_rate_scales)))
+            record(f"train/learning_rate_scale{suffix}", sum(scales) / len(scales))
             record(f"train/displacement_scale{suffix}", self.displacement_scale)
         else:
             self.controller = self.controller.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
 
-    def _scale_displacement(self, factor: float) -> None:
-        weights, anchors = (self.update.policy_weights(policy) for policy in (self.model.policy, self.anchor))
-        scale_displacement(weights, anchors, factor)
+    def _start_update(self) -> None:
+        """Reset the KL to the old policy, or correct the set point by the KL to the reference on the new states."""
+        budget = self.controller
+        if self.is_old:
+            self.controller = replace(budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
+            return
+        kl, kl_filter = self.mean_kl(), budget.kl_filter
+        was_held = budget.status != "not binding" and budget.filtered_kl > _HELD_FROM * self.set_point
+        if not self.has_fixed_states and was_held and kl > 0:
+            # The offset is log(KL on new states / KL on the states of the update). Integral control of the KL, not of
+            # its logarithm, makes the mean KL equal to the budget.
+            offset = kl_filter.offset + _OFFSET_GAIN * min(1.0, kl / budget.target - 1)
+            kl_filter = replace(kl_filter, offset=max(-_OFFSET_MAX, min(_OFFSET_MAX, offset)))
+        self.controller = replace(budget, kl_filter=_measured(kl_filter, kl))
+
+    def _kl(self, now: ActionDistributions, anchor: ActionDistributions, kl: Any) -> Tensor:
+        """The KL at each state in the constraint's direction."""
+        return kl(anchor, now) if self.is_old else kl(now, anchor)
+
+
+def _measured(kl_filter: KLFilter, kl: float) -> KLFilter:
+    """The state of the filter after a measurement without error."""
+    return replace(kl_filter, value=kl, rel_std_error=0.0, covariance=0.0)
