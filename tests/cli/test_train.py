@@ -150,8 +150,8 @@ def test_the_files_and_the_output_of_a_run(workdir: Path, tiny_model: Path, caps
     assert any(changed)
     assert AutoTokenizer.from_pretrained(run / "model")("1+2=")["input_ids"]
     assert not [path for path in (run / "model").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
-    assert "step 6/6" in done.stdout
-    assert "\x1b" not in done.stdout  # plain lines if the output is not a terminal
+    assert "step 6/6" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr  # plain lines if the output is not a terminal
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         keys = {re.sub("rewards/.*", "rewards/NAME", key) for row in rows_of(run / name) for key in row}
         assert keys <= documented_keys(), keys - documented_keys()

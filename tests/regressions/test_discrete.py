@@ -32,7 +32,7 @@ def test_argument_order_and_probabilities_passed_as_logs():
     assert kl_probs(q, p).item() == pytest.approx(0.035334910696915, rel=1e-13)
     with pytest.raises(NotNormalizedError, match="kl_probs takes probabilities"):
         kl_log_probs(p, q)
-    with pytest.raises(NotNormalizedError, match="logits to kl_logits"):
+    with pytest.raises(NotNormalizedError, match="kl_log_probs or kl_logits"):
         kl_probs(p.log(), q.log())
 
 

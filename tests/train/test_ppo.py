@@ -316,7 +316,7 @@ def test_a_policy_of_a2c_is_accepted(tmp_path: Path) -> None:
         ({"env": "Nothing-v0"}, "--env Nothing-v0"),
         ({"env": "no/such:Thing-v0"}, "--env no/such:Thing-v0"),
         ({"steps": 0}, "--steps: expected 1 or more, got 0"),
-        ({"seed": -1}, "--seed: expected 0 or more"),
+        ({"seed": -1}, "--seed: expected an integer from 0"),
         ({"evaluate_every": -1}, "--evaluate-every"),
         ({"clip": 0.0}, r"--clip: expected a finite number > 0, or none, got 0\.0"),
         ({"clip": float("nan")}, "--clip: expected a finite number > 0"),

@@ -207,7 +207,7 @@ OPTIONS = {
     ("--steps", "-3"): "--steps: expected 1 or more, got -3",
     ("--steps", "1e3"): "--steps",
     ("--evaluate-every", "-1"): "--evaluate-every: expected",
-    ("--nope", "1"): "unrecognized arguments",
+    ("--nope", "1"): "has no option --nope",
 }
 
 

@@ -84,6 +84,9 @@ def find_runs(path: Path) -> list[Path]:
         The run directories and TRL's output directories below `path`, sorted by name, where `path` is a directory
         that is not a run itself; otherwise `path` alone.
 
+    Raises:
+        InputError: A directory cannot be read.
+
     Example:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp())
