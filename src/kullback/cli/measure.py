@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kullback.cli.output import print_result, strict, table
-from kullback.errors import InputError, NoClosedFormError, NotNormalizedError, SupportError
+from kullback.errors import InputError, NotNormalizedError, SupportError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -375,18 +375,13 @@ def _measure_families(p: Any, q: Any, scale: float, error: float) -> dict[str, A
 def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
     """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate, or if they cannot be computed in float64."""
     from kullback.densities.entropy import entropy_of
-    from kullback.densities.from_families import in_float64
     from kullback.densities.resolve import resolve
-    from kullback.distributions import entropy
 
     try:
         density = resolve(p).density
         if density is None:
             return {}
-        try:
-            entropy_p = float(entropy(in_float64(p)))
-        except NoClosedFormError:
-            entropy_p = entropy_of(density)
+        entropy_p = entropy_of(density)
     except SupportError:
         return {}
     if math.isnan(entropy_p) or math.isnan(entropy_p + kl):

@@ -59,7 +59,7 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         for low, high in gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
             total = total.plus(_euler_maclaurin(p, q, low, high, error))
             if total.kl == inf:
-                return infinite_kl(total.warnings[-1], "tails")
+                return bounded_estimate(total, error, "tails")
     return bounded_estimate(total, error, "summation")
 
 
