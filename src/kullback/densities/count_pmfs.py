@@ -128,8 +128,8 @@ def _counts(
 ) -> Density:
     """The density of a log-probability on low, ..., high.
 
-    The anchors and the sampler are those of SciPy's frozen distribution; without it, the anchors follow from the mean
-    and the standard deviation in `moments`.
+    SciPy's frozen distribution gives the anchors and the sampler. Without it, the anchors follow from the mean and the
+    standard deviation in `moments`.
     """
     lower = middle = upper = nan if low < high else low
     if frozen is not None and low < high:
