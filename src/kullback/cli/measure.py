@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kullback.cli.output import print_result, strict, table
-from kullback.errors import InputError, NotNormalizedError
+from kullback.errors import InputError, NotNormalizedError, SupportError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -373,14 +373,17 @@ def _measure_families(p: Any, q: Any, scale: float, error: float) -> dict[str, A
 
 
 def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
-    """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate, or if they are nan."""
+    """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate, or if they cannot be computed in float64."""
     from kullback.densities.entropy import entropy_of
     from kullback.densities.resolve import resolve
 
-    density = resolve(p).density
-    if density is None:
+    try:
+        density = resolve(p).density
+        if density is None:
+            return {}
+        entropy_p = entropy_of(density)
+    except SupportError:
         return {}
-    entropy_p = entropy_of(density)
     if math.isnan(entropy_p) or math.isnan(entropy_p + kl):
         return {}
     kind = {} if density.discrete else {"entropy_kind": "differential"}

@@ -22,6 +22,8 @@ from kullback.numerics.phi import log_ratio, phi
 
 __all__: list[str] = []
 
+_LARGEST_COUNT = 2**24  # terms of a sum that are in memory at once
+
 
 @closed_form((f.Binomial, f.Binomial), (f.Bernoulli, f.Binomial), (f.Binomial, f.Bernoulli))
 def kl_binomial_binomial(xp: Any, p: Any, q: Any) -> Array:
@@ -115,6 +117,11 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "fixed length; pass the counts as constants"
         )
     last = max(float(xp.max(untracked(count))) for count in counts)
+    if last > _LARGEST_COUNT:
+        raise NoClosedFormError(
+            f"expected counts up to {_LARGEST_COUNT} for the sum over the counts, got {last:.6g}; "
+            "kullback.measure(p, q) sums larger ranges by the Euler-Maclaurin formula"
+        )
     return xp.arange(int(last) + 1, dtype=counts[0].dtype, device=device(counts[0]))
 
 

@@ -1,7 +1,7 @@
 """The integrals that quadrature and summation accumulate for KL(p || q), and the estimate that follows from them."""
 
 from itertools import pairwise
-from math import inf, isnan, log
+from math import inf, isfinite, isnan, log
 from typing import NamedTuple
 
 from kullback.densities.density import Density
@@ -54,7 +54,12 @@ def bounded_estimate(integrals: Integrals, error: float, method: str) -> Estimat
     value, bound = integrals.kl, integrals.kl_error + integrals.tail_error
     warnings = list(integrals.warnings)
     if value == inf:
-        return infinite_kl("; ".join(warnings), method)
+        if isfinite(bound) and warnings:
+            return infinite_kl("; ".join(warnings), method)
+        warnings = warnings or ["the integral exceeds the range of float64, or is infinite"]
+        return Estimate(
+            inf, error=inf, interval=(0.0, inf), method=method, status="unreliable", warnings=tuple(warnings)
+        )
     if integrals.tail_error > 0.01 * value:
         warnings.append("a part of the integral is closer to an end of the support than float64 resolves")
     masses = (("p", integrals.mass_p, integrals.tail_mass_p), ("q", integrals.mass_q, integrals.tail_mass_q))

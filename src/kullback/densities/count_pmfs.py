@@ -8,7 +8,7 @@ References:
 """
 
 from collections.abc import Callable
-from math import inf, log, pi
+from math import exp, inf, log, nan, pi
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from kullback.numerics.phi import phi
 
 __all__ = ["binomial", "hypergeometric", "negative_binomial", "poisson", "zipf", "zipfian"]
 
+_LARGEST_DRAW = 2.0**62  # SciPy draws 64-bit integers
+_LARGEST_TABLE = 2.0**20  # integers of a finite support that are summed one by one
+
 
 def poisson(rate: float) -> Density:
     """The Poisson distribution."""
@@ -29,14 +32,18 @@ def poisson(rate: float) -> Density:
         value = -_deviance(positive, rate) - 0.5 * np.log(2 * pi * positive) - _stirling(positive)
         return np.where(k > 0, value, -rate)
 
-    return _counts(log_pmf, stats.poisson(rate), 0.0 if rate == 0 else inf)
+    frozen = stats.poisson(rate) if rate < _LARGEST_DRAW else None
+    return _counts(log_pmf, frozen, (rate, rate**0.5), 0.0 if rate == 0 else inf)
 
 
 def binomial(total_count: float, log_odds: float) -> Density:
     """The number of successes in total_count trials, whose log-odds of success are log_odds."""
     low, high = (total_count if log_odds == inf else 0.0), (0.0 if log_odds == -inf else total_count)
-    frozen = stats.binom(int(total_count), special.expit(log_odds))  # the sampler requires an integer count
-    return _counts(lambda k: _binomial(k, total_count - k, log_odds), frozen, high, low)
+    one, zero = float(special.expit(log_odds)), float(special.expit(-log_odds))
+    # The sampler requires an integer count.
+    frozen = stats.binom(int(total_count), one) if total_count < _LARGEST_DRAW else None
+    moments = total_count * one, (total_count * one * zero) ** 0.5
+    return _counts(lambda k: _binomial(k, total_count - k, log_odds), frozen, moments, high, low)
 
 
 def hypergeometric(population: float, successes: float, draws: float) -> Density:
@@ -50,7 +57,11 @@ def hypergeometric(population: float, successes: float, draws: float) -> Density
         return some - _binomial(np.asarray(draws), np.asarray(population - draws), log_odds)
 
     low, high = max(0.0, draws - failures), min(draws, successes)
-    return _counts(log_pmf, stats.hypergeom(int(population), int(successes), int(draws)), high, low)
+    # SciPy's quantiles of larger populations take seconds to minutes.
+    frozen = stats.hypergeom(int(population), int(successes), int(draws)) if population < 1e7 else None
+    mean = draws * (successes / max(population, 1.0))
+    variance = mean * (failures / max(population, 1.0)) * ((population - draws) / max(population - 1, 1.0))
+    return _counts(log_pmf, frozen, (mean, variance**0.5), high, low)
 
 
 def negative_binomial(total_count: float, log_odds: float) -> Density:
@@ -62,7 +73,10 @@ def negative_binomial(total_count: float, log_odds: float) -> Density:
         last = np.log(total_count / (positive + total_count))
         return np.where(k > 0, _log_binomial_bulk(positive, total_count, log_odds) + last, total_count * log_zero)
 
-    return _counts(log_pmf, stats.nbinom(total_count, np.exp(log_zero)), 0.0 if log_odds == -inf else inf)
+    mean = total_count * exp(log_odds) if log_odds < 700 else inf
+    frozen = stats.nbinom(total_count, exp(log_zero)) if max(total_count, mean) < _LARGEST_DRAW else None
+    moments = mean, (mean / exp(log_zero)) ** 0.5 if log_zero > -700 else inf
+    return _counts(log_pmf, frozen, moments, 0.0 if log_odds == -inf else inf)
 
 
 def zipf(exponent: float) -> Density:
@@ -79,29 +93,56 @@ def zipf(exponent: float) -> Density:
 
 def zipfian(exponent: float, total_count: float) -> Density:
     """The Zipf distribution truncated to 1, ..., total_count."""
-    logs = -exponent * np.log(np.arange(1.0, total_count + 1))
-    constant: Any = special.logsumexp(logs)
+    first = -exponent * np.log(np.arange(1.0, min(total_count, _LARGEST_TABLE) + 1))
+    constant: Any = special.logsumexp(first)
+    if total_count > _LARGEST_TABLE:
+        constant = np.logaddexp(constant, _log_power_sum(exponent, _LARGEST_TABLE, total_count))
+
+    def sample(count: int, rng: Any) -> Array:
+        return rng.choice(first.size, count, p=np.exp(first - constant)) + 1
+
     return Density(
         _within_support(lambda k: -exponent * np.log(k) - constant, 1.0, total_count),
         (1.0, total_count),
         ((1.0, 1.0), (total_count, 1.0)),
         discrete=True,
-        sample=lambda count, rng: rng.choice(logs.size, count, p=np.exp(logs - constant)) + 1,
+        sample=sample if total_count <= _LARGEST_TABLE else None,
     )
 
 
-def _counts(log_pmf: Callable[[Array], Array], frozen: Any, high: float, low: float = 0.0) -> Density:
-    """The density of a log-probability on low, ..., high, with anchors and sampler of SciPy's frozen distribution."""
-    lower, middle, upper = frozen.ppf([0.25, 0.5, 0.75]) if low < high else (low, low, low)
+def _log_power_sum(exponent: float, start: float, end: float) -> Any:
+    """log of the sum of k^-exponent over start < k <= end, by the Euler-Maclaurin formula."""
+    low, high = np.log(start), np.log(end)
+    slope = (1 - exponent) * (high - low)
+    # log of the integral of x^-exponent = x^(1 - exponent) / x from the larger end
+    larger = (1 - exponent) * (high if slope > 0 else low)
+    length = np.log(high - low) + np.log(-np.expm1(-abs(slope)) / abs(slope) if slope else 1.0)
+    ends = [(0.5, -exponent * high), (-0.5, -exponent * low)]
+    ends += [(-exponent / 12, -(exponent + 1) * high), (exponent / 12, -(exponent + 1) * low)]
+    weights, logs = zip((1.0, larger + length), *ends, strict=True)
+    return special.logsumexp(logs, b=weights)
+
+
+def _counts(
+    log_pmf: Callable[[Array], Array], frozen: Any, moments: tuple[float, float], high: float, low: float = 0.0
+) -> Density:
+    """The density of a log-probability on low, ..., high.
+
+    SciPy's frozen distribution gives the anchors and the sampler. Without it, the anchors follow from the mean and the
+    standard deviation in `moments`.
+    """
+    lower = middle = upper = nan if low < high else low
+    if frozen is not None and low < high:
+        lower, middle, upper = frozen.ppf([0.25, 0.5, 0.75])
     if not np.isfinite([lower, middle, upper]).all():  # SciPy's quantiles fail for large counts, such as Poisson(1e11)
-        middle, half = frozen.mean(), 0.67 * frozen.std()
+        middle, half = moments[0], 0.67 * moments[1]
         lower, upper = middle - half, middle + half
     return Density(
         _within_support(log_pmf, low, high),
         (low, high),
         ((float(middle), max(float(upper - lower) / 2, 1.0)),),
         discrete=True,
-        sample=lambda count, rng: frozen.rvs(size=count, random_state=rng),
+        sample=None if frozen is None else lambda count, rng: frozen.rvs(size=count, random_state=rng),
     )
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+import numpy as np
+
+from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 
-__all__ = ["Density"]
+__all__ = ["Density", "require_resolved_counts"]
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,14 @@ class Density:
     sample: Callable[[int, Any], Array] | None = None
     gaps: tuple[tuple[float, float], ...] = ()
     epsilon: float = 2.0**-52
+
+
+def require_resolved_counts(*densities: Density) -> None:
+    """Raise SupportError at a mass function that is narrower than the distance of the float64 numbers at its anchor."""
+    for location, width in (anchor for density in densities for anchor in density.anchors):
+        if not np.spacing(abs(location)) <= width:
+            raise SupportError(
+                f"expected counts that float64 distinguishes, got a distribution of width {width:.3g} near "
+                f"{location:.3g}, where float64 numbers are {np.spacing(abs(location)):.3g} apart; use a continuous "
+                "approximation, such as a normal distribution of x - constant"
+            )

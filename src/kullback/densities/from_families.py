@@ -17,7 +17,7 @@ from kullback import families
 from kullback.densities import count_pmfs
 from kullback.densities.density import Density
 from kullback.densities.from_scipy import continuous_density, density_of_form
-from kullback.errors import ParameterError, ShapeError
+from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, untracked
 
 __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value"]
@@ -31,6 +31,7 @@ def as_density(record: families.Distribution) -> Density | None:
 
     Raises:
         ShapeError: The parameters are a batch.
+        SupportError: The values exceed float64.
     """
     kind = type(record)
     if not has_density(kind) and kind is not families.Categorical:
@@ -42,7 +43,13 @@ def as_density(record: families.Distribution) -> Density | None:
         if kind in _DENSITIES:
             return _DENSITIES[kind](*parameters.values())
         assert kind.scipy_form is not None
-        return density_of_form(kind.scipy_form, SimpleNamespace(**parameters))
+        try:
+            return density_of_form(kind.scipy_form, SimpleNamespace(**parameters))
+        except OverflowError as error:
+            raise SupportError(
+                f"expected values of {kind.__name__} inside the range of float64, but with the parameters {parameters} "
+                "they exceed 1.8e308; measure the distribution of log x or of x / constant"
+            ) from error
 
 
 def has_density(kind: type[families.Distribution]) -> bool:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, floor, inf
 from typing import Any
 
 import numpy as np
 
-from kullback.densities.density import Density
+from kullback.densities.density import Density, require_resolved_counts
 from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, assemble, partition
+from kullback.densities.summation import exact_ranges, gaps, interpolated
 from kullback.densities.tails import analyse_tail
 from kullback.numerics.arrays import Array
 
@@ -26,7 +26,8 @@ class Nodes:
     Args:
         origin: The point from which each node is measured, shape (n,).
         offset: The distance from the origin, with its sign, shape (n,).
-        log_weight: The logarithm of the quadrature weight of each node, shape (n,); 0 for integers.
+        log_weight: The logarithm of the quadrature weight of each node, shape (n,). It is 0 for single integers; nodes
+            with other weights, which need not be integers, stand for many integers.
     """
 
     origin: Array
@@ -38,8 +39,10 @@ class Nodes:
         return self.origin + self.offset
 
     def log_mass(self, density: Density) -> Array:
-        """The log-density at each node plus the log of the node's weight."""
+        """The log-density at each node plus the log of the node's weight; between integers, it is interpolated."""
         with np.errstate(all="ignore"):
+            if density.discrete and (self.log_weight != 0).any():
+                density = interpolated(density, *density.support)
             return density.log_density(self.origin, self.offset) + self.log_weight
 
 
@@ -94,18 +97,36 @@ def _rule(p: Density, q: Density, panels: Panels) -> Array:
 
 
 def _counts(p: Density, q: Density) -> Nodes:
-    """The integers of both supports; of supports with more than 2^16 integers, those around the anchors."""
+    """The integers of both supports; of supports with more than 2^16 integers, those around the anchors.
+
+    Where these are more than 2^16, nodes between the integers stand for many of them.
+    """
+    require_resolved_counts(p, q)
     low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
     if high - low > _MAX_COUNTS:
         ranges = [(at - 60 * width - 60, at + 60 * width + 60) for at, width in (*p.anchors, *q.anchors)]
-        low, high = max(low, floor(min(first for first, _ in ranges))), min(high, ceil(max(last for _, last in ranges)))
-        if high - low > _MAX_COUNTS:
-            high = low + _MAX_COUNTS
+        low = max(low, float(np.floor(min(first for first, _ in ranges))))
+        high = min(high, float(np.ceil(max(last for _, last in ranges))))
+        top = min(p.support[1], q.support[1])
         # heavy tails are extended until both probabilities are negligible
-        while high < min(p.support[1], q.support[1], low + _MAX_COUNTS) and _is_not_negligible(p, q, high):
-            high = min(low + _MAX_COUNTS, low + 2 * (high - low))
-    k = np.arange(low, high + 1.0) if high < inf else np.arange(low, low + _MAX_COUNTS)
+        while high < top and high - low <= _MAX_COUNTS and _is_not_negligible(p, q, high):
+            high = min(top, low + 2 * (high - low))
+    if high - low > _MAX_COUNTS:
+        return _spaced_counts(p, q)
+    k = np.arange(low, high + 1.0)
     return Nodes(k, np.zeros_like(k), np.zeros_like(k))
+
+
+def _spaced_counts(p: Density, q: Density) -> Nodes:
+    """The integers near ends and anchors, and quadrature nodes between them, where the probabilities are smooth."""
+    low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
+    exact = exact_ranges(p, q)
+    integers = np.concatenate([np.arange(first, last + 1.0) for first, last in exact])
+    parts = [Nodes(integers, np.zeros_like(integers), np.zeros_like(integers))]
+    for first, last in gaps(exact, low, high):
+        parts.append(line_nodes(*(interpolated(density, first - 0.5, last + 0.5) for density in (p, q))))
+    columns = ((part.origin, part.offset, part.log_weight) for part in parts)
+    return Nodes(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _is_not_negligible(p: Density, q: Density, k: float) -> bool:

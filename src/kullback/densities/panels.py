@@ -143,6 +143,12 @@ def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
             f"{locations[-1]:.3g} and widths up to {widest:.3g}; divide the values of both distributions by one "
             "number, which does not change KL"
         )
+    if not min(width for _, width in anchors) > 0:
+        raise SupportError(
+            "expected distributions with values inside the range of float64, but the quartiles of one distribution "
+            f"are equal in float64, near {next(location for location, width in anchors if not width > 0):.3g}; measure "
+            "other units of x, or log x"
+        )
     steps = np.concatenate([location + _widening(width, reach) for location, width in anchors])
     zeros = np.zeros_like(locations)
     poles = locations[(p.log_density(locations, zeros) == inf) | (q.log_density(locations, zeros) == inf)]
@@ -169,6 +175,12 @@ def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
             origin = end if isfinite(end) else float(locations[np.argmax(np.abs(locations - last))])
             if origin == last:
                 origin = last - float(np.sign(end)) * widest
+            if origin == last:
+                raise SupportError(
+                    f"expected a width above the distance {np.spacing(abs(last)):.3g} of the float64 numbers near "
+                    f"{last:.6g}, got widths up to {widest:.3g}; subtract one number from the values of both "
+                    "distributions, which does not change KL"
+                )
             rays.append(Ray(origin, last - origin, -1 if isfinite(end) else 1))
     return intervals, rays
 

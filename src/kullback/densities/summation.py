@@ -1,18 +1,18 @@
 """KL(p || q) of two discrete distributions on the integers, by summation of the phi form, with an error bound."""
 
-from math import ceil, floor, inf, isfinite
+from math import inf, isfinite
 
 import numpy as np
 
 from kullback.densities.bounded_estimate import Integrals, bounded_estimate, infinite_kl, support_gap
-from kullback.densities.density import Density
+from kullback.densities.density import Density, require_resolved_counts
 from kullback.densities.integrand import terms
 from kullback.densities.quadrature import integrals
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
-__all__ = ["kl_summation"]
+__all__ = ["exact_ranges", "gaps", "interpolated", "kl_summation"]
 
 _EPS = float(np.finfo(np.float64).eps)
 _EXACT_TERMS = 2**13  # integers beyond an end of the support, or beyond an anchor, that are summed term by term
@@ -37,7 +37,7 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         terms decrease too slowly in a tail; "unreliable" if the error bound is larger than `error`.
 
     Raises:
-        SupportError: A log-probability is nan.
+        SupportError: A log-probability is nan, or adjacent counts are equal in float64.
 
     Example:
         >>> from kullback.densities.from_families import as_density
@@ -48,21 +48,22 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
     """
     if gap := support_gap(p, q):
         return infinite_kl(gap, "supports")
+    require_resolved_counts(p, q)
     total = Integrals()
     with np.errstate(all="ignore"):
-        exact = _exact_ranges(p, q)
+        exact = exact_ranges(p, q)
         for low, high in exact:
             total = total.plus(_sum_terms(p, q, np.arange(low, high + 1)))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "supports")
-        for low, high in _gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
+        for low, high in gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
             total = total.plus(_euler_maclaurin(p, q, low, high, error))
             if total.kl == inf:
-                return infinite_kl(total.warnings[-1], "tails")
+                return bounded_estimate(total, error, "tails")
     return bounded_estimate(total, error, "summation")
 
 
-def _exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
+def exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
     """The ranges of integers, as inclusive pairs, that are summed term by term."""
     low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
     if high - low <= _MAX_EXACT_RANGE:
@@ -71,7 +72,7 @@ def _exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
     ranges = [(end - _exact_terms_beyond(p, q, end, -1), end + _exact_terms_beyond(p, q, end, 1)) for end in edges]
     for location, width in (*p.anchors, *q.anchors):
         first, last = (
-            (floor(location - 40 * width), ceil(location + 40 * width))
+            (float(np.floor(location - 40 * width)), float(np.ceil(location + 40 * width)))
             if width < _SMOOTH_WIDTH
             else (location - 64, location + 64)
         )
@@ -91,7 +92,7 @@ def _exact_terms_beyond(p: Density, q: Density, edge: float, step: int) -> int:
     return _EXACT_TERMS if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8
 
 
-def _gaps(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
+def gaps(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
     """The first and the last integer of each gap between the ranges."""
     edges = [low - 1, *(edge for pair in exact for edge in pair), high + 1]
     pairs = zip(edges[::2], edges[1::2], strict=True)
@@ -125,7 +126,7 @@ def _sum_terms(p: Density, q: Density, k: Array) -> Integrals:
 def _euler_maclaurin(p: Density, q: Density, low: float, high: float, error: float) -> Integrals:
     """The sums from low to high, as integrals between half-integers with end corrections."""
     inside = low - 0.5, high + 0.5
-    total = integrals(_interpolated(p, *inside), _interpolated(q, *inside), error)
+    total = integrals(interpolated(p, *inside), interpolated(q, *inside), error)
     for edge, sign in ((inside[0], 1), (inside[1], -1)):
         if isfinite(edge):
             log_p, log_q = _logs(p, q, np.asarray([edge - 0.5, edge + 0.5]))
@@ -135,7 +136,7 @@ def _euler_maclaurin(p: Density, q: Density, low: float, high: float, error: flo
     return total
 
 
-def _interpolated(density: Density, low: float, high: float) -> Density:
+def interpolated(density: Density, low: float, high: float) -> Density:
     """The density whose logarithm interpolates log-probabilities by the parabola through the nearest three integers."""
 
     def log_density(origin: Array, offset: Array) -> Array:

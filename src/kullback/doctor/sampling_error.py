@@ -81,7 +81,7 @@ def std_error_of_mean(values: Sequence[float], std_errors: Sequence[float | None
     """
     logged = [error for error in std_errors if error is not None and math.isfinite(error)]
     if values and len(logged) == len(values):
-        return fmean(logged) if shared else math.sqrt(sum(error**2 for error in logged)) / len(logged)
+        return fmean(logged) if shared else math.hypot(*logged) / len(logged)
     if len(values) < 2:
         return math.inf
     variance = fmean((after - before) ** 2 for before, after in pairwise(values)) / 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kullback import families
-from kullback.closed_forms.supports import shared_support
+from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
@@ -26,7 +26,13 @@ from kullback.fit.gaussian.multivariate import (
 )
 from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
-from kullback.fit.samples import as_samples, mean_and_covariance, normalised_weights, require_samples_in_support
+from kullback.fit.samples import (
+    as_samples,
+    mean_and_covariance,
+    normalised_weights,
+    require_samples_between_ends,
+    require_samples_in_support,
+)
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import CrossEntropyObjective, univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
@@ -292,6 +298,8 @@ def _starts_from_samples(
         positive = approximate_member(family, np.abs(x) + 1, weights, fixed, components)
         if positive is not None:
             require_samples_in_support(family, positive, x)
+        if not is_count_family(family) and family is not families.Pareto:
+            require_samples_between_ends(family, x)
         if family is families.Pareto:
             raise SupportError(
                 f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}; leave out the samples that "

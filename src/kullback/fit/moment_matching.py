@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 from kullback import families
-from kullback.errors import ParameterError
+from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array
 
@@ -20,6 +20,8 @@ __all__ = ["Expectation", "closed_form_mle", "match_moments"]
 
 # The expectation of a function under p, by samples or by quadrature: `mean(f)` is E_p[f(x)].
 Expectation = Callable[[Callable[[Array], Array]], Any]
+
+_LARGEST_CATEGORY = 2**24
 
 
 def match_moments(family: type[Distribution], mean: Expectation, fixed: dict[str, Any]) -> Distribution | None:
@@ -75,7 +77,12 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
     if family is families.Pareto and 0 < x.min() < x.max():
         scale = float(x.min())
         return families.Pareto(scale=scale, alpha=1 / float(np.log(x / scale) @ weights))
-    if family is families.Categorical and (x >= 0).all() and (x % 1 == 0).all():
+    if family is families.Categorical:
+        for i in np.flatnonzero((x < 0) | (x % 1 != 0) | (x > _LARGEST_CATEGORY))[:1].tolist():
+            raise SupportError(
+                f"expected samples of Categorical to be whole numbers from 0 to {_LARGEST_CATEGORY}, the indices of "
+                f"its probabilities, but samples[{i}] is {float(x[i])!r}; number the categories from 0"
+            )
         return families.Categorical(probs=np.bincount(x.astype(int), weights))
     return None
 

@@ -4,26 +4,38 @@ from math import inf
 
 import numpy as np
 
-from kullback.closed_forms.supports import has_moving_support
+from kullback.closed_forms.supports import has_moving_support, shared_support
 from kullback.densities.from_families import as_density
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
-__all__ = ["as_samples", "mean_and_covariance", "normalised_weights", "require_samples_in_support"]
+__all__ = [
+    "as_samples",
+    "mean_and_covariance",
+    "normalised_weights",
+    "require_samples_between_ends",
+    "require_samples_in_support",
+]
+
+_LARGEST_WEIGHT = 1e290
 
 
 def as_samples(samples: ArrayLike) -> Array:
     """Finite samples of shape (n,) or (n, d) as float64.
 
     Raises:
+        ArrayTypeError: The samples are complex.
         ShapeError: The samples have another shape, or there are none.
         SupportError: A sample is infinite or nan.
     """
-    x = np.asarray(untracked(plain_arrays(samples)[0]), np.float64)
-    if x.ndim not in (1, 2) or x.shape[0] == 0:
-        raise ShapeError(f"expected samples of shape (n,) or (n, d) with n > 0, got shape {x.shape}")
+    given = np.asarray(untracked(plain_arrays(samples)[0]))
+    if given.dtype.kind == "c":
+        raise ArrayTypeError(f"expected real samples, got dtype {given.dtype}; pass the real part, or the modulus")
+    x = given.astype(np.float64)
+    if x.ndim not in (1, 2) or x.size == 0:
+        raise ShapeError(f"expected samples of shape (n,) or (n, d) with n > 0 and d > 0, got shape {x.shape}")
     if not np.isfinite(x).all():
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise SupportError(
@@ -38,7 +50,7 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
 
     Raises:
         ShapeError: The weights are not of shape (count,).
-        SupportError: A weight is negative, or the sum is zero or infinite.
+        SupportError: A weight is negative, infinite or nan, or all are zero.
     """
     if weights is None:
         return np.full(count, 1 / count)
@@ -46,18 +58,33 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
     w = np.asarray(untracked(plain_arrays(weights)[0]), np.float64)
     if w.shape != (count,):
         raise ShapeError(f"expected weights of shape ({count},), one for each sample, got shape {w.shape}")
-    if not ((w >= 0).all() and 0 < w.sum() < inf):
+    if not ((w >= 0).all() and 0 < w.max() < inf):
         raise SupportError(
-            f"expected weights >= 0 with a finite sum above 0, got a minimum of {float(w.min())!r} and a sum of "
-            f"{float(w.sum())!r}"
+            f"expected finite weights >= 0, of which one is above 0, got a minimum of {float(w.min())!r} and a maximum "
+            f"of {float(w.max())!r}"
         )
-    return w / w.sum()
+    total = w.sum() if w.max() < _LARGEST_WEIGHT else inf
+    if total == inf:  # the sum overflows
+        w = w / w.max()
+        total = w.sum()
+    return w / total
 
 
 def mean_and_covariance(x: Array, weights: Array) -> tuple[Array, Array]:
     """The mean, shape (d,), and covariance, shape (d, d), of samples (n, d) with weights (n,) of sum 1."""
     loc = weights @ x
     return loc, (weights[:, None] * (x - loc)).T @ (x - loc)
+
+
+def require_samples_between_ends(family: type[Distribution], x: Array) -> None:
+    """Raise SupportError at the first sample outside the support that all members share, or at its end."""
+    low, high = shared_support(family)
+    for i in np.flatnonzero((x <= low) | (x >= high))[:1].tolist():
+        place = "outside" if x[i] < low or x[i] > high else "at an end, where the likelihood has no maximum"
+        raise SupportError(
+            f"expected samples between the ends of {family.__name__}'s support {(low, high)}, but samples[{i}] is "
+            f"{float(x[i])!r}, {place}; remove the sample, or fit a family of wider support"
+        )
 
 
 def require_samples_in_support(family: type[Distribution], member: Distribution, x: Array) -> None:

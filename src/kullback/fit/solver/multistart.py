@@ -15,6 +15,7 @@ __all__ = ["MultistartResult", "minimise_from_starts"]
 # Two end points are one minimum where their coordinates and values differ by less, relative to their size.
 _COORDINATE_TOLERANCE = 1e-4
 _VALUE_TOLERANCE = 1e-7
+_MAX_EVALUATIONS = 10**8  # log-densities in all descents, which take about 10 s of simple densities
 
 
 class MultistartResult(NamedTuple):
@@ -23,7 +24,7 @@ class MultistartResult(NamedTuple):
     Args:
         path: The steps from the first start.
         minima: The distinct minima, the lowest first, each with the starts that led to it.
-        converged: Whether the descent to the lowest minimum converged.
+        converged: Whether the descent to the lowest minimum converged, and every start was used.
     """
 
     path: tuple[Step, ...]
@@ -43,8 +44,9 @@ def minimise_from_starts(
 
     Returns:
         The minima; if no descent converged, the lowest end point alone, with `converged` false; without minima where
-        the objective is infinite at every start.
+        the objective is infinite at every start. The descents end after 10^8 evaluations of log-densities.
     """
+    evaluations = 0
     ends: list[tuple[Descent, list[Any]]] = []
     basin_of_start: list[tuple[Array, list[Any]]] = []
     path: tuple[Step, ...] = ()
@@ -59,7 +61,11 @@ def minimise_from_starts(
             continue
         # The first descent is complete, because its path is part of the result.
         known_minima = [end for end, _ in ends if end.converged] if number else ()
-        descent = minimise(objective, vector, known_minima=known_minima)
+        if evaluations >= _MAX_EVALUATIONS:
+            break
+        remaining = _MAX_EVALUATIONS - evaluations
+        descent = minimise(objective, vector, max_evaluations=remaining, known_minima=known_minima)
+        evaluations += descent.evaluations
         if number == 0:
             path = tuple(
                 Step(parametrisation.to_distribution(iterate), kl)
@@ -82,7 +88,8 @@ def minimise_from_starts(
         Minimum(parametrisation.to_distribution(descent.vectors[-1]), descent.values[-1], tuple(basin))
         for descent, basin in accepted
     )
-    return MultistartResult(path, minima, bool(accepted and accepted[0][0].converged))
+    is_complete = evaluations < _MAX_EVALUATIONS
+    return MultistartResult(path, minima, bool(is_complete and accepted and accepted[0][0].converged))
 
 
 def _is_same_minimum(parametrisation: Parametrisation, first: Descent, second: Descent) -> bool:

@@ -30,6 +30,7 @@ _NEGLIGIBLE_MASS = 1e-13
 _DIFFERENCE_STEP = 1e-3  # in the Fisher metric
 _SCORE_STEP = 1e-5  # in the coordinates
 _OVERFLOW = 1e150
+_QUADRATURES = 100  # of an adaptive integral, relative to the sum over fixed nodes
 
 
 # The alpha-divergence to a target
@@ -93,7 +94,8 @@ class _RemeshedObjective:
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_smooth_density(self.parametrisation, v)) for v in vectors])
 
-        return _finite_difference_model(_LocalObjective(value, log_prob, np.exp(nodes.log_mass(center))), vector)
+        local = _LocalObjective(value, log_prob, np.exp(nodes.log_mass(center)), _QUADRATURES)
+        return _finite_difference_model(local, vector)
 
     def _divergence(self, member: Density) -> float:
         pair = (self.target, member) if self.alpha > 0 else (member, self.target)
@@ -195,11 +197,18 @@ class _LocalObjective(NamedTuple):
         value: The objective at vectors of shape (m, k), in nats, shape (m,).
         log_prob: The log-densities of the members at vectors of shape (m, k), at fixed points, shape (m, points).
         mass: The weights of the points in the Fisher metric, shape (points,).
+        quadratures: How many quadratures, each about as large as the sum over the points, one value takes.
     """
 
     value: Callable[[Array], Array]
     log_prob: Callable[[Array], Array]
     mass: Array
+    quadratures: int = 1
+
+    @property
+    def evaluations_per_member(self) -> int:
+        """The number of log-densities that one value of the objective takes, approximately."""
+        return self.mass.size * self.quadratures
 
 
 def _finite_difference_model(local: _LocalObjective, vector: Array) -> QuadraticModel:
@@ -214,7 +223,7 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
     size, basis = vector.size, fisher_basis(_fisher_metric(local, vector))
     values = _stencil_values(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
-        return infinite_model(size)
+        return infinite_model(size)._replace(evaluations=local.evaluations_per_member * values.size)
     center, along_axes = values[0], values[1 : 1 + 4 * size].reshape(size, 4)
     gradient = (8 * (along_axes[:, 0] - along_axes[:, 1]) - (along_axes[:, 2] - along_axes[:, 3])) / (
         12 * _DIFFERENCE_STEP
@@ -227,7 +236,7 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
         hessian[i, j] = hessian[j, i] = (diagonal[0] - diagonal[1] - diagonal[2] + diagonal[3]) / (
             4 * _DIFFERENCE_STEP**2
         )
-    return QuadraticModel(float(center), gradient, hessian, basis)
+    return QuadraticModel(float(center), gradient, hessian, basis, local.evaluations_per_member * values.size)
 
 
 def _stencil_values(local: _LocalObjective, vector: Array, basis: Array) -> Array:

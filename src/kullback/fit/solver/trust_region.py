@@ -28,12 +28,14 @@ class QuadraticModel(NamedTuple):
         hessian: The Hessian in the basis, shape (k, k).
         basis: The basis vectors as columns, shape (k, k). A step along one of them changes the member by half a nat,
             to second order.
+        evaluations: The number of log-densities that the model was computed from.
     """
 
     value: float
     gradient: Array
     hessian: Array
     basis: Array
+    evaluations: int = 0
 
 
 class Objective(Protocol):
@@ -55,15 +57,22 @@ class Descent(NamedTuple):
         vectors: The parameter vectors, the starting point first.
         values: The objective at each vector, in nats.
         converged: Whether the last iterate has a vanishing gradient and a positive definite Hessian.
+        evaluations: The number of log-densities that were computed.
     """
 
     vectors: list[Array]
     values: list[float]
     converged: bool
+    evaluations: int = 0
 
 
 def minimise(
-    objective: Objective, start: Array, *, max_steps: int = 300, known_minima: Sequence[Descent] = ()
+    objective: Objective,
+    start: Array,
+    *,
+    max_steps: int = 300,
+    max_evaluations: float = inf,
+    known_minima: Sequence[Descent] = (),
 ) -> Descent:
     """Minimise an objective from one starting point, with steps too short to leave the basin of attraction.
 
@@ -71,6 +80,7 @@ def minimise(
         objective: The objective.
         start: The starting vector, shape (k,).
         max_steps: The largest number of steps.
+        max_evaluations: The number of log-densities after which the descent ends.
         known_minima: Descents to minima that are known. The descent returns one of them as soon as an iterate of
             positive curvature lies close to it.
 
@@ -80,8 +90,8 @@ def minimise(
     vector, radius = np.asarray(start, np.float64), _MAX_RADIUS / 2
     model = _model_or_infinite(objective, vector)
     if not np.isfinite(model.value):
-        return Descent([vector], [model.value], False)
-    vectors, values, steps_without_gain = [vector], [model.value], 0
+        return Descent([vector], [model.value], False, model.evaluations)
+    vectors, values, steps_without_gain, evaluations = [vector], [model.value], 0, model.evaluations
     for _ in range(max_steps):
         step, expected = _trust_region_step(model.gradient, model.hessian, radius)
         length = float(np.linalg.norm(step))
@@ -93,8 +103,11 @@ def minimise(
         # Only a step that the radius does not shorten measures the distance to the minimum.
         is_newton_step = is_convex and length < 0.9 * radius
         if is_newton_step and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
-            return Descent([*vectors, candidate], [*values, model.value], True)
+            return Descent([*vectors, candidate], [*values, model.value], True, evaluations)
+        if evaluations >= max_evaluations:
+            break
         new_model = _model_or_infinite(objective, candidate)
+        evaluations += new_model.evaluations
         decrease = model.value - new_model.value
         rounding = 1e-14 * max(1.0, abs(model.value))
         if np.isfinite(new_model.value) and (decrease > 0.1 * expected or (length < 1e-3 and decrease > -rounding)):
@@ -110,7 +123,7 @@ def minimise(
             radius = length / 4
             if radius < (_MIN_RADIUS if np.isfinite(new_model.value) else _MIN_RADIUS_NEAR_INFINITY):
                 break
-    return Descent(vectors, values, _is_minimum(model))
+    return Descent(vectors, values, _is_minimum(model), evaluations)
 
 
 def _is_minimum(model: QuadraticModel) -> bool:

@@ -1,0 +1,67 @@
+"""Parameters at the limits of float64: a right value, an estimate whose status states the doubt, or a clear refusal."""
+
+import math
+
+import pytest
+
+from kullback import families as f
+from kullback import measure
+from kullback.densities.entropy import entropy_of
+from kullback.densities.from_families import as_density
+from kullback.errors import SupportError
+from kullback.fit import fit_forward
+
+BEYOND = {
+    "values above": (f.LogNormal(loc=1e6, scale=3.0), f.Exponential(rate=1.0)),
+    "infinite quartiles": (f.InverseGamma(concentration=1e-300, rate=1e300), f.Gamma(concentration=1.0, rate=1.0)),
+    "nan quartiles": (f.Gamma(concentration=1e-300, rate=3.0), f.F(df1=1e300, df2=3.0)),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_densities_beyond_float64_are_refused(name):
+    with pytest.raises(SupportError, match=r"float64|1\.8e308"):
+        measure(*BEYOND[name])
+
+
+def test_the_closed_form_of_log_normals_beyond_float64_remains():
+    p, q = f.LogNormal(loc=1e6, scale=3.0), f.LogNormal(loc=1e6, scale=2.0)
+    assert measure(p, q).value == pytest.approx(math.log(2 / 3) + 9 / 8 - 0.5, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        f.Logistic(loc=1e300, scale=0.5),
+        f.Logistic(loc=1.0, scale=1e-300),
+        f.Gumbel(loc=2.0, scale=1e-300),
+        f.LogNormal(loc=-1e6, scale=3.0),
+    ],
+    ids=repr,
+)
+def test_an_entropy_below_the_resolution_of_float64_is_right_or_refused(record):
+    exact = {f.Logistic: 2.0, f.Gumbel: 1.5772156649015329}.get(type(record))
+    try:
+        value = entropy_of(as_density(record))
+    except SupportError:
+        return
+    assert exact is not None
+    assert value == pytest.approx(math.log(record.scale) + exact, rel=1e-9)
+
+
+def test_an_integral_that_overflows_is_not_stated_to_be_infinite():
+    # KL(Beta(a, a) || Kumaraswamy(a, 1)) is about a log 2 for large a.
+    p, q = f.Beta(concentration1=1e300, concentration0=1e300), f.Kumaraswamy(concentration1=1e300, concentration0=1.0)
+    for pair in ((p, q), (q, p)):
+        try:
+            estimate = measure(*pair)
+        except SupportError:
+            continue
+        assert estimate.status != "exact"
+        assert all(estimate.warnings)
+
+
+def test_a_fit_to_values_beyond_float64_is_refused():
+    for loc in (1e6, -1e6):
+        with pytest.raises(SupportError, match="float64"):
+            fit_forward(f.Gamma, target=f.LogNormal(loc=loc, scale=3.0))
