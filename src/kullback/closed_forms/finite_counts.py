@@ -1,8 +1,10 @@
 """KL between distributions of bounded counts (binomial, hypergeometric, Zipfian): finite sums of p phi(log(q/p))."""
 
+import math
 from math import inf, nan
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from kullback import families as f
@@ -21,6 +23,8 @@ from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, l
 from kullback.numerics.phi import log_ratio, phi
 
 __all__: list[str] = []
+
+_MAX_TERMS = 1e7  # the arrays of 1e7 terms take several gigabytes
 
 
 @closed_form((f.Binomial, f.Binomial), (f.Bernoulli, f.Binomial), (f.Binomial, f.Bernoulli))
@@ -115,6 +119,11 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "fixed length; pass the counts as constants"
         )
     last = max(float(xp.max(untracked(count))) for count in counts)
+    if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > _MAX_TERMS:
+        raise NoClosedFormError(
+            f"expected counts for which the KL is a sum of at most {_MAX_TERMS:.0e} terms over the batch, got counts "
+            f"up to {last:.15g}; kullback.measure bounds the KL of one pair"
+        )
     return xp.arange(int(last) + 1, dtype=counts[0].dtype, device=device(counts[0]))
 
 

@@ -15,10 +15,13 @@ import numpy as np
 from scipy import special, stats
 
 from kullback.densities.density import Density
+from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.numerics.phi import phi
 
 __all__ = ["binomial", "hypergeometric", "negative_binomial", "poisson", "zipf", "zipfian"]
+
+_MAX_SUM = 1e7  # the largest number of counts whose probabilities are summed one by one
 
 
 def poisson(rate: float) -> Density:
@@ -50,7 +53,12 @@ def hypergeometric(population: float, successes: float, draws: float) -> Density
         return some - _binomial(np.asarray(draws), np.asarray(population - draws), log_odds)
 
     low, high = max(0.0, draws - failures), min(draws, successes)
-    return _counts(log_pmf, stats.hypergeom(int(population), int(successes), int(draws)), high, low)
+    quartiles = None
+    if high - low > _MAX_SUM:  # SciPy's quantiles sum the probabilities
+        mean = draws * (successes / population)
+        half = 0.67 * np.sqrt(mean * (failures / population) * ((population - draws) / (population - 1)))
+        quartiles = mean - half, mean, mean + half
+    return _counts(log_pmf, stats.hypergeom(int(population), int(successes), int(draws)), high, low, quartiles)
 
 
 def negative_binomial(total_count: float, log_odds: float) -> Density:
@@ -79,6 +87,11 @@ def zipf(exponent: float) -> Density:
 
 def zipfian(exponent: float, total_count: float) -> Density:
     """The Zipf distribution truncated to 1, ..., total_count."""
+    if total_count > _MAX_SUM:
+        raise SupportError(
+            f"expected Zipfian's total_count of at most {_MAX_SUM:.0e}, because the normaliser is a sum, "
+            f"got {total_count:.15g}"
+        )
     logs = -exponent * np.log(np.arange(1.0, total_count + 1))
     constant: Any = special.logsumexp(logs)
     return Density(
@@ -90,9 +103,20 @@ def zipfian(exponent: float, total_count: float) -> Density:
     )
 
 
-def _counts(log_pmf: Callable[[Array], Array], frozen: Any, high: float, low: float = 0.0) -> Density:
-    """The density of a log-probability on low, ..., high, with anchors and sampler of SciPy's frozen distribution."""
-    lower, middle, upper = frozen.ppf([0.25, 0.5, 0.75]) if low < high else (low, low, low)
+def _counts(
+    log_pmf: Callable[[Array], Array],
+    frozen: Any,
+    high: float,
+    low: float = 0.0,
+    quartiles: tuple[float, float, float] | None = None,
+) -> Density:
+    """The density of a log-probability on low, ..., high, with anchors and sampler of SciPy's frozen distribution.
+
+    The quartiles of SciPy's distribution are used where `quartiles` is None.
+    """
+    if quartiles is None:
+        quartiles = frozen.ppf([0.25, 0.5, 0.75]) if low < high else (low, low, low)
+    lower, middle, upper = quartiles
     if not np.isfinite([lower, middle, upper]).all():  # SciPy's quantiles fail for large counts, such as Poisson(1e11)
         middle, half = frozen.mean(), 0.67 * frozen.std()
         lower, upper = middle - half, middle + half

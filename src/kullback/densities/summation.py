@@ -1,6 +1,6 @@
 """KL(p || q) of two discrete distributions on the integers, by summation of the phi form, with an error bound."""
 
-from math import ceil, floor, inf, isfinite
+from math import inf, isfinite
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def _exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
     ranges = [(end - _exact_terms_beyond(p, q, end, -1), end + _exact_terms_beyond(p, q, end, 1)) for end in edges]
     for location, width in (*p.anchors, *q.anchors):
         first, last = (
-            (floor(location - 40 * width), ceil(location + 40 * width))
+            (float(np.floor(location - 40 * width)), float(np.ceil(location + 40 * width)))
             if width < _SMOOTH_WIDTH
             else (location - 64, location + 64)
         )
