@@ -253,3 +253,36 @@ def test_continuous_bernoulli_with_large_logits(logits):
     assert kl(p, f.Uniform(low=0.0, high=1.0)) == pytest.approx(float(truth), rel=1e-12)
     assert kl(p, f.ContinuousBernoulli(probs=0.5)) == pytest.approx(float(truth), rel=1e-12)
     assert kl(p, f.Uniform(low=0.0, high=2.0)) == pytest.approx(float(truth + mpmath.log(2)), rel=1e-12)
+
+
+def to_normal(mean, variance, negentropy, loc, scale):
+    mean, variance, negentropy, loc, scale = map(mpf, (mean, variance, negentropy, loc, scale))
+    return negentropy + (variance / scale**2 - 1 - mpmath.log(variance / scale**2) + ((mean - loc) / scale) ** 2) / 2
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e170, 1.7e308])
+def test_normals_whose_variance_is_beyond_float64(scale):
+    with mpmath.workdps(40):
+        log_2_pi_e, trigamma = mpmath.log(2 * mpmath.pi * mpmath.e), mpmath.pi**2 / 6
+        # KL to the normal of equal moments is log(2 pi e variance)/2 minus the entropy.
+        exponential = to_normal(
+            -mpmath.euler, trigamma, mpmath.log(trigamma) / 2 + log_2_pi_e / 2 - 1 - mpmath.euler, 0, scale
+        )
+        pareto = to_normal(mpf(1) / 3, mpf(1) / 9, log_2_pi_e / 2 - 1, 0, scale)
+        uniform = to_normal(mpf(1) / 2, mpf(1) / 12, log_2_pi_e / 2 - mpmath.log(12) / 2, 0, scale)
+    pairs = [
+        (f.Exponential(rate=1.0), f.LogNormal(loc=0.0, scale=scale), exponential),
+        (f.Pareto(scale=1.0, alpha=3.0), f.LogNormal(loc=0.0, scale=scale), pareto),
+        (f.Beta(concentration1=1.0, concentration0=1.0), f.Normal(loc=0.0, scale=scale), uniform),
+        (f.ContinuousBernoulli(logits=0.0), f.Normal(loc=0.0, scale=scale), uniform),
+    ]
+    for p, q, truth in pairs:
+        assert kl(p, q) == pytest.approx(float(truth) if truth < LARGEST else inf, rel=1e-12)
+
+
+def test_the_logarithm_of_a_variable_whose_variance_underflows():
+    # log x has the standard deviation 1e-200 pi/sqrt(6) and the mean -1e-200 euler_gamma.
+    got = kl(f.Weibull(scale=1.0, concentration=1e200), f.LogNormal(loc=0.0, scale=1.0))
+    with mpmath.workdps(40):
+        truth = mpmath.log(2 * mpmath.pi) / 2 + mpmath.log(mpf(1e200)) - 1 - mpmath.euler
+    assert got == pytest.approx(float(truth), rel=1e-12)
