@@ -69,9 +69,9 @@ def _kl_until(xp: Any, p: Any, q: Any, sign: int) -> Array:
     limit = np.log(float(xp.finfo(kl.dtype).smallest_normal)) / 3
     # 1 - probs is not rounded to a number below e^limit, except to 0.
     rare = sign * p.logits < limit if p.logits is not None else (sign == 1) & (p.probs < np.exp(limit))
-    rare = xp.broadcast_to(rare, kl.shape)
     if holds(~xp.any(rare)):
         return kl / (success_prob if sign == 1 else failure_prob)(xp, p)
+    rare = xp.broadcast_to(rare, kl.shape)
 
     def logit(d: Any, substitute: Any) -> Array:
         """The log-odds of the event, with entries that are not used replaced, because their derivatives may be nan."""
