@@ -13,6 +13,7 @@ __all__ = [
     "NoClosedFormError",
     "NotNormalizedError",
     "ParameterError",
+    "ParameterNameError",
     "PenaltyError",
     "RewardError",
     "ShapeError",
@@ -46,6 +47,10 @@ class SupportError(KullbackError, ValueError):
 
 class ParameterError(KullbackError, ValueError):
     """Raised when a parameter of a distribution violates its constraint, such as a scale that is not positive."""
+
+
+class ParameterNameError(ParameterError, TypeError):
+    """Raised when a distribution receives a parameter that it does not have, by position, or lacks a parameter."""
 
 
 class NoClosedFormError(KullbackError, NotImplementedError):

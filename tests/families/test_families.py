@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kullback import families
-from kullback.errors import NotNormalizedError, ParameterError
+from kullback.errors import KullbackError, NotNormalizedError, ParameterError, ParameterNameError
 
 FAMILIES = [getattr(families, name) for name in families.__all__ if name != "Distribution"]
 
@@ -17,8 +17,42 @@ FAMILIES = [getattr(families, name) for name in families.__all__ if name != "Dis
 def test_every_family_is_documented_and_keyword_only(family):
     assert family.__doc__.strip()
     assert issubclass(family, families.Distribution)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError) as caught:
         family(1.0, 2.0)
+    assert isinstance(caught.value, KullbackError)
+    names = ", ".join(f"{field.name}=..." for field in dataclasses.fields(family))
+    assert str(caught.value).endswith(f"got 2 arguments by position; write {family.__name__}({names})")
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters", "message"),
+    [
+        (families.Normal, {"loc": 0, "sigma": 1}, "loc, scale of Normal, got sigma; did you mean scale?"),
+        (families.Gamma, {"concentraton": 1, "rate": 1}, "got concentraton; did you mean concentration?"),
+        (families.Bernoulli, {"p": 0.5}, "probs, logits of Bernoulli, got p; did you mean probs?"),
+        (families.Poisson, {"lam": 1}, "got lam; did you mean rate?"),
+        (families.Normal, {"loc": 0, "scale": 1, "validate_args": False}, "loc, scale of Normal, got validate_args"),
+        (families.Exponential, {"scale": 2}, "rate of Exponential, got scale"),
+        (families.Normal, {"loc": 0}, "expected Normal to receive scale; write Normal(loc=..., scale=...)"),
+        (families.MultivariateNormal, {}, "expected MultivariateNormal to receive loc; write"),
+    ],
+)
+def test_names_of_parameters_are_checked(family, parameters, message):
+    with pytest.raises(ParameterNameError) as caught:
+        family(**parameters)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, TypeError)
+    if "mean" not in message:
+        assert "did you mean" not in str(caught.value)
+
+
+def test_a_type_error_of_a_parameter_is_not_replaced():
+    class Broken:
+        def __array__(self, *_):
+            raise TypeError("the array is broken")
+
+    with pytest.raises(TypeError, match="the array is broken"):
+        families.Normal(loc=0.0, scale=Broken())
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)

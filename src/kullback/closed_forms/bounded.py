@@ -162,7 +162,8 @@ def kl_beta_normal(xp: Any, p: Any, q: Any) -> Array:
         + (0.5 / a + 0.5 / b - 1 / c)
         - (_binet_excess(xp, a, 1) + _binet_excess(xp, b, 1) - _binet_excess(xp, c, 2))
     )
-    return kl_to_normal(xp, a / c, a / c * (b / c) / (c + 1), negentropy, q)
+    deviation = xp.sqrt(a / c) * xp.sqrt(b / c) / xp.sqrt(c + 1)
+    return kl_to_normal(xp, a / c, a / c * (b / c) / (c + 1), negentropy, q, deviation)
 
 
 def _beta_negative_entropy(xp: Any, d: Any) -> Array:
@@ -245,7 +246,9 @@ def kl_continuous_bernoulli_normal(xp: Any, p: Any, q: Any) -> Array:
     u = _half_logit(xp, p)
     mean, negative_entropy = _mean_and_negative_entropy(xp, p)
     variance = log_sinhc_curvature(xp, u) / 4
-    return kl_to_normal(xp, mean, variance, (_LOG_2_PI_E + xp.log(variance)) / 2 + negative_entropy, q)
+    return kl_to_normal(
+        xp, mean, variance, (_LOG_2_PI_E + xp.log(variance)) / 2 + negative_entropy, q, xp.sqrt(variance)
+    )
 
 
 def _mean_and_negative_entropy(xp: Any, p: Any) -> tuple[Array, Array]:

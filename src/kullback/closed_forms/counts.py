@@ -8,7 +8,7 @@ from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
 from kullback.discrete.kl import differentiable_kl_logits, differentiable_kl_probs
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, holds
 from kullback.numerics.log_zeta import log_zeta_residual
 from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, phi
 
@@ -53,9 +53,48 @@ def failure_prob(xp: Any, d: Any) -> Array:
 def kl_geometric_geometric(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Geometric(probs1) and Q = Geometric(probs2).
 
-    KL(Bernoulli(probs1) || Bernoulli(probs2)) / probs1: KL of one trial times the mean number of trials under P.
+    KL(Bernoulli(probs1) || Bernoulli(probs2)) / probs1: KL of one trial times the mean number of trials under P. It
+    is phi(log(probs2/probs1)) + phi(log((1 - probs2)/(1 - probs1))) (1 - probs1)/probs1 with phi(d) = e^d - 1 - d, and
+    is computed from the logarithms where probs1 is so small that the KL of one trial underflows.
     """
-    return kl_bernoulli_bernoulli(xp, p, q) / success_prob(xp, p)
+    return _kl_until(xp, p, q, 1)
+
+
+def _kl_until(xp: Any, p: Any, q: Any, sign: int) -> Array:
+    """KL of one trial, divided by the probability under p of the event that ends the trials.
+
+    The event is a success for `sign` = 1 and a failure for `sign` = -1.
+    """
+    kl = kl_bernoulli_bernoulli(xp, p, q)
+    limit = np.log(float(xp.finfo(kl.dtype).smallest_normal)) / 3
+    # 1 - probs is not rounded to a number below e^limit, except to 0.
+    rare = sign * p.logits < limit if p.logits is not None else (sign == 1) & (p.probs < np.exp(limit))
+    if holds(~xp.any(rare)):
+        return kl / (success_prob if sign == 1 else failure_prob)(xp, p)
+    rare = xp.broadcast_to(rare, kl.shape)
+
+    def logit(d: Any, substitute: Any) -> Array:
+        """The log-odds of the event, with entries that are not used replaced, because their derivatives may be nan."""
+        if d.logits is not None:
+            return sign * xp.where(substitute, 0.0, d.logits)
+        probs = xp.where(substitute, 0.5, d.probs)
+        return sign * (xp.log(probs) - xp.log1p(-probs))
+
+    logit_p, logit_q = logit(p, ~rare), logit(q, ~rare)
+    if p.logits is None:
+        usual = success_prob(xp, p) if sign == 1 else failure_prob(xp, p)
+    else:
+        usual = 1 / (1 + xp.exp(-logit(p, rare)))
+    log_none_q = -(xp.maximum(logit_q, xp.zeros_like(logit_q)) + xp.log1p(xp.exp(-abs(logit_q))))
+    if sign == 1 and p.logits is None and q.logits is None:
+        change = log_ratio(xp, q.probs, xp.where(rare, p.probs, 1.0))
+    else:
+        change = (logit_q - logit_p) + log_none_q
+    # log(1 - prob) of p is 0 to rounding. The second term is negligible for a small probability under q.
+    likely = logit_q > -40
+    others = xp.exp(xp.where(likely, xp.log(phi(xp.where(likely, log_none_q, -1.0))) - logit_p, 0.0))
+    tail = phi(xp.where(rare, change, 0.0)) + xp.where(likely, others, 0.0)
+    return xp.where(rare, tail, kl / xp.where(rare, 1.0, usual))
 
 
 @closed_form((f.NegativeBinomial, f.NegativeBinomial))
@@ -65,7 +104,7 @@ def kl_negative_binomial_negative_binomial(xp: Any, p: Any, q: Any) -> Array:
     total_count KL(Bernoulli(probs1) || Bernoulli(probs2)) / (1 - probs1): KL of one trial times the mean number of
     trials under P. No closed form is known for unequal total_count.
     """
-    kl = p.total_count * (kl_bernoulli_bernoulli(xp, p, q) / failure_prob(xp, p))
+    kl = p.total_count * _kl_until(xp, p, q, -1)
     return where_equal(xp, p, q, "total_count", kl)
 
 

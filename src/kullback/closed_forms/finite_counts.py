@@ -1,8 +1,10 @@
 """KL between distributions of bounded counts (binomial, hypergeometric, Zipfian): finite sums of p phi(log(q/p))."""
 
+import math
 from math import inf, nan
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from kullback import families as f
@@ -22,7 +24,7 @@ from kullback.numerics.phi import log_ratio, phi
 
 __all__: list[str] = []
 
-_LARGEST_COUNT = 2**24  # terms of a sum that are in memory at once
+_MAX_TERMS = 1e7  # the arrays of 1e7 terms take several gigabytes
 
 
 @closed_form((f.Binomial, f.Binomial), (f.Bernoulli, f.Binomial), (f.Binomial, f.Bernoulli))
@@ -117,10 +119,10 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "fixed length; pass the counts as constants"
         )
     last = max(float(xp.max(untracked(count))) for count in counts)
-    if last > _LARGEST_COUNT:
+    if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > _MAX_TERMS:
         raise NoClosedFormError(
-            f"expected counts up to {_LARGEST_COUNT} for the sum over the counts, got {last:.6g}; "
-            "kullback.measure(p, q) sums larger ranges by the Euler-Maclaurin formula"
+            f"expected counts for which the KL is a sum of at most {_MAX_TERMS:.0e} terms over the batch, got counts "
+            f"up to {last:.15g}; kullback.measure bounds the KL of one pair"
         )
     return xp.arange(int(last) + 1, dtype=counts[0].dtype, device=device(counts[0]))
 

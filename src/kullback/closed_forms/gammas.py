@@ -211,7 +211,7 @@ def _kl_log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -
     curvature = binet_curvature(xp, k)
     trigamma = 1 / k + 0.5 / (k * k) + curvature
     negentropy = xp.log1p(0.5 / k + k * curvature) / 2 + k * binet_slope(xp, k) - binet(xp, k)
-    return kl_to_normal(xp, mean, scale * scale * trigamma, negentropy, q)
+    return kl_to_normal(xp, mean, scale * scale * trigamma, negentropy, q, scale * xp.sqrt(trigamma))
 
 
 @closed_form(*product([f.LogNormal], [*GAMMA_POWERS, f.InverseGamma]))
@@ -315,7 +315,7 @@ def kl_gamma_normal(xp: Any, p: Any, q: Any) -> Array:
     p = _as_gamma_power_arrays(xp, p)
     k, scale = p.shape, p.numerator * p.constant / p.denominator
     negentropy = 0.5 / k - binet(xp, k) - (1 - k) * binet_slope(xp, k)
-    return kl_to_normal(xp, k * scale, k * scale * scale, negentropy, q)
+    return kl_to_normal(xp, k * scale, k * scale * scale, negentropy, q, xp.sqrt(k) * scale)
 
 
 def _gamma_entropy(xp: Any, k: Array) -> Array:

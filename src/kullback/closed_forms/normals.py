@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, holds
 from kullback.numerics.log_gamma import binet, binet_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
@@ -25,12 +25,24 @@ def kl_normal_normal(xp: Any, p: Any, q: Any) -> Array:
     return (phi(2 * log_ratio(xp, p.scale, q.scale)) + ((p.loc - q.loc) / q.scale) ** 2) / 2
 
 
-def kl_to_normal(xp: Any, mean: Array, variance: Array, negentropy: Array | float, q: Any) -> Array:
+def kl_to_normal(
+    xp: Any, mean: Array, variance: Array, negentropy: Array | float, q: Any, deviation: Array | None = None
+) -> Array:
     """KL of a distribution with known mean, variance and negentropy to q = Normal(loc, scale).
 
     negentropy + phi(log(variance/scale^2))/2 + ((mean - loc)/scale)^2/2, where the negentropy is KL to the normal
-    distribution with the same mean and variance. The result is `inf` where the variance is infinite.
+    distribution with the same mean and variance. The result is `inf` where the variance is infinite. `deviation` is the
+    square root of the variance, if it can be computed where the variance overflows or underflows.
     """
+    if deviation is not None:
+        square = q.scale * q.scale
+        least = float(xp.finfo(square.dtype).smallest_normal)
+        fits = (variance >= least) & (variance < np.inf) & (square >= least) & (square < np.inf)
+        if not holds(xp.all(fits)):
+            squares = ratio_residual(xp, xp.where(fits, variance, 1.0), xp.where(fits, square, 1.0))
+            log = log_ratio(xp, xp.where(fits, 1.0, deviation), xp.where(fits, 1.0, q.scale))
+            moments = xp.where(fits, squares, phi(2 * log)) + ((mean - q.loc) / q.scale) ** 2
+            return negentropy + moments / 2
     moments = ratio_residual(xp, variance, q.scale * q.scale) + ((mean - q.loc) / q.scale) ** 2
     # Infinite moments would give inf - inf = nan.
     return xp.where(variance < np.inf, negentropy + moments / 2, np.inf)
@@ -115,4 +127,4 @@ def kl_pareto_log_normal(xp: Any, p: Any, q: Any) -> Array:
     an exponential variable, with the mean m = log(scale1) + 1/alpha, the variance v = 1/alpha^2 and the negentropy
     N = (log(2 pi e) - 2)/2.
     """
-    return kl_to_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q)
+    return kl_to_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q, 1 / p.alpha)

@@ -82,6 +82,7 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     """`function(xp, p, q)` with the parameters converted to arrays, and the result in the dtype of the parameters.
 
     Raises:
+        NoClosedFormError: The result is nan or -inf, because parts of the formula overflow or underflow.
         ShapeError: The parameters of two univariate distributions do not broadcast.
         TypeError: The parameters are arrays of different libraries.
     """
@@ -115,19 +116,35 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     # Infinite results are expected, and so are invalid values in unselected branches of `where`.
     with np.errstate(all="ignore"):
         result = function(xp, p, q)
-        if univariate and type(p) in _RESCALED and type(q) in _RESCALED and not _is_finite(xp, result):
+        finite = _is_finite(xp, result)
+        if not finite and univariate and type(p) in _RESCALED and type(q) in _RESCALED:
             result = _rescaled(xp, function, p, q, result)
         contained = is_contained(xp, p, q) if univariate else True
         if contained is not True:
             result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
+        if not finite:
+            _require_no_nan(xp, p, q, result)
         return cast(xp, result, dtype)
 
 
 def _is_finite(xp: Any, result: Array) -> bool:
     """Whether every entry is finite; True while the result is traced."""
-    if type(result) is np.float64:
+    if result.ndim == 0 and isinstance(result, np.ndarray | np.generic):
         return isfinite(result)
+    if isinstance(result, np.ndarray):
+        return bool(np.isfinite(result).all())
     return is_traced(result) or bool(xp.all(xp.isfinite(untracked(result))))
+
+
+def _require_no_nan(xp: Any, p: Distribution, q: Distribution, result: Array) -> None:
+    """Raise NoClosedFormError if an entry of the result is nan or -inf."""
+    result = untracked(result)
+    if offender := first_offender("the result", result, xp.isnan(result) | (result == -np.inf)):
+        names = " and ".join(dict.fromkeys(type(d).__name__ for d in (p, q)))
+        raise NoClosedFormError(
+            f"expected parameters of {names} for which the closed form can be computed in {result.dtype}, but a part "
+            f"of it overflows or underflows: {offender}; use parameters of moderate size, or kullback.measure"
+        )
 
 
 def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Array) -> Array:

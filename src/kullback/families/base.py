@@ -4,10 +4,12 @@ A distribution is an immutable dataclass of its parameters. It stores each param
 and raises an error when a parameter violates its constraint.
 """
 
+import functools
 import numbers
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from math import inf
 from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
 
@@ -15,7 +17,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.discrete.validation import mass_tolerance
-from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ShapeError
+from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ParameterNameError, ShapeError
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
@@ -119,7 +121,53 @@ class ScipyForm:
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def record(cls: type) -> Any:
     """Decorate a class as a frozen, keyword-only dataclass, whose instances `Distribution.__eq__` compares by value."""
-    return dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    cls = dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    initialize = cls.__init__
+
+    @functools.wraps(initialize)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        try:
+            initialize(self, *args, **given)
+        except TypeError as error:
+            if message := _misnamed(type(self), args, given):
+                raise ParameterNameError(message) from error
+            raise
+
+    cls.__init__ = __init__
+    return cls
+
+
+def _misnamed(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> str:
+    """The message about parameters that are passed by position, not known or missing; "" if there are none."""
+    taken = [field for field in fields(cls) if field.init]  # pyright: ignore[reportArgumentType]
+    names = [field.name for field in taken]
+    required = [field.name for field in taken if field.default is MISSING]
+    call = f"{cls.__name__}({', '.join(f'{name}=...' for name in names)})"
+    if args:
+        count = f"{len(args)} argument{'s' * (len(args) > 1)}"
+        return f"expected the parameters of {cls.__name__} by name, got {count} by position; write {call}"
+    if unknown := [name for name in given if name not in names]:
+        nearest = [name for name in _SYNONYMS.get(unknown[0], ()) if name in names]
+        nearest = nearest or get_close_matches(unknown[0], [name for name in names if name not in given], 1, 0.6)
+        meant = f"; did you mean {nearest[0]}?" if nearest else ""
+        return f"expected the parameters {', '.join(names)} of {cls.__name__}, got {unknown[0]}{meant}"
+    missing = [name for name in required if name not in given]
+    return f"expected {cls.__name__} to receive {', '.join(missing)}; write {call}" if missing else ""
+
+
+# Names of parameters in other libraries and in textbooks, whose spelling is far from the names here.
+_SYNONYMS = {
+    **dict.fromkeys(("mu", "mean", "location"), ("loc", "mean_direction")),
+    **dict.fromkeys(("sigma", "std", "stddev", "sd", "b", "s", "gamma"), ("scale",)),
+    **dict.fromkeys(("cov", "Sigma", "covariance"), ("covariance_matrix", "row_covariance", "scale_matrix")),
+    **dict.fromkeys(("lam", "lambda_", "mu"), ("rate", "loc")),
+    **dict.fromkeys(("p", "prob"), ("probs",)),
+    "n": ("total_count",),
+    "nu": ("df",),
+    "kappa": ("concentration",),
+    **dict.fromkeys(("alpha", "a", "shape", "k"), ("concentration", "concentration1")),
+    "beta": ("rate", "concentration0"),
+}
 
 
 class Distribution:
@@ -135,7 +183,7 @@ class Distribution:
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
         ArrayTypeError: A parameter is not numeric, is sparse, or has labels or masked entries.
-        TypeError: A parameter is passed by position.
+        ParameterNameError: A parameter is passed by position, is not a parameter of the family, or is missing.
 
     Example:
         >>> from kullback.families import Normal

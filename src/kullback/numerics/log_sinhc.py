@@ -95,8 +95,14 @@ def _residual_value(xp: Any, u: Array, h: Array) -> Array:
     u, h = -abs(u), xp.where(u > 0, -h, h)
     v = u + h
     slope = 1 / abs(u) - 2 / xp.expm1(2 * abs(u))
-    far = (_value(xp, v) + v) - (_value(xp, u) + u) - h * xp.where(abs(u) < 1, _slope_value(xp, u) + 1, slope)
+    far = _value_plus(xp, v) - _value_plus(xp, u) - h * xp.where(abs(u) < 1, _slope_value(xp, u) + 1, slope)
     return xp.where(_is_near(u, h), near, far)
+
+
+def _value_plus(xp: Any, u: Array) -> Array:
+    """L(u) + u, whose terms of size |u| cancel for u < 0."""
+    far = u < -16
+    return xp.where(far, -xp.log(-2 * xp.where(far, u, -16.0)), _value(xp, u) + u)
 
 
 def _residual_u_gradient(xp: Any, gradient: Array, _output: Array, u: Array, h: Array) -> Array:
