@@ -61,7 +61,7 @@ def kl(p: Any, q: Any) -> Array:
         NoClosedFormError: No closed form is implemented for this pair; `kullback.measure` bounds or estimates the KL.
         ParameterError: A parameter is outside its domain.
         ShapeError: The parameters do not broadcast, or the event shapes differ.
-        TypeError: p or q is not a distribution.
+        DistributionTypeError: p or q is not a distribution.
 
     Example:
         >>> from kullback.families import Gamma, Normal
@@ -104,7 +104,7 @@ def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
         PyTorch and JAX: shape (...) for probabilities, the batch shape for a distribution.
 
     Raises:
-        NoClosedFormError: The entropy of the distribution has no closed form here.
+        NoClosedFormError: The entropy has no closed form; `kullback.measure_entropy` computes or estimates it.
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
         SupportError: The entropy is infinite, or `axis` or `where` is passed with a distribution.
@@ -132,8 +132,8 @@ def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     form = ENTROPIES.get(type(family))
     if form is None:
         raise NoClosedFormError(
-            f"H({type(p).__name__}) has no closed form; for a univariate distribution, it is computed numerically by "
-            "kullback.densities.entropy.entropy_of(kullback.densities.resolve.resolve(p).density)"
+            f"H({type(p).__name__}) has no closed form; kullback.measure_entropy computes or estimates it with a bound "
+            "or an interval"
         )
     return evaluate_form(lambda xp, p, _q: form(xp, p), family, family)
 
@@ -155,7 +155,8 @@ def cross_entropy(p: Any, q: Any, *, axis: int = -1, where: ArrayLike | None = N
         for probabilities, the batch shape for distributions. `inf` where p has mass and q has none.
 
     Raises:
-        NoClosedFormError: The entropy of p or KL(p || q) has no closed form here.
+        NoClosedFormError: The entropy of p or KL(p || q) has no closed form; `kullback.measure_cross_entropy` computes
+            or estimates the cross-entropy.
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
         SupportError: The entropy of p is infinite, or `axis` or `where` is passed with distributions.

@@ -143,6 +143,8 @@ def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
             f"{locations[-1]:.3g} and widths up to {widest:.3g}; divide the values of both distributions by one "
             "number, which does not change KL"
         )
+    for end in filter(isfinite, {*p.support, *q.support}):  # up to an end that is farther than the anchors reach
+        reach = max(reach, float(np.abs(end - locations).max()))
     steps = np.concatenate([location + _widening(width, reach) for location, width in anchors])
     zeros = np.zeros_like(locations)
     poles = locations[(p.log_density(locations, zeros) == inf) | (q.log_density(locations, zeros) == inf)]

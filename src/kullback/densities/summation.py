@@ -12,7 +12,7 @@ from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
-__all__ = ["kl_summation"]
+__all__ = ["exact_ranges", "gaps_between", "interpolated", "kl_summation"]
 
 _EPS = float(np.finfo(np.float64).eps)
 _EXACT_TERMS = 2**13  # integers beyond an end of the support, or beyond an anchor, that are summed term by term
@@ -50,19 +50,19 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
         return infinite_kl(gap, "supports")
     total = Integrals()
     with np.errstate(all="ignore"):
-        exact = _exact_ranges(p, q)
+        exact = exact_ranges(p, q)
         for low, high in exact:
             total = total.plus(_sum_terms(p, q, np.arange(low, high + 1)))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "supports")
-        for low, high in _gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
+        for low, high in gaps_between(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
             total = total.plus(_euler_maclaurin(p, q, low, high, error))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "tails")
     return bounded_estimate(total, error, "summation")
 
 
-def _exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
+def exact_ranges(p: Density, q: Density) -> list[tuple[float, float]]:
     """The ranges of integers, as inclusive pairs, that are summed term by term."""
     low, high = min(p.support[0], q.support[0]), max(p.support[1], q.support[1])
     if high - low <= _MAX_EXACT_RANGE:
@@ -91,7 +91,7 @@ def _exact_terms_beyond(p: Density, q: Density, edge: float, step: int) -> int:
     return _EXACT_TERMS if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8
 
 
-def _gaps(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
+def gaps_between(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
     """The first and the last integer of each gap between the ranges."""
     edges = [low - 1, *(edge for pair in exact for edge in pair), high + 1]
     pairs = zip(edges[::2], edges[1::2], strict=True)
@@ -125,7 +125,7 @@ def _sum_terms(p: Density, q: Density, k: Array) -> Integrals:
 def _euler_maclaurin(p: Density, q: Density, low: float, high: float, error: float) -> Integrals:
     """The sums from low to high, as integrals between half-integers with end corrections."""
     inside = low - 0.5, high + 0.5
-    total = integrals(_interpolated(p, *inside), _interpolated(q, *inside), error)
+    total = integrals(interpolated(p, *inside), interpolated(q, *inside), error)
     for edge, sign in ((inside[0], 1), (inside[1], -1)):
         if isfinite(edge):
             log_p, log_q = _logs(p, q, np.asarray([edge - 0.5, edge + 0.5]))
@@ -135,7 +135,7 @@ def _euler_maclaurin(p: Density, q: Density, low: float, high: float, error: flo
     return total
 
 
-def _interpolated(density: Density, low: float, high: float) -> Density:
+def interpolated(density: Density, low: float, high: float) -> Density:
     """The density whose logarithm interpolates log-probabilities by the parabola through the nearest three integers."""
 
     def log_density(origin: Array, offset: Array) -> Array:

@@ -80,7 +80,7 @@ def test_probabilities_are_accurate_at_every_distance(backend, delta, n, dtype, 
     ):  # the masses differ by more than the distributions, so that the general implementation is required
         assert abs(math.fsum(p) - math.fsum(q)) > delta / math.sqrt(n) / 10
     else:
-        assert got.dtype == dtype
+        assert type(got) is np.float64  # a result without axes, for every dtype
         assert relative_error(got, oracle.kl(p, q)) < tolerance
 
 
@@ -379,7 +379,7 @@ def test_memory_maps(backend, tmp_path):
     p_map = np.load(tmp_path / "p.npy", mmap_mode="r")
     assert type(p_map) is np.memmap
     got = fast_kl_probs(p_map, q, -1)
-    assert type(got) is np.ndarray
+    assert type(got) is np.float64
     assert got == fast_kl_probs(p, q, -1)
 
 
