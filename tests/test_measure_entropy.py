@@ -12,7 +12,7 @@ import torch.distributions as td
 from scipy import special, stats
 
 from kullback import families as f
-from kullback import measure_cross_entropy, measure_entropy
+from kullback import measure, measure_cross_entropy, measure_entropy
 from kullback.densities.gaussian_mixtures import components
 from kullback.errors import DistributionTypeError, KullbackError, NoClosedFormError, ShapeError, SupportError
 
@@ -128,6 +128,33 @@ def test_vectors_without_a_closed_form_are_estimated(name):
     assert measure_entropy(p, seed=3) == estimate
     same = measure_cross_entropy(p, p, seed=3)
     assert abs(same.value - float(truth)) < 4 * estimate.std_error
+
+
+def test_draws_of_an_infinite_cross_entropy_are_unreliable():
+    """-log q is quadratic in x, whose variance under p is infinite."""
+    p, q = stats.multivariate_t([0.0, 0.0], MATRIX, 1.0), stats.multivariate_normal([0.0, 0.0], MATRIX)
+    assert measure_cross_entropy(p, q).status == "unreliable"
+    bounded = stats.multinomial(5, [0.2, 0.8]), stats.multinomial(5, [0.3, 0.7])
+    estimate = measure_cross_entropy(*bounded)
+    outcomes = np.asarray([[k, 5 - k] for k in range(6)])
+    truth = -(bounded[0].pmf(outcomes) * bounded[1].logpmf(outcomes)).sum()
+    assert estimate.status == "estimated"
+    assert abs(estimate.value - truth) < 4 * estimate.std_error
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (stats.dirichlet([0.5, 2.0, 3.0]), stats.dirichlet([1.0, 2.0, 3.0])),
+        (stats.invwishart(5, MATRIX), stats.invwishart(6, MATRIX)),
+        (stats.wishart(5, 2.0), stats.wishart(6, 2.0)),
+        (stats.wishart(5, MATRIX), stats.wishart(6, MATRIX)),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_vectors_of_scipy_are_measured_from_draws(p, q):
+    estimate = measure(p, q, method="Monte Carlo")
+    assert abs(estimate.value - measure(p, q).value) < 4 * estimate.std_error
 
 
 def test_intervals_of_estimates_cover_the_entropy():

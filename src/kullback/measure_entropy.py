@@ -164,7 +164,7 @@ def _exact(value: float, epsilon: float) -> Estimate:
 def _from_draws(p: ResolvedDistribution, q: ResolvedDistribution, draws: int, seed: int, confidence: float) -> Estimate:
     if p.sampler is None or p.sampler.sample is None or q.sampler is None:
         raise NoClosedFormError(
-            f"expected a method to compute the entropy of {type(p.given).__name__}, but there is no closed form, no "
+            f"expected a method to compute the entropy of {type(p.given).__name__}, but it has no closed form, no "
             "univariate density and no sampler; pass an object with log_prob(x) and sample(count)"
         )
     return cross_entropy_monte_carlo(p.sampler, q.sampler, draws=draws, seed=seed, confidence=confidence)

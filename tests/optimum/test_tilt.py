@@ -508,7 +508,7 @@ def test_invalid_rewards_betas_and_budgets_raise():
 
 
 def test_invalid_shapes_raise():
-    with pytest.raises(ShapeError, match=r"broadcast.*\(2,\), \(3,\)"):
+    with pytest.raises(ShapeError, match=r"equal numbers of events.*\(2,\) and \(3,\)"):
         tilt([0.5, 0.5], [0.0, 1.0, 2.0], 1.0)
     with pytest.raises(ShapeError, match="broadcast"):
         tilt([[0.5, 0.5]] * 2, [0.0, 1.0], [1.0, 2.0, 3.0])

@@ -48,7 +48,7 @@ def entropy_of(density: Density, *, error: float = 1e-10) -> Estimate:
     """H(p) of a univariate density or probability mass function by quadrature or summation.
 
     H(p) = -E_p[log p(x)]: the differential entropy of a continuous distribution, or the entropy of a discrete
-    distribution. With the integral P of the density, which is 1 up to rounding, the value is that of p/P.
+    distribution. With the integral P of the density, which is 1 up to rounding, the value is H(p/P).
 
     Args:
         density: The density or probability mass function.

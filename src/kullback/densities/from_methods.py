@@ -34,6 +34,11 @@ def as_sampler(distribution: Any) -> Sampler | None:
             ),
             lambda x: np.reshape(distribution.logpdf(np.moveaxis(np.asarray(x), 0, -1)), np.shape(x)[:1]),
         )
+    if type(distribution).__name__ == "dirichlet_frozen":
+        return Sampler(
+            lambda count, rng: distribution.rvs(size=count, random_state=rng),
+            lambda x: np.reshape(distribution.logpdf(np.asarray(x).T), np.shape(x)[:1]),
+        )
     log_density = next(
         (getattr(distribution, name) for name in ("logpdf", "logpmf", "log_prob") if hasattr(distribution, name)), None
     )

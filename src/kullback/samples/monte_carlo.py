@@ -160,9 +160,9 @@ def cross_entropy_monte_carlo(
         return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(warning,))
     value, std_error = float(-log_q.mean()), float(log_q.std(ddof=1) / np.sqrt(draws))
     half = float(special.ndtri((1 + confidence) / 2)) * std_error + precision
-    index = hill_index(np.abs(log_q - np.median(log_q)))
-    warnings = ()
-    if index > 0.5:
+    index, warnings = hill_index(np.abs(log_q - np.median(log_q))), ()
+    # Few distinct values may have a large index. With an infinite variance, single draws dominate the sum of squares.
+    if index > 0.5 and float(((log_q + value) ** 2).max()) > 0.01 * draws * float(log_q.var()):
         warnings = (f"log q has a heavy tail with tail index {index:.2g}: rare draws determine the mean",)
     return Estimate(
         value,
