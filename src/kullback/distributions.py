@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import array_api_compat
 import numpy as np
@@ -24,6 +24,7 @@ from kullback.families import (
     TanhNormal,
     Transformed,
 )
+from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
 
 if TYPE_CHECKING:
@@ -86,6 +87,30 @@ def kl(p: Any, q: Any) -> Array:
     raise _no_closed_form(p, q)
 
 
+class _WithLogProb(Protocol):
+    @property
+    def log_prob(self) -> Callable[..., Any]: ...
+
+
+class _WithLogPdf(Protocol):
+    @property
+    def logpdf(self) -> Callable[..., Any]: ...
+
+
+class _WithLogPmf(Protocol):
+    @property
+    def logpmf(self) -> Callable[..., Any]: ...
+
+
+_AnyDistribution: TypeAlias = Distribution | _WithLogProb | _WithLogPdf | _WithLogPmf
+
+
+@overload
+def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None) -> ArrayT: ...
+@overload
+def entropy(p: "torch.distributions.Distribution") -> "torch.Tensor": ...
+@overload
+def entropy(p: _AnyDistribution) -> Array: ...
 def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     """The entropy H(p) of probabilities or of a distribution, in nats.
 
@@ -138,6 +163,14 @@ def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     return evaluate_form(lambda xp, p, _q: form(xp, p), family, family)
 
 
+@overload
+def cross_entropy(
+    p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> ArrayT: ...
+@overload
+def cross_entropy(p: "torch.distributions.Distribution", q: "torch.distributions.Distribution") -> "torch.Tensor": ...
+@overload
+def cross_entropy(p: _AnyDistribution, q: _AnyDistribution) -> Array: ...
 def cross_entropy(p: Any, q: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     """The cross-entropy H(p, q) = H(p) + KL(p || q) of probabilities or of two distributions, in nats.
 

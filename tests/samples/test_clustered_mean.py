@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import LabelError, ShapeError, SupportError
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
 
@@ -91,12 +91,13 @@ def test_invalid_samples_raise_one_line(arguments, error, words):
     assert "\n" not in str(found.value)
 
 
-def test_columns_of_pandas_with_different_indexes_raise():
+def test_columns_of_pandas_are_matched_by_label():
     pandas = pytest.importorskip("pandas")
     sums = pandas.Series([0.2, 0.4, 0.3], index=[0, 1, 2])
     prompts = pandas.Series([0, 0, 1], index=[2, 1, 0])
-    with pytest.raises(ShapeError, match="different indexes; align them"):
-        kl_per_sequence(sums, prompts)
+    assert kl_per_sequence(sums, prompts) == kl_per_sequence([0.2, 0.4, 0.3], [1, 0, 0])
+    with pytest.raises(LabelError, match="equal sets of labels"):
+        kl_per_sequence(sums, prompts.rename({0: 7}))
     assert kl_per_sequence(sums, prompts.to_numpy()).value == pytest.approx(0.3)
     assert kl_per_sequence(sums, prompts.sort_index()).value == pytest.approx(0.3)
 
