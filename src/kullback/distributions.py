@@ -12,7 +12,7 @@ from kullback.closed_forms.entropies import ENTROPIES
 from kullback.closed_forms.registry import evaluate_form
 from kullback.densities.resolve import as_family
 from kullback.discrete import entropy as arrays
-from kullback.errors import NoClosedFormError, ShapeError, SupportError
+from kullback.errors import DistributionTypeError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import (
     Distribution,
     Independent,
@@ -246,9 +246,9 @@ def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
     """
     for kind in (p_class, q_class):
         if not isinstance(kind, type):
-            raise TypeError(f"expected two classes of distributions, got {kind!r}, which is not a class")
+            raise DistributionTypeError(f"expected two classes of distributions, got {kind!r}, which is not a class")
         if kind.__module__ == "builtins" or issubclass(kind, np.generic | np.ndarray):
-            raise TypeError(
+            raise DistributionTypeError(
                 f"expected two classes of distributions, got {kind.__name__}, a class of numbers or built-ins"
             )
     if (p_class, q_class) in _BUILT_IN_PAIRS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import inf, nan
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,7 +181,7 @@ def _require_options(draws: int, seed: int, confidence: float) -> None:
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
     if not (isinstance(seed, int | np.integer) and seed >= 0):
         raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
-    if not 0 < confidence < 1:
+    if not (isinstance(confidence, Real) and 0 < confidence < 1):
         raise SupportError(f"expected 0 < confidence < 1, got {confidence!r}")
 
 
