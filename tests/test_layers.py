@@ -26,6 +26,7 @@ LAYERS = [
     "densities",
     "distributions",
     "measure",
+    "measure_entropy",
     "fit",
     "tokens",
     "policy",

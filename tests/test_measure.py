@@ -389,9 +389,9 @@ def test_invalid_error_raises(error):
 
 def test_overflow_is_not_exact():
     estimate = measure(Normal(loc=0.0, scale=1e300), Normal(loc=0.0, scale=1e-300))
-    assert (estimate.value, estimate.status) == (inf, "unreliable")
+    assert (estimate.value, estimate.status) == (inf, "overflow")
     assert estimate.interval[0] == np.finfo(np.float64).max
-    assert "the largest float64" in estimate.warnings[0]
+    assert "above the largest number of float64" in estimate.warnings[0]
     assert measure(StudentT(df=2.0, loc=0.0, scale=1.0), NORMAL).status == "exact"
 
 
@@ -410,8 +410,14 @@ def test_kl_is_invariant_under_scaling(size):
 
 def test_ends_of_float64_raise_one_line():
     with pytest.raises(SupportError, match=r"values span less than 1\.8e308") as found:
-        measure(Uniform(low=-1e308, high=1e308), Normal(loc=0.0, scale=1e308))
+        measure(Logistic(loc=-1e308, scale=1e307), Cauchy(loc=1e308, scale=1e308))
     assert "\n" not in str(found.value)
+
+
+def test_a_closed_form_holds_up_to_the_ends_of_float64():
+    estimate = measure(Uniform(low=-1e308, high=1e308), Normal(loc=0.0, scale=1e308))
+    assert estimate.value == pytest.approx(math.log(math.pi / 2) / 2 + 1 / 6, rel=1e-14)
+    assert estimate.status == "exact"
 
 
 def test_unavailable_method_raises():

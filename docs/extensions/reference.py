@@ -64,6 +64,7 @@ PAGES: dict[str, Page] = {
         {
             "kullback.distributions": ("kl", "entropy", "cross_entropy", "register_kl"),
             "kullback.measure": ("measure",),
+            "kullback.measure_entropy": None,
             "kullback.result": None,
         },
     ),

@@ -18,6 +18,8 @@ from kullback.fit import fit_forward as fit_forward
 from kullback.fit import fit_reverse as fit_reverse
 from kullback.fit import fit_tempered as fit_tempered
 from kullback.measure import measure as measure
+from kullback.measure_entropy import measure_cross_entropy as measure_cross_entropy
+from kullback.measure_entropy import measure_entropy as measure_entropy
 from kullback.numerics.log_gamma import log_gamma_residual as log_gamma_residual
 from kullback.numerics.phi import log1p_residual as log1p_residual
 from kullback.numerics.phi import phi as phi

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import array_api_compat
 import numpy as np
@@ -12,7 +12,7 @@ from kullback.closed_forms.entropies import ENTROPIES
 from kullback.closed_forms.registry import evaluate_form
 from kullback.densities.resolve import as_family
 from kullback.discrete import entropy as arrays
-from kullback.errors import NoClosedFormError, ShapeError, SupportError
+from kullback.errors import DistributionTypeError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import (
     Distribution,
     Independent,
@@ -24,6 +24,7 @@ from kullback.families import (
     TanhNormal,
     Transformed,
 )
+from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def kl(p: Any, q: Any) -> Array:
         NoClosedFormError: No closed form is implemented for this pair; `kullback.measure` bounds or estimates the KL.
         ParameterError: A parameter is outside its domain.
         ShapeError: The parameters do not broadcast, or the event shapes differ.
-        TypeError: p or q is not a distribution.
+        DistributionTypeError: p or q is not a distribution.
 
     Example:
         >>> from kullback.families import Gamma, Normal
@@ -86,6 +87,30 @@ def kl(p: Any, q: Any) -> Array:
     raise _no_closed_form(p, q)
 
 
+class _WithLogProb(Protocol):
+    @property
+    def log_prob(self) -> Callable[..., Any]: ...
+
+
+class _WithLogPdf(Protocol):
+    @property
+    def logpdf(self) -> Callable[..., Any]: ...
+
+
+class _WithLogPmf(Protocol):
+    @property
+    def logpmf(self) -> Callable[..., Any]: ...
+
+
+_AnyDistribution: TypeAlias = Distribution | _WithLogProb | _WithLogPdf | _WithLogPmf
+
+
+@overload
+def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None) -> ArrayT: ...
+@overload
+def entropy(p: "torch.distributions.Distribution") -> "torch.Tensor": ...
+@overload
+def entropy(p: _AnyDistribution) -> Array: ...
 def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     """The entropy H(p) of probabilities or of a distribution, in nats.
 
@@ -104,7 +129,7 @@ def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
         PyTorch and JAX: shape (...) for probabilities, the batch shape for a distribution.
 
     Raises:
-        NoClosedFormError: The entropy of the distribution has no closed form here.
+        NoClosedFormError: The entropy has no closed form; `kullback.measure_entropy` computes or estimates it.
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
         SupportError: The entropy is infinite, or `axis` or `where` is passed with a distribution.
@@ -132,12 +157,20 @@ def entropy(p: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     form = ENTROPIES.get(type(family))
     if form is None:
         raise NoClosedFormError(
-            f"H({type(p).__name__}) has no closed form; for a univariate distribution, it is computed numerically by "
-            "kullback.densities.entropy.entropy_of(kullback.densities.resolve.resolve(p).density)"
+            f"H({type(p).__name__}) has no closed form; kullback.measure_entropy computes or estimates it with a bound "
+            "or an interval"
         )
     return evaluate_form(lambda xp, p, _q: form(xp, p), family, family)
 
 
+@overload
+def cross_entropy(
+    p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
+) -> ArrayT: ...
+@overload
+def cross_entropy(p: "torch.distributions.Distribution", q: "torch.distributions.Distribution") -> "torch.Tensor": ...
+@overload
+def cross_entropy(p: _AnyDistribution, q: _AnyDistribution) -> Array: ...
 def cross_entropy(p: Any, q: Any, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
     """The cross-entropy H(p, q) = H(p) + KL(p || q) of probabilities or of two distributions, in nats.
 
@@ -155,7 +188,8 @@ def cross_entropy(p: Any, q: Any, *, axis: int = -1, where: ArrayLike | None = N
         for probabilities, the batch shape for distributions. `inf` where p has mass and q has none.
 
     Raises:
-        NoClosedFormError: The entropy of p or KL(p || q) has no closed form here.
+        NoClosedFormError: The entropy of p or KL(p || q) has no closed form; `kullback.measure_cross_entropy` computes
+            or estimates the cross-entropy.
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
         SupportError: The entropy of p is infinite, or `axis` or `where` is passed with distributions.
@@ -212,9 +246,9 @@ def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
     """
     for kind in (p_class, q_class):
         if not isinstance(kind, type):
-            raise TypeError(f"expected two classes of distributions, got {kind!r}, which is not a class")
+            raise DistributionTypeError(f"expected two classes of distributions, got {kind!r}, which is not a class")
         if kind.__module__ == "builtins" or issubclass(kind, np.generic | np.ndarray):
-            raise TypeError(
+            raise DistributionTypeError(
                 f"expected two classes of distributions, got {kind.__name__}, a class of numbers or built-ins"
             )
     if (p_class, q_class) in _BUILT_IN_PAIRS:

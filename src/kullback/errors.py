@@ -6,6 +6,7 @@ Each message states what was expected, which value was found and where, and what
 __all__ = [
     "ArrayTypeError",
     "BudgetError",
+    "DistributionTypeError",
     "InputError",
     "KullbackError",
     "LabelError",
@@ -31,6 +32,10 @@ class ShapeError(KullbackError, ValueError):
 
 class ArrayTypeError(KullbackError, TypeError):
     """Raised when an argument is not an array of real numbers, such as strings, complex numbers or a sparse matrix."""
+
+
+class DistributionTypeError(KullbackError, TypeError):
+    """Raised when an argument is not a distribution, such as an array, a class or a number."""
 
 
 class LabelError(KullbackError, ValueError):

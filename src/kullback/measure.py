@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from math import inf, isnan
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from kullback.densities.gaussian_mixtures import mixture_bounds
 from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density, require_no_mask
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.relaxed_categorical import kl_relaxed_categorical
-from kullback.densities.resolve import ResolvedDistribution, resolve
+from kullback.densities.resolve import ResolvedDistribution, not_a_distribution, resolve
 from kullback.densities.shared_transforms import without_shared_transforms
 from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
@@ -24,7 +25,7 @@ from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
 
-__all__ = ["measure"]
+__all__ = ["components_of", "measure", "require_distribution", "require_error", "resolve_all", "sum_of_estimates"]
 
 _METHODS = ("closed form", "quadrature", "Monte Carlo")
 _STATUS_ORDER: list[Status] = ["exact", "bounded", "estimated", "overflow", "unreliable"]
@@ -69,7 +70,7 @@ def measure(
     Raises:
         NoClosedFormError: The pair has no closed form, no univariate densities and no samplers.
         ParameterError: A parameter is outside its domain.
-        TypeError: p or q is not a distribution.
+        DistributionTypeError: p or q is not a distribution.
         ShapeError: p or q is a batch, or p and q are distributions on different spaces.
         NotNormalizedError: Probabilities do not sum to 1.
         SupportError: A log-density is nan, `error` is not positive, or `method` is unknown.
@@ -87,21 +88,16 @@ def measure(
         >>> measure(Cauchy(loc=0.0, scale=1.0), Normal(loc=0.0, scale=1.0)).value
         inf
     """
-    if not error > 0:
-        raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
+    require_error(error)
     if method not in (None, *_METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
-    if not isinstance(p, Distribution) and _is_array_or_list(p) and _is_array_or_list(q):
-        p, q = plain_arrays(p, q)
-        p, q = Categorical(probs=p), Categorical(probs=q)
-    p, q = resolve(p), resolve(q)
+    p, q = resolve_all(p, q)
     if method in (None, "closed form"):
         exact = _by_closed_form(p, q, error)
         if exact is not None:
             return exact
     for distribution in (p, q):
-        _require_distribution(distribution)
-        require_no_mask(distribution.given)
+        require_distribution(distribution)
     if method in (None, "closed form") and (found := kl_of_point_masses(p, q)) is not None:
         return found
     if bases := without_shared_transforms(p.given, q.given):
@@ -131,6 +127,26 @@ def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | N
     return NoClosedFormError(
         f"expected a method to compute KL({_name(p.given)} || {_name(q.given)}), but there is {missing}; {needs}"
     )
+
+
+def require_error(error: float) -> None:
+    """Raise SupportError unless the acceptable error bound is positive."""
+    if not (isinstance(error, Real) and error > 0):
+        raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
+
+
+def resolve_all(*given: Any) -> list[ResolvedDistribution]:
+    """The given distributions, resolved; probabilities, if all are arrays or lists, as categorical distributions."""
+    if not isinstance(given[0], Distribution) and all(map(_is_array_or_list, given)):
+        arrays = plain_arrays(*given)
+        for array in arrays:
+            if np.ndim(array) != 1:
+                raise ShapeError(
+                    f"expected probabilities of shape (n,), got an array of shape {np.shape(array)}; call "
+                    "kullback.kl_probs for an array of distributions, kl_log_probs and kl_logits for logarithms"
+                )
+        given = tuple(Categorical(probs=array) for array in arrays)
+    return [resolve(each) for each in given]
 
 
 def _is_array_or_list(given: Any) -> bool:
@@ -262,7 +278,7 @@ def _by_monte_carlo(
 
 def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | None:
     """KL of independent components: the sum over the components."""
-    components_p, components_q = _components(p), _components(q)
+    components_p, components_q = components_of(p), components_of(q)
     if len(components_p) != len(components_q):
         raise ShapeError(
             f"expected equally many independent components, got {len(components_p)} of p and {len(components_q)} of q"
@@ -273,19 +289,26 @@ def _of_independent(p: Independent, q: Independent, error: float) -> Estimate | 
         if estimate is None:
             return None
         estimates.append(estimate)
+    total = sum_of_estimates(estimates)
+    low, high = total.interval or (0.0, inf)
+    return replace(total, interval=(max(0.0, low), high))
+
+
+def sum_of_estimates(estimates: list[Estimate]) -> Estimate:
+    """The sum of exact or bounded estimates, with the status and the method of the least accurate estimate."""
     worst = max(estimates, key=lambda estimate: _STATUS_ORDER.index(estimate.status))
     value, error = sum(estimate.value for estimate in estimates), sum(estimate.error for estimate in estimates)
     return Estimate(
         value,
         error=error,
-        interval=(max(0.0, value - error), value + error) if value < inf else (inf, inf),
+        interval=(value - error, value + error) if value < inf else (inf, inf),
         method=worst.method,
         status=worst.status,
         warnings=tuple(dict.fromkeys(warning for estimate in estimates for warning in estimate.warnings)),
     )
 
 
-def _components(independent: Independent) -> list[ResolvedDistribution]:
+def components_of(independent: Independent) -> list[ResolvedDistribution]:
     """The univariate components of an Independent without further batch axes."""
     base = independent.base
     values = {field.name: getattr(base, field.name) for field in fields(base)}
@@ -324,15 +347,13 @@ def _without_shared_transform(
     return _without_shared_transform(*map(resolve, bases)) if bases else (p, q)
 
 
-def _require_distribution(distribution: ResolvedDistribution) -> None:
+def require_distribution(distribution: ResolvedDistribution) -> None:
+    """Raise an error for an object that is not a distribution, and for a distribution with a mask."""
     given = distribution.given
     has_log_density = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf"))
     if not has_log_density and not isinstance(given, Distribution) and distribution.components is None:
-        raise TypeError(
-            f"expected a distribution, got {_name(given)}: pass a distribution of kullback.families, a "
-            "distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or an object with log_prob(x) and "
-            "sample(count)"
-        )
+        raise not_a_distribution(given, "an object with log_prob(x) and sample(count)")
+    require_no_mask(given)
 
 
 def _name(distribution: Any) -> str:

@@ -104,7 +104,7 @@ ENTROPIES = {
 @pytest.mark.parametrize("name", ENTROPIES)
 def test_entropies_of_wide_distributions_of_counts(name):
     record, exact = ENTROPIES[name]
-    assert entropy_of(as_density(record)) == pytest.approx(exact, rel=1e-8)
+    assert entropy_of(as_density(record)).value == pytest.approx(exact, rel=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,12 @@ def test_entropies_of_wide_distributions_of_counts(name):
     [f.Pareto(scale=1.0, alpha=1e-3), f.StudentT(df=1e-3, loc=0.0, scale=1.0), f.Zipf(exponent=1.001)],
     ids=["pareto", "student_t", "zipf"],
 )
-def test_an_entropy_with_mass_beyond_float64_is_refused(record):
-    with pytest.raises(SupportError, match="range of float64"):
-        entropy_of(as_density(record))
+def test_an_entropy_with_mass_beyond_float64_is_not_stated_as_certain(record):
+    try:
+        estimate = entropy_of(as_density(record))
+    except SupportError:
+        return
+    assert estimate.status == "unreliable"
 
 
 def test_a_fit_to_wide_counts():

@@ -42,11 +42,13 @@ def test_the_closed_form_of_log_normals_beyond_float64_remains():
 def test_an_entropy_below_the_resolution_of_float64_is_right_or_refused(record):
     exact = {f.Logistic: 2.0, f.Gumbel: 1.5772156649015329}.get(type(record))
     try:
-        value = entropy_of(as_density(record))
+        estimate = entropy_of(as_density(record))
     except SupportError:
         return
+    if estimate.status == "unreliable":
+        return
     assert exact is not None
-    assert value == pytest.approx(math.log(record.scale) + exact, rel=1e-9)
+    assert estimate.value == pytest.approx(math.log(record.scale) + exact, rel=1e-9)
 
 
 def test_an_integral_that_overflows_is_not_stated_to_be_infinite():

@@ -13,7 +13,7 @@ def wrong_arguments(tensor: torch.Tensor, optional: torch.Tensor | None) -> None
     kullback.entropy("0.5, 0.5")  # error
     kullback.kl_logits(optional, tensor)  # error
     kullback.phi([0.5, None])  # error
-    kullback.token_kl(tensor, [0.0, 1.0])  # error
+    kullback.token_kl(tensor, {0.0, 1.0})  # error
     kullback.KLPenalty(estimator="k4")  # error
 
 

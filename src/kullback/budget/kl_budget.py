@@ -17,6 +17,7 @@ slowest to the fastest, which all act on one filtered estimate of the KL (`filte
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.budget.kl_filter import KLFilter
@@ -132,8 +133,8 @@ class KLBudget:
     kl_filter: KLFilter = field(default_factory=KLFilter)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.target) and self.target > 0):
-            raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target}")
+        if not (isinstance(self.target, Real) and math.isfinite(self.target) and self.target > 0):
+            raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target!r}")
         if self.unit not in get_args(Unit):
             raise BudgetError(f"expected unit to be one of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:

@@ -381,9 +381,12 @@ def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
         density = resolve(p).density
         if density is None:
             return {}
-        entropy_p = entropy_of(density)
+        entropy = entropy_of(density)
     except SupportError:
         return {}
+    if entropy.status == "unreliable":
+        return {}
+    entropy_p = entropy.value
     if math.isnan(entropy_p) or math.isnan(entropy_p + kl):
         return {}
     kind = {} if density.discrete else {"entropy_kind": "differential"}

@@ -5,53 +5,71 @@ from math import e, log, pi
 from typing import Any
 
 from kullback import families as f
-from kullback.closed_forms._cholesky import cholesky
+from kullback.closed_forms._cholesky import factor_of, require_square
 from kullback.closed_forms.counts import log_probs_up_to_constant
+from kullback.closed_forms.multivariate import covariance_of
 from kullback.discrete.entropy import differentiable_entropy
-from kullback.errors import SupportError
+from kullback.errors import ShapeError, SupportError
 from kullback.numerics.arrays import Array, holds, untracked
-from kullback.numerics.special import digamma, log_gamma
+from kullback.numerics.log_gamma import binet, binet_slope, digamma_minus_log_difference
+from kullback.numerics.special import digamma
 
 __all__ = ["ENTROPIES"]
 
 _EULER_GAMMA = 0.57721566490153286
 
 
-def _log_beta(xp: Any, a: Array, b: Array) -> Array:
-    """log B(a, b), the logarithm of the beta function."""
-    return log_gamma(xp, a) + log_gamma(xp, b) - log_gamma(xp, a + b)
+def _binet_terms(xp: Any, a: Array) -> Array:
+    """J(a) - (a - 1) J'(a) - 1/(2a) for Binet's function J: lgamma(a) - (a - 1) digamma(a) without Stirling's terms.
+
+    lgamma(a) - (a - 1) digamma(a) = log(a)/2 - a + (1 + log(2 pi))/2 + this. The terms that grow with a are separated,
+    because they cancel in an entropy.
+    """
+    return binet(xp, a) - (a - 1) * binet_slope(xp, a) - 0.5 / a
 
 
 def _gamma(xp: Any, shape: Array, rate: Array) -> Array:
     """a - log(rate) + log Gamma(a) + (1 - a) digamma(a)."""
-    return shape - xp.log(rate) + log_gamma(xp, shape) + (1 - shape) * digamma(xp, shape)
+    return xp.log(shape) / 2 + (1 + log(2 * pi)) / 2 + _binet_terms(xp, shape) - xp.log(rate)
 
 
-def _beta(xp: Any, p: Any) -> Array:
-    """log B(a, b) - (a - 1) digamma(a) - (b - 1) digamma(b) + (a + b - 2) digamma(a + b)."""
-    a, b = p.concentration1, p.concentration0
-    return _log_beta(xp, a, b) - (a - 1) * digamma(xp, a) - (b - 1) * digamma(xp, b) + (a + b - 2) * digamma(xp, a + b)
+def _inverse_gamma(xp: Any, p: Any) -> Array:
+    """a + log(rate) + log Gamma(a) - (1 + a) digamma(a)."""
+    a = p.concentration
+    slope = (1 + a) * binet_slope(xp, a)
+    return (1 + log(2 * pi)) / 2 - 1.5 * xp.log(a) + 0.5 / a + binet(xp, a) - slope + xp.log(p.rate)
 
 
 def _dirichlet(xp: Any, p: Any) -> Array:
     """log B(a) + (sum(a) - n) digamma(sum(a)) - sum (a_i - 1) digamma(a_i)."""
-    a = p.concentration
-    total = xp.sum(a, axis=-1)
-    log_beta = xp.sum(log_gamma(xp, a), axis=-1) - log_gamma(xp, total)
-    return log_beta + (total - a.shape[-1]) * digamma(xp, total) - xp.sum((a - 1) * digamma(xp, a), axis=-1)
+    return _dirichlet_entropy(xp, p.concentration)
+
+
+def _dirichlet_entropy(xp: Any, a: Array) -> Array:
+    """The entropy of a Dirichlet distribution, whose parameters lie along the last axis."""
+    total, n = xp.sum(a, axis=-1), a.shape[-1]
+    parts = xp.sum(xp.log(a) / 2 + 0.5 + _binet_terms(xp, a), axis=-1) + (n - 1) / 2 * log(2 * pi)
+    rest = binet(xp, total) - (total - n) * binet_slope(xp, total) - 0.5 * n / total
+    return parts - (n - 0.5) * xp.log(total) - 0.5 - rest
+
+
+def _beta(xp: Any, p: Any) -> Array:
+    """log B(a, b) - (a - 1) digamma(a) - (b - 1) digamma(b) + (a + b - 2) digamma(a + b)."""
+    return _dirichlet_entropy(xp, xp.stack([p.concentration1, p.concentration0], axis=-1))
 
 
 def _student_t(xp: Any, p: Any) -> Array:
     """(df + 1)/2 (digamma((df + 1)/2) - digamma(df/2)) + log(sqrt(df) B(df/2, 1/2)) + log(scale)."""
     half = p.df / 2
-    slope = digamma(xp, half + 0.5) - digamma(xp, half)
-    log_beta = log_gamma(xp, half) + log(pi) / 2 - log_gamma(xp, half + 0.5)
-    return (half + 0.5) * slope + xp.log(p.df) / 2 + log_beta + xp.log(p.scale) + 0 * p.loc
+    log_ratio = xp.log1p(0.5 / half)  # log((half + 1/2) / half), the leading term of the difference of digamma
+    slope = (half + 0.5) * digamma_minus_log_difference(xp, half, half + 0.5)
+    remainder = binet(xp, half) - binet(xp, half + 0.5)
+    return log_ratio / 2 + slope + remainder + (1 + log(2 * pi)) / 2 + xp.log(p.scale) + 0 * p.loc
 
 
 def _weibull(xp: Any, p: Any) -> Array:
     """gamma (1 - 1/k) + log(scale/k) + 1."""
-    return _EULER_GAMMA * (1 - 1 / p.concentration) + xp.log(p.scale / p.concentration) + 1
+    return _EULER_GAMMA * (1 - 1 / p.concentration) + xp.log(p.scale) - xp.log(p.concentration) + 1
 
 
 def _categorical(xp: Any, p: Any) -> Array:
@@ -82,50 +100,67 @@ def _geometric(xp: Any, p: Any) -> Array:
 
 def _multivariate_normal(xp: Any, p: Any) -> Array:
     """n/2 log(2 pi e) + log|S|/2."""
-    if p.scale_tril is not None:
-        logs = xp.log(xp.linalg.diagonal(p.scale_tril))
-    elif p.covariance_matrix is not None:
-        logs = xp.log(xp.linalg.diagonal(cholesky(xp, p.covariance_matrix, "covariance_matrix")))
+    if not p.loc.ndim:
+        raise ShapeError("expected loc to be a vector, got shape ()")
+    n = p.loc.shape[-1]
+    if isinstance(p, f.LowRankMultivariateNormal):
+        logs = _log_diagonal(xp, n, "covariance_matrix", covariance_of(xp, p), None)
+    elif p.precision_matrix is not None:
+        logs = -_log_diagonal(xp, n, "precision_matrix", p.precision_matrix, None)
     else:
-        logs = -xp.log(xp.linalg.diagonal(cholesky(xp, p.precision_matrix, "precision_matrix")))
-    return p.loc.shape[-1] / 2 * log(2 * pi * e) + xp.sum(logs + 0 * p.loc, axis=-1)
+        logs = _log_diagonal(xp, n, "covariance_matrix", p.covariance_matrix, p.scale_tril)
+    return n / 2 * log(2 * pi * e) + xp.sum(logs + 0 * p.loc, axis=-1)
+
+
+def _matrix_normal(xp: Any, p: Any) -> Array:
+    """m n/2 log(2 pi e) + n/2 log|U| + m/2 log|V|."""
+    if p.loc.ndim < 2:
+        raise ShapeError(f"expected loc to be a matrix, got shape {tuple(p.loc.shape)}")
+    m, n = p.loc.shape[-2:]
+    rows = xp.sum(_log_diagonal(xp, m, "row_covariance", p.row_covariance, p.row_scale_tril), axis=-1)
+    columns = xp.sum(_log_diagonal(xp, n, "column_covariance", p.column_covariance, p.column_scale_tril), axis=-1)
+    return m * n / 2 * log(2 * pi * e) + n * rows + m * columns + 0 * xp.sum(p.loc, axis=(-2, -1))
+
+
+def _log_diagonal(xp: Any, size: int, name: str, matrix: Array | None, factor: Array | None) -> Array:
+    """The logarithms of the diagonal of the Cholesky factor of a positive definite matrix, given or factored."""
+    require_square(name, matrix if factor is None else factor, size)
+    names = name, name.replace("covariance_matrix", "scale_tril").replace("covariance", "scale_tril")
+    return xp.log(xp.linalg.diagonal(factor_of(xp, matrix, factor, names)))
 
 
 ENTROPIES: dict[type, Callable[..., Array]] = {
     f.Bernoulli: _bernoulli,
     f.Beta: _beta,
     f.Categorical: _categorical,
-    f.Cauchy: lambda xp, p: xp.log(4 * pi * p.scale) + 0 * p.loc,
+    f.Cauchy: lambda xp, p: xp.log(p.scale) + log(4 * pi) + 0 * p.loc,
     f.ChiSquared: lambda xp, p: _gamma(xp, p.df / 2, xp.full_like(p.df, 0.5)),
     f.Dirichlet: _dirichlet,
     f.Exponential: lambda xp, p: 1 - xp.log(p.rate),
     f.Gamma: lambda xp, p: _gamma(xp, p.concentration, p.rate),
     f.Geometric: _geometric,
     f.Gumbel: lambda xp, p: xp.log(p.scale) + _EULER_GAMMA + 1 + 0 * p.loc,
-    f.HalfCauchy: lambda xp, p: xp.log(2 * pi * p.scale),
+    f.HalfCauchy: lambda xp, p: xp.log(p.scale) + log(2 * pi),
     f.HalfNormal: lambda xp, p: xp.log(p.scale) + (log(pi / 2) + 1) / 2,
-    f.InverseGamma: lambda xp, p: (
-        p.concentration
-        + xp.log(p.rate)
-        + log_gamma(xp, p.concentration)
-        - (1 + p.concentration) * digamma(xp, p.concentration)
-    ),
+    f.InverseGamma: _inverse_gamma,
     f.Kumaraswamy: lambda xp, p: (
         (1 - 1 / p.concentration0)
         + (1 - 1 / p.concentration1) * (digamma(xp, p.concentration0 + 1) + _EULER_GAMMA)
         - xp.log(p.concentration1)
         - xp.log(p.concentration0)
     ),
-    f.Laplace: lambda xp, p: 1 + xp.log(2 * p.scale) + 0 * p.loc,
+    f.Laplace: lambda xp, p: 1 + log(2) + xp.log(p.scale) + 0 * p.loc,
     f.LogNormal: lambda xp, p: xp.log(p.scale) + (log(2 * pi) + 1) / 2 + p.loc,
     f.Logistic: lambda xp, p: xp.log(p.scale) + 2 + 0 * p.loc,
     f.Maxwell: lambda xp, p: xp.log(p.scale) + log(2 * pi) / 2 + _EULER_GAMMA - 0.5,
+    f.LowRankMultivariateNormal: _multivariate_normal,
+    f.MatrixNormal: _matrix_normal,
     f.MultivariateNormal: _multivariate_normal,
     f.Normal: lambda xp, p: xp.log(p.scale) + (log(2 * pi) + 1) / 2 + 0 * p.loc,
     f.OneHotCategorical: _categorical,
-    f.Pareto: lambda xp, p: xp.log(p.scale / p.alpha) + 1 + 1 / p.alpha,
+    f.Pareto: lambda xp, p: xp.log(p.scale) - xp.log(p.alpha) + 1 + 1 / p.alpha,
     f.Rayleigh: lambda xp, p: xp.log(p.scale) - log(2) / 2 + 1 + _EULER_GAMMA / 2,
     f.StudentT: _student_t,
-    f.Uniform: lambda xp, p: xp.log(p.high - p.low),
+    f.Uniform: lambda xp, p: xp.log(p.high / 2 - p.low / 2) + log(2),
     f.Weibull: _weibull,
 }

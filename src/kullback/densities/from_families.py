@@ -20,7 +20,7 @@ from kullback.densities.from_scipy import continuous_density, density_of_form
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, untracked
 
-__all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value"]
+__all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value", "scipy_vector"]
 
 _BLOCK = 2**21  # values of component densities that are computed at once
 _MANY = 64  # components from which equal neighbours share the points around which panels are refined
@@ -66,6 +66,23 @@ def in_float64(record: families.Distribution) -> families.Distribution:
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
     given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
     return type(record)(**given)
+
+
+def scipy_vector(record: families.Distribution) -> Any:
+    """The frozen distribution of SciPy that equals a multivariate distribution; None if SciPy has none, or for a batch.
+
+    An estimate from samples uses its log-density and its draws.
+    """
+    if type(record) not in _SCIPY_VECTORS:
+        return None
+    values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
+    given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
+    try:
+        return _SCIPY_VECTORS[type(record)](**given)
+    except ValueError as invalid:
+        raise ParameterError(
+            f"expected parameters of one {type(record).__name__} that scipy.stats accepts: {invalid}"
+        ) from invalid
 
 
 def is_absolute_value(record: families.Distribution) -> bool:
@@ -379,4 +396,26 @@ _DENSITIES: dict[type, Callable[..., Density]] = {
     families.Poisson: count_pmfs.poisson,
     families.Zipfian: count_pmfs.zipfian,
     families.Hypergeometric: count_pmfs.hypergeometric,
+}
+
+
+def _scipy_multinomial(total_count: Any = 1.0, *, probs: Array | None = None, logits: Array | None = None) -> Any:
+    p = np.asarray(special.softmax(logits, axis=-1) if probs is None else probs)
+    return stats.multinomial(int(total_count), p / p.sum(axis=-1, keepdims=True))
+
+
+def _scipy_wishart(df: Array, *, covariance_matrix: Array | None = None, scale_tril: Array | None = None) -> Any:
+    return stats.wishart(float(df), covariance_matrix if scale_tril is None else scale_tril @ scale_tril.T)
+
+
+# Families whose values are vectors or matrices, with the frozen distribution of SciPy.
+_SCIPY_VECTORS: dict[type, Callable[..., Any]] = {
+    families.Dirichlet: lambda concentration: stats.dirichlet(concentration),
+    families.InverseWishart: lambda df, scale_matrix: stats.invwishart(float(df), scale_matrix),
+    families.Multinomial: _scipy_multinomial,
+    families.OneHotCategorical: _scipy_multinomial,
+    families.VonMisesFisher: lambda mean_direction, concentration: stats.vonmises_fisher(
+        mean_direction, float(concentration)
+    ),
+    families.Wishart: _scipy_wishart,
 }

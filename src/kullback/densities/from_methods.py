@@ -27,6 +27,18 @@ def as_sampler(distribution: Any) -> Sampler | None:
             lambda count, rng: np.stack(distribution.rvs(size=count, random_state=rng), axis=-1),
             lambda x: distribution.logpdf(x[..., 0], x[..., 1]),
         )
+    if type(distribution).__name__ in ("wishart_frozen", "invwishart_frozen"):  # logpdf reads draws along the last axis
+        return Sampler(
+            lambda count, rng: np.reshape(
+                distribution.rvs(size=count, random_state=rng), (count, distribution.dim, distribution.dim)
+            ),
+            lambda x: np.reshape(distribution.logpdf(np.moveaxis(np.asarray(x), 0, -1)), np.shape(x)[:1]),
+        )
+    if type(distribution).__name__ == "dirichlet_frozen":
+        return Sampler(
+            lambda count, rng: distribution.rvs(size=count, random_state=rng),
+            lambda x: np.reshape(distribution.logpdf(np.asarray(x).T), np.shape(x)[:1]),
+        )
     log_density = next(
         (getattr(distribution, name) for name in ("logpdf", "logpmf", "log_prob") if hasattr(distribution, name)), None
     )

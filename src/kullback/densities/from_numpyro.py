@@ -21,7 +21,7 @@ from kullback.densities.composites import (
 )
 from kullback.densities.density import Density
 from kullback.densities.resolve import resolve
-from kullback.errors import NoClosedFormError, ShapeError
+from kullback.errors import DistributionTypeError, NoClosedFormError, ShapeError
 from kullback.numerics.arrays import Array, holds
 from kullback.samples.monte_carlo import Sampler
 
@@ -51,7 +51,7 @@ def as_family(distribution: Any) -> f.Distribution:
 
     Raises:
         NoClosedFormError: `kullback.families` has no family for this class.
-        TypeError: The object is not a distribution.
+        DistributionTypeError: The object is not a distribution.
 
     Example:
         >>> as_family(d.Exponential(jnp.asarray([1.0, 2.0]))).rate.tolist()
@@ -75,7 +75,7 @@ def as_family(distribution: Any) -> f.Distribution:
     name = type(distribution).__name__
     if isinstance(distribution, d.Distribution):
         raise NoClosedFormError(f"{name} has no closed form; kullback.measure(p, q) bounds or estimates the KL")
-    raise TypeError(f"expected a distribution of NumPyro, got {name}")
+    raise DistributionTypeError(f"expected a distribution of NumPyro, got {name}")
 
 
 def as_density(distribution: Any) -> Density | None:

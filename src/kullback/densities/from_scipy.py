@@ -14,7 +14,7 @@ from scipy import stats
 from kullback import families as f
 from kullback.densities.composites import affine_image, mixture_density
 from kullback.densities.density import Density
-from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.errors import DistributionTypeError, NoClosedFormError, ParameterError, ShapeError
 from kullback.families.base import ScipyForm
 from kullback.numerics.arrays import Array, ArrayLike
 
@@ -37,7 +37,7 @@ def as_family(distribution: Any) -> f.Distribution:
 
     Raises:
         NoClosedFormError: `kullback.families` has no such distribution, for example no gamma with loc != 0.
-        TypeError: The object is not a frozen distribution or a random variable.
+        DistributionTypeError: The object is not a frozen distribution or a random variable.
 
     Example:
         >>> as_family(stats.lognorm(s=0.5, scale=1.0))
@@ -68,7 +68,9 @@ def as_family(distribution: Any) -> f.Distribution:
     name = type(distribution).__name__
     if hasattr(distribution, "logpdf") or hasattr(distribution, "logpmf"):
         raise _no_family(name)
-    raise TypeError(f"expected a distribution of scipy.stats, got {name}; for arrays see kl_probs and kl_logits")
+    raise DistributionTypeError(
+        f"expected a distribution of scipy.stats, got {name}; for arrays see kl_probs and kl_logits"
+    )
 
 
 def as_density(distribution: Any) -> Density | None:

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 
 from kullback import families as f
 from kullback.densities.composites import merged_independent
-from kullback.errors import NoClosedFormError
+from kullback.errors import DistributionTypeError, NoClosedFormError
 
 __all__ = ["FAMILIES", "as_family"]
 
@@ -67,11 +67,11 @@ def as_family(distribution: Any) -> f.Distribution:
 
     Raises:
         NoClosedFormError: `kullback.families` has no family for this class, or for the parameters that were given.
-        TypeError: The object is not a distribution, or belongs to another substrate than JAX.
+        DistributionTypeError: The object is not a distribution, or belongs to another substrate than JAX.
     """
     name = type(distribution).__name__
     if ".substrates.jax." not in type(distribution).__module__ or not hasattr(distribution, "parameters"):
-        raise TypeError(f"expected a distribution of tensorflow_probability.substrates.jax, got {name}")
+        raise DistributionTypeError(f"expected a distribution of tensorflow_probability.substrates.jax, got {name}")
     given = distribution.parameters
     if name == "Independent":
         return merged_independent(as_family(distribution.distribution), int(distribution.reinterpreted_batch_ndims))

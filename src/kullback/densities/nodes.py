@@ -9,7 +9,7 @@ import numpy as np
 from kullback.densities.density import Density, require_resolved_counts
 from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, assemble, partition
-from kullback.densities.summation import exact_ranges, gaps, interpolated
+from kullback.densities.summation import exact_ranges, gaps_between, interpolated
 from kullback.densities.tails import analyse_tail
 from kullback.numerics.arrays import Array
 
@@ -123,7 +123,7 @@ def _spaced_counts(p: Density, q: Density) -> Nodes:
     exact = exact_ranges(p, q)
     integers = np.concatenate([np.arange(first, last + 1.0) for first, last in exact])
     parts = [Nodes(integers, np.zeros_like(integers), np.zeros_like(integers))]
-    for first, last in gaps(exact, low, high):
+    for first, last in gaps_between(exact, low, high):
         parts.append(line_nodes(*(interpolated(density, first - 0.5, last + 0.5) for density in (p, q))))
     columns = ((part.origin, part.offset, part.log_weight) for part in parts)
     return Nodes(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -149,6 +149,8 @@ def partition(p: Density, q: Density) -> tuple[list[Interval], list[Ray]]:
             f"are equal in float64, near {next(location for location, width in anchors if not width > 0):.3g}; measure "
             "other units of x, or log x"
         )
+    for end in filter(isfinite, {*p.support, *q.support}):  # up to an end that is farther than the anchors reach
+        reach = max(reach, float(np.abs(end - locations).max()))
     steps = np.concatenate([location + _widening(width, reach) for location, width in anchors])
     zeros = np.zeros_like(locations)
     poles = locations[(p.log_density(locations, zeros) == inf) | (q.log_density(locations, zeros) == inf)]

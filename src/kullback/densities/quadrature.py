@@ -13,7 +13,7 @@ from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
-__all__ = ["integrals", "kl_quadrature"]
+__all__ = ["integrals", "kl_quadrature", "perturbed"]
 
 
 def kl_quadrature(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
@@ -109,8 +109,8 @@ def _rounding(p: Density, q: Density, panels: Panels) -> float:
     u = (panels.low + half)[:, None] + half[:, None] * nodes
     origin, offset, step = panels.at(u)
     epsilon = max(p.epsilon, q.epsilon)
-    log_p, up_p, down_p = (p.log_density(origin, shifted) for shifted in _perturbed(offset, epsilon))
-    log_q, up_q, down_q = (q.log_density(origin, shifted) for shifted in _perturbed(offset, epsilon))
+    log_p, up_p, down_p = (p.log_density(origin, shifted) for shifted in perturbed(offset, epsilon))
+    log_q, up_q, down_q = (q.log_density(origin, shifted) for shifted in perturbed(offset, epsilon))
     d = log_q - log_p
     error_p, error_q = (up_p - log_p) + (down_p - log_p), (up_q - log_q) + (down_q - log_q)
     error_d = np.where(d < 1, np.abs(error_q - error_p), np.abs(error_q)) + epsilon * (1 + np.abs(log_q))
@@ -123,5 +123,5 @@ def _rounding(p: Density, q: Density, panels: Panels) -> float:
     return float(((change @ weights) * half).sum())
 
 
-def _perturbed(offset: Array, epsilon: float) -> tuple[Array, Array, Array]:
+def perturbed(offset: Array, epsilon: float) -> tuple[Array, Array, Array]:
     return offset, offset * (1 + 2 * epsilon), offset * (1 - 2 * epsilon)

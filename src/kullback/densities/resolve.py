@@ -12,12 +12,13 @@ import numpy as np
 from kullback.densities import from_methods
 from kullback.densities.density import Density
 from kullback.densities.gaussian_mixtures import Components, components_of_family, sampler_of_components
-from kullback.errors import NoClosedFormError
+from kullback.errors import DistributionTypeError, NoClosedFormError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.labels import is_labelled
 from kullback.samples.monte_carlo import Sampler
 
-__all__ = ["ResolvedDistribution", "adapter_of", "as_family", "resolve"]
+__all__ = ["ResolvedDistribution", "adapter_of", "as_family", "not_a_distribution", "resolve"]
 
 _View = TypeVar("_View", Density, Components, Sampler)
 
@@ -81,7 +82,10 @@ class ResolvedDistribution:
     @cached_property
     def sampler(self) -> Sampler | None:
         """The log-density, with the sampler if there is one, or None."""
-        return self._first(_sampler)
+        found = self._first(_sampler)
+        if found is None and self.family is not None and (frozen := _families().scipy_vector(self.family)) is not None:
+            return from_methods.as_sampler(frozen)
+        return found
 
     @cached_property
     def native_sampler(self) -> Sampler | None:
@@ -111,20 +115,33 @@ def as_family(distribution: Any) -> Distribution:
 
     Raises:
         NoClosedFormError: `kullback.families` has no family for this distribution.
-        TypeError: The object is not a distribution of a supported library.
+        DistributionTypeError: The object is not a distribution of a supported library.
     """
     if isinstance(distribution, Distribution):
         return distribution
     if adapter := adapter_of(distribution):
         return adapter.as_family(distribution)
-    if isinstance(distribution, list | tuple) or array_api_compat.is_array_api_obj(distribution):
-        raise TypeError(
-            f"expected a distribution, got {type(distribution).__name__}; for arrays see kl_probs, kl_log_probs and "
-            "kl_logits, or construct a kullback.families.Categorical from them"
+    raise not_a_distribution(distribution, "an object of a class passed to register_kl")
+
+
+def not_a_distribution(given: Any, other: str) -> DistributionTypeError:
+    """The error for an object that is not a distribution; `other` is what else the function accepts."""
+    name = type(given).__name__
+    came = f"{name} {given!r}" if isinstance(given, str | bool | int | float) else name
+    came = "None" if given is None else came if len(came) <= 60 else name
+    if isinstance(given, list | tuple) or array_api_compat.is_array_api_obj(given) or is_labelled(given):
+        remedy = (
+            "for arrays of probabilities see kullback.kl_probs, kl_log_probs and kl_logits, or construct a "
+            "kullback.families.Categorical from them"
         )
-    raise TypeError(
-        f"expected a distribution, got {type(distribution).__name__}: pass a distribution of kullback.families or "
-        "a distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or pass its class to register_kl"
+        return DistributionTypeError(f"expected a distribution, got {came}; {remedy}")
+    if isinstance(given, type):
+        return DistributionTypeError(
+            f"expected a distribution, got the class {given.__name__}; construct a distribution with its parameters"
+        )
+    return DistributionTypeError(
+        f"expected a distribution, got {came}: pass a distribution of kullback.families, a distribution of PyTorch, "
+        f"SciPy, NumPyro or TensorFlow Probability, or {other}"
     )
 
 

@@ -12,7 +12,7 @@ from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
-__all__ = ["exact_ranges", "gaps", "interpolated", "kl_summation"]
+__all__ = ["exact_ranges", "gaps_between", "interpolated", "kl_summation"]
 
 _EPS = float(np.finfo(np.float64).eps)
 _EXACT_TERMS = 2**13  # integers beyond an end of the support, or beyond an anchor, that are summed term by term
@@ -56,7 +56,7 @@ def kl_summation(p: Density, q: Density, *, error: float = 1e-10) -> Estimate:
             total = total.plus(_sum_terms(p, q, np.arange(low, high + 1)))
             if total.kl == inf:
                 return infinite_kl(total.warnings[-1], "supports")
-        for low, high in gaps(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
+        for low, high in gaps_between(exact, min(p.support[0], q.support[0]), max(p.support[1], q.support[1])):
             total = total.plus(_euler_maclaurin(p, q, low, high, error))
             if total.kl == inf:
                 return bounded_estimate(total, error, "tails")
@@ -92,7 +92,7 @@ def _exact_terms_beyond(p: Density, q: Density, edge: float, step: int) -> int:
     return _EXACT_TERMS if max(density.log_density(k, np.zeros(4)).max() for density in (p, q)) > -80 else 8
 
 
-def gaps(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
+def gaps_between(exact: list[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
     """The first and the last integer of each gap between the ranges."""
     edges = [low - 1, *(edge for pair in exact for edge in pair), high + 1]
     pairs = zip(edges[::2], edges[1::2], strict=True)

@@ -218,8 +218,10 @@ def frontier(
         >>> curve.kl.round(4), curve.expected_reward.round(4), float(curve.reward_at(0.1).round(4))
         (array([0.    , 0.3466, 1.3863]), array([0.75 , 1.454, 2.   ]), 1.1293)
     """
-    if points < 2:
-        raise ShapeError(f"expected at least 2 points, one for each end of the frontier, got {points}")
+    if not (isinstance(points, int | np.integer) and points >= 2):
+        raise ShapeError(
+            f"expected a whole number of at least 2 points, one for each end of the frontier, got {points!r}"
+        )
     largest: Array = tilt(ref, reward, 0.0, contexts=contexts).kl
     events = 1 if contexts is None else 2
     xp, [ref_, reward_], _ = as_floats(ref, reward)

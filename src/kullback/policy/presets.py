@@ -218,6 +218,6 @@ def preset(name: str) -> Preset:
         >>> print(preset("deepseekmath").caveat[:76])
         k3 differentiated as a loss on the policy's own samples descends KL(ref || p
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise PenaltyError(f"expected the name of a preset, one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

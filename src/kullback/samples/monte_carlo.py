@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import inf, nan
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from kullback.numerics.arrays import Array, untracked
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
 
-__all__ = ["Sampler", "kl_monte_carlo"]
+__all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo"]
 
 
 class Sampler(NamedTuple):
@@ -119,12 +120,68 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     )
 
 
+def cross_entropy_monte_carlo(
+    p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """H(p, q) estimated from samples of p; for q = p, the entropy of p.
+
+    H(p, q) = -E_p[log q(x)]: the estimate is the mean of -log q at the draws.
+
+    Args:
+        p: The sampler and log-density of p.
+        q: The log-density of q, which must be normalized: draws of p do not show whether it is.
+        draws: The number of draws of p; at least 2.
+        seed: The seed of the random generator.
+        confidence: The coverage probability of the interval.
+
+    Returns:
+        An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a draw.
+        The status is "unreliable" if the variance of -log q appears to be infinite, by the Hill estimate of the tail
+        index.
+
+    Raises:
+        ShapeError: The sampler does not return `draws` draws, or a log-density does not return an array of shape
+            (draws,).
+        SupportError: A log-density is nan or inf, the log-density of p is -inf at a draw of p, p has no sampler, or
+            `draws`, `seed` or `confidence` is outside its domain.
+
+    Example:
+        >>> from kullback.densities.resolve import resolve
+        >>> from kullback.families import Dirichlet
+        >>> p = resolve(Dirichlet(concentration=[1.0, 1.0, 1.0])).sampler
+        >>> round(cross_entropy_monte_carlo(p, p).value, 9)  # the density is 2 everywhere
+        -0.693147181
+    """
+    _require_options(draws, seed, confidence)
+    x = _draw("p", p, draws, seed)
+    _, log_q, precision = _log_densities("p", x, p, q, draws)
+    outside = np.flatnonzero(log_q == -inf)
+    if outside.size:
+        warning = f"q is 0 where p is not: {outside.size} of {draws} draws, the first {_point(x, int(outside[0]))}"
+        return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(warning,))
+    value, std_error = float(-log_q.mean()), float(log_q.std(ddof=1) / np.sqrt(draws))
+    half = float(special.ndtri((1 + confidence) / 2)) * std_error + precision
+    index, warnings = hill_index(np.abs(log_q - np.median(log_q))), ()
+    # Few distinct values may have a large index. With an infinite variance, single draws dominate the sum of squares.
+    if index > 0.5 and float(((log_q + value) ** 2).max()) > 0.01 * draws * float(log_q.var()):
+        warnings = (f"log q has a heavy tail with tail index {index:.2g}: rare draws determine the mean",)
+    return Estimate(
+        value,
+        std_error,
+        draws,
+        method="Monte Carlo",
+        interval=(value - half, value + half),
+        status="unreliable" if warnings else "estimated",
+        warnings=warnings,
+    )
+
+
 def _require_options(draws: int, seed: int, confidence: float) -> None:
     if not (isinstance(draws, int | np.integer) and draws >= 2):
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
     if not (isinstance(seed, int | np.integer) and seed >= 0):
         raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
-    if not 0 < confidence < 1:
+    if not (isinstance(confidence, Real) and 0 < confidence < 1):
         raise SupportError(f"expected 0 < confidence < 1, got {confidence!r}")
 
 
