@@ -169,7 +169,10 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     if isnan(value):  # an intermediate result overflows
         return None
     if value == inf:
-        bounded = _by_quadrature(p, q, error)
+        try:
+            bounded = _by_quadrature(p, q, error)
+        except SupportError:  # float64 does not resolve the densities
+            bounded = None
         if bounded is not None and bounded.status == "bounded":  # a part of the formula overflows, and KL does not
             return bounded
         if _overflows(p, q):

@@ -298,9 +298,9 @@ def test_an_adapter_is_held_by_its_own_weights(make: MakeTrainer) -> None:
             assert torch.equal(weight, frozen[name])
 
 
-def test_three_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
+def test_four_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
     own = {name for name, value in vars(BudgetGRPOTrainer).items() if callable(value)}
-    assert own == {"__init__", "create_optimizer", "compute_loss"}
+    assert own == {"__init__", "create_optimizer", "compute_loss", "_load_from_checkpoint"}
 
 
 def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:
@@ -324,7 +324,7 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
         sizes, moves = torch.randn(2, 400, 1, generator=generator, dtype=torch.float64)
         kl = (1.5 * sizes).exp() * mask
         ids, place = torch.arange(400)[:, None].expand(-1, 8), torch.arange(400)
-        rows = HeldOutCompletions(ids, mask, mask, mask, kl, torch.ones(400), place)
+        rows = HeldOutCompletions(ids, torch.ones_like(ids), mask, mask, kl, torch.ones(400), place)
         after = kl * (0.1 + 0.2 * moves).exp()
         whole = holder.change(rows, replace(rows, kl=after))
         share = float(mask.sum()) if unit == "token" else 400

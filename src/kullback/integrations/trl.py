@@ -97,8 +97,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
     weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
     rounding accumulate.
 
-    Three methods of the base class are wrapped: the constructor, `create_optimizer` and `compute_loss`. The
-    controller's state is saved in the checkpoints with the trainer's own.
+    Four methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss` and
+    `_load_from_checkpoint`. The controller's state is saved in the checkpoints with the trainer's own.
 
     Args:
         model: As for `GRPOTrainer`.
@@ -206,7 +206,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
         """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
         controller = self._controller
         policy = controller.policy
-        if controller.needs_preflight and policy.training:
+        generate_every: int = self.args.steps_per_generation * self.num_iterations
+        # The policy of a batch that a checkpoint restores, or that is used again, is not the present policy.
+        if controller.needs_preflight and policy.training and self._step % generate_every == 0:
             controller.run_preflight(inputs)
         # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
         ref_hidden = controller.ref_hidden(inputs) if policy.training else None
