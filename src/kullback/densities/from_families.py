@@ -415,7 +415,8 @@ _SCIPY_VECTORS: dict[type, Callable[..., Any]] = {
     families.Multinomial: _scipy_multinomial,
     families.OneHotCategorical: _scipy_multinomial,
     families.VonMisesFisher: lambda mean_direction, concentration: stats.vonmises_fisher(
-        mean_direction, float(concentration)
+        mean_direction,
+        float(concentration),  # pyright: ignore[reportArgumentType]
     ),
     families.Wishart: _scipy_wishart,
 }

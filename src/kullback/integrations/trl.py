@@ -206,7 +206,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
         """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
         controller = self._controller
         policy = controller.policy
-        generate_every: int = self.args.steps_per_generation * self.num_iterations
+        arguments: Any = self.args
+        generate_every: int = arguments.steps_per_generation * self.num_iterations
         # The policy of a batch that a checkpoint restores, or that is used again, is not the present policy.
         if controller.needs_preflight and policy.training and self._step % generate_every == 0:
             controller.run_preflight(inputs)
@@ -558,8 +559,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         """The last hidden states; sharded weights are gathered by a call of the whole model, not of its decoder."""
         if not isinstance(self.model, FSDPModule):
             return last_hidden(model, ids, attention)
+        whole: Any = self.model
         with torch.no_grad(), recorded_hidden(self.policy) as states:
-            self.model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
+            whole(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
         return states[-1]
 
     def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor, *, float32: bool = False) -> Tensor:
