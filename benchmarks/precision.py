@@ -24,7 +24,7 @@ from trl import GRPOConfig
 
 from kullback import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.train.demo.addition_task import exact_match, prefix_found, prompt_rows, spread_rows, train_reference
+from kullback.train.demo.addition_task import exact_match, grader, prompt_rows, spread_rows, train_reference
 from kullback.train.demo.run import DEMO_SETTINGS
 from kullback.train.evaluation import Evaluation
 
@@ -60,7 +60,7 @@ def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace,
     tokenizer = AutoTokenizer.from_pretrained(reference, padding_side="left")
     trainer = BudgetGRPOTrainer(
         AutoModelForCausalLM.from_pretrained(reference, dtype=dtype),
-        prefix_found,
+        grader,
         GRPOConfig(directory, **settings),
         budget=KLBudget(BUDGET),
         train_dataset=Dataset.from_list(prompt_rows(4800, options.seed)),
@@ -68,7 +68,7 @@ def row_of(name: str, rate: float, reference: Path, options: argparse.Namespace,
     )
     trainer.pop_callback(PrinterCallback)
     trained: Any = trainer.model
-    rewards = [prefix_found, exact_match]
+    rewards = [grader, exact_match]
     during = Evaluation(spread_rows(512), rewards, tokenizer, max_new_tokens=12, temperature=1.0)
     trainer.add_callback(UpdateByEvaluation(trainer, during, options.evaluate_every))
     trainer.train()
