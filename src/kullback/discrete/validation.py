@@ -123,6 +123,8 @@ def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: 
         logs = "if the values are log-probabilities or logits, pass them to kl_log_probs or kl_logits"
         remedy = _NAN_REMEDY if offender.endswith("nan") else logs
         raise NotNormalizedError(f"expected probabilities, >= 0, but {offender}; {remedy}")
+    if offender := _offender(xp, xp.isinf(probs), probs, name, axis):
+        raise NotNormalizedError(f"expected finite probabilities, but {offender}; check the computation of it")
     _require_mass(xp, probs, name, original, dtype, axis, "divide by the sum, or pass logits to kl_logits")
 
 

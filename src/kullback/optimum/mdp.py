@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
 
 __all__ = ["MDP"]
 
@@ -52,11 +52,13 @@ class MDP:
     initial: Any = None
 
     def __post_init__(self) -> None:
-        rewards = np.asarray(self.rewards, dtype=np.float64)
+        rewards = _numbers("rewards", self.rewards)
         if rewards.ndim != 2 or 0 in rewards.shape:
             raise ShapeError(f"expected rewards of shape (states, actions), got {rewards.shape}")
         states, actions = rewards.shape
-        transitions = self.transitions if sparse.issparse(self.transitions) else np.asarray(self.transitions)
+        transitions = (
+            self.transitions if sparse.issparse(self.transitions) else _numbers("transitions", self.transitions)
+        )
         flat, full = (states * actions, states), (states, actions, states)
         if transitions.shape not in ([flat] if sparse.issparse(transitions) else [flat, full]):
             raise ShapeError(
@@ -66,8 +68,8 @@ class MDP:
         if not sparse.issparse(transitions):
             transitions = transitions.reshape(flat)
         transitions = sparse.csr_array(transitions, dtype=np.float64)
-        ends = np.zeros(rewards.shape) if self.ends is None else np.asarray(self.ends, dtype=np.float64)
-        initial = np.full(states, 1 / states) if self.initial is None else np.asarray(self.initial, dtype=np.float64)
+        ends = np.zeros(rewards.shape) if self.ends is None else _numbers("ends", self.ends)
+        initial = np.full(states, 1 / states) if self.initial is None else _numbers("initial", self.initial)
         for name, array, shape in (("ends", ends, rewards.shape), ("initial", initial, (states,))):
             if array.shape != shape:
                 raise ShapeError(f"expected {name} of shape {shape}, got {array.shape}")
@@ -108,3 +110,11 @@ class MDP:
                 "expected a horizon, or a discount less than 1, got neither: the objective would be unbounded; pass a "
                 "horizon or a discount"
             )
+
+
+def _numbers(name: str, values: Any) -> Any:
+    """The values as a float64 array; ArrayTypeError if they are not numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArrayTypeError(f"expected {name} to be an array of numbers, but {error}") from error

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kullback.errors import SupportError
+from kullback.errors import ArrayTypeError, SupportError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
@@ -79,6 +79,8 @@ def soft_value_iteration(
         >>> best.policy.round(4), float(best.value[0].round(4)), best.error < 1e-9
         (array([[0.2689, 0.7311]]), 2.6265, True)
     """
+    if not isinstance(mdp, MDP):
+        raise ArrayTypeError(f"expected an MDP, got {type(mdp).__name__}; construct kullback.MDP(transitions, rewards)")
     if not 0 <= beta < np.inf:
         raise SupportError(f"expected a finite beta >= 0, got {beta!r}")
     probs = np.full_like(mdp.rewards, 1 / mdp.rewards.shape[1]) if ref is None else as_policy(mdp, "ref", ref)

@@ -9,7 +9,7 @@ import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where
 import torch
 from torch import Tensor
 
-from kullback.errors import PenaltyError, ShapeError
+from kullback.errors import ArrayTypeError, PenaltyError, ShapeError
 from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.policy.estimators import bounded_exp, straight_through
@@ -223,6 +223,7 @@ def clipped_surrogate(
         Shape (batch, time), in the unit of `advantages`; 0 where the mask is false. Finite for any log-ratio.
 
     Raises:
+        ArrayTypeError: An argument is not a tensor.
         PenaltyError: `clip` or `ratio` is invalid.
         ShapeError: The shapes differ.
 
@@ -234,6 +235,8 @@ def clipped_surrogate(
         >>> clipped_surrogate(log_prob=old + 1, old_log_prob=old, advantages=torch.tensor([[1.0, -1.0]]))
         tensor([[-1.2000,  2.7183]])
     """
+    _require_tensors(log_prob=log_prob, advantages=advantages)
+    _require_tensors(**{n: v for n, v in (("old_log_prob", old_log_prob), ("mask", mask)) if v is not None})
     shape, log_ratio, mask = _log_ratio(log_prob, old_log_prob, mask, ratio)
     if advantages.shape not in (shape, shape[:1]):
         raise ShapeError(
@@ -251,6 +254,15 @@ def clipped_surrogate(
         raise PenaltyError(f"expected clip to be a number >= 0, a pair (low, high) of them, or None, got {clip!r}")
     low, high = sides
     return -torch.minimum(w * advantages, w.clamp(1 - low, 1 + high) * advantages)
+
+
+def _require_tensors(**values: object) -> None:
+    """Raise ArrayTypeError unless all values are PyTorch tensors."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ArrayTypeError(
+                f"expected {name} to be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+            )
 
 
 def _log_ratio(
