@@ -622,5 +622,5 @@ def test_gradients_of_zipf_variables_in_torch_and_jax():
 
 
 def test_arrays_raise_and_name_the_function_for_them():
-    with pytest.raises(TypeError, match="got list; for arrays see kl_probs"):
+    with pytest.raises(TypeError, match=r"got list; for arrays of probabilities see kullback\.kl_probs"):
         kl([0.5, 0.5], np.asarray([0.4, 0.6]))

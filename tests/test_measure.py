@@ -25,11 +25,9 @@ from kullback.families import (
     Independent,
     Logistic,
     LogNormal,
-    Multinomial,
     MultivariateNormal,
     Normal,
     NormalMixture,
-    OneHotCategorical,
     Poisson,
     StudentT,
     Transformed,
@@ -365,12 +363,6 @@ def test_deterministic_without_sampling():
         ),
         (stats.norm(0, -1), stats.norm(), ParameterError, "scale to be > 0"),
         (stats.multivariate_t([0.0, 0.0]), stats.norm(), ShapeError, "log-densit"),
-        (
-            Multinomial(total_count=1, probs=[0.5, 0.5]),
-            OneHotCategorical(probs=[0.5, 0.5]),
-            NoClosedFormError,
-            "no closed form, no univariate densities and no samplers",
-        ),
     ],
 )
 def test_invalid_arguments_raise(p, q, error, words):

@@ -12,7 +12,6 @@ from kullback.errors import SupportError
 from kullback.fit import fit_forward
 
 BEYOND = {
-    "values above": (f.LogNormal(loc=1e6, scale=3.0), f.Exponential(rate=1.0)),
     "infinite quartiles": (f.InverseGamma(concentration=1e-300, rate=1e300), f.Gamma(concentration=1.0, rate=1.0)),
     "nan quartiles": (f.Gamma(concentration=1e-300, rate=3.0), f.F(df1=1e300, df2=3.0)),
 }
@@ -22,6 +21,11 @@ BEYOND = {
 def test_densities_beyond_float64_are_refused(name):
     with pytest.raises(SupportError, match=r"float64|1\.8e308"):
         measure(*BEYOND[name])
+
+
+def test_a_finite_kl_of_values_above_float64_overflows():
+    estimate = measure(f.LogNormal(loc=1e6, scale=3.0), f.Exponential(rate=1.0))
+    assert (estimate.value, estimate.status) == (math.inf, "overflow")
 
 
 def test_the_closed_form_of_log_normals_beyond_float64_remains():

@@ -115,7 +115,7 @@ def main() -> None:
         num_generations=2,
         max_completion_length=4,
         max_steps=options.steps,
-        learning_rate=5e-2 if options.lora else 1e-3,
+        learning_rate=3e-2 if options.lora else 1e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
         save_steps=3,

@@ -379,7 +379,7 @@ def test_distributions_without_a_record_are_named(kind):
 
 
 def test_objects_that_are_not_distributions_raise():
-    with pytest.raises(TypeError, match="Tensor; for arrays see kl_probs"):
+    with pytest.raises(TypeError, match=r"Tensor; for arrays of probabilities see kullback\.kl_probs"):
         kl(torch.ones(2) / 2, torch.ones(2) / 2)
     with pytest.raises(ParameterError, match="scale"):
         kl(d.Normal(0.0, -1.0, validate_args=False), d.Normal(0.0, 1.0))

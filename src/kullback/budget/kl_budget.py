@@ -248,7 +248,7 @@ class KLBudget:
             The new state.
 
         Example:
-            >>> KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale
+            >>> round(KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale, 6)
             0.02
         """
         step = min(1.0, abs(after - before) / self.target) / math.sqrt(steps)

@@ -43,7 +43,19 @@ class Density:
 
 
 def require_resolved_counts(*densities: Density) -> None:
-    """Raise SupportError at a mass function that is narrower than the distance of the float64 numbers at its anchor."""
+    """Check that float64 distinguishes the counts on which probability mass functions are concentrated.
+
+    Args:
+        densities: Probability mass functions.
+
+    Raises:
+        SupportError: A mass function is narrower than the distance between the float64 numbers at its anchor.
+
+    Example:
+        >>> from kullback.densities.from_families import as_density
+        >>> from kullback.families import Poisson
+        >>> require_resolved_counts(as_density(Poisson(rate=1e6)))
+    """
     for location, width in (anchor for density in densities for anchor in density.anchors):
         if not np.spacing(abs(location)) <= width:
             raise SupportError(

@@ -342,7 +342,8 @@ def _fit_to_target(
     if not starts:
         raise missing_start_error(family)
     parametrisation = parametrise(family, starts[0], fixed)
-    found = minimise_from_starts(parametrisation, univariate_objective(parametrisation, density, alpha=1.0), starts)
+    objective = univariate_objective(parametrisation, density, alpha=1.0)
+    found = minimise_from_starts(parametrisation, objective, starts, lower_bound=0.0)
     if not found.minima:
         raise SupportError(
             f"expected KL(target || {family.__name__}) to be finite at a start, but it is inf at all {len(starts)}: "

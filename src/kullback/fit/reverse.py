@@ -181,7 +181,7 @@ def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]
     def standardised(u: Any) -> Any:
         return log_prob(location + width * u)
 
-    fit = fit_reverse(family, log_prob=standardised)
+    fit = _fit_univariate(family, standardised, None, [], {}, None, (-inf, inf))
 
     def restored(member: Any) -> Any:
         return replace(member, loc=location + width * member.loc, scale=width * member.scale)

@@ -390,7 +390,7 @@ class _Update:
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
         for _ in range(_MAX_ROUNDS):
             # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
-            changes = [constraint.hold(may_increase=len(held) == 1) for constraint in held]
+            changes = [constraint.scale_to_budget(may_increase=len(held) == 1) for constraint in held]
             if len(held) < 2 or not any(changes):
                 break
         estimates = {"kl_old_policy_per_step": self.rollout_kl(self.old, self.policy_distributions())}

@@ -148,7 +148,7 @@ class PolicyConstraint:
         self.controller = replace(budget, pull_exponent=exponent, kl_filter=_measured(budget.kl_filter, after))
         return after
 
-    def hold(self, *, may_increase: bool) -> bool:
+    def scale_to_budget(self, *, may_increase: bool) -> bool:
         """Scale the displacement at the end of the update until the KL is at the set point.
 
         Args:

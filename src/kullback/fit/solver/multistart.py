@@ -1,6 +1,7 @@
 """Minimisation from several starting points, and the distinct minima that are found."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = ["MultistartResult", "minimise_from_starts"]
 # Two end points are one minimum where their coordinates and values differ by less, relative to their size.
 _COORDINATE_TOLERANCE = 1e-4
 _VALUE_TOLERANCE = 1e-7
+_ZERO = 1e-12  # nats above the lower bound that are rounding
 _MAX_EVALUATIONS = 10**8  # log-densities in all descents, which take about 10 s of simple densities
 
 
@@ -33,7 +35,7 @@ class MultistartResult(NamedTuple):
 
 
 def minimise_from_starts(
-    parametrisation: Parametrisation, objective: Objective, starts: Sequence[Any]
+    parametrisation: Parametrisation, objective: Objective, starts: Sequence[Any], *, lower_bound: float = -inf
 ) -> MultistartResult:
     """Minimise an objective from every starting point and collect the distinct minima.
 
@@ -41,10 +43,12 @@ def minimise_from_starts(
         parametrisation: The coordinates of the family.
         objective: The objective as a function of the coordinates.
         starts: Members of the family. A member on the boundary of the family is skipped.
+        lower_bound: A number that no value of the objective is below, such as 0 for a KL. A minimum with this value is
+            the lowest, whatever the other starts lead to.
 
     Returns:
         The minima; if no descent converged, the lowest end point alone, with `converged` false; without minima where
-        the objective is infinite at every start. The descents end after 10^8 evaluations of log-densities.
+        the objective is infinite at every start. The descents end after 1e8 evaluations of log-densities.
     """
     evaluations = 0
     ends: list[tuple[Descent, list[Any]]] = []
@@ -88,7 +92,8 @@ def minimise_from_starts(
         Minimum(parametrisation.to_distribution(descent.vectors[-1]), descent.values[-1], tuple(basin))
         for descent, basin in accepted
     )
-    is_complete = evaluations < _MAX_EVALUATIONS
+    lowest = accepted[0][0].values[-1] if accepted else inf
+    is_complete = evaluations < _MAX_EVALUATIONS or lowest <= lower_bound + _ZERO
     return MultistartResult(path, minima, bool(is_complete and accepted and accepted[0][0].converged))
 
 

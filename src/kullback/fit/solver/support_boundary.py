@@ -42,7 +42,8 @@ def minimise_with_support_bounds(
         kl: KL(member || target) of a member, in nats.
     """
     parametrisation = parametrise(family, starts[0], fixed)
-    interior = minimise_from_starts(parametrisation, univariate_objective(parametrisation, target, alpha=0.0), starts)
+    objective = univariate_objective(parametrisation, target, alpha=0.0)
+    interior = minimise_from_starts(parametrisation, objective, starts, lower_bound=0.0)
     bounds = {
         name: target.support[side]
         for name, side in support_parameters(family).items()
@@ -77,7 +78,7 @@ def _boundary_minima(
         minima = (Minimum(bounded_starts[0], kl(bounded_starts[0]), tuple(starts)),)
     else:
         objective = univariate_objective(parametrisation, target, alpha=0.0)
-        found = minimise_from_starts(parametrisation, objective, bounded_starts)
+        found = minimise_from_starts(parametrisation, objective, bounded_starts, lower_bound=0.0)
         minima = found.minima if found.converged else ()
     return [
         minimum
