@@ -25,8 +25,8 @@ from kullback.train.run_checks import DEMO_RUNS, require_new_runs
 __all__ = ["DEMO_SETTINGS", "demo_plan", "demo_summary", "train_demo"]
 
 DEMO_SETTINGS: Mapping[str, Any] = {
-    # At this learning rate the unconstrained policy exploits the verifier within 200 steps; at 5e-4 it does not.
-    "learning_rate": 1e-3,
+    # With seed 0, the unconstrained policy exploits the grader within 100 steps; with seed 1 it takes above 300 steps.
+    "learning_rate": 5e-4,
     "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 128,
     "num_generations": 8,
@@ -60,8 +60,7 @@ def demo_plan(
         budget=budget,
         steps=steps,
         seed=seed,
-        # An unconstrained run writes long completions, and its evaluations do not update a budget.
-        evaluate_every=20 if budget else 40,
+        evaluate_every=20,
         output=output,
         settings={**DEMO_SETTINGS, **settings},
         named={"task": "sums a+b=c, a and b from 0 to 99"},
