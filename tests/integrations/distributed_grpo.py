@@ -142,6 +142,9 @@ def main() -> None:
         (options.output / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
         (options.output / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
         save_file(weights, options.output / "weights.safetensors")
+    if torch.distributed.is_initialized():  # a process that ends with an open group may abort
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
