@@ -410,7 +410,7 @@ def test_gradients_are_finite_when_far_apart():
         ([[0.5, 0.5], [0.7, 0.7]], r"p to sum to 1 .* row \(1,\) sums to 1\.[34]"),
         ([[0.5, 0.5], [1.5, -0.5]], r"p\[1, 1\] is -0\.5"),
         ([[0.5, math.nan], [0.5, 0.5]], r"p\[0, 1\] is nan"),
-        ([[0.5, inf], [0.5, 0.5]], r"finite probabilities, but p\[0, 1\] is inf"),
+        ([[0.5, inf], [0.5, 0.5]], r"p\[0, 1\] is inf"),
         ([[math.log(0.5)] * 2] * 2, r"p\[0, 0\] is -0\.69"),
         ([[0.333, 0.333], [0.5, 0.5]], r"row \(0,\) sums to 0\.666"),
     ],
