@@ -55,6 +55,11 @@ def test_an_entropy_below_the_resolution_of_float64_is_right_or_refused(record):
     assert estimate.value == pytest.approx(math.log(record.scale) + exact, rel=1e-9)
 
 
+def test_the_entropy_of_counts_that_float64_does_not_distinguish_is_refused():
+    with pytest.raises(SupportError, match="counts that float64 distinguishes"):
+        entropy_of(as_density(f.Poisson(rate=1e300)))
+
+
 def test_an_integral_that_overflows_is_not_stated_to_be_infinite():
     # KL(Beta(a, a) || Kumaraswamy(a, 1)) is about a log 2 for large a.
     p, q = f.Beta(concentration1=1e300, concentration0=1e300), f.Kumaraswamy(concentration1=1e300, concentration0=1.0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.densities.density import Density
+from kullback.densities.density import Density, require_resolved_counts
 from kullback.densities.panels import Panels, Ray, assemble, integrate, partition
 from kullback.densities.quadrature import perturbed
 from kullback.densities.summation import exact_ranges, gaps_between, interpolated
@@ -69,6 +69,8 @@ def entropy_of(density: Density, *, error: float = 1e-10) -> Estimate:
         >>> round(estimate.value, 9), estimate.status
         (1.418938533, 'bounded')
     """
+    if density.discrete:
+        require_resolved_counts(density)
     with np.errstate(all="ignore"):
         sums = _counts(density, error) if density.discrete else _line(density, error)
     mass, warnings = sums.mass + sums.tail_mass, []
