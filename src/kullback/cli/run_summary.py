@@ -15,6 +15,7 @@ __all__ = [
     "make_console",
     "print_outcome",
     "progress_console",
+    "report_run",
     "results_on_stdout",
     "transformers_console",
     "write_report",
@@ -68,6 +69,15 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
             text = f"interrupted; continue with --resume --output {options.output}"
             console.print(_encodable(text, console), highlight=False)
     return 0 if finished else INTERRUPTED
+
+
+def report_run(options: argparse.Namespace, *, title: str, finished: bool) -> int:
+    """Write the report of the run in `--output`, print its outcome, and return the exit status."""
+    from kullback.runs.run_directory import RunDirectory
+
+    run, console = RunDirectory(options.output), make_console(quiet=options.json)
+    write_report({options.output.name: run}, run.report, title=title, console=console)
+    return print_outcome(options, {None: run}, finished=finished, console=console)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
-from kullback.cli.run_summary import make_console, print_outcome, results_on_stdout, transformers_console, write_report
+from kullback.cli.run_summary import make_console, report_run, results_on_stdout, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
 from kullback.cli.train_vae import add_bottleneck, add_vae
@@ -139,14 +139,9 @@ def _grpo(options: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from kullback.runs.run_directory import RunDirectory
-
-    run = RunDirectory(options.output)
     if not PartialState().is_main_process:
         return 0
-    console = make_console(quiet=options.json)
-    write_report({options.output.name: run}, run.report, title=f"GRPO: {options.output.name}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return report_run(options, title=f"GRPO: {options.output.name}", finished=finished)
 
 
 def _train_grpo(options: argparse.Namespace) -> bool:

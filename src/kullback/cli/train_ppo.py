@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
-from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
+from kullback.cli.run_summary import progress_console, report_run, results_on_stdout
 from kullback.errors import InputError
 
 __all__ = ["add_ppo"]
@@ -103,7 +103,6 @@ def _ppo(options: argparse.Namespace) -> int:
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
 
-    from kullback.runs.run_directory import RunDirectory
     from kullback.train.ppo_settings import parse_ppo_settings, require_valid_ppo_options
     from kullback.train.run_checks import require_packages
 
@@ -141,10 +140,7 @@ def _ppo(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             console=progress_console(quiet=options.json),
         )
-    run = RunDirectory(options.output)
-    console = make_console(quiet=options.json)
-    write_report({options.output.name: run}, run.report, title=f"PPO: {options.env}", console=console)
-    return print_outcome(options, {None: run}, finished=finished, console=console)
+    return report_run(options, title=f"PPO: {options.env}", finished=finished)
 
 
 def _create_controller(options: argparse.Namespace) -> Any:
