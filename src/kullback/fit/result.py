@@ -1,13 +1,13 @@
 """The result of a fit: the fitted distribution, its KL, the path of the optimisation and every minimum found."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from kullback.result import Estimate
 
-__all__ = ["Fit", "Minimum", "Quantity", "Step", "renamed", "unknown_kl_from_samples"]
+__all__ = ["Fit", "Minimum", "Quantity", "Step", "renamed", "unknown_kl_from_samples", "with_distributions"]
 
 Quantity: TypeAlias = Literal["cross_entropy", "evidence_bound", "alpha_divergence"]
 _Item = TypeVar("_Item", "Step", "Minimum")
@@ -139,4 +139,29 @@ def unknown_kl_from_samples(cross_entropy: float) -> Estimate:
         method="samples",
         status="unreliable",
         warnings=(f"KL(p || q) = {known} - H(p), and the entropy H(p) cannot be computed from samples alone",),
+    )
+
+
+def with_distributions(fit: Fit, convert: Callable[[Any], Any]) -> Fit:
+    """The fit with every distribution replaced by a function of it.
+
+    Args:
+        fit: The result of a fit.
+        convert: Returns the new distribution for each distribution of the result, its path and its minima.
+
+    Example:
+        >>> from kullback import fit_forward
+        >>> from kullback.families import Normal
+        >>> fit = fit_forward(Normal, samples=[0.0, 2.0])
+        >>> with_distributions(fit, lambda member: float(member.loc)).distribution
+        1.0
+    """
+    return replace(
+        fit,
+        distribution=convert(fit.distribution),
+        path=tuple(replace(step, distribution=convert(step.distribution)) for step in fit.path),
+        minima=tuple(
+            replace(minimum, distribution=convert(minimum.distribution), basin=tuple(map(convert, minimum.basin)))
+            for minimum in fit.minima
+        ),
     )

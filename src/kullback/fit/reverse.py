@@ -25,7 +25,7 @@ from kullback.fit.gaussian.multivariate import (
     require_rank,
     starts_from_target_samples,
 )
-from kullback.fit.result import Fit, Minimum, Step
+from kullback.fit.result import Fit, Minimum, Step, with_distributions
 from kullback.fit.solver.multistart import MultistartResult
 from kullback.fit.solver.starting_points import missing_start_error, univariate_starts
 from kullback.fit.solver.support_boundary import minimise_with_support_bounds
@@ -189,16 +189,7 @@ def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]
     diagnostics = dict(fit.diagnostics)
     for name in ("log_evidence", "evidence_bound"):
         diagnostics[name] += log(width)
-    return replace(
-        fit,
-        distribution=restored(fit.distribution),
-        path=tuple(replace(step, distribution=restored(step.distribution)) for step in fit.path),
-        minima=tuple(
-            replace(one, distribution=restored(one.distribution), basin=tuple(map(restored, one.basin)))
-            for one in fit.minima
-        ),
-        diagnostics=diagnostics,
-    )
+    return replace(with_distributions(fit, restored), diagnostics=diagnostics)
 
 
 def _fit_of_member(

@@ -1,7 +1,7 @@
 """The family that a caller requests: a class of `kullback.families` or `torch.distributions`, or a module."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -16,7 +16,7 @@ from kullback.families import Distribution
 from kullback.families.base import Constraint
 from kullback.fit.gaussian.mixtures import MixtureParametrisation
 from kullback.fit.gaussian.multivariate import NORMAL_FAMILIES
-from kullback.fit.result import Fit
+from kullback.fit.result import Fit, with_distributions
 from kullback.fit.targets import is_multivariate
 from kullback.numerics.arrays import untracked
 
@@ -118,16 +118,7 @@ class FamilyAdapter:
 
     def convert_fit(self, fit: Fit) -> Fit:
         """The fit with every distribution as an instance of the requested class."""
-        convert = self.to_requested
-        return replace(
-            fit,
-            distribution=convert(fit.distribution),
-            path=tuple(replace(step, distribution=convert(step.distribution)) for step in fit.path),
-            minima=tuple(
-                replace(minimum, distribution=convert(minimum.distribution), basin=tuple(map(convert, minimum.basin)))
-                for minimum in fit.minima
-            ),
-        )
+        return with_distributions(fit, self.to_requested)
 
 
 def _require_constraints(family: type, parameter: Field[Any], value: Any) -> None:
