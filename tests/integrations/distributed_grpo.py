@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,13 @@ def main() -> None:
         (options.output / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
         (options.output / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
         save_file(weights, options.output / "weights.safetensors")
-    if torch.distributed.is_initialized():  # a process that ends with an open group may abort
+    if torch.distributed.is_initialized():
+        # The threads of gloo and of autograd sometimes abort a process while Python shuts down, so Python is left out.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
