@@ -23,9 +23,9 @@ docs: .venv/installed-docs
 
 # The wheel and the source distribution, each installed into an environment of its own without extras.
 package: .venv/created
-	$(PIP) hatchling
-	rm -rf dist
-	$(BIN)/python -m hatchling build -d dist
+	$(PIP) build
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
 	for archive in dist/*.whl dist/*.tar.gz; do \
 	    rm -rf dist/clean && $(PYTHON) -m venv dist/clean && \
 	    dist/clean/bin/python -m pip install --quiet --disable-pip-version-check $$archive && \
@@ -45,17 +45,17 @@ clean:
 	touch $@
 
 # Modules are compiled when they are first imported; most are never imported.
-.venv/installed-train: .venv/created pyproject.toml constraints.txt
-	$(PIP) --no-compile --editable '.[train,fast]'
+.venv/installed-train: .venv/created pyproject.toml constraints.txt $(wildcard src/kullback/discrete/kernels/compiled/*)
+	$(PIP) --no-compile --editable '.[train]'
 	touch $@
 
 # All modules are compiled here, because pytest turns the syntax warnings of other packages into errors.
 .venv/installed-test: .venv/installed-train
-	$(PIP) --no-compile --editable '.[train,fast,test]'
+	$(PIP) --no-compile --editable '.[train,test]'
 	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib || true
 	touch $@
 
 # The pages run examples of every integration, which need the packages of the extra `test`.
 .venv/installed-docs: .venv/installed-test
-	$(PIP) --no-compile --editable '.[train,fast,test,docs]'
+	$(PIP) --no-compile --editable '.[train,test,docs]'
 	touch $@

@@ -1,10 +1,10 @@
-"""The fast kernels, with and without Numba: accuracy, infinities, and rejection of invalid input."""
+"""The fast kernels, compiled and in NumPy: accuracy, infinities, and rejection of invalid input."""
 
 import math
 import subprocess
 import sys
 from fractions import Fraction
-from types import SimpleNamespace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback.discrete import kl as discrete
-from kullback.discrete.kernels import dispatch, numba_logits, numba_probs, numpy_probs
+from kullback.discrete.kernels import dispatch, numpy_probs
 from kullback.discrete.kernels.dispatch import fast_kl_log_probs, fast_kl_logits, fast_kl_probs
 from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs
 from kullback.errors import NotNormalizedError, SupportError
@@ -22,13 +22,25 @@ from ...oracles import discrete as oracle
 
 inf, nan = math.inf, math.nan
 DTYPES = [(np.float64, 2e-15), (np.float32, 5e-7)]
-BACKENDS = ["numba", "numpy"]
+# The tests run once for each instruction set of the processor, the widest last, and once in NumPy.
+COMPILED = list(dispatch.compiled.instruction_sets()) if dispatch.compiled else []
+BACKENDS = [*COMPILED, "NumPy"]
+needs_kernels = pytest.mark.skipif(not COMPILED, reason="the package was installed without a compiler")
 
 
 def use(monkeypatch, backend):
-    names = ("kullback.discrete.kernels.numba_probs", "kullback.discrete.kernels.numba_logits")
-    modules = (numba_probs, numba_logits) if backend == "numba" else (None, None)
-    monkeypatch.setattr(dispatch, "_loaded", dict(zip(names, modules, strict=True)))
+    """Use the instruction set, or NumPy, until the test ends."""
+    if backend == "NumPy":
+        monkeypatch.setattr(dispatch, "compiled", None)
+    else:
+        dispatch.compiled.use_instruction_set(backend)
+
+
+@pytest.fixture(autouse=True)
+def widest():
+    yield
+    if COMPILED:
+        dispatch.compiled.use_instruction_set(COMPILED[-1])
 
 
 @pytest.fixture(params=BACKENDS)
@@ -37,10 +49,10 @@ def backend(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def numba(monkeypatch):
-    use(monkeypatch, "numba")
-    monkeypatch.setattr(dispatch, "_MIN_AUTOGRAD_ENTRIES", 0)
+@pytest.fixture(params=COMPILED or [pytest.param("NumPy", marks=needs_kernels)])
+def compiled(request, monkeypatch):
+    use(monkeypatch, request.param)
+    return request.param
 
 
 def simplex(rng, shape, dtype=np.float64):
@@ -51,6 +63,22 @@ def simplex(rng, shape, dtype=np.float64):
 def near(rng, p, delta):
     q = p.astype(float) * np.exp(delta * rng.normal(size=p.shape))
     return (q / q.sum()).astype(p.dtype)
+
+
+@cache
+def _truth(function, p, q, dtype, digits):
+    assert digits == oracle.KL_DIGITS
+    return function(np.frombuffer(p, dtype), np.frombuffer(q, dtype))
+
+
+def kl(p, q):
+    """The oracle's KL of probabilities, computed once for all implementations."""
+    return _truth(oracle.kl, p.tobytes(), q.tobytes(), p.dtype, oracle.KL_DIGITS)
+
+
+def kl_of_logits(p, q):
+    """The oracle's KL of logits, computed once for all implementations."""
+    return _truth(oracle.kl_logits, p.tobytes(), q.tobytes(), p.dtype, oracle.KL_DIGITS)
 
 
 def relative_error(got, truth):
@@ -81,7 +109,7 @@ def test_probabilities_are_accurate_at_every_distance(backend, delta, n, dtype, 
         assert abs(math.fsum(p) - math.fsum(q)) > delta / math.sqrt(n) / 10
     else:
         assert type(got) is np.float64  # a result without axes is a Python float, for every dtype
-        assert relative_error(got, oracle.kl(p, q)) < tolerance
+        assert relative_error(got, kl(p, q)) < tolerance
 
 
 @pytest.mark.parametrize("delta", [1.0, 1e-9])
@@ -92,24 +120,24 @@ def test_many_blocks(backend, monkeypatch, delta):
     q = near(rng, p, delta)
     p[40_000:40_010] = 0
     p /= math.fsum(p)
-    assert relative_error(fast_kl_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
+    assert relative_error(fast_kl_probs(p, q, -1), kl(p, q)) < 2e-15
 
 
 @pytest.mark.parametrize("delta", [30.0, 3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
 @pytest.mark.parametrize("n", [7, 300, 2500])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("scale", [1, 10])
-def test_logits_are_accurate_at_every_distance(numba, delta, n, dtype, tolerance, scale):
+def test_logits_are_accurate_at_every_distance(compiled, delta, n, dtype, tolerance, scale):
     rng = np.random.default_rng(3)
     p = (scale * rng.normal(size=n)).astype(dtype)
     q = (p + delta * rng.normal(size=n)).astype(dtype)
     if (p == q).all():
         assert fast_kl_logits(p, q, -1) == 0
     else:
-        assert relative_error(fast_kl_logits(p, q, -1), oracle.kl_logits(p, q)) < 2 * tolerance
+        assert relative_error(fast_kl_logits(p, q, -1), kl_of_logits(p, q)) < 2 * tolerance
 
 
-def test_the_most_probable_event_gives_an_inaccurate_shift(numba):
+def test_the_most_probable_event_gives_an_inaccurate_shift(compiled):
     # The first shift is wrong by 3, so that F is 10^11 times the KL, and a better shift must follow from the sums.
     rng = np.random.default_rng(4)
     p = rng.normal(size=3000) * 0.1
@@ -118,23 +146,23 @@ def test_the_most_probable_event_gives_an_inaccurate_shift(numba):
     q[5] = p[5] + 3.0
     for dtype, tolerance in ((np.float64, 2e-15), (np.float32, 1e-6)):
         narrow_p, narrow_q = p.astype(dtype), q.astype(dtype)
-        truth = oracle.kl_logits(narrow_p, narrow_q)
+        truth = kl_of_logits(narrow_p, narrow_q)
         assert relative_error(fast_kl_logits(narrow_p, narrow_q, -1), truth) < tolerance
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, -37.0, 1024.0])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_logits_that_differ_by_a_constant_give_exactly_zero(numba, shift, dtype):
+def test_logits_that_differ_by_a_constant_give_exactly_zero(compiled, shift, dtype):
     p = np.round(np.random.default_rng(5).normal(size=4000) * 2**10) / 2**10
     assert fast_kl_logits(p.astype(dtype), (p + shift).astype(dtype), -1) == 0
 
 
-def test_log_probabilities(numba):
+def test_log_probabilities(compiled):
     rng = np.random.default_rng(6)
     p, q = simplex(rng, (2, 3000))
     for dtype, tolerance in ((np.float64, 1e-14), (np.float32, 1e-6)):
         logs = log(p).astype(dtype), log(q).astype(dtype)
-        assert relative_error(fast_kl_log_probs(*logs, -1), oracle.kl_logits(*logs)) < tolerance
+        assert relative_error(fast_kl_log_probs(*logs, -1), kl_of_logits(*logs)) < tolerance
         assert fast_kl_log_probs(logs[0], logs[1] + dtype(1e-3), -1) is None
         assert fast_kl_log_probs(logs[0] + dtype(1e-3), logs[1], -1) is None
         with pytest.raises(NotNormalizedError, match="log_q"):
@@ -170,7 +198,7 @@ def test_probabilities_of_every_magnitude(backend, dtype, tolerance, pair):
         use(monkeypatch, backend)
         got = fast_kl_probs(p, q, -1)
         monkeypatch.setattr(oracle, "KL_DIGITS", 700)  # resolves a mass of 5e-324 relative to 1
-        truth = oracle.kl(p, q)
+        truth = kl(p, q)
     if got is None:
         masses = [sum(Fraction(float(value)) for value in side) for side in (p, q)]
         assert masses[0] != masses[1]
@@ -188,9 +216,10 @@ def test_two_tiny_entries(backend, monkeypatch):
     # The logarithms are near -667 and differ by 0.56, so that their difference has a relative error of 1e-13.
     p, q = np.asarray([7.32953e-290, 1.0]), np.asarray([1.28266775e-289, 1.0])
     monkeypatch.setattr(oracle, "KL_DIGITS", 700)
-    assert relative_error(fast_kl_probs(p, q, -1), oracle.kl(p, q)) < 2e-15
+    assert relative_error(fast_kl_probs(p, q, -1), kl(p, q)) < 2e-15
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @laws
 @given(pair=pairs(), temperature=st.sampled_from([1.0, 0.1, 30.0]), shift=st.integers(-100, 100))
@@ -198,10 +227,9 @@ def test_logits_of_every_magnitude(dtype, pair, temperature, shift):
     p, q = ((log(np.maximum(side, 0)) / temperature).astype(dtype) for side in pair)
     q = q + dtype(shift)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use(monkeypatch, "numba")
         got = fast_kl_logits(p, q, -1)
         monkeypatch.setattr(oracle, "KL_DIGITS", 700)
-        truth = max(oracle.kl_logits(p, q), oracle.mpmath.mpf(0))
+        truth = max(kl_of_logits(p, q), oracle.mpmath.mpf(0))
     if got is None:
         return
     assert got >= 0
@@ -223,14 +251,14 @@ def test_zeros_and_impossible_events(backend):
         assert fast_kl_probs(a, b, -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
         assert fast_kl_probs(b, a, -1) == inf
         assert fast_kl_probs(np.eye(2, dtype=dtype)[0], np.eye(2, dtype=dtype)[1], -1) == inf
-        if backend == "numba":
+        if backend != "NumPy":
             assert fast_kl_logits(log(a), log(b), -1) == pytest.approx(math.log(2) / 2, rel=1e-7)
             assert fast_kl_logits(log(b), log(a), -1) == inf
             assert fast_kl_log_probs(log(b), log(a), -1) == inf
             assert fast_kl_log_probs(log(b), log(a) + dtype(0.01), -1) is None
 
 
-def test_logits_far_apart(numba):
+def test_logits_far_apart(compiled):
     for p, q in (
         ([0.0, -800.0], [-800.0, 0.0]),
         ([0.0, -650.0], [-650.0, 0.0]),
@@ -244,8 +272,8 @@ def test_logits_far_apart(numba):
             a, b = np.asarray(p, dtype), np.asarray(q, dtype)
             got = fast_kl_logits(a, b, -1)
             if got is not None:
-                assert relative_error(got, oracle.kl_logits(a, b)) < tolerance
-            assert relative_error(kl_logits(a, b), oracle.kl_logits(a, b)) < tolerance
+                assert relative_error(got, kl_of_logits(a, b)) < tolerance
+            assert relative_error(kl_logits(a, b), kl_of_logits(a, b)) < tolerance
     lowest = float(np.finfo(np.float32).min)
     masked = fast_kl_logits(np.float32([0.0, 1.0, lowest]), np.float32([1.0, 0.0, lowest]), -1)
     assert masked == fast_kl_logits(np.float32([0.0, 1.0]), np.float32([1.0, 0.0]), -1)
@@ -287,7 +315,7 @@ def test_masses_that_differ_from_one_are_rejected(backend, dtype, excess):
         assert fast_kl_probs(p, q, -1) is None
         with pytest.raises(NotNormalizedError, match=f"expected {name} to sum to 1 along axis .* within"):
             kl_probs(p, q)
-    assert relative_error(kl_probs(close, good), oracle.kl(close, good)) < (1e-13 if dtype == np.float64 else 1e-6)
+    assert relative_error(kl_probs(close, good), kl(close, good)) < (1e-13 if dtype == np.float64 else 1e-6)
 
 
 def test_proportional_rows_use_the_general_implementation(backend):
@@ -297,7 +325,7 @@ def test_proportional_rows_use_the_general_implementation(backend):
 
 
 @pytest.mark.parametrize("bad", [nan, inf])
-def test_invalid_logits_are_rejected(numba, bad):
+def test_invalid_logits_are_rejected(compiled, bad):
     for position in (0, 2500):
         good = np.zeros(3000)
         wrong = good.copy()
@@ -318,7 +346,7 @@ def test_invalid_logits_are_rejected(numba, bad):
 
 
 @pytest.mark.parametrize("form", [fast_kl_probs, fast_kl_logits, fast_kl_log_probs])
-def test_rows_strides_and_broadcasting_of_one_row(numba, form):
+def test_rows_strides_and_broadcasting_of_one_row(compiled, form):
     rng = np.random.default_rng(7)
     p, q = simplex(rng, (2, 4, 3, 500))
     if form is not fast_kl_probs:
@@ -383,7 +411,7 @@ def test_memory_maps(backend, tmp_path):
     assert got == fast_kl_probs(p, q, -1)
 
 
-def test_tensors_without_a_gradient_use_the_kernels(numba):
+def test_tensors_without_a_gradient_use_the_kernels(compiled):
     rng = np.random.default_rng(9)
     for dtype in (np.float64, np.float32):
         p, q = simplex(rng, (2, 3, 800), dtype)
@@ -397,7 +425,7 @@ def test_tensors_without_a_gradient_use_the_kernels(numba):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from make_dual
-def test_tensors_with_a_gradient_do_not_use_the_kernels(numba):
+def test_tensors_with_a_gradient_do_not_use_the_kernels(compiled):
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
     tracked = p.clone().requires_grad_()
     assert fast_kl_probs(tracked, p, -1) is None
@@ -436,7 +464,7 @@ def torch_gradients(p, q, weight):
 
 @pytest.mark.parametrize("delta", [50.0, 3.0, 0.1, 1e-3, 1e-6])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_gradients_are_accurate_at_every_distance(numba, monkeypatch, delta, dtype, tolerance):
+def test_gradients_are_accurate_at_every_distance(compiled, monkeypatch, delta, dtype, tolerance):
     for general in ("_general_value", "_general_p_gradient", "_general_q_gradient"):
         monkeypatch.setattr(discrete, general, None)  # only the kernels are used
     rng = np.random.default_rng(5)
@@ -451,7 +479,7 @@ def test_gradients_are_accurate_at_every_distance(numba, monkeypatch, delta, dty
             assert (gradients[k, ::7] == 0).all()
 
 
-def test_gradients_at_impossible_events(numba):
+def test_gradients_at_impossible_events(compiled):
     p, q = np.array([[0.0, 1.0, -inf, 2.0]]), np.array([[0.5, -2.0, 1.0, 700.0]])
     by_p, by_q = torch_gradients(p, q, [3.0])
     exact = exact_gradients(p[0], q[0])
@@ -463,32 +491,13 @@ def test_gradients_at_impossible_events(numba):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gradients_at_equal_logits_are_exactly_zero(numba, dtype):
+def test_gradients_at_equal_logits_are_exactly_zero(compiled, dtype):
     logits = torch.randn(3, 50, dtype=dtype, generator=torch.Generator().manual_seed(0))
     for gradient in torch_gradients(logits.numpy(), logits.numpy(), [1.0, 2.0, 3.0]):
         assert (gradient == 0).all()
 
 
-def test_results_under_autograd_do_not_depend_on_earlier_calls(monkeypatch):
-    generator = torch.Generator().manual_seed(3)
-    small, large = (torch.randn(2, 2, n, generator=generator) for n in (1000, 2**17))
-
-    def value_and_gradient(side):
-        p = side[0].clone().requires_grad_()
-        kl = kl_logits(p, side[1])
-        return kl.detach(), torch.autograd.grad(kl.sum(), p)[0]
-
-    for side, general in ((small, True), (large, False)):
-        monkeypatch.setattr(dispatch, "_loaded", {})
-        monkeypatch.setattr(dispatch, "_requested_entries", dict.fromkeys(dispatch._requested_entries, 0))
-        first = value_and_gradient(side)
-        assert (dispatch._loaded == {}) == general
-        use(monkeypatch, "numba")
-        for one, other in zip(first, value_and_gradient(side), strict=True):
-            assert torch.equal(one, other)
-
-
-def test_second_derivatives_threads_and_strides(numba, monkeypatch):
+def test_second_derivatives_threads_and_strides(compiled, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     p, q = (torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradgradcheck(kl_logits, (p, q))
@@ -504,7 +513,7 @@ def test_second_derivatives_threads_and_strides(numba, monkeypatch):
     np.testing.assert_allclose(torch_gradients(strided, flipped, weight)[0][1, 2], 7 * exact, rtol=1e-12, atol=1e-15)
 
 
-def test_bfloat16_tensors_are_computed_in_float32(numba):
+def test_bfloat16_tensors_are_computed_in_float32(compiled):
     generator = torch.Generator().manual_seed(0)
     p = (3 * torch.randn(4, 3000, generator=generator)).bfloat16()
     q = (p + torch.randn(4, 3000, generator=generator)).bfloat16()
@@ -520,16 +529,15 @@ def test_bfloat16_tensors_are_computed_in_float32(numba):
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_threads_give_the_same_result(numba, monkeypatch, threads):
+def test_threads_give_the_same_result(compiled, monkeypatch, threads):
     monkeypatch.setattr(dispatch, "_ENTRIES_PER_THREAD", 1000)
     rng = np.random.default_rng(10)
     p, q = simplex(rng, (2, 5, 20_011))
     expected, row = fast_kl_probs(p, q, -1), float(fast_kl_probs(p[0], q[0], -1))
-    for module in (numba_probs, numba_logits):
-        monkeypatch.setattr(module, "THREADS", threads)
+    monkeypatch.setattr(dispatch, "THREADS", threads)
     assert (fast_kl_probs(p, q, -1) == expected).all()
     assert float(fast_kl_probs(p[0], q[0], -1)) == pytest.approx(row, rel=1e-15)
-    assert relative_error(row, oracle.kl(p[0], q[0])) < 2e-15
+    assert relative_error(row, kl(p[0], q[0])) < 2e-15
     assert (
         fast_kl_logits(log(p), log(q), -1) == [fast_kl_logits(log(a), log(b), -1) for a, b in zip(p, q, strict=True)]
     ).all()
@@ -542,55 +550,44 @@ def test_threads_give_the_same_result(numba, monkeypatch, threads):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_with_and_without_numba_agree(monkeypatch, dtype):
+def test_all_implementations_agree(dtype):
     rng = np.random.default_rng(11)
     p, q = simplex(rng, (2, 3, 50_000), dtype)
     p[1, ::5] = 0
     p[1] /= p[1].sum()
     got = []
     for backend in BACKENDS:
-        use(monkeypatch, backend)
-        got.append(fast_kl_probs(p, q, -1))
-    np.testing.assert_allclose(*got, rtol=1e-14 if dtype == np.float64 else 2e-7)
-    general = [float(oracle.kl(p[1, :5000] / p[1, :5000].sum(), q[1, :5000] / q[1, :5000].sum()))]
+        with pytest.MonkeyPatch.context() as patch:
+            use(patch, backend)
+            got.append(fast_kl_probs(p, q, -1))
+    for one in got[1:]:
+        np.testing.assert_allclose(one, got[0], rtol=1e-14 if dtype == np.float64 else 2e-7)
+    general = [float(kl(p[1, :5000] / p[1, :5000].sum(), q[1, :5000] / q[1, :5000].sum()))]
     assert general[0] == pytest.approx(
         float(kl_probs(p[1, :5000] / p[1, :5000].sum(), q[1, :5000] / q[1, :5000].sum())), rel=1e-5
     )
 
 
-# Loading of the kernels.
+# The choice of the implementation.
 
 
-def test_numba_is_loaded_after_enough_entries(monkeypatch):
-    monkeypatch.setattr(dispatch, "_loaded", {})
-    monkeypatch.setattr(dispatch, "_requested_entries", dict.fromkeys(dispatch._requested_entries, 0))
-    p = np.asarray([0.25, 0.75])
-    for _ in range(99):
-        fast_kl_probs(p, p, -1)
-    assert dispatch._loaded == {}
-    fast_kl_probs(p, p, -1)
-    assert set(dispatch._loaded) == {"kullback.discrete.kernels.numba_probs"}
-    fast_kl_logits(np.zeros(10**6), np.zeros(10**6), -1)
-    assert dispatch._loaded["kullback.discrete.kernels.numba_logits"] is numba_logits
-
-
-def test_values_without_numba():
+def test_values_without_compiled_kernels():
     code = (
-        "import sys; sys.modules['numba'] = None\n"
+        "import sys; sys.modules['kullback.discrete.kernels._compiled'] = None\n"
         "import numpy as np\nfrom kullback import kl_logits, kl_probs\nfrom kullback.discrete.kernels import dispatch\n"
         "p, q = np.full(2**20, 2.0**-20), (0.5 + (np.arange(2**20) + 0.5) * 2.0**-20) * 2.0**-20\n"
         "print(*map(float, (dispatch.fast_kl_probs(p, q, -1), kl_probs(p, q), kl_logits(np.log(p), np.log(q)))))\n"
-        "print(dispatch._loaded['kullback.discrete.kernels.numba_probs'])"
+        "print(dispatch.compiled)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    values, loaded = done.stdout.splitlines()
+    values, compiled = done.stdout.splitlines()
     # The mean of -log(x) for x uniform on (1/2, 3/2) by the midpoint rule.
     expected = 1 - 1.5 * math.log(1.5) + 0.5 * math.log(0.5)
     assert [float(value) for value in values.split()] == pytest.approx([expected] * 3, rel=1e-9)
-    assert loaded == "None"
+    assert compiled == "None"
 
 
-def test_importing_the_package_does_not_import_numba():
+def test_the_package_does_not_import_heavy_libraries():
     code = (
         "import sys, numpy as np, kullback\nkullback.kl_probs(np.full(4, 0.25), np.full(4, 0.25))\n"
         "print(sorted(set(sys.modules) & {'numba', 'llvmlite', 'torch', 'jax'}))"
@@ -599,22 +596,92 @@ def test_importing_the_package_does_not_import_numba():
     assert done.stdout.strip() == "[]"
 
 
-def test_kernels_are_compiled_without_a_cache_directory(monkeypatch):
-    asked = []
-
-    def njit(signatures, **options):
-        asked.append(options.get("cache", False))
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: (function, signatures)
-
-    monkeypatch.setattr(numba_probs, "njit", njit)
-    kernel = SimpleNamespace()
-    assert numba_probs.compiled(["float64(float64)"])(kernel) == (kernel, ["float64(float64)"])
-    assert asked == [True, False]
+@needs_kernels
+def test_the_first_call_costs_what_the_second_costs():
+    code = (
+        "import time, numpy as np\nfrom kullback import kl_logits, kl_probs\n"
+        "p, seconds = np.full(10**6, 1e-6), []\n"
+        "for function in (kl_probs, kl_probs, kl_logits, kl_logits):\n"
+        "    start = time.perf_counter(); function(p, p); seconds.append(time.perf_counter() - start)\n"
+        "print(seconds[0] - seconds[1], seconds[2] - seconds[3])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(float(value) < 0.1 for value in done.stdout.split())
 
 
-def test_numba_and_numpy_sums_agree():
+@needs_kernels
+def test_results_do_not_depend_on_earlier_calls():
+    rng = np.random.default_rng(13)
+    p, q = simplex(rng, (2, 5000))
+    first = fast_kl_probs(p[:7] / p[:7].sum(), q[:7] / q[:7].sum(), -1)
+    for _ in range(300):
+        fast_kl_probs(p, q, -1)
+        fast_kl_logits(p, q, -1)
+    assert fast_kl_probs(p[:7] / p[:7].sum(), q[:7] / q[:7].sum(), -1) == first
+
+
+@needs_kernels
+def test_compiled_and_numpy_sums_agree(compiled):
     rng = np.random.default_rng(12)
     p, q = simplex(rng, (2, 30_000))
-    np.testing.assert_allclose(numba_probs.prob_sums(p, q), numpy_probs.prob_sums(p, q), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(dispatch.compiled.prob_sums(p, q), numpy_probs.prob_sums(p, q), rtol=1e-13, atol=1e-14)
+
+
+# The compiled functions check their arguments, because a wrong argument would read foreign memory.
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("kl_probs_row", (np.ones(2), np.ones(3), 1e-9), ValueError),
+        ("kl_probs_row", (np.ones(2), np.ones(2, np.float32), 1e-9), ValueError),
+        ("kl_probs_row", (np.ones((2, 2)), np.ones((2, 2)), 1e-9), ValueError),
+        ("kl_probs_row", (np.ones(2, int), np.ones(2, int), 1e-9), TypeError),
+        ("kl_probs_row", (np.ones(4)[::2], np.ones(2), 1e-9), (ValueError, BufferError)),
+        ("kl_probs_row", (np.ones(2), np.ones(2), "1"), TypeError),
+        ("kl_probs_row", (np.ones(2), np.ones(2)), TypeError),
+        ("kl_probs_row", ([0.5, 0.5], [0.5, 0.5], 1e-9), TypeError),
+        ("kl_probs_row", (np.array(1.0), np.array(1.0), 1e-9), ValueError),
+        ("prob_sums", (np.ones(2, np.uint16), np.ones(2, np.uint16)), ValueError),
+        ("kl_probs_rows", (np.ones((2, 3)), np.ones((3, 3)), 1e-9, np.ones(3)), ValueError),
+        ("kl_probs_rows", (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.ones(3)), ValueError),
+        ("kl_probs_rows", (np.ones((0, 3)), np.ones((0, 3)), 1e-9, np.ones(1)), ValueError),
+        ("kl_logits_rows", (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.ones(2, np.float32)), ValueError),
+        ("kl_logits_rows", (np.ones((2, 0)), np.ones((2, 0)), 1e-9, np.ones(2)), ValueError),
+        ("kl_logits_rows", (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.broadcast_to(1.0, 2)), (ValueError, BufferError)),
+        ("kl_logits_grad_p_rows", (np.ones((2, 3)), np.ones((2, 3)), np.ones(3), np.ones((2, 3))), ValueError),
+        ("kl_logits_grad_q_rows", (np.ones((2, 3)), np.ones((1, 3)), np.ones(2), np.ones((2, 3))), ValueError),
+        ("kl_logits_grad_q_rows", (np.ones((2, 3)), np.ones((2, 3)), np.ones(2), np.ones((2, 2))), ValueError),
+        ("use_instruction_set", "MMX", ValueError),
+    ],
+)
+def test_wrong_arguments_of_the_compiled_functions(name, arguments, error):
+    function = getattr(dispatch.compiled, name)
+    with pytest.raises(error):
+        function(*arguments) if isinstance(arguments, tuple) else function(arguments)
+
+
+@needs_kernels
+def test_empty_rows(compiled):
+    assert dispatch.compiled.prob_sums(np.empty(0), np.empty(0)) == (0.0, 0.0, 0.0)
+    out = np.empty(0)
+    dispatch.compiled.kl_probs_rows(np.empty((0, 3)), np.empty((0, 3)), 1e-9, out)
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [*range(1, 40), 2047, 2048, 2049, 4111])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_every_length_up_to_several_vectors(compiled, n, dtype, tolerance):
+    rng = np.random.default_rng(n)
+    p, q = simplex(rng, (2, n), dtype)
+    if n > 1:
+        assert relative_error(fast_kl_probs(p, q, -1), kl(p, q)) < 2 * tolerance
+    a, b = (rng.normal(size=n).astype(dtype) for _ in range(2))
+    if n == 1:
+        assert fast_kl_logits(a, b, -1) == 0
+    else:
+        assert relative_error(fast_kl_logits(a, b, -1), kl_of_logits(a, b)) < 4 * tolerance
+    gradients = torch_gradients(a, b, 1.0)
+    for got, exact in zip(gradients, exact_gradients(a, b), strict=True):
+        assert np.abs(got - exact).max() <= 16 * tolerance * max(np.abs(exact).max(), float(np.finfo(dtype).tiny))

@@ -1,25 +1,32 @@
 """Dispatch of KL(p || q) to the fast kernels, for plain NumPy arrays and CPU tensors.
 
-The kernels use Numba where it is installed; otherwise NumPy, in blocks, for probabilities. Each function returns None
-where no kernel applies, and where the input may be invalid: the general implementation then computes the result or
-raises the error.
+The kernels are compiled when the package is installed. Where there was no compiler, NumPy computes long rows of
+probabilities in blocks. Each function returns None where no kernel applies, and where the input may be invalid: the
+general implementation then computes the result or raises the error. The choice depends on the arguments alone.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
 from math import inf, prod
 from typing import Any
 
 import numpy as np
 
-from kullback.discrete.kernels.numpy_probs import kl_of_sums, prob_sums
+from kullback.discrete.kernels.numpy_probs import Sums, kl_of_sums, prob_sums
 from kullback.discrete.validation import MASS_TOLERANCES, mass_tolerance
 from kullback.numerics.arrays import Array, ArrayLike
 
+try:
+    from kullback.discrete.kernels import _compiled as compiled
+except ImportError:  # the package was installed without a compiler
+    compiled = None
+
 __all__ = [
+    "THREADS",
+    "compiled",
     "fast_kl_log_probs",
     "fast_kl_logits",
     "fast_kl_logits_autograd",
@@ -37,16 +44,7 @@ _LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: MASS_TOLERANCES["bfloat16"]}
 
 _FEW_EVENTS = 64  # the tolerances above hold for at most so many events
 
-# Loading the kernels takes 0.5 s, and about 10 s the first time, when they are compiled. They are therefore loaded only
-# for an array of a million entries, or after a hundred calls with small arrays.
-_requested_entries = {"kullback.discrete.kernels.numba_probs": 0, "kullback.discrete.kernels.numba_logits": 0}
-_ENTRIES_PER_CALL, _LOAD_THRESHOLD = 10_000, 1_000_000
-_loaded: dict[str, Any] = {}  # the loaded modules; None without Numba
-
-# Tensors that require a gradient use the kernels if and only if they have at least this many entries. The choice must
-# not depend on earlier calls, so that a resumed training run reproduces an uninterrupted run bit for bit.
-_MIN_AUTOGRAD_ENTRIES = 2**18
-
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # at most
 _ENTRIES_PER_THREAD = 2**20  # entries for which an additional thread pays off
 
 
@@ -72,26 +70,18 @@ def fast_kl_log_probs(log_p: ArrayLike, log_q: ArrayLike, axis: int) -> Array | 
 
 
 def fast_kl_logits_autograd(p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
-    """KL(p || q) of rows of logits under automatic differentiation; None unless the tensors are large."""
-    return _under_autograd(_logits, p_logits, q_logits, -1)
+    """KL(p || q) of rows of logits under automatic differentiation; None if no kernel applies."""
+    return _as_arrays(_logits, p_logits, q_logits, -1)
 
 
 def fast_kl_logits_grad_p(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
-    """The vector-Jacobian product of KL with respect to the logits of p; None unless the tensors are large."""
-    return _under_autograd(partial(_gradient_rows, "kl_logits_grad_p_rows"), p_logits, q_logits, gradient)
+    """The vector-Jacobian product of KL with respect to the logits of p; None if no kernel applies."""
+    return _as_arrays(partial(_gradient_rows, "kl_logits_grad_p_rows"), p_logits, q_logits, gradient)
 
 
 def fast_kl_logits_grad_q(gradient: ArrayLike, p_logits: ArrayLike, q_logits: ArrayLike) -> Array | None:
-    """The vector-Jacobian product of KL with respect to the logits of q; None unless the tensors are large."""
-    return _under_autograd(partial(_gradient_rows, "kl_logits_grad_q_rows"), p_logits, q_logits, gradient)
-
-
-def _under_autograd(function: Callable[..., Array | None], p: Any, q: Any, last: Any) -> Array | None:
-    """The kernel's result for large tensors, independently of earlier calls; None for small ones."""
-    if prod(p.shape) < _MIN_AUTOGRAD_ENTRIES:
-        return None
-    _requested_entries["kullback.discrete.kernels.numba_logits"] = _LOAD_THRESHOLD
-    return _as_arrays(function, p, q, last)
+    """The vector-Jacobian product of KL with respect to the logits of q; None if no kernel applies."""
+    return _as_arrays(partial(_gradient_rows, "kl_logits_grad_q_rows"), p_logits, q_logits, gradient)
 
 
 def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, last: Any) -> Array | None:
@@ -133,21 +123,19 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
         return None
     if shape and shape[-1] > _FEW_EVENTS:
         tolerance = mass_tolerance(dtype, shape[-1])
-    name = "kullback.discrete.kernels.numba_probs"
-    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
     if len(shape) != 1 or q.shape != shape:
-        if kernels:
-            return _rows(kernels.kl_probs_rows, p, q, tolerance, threads or kernels.THREADS)
+        if compiled:
+            return _rows(compiled.kl_probs_rows, p, q, tolerance, threads or THREADS)
         return _rows(_numpy_rows, p, q, tolerance, 1) if shape and shape[-1] >= 4096 else None
     if not (p.flags.carray and q.flags.carray):
         p, q = np.require(p, requirements=["C", "A"]), np.require(q, requirements=["C", "A"])
-    if not kernels:
+    if not compiled:
         kl = kl_of_sums(*prob_sums(p, q), tolerance)
     elif shape[0] < 2 * _ENTRIES_PER_THREAD:
-        kl = kernels.kl_probs_row(p, q, tolerance)
+        kl = compiled.kl_probs_row(p, q, tolerance)
     else:
-        sums = _in_threads(lambda part: kernels.prob_sums(p[part], q[part]), shape[0], threads or kernels.THREADS)
-        kl = kernels.kl_of_sums(*map(sum, zip(*sums, strict=True)), tolerance)
+        sums = _in_threads(partial(_part_sums, p, q), shape[0], threads or THREADS)
+        kl = kl_of_sums(*map(sum, zip(*sums, strict=True)), tolerance)
     return np.float64(dtype.type(kl)) if kl == kl else None
 
 
@@ -161,28 +149,22 @@ def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
-    name = "kullback.discrete.kernels.numba_logits"
-    if p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
-        return None
-    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
-    if not kernels:
+    if compiled is None or p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
         return None
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
-    return _rows(kernels.kl_logits_rows, p, q, tolerance, threads or kernels.THREADS)
+    return _rows(compiled.kl_logits_rows, p, q, tolerance, threads or THREADS)
 
 
 def _gradient_rows(kernel: str, p: Array, q: Array, gradient: Array, threads: int) -> Array | None:
     """The vector-Jacobian product by the named kernel; None if the kernel does not apply."""
-    name = "kullback.discrete.kernels.numba_logits"
-    kernels = _loaded[name] if name in _loaded else _load(name, p.size)
-    if not kernels or p.dtype not in _TOLERANCES or p.shape != q.shape or gradient.shape != p.shape[:-1] or not p.size:
+    if compiled is None or p.dtype not in _TOLERANCES or p.shape != q.shape or gradient.shape != p.shape[:-1] or not p.size:
         return None
     p, q = (np.require(side, requirements=["C", "A"]).reshape(-1, p.shape[-1]) for side in (p, q))
     factors, out = gradient.astype(np.float64).reshape(-1), np.empty_like(p)
 
     def fill(part: slice) -> None:
-        getattr(kernels, kernel)(p[part], q[part], factors[part], out[part])
+        getattr(compiled, kernel)(p[part], q[part], factors[part], out[part])
 
     _in_threads(fill, len(out), min(threads, out.size // _ENTRIES_PER_THREAD))
     # The kernel writes nan to all entries of a row that it cannot process.
@@ -194,16 +176,10 @@ def _is_last(axis: int, p: Array, q: Array) -> bool:
     return axis == p.ndim - 1 and p.shape == q.shape
 
 
-def _load(name: str, entries: int) -> Any:
-    """The module of kernels, imported once enough entries have been requested; None before, and without Numba."""
-    _requested_entries[name] += entries + _ENTRIES_PER_CALL
-    if _requested_entries[name] < _LOAD_THRESHOLD:
-        return None
-    try:
-        _loaded[name] = import_module(name)
-    except ImportError:  # Numba is not installed, or does not support this version of NumPy
-        _loaded[name] = None
-    return _loaded[name]
+def _part_sums(p: Array, q: Array, part: slice) -> Sums:
+    """The sums over a part of a row."""
+    assert compiled is not None
+    return compiled.prob_sums(p[part], q[part])
 
 
 def _rows(kernel: Callable[..., None], p: Array, q: Array, tolerance: float, threads: int) -> Any:

@@ -1,0 +1,383 @@
+// The compiled kernels of KL(p || q) as a Python module in the limited API of Python 3.11.
+//
+// rows.h is compiled once for each instruction set, and the module calls the widest that the processor has. A compiler
+// without the vector types of GCC and Clang cannot compile this file; the package then uses NumPy.
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if !defined(__GNUC__)
+#error "The kernels need the vector types of GCC or Clang."
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+// Probability rows: a kernel returns the sums of p phi(log(q/p)), of p and of p - q.
+struct Sums {
+    double total, mass, excess;
+};
+
+enum Type { FLOAT64, FLOAT32, BFLOAT16 };
+
+// The kernels of one instruction set, for the types float64 and float32.
+struct Kernels {
+    const char *name;
+    Sums (*prob_sums[2])(const void *p, const void *q, size_t n);
+    // KL of a pair of rows of logits; nan where the general implementation is required.
+    double (*kl_logits[2])(const void *p, const void *q, size_t n, double tolerance);
+    void (*grad_p[2])(const void *p, const void *q, size_t n, double gradient, void *out);
+    void (*grad_q[2])(const void *p, const void *q, size_t n, double gradient, void *out);
+};
+
+#define TABLE(name)                                                                                                   \
+    {name,                                                                                                             \
+     {f64::prob_sums, f32::prob_sums},                                                                                 \
+     {f64::kl_logits, f32::kl_logits},                                                                                 \
+     {f64::grad_p, f32::grad_p},                                                                                       \
+     {f64::grad_q, f32::grad_q}}
+
+// The instruction sets: the baseline of the processor's family first.
+
+#define VECTOR_BYTES 16
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define HAS_FMA 1
+#else
+#define HAS_FMA 0
+#endif
+namespace baseline {
+#include "variant.h"
+static const Kernels kernels = TABLE("baseline");
+}  // namespace baseline
+#undef VECTOR_BYTES
+#undef HAS_FMA
+
+#if defined(__x86_64__)
+#define HAS_FMA 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define VECTOR_BYTES 32
+namespace avx2 {
+#include "variant.h"
+static const Kernels kernels = TABLE("AVX2");
+}  // namespace avx2
+#undef VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl")
+#endif
+#define VECTOR_BYTES 64
+namespace avx512 {
+#include "variant.h"
+static const Kernels kernels = TABLE("AVX-512");
+}  // namespace avx512
+#undef VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef HAS_FMA
+#endif
+
+static const Kernels *kernels = &baseline::kernels;
+
+// The instruction sets that the processor has, from the narrowest to the widest.
+static int available(const Kernels *found[3]) {
+    int count = 0;
+    found[count++] = &baseline::kernels;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        found[count++] = &avx2::kernels;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vl"))
+            found[count++] = &avx512::kernels;
+    }
+#endif
+    return count;
+}
+
+// KL(p/P || q/Q) = total/P - phi(log(Q/P)) from the sums of a row; nan where a mass deviates from 1 by more than the
+// tolerance, or where the difference would cancel.
+static double kl_of_sums(Sums sums, double tolerance) {
+    if (!(std::fabs(sums.mass - 1) <= tolerance && std::fabs(sums.mass - sums.excess - 1) <= tolerance)) return NAN;
+    double x = -sums.excess / sums.mass;
+    double phi_masses = x * x * (1.0 / 2 - x * (1.0 / 3 - x * (1.0 / 4 - x * (1.0 / 5 - x / 6))));
+    double kl = sums.total / sums.mass;
+    return kl >= 4 * phi_masses ? kl - phi_masses : NAN;
+}
+
+// Views of arrays.
+
+struct View {
+    Py_buffer buffer;
+    bool held = false;
+    ~View() {
+        if (held) PyBuffer_Release(&buffer);
+    }
+    Py_ssize_t rows() const { return buffer.ndim == 2 ? buffer.shape[0] : 1; }
+    Py_ssize_t columns() const { return buffer.shape[buffer.ndim - 1]; }
+    const char *row(Py_ssize_t i) const {
+        return static_cast<const char *>(buffer.buf) + (i % rows()) * columns() * buffer.itemsize;
+    }
+};
+
+// Fill the view of a C-contiguous array with one or two axes; -1 and a Python error otherwise.
+static int view_of(PyObject *object, View &view, Type *type, bool writable) {
+    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(object, &view.buffer, flags) < 0) return -1;
+    view.held = true;
+    const char *format = view.buffer.format;
+    if (view.buffer.ndim < 1 || view.buffer.ndim > 2) {
+        PyErr_Format(PyExc_ValueError, "expected an array with 1 or 2 axes, got %d", view.buffer.ndim);
+        return -1;
+    }
+    if (!std::strcmp(format, "d"))
+        *type = FLOAT64;
+    else if (!std::strcmp(format, "f"))
+        *type = FLOAT32;
+    else if (!std::strcmp(format, "H"))
+        *type = BFLOAT16;
+    else {
+        PyErr_Format(PyExc_TypeError, "expected float64, float32 or the bits of bfloat16, got the format %s", format);
+        return -1;
+    }
+    return 0;
+}
+
+// Two arrays of the same type and number of columns.
+static int pair_of(PyObject *const *objects, View &p, View &q, Type *type) {
+    Type other;
+    if (view_of(objects[0], p, type, false) < 0 || view_of(objects[1], q, &other, false) < 0) return -1;
+    if (*type != other || p.columns() != q.columns()) {
+        PyErr_SetString(PyExc_ValueError, "expected two arrays of the same type and number of columns");
+        return -1;
+    }
+    return 0;
+}
+
+// A float64 array of n numbers.
+static int numbers_of(PyObject *object, View &view, Py_ssize_t n, bool writable) {
+    Type type;
+    if (view_of(object, view, &type, writable) < 0) return -1;
+    if (type != FLOAT64 || view.buffer.ndim != 1 || view.columns() != n) {
+        PyErr_Format(PyExc_ValueError, "expected %zd numbers in float64", n);
+        return -1;
+    }
+    return 0;
+}
+
+// Whether each side has a single row, or as many as the result.
+static bool rows_match(const View &p, const View &q, Py_ssize_t rows) {
+    return (p.rows() == 1 || p.rows() == rows) && (q.rows() == 1 || q.rows() == rows);
+}
+
+static bool expect(Py_ssize_t got, Py_ssize_t count) {
+    if (got != count) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", count, got);
+    return got == count;
+}
+
+// The Python functions.
+
+static PyObject *prob_sums(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q;
+    Type type;
+    if (!expect(count, 2) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    if (type == BFLOAT16 || p.rows() != 1 || q.rows() != 1) {
+        PyErr_SetString(PyExc_ValueError, "expected one row of float64 or float32");
+        return nullptr;
+    }
+    Sums sums;
+    Py_BEGIN_ALLOW_THREADS
+    sums = kernels->prob_sums[type](p.buffer.buf, q.buffer.buf, p.columns());
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("ddd", sums.total, sums.mass, sums.excess);
+}
+
+static PyObject *kl_probs_row(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q;
+    Type type;
+    if (!expect(count, 3) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    double tolerance = PyFloat_AsDouble(arguments[2]);
+    if (PyErr_Occurred()) return nullptr;
+    if (type == BFLOAT16 || p.rows() != 1 || q.rows() != 1) {
+        PyErr_SetString(PyExc_ValueError, "expected one row of float64 or float32");
+        return nullptr;
+    }
+    Py_ssize_t n = p.columns();
+    double kl;
+    if (n < 1000) {  // releasing the lock costs more than the computation
+        kl = kl_of_sums(kernels->prob_sums[type](p.buffer.buf, q.buffer.buf, n), tolerance);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        kl = kl_of_sums(kernels->prob_sums[type](p.buffer.buf, q.buffer.buf, n), tolerance);
+        Py_END_ALLOW_THREADS
+    }
+    return PyFloat_FromDouble(kl);
+}
+
+static PyObject *kl_probs_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, out;
+    Type type;
+    if (!expect(count, 4) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    double tolerance = PyFloat_AsDouble(arguments[2]);
+    Py_ssize_t rows = p.rows() > q.rows() ? p.rows() : q.rows();
+    if (PyErr_Occurred() || numbers_of(arguments[3], out, rows, true) < 0) return nullptr;
+    if (type == BFLOAT16 || !rows_match(p, q, rows)) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
+        return nullptr;
+    }
+    double *kl = static_cast<double *>(out.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < rows; i++)
+        kl[i] = kl_of_sums(kernels->prob_sums[type](p.row(i), q.row(i), p.columns()), tolerance);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+// The float32 values of a row of bfloat16 bits.
+static void widen(const char *half, float *row, Py_ssize_t n) {
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint16_t bits;
+        std::memcpy(&bits, half + 2 * i, 2);
+        uint32_t wide = static_cast<uint32_t>(bits) << 16;
+        std::memcpy(row + i, &wide, 4);
+    }
+}
+
+static PyObject *kl_logits_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, out;
+    Type type;
+    if (!expect(count, 4) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    double tolerance = PyFloat_AsDouble(arguments[2]);
+    Py_ssize_t rows = p.rows() > q.rows() ? p.rows() : q.rows(), n = p.columns();
+    if (PyErr_Occurred() || numbers_of(arguments[3], out, rows, true) < 0) return nullptr;
+    if (n < 1 || !rows_match(p, q, rows)) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of at least one logit, as many as the result or a single row");
+        return nullptr;
+    }
+    double *kl = static_cast<double *>(out.buffer.buf);
+    if (type != BFLOAT16) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < rows; i++) kl[i] = kernels->kl_logits[type](p.row(i), q.row(i), n, tolerance);
+        Py_END_ALLOW_THREADS
+        Py_RETURN_NONE;
+    }
+    float *wide = static_cast<float *>(std::malloc(2 * n * sizeof(float)));
+    if (!wide) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < rows; i++) {
+        if (i == 0 || p.rows() > 1) widen(p.row(i), wide, n);
+        if (i == 0 || q.rows() > 1) widen(q.row(i), wide + n, n);
+        kl[i] = kernels->kl_logits[FLOAT32](wide, wide + n, n, tolerance);
+    }
+    Py_END_ALLOW_THREADS
+    std::free(wide);
+    Py_RETURN_NONE;
+}
+
+// The vector-Jacobian product of each pair of rows, by the gradient with respect to the logits of p or of q.
+static PyObject *gradient_rows(PyObject *const *arguments, Py_ssize_t count, bool of_p) {
+    View p, q, gradient, out;
+    Type type, out_type;
+    if (!expect(count, 4) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    Py_ssize_t rows = p.rows(), n = p.columns();
+    if (numbers_of(arguments[2], gradient, rows, false) < 0 || view_of(arguments[3], out, &out_type, true) < 0)
+        return nullptr;
+    if (type == BFLOAT16 || out_type != type || q.rows() != rows || out.rows() != rows || out.columns() != n || n < 1) {
+        PyErr_SetString(PyExc_ValueError, "expected arrays of the same shape in float64 or float32");
+        return nullptr;
+    }
+    auto function = (of_p ? kernels->grad_p : kernels->grad_q)[type];
+    const double *factors = static_cast<const double *>(gradient.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < rows; i++)
+        function(p.row(i), q.row(i), n, factors[i], const_cast<char *>(out.row(i)));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *kl_logits_grad_p_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    return gradient_rows(arguments, count, true);
+}
+
+static PyObject *kl_logits_grad_q_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    return gradient_rows(arguments, count, false);
+}
+
+static PyObject *instruction_sets(PyObject *, PyObject *) {
+    const Kernels *found[3];
+    int count = available(found);
+    PyObject *names = PyTuple_New(count);
+    for (int i = 0; names && i < count; i++) PyTuple_SetItem(names, i, PyUnicode_FromString(found[i]->name));
+    return names;
+}
+
+static PyObject *use_instruction_set(PyObject *, PyObject *name) {
+    const char *wanted = PyUnicode_AsUTF8AndSize(name, nullptr);
+    if (!wanted) return nullptr;
+    const Kernels *found[3];
+    int count = available(found);
+    for (int i = 0; i < count; i++) {
+        if (std::strcmp(found[i]->name, wanted)) continue;
+        kernels = found[i];
+        Py_RETURN_NONE;
+    }
+    return PyErr_Format(PyExc_ValueError, "the processor does not have the instruction set %s", wanted);
+}
+
+#define FAST(name, text) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, text}
+
+static PyMethodDef functions[] = {
+    FAST(prob_sums,
+         "prob_sums(p, q)\n--\n\nThe sums over a row of p phi(log(q/p)), p and p - q; the first is nan where an entry is "
+         "negative or nan."),
+    FAST(kl_probs_row,
+         "kl_probs_row(p, q, tolerance)\n--\n\nKL(p || q) of two rows of probabilities; nan for invalid input and where "
+         "the masses would cancel."),
+    FAST(kl_probs_rows,
+         "kl_probs_rows(p, q, tolerance, out)\n--\n\nKL(p || q) of each pair of rows, where p or q may be a single row."),
+    FAST(kl_logits_rows,
+         "kl_logits_rows(p, q, tolerance, out)\n--\n\nKL(p || q) of each pair of rows of logits, where p or q may be a "
+         "single row; nan where the general implementation is required."),
+    FAST(kl_logits_grad_p_rows,
+         "kl_logits_grad_p_rows(p, q, gradient, out)\n--\n\ngradient * p (log(p/q) - KL) of each pair of rows; nan where "
+         "the general implementation is required."),
+    FAST(kl_logits_grad_q_rows,
+         "kl_logits_grad_q_rows(p, q, gradient, out)\n--\n\ngradient * (q - p) of each pair of rows; nan where the general "
+         "implementation is required."),
+    {"instruction_sets", instruction_sets, METH_NOARGS,
+     "instruction_sets()\n--\n\nThe instruction sets that the processor has; the last is used."},
+    {"use_instruction_set", use_instruction_set, METH_O,
+     "use_instruction_set(name)\n--\n\nUse the named instruction set, for tests and measurements."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+static int on_import(PyObject *) {
+    const Kernels *found[3];
+    kernels = found[available(found) - 1];
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void *>(on_import)}, {0, nullptr}};
+
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", "Compiled kernels of KL(p || q).", 0, functions,
+                                 slots, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }
