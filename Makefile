@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint docs package bench-tables clean
+.PHONY: run test lint docs package sanitize bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -31,6 +31,17 @@ package: .venv/created
 	    dist/clean/bin/python -m pip install --quiet --disable-pip-version-check $$archive && \
 	    (cd dist && clean/bin/python -I ../.ci/check_installation.py) || exit 1; \
 	done
+
+# The tests of the kernels with a build that checks every access to memory and every undefined operation.
+KERNELS := src/kullback/discrete/kernels
+sanitize: .venv/installed-test
+	cp $(KERNELS)/_compiled.abi3.so .venv/_compiled.release.so
+	$(CXX) -O2 -g -std=c++17 -ffp-contract=fast -fno-math-errno -fPIC -shared -fno-exceptions -fno-rtti -fsanitize=address,undefined -fno-sanitize-recover=all \
+	    -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['include'])") \
+	    $(KERNELS)/compiled/kernels.cpp -o $(KERNELS)/_compiled.abi3.so
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels; \
+	    status=$$?; mv .venv/_compiled.release.so $(KERNELS)/_compiled.abi3.so; exit $$status
 
 # The tables are generated from the stored results; no benchmark is run.
 bench-tables: .venv/created

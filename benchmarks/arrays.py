@@ -26,7 +26,7 @@ import results
 DTYPES = ("float64", "float32")
 SHORT = 1000  # the largest number of events for which times are per call
 BASE = "np.sum(scipy.special.rel_entr)"
-KL_PROBS, NUMPY_PROBS = "kl_probs", "kl_probs without Numba"
+KL_PROBS, NUMPY_PROBS = "kl_probs", "kl_probs without compiled kernels"
 READ = "memory read, p.dot(q)"
 EAGER, COMPILED, KL_LOGITS = "log_softmax and kl_div, eager", "log_softmax and kl_div, torch.compile", "kl_logits"
 
@@ -93,11 +93,11 @@ def relative_error(value: Any, exact: Any) -> float:
 
 
 def with_kernels(module: Any, threads: int, function: Callable) -> Callable:
-    """Return `function` such that it uses the compiled kernels of `module` (None: no Numba) on `threads` threads."""
-    from kullback.discrete.kernels import dispatch, numba_probs
+    """Return `function` such that it uses the compiled kernels of `module` (None: NumPy) on `threads` threads."""
+    from kullback.discrete.kernels import dispatch
 
     def call():
-        dispatch._loaded["kullback.discrete.kernels.numba_probs"], numba_probs.THREADS = module, threads
+        dispatch.compiled, dispatch.THREADS = module, threads
         return function()
 
     return call
@@ -117,7 +117,7 @@ def probability_times(options: argparse.Namespace) -> dict[str, Times]:
     import scipy.stats
 
     from kullback import kl_probs
-    from kullback.discrete.kernels import numba_probs
+    from kullback.discrete.kernels import _compiled
 
     numexpr.set_num_threads(1)
     columns = {}
@@ -129,12 +129,12 @@ def probability_times(options: argparse.Namespace) -> dict[str, Times]:
                 "scipy.stats.entropy": lambda p=p, q=q: scipy.stats.entropy(p, q),
                 "numexpr": lambda p=p, q=q: numexpr.evaluate("sum(p * log(p / q))", local_dict={"p": p, "q": q}),
                 NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q)),
-                KL_PROBS: with_kernels(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q)),
+                KL_PROBS: with_kernels(_compiled, 1, lambda p=p, q=q: kl_probs(p, q)),
             }
             if n <= SHORT:
-                cases["compiled kernel of kl_probs"] = lambda p=p, q=q: numba_probs.kl_probs_row(p, q, 1e-5)
+                cases["compiled kernel of kl_probs"] = lambda p=p, q=q: _compiled.kl_probs_row(p, q, 1e-5)
             if n >= 10**7:
-                cases[f"{KL_PROBS}, 2 threads"] = with_kernels(numba_probs, 2, lambda p=p, q=q: kl_probs(p, q))
+                cases[f"{KL_PROBS}, 2 threads"] = with_kernels(_compiled, 2, lambda p=p, q=q: kl_probs(p, q))
                 cases[READ] = lambda p=p, q=q: p.dot(q)
                 cases[f"{READ}, 2 threads"] = lambda p=p, q=q: dot_in_halves(p, q)
             columns[column(n, dtype)] = measured(options, n, cases, reference_kl(p, q))
@@ -219,7 +219,7 @@ def error_rows(_options: argparse.Namespace) -> list[dict[str, float]]:
     import torch
 
     from kullback import kl_probs
-    from kullback.discrete.kernels import numba_probs
+    from kullback.discrete.kernels import _compiled
 
     rows = []
     for delta in (1e-4, 1e-6, 1e-8, 1e-10):
@@ -233,7 +233,7 @@ def error_rows(_options: argparse.Namespace) -> list[dict[str, float]]:
             "sum of scipy.special.kl_div": scipy.special.kl_div(p, q).sum(),
             "F.kl_div": torch.nn.functional.kl_div(torch.from_numpy(np.log(q)), torch.from_numpy(p), reduction="sum"),
             NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q))(),
-            KL_PROBS: with_kernels(numba_probs, 1, lambda p=p, q=q: kl_probs(p, q))(),
+            KL_PROBS: with_kernels(_compiled, 1, lambda p=p, q=q: kl_probs(p, q))(),
         }
         errors = {name: relative_error(value, exact) * (-1 if value < 0 else 1) for name, value in values.items()}
         rows.append({"KL": float(exact), **errors})
@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for table in tables.values():
         print(f"\n{results.markdown(table)}")
     if not options.no_save:
-        results.save("arrays", tables, packages=("scipy", "torch", "numba", "numexpr"))
+        results.save("arrays", tables, packages=("scipy", "torch", "numexpr"))
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for table in tables.values():
         print(f"\n{results.markdown(table)}")
     if not options.no_save:
-        results.save("tokens", tables, packages=("torch", "numba"))
+        results.save("tokens", tables, packages=("torch",))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ def _create_parser() -> "Parser":
         def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:  # noqa: ARG002
             from importlib.metadata import version
 
-            print_result(f"kullback {version('kullback')}")
+            from kullback.configuration import kernels
+
+            print_result(f"kullback {version('kullback')} (kernels: {kernels()})")
             parser.exit()
 
     parser = Parser(

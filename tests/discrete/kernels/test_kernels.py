@@ -649,7 +649,11 @@ def test_compiled_and_numpy_sums_agree(compiled):
         ("kl_probs_rows", (np.ones((0, 3)), np.ones((0, 3)), 1e-9, np.ones(1)), ValueError),
         ("kl_logits_rows", (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.ones(2, np.float32)), ValueError),
         ("kl_logits_rows", (np.ones((2, 0)), np.ones((2, 0)), 1e-9, np.ones(2)), ValueError),
-        ("kl_logits_rows", (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.broadcast_to(1.0, 2)), (ValueError, BufferError)),
+        (
+            "kl_logits_rows",
+            (np.ones((2, 3)), np.ones((2, 3)), 1e-9, np.broadcast_to(1.0, 2)),
+            (ValueError, BufferError),
+        ),
         ("kl_logits_grad_p_rows", (np.ones((2, 3)), np.ones((2, 3)), np.ones(3), np.ones((2, 3))), ValueError),
         ("kl_logits_grad_q_rows", (np.ones((2, 3)), np.ones((1, 3)), np.ones(2), np.ones((2, 3))), ValueError),
         ("kl_logits_grad_q_rows", (np.ones((2, 3)), np.ones((2, 3)), np.ones(2), np.ones((2, 2))), ValueError),

@@ -149,7 +149,12 @@ def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
-    if compiled is None or p.dtype not in _LOG_TOLERANCES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
+    if (
+        compiled is None
+        or p.dtype not in _LOG_TOLERANCES
+        or q.dtype != p.dtype
+        or (axis != -1 and not _is_last(axis, p, q))
+    ):
         return None
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
@@ -158,7 +163,13 @@ def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = 
 
 def _gradient_rows(kernel: str, p: Array, q: Array, gradient: Array, threads: int) -> Array | None:
     """The vector-Jacobian product by the named kernel; None if the kernel does not apply."""
-    if compiled is None or p.dtype not in _TOLERANCES or p.shape != q.shape or gradient.shape != p.shape[:-1] or not p.size:
+    if (
+        compiled is None
+        or p.dtype not in _TOLERANCES
+        or p.shape != q.shape
+        or gradient.shape != p.shape[:-1]
+        or not p.size
+    ):
         return None
     p, q = (np.require(side, requirements=["C", "A"]).reshape(-1, p.shape[-1]) for side in (p, q))
     factors, out = gradient.astype(np.float64).reshape(-1), np.empty_like(p)
