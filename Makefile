@@ -33,15 +33,15 @@ package: .venv/created
 	done
 
 # The tests of the kernels with a build that checks every access to memory and every undefined operation.
-KERNELS := src/kullback/discrete/kernels
+KERNELS := src/kullback/compiled
 sanitize: .venv/installed-test
-	cp $(KERNELS)/_compiled.abi3.so .venv/_compiled.release.so
+	cp $(KERNELS)/_kernels.abi3.so .venv/kernels.release.so
 	$(CXX) -O2 -g -std=c++17 -ffp-contract=fast -fno-math-errno -fPIC -shared -fno-exceptions -fno-rtti -fsanitize=address,undefined -fno-sanitize-recover=all \
 	    -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['include'])") \
-	    $(KERNELS)/compiled/kernels.cpp -o $(KERNELS)/_compiled.abi3.so
+	    $(KERNELS)/kernels.cpp -o $(KERNELS)/_kernels.abi3.so
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels; \
-	    status=$$?; mv .venv/_compiled.release.so $(KERNELS)/_compiled.abi3.so; exit $$status
+	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels tests/closed_forms/test_compiled_forms.py; \
+	    status=$$?; mv .venv/kernels.release.so $(KERNELS)/_kernels.abi3.so; exit $$status
 
 # The tables are generated from the stored results; no benchmark is run.
 bench-tables: .venv/created
@@ -56,7 +56,7 @@ clean:
 	touch $@
 
 # Modules are compiled when they are first imported; most are never imported.
-.venv/installed-train: .venv/created pyproject.toml constraints.txt $(wildcard src/kullback/discrete/kernels/compiled/*)
+.venv/installed-train: .venv/created pyproject.toml constraints.txt $(wildcard src/kullback/compiled/*.[ch]*)
 	$(PIP) --no-compile --editable '.[train]'
 	touch $@
 

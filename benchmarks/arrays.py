@@ -117,7 +117,7 @@ def probability_times(options: argparse.Namespace) -> dict[str, Times]:
     import scipy.stats
 
     from kullback import kl_probs
-    from kullback.discrete.kernels import _compiled
+    from kullback.compiled import kernels
 
     numexpr.set_num_threads(1)
     columns = {}
@@ -129,12 +129,12 @@ def probability_times(options: argparse.Namespace) -> dict[str, Times]:
                 "scipy.stats.entropy": lambda p=p, q=q: scipy.stats.entropy(p, q),
                 "numexpr": lambda p=p, q=q: numexpr.evaluate("sum(p * log(p / q))", local_dict={"p": p, "q": q}),
                 NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q)),
-                KL_PROBS: with_kernels(_compiled, 1, lambda p=p, q=q: kl_probs(p, q)),
+                KL_PROBS: with_kernels(kernels, 1, lambda p=p, q=q: kl_probs(p, q)),
             }
             if n <= SHORT:
-                cases["compiled kernel of kl_probs"] = lambda p=p, q=q: _compiled.kl_probs_row(p, q, 1e-5)
+                cases["compiled kernel of kl_probs"] = lambda p=p, q=q: kernels.kl_probs_row(p, q, 1e-5)
             if n >= 10**7:
-                cases[f"{KL_PROBS}, 2 threads"] = with_kernels(_compiled, 2, lambda p=p, q=q: kl_probs(p, q))
+                cases[f"{KL_PROBS}, 2 threads"] = with_kernels(kernels, 2, lambda p=p, q=q: kl_probs(p, q))
                 cases[READ] = lambda p=p, q=q: p.dot(q)
                 cases[f"{READ}, 2 threads"] = lambda p=p, q=q: dot_in_halves(p, q)
             columns[column(n, dtype)] = measured(options, n, cases, reference_kl(p, q))
@@ -219,7 +219,7 @@ def error_rows(_options: argparse.Namespace) -> list[dict[str, float]]:
     import torch
 
     from kullback import kl_probs
-    from kullback.discrete.kernels import _compiled
+    from kullback.compiled import kernels
 
     rows = []
     for delta in (1e-4, 1e-6, 1e-8, 1e-10):
@@ -233,7 +233,7 @@ def error_rows(_options: argparse.Namespace) -> list[dict[str, float]]:
             "sum of scipy.special.kl_div": scipy.special.kl_div(p, q).sum(),
             "F.kl_div": torch.nn.functional.kl_div(torch.from_numpy(np.log(q)), torch.from_numpy(p), reduction="sum"),
             NUMPY_PROBS: with_kernels(None, 1, lambda p=p, q=q: kl_probs(p, q))(),
-            KL_PROBS: with_kernels(_compiled, 1, lambda p=p, q=q: kl_probs(p, q))(),
+            KL_PROBS: with_kernels(kernels, 1, lambda p=p, q=q: kl_probs(p, q))(),
         }
         errors = {name: relative_error(value, exact) * (-1 if value < 0 else 1) for name, value in values.items()}
         rows.append({"KL": float(exact), **errors})

@@ -15,6 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "kullback"
 
 # From the lowest layer to the highest. A module may import from its own layer and from the layers before it.
 LAYERS = [
+    "compiled",
+    "configuration",
     "errors",
     "runs",
     "numerics",

@@ -1,5 +1,6 @@
 """The public names: each is imported lazily, documented, and a function or class whatever is imported first."""
 
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ import kullback
 
 
 def test_every_public_name_can_be_imported() -> None:
-    assert len(kullback.__all__) == len(set(kullback.__all__)) == 40
+    assert len(kullback.__all__) == len(set(kullback.__all__)) == 41
     assert dir(kullback) == kullback.__all__
     for name in kullback.__all__:
         assert getattr(kullback, name) is not None
@@ -27,7 +28,7 @@ def test_other_names_are_an_error() -> None:
 def test_public_names_are_documented(name: str) -> None:
     text = getattr(kullback, name).__doc__
     assert text
-    assert "Args:" in text
+    assert "Args:" in text or not inspect.signature(getattr(kullback, name)).parameters
     assert "Example:" in text
     assert ">>>" in text
 

@@ -68,6 +68,7 @@ PAGES: dict[str, Page] = {
             "kullback.result": None,
         },
     ),
+    "configuration": Page("The installation: kullback.configuration", {"kullback.configuration": ("show_config",)}),
     "families": Page("Families: kullback.families", {"kullback.families": None}),
     "closed_forms": Page("Closed forms: kullback.closed_forms", {"kullback.closed_forms.registry": ("closed_form",)}),
     "densities": Page("Densities: kullback.densities", {"kullback.densities.density": None}),

@@ -2,8 +2,9 @@
 
 import platform
 import sys
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+
+from kullback import compiled
 
 __all__ = ["kernels", "show_config"]
 
@@ -12,11 +13,9 @@ _LIBRARIES = ("numpy", "scipy", "torch", "jax", "transformers", "trl", "stable-b
 
 def kernels() -> str:
     """Which implementation computes the KL of arrays: compiled, with the instruction set, or NumPy."""
-    try:
-        compiled = import_module("kullback.discrete.kernels._compiled")
-    except ImportError:
+    if compiled.kernels is None:
         return "NumPy, because the package was installed without a C++ compiler"
-    return f"compiled, {compiled.instruction_sets()[-1]}"
+    return f"compiled, {compiled.kernels.instruction_sets()[-1]}"
 
 
 def show_config() -> None:

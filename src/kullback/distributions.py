@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.closed_forms import FORMS, Form, is_contained, is_univariate
+from kullback.closed_forms.compiled_forms import compiled_kl
 from kullback.closed_forms.entropies import ENTROPIES
 from kullback.closed_forms.registry import evaluate_form
 from kullback.densities.resolve import as_family
@@ -71,10 +72,14 @@ def kl(p: Any, q: Any) -> Array:
         >>> kl(Gamma(concentration=1e4, rate=[1.0, 1.000001]), Gamma(concentration=1e4, rate=1.0))
         array([0.00000000e+00, 4.99999333e-09])
     """
+    if (value := compiled_kl(p, q)) is not None:
+        return value
     form = _form(type(p), type(q))
     if form is None:
         _require_one_event_shape(p, q)
         p, q = as_family(p), as_family(q)
+        if (value := compiled_kl(p, q)) is not None:
+            return value
         form = _form(type(p), type(q))
     if form is not None:
         return form(p, q)

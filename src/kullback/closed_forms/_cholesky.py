@@ -8,7 +8,7 @@ import numpy as np
 from kullback.errors import ParameterError, ShapeError
 from kullback.families.base import is_traced
 from kullback.numerics.arrays import Array, untracked
-from kullback.numerics.phi import log1p_residual, log_ratio
+from kullback.numerics.phi import log1p_residual, log_ratio, phi
 
 __all__ = [
     "cholesky",
@@ -18,6 +18,7 @@ __all__ = [
     "require_lower",
     "require_square",
     "sum_eigenvalue_residuals",
+    "sum_factor_residuals",
     "whiten",
     "whitened_eigenvalues",
 ]
@@ -80,11 +81,25 @@ def eigenvalues_from_factors(xp: Any, factor_p: Array, factor_q: Array) -> Array
     return xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
 
 
+def sum_factor_residuals(xp: Any, factor_p: Array, factor_q: Array) -> Array:
+    """tr(M M^T) - n - log(det(M M^T)) for M = factor_q^-1 factor_p, as a sum of terms that are not negative.
+
+    The terms are phi(2 log M_ii), where M_ii is the ratio of the diagonals, and M_ij^2 for i > j.
+    """
+    diagonals = phi(2 * log_ratio(xp, xp.linalg.diagonal(factor_p), xp.linalg.diagonal(factor_q)))
+    # M - 1 has the entries of M below the diagonal, and does not cancel where the factors are nearly equal.
+    below = xp.tril(whiten(xp, factor_q, factor_p - factor_q), k=-1)
+    return xp.sum(diagonals, axis=-1) + xp.sum(below * below, axis=(-2, -1))
+
+
 def whiten(xp: Any, factor: Array, matrix: Array) -> Array:
-    """factor^-1 matrix, with the batch axes broadcast."""
+    """factor^-1 matrix for a lower triangular factor, with the batch axes broadcast."""
     lead = np.broadcast_shapes(tuple(factor.shape[:-2]), tuple(matrix.shape[:-2]))
     factor = xp.broadcast_to(factor, (*lead, *factor.shape[-2:]))
-    return xp.linalg.solve(factor, xp.broadcast_to(matrix, (*lead, *matrix.shape[-2:])))
+    matrix = xp.broadcast_to(matrix, (*lead, *matrix.shape[-2:]))
+    if array_api_compat.is_torch_namespace(xp):
+        return xp.linalg.solve_triangular(factor, matrix, upper=False)
+    return xp.linalg.solve(factor, matrix)
 
 
 def whitened_eigenvalues(xp: Any, factor: Array, change: Array) -> Array:

@@ -13,6 +13,7 @@ from kullback.closed_forms._cholesky import (
     log_determinant_ratios,
     require_square,
     sum_eigenvalue_residuals,
+    sum_factor_residuals,
     whiten,
     whitened_eigenvalues,
 )
@@ -30,7 +31,8 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
     """KL(P || Q) for P = MultivariateNormal(loc1, S1) and Q = MultivariateNormal(loc2, S2), with covariance matrices S.
 
     sum_i (e_i - log(1 + e_i))/2 + |L^-1 (loc1 - loc2)|^2/2, where e_i are the eigenvalues of S2^-1 (S1 - S2) and L is
-    the Cholesky factor of S2 = L L^T. Each term of the sum is phi(log(1 + e_i)) with phi(d) = e^d - 1 - d.
+    the Cholesky factor of S2 = L L^T. Each term of the sum is phi(log(1 + e_i)) with phi(d) = e^d - 1 - d. If a factor
+    is given, the first sum is sum_i phi(2 log(K_ii/L_ii))/2 + sum_(i>j) M_ij^2/2 with S1 = K K^T and M = L^-1 K.
 
     The same formula holds for LowRankMultivariateNormal distributions, whose n x n covariance matrix is formed. Two
     precision matrices are used directly, and so is each Cholesky factor that is given: the product of a factor with its
@@ -57,8 +59,9 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
         factor_p, factor_q = (
             _factor(xp, side, name, matrix) for side, name, matrix in (("p", name_p, matrix_p), ("q", name_q, matrix_q))
         )
-        eigenvalues = eigenvalues_from_factors(xp, factor_p, factor_q)
-        logs, distance = log_determinant_ratios(xp, factor_p, factor_q), whiten(xp, factor_q, shift)
+        distance = whiten(xp, factor_q, shift)
+        residuals = sum_factor_residuals(xp, factor_p, factor_q)
+        return (residuals + xp.sum(distance * distance, axis=(-2, -1))) / 2
     else:
         matrix_p, matrix_q = _covariance(xp, name_p, matrix_p), _covariance(xp, name_q, matrix_q)
         factor_p, factor_q = (

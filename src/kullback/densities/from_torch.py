@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from copy import copy, deepcopy
 from dataclasses import fields
+from functools import partial
 from math import inf, isfinite
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.distributions.utils import logits_to_probs
 
 from kullback import families as f
 from kullback.closed_forms import is_univariate
+from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT
 from kullback.densities.composites import (
     affine_image,
     constraint_bounds,
@@ -75,6 +78,46 @@ FAMILIES: dict[type, type[f.Distribution]] = {
     d.Weibull: f.Weibull,
     d.Wishart: f.Wishart,
 }
+
+
+def _direct(family: type, *names: str) -> Any:
+    """A reader of parameters that have the names and the meaning of the family's parameters."""
+    return lambda distribution: (family, tuple(getattr(distribution, name) for name in names), names)
+
+
+def _given_of_two(family: type, distribution: Any) -> Any:
+    """The family with the one of probs and logits that was given, which PyTorch keeps as `_param`."""
+    name = "probs" if vars(distribution).get("probs") is distribution._param else "logits"
+    return family, (distribution._param,), (name,)
+
+
+def _geometric(distribution: Any) -> Any:
+    """The probabilities, if they were given: PyTorch then stores them first."""
+    first = next(name for name in vars(distribution) if name in ("probs", "logits"))
+    return (f.Geometric, (distribution.probs,), ("probs",)) if first == "probs" else None
+
+
+# The compiled forms read the parameters of these classes directly; subclasses may compute them differently.
+DIRECT.update(
+    {
+        d.Bernoulli: partial(_given_of_two, f.Bernoulli),
+        d.Beta: lambda distribution: (f.Dirichlet, (distribution._dirichlet.concentration,), ("concentration",)),
+        d.Categorical: partial(_given_of_two, f.Categorical),
+        d.Dirichlet: _direct(f.Dirichlet, "concentration"),
+        d.Exponential: _direct(f.Exponential, "rate"),
+        d.Gamma: _direct(f.Gamma, "concentration", "rate"),
+        d.Geometric: _geometric,
+        d.HalfNormal: _direct(f.HalfNormal, "scale"),
+        d.Laplace: _direct(f.Laplace, "loc", "scale"),
+        d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
+        d.Normal: _direct(f.Normal, "loc", "scale"),
+        d.OneHotCategorical: lambda distribution: _given_of_two(f.Categorical, distribution._categorical),
+        d.Pareto: _direct(f.Pareto, "scale", "alpha"),
+        d.Poisson: _direct(f.Poisson, "rate"),
+        d.Uniform: _direct(f.Uniform, "low", "high"),
+    }
+)
+INDEPENDENT[d.Independent] = attrgetter("base_dist", "reinterpreted_batch_ndims")
 
 # Alternative parameters, of which a distribution is constructed with exactly one.
 _PARAMETRISATIONS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
@@ -269,7 +312,8 @@ def _copy_parameters(family: type, distribution: Any) -> f.Distribution:
 def _given_parameter(owner: Any, alternatives: tuple[str, ...]) -> str:
     """Which alternative parameter was given; PyTorch caches the others on the instance once they are derived."""
     first, *rest = (name for name in vars(owner) if name in alternatives)
-    if first != "probs" or not rest or getattr(owner, "_param", None) is owner.probs:
+    # Geometric does not record it; the parameter that was given is the first.
+    if first != "probs" or not rest or getattr(owner, "_param", owner.probs) is owner.probs:
         return first
     # After `expand` it is not recorded which was given. Logits derived from probs are clamped, so they may disagree.
     from_logits = logits_to_probs(owner.logits.detach(), is_binary=not isinstance(owner, d.Categorical))

@@ -212,6 +212,12 @@ def _general_q_gradient(xp: Any, gradient: PerRow, p_logits: PerEvent, q_logits:
 
 
 def _probs_value(xp: Any, p: PerEvent, q: PerEvent) -> PerRow:
+    kl = fast_kl_probs(p, q, -1)
+    return _general_probs_value(xp, p, q) if kl is None else kl
+
+
+@map_row_blocks
+def _general_probs_value(xp: Any, p: PerEvent, q: PerEvent) -> PerRow:
     return sum_kl(xp, *normalize_probs(xp, p, q))
 
 
@@ -242,5 +248,5 @@ def _terms_q_gradient(xp: Any, gradient: PerEvent, _terms: PerEvent, p: PerEvent
 
 
 differentiable_kl_logits = with_gradient(_logits_value, _p_logits_gradient, _q_logits_gradient)
-differentiable_kl_probs = with_gradient(*map(map_row_blocks, (_probs_value, _p_gradient, q_probs_gradient)))
+differentiable_kl_probs = with_gradient(_probs_value, *map(map_row_blocks, (_p_gradient, q_probs_gradient)))
 _differentiable_kl_terms = with_gradient(*map(map_row_blocks, (_terms_value, _terms_p_gradient, _terms_q_gradient)))

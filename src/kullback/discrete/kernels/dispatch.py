@@ -15,14 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from kullback.compiled import kernels as compiled
 from kullback.discrete.kernels.numpy_probs import Sums, kl_of_sums, prob_sums
 from kullback.discrete.validation import MASS_TOLERANCES, mass_tolerance
 from kullback.numerics.arrays import Array, ArrayLike
-
-try:
-    from kullback.discrete.kernels import _compiled as compiled
-except ImportError:  # the package was installed without a compiler
-    compiled = None
 
 __all__ = [
     "THREADS",

@@ -96,23 +96,29 @@ INLINE Vector horner(Vector w, const Real (&coefficients)[N]) {
 
 // Probabilities.
 
+// An integer k, and f = p 2^-k within a factor of 1.5 of q.
+INLINE void scale_near(Vector p, Vector q, Vector &k, Vector &f) {
+    Bits bits_p = (Bits)p, bits_q = (Bits)q;
+#if VECTOR_BYTES == 64
+    Integers rounded = (Integers)(bits_p - bits_q + (Unsigned(1) << (MANTISSA - 1))) >> MANTISSA;
+    k = __builtin_convertvector(rounded, Vector);
+    f = (Vector)(bits_p - ((Bits)rounded << MANTISSA));
+#else  // without a shift and a conversion of 64-bit integers: k + 2048 (or 256) in the highest bits, after rounding
+    Bits exponent = (bits_p - bits_q + ((Unsigned(1) << (MANTISSA - 1)) + SIGN)) >> MANTISSA;
+    const Real magic = IS_DOUBLE ? 4503599627370496.0 : 8388608.0;
+    const Unsigned magic_bits = Unsigned(IS_DOUBLE ? 1023 + 52 : 127 + 23) << MANTISSA;
+    k = (Vector)(exponent | magic_bits) - (magic + Real(IS_DOUBLE ? 2048 : 256));
+    f = (Vector)(bits_p - ((exponent << MANTISSA) - SIGN));
+#endif
+}
+
 // s, and p phi(log(q/p)) without its parts k p log(2) and `phi_tail`, and k p.
 //
 // p phi(log(q/p)) = p log(p/q) - p + q. Where p and q are within a factor of 1.5, k and `gap` are 0 and the term is
 // s ((p - q) + p w g(w)), so that the terms do not cancel.
 INLINE void phi_head(Vector p, Vector q, Vector &s, Vector &head, Vector &k_p) {
-    Bits bits_p = (Bits)p, bits_q = (Bits)q;
-#if VECTOR_BYTES == 64
-    Integers rounded = (Integers)(bits_p - bits_q + (Unsigned(1) << (MANTISSA - 1))) >> MANTISSA;
-    Vector k = __builtin_convertvector(rounded, Vector);
-    Vector f = (Vector)(bits_p - ((Bits)rounded << MANTISSA));
-#else  // without a shift and a conversion of 64-bit integers: k + 2048 (or 256) in the highest bits, after rounding
-    Bits exponent = (bits_p - bits_q + ((Unsigned(1) << (MANTISSA - 1)) + SIGN)) >> MANTISSA;
-    const Real magic = IS_DOUBLE ? 4503599627370496.0 : 8388608.0;
-    const Unsigned magic_bits = Unsigned(IS_DOUBLE ? 1023 + 52 : 127 + 23) << MANTISSA;
-    Vector k = (Vector)(exponent | magic_bits) - (magic + Real(IS_DOUBLE ? 2048 : 256));
-    Vector f = (Vector)(bits_p - ((exponent << MANTISSA) - SIGN));
-#endif
+    Vector k, f;
+    scale_near(p, q, k, f);
     Vector gap = p - f, excess = p - q;
     s = (f - q) / (f + q);
     head = s * (excess + gap) - gap;

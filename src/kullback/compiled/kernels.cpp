@@ -26,6 +26,16 @@ struct Sums {
 
 enum Type { FLOAT64, FLOAT32, BFLOAT16 };
 
+// A closed form of KL, elementwise; see forms.h.
+struct Form {
+    const char *name;
+    int count;
+    bool (*value)(const void *inputs, size_t n, void *out);
+    void (*gradient)(const void *inputs, size_t n, const void *upstream, void *const *outs);
+};
+
+static const int FORM_COUNT = 12, MOST_INPUTS = 4;
+
 // The kernels of one instruction set, for the types float64 and float32.
 struct Kernels {
     const char *name;
@@ -34,6 +44,10 @@ struct Kernels {
     double (*kl_logits[2])(const void *p, const void *q, size_t n, double tolerance);
     void (*grad_p[2])(const void *p, const void *q, size_t n, double gradient, void *out);
     void (*grad_q[2])(const void *p, const void *q, size_t n, double gradient, void *out);
+    const Form *forms[2];
+    // KL of a pair of rows of concentrations; false where the general implementation is required.
+    bool (*dirichlet[2])(const void *a, const void *b, size_t n, double *kl);
+    void (*dirichlet_gradient[2])(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b);
 };
 
 #define TABLE(name)                                                                                                   \
@@ -41,7 +55,10 @@ struct Kernels {
      {f64::prob_sums, f32::prob_sums},                                                                                 \
      {f64::kl_logits, f32::kl_logits},                                                                                 \
      {f64::grad_p, f32::grad_p},                                                                                       \
-     {f64::grad_q, f32::grad_q}}
+     {f64::grad_q, f32::grad_q},                                                                                       \
+     {f64::FORMS, f32::FORMS},                                                                                         \
+     {f64::dirichlet, f32::dirichlet},                                                                                 \
+     {f64::dirichlet_gradient, f32::dirichlet_gradient}}
 
 // The instruction sets: the baseline of the processor's family first.
 
@@ -321,6 +338,161 @@ static PyObject *kl_logits_grad_q_rows(PyObject *, PyObject *const *arguments, P
     return gradient_rows(arguments, count, false);
 }
 
+// The inputs of a form, as arrays of one type: each has as many elements as the result, or one.
+struct FormInputs {
+    View views[MOST_INPUTS];
+    struct {
+        const void *values;
+        bool single;
+    } inputs[MOST_INPUTS];
+    const Form *form;
+    Type type;
+    Py_ssize_t n;
+};
+
+static int elements_of(PyObject *object, View &view, Type *type, bool writable, Py_ssize_t *n) {
+    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(object, &view.buffer, flags) < 0) return -1;
+    view.held = true;
+    bool wide = !std::strcmp(view.buffer.format, "d");
+    if (!wide && std::strcmp(view.buffer.format, "f")) {
+        PyErr_Format(PyExc_TypeError, "expected float64 or float32, got the format %s", view.buffer.format);
+        return -1;
+    }
+    *type = wide ? FLOAT64 : FLOAT32;
+    *n = view.buffer.len / view.buffer.itemsize;
+    return 0;
+}
+
+static int form_inputs(PyObject *const *arguments, Py_ssize_t count, Py_ssize_t more, FormInputs &given) {
+    long index = count ? PyLong_AsLong(arguments[0]) : -1;
+    if (PyErr_Occurred()) return -1;
+    if (index < 0 || index >= FORM_COUNT) {
+        PyErr_SetString(PyExc_ValueError, "expected the index of a form");
+        return -1;
+    }
+    given.form = &kernels->forms[FLOAT64][index];
+    if (!expect(count, 1 + given.form->count + more)) return -1;
+    for (int k = 0; k < given.form->count; k++) {
+        Type type;
+        Py_ssize_t n;
+        if (elements_of(arguments[1 + k], given.views[k], &type, false, &n) < 0) return -1;
+        given.inputs[k] = {given.views[k].buffer.buf, n == 1};
+        if (k == 0) given.type = type, given.n = n;
+        if (type != given.type || (n != 1 && given.n != 1 && n != given.n)) {
+            PyErr_SetString(PyExc_ValueError, "expected arrays of one type and one size, or of one element");
+            return -1;
+        }
+        if (n != 1) given.n = n;
+    }
+    given.form = &kernels->forms[given.type][index];
+    return 0;
+}
+
+static int result_of(PyObject *object, View &view, const FormInputs &given, bool writable) {
+    Type type;
+    Py_ssize_t n;
+    if (elements_of(object, view, &type, writable, &n) < 0) return -1;
+    if (type == given.type && n == given.n) return 0;
+    PyErr_SetString(PyExc_ValueError, "expected a result of the type and the size of the inputs");
+    return -1;
+}
+
+static PyObject *form_value(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    FormInputs given;
+    View out;
+    if (form_inputs(arguments, count, 1, given) < 0 || result_of(arguments[count - 1], out, given, true) < 0)
+        return nullptr;
+    bool valid;
+    if (given.n < 1000) {
+        valid = given.form->value(given.inputs, given.n, out.buffer.buf);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        valid = given.form->value(given.inputs, given.n, out.buffer.buf);
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(valid);
+}
+
+static PyObject *form_gradient(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    FormInputs given;
+    View upstream, outs[MOST_INPUTS];
+    long index = count ? PyLong_AsLong(arguments[0]) : -1;
+    if (PyErr_Occurred()) return nullptr;
+    int inputs = index >= 0 && index < FORM_COUNT ? kernels->forms[FLOAT64][index].count : 0;
+    if (form_inputs(arguments, count, 1 + inputs, given) < 0) return nullptr;
+    if (result_of(arguments[1 + inputs], upstream, given, false) < 0) return nullptr;
+    void *results[MOST_INPUTS] = {};
+    for (int k = 0; k < inputs; k++) {
+        PyObject *out = arguments[2 + inputs + k];
+        if (out == Py_None) continue;
+        if (result_of(out, outs[k], given, true) < 0) return nullptr;
+        results[k] = outs[k].buffer.buf;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    given.form->gradient(given.inputs, given.n, upstream.buffer.buf, results);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+// The rows of two arrays of concentrations, and the number of rows of the result.
+static int concentrations_of(PyObject *const *arguments, View &a, View &b, Type *type, Py_ssize_t *rows) {
+    if (pair_of(arguments, a, b, type) < 0) return -1;
+    *rows = a.rows() == 1 ? b.rows() : a.rows();
+    if (*type != BFLOAT16 && rows_match(a, b, *rows)) return 0;
+    PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
+    return -1;
+}
+
+static PyObject *dirichlet_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View a, b, out;
+    Type type;
+    Py_ssize_t rows;
+    if (!expect(count, 3) || concentrations_of(arguments, a, b, &type, &rows) < 0 ||
+        numbers_of(arguments[2], out, rows, true) < 0)
+        return nullptr;
+    double *kl = static_cast<double *>(out.buffer.buf);
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < rows; i++)
+        valid = kernels->dirichlet[type](a.row(i), b.row(i), a.columns(), kl + i);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(valid);
+}
+
+static PyObject *dirichlet_gradient_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View a, b, upstream, outs[2];
+    Type type;
+    Py_ssize_t rows;
+    if (!expect(count, 5) || concentrations_of(arguments, a, b, &type, &rows) < 0 ||
+        numbers_of(arguments[2], upstream, rows, false) < 0)
+        return nullptr;
+    for (int k = 0; k < 2; k++) {
+        Type out_type;
+        if (arguments[3 + k] == Py_None) continue;
+        if (view_of(arguments[3 + k], outs[k], &out_type, true) < 0) return nullptr;
+        if (out_type != type || outs[k].rows() != rows || outs[k].columns() != a.columns()) {
+            PyErr_SetString(PyExc_ValueError, "expected results of the type and the shape of the rows");
+            return nullptr;
+        }
+    }
+    const double *factors = static_cast<const double *>(upstream.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < rows; i++)
+        kernels->dirichlet_gradient[type](a.row(i), b.row(i), a.columns(), factors[i],
+                                          outs[0].held ? const_cast<char *>(outs[0].row(i)) : nullptr,
+                                          outs[1].held ? const_cast<char *>(outs[1].row(i)) : nullptr);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *form_names(PyObject *, PyObject *) {
+    PyObject *names = PyTuple_New(FORM_COUNT);
+    for (int i = 0; names && i < FORM_COUNT; i++)
+        PyTuple_SetItem(names, i, PyUnicode_FromString(kernels->forms[FLOAT64][i].name));
+    return names;
+}
+
 static PyObject *instruction_sets(PyObject *, PyObject *) {
     const Kernels *found[3];
     int count = available(found);
@@ -362,6 +534,19 @@ static PyMethodDef functions[] = {
     FAST(kl_logits_grad_q_rows,
          "kl_logits_grad_q_rows(p, q, gradient, out)\n--\n\ngradient * (q - p) of each pair of rows; nan where the general "
          "implementation is required."),
+    FAST(form_value,
+         "form_value(index, *inputs, out)\n--\n\nWrite KL(p || q) by the closed form of this index; False where the general "
+         "implementation is required."),
+    FAST(form_gradient,
+         "form_gradient(index, *inputs, upstream, *outs)\n--\n\nWrite upstream * dKL/dinput for each input whose result "
+         "is not None."),
+    FAST(dirichlet_rows,
+         "dirichlet_rows(a, b, out)\n--\n\nWrite KL of each pair of rows of concentrations; False where the general "
+         "implementation is required."),
+    FAST(dirichlet_gradient_rows,
+         "dirichlet_gradient_rows(a, b, upstream, by_a, by_b)\n--\n\nWrite upstream times the derivatives with respect to "
+         "the concentrations, unless a result is None."),
+    {"form_names", form_names, METH_NOARGS, "form_names()\n--\n\nThe names of the closed forms, in their order."},
     {"instruction_sets", instruction_sets, METH_NOARGS,
      "instruction_sets()\n--\n\nThe instruction sets that the processor has; the last is used."},
     {"use_instruction_set", use_instruction_set, METH_O,
@@ -377,7 +562,7 @@ static int on_import(PyObject *) {
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void *>(on_import)}, {0, nullptr}};
 
-static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", "Compiled kernels of KL(p || q).", 0, functions,
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels of KL(p || q).", 0, functions,
                                  slots, nullptr, nullptr, nullptr};
 
-PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

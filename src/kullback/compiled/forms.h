@@ -1,0 +1,348 @@
+// Closed forms of KL for arrays of parameters, elementwise, for one type and one instruction set, and their gradients.
+// rows.h is included before this file, and defines the vectors and the parts of p phi(log(q/p)).
+//
+// A form has `count` inputs: the parameters of p, and then those of q. It writes a value or the gradient with respect to
+// each input, and returns for each lane whether the inputs are inside the domain and inside the range of the fast path.
+
+// phi(log(u / v)) = u/v - 1 - log(u/v), and log(u/v), for u and v of ordinary size; `difference` is u - v.
+struct Residual {
+    Vector phi, log;
+};
+
+INLINE Residual residual(Vector u, Vector v, Vector difference) {
+    Vector k, f;
+    scale_near(v, u, k, f);
+    Vector gap = v - f;
+    Vector s = ((gap == Real(0)) ? -difference : f - u) / (f + u), w = s * s, tail = s * (w * horner(w, ATANH));
+    // log(v/u) = k log(2) + 2 s + tail; for k = 0 the residual is s (gap of the masses + v tail / s) / v.
+    Vector log = k * Real(LOG2) + (s + s + tail);
+    Vector phi = (s * (gap - difference) - gap) / v + (tail + k * Real(LOG2));
+    return {phi, -log};
+}
+
+// log(u/v) of positive numbers of ordinary size.
+INLINE Vector log_quotient(Vector u, Vector v) { return residual(u, v, u - v).log; }
+
+// Coefficients of g(w) in 2 atanh(s) = 2s + s w g(w) for 0 <= w <= (0.64/1.36)^2.
+static const Real WIDE_ATANH[] = {
+    Real(0.6666666666666667),  Real(0.39999999999995794),  Real(0.28571428572488355), Real(0.2222222211754375),
+    Real(0.18181823536930808), Real(0.1538445296391628),   Real(0.13336480214480168), Real(0.11724112319153504),
+    Real(0.10881473827275012), Real(0.07419982512897697),  Real(0.16914361996583852), Real(-0.11780369362017949),
+    Real(0.32019697979333783)};
+
+// x - log1p(x) for -0.64 < x < 1.
+INLINE Vector log1p_series(Vector x) {
+    Vector s = x / (Real(2) + x);
+    return s * (x - s * (s * horner(s * s, WIDE_ATANH)));
+}
+
+INLINE Integers ordinary(Vector x) { return (x >= SMALLEST) & (x <= Real(1) / SMALLEST); }
+INLINE Integers finite(Vector x) { return (x < Real(HUGE_VAL)) & (x > -Real(HUGE_VAL)); }
+
+// Normal(loc, scale), and LogNormal: R + (((loc1 - loc2)/scale2)^2 + ((scale1 - scale2)/scale2)^2)/2 with the residual
+// R = phi(log(scale1/scale2)), because phi(2 d) = 2 phi(d) + (e^d - 1)^2.
+struct Normal {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector shift = x[0] - x[2], change = x[1] - x[3], z = shift / x[3], t = change / x[3];
+        kl = residual(x[1], x[3], change).phi + (z * z + t * t) * Real(0.5);
+        return ordinary(x[1]) & ordinary(x[3]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector z = (x[0] - x[2]) / x[3], t = (x[1] - x[3]) / x[3], sum = x[1] + x[3];
+        g[0] = z / x[3];
+        g[1] = t * sum / (x[1] * x[3]);
+        g[2] = -g[0];
+        g[3] = -(t * (sum / x[3]) + z * z) / x[3];
+    }
+};
+
+// HalfNormal(scale): the formula of two normals with equal locations.
+struct HalfNormal {
+    static const int count = 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector change = x[0] - x[1], t = change / x[1];
+        kl = residual(x[0], x[1], change).phi + t * t * Real(0.5);
+        return ordinary(x[0]) & ordinary(x[1]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector t = (x[0] - x[1]) / x[1], sum = x[0] + x[1];
+        g[0] = t * sum / (x[0] * x[1]);
+        g[1] = -t * (sum / x[1]) / x[1];
+    }
+};
+
+// Exponential(rate): phi(log(rate2/rate1)).
+struct Exponential {
+    static const int count = 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        kl = residual(x[1], x[0], x[1] - x[0]).phi;
+        return ordinary(x[0]) & ordinary(x[1]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector t = (x[0] - x[1]) / x[0];
+        g[0] = t / x[0];
+        g[1] = -t / x[1];
+    }
+};
+
+// Poisson(rate): rate1 phi(log(rate2/rate1)).
+struct Poisson {
+    static const int count = 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        kl = x[0] * residual(x[1], x[0], x[1] - x[0]).phi;
+        return ordinary(x[0]) & ordinary(x[1]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector change = x[1] - x[0];
+        g[0] = -residual(x[1], x[0], change).log;
+        g[1] = change / x[1];
+    }
+};
+
+// Bernoulli(probs): p1 phi(log(p2/p1)) + (1 - p1) phi(log((1 - p2)/(1 - p1))).
+struct Bernoulli {
+    static const int count = 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector change = x[1] - x[0], p = Real(1) - x[0], q = Real(1) - x[1];
+        kl = x[0] * residual(x[1], x[0], change).phi + p * residual(q, p, -change).phi;
+        return ordinary(x[0]) & ordinary(x[1]) & ordinary(p) & ordinary(q);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector change = x[1] - x[0], p = Real(1) - x[0], q = Real(1) - x[1];
+        g[0] = residual(q, p, -change).log - residual(x[1], x[0], change).log;
+        g[1] = change / (x[1] * q);
+    }
+};
+
+// Geometric(probs): the KL of two Bernoulli distributions, divided by p1.
+struct Geometric {
+    static const int count = 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Integers valid = Bernoulli::value(x, kl);
+        kl = kl / x[0];
+        return valid;
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector kl;
+        Bernoulli::value(x, kl);
+        Bernoulli::gradient(x, g);
+        g[0] = (g[0] - kl / x[0]) / x[0];
+        g[1] = g[1] / x[0];
+    }
+};
+
+// Uniform(low, high): log((high2 - low2)/(high1 - low1)), where the second interval contains the first.
+struct Uniform {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector p = x[1] - x[0], q = x[3] - x[2];
+        kl = residual(q, p, (x[3] - x[1]) + (x[0] - x[2])).log;
+        return (x[2] <= x[0]) & (x[1] <= x[3]) & ordinary(p) & ordinary(q);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        g[0] = Real(1) / (x[1] - x[0]);
+        g[1] = -g[0];
+        g[3] = Real(1) / (x[3] - x[2]);
+        g[2] = -g[3];
+    }
+};
+
+// Pareto(scale, alpha): phi(log(alpha2/alpha1)) + alpha2 log(scale1/scale2) for scale1 >= scale2.
+struct Pareto {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        kl = residual(x[3], x[1], x[3] - x[1]).phi + x[3] * residual(x[0], x[2], x[0] - x[2]).log;
+        return (x[0] >= x[2]) & ordinary(x[0]) & ordinary(x[1]) & ordinary(x[2]) & ordinary(x[3]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector t = (x[1] - x[3]) / x[1];
+        g[0] = x[3] / x[0];
+        g[1] = t / x[1];
+        g[2] = -x[3] / x[2];
+        g[3] = residual(x[0], x[2], x[0] - x[2]).log - t / x[3];
+    }
+};
+
+// Bernoulli(logits), from the less probable event of p, whose probability is e/(1 + e): with g the difference of the
+// logits and x = p (e^g - 1), KL = p phi(g) - (x - log(1 + x)) = log(1 + x) - p g.
+struct BernoulliLogits {
+    static const int count = 2;
+    Vector p, other, g, phi, x;
+    Integers flipped, valid;
+    INLINE BernoulliLogits parts_of(const Vector *given) {
+        BernoulliLogits parts;
+        parts.flipped = given[0] > Real(0);
+        Vector a = parts.flipped ? -given[0] : given[0], b = parts.flipped ? -given[1] : given[1], r, power, tail;
+        Vector g = b - a, e = exponential(a);
+        parts.valid = (g < Real(80)) & (g > Real(-80)) & (a > Real(-80));
+        split_exponent(parts.valid ? g : all(0), r, power, tail);
+        parts.p = e / (Real(1) + e);
+        parts.other = Real(1) / (Real(1) + e);
+        parts.g = g;
+        parts.phi = ((power - Real(1)) - g) + power * r + power * tail;
+        parts.x = parts.p * (parts.phi + g);
+        return parts;
+    }
+    INLINE Integers value(const Vector *given, Vector &kl) {
+        BernoulliLogits parts = parts_of(given);
+        Integers near = parts.x < Real(1);
+        Vector close = parts.p * parts.phi - log1p_series(near ? parts.x : all(0));
+        Vector far = log_quotient(near ? all(1) : Real(1) + parts.x, all(1)) - parts.p * parts.g;
+        kl = near ? close : far;
+        return parts.valid;
+    }
+    INLINE void gradient(const Vector *given, Vector *g) {
+        BernoulliLogits parts = parts_of(given);
+        g[0] = -parts.p * parts.other * (parts.flipped ? -parts.g : parts.g);
+        Vector change = parts.x * parts.other / (Real(1) + parts.x);
+        g[1] = parts.flipped ? -change : change;
+    }
+};
+
+// phi(-d) and e^-d - 1 for d >= 0.
+INLINE void decay(Vector d, Vector &phi, Vector &expm1) {
+    Vector r, power, tail, exponent = -d > SMALLEST_EXPONENT ? -d : all(SMALLEST_EXPONENT);
+    split_exponent(exponent, r, power, tail);
+    phi = ((power - Real(1)) + d) + power * r + power * tail;
+    expm1 = phi - d;
+}
+
+// Laplace(loc, scale): phi(log(scale1/scale2)) + scale1/scale2 phi(-d) with d = |loc1 - loc2|/scale1.
+struct Laplace {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector shift = x[0] - x[2], phi, expm1;
+        decay((shift < Real(0) ? -shift : shift) / x[1], phi, expm1);
+        kl = residual(x[1], x[3], x[1] - x[3]).phi + x[1] / x[3] * phi;
+        return ordinary(x[1]) & ordinary(x[3]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector shift = x[0] - x[2], distance = shift < Real(0) ? -shift : shift, d = distance / x[1], phi, expm1;
+        decay(d, phi, expm1);
+        Vector slope = -expm1 / x[3];
+        g[0] = shift > Real(0) ? slope : (shift < Real(0) ? -slope : all(0));
+        g[1] = ((x[1] - x[3]) + x[1] * (phi + d * expm1)) / (x[1] * x[3]);
+        g[2] = -g[0];
+        g[3] = -((x[1] - x[3]) + x[1] * phi) / (x[3] * x[3]);
+    }
+};
+
+struct Input {
+    const Real *values;
+    bool single;  // one number for all elements
+};
+
+template <int COUNT>
+INLINE void load_inputs(const Input *inputs, size_t i, size_t n, Vector *x) {
+    for (int k = 0; k < COUNT; k++) {
+        if (inputs[k].single)
+            x[k] = all(inputs[k].values[0]);
+        else
+            x[k] = n < LANES ? load_part(inputs[k].values + i, n, 1) : load(inputs[k].values + i);
+    }
+    if (n < LANES)  // the missing elements must not make the call invalid
+        for (int k = 0; k < COUNT; k++)
+            for (size_t j = n; j < LANES; j++) x[k][j] = x[k][0];
+}
+
+// The values of a form; false where an element requires the general implementation.
+#define FORM(name, form)                                                                                              \
+    static bool name##_value(const void *given, size_t n, void *out) {                                                \
+        const Input *inputs = static_cast<const Input *>(given);                                                       \
+        Integers valid = ~(Integers){};                                                                                \
+        for (size_t i = 0; i < n; i += LANES) {                                                                        \
+            size_t length = n - i < LANES ? n - i : LANES;                                                             \
+            Vector x[form::count], kl;                                                                                 \
+            load_inputs<form::count>(inputs, i, length, x);                                                            \
+            valid &= form::value(x, kl);                                                                               \
+            valid &= finite(kl);                                                                                       \
+            std::memcpy(static_cast<Real *>(out) + i, &kl, length * sizeof(Real));                                     \
+        }                                                                                                              \
+        Signed every = -1;                                                                                             \
+        for (size_t i = 0; i < LANES; i++) every &= valid[i];                                                          \
+        return every;                                                                                                  \
+    }                                                                                                                  \
+    static void name##_gradient(const void *given, size_t n, const void *upstream, void *const *outs) {               \
+        const Input *inputs = static_cast<const Input *>(given);                                                       \
+        const Input factor = {static_cast<const Real *>(upstream), false};                                             \
+        for (size_t i = 0; i < n; i += LANES) {                                                                        \
+            size_t length = n - i < LANES ? n - i : LANES;                                                             \
+            Vector x[form::count], g[form::count], f;                                                                  \
+            load_inputs<form::count>(inputs, i, length, x);                                                            \
+            load_inputs<1>(&factor, i, length, &f);                                                                    \
+            form::gradient(x, g);                                                                                      \
+            for (int k = 0; k < form::count; k++) {                                                                    \
+                Vector scaled = g[k] * f;                                                                              \
+                if (outs[k]) std::memcpy(static_cast<Real *>(outs[k]) + i, &scaled, length * sizeof(Real));           \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+FORM(normal, Normal)
+FORM(half_normal, HalfNormal)
+FORM(exponential, Exponential)
+FORM(poisson, Poisson)
+FORM(bernoulli, Bernoulli)
+FORM(geometric, Geometric)
+FORM(laplace, Laplace)
+FORM(bernoulli_logits, BernoulliLogits)
+FORM(uniform, Uniform)
+FORM(pareto, Pareto)
+#undef FORM
+
+// Forms of four numbers that are computed one element at a time, in float64.
+#if IS_DOUBLE
+#include "gammas.h"
+#define F64
+#else
+#define F64 f64::
+#endif
+#define SCALAR_FORM(name)                                                                                             \
+    static bool name##_value(const void *given, size_t n, void *out) {                                                \
+        const Input *inputs = static_cast<const Input *>(given);                                                       \
+        for (size_t i = 0; i < n; i++) {                                                                               \
+            double x[4], kl;                                                                                           \
+            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
+            if (!F64 name##_form(x, &kl)) return false;                                                                \
+            static_cast<Real *>(out)[i] = Real(kl);                                                                    \
+        }                                                                                                              \
+        return true;                                                                                                   \
+    }                                                                                                                  \
+    static void name##_gradient(const void *given, size_t n, const void *upstream, void *const *outs) {               \
+        const Input *inputs = static_cast<const Input *>(given);                                                       \
+        for (size_t i = 0; i < n; i++) {                                                                               \
+            double x[4], g[4];                                                                                         \
+            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
+            F64 name##_slopes(x, g);                                                                                                      \
+            for (int k = 0; k < 4; k++)                                                                                \
+                if (outs[k]) static_cast<Real *>(outs[k])[i] = Real(g[k] * static_cast<const Real *>(upstream)[i]);   \
+        }                                                                                                              \
+    }
+SCALAR_FORM(gamma)
+SCALAR_FORM(beta)
+#undef SCALAR_FORM
+
+static bool dirichlet(const void *a, const void *b, size_t n, double *kl) {
+    return F64 dirichlet_row(static_cast<const Real *>(a), static_cast<const Real *>(b), n, kl);
+}
+
+static void dirichlet_gradient(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b) {
+    F64 dirichlet_slopes(static_cast<const Real *>(a), static_cast<const Real *>(b), n, upstream,
+                         static_cast<Real *>(by_a), static_cast<Real *>(by_b));
+}
+#undef F64
+
+static const Form FORMS[] = {
+    {"normal", 4, normal_value, normal_gradient},
+    {"half_normal", 2, half_normal_value, half_normal_gradient},
+    {"exponential", 2, exponential_value, exponential_gradient},
+    {"poisson", 2, poisson_value, poisson_gradient},
+    {"bernoulli", 2, bernoulli_value, bernoulli_gradient},
+    {"geometric", 2, geometric_value, geometric_gradient},
+    {"laplace", 4, laplace_value, laplace_gradient},
+    {"gamma", 4, gamma_value, gamma_gradient},
+    {"beta", 4, beta_value, beta_gradient},
+    {"bernoulli_logits", 2, bernoulli_logits_value, bernoulli_logits_gradient},
+    {"uniform", 4, uniform_value, uniform_gradient},
+    {"pareto", 4, pareto_value, pareto_gradient},
+};

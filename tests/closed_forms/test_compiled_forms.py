@@ -1,0 +1,351 @@
+"""The compiled closed forms: values and gradients against mpmath, and where the general implementation takes over."""
+
+import math
+import subprocess
+import sys
+from itertools import product
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from kullback import families as f
+from kullback import kl
+from kullback.closed_forms import compiled_forms
+from kullback.closed_forms.compiled_forms import compiled_kl
+from kullback.closed_forms.registry import FORMS
+from kullback.compiled import kernels
+from kullback.errors import ParameterError, ShapeError
+
+pytestmark = pytest.mark.skipif(kernels is None, reason="the package was installed without a compiler")
+SETS = kernels.instruction_sets() if kernels else ()
+d = torch.distributions
+
+
+@pytest.fixture(params=SETS)
+def instructions(request):
+    kernels.use_instruction_set(request.param)
+    yield request.param
+    kernels.use_instruction_set(SETS[-1])
+
+
+# KL as the textbooks write it, in extended precision.
+
+
+def normal(loc1, scale1, loc2, scale2):
+    return mpmath.log(scale2 / scale1) + ((scale1**2 + (loc1 - loc2) ** 2) / scale2**2 - 1) / 2
+
+
+def exponential(rate1, rate2):
+    return mpmath.log(rate1 / rate2) + rate2 / rate1 - 1
+
+
+def poisson(rate1, rate2):
+    return rate1 * mpmath.log(rate1 / rate2) - rate1 + rate2
+
+
+def bernoulli(p, q):
+    return p * mpmath.log(p / q) + (1 - p) * mpmath.log((1 - p) / (1 - q))
+
+
+def laplace(loc1, scale1, loc2, scale2):
+    distance = abs(loc1 - loc2)
+    return mpmath.log(scale2 / scale1) + distance / scale2 + scale1 / scale2 * mpmath.exp(-distance / scale1) - 1
+
+
+def gamma(k1, r1, k2, r2):
+    return (
+        (k1 - k2) * mpmath.digamma(k1)
+        - mpmath.loggamma(k1)
+        + mpmath.loggamma(k2)
+        + k2 * mpmath.log(r1 / r2)
+        + k1 * (r2 / r1 - 1)
+    )
+
+
+def dirichlet(a, b):
+    total_a, total_b = mpmath.fsum(a), mpmath.fsum(b)
+    return (
+        mpmath.loggamma(total_a)
+        - mpmath.loggamma(total_b)
+        + mpmath.fsum(
+            mpmath.loggamma(y) - mpmath.loggamma(x) + (x - y) * (mpmath.digamma(x) - mpmath.digamma(total_a))
+            for x, y in zip(a, b, strict=True)
+        )
+    )
+
+
+def sigmoid(x):
+    return 1 / (1 + mpmath.exp(-x))
+
+
+# For each form: the family, its parameters, the truth, and how parameters are drawn, as `drawn` describes.
+CASES = {
+    "normal": (f.Normal, ("loc", "scale"), normal, "rp"),
+    "log-normal": (f.LogNormal, ("loc", "scale"), normal, "rp"),
+    "half-normal": (f.HalfNormal, ("scale",), lambda a, b: normal(0, a, 0, b), "p"),
+    "exponential": (f.Exponential, ("rate",), exponential, "p"),
+    "Poisson": (f.Poisson, ("rate",), poisson, "p"),
+    "Bernoulli": (f.Bernoulli, ("probs",), bernoulli, "u"),
+    "Bernoulli by logits": (f.Bernoulli, ("logits",), lambda a, b: bernoulli(sigmoid(a), sigmoid(b)), "r"),
+    "geometric": (f.Geometric, ("probs",), lambda p, q: bernoulli(p, q) / p, "u"),
+    "Laplace": (f.Laplace, ("loc", "scale"), laplace, "rp"),
+    "Pareto": (
+        f.Pareto,
+        ("scale", "alpha"),
+        lambda m1, a, m2, b: mpmath.log(a / b) + b / a - 1 + b * mpmath.log(m1 / m2),
+        "dp",
+    ),
+    "uniform": (
+        f.Uniform,
+        ("low", "high"),
+        lambda low1, high1, low2, high2: mpmath.log((high2 - low2) / (high1 - low1)),
+        "dw",
+    ),
+    "gamma": (f.Gamma, ("concentration", "rate"), gamma, "pp"),
+    "inverse gamma": (f.InverseGamma, ("concentration", "rate"), gamma, "pp"),
+    "beta": (
+        f.Beta,
+        ("concentration1", "concentration0"),
+        lambda a1, a0, b1, b0: dirichlet([a1, a0], [b1, b0]),
+        "pp",
+    ),
+}
+
+
+def drawn(rng, kinds, delta, dtype, count=7):
+    """Parameters of p, and of q at about the distance `delta`: "r" real, "p" positive, "u" probabilities."""
+    p, q = [], []
+    for kind in kinds:
+        noise = delta * rng.normal(size=count)
+        if kind == "r":
+            p.append(2 * rng.normal(size=count))
+            q.append(p[-1] + noise)
+        elif kind == "d":  # positive, and smaller in q
+            p.append(np.exp(rng.normal(size=count)))
+            q.append(p[-1] * np.exp(-abs(noise)))
+        elif kind == "w":  # above the parameter before it, and larger in q
+            p.append(p[-1] + np.exp(rng.normal(size=count)))
+            q.append(p[-1] * np.exp(abs(noise)))
+        elif kind == "p":
+            p.append(np.exp(1.5 * rng.normal(size=count)))
+            q.append(p[-1] * np.exp(noise))
+        else:
+            p.append(rng.uniform(0.02, 0.98, size=count))
+            q.append(1 / (1 + (1 / p[-1] - 1) * np.exp(noise)))
+    return [values.astype(dtype) for values in p], [values.astype(dtype) for values in q]
+
+
+@pytest.mark.parametrize("delta", [2.0, 0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-14), (np.float32, 2e-6)])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(instructions, name, dtype, tolerance, delta):
+    family, names, truth, kinds = CASES[name]
+    of_p, of_q = drawn(np.random.default_rng(7), kinds, delta, dtype)
+    tensors = [torch.tensor(values, requires_grad=True) for values in (*of_p, *of_q)]
+    half = len(names)
+    p, q = (family(**dict(zip(names, side, strict=True))) for side in (tensors[:half], tensors[half:]))
+    value = compiled_kl(p, q)
+    gradients = torch.autograd.grad(value.sum(), tensors)
+    value = value.detach()
+    arrays = compiled_kl(*(family(**dict(zip(names, side, strict=True))) for side in (of_p, of_q)))
+    assert arrays.dtype == dtype
+    assert (arrays == value.numpy()).all()
+    with mpmath.workdps(60):
+        for i in range(len(of_p[0])):
+            at = [mpmath.mpf(float(values[i])) for values in (*of_p, *of_q)]
+            exact = truth(*at)
+            assert abs(float(value[i]) - exact) <= tolerance * abs(exact)
+            # Each derivative is compared with the largest derivative by the logarithm of a parameter.
+            slopes = [
+                mpmath.diff(lambda x, k=k, at=at: truth(*at[:k], x, *at[k + 1 :]), at[k], h=mpmath.mpf(10) ** -20)
+                for k in range(2 * half)
+            ]
+            scale = max(abs(slope) for slope in slopes)
+            for gradient, slope in zip(gradients, slopes, strict=True):
+                assert abs(float(gradient[i]) - slope) <= 8 * tolerance * scale + 1e-18
+
+
+@pytest.mark.parametrize("delta", [2.0, 0.1, 1e-5])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-14), (np.float32, 2e-6)])
+def test_dirichlet(instructions, dtype, tolerance, spread, delta):
+    rng = np.random.default_rng(3)
+    a = np.exp(spread * rng.normal(size=(4, 5)))
+    b = a * np.exp(delta * rng.normal(size=a.shape))
+    a, b = (torch.tensor(side.astype(dtype), requires_grad=True) for side in (a, b))
+    value = compiled_kl(f.Dirichlet(concentration=a), f.Dirichlet(concentration=b))
+    gradients = torch.autograd.grad(value.sum(), (a, b))
+    value = value.detach()
+    with mpmath.workdps(60):
+        for i in range(4):
+            sides = [[mpmath.mpf(float(x)) for x in side[i].detach()] for side in (a, b)]
+            assert float(value[i]) == pytest.approx(float(dirichlet(*sides)), rel=tolerance)
+            for k in range(2):
+
+                def along(x, j, k=k, sides=sides):
+                    changed = [list(side) for side in sides]
+                    changed[k][j] = x
+                    return dirichlet(*changed)
+
+                slopes = [
+                    mpmath.diff(lambda x, j=j: along(x, j), sides[k][j], h=sides[k][j] * mpmath.mpf(10) ** -15)
+                    for j in range(5)
+                ]
+                exact = np.array([float(slope) for slope in slopes])
+                assert np.abs(gradients[k][i].numpy() - exact).max() <= 1e3 * tolerance * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_general_implementation_agrees(name):
+    family, names, _, kinds = CASES[name]
+    of_p, of_q = drawn(np.random.default_rng(11), kinds, 0.5, np.float64, 50)
+    p, q = (family(**dict(zip(names, side, strict=True))) for side in (of_p, of_q))
+    np.testing.assert_allclose(compiled_kl(p, q), FORMS[family, family](p, q), rtol=2e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives_are_those_of_the_general_implementation(name):
+    family, names, _, kinds = CASES[name]
+    of_p, of_q = drawn(np.random.default_rng(12), kinds, 0.5, np.float64, 3)
+    tensors = [torch.tensor(values, requires_grad=True) for values in (*of_p, *of_q)]
+
+    def value(*tensors):
+        half = len(names)
+        p, q = (family(**dict(zip(names, side, strict=True))) for side in (tensors[:half], tensors[half:]))
+        return kl(p, q)
+
+    assert torch.autograd.gradcheck(value, tensors)
+    assert torch.autograd.gradgradcheck(value, tensors)
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (d.Normal(torch.zeros(3), torch.ones(3)), d.Normal(torch.ones(3), 2 * torch.ones(3))),
+        (d.Independent(d.Laplace(torch.zeros(2, 3), 1.0), 1), d.Independent(d.Laplace(torch.ones(2, 3), 2.0), 1)),
+        (d.Beta(torch.tensor(2.0), torch.tensor(3.0)), d.Beta(torch.tensor(3.0), torch.tensor(1.5))),
+        (d.Bernoulli(logits=torch.randn(4)), d.Bernoulli(logits=torch.randn(4))),
+        (d.Bernoulli(probs=torch.rand(4)), d.Bernoulli(probs=torch.rand(4))),
+        (d.LogNormal(torch.zeros(2), torch.ones(2)), d.LogNormal(torch.ones(2), torch.ones(2))),
+        (d.Gamma(torch.ones(2), 3.0), d.Gamma(torch.ones(2), 1.0)),
+    ],
+)
+def test_objects_of_torch_agree_with_torch(p, q):
+    value = kl(p, q)
+    assert compiled_kl(p, q) is not None
+    torch.testing.assert_close(value, d.kl_divergence(p, q), rtol=1e-5, atol=1e-6)
+    assert value.dtype == torch.float32
+
+
+def test_the_parameter_that_was_given_is_read():
+    p, q = d.Bernoulli(probs=torch.tensor(0.25)), d.Bernoulli(logits=torch.tensor(1.0))
+    for side in (p, q):  # PyTorch caches the other parameter, which must not change the result
+        before = kl(side, side.__class__(probs=torch.tensor(0.5)))
+        _ = side.logits, side.probs
+        assert kl(side, side.__class__(probs=torch.tensor(0.5))) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        ((0.0, 1.0, 1.0, 2.0), ()),
+        ((np.zeros(3), 1.0, 1.0, 2.0), (3,)),
+        ((np.zeros((3, 1)), np.ones(4), 1.0, 2.0), (3, 4)),
+        ((np.zeros(1), 1.0, np.zeros((1, 1)), 2.0), (1, 1)),
+        ((np.zeros((0, 2)), 1.0, 0.0, 2.0), (0, 2)),
+        ((np.zeros(6)[::2], np.ones(3), 1, 2), (3,)),
+        ((np.broadcast_to(0.0, (2, 3)), 1.0, 1.0, np.asfortranarray(np.ones((2, 3)))), (2, 3)),
+    ],
+)
+def test_shapes_are_those_of_broadcasting(values, shape):
+    loc1, scale1, loc2, scale2 = values
+    value = kl(f.Normal(loc=loc1, scale=scale1), f.Normal(loc=loc2, scale=scale2))
+    assert np.shape(value) == shape
+    assert isinstance(value, np.float64 if shape == () else np.ndarray)
+    tensors = [torch.tensor(np.array(side, np.float64)) for side in values]
+    assert kl(d.Normal(*tensors[:2]), d.Normal(*tensors[2:])).shape == shape
+
+
+def test_gradients_of_broadcast_parameters():
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    loc = torch.randn(5, dtype=torch.float64)
+    value = kl(f.Normal(loc=loc, scale=1.0 + 0 * loc), f.Normal(loc=0 * loc, scale=scale))
+    [gradient] = torch.autograd.grad(value.sum(), scale)
+    assert gradient.shape == ()
+    assert float(gradient) == pytest.approx(float((1 / scale - (1 + loc**2) / scale**3).sum().detach()), rel=1e-14)
+
+
+def test_invalid_and_extreme_parameters_reach_the_general_implementation():
+    with pytest.raises(ParameterError):
+        kl(d.Normal(torch.tensor(0.0), torch.tensor(-1.0), validate_args=False), d.Normal(0.0, 1.0))
+    with pytest.raises(ParameterError):
+        kl(d.Gamma(torch.tensor(math.nan), torch.tensor(1.0), validate_args=False), d.Gamma(1.0, 1.0))
+    with pytest.raises(ShapeError):
+        kl(f.Normal(loc=np.zeros(2), scale=1.0), f.Normal(loc=np.zeros(3), scale=1.0))
+    assert kl(f.Poisson(rate=0.0), f.Poisson(rate=2.0)) == 2.0
+    assert kl(f.Bernoulli(probs=[0.0, 1.0]), f.Bernoulli(probs=[0.5, 0.0]))[1] == math.inf
+    assert kl(f.Normal(loc=0.0, scale=1e200), f.Normal(loc=0.0, scale=1e200)) == 0
+    huge, half = f.Normal(loc=0.0, scale=1e-300), f.Normal(loc=0.0, scale=2e-300)
+    assert kl(huge, half) == pytest.approx(kl(f.Normal(loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=2.0)), rel=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from torch.func.jvp
+def test_transformed_calls_reach_the_general_implementation():
+    loc = torch.randn(4, dtype=torch.float64)
+
+    def value(x):
+        return kl(f.Normal(loc=x, scale=torch.ones_like(x)), f.Normal(loc=0 * x, scale=torch.ones_like(x))).sum()
+
+    torch.testing.assert_close(torch.func.grad(value)(loc), loc)
+    torch.testing.assert_close(torch.func.vmap(value)(loc[:, None]), loc**2 / 2)
+    torch.testing.assert_close(torch.func.jvp(value, (loc,), (loc,))[1], (loc**2).sum())
+    assert torch.allclose(torch.func.hessian(value)(loc), torch.eye(4, dtype=torch.float64))
+
+
+def test_the_first_call_gives_the_bits_of_every_call():
+    code = (
+        "import torch\nfrom kullback import kl\nd = torch.distributions\n"
+        "p, q = d.Gamma(torch.tensor(0.3), torch.tensor(1.1)), d.Gamma(torch.tensor(0.7), torch.tensor(0.2))\n"
+        "print(*(float(kl(p, q)).hex() for _ in range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.split())) == 1
+
+
+def test_empty_and_single_rows_of_concentrations():
+    a = np.ones((0, 3))
+    assert kl(f.Dirichlet(concentration=a), f.Dirichlet(concentration=np.ones(3))).shape == (0,)
+    rows = np.exp(np.random.default_rng(1).normal(size=(2, 4, 3)))
+    one = kl(f.Dirichlet(concentration=rows), f.Dirichlet(concentration=np.ones(3)))
+    for i, j in product(range(2), range(4)):
+        assert one[i, j] == kl(f.Dirichlet(concentration=rows[i, j]), f.Dirichlet(concentration=np.ones(3)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (-1, np.ones(2), np.ones(2), np.ones(2)),
+        (99, np.ones(2), np.ones(2), np.ones(2)),
+        (1, np.ones(2), np.ones(3), np.ones(3)),
+        (1, np.ones(2), np.ones(2, np.float32), np.ones(2)),
+        (1, np.ones(2), np.ones(2), np.ones(3)),
+        (1, np.ones(2), np.ones(2), np.broadcast_to(1.0, 2)),
+        (1, np.ones(2, int), np.ones(2, int), np.ones(2)),
+        (1, np.ones(2), np.ones(2)),
+        (1, [1.0], [1.0], np.ones(1)),
+    ],
+)
+def test_wrong_arguments_of_the_compiled_functions(arguments):
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        kernels.form_value(*arguments)
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        kernels.form_gradient(*arguments)
+
+
+def test_every_form_has_a_family():
+    used = {form for form, _ in compiled_forms._FAMILIES.values()} | {
+        form for form, _ in compiled_forms._BERNOULLI.values()
+    }
+    assert used == {*kernels.form_names(), "dirichlet"}
