@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ seconds = time.perf_counter() - started
 loaded = sorted(set(HEAVY) & set(sys.modules))
 assert not loaded, f"kullback.kl_probs imports {loaded}"
 assert abs(value - 0.0339798) < 1e-6
+if shutil.which("c++"):
+    assert sys.modules["kullback.compiled"].kernels is not None, "expected compiled kernels, because there is a compiler"
 assert importlib.util.find_spec("torch") is None, "expected an environment without extras"
 
 from kullback.families import Laplace, Normal, StudentT  # noqa: E402

@@ -25,7 +25,7 @@ from kullback import kl
 SHAPES = ((), (64, 20), (1000, 1000))
 
 
-class Pair(NamedTuple):
+class Case(NamedTuple):
     """A class of distributions.
 
     Args:
@@ -101,34 +101,34 @@ def independent_normal(loc: torch.Tensor, scale: torch.Tensor) -> Any:
     return d.Independent(d.Normal(loc, scale), 1) if loc.ndim else d.Normal(loc, scale)
 
 
-PAIRS = {
-    "Normal": Pair(d.Normal, "rp", normal),
-    "Independent(Normal)": Pair(independent_normal, "rp", normal),
-    "LogNormal": Pair(d.LogNormal, "rp", normal),
-    "Laplace": Pair(d.Laplace, "rp", laplace),
-    "Exponential": Pair(d.Exponential, "p", lambda a, b: mpmath.log(a / b) + b / a - 1),
-    "Gamma": Pair(d.Gamma, "pp", gamma),
-    "Beta": Pair(d.Beta, "pp", lambda a1, a0, b1, b0: dirichlet([a1, a0], [b1, b0])),
-    "Dirichlet, 20 categories": Pair(d.Dirichlet, "c", dirichlet),
-    "Poisson": Pair(d.Poisson, "p", lambda a, b: a * mpmath.log(a / b) - a + b),
-    "Bernoulli(probs)": Pair(d.Bernoulli, "u", bernoulli),
-    "Bernoulli(logits)": Pair(
+CASES = {
+    "Normal": Case(d.Normal, "rp", normal),
+    "Independent(Normal)": Case(independent_normal, "rp", normal),
+    "LogNormal": Case(d.LogNormal, "rp", normal),
+    "Laplace": Case(d.Laplace, "rp", laplace),
+    "Exponential": Case(d.Exponential, "p", lambda a, b: mpmath.log(a / b) + b / a - 1),
+    "Gamma": Case(d.Gamma, "pp", gamma),
+    "Beta": Case(d.Beta, "pp", lambda a1, a0, b1, b0: dirichlet([a1, a0], [b1, b0])),
+    "Dirichlet, 20 categories": Case(d.Dirichlet, "c", dirichlet),
+    "Poisson": Case(d.Poisson, "p", lambda a, b: a * mpmath.log(a / b) - a + b),
+    "Bernoulli(probs)": Case(d.Bernoulli, "u", bernoulli),
+    "Bernoulli(logits)": Case(
         lambda logits: d.Bernoulli(logits=logits), "r", lambda a, b: bernoulli(logistic(a), logistic(b))
     ),
-    "Geometric": Pair(d.Geometric, "u", lambda p, q: bernoulli(p, q) / p),
-    "Categorical(logits), 20 categories": Pair(lambda logits: d.Categorical(logits=logits), "v", categorical),
-    "Uniform": Pair(d.Uniform, "w", lambda a, b, c, e: mpmath.log((e - c) / (b - a))),
-    "Binomial(10)": Pair(lambda probs: d.Binomial(10, probs), "u", lambda p, q: 10 * bernoulli(p, q)),
-    "Gumbel": Pair(d.Gumbel, "rp", gumbel),
-    "Pareto": Pair(d.Pareto, "mp", pareto),
-    "HalfNormal": Pair(d.HalfNormal, "p", lambda a, b: normal(0, a, 0, b)),
+    "Geometric": Case(d.Geometric, "u", lambda p, q: bernoulli(p, q) / p),
+    "Categorical(logits), 20 categories": Case(lambda logits: d.Categorical(logits=logits), "v", categorical),
+    "Uniform": Case(d.Uniform, "w", lambda a, b, c, e: mpmath.log((e - c) / (b - a))),
+    "Binomial(10)": Case(lambda probs: d.Binomial(10, probs), "u", lambda p, q: 10 * bernoulli(p, q)),
+    "Gumbel": Case(d.Gumbel, "rp", gumbel),
+    "Pareto": Case(d.Pareto, "mp", pareto),
+    "HalfNormal": Case(d.HalfNormal, "p", lambda a, b: normal(0, a, 0, b)),
 }
 
 
-def parameters(pair: Pair, shape: tuple[int, ...], generator: torch.Generator, distance: float | None) -> list[Any]:
+def parameters(case: Case, shape: tuple[int, ...], generator: torch.Generator, distance: float | None) -> list[Any]:
     """Return the parameters of p and of q; q is independent of p without a distance."""
     sides: list[list[torch.Tensor]] = [[], []]
-    for kind in pair.kinds:
+    for kind in case.kinds:
         full = shape if kind not in "vc" or shape else (20,)
         first, second = (torch.randn(full, generator=generator) for _ in range(2))
         if distance is not None:
@@ -166,35 +166,35 @@ def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: median(values) for name, values in taken.items()}
 
 
-def timed(pair: Pair, shape: tuple[int, ...], repeats: int, *, gradient: bool = False) -> dict[str, float]:
+def timed(case: Case, shape: tuple[int, ...], repeats: int, *, gradient: bool = False) -> dict[str, float]:
     """Return the seconds of torch and of kullback for one shape."""
-    values = parameters(pair, shape, torch.Generator().manual_seed(0), None)
+    values = parameters(case, shape, torch.Generator().manual_seed(0), None)
     half = len(values) // 2
     if not gradient:
-        p, q = pair.build(*values[:half]), pair.build(*values[half:])
+        p, q = case.build(*values[:half]), case.build(*values[half:])
         return seconds({"torch": lambda: d.kl_divergence(p, q), "kullback": lambda: kl(p, q)}, repeats)
     values = [value.requires_grad_() for value in values]
 
     def step(function: Callable[..., torch.Tensor]) -> None:
-        function(pair.build(*values[:half]), pair.build(*values[half:])).sum().backward()
+        function(case.build(*values[:half]), case.build(*values[half:])).sum().backward()
 
     return seconds({"torch": lambda: step(d.kl_divergence), "kullback": lambda: step(kl)}, repeats)
 
 
-def errors(pair: Pair) -> dict[str, float]:
+def errors(case: Case) -> dict[str, float]:
     """Return the largest relative error of torch and of kullback for nearly equal distributions."""
-    values = parameters(pair, (200, 20) if pair.kinds in "vc" else (200,), torch.Generator().manual_seed(1), 1e-3)
+    values = parameters(case, (200, 20) if case.kinds in "vc" else (200,), torch.Generator().manual_seed(1), 1e-3)
     half = len(values) // 2
-    if pair.build is independent_normal:
+    if case.build is independent_normal:
         values = [value[:, None] for value in values]
-    p, q = pair.build(*values[:half]), pair.build(*values[half:])
+    p, q = case.build(*values[:half]), case.build(*values[half:])
     found = {"torch": d.kl_divergence(p, q), "kullback": kl(p, q)}
     worst = dict.fromkeys(found, 0.0)
     with mpmath.workdps(40):
         for i in range(200):
             rows = [np.asarray(value[i], dtype=float).reshape(-1) for value in values]
-            numbers = [[mpmath.mpf(x) for x in row] if pair.kinds in "vc" else mpmath.mpf(row[0]) for row in rows]
-            exact = pair.truth(*numbers)
+            numbers = [[mpmath.mpf(x) for x in row] if case.kinds in "vc" else mpmath.mpf(row[0]) for row in rows]
+            exact = case.truth(*numbers)
             for name, value in found.items():
                 worst[name] = max(worst[name], abs(float((mpmath.mpf(float(value[i])) - exact) / exact)))
     return worst
@@ -210,14 +210,14 @@ def main() -> None:
     columns = ["class", *(f"{shape}, us: torch / kullback (ratio)" for shape in SHAPES)]
     columns += ["(64, 20) with gradients, us", "error of torch", "error of kullback"]
     rows = []
-    for name, pair in PAIRS.items():
+    for name, case in CASES.items():
         row = [name]
         for shape, gradient in (*((shape, False) for shape in SHAPES), ((64, 20), True)):
-            found = timed(pair, shape, options.repeats, gradient=gradient)
+            found = timed(case, shape, options.repeats, gradient=gradient)
             ratio = found["kullback"] / found["torch"]
             digits = [results.significant(found[side] * 1e6, 2) for side in ("torch", "kullback")]
             row.append(f"{digits[0]} / {digits[1]} ({results.significant(ratio, 2)})")
-        row += [results.significant(error, 1) for error in errors(pair).values()]
+        row += [results.significant(error, 1) for error in errors(case).values()]
         rows.append(row)
         print(results.markdown_row(row), flush=True)
     if not options.no_save:

@@ -68,10 +68,12 @@ INLINE double over_steps(Step step) {
 static double equal_mean(double a, double b, double h) {
     double total = residual_of(b, a, h) / 2;
     if (a < 5 || b < 5) {
+        bool all_near = std::fabs(h) < 0.5 * b * (a + 1);  // the argument y decreases with n
         total += over_steps([=](Vector n) {
-            Vector x = a + n, z = b + n, y = h / z / (x + Real(1));
+            Vector x = a + n, z = b + n, y = h / (z * (x + Real(1)));
             Integers near = (y < Real(0.5)) & (y > Real(-0.5));
             Vector close = (h / x) * y * Real(0.5) - (z + Real(0.5)) * log1p_series(near ? -y : all(0));
+            if (all_near) return close;
             Vector log = log_quotient(x * (z + Real(1)), z * (x + Real(1)));
             Vector far = (z + Real(0.5)) * log + h * ((x + Real(0.5)) / (x * (x + Real(1))));
             return near ? close : far;
@@ -91,10 +93,12 @@ static double equal_mean(double a, double b, double h) {
 static double equal_mean_slope(double a, double b, double h) {
     double total = h / a / (2 * b);
     if (a < 5 || b < 5) {
+        bool all_near = std::fabs(h) < 0.5 * b * (a + 1);
         total += over_steps([=](Vector n) {
-            Vector x = a + n, z = b + n, x1 = x + Real(1), z1 = z + Real(1), y = h / z / x1;
+            Vector x = a + n, z = b + n, x1 = x + Real(1), z1 = z + Real(1), y = h / (z * x1);
             Integers near = (y < Real(0.5)) & (y > Real(-0.5));
             Vector close = h * (1 + h) / (Real(2) * x * z * x1 * z1) - log1p_series(near ? -y : all(0));
+            if (all_near) return close;
             Vector far = log_quotient(x * z1, z * x1) + h * (Real(1) / (x * z) + Real(1) / (x1 * z1)) * Real(0.5);
             return near ? close : far;
         });
