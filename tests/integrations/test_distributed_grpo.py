@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.training
+
 SCRIPT = Path(__file__).parent / "distributed_grpo.py"
 CONTROLLED = ("kl_policy_ref_per_token", "beta", "learning_rate_scale", "displacement_scale", "kl_filtered")
 
