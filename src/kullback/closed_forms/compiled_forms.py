@@ -170,7 +170,7 @@ def _value(form: str, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.nd
         out = np.empty(shape, arrays[0].dtype)
         return out if kernels.form_value(_INDEX[form], *arrays, out) else None
     out = np.empty(int(np.prod(shape)))
-    if not kernels.dirichlet_rows(*map(_rows, arrays), out):
+    if not kernels.dirichlet_rows(_rows(arrays[0]), _rows(arrays[1]), out):
         return None
     return out.reshape(shape).astype(arrays[0].dtype)
 
@@ -188,7 +188,7 @@ def _gradients(
     shape = (upstream.size, arrays[0].shape[-1])
     outs = [np.empty(shape, dtype) if need else None for need in needed]
     factors = upstream.astype(np.float64).reshape(-1)
-    kernels.dirichlet_gradient_rows(*map(_rows, arrays), factors, *outs)
+    kernels.dirichlet_gradient_rows(_rows(arrays[0]), _rows(arrays[1]), factors, outs[0], outs[1])
     return [None if out is None else out.reshape(*upstream.shape, shape[1]) for out in outs]
 
 

@@ -131,7 +131,8 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
         kl = compiled.kl_probs_row(p, q, tolerance)
     else:
         sums = _in_threads(partial(_part_sums, p, q), shape[0], threads or THREADS)
-        kl = kl_of_sums(*map(sum, zip(*sums, strict=True)), tolerance)
+        total, mass, excess = map(sum, zip(*sums, strict=True))
+        kl = kl_of_sums(total, mass, excess, tolerance)
     return np.float64(dtype.type(kl)) if kl == kl else None
 
 
