@@ -167,11 +167,22 @@ def train(arm: Arm, connection: Connection) -> None:
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     settings: Row = {
-        **{"max_steps": arm.steps, "seed": arm.seed, "learning_rate": LEARNING_RATES[arm.weights]},
-        **{"lr_scheduler_type": "constant", "num_generations": 4, "max_completion_length": NEW_TOKENS},
-        **{"per_device_train_batch_size": arm.batch, "gradient_checkpointing": False},
-        **{"bf16": on_gpu, "use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu, "report_to": "none"},
-        **{"logging_steps": 1, "save_steps": 10, "save_total_limit": 1, "disable_tqdm": True},
+        "max_steps": arm.steps,
+        "seed": arm.seed,
+        "learning_rate": LEARNING_RATES[arm.weights],
+        "lr_scheduler_type": "constant",
+        "num_generations": 4,
+        "max_completion_length": NEW_TOKENS,
+        "per_device_train_batch_size": arm.batch,
+        "gradient_checkpointing": False,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_steps": 10,
+        "save_total_limit": 1,
+        "disable_tqdm": True,
     }
     tokenizer = AutoTokenizer.from_pretrained(arm.model, padding_side="left")
     common: Row = {
