@@ -18,11 +18,16 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
     from trl import GRPOConfig, GRPOTrainer
-    from trl.trainer.utils import FusedCausalLMOutput, create_model_from_path
+    from trl.trainer.utils import create_model_from_path
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "trl", "accelerate"):
         raise
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
+
+try:
+    from trl.trainer.utils import FusedCausalLMOutput
+except ImportError:  # TRL 1.14 has no fused output head
+    FusedCausalLMOutput: Any = None
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -257,8 +262,11 @@ def _reference_model(policy: Any, given: Any) -> Any:
 def _is_fused_head_exact(model: Any, temperature: float) -> bool:
     """Whether TRL's fused output head gives the log-probabilities of the model, for logits of any size.
 
-    TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration.
+    TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration. Where TRL
+    has no fused head, it takes the log-probabilities from the model's logits.
     """
+    if FusedCausalLMOutput is None:
+        return True
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     head = model_head(model)
     with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
