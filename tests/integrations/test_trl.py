@@ -335,3 +335,11 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
     surprises = torch.tensor(surprises)
     assert abs(surprises.mean()) < 4 / 200**0.5
     assert 0.6 < surprises.std() < 1.1  # less than 1: rows that are sure to be drawn err less than the formula says
+
+
+def test_without_trls_fused_head_its_loss_by_liger_is_refused(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kullback.integrations.trl.FusedCausalLMOutput", None)  # as in TRL 1.14
+    with pytest.raises(BudgetError, match="use_liger_kernel=False with TRL"):
+        make(KLBudget(0.05), use_liger_kernel=True)

@@ -165,6 +165,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
             )
         if args.sync_ref_model:
             raise BudgetError("expected GRPOConfig.sync_ref_model = False: a budget needs a reference that is fixed")
+        if FusedCausalLMOutput is None and args.use_liger_kernel:
+            raise BudgetError(
+                "expected use_liger_kernel=False with TRL 1.14, whose loss then multiplies the hidden states by the "
+                "head's weight and omits other layers and scales of the head; install trl>=1.15 or set it to False"
+            )
         if resume_budget not in ("refuse", "given", "saved"):
             raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
         super().__init__(model, reward_funcs, args, **kwargs)
