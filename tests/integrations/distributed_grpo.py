@@ -37,12 +37,14 @@ def use_fsdp2_without_gpu() -> None:
     }
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
+    from transformers import training_args
 
     def set_device(self: Any) -> None:
         self.device = torch.device("cpu")
 
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     PartialState.set_device = set_device  # type: ignore[method-assign]
+    training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("backend", choices=["ddp", "fsdp2"])
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -110,7 +113,7 @@ def main() -> None:
     arguments = GRPOConfig(
         str(options.output / "checkpoints"),
         use_cpu=options.backend != "fsdp2",
-        bf16=False,
+        bf16=options.bf16,
         report_to="none",
         per_device_train_batch_size=_ROWS_PER_STEP // processes,
         num_generations=2,

@@ -273,13 +273,13 @@ def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_p
     resumed = make(KLBudget(0.02), max_steps=7)
     seen: list[KLBudget] = []
     holder = resumed._controller
-    before_step = holder.on_pre_optimizer_step
+    before_last_backward = holder.before_last_backward
 
-    def noting(*arguments: Any, **named: Any) -> None:
+    def noting() -> None:
         seen.append(resumed.budget)
-        before_step(*arguments, **named)
+        before_last_backward()
 
-    holder.on_pre_optimizer_step = noting
+    holder.before_last_backward = noting
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
     assert seen == [first.budget]
     assert seen[0] != KLBudget(0.02)

@@ -57,10 +57,10 @@ class Fsdp2Weights:
         self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         self._device = device
         self._outline: Any = copy_without_weights(model)
-        self._ref_outline: Any = copy_without_weights(self._outline)
         self._model: Any = None
         self._shards: dict[str, Tensor] = {}
         self._anchors: dict[str, Tensor] = {}
+        self._is_reference = False
 
     # -- storing --
 
@@ -71,8 +71,7 @@ class Fsdp2Weights:
         self._model = model
         self._reshard()
         self._anchors = {name: self._shards[name].detach().clone() for name in self.names}
-        for outline in (self._outline, self._ref_outline):
-            share_buffers(outline, model, self._device)
+        share_buffers(self._outline, model, self._device)
         self._find_head()
         return True
 
@@ -82,7 +81,7 @@ class Fsdp2Weights:
         policy = base_model(self._outline)
         layer = policy.get_output_embeddings()
         layer_names = {key: names.get(id(weight)) for key, weight in layer.named_parameters()}
-        with self._with_weights(self._outline, self._shards) as filled, filled(layer):
+        with self._with_weights() as filled, filled(layer):
             head = head_of(policy)
             if not isinstance(head, Head):
                 raise BudgetError(
@@ -131,16 +130,22 @@ class Fsdp2Weights:
         parts = list(decoder_of(base_model(self._outline)).children())
         return sharded + [name for name, module in self._outline.named_modules() if any(module is x for x in parts)]
 
-    def _with_weights(self, outline: Any, weights: Mapping[str, Tensor]) -> Any:
-        """A context manager in which the blocks of a copy gather their weights, in float32, when they are called."""
+    def _with_weights(self) -> Any:
+        """A context manager in which the blocks of the copy gather their weights, in float32, when they are called."""
+        return weights_on_call(self._outline, self._blocks, self._whole)
 
-        def whole(name: str) -> Tensor:
-            return self._whole(weights.get(name, self._shards[name]))
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """A context manager in which the values that weights have in the reference are gathered."""
+        self._is_reference = True
+        try:
+            yield
+        finally:
+            self._is_reference = False
 
-        return weights_on_call(outline, self._blocks, whole)
-
-    def _whole(self, shard: Tensor) -> Tensor:
-        """The whole weight, in float32 if it is stored in 16 bits."""
+    def _whole(self, name: str) -> Tensor:
+        """The whole value of a weight, in float32 if it is stored in 16 bits."""
+        shard = self._anchors.get(name, self._shards[name]) if self._is_reference else self._shards[name]
         weight = (shard.full_tensor() if isinstance(shard, DTensor) else shard).detach().to(self._device)
         return weight.float() if weight.dtype in _HALF_PRECISION else weight
 
@@ -155,16 +160,15 @@ class Fsdp2Weights:
 
     def float32_hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Return the policy's hidden states in evaluation mode, without gradient, from weights gathered in float32."""
-        self._reshard()
-        with evaluation_mode(self._outline), self._with_weights(self._outline, self._shards):
+        with evaluation_mode(self._outline), self._with_weights():
             return last_hidden(base_model(self._outline), ids, attention)
 
     @torch.no_grad()
     def ref_hidden(self, ids: Tensor, attention: Tensor, *, float32: bool = False) -> Tensor:
         """Return the reference's hidden states, without gradient, in the precision of training or in float32."""
         if float32:
-            with evaluation_mode(self._ref_outline), self._with_weights(self._ref_outline, self._anchors):
-                return last_hidden(base_model(self._ref_outline), ids, attention)
+            with self._as_reference():
+                return self.float32_hidden(ids, attention)
         self._exchange_shards()
         try:
             return self.evaluation_hidden(ids, attention)
@@ -186,10 +190,11 @@ class Fsdp2Weights:
     def head(self, *, float32: bool = False) -> Head:
         """Return the policy's output head, gathered on each process.
 
-        With gradient, it is the weight that FSDP2 gathers, through which FSDP2 receives the gradient.
+        With gradient, it is the weight that FSDP2 gathers, through which FSDP2 receives the gradient. In mixed
+        precision, it has the value of the weight before rounding.
         """
         if float32:
-            return self._gathered_head(self._shards)
+            return self._gathered_head()
         modules: dict[str, Any] = {canonical_name(name): module for name, module in self._model.named_modules()}
         weights: list[Any] = []
         for name in self._head_names:
@@ -202,16 +207,19 @@ class Fsdp2Weights:
                 around = [modules[".".join(parts[:i])] for i in range(len(parts) + 1)]
                 [module for module in around if isinstance(module, FSDPModule)][-1].unshard()
             weights.append(getattr(modules[owner], attribute))
+        if weights[0].dtype in _HALF_PRECISION:
+            gathered = self._gathered_head()
+            values = (gathered.weight, gathered.bias)
+            weights = [w if w is None else _WithValue.apply(w, value) for w, value in zip(weights, values, strict=True)]
         return Head(weights[0], weights[1], self._head_scale)
 
     def ref_head(self, *, float32: bool = False) -> Head:  # noqa: ARG002
         """Return the reference's output head, gathered on each process."""
-        return self._gathered_head(self._anchors)
+        with self._as_reference():
+            return self._gathered_head()
 
-    def _gathered_head(self, weights: Mapping[str, Tensor]) -> Head:
-        whole = [
-            None if name is None else self._whole(weights.get(name, self._shards[name])) for name in self._head_names
-        ]
+    def _gathered_head(self) -> Head:
+        whole = [None if name is None else self._whole(name) for name in self._head_names]
         return Head(whole[0], whole[1], self._head_scale)  # type: ignore[arg-type]
 
     def release(self) -> None:
@@ -222,19 +230,29 @@ class Fsdp2Weights:
 
     @contextmanager
     def checked(self) -> Iterator[CheckedModels]:
-        """A context manager with copies of policy and reference whose blocks gather their weights."""
+        """A context manager with a copy of the model whose blocks gather their weights in float32."""
         self._reshard()
-        with (
-            self._with_weights(self._outline, self._shards),
-            self._with_weights(self._ref_outline, self._anchors),
-        ):
-            yield CheckedModels(self._outline, self._ref_outline, None, self._model)
+        with self._with_weights():
+            yield CheckedModels(self._outline, None, self._as_reference, self._model)
 
     def checked_batch(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the batch of the first process, because all processes have to call the same blocks."""
         tensors = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         batch: Any = broadcast_object_list([tensors])[0]
         return {name: x.to(self._device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+
+
+class _WithValue(torch.autograd.Function):
+    """The values of another tensor, with the gradient of a tensor that is rounded to 16 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, rounded: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.dtype = rounded.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.to(ctx.dtype), None
 
 
 def _all_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from kullback.errors import BudgetError, MissingDependencyError
 
 try:
     import torch
-    from accelerate.utils import gather_object
+    from accelerate.utils import broadcast_object_list, gather_object
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
     from trl import GRPOConfig, GRPOTrainer
@@ -166,11 +166,10 @@ class BudgetGRPOTrainer(GRPOTrainer):
         policy: Any = self.accelerator.unwrap_model(self.model)
         self.has_given_reference = ref_model is not None
         if self.is_fsdp_enabled:
-            if self.accelerator.mixed_precision != "no":
+            if self.accelerator.mixed_precision not in ("no", "bf16"):
                 raise BudgetError(
-                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
-                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
-                    "data parallelism, where it is measured in float32"
+                    f"expected mixed_precision: no or bf16 under FSDP2, got {self.accelerator.mixed_precision}; use "
+                    "bf16=True"
                 )
             _require_shardable(policy, ref_model)
         else:
@@ -274,7 +273,7 @@ def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
+def _add_exact_head(model: Any, head_of_policy: Callable[[], AnyHead], temperature: float) -> None:
     """Replace TRL's fused output head, `forward(fused_lm_head=True)`, by a function that uses the model's own head."""
     former = model.forward
 
@@ -286,7 +285,7 @@ def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
             raise BudgetError("expected router_aux_loss_coef = 0 for a model whose output head is not linear")
         kwargs["use_cache"] = False
         hidden = decoder_of(self)(*args, **kwargs).last_hidden_state
-        mask = labels[:, 1:] != -100
+        mask, head = labels[:, 1:] != -100, head_of_policy()
         log_probs = completion_log_prob(head, hidden, labels.clamp(min=0), mask, temperature=temperature)
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / mask.sum().clamp(min=1),
@@ -318,6 +317,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
         self.weights = self._policy_weights()
         self.ref_log_probs: list[float] = []
+        # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
+        is_exact: Any = [_is_fused_head_exact(self.policy, trainer.temperature)]
+        self.is_fused_head_exact = broadcast_object_list(is_exact)[0]
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight, self.has_trained = False, False
@@ -339,10 +341,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if not self.weights.place(self.model):
             return
-        with self.weights.checked() as models:
-            is_exact = _is_fused_head_exact(base_model(models.policy), self.trainer.temperature)
-        if not is_exact:
-            _add_exact_head(self.policy, self.weights.head(), self.trainer.temperature)
+        if not self.is_fused_head_exact:
+            _add_exact_head(self.policy, self.weights.head, self.trainer.temperature)
         self.ref_log_probs = self._ref_log_probs()
 
     @torch.no_grad()
@@ -561,10 +561,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     @torch.no_grad()
     def head_logits(self, batch: CompletionBatch) -> Tensor:
         """Return the logits of the policy as the KL is computed from: the head applied to recorded hidden states."""
-        with evaluation_mode(self.policy):
-            hidden = self.weights.evaluation_hidden(batch.ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 :]
+        with self.weights.checked() as models, evaluation_mode(models.policy):
+            hidden = last_hidden(base_model(models.policy), batch.ids, batch.attention_mask)
             head = self.weights.head()
-            return torch.stack([head(row) for row in hidden])
+            return torch.stack([head(row) for row in hidden[:, -batch.mask.shape[1] - 1 :]])
 
     # -- the trainer's events --
 
