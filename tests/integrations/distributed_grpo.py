@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--two-passes", action="store_true")
+    parser.add_argument("--efficient-loading", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -72,6 +74,8 @@ def main() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.backend == "fsdp2":
         use_fsdp2_without_gpu()
+    if options.efficient_loading:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
 
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -85,6 +89,11 @@ def main() -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     model: Any = make_model(tokenizer)
+    if options.efficient_loading and os.environ["RANK"] != "0":
+        for weight in model.parameters():
+            weight.data.fill_(torch.nan)  # transformers loads the weights on the first process only
+    if options.two_passes:
+        model.unused = torch.nn.Dropout(0.1)  # so that the KL is measured by another pass, in evaluation mode
     if options.tied:
         model.config.tie_word_embeddings = True
         model.tie_weights()

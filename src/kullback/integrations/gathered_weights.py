@@ -39,7 +39,9 @@ def copy_without_weights(model: nn.Module) -> nn.Module:
     Raises:
         BudgetError: The model cannot be copied.
     """
-    memo: dict[int, Any] = {id(weight): _placeholder(weight, weight.device) for weight in model.parameters()}
+    memo: dict[int, Any] = {
+        id(weight): _placeholder(weight, weight.device, weight.dtype) for weight in model.parameters()
+    }
     try:
         duplicate = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
@@ -52,14 +54,15 @@ def copy_without_weights(model: nn.Module) -> nn.Module:
     return duplicate
 
 
-def _placeholder(weight: Tensor, device: torch.device) -> nn.Parameter:
-    value = torch.nan if weight.is_floating_point() else 0
-    one = torch.full((1,) * weight.dim(), value, dtype=weight.dtype, device=device)
+def _placeholder(weight: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    one = torch.full((1,) * weight.dim(), torch.nan if dtype.is_floating_point else 0, dtype=dtype, device=device)
     return nn.Parameter(one.expand(weight.shape), requires_grad=weight.requires_grad)
 
 
 def share_buffers(model: nn.Module, original: nn.Module, device: torch.device) -> None:
-    """Give a copy without weights the buffers of the distributed original, and placeholders on a device."""
+    """Give a copy without weights the buffers of the distributed original, and placeholders of its dtypes."""
+    dtypes = {canonical_name(name): weight.dtype for name, weight in original.named_parameters()}
+    names = {id(weight): name for name, weight in model.named_parameters()}
     modules = {canonical_name(name): module for name, module in original.named_modules()}
     moved: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
@@ -67,7 +70,8 @@ def share_buffers(model: nn.Module, original: nn.Module, device: torch.device) -
             module._buffers[key] = modules[name]._buffers[key]
         for key, weight in module._parameters.items():
             if weight is not None:
-                module._parameters[key] = moved.setdefault(id(weight), _placeholder(weight, device))
+                dtype = dtypes[names[id(weight)]]
+                module._parameters[key] = moved.setdefault(id(weight), _placeholder(weight, device, dtype))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from kullback.errors import BudgetError, MissingDependencyError
@@ -53,6 +54,7 @@ from kullback.integrations.transformers import (
     recorded_hidden,
 )
 from kullback.integrations.transformers_reference import copy_for_reference, evaluation_mode, has_half_precision
+from kullback.integrations.trl_checkpoint import load_generations, save_generations
 from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
@@ -88,8 +90,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
     weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
     rounding accumulate.
 
-    Four methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss` and
-    `_load_from_checkpoint`. The controller's state is saved in the checkpoints with the trainer's own.
+    Five methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss`,
+    `_load_from_checkpoint` and `_load_optimizer_and_scheduler`. The controller's state and the completions that later
+    steps use are saved in the checkpoints, so that a resumed run equals an uninterrupted run.
 
     Args:
         model: As for `GRPOTrainer`.
@@ -108,7 +111,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
-            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in mixed precision, the model takes images, or the adapter
+            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in float16, the model takes images, or the adapter
             consists of prompts. Also raised by `train()`, for the findings of `preflight` and for a budget that differs
             from the checkpoint's.
 
@@ -171,7 +174,16 @@ class BudgetGRPOTrainer(GRPOTrainer):
                     f"expected mixed_precision: no or bf16 under FSDP2, got {self.accelerator.mixed_precision}; use "
                     "bf16=True"
                 )
-            _require_shardable(policy, ref_model)
+            if ref_model is not None:
+                raise BudgetError(
+                    "expected no ref_model under FSDP2: the reference is the policy with its initial weights"
+                )
+            is_float32 = all(w.dtype == torch.float32 for w in policy.parameters() if w.requires_grad)
+            if self.accelerator.mixed_precision == "no" and not is_float32:
+                raise BudgetError(
+                    "expected trainable weights in float32 under FSDP2: load the model in torch.float32, or set "
+                    "bf16=True, so that FSDP2 keeps them in float32"
+                )
         else:
             self.ref_model = _reference_model(policy, ref_model)
         if self.ref_model is not None:
@@ -189,6 +201,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
         """Store the reference of sharded weights before the weights of a checkpoint replace it."""
         self._controller.place()
         super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Note the checkpoint from which training continues, whatever the backend is."""
+        self._controller.checkpoint = None if checkpoint is None else Path(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -214,16 +231,6 @@ class BudgetGRPOTrainer(GRPOTrainer):
             if self.accelerator.sync_gradients:
                 controller.before_last_backward()
         return loss
-
-
-def _require_shardable(policy: Any, ref_model: Any) -> None:
-    """Raise BudgetError unless the KL of a policy can be measured and controlled when FSDP2 shards it."""
-    if ref_model is not None:
-        raise BudgetError("expected no ref_model under FSDP2: the reference is the policy with its initial weights")
-    if _has_dropout(policy):
-        raise BudgetError("expected a model without dropout under FSDP2: set GRPOConfig.disable_dropout=True")
-    if any(weight.dtype != torch.float32 for weight in policy.parameters() if weight.requires_grad):
-        raise BudgetError("expected trainable weights in float32 under FSDP2: load the model with dtype=torch.float32")
 
 
 def _reference_model(policy: Any, given: Any) -> Any:
@@ -323,6 +330,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight, self.has_trained = False, False
+        self.checkpoint: Path | None = None
         self.step = BudgetStep(self.weights.scale_displacement, self)
         self.learning_rates = ExitStack()
         self.place()
@@ -585,6 +593,13 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if self.trainer.budget is not None and saved.get("budget"):
             former = controller_from_dict(saved["budget"])
             self.trainer.budget = _resumed_budget(self.trainer.budget, former, self.trainer.resume_budget)
+
+        if self.checkpoint is not None:
+            self.held_out = load_generations(self.trainer, self.checkpoint, kwargs["train_dataloader"])
+            self.checkpoint = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        save_generations(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}", self.held_out)
 
     def _require_reference(self, saved: list[float] | None) -> None:
         """Raise BudgetError unless the reference gives the log-probabilities that a checkpoint has stored."""
