@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,30 +27,33 @@ class Trained:
     seen: list[float]
 
 
-Run = Callable[..., Trained]
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
-
-
-def train(output: Path, backend: str, processes: int, *options: str) -> Trained:
-    """Run the script in processes of their own."""
-    output.mkdir(parents=True, exist_ok=True)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(_free_port())]
-    words = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(output), backend, *options]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=500, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
-    return Trained(rows, load_file(output / "weights.safetensors"), seen)
+Train = Callable[..., Trained]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def train() -> Iterator[Train]:
+    """A function that runs the script on processes which are forked from one process."""
+    words = [sys.executable, str(SCRIPT.with_name("forked_runs.py")), str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        requests, answers = server.stdin, server.stdout
+
+        def train_once(output: Path, backend: str, processes: int, *options: str) -> Trained:
+            output.mkdir(parents=True, exist_ok=True)
+            log = output / "output.txt"
+            print(json.dumps([processes, str(log), str(output), backend, *options]), file=requests, flush=True)
+            assert answers.readline() == "0\n", log.read_text()[-3000:]
+            rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
+            return Trained(rows, load_file(output / "weights.safetensors"), seen)
+
+        yield train_once
+        requests.close()
+
+
+@pytest.fixture(scope="module")
+def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """A function that trains once for each combination of its arguments."""
     done: dict[tuple[Any, ...], Trained] = {}
 
@@ -86,23 +88,23 @@ def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> No
     ],
 )
 def test_the_trajectory_does_not_depend_on_the_processes(
-    run: Run, backend: str, processes: int, options: tuple[str, ...]
+    run: Train, backend: str, processes: int, options: tuple[str, ...]
 ) -> None:
     alone = run("ddp", 1, *options)
     assert any(row["displacement_scale"] != 1.0 for row in alone.rows)  # the budget acts on the weights
     assert_same(run(backend, processes, *options), alone)
 
 
-def test_the_weights_may_be_on_the_first_process_only(run: Run) -> None:
+def test_the_weights_may_be_on_the_first_process_only(run: Train) -> None:
     assert_same(run("fsdp2", 2, "--efficient-loading"), run("ddp", 1))
 
 
-def test_generation_receives_the_scaled_weights(run: Run) -> None:
+def test_generation_receives_the_scaled_weights(run: Train) -> None:
     alone = run("ddp", 1)
     assert len(set(alone.seen)) == len(alone.seen) == 6
 
 
-def test_a_resumed_run_under_fsdp2_is_the_uninterrupted_run(run: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_under_fsdp2_is_the_uninterrupted_run(train: Train, run: Train, tmp_path: Path) -> None:
     whole = run("fsdp2", 2)
     first = train(tmp_path, "fsdp2", 2, "--steps", "3")
     assert len(first.rows) == 3
@@ -114,7 +116,7 @@ def test_a_resumed_run_under_fsdp2_is_the_uninterrupted_run(run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("options", [(), ("--lora",)])
-def test_mixed_precision_under_fsdp2_is_that_of_one_process(run: Run, options: tuple[str, ...]) -> None:
+def test_mixed_precision_under_fsdp2_is_that_of_one_process(run: Train, options: tuple[str, ...]) -> None:
     alone, sharded = (run(*launched, "--bf16", "--steps", "12", *options) for launched in (("ddp", 1), ("fsdp2", 2)))
     # A step changes the KL by less than the rounding of weights to bfloat16 does, from which it would be measured.
     assert min(row["learning_rate_scale"] for row in alone.rows) < 0.01
