@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
@@ -113,6 +114,8 @@ def main() -> None:
             counts[prompt] = place = counts.get(prompt, -1) + 1
             noise = hashlib.sha256(f"{prompt} {place}".encode()).digest()
             completions.append([2 + byte % 10 for byte in noise[: 2 + noise[9] % 3]] + [tokenizer.eos_token_id])
+            if options.masked and hashlib.sha256(prompt.encode()).digest()[0] % 2:
+                completions[-1] = completions[-1][:-1]  # all completions of this prompt are truncated
         return {
             "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
             "completion_ids": completions,
@@ -127,6 +130,7 @@ def main() -> None:
         per_device_train_batch_size=_ROWS_PER_STEP // processes,
         num_generations=2,
         max_completion_length=4,
+        mask_truncated_completions=options.masked,
         max_steps=options.steps,
         learning_rate=3e-2 if options.lora else 1e-3,
         lr_scheduler_type="constant",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kullback.doctor.run import doctor_path
+
 SCRIPT = Path(__file__).parent / "distributed_grpo.py"
 CONTROLLED = ("kl_policy_ref_per_token", "beta", "learning_rate_scale", "displacement_scale", "kl_filtered")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The metrics of each step, the weights at the end, and checksums of the weights that each generation received."""
+    """The metrics of each step, the weights at the end, and checksums of the weights that each generation received.
+
+    The directory has the checkpoints and the output of the processes.
+    """
 
     rows: list[dict[str, Any]]
     weights: dict[str, torch.Tensor]
     seen: list[float]
+    directory: Path
 
 
 Train = Callable[..., Trained]
@@ -46,7 +53,7 @@ def train() -> Iterator[Train]:
             print(json.dumps([processes, str(log), str(output), backend, *options]), file=requests, flush=True)
             assert answers.readline() == "0\n", log.read_text()[-3000:]
             rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
-            return Trained(rows, load_file(output / "weights.safetensors"), seen)
+            return Trained(rows, load_file(output / "weights.safetensors"), seen, output)
 
         yield train_once
         requests.close()
@@ -69,7 +76,9 @@ def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Train:
 def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> None:
     assert [row["step"] for row in left.rows] == [row["step"] for row in right.rows]
     for name in CONTROLLED:
-        assert [row[name] for row in left.rows] == pytest.approx([row[name] for row in right.rows], rel=1e-4, abs=1e-7)
+        # A step whose completions are all masked has no KL.
+        values = [[row.get(name, -1.0) for row in run.rows] for run in (left, right)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-7), name
     assert left.weights.keys() == right.weights.keys()
     for name, weight in left.weights.items():
         torch.testing.assert_close(weight, right.weights[name], rtol=0, atol=tolerance, msg=name)
@@ -85,6 +94,7 @@ def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> No
         ("fsdp2", 2, ("--tied",)),
         ("fsdp2", 2, ("--lora",)),
         ("fsdp2", 2, ("--two-passes",)),
+        ("fsdp2", 4, ("--masked",)),
     ],
 )
 def test_the_trajectory_does_not_depend_on_the_processes(
@@ -124,3 +134,22 @@ def test_mixed_precision_under_fsdp2_is_that_of_one_process(run: Train, options:
         values = [[row[name] for row in rows] for rows in (sharded.rows, alone.rows)]
         assert values[0] == pytest.approx(values[1], rel=0.15, abs=1e-5), name
     assert sharded.rows[-1]["kl_filtered"] == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "launched",
+    [
+        ("ddp", 1, "--lora"),
+        ("ddp", 1, "--bf16", "--steps", "12"),
+        ("fsdp2", 2),
+        ("fsdp2", 2, "--lora"),
+        ("fsdp2", 2, "--bf16", "--steps", "12"),
+        ("fsdp2", 2, "--bf16", "--steps", "12", "--lora"),
+    ],
+    ids=lambda launched: " ".join(map(str, launched)),
+)
+def test_the_doctor_is_clean_on_healthy_runs(run: Train, launched: tuple[Any, ...]) -> None:
+    directory = run(*launched).directory
+    assert doctor_path(directory / "checkpoints") == []
+    found = re.findall(r"^(?:warning|error) [a-z-]+: .*$", (directory / "output.txt").read_text(), re.MULTILINE)
+    assert found == []  # of the checks before the first step

@@ -378,8 +378,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         layer may have no effect on it, as in an adapter that is still 0, and rules this out too.
         """
         if self.has_one_mode is None:
-            self.has_one_mode = not _has_dropout(self.model) and self._modes_agree(inputs, hidden)
-            if not self.has_one_mode:
+            self.has_one_mode = False if _has_dropout(self.model) else self._modes_agree(inputs, hidden)
+            if self.has_one_mode is False:
                 _logger.warning(
                     "Training mode changes the hidden states of the policy (dropout). The KL is measured in evaluation "
                     "mode, by another forward and backward pass for each batch; set disable_dropout=True to avoid it."
@@ -390,17 +390,20 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 hidden = self.weights.evaluation_hidden(ids, attention)
         return hidden
 
-    def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool:
-        """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel."""
+    def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool | None:
+        """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel.
+
+        All processes decide alike, because they take part in each other's forward passes. None if no token counts.
+        """
         ids, attention, mask = _completions(inputs)
         with self._autocast(), torch.no_grad():
             other = self.weights.evaluation_hidden(ids, attention)
         counted = mask.bool()
         first, second = (states[:, -mask.shape[1] - 1 : -1][counted].detach().float() for states in (hidden, other))
-        if not first.numel():
-            return False
-        precision = torch.bfloat16 if self.is_low_precision else hidden.dtype
-        return bool((first - second).abs().max() <= 2 * torch.finfo(precision).eps * first.abs().max())
+        tolerance = 2 * torch.finfo(torch.bfloat16 if self.is_low_precision else hidden.dtype).eps
+        agrees = bool((first - second).abs().max() <= tolerance * first.abs().max()) if first.numel() else None
+        found = [each for each in gather_object([agrees]) if each is not None]
+        return all(found) if found else None
 
     def ref_hidden(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the reference's hidden states on a batch, from the position before the first completion token."""
