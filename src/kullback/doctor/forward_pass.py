@@ -12,6 +12,7 @@ from torch import Tensor
 from kullback.errors import InputError, ShapeError
 
 __all__ = [
+    "CheckedModels",
     "CompletionBatch",
     "PolicyAndReference",
     "completion_batch",
@@ -27,6 +28,24 @@ _TRL_NAMES = {
     "sampling_per_token_logps": "sampler_log_prob",
     "ref_per_token_logps": "ref_log_prob",
 }
+
+
+@dataclass(frozen=True)
+class CheckedModels:
+    """The models of a trainer that `kullback.doctor` checks.
+
+    Args:
+        policy: A model that computes the policy.
+        reference: A separate model that computes the reference, or None.
+        as_reference: Without a separate reference: a function that returns a context manager in which `policy` computes
+            the reference.
+        optimized: The module whose parameters the optimizer has; None: they are copies.
+    """
+
+    policy: Any
+    reference: Any
+    as_reference: Callable[[], AbstractContextManager[Any]] | None
+    optimized: Any
 
 
 @dataclass(frozen=True)
