@@ -314,10 +314,12 @@ def test_any_output_head_is_trained_and_measured(make: MakeTrainer, name: str, u
     trainer = make(model, KLBudget(0.05, unit=unit), temperature=0.9)
     ids = torch.randint(2, 14, (2, 9))
     with torch.no_grad(), evaluation_mode(model):
-        fused = model(input_ids=ids, labels=ids, fused_lm_head=True)
+        # The log-probabilities of TRL's loss.
+        batch = model, ids, torch.ones_like(ids), 8
+        log_probs, entropy, *_ = trainer._get_per_token_logps_and_entropies(*batch, compute_entropy=True)
         log_p = (type(model).forward(model, input_ids=ids).logits[:, :-1] / 0.9).log_softmax(-1)
-    torch.testing.assert_close(fused.log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(fused.entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
     check(trainer, original, temperature=0.9)
 
 

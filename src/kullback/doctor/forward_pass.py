@@ -15,6 +15,7 @@ __all__ = [
     "CheckedModels",
     "CompletionBatch",
     "PolicyAndReference",
+    "base_model",
     "completion_batch",
     "forward_logits",
     "preserve_training_state",
@@ -187,9 +188,16 @@ def forward_logits(
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def base_model(model: Any) -> Any:
+    """The model of transformers within a PEFT model, or the model itself.
+
+    PEFT 0.18 leaves the attribute `peft_config` on a model whose adapter was merged.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _accepts_logits_to_keep(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return "logits_to_keep" in signature(type(base).forward).parameters
+    return "logits_to_keep" in signature(type(base_model(model)).forward).parameters
 
 
 def token_log_probs(

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.budget.displacement import Float32Weights, scale_displacement
-from kullback.doctor.forward_pass import CheckedModels
+from kullback.doctor.forward_pass import CheckedModels, base_model
 from kullback.integrations.transformers import AnyHead, Head, decoder_of, head_of, last_hidden
 from kullback.integrations.transformers_reference import (
     Reference,
@@ -24,7 +24,7 @@ from kullback.integrations.transformers_reference import (
     float32_weights,
 )
 
-__all__ = ["PolicyWeights", "WholeWeights", "base_model"]
+__all__ = ["PolicyWeights", "WholeWeights"]
 
 
 class PolicyWeights(Protocol):
@@ -102,11 +102,6 @@ class PolicyWeights(Protocol):
     def checked_batch(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the batch that the doctor checks, which is one batch for all processes if the weights are sharded."""
         ...
-
-
-def base_model(model: Any) -> Any:
-    """The model of transformers within a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 class WholeWeights:

@@ -41,12 +41,12 @@ from kullback.budget.controllers import (
 )
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
-from kullback.doctor.forward_pass import CompletionBatch
+from kullback.doctor.forward_pass import CompletionBatch, base_model
 from kullback.doctor.trl import doctor_batch
 from kullback.integrations.fsdp2 import Fsdp2Weights
 from kullback.integrations.gathered_weights import canonical_name
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
-from kullback.integrations.policy_weights import PolicyWeights, WholeWeights, base_model
+from kullback.integrations.policy_weights import PolicyWeights, WholeWeights
 from kullback.integrations.transformers import (
     AnyHead,
     completion_entropy,
@@ -259,7 +259,7 @@ def _reference_model(policy: Any, given: Any) -> Any:
         return given.requires_grad_(False).eval()
     # The modules of a model on several devices have functions that move their inputs, which cannot be copied.
     is_on_one_device = len(set((getattr(policy, "hf_device_map", None) or {}).values())) < 2
-    return copy_for_reference(policy) if is_on_one_device and not hasattr(policy, "peft_config") else None
+    return copy_for_reference(policy) if is_on_one_device and base_model(policy) is policy else None
 
 
 @torch.no_grad()
