@@ -129,7 +129,7 @@ def true_kl(policy: Any, reference: Any, inputs: dict[str, Any], temperature: fl
     log_probs = []
     for model in (policy, reference):
         # The forward pass of the class: TRL and accelerate replace it in the model, and use autocast.
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         with evaluation_mode(base):
             logits = type(base).forward(base, input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
         log_probs.append((logits.double() / temperature).log_softmax(-1))
