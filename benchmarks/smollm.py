@@ -103,7 +103,7 @@ def convert(model: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrainingRun:
     """A training run: its trainable weights ("LoRA" or "all weights"), its trainer, and the directory of its files."""
 
     weights: str
@@ -131,8 +131,8 @@ class Arm:
 class TakeTurns(TrainerCallback):
     """A callback that waits for the permission of the parent before each step, and stores the time and the memory."""
 
-    def __init__(self, arm: Arm, connection: Connection) -> None:
-        self.file, self.connection = arm.steps_file, connection
+    def __init__(self, run: TrainingRun, connection: Connection) -> None:
+        self.file, self.connection = run.steps_file, connection
         self.start = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -161,19 +161,19 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def train(arm: Arm, connection: Connection) -> None:
-    """Train an arm from its newest checkpoint, evaluate the final policy, and write result.json."""
+def train(run: TrainingRun, connection: Connection) -> None:
+    """Train a run from its newest checkpoint, evaluate the final policy, and write result.json."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     settings: Row = {
-        "max_steps": arm.steps,
-        "seed": arm.seed,
-        "learning_rate": LEARNING_RATES[arm.weights],
+        "max_steps": run.steps,
+        "seed": run.seed,
+        "learning_rate": LEARNING_RATES[run.weights],
         "lr_scheduler_type": "constant",
         "num_generations": 4,
         "max_completion_length": NEW_TOKENS,
-        "per_device_train_batch_size": arm.batch,
+        "per_device_train_batch_size": run.batch,
         "gradient_checkpointing": False,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
@@ -184,17 +184,17 @@ def train(arm: Arm, connection: Connection) -> None:
         "save_total_limit": 1,
         "disable_tqdm": True,
     }
-    tokenizer = AutoTokenizer.from_pretrained(arm.model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(run.model, padding_side="left")
     common: Row = {
-        "train_dataset": Dataset.from_list(rows(arm.steps * arm.batch // 4, arm.seed)),
+        "train_dataset": Dataset.from_list(rows(run.steps * run.batch // 4, run.seed)),
         "processing_class": tokenizer,
-        "callbacks": [TakeTurns(arm, connection)],
+        "callbacks": [TakeTurns(run, connection)],
     }
-    if arm.weights == "LoRA":
+    if run.weights == "LoRA":
         common["peft_config"] = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    policy = AutoModelForCausalLM.from_pretrained(arm.model, dtype=torch.float32)
-    checkpoints = str(arm.path / "checkpoints")
-    if arm.trainer == "trl":
+    policy = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    checkpoints = str(run.path / "checkpoints")
+    if run.trainer == "trl":
         trainer = GRPOTrainer(policy, [right, digits], GRPOConfig(checkpoints, beta=BETA, **settings), **common)
     else:
         args = GRPOConfig(checkpoints, beta=0.0, **settings)
@@ -202,76 +202,76 @@ def train(arm: Arm, connection: Connection) -> None:
     trainer.pop_callback(PrinterCallback)
     newest = get_last_checkpoint(checkpoints) if Path(checkpoints).is_dir() else None
     first = 0 if newest is None else int(newest.rpartition("-")[2])
-    kept = [row for row in read_steps(arm) if row["step"] <= first]
-    arm.steps_file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    kept = [row for row in read_steps(run) if row["step"] <= first]
+    run.steps_file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     trainer.train(resume_from_checkpoint=newest)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if arm.weights == "LoRA":
+    if run.weights == "LoRA":
         trained = trained.get_base_model()
-    reference: Any = AutoModelForCausalLM.from_pretrained(arm.model, dtype=torch.float32).to(trained.device)
-    held_out = rows(arm.prompts, seed=arm.seed + 1_000_000)
+    reference: Any = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).to(trained.device)
+    held_out = rows(run.prompts, seed=run.seed + 1_000_000)
     evaluation = Evaluation(held_out, [right, digits], tokenizer, max_new_tokens=NEW_TOKENS, temperature=1.0)
     (before, _), (after, _) = (evaluation.measure(model, reference, step=0) for model in (reference, trained))
     findings = [str(finding) for finding in doctor_path(Path(checkpoints))]
     result = {"before": before, "after": after, "findings": findings, "log": trainer.state.log_history}
-    arm.result.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    run.result.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
-def read_steps(arm: Arm) -> list[Row]:
-    """Return the rows of the steps that an arm has taken."""
-    text = arm.steps_file.read_text(encoding="utf-8") if arm.steps_file.is_file() else ""
+def read_steps(run: TrainingRun) -> list[Row]:
+    """Return the rows of the steps that a run has taken."""
+    text = run.steps_file.read_text(encoding="utf-8") if run.steps_file.is_file() else ""
     return [json.loads(line) for line in text.splitlines()]
 
 
-def train_in_turns(arms: Sequence[Arm]) -> None:
-    """Train the arms that have no result, each in a process, which take their steps in alternation."""
+def train_in_turns(runs: Sequence[TrainingRun]) -> None:
+    """Train the runs that have no result, each in a process, which take their steps in alternation."""
     context = multiprocessing.get_context("spawn")
-    running: list[tuple[Arm, Any, Any]] = []
-    for arm in arms:
-        if arm.result.is_file():
+    running: list[tuple[TrainingRun, Any, Any]] = []
+    for run in runs:
+        if run.result.is_file():
             continue
-        arm.path.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir(parents=True, exist_ok=True)
         ours, theirs = context.Pipe()
-        process = context.Process(target=train, args=(arm, theirs), daemon=True)
+        process = context.Process(target=train, args=(run, theirs), daemon=True)
         process.start()
         theirs.close()
-        running.append((arm, process, ours))
+        running.append((run, process, ours))
     stepping = list(running)
     while stepping:
         for item in list(stepping):
-            arm, _, connection = item
+            run, _, connection = item
             try:
                 connection.send(None)
                 row = connection.recv()
             except (EOFError, OSError):  # the process ended
                 stepping.remove(item)
                 continue
-            print(f"{arm.path.name}: step {row['step']}, {row['seconds']:.1f} s", flush=True)
-            if row["step"] == arm.steps:
+            print(f"{run.path.name}: step {row['step']}, {row['seconds']:.1f} s", flush=True)
+            if row["step"] == run.steps:
                 stepping.remove(item)
-    for arm, process, _ in running:
+    for run, process, _ in running:
         process.join()
-        if not arm.result.is_file():
-            raise SystemExit(f"{arm.path}: the process ended without a result")
+        if not run.result.is_file():
+            raise SystemExit(f"{run.path}: the process ended without a result")
 
 
-def table(arms: Sequence[Arm]) -> list[list[str]]:
-    """Return the rows of the table of finished arms."""
+def table(runs: Sequence[TrainingRun]) -> list[list[str]]:
+    """Return the rows of the table of finished runs."""
     summaries: dict[tuple[str, str], tuple[float, float]] = {}
-    for arm in arms:
-        steps = read_steps(arm)
+    for run in runs:
+        steps = read_steps(run)
         time_per_step = median(row["seconds"] for row in steps if row["step"] > 1)
-        summaries[arm.weights, arm.trainer] = time_per_step, max(row["mebibytes"] for row in steps)
+        summaries[run.weights, run.trainer] = time_per_step, max(row["mebibytes"] for row in steps)
     found = []
-    for arm in arms:
-        result = json.loads(arm.result.read_text(encoding="utf-8"))
+    for run in runs:
+        result = json.loads(run.result.read_text(encoding="utf-8"))
         before, after = result["before"], result["after"]
-        (seconds, memory), (trl_seconds, trl_memory) = (summaries[arm.weights, t] for t in (arm.trainer, "trl"))
+        (seconds, memory), (trl_seconds, trl_memory) = (summaries[run.weights, t] for t in (run.trainer, "trl"))
         kl, error = after["kl_policy_ref_per_token"], after["kl_policy_ref_per_token_std_error"]
         shares = [f"{row[f'rewards/{name}']:.3f}" for name in ("right", "digits") for row in (before, after)]
         cost = [f"{seconds:.2f}", f"{seconds / trl_seconds:.2f}", f"{memory:.0f}", f"{memory / trl_memory:.2f}"]
         doctor = "; ".join(result["findings"]) or "nothing found"
-        found.append([arm.weights, TRAINERS[arm.trainer], f"{kl:.4f} ± {error:.4f}", *shares, *cost, doctor])
+        found.append([run.weights, TRAINERS[run.trainer], f"{kl:.4f} ± {error:.4f}", *shares, *cost, doctor])
     return found
 
 
@@ -289,21 +289,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = options.model or options.output / "model"
     if not list(model.glob("*.safetensors")):
         convert(model)
-    arms = [
-        Arm(weights, name, model, options.output, options.steps, options.batch, options.seed, options.prompts)
+    runs = [
+        TrainingRun(weights, name, model, options.output, options.steps, options.batch, options.seed, options.prompts)
         for weights in options.weights
         for name in TRAINERS
     ]
     for weights in options.weights:
-        train_in_turns([arm for arm in arms if arm.weights == weights])
-    found = table(arms)
+        train_in_turns([run for run in runs if run.weights == weights])
+    found = table(runs)
     print(results.markdown((COLUMNS, found)))
     print("required: at most 1.15 times TRL's time and 1.05 times its memory")
-    for arm in arms:
-        log = json.loads(arm.result.read_text(encoding="utf-8"))["log"]
-        late = [row for row in log if "reward" in row][-max(1, arm.steps // 3) :]
-        name = "kl" if arm.trainer == "trl" else "kl_policy_ref_per_token"
-        print(f"{arm.path.name}: mean logged KL of the last third {fmean(row[name] for row in late):.4f}")
+    for run in runs:
+        log = json.loads(run.result.read_text(encoding="utf-8"))["log"]
+        late = [row for row in log if "reward" in row][-max(1, run.steps // 3) :]
+        name = "kl" if run.trainer == "trl" else "kl_policy_ref_per_token"
+        print(f"{run.path.name}: mean logged KL of the last third {fmean(row[name] for row in late):.4f}")
     if not options.no_save:
         packages = ("torch", "transformers", "trl", "peft")
         results.save("smollm", {"held": (COLUMNS, found)}, packages=packages)
