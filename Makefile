@@ -1,9 +1,13 @@
-# All targets use .venv, into which pip installs the packages of constraints.txt. Python 3.11 or later is required.
+# All targets except test-oldest and test-newest use .venv, into which pip installs the packages of constraints.txt.
+# Python 3.11 or later is required.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-training lint docs package sanitize bench-tables clean
+# The tests of training, whose libraries have several supported versions.
+TRAINER_TESTS := tests/integrations tests/train tests/budget tests/tokens tests/doctor tests/policy
+
+.PHONY: run test test-training test-oldest test-newest lint docs package sanitize bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -14,6 +18,10 @@ test: .venv/installed-test lint
 # The tests that train models for many steps, that stop and resume them, and that train in several processes.
 test-training: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m training
+
+# The oldest and the newest supported versions, in .venv-oldest and .venv-newest, which take about 10 GB each.
+test-oldest test-newest: test-%: .venv-%/installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile --timeout 1200 $(TRAINER_TESTS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
@@ -52,7 +60,7 @@ bench-tables: .venv/created
 	$(BIN)/python benchmarks/render.py
 
 clean:
-	rm -rf .venv docs/_build docs/generated
+	rm -rf .venv .venv-oldest .venv-newest docs/_build docs/generated
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -73,4 +81,11 @@ clean:
 # The pages run examples of every integration, which need the packages of the extra `test`.
 .venv/installed-docs: .venv/installed-test
 	$(PIP) --no-compile --editable '.[train,test,docs]'
+	touch $@
+
+.venv-%/installed: pyproject.toml constraints-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-$*.txt --no-compile \
+	    --editable '.[train,rl,vae,test]'
+	.venv-$*/bin/python -W ignore -m compileall -q -j 0 .venv-$*/lib || true
 	touch $@

@@ -37,12 +37,14 @@ def use_fsdp2_without_gpu() -> None:
     }
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
+    from transformers import training_args
 
     def set_device(self: Any) -> None:
         self.device = torch.device("cpu")
 
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     PartialState.set_device = set_device  # type: ignore[method-assign]
+    training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
@@ -62,6 +64,10 @@ def main() -> None:
     parser.add_argument("backend", choices=["ddp", "fsdp2"])
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--masked", action="store_true")
+    parser.add_argument("--two-passes", action="store_true")
+    parser.add_argument("--efficient-loading", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -69,6 +75,8 @@ def main() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.backend == "fsdp2":
         use_fsdp2_without_gpu()
+    if options.efficient_loading:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
 
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -82,6 +90,11 @@ def main() -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     model: Any = make_model(tokenizer)
+    if options.efficient_loading and os.environ["RANK"] != "0":
+        for weight in model.parameters():
+            weight.data.fill_(torch.nan)  # transformers loads the weights on the first process only
+    if options.two_passes:
+        model.unused = torch.nn.Dropout(0.1)  # so that the KL is measured by another pass, in evaluation mode
     if options.tied:
         model.config.tie_word_embeddings = True
         model.tie_weights()
@@ -101,6 +114,8 @@ def main() -> None:
             counts[prompt] = place = counts.get(prompt, -1) + 1
             noise = hashlib.sha256(f"{prompt} {place}".encode()).digest()
             completions.append([2 + byte % 10 for byte in noise[: 2 + noise[9] % 3]] + [tokenizer.eos_token_id])
+            if options.masked and hashlib.sha256(prompt.encode()).digest()[0] % 2:
+                completions[-1] = completions[-1][:-1]  # all completions of this prompt are truncated
         return {
             "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
             "completion_ids": completions,
@@ -110,11 +125,12 @@ def main() -> None:
     arguments = GRPOConfig(
         str(options.output / "checkpoints"),
         use_cpu=options.backend != "fsdp2",
-        bf16=False,
+        bf16=options.bf16,
         report_to="none",
         per_device_train_batch_size=_ROWS_PER_STEP // processes,
         num_generations=2,
         max_completion_length=4,
+        mask_truncated_completions=options.masked,
         max_steps=options.steps,
         learning_rate=3e-2 if options.lora else 1e-3,
         lr_scheduler_type="constant",

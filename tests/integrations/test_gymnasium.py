@@ -9,7 +9,8 @@ from kullback.integrations.gymnasium import mdp_from_gymnasium
 from kullback.optimum.soft_value_iteration import soft_value_iteration
 from kullback.optimum.trajectory_kl import policy_objective, trajectory_kl
 
-ENVIRONMENTS = {"FrozenLake-v1": {}, "CliffWalking-v1": {"horizon": 100}, "Taxi-v4": {}}
+TAXI = max(name for name in gymnasium.registry if name.startswith("Taxi-v"))  # v3 in Gymnasium 1.2, v4 in 1.4
+ENVIRONMENTS = {"FrozenLake-v1": {}, "CliffWalking-v1": {"horizon": 100}, TAXI: {}}
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -33,7 +34,7 @@ def test_known_optima():
     lake = mdp_from_gymnasium(gymnasium.make("FrozenLake-v1", is_slippery=False))
     assert soft_value_iteration(lake, 0.0).objective == pytest.approx(1, rel=1e-12)
     assert lake.horizon == 100
-    taxi = mdp_from_gymnasium(gymnasium.make("Taxi-v4"), discount=0.99)
+    taxi = mdp_from_gymnasium(gymnasium.make(TAXI), discount=0.99)
     assert taxi.horizon is None
     assert soft_value_iteration(taxi, 0.0).error < 1e-9
 

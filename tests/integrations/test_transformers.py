@@ -155,3 +155,26 @@ def test_a_batch_without_a_position_that_counts() -> None:
     assert kl.tolist() == [[0.0] * 3] * 2
     kl.sum().backward()
     assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("has_function", [True, False], ids=["torch's function", "chunks"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_log_probability_of_a_linear_head_is_that_of_full_logits(
+    monkeypatch: pytest.MonkeyPatch, has_function: bool, bias: bool
+) -> None:
+    """The value and every gradient, with and without torch's linear_cross_entropy, which torch 2.10 to 2.12 lack."""
+    if not has_function:
+        monkeypatch.setattr("kullback.integrations.transformers._HAS_LINEAR_CROSS_ENTROPY", False)
+    torch.manual_seed(0)
+    weight, offset, hidden = torch.randn(11, 8), torch.randn(11) if bias else None, torch.randn(3, 200, 8)
+    tensors = [tensor.requires_grad_() for tensor in (weight, offset, hidden) if tensor is not None]
+    ids, mask = torch.randint(11, (3, 200)), torch.rand(3, 150) < 0.7
+    found = completion_log_prob(Head(weight, offset, 1.7), hidden, ids, mask, temperature=0.7)
+    weights = torch.randn(3, 150)
+    gradients = torch.autograd.grad((found * weights).sum(), tensors)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    logits = 1.7 / 0.7 * (doubles[-1] @ doubles[0].T + (doubles[1] if bias else 0.0))
+    expected = logits[:, 49:-1].log_softmax(-1).gather(-1, ids[:, 50:, None])[..., 0] * mask
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for gradient, exact in zip(gradients, torch.autograd.grad((expected * weights).sum(), doubles), strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-4)

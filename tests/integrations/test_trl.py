@@ -75,6 +75,7 @@ def batch_of(trainer: Any) -> dict[str, Any]:
     """A generation batch, prepared as TRL prepares it."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer.accelerator.gradient_state._set_sync_gradients(False)  # more micro-batches of the step follow
     rows = [{"prompt": prompt} for prompt in ("1+2=", "34+5=", "67+89=", "0+0=") for _ in range(4)]
     return trainer._prepare_inputs(rows)
 
@@ -207,6 +208,7 @@ def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer) -> None:
     perturb(halves.model)
     halves.model.train()
     halves.current_gradient_accumulation_steps = 2
+    halves.accelerator.gradient_state._set_sync_gradients(False)
     for part in (slice(0, 8), slice(8, 16)):
         half = {k: v[part] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in inputs.items()}
         halves.compute_loss(halves.model, half).backward()
@@ -238,7 +240,7 @@ def test_pulling_scales_the_displacement(make: MakeTrainer) -> None:
     trainer = make(KLBudget(0.05))
     perturb(trainer.model)
     before = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
-    trainer._controller.scale_displacement(0.5)
+    trainer._controller.weights.scale_displacement(0.5)
     after = [w - r for w, r in zip(trainer.model.parameters(), trainer.ref_model.parameters(), strict=True)]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(other, one / 2, rtol=1e-4, atol=1e-6)
@@ -271,13 +273,13 @@ def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_p
     resumed = make(KLBudget(0.02), max_steps=7)
     seen: list[KLBudget] = []
     holder = resumed._controller
-    before_step = holder.on_pre_optimizer_step
+    before_last_backward = holder.before_last_backward
 
-    def noting(*arguments: Any, **named: Any) -> None:
+    def noting() -> None:
         seen.append(resumed.budget)
-        before_step(*arguments, **named)
+        before_last_backward()
 
-    holder.on_pre_optimizer_step = noting
+    holder.before_last_backward = noting
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
     assert seen == [first.budget]
     assert seen[0] != KLBudget(0.02)
@@ -335,3 +337,11 @@ def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: 
     surprises = torch.tensor(surprises)
     assert abs(surprises.mean()) < 4 / 200**0.5
     assert 0.6 < surprises.std() < 1.1  # less than 1: rows that are sure to be drawn err less than the formula says
+
+
+def test_without_trls_fused_head_its_loss_by_liger_is_refused(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kullback.integrations.trl.FusedCausalLMOutput", None)  # as in TRL 1.14
+    with pytest.raises(BudgetError, match="use_liger_kernel=False with TRL"):
+        make(KLBudget(0.05), use_liger_kernel=True)

@@ -115,6 +115,7 @@ def make(tiny_model: Path, tmp_path: Path) -> MakeTrainer:
 def batch_of(trainer: Any) -> dict[str, Any]:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer.accelerator.gradient_state._set_sync_gradients(False)  # more micro-batches of the step follow
     rows = [{"prompt": prompt} for prompt in ("1+2=", "34+5=", "67+89=", "0+0=") for _ in range(4)]
     return trainer._prepare_inputs(rows)
 
@@ -128,7 +129,7 @@ def true_kl(policy: Any, reference: Any, inputs: dict[str, Any], temperature: fl
     log_probs = []
     for model in (policy, reference):
         # The forward pass of the class: TRL and accelerate replace it in the model, and use autocast.
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         with evaluation_mode(base):
             logits = type(base).forward(base, input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
         log_probs.append((logits.double() / temperature).log_softmax(-1))
@@ -151,7 +152,7 @@ def check(trainer: Any, given: Any, temperature: float = 1.0) -> None:
     measured = trainer._controller.measured()[1].value
     assert measured > 1e-4
     assert measured == pytest.approx(float(truth.mean()), rel=1e-4)
-    trainer._controller.scale_displacement(0.0)
+    trainer._controller.weights.scale_displacement(0.0)
     assert float(true_kl(policy, given, inputs).max()) < 1e-9
 
 
@@ -260,7 +261,7 @@ def test_an_original_layer_that_peft_keeps_is_not_copied(make: MakeTrainer) -> N
     adapter = LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     trainer = make(llama(), peft_config=adapter)
     original = trainer.model.get_base_model().lm_head.original_module.weight
-    assert original.data_ptr() in {anchor.data_ptr() for anchor in trainer._controller.reference.anchors}
+    assert original.data_ptr() in {anchor.data_ptr() for anchor in trainer._controller.weights.reference.anchors}
 
 
 def test_a_frozen_policy_is_refused(make: MakeTrainer) -> None:
@@ -313,10 +314,12 @@ def test_any_output_head_is_trained_and_measured(make: MakeTrainer, name: str, u
     trainer = make(model, KLBudget(0.05, unit=unit), temperature=0.9)
     ids = torch.randint(2, 14, (2, 9))
     with torch.no_grad(), evaluation_mode(model):
-        fused = model(input_ids=ids, labels=ids, fused_lm_head=True)
+        # The log-probabilities of TRL's loss.
+        batch = model, ids, torch.ones_like(ids), 8
+        log_probs, entropy, *_ = trainer._get_per_token_logps_and_entropies(*batch, compute_entropy=True)
         log_p = (type(model).forward(model, input_ids=ids).logits[:, :-1] / 0.9).log_softmax(-1)
-    torch.testing.assert_close(fused.log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(fused.entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
     check(trainer, original, temperature=0.9)
 
 
@@ -332,7 +335,7 @@ def test_a_reference_that_is_passed_is_used_and_pulled_towards(make: MakeTrainer
     inputs = batch_of(trainer)
     trainer.train()
     assert trainer.state.log_history[0]["kl_policy_ref_per_token"] > 1e-4
-    trainer._controller.scale_displacement(0.0)
+    trainer._controller.weights.scale_displacement(0.0)
     assert float(true_kl(model, original, inputs).max()) < 1e-9
 
 
@@ -402,8 +405,8 @@ def test_a_weight_that_is_not_finite_is_refused(make: MakeTrainer) -> None:
 
 def test_a_head_that_is_incomplete_is_refused(make: MakeTrainer) -> None:
     trainer = make(llama())
-    head = trainer._controller.head
-    trainer._controller.head = lambda hidden: torch.tanh(head(hidden))
+    head = trainer._controller.weights.head
+    trainer._controller.weights.head = lambda **options: lambda hidden: torch.tanh(head(**options)(hidden))
     with pytest.raises(BudgetError, match="error head-differs"):
         trainer.train()
 
@@ -556,8 +559,8 @@ def test_the_kl_of_held_out_completions_is_that_in_float32(
         "completion_mask": held_out.mask,
     }
     kl = controller.with_present_kl(held_out).kl.sum(1).double()
-    for weight in controller.reference.weights:
-        weight.data = controller.copies.copy_of(weight).data
+    for weight in controller.weights.reference.weights:
+        weight.data = controller.weights.copies.copy_of(weight).data
     truth = true_kl(trainer.model.double(), original, inputs)
     assert float(truth.mean()) > 1e-6
     torch.testing.assert_close(kl, truth, rtol=2e-3, atol=1e-6)
@@ -582,7 +585,7 @@ def test_the_optimizer_acts_on_float32_copies_of_low_precision(make: MakeTrainer
     trainer = make(llama().to(torch.bfloat16), max_steps=2, learning_rate=1e-4)
     before = [weight.detach().clone() for weight in trainer.model.parameters()]
     trainer.train()
-    copies = [trainer._controller.copies.copy_of(weight) for weight in trainer.model.parameters()]
+    copies = [trainer._controller.weights.copies.copy_of(weight) for weight in trainer.model.parameters()]
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.bfloat16}
     assert all(torch.equal(copy.to(w.dtype), w) for copy, w in zip(copies, trainer.model.parameters(), strict=True))
     moved = [float((copy.detach() - w.float()).abs().max()) for copy, w in zip(copies, before, strict=True)]

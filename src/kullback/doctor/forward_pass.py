@@ -12,8 +12,10 @@ from torch import Tensor
 from kullback.errors import InputError, ShapeError
 
 __all__ = [
+    "CheckedModels",
     "CompletionBatch",
     "PolicyAndReference",
+    "base_model",
     "completion_batch",
     "forward_logits",
     "preserve_training_state",
@@ -27,6 +29,24 @@ _TRL_NAMES = {
     "sampling_per_token_logps": "sampler_log_prob",
     "ref_per_token_logps": "ref_log_prob",
 }
+
+
+@dataclass(frozen=True)
+class CheckedModels:
+    """The models of a trainer that `kullback.doctor` checks.
+
+    Args:
+        policy: A model that computes the policy.
+        reference: A separate model that computes the reference, or None.
+        as_reference: Without a separate reference: a function that returns a context manager in which `policy` computes
+            the reference.
+        optimized: The module whose parameters the optimizer has; None: they are copies.
+    """
+
+    policy: Any
+    reference: Any
+    as_reference: Callable[[], AbstractContextManager[Any]] | None
+    optimized: Any
 
 
 @dataclass(frozen=True)
@@ -168,9 +188,16 @@ def forward_logits(
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def base_model(model: Any) -> Any:
+    """The model of transformers within a PEFT model, or the model itself.
+
+    PEFT 0.18 leaves the attribute `peft_config` on a model whose adapter was merged.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _accepts_logits_to_keep(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return "logits_to_keep" in signature(type(base).forward).parameters
+    return "logits_to_keep" in signature(type(base_model(model)).forward).parameters
 
 
 def token_log_probs(

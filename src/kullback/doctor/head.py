@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, preserve_training_state
+from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, base_model, preserve_training_state
 
 __all__ = ["check_head"]
 
@@ -30,7 +30,7 @@ def check_head(pair: PolicyAndReference, head_logits: Callable[[CompletionBatch]
         `head-differs` (error), or nothing.
     """
     batch, policy = pair.batch, pair.policy
-    model = policy.get_base_model() if hasattr(policy, "peft_config") else policy
+    model = base_model(policy)
     with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False), preserve_training_state(policy):
         policy.eval()
         # The forward pass of the class, because trainers replace it in the model by one with autocast.

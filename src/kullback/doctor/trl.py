@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.forward_pass import preserve_training_state
+from kullback.doctor.forward_pass import CheckedModels, preserve_training_state
 from kullback.doctor.models import doctor
 from kullback.doctor.settings import check_settings
+from kullback.doctor.weights import check_optimizer_parameters
 
 __all__ = ["doctor_batch", "doctor_trainer"]
 
@@ -95,30 +96,41 @@ def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Findin
         []
     """
     grpo: Any = trainer
-    policy, reference = (
-        None if model is None else grpo.accelerator.unwrap_model(model) for model in (grpo.model, grpo.ref_model)
-    )
-    # A trainer of this package defines the reference, and computes the logits from hidden states.
+    # A trainer of this package defines the policy and the reference, and computes the logits from hidden states.
     controller = getattr(grpo, "_controller", None)
     optimizer = getattr(grpo.optimizer, "optimizer", grpo.optimizer)
-    if controller is not None and len(controller.copies):
-        optimizer = None  # it has float32 copies of the weights
-    findings = doctor(
-        policy,
-        reference,
-        inputs,
-        tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
-        temperature=grpo.temperature,
-        autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
-        optimizer=optimizer,
-        penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
-        at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
-        as_reference=None if controller is None or reference is not None else controller.as_reference,
-        head_logits=None if controller is None else controller.head_logits,
-    )
+    with _checked_models(grpo) as models:
+        is_copied = models.optimized is not models.policy
+        findings = []
+        if is_copied and models.optimized is not None and optimizer is not None:
+            findings += check_optimizer_parameters(models.optimized, optimizer)
+        findings += doctor(
+            models.policy,
+            models.reference,
+            inputs,
+            tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
+            temperature=grpo.temperature,
+            autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
+            optimizer=None if is_copied else optimizer,
+            penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
+            at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
+            as_reference=models.as_reference,
+            head_logits=None if controller is None else controller.head_logits,
+        )
     names = {finding.name for finding in findings}
     settings = {**vars(grpo.args), "beta": grpo.beta}
     return findings + [finding for finding in check_settings(settings) if finding.name not in names]
+
+
+def _checked_models(trainer: Any) -> AbstractContextManager[CheckedModels]:
+    """A context manager with the models of a trainer, as a trainer of this package defines them."""
+    if (controller := getattr(trainer, "_controller", None)) is not None:
+        return controller.weights.checked()
+    policy, reference = (
+        None if model is None else trainer.accelerator.unwrap_model(model)
+        for model in (trainer.model, trainer.ref_model)
+    )
+    return nullcontext(CheckedModels(policy, reference, None, policy))
 
 
 def _kl_term(trainer: Any, inputs: Mapping[str, Any]) -> Any:

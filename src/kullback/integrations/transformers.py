@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from kullback.integrations.model_directory import require_model_directory
@@ -50,6 +50,7 @@ _SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _INVERSE_SCALE_NAMES = ("logits_scaling",)
 _IGNORED = -100
 _CHUNK = 256  # positions whose logits are in memory at a time
+_HAS_LINEAR_CROSS_ENTROPY = hasattr(torch.nn, "LinearCrossEntropyOptions")  # since torch 2.13
 
 
 @dataclass(frozen=True)
@@ -325,12 +326,12 @@ def completion_log_prob(head: AnyHead, hidden: Tensor, ids: Tensor, mask: Tensor
     """
     time = mask.shape[1]
     targets = torch.where(mask.bool(), ids[:, -time:], _IGNORED).flatten()
-    if not isinstance(head, Head):
+    if not (isinstance(head, Head) and _HAS_LINEAR_CROSS_ENTROPY):
         return -_chunked_cross_entropy(head, hidden[:, -time - 1 : -1].flatten(0, 1), targets, temperature).view(
             mask.shape
         )
     states = (hidden[:, -time - 1 : -1] * (head.scale / temperature)).to(head.weight.dtype)
-    loss = linear_cross_entropy(
+    loss = torch.nn.functional.linear_cross_entropy(
         states.flatten(0, 1),
         head.weight,
         targets,

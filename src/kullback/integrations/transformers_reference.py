@@ -15,8 +15,6 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError("torch is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 __all__ = [
     "Reference",
@@ -24,7 +22,6 @@ __all__ = [
     "evaluation_mode",
     "float32_weights",
     "has_half_precision",
-    "reshard",
 ]
 
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
@@ -38,9 +35,6 @@ class Reference:
     shared, and an adapter stays switched on, with its initial values, so that the reference is the given model for
     every kind of adapter.
 
-    The policy may be sharded by FSDP2. Each process then keeps the initial values of its own shards, and no process
-    holds a whole model.
-
     Args:
         policy: The policy, or the PEFT model around it.
         model: A separate reference model; None: the policy with the initial values of its trainable weights.
@@ -52,7 +46,6 @@ class Reference:
     def __init__(self, policy: nn.Module, model: nn.Module | None = None) -> None:
         self.model = model
         self.policy = policy
-        reshard(policy)
         named = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
         if not named:
             raise BudgetError(
@@ -76,21 +69,9 @@ class Reference:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The trainable weights of the policy; under FSDP2, their shards."""
-        reshard(self.policy)
+        """The trainable weights of the policy."""
         present = dict(self.policy.named_parameters())
         return [present[name] for name in self.names]
-
-    def whole_anchor(self, name: str) -> Tensor | None:
-        """Return the value of a weight in the reference by its name, gathered from all processes if it is sharded.
-
-        Returns:
-            The value, or None if the weight is frozen.
-        """
-        if name not in self.names:
-            return None
-        anchor = self.anchors[self.names.index(name)]
-        return anchor.full_tensor() if isinstance(anchor, DTensor) else anchor
 
     def anchor(self, weight: Tensor | None) -> Tensor | None:
         """Return the value that a weight of the policy has in the reference."""
@@ -102,13 +83,6 @@ class Reference:
         if self.model is not None:
             yield
             return
-        if isinstance(self.policy, FSDPModule):
-            self._exchange_shards()
-            try:
-                yield
-            finally:
-                self._exchange_shards()
-            return
         weights = self.weights
         present = [weight.data for weight in weights]
         try:
@@ -118,26 +92,6 @@ class Reference:
         finally:
             for weight, value in zip(weights, present, strict=True):
                 weight.data = value
-
-    @torch.no_grad()
-    def _exchange_shards(self) -> None:
-        """Exchange the values of the policy's shards and the stored values, because FSDP2 gathers from the shards."""
-        for weight, anchor in zip(self.weights, self.anchors, strict=True):
-            shard, stored = (x.to_local() if isinstance(x, DTensor) else x for x in (weight, anchor))
-            present = shard.clone()
-            shard.copy_(stored)
-            stored.copy_(present)
-
-
-def reshard(model: nn.Module) -> None:
-    """Free the weights that FSDP2 has gathered.
-
-    A change of a gathered weight is lost when it is gathered again, and the gradient of a shard is not cleared while
-    its weight is gathered.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _frozen_originals(policy: nn.Module) -> dict[int, Tensor]:

@@ -5,28 +5,32 @@ import functools
 import logging
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from kullback.errors import BudgetError, MissingDependencyError
 
 try:
     import torch
-    from accelerate.utils import gather_object
+    from accelerate.utils import broadcast_object_list, gather_object
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
     from trl import GRPOConfig, GRPOTrainer
-    from trl.trainer.utils import FusedCausalLMOutput, create_model_from_path
+    from trl.trainer.utils import create_model_from_path
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "trl", "accelerate"):
         raise
     raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
+try:
+    from trl.trainer.utils import FusedCausalLMOutput
+except ImportError:  # TRL 1.14 has no fused output head
+    FusedCausalLMOutput: Any = None
+
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from kullback.budget.controllers import (
     Controller,
@@ -35,33 +39,27 @@ from kullback.budget.controllers import (
     controller_from_dict,
     controller_to_dict,
 )
-from kullback.budget.displacement import Float32Weights, scale_displacement
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
-from kullback.doctor.forward_pass import CompletionBatch
+from kullback.doctor.forward_pass import CompletionBatch, base_model
 from kullback.doctor.trl import doctor_batch
+from kullback.integrations.fsdp2 import Fsdp2Weights
+from kullback.integrations.gathered_weights import canonical_name
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
+from kullback.integrations.policy_weights import PolicyWeights, WholeWeights
 from kullback.integrations.transformers import (
     AnyHead,
-    Head,
     completion_entropy,
     completion_kl,
     completion_log_prob,
     decoder_of,
     decoder_output,
-    head_of,
     last_hidden,
     model_head,
     recorded_hidden,
 )
-from kullback.integrations.transformers_reference import (
-    Reference,
-    copy_for_reference,
-    evaluation_mode,
-    float32_weights,
-    has_half_precision,
-    reshard,
-)
+from kullback.integrations.transformers_reference import copy_for_reference, evaluation_mode, has_half_precision
+from kullback.integrations.trl_checkpoint import load_generations, save_generations
 from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
@@ -97,8 +95,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
     weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
     rounding accumulate.
 
-    Four methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss` and
-    `_load_from_checkpoint`. The controller's state is saved in the checkpoints with the trainer's own.
+    Five methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss`,
+    `_load_from_checkpoint` and `_load_optimizer_and_scheduler`. The controller's state and the completions that later
+    steps use are saved in the checkpoints, so that a resumed run equals an uninterrupted run.
 
     Args:
         model: As for `GRPOTrainer`.
@@ -117,7 +116,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
-            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in mixed precision, the model takes images, or the adapter
+            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in float16, the model takes images, or the adapter
             consists of prompts. Also raised by `train()`, for the findings of `preflight` and for a budget that differs
             from the checkpoint's.
 
@@ -160,6 +159,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
             )
         if args.sync_ref_model:
             raise BudgetError("expected GRPOConfig.sync_ref_model = False: a budget needs a reference that is fixed")
+        if FusedCausalLMOutput is None and args.use_liger_kernel:
+            raise BudgetError(
+                "expected use_liger_kernel=False with TRL 1.14, whose loss then multiplies the hidden states by the "
+                "head's weight and omits other layers and scales of the head; install trl>=1.15 or set it to False"
+            )
         if resume_budget not in ("refuse", "given", "saved"):
             raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
         super().__init__(model, reward_funcs, args, **kwargs)
@@ -175,13 +179,21 @@ class BudgetGRPOTrainer(GRPOTrainer):
         policy: Any = self.accelerator.unwrap_model(self.model)
         self.has_given_reference = ref_model is not None
         if self.is_fsdp_enabled:
-            if self.accelerator.mixed_precision != "no":
+            if self.accelerator.mixed_precision not in ("no", "bf16"):
                 raise BudgetError(
-                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
-                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
-                    "data parallelism, where it is measured in float32"
+                    f"expected mixed_precision: no or bf16 under FSDP2, got {self.accelerator.mixed_precision}; use "
+                    "bf16=True"
                 )
-            _require_shardable(policy, ref_model)
+            if ref_model is not None:
+                raise BudgetError(
+                    "expected no ref_model under FSDP2: the reference is the policy with its initial weights"
+                )
+            is_float32 = all(w.dtype == torch.float32 for w in policy.parameters() if w.requires_grad)
+            if self.accelerator.mixed_precision == "no" and not is_float32:
+                raise BudgetError(
+                    "expected trainable weights in float32 under FSDP2: load the model in torch.float32, or set "
+                    "bf16=True, so that FSDP2 keeps them in float32"
+                )
         else:
             self.ref_model = _reference_model(policy, ref_model)
         if self.ref_model is not None:
@@ -192,13 +204,18 @@ class BudgetGRPOTrainer(GRPOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer, which acts on float32 copies of trainable weights of lower precision."""
         optimizer = super().create_optimizer(model)
-        self._controller.copies.replace_in(optimizer)
+        self._controller.weights.replace_in(optimizer)
         return optimizer
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Store the reference of sharded weights before the weights of a checkpoint replace it."""
-        self._controller.store_sharded_reference()
+        self._controller.place()
         super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Note the checkpoint from which training continues, whatever the backend is."""
+        self._controller.checkpoint = None if checkpoint is None else Path(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -221,17 +238,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
             controller.record(inputs, scored)
             if self.budget is not None:
                 loss = loss + self.budget.beta * controller.penalty(inputs, scored, hidden)
+            if self.accelerator.sync_gradients:
+                controller.before_last_backward()
         return loss
-
-
-def _require_shardable(policy: Any, ref_model: Any) -> None:
-    """Raise BudgetError unless the KL of a policy can be measured and controlled when FSDP2 shards it."""
-    if ref_model is not None:
-        raise BudgetError("expected no ref_model under FSDP2: the reference is the policy with its initial weights")
-    if _has_dropout(policy):
-        raise BudgetError("expected a model without dropout under FSDP2: set GRPOConfig.disable_dropout=True")
-    if any(weight.dtype != torch.float32 for weight in policy.parameters() if weight.requires_grad):
-        raise BudgetError("expected trainable weights in float32 under FSDP2: load the model with dtype=torch.float32")
 
 
 def _reference_model(policy: Any, given: Any) -> Any:
@@ -250,15 +259,18 @@ def _reference_model(policy: Any, given: Any) -> Any:
         return given.requires_grad_(False).eval()
     # The modules of a model on several devices have functions that move their inputs, which cannot be copied.
     is_on_one_device = len(set((getattr(policy, "hf_device_map", None) or {}).values())) < 2
-    return copy_for_reference(policy) if is_on_one_device and not hasattr(policy, "peft_config") else None
+    return copy_for_reference(policy) if is_on_one_device and base_model(policy) is policy else None
 
 
 @torch.no_grad()
 def _is_fused_head_exact(model: Any, temperature: float) -> bool:
     """Whether TRL's fused output head gives the log-probabilities of the model, for logits of any size.
 
-    TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration.
+    TRL takes the head as a `torch.nn.Linear` with the scale and the cap that it finds in the configuration. Where TRL
+    has no fused head, it takes the log-probabilities from the model's logits.
     """
+    if FusedCausalLMOutput is None:
+        return True
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     head = model_head(model)
     with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
@@ -281,7 +293,7 @@ def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
+def _add_exact_head(model: Any, head_of_policy: Callable[[], AnyHead], temperature: float) -> None:
     """Replace TRL's fused output head, `forward(fused_lm_head=True)`, by a function that uses the model's own head."""
     former = model.forward
 
@@ -293,7 +305,7 @@ def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
             raise BudgetError("expected router_aux_loss_coef = 0 for a model whose output head is not linear")
         kwargs["use_cache"] = False
         hidden = decoder_of(self)(*args, **kwargs).last_hidden_state
-        mask = labels[:, 1:] != -100
+        mask, head = labels[:, 1:] != -100, head_of_policy()
         log_probs = completion_log_prob(head, hidden, labels.clamp(min=0), mask, temperature=temperature)
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / mask.sum().clamp(min=1),
@@ -311,60 +323,48 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def __init__(self, trainer: BudgetGRPOTrainer) -> None:
         self.trainer = trainer
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
-        self.model, self.policy = model, model
-        if hasattr(model, "peft_config"):
-            if any(config.is_prompt_learning for config in model.peft_config.values()):
-                raise BudgetError(
-                    "expected an adapter of the weights, got prompts that are trained (prompt, prefix or P-tuning), "
-                    "which hidden states of the base model do not contain; use LoRA or another adapter of the weights"
-                )
-            self.policy = model.get_base_model()
+        self.model, self.policy = model, base_model(model)
+        if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+            raise BudgetError(
+                "expected an adapter of the weights, got prompts that are trained (prompt, prefix or P-tuning), "
+                "which hidden states of the base model do not contain; use LoRA or another adapter of the weights"
+            )
         if trainer.args.fp16 and any(w.dtype == torch.float16 for w in model.parameters() if w.requires_grad):
             raise BudgetError(
                 "expected float32 weights with fp16=True, got float16, whose gradients cannot be unscaled; load the "
                 "model in float32, and its forward pass runs in float16"
             )
-        separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
-        self.is_sharded = trainer.is_fsdp_enabled
-        self.reference = Reference(model, separate)
-        self.copies = Float32Weights(self.reference.weights)
         self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
-        with evaluation_mode(self.policy):
-            self.head = head_of(self.policy)
-        self.ref_head = self._reference_head(separate)
-        if not _is_fused_head_exact(self.policy, trainer.temperature):
-            _add_exact_head(self.policy, self.head, trainer.temperature)
-        self.ref_log_probs = self._ref_log_probs()
-        if self.is_sharded:
-            if not isinstance(self.head, Head):
-                raise BudgetError(
-                    f"expected a linear output head under FSDP2, got the head of {type(self.policy).__name__}; use "
-                    "plain data parallelism"
-                )
-            names = {id(weight): name for name, weight in model.named_parameters()}
-            self.head_names = [names.get(id(weight)) for weight in (self.head.weight, self.head.bias)]
-            self.head_scale = self.head.scale
-            # These are the whole weights, which are stored as shards when the policy has been sharded.
-            del self.reference, self.head, self.ref_head
+        self.weights = self._policy_weights()
+        self.ref_log_probs: list[float] = []
+        # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
+        is_exact: Any = [_is_fused_head_exact(self.policy, trainer.temperature)]
+        self.is_fused_head_exact = broadcast_object_list(is_exact)[0]
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight, self.has_trained = False, False
-        self.step = BudgetStep(self.scale_displacement, self)
+        self.checkpoint: Path | None = None
+        self.step = BudgetStep(self.weights.scale_displacement, self)
         self.learning_rates = ExitStack()
+        self.place()
         self.reset()
 
-    def _reference_head(self, separate: Any) -> AnyHead:
-        if separate is not None:
-            return head_of(separate)
-        head, anchor = self.head, self.reference.anchor
-        if isinstance(head, Head):
-            return Head(anchor(head.weight), anchor(head.bias), head.scale)  # type: ignore[arg-type]
+    def _policy_weights(self) -> PolicyWeights:
+        """The weights of policy and reference, by where the processes store them."""
+        trainer = self.trainer
+        if trainer.is_fsdp_enabled:
+            return Fsdp2Weights(self.model, trainer.accelerator.device)
+        separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+        return WholeWeights(self.model, separate, is_low_precision=self.is_low_precision)
 
-        def ref_head(hidden: Tensor) -> Tensor:
-            with self.reference.active():
-                return head(hidden)
-
-        return ref_head
+    def place(self) -> None:
+        """Store the values of the reference where the weights are, and complete what needs them."""
+        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if not self.weights.place(self.model):
+            return
+        if not self.is_fused_head_exact:
+            _add_exact_head(self.policy, self.weights.head, self.trainer.temperature)
+        self.ref_log_probs = self._ref_log_probs()
 
     @torch.no_grad()
     def _ref_log_probs(self) -> list[float]:
@@ -372,38 +372,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         size = self.policy.config.get_text_config().vocab_size
         ids = torch.arange(1, _FINGERPRINT_TOKENS + 2, device=self.policy.device)[None] % size
         with evaluation_mode(self.policy):
-            hidden = self._ref_hidden(ids, torch.ones_like(ids), ids[:, 1:])[0, :-1]
-            return _log_probs(self.ref_head(hidden).float(), ids[0, 1:]).tolist()
-
-    def store_sharded_reference(self) -> None:
-        """Store the initial values of the trainable weights after FSDP2 has sharded the policy."""
-        if not self.is_sharded or hasattr(self, "reference"):
-            return
-        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        self.reference = Reference(self.model)
-
-    def gather_heads(self) -> None:
-        """Gather the output heads of the policy and of the reference, 2 V d numbers on each process, for a measurement.
-
-        The weight of the policy's head is the gathered weight, through which FSDP2 receives its gradient.
-        """
-        if not self.is_sharded:
-            return
-        modules = dict(self.model.named_modules())
-        present: list[Any] = []
-        for name in self.head_names:
-            if name is None:
-                present.append(None)
-                continue
-            module, _, attribute = name.rpartition(".")
-            if isinstance(getattr(modules[module], attribute), DTensor):
-                owner = modules[module] if isinstance(modules[module], FSDPModule) else self.model
-                owner.unshard()
-            present.append(getattr(modules[module], attribute))
-        anchors = [None if name is None else self.reference.whole_anchor(name) for name in self.head_names]
-        self.head = Head(present[0], present[1], self.head_scale)
-        weight, bias = (now if anchor is None else anchor for now, anchor in zip(present, anchors, strict=True))
-        self.ref_head = Head(weight, bias, self.head_scale)
+            hidden = self.weights.ref_hidden(ids, torch.ones_like(ids))[0, :-1]
+            return _log_probs(self.weights.ref_head()(hidden).float(), ids[0, 1:]).tolist()
 
     def reset(self) -> None:
         """Discard what was recorded."""
@@ -420,43 +390,43 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         Where both modes compute the same, the given states are returned. This is tested on the first batch; a dropout
         layer may have no effect on it, as in an adapter that is still 0, and rules this out too.
         """
-        if self.is_sharded:
-            return hidden
         if self.has_one_mode is None:
-            self.has_one_mode = not _has_dropout(self.model) and self._modes_agree(inputs, hidden)
-            if not self.has_one_mode:
+            self.has_one_mode = False if _has_dropout(self.model) else self._modes_agree(inputs, hidden)
+            if self.has_one_mode is False:
                 _logger.warning(
                     "Training mode changes the hidden states of the policy (dropout). The KL is measured in evaluation "
                     "mode, by another forward and backward pass for each batch; set disable_dropout=True to avoid it."
                 )
         if not self.has_one_mode:
             ids, attention, _ = _completions(inputs)
-            with self._autocast(), evaluation_mode(self.policy):
-                output = decoder_of(self.policy)(input_ids=ids, attention_mask=attention, use_cache=False)
-            hidden = output.last_hidden_state
-        return hidden if isinstance(self.head, Head) else hidden.to(self.policy.dtype)
+            with self._autocast():
+                hidden = self.weights.evaluation_hidden(ids, attention)
+        return hidden
 
-    def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool:
-        """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel."""
+    def _modes_agree(self, inputs: Mapping[str, Any], hidden: Tensor) -> bool | None:
+        """Whether evaluation mode gives the hidden states of training mode, up to the rounding of another kernel.
+
+        All processes decide alike, because they take part in each other's forward passes. None if no token counts.
+        """
         ids, attention, mask = _completions(inputs)
-        with self._autocast(), evaluation_mode(self.policy):
-            other = last_hidden(self.policy, ids, attention)
+        with self._autocast(), torch.no_grad():
+            other = self.weights.evaluation_hidden(ids, attention)
         counted = mask.bool()
         first, second = (states[:, -mask.shape[1] - 1 : -1][counted].detach().float() for states in (hidden, other))
-        if not first.numel():
-            return False
-        precision = torch.bfloat16 if self.is_low_precision else hidden.dtype
-        return bool((first - second).abs().max() <= 2 * torch.finfo(precision).eps * first.abs().max())
+        tolerance = 2 * torch.finfo(torch.bfloat16 if self.is_low_precision else hidden.dtype).eps
+        agrees = bool((first - second).abs().max() <= tolerance * first.abs().max()) if first.numel() else None
+        found = [each for each in gather_object([agrees]) if each is not None]
+        return all(found) if found else None
 
     def ref_hidden(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the reference's hidden states on a batch, from the position before the first completion token."""
+        ids, attention, mask = _completions(inputs)
         with self._autocast():
-            return self._ref_hidden(*_completions(inputs))
+            return self.weights.ref_hidden(ids, attention)[:, -mask.shape[1] - 1 :]
 
     def score(self, inputs: Mapping[str, Any], hidden: Tensor, ref_hidden: Tensor) -> HeldOutCompletions:
         """Return the KL at every completion token of a batch, given the hidden states of policy and reference on it."""
         ids, attention, mask = _completions(inputs)
-        self.gather_heads()
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
         place = torch.arange(len(ids), device=ids.device)
         return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight, place)
@@ -494,7 +464,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _score_function_term(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return 0 with the gradient of the later tokens' KL through the probabilities of the tokens before them."""
         with self._float32(), evaluation_mode(self.policy):
-            states = self.head, hidden, scored.ids, scored.mask
+            states = self.weights.head(), hidden, scored.ids, scored.mask
             log_prob = completion_log_prob(*states, temperature=self.trainer.temperature)
         surrogate = (scored.centred_kl_to_go() * log_prob).sum()
         return surrogate - surrogate.detach()
@@ -514,21 +484,19 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def with_present_kl(self, completions: HeldOutCompletions) -> HeldOutCompletions:
         """Return the same completions with their KL under the current weights, in float32."""
         ids, attention, mask = completions.ids, completions.attention, completions.mask
-        with self._float32(), torch.no_grad(), evaluation_mode(self.policy):
-            with self._float32_weights(self.policy, self.copies.copies()):
-                hidden = self._last_hidden(self.policy, ids, attention)
-            self.gather_heads()
+        with self._float32(), torch.no_grad():
+            hidden = self.weights.float32_hidden(ids, attention)
             measured = replace(completions, kl=self._kl(hidden, completions.ref_hidden, mask, float32=True))
-        reshard(self.model)
+        self.weights.release()
         return measured
 
     def in_float32(self, completions: HeldOutCompletions) -> HeldOutCompletions:
         """Return the same completions with the reference's hidden states in float32."""
         if not self.is_low_precision:
             return completions
-        with self._float32(), self._float32_weights(self.reference.model or self.policy):
-            ref_hidden = self._ref_hidden(completions.ids, completions.attention, completions.mask)
-        return replace(completions, ref_hidden=ref_hidden)
+        with self._float32():
+            ref_hidden = self.weights.ref_hidden(completions.ids, completions.attention, float32=True)
+        return replace(completions, ref_hidden=ref_hidden[:, -completions.mask.shape[1] - 1 :])
 
     def remeasure(self) -> tuple[float, float, float]:
         """Return the held-out KL at the previous measurement, the KL now, and the relative error of their ratio."""
@@ -549,48 +517,12 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         variance: Any = trainer.accelerator.reduce(residuals, reduction="sum")
         return total_before / count, total_after / count, math.sqrt(float(variance)) / total_after
 
-    def _ref_hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-        """The reference's hidden states from the position before the first completion token."""
-        model: Any = self.policy if self.reference.model is None else self.reference.model
-        with self.reference.active(), evaluation_mode(model):
-            return self._last_hidden(model, ids, attention)[:, -mask.shape[1] - 1 :]
-
-    def _last_hidden(self, model: Any, ids: Tensor, attention: Tensor) -> Tensor:
-        """The last hidden states; sharded weights are gathered by a call of the whole model, not of its decoder."""
-        if not isinstance(self.model, FSDPModule):
-            return last_hidden(model, ids, attention)
-        whole: Any = self.model
-        with torch.no_grad(), recorded_hidden(self.policy) as states:
-            whole(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
-        return states[-1]
-
     def _kl(self, hidden: Tensor, ref_hidden: Tensor, mask: Tensor, *, float32: bool = False) -> Tensor:
-        heads = self.head, self.ref_head
         with self._float32(), evaluation_mode(self.policy):
             if float32 and self.is_low_precision:
                 hidden, ref_hidden = hidden.float(), ref_hidden.float()
-                copies = self.copies.copies()
-                heads = (
-                    self._float32_head(self.head, self.policy, copies),
-                    self._float32_head(self.ref_head, self.reference.model or self.policy, {}),
-                )
-            elif not isinstance(self.ref_head, Head):
-                model: Any = self.reference.model or self.policy
-                ref_hidden = ref_hidden.to(model.dtype)
-            states = heads[0], hidden, heads[1], ref_hidden, mask
-            return completion_kl(*states, temperature=self.trainer.temperature)
-
-    def _float32_head(self, head: AnyHead, model: Any, copies: Mapping[int, Tensor]) -> AnyHead:
-        """The head with float32 weights."""
-        if isinstance(head, Head):
-            weight, bias = (None if w is None else copies.get(id(w), w).float() for w in (head.weight, head.bias))
-            return Head(weight, bias, head.scale)  # type: ignore[arg-type]
-
-        def float32_head(hidden: Tensor) -> Tensor:
-            with self._float32_weights(model, copies):
-                return head(hidden)
-
-        return float32_head
+            states = self.weights.head(float32=float32), hidden, self.weights.ref_head(float32=float32), ref_hidden
+            return completion_kl(*states, mask, temperature=self.trainer.temperature)
 
     def _autocast(self) -> Any:
         """A context manager with the autocast of the trainer, whose cache would keep the weights of the policy."""
@@ -605,9 +537,6 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             return nullcontext()
         return torch.autocast(self.policy.device.type, enabled=False)
 
-    def _float32_weights(self, model: Any, copies: Mapping[int, Tensor] | None = None) -> Any:
-        return float32_weights(model, copies) if self.is_low_precision else nullcontext()
-
     # -- the checks before the first step --
 
     def run_preflight(self, inputs: Mapping[str, Any]) -> None:
@@ -615,12 +544,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if not all(gather_object([bool(_completions(inputs)[2].any())])):
             return  # the next batch is checked
         self.needs_preflight = False
-        if self.is_sharded:
-            self._require_zero_kl(inputs)
-            return
         found = [
             finding
-            for finding in doctor_batch(self.trainer, inputs)
+            for finding in doctor_batch(self.trainer, self.weights.checked_batch(inputs))
             if not (finding.name == "wrong-reference" and self._is_continued_from_reference)
         ]
         for finding in found:
@@ -632,56 +558,46 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             raise BudgetError(
                 "the budget would not be held in this set-up; preflight=False omits this check:\n" + "\n".join(errors)
             )
+        self._require_zero_kl(inputs)
 
     @torch.no_grad()
     def _require_zero_kl(self, inputs: Mapping[str, Any]) -> None:
-        """Raise BudgetError unless the KL of the sharded policy from its reference is 0 before the first step."""
-        if self.trainer.state.global_step > 0:
+        """Raise BudgetError unless the KL that the trainer measures is 0 before the first step."""
+        if self.trainer.state.global_step > 0 or self.has_trained or self.trainer.has_given_reference:
             return
         ids, attention, _ = _completions(inputs)
         ref_hidden = self.ref_hidden(inputs)
         with self._autocast():
-            hidden = self._last_hidden(self.policy, ids, attention)
+            hidden = self.weights.evaluation_hidden(ids, attention)
         largest = float(self.score(inputs, hidden, ref_hidden).kl.max())
-        reshard(self.model)
+        self.weights.release()
         if not largest <= _LARGEST_KL_AT_START:
             raise BudgetError(
                 f"expected the KL between the policy and its reference to be 0 before the first step, got "
-                f"{largest:.3g} nats at a token: the sharded weights differ from the weights that the trainer was given"
+                f"{largest:.3g} nats at a token: the weights differ from the weights that the trainer was given"
             )
 
     @property
     def _is_continued_from_reference(self) -> bool:
         """Whether the displacement is measured from a reference that was passed, so that a KL above 0 is intended."""
-        return self.trainer.has_given_reference and self.reference.is_counterpart
-
-    def as_reference(self) -> Any:
-        """Return a context manager in which the policy computes the reference, for a reference without a model."""
-        return self.reference.active()
+        return self.trainer.has_given_reference and self.weights.is_displaced_from_given
 
     @torch.no_grad()
     def head_logits(self, batch: CompletionBatch) -> Tensor:
         """Return the logits of the policy as the KL is computed from: the head applied to recorded hidden states."""
-        with evaluation_mode(self.policy):
-            hidden = last_hidden(self.policy, batch.ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 :]
-            return torch.stack([self.head(row) for row in hidden])
-
-    # -- actuators --
-
-    def scale_displacement(self, factor: float) -> None:
-        """Scale the displacement of all trainable weights from the weights of the reference."""
-        weights = [self.copies.copy_of(weight) for weight in self.reference.weights]
-        scale_displacement(weights, self.reference.anchors, factor)
-        self.copies.round()
+        with self.weights.checked() as models, evaluation_mode(models.policy):
+            hidden = last_hidden(base_model(models.policy), batch.ids, batch.attention_mask)
+            head = self.weights.head()
+            return torch.stack([head(row) for row in hidden[:, -batch.mask.shape[1] - 1 :]])
 
     # -- the trainer's events --
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.reset()
-        self.store_sharded_reference()
+        self.place()
         self.needs_preflight, self.has_one_mode = self.trainer.preflight, None
-        self.copies.read()
-        added = [n for n, w in self.model.named_parameters() if w.requires_grad and n not in self.reference.names]
+        trained = {canonical_name(name) for name, weight in self.model.named_parameters() if weight.requires_grad}
+        added = sorted(trained - set(self.weights.names))
         if added:
             raise BudgetError(
                 f"expected the trainable weights that the policy had when the trainer was created, got {added[0]} too: "
@@ -694,21 +610,31 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             former = controller_from_dict(saved["budget"])
             self.trainer.budget = _resumed_budget(self.trainer.budget, former, self.trainer.resume_budget)
 
+        if self.checkpoint is not None:
+            self.held_out = load_generations(self.trainer, self.checkpoint, kwargs["train_dataloader"])
+            self.checkpoint = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        save_generations(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}", self.held_out)
+
     def _require_reference(self, saved: list[float] | None) -> None:
         """Raise BudgetError unless the reference gives the log-probabilities that a checkpoint has stored."""
         present = self.ref_log_probs
         close = _FINGERPRINT_ERROR * (10 if has_half_precision(self.policy) else 1)
         pairs = zip(saved or present, present, strict=False)
         largest = max(abs(first - second) for first, second in pairs)
-        if largest > close or (saved is not None and len(saved) != len(present)):
+        if largest > close or (saved and len(saved) != len(present)):
             raise BudgetError(
                 f"expected the reference of the checkpoint, got another: its log-probabilities differ by {largest:.3g} "
                 "nats; pass the model that the run started from as model, or as ref_model"
             )
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        trainer = self.trainer
-        self.copies.take_gradients()
+    def before_last_backward(self) -> None:
+        """Update the controller and the learning rates of the step, from the KL of all micro-batches.
+
+        This is the moment before the step that exists for every backend, as DeepSpeed steps in the backward pass.
+        """
+        trainer: Any = self.trainer
         estimates = self.measured()
         self.batches.clear()
         log = trainer._metrics["train"]
@@ -716,7 +642,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             _logger.warning(
                 "Step %d: every completion is masked (mask_truncated_completions), so the KL was not measured; "
                 "training continues, and the budget is unchanged.",
-                state.global_step + 1,
+                trainer.state.global_step + 1,
             )
         else:
             for name, estimate in zip(("token", "sequence"), estimates, strict=True):
@@ -730,12 +656,15 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             trainer.budget = trainer.budget.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
         if isinstance(trainer.budget, KLBudget):
             scale = trainer.budget.learning_rate_scale
-            self.learning_rates.enter_context(scaled_learning_rates(optimizer.param_groups, scale))
+            self.learning_rates.enter_context(scaled_learning_rates(trainer.optimizer.param_groups, scale))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.weights.before_step()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         trainer = self.trainer
         self.has_trained = True
-        self.copies.round()
+        self.weights.after_step()
         if not isinstance(trainer.budget, KLBudget):
             return
         self.learning_rates.close()
@@ -750,7 +679,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             self.trainer.budget, factor = self.step.apply(budget)
         else:
             factor = budget.displacement_scale
-            self.scale_displacement(factor)
+            self.weights.scale_displacement(factor)
         if self.newest is not None:
             self._renew_held_out(self.newest)
             self.newest = None

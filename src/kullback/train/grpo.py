@@ -26,7 +26,6 @@ from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
-from kullback.train.grpo_checkpoint import KeepGenerations
 from kullback.train.prompt_checks import positions_of, require_prompts_fit
 from kullback.train.rewards import Reward, reward_name, with_output_check
 from kullback.train.run_checks import require_at_least, require_seed
@@ -295,7 +294,6 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress))
         trainer.add_callback(evaluate)
         trainer.add_callback(StopOnInterrupt(stop))
-        trainer.add_callback(KeepGenerations(trainer, checkpoint))
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
         train_with_checkpoints(trainer, checkpoint)
