@@ -39,7 +39,7 @@ def train(options: argparse.Namespace) -> None:
 
     if options.backend == "fsdp2" and not torch.cuda.is_available():
         sys.path.insert(0, str(_TESTS))
-        from distributed_grpo import use_fsdp2_without_gpu
+        from distributed_grpo import use_fsdp2_without_gpu  # pyright: ignore[reportMissingImports]
 
         use_fsdp2_without_gpu()
     import transformers
@@ -89,7 +89,8 @@ def train(options: argparse.Namespace) -> None:
             policy.load_state_dict({name: w.detach().float().cpu() for name, w in whole.items()}, strict=False)
             row, _ = evaluation.measure(policy, ref_model, step=state.global_step)
             kl, error = row["kl_policy_ref_per_token"], row["kl_policy_ref_per_token_std_error"]
-            trainer.budget = trainer.budget.update_evaluation(kl, std_error=error)
+            held: Any = trainer.budget
+            trainer.budget = held.update_evaluation(kl, std_error=error)
             measured.append({"step": state.global_step, "kl": kl, "std_error": error})
             if trainer.accelerator.is_main_process:
                 print(json.dumps(measured[-1]), file=sys.stderr, flush=True)

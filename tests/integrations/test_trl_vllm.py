@@ -150,7 +150,7 @@ def test_vllm_receives_the_weights_after_the_scaling(
     def noting(factor: float) -> None:
         scale(factor)
         factors.append(factor)
-        policy = copy.deepcopy(trainer.model)
+        policy: Any = copy.deepcopy(trainer.model)
         policy = policy.merge_and_unload() if has_adapter else policy
         scaled[trainer.state.global_step :] = [dict(policy.state_dict())]
 

@@ -59,7 +59,7 @@ def _placeholder(weight: Tensor, device: torch.device, dtype: torch.dtype) -> nn
     return nn.Parameter(one.expand(weight.shape), requires_grad=weight.requires_grad)
 
 
-def share_buffers(model: nn.Module, original: nn.Module, device: torch.device) -> None:
+def share_buffers(model: nn.Module, original: Any, device: torch.device) -> None:
     """Give a copy without weights the buffers of the distributed original, and placeholders of its dtypes."""
     dtypes = {canonical_name(name): weight.dtype for name, weight in original.named_parameters()}
     names = {id(weight): name for name, weight in model.named_parameters()}
