@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint docs package bench-tables clean
+.PHONY: run test test-training lint docs package bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
 
 test: .venv/installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not training"
+
+# The tests that train models for many steps, that stop and resume them, and that train in several processes.
+test-training: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m training
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

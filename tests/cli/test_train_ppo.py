@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from stable_baselines3 import PPO
 
+pytestmark = pytest.mark.training
+
 SETTINGS = ("n_steps=128", "n_epochs=2", "save_every=2")
 
 

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from kullback.cli import main
 from kullback.runs.run_directory import RunDirectory
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+]
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(3) for b in range(4)]
 COMMON = {"learning_rate": 1e-2, "gradient_checkpointing": False, "save_steps": 100}

@@ -17,7 +17,10 @@ from kullback.runs.run_directory import RunDirectory
 from kullback.train.sft import SFTPlan, train_sft
 from kullback.train.trainer_callbacks import WriteMetrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+]
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(4)]
 COMMON = {"learning_rate": 1e-2, "gradient_checkpointing": False, "save_steps": 2, "lr_scheduler_type": "constant"}
