@@ -21,6 +21,8 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
+pytestmark = pytest.mark.training
+
 
 class Engine:
     """A model that samples completions by the weights that it has received."""
