@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--accumulated", type=int, default=1)
     parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
@@ -127,7 +128,8 @@ def main() -> None:
         use_cpu=options.backend != "fsdp2",
         bf16=options.bf16,
         report_to="none",
-        per_device_train_batch_size=_ROWS_PER_STEP // processes,
+        per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulated,
+        gradient_accumulation_steps=options.accumulated,
         num_generations=2,
         max_completion_length=4,
         mask_truncated_completions=options.masked,
