@@ -138,6 +138,13 @@ def test_mixed_precision_under_fsdp2_is_that_of_one_process(run: Train, options:
     assert sharded.rows[-1]["kl_filtered"] == pytest.approx(0.01, rel=0.1)
 
 
+def test_gradients_are_accumulated_under_fsdp2(run: Train) -> None:
+    alone, sharded = run("ddp", 1), run("fsdp2", 2, "--accumulated", "2", "--steps", "2")
+    kls = [[row["kl_policy_ref_per_token"] for row in done.rows[:2]] for done in (sharded, alone)]
+    assert kls[0] == pytest.approx(kls[1], rel=1e-4)
+    assert kls[0][1] > 1e-3
+
+
 @pytest.mark.parametrize(
     "launched",
     [

@@ -109,7 +109,8 @@ def test_weights_are_removed_after_an_error() -> None:
         raise ValueError("of a hook")
 
     outline.model.layers[1].self_attn.register_forward_pre_hook(fail)
-    with pytest.raises(ValueError, match="of a hook"), weights_on_call(outline, blocks_of(model, "layers"), weights.__getitem__):
+    copied = weights_on_call(outline, blocks_of(model, "layers"), weights.__getitem__)
+    with pytest.raises(ValueError, match="of a hook"), copied:
         outline(input_ids=torch.arange(1, 7)[None])
     assert all(weight.isnan().all() for weight in outline.parameters())
     assert not any(

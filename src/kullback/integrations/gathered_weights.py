@@ -64,14 +64,14 @@ def share_buffers(model: nn.Module, original: Any, device: torch.device) -> None
     dtypes = {canonical_name(name): weight.dtype for name, weight in original.named_parameters()}
     names = {id(weight): name for name, weight in model.named_parameters()}
     modules = {canonical_name(name): module for name, module in original.named_modules()}
-    moved: dict[int, nn.Parameter] = {}
+    placeholders: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
         for key in module._buffers:
             module._buffers[key] = modules[name]._buffers[key]
         for key, weight in module._parameters.items():
             if weight is not None:
                 dtype = dtypes[names[id(weight)]]
-                module._parameters[key] = moved.setdefault(id(weight), _placeholder(weight, device, dtype))
+                module._parameters[key] = placeholders.setdefault(id(weight), _placeholder(weight, device, dtype))
 
 
 @contextmanager
