@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--accumulated", type=int, default=1)
+    parser.add_argument("--recomputed", action="store_true")
     parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
@@ -78,12 +79,15 @@ def main() -> None:
         use_fsdp2_without_gpu()
     if options.efficient_loading:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    if options.recomputed:
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
 
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig
 
     from kullback.budget.kl_budget import KLBudget
+    from kullback.integrations.gathered_weights import canonical_name
     from kullback.integrations.trl import BudgetGRPOTrainer
     from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
@@ -154,7 +158,8 @@ def main() -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=options.resume or None)
     weights = {
-        name: whole(weight) for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+        canonical_name(name): whole(weight)
+        for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     }
     if trainer.accelerator.is_main_process:
         rows = [row for row in trainer.state.log_history if "beta" in row]

@@ -107,8 +107,10 @@ def test_the_trajectory_does_not_depend_on_the_processes(
     assert_same(run(backend, processes, *options), alone)
 
 
-def test_the_weights_may_be_on_the_first_process_only(run: Train) -> None:
-    assert_same(run("fsdp2", 2, "--efficient-loading"), run("ddp", 1))
+@pytest.mark.parametrize("option", ["--efficient-loading", "--recomputed"])
+def test_settings_of_fsdp2_change_nothing(run: Train, option: str) -> None:
+    """The weights may be on the first process only at the start, and activations may be computed again."""
+    assert_same(run("fsdp2", 2, option), run("ddp", 1))
 
 
 def test_generation_receives_the_scaled_weights(run: Train) -> None:

@@ -23,14 +23,12 @@ from torch import Tensor, nn
 __all__ = ["canonical_name", "copy_without_weights", "share_buffers", "weights_on_call"]
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
 
 
 def canonical_name(name: str) -> str:
     """The name of a module or weight without the parts that wrappers add."""
-    for part in _WRAPPERS:
-        name = name.replace(part, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def copy_without_weights(model: nn.Module) -> nn.Module:
