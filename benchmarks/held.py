@@ -107,7 +107,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def launch(name: str, options: argparse.Namespace) -> list[str]:
-    """Train one arm in processes of its own, and return a row of the table."""
+    """Train one arm in processes of its own, and return its row of the table."""
     backend, processes, bf16 = ARMS[name]
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -120,10 +120,15 @@ def launch(name: str, options: argparse.Namespace) -> list[str]:
         output = Path(directory) / "arm.json"
         subprocess.run([*words, "--output", str(output), *(["--bf16"] if bf16 else [])], check=True)
         arm = json.loads(output.read_text(encoding="utf-8"))
+    return row_of(name, arm, options.budget)
+
+
+def row_of(name: str, arm: dict[str, Any], budget: float) -> list[str]:
+    """Return the row of the table for the measurements of one arm."""
     kls = [row["kl"] for row in arm["measured"]]
-    first = next((i for i, kl in enumerate(kls) if kl >= 0.95 * options.budget), len(kls))
+    first = next((i for i, kl in enumerate(kls) if kl >= 0.95 * budget), len(kls))
     held = kls[first:]
-    share = sum(abs(kl / options.budget - 1) <= 0.1 for kl in held) / len(held) if held else 0.0
+    share = sum(abs(kl / budget - 1) <= 0.1 for kl in held) / len(held) if held else 0.0
     return [
         name,
         f"{fmean(held):.4f}" if held else "not reached",

@@ -112,6 +112,8 @@ def main() -> None:
 
     def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
         policy = trainer.accelerator.unwrap_model(trainer.model)
+        if options.backend == "fsdp2":  # TRL sends `full_tensor()` of each weight to vLLM
+            assert all(isinstance(weight, DTensor) for weight in policy.parameters())
         seen.append(float(sum(whole(weight).double().square().sum() for weight in policy.parameters())))
         counts: dict[str, int] = {}
         completions = []
