@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--accumulated", type=int, default=1)
+    parser.add_argument("--recomputed", action="store_true")
     parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
@@ -77,12 +79,15 @@ def main() -> None:
         use_fsdp2_without_gpu()
     if options.efficient_loading:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    if options.recomputed:
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
 
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig
 
     from kullback.budget.kl_budget import KLBudget
+    from kullback.integrations.gathered_weights import canonical_name
     from kullback.integrations.trl import BudgetGRPOTrainer
     from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
@@ -107,6 +112,8 @@ def main() -> None:
 
     def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
         policy = trainer.accelerator.unwrap_model(trainer.model)
+        if options.backend == "fsdp2":  # TRL sends `full_tensor()` of each weight to vLLM
+            assert all(isinstance(weight, DTensor) for weight in policy.parameters())
         seen.append(float(sum(whole(weight).double().square().sum() for weight in policy.parameters())))
         counts: dict[str, int] = {}
         completions = []
@@ -127,7 +134,8 @@ def main() -> None:
         use_cpu=options.backend != "fsdp2",
         bf16=options.bf16,
         report_to="none",
-        per_device_train_batch_size=_ROWS_PER_STEP // processes,
+        per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulated,
+        gradient_accumulation_steps=options.accumulated,
         num_generations=2,
         max_completion_length=4,
         mask_truncated_completions=options.masked,
@@ -152,7 +160,8 @@ def main() -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=options.resume or None)
     weights = {
-        name: whole(weight) for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+        canonical_name(name): whole(weight)
+        for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     }
     if trainer.accelerator.is_main_process:
         rows = [row for row in trainer.state.log_history if "beta" in row]

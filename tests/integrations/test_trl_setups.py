@@ -495,6 +495,35 @@ def test_a_step_whose_completions_are_all_masked_goes_on(
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("masked", ["first step", "middle step", "last step", "all but one completion"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_steps_with_masked_completions_go_on(make: MakeTrainer, masked: str, accumulated: int) -> None:
+    settings = {"per_device_train_batch_size": 16 // accumulated, "gradient_accumulation_steps": accumulated}
+    trainer = make(llama(), KLBudget(0.001), mask_truncated_completions=True, **settings)
+    steps = {"first step": [0], "middle step": [1], "last step": [2]}.get(masked, [0, 1, 2])
+    calls: list[int] = []
+
+    def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        completions = [[2 + (7 * i + j) % 10 for j in range(4)] + [1] for i in range(len(prompts))]
+        if len(calls) in steps:  # the completions lack their end
+            ended = completions[0]
+            completions = [ids[:-1] for ids in completions]
+            if masked == "all but one completion":
+                completions[0] = ended
+        calls.append(len(prompts))
+        tokenizer = trainer.processing_class
+        return {"prompt_ids": tokenizer(prompts)["input_ids"], "completion_ids": completions, "logprobs": None}
+
+    trainer.rollout_func = generate
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "reward" in row]
+    assert calls == [16, 16, 16]
+    measured = ["kl_policy_ref_per_token" in row for row in rows]
+    assert measured == [masked == "all but one completion" or step not in steps for step in range(3)]
+    assert trainer.budget.filtered_kl > 0
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+
 @pytest.mark.parametrize("unit", ["token", "sequence"])
 def test_masked_completions_are_left_out(make: MakeTrainer, unit: Any) -> None:
     original = llama()

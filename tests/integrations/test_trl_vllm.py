@@ -21,6 +21,8 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
+pytestmark = pytest.mark.training
+
 
 class Engine:
     """A model that samples completions by the weights that it has received."""
@@ -150,7 +152,7 @@ def test_vllm_receives_the_weights_after_the_scaling(
     def noting(factor: float) -> None:
         scale(factor)
         factors.append(factor)
-        policy = copy.deepcopy(trainer.model)
+        policy: Any = copy.deepcopy(trainer.model)
         policy = policy.merge_and_unload() if has_adapter else policy
         scaled[trainer.state.global_step :] = [dict(policy.state_dict())]
 

@@ -106,7 +106,7 @@ class Fsdp2Weights:
         """Do nothing, because the optimizer acts on the shards."""
 
     def before_step(self) -> None:
-        """Do nothing, because the gradients are those of the shards."""
+        """Do nothing, because the shards have the gradients."""
 
     def after_step(self) -> None:
         """Do nothing, because the shards are gathered again by the next forward pass."""
