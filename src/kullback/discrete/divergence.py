@@ -62,7 +62,8 @@ def divergence(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         name: A name of the table, or a convex function f with f(1) = 0 that consists of differentiable operations.
         axis: The axis that indexes the events.
