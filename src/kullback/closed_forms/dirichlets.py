@@ -9,7 +9,7 @@ from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
 from kullback.numerics.arrays import Array, holds
-from kullback.numerics.log_gamma import binet_slope, gamma_kl_equal_mean, gamma_kl_equal_mean_increment
+from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean, gamma_kl_equal_mean_increment
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
 __all__ = ["kl_beta_parameters"]
@@ -55,12 +55,17 @@ def kl_beta_parameters(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> A
 def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
     """KL(Dirichlet(a) || Dirichlet(b)) from arrays of concentrations, by the formula of `kl_dirichlet_dirichlet`."""
     a, b = xp.broadcast_arrays(a, b)
+    fits = (xp.sum(a, axis=-1) < np.inf) & (xp.sum(b, axis=-1) < np.inf)
+    if holds(xp.all(fits)):
+        return _kl_of_ordinary_sums(xp, a, b)
+    near = _kl_of_ordinary_sums(xp, *(xp.where(fits[..., None], x, 1.0) for x in (a, b)))
+    return xp.where(fits, near, _kl_of_large_sums(xp, *(xp.where(fits[..., None], 1.0, x) for x in (a, b))))
+
+
+def _kl_of_ordinary_sums(xp: Any, a: Array, b: Array) -> Array:
+    """The formula of `kl_dirichlet_dirichlet` where neither sum of concentrations overflows."""
     h = b - a
     sum_a, sum_b, sum_h = (xp.sum(x, axis=-1) for x in (a, b, h))
-    fits = (sum_a < np.inf) & (sum_b < np.inf)
-    if not holds(xp.all(fits)):
-        far = _kl_of_large_sums(xp, *(xp.where(fits[..., None], 1.0, x) for x in (a, b)))
-        return xp.where(fits, _kl_concentrations(xp, *(xp.where(fits[..., None], x, 1.0) for x in (a, b))), far)
     d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
     each, whole = gamma_kl_equal_mean(xp, a, b, h), gamma_kl_equal_mean(xp, sum_a, sum_b, sum_h)
     # D of the largest concentration may nearly cancel D of the sums, so their difference is computed as an increment.
@@ -84,15 +89,16 @@ def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
 def _kl_of_large_sums(xp: Any, a: Array, b: Array) -> Array:
     """The formula of `kl_dirichlet_dirichlet` where a sum of concentrations overflows.
 
-    Each term is multiplied by 2^-64. D(A, B) of the sums is phi(log(B/A))/2 - (B - A) J'(A) there, up to J(B) - J(A),
-    which is negligible, where J is Binet's function.
+    Each term is multiplied by 2^-64. D(A, B) of the sums is phi(log(B/A))/2 + J(B) - J(A) - (B - A) J'(A), where J is
+    Binet's function; these terms do not cancel, because A and B are very different or J is 0 to rounding.
     """
     unit = 2.0**-64
     h = b - a
     sum_a, sum_b, sum_h = (xp.sum(x * unit, axis=-1) for x in (a, b, h))
     d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
     each = gamma_kl_equal_mean(xp, a, b, h)
-    whole = ratio_residual(xp, sum_b, sum_a, sum_h) * (unit / 2) - sum_h * binet_slope(xp, sum_a / unit)
+    whole = ratio_residual(xp, sum_b, sum_a, sum_h) / 2 + binet(xp, sum_b / unit) - binet(xp, sum_a / unit)
+    whole = whole * unit - sum_h * binet_slope(xp, sum_a / unit)
     total = (xp.sum(b * unit * phi(d), axis=-1) + xp.sum(each * unit, axis=-1) - whole) / unit
     # D(a_i, b_i) overflows only if b_i is large and a_i is small, and then the KL overflows.
     return xp.where(xp.any(each == np.inf, axis=-1), np.inf, total)
