@@ -164,9 +164,9 @@ def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
         x, y = u * (a * a), u * (b * b)
         return (1 - u * (a * (a + 2 * b))) / ((1 + x) * (1 + x) * (1 + y))
 
-    change, last = h * a, b * _over_nodes(xp, residual, a, b)
+    change, nodes = h * a, _over_nodes(xp, residual, a, b)
     square = change**2
-    value = total + steps + xp.where(square < inf, square * last, change * (change * last))
+    value = total + steps + xp.where(square < inf, square * (b * nodes), change * (change * b * nodes))
     # Every part of D is non-negative. Where two terms of a step overflow, with opposite signs, D overflows.
     return xp.where((total < inf) & (abs(steps) < inf), value, inf)
 
