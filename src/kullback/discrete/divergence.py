@@ -80,7 +80,8 @@ def divergence(
     Raises:
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
-        SupportError: The name is unknown, a parameter is out of its range, or the function is not convex with f(1) = 0.
+        SupportError: The name is unknown, a parameter is out of its range, or the function raises an error or is not
+            convex with f(1) = 0.
         TypeError: A parameter is missing, unknown or not a number.
 
     References:
