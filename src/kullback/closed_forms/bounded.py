@@ -310,9 +310,12 @@ def _mean_log_of_complement(xp: Any, low: Array, high: Array) -> Array:
 
 def _mean_log_above(xp: Any, low: Array, high: Array, scale: Array) -> Array:
     """The mean of log(x/scale) for x uniform on (low, high), accurate where low, high and scale are nearly equal."""
+    return _mean_log_above_scale(xp, *xp.broadcast_arrays(low, high, scale))
+
+
+def _mean_log_above_value(xp: Any, low: Array, high: Array, scale: Array) -> Array:
     low = xp.where(low > 0, low, scale)
-    r = (high - low) / low
-    return log_ratio(xp, low, scale) + (xp.log1p(r) - _mean_log_below(xp, high - low, low))
+    return log_ratio(xp, low, scale) + (xp.log1p((high - low) / low) - _mean_log_below(xp, high - low, low))
 
 
 def _mean_log_below(xp: Any, width: Array, low: Array) -> Array:
@@ -348,3 +351,9 @@ def _zero_gradient(xp: Any, _gradient: Array, _output: Array, low: Array, *_: Ar
 
 
 _mean_log_of_ends = with_gradient(_mean_log_value, _mean_log_by_low, _mean_log_by_high, _zero_gradient, _zero_gradient)
+_mean_log_above_scale = with_gradient(
+    _mean_log_above_value,
+    lambda xp, gradient, output, low, high, _scale: _mean_log_by_low(xp, gradient, output, low, high, high - low, low),
+    lambda xp, gradient, output, low, high, _scale: _mean_log_by_high(xp, gradient, output, low, high, high - low, low),
+    lambda _xp, gradient, _output, _low, _high, scale: -gradient / scale,
+)

@@ -22,7 +22,7 @@ from kullback.discrete.power_divergences import (
     tsallis,
 )
 from kullback.discrete.validation import events_last, require_probs
-from kullback.errors import SupportError
+from kullback.errors import ArrayTypeError, ParameterNameError, SupportError
 from kullback.numerics.array_types import ArrayInput, ArrayT, Column, Float, PerEvent, PerRow
 from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
@@ -82,7 +82,8 @@ def divergence(
         ShapeError: The shapes do not broadcast, or `axis` has no events.
         SupportError: The name is unknown, a parameter is out of its range, or the function raises an error or is not
             convex with f(1) = 0.
-        TypeError: A parameter is missing, unknown or not a number.
+        ParameterNameError: A parameter is missing or unknown.
+        ArrayTypeError: A parameter is not a number, or the function returns complex numbers.
 
     References:
         Huaiyu Zhu and Richard Rohwer (1995), "Information geometric measurements of generalisation" [zhu1995].
@@ -108,11 +109,11 @@ def divergence(
     except TypeError as error:
         accepted = ", ".join(f"{key}=" for key in list(signature(builder).parameters)[skipped:]) or "no parameters"
         passed = ", ".join(f"{key}={value!r}" for key, value in parameters.items()) or "none"
-        raise TypeError(f"the divergence {name!r} takes {accepted}; got {passed}") from error
+        raise ParameterNameError(f"the divergence {name!r} takes {accepted}; got {passed}") from error
     for key, value in parameters.items():
         is_number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
         if not (is_number or (value is None and callable(name))):
-            raise TypeError(f"expected {key} to be a number, got {value!r}; call divergence once for each value")
+            raise ArrayTypeError(f"expected {key} to be a number, got {value!r}; call divergence once for each value")
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
     require_probs(xp, "p", p, probs_p, dtype, axis)
     require_probs(xp, "q", q, probs_q, dtype, axis)

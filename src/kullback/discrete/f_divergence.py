@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.array_types import Bool, PerEvent, PerRow
 from kullback.numerics.arrays import Array, holds, is_positive, untracked
 
@@ -75,12 +75,15 @@ def f_divergence(
 def _call(f: Generator, ratios: Array) -> Array:
     """f(ratios); SupportError if f raises an error."""
     try:
-        return f(ratios)
+        values = f(ratios)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise SupportError(
             f"expected {getattr(f, '__name__', repr(f))} to accept an array of ratios of shape {tuple(ratios.shape)}, "
             f"but it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
+    if "complex" in str(getattr(values, "dtype", type(values))):
+        raise ArrayTypeError(f"expected real values of {getattr(f, '__name__', repr(f))}, got complex numbers")
+    return values
 
 
 def _boundary_term(xp: Any, mass: PerEvent, mask: Bool[Array, "*batch n"], rate: float) -> PerEvent:

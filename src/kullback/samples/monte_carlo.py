@@ -16,6 +16,9 @@ from kullback.result import Estimate
 __all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo"]
 
 
+_MAX_DRAWS = 10**9  # which take several gigabytes for each dimension
+
+
 class Sampler(NamedTuple):
     """A distribution as its sampler and log-density.
 
@@ -183,6 +186,8 @@ def cross_entropy_monte_carlo(
 def _require_options(draws: int, seed: int, confidence: float) -> None:
     if not (isinstance(draws, int | np.integer) and draws >= 2):
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
+    if draws > _MAX_DRAWS:
+        raise SupportError(f"expected at most {_MAX_DRAWS:.0e} draws, whose arrays fit into memory, got {draws!r}")
     if not (isinstance(seed, int | np.integer) and seed >= 0):
         raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
     if not (isinstance(confidence, Real) and 0 < confidence < 1):
