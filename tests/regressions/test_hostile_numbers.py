@@ -7,7 +7,18 @@ import pytest
 import torch
 from scipy import stats
 
-from kullback import divergence, fit_alpha, fit_forward, fit_reverse, kl, kl_logits, measure, tilt, tilt_to_budget
+from kullback import (
+    divergence,
+    fit_alpha,
+    fit_forward,
+    fit_reverse,
+    kl,
+    kl_logits,
+    log_gamma_residual,
+    measure,
+    tilt,
+    tilt_to_budget,
+)
 from kullback import families as f
 from kullback.errors import KullbackError, SupportError
 
@@ -26,6 +37,10 @@ def test_logits_with_a_large_common_shift(top, library):
     spread = library([1e308, -1e308, 0.0])
     assert float(kl_logits(spread, zero)) == pytest.approx(math.log(3), rel=1e-14)
     assert float(kl_logits(zero + top, zero)) == 0
+
+
+def test_the_residual_of_log_gamma_at_its_pole_is_infinite():
+    np.testing.assert_allclose(log_gamma_residual([3.0, 3.0], [-3.0, 1e-10]), [math.inf, 1.974670334215447e-21])
 
 
 def test_rewards_whose_difference_overflows_are_refused():

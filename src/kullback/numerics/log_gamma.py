@@ -49,7 +49,10 @@ def log_gamma_residual(a: ArrayInput[ArrayT], h: ArrayInput[ArrayT]) -> ArrayT:
         1.974670334215447e-21
     """
     xp, [start, step], dtype = as_floats(a, h)
-    return cast(xp, log_gamma_bregman(xp, start, start + step, step), dtype)
+    end = start + step
+    pole = (end == 0) & (start > 0)
+    residual = log_gamma_bregman(xp, start, xp.where(pole, 1.0, end), step)
+    return cast(xp, xp.where(pole, inf, residual), dtype)
 
 
 def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
