@@ -270,7 +270,7 @@ def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
 
 def _require_one_event_shape(p: Any, q: Any) -> None:
     """Raise ShapeError if p and q both have an `event_shape` and the two differ: event axes do not broadcast."""
-    shapes = [tuple(d.event_shape) for d in (p, q) if hasattr(d, "event_shape")]
+    shapes = [tuple(d.event_shape) for d in (p, q) if hasattr(d, "event_shape") and not isinstance(d, type)]
     if len(set(shapes)) > 1:
         raise ShapeError(f"expected equal event shapes, got {shapes[0]} of p and {shapes[1]} of q")
 

@@ -131,7 +131,7 @@ def _no_method(p: ResolvedDistribution, q: ResolvedDistribution, method: str | N
 
 def require_error(error: float) -> None:
     """Raise SupportError unless the acceptable error bound is positive."""
-    if not (isinstance(error, Real) and error > 0):
+    if isinstance(error, bool) or not (isinstance(error, Real) and error > 0):
         raise SupportError(f"expected error > 0, got {error!r}; quadrature reaches error bounds of about 1e-10")
 
 
@@ -157,8 +157,16 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     try:
         sides = p.family_in_float64, q.family_in_float64
         result = untracked(kl(*sides))
-    except (NoClosedFormError, TypeError):
+    except NoClosedFormError:
         return None
+    except TypeError:  # parameters of several libraries
+        if p.density is not None and q.density is not None:
+            return None
+        try:
+            sides = p.family, q.family
+            result = untracked(kl(*sides))
+        except (NoClosedFormError, TypeError):
+            return None
     array = np.asarray(result)
     if array.size != 1:
         raise ShapeError(

@@ -449,3 +449,14 @@ def test_invalid_probabilities_are_rejected(kind):
         divergence([0.5, 0.4], [0.5, 0.5], kind, **parameters)
     with pytest.raises(ShapeError, match="broadcast"):
         divergence([0.5, 0.5], [0.5, 0.25, 0.25], kind, **parameters)
+
+
+def test_an_error_of_the_users_function_names_the_function():
+    def broken(t):
+        raise KeyError("no such key")
+
+    with pytest.raises(SupportError, match=r"expected broken to accept an array of ratios.*KeyError") as caught:
+        divergence([0.5, 0.5], [0.25, 0.75], broken)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(SupportError, match="ZeroDivisionError: division by zero"):
+        divergence([0.5, 0.5], [0.25, 0.75], lambda t: 1 / 0)

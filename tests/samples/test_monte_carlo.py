@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kullback import families as f
 from kullback.errors import ShapeError, SupportError
+from kullback.measure import measure
 from kullback.samples.monte_carlo import Sampler, hill_index, kl_monte_carlo
 
 
@@ -168,3 +170,38 @@ def test_false_alarms_are_rare(p, q, _truth):
     for seed in range(100):
         estimate = kl_monte_carlo(sampler(p), sampler(q), draws=1000, seed=seed)
         assert not any("normalized" in warning for warning in estimate.warnings), estimate
+
+
+HEALTHY = [
+    (f.Normal(loc=0.0, scale=1.0), f.NormalMixture(weights=[0.5, 0.5], locs=[0.0, 1.0], scales=[1.0, 1.0])),
+    (f.NormalMixture(weights=[0.5, 0.5], locs=[-1.0, 1.0], scales=[1.0, 1.0]), f.Normal(loc=0.0, scale=1.0)),
+    (f.NormalMixture(weights=[0.3, 0.7], locs=[-1.0, 1.0], scales=[1.0, 1.0]), f.Normal(loc=1.0, scale=1.0)),
+    (f.Normal(loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=0.6)),
+    (f.Normal(loc=0.0, scale=1.0), f.Normal(loc=1.5, scale=1.0)),
+]
+
+
+@pytest.mark.parametrize(("p", "q"), HEALTHY)
+@pytest.mark.parametrize("draws", [1_000, 65_536])
+def test_finite_gaussian_tails_are_not_called_heavy(p, q, draws):
+    truth = measure(p, q).value
+    for seed in range(3):
+        estimate = measure(p, q, method="Monte Carlo", draws=draws, seed=seed)
+        assert estimate.status == "estimated"
+        assert abs(estimate.value - truth) < 4.5 * estimate.std_error
+
+
+HEAVY = [
+    (f.StudentT(df=2.5, loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=1.0)),  # the terms have no variance for df <= 4
+    (f.StudentT(df=3.5, loc=0.0, scale=1.0), f.Normal(loc=0.0, scale=1.0)),
+    (f.Laplace(loc=0.0, scale=0.7), f.Gumbel(loc=0.0, scale=1.0)),  # none for a scale >= 1/2
+    (f.Pareto(scale=1.0, alpha=1.2), f.Exponential(rate=1.0)),  # none for alpha <= 2
+]
+
+
+@pytest.mark.parametrize(("p", "q"), HEAVY)
+def test_terms_without_a_variance_are_unreliable(p, q):
+    for seed in range(3):
+        estimate = measure(p, q, method="Monte Carlo", seed=seed)
+        assert estimate.status == "unreliable"
+        assert "heavy tail" in estimate.warnings[-1]

@@ -229,7 +229,7 @@ def _probabilities(given: _Input, *, normalize: bool) -> tuple[_Input, Any]:
     """The table as probabilities, and the sums that it was divided by, or None."""
     import numpy as np
 
-    from kullback.discrete.validation import MASS_TOLERANCES
+    from kullback.discrete.validation import mass_tolerance
 
     values, label = given.values, f"{given.name}: {given.text!r}"
     _refuse(given, ~np.isfinite(values), "finite numbers")
@@ -242,7 +242,7 @@ def _probabilities(given: _Input, *, normalize: bool) -> tuple[_Input, Any]:
         divided = replace(given, member=replace(given.member, values=values / sums))  # type: ignore[type-var]
         return divided, (sums[..., 0].tolist() if normalize else None)
     sums = values.sum(axis=-1, dtype=np.float64)
-    wrong = np.argwhere(~(abs(sums - 1) <= MASS_TOLERANCES.get(str(values.dtype), 1e-9)))
+    wrong = np.argwhere(~(abs(sums - 1) <= mass_tolerance(values.dtype, values.shape[-1])))
     if len(wrong):
         row = f"row {wrong[0][0]} sums" if values.ndim == 2 else "it sums"
         hint = "use --normalize to divide by the sum, --counts for numbers of observations, or --logits for logits"

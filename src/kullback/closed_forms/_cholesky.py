@@ -7,7 +7,7 @@ import numpy as np
 
 from kullback.errors import ParameterError, ShapeError
 from kullback.families.base import is_traced
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, holds, untracked
 from kullback.numerics.phi import log1p_residual, log_ratio, phi
 
 __all__ = [
@@ -78,7 +78,7 @@ def eigenvalues_from_factors(xp: Any, factor_p: Array, factor_q: Array) -> Array
     """The eigenvalues of Q^-1 P - 1 for P and Q with these lower factors, whose products are not formed."""
     step = whiten(xp, factor_q, factor_p - factor_q)
     square = step @ xp.matrix_transpose(step)
-    return xp.linalg.eigvalsh(step + xp.matrix_transpose(step) + square)
+    return _eigenvalues_or_inf(xp, step + xp.matrix_transpose(step) + square)
 
 
 def sum_factor_residuals(xp: Any, factor_p: Array, factor_q: Array) -> Array:
@@ -106,7 +106,16 @@ def whitened_eigenvalues(xp: Any, factor: Array, change: Array) -> Array:
     """The eigenvalues of factor^-1 change factor^-T for a symmetric matrix `change`."""
     half = xp.matrix_transpose(whiten(xp, factor, change))
     whole = whiten(xp, factor, half)
-    return xp.linalg.eigvalsh((whole + xp.matrix_transpose(whole)) / 2)
+    return _eigenvalues_or_inf(xp, (whole + xp.matrix_transpose(whole)) / 2)
+
+
+def _eigenvalues_or_inf(xp: Any, matrix: Array) -> Array:
+    """The eigenvalues of a symmetric matrix; `inf` where an entry overflows, and so does the largest eigenvalue."""
+    fits = xp.all(xp.isfinite(untracked(matrix)), axis=(-2, -1))
+    if holds(xp.all(fits)):
+        return xp.linalg.eigvalsh(matrix)
+    eigenvalues = xp.linalg.eigvalsh(xp.where(fits[..., None, None], matrix, 0.0))
+    return xp.where(fits[..., None], eigenvalues, np.inf)
 
 
 def log_determinant_ratios(xp: Any, factor_p: Array, factor_q: Array) -> Array:

@@ -9,13 +9,14 @@ from kullback import families as f
 from kullback.closed_forms.dirichlets import kl_beta_parameters
 from kullback.closed_forms.normals import kl_to_normal
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, with_gradient
-from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean
+from kullback.numerics.arrays import Array, holds, with_gradient
+from kullback.numerics.log_gamma import binet, binet_slope, binet_slope_difference, gamma_kl_equal_mean
 from kullback.numerics.log_sinhc import log_sinhc, log_sinhc_curvature, log_sinhc_residual, log_sinhc_slope
 from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, ratio_residual, scaled_mass_phi
 
 __all__: list[str] = []
 
+_LARGE = 1e3  # concentrations from which KL(Beta(1, 1) || Q) would be nearly equal to the terms subtracted from it
 _LOG_2_PI_E = np.log(2 * np.pi) + 1
 _GAMMAS = (f.ChiSquared, f.Exponential, f.Gamma)
 
@@ -45,12 +46,13 @@ def kl_uniform_uniform(xp: Any, p: Any, q: Any) -> Array:
 def kl_uniform_pareto(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Uniform(low, high) and Q = Pareto(scale, alpha).
 
-    alpha (m - log(scale)) - log(high - low) + (m - log(alpha)), where m = E_P log(x) = log(high) - (r - log(1 + r))/r
-    with r = (high - low)/low. The result is `inf` for low < scale.
+    alpha (log(low/scale) + e) - log(high - low) + (m - log(alpha)), where m = E_P log(x) = log(high) - (r - log(1 +
+    r))/r and e = E_P log(x/low) = log(1 + r) - (r - log(1 + r))/r with r = (high - low)/low. The result is `inf` for
+    low < scale.
     """
     log_width = xp.log(p.high - p.low)
     return (
-        q.alpha * (_mean_log(xp, p.low, p.high) - xp.log(q.scale))
+        q.alpha * _mean_log_above(xp, p.low, p.high, q.scale)
         - log_width
         + (_mean_log(xp, p.low, p.high) - xp.log(q.alpha))
     )
@@ -69,9 +71,11 @@ def kl_uniform_gamma(xp: Any, p: Any, q: Any) -> Array:
     """
     shape, rate = _shape_and_rate(xp, q)
     width = p.high - p.low
-    log_normalizer = (
-        xp.log(shape * (2 * np.pi)) / 2 + shape * (xp.log(shape / rate) - 1) - xp.log(shape) + binet(xp, shape)
+    fits = shape < float(xp.finfo(shape.dtype).max) / 8
+    log_2_pi_k = xp.where(
+        fits, xp.log(xp.where(fits, shape, 1.0) * (2 * np.pi)), xp.log(shape) + float(np.log(2 * np.pi))
     )
+    log_normalizer = log_2_pi_k / 2 + shape * (xp.log(shape / rate) - 1) - xp.log(shape) + binet(xp, shape)
     return log_normalizer + rate * (p.low + width / 2) - (shape - 1) * _mean_log(xp, p.low, p.high) - xp.log(width)
 
 
@@ -82,8 +86,13 @@ def kl_uniform_gumbel(xp: Any, p: Any, q: Any) -> Array:
     m + exp(L(w/2) - m) - log(w) with w = (high - low)/scale and m = ((low - loc) + (high - loc))/(2 scale), where
     L(u) = log(sinh(u)/u).
     """
-    width, middle = (p.high - p.low) / q.scale, ((p.low - q.loc) / q.scale + (p.high - q.loc) / q.scale) / 2
-    return middle + xp.exp(log_sinhc(xp, width / 2) - middle) - xp.log(width)
+    low, width = (p.low - q.loc) / q.scale, (p.high - p.low) / q.scale
+    middle = (low + (p.high - q.loc) / q.scale) / 2
+    # L(w/2) and m are of the size of w, and L(w/2) - w/2 = log((1 - e^-w)/w).
+    wide = width > 2
+    near = log_sinhc(xp, xp.where(wide, 1.0, width) / 2) - middle
+    far = xp.log(-xp.expm1(-width) / xp.where(wide, width, 1.0)) - low
+    return middle + xp.exp(xp.where(wide, far, near)) - xp.log(width)
 
 
 @closed_form((f.Uniform, f.Beta))
@@ -94,11 +103,22 @@ def kl_uniform_beta(xp: Any, p: Any, q: Any) -> Array:
     m1 = E_P log(x) and m0 = E_P log(1 - x). Both means are -1 for the interval from 0 to 1, where P is Beta(1, 1). The
     result is `inf` where the interval of P is not inside the unit interval.
     """
-    one = xp.ones_like(p.low)
-    unit_interval = kl_beta_parameters(xp, one, one, q.concentration1, q.concentration0)
-    from_log_x = (q.concentration1 - 1) * (_mean_log(xp, p.low, p.high) + 1)
-    from_log_1_minus_x = (q.concentration0 - 1) * (_mean_log(xp, one - p.high, one - p.low) + 1)
-    return unit_interval - from_log_x - from_log_1_minus_x - xp.log(p.high - p.low)
+    one, a, b = xp.ones_like(p.low), q.concentration1, q.concentration0
+    mean_1, mean_0 = _mean_log(xp, p.low, p.high), _mean_log_of_complement(xp, p.low, p.high)
+    large = (a > _LARGE) | (b > _LARGE)
+    safe_a, safe_b = (xp.where(large, 1.0, x) for x in (a, b))
+    unit_interval = kl_beta_parameters(xp, one, one, safe_a, safe_b)
+    near = unit_interval - (safe_a - 1) * (mean_1 + 1) - (safe_b - 1) * (mean_0 + 1)
+    if holds(~xp.any(large)):
+        return near - xp.log(p.high - p.low)
+    # KL(Beta(1, 1) || Q) would cancel. By Stirling's formula, with c = a + b, log B(a, b) is
+    # a log(a/c) + b log(b/c) + (log(2 pi) - log(a) - log(b) + log(c))/2 + J(a) + J(b) - J(c).
+    c = a + b
+    log_a, log_b = log_ratio(xp, a, c, -b), log_ratio(xp, b, c, -a)
+    halves = (np.log(2 * np.pi) - xp.log(a) - xp.log(b) + xp.log(c)) / 2
+    normalizer = halves + binet(xp, a) + binet(xp, b) - binet(xp, c)
+    far = a * (log_a - mean_1) + b * (log_b - mean_0) + (mean_1 + mean_0) + normalizer
+    return xp.where(large, far, near) - xp.log(p.high - p.low)
 
 
 @closed_form((f.Uniform, f.ContinuousBernoulli))
@@ -162,7 +182,7 @@ def kl_beta_normal(xp: Any, p: Any, q: Any) -> Array:
         + (0.5 / a + 0.5 / b - 1 / c)
         - (_binet_excess(xp, a, 1) + _binet_excess(xp, b, 1) - _binet_excess(xp, c, 2))
     )
-    deviation = xp.sqrt(a / c) * xp.sqrt(b / c) / xp.sqrt(c + 1)
+    deviation = xp.sqrt(a / c), xp.sqrt(b / c) / xp.sqrt(c + 1)
     return kl_to_normal(xp, a / c, a / c * (b / c) / (c + 1), negentropy, q, deviation)
 
 
@@ -184,18 +204,21 @@ def kl_beta_gamma(xp: Any, p: Any, q: Any) -> Array:
     The formula also holds for Q = Exponential(rate), with k = 1, and for Q = ChiSquared(df), with k = df/2 and rate =
     1/2.
 
-    D(a, k) + k phi(log(rate/c) + log(a/k)) + log(1 + a/b)/2 + a/(2 b c) + E(c) - E(b) + k (J'(c) - 1/(2c)) with c = a +
-    b, where phi(d) = e^d - 1 - d, D(a, k) = lgamma(k) - lgamma(a) - (k - a) digamma(a) - k phi(log(a/k)),
-    J(x) = lgamma(x) - (x - 1/2) log(x) + x - log(2 pi)/2 and E(x) = J(x) - (x - 1) J'(x).
+    D(a, k) + k phi(log(rate/c) + log(a/k)) + phi(log(b/c)) - D(c, b) + (a + a/b - k)/(2c) + k J'(c)
+    - (b - 1) (J'(c) - J'(b)) with c = a + b, where phi(d) = e^d - 1 - d,
+    D(a, k) = lgamma(k) - lgamma(a) - (k - a) digamma(a) - k phi(log(a/k)) and
+    J(x) = lgamma(x) - (x - 1/2) log(x) + x - log(2 pi)/2.
     """
     shape, rate = _shape_and_rate(xp, q)
     a, b = p.concentration1, p.concentration0
     c = a + b
-    log_rate = xp.log(rate / c)
+    log_rate = log_ratio(xp, rate, c)
     mean_term = scaled_mass_phi(xp, shape, a, log_rate, log_rate + log_ratio(xp, a, shape))
     kl = gamma_kl_equal_mean(xp, a, shape) + mean_term
-    normalizer = xp.log1p(a / b) / 2 + a / b / c / 2 + _binet_excess(xp, c, 1) - _binet_excess(xp, b, 1)
-    return kl + normalizer + shape * (binet_slope(xp, c) - 0.5 / c)
+    # Each difference between c and b has a relative accuracy, because the KL may be as small as a.
+    normalizer = ratio_residual(xp, b, c, -a) - gamma_kl_equal_mean(xp, c, b, -a)
+    change = (a - shape) / c / 2 + a / c / b / 2 + shape * binet_slope(xp, c)
+    return kl + normalizer + change - (b - 1) * binet_slope_difference(xp, b, c, a)
 
 
 @closed_form((f.ContinuousBernoulli, f.ContinuousBernoulli))
@@ -209,7 +232,7 @@ def kl_continuous_bernoulli_continuous_bernoulli(xp: Any, p: Any, q: Any) -> Arr
         h = (log_ratio(xp, q.probs, p.probs) - log_ratio(xp, 1 - q.probs, 1 - p.probs, p.probs - q.probs)) / 2
     else:
         h = _half_logit(xp, q) - _half_logit(xp, p)
-    return log_sinhc_residual(xp, *xp.broadcast_arrays(_half_logit(xp, p), h))
+    return log_sinhc_residual(xp, _half_logit(xp, p), h, _half_logit(xp, q))
 
 
 @closed_form((f.ContinuousBernoulli, f.Uniform))
@@ -221,7 +244,7 @@ def kl_continuous_bernoulli_uniform(xp: Any, p: Any, q: Any) -> Array:
     the interval of Q.
     """
     u = _half_logit(xp, p)
-    return log_sinhc_residual(xp, u, -u) + xp.log(q.high - q.low)
+    return log_sinhc_residual(xp, u, -u, xp.zeros_like(u)) + xp.log(q.high - q.low)
 
 
 @closed_form((f.ContinuousBernoulli, f.Exponential))
@@ -246,15 +269,17 @@ def kl_continuous_bernoulli_normal(xp: Any, p: Any, q: Any) -> Array:
     u = _half_logit(xp, p)
     mean, negative_entropy = _mean_and_negative_entropy(xp, p)
     variance = log_sinhc_curvature(xp, u) / 4
-    return kl_to_normal(
-        xp, mean, variance, (_LOG_2_PI_E + xp.log(variance)) / 2 + negative_entropy, q, xp.sqrt(variance)
-    )
+    fits = variance >= float(xp.finfo(variance.dtype).smallest_normal)
+    # For large |u| the variance is 1/(4 u^2), which may underflow.
+    deviation = xp.where(fits, xp.sqrt(xp.where(fits, variance, 1.0)), 0.5 / abs(xp.where(fits, 1.0, u)))
+    log_variance = xp.where(fits, xp.log(xp.where(fits, variance, 1.0)), 2 * xp.log(deviation))
+    return kl_to_normal(xp, mean, variance, (_LOG_2_PI_E + log_variance) / 2 + negative_entropy, q, (deviation, 1.0))
 
 
 def _mean_and_negative_entropy(xp: Any, p: Any) -> tuple[Array, Array]:
     """The mean and the negative entropy of a continuous Bernoulli distribution."""
     u = _half_logit(xp, p)
-    return (1 + log_sinhc_slope(xp, u)) / 2, log_sinhc_residual(xp, u, -u)
+    return (1 + log_sinhc_slope(xp, u)) / 2, log_sinhc_residual(xp, u, -u, xp.zeros_like(u))
 
 
 def _half_logit(xp: Any, d: Any) -> Array:
@@ -275,24 +300,60 @@ def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
 
 def _mean_log(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log x for x uniform on (low, high): log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
-    return _mean_log_of_ends(xp, *xp.broadcast_arrays(low, high))
+    return _mean_log_of_ends(xp, *xp.broadcast_arrays(low, high, high - low, xp.log(high)))
 
 
-def _mean_log_value(xp: Any, low: Array, high: Array) -> Array:
+def _mean_log_of_complement(xp: Any, low: Array, high: Array) -> Array:
+    """The mean of log(1 - x) for x uniform on (low, high), also where high is so small that 1 - high is rounded."""
+    return _mean_log_of_ends(xp, *xp.broadcast_arrays(1 - high, 1 - low, high - low, xp.log1p(-low)))
+
+
+def _mean_log_above(xp: Any, low: Array, high: Array, scale: Array) -> Array:
+    """The mean of log(x/scale) for x uniform on (low, high), accurate where low, high and scale are nearly equal."""
+    return _mean_log_above_scale(xp, *xp.broadcast_arrays(low, high, scale))
+
+
+def _mean_log_above_value(xp: Any, low: Array, high: Array, scale: Array) -> Array:
+    low = xp.where(low > 0, low, scale)
+    return log_ratio(xp, low, scale) + (xp.log1p((high - low) / low) - _mean_log_below(xp, high - low, low))
+
+
+def _mean_log_below(xp: Any, width: Array, low: Array) -> Array:
+    """The mean of log(high/x) for x uniform on (low, high): (r - log(1 + r))/r with r = width/low; 1 for low = 0."""
+    r = width / xp.where(low > 0, low, 1.0)
+    regular = (low > 0) & (r > float(xp.finfo(r.dtype).eps)) & (r < np.inf)
+    safe = xp.where(regular, r, 1.0)
+    # For small r it is r/2 to rounding, and the square of r may underflow.
+    return xp.where(regular, log1p_residual(safe) / safe, xp.where((low > 0) & (r < 1), r / 2, 1.0))
+
+
+def _mean_log_value(xp: Any, low: Array, _high: Array, width: Array, log_high: Array) -> Array:
+    return log_high - _mean_log_below(xp, width, low)
+
+
+def _mean_log_by_low(
+    xp: Any, gradient: Array, _output: Array, low: Array, high: Array, width: Array, _log: Array
+) -> Array:
     positive = low > 0
-    r = (high - low) / xp.where(positive, low, 1.0)
-    return xp.log(high) - xp.where(positive, log1p_residual(r) / r, 1.0)
-
-
-def _mean_log_by_low(xp: Any, gradient: Array, _output: Array, low: Array, high: Array) -> Array:
-    positive, width = low > 0, high - low
     # The derivative at low = 0 is inf, which is 0 * inf = nan for a factor of 0; it is replaced by 0.
     return gradient * xp.where(positive, mass_phi(xp, high, xp.where(positive, low, high)) / (width * width), 0.0)
 
 
-def _mean_log_by_high(xp: Any, gradient: Array, _output: Array, low: Array, high: Array) -> Array:
-    positive, width = low > 0, high - low
+def _mean_log_by_high(
+    xp: Any, gradient: Array, _output: Array, low: Array, high: Array, width: Array, _log: Array
+) -> Array:
+    positive = low > 0
     return gradient * xp.where(positive, mass_phi(xp, xp.where(positive, low, high), high) / (width * width), 1 / high)
 
 
-_mean_log_of_ends = with_gradient(_mean_log_value, _mean_log_by_low, _mean_log_by_high)
+def _zero_gradient(xp: Any, _gradient: Array, _output: Array, low: Array, *_: Array) -> Array:
+    return xp.zeros_like(low)
+
+
+_mean_log_of_ends = with_gradient(_mean_log_value, _mean_log_by_low, _mean_log_by_high, _zero_gradient, _zero_gradient)
+_mean_log_above_scale = with_gradient(
+    _mean_log_above_value,
+    lambda xp, gradient, output, low, high, _scale: _mean_log_by_low(xp, gradient, output, low, high, high - low, low),
+    lambda xp, gradient, output, low, high, _scale: _mean_log_by_high(xp, gradient, output, low, high, high - low, low),
+    lambda _xp, gradient, _output, _low, _high, scale: -gradient / scale,
+)

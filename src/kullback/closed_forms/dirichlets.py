@@ -2,14 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
 from kullback.numerics.arrays import Array, holds
-from kullback.numerics.log_gamma import gamma_kl_equal_mean, gamma_kl_equal_mean_increment
-from kullback.numerics.phi import log_ratio, phi
+from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean, gamma_kl_equal_mean_increment
+from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
 __all__ = ["kl_beta_parameters"]
 
@@ -54,6 +55,15 @@ def kl_beta_parameters(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> A
 def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
     """KL(Dirichlet(a) || Dirichlet(b)) from arrays of concentrations, by the formula of `kl_dirichlet_dirichlet`."""
     a, b = xp.broadcast_arrays(a, b)
+    fits = (xp.sum(a, axis=-1) < np.inf) & (xp.sum(b, axis=-1) < np.inf)
+    if holds(xp.all(fits)):
+        return _kl_of_ordinary_sums(xp, a, b)
+    near = _kl_of_ordinary_sums(xp, *(xp.where(fits[..., None], x, 1.0) for x in (a, b)))
+    return xp.where(fits, near, _kl_of_large_sums(xp, *(xp.where(fits[..., None], 1.0, x) for x in (a, b))))
+
+
+def _kl_of_ordinary_sums(xp: Any, a: Array, b: Array) -> Array:
+    """The formula of `kl_dirichlet_dirichlet` where neither sum of concentrations overflows."""
     h = b - a
     sum_a, sum_b, sum_h = (xp.sum(x, axis=-1) for x in (a, b, h))
     d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
@@ -66,4 +76,29 @@ def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
     if not holds(~xp.any(near)):
         rest_a, rest_b, rest_h = (xp.where(near, x, 0.0) for x in (rest_a, rest_b, rest_h))
         change = xp.where(near, gamma_kl_equal_mean_increment(xp, top_a, top_b, top_h, rest_a, rest_b, rest_h), change)
-    return xp.sum(b * phi(d), axis=-1) + rest - change
+    factors = phi(d)
+    if holds(xp.all(factors < np.inf)):
+        spread = b * factors
+    else:  # a_i B/A - b_i (1 + d_i), where b_i is small
+        far = factors == np.inf
+        ratio = (sum_b / sum_a)[..., None]
+        spread = xp.where(far, a * ratio - b * (1 + d), b * xp.where(far, 0.0, factors))
+    return xp.sum(spread, axis=-1) + rest - change
+
+
+def _kl_of_large_sums(xp: Any, a: Array, b: Array) -> Array:
+    """The formula of `kl_dirichlet_dirichlet` where a sum of concentrations overflows.
+
+    Each term is multiplied by 2^-64. D(A, B) of the sums is phi(log(B/A))/2 + J(B) - J(A) - (B - A) J'(A), where J is
+    Binet's function; these terms do not cancel, because A and B are very different or J is 0 to rounding.
+    """
+    unit = 2.0**-64
+    h = b - a
+    sum_a, sum_b, sum_h = (xp.sum(x * unit, axis=-1) for x in (a, b, h))
+    d = log_ratio(xp, a, b) - log_ratio(xp, sum_a, sum_b)[..., None]
+    each = gamma_kl_equal_mean(xp, a, b, h)
+    whole = ratio_residual(xp, sum_b, sum_a, sum_h) / 2 + binet(xp, sum_b / unit) - binet(xp, sum_a / unit)
+    whole = whole * unit - sum_h * binet_slope(xp, sum_a / unit)
+    total = (xp.sum(b * unit * phi(d), axis=-1) + xp.sum(each * unit, axis=-1) - whole) / unit
+    # D(a_i, b_i) overflows only if b_i is large and a_i is small, and then the KL overflows.
+    return xp.where(xp.any(each == np.inf, axis=-1), np.inf, total)

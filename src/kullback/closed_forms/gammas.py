@@ -88,13 +88,22 @@ def _as_gamma_power_arrays(xp: Any, d: Any) -> _GammaPower:
 
 def _log_scale_ratio(xp: Any, p: _GammaPower, q: _GammaPower) -> Array:
     """log(scale_p / scale_q)."""
-    ratio = log_ratio(xp, p.numerator * q.denominator, q.numerator * p.denominator)
+    u, v = p.numerator * q.denominator, q.numerator * p.denominator
+    least = float(xp.finfo(u.dtype).smallest_normal)
+    fits = (u >= least) & (u < math.inf) & (v >= least) & (v < math.inf)
+    ratio = log_ratio(xp, u, v)
+    if not holds(xp.all(fits)):
+        parts = log_ratio(xp, p.numerator, q.numerator) + log_ratio(xp, q.denominator, p.denominator)
+        ratio = xp.where(fits, log_ratio(xp, xp.where(fits, u, 1.0), xp.where(fits, v, 1.0)), parts)
     return ratio + math.log(p.constant / q.constant)
 
 
 def _log_scale(xp: Any, p: _GammaPower) -> Array:
     """log(scale)."""
-    return xp.log(p.numerator / p.denominator) + math.log(p.constant)
+    ratio = p.numerator / p.denominator
+    fits = (ratio >= float(xp.finfo(ratio.dtype).smallest_normal)) & (ratio < math.inf)
+    log = xp.where(fits, xp.log(xp.where(fits, ratio, 1.0)), xp.log(p.numerator) - xp.log(p.denominator))
+    return log + math.log(p.constant)
 
 
 @closed_form(*product(GAMMA_POWERS, GAMMA_POWERS), (f.InverseGamma, f.InverseGamma))
@@ -209,9 +218,14 @@ def kl_gumbel_normal(xp: Any, p: Any, q: Any) -> Array:
 def _kl_log_gamma_normal(xp: Any, k: Array, mean: Array, scale: Array, q: Any) -> Array:
     """KL to the normal distribution q of scale log G + constant or its negative, with G ~ Gamma(k, 1) and this mean."""
     curvature = binet_curvature(xp, k)
-    trigamma = 1 / k + 0.5 / (k * k) + curvature
-    negentropy = xp.log1p(0.5 / k + k * curvature) / 2 + k * binet_slope(xp, k) - binet(xp, k)
-    return kl_to_normal(xp, mean, scale * scale * trigamma, negentropy, q, scale * xp.sqrt(trigamma))
+    fits = curvature < math.inf
+    curvature = xp.where(fits, curvature, 1.0)
+    trigamma = 1 / k + 0.5 / xp.where(fits, k * k, 1.0) + curvature
+    log = xp.where(fits, xp.log1p(0.5 / k + k * curvature), -xp.log(k))  # of k trigamma(k)
+    negentropy = log / 2 + k * binet_slope(xp, k) - binet(xp, k)
+    # For small k, trigamma(k) is 1/k^2 to rounding, which may overflow.
+    variance, root = xp.where(fits, trigamma, math.inf), xp.where(fits, xp.sqrt(trigamma), 1 / k)
+    return kl_to_normal(xp, mean, scale * scale * variance, negentropy, q, (scale, root))
 
 
 @closed_form(*product([f.LogNormal], [*GAMMA_POWERS, f.InverseGamma]))
@@ -229,7 +243,9 @@ def kl_log_normal_gamma_power(xp: Any, p: Any, q: Any) -> Array:
     """
     sign = -1 if isinstance(q, f.InverseGamma) else 1
     q = _as_gamma_power_arrays(xp, q)
-    return _kl_normal_log_gamma(xp, q.shape, q.power * (sign * p.loc - _log_scale(xp, q)), q.power * p.scale)
+    log_scale = xp.log(q.power) + xp.log(p.scale)
+    loc = q.power * (sign * p.loc - _log_scale(xp, q))
+    return _kl_normal_log_gamma(xp, q.shape, loc, q.power * p.scale, log_scale)
 
 
 @closed_form((f.Normal, f.Gumbel))
@@ -239,16 +255,21 @@ def kl_normal_gumbel(xp: Any, p: Any, q: Any) -> Array:
     phi(m + v/2) + phi(log(v))/2 + 1 - log(2 pi)/2 with m = (loc2 - loc1)/scale2 and v = (scale1/scale2)^2, where
     phi(d) = e^d - 1 - d.
     """
-    return _kl_normal_log_gamma(xp, xp.ones_like(q.scale), (q.loc - p.loc) / q.scale, p.scale / q.scale)
+    log_scale = log_ratio(xp, p.scale, q.scale)
+    return _kl_normal_log_gamma(xp, xp.ones_like(q.scale), (q.loc - p.loc) / q.scale, p.scale / q.scale, log_scale)
 
 
-def _kl_normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array) -> Array:
+def _kl_normal_log_gamma(xp: Any, k: Array, loc: Array, scale: Array, log_scale: Array) -> Array:
     """KL of Normal(loc, scale) to the distribution of log G, G ~ Gamma(k, 1).
 
-    k phi(loc + scale^2/2 - log(k)) + phi(log(k scale^2))/2 + J(k), where J is Binet's function.
+    k phi(loc + scale^2/2 - log(k)) + phi(log(k scale^2))/2 + J(k), where J is Binet's function. `log_scale` is used
+    where scale^2 overflows or underflows.
     """
     variance = scale * scale
-    ratio = ratio_residual(xp, k * variance, xp.ones_like(k * variance))
+    least = float(xp.finfo(variance.dtype).smallest_normal)
+    fits = (variance >= least) & (k * variance >= least) & (k * variance < np.inf)
+    ratio = ratio_residual(xp, xp.where(fits, k * variance, 1.0), xp.ones_like(k * variance))
+    ratio = xp.where(fits, ratio, phi(xp.where(fits, 0.0, xp.log(k) + 2 * log_scale)))
     log_mean = loc + variance / 2
     mean_term = scaled_mass_phi(xp, k, xp.ones_like(k), log_mean, log_mean - xp.log(k))
     return mean_term + ratio / 2 + binet(xp, k)
@@ -272,13 +293,15 @@ def kl_pareto_gamma_power(xp: Any, p: Any, q: Any) -> Array:
     """
     q = _as_gamma_power_arrays(xp, q)
     t = q.power / p.alpha
-    tail = 1 - t
+    tail = (p.alpha - q.power) / p.alpha
     finite = tail > 0
     tail = xp.where(finite, tail, 1.0)
     k = q.shape
     log_mean = q.power * (xp.log(p.scale) - _log_scale(xp, q)) - xp.log(tail)
     log_mean = xp.where(finite, log_mean, 0.0)
-    entropy = 1 + xp.log(t) - 0.5 * xp.log(2 * np.pi / k)
+    small = t < float(xp.finfo(t.dtype).smallest_normal)
+    log_t = xp.where(small, log_ratio(xp, q.power, p.alpha), xp.log(xp.where(small, 1.0, t)))
+    entropy = 1 + log_t - 0.5 * xp.log(2 * np.pi / k)
     mean_term = scaled_mass_phi(xp, k, xp.ones_like(k), log_mean, log_mean - xp.log(k))
     kl = mean_term + k * log1p_residual(-xp.where(finite, t, 0.0)) + binet(xp, k) - entropy
     return xp.where(finite, kl, np.inf)
@@ -297,8 +320,15 @@ def kl_gamma_gumbel(xp: Any, p: Any, q: Any) -> Array:
     p = _as_gamma_power_arrays(xp, p)
     scale = p.numerator * p.constant / p.denominator / q.scale
     k = p.shape
-    log_mean = q.loc / q.scale - k * xp.log1p(scale)
-    return xp.exp(log_mean) + k * scale - q.loc / q.scale - _gamma_entropy(xp, k) - xp.log(scale)
+    fits = (scale >= float(xp.finfo(scale.dtype).smallest_normal)) & (scale < math.inf)
+    safe = xp.where(fits, scale, 1.0)
+    log_scale = xp.where(fits, xp.log(safe), _log_scale(xp, p) - xp.log(q.scale))
+    # log(1 + r) is log(r) for a large r, and r is negligible beside its logarithm for a small r.
+    log1p_scale = xp.where(fits, xp.log1p(safe), xp.maximum(log_scale, xp.zeros_like(log_scale)))
+    mean = xp.where(fits, k * safe, k / p.denominator * p.numerator * p.constant / q.scale)
+    tail = xp.exp(q.loc / q.scale - k * log1p_scale)
+    kl = tail + mean - q.loc / q.scale - _gamma_entropy(xp, k) - log_scale
+    return xp.where(tail < math.inf, kl, math.inf)
 
 
 @closed_form(*product([f.Gamma, f.Exponential, f.ChiSquared], [f.Normal]))
@@ -315,9 +345,11 @@ def kl_gamma_normal(xp: Any, p: Any, q: Any) -> Array:
     p = _as_gamma_power_arrays(xp, p)
     k, scale = p.shape, p.numerator * p.constant / p.denominator
     negentropy = 0.5 / k - binet(xp, k) - (1 - k) * binet_slope(xp, k)
-    return kl_to_normal(xp, k * scale, k * scale * scale, negentropy, q, xp.sqrt(k) * scale)
+    return kl_to_normal(xp, k * scale, k * scale * scale, negentropy, q, (scale, xp.sqrt(k)))
 
 
 def _gamma_entropy(xp: Any, k: Array) -> Array:
     """The entropy of Gamma(k, 1) in nats: lgamma(k) + k + (1 - k) digamma(k)."""
-    return xp.log(2 * np.pi * k) / 2 + 0.5 - 0.5 / k + binet(xp, k) + (1 - k) * binet_slope(xp, k)
+    fits = k < float(xp.finfo(k.dtype).max) / 8
+    log_2_pi_k = xp.where(fits, xp.log(2 * np.pi * xp.where(fits, k, 1.0)), np.log(2 * np.pi) + xp.log(k))
+    return log_2_pi_k / 2 + 0.5 - 0.5 / k + binet(xp, k) + (1 - k) * binet_slope(xp, k)

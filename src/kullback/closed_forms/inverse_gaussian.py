@@ -1,5 +1,6 @@
 """KL between inverse Gaussian distributions."""
 
+from math import inf
 from typing import Any
 
 from kullback import families as f
@@ -17,4 +18,9 @@ def kl_inverse_gaussian_inverse_gaussian(xp: Any, p: Any, q: Any) -> Array:
     phi(log(shape2/shape1))/2 + shape2 (mean1 - mean2)^2 / (2 mean1 mean2^2), where phi(d) = e^d - 1 - d.
     """
     change = (p.mean - q.mean) / q.mean
-    return (ratio_residual(xp, q.shape, p.shape) + q.shape / p.mean * (change * change)) / 2
+    square, ratio = change * change, q.shape / p.mean
+    # The quotient may underflow and the square may overflow although the product is an ordinary number.
+    root = xp.sqrt(q.shape) / xp.sqrt(p.mean) * change
+    fits = (square < inf) & (ratio > 0)
+    distance = xp.where(fits, ratio * xp.where(fits, square, 0.0), root * root)
+    return (ratio_residual(xp, q.shape, p.shape) + distance) / 2

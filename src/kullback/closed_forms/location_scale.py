@@ -26,7 +26,9 @@ def kl_laplace_laplace(xp: Any, p: Any, q: Any) -> Array:
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of |loc1 - loc2|/scale1.
 _laplace_spread = with_gradient(
-    lambda _xp, ratio, distance, scale, _q_scale: ratio * phi(-abs(distance) / scale),
+    lambda xp, ratio, distance, scale, q_scale: xp.where(
+        abs(distance) / scale < np.inf, ratio * phi(-abs(distance) / scale), abs(distance) / q_scale
+    ),
     lambda xp, _gradient, _output, ratio, *_: xp.zeros_like(ratio),
     lambda xp, gradient, _output, _ratio, distance, scale, q_scale: (
         gradient * -xp.expm1(-abs(distance) / scale) * xp.sign(distance) / q_scale
@@ -107,7 +109,11 @@ def kl_normal_laplace(xp: Any, p: Any, q: Any) -> Array:
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of z.
 _normal_spread = with_gradient(
-    lambda xp, z, ratio, *_: ratio * (np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))),
+    lambda xp, z, ratio, distance, _scale, q_scale: xp.where(
+        abs(z) < np.inf,
+        ratio * (np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))),
+        abs(distance) / q_scale,
+    ),
     lambda xp, _gradient, _output, z, *_: xp.zeros_like(z),
     lambda xp, _gradient, _output, z, *_: xp.zeros_like(z),
     lambda xp, gradient, _output, _z, _ratio, distance, scale, q_scale: (
@@ -144,6 +150,6 @@ def kl_laplace_gumbel(xp: Any, p: Any, q: Any) -> Array:
     for scale1 >= scale2, where E_P exp(-x/scale2) is infinite.
     """
     ratio, z = p.scale / q.scale, (p.loc - q.loc) / q.scale
-    finite = ratio < 1
-    tail = xp.where(finite, (1 - ratio) * (1 + ratio), 1.0)
-    return xp.where(finite, z + xp.exp(-z) / tail - 1 - np.log(2) - xp.log(ratio), np.inf)
+    finite = p.scale < q.scale
+    tail = xp.where(finite, (q.scale - p.scale) / q.scale * (1 + ratio), 1.0)
+    return xp.where(finite, z + xp.exp(-z) / tail - 1 - np.log(2) - log_ratio(xp, p.scale, q.scale), np.inf)

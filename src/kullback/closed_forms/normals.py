@@ -22,30 +22,42 @@ def kl_normal_normal(xp: Any, p: Any, q: Any) -> Array:
     phi(2 log(scale1/scale2))/2 + ((loc1 - loc2)/scale2)^2/2, where phi(d) = e^d - 1 - d. The same formula holds for two
     LogNormal and for two TanhNormal distributions, because an invertible transform does not change KL.
     """
-    return (phi(2 * log_ratio(xp, p.scale, q.scale)) + ((p.loc - q.loc) / q.scale) ** 2) / 2
+    difference = (p.loc - q.loc) / q.scale
+    return phi(2 * log_ratio(xp, p.scale, q.scale)) / 2 + difference * (difference / 2)
 
 
 def kl_to_normal(
-    xp: Any, mean: Array, variance: Array, negentropy: Array | float, q: Any, deviation: Array | None = None
+    xp: Any,
+    mean: Array,
+    variance: Array,
+    negentropy: Array | float,
+    q: Any,
+    deviation: tuple[Array | float, Array | float],
 ) -> Array:
     """KL of a distribution with known mean, variance and negentropy to q = Normal(loc, scale).
 
     negentropy + phi(log(variance/scale^2))/2 + ((mean - loc)/scale)^2/2, where the negentropy is KL to the normal
     distribution with the same mean and variance. The result is `inf` where the variance is infinite. `deviation` is the
-    square root of the variance, if it can be computed where the variance overflows or underflows.
+    square root of the variance as two factors, which are used where the variance or scale^2 overflows or underflows.
     """
-    if deviation is not None:
-        square = q.scale * q.scale
-        least = float(xp.finfo(square.dtype).smallest_normal)
-        fits = (variance >= least) & (variance < np.inf) & (square >= least) & (square < np.inf)
-        if not holds(xp.all(fits)):
-            squares = ratio_residual(xp, xp.where(fits, variance, 1.0), xp.where(fits, square, 1.0))
-            log = log_ratio(xp, xp.where(fits, 1.0, deviation), xp.where(fits, 1.0, q.scale))
-            moments = xp.where(fits, squares, phi(2 * log)) + ((mean - q.loc) / q.scale) ** 2
-            return negentropy + moments / 2
-    moments = ratio_residual(xp, variance, q.scale * q.scale) + ((mean - q.loc) / q.scale) ** 2
+    square = q.scale * q.scale
+    least = float(xp.finfo(square.dtype).smallest_normal)
+    fits = (variance >= least) & (variance < np.inf) & (square >= least) & (square < np.inf)
+    difference = (mean - q.loc) / q.scale
+    distance = difference * (difference / 2)  # the square may overflow although its half does not
+    if holds(xp.all(fits)):
+        return negentropy + (ratio_residual(xp, variance, square) / 2 + distance)
+    factors = [xp.where(fits, 1.0, factor * xp.ones_like(square)) for factor in deviation]
+    finite = (factors[0] < np.inf) & (factors[1] < np.inf)
+    first, second = (xp.where(finite, factor, 1.0) for factor in factors)
+    squares = ratio_residual(xp, xp.where(fits, variance, 1.0), xp.where(fits, square, 1.0))
+    # The factors are multiplied, unless the product overflows or underflows, because the deviation may equal the scale.
+    product, scale = first * second, xp.where(fits, 1.0, q.scale)
+    whole = (product >= least) & (product < np.inf)
+    log = log_ratio(xp, xp.where(whole, product, first), scale) + xp.where(whole, 0.0, xp.log(second))
+    moments = xp.where(fits, squares, phi(2 * log)) / 2 + distance
     # Infinite moments would give inf - inf = nan.
-    return xp.where(variance < np.inf, negentropy + moments / 2, np.inf)
+    return xp.where(finite, negentropy + moments, np.inf)
 
 
 @closed_form((f.Laplace, f.Normal))
@@ -55,7 +67,7 @@ def kl_laplace_normal(xp: Any, p: Any, q: Any) -> Array:
     N + phi(log(v/scale2^2))/2 + ((loc1 - loc2)/scale2)^2/2 with the variance v = 2 scale1^2 and the negentropy
     N = (log(2 pi e) - log(2))/2 - 1, where phi(d) = e^d - 1 - d.
     """
-    return kl_to_normal(xp, p.loc, 2 * p.scale * p.scale, (_LOG_2_PI_E - np.log(2)) / 2 - 1, q)
+    return kl_to_normal(xp, p.loc, 2 * p.scale * p.scale, (_LOG_2_PI_E - np.log(2)) / 2 - 1, q, (p.scale, 2**0.5))
 
 
 @closed_form((f.Logistic, f.Normal))
@@ -66,7 +78,7 @@ def kl_logistic_normal(xp: Any, p: Any, q: Any) -> Array:
     N = (log(2 pi e) + log(pi^2/3))/2 - 2, where phi(d) = e^d - 1 - d.
     """
     negentropy = (_LOG_2_PI_E + np.log(np.pi**2 / 3)) / 2 - 2
-    return kl_to_normal(xp, p.loc, (np.pi * p.scale) ** 2 / 3, negentropy, q)
+    return kl_to_normal(xp, p.loc, (np.pi * p.scale) ** 2 / 3, negentropy, q, (p.scale, np.pi / 3**0.5))
 
 
 @closed_form((f.Uniform, f.Normal))
@@ -77,7 +89,8 @@ def kl_uniform_normal(xp: Any, p: Any, q: Any) -> Array:
     w = high - low, and the negentropy N = (log(2 pi e) - log(12))/2, where phi(d) = e^d - 1 - d.
     """
     width = p.high - p.low
-    return kl_to_normal(xp, p.low + width / 2, width * width / 12, (_LOG_2_PI_E - np.log(12)) / 2, q)
+    negentropy = (_LOG_2_PI_E - np.log(12)) / 2
+    return kl_to_normal(xp, p.low + width / 2, width * width / 12, negentropy, q, (width, 12**-0.5))
 
 
 @closed_form((f.StudentT, f.Normal), infinite=lambda _xp, p, _q: p.df <= 2)
@@ -99,7 +112,8 @@ def kl_student_t_normal(xp: Any, p: Any, q: Any) -> Array:
         + (binet(xp, b) - binet(xp, a))
     )
     variance = xp.where(has_variance, p.scale * p.scale * (a / (a - 1)), np.inf)
-    return kl_to_normal(xp, p.loc, variance, negentropy, q)
+    deviation = xp.where(has_variance, xp.sqrt(a / (a - 1)), np.inf)
+    return kl_to_normal(xp, p.loc, variance, negentropy, q, (p.scale, deviation))
 
 
 @closed_form((f.Pareto, f.Normal), infinite=lambda _xp, p, _q: p.alpha <= 2)
@@ -114,9 +128,13 @@ def kl_pareto_normal(xp: Any, p: Any, q: Any) -> Array:
     has_variance = p.alpha > 2
     alpha = xp.where(has_variance, p.alpha, 3.0)
     shape = alpha / ((alpha - 1) ** 2 * (alpha - 2))
-    negentropy = (_LOG_2_PI_E + xp.log(shape)) / 2 - 1 - 1 / alpha + xp.log(alpha)
     variance = xp.where(has_variance, p.scale * p.scale * shape, np.inf)
-    return kl_to_normal(xp, p.scale * (alpha / (alpha - 1)), variance, negentropy, q)
+    # The square of alpha may overflow.
+    deviation = xp.sqrt(alpha / (alpha - 2)) / (alpha - 1)
+    log_shape = xp.where(shape >= float(xp.finfo(shape.dtype).smallest_normal), xp.log(shape), 2 * xp.log(deviation))
+    negentropy = (_LOG_2_PI_E + log_shape) / 2 - 1 - 1 / alpha + xp.log(alpha)
+    factors = p.scale, xp.where(has_variance, deviation, np.inf)
+    return kl_to_normal(xp, p.scale * (alpha / (alpha - 1)), variance, negentropy, q, factors)
 
 
 @closed_form((f.Pareto, f.LogNormal))
@@ -127,4 +145,4 @@ def kl_pareto_log_normal(xp: Any, p: Any, q: Any) -> Array:
     an exponential variable, with the mean m = log(scale1) + 1/alpha, the variance v = 1/alpha^2 and the negentropy
     N = (log(2 pi e) - 2)/2.
     """
-    return kl_to_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q, 1 / p.alpha)
+    return kl_to_normal(xp, xp.log(p.scale) + 1 / p.alpha, 1 / p.alpha**2, (_LOG_2_PI_E - 2) / 2, q, (1 / p.alpha, 1.0))

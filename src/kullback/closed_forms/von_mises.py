@@ -15,7 +15,7 @@ from array_api_compat import device
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, with_gradient
+from kullback.numerics.arrays import Array, untracked, with_gradient
 from kullback.numerics.phi import phi
 
 __all__: list[str] = []
@@ -31,7 +31,17 @@ def kl_von_mises_von_mises(xp: Any, p: Any, q: Any) -> Array:
     normaliser and A(k1) = E_P cos(x - loc1) is the mean resultant length.
     """
     residual, resultant = _residual_and_resultant(xp, p.concentration, q.concentration, 2)
-    return residual + 2 * q.concentration * resultant * xp.sin((p.loc - q.loc) / 2) ** 2
+    return residual + 2 * (q.concentration * resultant * _sin_half_difference(xp, p.loc, q.loc) ** 2)
+
+
+def _sin_half_difference(xp: Any, a: Array, b: Array) -> Array:
+    """sin((a - b)/2), also where the difference of the angles is rounded by much, because one of them is large."""
+    difference = a - b
+    other = untracked(a - difference)
+    error = (untracked(a) - (untracked(difference) + other)) + (other - untracked(b))  # of the subtraction, exactly
+    error = xp.where(xp.isfinite(error), error, 0.0)
+    half = difference / 2
+    return xp.sin(half) * xp.cos(error / 2) + xp.cos(half) * xp.sin(error / 2)
 
 
 @closed_form((f.VonMisesFisher, f.VonMisesFisher))
@@ -52,7 +62,7 @@ def kl_von_mises_fisher_von_mises_fisher(xp: Any, p: Any, q: Any) -> Array:
         )
     residual, resultant = _residual_and_resultant(xp, p.concentration, q.concentration, sizes[0])
     distance = xp.sum((p.mean_direction - q.mean_direction) ** 2, axis=-1)
-    return residual + q.concentration * resultant * distance / 2
+    return residual + q.concentration * resultant * (distance / 2)
 
 
 def _residual_and_resultant(xp: Any, k1: Array, k2: Array, dimension: int) -> tuple[Array, Array]:
@@ -137,7 +147,7 @@ def _moment(dimension: int, order: int) -> Callable[..., Array]:
 
 def _near_exponent(xp: Any, k1: Array, h: Array, weights: Array, shift: Array) -> tuple[Array, Array]:
     """Whether the change h is below one standard deviation of t, and there the exponent d = h (t - E_p t)."""
-    near = (h * h * xp.sum(weights * shift * shift, axis=-1) < 1) & ((abs(h) < k1 / 2) | (abs(h) < 40))
+    near = (xp.sum(weights * (h[..., None] * shift) ** 2, axis=-1) < 1) & ((abs(h) < k1 / 2) | (abs(h) < 40))
     # Where exp(-k1 y) underflows its contribution is negligible, but phi(d) may overflow.
     return near, xp.where(near[..., None] & (weights > 0), h[..., None] * shift, 0.0)
 
@@ -152,11 +162,15 @@ def _weighted_nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array, Ar
 def _nodes(xp: Any, k: Array, dimension: int) -> tuple[Array, Array]:
     """y = 1 - t at the quadrature nodes around the mode s0, and the logarithms of exp(-k y) times the weights."""
     power, k = dimension - 1, k[..., None]
+    # Far below the overflow of e^(2 s), y is proportional to 1/k to rounding: larger k are reduced to this limit.
+    limit = float(xp.finfo(k.dtype).max) ** 0.8
+    scale = xp.where(k > limit, limit / k, 1.0)
+    k = xp.where(k > limit, limit, k)
     u = xp.asarray(_NODES, dtype=k.dtype, device=device(k))
     s = xp.asinh(2 * k / power) / 2 + xp.sinh(u) / power**0.5
     y = 2 / (1 + xp.exp(2 * s))
     sech = np.log(2) - abs(s) - xp.log1p(xp.exp(-2 * abs(s)))
-    return y, power * sech + xp.log(xp.cosh(u)) - k * y
+    return y * scale, power * sech + xp.log(xp.cosh(u)) - k * y + power / 2 * xp.log(scale)
 
 
 def _log_sum_exp(xp: Any, logs: Array) -> Array:

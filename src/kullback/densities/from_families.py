@@ -22,7 +22,7 @@ from kullback.numerics.arrays import Array, untracked
 
 __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value", "scipy_vector"]
 
-_BLOCK = 2**21  # values of component densities that are computed at once
+_BLOCK = 2**16  # values of component densities that are computed at once, which fit into the cache
 _MANY = 64  # components from which equal neighbours share the points around which panels are refined
 
 
@@ -319,10 +319,16 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
         return np.concatenate([block(*piece) for piece in pieces]).reshape(origin.shape)
 
     def block(origin: Array, offset: Array) -> Array:
-        z = ((origin[..., None] - locs) + offset[..., None]) / scales
-        terms = logs - z * z / 2
+        # In place, because allocating arrays of this size takes longer than the arithmetic.
+        terms = origin[..., None] - locs
+        terms += offset[..., None]
+        terms /= scales
+        terms *= terms
+        terms /= -2
+        terms += logs
         largest = terms.max(axis=-1)
-        total = largest + np.log(np.exp(terms - np.where(largest > -inf, largest, 0.0)[..., None]).sum(axis=-1))
+        terms -= np.where(largest > -inf, largest, 0.0)[..., None]
+        total = largest + np.log(np.exp(terms, out=terms).sum(axis=-1))
         return np.where(largest > -inf, total, -inf)
 
     def sample(count: int, rng: Any) -> Array:

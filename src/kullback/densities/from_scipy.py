@@ -59,7 +59,7 @@ def as_family(distribution: Any) -> f.Distribution:
     if isinstance(distribution, stats.rv_continuous | stats.rv_discrete):
         if isinstance(distribution, stats.rv_histogram) or hasattr(distribution, "xk"):
             return _from_parameters(distribution, (), 0.0, 1.0)
-        raise TypeError(
+        raise DistributionTypeError(
             f"expected a frozen distribution, got scipy.stats.{distribution.name} itself; "
             f"give it its parameters, scipy.stats.{distribution.name}(...)"
         )

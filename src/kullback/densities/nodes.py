@@ -8,9 +8,9 @@ import numpy as np
 
 from kullback.densities.density import Density, require_resolved_counts
 from kullback.densities.integrand import terms
-from kullback.densities.panels import Panels, assemble, partition
+from kullback.densities.panels import Panels, Ray, assemble, partition
 from kullback.densities.summation import exact_ranges, gaps_between, interpolated
-from kullback.densities.tails import analyse_tail
+from kullback.densities.tails import Tail, analyse_tail
 from kullback.numerics.arrays import Array
 
 __all__ = ["Nodes", "line_nodes", "mean_of"]
@@ -52,7 +52,8 @@ def line_nodes(p: Density, q: Density) -> Nodes:
         return _counts(p, q)
     with np.errstate(all="ignore"):
         intervals, rays = partition(p, q)
-        panels = assemble(intervals, rays, [analyse_tail(p, q, *ray).reach for ray in rays])
+        tails = [analyse_tail(p, q, *ray) for ray in rays]
+        panels = assemble(intervals, rays, [tail.reach for tail in tails])
         whole, kept = _rule(p, q, panels), []
         for _ in range(12):
             halves = panels.halve()
@@ -75,7 +76,25 @@ def line_nodes(p: Density, q: Density) -> Nodes:
         u = (table.low + half)[:, None] + half[:, None] * _U
         origin, offset, step = table.at(u)
         logs = step + np.log(half)[:, None] + np.log(_W)
-    return Nodes(np.ravel(origin), np.ravel(offset), np.ravel(logs))
+        far = _tail_nodes(p, rays, tails)
+    parts = zip((origin, offset, logs), far, strict=True)
+    return Nodes(*(np.concatenate([np.ravel(part), more]) for part, more in parts))
+
+
+def _tail_nodes(p: Density, rays: list[Ray], tails: list[Tail]) -> Array:
+    """Origin, offset and log-weight of a node for each tail towards an end, with the mass of p beyond the reach.
+
+    Those points are nearer to the end than float64 resolves.
+    """
+    ends = [
+        (ray.origin, ray.scale * np.exp(-tail.reach), tail.mass_p)
+        for ray, tail in zip(rays, tails, strict=True)
+        if ray.growth < 0 and tail.mass_error is not None and tail.mass_p > 0
+    ]
+    if not ends:
+        return np.zeros((3, 0))
+    origin, offset, mass = np.asarray(ends).T
+    return np.stack([origin, offset, np.log(mass) - p.log_density(origin, offset)])
 
 
 def mean_of(density: Density) -> Callable[[Callable[[Array], Array]], Any]:

@@ -68,16 +68,17 @@ def integrals(p: Density, q: Density, error: float) -> Integrals:
         totals, bounds = integrate(lambda *u: _integrand(p, q, *u), panels, excess_of)
     (kl, mass_p, mass_q, mass_without_q), bounds = totals.tolist(), bounds.tolist()
     tail_mass_p, tail_mass_q = sum(tail.mass_p for tail in tails), sum(tail.mass_q for tail in tails)
+    estimated = [tail for tail in tails if tail.mass_error is None]
     return Integrals(
         kl=kl + sum(tail.kl for tail in tails),
         mass_p=mass_p + tail_mass_p,
         mass_q=mass_q + tail_mass_q,
         mass_without_q=mass_without_q,
         kl_error=bounds[0] + rounding,
-        mass_error=max(bounds[1:]),
+        mass_error=max(bounds[1:]) + sum(tail.mass_error or 0.0 for tail in tails),
         tail_error=sum(tail.error for tail in tails),
-        tail_mass_p=tail_mass_p,
-        tail_mass_q=tail_mass_q,
+        tail_mass_p=sum(tail.mass_p for tail in estimated),
+        tail_mass_q=sum(tail.mass_q for tail in estimated),
         warnings=tuple(tail.warning for tail in tails if tail.warning),
     )
 

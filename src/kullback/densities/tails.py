@@ -13,6 +13,7 @@ __all__ = ["Tail", "analyse_tail"]
 
 _LOG_NEGLIGIBLE = -75.0  # log of 3e-33, which is negligible relative to a mass of 1
 _LOG_MAX = 690.0  # log of 1e300, close to the largest float64
+_UNDETERMINED = "it cannot be determined whether the integral of p log(p/q) is finite"
 _LOG_MAX_QUARTIC = 172.0  # log of 5e74, whose fourth power is a float64
 
 
@@ -26,6 +27,7 @@ class Tail(NamedTuple):
         mass_p: The extrapolated mass of p beyond the reach.
         mass_q: The extrapolated mass of q beyond the reach.
         warning: The reason why `kl` cannot be determined; empty otherwise.
+        mass_error: The error bound of both masses; None if it is not known.
     """
 
     reach: float
@@ -34,6 +36,7 @@ class Tail(NamedTuple):
     mass_p: float = 0.0
     mass_q: float = 0.0
     warning: str = ""
+    mass_error: float | None = None
 
 
 def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: int) -> Tail:
@@ -53,11 +56,16 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
     last = int(counts[-1]) + 1 if counts.size else 0
     if last < s.size:
         return Tail(float(s[last]))
+    if growth < 0 and (tail := _power_tail(s, log_p, log_q)) is not None:
+        return tail
     masses = _mass_beyond(s, log_p), _mass_beyond(s, log_q)
     if log_q[-1] >= log_p[-1]:  # the integrand is at most q
         kl = _mass_beyond(s, height)
         return Tail(float(s[-1]), kl, kl, *masses)
     kl, error, warning = _extrapolate(s, height)
+    if kl == inf and growth < 0 and s[-1] < 100 and height[-1] - height[-7] < 0.1:
+        # Distances below one ulp of the end are not available, and the integrand does not grow up to there.
+        return Tail(float(s[-1]), exp(min(float(height[-1]), 700.0)), inf, *masses, _UNDETERMINED)
     if error == inf and growth > 0 and _log_ratio_outgrows_decay(p, origin, scale, s, height - log_p, farthest):
         kl, error, warning = inf, 0.0, ""
     return Tail(float(s[-1]), kl, error, *masses, warning)
@@ -102,6 +110,35 @@ def _resolves(density: Density, end: float) -> bool:
     return end == 0 or end not in density.support or end in density.fine_ends
 
 
+def _power_tail(s: Array, log_p: Array, log_q: Array) -> Tail | None:
+    """The tail near an end where both densities are powers of the distance, by its closed form; None for others.
+
+    With the densities P e^(-a t) and Q e^(-b t) times |dx/dt|, t = s - reach, the integral of p phi(log q/p) beyond the
+    reach is Q/b - P/a + P/a (log(P/Q) + b/a - 1), and the masses are P/a and Q/b.
+    """
+    reach, last = float(s[-1]), s.size - 1
+    if reach < 100:
+        return None
+    middle, quarter = last // 2, 3 * last // 4
+    slopes, errors = [], []
+    for logs in (log_p, log_q):
+        if not np.isfinite(logs[middle:]).all():
+            return None
+        slope = float(logs[middle] - logs[last]) / (reach - float(s[middle]))
+        near = float(logs[quarter] - logs[last]) / (reach - float(s[quarter]))
+        error = 1e-15 * float(np.abs(logs[middle:]).max() + reach) / (reach - float(s[quarter]))
+        if not (slope > 8 * error and abs(slope - near) <= 8 * error):
+            return None
+        slopes.append(slope)
+        errors.append(error / slope)
+    a, b = slopes
+    mass_p, mass_q = exp(log_p[-1]) / a, exp(log_q[-1]) / b
+    kl = mass_q - mass_p + mass_p * (float(log_p[-1] - log_q[-1]) + b / a - 1)
+    error = 3 * (errors[0] + errors[1]) * (mass_q + mass_p * (1 + abs(float(log_p[-1] - log_q[-1])) + b / a))
+    mass_error = 2 * max(mass_p * errors[0], mass_q * errors[1])
+    return Tail(reach, max(kl, 0.0), error, mass_p, mass_q, mass_error=mass_error)
+
+
 def _mass_beyond(s: Array, height: Array) -> float:
     """The integral of e^height beyond the last s, extrapolated with the last slope of the height."""
     slope = float((height[-7] - height[-1]) / (s[-1] - s[-7]))
@@ -124,7 +161,7 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
     if reach < 100:
         if abs(power) > 0.1:
             return (top / power, top / power, "") if power > 0 else (inf, 0.0, "")
-        return top, inf, "it cannot be determined whether the integral of p log(p/q) is finite"
+        return top, inf, _UNDETERMINED
     # Fit of height = c - a s + k log s: a power of x times a power of log x.
     points = [s.size - 1, s.size // 2, s.size // 4]
     rows = np.stack([np.ones(3), -s[points], np.log(s[points])], axis=1)
@@ -136,4 +173,4 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
         return (tail, tail, "") if power > 0 else (inf, 0.0, "")
     if abs(logs + 1) > 0.1:
         return (top * reach / (-1 - logs), top * reach / (-1 - logs), "") if logs < -1 else (inf, 0.0, "")
-    return top, inf, "it cannot be determined whether the integral of p log(p/q) is finite"
+    return top, inf, _UNDETERMINED

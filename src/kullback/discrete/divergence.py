@@ -22,7 +22,7 @@ from kullback.discrete.power_divergences import (
     tsallis,
 )
 from kullback.discrete.validation import events_last, require_probs
-from kullback.errors import SupportError
+from kullback.errors import ArrayTypeError, ParameterNameError, SupportError
 from kullback.numerics.array_types import ArrayInput, ArrayT, Column, Float, PerEvent, PerRow
 from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
@@ -62,7 +62,8 @@ def divergence(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         name: A name of the table, or a convex function f with f(1) = 0 that consists of differentiable operations.
         axis: The axis that indexes the events.
@@ -79,8 +80,10 @@ def divergence(
     Raises:
         NotNormalizedError: An entry is negative or nan, or the probabilities do not sum to 1.
         ShapeError: The shapes do not broadcast, or `axis` has no events.
-        SupportError: The name is unknown, a parameter is out of its range, or the function is not convex with f(1) = 0.
-        TypeError: A parameter is missing, unknown or not a number.
+        SupportError: The name is unknown, a parameter is out of its range, or the function raises an error or is not
+            convex with f(1) = 0.
+        ParameterNameError: A parameter is missing or unknown.
+        ArrayTypeError: A parameter is not a number, or the function returns complex numbers.
 
     References:
         Huaiyu Zhu and Richard Rohwer (1995), "Information geometric measurements of generalisation" [zhu1995].
@@ -106,11 +109,11 @@ def divergence(
     except TypeError as error:
         accepted = ", ".join(f"{key}=" for key in list(signature(builder).parameters)[skipped:]) or "no parameters"
         passed = ", ".join(f"{key}={value!r}" for key, value in parameters.items()) or "none"
-        raise TypeError(f"the divergence {name!r} takes {accepted}; got {passed}") from error
+        raise ParameterNameError(f"the divergence {name!r} takes {accepted}; got {passed}") from error
     for key, value in parameters.items():
         is_number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
         if not (is_number or (value is None and callable(name))):
-            raise TypeError(f"expected {key} to be a number, got {value!r}; call divergence once for each value")
+            raise ArrayTypeError(f"expected {key} to be a number, got {value!r}; call divergence once for each value")
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
     require_probs(xp, "p", p, probs_p, dtype, axis)
     require_probs(xp, "q", q, probs_q, dtype, axis)

@@ -22,7 +22,8 @@ def entropy(p: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = 
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`.
 
@@ -54,7 +55,8 @@ def cross_entropy(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`.

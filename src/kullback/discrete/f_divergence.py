@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.array_types import Bool, PerEvent, PerRow
 from kullback.numerics.arrays import Array, holds, is_positive, untracked
 
@@ -36,7 +36,7 @@ def f_divergence(
 
     def values(points: list[float]) -> list[float]:
         with _immediate_evaluation(xp):
-            result = untracked(f(xp.asarray(points, dtype=p.dtype, device=array_api_compat.device(p))))
+            result = untracked(_call(f, xp.asarray(points, dtype=p.dtype, device=array_api_compat.device(p))))
             if tuple(np.shape(result)) != (len(points),):
                 raise ShapeError(f"expected f to keep the shape ({len(points)},), got {tuple(np.shape(result))}")
             return [float(result[k]) for k in range(len(points))]
@@ -66,10 +66,24 @@ def f_divergence(
                 "p/q overflows for a q close to 0, where f cannot be evaluated; pass the name of a divergence instead"
             )
         ratio = xp.where(huge, 1.0, ratio)
-        inner = q * (f(ratio) - slope * (ratio - 1))
+        inner = q * (_call(f, ratio) - slope * (ratio - 1))
         only_p = _boundary_term(xp, p, (some_p & ~some_q) | huge, at_infinity - slope)
         only_q = _boundary_term(xp, q, some_q & ~some_p, at_zero + slope)
         return xp.sum(xp.where(both & ~huge, inner, only_p + only_q), axis=-1)
+
+
+def _call(f: Generator, ratios: Array) -> Array:
+    """f(ratios); SupportError if f raises an error."""
+    try:
+        values = f(ratios)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SupportError(
+            f"expected {getattr(f, '__name__', repr(f))} to accept an array of ratios of shape {tuple(ratios.shape)}, "
+            f"but it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if "complex" in str(getattr(values, "dtype", type(values))):
+        raise ArrayTypeError(f"expected real values of {getattr(f, '__name__', repr(f))}, got complex numbers")
+    return values
 
 
 def _boundary_term(xp: Any, mass: PerEvent, mask: Bool[Array, "*batch n"], rate: float) -> PerEvent:

@@ -37,7 +37,8 @@ def kl_probs(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`. Excluded events contribute
@@ -73,8 +74,8 @@ def kl_log_probs(
 
     Args:
         log_p: Log-probabilities in nats, shape (..., n); -inf for an impossible event. exp(log_p) must sum to 1 along
-            `axis`; the tolerance is 1e-9 in float64, max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and
-            bfloat16.
+            `axis`; the tolerance is 1e-9 in float64, max(1e-5, 2^-20 sqrt(n)) in float32, 2^-11 (2 + log n) in float16
+            and 2^-8 (2 + log n) in bfloat16.
         log_q: Log-probabilities with the same constraints, broadcast against `log_p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `log_p`. Excluded events
@@ -146,7 +147,8 @@ def kl_terms(
 
     Args:
         p: Probabilities, shape (..., n); >= 0, with sum 1 along `axis`. The tolerance of the sum is 1e-9 in float64,
-            max(1e-5, 2^-20 sqrt(n)) in float32, and 0.0317 in float16 and bfloat16, which are computed in float32.
+            max(1e-5, 2^-20 sqrt(n)) in float32, 2^-10 + 2^-25 n in float16 and 2^-7 in bfloat16, which are computed in
+            float32.
         q: Probabilities with the same constraints, broadcast against `p`.
         axis: The axis that indexes the events.
         where: Boolean mask, True for the events that are included, broadcast against `p`. The contribution of an

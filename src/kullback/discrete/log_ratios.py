@@ -35,6 +35,10 @@ def normalize_logits(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> tuple[P
     """p and q, the softmax of the logits, and d."""
     top_p = xp.max(p_logits, axis=-1, keepdims=True)
     top_q = xp.max(q_logits, axis=-1, keepdims=True)
+    # Where the tops differ by much, the difference of the logits would round the log-ratios.
+    far = abs(top_q - top_p) > 1024
+    p_logits, q_logits = p_logits - xp.where(far, top_p, 0.0), q_logits - xp.where(far, top_q, 0.0)
+    top_p, top_q = xp.where(far, 0.0, top_p), xp.where(far, 0.0, top_q)
     p, q = xp.exp(p_logits - top_p), xp.exp(q_logits - top_q)
     mass_p, mass_q = xp.sum(p, axis=-1, keepdims=True), xp.sum(q, axis=-1, keepdims=True)
     # Subtract logits rather than log-probabilities, because the difference of nearly equal logits is exact.

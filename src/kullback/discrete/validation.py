@@ -3,8 +3,8 @@
 Under tracing (jit, vmap, compile) values are not available, and only the shapes are checked.
 """
 
-from collections.abc import Sequence
-from math import expm1, inf, sqrt
+from collections.abc import Callable, Sequence
+from math import inf, log, sqrt
 from typing import Any
 
 import array_api_compat
@@ -17,6 +17,7 @@ from kullback.numerics.labels import is_labelled, plain_arrays
 __all__ = [
     "MASS_TOLERANCES",
     "events_last",
+    "log_mass_tolerance",
     "mass_tolerance",
     "require_equal_events",
     "require_log_probs",
@@ -24,9 +25,12 @@ __all__ = [
     "require_probs",
 ]
 
-# The largest allowed deviation of a sum of a few probabilities from 1, by dtype. It allows for rounding of the
-# probabilities and of their logarithms: a log-probability between -16 and -8 in bfloat16 has an error of up to 2^-5.
-MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": expm1(2.0**-5), "bfloat16": expm1(2.0**-5)}
+# The relative error of rounding to nearest.
+_UNIT_ROUNDOFFS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+# The largest allowed deviation of a sum of a few probabilities from 1, by dtype. In float16 and bfloat16 it allows for
+# the rounding of each probability and of the sum that it was divided by.
+MASS_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, **{name: 2 * unit for name, unit in _UNIT_ROUNDOFFS.items()}}
 
 _NAN_REMEDY = "check the computation that produced it"
 
@@ -35,12 +39,25 @@ def mass_tolerance(dtype: Any, events: int) -> float:
     """The largest allowed deviation of a sum of probabilities from 1, for a dtype and a number of events.
 
     A softmax in float32 divides by a sum of `events` terms, which was rounded at each addition: the tolerance is
-    8 eps sqrt(events) where that exceeds 1e-5. In float16 and bfloat16, where sums are computed in float32, and in
-    float64 it does not depend on the number of events.
+    8 eps sqrt(events) where that exceeds 1e-5. In float16 a probability below 2^-14 is rounded to a multiple of 2^-24.
+    In float64 and bfloat16 the tolerance does not depend on the number of events.
     """
     name = str(dtype).split(".")[-1]
     tolerance = MASS_TOLERANCES.get(name, 1e-9)
+    if name == "float16":
+        return tolerance + 2.0**-25 * events
     return max(tolerance, 2.0**-20 * sqrt(events)) if name == "float32" else tolerance
+
+
+def log_mass_tolerance(dtype: Any, events: int) -> float:
+    """The largest allowed deviation of a sum of exp(log-probabilities) from 1, for a dtype and a number of events.
+
+    Rounding log p to float16 or bfloat16 changes p by its unit roundoff times |log p|, and the mean of |log p| is the
+    entropy, at most log(events).
+    """
+    tolerance = mass_tolerance(dtype, events)
+    unit = _UNIT_ROUNDOFFS.get(str(dtype).split(".")[-1])
+    return tolerance if unit is None else 2 * unit + unit * log(max(events, 1))
 
 
 def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: float) -> tuple[Any, list[Array], Any]:
@@ -135,7 +152,7 @@ def require_log_probs(xp: Any, name: str, original: ArrayLike, logs: Array, dtyp
     if offender := _offender(xp, ~(logs < 1), logs, name, axis):
         remedy = _NAN_REMEDY if offender.endswith("nan") else remedy
         raise NotNormalizedError(f"expected log-probabilities, <= 0, but {offender}; {remedy}")
-    _require_mass(xp, xp.exp(logs), f"exp({name})", original, dtype, axis, remedy)
+    _require_mass(xp, xp.exp(logs), f"exp({name})", original, dtype, axis, remedy, log_mass_tolerance)
 
 
 def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
@@ -151,12 +168,21 @@ def require_logits(xp: Any, name: str, logits: Array, axis: int) -> None:
         )
 
 
-def _require_mass(xp: Any, probs: Array, name: str, original: ArrayLike, dtype: Any, axis: int, remedy: str) -> None:
+def _require_mass(
+    xp: Any,
+    probs: Array,
+    name: str,
+    original: ArrayLike,
+    dtype: Any,
+    axis: int,
+    remedy: str,
+    tolerance_of: Callable[[Any, int], float] = mass_tolerance,
+) -> None:
     """Raise NotNormalizedError unless every row sums to 1 within the tolerance of the dtype."""
     sums = xp.sum(probs, axis=-1)
     own = getattr(original, "dtype", dtype)
     own = own if str(own).split(".")[-1] in MASS_TOLERANCES else dtype
-    tolerance = mass_tolerance(own, probs.shape[-1])
+    tolerance = tolerance_of(own, probs.shape[-1])
     bad = ~(abs(sums - 1) <= tolerance)
     if holds(xp.any(bad)):
         raise NotNormalizedError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
+from numbers import Real
 from typing import Any
 
 from kullback.densities.from_families import has_density
@@ -67,7 +68,7 @@ def fit_alpha(
         >>> [round(fit_alpha(Normal, target=two, alpha=a).distribution.scale, 3) for a in (1.0, 0.5, 0.0)]
         [2.088, 2.018, 1.892]
     """
-    if not 0 <= alpha <= 1:
+    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
     adapter, density = family_adapter(family), univariate_density(target)
     fixed, components = adapter.validate_fixed(fixed), validate_components(adapter.family, components)

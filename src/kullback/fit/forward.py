@@ -40,6 +40,7 @@ from kullback.fit.solver.starting_points import approximate_member, missing_star
 from kullback.fit.target_family import (
     family_adapter,
     is_module,
+    list_of_starts,
     reject_options,
     unexpected_option,
     validate_components,
@@ -143,7 +144,7 @@ def fit_forward(
         return _fit_module(family, samples, target, weights, steps, learning_rate, seed)
     training = {"steps": (steps, 2_000), "learning_rate": (learning_rate, 0.005), "seed": (seed, 0)}
     reject_options("a family that is not a module", **training)
-    requested_starts = ([start] if start is not None else []) + list(starts)
+    requested_starts = ([start] if start is not None else []) + list_of_starts(starts)
     x = None if samples is None else as_samples(samples)
     adapter = family_adapter(family, requested_starts, target if x is None else x)
     members = [adapter.from_requested(one) for one in requested_starts]

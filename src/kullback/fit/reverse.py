@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from math import inf, log
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from kullback.fit.target_family import (
     FamilyAdapter,
     family_adapter,
     is_module,
+    list_of_starts,
     reject_options,
     unexpected_option,
     validate_components,
@@ -137,6 +139,7 @@ def fit_reverse(
         raise unexpected_option("fit_reverse", unexpected, fit_reverse.__kwdefaults__ or ())
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
+    _require_interval(support)
     settings = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "seed": seed}
     unused: dict[str, tuple[Any, Any]] = {"support": (support, (-inf, inf))}
     if is_module(family):
@@ -145,7 +148,7 @@ def fit_reverse(
         return import_module("kullback.fit.stochastic").fit_module_reverse(
             family, log_prob=log_prob, target=target, **settings
         )
-    requested_starts = ([start] if start is not None else []) + list(starts)
+    requested_starts = ([start] if start is not None else []) + list_of_starts(starts)
     adapter = family_adapter(family, requested_starts, target)
     members, fixed = [adapter.from_requested(one) for one in requested_starts], adapter.validate_fixed(fixed)
     components = validate_components(adapter.family, components)
@@ -167,6 +170,13 @@ def fit_reverse(
 
 
 # Univariate families
+
+
+def _require_interval(support: Any) -> None:
+    """Raise SupportError unless the support is a pair of numbers in increasing order."""
+    is_pair = isinstance(support, tuple | list) and len(support) == 2 and all(isinstance(x, Real) for x in support)
+    if not (is_pair and support[0] < support[1]):
+        raise SupportError(f"expected support=(low, high), two numbers with low < high, got {support!r}")
 
 
 def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]) -> Fit | None:

@@ -11,7 +11,7 @@ import numpy as np
 from kullback import families
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.resolve import as_family, resolve
-from kullback.errors import ParameterError
+from kullback.errors import DistributionTypeError, ParameterError
 from kullback.families import Distribution
 from kullback.families.base import Constraint
 from kullback.fit.gaussian.mixtures import MixtureParametrisation
@@ -24,6 +24,7 @@ __all__ = [
     "FamilyAdapter",
     "family_adapter",
     "is_module",
+    "list_of_starts",
     "reject_options",
     "unexpected_option",
     "validate_components",
@@ -137,6 +138,13 @@ def _require_constraints(family: type, parameter: Field[Any], value: Any) -> Non
             )
 
 
+def list_of_starts(starts: Any) -> list[Any]:
+    """The starting points as a list; ParameterError if they are not a sequence."""
+    if not isinstance(starts, Iterable):
+        raise ParameterError(f"expected starts to be a sequence of members of the family, got {starts!r}")
+    return list(starts)
+
+
 def reject_options(subject: str, **options: tuple[Any, Any]) -> None:
     """Raise ParameterError at the first option that differs from its default, because the fit does not use it.
 
@@ -199,7 +207,7 @@ def family_adapter(family: Any, starts: Sequence[Any] = (), target: Any = None) 
         base.__module__ == "torch.distributions.distribution" for base in family.__mro__
     )
     if not is_torch:
-        raise TypeError(
+        raise DistributionTypeError(
             "expected a family: a class of kullback.families, a class of torch.distributions, or a torch.nn.Module "
             f"with log_prob and rsample, got {family!r}"
         )

@@ -22,6 +22,8 @@ __all__ = [
     "univariate_density",
 ]
 
+# The errors of a user's log-density that are reported with its name.
+_USER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
 _REFINEMENTS = 6
@@ -111,8 +113,15 @@ def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
     """
     try:
         values = np.asarray(log_prob(x), dtype=np.float64)
-    except (TypeError, AttributeError, RuntimeError, ValueError):
-        values = import_module("kullback.fit.stochastic").call_with_tensor(log_prob, x)
+    except _USER_ERRORS:
+        call_with_tensor = import_module("kullback.fit.stochastic").call_with_tensor
+        try:
+            values = call_with_tensor(log_prob, x)
+        except _USER_ERRORS as error:
+            raise SupportError(
+                f"expected log_prob to accept points of shape {x.shape}, but {getattr(log_prob, '__name__', 'it')} "
+                f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
     if values.shape != x.shape[:1]:
         raise SupportError(
             f"expected log_prob to return one value for each of {len(x)} points, shape {x.shape[:1]}, got shape "

@@ -7,6 +7,7 @@ leading terms are separated, because they cancel exactly in these formulas, and 
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from array_api_compat import device
@@ -19,6 +20,7 @@ __all__ = [
     "binet",
     "binet_curvature",
     "binet_slope",
+    "binet_slope_difference",
     "digamma",
     "digamma_minus_log_difference",
     "gamma_kl_equal_mean",
@@ -47,7 +49,10 @@ def log_gamma_residual(a: ArrayInput[ArrayT], h: ArrayInput[ArrayT]) -> ArrayT:
         1.974670334215447e-21
     """
     xp, [start, step], dtype = as_floats(a, h)
-    return cast(xp, log_gamma_bregman(xp, start, start + step, step), dtype)
+    end = start + step
+    pole = (end == 0) & (start > 0)
+    residual = log_gamma_bregman(xp, start, xp.where(pole, 1.0, end), step)
+    return cast(xp, xp.where(pole, inf, residual), dtype)
 
 
 def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
@@ -92,6 +97,11 @@ def binet_slope(xp: Any, a: Array) -> Array:
 def digamma(xp: Any, a: Array) -> Array:
     """digamma(a), the derivative of lgamma, for a > 0."""
     return xp.log(a) - 0.5 / a + _binet_slope(xp, a)
+
+
+def binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """J'(b) - J'(a) for Binet's function J and a, b > 0, without cancellation, with h = b - a."""
+    return _binet_slope_difference(xp, *xp.broadcast_arrays(a, b, h))
 
 
 def digamma_minus_log_difference(xp: Any, a: Array, b: Array) -> Array:
@@ -157,7 +167,11 @@ def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
         x, y = u * (a * a), u * (b * b)
         return (1 - u * (a * (a + 2 * b))) / ((1 + x) * (1 + x) * (1 + y))
 
-    return total + steps + (h * a) ** 2 * (b * _over_nodes(xp, residual, a, b))
+    change, nodes = h * a, _over_nodes(xp, residual, a, b)
+    square = change**2
+    value = total + steps + xp.where(square < inf, square * (b * nodes), change * (change * b * nodes))
+    # Every part of D is non-negative. Where two terms of a step overflow, with opposite signs, D overflows.
+    return xp.where((total < inf) & (abs(steps) < inf), value, inf)
 
 
 def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
@@ -167,13 +181,25 @@ def _binet_step_residual(xp: Any, a: Array, b: Array, h: Array) -> Array:
     second_order = (h / a) * y / 2 - (b + 0.5) * log1p_series(xp, -xp.where(near, y, 0.0))
     if holds(xp.all(near)):
         return second_order
-    log = xp.log(a / b * ((b + 1) / (a + 1)))
-    return xp.where(near, second_order, (b + 0.5) * log + h * ((a + 0.5) / (a * (a + 1))))
+    product = a * (a + 1)
+    slope = xp.where(product < inf, (a + 0.5) / product, 1 / a)
+    return xp.where(near, second_order, (b + 0.5) * _log_step_ratio(xp, a, b) + h * slope)
+
+
+def _log_step_ratio(xp: Any, a: Array, b: Array) -> Array:
+    """log(1 + 1/b) - log(1 + 1/a)."""
+    ratio = a / b * ((b + 1) / (a + 1))
+    fits = (ratio >= xp.finfo(a.dtype).smallest_normal) & (ratio < inf)
+    return xp.where(fits, xp.log(ratio), xp.log(a) - xp.log1p(a) + (xp.log1p(b) - xp.log(b)))
 
 
 def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a), with h = b - a."""
-    total = h / a / (2 * b)
+    return h / a / (2 * b) + _binet_slope_difference(xp, a, b, h)
+
+
+def _binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
+    """J'(b) - J'(a) for Binet's function J, with h = b - a."""
     steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
     a, b = 1 / (a + shift), 1 / (b + shift)
 
@@ -181,16 +207,21 @@ def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
         x, y = u * (a * a), u * (b * b)
         return (1 - x - y - 3 * x * y) / ((1 + x) * (1 + x) * ((1 + y) * (1 + y)))
 
-    return total + steps + h * (a * b * ((a + b) * _over_nodes(xp, slope, a, b)))
+    return steps + h * (a * b * ((a + b) * _over_nodes(xp, slope, a, b)))
 
 
 def _binet_step_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """j'(b) - j'(a) with j(a) = J(a) - J(a + 1) and h = b - a."""
     y = h / b / (a + 1)
     near = abs(y) < 0.5
-    close = h * (1 + h) / (2 * a * b * (a + 1) * (b + 1)) - log1p_series(xp, -xp.where(near, y, 0.0))
-    log = xp.log(a / b * ((b + 1) / (a + 1)))
-    return xp.where(near, close, log + h * (1 / (a * b) + 1 / ((a + 1) * (b + 1))) / 2)
+    change = xp.where(near, -y, 0.0)
+    least = xp.finfo(a.dtype).smallest_normal
+    product, other = a * b, (a + 1) * (b + 1)
+    fits = (product >= least) & (abs(h * (1 + h)) < inf) & (product * other < inf)
+    safe = xp.where(fits, product, 1.0)
+    close = xp.where(fits, h * (1 + h) / (2 * safe * (a + 1) * (b + 1)), h / a / b * ((1 + h) / (a + 1) / (b + 1)) / 2)
+    poles = xp.where(fits, h * (1 / safe + 1 / other) / 2, (h / a / b + h / (a + 1) / (b + 1)) / 2)
+    return xp.where(near, close - log1p_series(xp, change), _log_step_ratio(xp, a, b) + poles)
 
 
 def _gamma_kl_equal_mean_curvature(xp: Any, a: Array, b: Array, h: Array) -> Array:

@@ -45,9 +45,12 @@ def log_sinhc_curvature(xp: Any, u: Array) -> Array:
     return xp.where(near, _series(w, _CURVATURE), far)
 
 
-def log_sinhc_residual(xp: Any, u: Array, h: Array) -> Array:
-    """L(u + h) - L(u) - h L'(u): KL between two continuous Bernoulli distributions with logits 2u and 2(u + h)."""
-    return _residual(xp, u, h)
+def log_sinhc_residual(xp: Any, u: Array, h: Array, v: Array) -> Array:
+    """L(v) - L(u) - h L'(u) for h = v - u: KL between two continuous Bernoulli distributions with logits 2u and 2v.
+
+    The arguments are redundant, so that the caller can pass each of them with full accuracy.
+    """
+    return _residual(xp, *xp.broadcast_arrays(u, h, v))
 
 
 def _series(w: Array, coefficients: tuple[float, ...]) -> Array:
@@ -88,12 +91,11 @@ def _is_near(u: Array, h: Array) -> Array:
     return (abs(h) <= 1) | (abs(h) <= abs(u) / 2)
 
 
-def _residual_value(xp: Any, u: Array, h: Array) -> Array:
+def _residual_value(xp: Any, u: Array, h: Array, v: Array) -> Array:
     near = h * h * _integral(xp, u, h, lambda t: 1 - t)
     # For large h: L is even, so u is taken to be negative. Adding the linear function u to L does not change the
     # residual, and keeps the terms small.
-    u, h = -abs(u), xp.where(u > 0, -h, h)
-    v = u + h
+    u, h, v = -abs(u), xp.where(u > 0, -h, h), xp.where(u > 0, -v, v)
     slope = 1 / abs(u) - 2 / xp.expm1(2 * abs(u))
     far = _value_plus(xp, v) - _value_plus(xp, u) - h * xp.where(abs(u) < 1, _slope_value(xp, u) + 1, slope)
     return xp.where(_is_near(u, h), near, far)
@@ -105,20 +107,17 @@ def _value_plus(xp: Any, u: Array) -> Array:
     return xp.where(far, -xp.log(-2 * xp.where(far, u, -16.0)), _value(xp, u) + u)
 
 
-def _residual_u_gradient(xp: Any, gradient: Array, _output: Array, u: Array, h: Array) -> Array:
-    return gradient * (_slope_difference(xp, u, h) - h * log_sinhc_curvature(xp, u))
-
-
-def _slope_difference(xp: Any, u: Array, h: Array) -> Array:
-    """L'(u + h) - L'(u)."""
+def _slope_difference(xp: Any, u: Array, h: Array, v: Array) -> Array:
+    """L'(v) - L'(u) for h = v - u."""
     near = _is_near(u, h)
-    return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, u + h) - _slope(xp, u))
+    return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, v) - _slope(xp, u))
 
 
 _slope = with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
 _log_sinhc = with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
 _residual = with_gradient(
     _residual_value,
-    _residual_u_gradient,
-    lambda xp, gradient, _output, u, h: gradient * _slope_difference(xp, u, h),
+    lambda xp, gradient, _output, u, h, _v: -gradient * h * log_sinhc_curvature(xp, u),
+    lambda xp, _gradient, _output, u, *_: xp.zeros_like(u),
+    lambda xp, gradient, _output, u, h, v: gradient * _slope_difference(xp, u, h, v),
 )

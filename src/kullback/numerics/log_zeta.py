@@ -11,6 +11,7 @@ from kullback.numerics.arrays import Array, with_gradient
 __all__ = ["log_zeta_residual"]
 
 _N = 12  # terms below this index are summed; the Euler-Maclaurin formula gives the remainder
+_LAST = 1e4  # from here the three functions are 0 to rounding
 _BERNOULLI = tuple(
     float(b / special.factorial(n)) for n, b in enumerate(special.bernoulli(18)) if n >= 2 and n % 2 == 0
 )
@@ -26,6 +27,8 @@ def log_zeta_residual(xp: Any, s: Array, t: Array) -> Array:
 
 def _logs(xp: Any, s: Array) -> tuple[Array, Array, Array]:
     """L(s), its first derivative (minus the mean of log k) and its second derivative (the variance of log k)."""
+    # Every term is 0 in float64 from s = 1100; s + 1, ..., s + 17 must not overflow.
+    s = xp.where(s < _LAST, s, _LAST)
     logs = xp.asarray(np.log(np.arange(2.0, _N)), dtype=s.dtype, device=device(s))
     powers = xp.exp(-s[..., None] * logs)
     sums = [xp.sum(powers * logs**n, axis=-1) for n in range(3)]

@@ -194,6 +194,13 @@ def _mass_phi_value(xp: Any, a: Array, b: Array) -> Array:
     return xp.where(near, a * _ratio_residual(xp, b, safe, b - safe), far)
 
 
+def _times_phi(xp: Any, a: Array, d: Array) -> Array:
+    """a phi(d) for a > 0, also where phi(d) overflows and the product does not."""
+    factor = _phi(xp, d)
+    far = (factor == inf) & (d > 0)
+    return xp.where(far, xp.exp(xp.where(far, d, 0.0) + xp.log(xp.where(far, a, 1.0))), a * factor)
+
+
 def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
     """The polynomial with these coefficients, in increasing order of powers, by Horner's rule."""
     total = w * coefficients[-1] + coefficients[-2]
@@ -222,7 +229,7 @@ _mass_phi = with_gradient(
     lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
 )
 _scaled_mass_phi = with_gradient(
-    lambda xp, a, _b, _c, d, _difference: a * _phi(xp, d),
+    lambda xp, a, _b, _c, d, _difference: _times_phi(xp, a, d),
     lambda xp, gradient, _output, a, b, c, _d, difference: -gradient * (c + log_ratio(xp, b, a, difference)),
     lambda xp, gradient, _output, a, b, c, _d, difference: (
         gradient * (a / b) * xp.expm1(c + log_ratio(xp, b, a, difference))

@@ -292,6 +292,16 @@ def _require_values(
     """Raises unless `ref` sums to 1, `reward` is finite where ref > 0, and `multiplier` is >= 0."""
     require_probs(xp, "ref", given, ref, dtype, -1)
     ref, reward, multiplier = untracked(ref), untracked(reward), untracked(multiplier)
+    possible = is_positive(xp, ref)
+    highest, lowest = (xp.where(possible, reward, end) for end in (-inf, inf))
+    if holds(
+        xp.any(xp.max(highest, axis=-1) / 2 - xp.min(lowest, axis=-1) / 2 > float(xp.finfo(reward.dtype).max) / 2)
+        & xp.all(~possible | (abs(reward) < inf))
+    ):
+        raise SupportError(
+            f"expected rewards whose differences fit {reward.dtype}, got rewards from {float(xp.min(lowest)):.3g} to "
+            f"{float(xp.max(highest)):.3g}; divide the rewards by a constant"
+        )
     checks = [
         (is_positive(xp, ref) & ~(abs(reward) < inf), reward, "reward", "a finite number", SupportError),
         (~(multiplier >= 0), multiplier, name, f"{name} >= 0", error_type),

@@ -16,6 +16,9 @@ from kullback.result import Estimate
 __all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo"]
 
 
+_MAX_DRAWS = 10**9  # which take several gigabytes for each dimension
+
+
 class Sampler(NamedTuple):
     """A distribution as its sampler and log-density.
 
@@ -35,9 +38,10 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     With r = q(x)/p(x) and x drawn from p, the estimate is the mean of c (r - 1) - log r. It is unbiased for every
     constant c, since E_p[r] = 1. For c = 1 the terms are phi(log r), which is non-negative and of second order where p
     and q are close. The c with the smallest variance is estimated by regression. c = 0 is used if the tail of r is too
-    heavy for the regression, and if q has mass outside the support of p, so that E_p[r] < 1; draws of q detect this.
-    If the mean is negative, it is replaced by E_p[phi(log r)] plus the mass of q outside the support of p, whose terms
-    are non-negative.
+    heavy for the regression, if the terms of the regression have a heavy tail and -log r has none, and if q has mass
+    outside the support of p, so that E_p[r] < 1; draws of q detect this. If the mean is
+    negative, it is replaced by E_p[phi(log r)] plus the mass of q outside the support of p, whose terms are
+    non-negative.
 
     Normalized densities whose draws follow them have E_p[r] <= 1 and one overlap,
     E_p[min(1, q/p)] = E_q[min(1, p/q)]. If the draws contradict this by more than five standard errors, the estimate
@@ -53,7 +57,8 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     Returns:
         An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a
         draw. The status is "unreliable" if the draws contradict the log-densities, and if the variance of the terms
-        appears to be infinite: the Hill estimate of the tail index from the 3 sqrt(draws) largest terms is above 1/2.
+        appears to be infinite: the Hill estimate of the tail index from the 3 sqrt(draws) largest terms is above 1/2,
+        and the estimate from the draws^0.4 largest is above 1/2 or one term contributes a fifth of the variance.
 
     Raises:
         ShapeError: A sampler does not return `draws` draws, or a log-density does not return an array of shape
@@ -93,20 +98,22 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     c = 0.0
     if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not below_one and not mass_outside:
         c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
-    terms = phi(d) - (1 - c) * excess if c > 0 else -d
+    terms = np.asarray(phi(d) - (1 - c) * excess if c > 0 else -d)
+    index = heavy_tail_index(terms)
+    if index and c > 0 and not heavy_tail_index(-d):  # few values of r determine the variance of the control variate
+        terms, index = -d, 0.0
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
     warnings = _contradictions(d, excess, reverse, precision)
     if warnings or value < 0:
         terms = np.asarray(phi(d))
         with np.errstate(invalid="ignore"):  # phi(d) is inf where e^d overflows
-            value = float(terms.mean()) + mass_outside
+            value, index = float(terms.mean()) + mass_outside, heavy_tail_index(terms)
             std_error = float(np.hypot(terms.std(ddof=1), np.sqrt(mass_outside * (1 - mass_outside))) / np.sqrt(draws))
     interval = (0.0, inf)
     if not warnings:
         half = float(special.ndtri((1 + confidence) / 2)) * std_error
         interval = (max(value - half, 0.0), value + half)
-        index = hill_index(np.abs(terms - np.median(terms)))
-        if index > 0.5:
+        if index:
             warnings.append(f"the terms have a heavy tail with tail index {index:.2g}: rare draws determine the mean")
     return Estimate(
         value,
@@ -179,6 +186,8 @@ def cross_entropy_monte_carlo(
 def _require_options(draws: int, seed: int, confidence: float) -> None:
     if not (isinstance(draws, int | np.integer) and draws >= 2):
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
+    if draws > _MAX_DRAWS:
+        raise SupportError(f"expected at most {_MAX_DRAWS:.0e} draws, whose arrays fit into memory, got {draws!r}")
     if not (isinstance(seed, int | np.integer) and seed >= 0):
         raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
     if not (isinstance(confidence, Real) and 0 < confidence < 1):
@@ -271,9 +280,27 @@ def _effective_count(values: Array) -> float:
     return float(values.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def hill_index(values: Array) -> float:
-    """The Hill estimate of the tail index of values: moments of order 1/index and above are infinite."""
-    count = min(int(3 * np.sqrt(values.size)), values.size // 5)
+def heavy_tail_index(terms: Array) -> float:
+    """The Hill estimate of the tail index of the terms if their variance appears to be infinite, and 0 otherwise.
+
+    The estimate is above 1/2 also for terms whose tail is exponential or log-normal but whose smaller values are nearly
+    equal. Farther in such a tail it is smaller, and no single term contributes much of the variance.
+    """
+    deviations = np.abs(terms - np.median(terms))
+    index = hill_index(deviations)
+    if not 0.5 < index < inf:
+        return index if index == inf else 0.0
+    squares = (deviations / deviations.max()) ** 2
+    farther = hill_index(deviations, max(int(terms.size**0.4), 10))
+    return index if farther > 0.5 or squares.sum() < 5 else 0.0
+
+
+def hill_index(values: Array, count: int | None = None) -> float:
+    """The Hill estimate of the tail index of values: moments of order 1/index and above are infinite.
+
+    `count` is the number of the largest values that are used, 3 sqrt(n) if it is None, and at most a fifth of them.
+    """
+    count = min(int(3 * np.sqrt(values.size)) if count is None else count, values.size // 5)
     top = np.sort(values)[-count - 1 :]
     if not top[0] > 0 or not np.isfinite(top[-1]):
         return inf if top[-1] == inf else 0.0

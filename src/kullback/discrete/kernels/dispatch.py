@@ -17,7 +17,7 @@ import numpy as np
 
 from kullback.compiled import kernels as compiled
 from kullback.discrete.kernels.numpy_probs import Sums, kl_of_sums, prob_sums
-from kullback.discrete.validation import MASS_TOLERANCES, mass_tolerance
+from kullback.discrete.validation import MASS_TOLERANCES, log_mass_tolerance, mass_tolerance
 from kullback.numerics.arrays import Array, ArrayLike
 
 __all__ = [
@@ -36,7 +36,7 @@ _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 # Keyed by dtype objects, because they are the fastest keys to look up.
 _TOLERANCES = {np.dtype(name): MASS_TOLERANCES[name] for name in ("float64", "float32")}
-_LOG_TOLERANCES = {**_TOLERANCES, _BFLOAT16: MASS_TOLERANCES["bfloat16"]}
+_LOG_DTYPES = {*_TOLERANCES, _BFLOAT16}
 
 _FEW_EVENTS = 64  # the tolerances above hold for at most so many events
 
@@ -138,20 +138,19 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
 
 def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     """KL of log-probabilities in NumPy arrays; None if no kernel applies."""
-    tolerance = _LOG_TOLERANCES.get(p.dtype, inf)
-    if p.shape and p.shape[-1] > _FEW_EVENTS and p.dtype in _TOLERANCES:
+    tolerance = _TOLERANCES.get(p.dtype, inf)
+    if p.shape and p.dtype == _BFLOAT16:
+        tolerance = log_mass_tolerance("bfloat16", p.shape[-1])
+    elif p.shape and p.shape[-1] > _FEW_EVENTS and p.dtype in _TOLERANCES:
         tolerance = mass_tolerance(p.dtype, p.shape[-1])
     return _logits(p, q, axis, threads, tolerance)
 
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
-    if (
-        compiled is None
-        or p.dtype not in _LOG_TOLERANCES
-        or q.dtype != p.dtype
-        or (axis != -1 and not _is_last(axis, p, q))
-    ):
+    if p.dtype not in _LOG_DTYPES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
+        return None
+    if compiled is None:
         return None
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)

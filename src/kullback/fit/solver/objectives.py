@@ -19,7 +19,7 @@ from kullback.densities.nodes import Nodes, line_nodes
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
 from kullback.discrete.power_divergences import alpha_family
-from kullback.errors import ParameterError
+from kullback.errors import ParameterError, SupportError
 from kullback.fit.solver.parametrisation import FamilyParametrisation
 from kullback.fit.solver.trust_region import Objective, QuadraticModel, fisher_basis, infinite_model
 from kullback.numerics.arrays import Array
@@ -102,7 +102,10 @@ class _RemeshedObjective:
         if 0 < self.alpha < 1:
             nodes = line_nodes(*pair)
             return float(_alpha_divergence(nodes.log_mass(self.target), nodes.log_mass(member), self.alpha))
-        return (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13).value
+        try:
+            return (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13).value
+        except SupportError:  # float64 does not resolve the member
+            return inf
 
 
 def _member_density(parametrisation: FamilyParametrisation, vector: Array) -> Density:
