@@ -79,9 +79,9 @@ def require_finite(
 ) -> None:
     """Raise InputError if one of several tensors contains nan or infinity.
 
-    All tensors are reduced to one value, so that a GPU is synchronised once. The values are only searched if a norm is
-    not finite: a norm of a tensor with nan or infinity never is, and that of very large values may overflow. The
-    Euclidean norm takes a tenth of the time of the maximum norm on CPUs.
+    All tensors are reduced to one value, so that a GPU is synchronised once. The Euclidean norm, which takes a tenth of
+    the time of the maximum norm on CPUs, is not finite for a tensor with nan or infinity. It may also overflow, so the
+    values themselves are then examined.
 
     Args:
         kind: "weight" or "gradient".
