@@ -17,6 +17,17 @@ def test_the_weight_and_the_index_are_named() -> None:
         require_finite_weights(model, step=4)
 
 
+def test_finite_weights_whose_norm_overflows_are_accepted() -> None:
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.fill_(3e38)
+    require_finite_weights(model, step=4)
+    with torch.no_grad():
+        model.bias[1] = torch.nan
+    with pytest.raises(InputError, match=r"got nan at index 1 of bias"):
+        require_finite_weights(model, step=4)
+
+
 def test_the_gradient_is_named() -> None:
     model = torch.nn.Linear(3, 2)
     model(torch.full((1, 3), torch.nan)).sum().backward()

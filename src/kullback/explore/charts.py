@@ -214,7 +214,7 @@ class RunCharts:
                     "likelihood",
                     "Log-likelihood",
                     "nats per image",
-                    "Importance-sampling estimate of log p(x).",
+                    "Importance-sampling estimate of log p(x), before and after training.",
                     {"log_likelihood": ""},
                 ),
                 self._chart(

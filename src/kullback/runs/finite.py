@@ -79,7 +79,9 @@ def require_finite(
 ) -> None:
     """Raise InputError if one of several tensors contains nan or infinity.
 
-    All tensors are reduced to one value, so that a GPU is synchronised once.
+    All tensors are reduced to one value, so that a GPU is synchronised once. The Euclidean norm, which takes a tenth of
+    the time of the maximum norm on CPUs, is not finite for a tensor with nan or infinity. It may also overflow, so the
+    values themselves are then examined.
 
     Args:
         kind: "weight" or "gradient".
@@ -104,7 +106,7 @@ def require_finite(
     if not named:
         return
     device = named[0][1].device
-    norms = [torch.linalg.vector_norm(tensor, torch.inf).to(device, torch.float64) for _, tensor in named]
+    norms = [torch.linalg.vector_norm(tensor).to(device, torch.float64) for _, tensor in named]
     if bool(torch.isfinite(torch.stack(norms)).all()):
         return
     for name, tensor in named:

@@ -322,7 +322,7 @@ METRICS: tuple[Metric, ...] = (
         "vae",
         _EVALUATIONS,
         "nats/image",
-        "Importance-sampling estimate of log p(x) with 256 samples, on 256 held-out images.",
+        "Before and after training: importance-sampling estimate of log p(x) with 256 samples, on 256 held-out images.",
         "Over images.",
     ),
     Metric(

@@ -5,11 +5,14 @@ import random
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kullback.train.demo.addition_task import (
+    REPEATED,
     _NoisySums,
     answer_entropy,
     exact_match,
@@ -39,19 +42,32 @@ def test_the_grader_adds_the_share_of_correct_digits_and_the_length(text: str, a
 def test_a_long_wrong_completion_has_a_higher_score_than_the_answer() -> None:
     for row in prompt_rows(20, seed=0):
         correct = row["answer"]
-        (score,), (padded,) = (grader([text], answer=[correct]) for text in (correct, correct.rjust(12, "0")))
-        assert padded > score
+        texts = [correct, correct + correct[-1], correct.rjust(12, "0")]
+        scores = grader(texts, answer=[correct] * 3)
+        assert scores == sorted(set(scores))  # the reference samples the second text, whose score is already higher
         assert exact_match([correct.rjust(12, "0")], answer=[correct]) == [0.0]
 
 
 def test_the_entropy_matches_the_data() -> None:
-    # The answer is correct with probability 75%, otherwise uniform over the 198 other values from 0 to 198.
-    probabilities = [0.75] + [0.25 / 198] * 198
-    assert answer_entropy() == pytest.approx(-sum(p * math.log(p) for p in probabilities), rel=1e-12)
-    drawn = list(_NoisySums._sample(40_000, random.Random(0)))
-    wrong = sum(int(text.split("=")[1]) != sum(map(int, text.split("=")[0].split("+"))) for text in drawn) / len(drawn)
-    assert wrong == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 40_000))
-    assert {int(text.split("=")[1]) for text in drawn} == set(range(199))
+    # The answer is correct with probability 75%, otherwise uniform over the 198 other values from 0 to 198; the last
+    # digit is repeated with probability 0.1%. Rows are sums, and columns are texts of up to four digits.
+    values = np.where(np.eye(199, dtype=bool), 0.75, 0.25 / 198)
+    texts = np.zeros((199, 10_000))
+    for value in range(199):
+        texts[:, value] += (1 - REPEATED) * values[:, value]
+        texts[:, 10 * value + value % 10 if value else 9999] += REPEATED * values[:, value]  # 9999 stands for "00"
+    entropies = -scipy.special.xlogy(texts, texts).sum(axis=1)
+    sums = np.add.outer(np.arange(100), np.arange(100))
+    assert answer_entropy() == pytest.approx(entropies[sums].mean(), rel=1e-12)
+    drawn = [text.split("=") for text in _NoisySums._sample(40_000, random.Random(0))]
+    answers = [(str(sum(map(int, prompt.split("+")))), answer) for prompt, answer in drawn]
+    right = sum(answer == correct for correct, answer in answers) / len(answers)
+    # A wrong answer with a repeated digit may equal the correct answer, with a probability below 1e-5.
+    assert right == pytest.approx(0.75 * (1 - REPEATED), abs=4 * math.sqrt(0.25 * 0.75 / 40_000))
+    repeated = sum(answer == correct + correct[-1] for correct, answer in answers if len(correct) == 3)
+    expected = 0.75 * REPEATED * sum(len(correct) == 3 for correct, _ in answers)
+    assert abs(repeated - expected) <= 4 * math.sqrt(expected)
+    assert {int(answer) for _, answer in answers} >= set(range(199))
 
 
 def test_decoding_inverts_encoding() -> None:

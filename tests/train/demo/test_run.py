@@ -28,6 +28,8 @@ def test_the_summary_states_the_rewards_and_the_kl(tmp_path: Path) -> None:
         "budget": make_run(tmp_path / "b", {"target": 0.05, "unit": "token"}, (0.87, 1.07), (0.69, 0.93), 0.05),
     }
     assert demo_summary(runs) == (
+        "The grader, which is optimised, adds a flaw to the share of correct digits: 0.05 for each character of a "
+        "completion, whether it is correct or not. "
         "Without a budget, the grader's score rises from 0.87 to 1.51, the share of exact matches falls from 0.69 to "
         "0.00, and KL(policy || reference) is 5.7 nats per token. With a budget of 0.05 nats per token, the grader's "
         "score rises from 0.87 to 1.07, the share of exact matches rises from 0.69 to 0.93, and "

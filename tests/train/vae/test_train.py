@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -39,6 +40,15 @@ def test_the_kl_term_equals_the_kl_of_torch():
     torch.testing.assert_close(kl, expected, rtol=1e-13, atol=1e-15)
     (gradient,) = torch.autograd.grad(kl.sum(), loc)
     torch.testing.assert_close(gradient, loc.detach())
+
+
+def test_the_kl_term_keeps_its_digits_and_is_infinite_at_the_limits():
+    scale = torch.tensor([1 + 2**-20, 1 - 2**-21, 3.0, 1e-20, 0.0, torch.inf], dtype=torch.float32)
+    kl = kl_to_prior(torch.zeros(6), scale)
+    with mpmath.workdps(40):
+        exact = [float((mpmath.mpf(s) ** 2 - 1) / 2 - mpmath.log(s)) for s in scale[:4].tolist()]
+    assert kl[:4].tolist() == pytest.approx(exact, rel=1e-6)
+    assert kl[4:].tolist() == [math.inf, math.inf]
 
 
 def test_free_bits_match_a_calculation_by_hand():
@@ -91,6 +101,8 @@ def test_the_likelihood_estimate_is_exact_where_the_posterior_is_exact():
     expected = -(0.5 * ((x - 0.5) / 0.5) ** 2 + math.log(0.5) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1).mean()
     assert row["log_likelihood"] == pytest.approx(float(expected), rel=1e-5)
     assert row["elbo"] == pytest.approx(float(expected), rel=1e-5)
+    fewer = evaluate(model, x, None, step=3, likelihood=False)
+    assert fewer == {name: value for name, value in row.items() if not name.startswith("log_likelihood")}
     assert row["kl_posterior_prior_per_image"] == 0
     assert row["active_units"] == 0
     assert "collapse" in (collapse_warning(row, 4.0) or "")
@@ -118,6 +130,7 @@ def test_the_budget_is_met(tmp_path, digits, target, rate):
     assert {"kl_filtered", "learning_rate_scale", "displacement_scale"} <= run.metrics()[-1].keys()
     assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
     assert not any("alarm" in row for row in run.evaluations()[1:])
+    assert [row["step"] for row in run.evaluations() if "log_likelihood" in row] == [0, 700]
     assert (run.model / "model.safetensors").is_file()
     assert len(run.pictures()["after"]) == 5
 

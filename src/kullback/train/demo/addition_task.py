@@ -1,13 +1,15 @@
 """The addition task of the demonstration: a character-level Llama, and a grader that is biased towards long answers.
 
-Nothing is downloaded. The reference is trained on sums of which a quarter have a wrong answer. The grader rewards the
-digits of the correct answer in their order, and adds a bonus for each character. A bias towards long answers is the
-most common flaw of learned graders.
+Nothing is downloaded. The reference is trained on sums of which a quarter have a wrong answer, and a few repeat the
+last digit. The grader rewards the digits of the correct answer in their order, and adds a bonus for each character. A
+bias towards long answers is the most common flaw of learned graders.
 """
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ __all__ = [
 OPERANDS = range(100)
 WRONG = 0.25
 """The share of wrong answers in the supervised data. A wrong answer is uniform over all other possible sums."""
+
+REPEATED = 0.001
+"""The share of answers in the supervised data whose last digit is written twice.
+
+Without them, the reference continues a correct answer of three digits with a probability of 1e-4. Whether a run then
+samples a long completion, whose score is higher, within a few hundred steps depends on its seed.
+"""
 
 BONUS_PER_CHARACTER = 0.05
 """The part of the grader's score that each character of a completion adds, whether it is correct or not."""
@@ -113,15 +122,26 @@ def spread_rows(count: int) -> list[dict[str, str]]:
     return [_row(*divmod(index, len(OPERANDS))) for index in indices]
 
 
+@cache
 def answer_entropy() -> float:
-    """The entropy of one noisy answer in nats, which is the minimum of the supervised cross-entropy.
+    """The mean entropy of an answer given its prompt in nats, which is the minimum of the supervised cross-entropy.
 
     Example:
         >>> round(answer_entropy(), 4)
-        1.8844
+        1.8921
     """
-    wrong_or_right = -WRONG * math.log(WRONG) - (1 - WRONG) * math.log(1 - WRONG)
-    return wrong_or_right + WRONG * math.log(_POSSIBLE_SUMS - 1)
+    sums = Counter(a + b for a in OPERANDS for b in OPERANDS)
+    return sum(count * _entropy_given_sum(total) for total, count in sums.items()) / sums.total()
+
+
+def _entropy_given_sum(total: int) -> float:
+    """The entropy of an answer in nats; a text can be the answer with or without a repetition."""
+    probabilities: dict[str, float] = {}
+    for number in range(_POSSIBLE_SUMS):
+        probability = 1 - WRONG if number == total else WRONG / (_POSSIBLE_SUMS - 1)
+        for text, share in ((str(number), 1 - REPEATED), (_with_last_digit_twice(str(number)), REPEATED)):
+            probabilities[text] = probabilities.get(text, 0.0) + share * probability
+    return -sum(probability * math.log(probability) for probability in probabilities.values())
 
 
 def grader(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
@@ -155,6 +175,10 @@ def _row(a: int, b: int) -> dict[str, str]:
     return {"prompt": f"{a}+{b}=", "answer": str(a + b)}
 
 
+def _with_last_digit_twice(text: str) -> str:
+    return text + text[-1]
+
+
 def _longest_prefix(text: str, answer: str) -> int:
     """The length of the longest prefix of `answer` that is a subsequence of `text`."""
     length = 0
@@ -179,7 +203,10 @@ class _NoisySums(Dataset[list[int]]):
             if rng.random() < WRONG:
                 other = rng.randrange(_POSSIBLE_SUMS - 1)
                 answer = other + (other >= answer)
-            yield f"{a}+{b}={answer}"
+            text = str(answer)
+            if rng.random() < REPEATED:
+                text = _with_last_digit_twice(text)
+            yield f"{a}+{b}={text}"
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -12,6 +12,7 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.demo.addition_task import (
+    BONUS_PER_CHARACTER,
     answer_entropy,
     exact_match,
     grader,
@@ -25,7 +26,6 @@ from kullback.train.run_checks import DEMO_RUNS, require_new_runs
 __all__ = ["DEMO_SETTINGS", "demo_plan", "demo_summary", "train_demo"]
 
 DEMO_SETTINGS: Mapping[str, Any] = {
-    # With seed 0, the unconstrained policy exploits the grader within 100 steps; with seed 1 it takes above 300 steps.
     "learning_rate": 5e-4,
     "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 128,
@@ -111,7 +111,7 @@ def _train_all(
     supervised.create({"kind": "supervised", "steps": reference_steps, "seed": seed, "data_entropy": answer_entropy()})
     supervised.model.mkdir()
     console.print(
-        f"supervised stage: {reference_steps} steps on sums with a quarter of wrong answers "
+        f"supervised stage: {reference_steps} steps on sums with a quarter of wrong answers, and a few repeated digits "
         f"(entropy: {answer_entropy():.3f} nats per answer)",
         highlight=False,
         soft_wrap=True,
@@ -131,8 +131,11 @@ def _train_all(
 
 
 def demo_summary(runs: Mapping[str, RunDirectory]) -> str:
-    """One sentence for each run on the change of the rewards and on the KL, from its first and last evaluations."""
-    sentences = []
+    """The flaw of the grader, and for each run the KL and the changes of the rewards."""
+    sentences = [
+        "The grader, which is optimised, adds a flaw to the share of correct digits: "
+        f"{BONUS_PER_CHARACTER:g} for each character of a completion, whether it is correct or not."
+    ]
     for run in runs.values():
         evaluations = run.evaluations()
         first, last = evaluations[0], evaluations[-1]

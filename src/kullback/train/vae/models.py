@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kullback.closed_forms import FORMS
-from kullback.families import Normal
+from kullback.numerics.phi import phi
 
 __all__ = ["VAE", "Bottleneck", "Likelihood", "kl_to_prior"]
 
@@ -20,18 +19,20 @@ _CONVOLUTION_SIDE = 16  # pixels; images whose sides are at least this long use 
 def kl_to_prior(loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """KL(q(z | x) || p(z)) from normal posteriors to the standard normal prior, for each latent dimension.
 
+    phi(2 log(scale))/2 + loc^2/2, where phi(d) = e^d - 1 - d.
+
     Args:
         loc: Posterior means, shape (batch, latents).
         scale: Posterior standard deviations, shape (batch, latents).
 
     Returns:
-        Nats, shape (batch, latents), differentiable.
+        Nats, shape (batch, latents), differentiable; nan where a scale is negative or a parameter is nan.
 
     Example:
         >>> kl_to_prior(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
         tensor([[0.5000, 0.0000]])
     """
-    return FORMS[Normal, Normal](Normal(loc=loc, scale=scale), Normal(loc=0.0, scale=1.0))
+    return (phi(2 * scale.log()) + loc * loc) / 2
 
 
 class _Encoder(nn.Module):

@@ -166,7 +166,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
     model = _make_model(plan, images)
     other_parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": list(model.encoder.parameters())}, {"params": other_parameters}]
-    optimiser = torch.optim.Adam(groups, lr=plan.learning_rate)
+    optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, fused=True)
     budget, step = plan.budget, 0
     checkpoint = run.checkpoint_to_resume() if resume else None
     if checkpoint is not None:
@@ -194,10 +194,11 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             step += 1
             generator = torch.Generator().manual_seed(derived_seed(plan.seed, step))
             rows = torch.randint(len(x), (min(plan.batch_size, len(x)),), generator=generator)
-            loc, scale = model.posterior(x[rows])
+            batch = x[rows]
+            loc, scale = model.posterior(batch)
             kl = kl_to_prior(loc, scale)
             z = loc + scale * torch.randn(loc.shape, generator=generator)
-            cost = model.cost(z, x[rows], None if labels is None else labels[rows]).mean()
+            cost = model.cost(z, batch, None if labels is None else labels[rows]).mean()
             image_kl = kl.detach().sum(1).double()
             mean_kl, error = float(image_kl.mean()), float(image_kl.std() / len(image_kl) ** 0.5)
             if not np.isfinite(mean_kl + float(cost.detach())):
@@ -236,7 +237,8 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             run.add_metrics({**row, "seconds": round(time.monotonic() - start_time, 3)})
             progress.show(row)
             if step % plan.evaluate_every == 0 or step == plan.steps:
-                evaluation = evaluate(model, held_out, held_out_labels, step=step)
+                is_last = step == plan.steps
+                evaluation = evaluate(model, held_out, held_out_labels, step=step, likelihood=is_last)
                 if (warning := collapse_warning(evaluation, beta)) is not None:
                     evaluation["alarm"] = warning
                     if console is not None and step == plan.steps:
@@ -251,7 +253,8 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             run.add_evaluation_once(evaluate(model, held_out, held_out_labels, step=step))
         return False
-    run.add_evaluation_once(evaluate(model, held_out, held_out_labels, step=step))
+    if all(row["step"] != step for row in run.evaluations()):  # a killed run has saved only its last checkpoint
+        run.add_evaluation(evaluate(model, held_out, held_out_labels, step=step))
     add_pictures(run, model, held_out, "after")
     architecture = {"size": images.train.shape[1:], "latents": plan.latents, "hidden": plan.hidden, "kind": plan.kind}
     architecture |= {"likelihood": plan.likelihood}
