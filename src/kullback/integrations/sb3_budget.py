@@ -78,6 +78,11 @@ class PolicyConstraint:
         setattr(self.model, self.name, controller)
 
     @property
+    def is_binding(self) -> bool:
+        """Whether the KL came near its set point within the update, and the price is above its minimum."""
+        return self.controller.status != "not binding" and self.highest_kl > _OUTWARD_FROM * self.set_point
+
+    @property
     def set_point(self) -> float:
         """The KL at the end of the update for which the KL on the states of the next rollout is the budget."""
         offset = max(-_OFFSET_MAX, min(_OFFSET_MAX, self.controller.kl_filter.offset))
