@@ -398,7 +398,7 @@ class _Update:
             torch._foreach_lerp_(self.mean_weights, weights, 1 / count)
 
     def end(self) -> None:
-        """Average the weights, scale the displacement until the KLs are at the budgets, update the controllers, and log."""
+        """Average the weights, scale the displacement to the budgets, update the controllers, and log."""
         model = self.model
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
         if self.mean_weights and held[0].is_binding:
