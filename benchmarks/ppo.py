@@ -196,7 +196,7 @@ def equal_kl_table(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> res
         points = sorted((kls[key] ** 0.5, scores[key]) for key in keys)
         root = kls[task, seed, variant] ** 0.5
         if not isinstance(VARIANTS[variant][1], KLBudget) and points and points[0][0] <= root <= points[-1][0]:
-            expected = float(np.interp(root, *zip(*points, strict=True)))
+            expected = float(np.interp(root, [point[0] for point in points], [point[1] for point in points]))
             differences.setdefault((task, variant), []).append((score - expected, kls[task, seed, variant]))
     rows = []
     for (task, variant), pairs in differences.items():
