@@ -401,12 +401,10 @@ class _Update:
         """Average the weights, scale the displacement to the budgets, update the controllers, and log."""
         model = self.model
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
-        if self.mean_weights and held[0].is_binding:
-            # At equal KL, the mean contains less of the noise of the minibatches, and more of what was learned.
-            scale_displacement(self.policy_weights(self.policy), self.mean_weights, 0.0)
         for _ in range(_MAX_ROUNDS):
             # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
-            changes = [constraint.scale_to_budget(may_increase=len(held) == 1) for constraint in held]
+            is_single = len(held) == 1
+            changes = [c.scale_to_budget(may_increase=is_single, mean_weights=self.mean_weights) for c in held]
             if len(held) < 2 or not any(changes):
                 break
         estimates = {"kl_old_policy_per_step": self.rollout_kl(self.old, self.policy_distributions())}
