@@ -501,24 +501,6 @@ def test_every_update_ends_at_a_binding_budget_for_every_seed(name: str, seed: i
     np.testing.assert_allclose(kls[2:], target, rtol=0.025)
 
 
-def test_a_binding_update_ends_at_the_mean_of_its_last_weights() -> None:
-    settings: dict[str, Any] = {"clip": None, "n_steps": 128, "batch_size": 32, "n_epochs": 5, "learning_rate": 1e-3}
-    settings |= {"seed": 0, "device": "cpu"}
-    free = BudgetPPO("MlpPolicy", Toy(SPACES["normal"]), old_budget=FixedBeta(0.0), **settings).learn(128)
-    budget = KLBudget(seen(free)["kl_old_policy_per_step"], unit="step", price=1e-3, learning_rate_scale=1.0)
-    model = BudgetPPO("MlpPolicy", Toy(SPACES["normal"]), old_budget=budget, **settings)
-    visited = []
-    weight = model.policy.action_net.weight
-    model.policy.optimizer.register_step_post_hook(lambda *_: visited.append(weight.detach().clone()))
-    model.learn(128)
-    got, start = seen(model), model.old.action_net.weight
-    assert len(visited) == 20
-    assert got["learning_rate_scale_old"] == 1.0
-    assert got["kl_old_policy_per_step"] == pytest.approx(budget.target, rel=0.025)
-    expected = got["displacement_scale_old"] * (torch.stack(visited[-5:]).mean(0) - start)
-    torch.testing.assert_close(weight.detach() - start, expected, rtol=1e-3, atol=1e-6)
-
-
 def test_an_update_that_cannot_reach_its_budget_is_not_extrapolated() -> None:
     model = BudgetPPO(
         "MlpPolicy",

@@ -26,7 +26,6 @@ from kullback.integrations.sb3_policies import (
 
 # isort: split
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
@@ -41,7 +40,6 @@ from kullback.samples.clustered_mean import kl_per_token
 __all__ = ["BudgetPPO"]
 
 _MEASUREMENTS = 20  # number of measurements of the KL in one update
-_AVERAGED_SHARE = 0.25  # share of the steps of an update, its last ones, over which the actor's weights are averaged
 _MAX_ROUNDS = 4  # number of times that two budgets are held one after the other at the end of an update
 
 
@@ -54,8 +52,7 @@ class BudgetPPO(PPO):
     the rollout; the reference is frozen. Each beta is set by its controller.
 
     A `KLBudget` changes beta within the update. At the end of the update, it scales the displacement of the actor's
-    weights from the reference or from the old policy, so that the KL is at most the budget (see docs/ppo.md). A single
-    `KLBudget` that binds also averages these weights over the last quarter of the update before it scales them. Other
+    weights from the reference or from the old policy, so that the KL is at most the budget (see docs/ppo.md). Other
     controllers are updated with the KL once per update.
 
     Without budgets, and with a clip, the trained weights are bit-identical to the weights of `PPO`: `train` is wrapped,
@@ -300,7 +297,6 @@ class _Update:
         self.batch_rows: np.ndarray[Any, Any] | None = None
         self.entropies: list[float] = []
         self.weights_before: list[Tensor] = []
-        self.mean_weights: list[Tensor] = []
         self.initial = None if self.reference is None else self.rollout_kl(self.policy_distributions(), self.reference)
         names = ("budget", "old_budget")
         self.constraints = [PolicyConstraint(self, name) for name in names if getattr(model, name) is not None]
@@ -373,8 +369,6 @@ class _Update:
             step += 1
             if self.weights_before:  # Equivalent to the factor on the learning rate, but for the actor alone.
                 scale_displacement(self.policy_weights(self.policy), self.weights_before, scale)
-            if len(constraints) == 1 and (count := step - total + round(_AVERAGED_SHARE * total)) > 0:
-                self.average_weights(count)
             if step % interval == 0 and step < total:
                 for constraint in constraints:
                     constraint.after_interval(interval, is_late=2 * step > total)
@@ -389,22 +383,13 @@ class _Update:
             for hook in hooks:
                 hook.remove()
 
-    def average_weights(self, count: int) -> None:
-        """Include the present weights of the actor in their running mean, as the last of `count` weights."""
-        weights = [weight.detach() for weight in self.policy_weights(self.policy)]
-        if count == 1:
-            self.mean_weights = [weight.clone() for weight in weights]
-        else:
-            torch._foreach_lerp_(self.mean_weights, weights, 1 / count)
-
     def end(self) -> None:
-        """Average the weights, scale the displacement to the budgets, update the controllers, and log."""
+        """Scale the displacement until the KLs are at the budgets, update the controllers, and log."""
         model = self.model
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
         for _ in range(_MAX_ROUNDS):
             # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
-            is_single = len(held) == 1
-            changes = [c.scale_to_budget(may_increase=is_single, mean_weights=self.mean_weights) for c in held]
+            changes = [constraint.scale_to_budget(may_increase=len(held) == 1) for constraint in held]
             if len(held) < 2 or not any(changes):
                 break
         estimates = {"kl_old_policy_per_step": self.rollout_kl(self.old, self.policy_distributions())}

@@ -1,7 +1,6 @@
 """One KL constraint on a policy of stable-baselines3 during an update: a controller and its effect on the weights."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,13 +148,11 @@ class PolicyConstraint:
         self.controller = replace(budget, pull_exponent=exponent, kl_filter=_measured(budget.kl_filter, after))
         return after
 
-    def scale_to_budget(self, *, may_increase: bool, mean_weights: Sequence[Tensor] = ()) -> bool:
+    def scale_to_budget(self, *, may_increase: bool) -> bool:
         """Scale the displacement at the end of the update until the KL is at the set point.
 
         Args:
             may_increase: Whether a KL that is slightly short of a binding budget may be increased to it.
-            mean_weights: The mean of the actor's last weights, which replaces the weights before the scaling if the KL
-                may be increased: at equal KL, the mean contains less of the noise of the minibatches.
 
         Returns:
             Whether the weights were changed.
@@ -163,10 +160,6 @@ class PolicyConstraint:
         set_point, kl, first = self.set_point, self.mean_kl(), self.displacement_scale
         least = (_OUTWARD_FROM_HIGH if self.highest_kl > set_point else _OUTWARD_FROM) * set_point
         may_increase = may_increase and self.controller.status != "not binding" and kl > least
-        if may_increase and mean_weights:
-            scale_displacement(self.update.policy_weights(self.model.policy), mean_weights, 0.0)
-            kl = self.mean_kl()
-            may_increase = kl > 0
         for _ in range(_MAX_SCALINGS):
             if (set_point / _TOLERANCE <= kl or not may_increase) and kl <= _TOLERANCE * set_point:
                 break
