@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/budget.py    KLBudget on the language task, 9 runs: ten minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 1e-3 --seeds 0 1 2 --unconstrained
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers all --unconstrained
+    .venv/bin/python benchmarks/budget.py --task digits --equal-kl    KLBudget at the KLs that other controllers reached
     .venv/bin/python benchmarks/budget.py --summary    a table of all runs under --output, by task and controller
 
 The tasks, and the KL by which each run is evaluated (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 2048
@@ -14,7 +15,11 @@ covers the same steps as the evaluations. A budget is called binding if the same
 budgets. The summary also excludes evaluations before the KL first comes within 10% of its budget, and evaluations of
 KLBudget below the budget with the price at its minimum, where the constraint does not bind. A run whose KL never comes
 within 10% of its budget is included from the end of its first third. FixedBeta has no target: its price is the final
-price of KLBudget at the middle learning rate. Runs that already exist under --output are read, not repeated.
+price of KLBudget at the middle learning rate. Rewards at equal KL are compared by interpolation between the runs of
+KLBudget, whose default budgets are factors of ten apart; where the reward is concave in sqrt(KL), this is below the
+reward of KLBudget at that KL. --equal-kl removes this error: it trains KLBudget with the mean KL of each run of another
+controller as its budget, and stores nothing; the next --summary uses these runs. Runs that already exist under --output
+are read, not repeated.
 
 The figures of the language task are stored as the table "seeds" if there are several seeds, and as "learning-rates"
 otherwise; --summary stores the table "controllers".
@@ -69,11 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[0])
     add("--steps", type=int, help="optimizer steps, or PPO updates; default: the number of the task")
     add("--unconstrained", action="store_true", help="also run each setting without a budget")
+    add("--equal-kl", action="store_true", help="train KLBudget at the KL of each finished run of another controller")
     add("--summary", action="store_true", help="train nothing; summarise the runs under --output")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if options.equal_kl:
+        print(results.markdown((COLUMNS, [])))
+        for budget, rate, seed, steps in equal_kl_settings(read(options.output, options.task)):
+            controller = TASKS[options.task].budget(budget)
+            trace = train(options.output, options.task, controller, "KLBudget", budget, rate, seed, steps)
+            print(results.markdown_row(row(trace)), flush=True)
+        return
     if options.summary:
         name, table = "controllers", summary_table([trace for task in TASKS for trace in read(options.output, task)])
         print(results.markdown(table))
@@ -117,6 +130,16 @@ def _controller(kind: str, budget: float, options: argparse.Namespace, rates: Se
                 )
             return FixedBeta(traces[0].beta)
     return {"PPO2017": PPO2017, "RLlibController": RLlibController, "Ziegler2019": Ziegler2019}[kind](budget)
+
+
+def equal_kl_settings(traces: Sequence[Trace]) -> list[tuple[float, float, int, int]]:
+    """Return the budget, the rate, the seed and the steps of KLBudget's runs at the late KLs of other controllers."""
+    settings = [
+        (float(f"{fmean(trace.late_kls):.3g}"), trace.rate, trace.seed, int(trace.name.split("_")[-1]))
+        for trace in traces
+        if trace.kind not in ("none", "KLBudget") and not trace.diverged
+    ]
+    return sorted({setting for setting in settings if setting[0] > 0})
 
 
 def row(trace: Trace) -> list[str]:

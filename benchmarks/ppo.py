@@ -10,6 +10,9 @@ the random policy has 0 and the best run 1; then they are averaged over tasks an
 scores are for seven MuJoCo tasks and 1e6 steps, so that only the order of the variants is comparable. "KL relative to
 target" is the mean of KL(old || policy) after the first fifth of the updates, relative to the target. An interrupted
 run is continued.
+
+A further table, which is printed and not stored, compares the scores at equal KL: the score of a run minus the score of
+the budget runs of the same task and seed, interpolated in sqrt(KL) to the KL of the run.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import gymnasium
+import numpy as np
 import results
 from rich.console import Console
 from scipy.stats import spearmanr
@@ -74,10 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     runs[task, seed, variant] = run
                     if not options.table:
                         print(f"{task} seed {seed} {variant}: {_score(run):.1f}", flush=True)
-    tables = score_tables(
-        {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
-    )
-    for table in tables.values():
+    scores, kls = {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
+    tables = score_tables(scores, kls)
+    for table in (*tables.values(), equal_kl_table(scores, kls)):
         print(f"\n{results.markdown(table)}")
     if runs and not (options.quick or options.no_save):
         results.save("ppo", tables, packages=("torch", "gymnasium", "stable-baselines3"))
@@ -177,6 +180,30 @@ def score_tables(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> dict[
         row = [str(len(pairs)), f"{correlation:.2f}"]
         tables["rank-correlation"] = (["variants in the paper", "rank correlation of the scores"], [row])
     return tables
+
+
+def equal_kl_table(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> results.Table:
+    """Return, for each task and variant without a budget, the mean difference of its return from the budget's.
+
+    Args:
+        scores: The score of each run, by task, seed and variant.
+        kls: The late mean of KL(old || policy) of each run.
+    """
+    budgets = [name for name, (clip, rule, _) in VARIANTS.items() if clip is None and isinstance(rule, KLBudget)]
+    differences: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for (task, seed, variant), score in scores.items():
+        keys = [(task, seed, budget) for budget in budgets if (task, seed, budget) in scores]
+        points = sorted((kls[key] ** 0.5, scores[key]) for key in keys)
+        root = kls[task, seed, variant] ** 0.5
+        if not isinstance(VARIANTS[variant][1], KLBudget) and points and points[0][0] <= root <= points[-1][0]:
+            expected = float(np.interp(root, [point[0] for point in points], [point[1] for point in points]))
+            differences.setdefault((task, variant), []).append((score - expected, kls[task, seed, variant]))
+    rows = []
+    for (task, variant), pairs in differences.items():
+        values = [difference for difference, _ in pairs]
+        error = f"{stdev(values) / len(values) ** 0.5:.3g}" if len(values) > 1 else "-"
+        rows.append([task, variant, f"{fmean(kl for _, kl in pairs):.2g}", f"{fmean(values):+.3g}", error, len(values)])
+    return ["task", "variant", KL_COLUMNS[0], "return minus budget's at equal KL", "standard error", "runs"], rows
 
 
 def _late_kl(run: RunDirectory) -> float:

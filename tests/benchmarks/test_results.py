@@ -165,6 +165,28 @@ def test_budget_tables() -> None:
     ]
 
 
+def test_settings_at_equal_kl() -> None:
+    runs = [
+        trace("none", [0.1, 0.5, 1.0], name="none_0_0.001_0_60"),
+        trace("KLBudget", [0.05, 0.1, 0.104], name="KLBudget_0.1_0.001_0_60"),
+        trace("PPO2017", [0.05, 0.2, 0.3], name="PPO2017_0.1_0.001_0_60", diverged=True),
+        trace("Ziegler2019", [0.05, 0.1, 0.30004], name="Ziegler2019_0.1_0.001_0_60"),
+        trace("FixedBeta", [0.05, 0.1, 0.3], name="FixedBeta_0.1_0.001_0_60"),
+        trace("FixedBeta", [0.0, 0.0, 0.0], name="FixedBeta_0.2_0.001_0_60"),
+    ]
+    assert budget.equal_kl_settings(runs) == [(0.2, 1e-3, 0, 60)]
+
+
+def test_the_reward_difference_vanishes_on_a_run_of_equal_kl() -> None:
+    def at(kind: str, kl: float) -> Trace:
+        return trace(kind, [kl] * 3, budget=kl, rewards=[-((kl**0.5 - 1) ** 2)] * 3)  # concave in sqrt(KL)
+
+    other, wide = at("FixedBeta", 1.0), [at("KLBudget", kl) for kl in (0.25, 2.5, 25.0)]
+    assert budget._reward_difference(other, wide) > 0.1
+    assert budget._reward_difference(other, [*wide, at("KLBudget", 1.0)]) == pytest.approx(0.0)
+    assert budget._reward_difference(other, [*wide, at("KLBudget", 0.98)]) == pytest.approx(0.0, abs=0.01)
+
+
 def test_frontier_columns() -> None:
     from frontier import COLUMNS
 
@@ -184,6 +206,16 @@ def test_ppo_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[0] for row in tables["ablation"][1]] == [row[0] for row in STORED["ppo"]["ablation"]["rows"]]
     assert tables["rank-correlation"][0] == columns("ppo", "rank-correlation")
     assert tables["rank-correlation"][1][0][0] == "11"
+
+
+def test_returns_of_ppo_are_compared_at_equal_kl() -> None:
+    kls = {"budget-0.003": 0.0025, "budget-0.01": 0.01, "budget-0.03": 0.04, "fixed-1.0": 0.0225, "clip-0.3": 0.05}
+    returns = {"budget-0.003": 5.0, "budget-0.01": 10.0, "budget-0.03": 20.0, "fixed-1.0": 16.0, "clip-0.3": 99.0}
+    scores = {("task", seed, name): value + 2 * seed for seed in (0, 1) for name, value in returns.items()}
+    scores["task", 1, "fixed-1.0"] += 3.0
+    _, rows = ppo.equal_kl_table(scores, {key: kls[key[2]] for key in scores})
+    # In sqrt(KL), 0.0225 is in the middle of 0.01 and 0.04; the KL of clip-0.3 is outside.
+    assert rows == [["task", "fixed-1.0", "0.022", "+2.5", "1.5", 2]]
 
 
 def test_tokens_error_table() -> None:

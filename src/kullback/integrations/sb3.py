@@ -51,10 +51,9 @@ class BudgetPPO(PPO):
     The expectations are over the visited states s, which are held fixed. The old policy is the policy that collected
     the rollout; the reference is frozen. Each beta is set by its controller.
 
-    A `KLBudget` also scales the displacement of the actor's weights after every optimizer step (see docs/budget.md):
-    the displacement from the reference throughout training, and the displacement from the old policy within each
-    update, so that the KL at the end of the update is at most its budget. Other controllers are updated with the KL
-    once per update.
+    A `KLBudget` changes beta within the update. At the end of the update, it scales the displacement of the actor's
+    weights from the reference or from the old policy, so that the KL is at most the budget (see docs/ppo.md). Other
+    controllers are updated with the KL once per update.
 
     Without budgets, and with a clip, the trained weights are bit-identical to the weights of `PPO`: `train` is wrapped,
     not copied. The measured KLs are logged under "train/": KL(policy || reference) before an update, on the states that
