@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_DEEPSPEED := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-training lint docs package bench-tables clean
+.PHONY: run test test-training test-deepspeed lint docs package bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -14,6 +15,10 @@ test: .venv/installed-test lint
 # The tests that train models for many steps, that stop and resume them, and that train in several processes.
 test-training: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m training
+
+# GRPO under DeepSpeed ZeRO on CPUs. DeepSpeed has an environment of its own, which also has the packages of .venv.
+test-deepspeed: .venv-deepspeed/installed
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/python -m pytest tests/deepspeed
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
@@ -41,7 +46,7 @@ bench-tables: .venv/created
 	$(BIN)/python benchmarks/render.py
 
 clean:
-	rm -rf .venv docs/_build docs/generated
+	rm -rf .venv .venv-deepspeed docs/_build docs/generated
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -57,6 +62,15 @@ clean:
 .venv/installed-test: .venv/installed-train
 	$(PIP) --no-compile --editable '.[train,fast,test]'
 	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib || true
+	touch $@
+
+# DeepSpeed is installed without its compiled operations, which training on CPUs does not need; its build needs torch.
+.venv-deepspeed/installed: .venv/installed-test constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -c 'from sysconfig import get_path as at; here = at("purelib"); \
+	    print(f"import site; site.addsitedir({here.replace(".venv-deepspeed", ".venv")!r})", file=open(here + "/venv.pth", "w"))'
+	$(PIP_DEEPSPEED) setuptools wheel einops hjson msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(PIP_DEEPSPEED) --no-build-isolation deepspeed
 	touch $@
 
 # The pages run examples of every integration, which need the packages of the extra `test`.
