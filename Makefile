@@ -67,8 +67,9 @@ clean:
 # DeepSpeed is installed without its compiled operations, which training on CPUs does not need; its build needs torch.
 .venv-deepspeed/installed: .venv/installed-test constraints.txt
 	$(PYTHON) -m venv .venv-deepspeed
-	.venv-deepspeed/bin/python -c 'from sysconfig import get_path as at; here = at("purelib"); \
-	    print(f"import site; site.addsitedir({here.replace(".venv-deepspeed", ".venv")!r})", file=open(here + "/venv.pth", "w"))'
+	.venv-deepspeed/bin/python -c 'from sysconfig import get_path; here = get_path("purelib"); \
+	    shared = here.replace(".venv-deepspeed", ".venv"); \
+	    open(here + "/venv.pth", "w").write("import site; site.addsitedir(%r)" % shared)'
 	$(PIP_DEEPSPEED) setuptools wheel einops hjson msgpack ninja py-cpuinfo
 	DS_BUILD_OPS=0 $(PIP_DEEPSPEED) --no-build-isolation deepspeed
 	touch $@
