@@ -120,6 +120,11 @@ def test_bfloat16_is_held_at_the_budget(run: Train) -> None:
         assert values[0] == pytest.approx(values[1], rel=0.02, abs=1e-5), name
 
 
+def test_a_second_call_of_train_is_refused(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="expected one call of train"):
+        train(tmp_path, "zero", 1, "--twice", "--steps", "1", *zero(2))
+
+
 def test_the_schedule_of_deepspeed_is_kept_when_the_learning_rate_is_scaled(run: Train) -> None:
     optimizer = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto", "torch_adam": True}
     scheduler = {"warmup_min_lr": 0.0, "warmup_max_lr": "auto", "warmup_num_steps": 1, "total_num_steps": "auto"}

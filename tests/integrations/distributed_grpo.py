@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--efficient-loading", action="store_true")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--bf16-weights", action="store_true")
+    parser.add_argument("--twice", action="store_true")
     parser.add_argument("--ignored-scale", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--schedule", default="constant")
@@ -191,6 +192,8 @@ def main() -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=options.resume or None)
+    if options.twice:
+        trainer.train()
     weights = {
         name: whole(weight) for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     }

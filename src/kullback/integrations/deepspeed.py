@@ -202,6 +202,11 @@ class ZeroWeights:
         wrapped = self._accelerator.deepspeed_engine_wrapped
         if wrapped is None or wrapped.engine is self._engine:
             return False
+        if self._engine is not None:
+            raise BudgetError(
+                "expected one call of train() under DeepSpeed, got another, for which DeepSpeed partitions the trained "
+                "weights again: the reference would be lost; create a trainer, and pass resume_from_checkpoint"
+            )
         self._engine = wrapped.engine
         optimizer = self._engine.optimizer
         self._weights = dict(model.named_parameters())
