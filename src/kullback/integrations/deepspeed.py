@@ -200,14 +200,15 @@ class ZeroWeights:
     def place(self, model: Any) -> bool:
         """Store the initial float32 values of the partitions, when DeepSpeed's engine has been created."""
         wrapped = self._accelerator.deepspeed_engine_wrapped
-        if wrapped is None or wrapped.engine is self._engine:
+        engine = None if wrapped is None else wrapped.engine
+        if engine is self._engine:
             return False
-        if self._engine is not None:
+        if self._engine is not None:  # accelerate frees the engine at the beginning of train()
             raise BudgetError(
-                "expected one call of train() under DeepSpeed, got another, for which DeepSpeed partitions the trained "
-                "weights again: the reference would be lost; create a trainer, and pass resume_from_checkpoint"
+                "expected one call of train() under DeepSpeed, got another, for which DeepSpeed has no longer the "
+                "partitions of the weights; create a trainer, and pass resume_from_checkpoint"
             )
-        self._engine = wrapped.engine
+        self._engine = engine
         optimizer = self._engine.optimizer
         self._weights = dict(model.named_parameters())
         trained = [self._weights[name] for name in self.names]
