@@ -22,7 +22,6 @@ from typing import Any
 
 import results
 
-BUDGET = 0.05
 ARMS = {
     "float32, one process": ("ddp", 1, False),
     "bfloat16, one process": ("ddp", 1, True),
@@ -69,7 +68,7 @@ def train(options: argparse.Namespace) -> None:
             AutoModelForCausalLM.from_pretrained(options.reference),
             grader,
             GRPOConfig(directory, **settings),
-            budget=KLBudget(BUDGET),
+            budget=KLBudget(options.budget),
             train_dataset=Dataset.from_list(prompt_rows(4800, options.seed)),
             processing_class=tokenizer,
         )
@@ -108,23 +107,28 @@ def train(options: argparse.Namespace) -> None:
 
 
 def launch(name: str, options: argparse.Namespace) -> list[str]:
-    """Train one arm in processes of its own, and return a row of the table."""
+    """Train one arm in processes of its own, and return its row of the table."""
     backend, processes, bf16 = ARMS[name]
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = str(bound.getsockname()[1])
     words = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port]
     words = [sys.executable, *(words if processes > 1 else []), __file__, "--backend", backend]
-    for key in ("reference", "steps", "batch", "rate", "every", "prompts", "seed"):
+    for key in ("reference", "steps", "batch", "budget", "rate", "every", "prompts", "seed"):
         words += [f"--{key}", str(getattr(options, key))]
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "arm.json"
         subprocess.run([*words, "--output", str(output), *(["--bf16"] if bf16 else [])], check=True)
         arm = json.loads(output.read_text(encoding="utf-8"))
+    return row_of(name, arm, options.budget)
+
+
+def row_of(name: str, arm: dict[str, Any], budget: float) -> list[str]:
+    """Return the row of the table for the measurements of one arm."""
     kls = [row["kl"] for row in arm["measured"]]
-    first = next((i for i, kl in enumerate(kls) if kl >= 0.95 * BUDGET), len(kls))
+    first = next((i for i, kl in enumerate(kls) if kl >= 0.95 * budget), len(kls))
     held = kls[first:]
-    share = sum(abs(kl / BUDGET - 1) <= 0.1 for kl in held) / len(held) if held else 0.0
+    share = sum(abs(kl / budget - 1) <= 0.1 for kl in held) / len(held) if held else 0.0
     return [
         name,
         f"{fmean(held):.4f}" if held else "not reached",
@@ -141,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", type=Path, help="the initial model (default: a model trained for 300 steps)")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=128, help="completions per step of all processes")
+    parser.add_argument("--budget", type=float, default=0.05, help="nats per token")
     parser.add_argument("--rate", type=float, default=5e-4, help="the learning rate")
     parser.add_argument("--every", type=int, default=10, help="the number of steps between two measurements")
     parser.add_argument("--prompts", type=int, default=1024, help="the number of prompts of a measurement")

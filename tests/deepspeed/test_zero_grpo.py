@@ -81,7 +81,7 @@ def test_the_weights_may_be_partitioned_while_they_are_loaded(run: Train) -> Non
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_gradients_may_be_accumulated(run: Train, stage: int) -> None:
-    options = ("--accumulate", "2", "--schedule", "linear")
+    options = ("--accumulated", "2", "--schedule", "linear")
     assert_same(run("zero", 2, *options, *zero(stage)), run("ddp", 2, *options))
 
 

@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--accumulated", type=int, default=1)
+    parser.add_argument("--recomputed", action="store_true")
     parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
@@ -93,7 +95,6 @@ def main() -> None:
     parser.add_argument("--bf16-weights", action="store_true")
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--ignored-scale", action="store_true")
-    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--schedule", default="constant")
     parser.add_argument("--path", action="store_true")
     parser.add_argument("--deepspeed", type=json.loads, default=None)
@@ -108,12 +109,15 @@ def main() -> None:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
     if options.backend == "zero":
         use_deepspeed_without_gpu()
+    if options.recomputed:
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
 
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig
 
     from kullback.budget.kl_budget import KLBudget
+    from kullback.integrations.gathered_weights import canonical_name
     from kullback.integrations.trl import BudgetGRPOTrainer
     from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
@@ -142,6 +146,8 @@ def main() -> None:
 
     def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
         policy = trainer.accelerator.unwrap_model(trainer.model)
+        if options.backend == "fsdp2":  # TRL sends `full_tensor()` of each weight to vLLM
+            assert all(isinstance(weight, DTensor) for weight in policy.parameters())
         seen.append(float(sum(whole(weight).double().square().sum() for weight in policy.parameters())))
         counts: dict[str, int] = {}
         completions = []
@@ -161,10 +167,10 @@ def main() -> None:
         str(options.output / "checkpoints"),
         use_cpu=options.backend == "ddp",
         deepspeed=options.deepspeed,
-        gradient_accumulation_steps=options.accumulate,
         bf16=options.bf16,
         report_to="none",
-        per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulate,
+        per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulated,
+        gradient_accumulation_steps=options.accumulated,
         num_generations=2,
         max_completion_length=4,
         mask_truncated_completions=options.masked,
@@ -195,7 +201,8 @@ def main() -> None:
     if options.twice:
         trainer.train()
     weights = {
-        name: whole(weight) for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+        canonical_name(name): whole(weight)
+        for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     }
     if trainer.accelerator.is_main_process:
         rows = [row for row in trainer.state.log_history if "beta" in row]

@@ -127,8 +127,10 @@ def test_the_trajectory_does_not_depend_on_the_processes(
     assert_same(run(backend, processes, *options), alone)
 
 
-def test_the_weights_may_be_on_the_first_process_only(run: Train) -> None:
-    assert_same(run("fsdp2", 2, "--efficient-loading"), run("ddp", 1))
+@pytest.mark.parametrize("option", ["--efficient-loading", "--recomputed"])
+def test_settings_of_fsdp2_change_nothing(run: Train, option: str) -> None:
+    """The weights may be on the first process only at the start, and activations may be computed again."""
+    assert_same(run("fsdp2", 2, option), run("ddp", 1))
 
 
 def test_generation_receives_the_scaled_weights(run: Train) -> None:
@@ -156,6 +158,13 @@ def test_mixed_precision_under_fsdp2_is_that_of_one_process(run: Train, options:
         values = [[row[name] for row in rows] for rows in (sharded.rows, alone.rows)]
         assert values[0] == pytest.approx(values[1], rel=0.15, abs=1e-5), name
     assert sharded.rows[-1]["kl_filtered"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_gradients_are_accumulated_under_fsdp2(run: Train) -> None:
+    alone, sharded = run("ddp", 1), run("fsdp2", 2, "--accumulated", "2", "--steps", "2")
+    kls = [[row["kl_policy_ref_per_token"] for row in done.rows[:2]] for done in (sharded, alone)]
+    assert kls[0] == pytest.approx(kls[1], rel=1e-4)
+    assert kls[0][1] > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,12 @@ from torch import Tensor, nn
 __all__ = ["canonical_name", "copy_without_weights", "share_buffers", "weights_on_call"]
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
 
 
 def canonical_name(name: str) -> str:
     """The name of a module or weight without the parts that wrappers add."""
-    for part in _WRAPPERS:
-        name = name.replace(part, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def copy_without_weights(model: nn.Module) -> nn.Module:
@@ -65,14 +63,14 @@ def share_buffers(model: nn.Module, original: Any, device: torch.device) -> None
     dtypes = {canonical_name(name): weight.dtype for name, weight in original.named_parameters()}
     names = {id(weight): name for name, weight in model.named_parameters()}
     modules = {canonical_name(name): module for name, module in original.named_modules()}
-    moved: dict[int, nn.Parameter] = {}
+    placeholders: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
         for key in module._buffers:
             module._buffers[key] = modules[name]._buffers[key]
         for key, weight in module._parameters.items():
             if weight is not None:
                 dtype = dtypes[names[id(weight)]]
-                module._parameters[key] = moved.setdefault(id(weight), _placeholder(weight, device, dtype))
+                module._parameters[key] = placeholders.setdefault(id(weight), _placeholder(weight, device, dtype))
 
 
 @contextmanager
