@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_DEEPSPEED := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # The tests of training, whose libraries have several supported versions.
 TRAINER_TESTS := tests/integrations tests/train tests/budget tests/tokens tests/doctor tests/policy
 
-.PHONY: run test test-training test-oldest test-newest lint docs package sanitize bench-tables clean
+.PHONY: run test test-training test-deepspeed test-oldest test-newest lint docs package sanitize bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -22,6 +23,10 @@ test-training: .venv/installed-test
 # The oldest and the newest supported versions, in .venv-oldest and .venv-newest, which take about 10 GB each.
 test-oldest test-newest: test-%: .venv-%/installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile --timeout 1200 $(TRAINER_TESTS)
+
+# GRPO under DeepSpeed ZeRO on CPUs. DeepSpeed has an environment of its own, which also has the packages of .venv.
+test-deepspeed: .venv-deepspeed/installed
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/python -m pytest tests/deepspeed
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
@@ -60,7 +65,7 @@ bench-tables: .venv/created
 	$(BIN)/python benchmarks/render.py
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest docs/_build docs/generated
+	rm -rf .venv .venv-oldest .venv-newest .venv-deepspeed docs/_build docs/generated
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -76,6 +81,16 @@ clean:
 .venv/installed-test: .venv/installed-train
 	$(PIP) --no-compile --editable '.[train,test]'
 	$(BIN)/python -W ignore -m compileall -q -j 0 .venv/lib || true
+	touch $@
+
+# DeepSpeed is installed without its compiled operations, which training on CPUs does not need; its build needs torch.
+.venv-deepspeed/installed: .venv/installed-test constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -c 'from sysconfig import get_path; here = get_path("purelib"); \
+	    shared = here.replace(".venv-deepspeed", ".venv"); \
+	    open(here + "/venv.pth", "w").write("import site; site.addsitedir(%r)" % shared)'
+	$(PIP_DEEPSPEED) setuptools wheel einops hjson msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(PIP_DEEPSPEED) --no-build-isolation deepspeed
 	touch $@
 
 # The pages run examples of every integration, which need the packages of the extra `test`.

@@ -3,9 +3,10 @@
     python distributed_grpo.py OUT BACKEND [--resume]
     python -m torch.distributed.run --nproc-per-node 2 distributed_grpo.py OUT BACKEND [--resume]
 
-BACKEND is "ddp" or "fsdp2". The completions depend on the prompt and on their place in the group only, so that runs on
-any number of processes see the same batches. OUT receives `rows.json` (the metrics of each step), `seen.json` (a
-checksum of the weights that each generation receives) and `weights.safetensors` (the whole weights at the end).
+BACKEND is "ddp", "fsdp2" or "zero": DeepSpeed, by the settings of `accelerate launch` or of --deepspeed. The
+completions depend on the prompt and on their place in the group only, so that runs on any number of processes see the
+same batches. OUT receives `rows.json` (the metrics of each step), `seen.json` (a checksum of the weights that each
+generation receives) and `weights.safetensors` (the whole weights at the end).
 """
 
 import argparse
@@ -24,17 +25,8 @@ _PROMPTS = 16
 _ROWS_PER_STEP = 8
 
 
-def use_fsdp2_without_gpu() -> None:
-    """Let accelerate shard by FSDP2 over gloo; it ignores the settings of FSDP on machines without an accelerator."""
-    os.environ |= {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-    }
+def use_gloo() -> None:
+    """Let accelerate use gloo for the settings of accelerators, which it ignores on machines without an accelerator."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
     from transformers import training_args
@@ -47,8 +39,37 @@ def use_fsdp2_without_gpu() -> None:
     training_args.is_torch_bf16_gpu_available = lambda: True
 
 
+def use_deepspeed_without_gpu() -> None:
+    """Let DeepSpeed partition over gloo, on one process too, without compiling its own collectives."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {"DS_ACCELERATOR": "cpu", **({} if "LOCAL_RANK" in os.environ else alone)}
+    import deepspeed  # noqa: F401
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    use_gloo()
+
+
+def use_fsdp2_without_gpu() -> None:
+    """Let accelerate shard by FSDP2 over gloo."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+    }
+    use_gloo()
+
+
 def whole(weight: torch.Tensor) -> torch.Tensor:
     """The whole weight, gathered from all processes if it is sharded."""
+    if hasattr(weight, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
 
 
@@ -61,7 +82,7 @@ def main() -> None:
     """Train for 6 steps, or to the end from the checkpoint of step 3."""
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("backend", choices=["ddp", "fsdp2"])
+    parser.add_argument("backend", choices=["ddp", "fsdp2", "zero"])
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
@@ -70,6 +91,13 @@ def main() -> None:
     parser.add_argument("--masked", action="store_true")
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--efficient-loading", action="store_true")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--bf16-weights", action="store_true")
+    parser.add_argument("--twice", action="store_true")
+    parser.add_argument("--ignored-scale", action="store_true")
+    parser.add_argument("--schedule", default="constant")
+    parser.add_argument("--path", action="store_true")
+    parser.add_argument("--deepspeed", type=json.loads, default=None)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -79,6 +107,8 @@ def main() -> None:
         use_fsdp2_without_gpu()
     if options.efficient_loading:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    if options.backend == "zero":
+        use_deepspeed_without_gpu()
     if options.recomputed:
         os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
 
@@ -100,6 +130,10 @@ def main() -> None:
             weight.data.fill_(torch.nan)  # transformers loads the weights on the first process only
     if options.two_passes:
         model.unused = torch.nn.Dropout(0.1)  # so that the KL is measured by another pass, in evaluation mode
+    if options.bf16_weights:
+        model.to(torch.bfloat16)
+    if options.ignored_scale:
+        model.config.logit_scale = 2.0  # TRL's output head takes the scale from here, and the model does not
     if options.tied:
         model.config.tie_word_embeddings = True
         model.tie_weights()
@@ -107,7 +141,7 @@ def main() -> None:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(1)
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+        model = get_peft_model(model, LoraConfig(r=4, lora_dropout=options.dropout, target_modules="all-linear"))
     seen: list[float] = []
 
     def generate(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -131,7 +165,8 @@ def main() -> None:
 
     arguments = GRPOConfig(
         str(options.output / "checkpoints"),
-        use_cpu=options.backend != "fsdp2",
+        use_cpu=options.backend == "ddp",
+        deepspeed=options.deepspeed,
         bf16=options.bf16,
         report_to="none",
         per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulated,
@@ -141,13 +176,17 @@ def main() -> None:
         mask_truncated_completions=options.masked,
         max_steps=options.steps,
         learning_rate=3e-2 if options.lora else 1e-3,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=options.schedule,
         logging_steps=1,
         save_steps=3,
         disable_tqdm=True,
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
     )
+    if options.path:  # ZeRO-3 partitions the weights while they are loaded
+        model.save_pretrained(options.output / "model")
+        torch.distributed.barrier()
+        model = str(options.output / "model")
     trainer = BudgetGRPOTrainer(
         model,
         number_of_characters,
@@ -159,6 +198,8 @@ def main() -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=options.resume or None)
+    if options.twice:
+        trainer.train()
     weights = {
         canonical_name(name): whole(weight)
         for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()

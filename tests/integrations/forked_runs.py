@@ -1,6 +1,6 @@
 """Runs a script on one or several processes, forked from one process that has imported the libraries.
 
-    python forked_runs.py SCRIPT
+    python forked_runs.py SCRIPT [LIBRARY ...]
 
 Each line of the standard input is a JSON list: the number of processes, the file of their output, and the arguments of
 the script. When all processes have ended, a line with 0 or 1 (a process has failed) is written to the standard output.
@@ -80,7 +80,7 @@ def run(script: str, processes: int, output: Path, words: list[str]) -> bool:
 
 def main() -> None:
     """Answer requests until the standard input ends."""
-    for name in _LIBRARIES:
+    for name in [*sys.argv[2:], *_LIBRARIES]:
         importlib.import_module(name)
     for line in sys.stdin:
         processes, output, *words = json.loads(line)

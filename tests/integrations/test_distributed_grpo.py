@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,11 @@ class Trained:
 Train = Callable[..., Trained]
 
 
-@pytest.fixture(scope="module")
-def train() -> Iterator[Train]:
-    """A function that runs the script on processes which are forked from one process."""
-    words = [sys.executable, str(SCRIPT.with_name("forked_runs.py")), str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@contextmanager
+def forked_runs(*libraries: str, **environment: str) -> Iterator[Train]:
+    """A context manager with a function that runs the script on processes which are forked from one process."""
+    words = [sys.executable, str(SCRIPT.with_name("forked_runs.py")), str(SCRIPT), *libraries]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -53,26 +54,45 @@ def train() -> Iterator[Train]:
             output.mkdir(parents=True, exist_ok=True)
             log = output / "output.txt"
             print(json.dumps([processes, str(log), str(output), backend, *options]), file=requests, flush=True)
-            assert answers.readline() == "0\n", log.read_text()[-3000:]
-            rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
-            return Trained(rows, load_file(output / "weights.safetensors"), seen, output)
+            while (answer := answers.readline()) not in ("0\n", "1\n", ""):
+                pass  # a library has written to the standard output when it was imported
+            assert answer == "0\n", log.read_text()[-3000:]
+            return trained(output)
 
         yield train_once
         requests.close()
 
 
-@pytest.fixture(scope="module")
-def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def trained(output: Path) -> Trained:
+    """The result of a run."""
+    rows, seen = (json.loads((output / name).read_text()) for name in ("rows.json", "seen.json"))
+    return Trained(rows, load_file(output / "weights.safetensors"), seen, output)
+
+
+def once(train: Train, directories: pytest.TempPathFactory) -> Train:
     """A function that trains once for each combination of its arguments."""
     done: dict[tuple[Any, ...], Trained] = {}
 
     def run_once(backend: str, processes: int, *options: str) -> Trained:
         key = (backend, processes, *options)
         if key not in done:
-            done[key] = train(tmp_path_factory.mktemp("run"), *key)
+            done[key] = train(directories.mktemp("run"), *key)
         return done[key]
 
     return run_once
+
+
+@pytest.fixture(scope="module")
+def train() -> Iterator[Train]:
+    """A function that runs the script."""
+    with forked_runs() as train_once:
+        yield train_once
+
+
+@pytest.fixture(scope="module")
+def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A function that trains once for each combination of its arguments."""
+    return once(train, tmp_path_factory)
 
 
 def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> None:

@@ -300,10 +300,10 @@ def test_an_adapter_is_held_by_its_own_weights(make: MakeTrainer) -> None:
             assert torch.equal(weight, frozen[name])
 
 
-def test_five_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
+def test_six_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
     own = {name for name, value in vars(BudgetGRPOTrainer).items() if callable(value)}
     loading = {"_load_from_checkpoint", "_load_optimizer_and_scheduler"}
-    assert own == {"__init__", "create_optimizer", "compute_loss", *loading}
+    assert own == {"__init__", "create_optimizer", "create_scheduler", "compute_loss", *loading}
 
 
 def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:

@@ -102,7 +102,8 @@ class BudgetStep:
 def scaled_learning_rates(groups: Sequence[dict[str, Any]], scale: float) -> Iterator[None]:
     """Multiply the learning rates of an optimizer's parameter groups within the context.
 
-    The rates are restored afterwards, since a scheduler may compute its next rate from the present one.
+    The rates are restored afterwards, since a scheduler may compute its next rate from the present one. A rate that was
+    set within the context, as by DeepSpeed's scheduler, is kept.
 
     Args:
         groups: Parameter groups as in `torch.optim.Optimizer.param_groups`.
@@ -117,10 +118,12 @@ def scaled_learning_rates(groups: Sequence[dict[str, Any]], scale: float) -> Ite
         0.1
     """
     rates = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] *= scale
+    scaled = [rate * scale for rate in rates]
+    for group, rate in zip(groups, scaled, strict=True):
+        group["lr"] = rate
     try:
         yield
     finally:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
+        for group, rate, present in zip(groups, rates, scaled, strict=True):
+            if group["lr"] == present:
+                group["lr"] = rate

@@ -53,8 +53,9 @@ def copy_without_weights(model: nn.Module) -> nn.Module:
 
 
 def _placeholder(weight: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    one = torch.full((1,) * weight.dim(), torch.nan if dtype.is_floating_point else 0, dtype=dtype, device=device)
-    return nn.Parameter(one.expand(weight.shape), requires_grad=weight.requires_grad)
+    shape = getattr(weight, "ds_shape", weight.shape)  # DeepSpeed may have partitioned the weight, which is then empty
+    one = torch.full((1,) * len(shape), torch.nan if dtype.is_floating_point else 0, dtype=dtype, device=device)
+    return nn.Parameter(one.expand(shape), requires_grad=weight.requires_grad)
 
 
 def share_buffers(model: nn.Module, original: Any, device: torch.device) -> None:
@@ -105,7 +106,7 @@ def weights_on_call(
                     if weight is None or id(weight) not in names:
                         continue
                     if id(weight) not in values:
-                        values[id(weight)] = weight_of(names[id(weight)]).detach()
+                        values[id(weight)] = weight_of(names[id(weight)])
                     replaced.append((module, key, weight))
             for module, key, weight in replaced:
                 module._parameters[key] = values[id(weight)]  # type: ignore[assignment]

@@ -43,6 +43,7 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
 from kullback.doctor.forward_pass import CompletionBatch, base_model
 from kullback.doctor.trl import doctor_batch
+from kullback.integrations.deepspeed import ZeroWeights, require_supported_zero
 from kullback.integrations.fsdp2 import Fsdp2Weights
 from kullback.integrations.gathered_weights import canonical_name
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
@@ -95,7 +96,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
     weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
     rounding accumulate.
 
-    Five methods of the base class are wrapped: the constructor, `create_optimizer`, `compute_loss`,
+    Six methods of the base class are wrapped: the constructor, `create_optimizer`, `create_scheduler`, `compute_loss`,
     `_load_from_checkpoint` and `_load_optimizer_and_scheduler`. The controller's state and the completions that later
     steps use are saved in the checkpoints, so that a resumed run equals an uninterrupted run.
 
@@ -116,9 +117,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     Raises:
         BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
-            weights are sharded by FSDP1 or ZeRO, or by FSDP2 in float16, the model takes images, or the adapter
-            consists of prompts. Also raised by `train()`, for the findings of `preflight` and for a budget that differs
-            from the checkpoint's.
+            weights are sharded by FSDP1, or by FSDP2 or DeepSpeed in float16, DeepSpeed changes weights outside of a
+            step, the model takes images, or the adapter consists of prompts. Also raised by `train()`, for the findings
+            of `preflight` and for a budget that differs from the checkpoint's.
 
     Example:
         >>> import tempfile
@@ -167,10 +168,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
         if resume_budget not in ("refuse", "given", "saved"):
             raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
         super().__init__(model, reward_funcs, args, **kwargs)
-        if self._is_vlm or self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
+        if self._is_vlm or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise BudgetError(
-                "expected a text model whose weights are whole on each process or sharded by FSDP2; FSDP1, ZeRO and "
-                "image models are not supported, use fsdp_version: 2 or plain data parallelism"
+                "expected a text model whose weights are whole on each process, sharded by FSDP2, or partitioned by "
+                "DeepSpeed ZeRO; FSDP1 and image models are not supported, use fsdp_version: 2 or plain data "
+                "parallelism"
             )
         self.budget, self.unit = budget, getattr(budget, "unit", "token")
         if self.unit not in ("token", "sequence"):
@@ -178,15 +180,19 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self.preflight, self.resume_budget = preflight, resume_budget
         policy: Any = self.accelerator.unwrap_model(self.model)
         self.has_given_reference = ref_model is not None
-        if self.is_fsdp_enabled:
+        if ref_model is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise BudgetError(
+                "expected no ref_model under FSDP2 and under DeepSpeed ZeRO: the reference is the policy with its "
+                "initial weights"
+            )
+        if self.is_deepspeed_enabled:
+            plugin: Any = self.accelerator.state.deepspeed_plugin
+            require_supported_zero(plugin.deepspeed_config)
+        elif self.is_fsdp_enabled:
             if self.accelerator.mixed_precision not in ("no", "bf16"):
                 raise BudgetError(
                     f"expected mixed_precision: no or bf16 under FSDP2, got {self.accelerator.mixed_precision}; use "
                     "bf16=True"
-                )
-            if ref_model is not None:
-                raise BudgetError(
-                    "expected no ref_model under FSDP2: the reference is the policy with its initial weights"
                 )
             is_float32 = all(w.dtype == torch.float32 for w in policy.parameters() if w.requires_grad)
             if self.accelerator.mixed_precision == "no" and not is_float32:
@@ -206,6 +212,11 @@ class BudgetGRPOTrainer(GRPOTrainer):
         optimizer = super().create_optimizer(model)
         self._controller.weights.replace_in(optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Store the reference of weights that DeepSpeed has partitioned before a checkpoint is loaded."""
+        self._controller.place()
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Store the reference of sharded weights before the weights of a checkpoint replace it."""
@@ -338,8 +349,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.weights = self._policy_weights()
         self.ref_log_probs: list[float] = []
         # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
-        is_exact: Any = [_is_fused_head_exact(self.policy, trainer.temperature)]
-        self.is_fused_head_exact = broadcast_object_list(is_exact)[0]
+        self.is_fused_head_exact: bool | None = None
+        if not trainer.is_deepspeed_enabled:  # DeepSpeed may have partitioned the weights already
+            is_exact: Any = [_is_fused_head_exact(self.policy, trainer.temperature)]
+            self.is_fused_head_exact = broadcast_object_list(is_exact)[0]
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight, self.has_trained = False, False
@@ -354,6 +367,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         trainer = self.trainer
         if trainer.is_fsdp_enabled:
             return Fsdp2Weights(self.model, trainer.accelerator.device)
+        if trainer.is_deepspeed_enabled:
+            return ZeroWeights(self.model, trainer.accelerator)
         separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
         return WholeWeights(self.model, separate, is_low_precision=self.is_low_precision)
 
@@ -362,9 +377,24 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if not self.weights.place(self.model):
             return
+        if self.is_fused_head_exact is None:
+            self.is_fused_head_exact = self._is_gathered_fused_head_exact()
         if not self.is_fused_head_exact:
             _add_exact_head(self.policy, self.weights.head, self.trainer.temperature)
         self.ref_log_probs = self._ref_log_probs()
+
+    @torch.no_grad()
+    def _is_gathered_fused_head_exact(self) -> bool:
+        """Whether TRL's fused output head is exact, by a copy of the model that gathers its weights."""
+        with self.weights.checked() as models:
+            copied = base_model(models.policy)
+            layer: Any = self.weights.head(float32=True)
+            copied.forward = types.MethodType(self.policy.forward.__func__, copied)
+            copied.get_output_embeddings = lambda: layer  # TRL reads the weights of the layer without calling it
+            try:
+                return _is_fused_head_exact(copied, self.trainer.temperature)
+            finally:
+                del copied.forward, copied.get_output_embeddings
 
     @torch.no_grad()
     def _ref_log_probs(self) -> list[float]:
@@ -527,7 +557,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _autocast(self) -> Any:
         """A context manager with the autocast of the trainer, whose cache would keep the weights of the policy."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.trainer.accelerator.mixed_precision)
-        if dtype is None:
+        if dtype is None or self.trainer.is_deepspeed_enabled:  # DeepSpeed converts the weights instead
             return nullcontext()
         return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 

@@ -244,10 +244,10 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
             train_dataset=dataset,
             processing_class=tokenizer,
         )
-    if trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
-            "expected whole weights on each process, got FSDP, whose sharded policy this command cannot evaluate; use "
-            "plain data parallelism, or kullback.integrations.trl.BudgetGRPOTrainer in a script"
+            "expected whole weights on each process, got FSDP or DeepSpeed, whose sharded policy this command cannot "
+            "evaluate; use plain data parallelism, or kullback.integrations.trl.BudgetGRPOTrainer in a script"
         )
     if checkpoint is None:
         # The reference is evaluated before anything is written, so that a failing reward leaves no files.
