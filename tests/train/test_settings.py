@@ -172,7 +172,7 @@ def test_a_setting_that_the_library_refuses_gives_one_line(
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    {"eos_token=nope": "eos_token", "padding_free=true": "padding_free", "loss_type=foo": "the nearest are"}.items(),
+    {"eos_token=nope": "eos_token", "padding_free=true": "padding_free", "loss_type=foo": "nll"}.items(),
 )
 def test_a_setting_of_sft_that_the_library_refuses_gives_one_line(
     word: str, message: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
