@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import preserve_training_state
@@ -17,8 +17,10 @@ from kullback.doctor.settings import check_settings
 __all__ = ["doctor_batch", "doctor_trainer"]
 
 
-def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
-    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on one batch that it generates.
+def doctor_trainer(
+    trainer: GRPOTrainer | RLOOTrainer, rows: Sequence[Mapping[str, Any]] | None = None
+) -> list[Finding]:
+    """Check a `GRPOTrainer`, an `RLOOTrainer`, or one with a budget, on one batch that it generates.
 
     Runs `kullback.doctor` on the trainer's models, batch, optimizer and KL term, and `check_settings` on its
     settings. The metrics, modes, weights and random numbers of the trainer are restored, and the order of its prompts
@@ -62,10 +64,10 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         return doctor_batch(grpo, inputs)
 
 
-def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Finding]:
-    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on a batch that it has generated and scored.
+def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) -> list[Finding]:
+    """Check a `GRPOTrainer`, an `RLOOTrainer`, or one with a budget, on a batch that it has generated and scored.
 
-    These are the checks of `doctor_trainer`. `BudgetGRPOTrainer` runs them on its first batch.
+    These are the checks of `doctor_trainer`. `BudgetGRPOTrainer` and `BudgetRLOOTrainer` run them on their first batch.
 
     Args:
         trainer: The trainer.
@@ -111,7 +113,8 @@ def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Findin
         temperature=grpo.temperature,
         autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
         optimizer=optimizer,
-        penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
+        # RLOOTrainer has its KL in the rewards, and its loss has no KL term.
+        penalty=_kl_term(grpo, inputs) if grpo.beta != 0 and isinstance(grpo, GRPOTrainer) else None,
         at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
         as_reference=None if controller is None or reference is not None else controller.as_reference,
         head_logits=None if controller is None else controller.head_logits,

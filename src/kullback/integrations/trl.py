@@ -1,4 +1,4 @@
-"""GRPO by TRL, with the KL of the policy held at a budget."""
+"""GRPO and RLOO by TRL, with the KL of the policy held at a budget."""
 
 import copy
 import functools
@@ -15,9 +15,9 @@ from kullback.errors import BudgetError, MissingDependencyError
 try:
     import torch
     from accelerate.utils import gather_object
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import ExportableState
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
     from trl.trainer.utils import FusedCausalLMOutput, create_model_from_path
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "trl", "accelerate"):
@@ -43,6 +43,7 @@ from kullback.doctor.trl import doctor_batch
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.transformers import (
     AnyHead,
+    Completions,
     Head,
     completion_entropy,
     completion_kl,
@@ -66,7 +67,7 @@ from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
-__all__ = ["BudgetGRPOTrainer"]
+__all__ = ["BudgetGRPOTrainer", "BudgetRLOOTrainer"]
 
 _FORMER_CALLBACK = "_BudgetHolder"  # the key of the state in checkpoints that were saved before the class was renamed
 _LARGEST_KL_AT_START = 1e-4  # nats; equal weights give exactly 0
@@ -79,7 +80,104 @@ _TOLERATED_FINDINGS = ("dropout", "padding-moves-positions")
 _logger = logging.getLogger(__name__)
 
 
-class BudgetGRPOTrainer(GRPOTrainer):
+class BudgetTrainer(Trainer):
+    """The methods that hold KL(policy || reference) at a budget in a trainer of TRL, which is the second base class.
+
+    They are described by `BudgetGRPOTrainer` and `BudgetRLOOTrainer`.
+    """
+
+    config_class: type[Any]
+    is_loss_divided: bool
+    """Whether TRL divides its loss by the number of accumulated micro-batches; otherwise transformers does so."""
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        *,
+        budget: Controller | None,
+        ref_model: Any = None,
+        preflight: bool = True,
+        resume_budget: Literal["refuse", "given", "saved"] = "refuse",
+        **kwargs: Any,
+    ) -> None:
+        config = self.config_class.__name__
+        args = copy.copy(args) if args is not None else self.config_class(type(self).__name__, beta=0.0)
+        if args.beta != 0:
+            default = ", which is its default" if args.beta == self.config_class.beta else ""
+            raise BudgetError(
+                f"expected {config}.beta = 0, got {args.beta}{default}: the budget sets the coefficient of the KL "
+                "penalty; pass beta=0.0"
+            )
+        if args.sync_ref_model:
+            raise BudgetError(f"expected {config}.sync_ref_model = False: a budget needs a reference that is fixed")
+        if resume_budget not in ("refuse", "given", "saved"):
+            raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
+        trainer: Any = super()
+        trainer.__init__(model, reward_funcs, args, **kwargs)
+        if self._is_vlm or self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
+            raise BudgetError(
+                "expected a text model whose weights are whole on each process or sharded by FSDP2; FSDP1, ZeRO and "
+                "image models are not supported, use fsdp_version: 2 or plain data parallelism"
+            )
+        self.budget, self.unit = budget, getattr(budget, "unit", "token")
+        if self.unit not in ("token", "sequence"):
+            raise BudgetError(f"expected a budget per 'token' or 'sequence' of completions, got {self.unit!r}")
+        self.preflight, self.resume_budget = preflight, resume_budget
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        self.has_given_reference = ref_model is not None
+        if self.is_fsdp_enabled:
+            if self.accelerator.mixed_precision != "no":
+                raise BudgetError(
+                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
+                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
+                    "data parallelism, where it is measured in float32"
+                )
+            _require_shardable(policy, ref_model)
+        else:
+            self.ref_model = _reference_model(policy, ref_model)
+        if self.ref_model is not None:
+            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
+        self._controller = _BudgetCallback(self)
+        self.add_callback(self._controller)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer, which acts on float32 copies of trainable weights of lower precision."""
+        optimizer = super().create_optimizer(model)
+        self._controller.copies.replace_in(optimizer)
+        return optimizer
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Store the reference of sharded weights before the weights of a checkpoint replace it."""
+        self._controller.store_sharded_reference()
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
+        controller = self._controller
+        policy = controller.policy
+        arguments: Any = self.args
+        generate_every: int = arguments.steps_per_generation * self.num_iterations
+        # The policy of a batch that a checkpoint restores, or that is used again, is not the present policy.
+        if controller.needs_preflight and policy.training and self._step % generate_every == 0:
+            controller.run_preflight(inputs)
+        # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
+        ref_hidden = controller.ref_hidden(inputs) if policy.training else None
+        with recorded_hidden(policy) as states:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if ref_hidden is not None:
+            hidden = controller.evaluation_hidden(inputs, states[0])
+            scored = controller.score(inputs, hidden, ref_hidden)
+            controller.record(inputs, scored)
+            if self.budget is not None:
+                loss = loss + self.budget.beta * controller.penalty(inputs, scored, hidden)
+        return loss
+
+
+class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
     """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
 
     Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
@@ -141,87 +239,62 @@ class BudgetGRPOTrainer(GRPOTrainer):
         (1, 0.1, 'held')
     """
 
-    def __init__(
-        self,
-        model: Any,
-        reward_funcs: Any = None,
-        args: GRPOConfig | None = None,
-        *,
-        budget: Controller | None,
-        ref_model: Any = None,
-        preflight: bool = True,
-        resume_budget: Literal["refuse", "given", "saved"] = "refuse",
-        **kwargs: Any,
-    ) -> None:
-        args = copy.copy(args) if args is not None else GRPOConfig("budget-grpo", beta=0.0)
-        if args.beta != 0:
-            raise BudgetError(
-                f"expected GRPOConfig.beta = 0, got {args.beta}: the budget sets the coefficient of the KL penalty"
-            )
-        if args.sync_ref_model:
-            raise BudgetError("expected GRPOConfig.sync_ref_model = False: a budget needs a reference that is fixed")
-        if resume_budget not in ("refuse", "given", "saved"):
-            raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
-        super().__init__(model, reward_funcs, args, **kwargs)
-        if self._is_vlm or self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
-            raise BudgetError(
-                "expected a text model whose weights are whole on each process or sharded by FSDP2; FSDP1, ZeRO and "
-                "image models are not supported, use fsdp_version: 2 or plain data parallelism"
-            )
-        self.budget, self.unit = budget, getattr(budget, "unit", "token")
-        if self.unit not in ("token", "sequence"):
-            raise BudgetError(f"expected a budget per 'token' or 'sequence' of completions, got {self.unit!r}")
-        self.preflight, self.resume_budget = preflight, resume_budget
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        self.has_given_reference = ref_model is not None
-        if self.is_fsdp_enabled:
-            if self.accelerator.mixed_precision != "no":
-                raise BudgetError(
-                    f"expected mixed_precision: no under FSDP2, got {self.accelerator.mixed_precision}: FSDP2 gathers "
-                    "the weights in this precision, whose rounding hides the effect of a step on the KL; use plain "
-                    "data parallelism, where it is measured in float32"
-                )
-            _require_shardable(policy, ref_model)
-        else:
-            self.ref_model = _reference_model(policy, ref_model)
-        if self.ref_model is not None:
-            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
-        self._controller = _BudgetCallback(self)
-        self.add_callback(self._controller)
+    config_class = GRPOConfig
+    is_loss_divided = True
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the optimizer, which acts on float32 copies of trainable weights of lower precision."""
-        optimizer = super().create_optimizer(model)
-        self._controller.copies.replace_in(optimizer)
-        return optimizer
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Store the reference of sharded weights before the weights of a checkpoint replace it."""
-        self._controller.store_sharded_reference()
-        super()._load_from_checkpoint(*args, **kwargs)
+class BudgetRLOOTrainer(BudgetTrainer, RLOOTrainer):
+    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
-        controller = self._controller
-        policy = controller.policy
-        arguments: Any = self.args
-        generate_every: int = arguments.steps_per_generation * self.num_iterations
-        # The policy of a batch that a checkpoint restores, or that is used again, is not the present policy.
-        if controller.needs_preflight and policy.training and self._step % generate_every == 0:
-            controller.run_preflight(inputs)
-        # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
-        ref_hidden = controller.ref_hidden(inputs) if policy.training else None
-        with recorded_hidden(policy) as states:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if ref_hidden is not None:
-            hidden = controller.evaluation_hidden(inputs, states[0])
-            scored = controller.score(inputs, hidden, ref_hidden)
-            controller.record(inputs, scored)
-            if self.budget is not None:
-                loss = loss + self.budget.beta * controller.penalty(inputs, scored, hidden)
-        return loss
+    The loss is TRL's REINFORCE loss with the leave-one-out baseline plus beta times the exact KL. TRL's own penalty,
+    which subtracts a sampled KL from the rewards, is off. The KL, its budget, the reference and the checks before the
+    first step are those of `BudgetGRPOTrainer`, which describes them.
+
+    Args:
+        model: As for `RLOOTrainer`.
+        reward_funcs: As for `RLOOTrainer`.
+        args: An `RLOOConfig` with `beta=0.0`, which must be set, because its default is 0.05; or None.
+        budget: The controller, as for `BudgetGRPOTrainer`.
+        ref_model: The reference, as for `BudgetGRPOTrainer`.
+        preflight: Whether the first batch is checked, as for `BudgetGRPOTrainer`.
+        resume_budget: "refuse", "given" or "saved", as for `BudgetGRPOTrainer`.
+        **kwargs: As for `RLOOTrainer`.
+
+    Raises:
+        BudgetError: As for `BudgetGRPOTrainer`.
+
+    References:
+        Ahmadian et al. (2024), "Back to Basics: Revisiting REINFORCE-Style Optimization for Learning from Human
+        Feedback in LLMs".
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = RLOOConfig(directory, beta=0.0, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = BudgetRLOOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
+        (1, 0.1, 'held')
+    """
+
+    config_class = RLOOConfig
+    is_loss_divided = False
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """Add the number of tokens of the completions of all processes, which TRL adds for GRPO only."""
+        batch = super()._generate_and_score_completions(inputs)
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()  # type: ignore
+        return batch
 
 
 def _require_shardable(policy: Any, ref_model: Any) -> None:
@@ -308,7 +381,7 @@ def _add_exact_head(model: Any, head: AnyHead, temperature: float) -> None:
 class _BudgetCallback(TrainerCallback, ExportableState):
     """Measures the KL of each step, updates the controller, and applies its outputs to the optimizer and weights."""
 
-    def __init__(self, trainer: BudgetGRPOTrainer) -> None:
+    def __init__(self, trainer: BudgetTrainer) -> None:
         self.trainer = trainer
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         self.model, self.policy = model, model
@@ -453,6 +526,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         with self._autocast():
             return self._ref_hidden(*_completions(inputs))
 
+    def reference_states(self, completions: Completions) -> tuple[AnyHead, Tensor]:
+        """Return the output head of the reference and its last hidden states on completions, without autocast."""
+        return self.ref_head, self._ref_hidden(completions.ids, completions.attention, completions.mask)
+
     def score(self, inputs: Mapping[str, Any], hidden: Tensor, ref_hidden: Tensor) -> HeldOutCompletions:
         """Return the KL at every completion token of a batch, given the hidden states of policy and reference on it."""
         ids, attention, mask = _completions(inputs)
@@ -474,7 +551,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def penalty(self, inputs: Mapping[str, Any], scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return this process's share of the mean KL over the global batch, in the budget's unit."""
         trainer: Any = self.trainer
-        steps = trainer.current_gradient_accumulation_steps
+        steps = trainer.current_gradient_accumulation_steps if trainer.is_loss_divided else 1
         if trainer.unit == "sequence":
             total = scored.kl.sum() + self._score_function_term(scored, hidden)
             return total / (len(scored) * self._share_of_counted_sequences(scored) * steps)

@@ -1,4 +1,4 @@
-"""The state of a GRPO run that checkpoints of transformers lack, so that a resumed run equals an uninterrupted run."""
+"""The state of a GRPO or RLOO run that checkpoints of transformers lack; a resumed run equals an uninterrupted run."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from kullback.integrations.heldout_positions import HeldOutCompletions
-from kullback.integrations.trl import BudgetGRPOTrainer
+from kullback.integrations.trl import BudgetTrainer
 
 __all__ = ["KeepGenerations"]
 
@@ -28,7 +28,7 @@ class KeepGenerations(TrainerCallback):
         checkpoint: The checkpoint from which the run continues, or None.
     """
 
-    def __init__(self, trainer: BudgetGRPOTrainer, checkpoint: Path | None) -> None:
+    def __init__(self, trainer: BudgetTrainer, checkpoint: Path | None) -> None:
         self.trainer: Any = trainer
         self.checkpoint = checkpoint
         self.name = f"generations_{trainer.args.process_index}.pt"
