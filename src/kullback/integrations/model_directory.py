@@ -27,7 +27,10 @@ def require_model_directory(directory: Path) -> None:
     if directory.is_file():
         raise InputError(f"{option}: expected a directory in the format of save_pretrained, got a file")
     if not directory.is_dir():
-        raise InputError(f"{option}: no such directory; expected a local transformers directory")
+        raise InputError(
+            f"{option}: no such directory; expected a local transformers directory, or a "
+            "model of the Hugging Face hub such as Qwen/Qwen3-0.6B"
+        )
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
         raise InputError(_about_adapter(directory, _read_json(directory / "adapter_config.json", option)))
     if not (directory / "config.json").is_file():
