@@ -165,7 +165,11 @@ def test_data_sets_without_configurations_are_read() -> None:
 @pytest.mark.parametrize(
     ("name", "column", "message"),
     [
-        ("acme/absent:main", "prompt", "a dataset of the Hugging Face hub; there is no such path, and acme/absent is"),
+        (
+            "acme/absent:main",
+            "prompt",
+            "a dataset of the Hugging Face hub; the path does not exist, and acme/absent is",
+        ),
         ("acme/absent:main", "prompt", "run `hf download acme/absent --repo-type dataset` with access"),
         ("acme/sums", "prompt", "expected a configuration of acme/sums, got none; it has main, socratic, as in acme"),
         ("acme/sums:mian", "prompt", "got mian; it has main, socratic, as in acme/sums:main"),

@@ -96,11 +96,11 @@ def test_settings_are_fields_of_peft(text: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rank=8", "--lora rank=8: there is no rank; the nearest is r"),
-        ("r=8,alfa=8", "--lora alfa=8: there is no alfa; the nearest is alpha"),
+        ("rank=8", "--lora rank=8: unknown key rank; the nearest is r"),
+        ("r=8,alfa=8", "--lora alfa=8: unknown key alfa; the nearest is alpha"),
         ("r=8,targets=q_proj", "the nearest is target"),
         ("r=8,use_dorra=true", "the nearest is use_dora"),
-        ("r=8,init_lora_weights=pissa", "there is no init_lora_weights"),
+        ("r=8,init_lora_weights=pissa", "unknown key init_lora_weights"),
         ("16", "expected key=value, such as r=16,alpha=32,target=all-linear, got '16'"),
         ("", "expected key=value"),
         ("r=8,", "expected key=value"),

@@ -51,7 +51,7 @@ def find_model(name: str, option: str = "--model") -> Path:
         The directory, which contains a causal language model in safetensors and a tokenizer.
 
     Raises:
-        InputError: There is no such directory and no such model, the model is not in the cache and cannot be
+        InputError: The directory does not exist, the model is not in the cache and cannot be
             downloaded, or `require_model_directory` refuses it.
     """
     if Path(name).exists() or not _is_hub_name(name):
@@ -127,7 +127,7 @@ def dataset_rows(name: str, option: str) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _choose(given: str, known: Sequence[str], default: str, expected: str, owner: str) -> str:
-    """The given name, the default or the only name; InputError if there is no such name."""
+    """The given name, the default or the only name; InputError if the name does not exist."""
     if given in known:
         return given
     if not given and (default in known or len(known) == 1):
@@ -204,7 +204,7 @@ def _download_snapshot(name: str, kind: str, patterns: Sequence[str] | None, loc
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    absent = f"{location}: expected a local path or a {kind} of the Hugging Face hub; there is no such path, and"
+    absent = f"{location}: expected a local path or a {kind} of the Hugging Face hub; the path does not exist, and"
     try:
         return _snapshot(name, kind, patterns)
     except GatedRepoError as error:

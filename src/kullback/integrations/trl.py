@@ -247,8 +247,8 @@ class BudgetRLOOTrainer(BudgetTrainer, RLOOTrainer):
     """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
 
     The loss is TRL's REINFORCE loss with the leave-one-out baseline plus beta times the exact KL. TRL's own penalty,
-    which subtracts a sampled KL from the rewards, is off. The KL, its budget, the reference and the checks before the
-    first step are those of `BudgetGRPOTrainer`, which describes them.
+    which subtracts a sampled KL from the rewards, is off. `BudgetGRPOTrainer` describes how the KL is measured
+    and controlled, the reference, and the checks before the first step.
 
     Args:
         model: As for `RLOOTrainer`.

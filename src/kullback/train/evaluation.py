@@ -17,6 +17,7 @@ from kullback.integrations.transformers import (
     Completions,
     completion_entropy,
     completion_kl,
+    end_tokens,
     head_of,
     last_hidden,
     sample,
@@ -106,7 +107,7 @@ class Evaluation:
         completion_ids = completions.ids[:, -completions.mask.shape[1] :]
         ids = [row[mask].tolist() for row, mask in zip(completion_ids, completions.mask, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        rewards = self._rewards(rows, prompts, texts, ids)
+        rewards, ends = self._rewards(rows, prompts, texts, ids), end_tokens(policy, self.tokenizer)
         return [
             {
                 "index": index,
@@ -118,7 +119,7 @@ class Evaluation:
                 "entropy": float(entropy[i].sum()),
                 "length": len(ids[i]),
                 "repetition": _repetition(ids[i]),
-                "truncated": float(ids[i][-1] != self.tokenizer.eos_token_id),
+                "truncated": float(ids[i][-1] not in ends),
             }
             for i, index in enumerate(indices)
         ]

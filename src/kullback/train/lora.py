@@ -112,7 +112,7 @@ def parse_lora(text: str) -> Fields:
         >>> parse_lora("rank=8")
         Traceback (most recent call last):
         ...
-        kullback.errors.InputError: --lora rank=8: there is no rank; the nearest is r
+        kullback.errors.InputError: --lora rank=8: unknown key rank; the nearest is r
     """
     known = [*_ALIASES, *_FIELDS]
     fields: Fields = {}
@@ -125,7 +125,7 @@ def parse_lora(text: str) -> Fields:
         if key not in known:
             similar = [name for name in known if key.startswith(name) and len(name) < 3]
             nearest = (similar or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
-            raise InputError(f"--lora {word.strip()}: there is no {key}; the nearest is {nearest}")
+            raise InputError(f"--lora {word.strip()}: unknown key {key}; the nearest is {nearest}")
         name = _ALIASES.get(key, key)
         if name in fields:
             raise InputError(f"--lora {text}: expected each setting once, got {name} twice")
