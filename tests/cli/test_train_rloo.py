@@ -10,7 +10,10 @@ import pytest
 from kullback.cli import main
 from kullback.runs.run_directory import RunDirectory
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+]
 
 SETTINGS = {
     "per_device_train_batch_size": 16,

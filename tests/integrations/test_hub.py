@@ -227,6 +227,7 @@ def train(home: Path, directory: Path, *words: str, offline: bool = True) -> sub
     )
 
 
+@pytest.mark.training
 def test_a_run_with_names_of_the_hub_and_an_adapter(home: Path, tmp_path: Path, capsys: Any) -> None:
     names = ["--model", "acme/tiny-0.1B", "--prompts", "acme/sums:main", "--evaluate", "acme/sums:main:test"]
     options = ["--prompt-column", "question", "--budget", "0.05", "--lora", "r=4"]

@@ -90,6 +90,13 @@ class BudgetTrainer(Trainer):
     is_loss_divided: bool
     """Whether TRL divides its loss by the number of accumulated micro-batches; otherwise transformers does so."""
 
+    # Attributes of both trainers of TRL.
+    temperature: float
+    num_iterations: int
+    _step: int
+    _is_vlm: bool
+    _metrics: dict[str, Any]
+
     def __init__(
         self,
         model: Any,
@@ -167,7 +174,7 @@ class BudgetTrainer(Trainer):
         # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
         ref_hidden = controller.ref_hidden(inputs) if policy.training else None
         with recorded_hidden(policy) as states:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if ref_hidden is not None:
             hidden = controller.evaluation_hidden(inputs, states[0])
             scored = controller.score(inputs, hidden, ref_hidden)
@@ -695,9 +702,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if self.is_sharded:
             self._require_zero_kl(inputs)
             return
+        trainer: Any = self.trainer
         found = [
             finding
-            for finding in doctor_batch(self.trainer, inputs)
+            for finding in doctor_batch(trainer, inputs)
             if not (finding.name == "wrong-reference" and self._is_continued_from_reference)
         ]
         for finding in found:
