@@ -83,6 +83,11 @@ def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in chats).encode()
     add_to_cache(home / "hub", "dataset", "acme/chats", {"data/train.jsonl": lines, "data/test.jsonl": lines})
     add_to_cache(home / "hub", "dataset", "acme/table", {"rows.csv": b"prompt,answer\n1+1=,two\n"})
+    add_to_cache(home / "hub", "model", "old-name", model)
+    add_to_cache(home / "hub", "dataset", "old-sums", {"rows.csv": b"prompt\n1+1=\n"})
+    nested = "---\nconfigs:\n- config_name: a\n  data_dir: a\n- config_name: b\n  data_files: b/**/*.csv\n---\n"
+    rows = {name: b"prompt\n" + name.encode() + b"\n" for name in ("a/x.csv", "b/y/z.csv")}
+    add_to_cache(home / "hub", "dataset", "acme/nested", {"README.md": nested.encode(), **rows})
     add_to_cache(home / "hub", "dataset", "acme/empty", {".gitattributes": b"", "README.md": b"# Empty\n"})
     return home
 
@@ -106,6 +111,12 @@ def test_a_cached_model_is_found_by_its_name(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
+def test_cached_names_without_an_organisation_are_found() -> None:
+    assert hub_source(find_model("old-name")) == ("old-name", COMMIT)
+    assert read_prompts("old-sums") == [{"prompt": "1+1="}]
+
+
+@pytest.mark.usefixtures("offline")
 def test_a_local_directory_takes_precedence(tiny_model: Path) -> None:
     Path("acme").mkdir()
     Path("acme/tiny-0.1B").symlink_to(tiny_model)
@@ -122,7 +133,8 @@ def test_a_local_directory_takes_precedence(tiny_model: Path) -> None:
     [
         ("acme/absent", "--model acme/absent: expected a local path or a model of the Hugging Face hub"),
         ("acme/absent", "HF_HUB_OFFLINE is set; run `hf download acme/absent` with access to the network"),
-        ("acme/partial", "expected *.safetensors, found no weights"),
+        ("acme/partial", "--model acme/partial: expected *.safetensors, found no weights"),
+        ("acme/partial", "is incomplete, run `hf download acme/partial`"),
         ("absent", "--model absent: no such directory; expected a local transformers directory, or a model of the"),
         ("some/deep/absent", "no such directory"),
         ("./absent/model", "no such directory"),
@@ -156,6 +168,8 @@ def test_a_cached_data_set_is_read(name: str, count: int, split: str) -> None:
 def test_data_sets_without_configurations_are_read() -> None:
     assert read_prompts("acme/table") == [{"prompt": "1+1=", "answer": "two"}]
     assert read_prompts("acme/table::train") == [{"prompt": "1+1=", "answer": "two"}]
+    assert read_prompts("acme/nested:a") == [{"prompt": "a/x.csv"}]
+    assert read_prompts("acme/nested:b") == [{"prompt": "b/y/z.csv"}]
     rows = read_examples("acme/chats")
     assert rows[0]["prompt"] == [{"role": "user", "content": "1?"}]
     assert rows[1]["completion"] == [{"role": "assistant", "content": "!"}]
@@ -171,16 +185,21 @@ def test_data_sets_without_configurations_are_read() -> None:
             "a dataset of the Hugging Face hub; the path does not exist, and acme/absent is",
         ),
         ("acme/absent:main", "prompt", "run `hf download acme/absent --repo-type dataset` with access"),
-        ("acme/sums", "prompt", "expected a configuration of acme/sums, got none; it has main, socratic, as in acme"),
+        (
+            "acme/sums",
+            "prompt",
+            "expected a configuration of acme/sums, got none; it has main, socratic, as in acme/sums:main",
+        ),
         ("acme/sums:mian", "prompt", "got mian; it has main, socratic, as in acme/sums:main"),
-        ("acme/sums:socratic", "question", "acme/sums:socratic"),
+        ("acme/sums:socratic", "question", "acme/sums:socratic: expected socratic/train-* in the snapshot"),
+        ("acme/sums:socratic", "question", "run `hf download acme/sums --repo-type dataset`"),
         ("acme/sums:main:tset", "prompt", "expected a split of acme/sums:main, got tset; it has"),
         ("acme/sums:main:test[:x]", "prompt", "acme/sums:main:test[:x]: "),
         ("acme/sums:main", "prompt", "row 1: expected a \"prompt\", got 'question', 'answer', 'split'; name the col"),
         ("acme/sums:main", "questoin", "row 1: expected a \"questoin\", got 'question'"),
         ("acme/sums:main", "questoin", 'did you mean "question"?'),
         ("acme/chats", "prompt", 'row 1: expected "messages" that end with a message of the user'),
-        ("acme/empty", "prompt", "acme/empty"),
+        ("acme/empty", "prompt", "acme/empty: expected data files in the snapshot"),
         ("absent.jsonl", "prompt", "no such file; expected a file, or a data set"),
         ("data/absent.jsonl", "prompt", "no such file"),
         ("data/absent.parquet", "prompt", "no such file"),

@@ -103,6 +103,7 @@ def test_settings_are_fields_of_peft(text: str, fields: dict[str, Any]) -> None:
         ("r=8,init_lora_weights=pissa", "unknown key init_lora_weights"),
         ("16", "expected key=value, such as r=16,alpha=32,target=all-linear, got '16'"),
         ("", "expected key=value"),
+        ("r=8,target=q_proj,v_proj", "got 'v_proj'; names of modules are separated by +"),
         ("r=8,", "expected key=value"),
         ("r=", "expected an integer of 1 or more, got ''"),
         ("r=0", "expected an integer of 1 or more, got '0'"),
@@ -128,6 +129,7 @@ def test_invalid_settings_are_refused_in_one_line(text: str, message: str) -> No
     ("lora", "message"),
     [
         ("target=qproj", "LlamaForCausalLM has no module qproj; the nearest is q_proj"),
+        ("target=all_linear", "has no module all_linear; the nearest is all-linear"),
         ("target=q_proj+v_prj", "has no module v_prj; the nearest is v_proj"),
         ("modules_to_save=head", "has no module head; the nearest is lm_head"),
         ("target_parameters=down_proj.weigth", "has no parameter down_proj.weigth; the nearest is weight"),

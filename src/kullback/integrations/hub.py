@@ -1,7 +1,7 @@
 """Models and data sets of the Hugging Face hub, from the hub's own cache on this machine, or downloaded into it."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,14 +14,17 @@ from kullback.runs.library_errors import library_errors
 __all__ = ["dataset_rows", "find_model", "hub_source", "is_hub_dataset"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OLD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # such as gpt2, from the time before organisations
 _FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".safetensors", ".tsv", ".txt")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _CARD = "README.md"  # the file of a data set that lists its configurations
 
 
-def _is_hub_name(name: str) -> bool:
-    """Whether a text has the form ORGANISATION/NAME, and not the suffix of a file."""
-    return _NAME.fullmatch(name) is not None and not name.lower().endswith(_FILE_SUFFIXES)
+def _is_hub_name(name: str, kind: str) -> bool:
+    """Whether a text has the form ORGANISATION/NAME without the suffix of a file, or is a NAME alone that is cached."""
+    if name.lower().endswith(_FILE_SUFFIXES):
+        return False
+    return _NAME.fullmatch(name) is not None or (_OLD_NAME.fullmatch(name) is not None and _is_cached(name, kind))
 
 
 def is_hub_dataset(name: str) -> bool:
@@ -34,7 +37,7 @@ def is_hub_dataset(name: str) -> bool:
         >>> is_hub_dataset("openai/gsm8k:main"), is_hub_dataset("data/prompts.jsonl"), is_hub_dataset("prompts")
         (True, False, False)
     """
-    return not Path(name).exists() and _is_hub_name(name.split(":", 1)[0])
+    return not Path(name).exists() and _is_hub_name(name.split(":", 1)[0], "dataset")
 
 
 def find_model(name: str, option: str = "--model") -> Path:
@@ -51,10 +54,10 @@ def find_model(name: str, option: str = "--model") -> Path:
         The directory, which contains a causal language model in safetensors and a tokenizer.
 
     Raises:
-        InputError: The directory does not exist, the model is not in the cache and cannot be
-            downloaded, or `require_model_directory` refuses it.
+        InputError: The directory does not exist, the model is not in the cache and cannot be downloaded, or
+            `require_model_directory` refuses it.
     """
-    if Path(name).exists() or not _is_hub_name(name):
+    if Path(name).exists() or not _is_hub_name(name, "model"):
         require_model_directory(Path(name))
         return Path(name)
     cached = _cached_snapshot(name, "model", _MODEL_FILES)
@@ -62,11 +65,13 @@ def find_model(name: str, option: str = "--model") -> Path:
         try:
             require_model_directory(cached)
             return cached
-        except InputError:  # an interrupted download
-            if _is_offline():
-                raise
+        except InputError:
+            pass  # an interrupted download, which is continued
     snapshot = _download_snapshot(name, "model", _MODEL_FILES, f"{option} {name}")
-    require_model_directory(snapshot)
+    try:
+        require_model_directory(snapshot, name)
+    except InputError as error:
+        raise InputError(f"{error}; if the snapshot {snapshot} is incomplete, run `hf download {name}`") from error
     return snapshot
 
 
@@ -108,15 +113,23 @@ def dataset_rows(name: str, option: str) -> Iterator[tuple[str, dict[str, Any]]]
     """
     location = f"{option} {name}"
     repository, configuration, split = (*name.split(":", 2), "", "")[:3]
-    snapshot = str(_dataset_snapshot(repository, configuration, location))
     try:
         import datasets
+        import huggingface_hub
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("datasets is missing: pip install 'kullback[train]'") from error
+        raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
     datasets.disable_progress_bars()
+    huggingface_hub.logging.set_verbosity_error()  # data sets without metadata cause warnings
+    listed = _configurations(repository, location)
+    expected = f"{location}: expected a configuration"
+    if listed:
+        default = next((name for name, entry in listed.items() if entry.get("default")), "default")
+        configuration = _choose(configuration, list(listed), default, expected, repository)
+    snapshot = str(_dataset_snapshot(repository, listed.get(configuration, {}), location))
     with library_errors(location):
-        names = datasets.get_dataset_config_names(snapshot)
-        configuration = _choose(configuration, names, "default", f"{location}: expected a configuration", repository)
+        if not listed:
+            names = datasets.get_dataset_config_names(snapshot)
+            configuration = _choose(configuration, names, "default", expected, repository)
         splits = datasets.get_dataset_split_names(snapshot, configuration)
         place = f"{repository}:{configuration}"
         base = re.split(r"[\[+]", split, maxsplit=1)[0]  # `datasets` takes slices and sums of splits
@@ -132,36 +145,48 @@ def _choose(given: str, known: Sequence[str], default: str, expected: str, owner
         return given
     if not given and (default in known or len(known) == 1):
         return default if default in known else known[0]
-    example = (get_close_matches(given, known, n=1, cutoff=0.0) or [*known, "NAME"])[0]
+    example = get_close_matches(given, known, n=1, cutoff=0.0)[0] if given else known[0]
     got = f"got {given}" if given else "got none"
     raise InputError(f"{expected} of {owner}, {got}; it has {', '.join(known)}, as in {owner}:{example}")
 
 
-def _dataset_snapshot(repository: str, configuration: str, location: str) -> Path:
-    """The directory of a data set, with the files of a configuration; all files if the data set does not list them."""
+def _configurations(repository: str, location: str) -> dict[str, dict[str, Any]]:
+    """The configurations of a data set by name, from the metadata of its card; empty if it lists none."""
     card = _cached_snapshot(repository, "dataset", [_CARD]) or _download_snapshot(
         repository, "dataset", [_CARD], location
     )
-    patterns = _data_files(card / _CARD, configuration)
+    if not (card / _CARD).is_file():
+        return {}
+    from huggingface_hub import metadata_load
+
+    with library_errors(location):
+        entries = (metadata_load(card / _CARD) or {}).get("configs") or []
+        return {str(entry.get("config_name", "default")): entry for entry in entries}
+
+
+def _dataset_snapshot(repository: str, configuration: Mapping[str, Any], location: str) -> Path:
+    """The directory of a data set, with the files of a configuration; all files if its metadata does not list them."""
+    patterns = _data_files(configuration)
     wanted = None if patterns is None else [_CARD, *patterns]
-    cached = _cached_snapshot(repository, "dataset", wanted)
-    if cached is not None and (_has_files(cached, patterns) or _is_offline()):
-        return cached
-    return _download_snapshot(repository, "dataset", wanted, location)
+    snapshot = _cached_snapshot(repository, "dataset", wanted)
+    if snapshot is None or not _has_files(snapshot, patterns):
+        snapshot = _download_snapshot(repository, "dataset", wanted, location)
+    if not _has_files(snapshot, patterns):
+        files = " ".join(patterns or ["data files"])
+        raise InputError(
+            f"{location}: expected {files} in the snapshot {snapshot}, which lacks some; if it is incomplete, run "
+            f"`hf download {repository} --repo-type dataset`"
+        )
+    return snapshot
 
 
-def _data_files(card: Path, configuration: str) -> list[str] | None:
-    """The patterns of the files of a configuration, from the metadata of the data set's card; None for all files."""
-    if not card.is_file():
-        return None
-    from huggingface_hub import DatasetCard
-
-    with library_errors(str(card)):
-        listed = DatasetCard.load(card).data.to_dict().get("configs") or []
-    entries = [entry for entry in listed if isinstance(entry, dict)]
-    selected = [entry for entry in entries if entry.get("config_name") == configuration] or entries
-    patterns = [pattern for entry in selected for pattern in _patterns(entry.get("data_files"))]
-    return patterns or None
+def _data_files(configuration: Mapping[str, Any]) -> list[str] | None:
+    """The patterns of the files of a configuration, from its metadata; None for all files."""
+    directory = str(configuration.get("data_dir") or "")
+    patterns = list(_patterns(configuration.get("data_files"))) or (["**"] if directory else [])
+    # In the patterns of the hub's client, * matches / too. A file on another host is no file of the snapshot.
+    local = [pattern.removeprefix("./").replace("**/", "*") for pattern in patterns if "://" not in pattern]
+    return [f"{directory}/{pattern}" if directory else pattern for pattern in local] or None
 
 
 def _patterns(data_files: Any) -> Iterator[str]:
@@ -182,6 +207,15 @@ def _has_files(snapshot: Path, patterns: Iterable[str] | None) -> bool:
     if patterns is None:
         return any(name != _CARD and not name.startswith(".") for name in names)
     return all(any(fnmatch(name, pattern) for name in names) for pattern in patterns)
+
+
+def _is_cached(name: str, kind: str) -> bool:
+    """Whether the cache has a directory for a repository, which may be incomplete."""
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:
+        return False
+    return (Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}").is_dir()
 
 
 def _is_offline() -> bool:

@@ -119,9 +119,9 @@ def parse_lora(text: str) -> Fields:
     for word in text.split(","):
         key, equals, value = (part.strip() for part in word.partition("="))
         if not (key and equals):
-            raise InputError(
-                f"--lora {text}: expected key=value, such as r=16,alpha=32,target=all-linear, got {word!r}"
-            )
+            hint = "; names of modules are separated by +" if word.strip() else ""
+            example = "r=16,alpha=32,target=all-linear"
+            raise InputError(f"--lora {text}: expected key=value, such as {example}, got {word!r}{hint}")
         if key not in known:
             similar = [name for name in known if key.startswith(name) and len(name) < 3]
             nearest = (similar or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
@@ -165,6 +165,7 @@ def make_lora_config(fields: Mapping[str, Any], model: Any) -> Any:
         for name in [] if isinstance(wanted, str) else wanted:
             if not any(full == name or full.endswith(f".{name}") for full in known):
                 last = sorted({full.rpartition(".")[2] for full in known if full and not full[-1].isdecimal()})
+                last += [_ALL_LINEAR] if field == "target_modules" else []
                 nearest = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.0)
                 kind = "parameter" if field == "target_parameters" else "module"
                 raise InputError(
