@@ -184,7 +184,7 @@ def _data_files(configuration: Mapping[str, Any]) -> list[str] | None:
     """The patterns of the files of a configuration, from its metadata; None for all files."""
     directory = str(configuration.get("data_dir") or "")
     patterns = list(_patterns(configuration.get("data_files"))) or (["**"] if directory else [])
-    # In the patterns of the hub's client, * matches / too. A file on another host is no file of the snapshot.
+    # In the patterns of the hub's client, * matches / too. Files on other hosts are not in the snapshot.
     local = [pattern.removeprefix("./").replace("**/", "*") for pattern in patterns if "://" not in pattern]
     return [f"{directory}/{pattern}" if directory else pattern for pattern in local] or None
 
