@@ -26,7 +26,7 @@ _POLICIES = ("grpo", "rloo", "ppo")
 _OTHER_KINDS = ("sft", "vae", "bottleneck")  # runs without a KL between a policy and a reference
 _MAX_DEPTH = 3  # of a run below a directory of runs
 
-_NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "top_k", "top_p")
+_NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "repetition_penalty", "top_k", "top_p")
 _FLAGS = ("sync_ref_model", "use_bias_correction_kl", "use_vllm", "vllm_importance_sampling_correction")
 # Fields by which a file of settings of TRL is recognised.
 _SETTINGS = {

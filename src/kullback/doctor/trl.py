@@ -12,7 +12,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import preserve_training_state
 from kullback.doctor.models import doctor
-from kullback.doctor.settings import check_settings
+from kullback.doctor.settings import UNFILTERED, check_settings
 
 __all__ = ["doctor_batch", "doctor_trainer"]
 
@@ -120,8 +120,20 @@ def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) 
         head_logits=None if controller is None else controller.head_logits,
     )
     names = {finding.name for finding in findings}
-    settings = {**vars(grpo.args), "beta": grpo.beta}
+    settings = {**_generation_defaults(grpo, policy), **_set_values(grpo.args), "beta": grpo.beta}
     return findings + [finding for finding in check_settings(settings) if finding.name not in names]
+
+
+def _generation_defaults(trainer: Any, policy: Any) -> dict[str, Any]:
+    """The settings of sampling that `generate` takes from the model where TRL passes none; vLLM does not."""
+    if trainer.args.use_vllm:
+        return {}
+    config = getattr(policy, "generation_config", None)
+    return {key: getattr(config, key, None) for key in UNFILTERED}
+
+
+def _set_values(args: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(args).items() if value is not None}
 
 
 def _kl_term(trainer: Any, inputs: Mapping[str, Any]) -> Any:
