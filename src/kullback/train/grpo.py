@@ -19,7 +19,7 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer, BudgetRLOOTrainer, BudgetTrainer
-from kullback.runs.finite import require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
@@ -319,7 +319,8 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure()
         return False
-    samples = evaluate.measure()
+    with finite_outputs(lambda: trainer.state.global_step):
+        samples = evaluate.measure()
     if main:
         _save(run, trainer.state.global_step, samples, trainer, tokenizer, plan.model)
     trainer.accelerator.wait_for_everyone()

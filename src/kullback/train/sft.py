@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
-from kullback.runs.finite import require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
@@ -184,7 +184,8 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
         run.remove_rows_after(first_step)
 
     def save(step: int) -> None:
-        evaluate.measure(step)
+        with finite_outputs(lambda: step):
+            evaluate.measure(step)
         if main:
             run.save_model(step, lambda directory: _write_model(trainer, tokenizer, plan.model, directory))
         trainer.accelerator.wait_for_everyone()
