@@ -296,6 +296,28 @@ def test_a_sampling_filter_in_the_settings(make: MakeTrainer) -> None:
     assert (found.name, found.severity, dict(found.evidence)) == ("sampling-filter", "warning", {"top_k": 3})
 
 
+@pytest.mark.parametrize(
+    ("defaults", "settings", "evidence"),
+    [
+        ({"repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20, "temperature": 0.7}, {}, None),  # TRL sets these
+        ({"min_p": 0.1}, {}, {"min_p": 0.1}),
+        ({"min_p": 0.1}, {"min_p": 0.0}, None),
+        ({"typical_p": 0.9, "suppress_tokens": [3]}, {}, {"typical_p": 0.9, "suppress_tokens": [3]}),
+        ({"typical_p": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}, {}, None),
+        ({}, {"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+    ],
+)
+def test_defaults_of_the_model_that_filter_its_samples(
+    make: MakeTrainer, tiny_model: Path, defaults: dict[str, Any], settings: dict[str, Any], evidence: Any
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for name, value in defaults.items():
+        setattr(model.generation_config, name, value)
+    found = doctor_trainer(make(model=model, **settings))
+    assert [dict(finding.evidence) for finding in found] == ([] if evidence is None else [evidence])
+    assert {finding.name for finding in found} <= {"sampling-filter"}
+
+
 def test_an_engine_with_older_weights(make: MakeTrainer) -> None:
     def change(trainer: Any, batch: dict[str, Any]) -> None:
         old = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path)

@@ -1,6 +1,7 @@
 """Output heads: the KL, the log-probabilities and the entropy from hidden states, against the models' own logits."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,15 +9,21 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kullback.integrations.transformers import (
+    Completions,
     Head,
     completion_entropy,
     completion_kl,
     completion_log_prob,
+    end_tokens,
     head_of,
     last_hidden,
+    load_model,
+    load_tokenizer,
+    sample,
 )
 from kullback.tokens import token_kl
 from kullback.tokens.linear import head_token_kl
+from kullback.train.evaluation import Evaluation
 
 SIZES: dict[str, Any] = {
     "vocab_size": 14,
@@ -178,3 +185,48 @@ def test_the_log_probability_of_a_linear_head_is_that_of_full_logits(
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient, exact in zip(gradients, torch.autograd.grad((expected * weights).sum(), doubles), strict=True):
         torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"repetition_penalty": 1.5},
+        {"min_p": 0.5},
+        {"typical_p": 0.2},
+        {"top_p": 0.1, "top_k": 1, "temperature": 0.1, "do_sample": True},
+        {"suppress_tokens": [3, 4, 5]},
+        {"no_repeat_ngram_size": 1},
+        {"max_length": 5, "num_beams": 2},
+    ],
+)
+def test_samples_do_not_depend_on_the_defaults_of_the_model(defaults: dict[str, Any], tiny_model: Path) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+
+    def sampled() -> Completions:
+        torch.manual_seed(0)
+        return sample(model, tokenizer, ["1+2=", "34+5="] * 8, max_new_tokens=4, temperature=1.0)
+
+    expected = sampled()
+    for name, value in defaults.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config
+    torch.testing.assert_close(sampled().ids, expected.ids, rtol=0, atol=0)
+    assert model.generation_config is before
+
+
+def test_every_end_that_the_model_declares_ends_a_completion(tiny_model: Path) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    torch.manual_seed(0)
+    whole = sample(model, tokenizer, ["1+2="] * 64, max_new_tokens=6, temperature=1.0)
+    end = int(whole.ids[:, -6:].flatten().mode().values)  # a token that is frequent in completions
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    assert end_tokens(model, tokenizer) == [tokenizer.eos_token_id, end]
+    torch.manual_seed(0)
+    ended = sample(model, tokenizer, ["1+2="] * 64, max_new_tokens=6, temperature=1.0)
+    for row, mask in zip(ended.ids[:, -ended.mask.shape[1] :], ended.mask, strict=True):
+        places = torch.isin(row, torch.tensor([tokenizer.eos_token_id, end])).nonzero()
+        assert int(mask.sum()) == (int(places[0]) + 1 if len(places) else 6)
+    row = Evaluation([{"prompt": "1+2="}] * 64, [], tokenizer, max_new_tokens=1, temperature=1.0).measure(
+        model, copy.deepcopy(model), step=0
+    )[0]
+    assert 0 < row["truncated"] < 1

@@ -10,16 +10,18 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from kullback import KLBudget
+from kullback.doctor.trl import doctor_trainer
 from kullback.errors import BudgetError
 from kullback.integrations.heldout_positions import HeldOutCompletions
-from kullback.integrations.trl import BudgetGRPOTrainer
+from kullback.integrations.trl import BudgetGRPOTrainer, BudgetRLOOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
 MakeTrainer = Callable[..., Any]
+BOTH = pytest.mark.parametrize("kind", [BudgetGRPOTrainer, BudgetRLOOTrainer])
 
 
 def longer(completions: list[str], **_: Any) -> list[float]:
@@ -30,7 +32,7 @@ def longer(completions: list[str], **_: Any) -> list[float]:
 def make(tiny_model: Path, tmp_path: Path) -> Iterator[MakeTrainer]:
     def trainer(budget: KLBudget | None = None, *, kind: Any = BudgetGRPOTrainer, **settings: Any) -> Any:
         extra = {name: settings.pop(name) for name in ("peft_config",) if name in settings}
-        config = GRPOConfig(
+        config = (GRPOConfig if issubclass(kind, GRPOTrainer) else RLOOConfig)(
             **{
                 "output_dir": str(tmp_path / "checkpoints"),
                 "per_device_train_batch_size": 16,
@@ -50,7 +52,7 @@ def make(tiny_model: Path, tmp_path: Path) -> Iterator[MakeTrainer]:
                 **settings,
             }
         )
-        if kind is BudgetGRPOTrainer:
+        if kind in (BudgetGRPOTrainer, BudgetRLOOTrainer):
             extra["budget"] = budget
         return kind(
             AutoModelForCausalLM.from_pretrained(tiny_model),
@@ -118,11 +120,14 @@ def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch
     return total / weight
 
 
+@BOTH
 @pytest.mark.parametrize("unit", ["token", "sequence"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_penalty_and_its_gradient_are_the_enumerated_ones(make: MakeTrainer, unit: Any, temperature: float) -> None:
+def test_the_penalty_and_its_gradient_are_the_enumerated_ones(
+    make: MakeTrainer, unit: Any, temperature: float, kind: Any
+) -> None:
     beta = 0.7
-    trainer = make(KLBudget(0.05, unit=unit, price=beta * 0.05), temperature=temperature)
+    trainer = make(KLBudget(0.05, unit=unit, price=beta * 0.05), kind=kind, temperature=temperature)
     perturb(trainer.model)
     inputs = batch_of(trainer)
     inputs["advantages"] = torch.zeros_like(inputs["advantages"])  # leaves the penalty alone in the loss
@@ -183,11 +188,12 @@ def test_per_sequence_the_expected_gradient_is_that_of_whole_completions(make: M
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
 
 
-def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer) -> None:
-    watched = make(None)
+@BOTH
+def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer, kind: Any) -> None:
+    watched = make(None, kind=kind)
     inputs = batch_of(watched)
     watched.compute_loss(watched.model, inputs).backward()
-    plain = make(kind=GRPOTrainer)
+    plain = make(kind=GRPOTrainer if issubclass(kind, GRPOTrainer) else RLOOTrainer)
     plain.current_gradient_accumulation_steps = 1
     plain.model.train()
     plain.compute_loss(plain.model, inputs).backward()
@@ -197,23 +203,33 @@ def test_without_a_budget_the_loss_and_its_gradient_are_trls(make: MakeTrainer) 
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0)
 
 
-def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer) -> None:
-    whole = make(KLBudget(0.05, price=0.025))
+@BOTH
+@pytest.mark.parametrize("unit", ["token", "sequence"])
+def test_micro_batches_add_up_to_the_whole_batch(make: MakeTrainer, kind: Any, unit: Any) -> None:
+    whole = make(KLBudget(0.05, price=0.025, unit=unit), kind=kind)
     perturb(whole.model)
     inputs = batch_of(whole)
     inputs["advantages"] = torch.zeros_like(inputs["advantages"])
-    whole.compute_loss(whole.model, inputs).backward()
+    whole_loss = whole.compute_loss(whole.model, inputs)
+    whole_loss.backward()
     expected = gradients(whole.model)
-    halves = make(KLBudget(0.05, price=0.025), per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    two = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    halves = make(KLBudget(0.05, price=0.025, unit=unit), kind=kind, **two)
     perturb(halves.model)
     halves.model.train()
     halves.current_gradient_accumulation_steps = 2
     halves.accelerator.gradient_state._set_sync_gradients(False)
+    total = 0.0
     for part in (slice(0, 8), slice(8, 16)):
         half = {k: v[part] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in inputs.items()}
-        halves.compute_loss(halves.model, half).backward()
-    for name, gradient in gradients(halves.model).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+        loss = halves.compute_loss(halves.model, half)
+        loss = loss if halves.loss_is_scaled_for_ga else loss / 2  # as transformers does before the backward pass
+        loss.backward()
+        total += float(loss.detach())
+    assert total == pytest.approx(float(whole_loss.detach()), rel=1e-5)
+    if unit == "token":  # the baseline of a sequence is over the completions of its prompt in the same micro-batch
+        for name, gradient in gradients(halves.model).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
     assert halves._controller.measured()[0].value == pytest.approx(whole._controller.measured()[0].value, rel=1e-6)
 
 
@@ -256,10 +272,11 @@ def test_the_schedulers_rate_is_put_back_after_the_step(make: MakeTrainer) -> No
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**3)
 
 
-def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer) -> None:
+@BOTH
+def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer, kind: Any) -> None:
     kls = {}
     for target in (None, 0.02):
-        trainer = make(target and KLBudget(target), max_steps=60, learning_rate=1e-2)
+        trainer = make(target and KLBudget(target), kind=kind, max_steps=60, learning_rate=1e-2)
         trainer.train()
         logged = [row["kl_policy_ref_per_token"] for row in trainer.state.log_history if "reward" in row]
         kls[target] = sum(logged[-20:]) / 20
@@ -267,10 +284,11 @@ def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer) -> 
     assert kls[0.02] == pytest.approx(0.02, rel=0.3)
 
 
-def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_path: Path) -> None:
-    first = make(KLBudget(0.02), max_steps=6, save_strategy="steps", save_steps=6)
+@BOTH
+def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_path: Path, kind: Any) -> None:
+    first = make(KLBudget(0.02), kind=kind, max_steps=6, save_strategy="steps", save_steps=6)
     first.train()
-    resumed = make(KLBudget(0.02), max_steps=7)
+    resumed = make(KLBudget(0.02), kind=kind, max_steps=7)
     seen: list[KLBudget] = []
     holder = resumed._controller
     before_last_backward = holder.before_last_backward
@@ -300,10 +318,48 @@ def test_an_adapter_is_held_by_its_own_weights(make: MakeTrainer) -> None:
             assert torch.equal(weight, frozen[name])
 
 
-def test_six_methods_of_the_trainer_are_wrapped_and_no_more() -> None:
-    own = {name for name, value in vars(BudgetGRPOTrainer).items() if callable(value)}
+def test_no_more_than_the_documented_methods_of_the_trainers_are_wrapped() -> None:
+    own = [{name for name, value in vars(kind).items() if callable(value)} for kind in BudgetRLOOTrainer.mro()[:2]]
+    assert own[0] - {"config_class"} == {"_generate_and_score_completions"}
     loading = {"_load_from_checkpoint", "_load_optimizer_and_scheduler"}
-    assert own == {"__init__", "create_optimizer", "create_scheduler", "compute_loss", *loading}
+    assert own[1] == {"__init__", "create_optimizer", "create_scheduler", "compute_loss", *loading}
+    assert not {name for name, value in vars(BudgetGRPOTrainer).items() if callable(value)} - {"config_class"}
+
+
+def test_truncated_completions_of_rloo_are_left_out(make: MakeTrainer) -> None:
+    budget = KLBudget(0.05, price=0.05)
+    trainer = make(budget, kind=BudgetRLOOTrainer, mask_truncated_completions=True, max_completion_length=3)
+    perturb(trainer.model)
+    inputs = batch_of(trainer)
+    counted = inputs["completion_mask"].any(dim=1)
+    assert 0 < int(counted.sum()) < len(counted)
+    assert int(inputs["num_items_in_batch"]) == int(inputs["completion_mask"].sum())
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+    loss = trainer.compute_loss(trainer.model, inputs)
+    kept = {key: value[counted] if value.ndim else value for key, value in inputs.items()}
+    assert float(loss.detach()) == pytest.approx(float(enumerated_penalty(trainer, kept, "token").detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.05}, r"RLOOConfig.beta = 0, got 0\.05, which is its default.*pass beta=0\.0"),
+        ({"beta": 0.1}, r"RLOOConfig.beta = 0, got 0\.1: the budget"),
+        ({"sync_ref_model": True}, r"RLOOConfig.sync_ref_model = False"),
+    ],
+)
+def test_trls_own_kl_of_rloo_is_refused_beside_the_budget(
+    make: MakeTrainer, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BudgetError, match=message):
+        make(KLBudget(0.05), kind=BudgetRLOOTrainer, **settings)
+
+
+@pytest.mark.parametrize("kind", [BudgetRLOOTrainer, RLOOTrainer])
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_the_doctor_finds_nothing_in_rloo(make: MakeTrainer, kind: Any, beta: float) -> None:
+    if kind is RLOOTrainer or beta == 0:
+        assert doctor_trainer(make(KLBudget(0.05), kind=kind, beta=beta)) == []
 
 
 def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:

@@ -35,7 +35,7 @@ def run_command(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatc
     def run(recipe: str, output: str, *words: str, **settings: Any) -> int:
         model = ["--model", str(tiny_model)]
         options = {
-            "grpo": [*model, "--prompts", "rows.jsonl", "--reward", "of_length:longer"],
+            **{key: [*model, "--prompts", "rows.jsonl", "--reward", "of_length:longer"] for key in ("grpo", "rloo")},
             "sft": [*model, "--data", "rows.jsonl"],
             "ppo": ["--env", "CartPole-v1"],
             "vae": ["--hidden", "8"],
@@ -63,7 +63,8 @@ def outcome(output: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
     rows = RunDirectory(Path(output)).metrics()
     times = ("seconds", "step_seconds")
     rows = [{key: value for key, value in row.items() if key not in times} for row in rows]
-    return rows, load_file(Path(output) / "model" / "model.safetensors")
+    weights = next((Path(output) / "model").glob("*model.safetensors"))  # of the whole model or of its adapter
+    return rows, load_file(weights)
 
 
 def assert_equal_after_interrupt(
@@ -97,6 +98,24 @@ def test_grpo_with_a_budget(
 ) -> None:
     words = ("--steps", "9", "--budget", "0.02", "--evaluate-every", "3")
     assert_equal_after_interrupt(run_command, monkeypatch, "grpo", stops, *words, **{**GRPO, **settings})
+
+
+def test_rloo_with_a_budget(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--steps", "7", "--budget", "0.02", "--evaluate-every", "3")
+    settings = {**GRPO, "steps_per_generation": 2, "num_iterations": 2}
+    assert_equal_after_interrupt(run_command, monkeypatch, "rloo", (2, 5), *words, **settings)
+
+
+@pytest.mark.parametrize("lora", ["r=4", "r=2,target=q_proj+v_proj,dora=true,modules_to_save=lm_head,bias=lora_only"])
+def test_grpo_with_an_adapter(lora: str, run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--steps", "7", "--budget", "0.02", "--evaluate-every", "3", "--lora", lora)
+    assert_equal_after_interrupt(run_command, monkeypatch, "grpo", (4,), *words, **GRPO)
+
+
+def test_sft_with_an_adapter(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**COMMON, "per_device_train_batch_size": 4}
+    words = ("--steps", "6", "--lora", "r=4,dropout=0.1")
+    assert_equal_after_interrupt(run_command, monkeypatch, "sft", (3,), *words, **settings)
 
 
 def test_sft(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,6 +364,17 @@ def test_weights_that_grow_without_bound_stop_the_run(
     assert not (Path("run") / "model").exists()
 
 
+@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+def test_outputs_that_are_not_finite_after_the_last_step_name_the_step(
+    recipe: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last_step = ["--steps", "1", "--evaluate-every", "0"]
+    assert main([*words[recipe], *last_step, *settings({"learning_rate": 1e30})]) == 2
+    error = without_progress(capsys.readouterr().err)
+    assert error.startswith("kullback: step 1: ")
+    assert error.count("\n") == 1
+
+
 def test_the_first_weight_that_is_not_finite_is_named(
     words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,3 +185,16 @@ def test_an_unreadable_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
     with pytest.raises(InputError, match="UTF-8"):
         read_prompts(tmp_path / "latin.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("column", "hint"),
+    [("questions", '; did you mean "question"?'), ("prompt", "; name the column by --prompt-column")],
+)
+def test_an_unknown_column_is_answered_with_the_columns_and_a_hint(tmp_path: Path, column: str, hint: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n1+1=,2\n")
+    assert read_prompts(str(path), column="question") == [{"prompt": "1+1=", "answer": "2"}]
+    with pytest.raises(InputError) as error:
+        read_prompts(path, column=column)
+    assert str(error.value).endswith(f"expected a \"{column}\", got 'question', 'answer'{hint}")

@@ -60,7 +60,7 @@ def refusal(recipe: str, words: list[str], capsys: pytest.CaptureFixture[str]) -
     return captured.err
 
 
-@pytest.mark.parametrize("name", ["GRPOConfig", "SFTConfig"])
+@pytest.mark.parametrize("name", ["GRPOConfig", "RLOOConfig", "SFTConfig"])
 def test_the_fields_are_those_of_the_configuration(name: str) -> None:
     import trl
 

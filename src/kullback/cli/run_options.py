@@ -2,8 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ONLY_AT_ENDS", "add_run_options", "check_run_options"]
+__all__ = ["ONLY_AT_ENDS", "add_lora_option", "add_run_options", "check_lora", "check_run_options"]
 
 ONLY_AT_ENDS = "0 evaluates only before and after training"
 
@@ -70,3 +71,34 @@ def check_run_options(options: argparse.Namespace, *, least_interval: int = 0) -
     if getattr(options, "budget", None) is not None:
         require_budget("--budget", options.budget)
     RunDirectory(options.output).check_output(resume=options.resume, overwrite=options.overwrite)
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the commands that can train an adapter of a language model."""
+    parser.add_argument(
+        "--lora",
+        metavar="KEY=VALUE,...",
+        help="train a LoRA adapter of PEFT and not the weights of the model, such as r=16,alpha=32,target=all-linear; "
+        "the keys are r (default: 16), alpha (default: twice r), target (default: all-linear; or names of modules, as "
+        "q_proj+v_proj), dropout, bias, use_rslora, use_dora, and further fields of LoraConfig",
+    )
+
+
+def check_lora(text: str | None) -> dict[str, Any] | None:
+    """The fields of PEFT's LoraConfig that the option --lora gives, or None without the option.
+
+    Args:
+        text: The value of the option.
+
+    Raises:
+        InputError: The value is invalid.
+        MissingDependencyError: PEFT is not installed.
+    """
+    if text is None:
+        return None
+    from kullback.train.lora import parse_lora
+    from kullback.train.run_checks import require_packages
+
+    fields = parse_lora(text)
+    require_packages(("peft",), extra="train")
+    return fields

@@ -1,10 +1,10 @@
-"""`kullback train`: its recipes, and the commands `kullback train grpo` and `kullback train demo`."""
+"""`kullback train`: its recipes, and the commands `kullback train grpo`, `rloo` and `demo`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
+from kullback.cli.run_options import ONLY_AT_ENDS, add_lora_option, add_run_options, check_lora, check_run_options
 from kullback.cli.run_summary import make_console, report_run, results_on_stdout, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
@@ -13,11 +13,15 @@ from kullback.errors import InputError
 
 __all__ = ["add_parser"]
 
-GRPO_EXAMPLES = """example:
-  kullback train grpo --model my-model --prompts prompts.jsonl --reward my_rewards:exact --budget 0.05 --steps 500 \\
-      --output runs/mine --set learning_rate=1e-5 --set num_generations=8
-  accelerate launch --num_processes 2 -m kullback train grpo ...     run it on several processes
+EXAMPLES = """example:
+  kullback train {recipe} --model my-model --prompts prompts.jsonl --reward my_rewards:exact --budget 0.05 \\
+      --steps 500 --output runs/mine --set learning_rate=1e-5 --set num_generations=8
+  accelerate launch --num_processes 2 -m kullback train {recipe} ...     run it on several processes
 """
+_ALGORITHMS = {
+    "grpo": "group relative policy optimisation (GRPO)",
+    "rloo": "REINFORCE with the leave-one-out baseline (RLOO)",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +32,8 @@ def add_parser(commands: Any) -> None:
         epilog="`kullback train RECIPE --help` describes the options of a recipe.",
     )
     recipes = parser.add_subparsers(required=True, metavar="RECIPE")
-    _add_grpo(recipes)
+    for recipe in _ALGORITHMS:
+        _add_policy_recipe(recipes, recipe)
     add_ppo(recipes)
     add_sft(recipes)
     add_vae(recipes)
@@ -36,35 +41,36 @@ def add_parser(commands: Any) -> None:
     _add_demo(recipes)
 
 
-def _add_grpo(recipes: Any) -> None:
+def _add_policy_recipe(recipes: Any, recipe: str) -> None:
+    """Add the recipe `grpo` or `rloo`, which have the same options."""
     parser = recipes.add_parser(
-        "grpo",
-        help="train a language model on rewards, by group relative policy optimisation (GRPO) of TRL",
-        epilog=GRPO_EXAMPLES,
+        recipe,
+        help=f"train a language model on rewards, by {_ALGORITHMS[recipe]} of TRL",
+        epilog=EXAMPLES.format(recipe=recipe),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
         required=True,
-        metavar="DIR",
-        help="start from the transformers model in DIR, which has weights in the safetensors format; the model is also "
-        "the reference",
+        metavar="MODEL",
+        help="start from MODEL, a transformers directory with weights in the safetensors format, or a model of the "
+        "Hugging Face hub such as Qwen/Qwen3-0.6B; the model is also the reference",
     )
     add(
         "--prompts",
-        type=Path,
         required=True,
         metavar="FILE",
         help='read training prompts from FILE, in JSON Lines (each line is an object with a "prompt" or with '
-        '"messages"), CSV, TSV or Parquet',
+        '"messages"), JSON, CSV, TSV or Parquet; or from a data set of the Hugging Face hub, '
+        "NAME[:CONFIGURATION[:SPLIT]], such as openai/gsm8k:main (default of SPLIT: train)",
     )
     add(
         "--prompt-column",
         default="prompt",
         metavar="NAME",
-        help="the column of --prompts and --evaluate that is the prompt (default: prompt)",
+        help="the column of --prompts and --evaluate that is the prompt; the rewards receive the other columns "
+        "(default: prompt)",
     )
     add(
         "--reward",
@@ -91,14 +97,18 @@ def _add_grpo(recipes: Any) -> None:
     add("--steps", type=int, required=True, metavar="N", help="train for N optimizer steps")
     add(
         "--evaluate",
-        type=Path,
         metavar="FILE",
-        help="evaluate on the prompts in FILE (default: the first 128 prompts of --prompts)",
+        help="evaluate on the prompts in FILE, in the formats of --prompts (default: the first 128 prompts of "
+        "--prompts)",
     )
+    add_lora_option(parser)
     add_run_options(
-        parser, evaluate_every=20, interval=f"optimizer steps; {ONLY_AT_ENDS}", settings="the GRPOConfig of TRL"
+        parser,
+        evaluate_every=20,
+        interval=f"optimizer steps; {ONLY_AT_ENDS}",
+        settings=f"the {recipe.upper()}Config of TRL",
     )
-    parser.set_defaults(run=_grpo)
+    parser.set_defaults(run=_train_policy_and_report, recipe=recipe)
 
 
 def _add_demo(recipes: Any) -> None:
@@ -133,22 +143,22 @@ def _add_demo(recipes: Any) -> None:
     parser.set_defaults(run=_demo)
 
 
-def _grpo(options: argparse.Namespace) -> int:
+def _train_policy_and_report(options: argparse.Namespace) -> int:
     with results_on_stdout():
-        finished = _train_grpo(options)
+        finished = _train_policy(options)
 
     from accelerate import PartialState
 
     if not PartialState().is_main_process:
         return 0
-    return report_run(options, title=f"GRPO: {options.output.name}", finished=finished)
+    return report_run(options, title=f"{options.recipe.upper()}: {options.output.name}", finished=finished)
 
 
-def _train_grpo(options: argparse.Namespace) -> bool:
+def _train_policy(options: argparse.Namespace) -> bool:
     """Validate the options, and train; return whether the run finished."""
     # Validate the input before importing libraries that take seconds to import.
     from kullback.budget.kl_budget import KLBudget
-    from kullback.integrations.model_directory import require_model_directory
+    from kullback.integrations.hub import find_model
     from kullback.train.prompts import read_prompts
     from kullback.train.rewards import find_reward
     from kullback.train.run_checks import require_packages
@@ -159,20 +169,23 @@ def _train_grpo(options: argparse.Namespace) -> bool:
         raise InputError("--unit: expected --budget as well, whose unit this is")
     budget = None if options.budget is None else KLBudget(options.budget, unit=options.unit or "token")
     require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
-    check_settings(options.set, "GRPOConfig")
-    require_model_directory(options.model)
+    check_settings(options.set, f"{options.recipe.upper()}Config")
+    lora = check_lora(options.lora)
+    model = find_model(options.model)
     column = options.prompt_column
     rows = read_prompts(options.prompts, column=column)
     evaluation_rows = read_prompts(options.evaluate, "--evaluate", column=column) if options.evaluate else []
     rewards = [find_reward(name) for name in options.reward]
     watched = [find_reward(name, "--watch") for name in options.watch]
 
+    import trl
+
     from kullback.train.grpo import GRPOPlan, train_grpo
     from kullback.train.trl_settings import parse_settings
 
     console = transformers_console(quiet=options.json)
     plan = GRPOPlan(
-        model=options.model,
+        model=model,
         rows=rows,
         rewards=rewards,
         watched=watched,
@@ -180,10 +193,12 @@ def _train_grpo(options: argparse.Namespace) -> bool:
         steps=options.steps,
         output=options.output,
         seed=options.seed,
-        settings=parse_settings(options.set),
+        settings=parse_settings(options.set, getattr(trl, f"{options.recipe.upper()}Config")),
         evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
         named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
+        algorithm=options.recipe,
+        lora=lora,
     )
     return train_grpo(plan, resume=options.resume, overwrite=options.overwrite, console=console)
 

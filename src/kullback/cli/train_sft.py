@@ -1,10 +1,9 @@
 """`kullback train sft`: supervised fine-tuning of a language model."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_run_options, check_run_options
+from kullback.cli.run_options import ONLY_AT_ENDS, add_lora_option, add_run_options, check_lora, check_run_options
 from kullback.cli.run_summary import report_run, results_on_stdout, transformers_console
 
 __all__ = ["add_sft"]
@@ -26,18 +25,18 @@ def add_sft(recipes: Any) -> None:
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
         required=True,
-        metavar="DIR",
-        help="start from the transformers model in DIR, which has weights in the safetensors format",
+        metavar="MODEL",
+        help="start from MODEL, a transformers directory with weights in the safetensors format, or a model of the "
+        "Hugging Face hub such as Qwen/Qwen3-0.6B",
     )
     add(
         "--data",
-        type=Path,
         required=True,
         metavar="FILE",
         help='read training examples from FILE, in JSON Lines (each line is an object with a "prompt" and a '
-        '"completion", with "messages", or with a "text"), CSV, TSV or Parquet',
+        '"completion", with "messages", or with a "text"), JSON, CSV, TSV or Parquet; or from a data set of the '
+        "Hugging Face hub, NAME[:CONFIGURATION[:SPLIT]], such as openai/gsm8k:main (default of SPLIT: train)",
     )
     add(
         "--prompt-column",
@@ -53,11 +52,11 @@ def add_sft(recipes: Any) -> None:
     )
     add(
         "--evaluate",
-        type=Path,
         metavar="FILE",
         help="evaluate on the held-out examples in FILE too, in the format of --data",
     )
     add("--steps", type=int, required=True, metavar="N", help="train for N optimizer steps")
+    add_lora_option(parser)
     add(
         "--max-examples",
         type=int,
@@ -85,7 +84,7 @@ def _sft(options: argparse.Namespace) -> int:
 def _train_sft(options: argparse.Namespace) -> bool:
     """Validate the options, and train; return whether the run finished."""
     # Validate the input before importing libraries that take seconds to import.
-    from kullback.integrations.model_directory import require_model_directory
+    from kullback.integrations.hub import find_model
     from kullback.train.prompts import read_examples
     from kullback.train.run_checks import require_at_least, require_packages
     from kullback.train.trl_fields import check_settings
@@ -94,7 +93,8 @@ def _train_sft(options: argparse.Namespace) -> bool:
     require_at_least("--max-examples", options.max_examples, 1)
     require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
     check_settings(options.set, "SFTConfig")
-    require_model_directory(options.model)
+    lora = check_lora(options.lora)
+    model = find_model(options.model)
     columns = {"prompt_column": options.prompt_column, "completion_column": options.completion_column}
     rows = read_examples(options.data, **columns)
     evaluation_rows = read_examples(options.evaluate, "--evaluate", **columns) if options.evaluate else []
@@ -106,7 +106,7 @@ def _train_sft(options: argparse.Namespace) -> bool:
 
     console = transformers_console(quiet=options.json)
     plan = SFTPlan(
-        model=options.model,
+        model=model,
         rows=rows,
         steps=options.steps,
         output=options.output,
@@ -115,6 +115,7 @@ def _train_sft(options: argparse.Namespace) -> bool:
         evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
         max_examples=options.max_examples,
-        named={"data": str(options.data)},
+        named={"data": options.data},
+        lora=lora,
     )
     return train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)

@@ -22,11 +22,11 @@ __all__ = ["check_finished", "check_order", "doctor_path", "find_runs"]
 Row = dict[str, Any]
 
 _TRL_KEYS = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
-_POLICIES = ("grpo", "ppo")
+_POLICIES = ("grpo", "rloo", "ppo")
 _OTHER_KINDS = ("sft", "vae", "bottleneck")  # runs without a KL between a policy and a reference
 _MAX_DEPTH = 3  # of a run below a directory of runs
 
-_NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "top_k", "top_p")
+_NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "repetition_penalty", "top_k", "top_p")
 _FLAGS = ("sync_ref_model", "use_bias_correction_kl", "use_vllm", "vllm_importance_sampling_correction")
 # Fields by which a file of settings of TRL is recognised.
 _SETTINGS = {
@@ -42,7 +42,7 @@ def doctor_path(path: Path) -> list[Finding]:
     """Check a run by its files.
 
     Args:
-        path: A run directory of `kullback train grpo` or `kullback train ppo`; a directory with checkpoints of TRL,
+        path: A run directory of `kullback train grpo`, `rloo` or `ppo`; a directory with checkpoints of TRL,
             or one such checkpoint; or a JSON or YAML file of TRL's settings.
 
     Returns:
@@ -153,7 +153,7 @@ def _check_file(path: Path) -> list[Finding]:
     if not is_config and not _SETTINGS & content.keys():
         raise InputError(
             f"{path}: expected settings of TRL such as beta or learning_rate, or the config.json of a run of kullback "
-            f"train grpo or ppo; got {_keys_as_text(content)}"
+            f"train grpo, rloo or ppo; got {_keys_as_text(content)}"
         )
     return _check_settings(path, content)
 
@@ -172,7 +172,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
         got = f"kind {kind!r}" if kind is not None else _keys_as_text(config) if isinstance(config, dict) else config
         is_model = isinstance(config, dict) and bool({"model_type", "architectures"} & config.keys())
         raise InputError(
-            f"{run.path}: expected a run of kullback train grpo or ppo, got a config.json of another kind: "
+            f"{run.path}: expected a run of kullback train grpo, rloo or ppo, got a config.json of another kind: "
             f"{'the configuration of a model; pass the run directory' if is_model else got}"
         )
     metrics, evaluations = run.metrics(), run.evaluations()
@@ -195,7 +195,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
 def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: list[Row]) -> list[Finding]:
     """Check the KL, the budget and the rewards of a run, whose rows are in the order of the steps."""
     # PPO measures the KL after the epochs on a rollout, so its first row is of a changed policy.
-    findings = check_logged_kl(metrics, evaluations, first_is_reference=config["kind"] == "grpo")
+    findings = check_logged_kl(metrics, evaluations, first_is_reference=config["kind"] != "ppo")
     findings = [
         _attribute_to_dropout(finding, config) if finding.name == "kl-at-start" else finding for finding in findings
     ]

@@ -118,23 +118,48 @@ def check_reference_sync(settings: Mapping[str, Any]) -> list[Finding]:
     return [Finding("reference-moved", "warning", cause, "set sync_ref_model=False", evidence)]
 
 
+# The settings of sampling that change the distribution, and the values that leave it as it is, beside None.
+UNFILTERED: Mapping[str, tuple[Any, ...]] = {
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "sequence_bias": ({}, []),
+}
+
+
 def check_filter_settings(settings: Mapping[str, Any]) -> list[Finding]:
     """Check that completions are sampled from the unfiltered distribution.
 
-    Criterion: top_p is 1, top_k is 0 or -1, and min_p is 0, where they are set.
+    Criterion: top_p is 1, top_k is 0 or -1, min_p is 0, repetition_penalty is 1, and the other settings of sampling in
+    `UNFILTERED` leave the distribution as it is, where they are set.
 
     Returns:
         `sampling-filter` (warning), or nothing.
     """
-    unfiltered = {"top_p": (None, 1, 1.0), "top_k": (None, 0, -1), "min_p": (None, 0, 0.0)}
-    filters = {key: settings[key] for key, values in unfiltered.items() if settings.get(key) not in values}
+    filters = {
+        key: settings[key]
+        for key, values in UNFILTERED.items()
+        if settings.get(key) is not None and settings[key] not in values
+    }
     if not filters:
         return []
     cause = (
         "completions are sampled from a filtered distribution, but every KL and probability ratio is of the "
         "unfiltered distribution"
     )
-    remedy = "train with top_p=1, top_k=0 and without min_p; a temperature excludes no token"
+    remedy = (
+        "train with top_p=1, top_k=0, repetition_penalty=1 and without min_p, and remove such defaults from "
+        "model.generation_config; a temperature excludes no token"
+    )
     return [Finding("sampling-filter", "warning", cause, remedy, filters)]
 
 

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import CheckedModels, preserve_training_state
 from kullback.doctor.models import doctor
-from kullback.doctor.settings import check_settings
+from kullback.doctor.settings import UNFILTERED, check_settings
 from kullback.doctor.weights import check_optimizer_parameters
 
 __all__ = ["doctor_batch", "doctor_trainer"]
 
 
-def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
-    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on one batch that it generates.
+def doctor_trainer(
+    trainer: GRPOTrainer | RLOOTrainer, rows: Sequence[Mapping[str, Any]] | None = None
+) -> list[Finding]:
+    """Check a `GRPOTrainer`, an `RLOOTrainer`, or one with a budget, on one batch that it generates.
 
     Runs `kullback.doctor` on the trainer's models, batch, optimizer and KL term, and `check_settings` on its
     settings. The metrics, modes, weights and random numbers of the trainer are restored, and the order of its prompts
@@ -63,10 +65,10 @@ def doctor_trainer(trainer: GRPOTrainer, rows: Sequence[Mapping[str, Any]] | Non
         return doctor_batch(grpo, inputs)
 
 
-def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Finding]:
-    """Check a `GRPOTrainer` or a `BudgetGRPOTrainer` on a batch that it has generated and scored.
+def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) -> list[Finding]:
+    """Check a `GRPOTrainer`, an `RLOOTrainer`, or one with a budget, on a batch that it has generated and scored.
 
-    These are the checks of `doctor_trainer`. `BudgetGRPOTrainer` runs them on its first batch.
+    These are the checks of `doctor_trainer`. `BudgetGRPOTrainer` and `BudgetRLOOTrainer` run them on their first batch.
 
     Args:
         trainer: The trainer.
@@ -112,13 +114,14 @@ def doctor_batch(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> list[Findin
             temperature=grpo.temperature,
             autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
             optimizer=None if is_copied else optimizer,
-            penalty=_kl_term(grpo, inputs) if grpo.beta != 0 else None,
+            # RLOOTrainer has its KL in the rewards, and its loss has no KL term.
+            penalty=_kl_term(grpo, inputs) if grpo.beta != 0 and isinstance(grpo, GRPOTrainer) else None,
             at_start=grpo.state.global_step == 0 and not getattr(controller, "has_trained", False),
             as_reference=models.as_reference,
             head_logits=None if controller is None else controller.head_logits,
         )
     names = {finding.name for finding in findings}
-    settings = {**vars(grpo.args), "beta": grpo.beta}
+    settings = {**_generation_defaults(grpo), **_set_values(grpo.args), "beta": grpo.beta}
     return findings + [finding for finding in check_settings(settings) if finding.name not in names]
 
 
@@ -131,6 +134,18 @@ def _checked_models(trainer: Any) -> AbstractContextManager[CheckedModels]:
         for model in (trainer.model, trainer.ref_model)
     )
     return nullcontext(CheckedModels(policy, reference, None, policy))
+
+
+def _generation_defaults(trainer: Any) -> dict[str, Any]:
+    """The settings of sampling that `generate` takes from the model where TRL passes none; vLLM does not."""
+    if trainer.args.use_vllm:
+        return {}
+    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "generation_config", None)
+    return {key: getattr(config, key, None) for key in UNFILTERED}
+
+
+def _set_values(args: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(args).items() if value is not None}
 
 
 def _kl_term(trainer: Any, inputs: Mapping[str, Any]) -> Any:

@@ -13,21 +13,25 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 _CAUSAL = ("CausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def require_model_directory(directory: Path) -> None:
+def require_model_directory(directory: Path, name: str = "") -> None:
     """Check that a directory contains a causal language model in safetensors and a tokenizer, without loading them.
 
     Args:
         directory: A local directory in the format of `save_pretrained`.
+        name: The name of the model in messages; empty: the directory.
 
     Raises:
         InputError: The directory does not exist, is an adapter, or has no config.json of a causal language model, no
             intact safetensors or no tokenizer. Pickles are not accepted.
     """
-    option = f"--model {directory}"
+    option = f"--model {name or directory}"
     if directory.is_file():
         raise InputError(f"{option}: expected a directory in the format of save_pretrained, got a file")
     if not directory.is_dir():
-        raise InputError(f"{option}: no such directory; expected a local transformers directory")
+        raise InputError(
+            f"{option}: no such directory; expected a local transformers directory, or a "
+            "model of the Hugging Face hub such as Qwen/Qwen3-0.6B"
+        )
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
         raise InputError(_about_adapter(directory, _read_json(directory / "adapter_config.json", option)))
     if not (directory / "config.json").is_file():

@@ -35,6 +35,7 @@ __all__ = [
     "completion_log_prob",
     "decoder_of",
     "decoder_output",
+    "end_tokens",
     "head_of",
     "last_hidden",
     "load_model",
@@ -381,11 +382,29 @@ def completion_entropy(head: AnyHead, hidden: Tensor, mask: Tensor, *, temperatu
     return torch.where(mask.bool(), math.log(size) - kl, 0.0)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion in TRL too.
+
+    Args:
+        model: A causal language model.
+        tokenizer: The tokenizer of the model.
+
+    Returns:
+        The tokenizer's end of sequence and the ends in the model's generation configuration, such as the end of a turn.
+    """
+    declared = model.generation_config.eos_token_id
+    declared = [] if declared is None else declared if isinstance(declared, list) else [declared]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *declared]))
+
+
 @torch.no_grad()
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float
 ) -> Completions:
-    """Sample one completion of each prompt from the full distribution, without top-p or top-k.
+    """Sample one completion of each prompt from the full distribution of the model.
+
+    The defaults of the model's generation configuration (a repetition penalty, top-p, min-p, ...) are not applied. A
+    completion ends with one of `end_tokens`.
 
     Args:
         model: A causal language model. Its training or evaluation mode is not changed.
@@ -409,13 +428,19 @@ def sample(
         top_k=0,
         top_p=1.0,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=(ends := end_tokens(model, tokenizer)),
         bos_token_id=tokenizer.bos_token_id,
     )
-    ids = model.generate(input_ids=encoded["input_ids"], attention_mask=attention, generation_config=config)
+    defaults = model.generation_config
+    model.generation_config = GenerationConfig()  # `generate` takes every setting from it that `config` lacks
+    try:
+        ids = model.generate(input_ids=encoded["input_ids"], attention_mask=attention, generation_config=config)
+    finally:
+        model.generation_config = defaults
     completion_ids = ids[:, attention.shape[1] :]
-    ends = (completion_ids == tokenizer.eos_token_id).cumsum(dim=1)
-    mask = (ends == 0) | ((ends == 1) & (completion_ids == tokenizer.eos_token_id))
+    is_end = torch.isin(completion_ids, torch.tensor(ends, device=ids.device))
+    count = is_end.cumsum(dim=1)
+    mask = (count == 0) | ((count == 1) & is_end)
     return Completions(ids, torch.cat([attention, mask.to(attention.dtype)], dim=1), mask)
 
 

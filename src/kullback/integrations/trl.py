@@ -1,4 +1,4 @@
-"""GRPO by TRL, with the KL of the policy held at a budget."""
+"""GRPO and RLOO by TRL, with the KL of the policy held at a budget."""
 
 import copy
 import functools
@@ -16,9 +16,9 @@ from kullback.errors import BudgetError, MissingDependencyError
 try:
     import torch
     from accelerate.utils import broadcast_object_list, gather_object
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import ExportableState
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
     from trl.trainer.utils import create_model_from_path
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "trl", "accelerate"):
@@ -50,6 +50,7 @@ from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_f
 from kullback.integrations.policy_weights import PolicyWeights, WholeWeights
 from kullback.integrations.transformers import (
     AnyHead,
+    Completions,
     completion_entropy,
     completion_kl,
     completion_log_prob,
@@ -65,7 +66,7 @@ from kullback.result import Estimate
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
-__all__ = ["BudgetGRPOTrainer"]
+__all__ = ["BudgetGRPOTrainer", "BudgetRLOOTrainer"]
 
 _FORMER_CALLBACK = "_BudgetHolder"  # the key of the state in checkpoints that were saved before the class was renamed
 _LARGEST_KL_AT_START = 1e-4  # nats; equal weights give exactly 0
@@ -78,74 +79,28 @@ _TOLERATED_FINDINGS = ("dropout", "padding-moves-positions")
 _logger = logging.getLogger(__name__)
 
 
-class BudgetGRPOTrainer(GRPOTrainer):
-    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+class BudgetTrainer(Trainer):
+    """The methods that hold KL(policy || reference) at a budget in a trainer of TRL, which is the second base class.
 
-    Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
-    the gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
-    whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
-    after every step, the learning rate of the next step and the displacement of the weights from the reference.
-
-    The reference is the model as it is passed, with its weights in memory. For a PEFT model of any kind, it is the same
-    model with the initial values of all trainable weights, so that no second model is in memory; for other models, the
-    trainable weights are copied. All trainable weights are measured and scaled.
-
-    The KL is measured in evaluation mode. If training mode changes the hidden states (dropout), this takes another
-    forward and backward pass for each batch; `disable_dropout=True` avoids it. The effect of a step on the KL is
-    measured in float32, also under autocast and for weights in bfloat16, whose rounding would hide it. For trainable
-    weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
-    rounding accumulate.
-
-    Six methods of the base class are wrapped: the constructor, `create_optimizer`, `create_scheduler`, `compute_loss`,
-    `_load_from_checkpoint` and `_load_optimizer_and_scheduler`. The controller's state and the completions that later
-    steps use are saved in the checkpoints, so that a resumed run equals an uninterrupted run.
-
-    Args:
-        model: As for `GRPOTrainer`.
-        reward_funcs: As for `GRPOTrainer`.
-        args: A `GRPOConfig` whose `beta` (the coefficient of TRL's own penalty) is 0 or not set.
-        budget: The controller. None: the KL is measured but not controlled. A `KLBudget` sets beta and acts on the
-            weights; other controllers set only beta, once per step, from the KL per token.
-        ref_model: A reference model or its path, if it is not `model` itself. Its weights must have the names and
-            shapes of the policy's trainable weights, or it must compute what `model` computes when it is passed.
-        preflight: Whether the checks of `kullback.doctor` that need one batch run before the first step. An error is
-            raised as BudgetError; a warning is logged.
-        resume_budget: What happens when training resumes from a checkpoint whose budget differs from `budget`:
-            "refuse" raises BudgetError, "given" continues with `budget` and with the measurements of the checkpoint,
-            "saved" continues with the budget of the checkpoint. Budgets in different units are always refused.
-        **kwargs: As for `GRPOTrainer`.
-
-    Raises:
-        BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
-            weights are sharded by FSDP1, or by FSDP2 or DeepSpeed in float16, DeepSpeed changes weights outside of a
-            step, the model takes images, or the adapter consists of prompts. Also raised by `train()`, for the findings
-            of `preflight` and for a budget that differs from the checkpoint's.
-
-    Example:
-        >>> import tempfile
-        >>> from datasets import Dataset
-        >>> from transformers.trainer_callback import PrinterCallback
-        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
-        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
-        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     tokenizer = make_tokenizer()
-        ...     make_model(tokenizer).save_pretrained(directory)
-        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
-        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
-        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
-        ...     trainer = BudgetGRPOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
-        ...     trainer.remove_callback(PrinterCallback)
-        ...     _ = trainer.train()
-        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
-        (1, 0.1, 'held')
+    They are described by `BudgetGRPOTrainer` and `BudgetRLOOTrainer`.
     """
+
+    config_class: type[Any]
+    is_loss_divided: bool
+    """Whether TRL divides its loss by the number of accumulated micro-batches; otherwise transformers does so."""
+
+    # Attributes of both trainers of TRL.
+    temperature: float
+    num_iterations: int
+    _step: int
+    _is_vlm: bool
+    _metrics: dict[str, Any]
 
     def __init__(
         self,
         model: Any,
         reward_funcs: Any = None,
-        args: GRPOConfig | None = None,
+        args: Any = None,
         *,
         budget: Controller | None,
         ref_model: Any = None,
@@ -153,21 +108,25 @@ class BudgetGRPOTrainer(GRPOTrainer):
         resume_budget: Literal["refuse", "given", "saved"] = "refuse",
         **kwargs: Any,
     ) -> None:
-        args = copy.copy(args) if args is not None else GRPOConfig("budget-grpo", beta=0.0)
+        config = self.config_class.__name__
+        args = copy.copy(args) if args is not None else self.config_class(type(self).__name__, beta=0.0)
         if args.beta != 0:
+            default = ", which is its default" if args.beta == self.config_class.beta else ""
             raise BudgetError(
-                f"expected GRPOConfig.beta = 0, got {args.beta}: the budget sets the coefficient of the KL penalty"
+                f"expected {config}.beta = 0, got {args.beta}{default}: the budget sets the coefficient of the KL "
+                "penalty; pass beta=0.0"
             )
         if args.sync_ref_model:
-            raise BudgetError("expected GRPOConfig.sync_ref_model = False: a budget needs a reference that is fixed")
-        if FusedCausalLMOutput is None and args.use_liger_kernel:
+            raise BudgetError(f"expected {config}.sync_ref_model = False: a budget needs a reference that is fixed")
+        if resume_budget not in ("refuse", "given", "saved"):
+            raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
+        if FusedCausalLMOutput is None and getattr(args, "use_liger_kernel", False):
             raise BudgetError(
                 "expected use_liger_kernel=False with TRL 1.14, whose loss then multiplies the hidden states by the "
                 "head's weight and omits other layers and scales of the head; install trl>=1.15 or set it to False"
             )
-        if resume_budget not in ("refuse", "given", "saved"):
-            raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
-        super().__init__(model, reward_funcs, args, **kwargs)
+        trainer: Any = super()
+        trainer.__init__(model, reward_funcs, args, **kwargs)
         if self._is_vlm or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise BudgetError(
                 "expected a text model whose weights are whole on each process, sharded by FSDP2, or partitioned by "
@@ -242,7 +201,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         # The weights of the reference must not be exchanged between the forward and the backward pass of the policy.
         ref_hidden = controller.ref_hidden(inputs) if policy.training else None
         with recorded_hidden(policy) as states:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if ref_hidden is not None:
             hidden = controller.evaluation_hidden(inputs, states[0])
             scored = controller.score(inputs, hidden, ref_hidden)
@@ -252,6 +211,127 @@ class BudgetGRPOTrainer(GRPOTrainer):
             if self.accelerator.sync_gradients:
                 controller.before_last_backward()
         return loss
+
+
+class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
+    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+
+    Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
+    the gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
+    whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
+    after every step, the learning rate of the next step and the displacement of the weights from the reference.
+
+    The reference is the model as it is passed, with its weights in memory. For a PEFT model of any kind, it is the same
+    model with the initial values of all trainable weights, so that no second model is in memory; for other models, the
+    trainable weights are copied. All trainable weights are measured and scaled.
+
+    The KL is measured in evaluation mode. If training mode changes the hidden states (dropout), this takes another
+    forward and backward pass for each batch; `disable_dropout=True` avoids it. The effect of a step on the KL is
+    measured in float32, also under autocast and for weights in bfloat16, whose rounding would hide it. For trainable
+    weights in bfloat16 or float16, the optimizer acts on float32 copies, so that steps and scalings smaller than a
+    rounding accumulate.
+
+    Six methods of the base class are wrapped: the constructor, `create_optimizer`, `create_scheduler`, `compute_loss`,
+    `_load_from_checkpoint` and `_load_optimizer_and_scheduler`. The controller's state and the completions that later
+    steps use are saved in the checkpoints, so that a resumed run equals an uninterrupted run.
+
+    Args:
+        model: As for `GRPOTrainer`.
+        reward_funcs: As for `GRPOTrainer`.
+        args: A `GRPOConfig` whose `beta` (the coefficient of TRL's own penalty) is 0 or not set.
+        budget: The controller. None: the KL is measured but not controlled. A `KLBudget` sets beta and acts on the
+            weights; other controllers set only beta, once per step, from the KL per token.
+        ref_model: A reference model or its path, if it is not `model` itself. Its weights must have the names and
+            shapes of the policy's trainable weights, or it must compute what `model` computes when it is passed.
+        preflight: Whether the checks of `kullback.doctor` that need one batch run before the first step. An error is
+            raised as BudgetError; a warning is logged.
+        resume_budget: What happens when training resumes from a checkpoint whose budget differs from `budget`:
+            "refuse" raises BudgetError, "given" continues with `budget` and with the measurements of the checkpoint,
+            "saved" continues with the budget of the checkpoint. Budgets in different units are always refused.
+        **kwargs: As for `GRPOTrainer`.
+
+    Raises:
+        BudgetError: The budget could not be held in this set-up: TRL's own penalty is on, the reference is updated, the
+            weights are sharded by FSDP1, or by FSDP2 or DeepSpeed in float16, DeepSpeed changes weights outside of a
+            step, the model takes images, or the adapter consists of prompts. Also raised by `train()`, for the findings
+            of `preflight` and for a budget that differs from the checkpoint's.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = GRPOConfig(directory, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = BudgetGRPOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
+        (1, 0.1, 'held')
+    """
+
+    config_class = GRPOConfig
+    is_loss_divided = True
+
+
+class BudgetRLOOTrainer(BudgetTrainer, RLOOTrainer):
+    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+
+    The loss is TRL's REINFORCE loss with the leave-one-out baseline plus beta times the exact KL. TRL's own penalty,
+    which subtracts a sampled KL from the rewards, is off. `BudgetGRPOTrainer` describes how the KL is measured
+    and controlled, the reference, and the checks before the first step.
+
+    Args:
+        model: As for `RLOOTrainer`.
+        reward_funcs: As for `RLOOTrainer`.
+        args: An `RLOOConfig` with `beta=0.0`, which must be set, because its default is 0.05; or None.
+        budget: The controller, as for `BudgetGRPOTrainer`.
+        ref_model: The reference, as for `BudgetGRPOTrainer`.
+        preflight: Whether the first batch is checked, as for `BudgetGRPOTrainer`.
+        resume_budget: "refuse", "given" or "saved", as for `BudgetGRPOTrainer`.
+        **kwargs: As for `RLOOTrainer`.
+
+    Raises:
+        BudgetError: As for `BudgetGRPOTrainer`.
+
+    References:
+        Ahmadian et al. (2024), "Back to Basics: Revisiting REINFORCE-Style Optimization for Learning from Human
+        Feedback in LLMs".
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import exact_match, make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4}
+        >>> settings |= {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     tokenizer = make_tokenizer()
+        ...     make_model(tokenizer).save_pretrained(directory)
+        ...     args = RLOOConfig(directory, beta=0.0, use_cpu=True, bf16=False, report_to="none", **settings)
+        ...     data = Dataset.from_list(prompt_rows(2, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = BudgetRLOOTrainer(directory, exact_match, args, budget=KLBudget(0.05), **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, round(trainer.budget.beta, 3), trainer.budget.status
+        (1, 0.1, 'held')
+    """
+
+    config_class = RLOOConfig
+    is_loss_divided = False
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """Add the number of tokens of the completions of all processes, which TRL adds for GRPO only."""
+        batch = super()._generate_and_score_completions(inputs)
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()  # type: ignore
+        return batch
 
 
 def _reference_model(policy: Any, given: Any) -> Any:
@@ -331,7 +411,7 @@ def _add_exact_head(model: Any, head_of_policy: Callable[[], AnyHead], temperatu
 class _BudgetCallback(TrainerCallback, ExportableState):
     """Measures the KL of each step, updates the controller, and applies its outputs to the optimizer and weights."""
 
-    def __init__(self, trainer: BudgetGRPOTrainer) -> None:
+    def __init__(self, trainer: BudgetTrainer) -> None:
         self.trainer = trainer
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         self.model, self.policy = model, base_model(model)
@@ -454,6 +534,11 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         with self._autocast():
             return self.weights.ref_hidden(ids, attention)[:, -mask.shape[1] - 1 :]
 
+    def reference_states(self, completions: Completions) -> tuple[AnyHead, Tensor]:
+        """Return the output head of the reference and its last hidden states on completions, without autocast."""
+        hidden = self.weights.ref_hidden(completions.ids, completions.attention)
+        return self.weights.ref_head(), hidden[:, -completions.mask.shape[1] - 1 :]
+
     def score(self, inputs: Mapping[str, Any], hidden: Tensor, ref_hidden: Tensor) -> HeldOutCompletions:
         """Return the KL at every completion token of a batch, given the hidden states of policy and reference on it."""
         ids, attention, mask = _completions(inputs)
@@ -474,7 +559,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def penalty(self, inputs: Mapping[str, Any], scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
         """Return this process's share of the mean KL over the global batch, in the budget's unit."""
         trainer: Any = self.trainer
-        steps = trainer.current_gradient_accumulation_steps
+        steps = trainer.current_gradient_accumulation_steps if trainer.is_loss_divided else 1
         if trainer.unit == "sequence":
             total = scored.kl.sum() + self._score_function_term(scored, hidden)
             return total / (len(scored) * self._share_of_counted_sequences(scored) * steps)
@@ -574,9 +659,10 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         if not all(gather_object([bool(_completions(inputs)[2].any())])):
             return  # the next batch is checked
         self.needs_preflight = False
+        trainer: Any = self.trainer
         found = [
             finding
-            for finding in doctor_batch(self.trainer, self.weights.checked_batch(inputs))
+            for finding in doctor_batch(trainer, self.weights.checked_batch(inputs))
             if not (finding.name == "wrong-reference" and self._is_continued_from_reference)
         ]
         for finding in found:

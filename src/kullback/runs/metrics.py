@@ -388,9 +388,9 @@ _FORMER_BUDGET_VALUES = {
 _SECTIONS = {
     "grpo": (
         "Language-model policies",
-        "`kullback train grpo` writes a row of `metrics.jsonl` for each optimizer step, measured on the samples of "
-        "that step, and a row of `evaluations.jsonl` for each evaluation on a fixed set of prompts; step 0 is the "
-        "reference.\n\n"
+        "`kullback train grpo` and `kullback train rloo` write a row of `metrics.jsonl` for each optimizer step, "
+        "measured on the samples of that step, and a row of `evaluations.jsonl` for each evaluation on a fixed set of "
+        "prompts; step 0 is the reference.\n\n"
         "A completion y of |y| tokens (the end-of-sequence token counts; padding and tool tokens do not) is sampled "
         "from the policy pi for a prompt x. KL_t = sum_v pi(v | x, y_<t) log( pi(v | x, y_<t) / ref(v | x, y_<t) ), "
         "over the vocabulary v, is the exact KL(pi || ref) of the next token at position t and at the sampling "

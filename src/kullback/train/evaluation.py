@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,16 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerState
 
-from kullback.integrations.transformers import completion_entropy, completion_kl, head_of, last_hidden, sample
+from kullback.integrations.transformers import (
+    AnyHead,
+    Completions,
+    completion_entropy,
+    completion_kl,
+    end_tokens,
+    head_of,
+    last_hidden,
+    sample,
+)
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 from kullback.train.rewards import Reward
@@ -59,7 +68,8 @@ class Evaluation:
 
         Args:
             policy: The language model that is evaluated. It is put into evaluation mode for the measurement.
-            reference: The reference language model.
+            reference: The reference language model; or a function that returns the output head and the last hidden
+                states of the reference on completions, for a reference that is the policy with other weights.
             step: The optimizer step, which is stored in the row.
 
         Returns:
@@ -91,13 +101,13 @@ class Evaluation:
             policy, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=self.temperature
         )
         head, hidden = head_of(policy), last_hidden(policy, completions.ids, completions.attention)
-        ref_head, ref_hidden = head_of(reference), last_hidden(reference, completions.ids, completions.attention)
+        ref_head, ref_hidden = _reference_states(reference, completions)
         kl = completion_kl(head, hidden, ref_head, ref_hidden, completions.mask, temperature=self.temperature)
         entropy = completion_entropy(head, hidden, completions.mask, temperature=self.temperature)
         completion_ids = completions.ids[:, -completions.mask.shape[1] :]
         ids = [row[mask].tolist() for row, mask in zip(completion_ids, completions.mask, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        rewards = self._rewards(rows, prompts, texts, ids)
+        rewards, ends = self._rewards(rows, prompts, texts, ids), end_tokens(policy, self.tokenizer)
         return [
             {
                 "index": index,
@@ -109,7 +119,7 @@ class Evaluation:
                 "entropy": float(entropy[i].sum()),
                 "length": len(ids[i]),
                 "repetition": _repetition(ids[i]),
-                "truncated": float(ids[i][-1] != self.tokenizer.eos_token_id),
+                "truncated": float(ids[i][-1] not in ends),
             }
             for i, index in enumerate(indices)
         ]
@@ -145,6 +155,16 @@ class Evaluation:
             "completion_length": _mean(lengths),
             "truncated": _mean([r["truncated"] for r in results]),
         }
+
+
+def _reference_states(
+    reference: torch.nn.Module | Callable[[Completions], tuple[AnyHead, torch.Tensor]], completions: Completions
+) -> tuple[AnyHead, torch.Tensor]:
+    """The output head and the last hidden states of the reference on completions."""
+    if not isinstance(reference, torch.nn.Module):
+        return reference(completions)
+    model: Any = reference
+    return head_of(model), last_hidden(model, completions.ids, completions.attention)
 
 
 def _call(reward: Reward, arguments: Mapping[str, Any]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Training of a language-model policy by GRPO with a KL budget."""
+"""Training of a language-model policy by GRPO or RLOO with a KL budget."""
 
 import math
 import sys
@@ -6,26 +6,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig
+from trl import GRPOConfig, RLOOConfig
 
 from kullback.budget.controllers import Controller, controller_config
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
-from kullback.integrations.trl import BudgetGRPOTrainer
-from kullback.runs.finite import require_finite_weights
+from kullback.integrations.trl import BudgetGRPOTrainer, BudgetRLOOTrainer, BudgetTrainer
+from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
+from kullback.train.lora import described_model, make_lora_config, save_model
 from kullback.train.prompt_checks import positions_of, require_prompts_fit
 from kullback.train.rewards import Reward, reward_name, with_output_check
 from kullback.train.run_checks import require_at_least, require_seed
@@ -41,6 +42,11 @@ from kullback.train.trl_settings import make_config
 __all__ = ["GRPOPlan", "train_grpo"]
 
 Row = dict[str, Any]
+
+_TRAINERS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "grpo": (GRPOConfig, BudgetGRPOTrainer),
+    "rloo": (RLOOConfig, BudgetRLOOTrainer),
+}
 
 # TRL's key of each metric, and the key in metrics.jsonl.
 _FROM_TRL = {
@@ -69,10 +75,11 @@ _MAX_WITHOUT_REWARDS = 3  # generations in succession
 
 @dataclass(frozen=True)
 class GRPOPlan:
-    """The configuration of a GRPO run.
+    """The configuration of a GRPO or RLOO run.
 
     Args:
-        model: A local transformers directory. The policy starts from this model, and it is the reference.
+        model: A transformers directory, which may be a snapshot in the cache of the Hugging Face hub. The policy starts
+            from this model, and it is the reference.
         rows: The training prompts. Each row has a "prompt" and the columns that the rewards take.
         rewards: Reward functions in TRL's format, whose sum, with the setting `reward_weights`, is maximised.
         budget: The controller of KL(policy || reference), for example a `KLBudget`; other controllers act on nats per
@@ -81,10 +88,12 @@ class GRPOPlan:
         output: The run directory.
         watched: Reward functions that are logged and not optimised.
         seed: The seed of all random numbers.
-        settings: Further fields of TRL's GRPOConfig.
+        settings: Further fields of TRL's GRPOConfig or RLOOConfig.
         evaluation_rows: The prompts of the evaluations. If there are none, the first 128 of `rows` are used.
         evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
         named: Further entries of config.json, such as the files that the prompts and rewards came from.
+        lora: The fields of PEFT's LoraConfig for an adapter that is trained; None trains all weights.
+        algorithm: "grpo" (advantages relative to the group) or "rloo" (REINFORCE with the leave-one-out baseline).
 
     Example:
         >>> from kullback.train.demo.addition_task import exact_match, prompt_rows
@@ -106,6 +115,8 @@ class GRPOPlan:
     evaluation_rows: Sequence[Row] = ()
     evaluate_every: int = 20
     named: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    lora: Mapping[str, Any] | None = None
 
     def config(self) -> Row:
         """The contents of config.json.
@@ -115,8 +126,9 @@ class GRPOPlan:
         """
         names = [reward_name(reward) for reward in (*self.rewards, *self.watched)]
         return {
-            "kind": "grpo",
-            "model": str(self.model),
+            "kind": self.algorithm,
+            **described_model(self.model),
+            "lora": None if self.lora is None else dict(self.lora),
             "budget": None if self.budget is None else controller_config(self.budget, unit=self.unit),
             "rewards": names[: len(self.rewards)],
             "watched": names[len(self.rewards) :],
@@ -153,7 +165,7 @@ class GRPOPlan:
 def train_grpo(
     plan: GRPOPlan, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> bool:
-    """Train a policy by GRPO, and write a run directory.
+    """Train a policy by the algorithm of the plan, GRPO or RLOO, and write a run directory.
 
     The reference is evaluated before anything is written, so that invalid inputs and failing rewards leave no files.
 
@@ -199,8 +211,9 @@ def train_grpo(
 def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | None) -> bool:
     """Train in a run directory that is locked; see `train_grpo`."""
     rewards = [with_output_check(reward) for reward in (*plan.rewards, *plan.watched)]
+    config_class, trainer_class = _TRAINERS[plan.algorithm]
     args = make_config(
-        GRPOConfig,
+        config_class,
         plan.settings,
         output_dir=str(run.checkpoints),
         max_steps=plan.steps,
@@ -235,28 +248,32 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
     with library_errors("--prompts"):  # Arrow refuses nested values of several types, and integers of many digits
         dataset = Dataset.from_list([dict(row) for row in plan.rows])
     # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
-    with library_errors(BudgetGRPOTrainer.__name__):
-        trainer = BudgetGRPOTrainer(
+    with library_errors(trainer_class.__name__):
+        trainer = trainer_class(
             policy,
             list(rewards),
             args,
             budget=plan.budget,
             train_dataset=dataset,
             processing_class=tokenizer,
+            peft_config=None if plan.lora is None else make_lora_config(plan.lora, policy),
         )
+    controller = trainer._controller
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
             "expected whole weights on each process, got FSDP or DeepSpeed, whose sharded policy this command cannot "
-            "evaluate; use plain data parallelism, or kullback.integrations.trl.BudgetGRPOTrainer in a script"
+            f"evaluate; use plain data parallelism, or kullback.integrations.trl.{trainer_class.__name__} in a script"
         )
     if checkpoint is None:
         # The reference is evaluated before anything is written, so that a failing reward leaves no files.
-        before, samples = evaluation.measure(policy, policy, step=0)
+        before, samples = evaluation.measure(controller.policy, controller.reference_states, step=0)
         if main:
             run.create(
                 {
                     **plan.config(),
-                    "versions": versions("torch", "transformers", "trl", "accelerate"),
+                    "versions": versions(
+                        "torch", "transformers", "trl", "accelerate", *(["peft"] if plan.lora else [])
+                    ),
                     "learning_rate": args.learning_rate,
                 }
             )
@@ -267,12 +284,11 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         run.remove_rows_after(first_step)
     args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
     if checkpoint is not None and first_step >= plan.steps:  # all steps were taken, but no model was saved
-        trained: Any = load_model(checkpoint)
-        trained.to(args.device)
-        row, samples = evaluation.measure(trained, policy, step=first_step)
+        trainer._load_from_checkpoint(str(checkpoint))
+        row, samples = evaluation.measure(controller.policy, controller.reference_states, step=first_step)
         if main:
             run.add_evaluation_once(row)
-            _save(run, first_step, samples, trained, tokenizer)
+            _save(run, first_step, samples, trainer, tokenizer, plan.model)
         args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
         return True
 
@@ -301,19 +317,19 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure()
         return False
-    samples = evaluate.measure()
+    with finite_outputs(lambda: trainer.state.global_step):
+        samples = evaluate.measure()
     if main:
-        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-        _save(run, trainer.state.global_step, samples, unwrapped, tokenizer)
+        _save(run, trainer.state.global_step, samples, trainer, tokenizer, plan.model)
     trainer.accelerator.wait_for_everyone()
     return True
 
 
-def _save(run: RunDirectory, step: int, samples: list[Row], policy: Any, tokenizer: Any) -> None:
-    """Store the completions after training, and the trained policy with its tokenizer."""
+def _save(run: RunDirectory, step: int, samples: list[Row], trainer: Any, tokenizer: Any, base: Path) -> None:
+    """Store the completions after training, and the trained policy or its adapter, with the tokenizer."""
 
     def write(directory: Path) -> None:
-        policy.save_pretrained(directory)
+        save_model(trainer.accelerator.unwrap_model(trainer.model), base, directory)
         tokenizer.save_pretrained(directory)
 
     run.set_samples("after", samples)
@@ -351,7 +367,7 @@ class _StopWithoutRewards(TrainerCallback):
 class _EvaluateRegularly(TrainerCallback):
     """Evaluates the policy at regular steps, stores the row, and updates the budget with the measured KL."""
 
-    def __init__(self, trainer: BudgetGRPOTrainer, evaluation: Evaluation, run: RunDirectory, plan: GRPOPlan) -> None:
+    def __init__(self, trainer: BudgetTrainer, evaluation: Evaluation, run: RunDirectory, plan: GRPOPlan) -> None:
         self.trainer, self.evaluation, self.run, self.every = trainer, evaluation, run, plan.evaluate_every
         self.latest: tuple[int, list[Row]] = (-1, [])
 
@@ -359,10 +375,8 @@ class _EvaluateRegularly(TrainerCallback):
         """Evaluate the policy unless this step has been evaluated, and return the sampled completions."""
         step = self.trainer.state.global_step
         if self.latest[0] != step:
-            unwrap = self.trainer.accelerator.unwrap_model
-            row, samples = self.evaluation.measure(
-                unwrap(self.trainer.model), unwrap(self.trainer.ref_model), step=step
-            )
+            controller = self.trainer._controller
+            row, samples = self.evaluation.measure(controller.policy, controller.reference_states, step=step)
             self.latest = (step, samples)
             if self.trainer.accelerator.is_main_process:
                 self.run.add_evaluation_once(row)

@@ -1,12 +1,14 @@
-"""Readers of prompts and supervised examples in JSON Lines, JSON, CSV, TSV and Parquet files."""
+"""Readers of prompts and supervised examples: JSON Lines, JSON, CSV, TSV and Parquet files, data sets of the hub."""
 
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError, MissingDependencyError
+from kullback.integrations.hub import dataset_rows, is_hub_dataset
 
 __all__ = ["read_examples", "read_prompts"]
 
@@ -19,15 +21,17 @@ _RESERVED = (
 )
 
 
-def read_prompts(path: Path, option: str = "--prompts", *, column: str = "prompt") -> list[Row]:
-    """Read prompts from a file.
+def read_prompts(path: str | Path, option: str = "--prompts", *, column: str = "prompt") -> list[Row]:
+    """Read prompts from a file or from a data set of the Hugging Face hub.
 
     The suffix of the file determines its format: `.csv`, `.tsv` and `.parquet` are tables, `.json` may be an array of
     objects, and all other files are JSON Lines.
 
     Args:
-        path: The file. Each row has a "prompt", which is text or a list of chat messages, or "messages" that end with
-            a message of the user. All rows have the same columns, whose types do not change. Empty lines are skipped.
+        path: The file, or ORGANISATION/NAME[:CONFIGURATION[:SPLIT]] as in `kullback.integrations.hub.dataset_rows`; a
+            local path takes precedence. Each row has a "prompt", which is text or a list of chat messages, or
+            "messages" that end with a message of the user. All rows have the same columns, whose types do not change.
+            Empty lines are skipped.
         option: The command-line option that the path came from, for error messages.
         column: The column that is the prompt.
 
@@ -48,7 +52,7 @@ def read_prompts(path: Path, option: str = "--prompts", *, column: str = "prompt
                     "assistant, which is a completion"
                 )
             row = {"prompt": messages, **{key: value for key, value in row.items() if key != "messages"}}
-        prompt = _require_value(row, column, place)
+        prompt = _require_value(row, column, place, named_by="--prompt-column")
         others = {key: value for key, value in row.items() if key not in (column, "prompt")}
         if reserved := next((key for key in others if key in _RESERVED), None):
             raise InputError(f'{place}: expected no column "{reserved}", a name that TRL reserves; rename the column')
@@ -58,7 +62,7 @@ def read_prompts(path: Path, option: str = "--prompts", *, column: str = "prompt
 
 
 def read_examples(
-    path: Path, option: str = "--data", *, prompt_column: str = "prompt", completion_column: str = "completion"
+    path: str | Path, option: str = "--data", *, prompt_column: str = "prompt", completion_column: str = "completion"
 ) -> list[Row]:
     """Read prompts with the completions to learn from a file, in the formats of `read_prompts`.
 
@@ -91,8 +95,8 @@ def read_examples(
         if not named and "text" in row:
             others.pop("text")
             return {"prompt": "", "completion": _require_value(row, "text", place), **others}
-        prompt = _require_value(row, prompt_column, place)
-        completion = _require_value(row, completion_column, place)
+        prompt = _require_value(row, prompt_column, place, named_by="--prompt-column")
+        completion = _require_value(row, completion_column, place, named_by="--completion-column")
         if isinstance(prompt, str) != isinstance(completion, str):
             raise InputError(f"{place}: expected the prompt and the completion to be both text or both messages")
         return {"prompt": prompt, "completion": completion, **others}
@@ -100,18 +104,30 @@ def read_examples(
     return _read(path, option, convert, example='{"prompt": "2+2=", "completion": "4"}')
 
 
-def _read(path: Path, option: str, convert: Callable[[Row, str], Row], *, example: str) -> list[Row]:
-    """The converted rows of a file, which all have the same columns of the same types."""
-    location = f"{option} {path}"
+def _rows(source: str | Path, option: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a file or of a data set of the hub, with the place of each."""
+    if is_hub_dataset(str(source)):
+        yield from dataset_rows(str(source), option)
+        return
+    path, location = Path(source), f"{option} {source}"
     if path.is_dir():
         raise InputError(f"{location}: expected a file, got a directory")
     if not path.exists():
-        raise InputError(f"{location}: no such file")
+        raise InputError(
+            f"{location}: no such file; expected a file, or a data set of the Hugging Face hub such as "
+            "openai/gsm8k:main"
+        )
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows, ".json": _json_rows}
+    yield from readers.get(path.suffix.lower(), _json_lines)(path, location)
+
+
+def _read(source: str | Path, option: str, convert: Callable[[Row, str], Row], *, example: str) -> list[Row]:
+    """The converted rows of a file or of a data set, which all have the same columns of the same types."""
+    location = f"{option} {source}"
     rows: list[Row] = []
     kinds: dict[str, tuple[str, str]] = {}
     try:
-        for place, row in readers.get(path.suffix.lower(), _json_lines)(path, location):
+        for place, row in _rows(source, option):
             rows.append(convert(row, place))
             if different := rows[0].keys() ^ rows[-1].keys():
                 names = ", ".join(sorted(different))
@@ -208,11 +224,13 @@ def _require_object(value: Any, place: str) -> Row:
     return value
 
 
-def _require_value(row: Row, name: str, place: str, *, chat: bool = False) -> Any:
-    """The text or the messages in a column; only messages with `chat`."""
+def _require_value(row: Row, name: str, place: str, *, chat: bool = False, named_by: str = "") -> Any:
+    """The text or the messages in a column, which the option `named_by` names; only messages with `chat`."""
     if name not in row:
         keys = ", ".join(map(repr, row)) or "no keys"
-        raise InputError(f'{place}: expected a "{name}", got {keys}')
+        similar = get_close_matches(name, row, n=1)
+        hint = f'; did you mean "{similar[0]}"?' if similar else f"; name the column by {named_by}" if named_by else ""
+        raise InputError(f'{place}: expected a "{name}", got {keys}{hint}')
     value = row[name]
     if _is_chat(value) or (not chat and _is_text(value)):
         return value

@@ -16,11 +16,12 @@ from trl import SFTConfig, SFTTrainer
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
-from kullback.runs.finite import require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
+from kullback.train.lora import described_model, make_lora_config, save_model
 from kullback.train.prompt_checks import positions_of, require_chat_template
 from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
@@ -49,7 +50,7 @@ class SFTPlan:
     """The configuration of a supervised fine-tuning run.
 
     Args:
-        model: A local transformers directory, from which the model starts.
+        model: A transformers directory, from which the model starts.
         rows: The training examples, each with a "prompt" and a "completion". The loss counts completion tokens only.
         steps: The number of optimizer steps.
         output: The run directory.
@@ -59,6 +60,7 @@ class SFTPlan:
         evaluate_every: The number of steps between two evaluations. 0 evaluates only before and after training.
         max_examples: The maximum number of examples of each set that the model is evaluated on.
         named: Further entries of config.json, such as the file that the examples came from.
+        lora: The fields of PEFT's LoraConfig for an adapter that is trained; None trains all weights.
 
     Example:
         >>> rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "3+4=", "completion": "7"}]
@@ -77,6 +79,7 @@ class SFTPlan:
     evaluate_every: int = 50
     max_examples: int = 1024
     named: Mapping[str, Any] = field(default_factory=dict)
+    lora: Mapping[str, Any] | None = None
 
     def config(self) -> Row:
         """The contents of config.json.
@@ -87,7 +90,8 @@ class SFTPlan:
         copied = ("steps", "seed", "evaluate_every", "max_examples")
         return {
             "kind": "sft",
-            "model": str(self.model),
+            **described_model(self.model),
+            "lora": None if self.lora is None else dict(self.lora),
             "budget": None,
             "rewards": [],
             "watched": [],
@@ -152,7 +156,7 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
     checkpoint = run.checkpoint_to_resume(main=main) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     only_save = checkpoint is not None and first_step >= plan.steps  # all steps were taken, but no model was saved
-    tokenizer, model = load_tokenizer(plan.model), load_model(checkpoint if only_save and checkpoint else plan.model)
+    tokenizer, model = load_tokenizer(plan.model), load_model(plan.model)
     require_finite_weights(model, step=0)
     for option, rows in (("--data", plan.rows), ("--evaluate", plan.evaluation_rows)):
         require_chat_template(rows, tokenizer, option)
@@ -163,6 +167,7 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
             train_dataset=_dataset(plan.rows),
             eval_dataset=_dataset(plan.evaluation_rows) if plan.evaluation_rows else None,
             processing_class=tokenizer,
+            peft_config=None if plan.lora is None else make_lora_config(plan.lora, model),
         )
     _require_examples_fit(plan, trainer, positions_of(model))
     trainer.pop_callback(PrinterCallback)
@@ -171,19 +176,22 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
         # The model is evaluated before anything is written, so that invalid examples leave no files.
         before = evaluate.forward_kl.measure()
         if main:
-            run.create({**plan.config(), "versions": versions("torch", "transformers", "trl", "accelerate")})
+            packages = ("torch", "transformers", "trl", "accelerate", *(["peft"] if plan.lora else []))
+            run.create({**plan.config(), "versions": versions(*packages)})
             run.remove_rows_after(-1)
             run.add_evaluation({"step": 0, **before})
     elif main:
         run.remove_rows_after(first_step)
 
     def save(step: int) -> None:
-        evaluate.measure(step)
+        with finite_outputs(lambda: step):
+            evaluate.measure(step)
         if main:
-            run.save_model(step, lambda directory: _write_model(trainer, tokenizer, directory))
+            run.save_model(step, lambda directory: _write_model(trainer, tokenizer, plan.model, directory))
         trainer.accelerator.wait_for_everyone()
 
     if only_save:
+        trainer._load_from_checkpoint(str(checkpoint))
         save(first_step)
         return True
     stop = Interrupts()
@@ -236,8 +244,8 @@ def _require_examples_fit(plan: SFTPlan, trainer: SFTTrainer, positions: int | N
             )
 
 
-def _write_model(trainer: SFTTrainer, tokenizer: Any, directory: Path) -> None:
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)  # type: ignore[operator]
+def _write_model(trainer: SFTTrainer, tokenizer: Any, base: Path, directory: Path) -> None:
+    save_model(trainer.accelerator.unwrap_model(trainer.model), base, directory)  # type: ignore[arg-type]
     tokenizer.save_pretrained(directory)
 
 

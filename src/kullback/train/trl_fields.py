@@ -45,13 +45,15 @@ _OTHER_OPTIONS = {
     "seed": "see --seed",
     "trust_remote_code": "models are loaded without code of their own",
 }
+_OF_POLICIES = {
+    "beta": "see --budget: the controller sets beta",
+    "ref_model_mixup_alpha": "the reference of the KL does not change",
+    "ref_model_sync_steps": "the reference of the KL does not change",
+    "sync_ref_model": "the reference of the KL does not change",
+}
 _OTHER_OPTIONS_OF = {
-    "GRPOConfig": {
-        "beta": "see --budget: the controller sets beta",
-        "ref_model_mixup_alpha": "the reference of the KL does not change",
-        "ref_model_sync_steps": "the reference of the KL does not change",
-        "sync_ref_model": "the reference of the KL does not change",
-    },
+    "GRPOConfig": _OF_POLICIES,
+    "RLOOConfig": _OF_POLICIES,
     "SFTConfig": {
         "assistant_only_loss": "the loss counts the tokens of the completion",
         "completion_only_loss": "the loss counts the tokens of the completion",
@@ -102,7 +104,7 @@ def options_instead(config: str) -> dict[str, str]:
     """The fields of a configuration that `--set` does not take, each with the option to use or the reason.
 
     Args:
-        config: The name of the class, "GRPOConfig" or "SFTConfig".
+        config: The name of the class, "GRPOConfig", "RLOOConfig" or "SFTConfig".
     """
     return {**_OTHER_OPTIONS, **_OTHER_OPTIONS_OF[config]}
 
@@ -112,7 +114,7 @@ def field_types(config: str) -> dict[str, str]:
     """The fields of a configuration and the text of their annotations, from the source of TRL and transformers.
 
     Args:
-        config: The name of the class, "GRPOConfig" or "SFTConfig".
+        config: The name of the class, "GRPOConfig", "RLOOConfig" or "SFTConfig".
 
     Returns:
         The annotations by field, in the order of definition; empty if the source is not available.
@@ -138,7 +140,7 @@ def field_types(config: str) -> dict[str, str]:
 
 def _sources(config: str) -> list[Path]:
     """The files that define a configuration and its base classes."""
-    file = {"GRPOConfig": "grpo_config.py", "SFTConfig": "sft_config.py"}.get(config, "")
+    file = f"{config.removesuffix('Config').lower()}_config.py"
     found = []
     for package, names in (
         ("trl", (f"trainer/{file}", "trainer/base_config.py")),
@@ -155,7 +157,7 @@ def check_settings(words: Sequence[str], config: str) -> None:
 
     Args:
         words: Arguments such as "learning_rate=1e-5".
-        config: The name of the class, "GRPOConfig" or "SFTConfig".
+        config: The name of the class, "GRPOConfig", "RLOOConfig" or "SFTConfig".
 
     Raises:
         InputError: A word has no "=", a key is not a field (the message gives the most similar field) or is set by

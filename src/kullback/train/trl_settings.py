@@ -50,7 +50,7 @@ def parse_settings(words: Sequence[str], config: type[Any] = GRPOConfig) -> dict
 
     Args:
         words: Arguments such as "learning_rate=1e-5".
-        config: The configuration class, for example `GRPOConfig` or `SFTConfig`.
+        config: The configuration class: `GRPOConfig`, `RLOOConfig` or `SFTConfig`.
 
     Returns:
         The values by field name. Each value has the type of the field.
@@ -111,7 +111,11 @@ def _is_json(key: str, value: str, config: type[Any]) -> bool:
     # The source, because the argument parser of transformers changes the types of the class.
     annotation = field_types(config.__name__).get(key, "")
     is_none = value.lower() in ("none", "null") and "None" in annotation and "str" not in annotation
-    return is_none or value.startswith("{") or (value.startswith("[") and "list" in annotation.lower())
+    return (
+        is_none
+        or value.startswith("{")
+        or (value.startswith("[") and re.search("list|tuple", annotation.lower()) is not None)
+    )
 
 
 def _parse_json(key: str, value: str) -> Any:
