@@ -125,8 +125,9 @@ def _create_parser() -> "Parser":
 
 def print_error(message: str) -> None:
     """Print a message as one line on standard error, without control characters, if the stream is open."""
-    line = " ".join(message.split())
-    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    from kullback.runs.printable import printable
+
+    line = printable(" ".join(message.split()))
     if len(line) > 2000:
         line = f"{line[:1400]} [...] {line[-500:]}"
     if sys.stderr is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kullback.cli.output import print_result
 from kullback.errors import InputError
+from kullback.runs.printable import one_line
 
 __all__ = ["add_parser"]
 
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         print_error(problem)
     if options.output is not None:
         write_atomically(options.output, explorer_page(runs, live=False))
-        print_result(str(options.output))
+        print_result(one_line(str(options.output)))
         return 0
     server, address = make_server(runs, port=options.port)
     print_result(f"{address}   (press Ctrl-C to stop)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kullback.cli.output import print_result, strict, table
 from kullback.cli.parser import nearest
 from kullback.errors import InputError, ParameterError
+from kullback.runs.printable import one_line
 
 if TYPE_CHECKING:
     from kullback.families import Distribution
@@ -186,7 +187,7 @@ def _parameters(member: "Distribution") -> dict[str, Any]:
 def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
     divergence = "KL(target || member)" if options.direction == "forward" else "KL(member || target)"
     lines = [
-        f"target       {report['target']}",
+        f"target       {one_line(report['target'])}",
         f"member       {report['family']}({_parameters_as_text(report['parameters'])})",
     ]
     if "cross_entropy" in report:

@@ -527,8 +527,11 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, s
 
 
 def _short(value: Any) -> str:
-    """A setting as JSON of at most 80 characters."""
+    """A setting as JSON of at most 80 characters; a controller as its class with the main parameters."""
     text = "not set" if value is None else json.dumps(value)
+    if isinstance(value, dict) and "kind" in value:
+        parameters = [f"{key}={json.dumps(value[key])}" for key in ("target", "beta", "unit") if key in value]
+        text = f"{value['kind']}({', '.join(parameters)})"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerState
 
 from kullback.integrations.transformers import completion_entropy, completion_kl, head_of, last_hidden, sample
 from kullback.result import Estimate
+from kullback.runs.finite import finite_outputs
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 from kullback.train.rewards import Reward
 
@@ -70,7 +71,7 @@ class Evaluation:
         policy.eval()
         devices = [policy.device] if policy.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with torch.random.fork_rng(devices), torch.no_grad(), finite_outputs(lambda: step):
                 torch.manual_seed(self.seed + self.rank)
                 local: list[Row] = []
                 indices = range(self.rank, len(self.rows), self.processes)
