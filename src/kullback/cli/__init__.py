@@ -76,8 +76,12 @@ def _run(words: Sequence[str]) -> int:
         return 0  # the reader of the output has all that it needs
     except OSError as error:
         print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-    except MemoryError:
-        print_error("the memory is not sufficient for this input")
+    except (MemoryError, RuntimeError) as error:
+        from kullback.runs.library_errors import NO_MEMORY, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print_error("the memory is not sufficient for this input" if isinstance(error, MemoryError) else NO_MEMORY)
     return INVALID_INPUT
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-__all__ = ["ONLY_AT_ENDS", "add_run_options", "check_run_options"]
+__all__ = ["ONLY_AT_ENDS", "add_run_options", "check_run_options", "column_entries"]
 
 ONLY_AT_ENDS = "0 evaluates only before and after training"
 
@@ -70,3 +70,13 @@ def check_run_options(options: argparse.Namespace, *, least_interval: int = 0) -
     if getattr(options, "budget", None) is not None:
         require_budget("--budget", options.budget)
     RunDirectory(options.output).check_output(resume=options.resume, overwrite=options.overwrite)
+
+
+def column_entries(**columns: str) -> dict[str, str | None]:
+    """The entries of config.json for --prompt-column and --completion-column; None for the default name.
+
+    Example:
+        >>> column_entries(prompt="question", completion="completion")
+        {'prompt_column': 'question', 'completion_column': None}
+    """
+    return {f"{name}_column": None if column == name else column for name, column in columns.items()}

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
+_MIN_WIDTH = 40  # a narrower table would omit columns
 
 
 def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
@@ -31,7 +32,7 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
 
     The report is written first, so that an error of the output cannot prevent it.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from kullback.explore.run_tables import outcome_table, write_run_report
     from kullback.runs.write_errors import write_errors
@@ -39,7 +40,8 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     with write_errors(path, "the run itself has been saved; free some space, and repeat the command with --resume"):
         write_run_report(runs, path, title=title, summary=summary)
     outcomes = outcome_table(runs)
-    table = Table(*(_encodable(one_line(column), console) for column in outcomes["columns"]))
+    # On a narrow terminal, a number continues on the next line instead of losing its last digits.
+    table = Table(*(Column(_encodable(one_line(name), console), overflow="fold") for name in outcomes["columns"]))
     for row in outcomes["rows"]:
         table.add_row(*(_encodable(cell, console) for cell in row))
     with suppress(OSError):  # the terminal was closed
@@ -133,6 +135,7 @@ def make_console(*, quiet: bool, stderr: bool = False) -> Any:
 
     # The names of runs are printed as they are, without the markup and the emoji codes of rich.
     console = Console(quiet=quiet, stderr=stderr, markup=False, emoji=False)
+    console.width = max(console.width, _MIN_WIDTH)
     if hasattr(console.file, "reconfigure"):
         console.file.reconfigure(errors="replace")  # type: ignore[union-attr]
     return console
