@@ -1,7 +1,6 @@
 """Names and labels cannot change the state of a terminal."""
 
 import io
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -21,8 +20,8 @@ def test_a_name_is_one_line_of_printable_characters(name: str) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["file", "terminal"])
-def console(request: pytest.FixtureRequest) -> Iterator[Console]:
-    yield Console(file=io.StringIO(), force_terminal=request.param, width=200, _environ={"TERM": "xterm"})
+def console(request: pytest.FixtureRequest) -> Console:
+    return Console(file=io.StringIO(), force_terminal=request.param, width=200, _environ={"TERM": "xterm"})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,9 +31,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kullback.doctor.run import doctor_path, find_runs
+    from kullback.doctor.run import doctor_runs
 
-    findings = {str(run): doctor_path(run) for path in options.runs for run in find_runs(path)}
+    findings = {str(run): found for path in options.runs for run, found in doctor_runs(path).items()}
     if options.json:
         content = {path: [finding.to_dict() for finding in of_path] for path, of_path in findings.items()}
         print_result(json.dumps(strict({"findings": content}), allow_nan=False))
