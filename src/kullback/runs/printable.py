@@ -4,7 +4,7 @@ __all__ = ["one_line", "printable"]
 
 
 def printable(text: str) -> str:
-    """A text whose control characters, other than line feeds, are replaced by escape sequences.
+    r"""A text whose control characters, other than line feeds, are replaced by escape sequences.
 
     The names of files and the labels of events can contain sequences that change the state of a terminal.
 
@@ -18,10 +18,10 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as one line, in which line feeds and other control characters are replaced by escape sequences.
+    r"""A text as one line, in which line feeds and other control characters are replaced by escape sequences.
 
     Example:
-        >>> one_line("two\nlines")
-        'two\\nlines'
+        >>> print(one_line("two" + chr(10) + "lines"))
+        two\nlines
     """
     return printable(text).replace("\n", "\\n")
