@@ -304,6 +304,12 @@ class RunDirectory:
                 f"--resume {self.path}: expected an intact checkpoint, but {path.name} and all others are damaged: "
                 f"{reason}; start again with --overwrite"
             )
+        rows = self.path / "metrics.jsonl"
+        if main and rows.is_file() and rows.stat().st_size:
+            print(
+                f"kullback: --resume {self.path}: the run has no checkpoint, and starts again from its first step",
+                file=sys.stderr,
+            )
         return None
 
     def _checkpoints(self) -> list[Path]:
