@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -193,6 +194,30 @@ def test_the_columns_of_a_resumed_run_are_compared(
     assert 'prompt_column "completion", got not set' in capsys.readouterr().err
     assert main([*words["sft"], "--overwrite", "--completion-column", "prompt"]) == 2
     assert "expected different columns, got 'prompt' twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("temperature=1e-300", "before step 1: expected finite outputs of the model"),
+        ("learning_rate=1e30", "step 4: expected finite outputs of the model|expected finite (gradients|weights)"),
+        ("torch_compile=true", "torch_compile cannot be set with --set"),
+        ("torch_compile_backend=inductor", "torch_compile_backend cannot be set with --set"),
+    ],
+)
+def test_settings_that_make_the_outputs_infinite_give_one_line(
+    setting: str, message: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words["grpo"], "--set", setting]) == 2
+    error = without_progress(capsys.readouterr().err)
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert "defect" not in error
+
+
+def test_completions_can_be_logged(words: dict[str, list[str]]) -> None:
+    assert main([*with_option(words["grpo"], "--steps", "1"), "--set", "log_completions=true", "--json"]) == 0
+    assert list(Path("run/checkpoints/completions").glob("*.parquet"))
 
 
 def test_an_old_evaluation_is_marked(words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,8 @@ def _run(words: Sequence[str]) -> int:
         return 0  # the reader of the output has all that it needs
     except OSError as error:
         print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+    except SystemExit as end:  # code of the user or of a library, which must not set the exit status
+        print_error(f"code that the command called ended it by SystemExit: {end.code}")
     except (MemoryError, RuntimeError) as error:
         from kullback.runs.library_errors import NO_MEMORY, is_out_of_memory
 

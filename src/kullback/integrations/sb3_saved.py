@@ -68,6 +68,10 @@ def make_environments(name: str, count: int) -> VecEnv:
         environments = make_vec_env(name, count, env_kwargs={"render_mode": None})
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise InputError(f"--env {name or repr(name)}: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:  # the module and the constructor are user code
+        raise InputError(
+            f"--env {name}: the environment raised {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     return BaseAlgorithm._wrap_env(environments)
 
 

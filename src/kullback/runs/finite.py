@@ -70,7 +70,10 @@ def finite_outputs(step: Callable[[], int]) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if not re.search("probability tensor contains|to satisfy the constraint|without overflow", str(error)):
             raise
-        message = "expected finite outputs of the model, divided by a temperature if there is one, got nan or infinity"
+        message = (
+            "expected finite outputs of the model, got nan or infinity; its weights, its inputs, or a temperature near "
+            "0 by which they are divided, can be the cause"
+        )
         raise _at_step(step(), message) from error
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kullback.errors import InputError, KullbackError
+from kullback.runs.write_errors import find_write_failure
 
 __all__ = ["NO_MEMORY", "is_out_of_memory", "library_errors"]
 
@@ -41,8 +42,10 @@ def library_errors(name: str) -> Iterator[None]:
         yield
     except KullbackError:
         raise
-    except Exception as error:  # the settings lead to exceptions of every class in several libraries
+    except (Exception, SystemExit) as error:  # user code and settings lead to exceptions of every class
         if isinstance(error, OSError) and error.errno is not None:  # the system refused to read or write a file
+            raise
+        if find_write_failure(error) is not None:  # `write_errors` describes it
             raise
         message = " ".join(str(error).split()) or "no message"
         if is_out_of_memory(error):

@@ -295,6 +295,13 @@ class _RecordUpdates(BaseCallback):
         self.run.add_evaluation({**row, "step": step})
 
     def _on_step(self) -> bool:
+        rewards = self.locals["rewards"]
+        if not np.isfinite(rewards).all():
+            raise InputError(
+                f"step {self.ppo.num_timesteps}: expected finite rewards of the environment, got "
+                f"{float(rewards[~np.isfinite(rewards)][0])}; training stops, and all checkpoints of earlier steps are "
+                "kept"
+            )
         self.episodes += [info["episode"] for info in self.locals["infos"] if "episode" in info]
         return not self.stopping
 
