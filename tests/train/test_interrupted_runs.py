@@ -200,7 +200,7 @@ def test_the_columns_of_a_resumed_run_are_compared(
     ("setting", "message"),
     [
         ("temperature=1e-300", "before step 1: expected finite outputs of the model"),
-        ("learning_rate=1e30", "step 4: expected finite outputs of the model|expected finite (gradients|weights)"),
+        ("learning_rate=1e30", r"step \d: expected finite (outputs of the model|gradients|weights)"),
         ("torch_compile=true", "torch_compile cannot be set with --set"),
         ("torch_compile_backend=inductor", "torch_compile_backend cannot be set with --set"),
     ],
