@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import os
 import re
 import socket
 import struct
+import sys
 import threading
 from pathlib import Path
 
@@ -150,3 +152,26 @@ def test_a_configuration_of_another_program_is_named(config, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "config.json" in error
     assert "Error" not in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    fifo, received = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    assert main(["explore", "--output", str(fifo)]) == 0
+    reader.join()
+    assert fifo.is_fifo()
+    assert b"</html>" in received[0]
+
+
+def test_a_symbolic_link_is_kept_and_a_directory_is_refused(tmp_path, capsys):
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    page.write_text("old")
+    link.symlink_to(page)
+    assert main(["explore", "--output", str(link)]) == 0
+    assert link.is_symlink()
+    assert page.read_text() != "old"
+    assert main(["explore", "--output", str(tmp_path)]) == 2
+    assert "expected the path of a file, got a directory" in capsys.readouterr().err
