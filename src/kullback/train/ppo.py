@@ -243,8 +243,8 @@ def _is_checkpoint_due(plan: PPOPlan, step: int) -> bool:
 def _about_rounding(plan: PPOPlan) -> str:
     updates = plan.total_steps // plan.rollout
     return (
-        f"--steps {plan.steps} is rounded up to {plan.total_steps} environment steps, {updates} "
-        f"update{'s' if updates > 1 else ''} of n_steps * n_envs = {plan.rollout} steps"
+        f"--steps {plan.steps} is rounded up to {plan.total_steps} environment steps, which are "
+        f"{updates} update{'s' if updates > 1 else ''} of n_steps * n_envs = {plan.rollout} steps"
     )
 
 
