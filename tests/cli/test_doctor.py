@@ -542,6 +542,44 @@ def test_bytes_that_are_not_text_and_an_unfinished_last_line(
     assert "line 13: " in capsys.readouterr().err
 
 
+def test_a_damaged_run_of_a_directory_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "a", correct_rows())
+    for name, content in (("no-step", ""), ("binary", "\x00\xff" * 50), ("half", '{"step": 1}\n{"st\n')):
+        write_run(write_run(tmp_path / name, correct_rows()), content, name="metrics.jsonl")
+    (write_run(tmp_path / "config", correct_rows()) / "config.json").write_text("{")
+    capsys.readouterr()
+    assert main(["doctor", "--json", str(tmp_path)]) == 1
+    findings = {
+        Path(run).name: [finding["name"] for finding in found]
+        for run, found in json.loads(capsys.readouterr().out)["findings"].items()
+    }
+    damaged = {name: ["unreadable"] for name in ("no-step", "binary", "half", "config")}
+    assert findings == {"a": [], **damaged}
+    assert main(["doctor", str(tmp_path / "config")]) == 2  # a run that is named must be readable
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x00\xff\xfe" * 100, "the file has no complete line"),
+        (b"", "the file is empty, but the run was evaluated after step 1"),
+        (None, "the file is missing, but the run was evaluated after step 1"),
+    ],
+)
+def test_the_absence_of_rows_is_explained(
+    content: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", correct_rows())
+    write_run(run, '{"step": 0}\n{"step": 12}\n', name="evaluations.jsonl")
+    (run / "metrics.jsonl").unlink()
+    if content is not None:
+        (run / "metrics.jsonl").write_bytes(content)
+    assert main(["doctor", str(run)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_every_run_of_a_directory_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a", correct_rows())
     write_run(tmp_path / "b" / "inner", correct_rows()[5:6] * 2)

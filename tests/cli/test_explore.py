@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import os
 import re
 import socket
 import struct
+import sys
 import threading
 from pathlib import Path
 
@@ -53,11 +55,11 @@ def test_a_directory_of_runs_shows_every_run(tmp_path, capsys):
         ("metrics.jsonl", '{"step": 1}\n7\n', "metrics.jsonl: line 2"),
         ("evaluations.jsonl", "[" * 20_000 + "\n", "evaluations.jsonl: line 1"),
         ("config.json", "{", "config.json"),
-        ("config.json", "[]", "values that cannot be shown"),
+        ("config.json", "[]", "config.json: expected a JSON object, got []"),
         ("config.json", '{"rewards": 7}', "values that cannot be shown"),
         ("config.json", "\x00\x01", "config.json"),
-        ("samples.json", "{", "values that cannot be shown"),
-        ("samples.json", "[7]", "values that cannot be shown"),
+        ("samples.json", "{", "samples.json: not JSON"),
+        ("samples.json", "[7]", "samples.json: expected a JSON object, got list"),
     ],
 )
 def test_a_damaged_run_gives_one_line_and_the_others_stay(name, content, message, tmp_path, capsys):
@@ -140,3 +142,36 @@ def test_the_server_omits_a_run_that_becomes_damaged(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("config", ["[]", '{"model_type": "llama"}', "3"])
+def test_a_configuration_of_another_program_is_named(config, tmp_path, capsys):
+    run = create(tmp_path / "run")
+    (run.path / "config.json").write_text(config)
+    assert main(["explore", str(run.path), "--output", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert "config.json" in error
+    assert "Error" not in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    fifo, received = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    assert main(["explore", "--output", str(fifo)]) == 0
+    reader.join()
+    assert fifo.is_fifo()
+    assert b"</html>" in received[0]
+
+
+def test_a_symbolic_link_is_kept_and_a_directory_is_refused(tmp_path, capsys):
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    page.write_text("old")
+    link.symlink_to(page)
+    assert main(["explore", "--output", str(link)]) == 0
+    assert link.is_symlink()
+    assert page.read_text() != "old"
+    assert main(["explore", "--output", str(tmp_path)]) == 2
+    assert "expected the path of a file, got a directory" in capsys.readouterr().err

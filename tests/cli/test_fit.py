@@ -71,3 +71,25 @@ def test_the_cross_entropy_of_samples_has_its_name(capsys, tmp_path, family):
     assert "-mean log q, nats" in run(capsys, str(tmp_path / "x.npy"), family, "--path")
     facts = json.loads(run(capsys, TWO, "normal", "--path", "--json"))
     assert all(item.keys() >= {"kl"} and "cross_entropy" not in item for item in (*facts["minima"], *facts["path"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["binomial"], "pass --start, a member of the family, and total_count in --fixed"),
+        (["binomial", "--fixed", "total_count=10", "--fixed", "total_count=12"], "got total_count 2 times"),
+        (["poisson", "--fixed", "rate=-2"], "expected --fixed {'rate': ...} of Poisson to be >= 0"),
+        (["normal_mixture"], "got none: pass --components, or a start"),
+        (["normal_mixture", "--components", "100"], "got 4 samples and --components 100"),
+        (["poisson", "--start", "poisson(nan)"], "'poisson(nan)': expected finite parameters, got nan"),
+        (["poisson", "--start", "poisson(inf)"], "'poisson(inf)': expected finite parameters, got inf"),
+        (["poisson", "--start", ""], "got the empty argument"),
+    ],
+)
+def test_errors_name_the_options_of_the_command(words, message, tmp_path, capsys):
+    path = tmp_path / "counts.csv"
+    path.write_text("1\n2\n5\n0\n")
+    assert main(["fit", str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -226,7 +226,8 @@ def test_labels_are_aligned_or_refused(tmp_path: Path, capsys) -> None:
         ("p.csv", "1,0.2\n2,0.3\n3,0.5\n", "which is an index of the rows"),
         ("p.csv", "n;p\na;1,234\nb;5,678\n", "can be a decimal comma or a separator of thousands"),
         ("p.csv", "a;0,5\nb;0.5\n", "expected decimal points or decimal commas, got both"),
-        ("p.csv", b"\x89PNG\r\n\x1a\n\x00\x00", "which is not UTF-8; is this a binary file?"),
+        ("p.csv", b"\x89PNG\r\n\x1a\n\x00\x00", "is this a binary file?"),
+        ("p.csv", "é,0.5\nb,0.5\n".encode("latin1"), "got byte 0xe9, which is not UTF-8; convert a text file"),
         ("p.csv", b"0.5,\x000.5", "null character"),
         ("p.csv", '"0.5,0.5\n', "line 1"),
         ("p.json", "", "the file is empty"),
@@ -241,6 +242,13 @@ def test_labels_are_aligned_or_refused(tmp_path: Path, capsys) -> None:
         ("p.json", "1" * 5000, "expected"),
         ("p.jsonl", "0.5\n{\n", "line 2: expected JSON"),
         ("p.json", '[{"p": 1}, {"q": 1}]', "got others in object 1"),
+        ("p.json", '{"a": 0.4, "a": 0.6, "b": 0.4}', "expected distinct keys in each object, got 'a' twice"),
+        ("p.json", '[{"x": "a", "p": 0.4, "p": 0.5}, {"x": "b", "p": 0.5}]', "got 'p' twice"),
+        (
+            "p.jsonl",
+            '{"p": 0.5}\n{"p": 0.4, "p": 0.5}\n',
+            "line 2: expected distinct keys in each object, got 'p' twice",
+        ),
         ("p.npy", b"", "the file is empty"),
         ("p.npy", b"not a file of NumPy", "in a NumPy file"),
         (
@@ -397,3 +405,29 @@ def test_samples_of_a_fit_are_read_from_every_format(tmp_path: Path, capsys, mon
         assert main(["fit", target, "normal", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["parameters"] == pytest.approx({"loc": 3.0, "scale": math.sqrt(2.5)}, rel=1e-9)
+
+
+def test_a_key_that_occurs_twice_in_an_argument_is_refused(capsys) -> None:
+    assert main(["measure", '{"a": 0.4, "a": 0.6, "b": 0.4}', '{"a": 0.5, "b": 0.5}']) == 2
+    assert "expected distinct keys in each object, got 'a' twice" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices of POSIX")
+@pytest.mark.parametrize("argument", ["/dev/zero", "/dev/urandom", "bytes:/dev/zero", "/dev/zero:p"])
+def test_a_device_without_end_is_refused(argument: str, capsys) -> None:
+    assert main(["measure", argument, "0.5,0.5"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_path_is_required_after_bytes(capsys) -> None:
+    assert main(["measure", "bytes:", "0.5,0.5"]) == 2
+    assert "expected the path of a file after bytes:" in capsys.readouterr().err
+
+
+def test_control_characters_of_names_and_labels_are_escaped(tmp_path: Path, capsys) -> None:
+    p = write(tmp_path / "two\nlines\x1b[31m.csv", "event,p\n\x1b[2Jred,0.4\nblue,0.6\n")
+    assert main(["measure", p, p, "--terms"]) == 0
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "two\\nlines\\x1b[31m.csv" in output.splitlines()[0]
+    assert "\\x1b[2Jred" in output

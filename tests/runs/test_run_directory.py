@@ -79,3 +79,37 @@ def test_the_model_is_replaced_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     run.save_model(5, lambda directory: (directory / "b").write_text("5"))  # pyright: ignore[reportArgumentType]
     assert sorted(path.name for path in run.model.iterdir()) == ["b", "training.json"]
+
+
+@pytest.mark.parametrize("content", ['{"before', "[1]", "\x00"])
+def test_damaged_samples_do_not_end_a_run(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    for name, read, write in (
+        ("samples.json", run.samples, run.set_samples),
+        ("pictures.json", run.pictures, run.set_pictures),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"{name}: "):
+            read()
+        write("after", [{"prompt": "1+1="}])
+        assert read() == {"after": [{"prompt": "1+1="}]}
+        assert "the file is replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"x"', "null"])
+def test_a_configuration_that_is_no_object_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    run = RunDirectory(tmp_path)
+    with pytest.raises(InputError, match="expected a JSON object"):
+        run.config()
+    with pytest.raises(InputError, match="expected a JSON object"):
+        run.check_can_start({"kind": "grpo"}, resume=True)
+
+
+def test_a_controller_is_named_in_one_phrase_when_a_resumed_run_differs(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    budget = {"kind": "KLBudget", "target": 0.05, "unit": "token", "price_min": 0.0005, "price_max": 0.5}
+    run.create({"kind": "grpo", "budget": budget})
+    with pytest.raises(InputError) as raised:
+        run.check_can_start({"kind": "grpo", "budget": None}, resume=True)
+    assert 'budget KLBudget(target=0.05, unit="token"), got not set' in str(raised.value)

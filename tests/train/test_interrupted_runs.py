@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -74,14 +75,15 @@ def with_option(words: list[str], option: str, value: str) -> list[str]:
     return [*words[: index + 1], value, *words[index + 2 :]]
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT, *, times: int = 1) -> None:
     """Send a signal to this process after the metrics of a step were written."""
     add = RunDirectory.add_metrics
 
     def add_and_stop(self: RunDirectory, row: dict[str, Any]) -> None:
         add(self, row)
         if row["step"] == step:
-            os.kill(os.getpid(), number)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(RunDirectory, "add_metrics", add_and_stop)
 
@@ -148,6 +150,77 @@ def test_a_signal_saves_a_checkpoint_and_the_run_is_evaluated(
     assert main([*words[recipe], "--resume"]) == 0
     assert run.metrics()[-1]["step"] == (128 if recipe == "ppo" else 4)
     assert "as of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo", "vae"])
+def test_a_second_interrupt_ends_at_once_and_the_run_can_be_resumed(
+    recipe: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 96 if recipe == "ppo" else 3, times=2)
+        assert main(words[recipe]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert without_progress(captured.err) == "kullback: interrupted\n"
+    assert not (Path("run") / "model").exists()
+    assert main([*words[recipe], "--resume"]) == 0
+    steps = [row["step"] for row in RunDirectory(Path("run")).metrics()]
+    assert steps == ([32, 64, 96, 128] if recipe == "ppo" else [1, 2, 3, 4])
+    # A run of which no checkpoint is left starts again, and a line states it.
+    again = "the run has no checkpoint, and starts again from its first step" in capsys.readouterr().err
+    assert again == (recipe == "vae")
+
+
+def test_a_resumed_ppo_run_states_that_the_environments_were_reset(
+    words: dict[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*words["ppo"], "--set", "save_every=2"]
+    for step, is_due in ((32, False), (64, True)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            assert main([*command, "--overwrite"]) == 130
+        capsys.readouterr()
+        assert main([*command, "--resume"]) == 0
+        error = without_progress(capsys.readouterr().err)
+        assert (f"the run stopped at step {step}, at which no checkpoint was due" in error) != is_due
+        assert error.count("\n") == (0 if is_due else 1)
+
+
+def test_the_columns_of_a_resumed_run_are_compared(
+    words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ["--prompt-column", "completion", "--completion-column", "prompt"]
+    assert main([*words["sft"], *columns]) == 0
+    assert main([*words["sft"], *columns, "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*words["sft"], "--resume"]) == 2
+    assert 'prompt_column "completion", got not set' in capsys.readouterr().err
+    assert main([*words["sft"], "--overwrite", "--completion-column", "prompt"]) == 2
+    assert "expected different columns, got 'prompt' twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("temperature=1e-300", "before step 1: expected finite outputs of the model"),
+        ("learning_rate=1e30", r"step \d: expected finite (outputs of the model|gradients|weights)"),
+        ("torch_compile=true", "torch_compile cannot be set with --set"),
+        ("torch_compile_backend=inductor", "torch_compile_backend cannot be set with --set"),
+    ],
+)
+def test_settings_that_make_the_outputs_infinite_give_one_line(
+    setting: str, message: str, words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words["grpo"], "--set", setting]) == 2
+    error = without_progress(capsys.readouterr().err)
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert "defect" not in error
+
+
+def test_completions_can_be_logged(words: dict[str, list[str]]) -> None:
+    assert main([*with_option(words["grpo"], "--steps", "1"), "--set", "log_completions=true", "--json"]) == 0
+    assert list(Path("run/checkpoints/completions").glob("*.parquet"))
 
 
 def test_an_old_evaluation_is_marked(words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,8 @@ class KLBudget:
     kl_filter: KLFilter = field(default_factory=KLFilter)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.target, Real) and math.isfinite(self.target) and self.target > 0):
+        is_number = isinstance(self.target, Real) and not isinstance(self.target, bool)
+        if not (is_number and math.isfinite(self.target) and self.target > 0):
             raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target!r}")
         if self.unit not in get_args(Unit):
             raise BudgetError(f"expected unit to be one of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")

@@ -76,8 +76,14 @@ def _run(words: Sequence[str]) -> int:
         return 0  # the reader of the output has all that it needs
     except OSError as error:
         print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-    except MemoryError:
-        print_error("the memory is not sufficient for this input")
+    except SystemExit as end:  # code of the user or of a library, which must not set the exit status
+        print_error(f"code that the command called ended it by SystemExit: {end.code}")
+    except (MemoryError, RuntimeError) as error:
+        from kullback.runs.library_errors import NO_MEMORY, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print_error("the memory is not sufficient for this input" if isinstance(error, MemoryError) else NO_MEMORY)
     return INVALID_INPUT
 
 
@@ -127,8 +133,9 @@ def _create_parser() -> "Parser":
 
 def print_error(message: str) -> None:
     """Print a message as one line on standard error, without control characters, if the stream is open."""
-    line = " ".join(message.split())
-    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    from kullback.runs.printable import printable
+
+    line = printable(" ".join(message.split()))
     if len(line) > 2000:
         line = f"{line[:1400]} [...] {line[-500:]}"
     if sys.stderr is None:

@@ -249,6 +249,8 @@ class _Parser:
             name = names[len(parameters)] if len(parameters) < len(names) else None
             if self.peek()[:1].isalpha() or self.peek()[:1] == "_":
                 name = self.take("name")
+                if name.lower() in ("nan", "inf", "infinity") and self.peek() != "=":
+                    raise InputError(f"{self.text!r}: expected finite parameters, got {name}")
                 self.take("=")
             if name not in names or name in parameters:
                 got = "more" if name is None else f"{name} twice" if name in parameters else name

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.output import strict
+from kullback.cli.output import print_result, strict
+from kullback.runs.printable import one_line
 
 __all__ = ["add_parser"]
 
@@ -30,19 +31,19 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kullback.doctor.run import doctor_path, find_runs
+    from kullback.doctor.run import doctor_runs
 
-    findings = {str(run): doctor_path(run) for path in options.runs for run in find_runs(path)}
+    findings = {str(run): found for path in options.runs for run, found in doctor_runs(path).items()}
     if options.json:
         content = {path: [finding.to_dict() for finding in of_path] for path, of_path in findings.items()}
-        print(json.dumps(strict({"findings": content}), allow_nan=False))
+        print_result(json.dumps(strict({"findings": content}), allow_nan=False))
     else:
-        print("\n\n".join(_as_text(path, of_path) for path, of_path in findings.items()))
+        print_result("\n\n".join(_as_text(path, of_path) for path, of_path in findings.items()))
     return HAS_FINDINGS if any(findings.values()) else 0
 
 
 def _as_text(path: str, findings: list[Any]) -> str:
     if not findings:
-        return f"{path}: nothing found"
+        return f"{one_line(path)}: nothing found"
     lines = "\n".join(str(finding) for finding in findings)
-    return f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}\n{lines}"
+    return f"{one_line(path)}: {len(findings)} finding{'s' if len(findings) > 1 else ''}\n{lines}"

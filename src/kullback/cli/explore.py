@@ -6,6 +6,7 @@ from typing import Any
 
 from kullback.cli.output import print_result
 from kullback.errors import InputError
+from kullback.runs.printable import one_line
 
 __all__ = ["add_parser"]
 
@@ -56,7 +57,9 @@ def _run(options: argparse.Namespace) -> int:
     from kullback.runs.run_directory import RunDirectory
 
     output = options.output
-    if output is not None and (not output.parent.is_dir() or output.is_dir()):
+    if output is not None and output.is_dir():
+        raise InputError(f"--output {output}: expected the path of a file, got a directory")
+    if output is not None and not output.parent.is_dir():
         raise InputError(
             f"--output {output}: expected the path of a file in an existing directory; create the directory first"
         )
@@ -67,8 +70,12 @@ def _run(options: argparse.Namespace) -> int:
     for problem in problems:
         print_error(problem)
     if options.output is not None:
-        write_atomically(options.output, explorer_page(runs, live=False))
-        print_result(str(options.output))
+        page = explorer_page(runs, live=False)
+        try:
+            write_atomically(options.output, page)
+        except OSError as error:
+            raise InputError(f"--output {options.output}: cannot be written: {error.strerror or error}") from error
+        print_result(one_line(str(options.output)))
         return 0
     server, address = make_server(runs, port=options.port)
     print_result(f"{address}   (press Ctrl-C to stop)")

@@ -3,11 +3,13 @@
 import argparse
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from kullback.cli.output import print_result, strict, table
 from kullback.cli.parser import nearest
-from kullback.errors import InputError, ParameterError
+from kullback.errors import InputError, KullbackError, ParameterError
+from kullback.runs.printable import one_line
 
 if TYPE_CHECKING:
     from kullback.families import Distribution
@@ -81,6 +83,10 @@ def _run(options: argparse.Namespace) -> int:
 
     family = family_named(options.family)
     settings: dict[str, Any] = {"fixed": dict(options.fixed), "components": options.components}
+    if len(settings["fixed"]) < len(options.fixed):
+        names = [name for name, _ in options.fixed]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"--fixed: expected each parameter once, got {twice} {names.count(twice)} times")
     for name in settings["fixed"]:
         if name not in parameter_names(family):
             known = parameter_names(family)
@@ -107,10 +113,25 @@ def _run(options: argparse.Namespace) -> int:
         settings["target"] = target
     from kullback.fit import fit_forward, fit_reverse
 
-    fit = (fit_forward if options.direction == "forward" else fit_reverse)(family, **settings)
+    try:
+        fit = (fit_forward if options.direction == "forward" else fit_reverse)(family, **settings)
+    except KullbackError as error:
+        error.args = (_with_options(str(error)),)
+        raise
     report = _report(fit, options)
     print_result(json.dumps(strict(report)) if options.json else _as_text(report, options))
     return 0
+
+
+def _with_options(message: str) -> str:
+    """A message in which arguments of Python, such as start=, are replaced by the options of the command.
+
+    Example:
+        >>> _with_options("pass start=, a member of the family, and total_count in fixed=")
+        'pass --start, a member of the family, and total_count in --fixed'
+    """
+    message = re.sub(r"\b(start|fixed|components)=([\w{])", r"--\1 \2", message)
+    return re.sub(r"\b(start|fixed|components)=", r"--\1", message)
 
 
 def _parse_components(text: str) -> int:
@@ -186,7 +207,7 @@ def _parameters(member: "Distribution") -> dict[str, Any]:
 def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
     divergence = "KL(target || member)" if options.direction == "forward" else "KL(member || target)"
     lines = [
-        f"target       {report['target']}",
+        f"target       {one_line(report['target'])}",
         f"member       {report['family']}({_parameters_as_text(report['parameters'])})",
     ]
     if "cross_entropy" in report:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kullback.cli.output import print_result, strict, table
 from kullback.errors import InputError, NotNormalizedError, SupportError
+from kullback.runs.printable import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -447,8 +448,8 @@ def _as_text(report: dict[str, Any]) -> str:
         return f"{text}\nnormalised: {_divisors_as_text(report['divided_by'])}" if "divided_by" in report else text
     reverse = report.get("reverse", {})
     lines = [
-        f"P            {report['p']}",
-        f"Q            {report['q']}",
+        f"P            {one_line(report['p'])}",
+        f"Q            {one_line(report['q'])}",
         f"KL(P || Q)   {_number_as_text(report['kl'])} {unit}   {_method_as_text(report)}",
     ]
     if "reverse_kl" in report:

@@ -7,6 +7,7 @@ Nothing in a file is evaluated as code or unpickled.
 import csv
 import io
 import json
+import os
 import re
 import stat
 import sys
@@ -107,8 +108,8 @@ def read_file(text: str) -> Table:
             return _read_stream(text, stream, kind, name)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{text}: expected text in UTF-8, got byte 0x{error.object[error.start]:02x}, which is not UTF-8; is "
-            "this a binary file?"
+            f"{text}: expected text in UTF-8, got byte 0x{error.object[error.start]:02x}, which is not UTF-8; convert "
+            "a text file of another encoding by iconv -f latin1 -t utf-8; is this a binary file?"
         ) from error
     except RecursionError as error:
         raise InputError(f"{text}: expected a vector or a matrix of numbers, got lists nested too deeply") from error
@@ -128,6 +129,8 @@ def byte_counts(path: str) -> Table:
     Raises:
         InputError: The file cannot be read, or is empty.
     """
+    if not path:
+        raise InputError("bytes:: expected the path of a file after bytes:, as in bytes:book.txt")
     counts = np.zeros(256, np.int64)
     try:
         stream = _standard_input() if path == "-" else _open(Path(path))
@@ -197,7 +200,11 @@ def _open(path: Path) -> BinaryIO:
         raise InputError(f"{str(path)!r}: expected a path without null characters")
     if path.is_dir():
         raise InputError(f"{path}: expected a file, got a directory")
-    return path.open("rb")
+    stream = path.open("rb")
+    if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty() and stream.read(1):
+        stream.close()
+        raise InputError(f"{path}: expected a file, got a device, which may have no end; use head -c to copy a part")
+    return stream
 
 
 def _read_stream(text: str, stream: BinaryIO, kind: str | None, name: str | None) -> Table:
@@ -461,13 +468,27 @@ def parse_json(text: str, content: str, name: str | None = None) -> Table:
         InputError: The document is not JSON, or does not have one of these forms.
     """
     try:
-        return _table_of(text, json.loads(content), name)
+        return _table_of(text, _parsed(content), name)
     except json.JSONDecodeError as error:
         raise InputError(f"{text}: expected JSON: {error}") from error
     except (ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{text}: expected a vector or a matrix of numbers: {error}") from error
+
+
+def _parsed(content: str) -> Any:
+    """The value of a JSON text, without objects that contain a key twice, of which JSON would keep the last."""
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            seen = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise ValueError(f"expected distinct keys in each object, got {twice!r} twice")
+        return entries
+
+    return json.loads(content, object_pairs_hook=distinct)
 
 
 def _read_json(text: str, content: str, name: str | None) -> Table:
@@ -485,9 +506,11 @@ def _read_json(text: str, content: str, name: str | None) -> Table:
     values = []
     for number, line in lines:
         try:
-            values.append(json.loads(line))
-        except ValueError as error:
+            values.append(_parsed(line))
+        except json.JSONDecodeError as error:
             raise InputError(f"{text}: line {number}: expected JSON: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{text}: line {number}: {error}") from error
     return _table_of(text, values[0] if len(values) == 1 else values, name)
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from kullback.errors import InputError
+from kullback.runs.printable import one_line, printable
 
 __all__ = ["discard_output", "print_result", "strict", "table"]
 
@@ -18,7 +19,7 @@ def print_result(text: str) -> None:
         InputError: The output cannot be written, for example because the disk is full.
     """
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         discard_output(sys.stdout)
     except OSError as error:
@@ -43,6 +44,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
            0  0.25
           10   0.1
     """
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
     return "\n".join(line.rstrip() for line in lines)

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kullback.cli.output import print_result
@@ -82,10 +83,22 @@ class Parser(argparse.ArgumentParser):
                 return
             name = argument.partition("=")[0]
             if is_option and name not in known and " " not in argument:
-                hint = nearest(name, known)
+                hint = nearest(name, known, cutoff=0.7)
                 if not hint and "--set" in known and name.startswith("--"):
                     hint = f"; settings of the library are options --set {name[2:].replace('-', '_')}=VALUE"
                 self.error(f"{self.prog} has no option {name}{hint}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """The value of an argument. A path is not empty, because Path("") is the working directory."""
+        if action.type is Path and not arg_string:
+            raise argparse.ArgumentError(action, "expected a path, got an empty argument")
+        if action.type in (int, float):
+            try:
+                return action.type(arg_string)
+            except ValueError:
+                kind = "a whole number" if action.type is int else "a number"
+                raise argparse.ArgumentError(action, f"expected {kind}, got {arg_string!r}") from None
+        return super()._get_value(action, arg_string)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

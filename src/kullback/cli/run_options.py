@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ONLY_AT_ENDS", "add_lora_option", "add_run_options", "check_lora", "check_run_options"]
+__all__ = ["ONLY_AT_ENDS", "add_lora_option", "add_run_options", "check_lora", "check_run_options", "column_entries"]
 
 ONLY_AT_ENDS = "0 evaluates only before and after training"
 
@@ -102,3 +102,13 @@ def check_lora(text: str | None) -> dict[str, Any] | None:
     fields = parse_lora(text)
     require_packages(("peft",), extra="train")
     return fields
+
+
+def column_entries(**columns: str) -> dict[str, str | None]:
+    """The entries of config.json for --prompt-column and --completion-column; None for the default name.
+
+    Example:
+        >>> column_entries(prompt="question", completion="completion")
+        {'prompt_column': 'question', 'completion_column': None}
+    """
+    return {f"{name}_column": None if column == name else column for name, column in columns.items()}

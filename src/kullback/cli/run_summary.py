@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from kullback.runs.printable import one_line, printable
+
 __all__ = [
     "INTERRUPTED",
     "make_console",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
+_MIN_WIDTH = 40  # a narrower table would omit columns
 
 
 def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: Any, summary: str = "") -> None:
@@ -29,7 +32,7 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
 
     The report is written first, so that an error of the output cannot prevent it.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from kullback.explore.run_tables import outcome_table, write_run_report
     from kullback.runs.write_errors import write_errors
@@ -37,14 +40,15 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     with write_errors(path, "the run itself has been saved; free some space, and repeat the command with --resume"):
         write_run_report(runs, path, title=title, summary=summary)
     outcomes = outcome_table(runs)
-    table = Table(*(_encodable(column, console) for column in outcomes["columns"]))
+    # On a narrow terminal, a number continues on the next line instead of losing its last digits.
+    table = Table(*(Column(_encodable(one_line(name), console), overflow="fold") for name in outcomes["columns"]))
     for row in outcomes["rows"]:
         table.add_row(*(_encodable(cell, console) for cell in row))
     with suppress(OSError):  # the terminal was closed
         console.print(table)
         if summary:
             console.print(_encodable(summary, console), highlight=False, soft_wrap=True)
-        console.print(_encodable(f"report: {path}", console), highlight=False, soft_wrap=True)
+        console.print(_encodable(f"report: {one_line(str(path))}", console), highlight=False, soft_wrap=True)
 
 
 def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finished: bool, console: Any) -> int:
@@ -66,7 +70,7 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
             outcome = {"run": str(options.output), "ended": finished, "step": steps, "last": last}
             print(json.dumps(outcome if None not in runs else outcome | {"step": steps[None], "last": last[None]}))
         elif not finished:
-            text = f"interrupted; continue with --resume --output {options.output}"
+            text = f"interrupted; continue with --resume --output {one_line(str(options.output))}"
             console.print(_encodable(text, console), highlight=False)
     return 0 if finished else INTERRUPTED
 
@@ -93,7 +97,7 @@ def results_on_stdout() -> Iterator[None]:
         saved = os.dup(1)
         os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with _copy_of_stderr() as stream, redirect_stdout(stream):
             yield
     finally:
         if saved is not None:
@@ -101,6 +105,23 @@ def results_on_stdout() -> Iterator[None]:
                 sys.__stdout__.flush()  # type: ignore[union-attr]
             os.dup2(saved, 1)
             os.close(saved)
+
+
+@contextmanager
+def _copy_of_stderr() -> Iterator[Any]:
+    """A stream of its own to standard error, because user code that closes it must not close standard error."""
+    try:
+        stream = open(  # noqa: SIM115
+            os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
+        )
+    except (OSError, ValueError, AttributeError):  # standard error is closed or is not a file
+        yield sys.stderr
+        return
+    try:
+        yield stream
+    finally:
+        with suppress(OSError, ValueError):  # the terminal was closed
+            stream.close()
 
 
 def progress_console(*, quiet: bool) -> Any:
@@ -112,14 +133,17 @@ def make_console(*, quiet: bool, stderr: bool = False) -> Any:
     """The console for the results of a run, which replaces characters that it cannot encode."""
     from rich.console import Console
 
-    console = Console(quiet=quiet, stderr=stderr)
+    # The names of runs are printed as they are, without the markup and the emoji codes of rich.
+    console = Console(quiet=quiet, stderr=stderr, markup=False, emoji=False)
+    console.width = max(console.width, _MIN_WIDTH)
     if hasattr(console.file, "reconfigure"):
         console.file.reconfigure(errors="replace")  # type: ignore[union-attr]
     return console
 
 
 def _encodable(text: str, console: Any) -> str:
-    """Replace the characters of tables by ASCII characters if the console cannot encode them."""
+    """Replace control characters, and the characters of tables that the console cannot encode."""
+    text = printable(text)
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:

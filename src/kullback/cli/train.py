@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_lora_option, add_run_options, check_lora, check_run_options
+from kullback.cli.run_options import (
+    ONLY_AT_ENDS,
+    add_lora_option,
+    add_run_options,
+    check_lora,
+    check_run_options,
+    column_entries,
+)
 from kullback.cli.run_summary import make_console, report_run, results_on_stdout, transformers_console, write_report
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
@@ -196,7 +203,11 @@ def _train_policy(options: argparse.Namespace) -> bool:
         settings=parse_settings(options.set, getattr(trl, f"{options.recipe.upper()}Config")),
         evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
-        named={"prompts": str(options.prompts), "reward_functions": [*options.reward, *options.watch]},
+        named={
+            "prompts": str(options.prompts),
+            "reward_functions": [*options.reward, *options.watch],
+            **column_entries(prompt=options.prompt_column),
+        },
         algorithm=options.recipe,
         lora=lora,
     )

@@ -3,8 +3,16 @@
 import argparse
 from typing import Any
 
-from kullback.cli.run_options import ONLY_AT_ENDS, add_lora_option, add_run_options, check_lora, check_run_options
+from kullback.cli.run_options import (
+    ONLY_AT_ENDS,
+    add_lora_option,
+    add_run_options,
+    check_lora,
+    check_run_options,
+    column_entries,
+)
 from kullback.cli.run_summary import report_run, results_on_stdout, transformers_console
+from kullback.errors import InputError
 
 __all__ = ["add_sft"]
 
@@ -91,6 +99,10 @@ def _train_sft(options: argparse.Namespace) -> bool:
 
     check_run_options(options)
     require_at_least("--max-examples", options.max_examples, 1)
+    if options.prompt_column == options.completion_column:
+        raise InputError(
+            f"--prompt-column and --completion-column: expected different columns, got {options.prompt_column!r} twice"
+        )
     require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
     check_settings(options.set, "SFTConfig")
     lora = check_lora(options.lora)
@@ -115,7 +127,10 @@ def _train_sft(options: argparse.Namespace) -> bool:
         evaluation_rows=evaluation_rows,
         evaluate_every=options.evaluate_every,
         max_examples=options.max_examples,
-        named={"data": options.data},
+        named={
+            "data": options.data,
+            **column_entries(prompt=options.prompt_column, completion=options.completion_column),
+        },
         lora=lora,
     )
     return train_sft(plan, resume=options.resume, overwrite=options.overwrite, console=console)

@@ -195,7 +195,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     require_at_least("--batch-size", options.batch_size, 2)
     if not 0 < options.learning_rate < 1:
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {options.learning_rate}")
-    if options.data != "digits" and not Path(options.data).exists():
+    if options.data != "digits" and not (options.data and Path(options.data).exists()):
         raise InputError(f"--data {options.data}: not found; expected digits, a .npy file or a folder of images")
 
 

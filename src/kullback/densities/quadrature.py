@@ -57,7 +57,7 @@ def integrals(p: Density, q: Density, error: float) -> Integrals:
         for ray, tail in zip(rays, tails, strict=True):
             if tail.kl == inf:
                 end = f"{ray.scale * inf:+}" if ray.growth > 0 else f"{ray.origin:.6g}"
-                return Integrals(inf, warnings=(f"the integral of p log(p/q) diverges towards {end}",))
+                return Integrals(inf, warnings=(f"the integral of p log(p/q) diverges to +inf as x approaches {end}",))
         panels = assemble(intervals, rays, [tail.reach for tail in tails])
         rounding = _rounding(p, q, panels)
 

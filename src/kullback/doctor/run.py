@@ -17,7 +17,7 @@ from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["check_finished", "check_order", "doctor_path", "find_runs"]
+__all__ = ["check_finished", "check_order", "doctor_path", "doctor_runs", "find_runs"]
 
 Row = dict[str, Any]
 
@@ -72,6 +72,38 @@ def doctor_path(path: Path) -> list[Finding]:
     else:
         findings = _check_run(RunDirectory(path))
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def doctor_runs(path: Path) -> dict[Path, list[Finding]]:
+    """Check a run, or all runs in a directory of runs.
+
+    Args:
+        path: A path that `doctor_path` takes, or a directory of such directories.
+
+    Returns:
+        The findings by run. A run of a directory of runs whose files cannot be read has the finding `unreadable`, and
+        the other runs are checked nevertheless.
+
+    Raises:
+        InputError: `path` is neither a run nor a directory of runs, or is a run whose files cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> RunDirectory(directory / "started").create({"kind": "grpo"})
+        >>> [[finding.name for finding in findings] for findings in doctor_runs(directory).values()]
+        [['unreadable']]
+    """
+    findings = {}
+    for run in find_runs(path):
+        try:
+            findings[run] = doctor_path(run)
+        except InputError as error:
+            if run == path:
+                raise
+            remedy = "repair or delete the file that the message names; the other runs do not depend on it"
+            findings[run] = [Finding("unreadable", "warning", str(error), remedy, {"run": str(run)})]
+    return findings
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -177,7 +209,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
         )
     metrics, evaluations = run.metrics(), run.evaluations()
     if not metrics:
-        raise InputError(f"{run.path}: expected at least one row in metrics.jsonl, got none: no step was taken yet")
+        raise InputError(f"{run.path}: expected at least one row in metrics.jsonl, got none: {_why_no_rows(run)}")
     findings = check_order(metrics, evaluations)
     is_ordered = not findings
     findings += check_finite_training(metrics)
@@ -190,6 +222,15 @@ def _check_run(run: RunDirectory) -> list[Finding]:
         settings = _check_settings(run.path / "config.json", config)
         findings += [finding for finding in settings if finding.name not in names]
     return findings
+
+
+def _why_no_rows(run: RunDirectory) -> str:
+    path = run.path / "metrics.jsonl"
+    if path.is_file() and path.stat().st_size:
+        return "the file has no complete line"
+    if run.evaluations() and run.evaluations()[-1]["step"] > 0:
+        return f"the file is {'empty' if path.is_file() else 'missing'}, but the run was evaluated after step 1"
+    return "no step was taken yet"
 
 
 def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: list[Row]) -> list[Finding]:

@@ -62,6 +62,8 @@ def readable_runs(runs: Mapping[str, RunDirectory]) -> tuple[dict[str, RunDirect
     readable, problems = {}, []
     for name, run in runs.items():
         try:
+            if not {"kind", "rewards"} & run.config().keys():
+                raise InputError(f"{run.path}: expected a run of kullback train, got a config.json of another program")
             json.dumps(runs_data({name: run}), allow_nan=False)
             readable[name] = run
         except KullbackError as error:

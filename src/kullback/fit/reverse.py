@@ -240,6 +240,11 @@ def _fit_univariate(
                 f"{type(target).__name__}; pass log_prob, the target's log-density"
             )
     else:
+        if family.support.discrete:  # type: ignore[union-attr]
+            raise SupportError(
+                f"expected a family on the real line for log_prob, whose integral is computed, got the discrete family "
+                f"{family.__name__}; pass a distribution on the integers as target"
+            )
         density, diagnostics["log_evidence"] = normalise(log_prob, support)
     matched_starts = univariate_starts(family, density, fixed, components)
     if not starts + matched_starts:

@@ -75,9 +75,10 @@ def _as_tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(value, np.float64))
 
 
-def call_with_tensor(log_prob: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """The values of a function of tensors at an array."""
-    return log_prob(torch.from_numpy(np.array(x, np.float64))).detach().numpy()
+def call_with_tensor(log_prob: Callable[[Any], Any], x: np.ndarray) -> Any:
+    """The values of a function of tensors at an array; what it returns, if it returns no tensor."""
+    result = log_prob(torch.from_numpy(np.array(x, np.float64)))
+    return result.detach().numpy() if isinstance(result, torch.Tensor) else result
 
 
 # Fits of modules

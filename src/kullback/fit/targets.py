@@ -10,7 +10,7 @@ import numpy as np
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
 from kullback.densities.resolve import resolve
-from kullback.errors import SupportError
+from kullback.errors import ArrayTypeError, KullbackError, SupportError
 from kullback.numerics.arrays import Array
 
 __all__ = [
@@ -109,14 +109,19 @@ def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
     A function that does not accept arrays is called with a tensor.
 
     Raises:
-        SupportError: The result has another shape, or is nan at a point.
+        ArrayTypeError: The result is not an array of numbers.
+        SupportError: `log_prob` is not a function, or its result has another shape, is complex, or is nan at a point.
     """
+    if not callable(log_prob):
+        raise SupportError(f"expected log_prob to be a function, got {log_prob!r:.80}")
     try:
-        values = np.asarray(log_prob(x), dtype=np.float64)
+        values = _as_floats(log_prob(x))
     except _USER_ERRORS:
         call_with_tensor = import_module("kullback.fit.stochastic").call_with_tensor
         try:
-            values = call_with_tensor(log_prob, x)
+            values = _as_floats(call_with_tensor(log_prob, x))
+        except KullbackError:
+            raise
         except _USER_ERRORS as error:
             raise SupportError(
                 f"expected log_prob to accept points of shape {x.shape}, but {getattr(log_prob, '__name__', 'it')} "
@@ -131,6 +136,15 @@ def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
         point = x[np.isnan(values)][0].tolist()
         raise SupportError(f"expected log_prob to return numbers or -inf, but it is nan at {point!r}")
     return values
+
+
+def _as_floats(result: Any) -> Array:
+    if np.iscomplexobj(result):
+        raise SupportError("expected log_prob to return real numbers, got complex numbers")
+    try:
+        return np.asarray(result, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ArrayTypeError(f"expected log_prob to return numbers, got {type(result).__name__}") from None
 
 
 def _interior_point(support: tuple[float, float]) -> float:
@@ -159,11 +173,11 @@ def _find_modes(
                 "the grid: pass support=, or shift the argument so that the mass lies near 0"
             )
         for _ in range(_REFINEMENTS):
-            is_near_top = np.flatnonzero(values > values.max() - _NATS_BELOW_MODE)
+            is_near_top = np.flatnonzero(values >= values.max() - _NATS_BELOW_MODE)
             first, last = max(is_near_top[0] - 1, 0), min(is_near_top[-1] + 1, x.size - 1)
             grid = np.linspace(x[first], x[last], 4001)
             peaks = _local_maxima(values)
-            peaks = peaks[values[peaks] > values.max() - _NATS_BELOW_MODE][:50]
+            peaks = peaks[values[peaks] >= values.max() - _NATS_BELOW_MODE][:50]
             near_peaks = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
             new = np.setdiff1d(np.concatenate([grid, *near_peaks]), x)
             x = np.concatenate([x, new])
@@ -174,7 +188,7 @@ def _find_modes(
             values = np.where(values == inf, np.finfo(float).max, values)
     top, anchors = float(values.max()), []
     for i in _separated_peaks(values):
-        if values[i] > top - _NATS_BELOW_MODE:
+        if values[i] >= top - _NATS_BELOW_MODE:
             lower = np.flatnonzero(values < values[i] - 0.5)
             nearest = lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist()
             widths = [abs(x[j] - x[i]) for j in nearest]

@@ -6,6 +6,7 @@ Kullback saves a policy as safetensors and JSON. Only weights and JSON are read 
 import io
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,16 +55,23 @@ def make_environments(name: str, count: int) -> VecEnv:
     """Create a vectorised environment with the wrappers that PPO adds.
 
     Args:
-        name: The name of the environment in Gymnasium.
+        name: The name of the environment in Gymnasium, or MODULE:NAME, where MODULE registers the environment; it may
+            be a file in the working directory.
         count: The number of copies.
 
     Raises:
         InputError: Gymnasium has no environment of this name, or its constructor fails. The message quotes the error.
     """
+    if ":" in name and (working_directory := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, working_directory)
     try:
         environments = make_vec_env(name, count, env_kwargs={"render_mode": None})
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise InputError(f"--env {name}: {' '.join(str(error).split())}") from error
+        raise InputError(f"--env {name or repr(name)}: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:  # the module and the constructor are user code
+        raise InputError(
+            f"--env {name}: the environment raised {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     return BaseAlgorithm._wrap_env(environments)
 
 

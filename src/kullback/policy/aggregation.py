@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kullback.errors import PenaltyError
 from kullback.numerics.array_types import Bool, Float, Shaped
-from kullback.tokens.logits import as_mask, require_tensors
+from kullback.tokens.logits import as_mask, is_scalar, require_tensors
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
 
@@ -45,7 +45,7 @@ def aggregate_tokens(
 
     Raises:
         ShapeError: The mask does not have the shape of `values`.
-        PenaltyError: `how` is not one of the three conventions.
+        PenaltyError: `how` is not one of the three conventions, or `normalizer` is not a number.
 
     References:
         Shao et al. (2024), "DeepSeekMath", for "sequence_mean" [shao2024].
@@ -58,6 +58,8 @@ def aggregate_tokens(
         [2.25, 2.5, 4.5]
     """
     require_aggregate(how)
+    if normalizer is not None and not is_scalar(normalizer):
+        raise PenaltyError(f"expected normalizer to be a number, got {normalizer!r}")
     mask = token_mask(values, mask)
     sums, lengths = torch.where(mask, values, 0.0).sum(-1), mask.sum(-1)
     if how == "sequence_mean":

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from kullback.errors import PenaltyError, ShapeError
 from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import token_mask
+from kullback.tokens.logits import is_scalar, require_tensors
 
 __all__ = ["dpo_loss", "implicit_reward"]
 
@@ -47,7 +48,8 @@ def dpo_loss(
         A scalar to minimise, in nats per pair.
 
     Raises:
-        ShapeError: The shapes differ.
+        ArrayTypeError: An argument is not a tensor.
+        ShapeError: The shapes differ, or the batch is empty.
         PenaltyError: `beta` is not a positive number.
 
     References:
@@ -65,6 +67,8 @@ def dpo_loss(
         raise ShapeError(
             f"expected equal numbers of chosen and rejected completions, got {len(chosen)} and {len(rejected)}"
         )
+    if len(chosen) == 0:
+        raise ShapeError("expected at least one pair of completions, got an empty batch")
     return -logsigmoid(chosen - rejected).mean()
 
 
@@ -92,6 +96,7 @@ def implicit_reward(
         probability.
 
     Raises:
+        ArrayTypeError: An argument is not a tensor.
         ShapeError: The shapes differ.
         PenaltyError: `beta` is not a positive number.
 
@@ -102,7 +107,8 @@ def implicit_reward(
         >>> implicit_reward(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-2.0, -1.5]]), beta=0.5)
         tensor([0.7500])
     """
-    if not 0 < beta < float("inf"):
+    require_tensors(log_prob=log_prob, ref_log_prob=ref_log_prob)
+    if not (is_scalar(beta) and 0 < beta < float("inf")):
         raise PenaltyError(f"expected beta to be a positive finite number, got {beta!r}")
     if log_prob.ndim != 2 or log_prob.shape != ref_log_prob.shape:
         raise ShapeError(

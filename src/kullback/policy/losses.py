@@ -14,6 +14,7 @@ from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.policy.estimators import bounded_exp, straight_through
 from kullback.policy.penalty import KLPenalty
+from kullback.tokens.logits import is_scalar
 
 __all__ = ["Clip", "Ratio", "clipped_surrogate", "grpo_loss", "ppo_loss"]
 
@@ -89,7 +90,7 @@ def ppo_loss(
     loss = clipped_surrogate(
         log_prob=log_prob, advantages=advantages, old_log_prob=old_log_prob, mask=mask, clip=clip, ratio=ratio
     )
-    if not isinstance(beta, Tensor) and not 0 <= beta < inf:
+    if not isinstance(beta, Tensor) and not (is_scalar(beta) and 0 <= beta < inf):
         raise PenaltyError(
             f"expected beta to be a finite number >= 0, got {beta!r}; a negative beta would reward divergence"
         )
@@ -250,7 +251,7 @@ def clipped_surrogate(
     if clip is None:
         return -w * advantages
     sides = clip if isinstance(clip, tuple) else (clip, clip)
-    if len(sides) != 2 or not all(side >= 0 for side in sides):
+    if len(sides) != 2 or not all(is_scalar(side) and side >= 0 for side in sides):
         raise PenaltyError(f"expected clip to be a number >= 0, a pair (low, high) of them, or None, got {clip!r}")
     low, high = sides
     return -torch.minimum(w * advantages, w.clamp(1 - low, 1 + high) * advantages)

@@ -39,7 +39,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     The text is written to a temporary file in the same directory, which then replaces `path`. After an error or a crash
-    the path has either its old content or the whole new content.
+    the path has either its old content or the whole new content. A symbolic link is followed. A device or a pipe, such
+    as /dev/stdout, is written to and is not replaced.
 
     Args:
         path: The file to write, in a directory that exists.
@@ -54,6 +55,11 @@ def write_atomically(path: Path, text: str) -> None:
         ...     os.listdir(directory)
         ['a.txt']
     """
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        return
+    path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:

@@ -66,12 +66,19 @@ def finite_outputs(step: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except (BudgetError, NotNormalizedError, ParameterError, SupportError) as error:
-        raise InputError(f"step {step()}: {error}{_ADVICE}") from error
+        raise _at_step(step(), str(error)) from error
     except (RuntimeError, ValueError) as error:
         if not re.search("probability tensor contains|to satisfy the constraint|without overflow", str(error)):
             raise
-        message = "expected finite weights and outputs of the model, got nan or infinity"
-        raise InputError(f"step {step()}: {message}{_ADVICE}") from error
+        message = (
+            "expected finite outputs of the model, got nan or infinity; its weights, its inputs, or a temperature near "
+            "0 by which they are divided, can be the cause"
+        )
+        raise _at_step(step(), message) from error
+
+
+def _at_step(step: int, message: str) -> InputError:
+    return InputError(f"before step 1: {message}" if step == 0 else f"step {step}: {message}{_ADVICE}")
 
 
 def require_finite(

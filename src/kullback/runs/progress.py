@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kullback.runs.printable import one_line
+
 __all__ = ["RunProgress"]
 
 _OBJECTIVES = ("reward", "loss", "distortion", "cross_entropy")  # the first of these that a row has is shown
@@ -27,7 +29,7 @@ class RunProgress:
     def __init__(
         self, name: str, steps: int, *, target: float | None, unit: str | None, console: Console | None
     ) -> None:
-        self.name, self.steps, self.target, self.unit, self.console = name, steps, target, unit, console
+        self.name, self.steps, self.target, self.unit, self.console = one_line(name), steps, target, unit, console
         self.live: Progress | None = None
         self.first: tuple[int, float] | None = None
         self.lines = 0
@@ -35,9 +37,9 @@ class RunProgress:
     def __enter__(self) -> "RunProgress":
         if self.console is not None and self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}  left"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}  left", markup=False),
                 TimeRemainingColumn(),
             )
             self.live = Progress(*columns, console=self.console)
@@ -69,6 +71,8 @@ class RunProgress:
             self.console.print(
                 f"{self.name}  step {step}/{self.steps}  {self._format_metrics(row)}  {remaining}",
                 highlight=False,
+                markup=False,
+                emoji=False,
                 soft_wrap=True,
             )
 

@@ -252,14 +252,17 @@ class RunDirectory:
             The contents of config.json.
 
         Raises:
-            InputError: config.json does not exist, or it is not JSON.
+            InputError: config.json does not exist, or it is not a JSON object.
         """
         try:
-            return with_present_settings(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
+            content = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: expected a run directory, found no config.json in it") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path / 'config.json'}: not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self.path / 'config.json'}: expected a JSON object, got {json.dumps(content):.80}")
+        return with_present_settings(content)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest intact checkpoint.
@@ -300,6 +303,12 @@ class RunDirectory:
             raise InputError(
                 f"--resume {self.path}: expected an intact checkpoint, but {path.name} and all others are damaged: "
                 f"{reason}; start again with --overwrite"
+            )
+        rows = self.path / "metrics.jsonl"
+        if main and rows.is_file() and rows.stat().st_size:
+            print(
+                f"kullback: --resume {self.path}: the run has no checkpoint, and starts again from its first step",
+                file=sys.stderr,
             )
         return None
 
@@ -402,8 +411,7 @@ class RunDirectory:
         Returns:
             The contents of samples.json, with the keys "before" and "after" if they have been written.
         """
-        path = self.path / "samples.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return self._read_json("samples.json")
 
     def pictures(self) -> dict[str, list[Row]]:
         """Return the images of a VAE before and after training.
@@ -411,8 +419,7 @@ class RunDirectory:
         Returns:
             The contents of pictures.json, with the keys "before" and "after" if they have been written.
         """
-        path = self.path / "pictures.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return self._read_json("pictures.json")
 
     def set_pictures(self, when: str, rows: list[Row]) -> None:
         """Write images to pictures.json.
@@ -421,7 +428,7 @@ class RunDirectory:
             when: "before" or "after" training.
             rows: The images.
         """
-        self._write_json("pictures.json", {**self.pictures(), when: rows})
+        self._update_json("pictures.json", when, rows)
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl.
@@ -455,7 +462,7 @@ class RunDirectory:
             when: "before" or "after" training.
             samples: The completions.
         """
-        self._write_json("samples.json", {**self.samples(), when: samples})
+        self._update_json("samples.json", when, samples)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -469,6 +476,28 @@ class RunDirectory:
         with path.open("rb") as file:
             lines = [(number, line) for number, line in enumerate(file, 1) if line.endswith(b"\n")]
         return [with_present_keys(_parse_row(path, number, line)) for number, line in lines]
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a file; an empty object if the file does not exist."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not JSON: {error}; remove the file") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}; remove the file")
+        return content
+
+    def _update_json(self, name: str, key: str, value: Any) -> None:
+        """Set one entry of the object in a file. A damaged file is replaced, so that no training is lost to it."""
+        try:
+            content = self._read_json(name)
+        except InputError as error:
+            print(f"kullback: {error}; the file is replaced", file=sys.stderr)
+            content = {}
+        self._write_json(name, {**content, key: value})
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(
@@ -527,8 +556,11 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, s
 
 
 def _short(value: Any) -> str:
-    """A setting as JSON of at most 80 characters."""
+    """A setting as JSON of at most 80 characters; a controller as its class with the main parameters."""
     text = "not set" if value is None else json.dumps(value)
+    if isinstance(value, dict) and "kind" in value:
+        parameters = [f"{key}={json.dumps(value[key])}" for key in ("target", "beta", "unit") if key in value]
+        text = f"{value['kind']}({', '.join(parameters)})"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

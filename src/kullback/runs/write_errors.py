@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kullback.errors import InputError, KullbackError
 
-__all__ = ["write_errors"]
+__all__ = ["find_write_failure", "write_errors"]
 
 _DISK_ERRORS = {
     getattr(errno, name)
@@ -43,12 +43,12 @@ def write_errors(directory: Path, advice: str) -> Iterator[None]:
     except KullbackError:
         raise
     except Exception as error:
-        if (reason := _reason(error)) is None:
+        if (reason := find_write_failure(error)) is None:
             raise
         raise InputError(f"{directory}: cannot be written: {reason}; {advice}") from error
 
 
-def _reason(error: BaseException | None) -> str | None:
+def find_write_failure(error: BaseException | None) -> str | None:
     """Return a failure to write as text, or None for another exception. The causes of an exception are included."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

@@ -100,7 +100,7 @@ def _require_counts(name: str, counts: ArrayLike) -> np.ndarray:
         raise ShapeError(f"expected {name} to be a vector, got shape {values.shape}")
     bad = np.flatnonzero(~((values >= 0) & (values < 2.0**53) & (values % 1 == 0)))
     if len(bad):
-        raise SupportError(f"expected whole numbers >= 0, but {name}[{bad[0]}] is {float(values[bad[0]])!r}")
+        raise SupportError(f"expected whole numbers from 0 to 2**53, but {name}[{bad[0]}] is {float(values[bad[0]])!r}")
     if not values.any():
         raise SupportError(f"expected at least one observation, but all {name} are 0")
     return values

@@ -1,5 +1,6 @@
 """KL divergence between next-token distributions, from the logits of two models."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,13 @@ def require_tensors(**given: Any) -> None:
             raise ArrayTypeError(
                 f"expected {name} to be a tensor, got {type(value).__name__}; pass torch.as_tensor(...)"
             )
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is a real number or a tensor with one element, and no boolean."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_temperature(temperature: float) -> None:

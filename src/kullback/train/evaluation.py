@@ -23,6 +23,7 @@ from kullback.integrations.transformers import (
     sample,
 )
 from kullback.result import Estimate
+from kullback.runs.finite import finite_outputs
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 from kullback.train.rewards import Reward
 
@@ -80,7 +81,7 @@ class Evaluation:
         policy.eval()
         devices = [policy.device] if policy.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with torch.random.fork_rng(devices), torch.no_grad(), finite_outputs(lambda: step):
                 torch.manual_seed(self.seed + self.rank)
                 local: list[Row] = []
                 indices = range(self.rank, len(self.rows), self.processes)

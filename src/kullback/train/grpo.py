@@ -292,6 +292,8 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         args.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
         return True
 
+    if args.log_completions and main:  # TRL creates its directory before the run directory exists
+        (run.checkpoints / "completions").mkdir(parents=True, exist_ok=True)
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(trainer, evaluation, run, plan)
     stop = Interrupts()

@@ -1,5 +1,6 @@
 """Training of a policy for a Gymnasium environment by PPO with a KL budget."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -199,7 +200,14 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
         if checkpoint is None:
             _start_run(plan, run, model, shape, evaluation)
         else:
-            run.remove_rows_after(restore_ppo_checkpoint(model, checkpoint))
+            step = restore_ppo_checkpoint(model, checkpoint)
+            run.remove_rows_after(step)
+            if not _is_checkpoint_due(plan, step):
+                print(
+                    f"kullback: --resume: the run stopped at step {step}, at which no checkpoint was due: the "
+                    "environments start new episodes here, so that the next rows differ from an uninterrupted run",
+                    file=sys.stderr,
+                )
         target = getattr(plan.budget, "target", None)
         if console is not None and plan.total_steps != plan.steps:
             console.print(_about_rounding(plan), highlight=False, soft_wrap=True)
@@ -227,10 +235,16 @@ def _train(plan: PPOPlan, run: RunDirectory, resume: bool, console: Console | No
     return True
 
 
+def _is_checkpoint_due(plan: PPOPlan, step: int) -> bool:
+    """Whether an uninterrupted run saves a checkpoint, and resets the environments, at this step."""
+    return (step // plan.rollout) % plan.all_settings["save_every"] == 0
+
+
 def _about_rounding(plan: PPOPlan) -> str:
+    updates = plan.total_steps // plan.rollout
     return (
         f"--steps {plan.steps} is rounded up to {plan.total_steps} environment steps, which are "
-        f"{plan.total_steps // plan.rollout} updates of n_steps * n_envs = {plan.rollout} steps"
+        f"{updates} update{'s' if updates > 1 else ''} of n_steps * n_envs = {plan.rollout} steps"
     )
 
 
@@ -281,6 +295,13 @@ class _RecordUpdates(BaseCallback):
         self.run.add_evaluation({**row, "step": step})
 
     def _on_step(self) -> bool:
+        rewards = self.locals["rewards"]
+        if not np.isfinite(rewards).all():
+            raise InputError(
+                f"step {self.ppo.num_timesteps}: expected finite rewards of the environment, got "
+                f"{float(rewards[~np.isfinite(rewards)][0])}; training stops, and all checkpoints of earlier steps are "
+                "kept"
+            )
         self.episodes += [info["episode"] for info in self.locals["infos"] if "episode" in info]
         return not self.stopping
 
@@ -292,7 +313,7 @@ class _RecordUpdates(BaseCallback):
         elif self.run.last_checkpoint() is not None:  # the run was resumed from this checkpoint
             reset_and_reseed(self.ppo, self.plan.seed)
             return
-        if self.stopping or (step // self.plan.rollout) % self.plan.all_settings["save_every"] == 0:
+        if self.stopping or _is_checkpoint_due(self.plan, step):
             save_ppo_checkpoint(self.ppo, self.run.checkpoints)
             reset_and_reseed(self.ppo, self.plan.seed)
 

@@ -53,7 +53,9 @@ def find_reward(name: str, option: str = "--reward") -> Reward:
     for part in attribute.split("."):
         function = getattr(function, part, None)
     if function is None or not callable(function):
-        raise InputError(f"{option} {name}: module {module_name} has no function {attribute}")
+        file = getattr(module, "__file__", None)
+        place = "a module of Python itself" if file is None else Path(os.path.relpath(file))
+        raise InputError(f"{option} {name}: module {module_name} ({place}) has no function {attribute}")
     if isinstance(function, type):
         raise InputError(f"{option} {name}: expected a function or an instance, got the class {attribute}")
     if not _has_name(function):
@@ -171,8 +173,9 @@ def _validate_values(name: str, values: Any, completions: Sequence[Any]) -> list
         if number is not None and not abs(number) <= _MAX:
             shown = " ".join(repr(completions[index])[:60].split())
             gave = " ".join(repr(value)[:60].split())
+            expected = f"a number from {-_MAX:.2g} to {_MAX:.2g}" if math.isfinite(number) else "a finite number"
             raise RewardError(
-                f"the reward {name} gave {gave} for completion {index}, {shown}; expected a finite number or None"
+                f"the reward {name} gave {gave} for completion {index}, {shown}; expected {expected} or None"
             )
         numbers.append(number)
     return numbers

@@ -50,6 +50,9 @@ _OF_POLICIES = {
     "ref_model_mixup_alpha": "the reference of the KL does not change",
     "ref_model_sync_steps": "the reference of the KL does not change",
     "sync_ref_model": "the reference of the KL does not change",
+    "torch_compile": "the KL is computed from the output layer of the model, which is called without its decoder",
+    "torch_compile_backend": "see torch_compile, which this command does not support",
+    "torch_compile_mode": "see torch_compile, which this command does not support",
 }
 _OTHER_OPTIONS_OF = {
     "GRPOConfig": _OF_POLICIES,
