@@ -13,7 +13,7 @@ from kullback.policy.aggregation import aggregate_tokens
 from kullback.policy.dpo import dpo_loss
 from kullback.policy.losses import grpo_loss, ppo_loss
 
-NO_NUMBERS = ["x", None, [0.1], {}, True, math.nan, -0.1, math.inf, object(), np.zeros(3), torch.zeros(3), 1j]
+NO_NUMBERS = ["x", None, [0.1], {}, True, math.nan, -0.1, math.inf, Ellipsis, np.zeros(3), torch.zeros(3), 1j]
 
 
 def pair(batch: int = 2) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_coefficients_are_numbers(loss: Any, name: str, value: Any) -> None:
         loss(log_prob=log_prob, advantages=torch.ones(3), ref_log_prob=log_prob - 0.1, **{"beta": 0.1, name: value})
 
 
-@pytest.mark.parametrize("value", ["x", [1], {}, True, object()], ids=repr)
+@pytest.mark.parametrize("value", ["x", [1], {}, True, Ellipsis], ids=repr)
 def test_a_normalizer_is_a_number(value: Any) -> None:
     with pytest.raises(KullbackError, match="normalizer"):
         aggregate_tokens(torch.ones(2, 3), normalizer=value)
