@@ -134,6 +134,8 @@ def test_an_interrupt_at_any_time_gives_one_line(command: str, tmp_path: Path) -
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1].decode()
+        if error.count("File ") == 1 and 'File "<string>"' in error:
+            continue  # before the first line of the program
         assert process.returncode in (0, 1, 2, 130), (delay, error)
         assert "Traceback" not in error, delay
         assert process.returncode != 130 or error == "kullback: interrupted\n", delay
