@@ -139,7 +139,7 @@ def test_kl_of_independent_components_is_the_sum():
     ("p", "q", "where"),
     [
         (stats.norm(), stats.uniform(), "-inf < x < 0 and 1 < x < inf"),
-        (stats.cauchy(), stats.norm(), "towards -inf"),
+        (stats.cauchy(), stats.norm(), "approaches -inf"),
         (stats.norm(), stats.truncnorm(-1, 2), "-inf < x < -1 and 2 < x < inf"),
         (stats.binom(12, 0.5), stats.binom(10, 0.5), "11 <= x <= 12"),
         (stats.poisson(3.0), stats.norm(), "p is discrete and q is continuous"),

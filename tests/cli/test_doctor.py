@@ -150,7 +150,7 @@ def test_a_reference_replaced_during_the_run(
 ) -> None:
     def replace_reference(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 8:
-            self.reference.model.load_state_dict(self.policy.state_dict())
+            self.weights.reference.model.load_state_dict(self.policy.state_dict())
 
     monkeypatch.setattr(Callback, "on_step_end", replace_reference)
     _, found = run_doctor(capsys, train(None, evaluate_every=0))
@@ -256,8 +256,8 @@ def test_k1_in_the_log(train: Train, capsys: pytest.CaptureFixture[str], monkeyp
         ids, mask = scored.ids, scored.mask
         with torch.no_grad():
             hidden = last_hidden(self.policy, ids, scored.attention)[:, -mask.shape[1] - 1 :]
-            ours = completion_log_prob(self.head, hidden, ids, mask, temperature=1.0)
-            theirs = completion_log_prob(self.ref_head, scored.ref_hidden, ids, mask, temperature=1.0)
+            ours = completion_log_prob(self.weights.head(), hidden, ids, mask, temperature=1.0)
+            theirs = completion_log_prob(self.weights.ref_head(), scored.ref_hidden, ids, mask, temperature=1.0)
         original(self, inputs, replace(scored, kl=(ours - theirs) * mask))
 
     monkeypatch.setattr(Callback, "record", record)
@@ -365,9 +365,9 @@ def test_settings_in_a_file(
     [
         (None, "no such file or directory"),
         ({}, "expected a run directory, found no config.json in it"),
-        ({"config.json": '{"model_type": "llama"}'}, "expected a run of kullback train grpo or ppo"),
-        ({"config.json": "[1]"}, "expected a run of kullback train grpo or ppo"),
-        ({"config.json": '{"kind": "supervised"}'}, "expected a run of kullback train grpo or ppo"),
+        ({"config.json": '{"model_type": "llama"}'}, "expected a run of kullback train grpo, rloo or ppo"),
+        ({"config.json": "[1]"}, "expected a JSON object, got [1]"),
+        ({"config.json": '{"kind": "supervised"}'}, "expected a run of kullback train grpo, rloo or ppo"),
         ({"config.json": '{"kind": "grpo"'}, "not JSON"),
         ({"config.json": '{"kind": "grpo"}'}, "no step was taken yet"),
         ({"config.json": '{"kind": "grpo"}', "metrics.jsonl": '{"step": 1\n'}, "a line that is not JSON"),

@@ -209,7 +209,7 @@ def test_zipfian_is_a_truncated_zipf():
         (Poisson(rate=2.0), Zipf(exponent=3.0), "0 <= x <= 0"),
         (Binomial(total_count=10, probs=0.5), Binomial(total_count=10, probs=1.0), "0 <= x <= 9"),
         (Poisson(rate=1.0), Poisson(rate=0.0), "1 <= x <= inf"),
-        (Zipf(exponent=2.0), Geometric(probs=0.5), "towards +inf"),
+        (Zipf(exponent=2.0), Geometric(probs=0.5), "approaches +inf"),
     ],
 )
 def test_infinite_kl_states_where(p, q, where):

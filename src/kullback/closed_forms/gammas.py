@@ -293,7 +293,8 @@ def kl_pareto_gamma_power(xp: Any, p: Any, q: Any) -> Array:
     """
     q = _as_gamma_power_arrays(xp, q)
     t = q.power / p.alpha
-    tail = (p.alpha - q.power) / p.alpha
+    # The quotient is accurate near t = 1, and the difference has an accurate gradient for small t.
+    tail = xp.where(t < 0.5, 1 - t, (p.alpha - q.power) / p.alpha)
     finite = tail > 0
     tail = xp.where(finite, tail, 1.0)
     k = q.shape

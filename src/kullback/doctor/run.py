@@ -94,16 +94,24 @@ def doctor_runs(path: Path) -> dict[Path, list[Finding]]:
         >>> [[finding.name for finding in findings] for findings in doctor_runs(directory).values()]
         [['unreadable']]
     """
-    findings = {}
-    for run in find_runs(path):
-        try:
-            findings[run] = doctor_path(run)
-        except InputError as error:
-            if run == path:
-                raise
-            remedy = "repair or delete the file that the message names; the other runs do not depend on it"
-            findings[run] = [Finding("unreadable", "warning", str(error), remedy, {"run": str(run)})]
-    return findings
+    runs = find_runs(path)
+    return {path: doctor_path(path)} if runs == [path] else {run: check_one_of_several_runs(run) for run in runs}
+
+
+def check_one_of_several_runs(run: Path) -> list[Finding]:
+    """Check a run beside others, which are checked although its files cannot be read.
+
+    Args:
+        run: A run directory, or an output directory of TRL.
+
+    Returns:
+        The findings; `unreadable` if a file is damaged or missing, or if the run has not taken a step.
+    """
+    try:
+        return doctor_path(run)
+    except InputError as error:
+        remedy = "repair or delete the file that the message names; the other runs do not depend on it"
+        return [Finding("unreadable", "warning", str(error), remedy, {"run": str(run)})]
 
 
 def find_runs(path: Path) -> list[Path]:
