@@ -277,6 +277,26 @@ def test_gradients_of_broadcast_parameters():
     assert float(gradient) == pytest.approx(float((1 / scale - (1 + loc**2) / scale**3).sum().detach()), rel=1e-14)
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda x: (d.Normal(x, x.exp()), d.Normal(2 * x, x.exp())),
+        lambda x: (d.Laplace(x, x.exp()), d.Laplace(x**2, 1 + x)),
+        lambda x: (d.Gamma(x, x), d.Gamma(x.exp(), x)),
+        lambda x: (d.Poisson(x), d.Poisson(x**2)),
+        lambda x: (d.Bernoulli(logits=x), d.Bernoulli(logits=-2 * x)),
+        lambda x: (d.Dirichlet(x), d.Dirichlet(x.exp())),
+    ],
+)
+def test_derivatives_where_parameters_depend_on_each_other(pair):
+    def derivatives(kl_of):
+        x = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+        [first] = torch.autograd.grad(kl_of(*pair(x)).sum(), x, create_graph=True)
+        return first, torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(derivatives(kl), derivatives(d.kl_divergence))
+
+
 def test_invalid_and_extreme_parameters_reach_the_general_implementation():
     with pytest.raises(ParameterError):
         kl(d.Normal(torch.tensor(0.0), torch.tensor(-1.0), validate_args=False), d.Normal(0.0, 1.0))

@@ -221,8 +221,10 @@ def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
                     None if out is None else torch.from_numpy(out).sum_to_size(value.shape) for out, value in pairs
                 )
             half = len(names)
-            p, q = (_unchecked(family, names, side) for side in (inputs[:half], inputs[half:]))
-            wanted = [value for value, need in zip(inputs, needed, strict=True) if need]
+            # Views, because one input may be another, or may depend on another: the derivative is the partial one.
+            views = [value.view_as(value) for value in inputs]
+            p, q = (_unchecked(family, names, side) for side in (views[:half], views[half:]))
+            wanted = [view for view, need in zip(views, needed, strict=True) if need]
             found = iter(torch.autograd.grad(FORMS[family, family](p, q), wanted, gradients[0], create_graph=True))
             return None, *(next(found) if need else None for need in needed)
 
