@@ -268,6 +268,46 @@ def test_shapes_are_those_of_broadcasting(values, shape):
     assert kl(d.Normal(*tensors[:2]), d.Normal(*tensors[2:])).shape == shape
 
 
+def unaligned(values):
+    """The values in memory that starts one byte after an address that is a multiple of 8."""
+    values = np.asarray(values, float)
+    memory = np.zeros(values.nbytes + 1, np.uint8)
+    array = memory[1:].view(float).reshape(values.shape)
+    array[...] = values
+    assert not array.flags.aligned
+    return array
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [(f.Normal, ("loc", "scale")), (f.Beta, ("concentration1", "concentration0"))]
+)
+def test_unaligned_memory(family, names):
+    p, q = ({name: np.array(values) for name in names} for values in ([1.0, 2.0], [3.0, 1.5]))
+    expected = kl(family(**p), family(**q))
+    assert np.array_equal(kl(family(**{k: unaligned(v) for k, v in p.items()}), family(**q)), expected)
+    tensors = {name: torch.from_numpy(unaligned(values)).requires_grad_() for name, values in p.items()}
+    value = kl(family(**tensors), family(**{name: torch.tensor(values) for name, values in q.items()}))
+    value.sum().backward()
+    assert np.array_equal(value.detach().numpy(), expected)
+
+
+def test_unaligned_concentrations():
+    p, q = np.array([[1.0, 2.0], [0.5, 3.0]]), np.array([2.0, 2.0])
+    expected = kl(f.Dirichlet(concentration=p), f.Dirichlet(concentration=q))
+    got = kl(f.Dirichlet(concentration=unaligned(p)), f.Dirichlet(concentration=unaligned(q)))
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equal_parameters_give_positive_zero(name):
+    family, names, _, kinds = CASES[name]
+    of_p, _ = drawn(np.random.default_rng(3), kinds, 0.5, np.float64)
+    p = family(**dict(zip(names, of_p, strict=True)))
+    value = kl(p, p)
+    assert not value.any()
+    assert not np.signbit(value).any()
+
+
 def test_gradients_of_broadcast_parameters():
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     loc = torch.randn(5, dtype=torch.float64)

@@ -126,7 +126,7 @@ def _of_arrays(form: str, values: tuple[Any, ...]) -> Array | None:
     shape = _result_shape(form, [np.shape(value) for value in values])
     if shape is None:
         return None
-    out = _value(form, [np.require(value, dtype, "C") for value in values], shape)
+    out = _value(form, [np.require(value, dtype, "CA") for value in values], shape)
     return out if out is None or shape else np.float64(out)
 
 
@@ -159,8 +159,9 @@ def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], val
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """The values of a CPU tensor as a contiguous array, without a copy if the tensor is contiguous."""
-    return tensor.detach().contiguous().numpy()
+    """The values of a CPU tensor as a contiguous, aligned array, without a copy if the tensor is both."""
+    array = tensor.detach().contiguous().numpy()
+    return array if array.flags.aligned else array.copy()
 
 
 def _value(form: str, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
