@@ -268,6 +268,46 @@ def test_shapes_are_those_of_broadcasting(values, shape):
     assert kl(d.Normal(*tensors[:2]), d.Normal(*tensors[2:])).shape == shape
 
 
+def unaligned(values):
+    """The values in memory that starts one byte after an address that is a multiple of 8."""
+    values = np.asarray(values, float)
+    memory = np.zeros(values.nbytes + 1, np.uint8)
+    array = memory[1:].view(float).reshape(values.shape)
+    array[...] = values
+    assert not array.flags.aligned
+    return array
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [(f.Normal, ("loc", "scale")), (f.Beta, ("concentration1", "concentration0"))]
+)
+def test_unaligned_memory(family, names):
+    p, q = ({name: np.array(values) for name in names} for values in ([1.0, 2.0], [3.0, 1.5]))
+    expected = kl(family(**p), family(**q))
+    assert np.array_equal(kl(family(**{k: unaligned(v) for k, v in p.items()}), family(**q)), expected)
+    tensors = {name: torch.from_numpy(unaligned(values)).requires_grad_() for name, values in p.items()}
+    value = kl(family(**tensors), family(**{name: torch.tensor(values) for name, values in q.items()}))
+    value.sum().backward()
+    assert np.array_equal(value.detach().numpy(), expected)
+
+
+def test_unaligned_concentrations():
+    p, q = np.array([[1.0, 2.0], [0.5, 3.0]]), np.array([2.0, 2.0])
+    expected = kl(f.Dirichlet(concentration=p), f.Dirichlet(concentration=q))
+    got = kl(f.Dirichlet(concentration=unaligned(p)), f.Dirichlet(concentration=unaligned(q)))
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equal_parameters_give_positive_zero(name):
+    family, names, _, kinds = CASES[name]
+    of_p, _ = drawn(np.random.default_rng(3), kinds, 0.5, np.float64)
+    p = family(**dict(zip(names, of_p, strict=True)))
+    value = kl(p, p)
+    assert not value.any()
+    assert not np.signbit(value).any()
+
+
 def test_gradients_of_broadcast_parameters():
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     loc = torch.randn(5, dtype=torch.float64)
@@ -275,6 +315,26 @@ def test_gradients_of_broadcast_parameters():
     [gradient] = torch.autograd.grad(value.sum(), scale)
     assert gradient.shape == ()
     assert float(gradient) == pytest.approx(float((1 / scale - (1 + loc**2) / scale**3).sum().detach()), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda x: (d.Normal(x, x.exp()), d.Normal(2 * x, x.exp())),
+        lambda x: (d.Laplace(x, x.exp()), d.Laplace(x**2, 1 + x)),
+        lambda x: (d.Gamma(x, x), d.Gamma(x.exp(), x)),
+        lambda x: (d.Poisson(x), d.Poisson(x**2)),
+        lambda x: (d.Bernoulli(logits=x), d.Bernoulli(logits=-2 * x)),
+        lambda x: (d.Dirichlet(x), d.Dirichlet(x.exp())),
+    ],
+)
+def test_derivatives_where_parameters_depend_on_each_other(pair):
+    def derivatives(kl_of):
+        x = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+        [first] = torch.autograd.grad(kl_of(*pair(x)).sum(), x, create_graph=True)
+        return first, torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(derivatives(kl), derivatives(d.kl_divergence))
 
 
 def test_invalid_and_extreme_parameters_reach_the_general_implementation():

@@ -19,7 +19,7 @@ from kullback.closed_forms import FORMS
 from kullback.densities.from_torch import FAMILIES
 from kullback.densities.resolve import as_family
 from kullback.distributions import kl, register_kl
-from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.errors import ArrayTypeError, NoClosedFormError, ParameterError, ShapeError
 from kullback.integrations.torch import install, uninstall
 from kullback.measure import measure
 
@@ -391,7 +391,9 @@ def test_mixed_libraries():
     assert got.item() == pytest.approx(0.4431472, rel=1e-6)
     assert kl(f.Normal(loc=0.0, scale=1.0), d.Laplace(double(0.0), double(1.0))).dtype == torch.float64
     assert kl(stats.norm(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
-    with pytest.raises(TypeError, match="arrays of one library, got arrays of numpy and torch; convert one of them"):
+    with pytest.raises(
+        ArrayTypeError, match="arrays of one library, got arrays of numpy and torch; convert one of them"
+    ):
         kl(stats.norm(np.zeros(3), 1.0), d.Normal(1.0, 1.0))
 
 

@@ -126,7 +126,7 @@ def _of_arrays(form: str, values: tuple[Any, ...]) -> Array | None:
     shape = _result_shape(form, [np.shape(value) for value in values])
     if shape is None:
         return None
-    out = _value(form, [np.require(value, dtype, "C") for value in values], shape)
+    out = _value(form, [np.require(value, dtype, "CA") for value in values], shape)
     return out if out is None or shape else np.float64(out)
 
 
@@ -159,8 +159,9 @@ def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], val
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """The values of a CPU tensor as a contiguous array, without a copy if the tensor is contiguous."""
-    return tensor.detach().contiguous().numpy()
+    """The values of a CPU tensor as a contiguous, aligned array, without a copy if the tensor is both."""
+    array = tensor.detach().contiguous().numpy()
+    return array if array.flags.aligned else array.copy()
 
 
 def _value(form: str, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
@@ -221,8 +222,10 @@ def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
                     None if out is None else torch.from_numpy(out).sum_to_size(value.shape) for out, value in pairs
                 )
             half = len(names)
-            p, q = (_unchecked(family, names, side) for side in (inputs[:half], inputs[half:]))
-            wanted = [value for value, need in zip(inputs, needed, strict=True) if need]
+            # Views, because one input may be another, or may depend on another: the derivative is the partial one.
+            views = [value.view_as(value) for value in inputs]
+            p, q = (_unchecked(family, names, side) for side in (views[:half], views[half:]))
+            wanted = [view for view, need in zip(views, needed, strict=True) if need]
             found = iter(torch.autograd.grad(FORMS[family, family](p, q), wanted, gradients[0], create_graph=True))
             return None, *(next(found) if need else None for need in needed)
 

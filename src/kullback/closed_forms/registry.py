@@ -11,7 +11,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.supports import is_contained, is_univariate
-from kullback.errors import NoClosedFormError, ShapeError
+from kullback.errors import ArrayTypeError, NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
 from kullback.families.base import first_offender, is_traced
 from kullback.numerics.arrays import Array, as_floats, cast, untracked, with_gradient
@@ -84,7 +84,7 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     Raises:
         NoClosedFormError: The result is nan or -inf, because parts of the formula overflow or underflow.
         ShapeError: The parameters of two univariate distributions do not broadcast.
-        TypeError: The parameters are arrays of different libraries.
+        ArrayTypeError: The parameters are arrays of different libraries.
     """
     passed = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
     passed = [(record, name) for record, name in passed if getattr(record, name) is not None]
@@ -96,7 +96,7 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
         libraries = {type(array).__module__.partition(".")[0].removesuffix("lib") for array in arrays}
         if len(libraries) < 2:
             raise
-        raise TypeError(
+        raise ArrayTypeError(
             f"expected the parameters of {type(p).__name__} and {type(q).__name__} to be arrays of one library, got "
             f"arrays of {' and '.join(sorted(libraries))}; convert one of them"
         ) from error

@@ -137,7 +137,7 @@ struct Uniform {
     static const int count = 4;
     INLINE Integers value(const Vector *x, Vector &kl) {
         Vector p = x[1] - x[0], q = x[3] - x[2];
-        kl = residual(q, p, (x[3] - x[1]) + (x[0] - x[2])).log;
+        kl = residual(q, p, (x[3] - x[1]) + (x[0] - x[2])).log + Real(0); // 0 for equal intervals, not -0
         return (x[2] <= x[0]) & (x[1] <= x[3]) & ordinary(p) & ordinary(q);
     }
     INLINE void gradient(const Vector *x, Vector *g) {
