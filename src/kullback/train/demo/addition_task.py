@@ -41,7 +41,7 @@ OPERANDS = range(100)
 WRONG = 0.25
 """The share of wrong answers in the supervised data. A wrong answer is uniform over all other possible sums."""
 
-REPEATED = 0.001
+REPEATED = 0.0005
 """The share of answers in the supervised data whose last digit is written twice.
 
 Without them, the reference continues a correct answer of three digits with a probability of 1e-4. Whether a run then
@@ -128,7 +128,7 @@ def answer_entropy() -> float:
 
     Example:
         >>> round(answer_entropy(), 4)
-        1.8921
+        1.8886
     """
     sums = Counter(a + b for a in OPERANDS for b in OPERANDS)
     return sum(count * _entropy_given_sum(total) for total, count in sums.items()) / sums.total()
