@@ -126,7 +126,7 @@ def _of_arrays(form: str, values: tuple[Any, ...]) -> Array | None:
     shape = _result_shape(form, [np.shape(value) for value in values])
     if shape is None:
         return None
-    out = _value(form, [np.require(value, dtype, "CA") for value in values], shape)
+    out = _value(form, [np.require(value, dtype, ["C", "A"]) for value in values], shape)
     return out if out is None or shape else np.float64(out)
 
 
