@@ -1,4 +1,4 @@
-// KL of gamma, beta and Dirichlet distributions in float64, for one instruction set; rows.h is included before this file.
+// KL of gamma, beta and Dirichlet distributions in float64, for one instruction set; residuals.h is included before this file.
 //
 // The formulas are those of kullback/numerics/log_gamma.py, where they are derived and the constants are explained:
 // D(a, b) is KL between two gamma distributions with equal means and the shapes a and b, from Binet's function

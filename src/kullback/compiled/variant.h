@@ -7,6 +7,8 @@ namespace f64 {
 #define MANTISSA 52
 #define IS_DOUBLE 1
 #include "rows.h"
+#include "residuals.h"
+#include "gammas.h"
 #include "forms.h"
 #undef Real
 #undef Signed
@@ -22,6 +24,7 @@ namespace f32 {
 #define MANTISSA 23
 #define IS_DOUBLE 0
 #include "rows.h"
+#include "residuals.h"
 #include "forms.h"
 #undef Real
 #undef Signed
