@@ -18,13 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kullback.budget.displacement import scale_displacement
-from kullback.doctor.forward_pass import CheckedModels
+from kullback.doctor.forward_pass import CheckedModels, base_model
 from kullback.integrations.gathered_weights import (
     copy_without_weights,
     share_buffers,
     weights_on_call,
 )
-from kullback.integrations.policy_weights import base_model
 from kullback.integrations.transformers import Head, decoder_of, head_of, last_hidden, recorded_hidden
 from kullback.integrations.transformers_reference import evaluation_mode
 

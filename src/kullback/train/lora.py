@@ -200,7 +200,9 @@ def save_model(model: Any, base: Path, directory: Path) -> None:
         base: The directory from which the base model was loaded.
         directory: The directory that the files are written to.
     """
-    if not hasattr(model, "peft_config"):
+    from kullback.doctor.forward_pass import base_model
+
+    if base_model(model) is model:  # PEFT 0.18 leaves its configuration on a model whose adapter was merged
         model.save_pretrained(directory)
         return
     name, commit = hub_source(base) or (str(base.resolve()), None)
