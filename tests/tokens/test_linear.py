@@ -35,7 +35,7 @@ def test_value_and_gradients_agree_with_the_naive_computation(chunk, biases, tem
     heads, biases = models(biases=biases)
     inputs = [*heads, *biases.values()]
     expected = naive(*logits_of(heads, biases), temperature)
-    got = linear_token_kl(*heads, **biases, chunk=chunk, temperature=temperature)
+    got = linear_token_kl(*heads, **biases, chunk=chunk, temperature=temperature).kl
     assert got.shape == (3, 5)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
     weights = torch.linspace(-1, 2, 15, dtype=torch.float64).reshape(3, 5)
@@ -48,27 +48,27 @@ def test_gradients_agree_with_finite_differences():
     mask = torch.tensor([1, 0, 1])
 
     def function(*inputs):
-        return linear_token_kl(*inputs[:4], bias_p=inputs[4], bias_q=inputs[5], mask=mask, chunk=1)
+        return linear_token_kl(*inputs[:4], bias_p=inputs[4], bias_q=inputs[5], mask=mask, chunk=1).kl
 
     assert torch.autograd.gradcheck(function, (*heads, *biases.values()))
 
 
 def test_the_chunk_size_does_not_change_the_result():
     heads, biases = models((40,), 300, 8, 8, dtype=torch.float32)
-    whole = linear_token_kl(*heads, **biases, chunk=40)
+    whole = linear_token_kl(*heads, **biases, chunk=40).kl
     for chunk in (1, 7, 39, 1000):
-        torch.testing.assert_close(linear_token_kl(*heads, **biases, chunk=chunk), whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(linear_token_kl(*heads, **biases, chunk=chunk).kl, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_reference_has_no_gradient_and_no_grad_mode_is_supported():
     heads, _ = models(biases=False)
     frozen = [head.detach() for head in heads[2:]]
-    got = linear_token_kl(*heads[:2], *frozen)
+    got = linear_token_kl(*heads[:2], *frozen).kl
     got.sum().backward()
     assert heads[0].grad is not None
     assert frozen[1].grad is None
     with torch.no_grad():
-        without_gradient = linear_token_kl(*heads)
+        without_gradient = linear_token_kl(*heads).kl
     assert not without_gradient.requires_grad
     assert torch.equal(without_gradient, got.detach())
 
@@ -80,7 +80,7 @@ def test_masked_positions_are_zero_for_any_hidden_states(dtype):
     with torch.no_grad():
         heads[0][mask == 0] = float("nan")
         heads[2][mask == 0] = float("inf")
-    got = linear_token_kl(*heads, **biases, mask=mask.to(dtype), chunk=3)
+    got = linear_token_kl(*heads, **biases, mask=mask.to(dtype), chunk=3).kl
     assert (got[mask == 0] == 0).all()
     clean = [heads[0][mask == 1], heads[1], heads[2][mask == 1], heads[3]]
     expected = naive(*logits_of(clean, biases))
@@ -96,7 +96,7 @@ def test_an_all_false_mask_gives_a_differentiable_zero():
     heads, biases = models()
     with torch.no_grad():
         heads[0][...] = float("nan")
-    got = linear_token_kl(*heads, **biases, mask=torch.zeros(3, 5, dtype=torch.bool))
+    got = linear_token_kl(*heads, **biases, mask=torch.zeros(3, 5, dtype=torch.bool)).kl
     assert (got == 0).all()
     got.sum().backward()
     for given in (*heads, *biases.values()):
@@ -107,7 +107,7 @@ def test_an_all_false_mask_gives_a_differentiable_zero():
 def test_identical_models_give_exactly_zero_value_and_gradient(dtype):
     (hidden, weight, _, _), _ = models((6,), 1000, 16, dtype=dtype, biases=False)
     heads = [hidden, weight, hidden.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
-    got = linear_token_kl(*heads, chunk=4)
+    got = linear_token_kl(*heads, chunk=4).kl
     assert (got == 0).all()
     got.sum().backward()
     for given in heads:
@@ -116,7 +116,7 @@ def test_identical_models_give_exactly_zero_value_and_gradient(dtype):
 
 def test_bfloat16_states_give_the_float32_kl_of_the_bfloat16_logits():
     heads, biases = models((7,), 100, 16, 16, dtype=torch.bfloat16)
-    got = linear_token_kl(*heads, **biases, chunk=7)
+    got = linear_token_kl(*heads, **biases, chunk=7).kl
     assert got.dtype == torch.float32
     p = torch.nn.functional.linear(heads[0], heads[1], biases["bias_p"])
     q = torch.nn.functional.linear(heads[2], heads[3], biases["bias_q"])
@@ -132,7 +132,7 @@ def test_tokens_that_both_models_exclude():
     with torch.no_grad():
         for bias in biases.values():
             bias[excluded] = -float("inf")
-    got = linear_token_kl(*heads, **biases, chunk=4)
+    got = linear_token_kl(*heads, **biases, chunk=4).kl
     p, q = logits_of(heads, biases)
     torch.testing.assert_close(got, naive(p[..., ~excluded], q[..., ~excluded]), rtol=1e-12, atol=0)
     got.sum().backward()
@@ -160,7 +160,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_or_backward(needs_gr
     positions, vocabulary, width, chunk = 256, 500, 8, 16
     heads, _ = models((positions,), vocabulary, width, width, dtype=torch.float32, biases=False)
     with LargestTensor() as largest, torch.set_grad_enabled(needs_gradient):
-        got = linear_token_kl(*heads, chunk=chunk)
+        got = linear_token_kl(*heads, chunk=chunk).kl
         if needs_gradient:
             got.sum().backward()
     assert largest.entries == chunk * vocabulary
@@ -178,7 +178,7 @@ def test_no_logits_are_saved_for_the_gradient():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        linear_token_kl(*heads, chunk=16)
+        linear_token_kl(*heads, chunk=16).kl
     assert max(kept, default=0) <= 500 * 8
 
 

@@ -36,6 +36,36 @@ struct Form {
 
 static const int FORM_COUNT = 12, MOST_INPUTS = 4;
 
+// The sums of token_sums; see tokens.h for the equations.
+enum TokenSum {
+    TOKEN_MASS,      // sum p
+    TOKEN_PHI,       // sum p phi(d)
+    TOKEN_EXCESS,    // sum q - p
+    TOKEN_REVERSE,   // sum q phi(-d)
+    TOKEN_ABSOLUTE,  // sum |q - p|
+    TOKEN_LOGITS_P,  // sum p (z_p - max z_p)
+    TOKEN_LOGITS_Q,  // sum q (z_q - max z_q)
+    TOKEN_JS,        // sum m g(d)
+    TOKEN_MIDDLE_P,  // sum p log(p/m)
+    TOKEN_MIDDLE_Q,  // sum q log(q/m)
+    TOKEN_SUMS,
+};
+
+// The coefficients of a gradient, for p and then for q:
+//     p (constant + ratio d + middle log(m/p) + logits (z_p - max z_p)) + difference (q - p),
+//     q (constant + ratio d + middle log(q/m) + logits (z_q - max z_q)) + difference (q - p).
+// The result is multiplied by scale - curvature z^2, the derivative of the logits where they are scaled and capped.
+enum TokenCoefficient {
+    TOKEN_CONSTANT,
+    TOKEN_RATIO,
+    TOKEN_DIFFERENCE,
+    TOKEN_MIDDLE,
+    TOKEN_LOGITS,
+    TOKEN_SCALE,
+    TOKEN_CURVATURE,
+    TOKEN_COEFFICIENTS,
+};
+
 // The kernels of one instruction set, for the types float64 and float32.
 struct Kernels {
     const char *name;
@@ -48,6 +78,11 @@ struct Kernels {
     // KL of a pair of rows of concentrations; false where the general implementation is required.
     bool (*dirichlet[2])(const void *a, const void *b, size_t n, double *kl);
     void (*dirichlet_gradient[2])(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b);
+    // Statistics of two next-token distributions; see tokens.h.
+    void (*token_normalizer[2])(const void *row, size_t n, double *top, double *log_sum, double *index);
+    void (*token_sums[2])(const void *p, const void *q, size_t n, const double *normalizers, bool middles, double *sums);
+    void (*token_gradients[2])(void *p, void *q, size_t n, const double *normalizers, const double *of_p,
+                               const double *of_q);
 };
 
 #define TABLE(name)                                                                                                   \
@@ -58,7 +93,10 @@ struct Kernels {
      {f64::grad_q, f32::grad_q},                                                                                       \
      {f64::FORMS, f32::FORMS},                                                                                         \
      {f64::dirichlet, f32::dirichlet},                                                                                 \
-     {f64::dirichlet_gradient, f32::dirichlet_gradient}}
+     {f64::dirichlet_gradient, f32::dirichlet_gradient},                                                               \
+     {f64::token_normalizer, f32::token_normalizer},                                                                   \
+     {f64::token_sums, f32::token_sums},                                                                               \
+     {f64::token_gradients, f32::token_gradients}}
 
 // The instruction sets: the baseline of the processor's family first.
 
@@ -486,6 +524,82 @@ static PyObject *dirichlet_gradient_rows(PyObject *, PyObject *const *arguments,
     Py_RETURN_NONE;
 }
 
+// A float64 array with one row of `columns` numbers for each row of logits.
+static int table_of(PyObject *object, View &view, Py_ssize_t rows, Py_ssize_t columns, bool writable) {
+    Type type;
+    if (view_of(object, view, &type, writable) < 0) return -1;
+    if (type == FLOAT64 && view.buffer.ndim == 2 && view.rows() == rows && view.columns() == columns) return 0;
+    PyErr_Format(PyExc_ValueError, "expected float64 of shape (%zd, %zd)", rows, columns);
+    return -1;
+}
+
+// Two arrays of logits of the same shape, in float64 or float32.
+static int logits_of(PyObject *const *objects, View &p, View &q, Type *type, bool writable) {
+    Type other;
+    if (view_of(objects[0], p, type, writable) < 0 || view_of(objects[1], q, &other, writable) < 0) return -1;
+    if (*type != BFLOAT16 && *type == other && p.rows() == q.rows() && p.columns() == q.columns()) return 0;
+    PyErr_SetString(PyExc_ValueError, "expected rows of logits of the same shape in float64 or float32");
+    return -1;
+}
+
+static PyObject *token_normalizers(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View z, out;
+    Type type;
+    if (!expect(count, 2) || view_of(arguments[0], z, &type, false) < 0 ||
+        table_of(arguments[1], out, z.rows(), 3, true) < 0)
+        return nullptr;
+    if (type == BFLOAT16) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of logits in float64 or float32");
+        return nullptr;
+    }
+    double *to = static_cast<double *>(out.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < z.rows(); i++)
+        kernels->token_normalizer[type](z.row(i), z.columns(), to + 3 * i, to + 3 * i + 1, to + 3 * i + 2);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *token_sums(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, normalizers, out;
+    Type type;
+    if (!expect(count, 5) || logits_of(arguments, p, q, &type, false) < 0 ||
+        table_of(arguments[2], normalizers, p.rows(), 4, false) < 0 ||
+        table_of(arguments[4], out, p.rows(), TOKEN_SUMS, true) < 0)
+        return nullptr;
+    int middles = PyObject_IsTrue(arguments[3]);
+    if (middles < 0) return nullptr;
+    const double *from = static_cast<const double *>(normalizers.buffer.buf);
+    double *to = static_cast<double *>(out.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < p.rows(); i++)
+        kernels->token_sums[type](p.row(i), q.row(i), p.columns(), from + 4 * i, middles, to + TOKEN_SUMS * i);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *token_gradients(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, normalizers, coefficients[2];
+    Type type;
+    if (!expect(count, 5) || logits_of(arguments, p, q, &type, true) < 0 ||
+        table_of(arguments[2], normalizers, p.rows(), 4, false) < 0)
+        return nullptr;
+    const double *of[2] = {nullptr, nullptr};
+    for (int side = 0; side < 2; side++) {
+        if (arguments[3 + side] == Py_None) continue;
+        if (table_of(arguments[3 + side], coefficients[side], p.rows(), TOKEN_COEFFICIENTS, false) < 0) return nullptr;
+        of[side] = static_cast<const double *>(coefficients[side].buffer.buf);
+    }
+    const double *from = static_cast<const double *>(normalizers.buffer.buf);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < p.rows(); i++)
+        kernels->token_gradients[type](const_cast<char *>(p.row(i)), const_cast<char *>(q.row(i)), p.columns(),
+                                       from + 4 * i, of[0] ? of[0] + TOKEN_COEFFICIENTS * i : nullptr,
+                                       of[1] ? of[1] + TOKEN_COEFFICIENTS * i : nullptr);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *form_names(PyObject *, PyObject *) {
     PyObject *names = PyTuple_New(FORM_COUNT);
     for (int i = 0; names && i < FORM_COUNT; i++)
@@ -546,6 +660,14 @@ static PyMethodDef functions[] = {
     FAST(dirichlet_gradient_rows,
          "dirichlet_gradient_rows(a, b, upstream, by_a, by_b)\n--\n\nWrite upstream times the derivatives with respect to "
          "the concentrations, unless a result is None."),
+    FAST(token_normalizers,
+         "token_normalizers(z, out)\n--\n\nWrite max z, log sum exp(z - max z) and the index of max z of each row."),
+    FAST(token_sums,
+         "token_sums(p, q, normalizers, middles, out)\n--\n\nWrite the sums of tokens.h of each pair of rows of logits, "
+         "whose normalizers are (max z_p, log Z_p, max z_q, log Z_q)."),
+    FAST(token_gradients,
+         "token_gradients(p, q, normalizers, of_p, of_q)\n--\n\nOverwrite the logits with their gradients, from the "
+         "coefficients of tokens.h, unless they are None."),
     {"form_names", form_names, METH_NOARGS, "form_names()\n--\n\nThe names of the closed forms, in their order."},
     {"instruction_sets", instruction_sets, METH_NOARGS,
      "instruction_sets()\n--\n\nThe instruction sets that the processor has; the last is used."},

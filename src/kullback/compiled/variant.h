@@ -7,6 +7,7 @@ namespace f64 {
 #define MANTISSA 52
 #define IS_DOUBLE 1
 #include "rows.h"
+#include "tokens.h"
 #include "residuals.h"
 #include "gammas.h"
 #include "forms.h"
@@ -24,6 +25,7 @@ namespace f32 {
 #define MANTISSA 23
 #define IS_DOUBLE 0
 #include "rows.h"
+#include "tokens.h"
 #include "residuals.h"
 #include "forms.h"
 #undef Real

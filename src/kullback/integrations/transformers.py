@@ -307,7 +307,7 @@ def completion_kl(
         bias_q=None if reference.bias is None else reference.bias * reference.scale,
         mask=mask,
         temperature=temperature,
-    )
+    ).kl
 
 
 def completion_log_prob(head: AnyHead, hidden: Tensor, ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:

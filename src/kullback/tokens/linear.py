@@ -1,17 +1,38 @@
-"""KL divergence between next-token distributions from hidden states, without storing the logits of all positions."""
+"""Statistics of next-token distributions from hidden states, without storing the logits of all positions."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from kullback.errors import ShapeError
-from kullback.numerics.array_types import Float, Shaped
+from kullback.errors import ShapeError, SupportError
+from kullback.numerics.array_types import Float, Int, Shaped
+from kullback.tokens import engine
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature, require_tensors
+from kullback.tokens.stats import (
+    COLUMNS,
+    DIFFERENTIABLE,
+    Part,
+    TokenStats,
+    as_stats,
+    as_targets,
+    as_weights,
+    coefficients,
+    row_statistics,
+)
 
 __all__ = ["head_token_kl", "linear_token_kl"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_TILE = (
+    4096  # the rows of a half-precision head that are converted to float32 at a time, on devices without such products
+)
 
 
 def linear_token_kl(
@@ -20,55 +41,96 @@ def linear_token_kl(
     hidden_q: Float[Tensor, "*batch e"],
     weight_q: Float[Tensor, "vocab e"],
     *,
+    targets: Int[Tensor, "*batch"] | None = None,
+    token_weights: Float[Tensor, "*batch"] | Mapping[str, Tensor] | None = None,
     bias_p: Float[Tensor, " vocab"] | None = None,
     bias_q: Float[Tensor, " vocab"] | None = None,
-    mask: Shaped[Tensor, "*batch"] | None = None,
     temperature: float = 1.0,
+    softcap_p: float | None = None,
+    softcap_q: float | None = None,
+    logit_scale_p: float = 1.0,
+    logit_scale_q: float = 1.0,
+    mask: Shaped[Tensor, "*batch"] | None = None,
+    group: Any = None,
     chunk: int = 256,
-) -> Float[Tensor, "*batch"]:
-    """KL(p || q) of the next-token distributions at every position, from hidden states and output heads.
+) -> TokenStats:
+    """KL(p || q) and other statistics of next-token distributions, from hidden states and linear output heads.
 
-        KL = token_kl(hidden_p @ weight_p.T + bias_p, hidden_q @ weight_q.T + bias_q)
+        token_stats(logits(hidden_p, weight_p) / temperature, logits(hidden_q, weight_q) / temperature), where
+        logits(hidden, weight) = cap(logit_scale * (hidden @ weight.T + bias)), where cap(z) = c tanh(z/c)
 
-    The logits are computed for one chunk of positions at a time and recomputed for the gradient, so that the logits of
-    at most one chunk are in memory.
+    The logits are computed for one chunk of positions at a time, so that those of all positions are never in memory.
+    A gradient needs four matrix products with `token_weights`, three if a head is frozen, and six without
+    `token_weights`, because the logits are then computed again in the backward pass.
 
     Args:
         hidden_p: Shape (..., d): the inputs of p's output head, after the final normalisation.
-        weight_p: Shape (V, d): p's output head, in the dtype of `hidden_p`.
+        weight_p: Shape (V, d): p's output head.
         hidden_q: Shape (..., e): the inputs of q's output head at the same positions; e may differ from d.
-        weight_q: Shape (V, e): q's output head over the same vocabulary, in the dtype of `hidden_q`.
+        weight_q: Shape (V, e): q's output head over the same vocabulary. Where a head is padded beyond the tokens of
+            the tokenizer, pass the rows of the tokens alone: padding takes part in the softmax.
+        targets: Token ids, shape (...), for `log_prob_p` and `log_prob_q`; any numbers where the mask is false.
+        token_weights: Shape (...): the derivative of the loss with respect to `kl` at each position, up to one factor
+            for all positions. The gradient is then computed in the forward pass. A mapping from names to weights for
+            other statistics: {"js": weights}. If the derivative differs, the gradient is computed again, correctly.
         bias_p: Shape (V,): the bias of p's output head; None for no bias.
         bias_q: Shape (V,): the bias of q's output head; None for no bias.
-        mask: Shape (...), true (or nonzero) for the positions that count. Other positions are not computed; their
-            result and gradient are 0. None: all positions count.
         temperature: The divisor of the logits, > 0.
+        softcap_p: The bound c of p's capped logits; None for no cap.
+        softcap_q: The bound c of q's capped logits; None for no cap.
+        logit_scale_p: The factor of p's logits before the cap.
+        logit_scale_q: The factor of q's logits before the cap.
+        mask: Shape (...), true (or nonzero) for the positions that count. Other positions are not computed; their
+            results and gradients are 0. None: all positions count.
+        group: The process group whose processes each have a part of the rows of both heads and of the biases, in the
+            order of their ranks, and the same hidden states and targets. The sums over the vocabulary are reduced over
+            the group: results and gradients are exact. None: the heads are whole. A head that is a DTensor with rows
+            in shards brings its group.
         chunk: The number of positions per chunk, >= 1.
 
     Returns:
-        Shape (...), nats per position, float32 or float64. `inf` where a logit of q is -inf for a token and the logit
-        of p is not; nan where a logit is nan or +inf. The matrix products use the dtype of the hidden states, as the
-        models do; the following computation uses float32 or float64.
+        The statistics; see `TokenStats`. Nats per position, float32, or float64 if an input is float64. Divergences,
+        entropies and log-probabilities have first derivatives with respect to hidden states, weights and biases.
+        Products of float16 and bfloat16 are accumulated in float32 and not rounded to half precision. Under autocast,
+        the products use the dtype of autocast.
 
     Raises:
-        ArrayTypeError: A hidden state or a weight is not a tensor.
+        ArrayTypeError: A hidden state or a weight is not a tensor, or there are weights of an unknown statistic.
         ShapeError: The shapes do not match, or `chunk` is less than 1.
-        SupportError: The temperature is not a positive finite number.
+        SupportError: The temperature, a cap or a scale is not a positive finite number.
 
     Example:
         >>> hidden, head = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-        >>> linear_token_kl(hidden, head, hidden, head)
+        >>> linear_token_kl(hidden, head, hidden, head).kl
         tensor([0., 0.])
     """
     require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q)
+    weight_p, bias_p, part_p = _local_head("p", weight_p, bias_p, group)
+    weight_q, bias_q, part_q = _local_head("q", weight_q, bias_q, group)
+    group = part_p if part_p is not None else part_q
+    if part_p is not part_q:
+        raise ShapeError("expected both heads in shards of one process group, got one in shards and one whole")
     _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
-
-    def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
-        return logit_kl(*as_logits(linear(rows_p, weight_p, bias_p), linear(rows_q, weight_q, bias_q)), temperature)
-
-    inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
-    needs_gradient = torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs)
-    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk, needs_gradient=needs_gradient)
+    transforms = tuple(
+        _Transform(_positive(f"logit_scale_{side}", scale), None if cap is None else _positive(f"softcap_{side}", cap))
+        for side, scale, cap in (("p", logit_scale_p, softcap_p), ("q", logit_scale_q, softcap_q))
+    )
+    shape = hidden_p.shape[:-1]
+    rows_p, rows_q = hidden_p.reshape(-1, hidden_p.shape[-1]), hidden_q.reshape(-1, hidden_q.shape[-1])
+    offset, vocabulary = _vocabulary_part(len(weight_p), group, weight_p.device)
+    known = {name: weights.expand(shape).reshape(-1) for name, weights in as_weights(token_weights).items()}
+    kept = None
+    _require_settings(temperature, chunk)
+    if mask is not None:
+        kept = as_mask(mask, shape).reshape(-1).nonzero().squeeze(-1)
+        rows_p, rows_q = rows_p[kept], rows_q[kept]
+        known = {name: weights[kept] for name, weights in known.items()}
+    ids = as_targets(targets, shape, vocabulary, kept)
+    settings = _Settings(transforms, float(temperature), chunk, Part(group, offset), known)
+    values = _LinearTokenStats.apply(*_autocast(rows_p, weight_p, bias_p, rows_q, weight_q, bias_q), ids, settings)
+    if kept is not None:
+        values = [table.new_zeros(shape.numel(), table.shape[1]).index_copy(0, kept, table) for table in values]
+    return as_stats(tuple(values), shape, has_targets=targets is not None)
 
 
 def head_token_kl(
@@ -124,7 +186,293 @@ def head_token_kl(
             )
         return logit_kl(*as_logits(logits_p, logits_q), temperature)
 
-    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk, needs_gradient=torch.is_grad_enabled())
+    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk)
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """What is done to the logits of a head before the temperature: the scale, and then the cap."""
+
+    scale: float
+    cap: float | None
+
+    def apply(self, logits: Tensor, temperature: float) -> None:
+        """Replace the products by logits."""
+        if self.cap is not None:
+            logits.mul_(self.scale / self.cap).tanh_().mul_(self.cap / temperature)
+        elif self.scale != temperature:
+            logits.mul_(self.scale / temperature)
+
+    def derivative(self, temperature: float) -> tuple[float, float]:
+        """a and b of the derivative a - b z^2 of the logits z with respect to the products."""
+        return self.scale / temperature, 0.0 if self.cap is None else self.scale * temperature / self.cap**2
+
+
+@dataclass(frozen=True)
+class _Settings:
+    transforms: tuple[_Transform, ...]
+    temperature: float
+    chunk: int
+    part: Part
+    known: dict[str, Tensor]  # upstream weights by the name of the statistic
+
+
+class _LinearTokenStats(torch.autograd.Function):
+    """The columns of the statistics from hidden states and heads, a chunk of positions at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_p: Tensor,
+        weight_p: Tensor,
+        bias_p: Tensor | None,
+        hidden_q: Tensor,
+        weight_q: Tensor,
+        bias_q: Tensor | None,
+        targets: Tensor | None,
+        settings: _Settings,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
+        run = _Chunks(inputs, targets, settings)
+        upstream = None
+        if settings.known and any(ctx.needs_input_grad[:6]):
+            upstream = torch.zeros(len(hidden_p), len(DIFFERENTIABLE), dtype=torch.float64, device=hidden_p.device)
+            for name, weights in settings.known.items():
+                upstream[:, COLUMNS[name]] = weights
+        table = torch.empty(len(hidden_p), len(COLUMNS), dtype=torch.float64, device=hidden_p.device)
+        given = torch.empty(len(hidden_p), 4, dtype=torch.float64, device=hidden_p.device)
+        gradients = run.new_gradients(ctx.needs_input_grad[:6]) if upstream is not None else None
+        for rows in run.slices():
+            p, q = run.logits(rows)
+            table[rows], given[rows] = row_statistics(p, q, run.targets(rows), settings.part)
+            if gradients is not None and upstream is not None:
+                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
+        if gradients is not None:
+            run.reduce(gradients)
+        ctx.save_for_backward(*inputs, targets, table, given, upstream, *(gradients or ()))
+        ctx.settings = settings
+        count = len(DIFFERENTIABLE)
+        rest = table[:, count:].to(run.dtype)
+        ctx.mark_non_differentiable(rest)
+        return table[:, :count].to(run.dtype), rest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *inputs, targets, table, given, known = ctx.saved_tensors[:10]
+        factor = _common_factor(upstream, known)
+        if factor is not None:
+            gradients = [None if g is None else g if factor == 1 else g * factor for g in ctx.saved_tensors[10:]]
+        else:
+            run = _Chunks(tuple(inputs), targets, ctx.settings)
+            gradients = run.new_gradients(ctx.needs_input_grad[:6])
+            for rows in run.slices():
+                p, q = run.logits(rows)
+                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
+            run.reduce(gradients)
+        cast = [None if g is None else g.to(given.dtype) for g, given in zip(gradients, inputs, strict=True)]
+        return *cast, None, None
+
+
+class _Chunks:
+    """The matrix products of the two heads for chunks of positions, and the gradients of what follows them."""
+
+    def __init__(self, inputs: tuple[Tensor | None, ...], targets: Tensor | None, settings: _Settings) -> None:
+        self.hidden = inputs[0], inputs[3]
+        self.weight = inputs[1], inputs[4]
+        self.bias = inputs[2], inputs[5]
+        self.ids = targets
+        self.settings = settings
+        self.dtype = torch.float32
+        for tensor in inputs:
+            if tensor is not None:
+                self.dtype = torch.promote_types(self.dtype, tensor.dtype)
+        rows = min(settings.chunk, len(self.hidden[0]))
+        self.buffers = [self.hidden[0].new_empty(rows, len(self.weight[0]), dtype=self.dtype) for _ in range(2)]
+
+    def slices(self) -> list[slice]:
+        count, step = len(self.hidden[0]), self.settings.chunk
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def targets(self, rows: slice) -> Tensor | None:
+        return None if self.ids is None else self.ids[rows]
+
+    def logits(self, rows: slice) -> list[Tensor]:
+        """The logits of both heads at these positions, in the two buffers."""
+        results = []
+        for side in range(2):
+            out = self.buffers[side][: rows.stop - rows.start]
+            with _without_autocast(out):
+                _product(self.hidden[side][rows], self.weight[side], out)
+                if self.bias[side] is not None:
+                    out += self.bias[side]
+                self.settings.transforms[side].apply(out, self.settings.temperature)
+            results.append(out)
+        return results
+
+    def new_gradients(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
+        """Zeros for each input whose gradient is needed, in the dtype of the computation."""
+        inputs = (self.hidden[0], self.weight[0], self.bias[0], self.hidden[1], self.weight[1], self.bias[1])
+        return [
+            torch.zeros(tensor.shape, dtype=self.dtype, device=tensor.device) if use and tensor is not None else None
+            for tensor, use in zip(inputs, needed, strict=True)
+        ]
+
+    def add_gradients(
+        self,
+        gradients: list[Tensor | None],
+        rows: slice,
+        p: Tensor,
+        q: Tensor,
+        upstream: Tensor,
+        table: Tensor,
+        given: Tensor,
+    ) -> None:
+        """Add the gradients of these positions; the logits are overwritten."""
+        of = list(coefficients(upstream, table, given))
+        chosen = self._chosen(rows, (p, q))
+        for side in range(2):
+            scale, curvature = self.settings.transforms[side].derivative(self.settings.temperature)
+            of[side][:, 5], of[side][:, 6] = scale, curvature
+        needed = [any(g is not None for g in gradients[3 * side : 3 * side + 3]) for side in range(2)]
+        engine.gradients(p, q, given, *(of[side] if needed[side] else None for side in range(2)))
+        for side, z in enumerate((p, q)):
+            if not needed[side]:
+                continue
+            if chosen is not None:
+                inside, columns, logits = chosen
+                name = "log_prob_p" if side == 0 else "log_prob_q"
+                slope = of[side][:, 5] - of[side][:, 6] * logits[side].double().square()
+                extra = torch.where(inside, upstream[:, COLUMNS[name]] * slope, 0.0)
+                z.scatter_add_(1, columns[:, None], extra[:, None].to(z.dtype))
+            by_hidden, by_weight, by_bias = gradients[3 * side : 3 * side + 3]
+            with _without_autocast(z):
+                if by_hidden is not None:
+                    _product_with_rows(z, self.weight[side], by_hidden[rows])
+                if by_weight is not None:
+                    _add_outer_product(z, self.hidden[side][rows], by_weight)
+                if by_bias is not None:
+                    by_bias += z.sum(0)
+
+    def _chosen(self, rows: slice, logits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+        """Whether the targets are in this part of the vocabulary, their columns and their logits."""
+        if self.ids is None:
+            return None
+        columns = self.ids[rows] - self.settings.part.offset
+        inside = (columns >= 0) & (columns < logits[0].shape[1])
+        columns = torch.where(inside, columns, 0)
+        return inside, columns, [z.gather(1, columns[:, None]).squeeze(1) for z in logits]
+
+    def reduce(self, gradients: list[Tensor | None]) -> None:
+        """Sum the gradients of the hidden states over the parts of the vocabulary."""
+        for index in (0, 3):
+            gradient = gradients[index]
+            if gradient is not None:
+                self.settings.part.reduced(gradient)
+
+
+def _product(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out = hidden @ weight.T, in the dtype of `out`."""
+    if hidden.dtype == weight.dtype == out.dtype:
+        torch.mm(hidden, weight.T, out=out)
+    elif _has_wide_products(hidden, weight):
+        torch.mm(hidden, weight.T, out.dtype, out=out)  # type: ignore[call-overload]
+    else:
+        hidden = hidden.to(out.dtype)
+        for tile in range(0, len(weight), _TILE):
+            torch.mm(hidden, weight[tile : tile + _TILE].to(out.dtype).T, out=out[:, tile : tile + _TILE])
+
+
+def _product_with_rows(z: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out = z @ weight."""
+    if weight.dtype == z.dtype:
+        torch.mm(z, weight, out=out)
+    elif _has_wide_products(weight, weight):
+        torch.mm(z.to(weight.dtype), weight, out.dtype, out=out)  # type: ignore[call-overload]
+    else:
+        for tile in range(0, len(weight), _TILE):
+            out.addmm_(z[:, tile : tile + _TILE], weight[tile : tile + _TILE].to(z.dtype), beta=float(tile > 0))
+
+
+def _add_outer_product(z: Tensor, hidden: Tensor, out: Tensor) -> None:
+    """out += z.T @ hidden."""
+    if _has_wide_products(hidden, hidden):
+        out += torch.mm(z.to(hidden.dtype).T, hidden, out.dtype)  # type: ignore[call-overload]
+    else:
+        out.addmm_(z.T, hidden.to(z.dtype))
+
+
+def _has_wide_products(a: Tensor, b: Tensor) -> bool:
+    """Whether the device multiplies these half-precision matrices with a result in float32."""
+    return a.is_cuda and a.dtype == b.dtype and a.dtype in _HALF
+
+
+def _without_autocast(tensor: Tensor) -> Any:
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the dtype of autocast, if it is enabled for their device."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [None if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _common_factor(upstream: Tensor, known: Tensor | None) -> float | None:
+    """The factor between the upstream derivatives and the known weights; None if it differs between positions."""
+    if known is None:
+        return None
+    if not known.numel():
+        return 1.0
+    at = known.abs().argmax()
+    largest = known.flatten()[at]
+    if not bool(largest != 0):
+        return None if bool((upstream != 0).any()) else 0.0
+    factor = upstream.flatten()[at].double() / largest
+    scaled = factor * known
+    return float(factor) if bool(((upstream - scaled).abs() <= 1e-6 * scaled.abs()).all()) else None
+
+
+def _local_head(side: str, weight: Tensor, bias: Tensor | None, group: Any) -> tuple[Tensor, Tensor | None, Any]:
+    """The rows of a head on this process, and the group of its parts."""
+    tensors: Any = sys.modules.get("torch.distributed.tensor")  # imported by whoever made a DTensor
+    if tensors is None or not isinstance(weight, tensors.DTensor):
+        return weight, bias, group
+    head: Any = weight
+    sharded = [index for index, placement in enumerate(head.placements) if isinstance(placement, tensors.Shard)]
+    partial = any(placement.is_partial() for placement in head.placements)
+    if partial or len(sharded) > 1 or any(head.placements[index].dim != 0 for index in sharded):
+        raise ShapeError(
+            f"expected weight_{side} with its rows in shards of one group, got placements {head.placements}; "
+            "redistribute it to Shard(0)"
+        )
+    local_bias: Any = bias.to_local() if isinstance(bias, tensors.DTensor) else bias
+    found = head.device_mesh.get_group(sharded[0]) if sharded else group
+    return head.to_local(), local_bias, found
+
+
+def _vocabulary_part(size: int, group: Any, device: torch.device) -> tuple[int, int]:
+    """The first token id of this process' part of the vocabulary, and the number of tokens of all parts."""
+    if group is None:
+        return 0, size
+    sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(sizes, torch.tensor(size, device=device), group=group)
+    counts = [int(count) for count in sizes]
+    return sum(counts[: torch.distributed.get_rank(group)]), sum(counts)
+
+
+def _positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value > 0):
+        raise SupportError(f"expected {name} to be a positive finite number, got {value!r}")
+    return float(value)
+
+
+def _require_settings(temperature: float, chunk: int) -> None:
+    require_temperature(temperature)
+    if chunk < 1:
+        raise ShapeError(f"expected a chunk of at least 1 position, got {chunk}")
 
 
 def _chunked(
@@ -134,13 +482,9 @@ def _chunked(
     mask: Shaped[Tensor, "*batch"] | None,
     temperature: float,
     chunk: int,
-    *,
-    needs_gradient: bool,
 ) -> Float[Tensor, "*batch"]:
     """The KL at the positions that count, by a function of one chunk of hidden states, recomputed for the gradient."""
-    require_temperature(temperature)
-    if chunk < 1:
-        raise ShapeError(f"expected a chunk of at least 1 position, got {chunk}")
+    _require_settings(temperature, chunk)
     shape = hidden_p.shape[:-1]
     rows_p, rows_q = hidden_p.reshape(-1, hidden_p.shape[-1]), hidden_q.reshape(-1, hidden_q.shape[-1])
     kept = None
@@ -150,7 +494,7 @@ def _chunked(
     # If the mask is false everywhere, there is one empty chunk, so that the result is differentiable with gradient 0.
     pieces = [
         checkpoint(chunk_kl, *rows, use_reentrant=False, preserve_rng_state=False)
-        if needs_gradient
+        if torch.is_grad_enabled()
         else chunk_kl(*rows)
         for rows in zip(rows_p.split(chunk), rows_q.split(chunk), strict=True)
     ]
