@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kullback.errors import ShapeError, SupportError
-from kullback.tokens import linear_token_kl, token_kl
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.tokens import linear_token_kl, token_kl, token_stats
 
 
 def models(positions=(3, 5), vocabulary=17, width_p=4, width_q=6, dtype=torch.float64, biases=True, seed=0):
@@ -114,16 +114,90 @@ def test_identical_models_give_exactly_zero_value_and_gradient(dtype):
         assert (given.grad == 0).all()
 
 
-def test_bfloat16_states_give_the_float32_kl_of_the_bfloat16_logits():
-    heads, biases = models((7,), 100, 16, 16, dtype=torch.bfloat16)
-    got = linear_token_kl(*heads, **biases, chunk=7).kl
-    assert got.dtype == torch.float32
-    p = torch.nn.functional.linear(heads[0], heads[1], biases["bias_p"])
-    q = torch.nn.functional.linear(heads[2], heads[3], biases["bias_q"])
-    torch.testing.assert_close(got, token_kl(p, q), rtol=1e-6, atol=0)
-    got.sum().backward()
-    assert heads[1].grad.dtype == torch.bfloat16
-    assert torch.isfinite(heads[1].grad).all()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_products_are_not_rounded_to_half_precision(dtype):
+    heads, biases = models((7,), 100, 16, 16, dtype=dtype)
+    got = linear_token_kl(*heads, **biases, chunk=4, token_weights=torch.ones(7))
+    assert got.kl.dtype == torch.float32
+    wide = [t.detach().double().requires_grad_() for t in heads]
+    wide_biases = {name: t.detach().double().requires_grad_() for name, t in biases.items()}
+    expected = naive(*logits_of(wide, wide_biases))
+    torch.testing.assert_close(got.kl.double(), expected, rtol=2e-6, atol=0)
+    got.kl.sum().backward()
+    expected.sum().backward()
+    for narrow, exact in zip([*heads, *biases.values()], [*wide, *wide_biases.values()], strict=True):
+        assert narrow.grad.dtype == dtype
+        # The result alone is rounded to half precision.
+        torch.testing.assert_close(narrow.grad.double(), exact.grad, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("cap", [None, 4.0])
+@pytest.mark.parametrize("known", ["kl", "mixed", "wrong", None])
+def test_statistics_and_gradients_with_caps_scales_and_known_weights(cap, known):
+    heads, biases = models((6,), 40, 5, 3)
+    targets = torch.tensor([0, 39, 7, 7, 20, 1])
+    weights = {"kl": torch.linspace(0.2, 1, 6), "log_prob_p": -torch.arange(6.0), "js": torch.ones(6)}
+    weights = {name: w.double() for name, w in weights.items()}
+    if known == "kl":
+        weights = {"kl": weights["kl"]}
+    given = {"kl": weights["kl"], "mixed": weights, "wrong": {"kl": torch.ones(6)}, None: None}[known]
+    got = linear_token_kl(
+        *heads, **biases, targets=targets, token_weights=given, temperature=0.7, softcap_p=cap, softcap_q=cap,
+        logit_scale_p=1.3, logit_scale_q=0.5, chunk=4,
+    )  # fmt: skip
+
+    def transformed(z, scale):
+        z = z * scale
+        return (z if cap is None else cap * torch.tanh(z / cap)) / 0.7
+
+    p, q = (transformed(z, scale) for z, scale in zip(logits_of(heads, biases), (1.3, 0.5), strict=True))
+    expected = token_stats(p, q, targets)
+    inputs = [*heads, *biases.values()]
+    gradients = []
+    for stats in (got, expected):
+        loss = 3 * sum((getattr(stats, name) * w).sum() for name, w in weights.items())
+        gradients.append(torch.autograd.grad(loss, inputs, retain_graph=True))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    for name in ("kl", "reverse_kl", "js", "entropy_p", "entropy_q", "log_prob_p", "log_prob_q", "total_variation"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-11, atol=1e-13)
+
+
+def test_known_weights_save_the_products_of_the_backward_pass():
+    heads, _ = models((64,), 500, 8, 8, dtype=torch.float32, biases=False)
+    frozen = [head.detach() for head in heads[2:]]
+    counts = {}
+    for name, weights, trained in (("six", None, heads[:2]), ("four", torch.ones(64), heads[:2]),
+                                   ("three", torch.ones(64), [heads[0], heads[1].detach()])):  # fmt: skip
+        with torch.profiler.profile() as profile:
+            linear_token_kl(*trained, *frozen, token_weights=weights, chunk=64).kl.sum().backward()
+        counts[name] = sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm_"))
+    assert counts == {"six": 6, "four": 4, "three": 3}
+
+
+@pytest.mark.parametrize("kl", [7e-6, 7e-8])
+def test_a_small_kl_keeps_its_digits_in_float32(kl):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(32, 64, generator=generator), torch.randn(8000, 64, generator=generator) / 8
+    other = weight + (2 * kl) ** 0.5 * torch.randn(8000, 64, generator=generator) / 8
+    got = linear_token_kl(hidden, weight, hidden, other).kl
+    exact = linear_token_kl(hidden.double(), weight.double(), hidden.double(), other.double()).kl
+    assert exact.median().item() == pytest.approx(kl, rel=0.3)
+    assert (got >= 0).all()
+    assert ((got - exact) / exact).abs().median() < (1e-3 if kl > 1e-6 else 1e-2)
+
+
+def test_masked_targets_are_ignored_and_autocast_is_followed():
+    heads, _ = models((4,), 30, 6, 6, dtype=torch.float32, biases=False)
+    mask = torch.tensor([1, 0, 1, 1])
+    stats = linear_token_kl(*heads, targets=torch.tensor([3, -100, 0, 29]), mask=mask)
+    assert stats.log_prob_p[1] == 0
+    assert not stats.top1_agreement[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = linear_token_kl(*heads)
+    rounded = [t.detach().bfloat16() for t in heads]
+    torch.testing.assert_close(got.kl, linear_token_kl(*rounded).kl, rtol=0, atol=0)
+    got.kl.sum().backward()
+    assert heads[1].grad.dtype == torch.float32
 
 
 def test_tokens_that_both_models_exclude():
@@ -178,7 +252,7 @@ def test_no_logits_are_saved_for_the_gradient():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        linear_token_kl(*heads, chunk=16).kl
+        linear_token_kl(*heads, chunk=16)
     assert max(kept, default=0) <= 500 * 8
 
 
@@ -198,3 +272,7 @@ def test_invalid_arguments_raise():
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, chunk=0)
     with pytest.raises(SupportError, match="temperature"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, temperature=0)
+    with pytest.raises(SupportError, match="softcap_q to be a positive finite number, got -30"):
+        linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, softcap_q=-30)
+    with pytest.raises(ArrayTypeError, match="weights of 'total_variation'"):
+        linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights={"total_variation": torch.ones(3, 5)})

@@ -118,6 +118,8 @@ def linear_token_kl(
     shape = hidden_p.shape[:-1]
     rows_p, rows_q = hidden_p.reshape(-1, hidden_p.shape[-1]), hidden_q.reshape(-1, hidden_q.shape[-1])
     offset, vocabulary = _vocabulary_part(len(weight_p), group, weight_p.device)
+    if vocabulary == 0:
+        raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
     known = {name: weights.expand(shape).reshape(-1) for name, weights in as_weights(token_weights).items()}
     kept = None
     _require_settings(temperature, chunk)
@@ -342,9 +344,8 @@ class _Chunks:
             if chosen is not None:
                 inside, columns, logits = chosen
                 name = "log_prob_p" if side == 0 else "log_prob_q"
-                slope = of[side][:, 5] - of[side][:, 6] * logits[side].double().square()
-                extra = torch.where(inside, upstream[:, COLUMNS[name]] * slope, 0.0)
-                z.scatter_add_(1, columns[:, None], extra[:, None].to(z.dtype))
+                slope = of[side][inside, 5] - of[side][inside, 6] * logits[side].double().square()
+                z[inside, columns] += (upstream[inside, COLUMNS[name]] * slope).to(z.dtype)
             by_hidden, by_weight, by_bias = gradients[3 * side : 3 * side + 3]
             with _without_autocast(z):
                 if by_hidden is not None:
@@ -355,13 +356,11 @@ class _Chunks:
                     by_bias += z.sum(0)
 
     def _chosen(self, rows: slice, logits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]] | None:
-        """Whether the targets are in this part of the vocabulary, their columns and their logits."""
+        """Which targets are in this part of the vocabulary, their columns and their logits."""
         if self.ids is None:
             return None
-        columns = self.ids[rows] - self.settings.part.offset
-        inside = (columns >= 0) & (columns < logits[0].shape[1])
-        columns = torch.where(inside, columns, 0)
-        return inside, columns, [z.gather(1, columns[:, None]).squeeze(1) for z in logits]
+        inside, columns = self.settings.part.columns(self.ids[rows], logits[0].shape[1])
+        return inside, columns[inside], [z[inside, columns[inside]] for z in logits]
 
     def reduce(self, gradients: list[Tensor | None]) -> None:
         """Sum the gradients of the hidden states over the parts of the vocabulary."""
@@ -521,7 +520,7 @@ def _require_shapes(
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ShapeError(f"expected bias_{side} of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
-    if weight_p.shape[0] != weight_q.shape[0] or weight_p.shape[0] == 0:
+    if weight_p.shape[0] != weight_q.shape[0]:
         raise ShapeError(
             f"expected one vocabulary, got weight_p with {weight_p.shape[0]} tokens and weight_q with "
             f"{weight_q.shape[0]}; pad or truncate the heads to the tokens that both models share"

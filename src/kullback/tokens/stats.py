@@ -180,6 +180,11 @@ class Part:
     group: ProcessGroup | None = None
     offset: int = 0
 
+    def columns(self, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Whether the targets are in this part of so many tokens, and their columns in it."""
+        columns = targets - self.offset
+        return (columns >= 0) & (columns < size), columns
+
     def reduced(self, values: Tensor, operation: Any = ReduceOp.SUM) -> Tensor:
         """The sum (or another reduction) of the values over all parts."""
         if self.group is not None:
@@ -237,11 +242,11 @@ def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _W
         table[again] = _statistics(sums[again], given[again], chosen)
     table[:, COLUMNS["top1_agreement"]] = (index_p == index_q).double()
     if targets is not None:
-        local = targets - part.offset
-        inside = (local >= 0) & (local < p.shape[1])
+        inside, columns = part.columns(targets, p.shape[1])
         for name, logits, log_z in (("log_prob_p", p, given[:, 1]), ("log_prob_q", q, given[:, 3])):
-            chosen = logits.gather(1, torch.where(inside, local, 0)[:, None]).squeeze(1).double()
-            table[:, COLUMNS[name]] = part.reduced(torch.where(inside, chosen, 0.0)) - log_z
+            chosen = torch.zeros_like(log_z)
+            chosen[inside] = logits[inside, columns[inside]].double()
+            table[:, COLUMNS[name]] = part.reduced(chosen) - log_z
     return table, given
 
 

@@ -24,6 +24,8 @@ _PHI_SERIES = [1 / factorial(k) for k in range(2, 13)]
 
 def normalizers(z: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows 3"]:
     """max z, log sum exp(z - max z) and the index of max z of each row, in float64."""
+    if z.shape[1] == 0:  # a part of a vocabulary without tokens
+        return torch.tensor([-torch.inf, -torch.inf, 0.0], dtype=torch.float64, device=z.device).repeat(len(z), 1)
     top, index = z.max(dim=-1)
     result = torch.empty(len(z), 3, dtype=torch.float64, device=z.device)
     for rows in _blocks(z):
