@@ -51,7 +51,7 @@ def test_a_result_of_the_wrong_shape_is_an_error(monkeypatch: pytest.MonkeyPatch
         logits.token_kl(torch.zeros(2, 3), torch.zeros(2, 3))
     monkeypatch.setattr(linear, "logit_kl", lambda p, q, temperature: p.sum())
     with pytest.raises(TypeCheckError, match="chunk_kl"):
-        linear.linear_token_kl(torch.zeros(4, 2), torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, 2))
+        linear.head_token_kl(torch.zeros(4, 2), torch.tanh, torch.zeros(4, 2), torch.tanh)
     monkeypatch.setattr(losses, "aggregate_tokens", lambda loss, *_, **__: loss)
     with pytest.raises(TypeCheckError, match="ppo_loss"):
         losses.ppo_loss(log_prob=torch.zeros(2, 3), advantages=torch.zeros(2))

@@ -39,7 +39,9 @@ from kullback.policy.penalty import KLPenalty as KLPenalty
 from kullback.policy.presets import preset as preset
 from kullback.result import Estimate as Estimate
 from kullback.result import nats_to_bits as nats_to_bits
+from kullback.tokens import TokenStats as TokenStats
 from kullback.tokens import linear_token_kl as linear_token_kl
 from kullback.tokens import token_kl as token_kl
+from kullback.tokens import token_stats as token_stats
 
 __version__: str

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def linear_token_kl(
         token_stats(logits(hidden_p, weight_p) / temperature, logits(hidden_q, weight_q) / temperature), where
         logits(hidden, weight) = cap(logit_scale * (hidden @ weight.T + bias)), where cap(z) = c tanh(z/c)
 
-    The logits are computed for one chunk of positions at a time, so that those of all positions are never in memory.
-    A gradient needs four matrix products with `token_weights`, three if a head is frozen, and six without
+    The logits are computed for one chunk of positions at a time, so that never all logits are in memory. A
+    gradient needs four matrix products with `token_weights`, three if a head is frozen, and six without
     `token_weights`, because the logits are then computed again in the backward pass.
 
     Args:
@@ -219,6 +219,10 @@ class _Settings:
     known: dict[str, Tensor]  # upstream weights by the name of the statistic
 
 
+# hidden_p, weight_p, bias_p, hidden_q, weight_q and bias_q.
+_Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+
+
 class _LinearTokenStats(torch.autograd.Function):
     """The columns of the statistics from hidden states and heads, a chunk of positions at a time."""
 
@@ -261,25 +265,29 @@ class _LinearTokenStats(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *inputs, targets, table, given, known = ctx.saved_tensors[:10]
+        inputs: _Inputs = ctx.saved_tensors[:6]
+        targets, table, given, known = ctx.saved_tensors[6:10]
         factor = _common_factor(upstream, known)
         if factor is not None:
             gradients = [None if g is None else g if factor == 1 else g * factor for g in ctx.saved_tensors[10:]]
         else:
-            run = _Chunks(tuple(inputs), targets, ctx.settings)
+            run = _Chunks(inputs, targets, ctx.settings)
             gradients = run.new_gradients(ctx.needs_input_grad[:6])
             for rows in run.slices():
                 p, q = run.logits(rows)
                 run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
             run.reduce(gradients)
-        cast = [None if g is None else g.to(given.dtype) for g, given in zip(gradients, inputs, strict=True)]
+        cast = [
+            None if g is None or tensor is None else g.to(tensor.dtype)
+            for g, tensor in zip(gradients, inputs, strict=True)
+        ]
         return *cast, None, None
 
 
 class _Chunks:
     """The matrix products of the two heads for chunks of positions, and the gradients of what follows them."""
 
-    def __init__(self, inputs: tuple[Tensor | None, ...], targets: Tensor | None, settings: _Settings) -> None:
+    def __init__(self, inputs: _Inputs, targets: Tensor | None, settings: _Settings) -> None:
         self.hidden = inputs[0], inputs[3]
         self.weight = inputs[1], inputs[4]
         self.bias = inputs[2], inputs[5]
@@ -306,8 +314,9 @@ class _Chunks:
             out = self.buffers[side][: rows.stop - rows.start]
             with _without_autocast(out):
                 _product(self.hidden[side][rows], self.weight[side], out)
-                if self.bias[side] is not None:
-                    out += self.bias[side]
+                bias = self.bias[side]
+                if bias is not None:
+                    out += bias
                 self.settings.transforms[side].apply(out, self.settings.temperature)
             results.append(out)
         return results
@@ -436,7 +445,7 @@ def _common_factor(upstream: Tensor, known: Tensor | None) -> float | None:
 
 def _local_head(side: str, weight: Tensor, bias: Tensor | None, group: Any) -> tuple[Tensor, Tensor | None, Any]:
     """The rows of a head on this process, and the group of its parts."""
-    tensors: Any = sys.modules.get("torch.distributed.tensor")  # imported by whoever made a DTensor
+    tensors: Any = sys.modules.get("torch.distributed.tensor")  # a DTensor exists only if this is imported
     if tensors is None or not isinstance(weight, tensors.DTensor):
         return weight, bias, group
     head: Any = weight
@@ -447,7 +456,8 @@ def _local_head(side: str, weight: Tensor, bias: Tensor | None, group: Any) -> t
             f"expected weight_{side} with its rows in shards of one group, got placements {head.placements}; "
             "redistribute it to Shard(0)"
         )
-    local_bias: Any = bias.to_local() if isinstance(bias, tensors.DTensor) else bias
+    given_bias: Any = bias
+    local_bias = given_bias.to_local() if isinstance(bias, tensors.DTensor) else bias
     found = head.device_mesh.get_group(sharded[0]) if sharded else group
     return head.to_local(), local_bias, found
 

@@ -38,7 +38,7 @@ def sums(
         p: The logits of p, float32 or float64.
         q: The logits of q.
         given: max z_p, log Z_p, max z_q and log Z_q of each row, where Z is the sum of exp(z) over the whole vocabulary
-            and the maxima are those of this part.
+            and the maxima are over this part.
         middles: Whether the sums with m are computed, which takes half of the time.
     """
     return (compiled_rows if compiled_rows.applies(p, q) else torch_rows).sums(p, q, given, middles=middles)
