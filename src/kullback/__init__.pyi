@@ -40,8 +40,10 @@ from kullback.policy.presets import preset as preset
 from kullback.result import Estimate as Estimate
 from kullback.result import nats_to_bits as nats_to_bits
 from kullback.tokens import TokenStats as TokenStats
+from kullback.tokens import TopKTokenKL as TopKTokenKL
 from kullback.tokens import linear_token_kl as linear_token_kl
 from kullback.tokens import token_kl as token_kl
 from kullback.tokens import token_stats as token_stats
+from kullback.tokens import topk_token_kl as topk_token_kl
 
 __version__: str
