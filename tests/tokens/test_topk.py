@@ -81,5 +81,5 @@ def test_invalid_arguments_raise():
         topk_token_kl(values, torch.zeros_like(ids), q)
     with pytest.raises(ShapeError, match="from 0 to 11, got 0 to 12"):
         topk_token_kl(values, torch.tensor([[0, 1, 2, 12]]).expand(3, 4), q)
-    with pytest.raises(NotNormalizedError, match="at most 1, got a sum of 2.675"):
+    with pytest.raises(NotNormalizedError, match="at most 1, got a sum of 2"):
         topk_token_kl(values + 1, ids, q)

@@ -46,8 +46,8 @@ def topk_token_kl(
     `kl` and `reverse_kl` are differentiable with respect to `q_logits`, for distillation from the top k of a teacher.
 
     Args:
-        p_topk_log_probs: Shape (..., k): log p of the k most probable tokens, normalised over the vocabulary; -inf for a
-            token of probability 0.
+        p_topk_log_probs: Shape (..., k): log p of the k most probable tokens, normalised over the vocabulary; -inf for
+            a token of probability 0.
         p_topk_ids: Shape (..., k): their token ids, without repetition.
         q_logits: Shape (..., V), V >= k; -inf for a token of probability 0.
 
