@@ -32,6 +32,7 @@ from kullback.optimum.tilt import frontier as frontier
 from kullback.optimum.tilt import tilt as tilt
 from kullback.optimum.tilt import tilt_to_budget as tilt_to_budget
 from kullback.optimum.trajectory_kl import trajectory_kl as trajectory_kl
+from kullback.policy.distillation import distillation_loss as distillation_loss
 from kullback.policy.dpo import dpo_loss as dpo_loss
 from kullback.policy.losses import grpo_loss as grpo_loss
 from kullback.policy.losses import ppo_loss as ppo_loss

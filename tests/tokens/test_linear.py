@@ -274,5 +274,7 @@ def test_invalid_arguments_raise():
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, temperature=0)
     with pytest.raises(SupportError, match="softcap_q to be a positive finite number, got -30"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, softcap_q=-30)
+    with pytest.raises(ShapeError, match=r"one weight for each position, shape \(3, 5\), got \(5,\) for kl"):
+        linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights=torch.ones(5))
     with pytest.raises(ArrayTypeError, match="weights of 'total_variation'"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights={"total_variation": torch.ones(3, 5)})

@@ -120,7 +120,7 @@ def linear_token_kl(
     offset, vocabulary = _vocabulary_part(len(weight_p), group, weight_p.device)
     if vocabulary == 0:
         raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
-    known = {name: weights.expand(shape).reshape(-1) for name, weights in as_weights(token_weights).items()}
+    known = {name: weights.reshape(-1) for name, weights in as_weights(token_weights, shape).items()}
     kept = None
     _require_settings(temperature, chunk)
     if mask is not None:

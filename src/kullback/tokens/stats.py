@@ -1,7 +1,7 @@
 """Statistics of two next-token distributions at every position: divergences, entropies and agreement, in one pass."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ class TokenStats:
         expected_acceptance: sum_v min(p_v, q_v) = 1 - total_variation, the probability that speculative sampling
             accepts a token that is drawn from one model and verified by the other.
         top1_agreement: Whether the most probable token is the same; the first of several in a tie.
+
+    Example:
+        >>> stats = token_stats(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+        >>> f"{stats.total_variation.item():.4f}, {stats.expected_acceptance.item():.4f}", stats.top1_agreement.item()
+        ('0.4621, 0.5379', False)
     """
 
     kl: Float[Tensor, "..."]
@@ -46,11 +51,6 @@ class TokenStats:
     total_variation: Float[Tensor, "..."]
     expected_acceptance: Float[Tensor, "..."]
     top1_agreement: Bool[Tensor, "..."]
-
-    def map(self, function: Any) -> "TokenStats":
-        """The statistics with the function applied to each tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: None if value is None else function(value) for name, value in values.items()})
 
 
 # The statistics that have gradients, in the order of the columns of the engine's results.
@@ -292,12 +292,17 @@ def coefficients(upstream: Tensor, table: Tensor, given: Tensor) -> tuple[Tensor
     return torch.stack(of_p, dim=1), torch.stack(of_q, dim=1)
 
 
-def as_weights(weights: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def as_weights(weights: Tensor | Mapping[str, Tensor] | None, shape: torch.Size) -> dict[str, Tensor]:
     """The known upstream weights by the name of the statistic; a tensor is the weights of `kl`."""
     if weights is None:
         return {}
     named = dict(weights) if isinstance(weights, Mapping) else {"kl": weights}
-    for name in named:
+    require_tensors(**{f"the weights of {name}": weight for name, weight in named.items()})
+    for name, weight in named.items():
+        if weight.shape != shape:
+            raise ShapeError(
+                f"expected one weight for each position, shape {tuple(shape)}, got {tuple(weight.shape)} for {name}"
+            )
         if name not in DIFFERENTIABLE:
             raise ArrayTypeError(f"expected weights of {', '.join(DIFFERENTIABLE)}, got weights of {name!r}")
     return named

@@ -23,6 +23,11 @@ class TopKTokenKL:
         reverse_kl: A lower bound of KL(q || p), by the same event.
         missing_mass: The probability under p of the tokens outside the top k.
         kl_upper: An upper bound of KL(p || q); `inf` where q excludes a token outside the top k and `missing_mass` > 0.
+
+    Example:
+        >>> bounds = topk_token_kl(torch.tensor([0.75]).log(), torch.tensor([0]), torch.tensor([1.0, 0.0, 0.0]))
+        >>> f"{bounds.kl.item():.3f} <= KL <= {bounds.kl_upper.item():.3f}, {bounds.missing_mass.item():.2f} missing"
+        '0.066 <= KL <= 0.239, 0.25 missing'
     """
 
     kl: Float[Tensor, "..."]
