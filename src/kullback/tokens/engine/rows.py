@@ -16,6 +16,8 @@ where g(d) = u tanh(u) - log cosh(u) with u = d/2. The gradients are
 each multiplied by c_5 - c_6 z^2, the derivative of a scaled and capped logit.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from kullback.numerics.array_types import Float
@@ -24,9 +26,21 @@ from kullback.tokens.engine import compiled_rows, torch_rows
 __all__ = ["gradients", "normalizers", "sums"]
 
 
+def _implementation(*logits: Tensor) -> Any:
+    """The fastest module that accepts these logits."""
+    if compiled_rows.applies(*logits):
+        return compiled_rows
+    if logits[0].is_cuda:
+        from kullback.tokens.engine import triton_rows  # the import of Triton takes time that only a GPU repays
+
+        if triton_rows.applies(*logits):
+            return triton_rows
+    return torch_rows
+
+
 def normalizers(z: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows 3"]:
     """max z, log sum exp(z - max z) and the index of max z of each row, in float64."""
-    return (compiled_rows if compiled_rows.applies(z) else torch_rows).normalizers(z)
+    return _implementation(z).normalizers(z)
 
 
 def sums(
@@ -41,7 +55,7 @@ def sums(
             and the maxima are over this part.
         middles: Whether the sums with m are computed, which takes half of the time.
     """
-    return (compiled_rows if compiled_rows.applies(p, q) else torch_rows).sums(p, q, given, middles=middles)
+    return _implementation(p, q).sums(p, q, given, middles=middles)
 
 
 def gradients(
@@ -52,4 +66,4 @@ def gradients(
     of_q: Float[Tensor, "rows 7"] | None,
 ) -> None:
     """Overwrite the logits with their gradients, unless the coefficients of a side are None."""
-    (compiled_rows if compiled_rows.applies(p, q) else torch_rows).gradients(p, q, given, of_p, of_q)
+    _implementation(p, q).gradients(p, q, given, of_p, of_q)
