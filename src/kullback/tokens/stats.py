@@ -196,9 +196,9 @@ class Part:
 _WHOLE = Part()
 
 
-def _normalizers(z: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _normalizers(z: Tensor, part: Part, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """max z of the part, max z, log Z and the id of the most probable token of each row."""
-    top, log_sum, index = engine.normalizers(z).unbind(1)
+    top, log_sum, index = engine.normalizers(z, added).unbind(1)
     if part.group is None:
         return top, top, top + log_sum, index
     largest = part.reduced(top.clone(), ReduceOp.MAX)
@@ -209,9 +209,9 @@ def _normalizers(z: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return top, largest, log_z, part.reduced(index, ReduceOp.MIN)
 
 
-def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part: Part) -> Tensor:
+def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part: Part, difference: bool) -> Tensor:
     """The sums of each pair of rows over the whole vocabulary, with the logits relative to their maxima `tops`."""
-    sums = engine.sums(p, q, given, middles=True)
+    sums = engine.sums(p, q, given, middles=True, difference=difference)
     if part.group is None:
         return sums
     for column, mass, own, top in (
@@ -222,13 +222,18 @@ def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part
     return part.reduced(sums)
 
 
-def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE) -> tuple[Tensor, Tensor]:
-    """The columns of the statistics of each pair of rows, and the normalisers of the engine's gradients, float64."""
+def row_statistics(
+    p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE, *, difference: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The columns of the statistics of each pair of rows, and the normalisers of the engine's gradients, float64.
+
+    With `difference`, `q` is the logits of q minus the logits of p.
+    """
     top_p, largest_p, log_z_p, index_p = _normalizers(p, part)
-    top_q, largest_q, log_z_q, index_q = _normalizers(q, part)
+    top_q, largest_q, log_z_q, index_q = _normalizers(p if difference else q, part, q if difference else None)
     given = torch.stack([top_p, log_z_p, top_q, log_z_q], dim=1)
     tops = largest_p, largest_q
-    sums = _sums(p, q, given, tops, part)
+    sums = _sums(p, q, given, tops, part, difference)
     table = _statistics(sums, given, tops)
     for _ in range(3):
         x = _mass_ratio(sums)
@@ -238,7 +243,7 @@ def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _W
         if not bool(again.any()):
             break
         chosen = largest_p[again], largest_q[again]
-        sums[again] = _sums(p[again], q[again], given[again], chosen, part)
+        sums[again] = _sums(p[again], q[again], given[again], chosen, part, difference)
         table[again] = _statistics(sums[again], given[again], chosen)
     table[:, COLUMNS["top1_agreement"]] = (index_p == index_q).double()
     if targets is not None:
@@ -246,6 +251,8 @@ def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _W
         for name, logits, log_z in (("log_prob_p", p, given[:, 1]), ("log_prob_q", q, given[:, 3])):
             chosen = torch.zeros_like(log_z)
             chosen[inside] = logits[inside, columns[inside]].double()
+            if difference and logits is q:
+                chosen[inside] += p[inside, columns[inside]].double()
             table[:, COLUMNS[name]] = part.reduced(chosen) - log_z
     return table, given
 

@@ -32,22 +32,47 @@ def applies(*logits: Tensor) -> bool:
     )
 
 
-def normalizers(z: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows 3"]:
+def normalizers(
+    z: Float[Tensor, "rows vocab"], added: Float[Tensor, "rows vocab"] | None = None
+) -> Float[Tensor, "rows 3"]:
     """max z, log sum exp(z - max z) and the index of max z of each row."""
     result = torch.empty(len(z), 3, dtype=torch.float64, device=z.device)
     if len(z):
-        _normalizers[(len(z),)](z, result, z.shape[1], BLOCK=_BLOCK, num_warps=_WARPS)
+        _normalizers[(len(z),)](
+            z,
+            z if added is None else added,
+            result,
+            z.shape[1],
+            ADDED=added is not None,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+        )
     return result
 
 
 def sums(
-    p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"], given: Float[Tensor, "rows 4"], *, middles: bool
+    p: Float[Tensor, "rows vocab"],
+    q: Float[Tensor, "rows vocab"],
+    given: Float[Tensor, "rows 4"],
+    *,
+    middles: bool,
+    difference: bool = False,
 ) -> Float[Tensor, "rows 10"]:
     """The sums of each pair of rows."""
     result = torch.zeros(len(p), 10, dtype=torch.float64, device=p.device)
     if len(p):
         grid = (len(p),)
-        _sums[grid](p, q, given.contiguous(), result, p.shape[1], MIDDLES=middles, BLOCK=_BLOCK, num_warps=_WARPS)
+        _sums[grid](
+            p,
+            q,
+            given.contiguous(),
+            result,
+            p.shape[1],
+            MIDDLES=middles,
+            DIFFERENCE=difference,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+        )
     return result
 
 
@@ -57,6 +82,8 @@ def gradients(
     given: Float[Tensor, "rows 4"],
     of_p: Float[Tensor, "rows 7"] | None,
     of_q: Float[Tensor, "rows 7"] | None,
+    *,
+    difference: bool = False,
 ) -> None:
     """Overwrite the logits with their gradients, unless the coefficients of a side are None."""
     if not len(p):
@@ -71,6 +98,7 @@ def gradients(
         p.shape[1],
         OF_P=of_p is not None,
         OF_Q=of_q is not None,
+        DIFFERENCE=difference,
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
@@ -112,16 +140,20 @@ if triton is not None:
         return top_p.to(tl.float32), top_q.to(tl.float32), factor_p, factor_q, shift, rest
 
     @triton.jit
-    def _terms(a, b, top_p, top_q, factor_p, factor_q, shift, rest):
-        """d, p, q, q - p and p phi(d), where phi(d) is right for |d| < 1."""
-        d = ((b - a) - shift) - rest
+    def _terms(a, b, top_p, top_q, factor_p, factor_q, shift, rest, DIFFERENCE: tl.constexpr):
+        """z_q, d, p, q, q - p and p phi(d), where phi(d) is right for |d| < 1."""
+        if DIFFERENCE:
+            d = (b - shift) - rest
+            b = a + b
+        else:
+            d = ((b - a) - shift) - rest
         weight = tl.exp(a - top_p) * factor_p
         weight_q = tl.exp(b - top_q) * factor_q
         close = tl.abs(d) < 1.0
         phi, e = _near(tl.where(close, d, 0.0))
         excess = tl.where(close, weight * e, weight_q - weight)
         weight_q = tl.where(close, weight + excess, weight_q)
-        return d, weight, weight_q, excess, weight * phi, close
+        return b, d, weight, weight_q, excess, weight * phi, close
 
     @triton.jit
     def _middle(d, possible_p, possible_q):
@@ -152,14 +184,17 @@ if triton is not None:
         )
 
     @triton.jit
-    def _normalizers(z, out, n, BLOCK: tl.constexpr):
+    def _normalizers(z, added, out, n, ADDED: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         z += row * n
+        added += row * n
         lanes = tl.arange(0, BLOCK)
         top = tl.full((BLOCK,), -inf, tl.float32)
         index = tl.zeros((BLOCK,), tl.int32)
         for start in range(0, n, BLOCK):
             a = tl.load(z + start + lanes, mask=start + lanes < n, other=-inf)
+            if ADDED:
+                a += tl.load(added + start + lanes, mask=start + lanes < n, other=0.0)
             larger = (a > top) | (a != a)
             top = tl.where(larger, a, top)
             index = tl.where(larger, start + lanes, index)
@@ -169,13 +204,15 @@ if triton is not None:
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, n, BLOCK):
             a = tl.load(z + start + lanes, mask=start + lanes < n, other=-inf)
+            if ADDED:
+                a += tl.load(added + start + lanes, mask=start + lanes < n, other=0.0)
             total += tl.exp(a - base)
         tl.store(out + 3 * row, largest.to(tl.float64))
         tl.store(out + 3 * row + 1, tl.log(tl.sum(total.to(tl.float64), 0)))
         tl.store(out + 3 * row + 2, first.to(tl.float64))
 
     @triton.jit
-    def _sums(p, q, given, out, n, MIDDLES: tl.constexpr, BLOCK: tl.constexpr):
+    def _sums(p, q, given, out, n, MIDDLES: tl.constexpr, DIFFERENCE: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         p += row * n
         q += row * n
@@ -189,7 +226,9 @@ if triton is not None:
             inside = start + lanes < n
             a = tl.load(p + start + lanes, mask=inside, other=-inf)
             b = tl.load(q + start + lanes, mask=inside, other=-inf)
-            d, weight, weight_q, excess, phi, close = _terms(a, b, top_p, top_q, factor_p, factor_q, shift, rest)
+            b, d, weight, weight_q, excess, phi, close = _terms(
+                a, b, top_p, top_q, factor_p, factor_q, shift, rest, DIFFERENCE
+            )
             possible_p, possible_q = a != -inf, b != -inf
             both = possible_p & possible_q
             gap = tl.where(both, d, 0.0)
@@ -236,7 +275,18 @@ if triton is not None:
         return tl.where(z == z, gradient, z)
 
     @triton.jit
-    def _gradients(p, q, given, of_p, of_q, n, OF_P: tl.constexpr, OF_Q: tl.constexpr, BLOCK: tl.constexpr):
+    def _gradients(
+        p,
+        q,
+        given,
+        of_p,
+        of_q,
+        n,
+        OF_P: tl.constexpr,
+        OF_Q: tl.constexpr,
+        DIFFERENCE: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
         row = tl.program_id(0).to(tl.int64)
         p += row * n
         q += row * n
@@ -246,7 +296,9 @@ if triton is not None:
             inside = start + lanes < n
             a = tl.load(p + start + lanes, mask=inside, other=-inf)
             b = tl.load(q + start + lanes, mask=inside, other=-inf)
-            d, weight, weight_q, excess, _, _ = _terms(a, b, top_p, top_q, factor_p, factor_q, shift, rest)
+            b, d, weight, weight_q, excess, _, _ = _terms(
+                a, b, top_p, top_q, factor_p, factor_q, shift, rest, DIFFERENCE
+            )
             possible_p, possible_q = a != -inf, b != -inf
             ratio = tl.where(possible_p & possible_q, d, d * inf)
             _, log_p_m, log_q_m = _middle(d, possible_p, possible_q)
