@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.tokens import linear_token_kl, token_kl, token_stats
-from kullback.tokens.engine import compiled_rows
+from kullback.tokens.engine import compiled_rows, torch_rows
 
 
 def models(positions=(3, 5), vocabulary=17, width_p=4, width_q=6, dtype=torch.float64, biases=True, seed=0):
@@ -193,6 +193,7 @@ def test_a_small_kl_keeps_its_digits_in_float32(kl):
 def test_gradients_of_nearly_equal_models_keep_their_digits(changed, scale, implementation, monkeypatch):
     if implementation == "torch":
         monkeypatch.setattr(compiled_rows, "applies", lambda *logits: False)
+        monkeypatch.setattr(torch_rows, "_BLOCK_ENTRIES", 2000)  # several blocks of rows
     generator = torch.Generator().manual_seed(5)
     hidden, weight = torch.randn(12, 32, generator=generator), torch.randn(900, 32, generator=generator) / 2
     bias = torch.randn(900, generator=generator)

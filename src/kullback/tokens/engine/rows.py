@@ -31,8 +31,10 @@ def _implementation(*logits: Tensor) -> Any:
     if compiled_rows.applies(*logits):
         return compiled_rows
     if logits[0].is_cuda:
-        from kullback.tokens.engine import triton_rows  # the import of Triton takes time that only a GPU repays
-
+        try:  # the import takes time that is only spent for a GPU
+            from kullback.tokens.engine import triton_rows
+        except ImportError:  # Triton is not installed
+            return torch_rows
         if triton_rows.applies(*logits):
             return triton_rows
     return torch_rows

@@ -94,13 +94,13 @@ def gradients(
         ):
             if of is None:
                 continue
-            constant, by_ratio, difference, by_middle, by_logits, scale, curvature = (
+            constant, by_ratio, by_excess, by_middle, by_logits, scale, curvature = (
                 of[rows].to(z.dtype).unsqueeze(-1).unbind(1)
             )
             inner = constant + torch.where(by_ratio != 0, by_ratio * ratio, 0.0)
             inner = inner + torch.where(by_middle != 0, by_middle * middle, 0.0)
             inner = inner + torch.where(by_logits != 0, by_logits * (z - _finite(top).to(z.dtype)), 0.0)
-            gradient = torch.where(possible, prob * inner, 0.0) + difference * excess
+            gradient = torch.where(possible, prob * inner, 0.0) + by_excess * excess
             gradient = gradient * torch.where(
                 possible, scale - curvature * torch.where(possible, z, 0.0).square(), scale
             )
