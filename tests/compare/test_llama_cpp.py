@@ -32,7 +32,7 @@ def encode_one(logits: list[float], cut: float) -> bytes:
     scale = to_float(to_float(top - low) / 65535)
     smallest = to_float(to_float(low - top) - log_sum)
     codes = [0] * len(logits)
-    if scale:
+    if scale > 3e-39:  # the inverse of a smaller scale overflows in float32
         inverse = to_float(1 / scale)
         codes = [round(to_float(inverse * to_float(z - low))) if z > low else 0 for z in logits]
     codes += [0] * (len(codes) % 2)
