@@ -152,7 +152,7 @@ def open_log_probs(path: str | os.PathLike[str]) -> "LogProbFile":
         )
     if len(start) < _HEADER.itemsize:
         raise InputError(f"{path}: expected a header of {_HEADER.itemsize} bytes, got {size} bytes: it is truncated")
-    n_ctx, n_vocab, n_chunk = (int(np.frombuffer(start, _HEADER)[name][0]) for name in _HEADER.names[1:])
+    n_ctx, n_vocab, n_chunk = np.frombuffer(start, _HEADER)[["n_ctx", "n_vocab", "n_chunk"]][0].tolist()
     if n_ctx < 3 or n_vocab < 1 or n_chunk < 1:
         raise InputError(
             f"{path}: expected n_ctx >= 3, n_vocab >= 1 and n_chunk >= 1, got n_ctx {n_ctx}, n_vocab {n_vocab} and "
@@ -322,7 +322,7 @@ class LogProbFile:
         self._require_scale(rows.scale, chunk, start)
         finite = np.isfinite(rows.min_log_prob)
         rows = rows._replace(min_log_prob=np.where(finite, rows.min_log_prob, np.float32(0)))
-        top = np.float64(rows.min_log_prob) + np.float64(rows.scale) * _LEVELS
+        top = rows.min_log_prob.astype(np.float64) + rows.scale.astype(np.float64) * _LEVELS
         rounding = _float_rounding(rows)
         bad = ~(finite & (top <= rounding) & (top >= -np.log(self.n_vocab) - rounding))
         if bad.any():
@@ -340,7 +340,7 @@ def _float_rounding(rows: EncodedRows) -> NDArray[np.float64]:
     With u = 2^-24, the logits minus their maximum, their division by the scale and the product have errors of 4 u times
     the range; the normaliser and the sum of min_log_prob, 2 u (|min_log_prob| + 1).
     """
-    size = np.float64(rows.scale) * _LEVELS + abs(np.float64(rows.min_log_prob)) + 1
+    size = rows.scale.astype(np.float64) * _LEVELS + abs(rows.min_log_prob.astype(np.float64)) + 1
     return 2.0**-22 * size
 
 
@@ -506,7 +506,11 @@ def kl_bounds(rows: EncodedRows, log_probs: ArrayLike) -> TokenBounds:
     q = as_model_log_probs(rows, log_probs)
     step = max(1, 2**16 // q.shape[1])  # so that the temporary arrays stay in the cache
     blocks = [
-        _block_bounds(EncodedRows(*(part[k : k + step] for part in rows)), q[k : k + step], k)
+        _block_bounds(
+            EncodedRows(rows.scale[k : k + step], rows.min_log_prob[k : k + step], rows.codes[k : k + step]),
+            q[k : k + step],
+            k,
+        )
         for k in range(0, len(q), step)
     ]
     return TokenBounds(*map(np.concatenate, zip(*blocks, strict=True))) if blocks else TokenBounds(*[np.empty(0)] * 6)
@@ -528,7 +532,7 @@ def as_model_log_probs(rows: EncodedRows, log_probs: ArrayLike) -> NDArray[Any]:
 def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> TokenBounds:
     """`kl_bounds` of a block, whose first row has the number `start`."""
     log_q = log_probs.astype(np.float64, copy=False)
-    scale, low = np.float64(rows.scale)[:, None], np.float64(rows.min_log_prob)[:, None]
+    scale, low = (part.astype(np.float64)[:, None] for part in (rows.scale, rows.min_log_prob))
     floats = _float_rounding(rows)[:, None]
     delta = scale / 2 + floats
     was_cut = scale * _LEVELS >= _CUTS[0] - _CUT_ROUNDING
