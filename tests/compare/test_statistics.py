@@ -144,7 +144,7 @@ def test_independent_means_match_numpy() -> None:
 @pytest.mark.parametrize(
     ("documents", "status", "words", "has_interval"),
     [
-        ([], "unreliable", "no token", False),
+        ([], "unreliable", "No token", False),
         ([[0.1, 0.2]], "unreliable", "One document", False),
         ([[0.1], [0.2], [0.4]], "unreliable", "The 3 documents have the effect of 3 of equal length", True),
         ([[0.1] * 100, *[[0.2]] * 50], "unreliable", "51 documents have the effect of 2.24", True),

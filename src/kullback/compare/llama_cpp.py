@@ -571,7 +571,7 @@ def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> Tok
         certain = np.where(d == -inf, inf, np.maximum(forward - np.exp(delta) * delta * p * abs(d), 0.0))
         certain_reverse = np.maximum(reverse - delta * p * (abs(ratio) + np.expm1(delta)), 0.0)
     tail, reverse_tail = _tail_term(t, s), _tail_term(s, t)
-    # The sums are those of the normalised model plus the contribution of its rounded normalisation.
+    # The sums include the contribution of the rounded normalisation of the model, which is subtracted.
     mass = q.sum(1)
     return TokenBounds(
         forward.sum(1) + tail,
@@ -591,8 +591,8 @@ def _require_mass(q: NDArray[np.float64], dtype: np.dtype[Any], start: int) -> N
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise NotNormalizedError(
-            f"expected log-probabilities of the model whose exponentials sum to 1 within {tolerance:.2g}, but those of "
-            f"row {start + row} sum to {float(sums[row])!r}; apply log_softmax to logits"
+            f"expected log-probabilities of the model whose exponentials sum to 1 within {tolerance:.2g}, but in "
+            f"row {start + row} they sum to {float(sums[row])!r}; apply log_softmax to logits"
         )
 
 

@@ -106,7 +106,7 @@ def llama_cpp_statistics(tokens: LlamaCppTokens) -> tuple[LlamaCppStatistic, ...
 
     With the means m and s of -log q(target) and -log p(target), "Mean PPL(Q)" is exp(m), "Mean PPL(base)" is exp(s),
     and the statistics of both follow from m, s, their standard errors and their covariance to first order. Percentiles
-    are interpolated linearly between order statistics. The uncertainties are those of independent tokens, which are too
+    are interpolated linearly between order statistics. The uncertainties hold for independent tokens, and are too
     small where the tokens of a document are correlated.
 
     The sums are rounded once, so that the result does not depend on the order of the tokens.
@@ -118,7 +118,7 @@ def llama_cpp_statistics(tokens: LlamaCppTokens) -> tuple[LlamaCppStatistic, ...
         The statistics. llama.cpp prints them for 100 tokens or more.
 
     Raises:
-        ShapeError: There is no token, or the arrays differ in shape.
+        ShapeError: The arrays are empty or differ in shape.
         SupportError: A value is nan.
 
     Example:

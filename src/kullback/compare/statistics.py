@@ -271,7 +271,7 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     """The ratio estimator sum(sums) / sum(counts) of `DocumentSums.mean`."""
     total, documents = sum(counts.values()), len(counts)
     if not total:
-        return Estimate(nan, count=0, unit=unit, method=_METHOD, status="unreliable", warnings=("There is no token.",))
+        return Estimate(nan, count=0, unit=unit, method=_METHOD, status="unreliable", warnings=("No token was added.",))
     infinite = sum(inf in parts for parts in sums.values())
     if infinite:
         warning = f"The sum of {infinite} of {documents} documents is infinite."
@@ -315,7 +315,7 @@ def perplexity(mean_nll: Estimate) -> Estimate:
         mean_nll: The mean in nats per token.
 
     Returns:
-        The estimate without a unit. The ends of the interval are those of `mean_nll`, transformed.
+        The estimate without a unit. The interval is the transformed interval of `mean_nll`.
 
     Example:
         >>> f"{perplexity(Estimate(1.0, 0.01)):.3f}"
@@ -594,10 +594,10 @@ class QuantileSketch:
             return self.minimum
         if rank == self.count - 1:
             return self.maximum
-        seen = 0
+        count = 0
         for key in sorted(self._bins):
-            seen += self._bins[key]
-            if seen > rank:
+            count += self._bins[key]
+            if count > rank:
                 return min(max(_middle(key), self.minimum), self.maximum)
         raise AssertionError("the rank is below the count")
 
