@@ -165,6 +165,19 @@ def test_one_document_with_almost_all_tokens_has_a_wide_interval() -> None:
     assert high > 1
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-120, 1e120])
+def test_intervals_do_not_depend_on_the_unit(unit: float) -> None:
+    values = np.random.default_rng(7).exponential(size=(40, 3))
+    plain, scaled = (sums_of(list(factor * values)).mean("kl") for factor in (1.0, unit))
+    assert scaled.value == pytest.approx(unit * plain.value, rel=1e-12)
+    assert scaled.interval == pytest.approx([unit * end for end in plain.interval], rel=1e-12)
+
+
+def test_sums_that_overflow_are_infinite() -> None:
+    sums = sums_of([np.full(3, 1.7e308), np.ones(1)])
+    assert sums.mean("kl").value == math.inf
+
+
 def test_infinite_values() -> None:
     sums = sums_of([np.array([0.1, math.inf]), np.array([math.inf]), np.array([1.0])])
     estimate = sums.mean("kl")

@@ -55,9 +55,12 @@ def exact_sum(values: Iterable[float]) -> tuple[float, ...]:
     terms, parts = list(values), []
     if inf in terms:
         return (inf,)
-    while rest := fsum(terms):
-        parts.append(rest)
-        terms.append(-rest)
+    try:
+        while rest := fsum(terms):
+            parts.append(rest)
+            terms.append(-rest)
+    except OverflowError:  # the sum exceeds the largest floating-point number
+        return (inf,)
     return tuple(parts)
 
 
@@ -245,6 +248,8 @@ class DocumentSums:
             sums = cls({str(name): str(unit) for name, unit in state["columns"]})
             sums._squares = dict(zip(sums.units, map(_from_json, state["squares"]), strict=True))
             for document, (count, *columns) in state["documents"].items():
+                if int(count) < 1:
+                    raise ValueError(f"document {document} has {count} tokens")
                 sums._counts[int(document)] = int(count)
                 sums._sums[int(document)] = dict(zip(sums.units, map(_from_json, columns), strict=True))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -288,14 +293,16 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     residuals = [
         (fsum(parts) - value * counts[document]) / (total - counts[document]) for document, parts in sums.items()
     ]
-    error = sqrt((documents - 1) / documents * fsum(r * r for r in residuals))
+    scale = max(map(abs, residuals)) or 1.0
+    residuals = [r / scale for r in residuals]  # so that their squares and cubes do not underflow
+    square = fsum(r * r for r in residuals)
+    error = scale * sqrt((documents - 1) / documents * square)
     effective = total * total / sum(count * count for count in counts.values())
     quantile = float(stdtrit(effective - 1, (1 + _COVERAGE) / 2))
     if error == 0:
         interval = (value, value)
     elif quantile < inf:
-        skewness = fsum(r**3 for r in residuals) / documents / (fsum(r * r for r in residuals) / documents) ** 1.5
-        rate = skewness / sqrt(documents)
+        rate = fsum(r**3 for r in residuals) / square**1.5  # the skewness divided by sqrt(n)
         interval = (value - error * _unskewed(quantile, rate), value - error * _unskewed(-quantile, rate))
     else:  # one document has almost all tokens
         interval = (-inf, inf)
