@@ -148,7 +148,8 @@ def test_independent_means_match_numpy() -> None:
         ([[0.1, 0.2]], "unreliable", "One document", False),
         ([[0.1], [0.2], [0.4]], "unreliable", "The 3 documents have the effect of 3 of equal length", True),
         ([[0.1] * 100, *[[0.2]] * 50], "unreliable", "51 documents have the effect of 2.24", True),
-        ([[0.1], [0.2]] * 16, "estimated", "", True),
+        ([[0.1], [0.2]] * 19, "unreliable", "fewer than 40 do not", True),
+        ([[0.1], [0.2]] * 20, "estimated", "", True),
     ],
 )
 def test_few_documents_are_unreliable(documents: list, status: str, words: str, has_interval: bool) -> None:

@@ -37,7 +37,7 @@ __all__ = [
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 _METHOD = "documents as clusters"
-_FEW_DOCUMENTS = 30  # with fewer, 95% intervals contain the mean of skewed data in less than 92% of cases
+_FEW_DOCUMENTS = 40  # with fewer, 95% intervals of skewed data can contain the mean in less than 92% of cases
 _COVERAGE = 0.95
 _CONFIDENCE_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
@@ -178,7 +178,7 @@ class DocumentSums:
             column: The name of the column.
 
         Returns:
-            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 30 effective
+            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 40 effective
             documents, and has no interval with fewer than 2. The value is nan without a token, and `inf` where a value
             is.
 
