@@ -357,6 +357,28 @@ def test_groups_are_means_of_their_tokens() -> None:
     assert groups["role"]["user"][1].interval is not None
 
 
+def test_a_window_that_is_added_twice_raises() -> None:
+    first, second = ModelStatistics(NATS), ModelStatistics(NATS)
+    first.add(0, {"kl": [0.1]}, window=0)
+    first.add(0, {"kl": [0.2]}, window=1)
+    second.add(1, {"kl": [0.3]}, window=1)
+    stored = ModelStatistics.from_state(json.loads(json.dumps(first.state())))
+    assert stored == first
+    assert [stored.has_window(0, window) for window in range(3)] == [True, True, False]
+    with pytest.raises(InputError, match="window 1 of document 0 was added before"):
+        stored.add(0, {"kl": [0.2]}, window=1)
+    first.merge(second)
+    assert first.has_window(1, 1)
+    whole = first.state()
+    for other in (second, stored):
+        with pytest.raises(InputError, match="was added before"):
+            first.merge(other)
+    assert first.state() == whole
+    with pytest.raises(SupportError):
+        first.add(2, {"kl": [math.nan]}, window=0)
+    assert not first.has_window(2, 0)
+
+
 def test_confidence_labels_include_their_lower_end() -> None:
     labels = confidence_labels([0, 0.1, 0.25, 0.989, 0.99, 1.0])
     assert labels.tolist() == ["0-0.1", "0.1-0.25", "0.25-0.5", "0.9-0.99", "0.99-1", "0.99-1"]
@@ -399,6 +421,7 @@ def damaged_states() -> list:
     statistics.add(0, {"kl": [0.1]}, groups={"role": ["user"]})
     found = [{}, None, []]
     for path in (
+        ("windows",),
         ("sums",),
         ("sketches",),
         ("groups",),

@@ -798,19 +798,28 @@ class ModelStatistics:
             self.sums._require(column)
         self.sketches = {column: QuantileSketch() for column in self.sums.units if column in chosen}
         self.groups: dict[str, dict[str, DocumentSums]] = {}
+        self._windows: dict[int, set[int]] = {}
 
     def add(
-        self, document: int, values: Mapping[str, ArrayLike], *, groups: Mapping[str, ArrayLike] | None = None
+        self,
+        document: int,
+        values: Mapping[str, ArrayLike],
+        *,
+        window: int | None = None,
+        groups: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Add tokens of one document; a document may be added in parts.
+        """Add tokens of one document; a document may be added in windows.
 
         Args:
             document: The number of the document.
             values: The values of each column, all of the shape (tokens,); inf is allowed.
+            window: The number of the window in the document. A window that is added twice, as by a data loader that
+                repeats windows so that all processes have equally many, is then an error. None: the window is not
+                recorded.
             groups: For each grouping, such as "confidence" or "role", the label of each token, shape (tokens,).
 
         Raises:
-            InputError: The columns differ from the columns of the statistics.
+            InputError: The columns differ from the columns of the statistics, or the window was added before.
             ShapeError: The columns or the labels differ in shape.
             SupportError: A value is nan or -inf.
         """
@@ -819,12 +828,28 @@ class ModelStatistics:
         for name, given in labels.items():
             if given.shape != main.shape:
                 raise ShapeError(f"expected one label of {name} for each of {main.shape} values, got {given.shape}")
+        if window is not None and self.has_window(document, window):
+            raise _repeated_window(document, window)
         self.sums.add(document, values)
+        if window is not None:
+            self._windows.setdefault(document, set()).add(window)
         for column, sketch in self.sketches.items():
             sketch.add(values[column])
         for name, given in labels.items():
             for label in np.unique(given).tolist():
                 self._group(name, label).add(document, {self._main: main[given == label]})
+
+    def has_window(self, document: int, window: int) -> bool:
+        """Whether a window of a document was added, so that a run that continues from a stored state omits it.
+
+        Args:
+            document: The number of the document.
+            window: The number of the window in the document.
+
+        Returns:
+            True if it was added with this number, here or in statistics that were merged.
+        """
+        return window in self._windows.get(document, ())
 
     def _group(self, grouping: str, label: str) -> DocumentSums:
         unit = {self._main: self.sums.units[self._main]}
@@ -837,11 +862,16 @@ class ModelStatistics:
             other: The other statistics. No token may be in both.
 
         Raises:
-            InputError: The columns, their units or the columns with quantiles differ.
+            InputError: The columns, their units or the columns with quantiles differ, or both have the same window.
         """
+        for document, windows in other._windows.items():
+            if repeated := windows & self._windows.get(document, set()):
+                raise _repeated_window(document, min(repeated))
         if set(other.sketches) != set(self.sketches):
             raise InputError(f"expected quantiles of {sorted(self.sketches)}, got {sorted(other.sketches)}")
         self.sums.merge(other.sums)
+        for document, windows in other._windows.items():
+            self._windows.setdefault(document, set()).update(windows)
         for column, sketch in other.sketches.items():
             self.sketches[column].merge(sketch)
         for grouping, labels in other.groups.items():
@@ -887,6 +917,7 @@ class ModelStatistics:
                 grouping: {label: labels[label].state() for label in sorted(labels)}
                 for grouping, labels in sorted(self.groups.items())
             },
+            "windows": {str(document): sorted(self._windows[document]) for document in sorted(self._windows)},
         }
 
     @classmethod
@@ -911,7 +942,10 @@ class ModelStatistics:
                 grouping: {label: DocumentSums.from_state(sums) for label, sums in labels.items()}
                 for grouping, labels in state["groups"].items()
             }
-        except (AttributeError, KeyError, TypeError) as error:
+            statistics._windows = {int(key): set(map(int, windows)) for key, windows in state["windows"].items()}
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"expected the state of statistics, got a damaged one: {error!r}") from error
         return statistics
 
@@ -919,3 +953,10 @@ class ModelStatistics:
         return isinstance(other, ModelStatistics) and self.state() == other.state()
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def _repeated_window(document: int, window: int) -> InputError:
+    return InputError(
+        f"expected each window once, but window {window} of document {document} was added before; a data loader that "
+        "gives all processes equally many windows repeats some of them"
+    )
