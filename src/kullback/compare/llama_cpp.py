@@ -571,7 +571,8 @@ def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> Tok
             f"the cut sum to {float(p.sum(1)[row])!r} and those at the cut to at most {float(limit[row, 0])!r}: the "
             "file is damaged"
         )
-    most = np.minimum(np.maximum(most, 0.0), limit)
+    # A program with another rounding may write rows whose sum slightly exceeds 1; only the cut then limits the tail.
+    most = np.where(most > 0, np.minimum(most, limit), limit)
     s = np.where(in_tail, q, 0.0).sum(1, keepdims=True)
     t = np.minimum(np.maximum(s, least), most)
 
@@ -596,7 +597,7 @@ def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> Tok
 
 
 def _require_mass(q: NDArray[np.float64], dtype: np.dtype[Any], start: int) -> None:
-    """Raise NotNormalizedError unless each row sums to 1 within the tolerance of float32 or, if it has it, float16."""
+    """Raise NotNormalizedError unless each row sums to 1 within the tolerance of float32, or of float16 if it is."""
     sums = q.sum(1)
     tolerance = log_mass_tolerance("float16" if dtype == np.float16 else "float32", q.shape[1])
     bad = ~(abs(sums - 1) <= tolerance)
