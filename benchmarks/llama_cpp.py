@@ -3,8 +3,8 @@
     python benchmarks/llama_cpp.py [--model runs/smollm/model] [--chunks 6] [--context 128] [--no-save]
 
 The model is the directory that benchmarks/smollm.py makes from a package of PyPI. The text is the beginning of modules
-of Python's standard library. The base's logits are written as llama.cpp does. For each copy, the table has the mean over
-tokens of the exact KL in float64, of the bounds of `kl_bounds`, and of llama.cpp's "Mean KLD" and "Minimum KLD".
+of Python's standard library. The base's logits are written as llama.cpp does. For each copy, the table has the means
+over tokens of the exact KL in float64 and of the bounds of `kl_bounds`, and llama.cpp's "Mean KLD" and "Minimum KLD".
 """
 
 import argparse
