@@ -338,14 +338,21 @@ def perplexity(mean_nll: Estimate) -> Estimate:
         mean_nll: The mean in nats per token.
 
     Returns:
-        The estimate without a unit. The interval is the transformed interval of `mean_nll`.
+        The estimate without a unit; `inf` where the perplexity overflows. The interval is the transformed interval of
+        `mean_nll`.
 
     Example:
         >>> f"{perplexity(Estimate(1.0, 0.01)):.3f}"
         '2.718 ± 0.027  (estimated)'
     """
-    value = math.exp(mean_nll.value)
-    return _transformed(mean_nll, value, value, math.exp)
+    value = _exp(mean_nll.value)
+    return _transformed(mean_nll, value, value, _exp)
+
+
+def _exp(x: float) -> float:
+    """exp(x), and inf where it overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
 
 
 def root_mean_square(mean_square: Estimate) -> Estimate:
