@@ -112,6 +112,15 @@ PAGES: dict[str, Page] = {
             "kullback.optimum.sequences": None,
         },
     ),
+    "compare": Page(
+        "Comparison of language models: kullback.compare",
+        {
+            "kullback.compare.statistics": None,
+            "kullback.compare.quantile_sketch": None,
+            "kullback.compare.llama_cpp": None,
+            "kullback.compare.llama_cpp_statistics": None,
+        },
+    ),
     "doctor": Page(
         "The doctor: kullback.doctor",
         {
