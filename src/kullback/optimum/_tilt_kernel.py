@@ -209,7 +209,9 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
 
     def approximate(t: Array) -> tuple[Array, Array, Array]:
         """KL, its derivative with respect to log t, and its relative rounding error."""
-        mass, mean, square = _in_blocks(lambda ref, x: moments(ref * xp.exp(t[..., None, None] * x), x), 0, ref, below_top)
+        mass, mean, square = _in_blocks(
+            lambda ref, x: moments(ref * xp.exp(t[..., None, None] * x), x), 0, ref, below_top
+        )
         mean = mean / mass
         scaled, log_mass = t[..., None] * mean, xp.log(mass)
         kl = xp.sum(weights * (scaled - log_mass), axis=-1)
@@ -220,7 +222,9 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
         kl, variance = kl_and_variance(1 / t)
         return xp.sum(weights * kl, axis=-1), t * t * xp.sum(weights * variance, axis=-1), xp.zeros_like(t)
 
-    def newton(statistics: Callable[[Array], tuple[Array, Array, Array]], state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def newton(
+        statistics: Callable[[Array], tuple[Array, Array, Array]], state: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
         t, low, high, _, count = state
         kl, slope, rounding = statistics(t)
         log_error = xp.log(kl / target)
@@ -232,7 +236,7 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
         is_last = (inside & (abs(log_error) <= close)) | ~(abs(log_error) > rounding)
         return xp.where(done, t, xp.where(inside, candidate, middle)), low, high, done | is_last, count + 1
 
-    def solve(statistics: Callable[[Array], tuple[Array, Array, Array]], start: Array) -> Array:
+    def solve(statistics: Callable[[Array], tuple[Array, ...]], start: Array) -> Array:
         state = (start, low, high, ~is_binding, xp.asarray(0))
         unfinished = lambda state: ~xp.all(state[3]) & (state[4] < 200)  # noqa: E731
         return _while_loop(xp, lambda state: newton(statistics, state), unfinished, state)[0]
