@@ -10,6 +10,7 @@ from kullback.closed_forms import (  # noqa: F401  (importing a module registers
     location_scale,
     multivariate,
     normals,
+    truncated_normals,
     von_mises,
     wisharts,
 )
