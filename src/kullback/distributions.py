@@ -26,7 +26,7 @@ from kullback.families import (
     Transformed,
 )
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, is_compiling
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,12 @@ def kl(p: Any, q: Any) -> Array:
         >>> kl(Gamma(concentration=1e4, rate=[1.0, 1.000001]), Gamma(concentration=1e4, rate=1.0))
         array([0.00000000e+00, 4.99999333e-09])
     """
+    if is_compiling():
+        from kullback.densities.torch_graph import kl_in_graph
+
+        value = kl_in_graph(p, q)
+        if value is not None:
+            return value
     if (value := compiled_kl(p, q)) is not None:
         return value
     form = _form(type(p), type(q))
