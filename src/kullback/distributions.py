@@ -73,11 +73,10 @@ def kl(p: Any, q: Any) -> Array:
         array([0.00000000e+00, 4.99999333e-09])
     """
     if is_compiling():
-        from kullback.densities.torch_graph import kl_in_graph
+        from kullback.densities.torch_graph import call_outside_graph, kl_in_graph
 
         value = kl_in_graph(p, q)
-        if value is not None:
-            return value
+        return call_outside_graph(kl, p, q) if value is None else value
     if (value := compiled_kl(p, q)) is not None:
         return value
     form = _form(type(p), type(q))

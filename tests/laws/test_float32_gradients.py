@@ -46,6 +46,10 @@ OWN_RANGES = {
     (f.LogNormal, "scale"): log_uniform(1e-2, 5),
     (f.LogNormal, "loc"): lambda rng, shape: 5 * rng.normal(size=shape),
     (f.NegativeBinomial, "total_count"): WIDE,
+    # The terms of a gradient with respect to an end of the interval are as large as the KL.
+    (f.TruncatedNormal, "loc"): lambda rng, shape: rng.normal(size=shape),
+    (f.TruncatedNormal, "low"): lambda rng, shape: rng.normal(size=shape),
+    (f.TruncatedNormal, "scale"): log_uniform(0.3, 3),
 }
 EVENTS = {f.Dirichlet: (4,)}
 SKIPPED = {  # families whose parameters are categories, counts, matrices or other distributions

@@ -131,11 +131,11 @@ def _log_diagonal(xp: Any, size: int, name: str, matrix: Array | None, factor: A
 
 
 def _truncated_normal(xp: Any, p: Any) -> Array:
-    """log(scale Z) + E[z (y + z/2)], with z = (x - mode)/scale, y = (mode - loc)/scale and Z relative to the mode."""
+    """log(Z) + E[z (y + z/2)], with z = (x - mode)/scale, y = (mode - loc)/scale and Z relative to the mode."""
     nodes = normal_interval(xp, *xp.broadcast_arrays(p.loc, p.scale, p.low, p.high))
     total = xp.sum(nodes.weight, axis=-1)
     exponent = nodes.offset * (nodes.slope[..., None] + nodes.offset / 2)
-    return xp.log(p.scale) + xp.log(total) + xp.sum(nodes.weight * exponent, axis=-1) / total
+    return xp.log(total) + xp.sum(nodes.weight * exponent, axis=-1) / total
 
 
 ENTROPIES: dict[type, Callable[..., Array]] = {

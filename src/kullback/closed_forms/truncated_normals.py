@@ -10,8 +10,6 @@ from kullback.numerics.arrays import Array, holds
 from kullback.numerics.normal_interval import NormalInterval, normal_interval
 from kullback.numerics.phi import phi
 
-_LARGE = 500.0  # an exponent whose exponential is a number in float64
-
 
 @closed_form((f.TruncatedNormal, f.TruncatedNormal))
 def kl_truncated_normal_truncated_normal(xp: Any, p: Any, q: Any) -> Array:
@@ -38,7 +36,11 @@ def kl_truncated_normal_truncated_normal(xp: Any, p: Any, q: Any) -> Array:
     origin = of_p.mode
     inside = normal_interval(xp, loc_q, scale_q, low_p, high_p, origin)
     log_inside = inside.exponent + xp.log(xp.sum(inside.weight, axis=-1))
-    conditional = xp.where(near, close, log_inside - xp.log(ratio) - xp.log(total) - mean)
+    of_q = of_p.distance / scale_q[..., None]
+    exponent = of_p.offset * (of_p.slope[..., None] + of_p.offset / 2)
+    log_ratio = exponent - of_q * (((origin - loc_q) / scale_q)[..., None] + of_q / 2)
+    far = log_inside - xp.log(total) - xp.sum(of_p.weight * log_ratio, axis=-1) / total
+    conditional = xp.where(near, close, far)
 
     # The parts of the support of q below and above the interval; empty where an end of the interval is infinite.
     has_low, has_high = low_p > -np.inf, high_p < np.inf
@@ -65,11 +67,12 @@ def kl_truncated_normal_normal(xp: Any, p: Any, q: Any) -> Array:
 
 def _log_one_plus_masses(xp: Any, parts: list[NormalInterval], log_inside: Array) -> Array:
     """log(1 + the masses of the parts relative to e^log_inside), which is -log Q(I)."""
+    largest = float(np.log(xp.finfo(log_inside.dtype).max)) - 10
     masses = [xp.sum(part.weight, axis=-1) for part in parts]
     logs = [part.exponent - log_inside for part in parts]
-    small = sum(mass * xp.exp(xp.clip(log, None, _LARGE)) for mass, log in zip(masses, logs, strict=True))
+    small = sum(mass * xp.exp(xp.clip(log, None, largest)) for mass, log in zip(masses, logs, strict=True))
     value = xp.log1p(small)
-    large = (logs[0] > _LARGE) | (logs[1] > _LARGE)
+    large = (logs[0] > largest) | (logs[1] > largest)
     if holds(~xp.any(large)):
         return value
     below, above = (

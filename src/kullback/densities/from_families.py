@@ -155,7 +155,7 @@ def _normal(loc: float, scale: float) -> Density:
 def _truncated_normal(loc: float, scale: float, low: float, high: float) -> Density:
     nodes = normal_interval(np, *(np.asarray(value, np.float64) for value in (loc, scale, low, high)))
     mode, slope = float(nodes.mode), float(nodes.slope)
-    constant = -log(scale) - float(np.log(nodes.weight.sum()))
+    constant = -float(np.log(nodes.weight.sum()))
 
     def log_density(origin: Array, offset: Array) -> Array:
         z = ((origin - mode) + offset) / scale

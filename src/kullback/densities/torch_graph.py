@@ -17,7 +17,7 @@ from kullback.families import Distribution
 from kullback.families.base import with_parameters
 from kullback.numerics.arrays import Array
 
-__all__ = ["kl_in_graph"]
+__all__ = ["call_outside_graph", "kl_in_graph"]
 
 _NAMES = {family: tuple(family.__dataclass_fields__) for family in {*FAMILIES.values(), f.TruncatedNormal}}
 _BY_NAME = {family.__name__: family for family in _NAMES}
@@ -47,6 +47,12 @@ def _closed_form(p_name: str, p_names: tuple[str, ...], q_name: str, q_names: tu
     q = with_parameters(_BY_NAME[q_name], dict(zip(q_names, values[len(p_names) :], strict=True)))
     value = compiled_kl(p, q)
     return FORMS[type(p), type(q)](p, q) if value is None else value
+
+
+@torch.compiler.disable
+def call_outside_graph(function: Any, *arguments: Any) -> Any:
+    """The result of a call that interrupts the graph; torch.compile(fullgraph=True) raises an error."""
+    return function(*arguments)
 
 
 _INDEPENDENT = (d.Independent, f.Independent)

@@ -66,6 +66,8 @@ def install(*, stable: bool = False) -> None:
     for pair in pairs:
         _REPLACED[pair] = _KL_REGISTRY.get(pair)
         d.register_kl(*pair)(kl)
+    # The function of an exact pair is the one that PyTorch selects; torch.compile cannot trace the selection.
+    _KL_MEMOIZE.update(_KL_REGISTRY)
 
 
 def uninstall() -> None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, untracked
 
 __all__ = ["NormalInterval", "normal_interval"]
 
@@ -18,14 +18,16 @@ class NormalInterval(NamedTuple):
     Args:
         mode: The point of the interval where the density is largest, shape (...).
         slope: y = (mode - loc)/scale, shape (...).
+        distance: x - mode at each node, shape (..., nodes).
         offset: (x - mode)/scale at each node, shape (..., nodes).
-        weight: The weight of each node times exp(-offset (y + offset/2)), shape (..., nodes). The sum times scale is
-            the integral relative to the density at the mode.
+        weight: The weight of each node times exp(-offset (y + offset/2)), shape (..., nodes). The sum is the integral
+            relative to the density at the mode.
         exponent: The exponent at the mode minus the exponent at `origin`, shape (...).
     """
 
     mode: Array
     slope: Array
+    distance: Array
     offset: Array
     weight: Array
     exponent: Array
@@ -47,22 +49,26 @@ def normal_interval(
         high: The upper end, or inf; at least `low`.
         origin: The point to which `exponent` is relative; the mode of the interval if None.
     """
-    mode = xp.minimum(xp.maximum(loc, low), high)
+    # The integrals do not depend on the point from which offsets are measured and on the ends of the nodes, so these are
+    # excluded from differentiation, except the ends of the interval.
+    mode = xp.minimum(xp.maximum(untracked(loc), low), high)
     slope = (mode - loc) / scale
-    root = xp.full_like(slope, _NEGLIGIBLE**0.5)
-    reach = _NEGLIGIBLE / (abs(slope) + xp.hypot(slope, root))
+    steepness = untracked(slope)
+    root = xp.full_like(steepness, _NEGLIGIBLE**0.5)
+    reach = untracked(scale) * (_NEGLIGIBLE / (abs(steepness) + xp.hypot(steepness, root)))
     # The distance to an infinite end must not enter a derivative.
     has_low, has_high = low > -np.inf, high < np.inf
-    down = xp.where(has_low, xp.minimum((mode - xp.where(has_low, low, mode)) / scale, reach), reach)
-    up = xp.where(has_high, xp.minimum((xp.where(has_high, high, mode) - mode) / scale, reach), reach)
+    down = xp.where(has_low, xp.minimum(mode - xp.where(has_low, low, mode), reach), reach)
+    up = xp.where(has_high, xp.minimum(xp.where(has_high, high, mode) - mode, reach), reach)
     constants: dict[str, Any] = {"dtype": slope.dtype}
     if hasattr(slope, "device"):
         constants["device"] = slope.device
     nodes, weights = (xp.asarray(values, **constants) for values in ((_NODES + 1) / 2, _WEIGHTS / 2))
     length = (down + up)[..., None]
-    offset = length * nodes - down[..., None]
+    distance = length * nodes - down[..., None]
+    offset = distance / scale[..., None]
     weight = length * weights * xp.exp(-offset * (slope[..., None] + offset / 2))
     exponent = xp.zeros_like(slope)
     if origin is not None:
         exponent = -((mode - origin) / scale) * (((mode - loc) + (origin - loc)) / (2 * scale))
-    return NormalInterval(mode, slope, offset, weight, exponent)
+    return NormalInterval(mode, slope, distance, offset, weight, exponent)
