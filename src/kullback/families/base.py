@@ -9,6 +9,7 @@ import numbers
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from decimal import Decimal
 from difflib import get_close_matches
 from math import inf
 from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
@@ -272,6 +273,11 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     if type(value) in (np.ndarray, np.float64) and value.dtype.kind == "f":
         array = value
     elif array_api_compat.is_array_api_obj(value):
+        if getattr(value.dtype, "kind", "") == "O":
+            raise ArrayTypeError(
+                f"expected {type(owner).__name__}'s {name} to be numbers, got an array of Python objects; pass its "
+                "astype(float)"
+            )
         array = plain_arrays(value)[0]
         if "complex" in str(array.dtype):
             raise ArrayTypeError(
@@ -294,7 +300,9 @@ def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
     except ValueError:  # a ragged list
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
-        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
+        remedy = "; pass float(x) of it" if isinstance(value, numbers.Rational | Decimal) else ""
+        remedy = remedy or ("; pass numpy.asarray(x, float)" if array.dtype.kind == "O" and array.ndim else "")
+        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}{remedy}")
     return array
 
 
