@@ -46,9 +46,11 @@ def exact_kl(member: Normal, mixture: tuple[list[float], ...]) -> mpmath.mpf:
     with mpmath.workdps(30):
         loc, scale = mpmath.mpf(float(member.loc)), mpmath.mpf(float(member.scale))
         density = lambda x: mpmath.fsum(w * mpmath.npdf(x, m, s) for w, m, s in zip(*mixture, strict=True))  # noqa: E731
-        integrand = lambda z: (
-            mpmath.npdf(z) * (mpmath.log(mpmath.npdf(z)) - mpmath.log(scale) - mpmath.log(density(loc + scale * z)))
-        )
+
+        def integrand(z: mpmath.mpf) -> mpmath.mpf:
+            log_p = mpmath.log(mpmath.npdf(z)) - mpmath.log(scale)
+            return mpmath.npdf(z) * (log_p - mpmath.log(density(loc + scale * z)))
+
         return mpmath.quad(integrand, list(range(-12, 13, 2)))
 
 

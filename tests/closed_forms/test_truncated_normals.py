@@ -1,4 +1,4 @@
-"""KL and entropy of truncated normal distributions against integrals in 45 digits, in far tails and on tiny intervals."""
+"""KL and entropy of truncated normal distributions, also in far tails, against integrals in 45 digits."""
 
 import math
 

@@ -233,6 +233,10 @@ def _matrix_normal(distribution: Any) -> f.Distribution:
     return f.MatrixNormal(loc=loc, row_scale_tril=row, column_scale_tril=column)
 
 
+def _lkj(distribution: Any) -> f.Distribution:
+    return f.LKJ(dim=int(distribution.dimension), concentration=distribution.concentration)
+
+
 def _gamma_poisson(distribution: Any) -> f.Distribution:
     counts, rate = (jnp.asarray(x) for x in (distribution.concentration, distribution.rate))
     return f.NegativeBinomial(total_count=counts, logits=-jnp.log(rate))
@@ -273,6 +277,8 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.InverseGamma: _by_parameters(f.InverseGamma, "concentration", "rate"),
     d.InverseWishart: _by_parameters(f.InverseWishart, df="concentration", scale_matrix="scale_matrix"),
     d.Kumaraswamy: _by_parameters(f.Kumaraswamy, "concentration1", "concentration0"),
+    d.LKJ: _lkj,
+    d.LKJCholesky: _lkj,
     d.Laplace: _by_parameters(f.Laplace, "loc", "scale"),
     d.Logistic: _by_parameters(f.Logistic, "loc", "scale"),
     d.LogNormal: _by_parameters(f.LogNormal, "loc", "scale"),

@@ -177,9 +177,8 @@ def holds(flag: Array) -> bool:
 
     Use it in checks that raise an error, which tracing must skip.
     """
-    if array_api_compat.is_torch_array(flag):
-        if not has_values(flag):
-            return False
+    if array_api_compat.is_torch_array(flag) and not has_values(flag):
+        return False
     try:
         return bool(flag)
     except (TypeError, RuntimeError) as error:

@@ -49,7 +49,7 @@ def normal_interval(
         high: The upper end, or inf; at least `low`.
         origin: The point to which `exponent` is relative; the mode of the interval if None.
     """
-    # The integrals do not depend on the point from which offsets are measured and on the ends of the nodes, so these are
+    # The integrals do not depend on the point from which offsets are measured and on the end of the nodes, so these are
     # excluded from differentiation, except the ends of the interval.
     mode = xp.minimum(xp.maximum(untracked(loc), low), high)
     slope = (mode - loc) / scale
