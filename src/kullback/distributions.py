@@ -47,6 +47,9 @@ def kl(p: Any, q: Any) -> Array:
     very large parameters keep their relative accuracy. A family that is a special case of another family, as the
     exponential distribution is of the gamma distribution, uses the closed form of the more general family.
 
+    Inside `torch.compile`, KL of two distributions of PyTorch or of two families of tensors is one operation of the
+    graph, and the constraints of the parameters are not checked.
+
     Args:
         p: A distribution of `kullback.families`, a distribution of `torch.distributions`, a frozen distribution or
             random variable of `scipy.stats`, a distribution of NumPyro or TensorFlow Probability, or an object of a
@@ -76,7 +79,9 @@ def kl(p: Any, q: Any) -> Array:
         from kullback.densities.torch_graph import call_outside_graph, kl_in_graph
 
         value = kl_in_graph(p, q)
-        return call_outside_graph(kl, p, q) if value is None else value
+        if value is None:
+            return call_outside_graph(kl, p, q)  # pyright: ignore[reportCallIssue]
+        return value
     if (value := compiled_kl(p, q)) is not None:
         return value
     form = _form(type(p), type(q))

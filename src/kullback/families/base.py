@@ -273,7 +273,7 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     if type(value) in (np.ndarray, np.float64) and value.dtype.kind == "f":
         array = value
     elif array_api_compat.is_array_api_obj(value):
-        if getattr(value.dtype, "kind", "") == "O":
+        if getattr(getattr(value, "dtype", None), "kind", "") == "O":
             raise ArrayTypeError(
                 f"expected {type(owner).__name__}'s {name} to be numbers, got an array of Python objects; pass its "
                 "astype(float)"

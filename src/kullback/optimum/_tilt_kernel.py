@@ -61,8 +61,8 @@ def tilt_rows(xp: Any, ref: Array, reward: Array, beta: Array) -> TiltedRows:
     possible, beta = is_positive(xp, ref), beta[..., None]
     centre, log_total = _normaliser(xp, ref, reward, possible, beta)
 
-    def rows(*arrays: Array) -> tuple[Array, ...]:
-        centred_reward, policy, d, kl = _tilted(xp, *arrays, beta, centre, log_total)
+    def rows(ref: Array, reward: Array, possible: Array) -> tuple[Array, ...]:
+        centred_reward, policy, d, kl = _tilted(xp, ref, reward, possible, beta, centre, log_total)
         return centred_reward, policy, d, xp.sum(kl, axis=-1)
 
     centred_reward, policy, d, kl = _in_blocks(rows, 3, ref, reward, possible)
@@ -181,8 +181,8 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
         beta = (beta[..., None] + xp.zeros_like(weights))[..., None]
         centre, log_total = _normaliser(xp, ref, reward, possible, beta)
 
-        def sums(*arrays: Array) -> tuple[Array, ...]:
-            centred_reward, policy, _, kl = _tilted(xp, *arrays, beta, centre, log_total)
+        def sums(ref: Array, reward: Array, possible: Array) -> tuple[Array, ...]:
+            centred_reward, policy, _, kl = _tilted(xp, ref, reward, possible, beta, centre, log_total)
             return *moments(policy, centred_reward), xp.sum(kl, axis=-1)
 
         _, mean, square, kl = _in_blocks(sums, 0, ref, reward, possible)

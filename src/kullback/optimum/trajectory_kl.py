@@ -137,7 +137,11 @@ def solve_linear(discounted: sparse.csr_array, right: np.ndarray) -> np.ndarray:
     size = np.linalg.norm(right)
     if size == 0:
         return right
-    system = LinearOperator((states, states), matvec=lambda x: x - discounted @ x, dtype=np.float64)
+    system = LinearOperator(  # pyright: ignore[reportCallIssue]
+        (states, states),
+        matvec=lambda x: x - discounted @ x,  # pyright: ignore[reportCallIssue]
+        dtype=np.float64,  # pyright: ignore[reportCallIssue]
+    )
     # bicgstab treats a small right-hand side as a breakdown, so it is scaled to unit norm.
     solution = bicgstab(system, right / size, rtol=1e-4, maxiter=1000)[0] * size
     residual = abs(right - solution + discounted @ solution).sum()
