@@ -68,6 +68,6 @@ def test_gradient_and_batch():
 def test_invalid_dimensions():
     with pytest.raises(ShapeError, match="dim=3 and dim=4"):
         kl(LKJ(dim=3, concentration=2.0), LKJ(dim=4, concentration=1.0))
-    for dim, expected in ((2.5, "whole number"), (0, "integer >= 1"), (3.0, "integer >= 1")):
+    for dim, expected in ((2.5, "whole number"), (0, "integer >= 1"), ([3, 3], "integer >= 1")):
         with pytest.raises(ParameterError, match=expected):
             LKJ(dim=dim, concentration=1.0)

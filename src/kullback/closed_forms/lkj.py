@@ -17,9 +17,9 @@ def kl_lkj_lkj(p: f.LKJ, q: f.LKJ) -> Array:
     b_k = c2 + (n - 1 - k)/2. The matrix is an invertible function of its partial correlations along a vine, which are
     independent; (1 + z)/2 for each of the n - k partial correlations z of order k - 1 has a beta distribution.
     """
-    size = p.dim
-    if size != q.dim:
-        raise ShapeError(f"expected p and q to have the same number of rows, got dim={size} and dim={q.dim}")
+    size, other = int(p.dim), int(q.dim)
+    if size != other:
+        raise ShapeError(f"expected p and q to have the same number of rows, got dim={size} and dim={other}")
     xp, [first, second], dtype = as_floats(p.concentration, q.concentration)
     order = xp.arange(1, size, dtype=first.dtype, device=device(first))
     shapes = [concentration[..., None] + (size - 1 - order) / 2 for concentration in (first, second)]

@@ -150,7 +150,7 @@ class LKJ(Distribution):
     concentration: Positive
 
     def _check(self) -> None:
-        if is_traced(self.dim) or not isinstance(self.dim, int | np.integer) or self.dim < 1:
+        if is_traced(self.dim) or np.ndim(self.dim) or self.dim < 1:
             raise ParameterError(f"expected LKJ's dim to be an integer >= 1, got {self.dim!r}")
 
 
