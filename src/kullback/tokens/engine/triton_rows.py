@@ -5,7 +5,7 @@ added in float64 at the end.
 """
 
 # The functions of Triton are called in other ways than their signatures state.
-# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import os
 
 import torch
