@@ -60,7 +60,7 @@ def products(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Ten
     for start in range(0, len(states), CHUNK):
         rows = slice(start, start + CHUNK)
         logits = states[rows] @ head.T
-        hidden_q[rows] @ weight_q.T  # noqa: B018  measured
+        hidden_q[rows] @ weight_q.T
         by_hidden[rows] = logits @ head
         by_weight.addmm_(logits.T, states[rows])
     return torch.zeros((), requires_grad=True)
