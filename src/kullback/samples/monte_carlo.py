@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import Array, untracked
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
@@ -79,6 +80,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         True
     """
     _require_options(draws, seed, confidence)
+    _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     log_p, log_q, precision = _log_densities("p", x, p, q, draws)
     d = log_q - log_p
@@ -160,6 +162,7 @@ def cross_entropy_monte_carlo(
         -0.693147181
     """
     _require_options(draws, seed, confidence)
+    _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     _, log_q, precision = _log_densities("p", x, p, q, draws)
     outside = np.flatnonzero(log_q == -inf)
@@ -192,6 +195,16 @@ def _require_options(draws: int, seed: int, confidence: float) -> None:
         raise SupportError(f"expected seed to be a whole number >= 0, got {seed!r}")
     if not (isinstance(confidence, Real) and 0 < confidence < 1):
         raise SupportError(f"expected 0 < confidence < 1, got {confidence!r}")
+
+
+def _require_samplers(p: Sampler, q: Sampler) -> None:
+    for name, sampler in (("p", p), ("q", q)):
+        is_sampler = isinstance(sampler, Sampler) and callable(sampler.log_density)
+        if not is_sampler or not (sampler.sample is None or callable(sampler.sample)):
+            raise ArrayTypeError(
+                f"expected {name} to be a Sampler of two functions, got {shown(sampler)}; construct "
+                "Sampler(sample, log_density), or call kullback.measure with method='Monte Carlo' for distributions"
+            )
 
 
 def _draw(name: str, sampler: Sampler, draws: int, seed: int) -> Array:
