@@ -26,6 +26,7 @@ __all__ = [
 _USER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
+_NATS_BELOW_JUMP = 30  # a jump to 0 from a lower density is ignored
 _REFINEMENTS = 6
 _FAR = 1e12  # where the density of a target with infinite support must be negligible
 _MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
@@ -76,6 +77,7 @@ def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) ->
         return log_density
 
     with np.errstate(all="ignore"):
+        support = _without_empty_ends(shifted(0.0), support)
         anchors, top = _find_modes(shifted(0.0), support)
         relative = Density(shifted(top), support, anchors)
         mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
@@ -100,6 +102,8 @@ def highest_mode(log_prob: Callable[[Array], Any], support: tuple[float, float])
     def log_density(origin: Array, offset: Array) -> Array:
         return evaluate_log_prob(log_prob, origin + offset)
 
+    with np.errstate(all="ignore"):
+        support = _without_empty_ends(log_density, support)
     return _find_modes(log_density, support)[0][0]
 
 
@@ -152,6 +156,32 @@ def _interior_point(support: tuple[float, float]) -> float:
     if isfinite(low) and isfinite(high):
         return (low + high) / 2
     return low + 1 if isfinite(low) else high - 1 if isfinite(high) else 0.0
+
+
+def _without_empty_ends(
+    log_density: Callable[[Array, Array], Array], support: tuple[float, float]
+) -> tuple[float, float]:
+    """The support, with an infinite end replaced by the point at which the density jumps to 0.
+
+    The nodes of the quadrature must not cross such a jump. An end at which the density has already decayed is kept.
+    """
+    x = _initial_grid(support)
+    values = log_density(x, np.zeros_like(x))
+    inside = np.flatnonzero(values > -inf)
+    if not inside.size:
+        return support
+    ends = list(support)
+    for end, first, step in ((0, inside[0], -1), (1, inside[-1], 1)):
+        if isfinite(ends[end]) or not 0 <= first + step < x.size or values[first] < values.max() - _NATS_BELOW_JUMP:
+            continue
+        outer, inner = x[first + step], x[first]
+        for _ in range(12):
+            points = np.linspace(outer, inner, 65)
+            is_inside = log_density(points, np.zeros_like(points)) > -inf
+            last = int(np.flatnonzero(~is_inside)[-1])
+            outer, inner = points[last], points[min(last + 1, 64)]
+        ends[end] = float(outer)
+    return ends[0], ends[1]
 
 
 def _find_modes(
