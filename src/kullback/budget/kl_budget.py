@@ -234,6 +234,9 @@ class KLBudget:
         Returns:
             The new state.
 
+        Raises:
+            BudgetError: An argument is not a finite number, or `set_point` is not above 0.
+
         Example:
             >>> KLBudget(0.1).update_price(0.2, set_point=0.1, steps=2).price > KLBudget(0.1).price
             True
@@ -260,6 +263,9 @@ class KLBudget:
 
         Returns:
             The new state.
+
+        Raises:
+            BudgetError: An argument is not a finite number, or `steps` is below 1.
 
         Example:
             >>> round(KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale, 6)

@@ -133,6 +133,9 @@ class Prefixes:
         Returns:
             One integer per token; 0 for the empty prefix.
 
+        Raises:
+            ArrayTypeError: The argument is not a list of whole numbers.
+
         Example:
             >>> Prefixes().along([7, 8, 9])
             [0, 1, 2]
