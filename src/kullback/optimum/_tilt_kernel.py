@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat
 
-from kullback.numerics.arrays import Array, is_positive, untracked, with_gradient
+from kullback.numerics.arrays import Array, holds, is_positive, log, untracked, with_gradient
 from kullback.numerics.phi import phi
 
 __all__ = ["TiltedRows", "beta_for_budget", "tilt_rows"]
@@ -72,8 +72,19 @@ def tilt_rows(xp: Any, ref: Array, reward: Array, beta: Array) -> TiltedRows:
     a = _divide(xp, centred_reward, beta)
     total_minus_one = xp.sum(ref * xp.expm1(xp.where(near, a, 0.0)), axis=-1, keepdims=True)
     total = xp.sum(ref * xp.exp(xp.where(near, 0.0, a)), axis=-1, keepdims=True)
-    d = xp.where(possible, a - xp.where(near, xp.log1p(total_minus_one), xp.log(total)), 0.0)
-    policy = xp.where(possible, ref * xp.exp(d), 0.0)
+    log_total = xp.where(near, xp.log1p(total_minus_one), xp.log(total))
+    is_rounded = ~near & (total < xp.finfo(ref.dtype).smallest_normal / xp.finfo(ref.dtype).eps)
+    if holds(xp.any(is_rounded)):  # the terms are subnormal, with few digits
+        logs = xp.where(possible, log(xp, xp.where(possible, ref, 1.0)) + a, -inf)
+        highest = xp.max(logs, axis=-1, keepdims=True)
+        shifted = xp.sum(xp.exp(logs - highest), axis=-1, keepdims=True)
+        log_total = xp.where(is_rounded, highest + xp.log(shifted), log_total)
+    d = xp.where(possible, a - log_total, 0.0)
+    # At a subnormal probability of the reference, policy/ref may overflow although the policy does not.
+    overflows = d > math.log(xp.finfo(ref.dtype).max) - 1
+    half = xp.exp(xp.where(overflows, d / 2, 0.0))
+    policy = xp.where(overflows, ref * half * half, ref * xp.exp(xp.where(overflows, 0.0, d)))
+    policy = xp.where(possible, policy, 0.0)
     close = d > -1
     # For d <= -1, phi(-d) may overflow although policy phi(-d) does not.
     far = ref - policy + policy * xp.where(close | (policy == 0), 0.0, d)

@@ -9,7 +9,14 @@ from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
-from kullback.optimum.trajectory_kl import as_beta, as_policy, bellman_operator, require_mdp, solve_linear
+from kullback.optimum.trajectory_kl import (
+    as_beta,
+    as_policy,
+    bellman_operator,
+    require_mdp,
+    require_representable_values,
+    solve_linear,
+)
 
 __all__ = ["SoftOptimum", "soft_value_iteration"]
 
@@ -81,6 +88,7 @@ def soft_value_iteration(
         (array([[0.2689, 0.7311]]), 2.6265, True)
     """
     require_mdp(mdp)
+    require_representable_values(mdp)
     beta = as_beta(beta)
     if not (is_number(tolerance) and tolerance >= 0):
         raise SupportError(f"expected tolerance to be a number >= 0, got {shown(tolerance)}")

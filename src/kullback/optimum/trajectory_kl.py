@@ -19,6 +19,7 @@ __all__ = [
     "bellman_operator",
     "policy_objective",
     "require_mdp",
+    "require_representable_values",
     "solve_linear",
     "state_transitions",
     "trajectory_kl",
@@ -104,6 +105,7 @@ def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | 
         3.5794
     """
     require_mdp(mdp)
+    require_representable_values(mdp)
     beta = as_beta(beta)
     probs = as_policy(mdp, "policy", policy)
     cost = -entr(probs).sum(-1) if ref is None else kl_probs(probs, as_policy(mdp, "ref", ref))
@@ -115,6 +117,17 @@ def require_mdp(mdp: object) -> None:
     """Raises ArrayTypeError unless the argument is an `MDP`."""
     if not isinstance(mdp, MDP):
         raise ArrayTypeError(f"expected an MDP, got {shown(mdp)}; construct kullback.MDP(transitions, rewards)")
+
+
+def require_representable_values(mdp: MDP) -> None:
+    """Raises SupportError if the sum of the rewards of a trajectory may exceed the range of float64."""
+    steps = min(1 / (1 - mdp.discount) if mdp.discount < 1 else np.inf, np.inf if mdp.horizon is None else mdp.horizon)
+    largest = float(abs(mdp.rewards).max())
+    if largest > np.finfo(np.float64).max / (4 * steps):
+        raise SupportError(
+            f"expected rewards whose sum over a trajectory fits into float64, got a reward of size {largest:g} and "
+            f"{steps:g} steps; divide the rewards and beta by a common factor"
+        )
 
 
 def as_beta(beta: object) -> float:

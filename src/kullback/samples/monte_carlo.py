@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
 from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import Array, untracked
 from kullback.numerics.phi import phi
@@ -211,7 +211,15 @@ def _draw(name: str, sampler: Sampler, draws: int, seed: int) -> Array:
     """The draws of the distribution with this name."""
     if sampler.sample is None:
         raise SupportError(f"expected a sampler of {name}, got a log-density alone: pass an object with sample(count)")
-    x = sampler.sample(draws, np.random.default_rng(seed))
+    try:
+        x = sampler.sample(draws, np.random.default_rng(seed))
+    except KullbackError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ShapeError(
+            f"expected a sampler of {name} that returns {draws} draws, got the error {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
     if np.shape(x)[:1] != (draws,):
         raise ShapeError(f"expected {draws} draws of {name} along the first axis, got an array of shape {np.shape(x)}")
     return x
@@ -224,13 +232,24 @@ def _log_densities(name: str, x: Array, p: Sampler, q: Sampler, draws: int) -> t
         try:
             with np.errstate(all="ignore"):
                 found = np.asarray(untracked(sampler.log_density(x)))
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                log = np.asarray(found, dtype=np.float64)
+        except KullbackError:
+            raise
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ShapeError(
                 f"expected a log-density of {which} that accepts draws of {name} of shape {np.shape(x)}, got the error "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             ) from error
         epsilons.append(np.finfo(found.dtype if found.dtype.kind == "f" else np.float64).eps)
-        logs.append(np.asarray(found, dtype=np.float64))
+        logs.append(log)
     log_p, log_q = logs
     if not log_p.shape == log_q.shape == (draws,):
         raise ShapeError(
