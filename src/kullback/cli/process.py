@@ -50,8 +50,8 @@ class _LostOutput(io.TextIOWrapper):
 
     is_written = False
 
-    def __init__(self, null: Any) -> None:
-        super().__init__(null, encoding="utf-8")
+    def __init__(self) -> None:
+        super().__init__(open(os.devnull, "wb"), encoding="utf-8")  # noqa: SIM115
 
     def write(self, text: str, /) -> int:
         self.is_written = self.is_written or bool(text)
@@ -67,8 +67,9 @@ def _open_closed_streams() -> None:
             with suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
-            setattr(sys, name, _LostOutput(stream.detach()) if name == "stdout" else stream)
+            is_output = name == "stdout"
+            stream = _LostOutput() if is_output else open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _remember_interrupts() -> list[int]:

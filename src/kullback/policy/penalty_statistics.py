@@ -40,8 +40,9 @@ def estimate(
         )
     if isinstance(prompts, Tensor):
         require_tensors(prompts=prompts)
-        prompts = prompts.cpu().numpy()
-    clusters = np.arange(len(sums)) if prompts is None else plain_arrays(prompts)[0]
+        clusters = prompts.cpu().numpy()
+    else:
+        clusters = np.arange(len(sums)) if prompts is None else plain_arrays(prompts)[0]
     with np.errstate(invalid="ignore"):  # the standard error of an infinite KL is nan: inf - inf
         if aggregate == "token_mean":
             result = kl_per_token(sums, lengths, clusters)
