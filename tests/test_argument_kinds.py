@@ -181,9 +181,50 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "bias_q": torch.randn(5),
             "mask": torch.ones(2),
             "temperature": 1.0,
+            "softcap_p": 10.0,
+            "logit_scale_q": 1.0,
+            "token_weights": torch.ones(2),
+            "targets": None,
             "chunk": 256,
         },
     ),
+    "token_stats": (
+        kullback.token_stats,
+        {"p_logits": LOGITS, "q_logits": REF_LOGITS, "targets": torch.zeros(2, 3, dtype=torch.int64)},
+    ),
+    "topk_token_kl": (
+        kullback.topk_token_kl,
+        {
+            "p_topk_log_probs": torch.tensor([[0.5, 0.3]]).log(),
+            "p_topk_ids": torch.tensor([[2, 0]]),
+            "q_logits": torch.zeros(1, 4),
+        },
+    ),
+    **{
+        f"distillation_loss {divergence}": (
+            kullback.distillation_loss,
+            {
+                "teacher_hidden": LOGITS,
+                "teacher_weight": torch.eye(4),
+                "student_hidden": REF_LOGITS,
+                "student_weight": torch.eye(4),
+                "divergence": divergence,
+                "weight": 0.5,
+                "mask": ONES,
+                "aggregate": "token_mean",
+                "normalizer": None,
+                "teacher_bias": torch.zeros(4),
+                "student_bias": torch.zeros(4),
+                "temperature": 1.0,
+                "teacher_softcap": 10.0,
+                "student_softcap": None,
+                "teacher_logit_scale": 1.0,
+                "student_logit_scale": 1.0,
+                "chunk": 2,
+            },
+        )
+        for divergence in ("forward", "skew_forward")
+    },
     "token_kl": (kullback.token_kl, {"p_logits": LOGITS, "q_logits": REF_LOGITS, "mask": ONES, "temperature": 1.0}),
     "KLPenalty": (
         kullback.KLPenalty,

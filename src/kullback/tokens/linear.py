@@ -112,9 +112,12 @@ def linear_token_kl(
     group = part_p if part_p is not None else part_q
     if part_p is not part_q:
         raise ShapeError("expected both heads in shards of one process group, got one in shards and one whole")
-    _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
+    require_heads(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
     transforms = tuple(
-        _Transform(_positive(f"logit_scale_{side}", scale), None if cap is None else _positive(f"softcap_{side}", cap))
+        _Transform(
+            require_positive(f"logit_scale_{side}", scale),
+            None if cap is None else require_positive(f"softcap_{side}", cap),
+        )
         for side, scale, cap in (("p", logit_scale_p, softcap_p), ("q", logit_scale_q, softcap_q))
     )
     shape = hidden_p.shape[:-1]
@@ -124,7 +127,7 @@ def linear_token_kl(
         raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
     known = {name: weights.reshape(-1) for name, weights in as_weights(token_weights, shape).items()}
     kept = None
-    temperature, chunk = _require_settings(temperature, chunk)
+    temperature, chunk = require_settings(temperature, chunk)
     if mask is not None:
         kept = as_mask(mask, shape).reshape(-1).nonzero().squeeze(-1)
         rows_p, rows_q = rows_p[kept], rows_q[kept]
@@ -184,7 +187,7 @@ def head_token_kl(
         if not callable(head):
             raise ArrayTypeError(f"expected {name} to be a function of hidden states, got {shown(head)}")
     _require_positions(hidden_p, hidden_q)
-    temperature, chunk = _require_settings(temperature, chunk)
+    temperature, chunk = require_settings(temperature, chunk)
 
     def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
         if not len(rows_p):
@@ -481,13 +484,13 @@ def _vocabulary_part(size: int, group: Any, device: torch.device) -> tuple[int, 
     return sum(counts[: torch.distributed.get_rank(group)]), sum(counts)
 
 
-def _positive(name: str, value: float) -> float:
+def require_positive(name: str, value: float) -> float:
     if not (is_number(value) and isfinite(value) and value > 0):
         raise SupportError(f"expected {name} to be a positive finite number, got {shown(value)}")
     return float(value)
 
 
-def _require_settings(temperature: float, chunk: int) -> tuple[float, int]:
+def require_settings(temperature: float, chunk: int) -> tuple[float, int]:
     """The temperature, and the number of positions per chunk within 64 bits."""
     temperature = require_temperature(temperature)
     if not (is_index(chunk) and chunk >= 1):
@@ -522,7 +525,7 @@ def _chunked(
     return kl.reshape(shape)
 
 
-def _require_shapes(
+def require_heads(
     hidden_p: Float[Tensor, "*batch d"],
     weight_p: Float[Tensor, "vocab d"],
     bias_p: Float[Tensor, " vocab"] | None,
