@@ -92,7 +92,7 @@ def sampled_kl(
         log_a, log_b, log_ratio = log_b, log_a, -log_ratio
     if estimator == "k3":
         return _weighted_phi(log_a, log_b, -log_ratio, bound)
-    return safe_product(bounded_exp(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
+    return _safe_product(_bounded_exp(log_a, bound), log_ratio if estimator == "k1" else log_ratio**2 / 2)
 
 
 def loss_derivative(
@@ -111,24 +111,25 @@ def loss_derivative(
     _require_estimator(log_ratios, direction, estimator)
     if not isinstance(weighted, bool):
         raise PenaltyError(f"expected weighted to be True or False, got {shown(weighted)}")
-    w, log_ratio = bounded_exp(log_ratios.policy_sampler, bound), log_ratios.policy_ref
+    bound = _bound_in(log_ratios.policy_ref, bound)
+    w, log_ratio = _bounded_exp(log_ratios.policy_sampler, bound), log_ratios.policy_ref
     if estimator == "k3" and not (weighted and direction == "reverse"):
         near = log_ratio.abs() < 1
         return torch.where(
             near,
             -w * torch.expm1(-torch.where(near, log_ratio, 0.0)),
-            w - bounded_exp(log_ratios.ref_sampler, bound),
+            w - _bounded_exp(log_ratios.ref_sampler, bound),
         )
     factor = torch.ones_like(log_ratio) if estimator == "k1" else log_ratio
     if weighted and estimator != "k3":
         factor = factor + (log_ratio if estimator == "k1" else log_ratio**2 / 2)
-    return safe_product(w, factor)
+    return _safe_product(w, factor)
 
 
 def bounded_exp(log_weight: Float[Tensor, "*shape"], bound: float = inf) -> Float[Tensor, "*shape"]:
     """min(e^log_weight, e^bound)."""
     require_tensors(log_weight=log_weight)
-    return torch.exp(log_weight.clamp(max=_bound_in(log_weight, bound)))
+    return _bounded_exp(log_weight, _bound_in(log_weight, bound))
 
 
 def sum_after(values: Float[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
@@ -164,25 +165,33 @@ def _weighted_phi(
         log_a, log_b = log_a - excess, log_b - excess
         largest = bound + log_a.clamp(min=0)
         log_b, d = torch.minimum(log_b, largest), torch.where(log_b > largest, largest - log_a, d)
-    a, b = bounded_exp(log_a), bounded_exp(log_b)
+    a, b = torch.exp(log_a), torch.exp(log_b)
     near = d < 1
-    far = torch.where(b == inf, inf, b - a - safe_product(a, d))
-    return torch.where(near, safe_product(a, phi(torch.where(near, d, 0.0))), far)
+    far = torch.where(b == inf, inf, b - a - _safe_product(a, d))
+    return torch.where(near, _safe_product(a, phi(torch.where(near, d, 0.0))), far)
 
 
 def safe_product(weights: Float[Tensor, "*shape"], values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The product, with 0 where either factor is 0, even if the other factor has overflowed to infinity."""
     _require_one_shape(weights=weights, values=values)
+    return _safe_product(weights, values)
+
+
+def _bounded_exp(log_weight: Float[Tensor, "*shape"], bound: float) -> Float[Tensor, "*shape"]:
+    return torch.exp(log_weight.clamp(max=bound))
+
+
+def _safe_product(weights: Float[Tensor, "*shape"], values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where((weights == 0) | (values == 0), 0.0, weights * values)
 
 
 def _require_one_shape(**tensors: Tensor) -> None:
     """Raise an error unless the arguments, passed by their names, are tensors of one shape."""
     require_tensors(**tensors)
-    if len(shapes := {tensor.shape for tensor in tensors.values()}) > 1:
-        raise ShapeError(
-            f"expected {', '.join(tensors)} of one shape, got {' and '.join(str(tuple(s)) for s in shapes)}"
-        )
+    first, *others = tensors.values()
+    if any(tensor.shape != first.shape for tensor in others):
+        got = " and ".join(str(tuple(tensor.shape)) for tensor in tensors.values())
+        raise ShapeError(f"expected {', '.join(tensors)} of one shape, got {got}")
 
 
 def _require_estimator(log_ratios: LogRatios, direction: str, estimator: str) -> None:

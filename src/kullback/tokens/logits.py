@@ -15,6 +15,12 @@ from kullback.numerics.labels import plain_arrays
 
 __all__ = ["token_kl"]
 
+# The dtypes with arithmetic; quantised and complex dtypes, and floats of 8 bits or less, are not among them.
+_REAL = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+}
+
 
 def token_kl(
     p_logits: ArrayInput[ArrayT],
@@ -135,15 +141,15 @@ def require_tensors(**given: Any) -> None:
             raise ArrayTypeError(
                 f"expected {name} to be a tensor, got {type(value).__name__}; pass torch.as_tensor(...)"
             )
-        if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        if value.dtype not in _REAL:
+            raise ArrayTypeError(f"expected {name} to be a tensor of real numbers, got {value.dtype}; convert it first")
+        if value.layout is not torch.strided or value.is_nested:
             raise ArrayTypeError(
-                f"expected {name} to be a dense tensor, got layout {value.layout} and dtype {value.dtype}; convert it "
-                "with to_dense(), to_padded_tensor() or dequantize()"
+                f"expected {name} to be a dense tensor, got layout {value.layout}; convert it with to_dense() or "
+                "to_padded_tensor()"
             )
         if value.is_meta:
             raise ArrayTypeError(f"expected {name} to be a tensor with values, got a tensor on the device meta")
-        if value.is_complex() or (value.is_floating_point() and value.element_size() == 1):
-            raise ArrayTypeError(f"expected {name} to be a tensor of real numbers, got {value.dtype}; convert it first")
 
 
 def is_scalar(value: Any) -> bool:
