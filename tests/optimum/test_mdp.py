@@ -244,7 +244,7 @@ def test_invalid_processes_raise():
         (SupportError, r"rewards\[0, 1\] is inf", (stay, [[0.0, math.inf]]), {"horizon": 1}),
         (SupportError, "a discount in", (stay, none), {"discount": 1.5}),
         (SupportError, "a discount in", (stay, none), {"discount": math.nan}),
-        (SupportError, "a horizon from 1 to", (stay, none), {"horizon": 0}),
+        (SupportError, "a horizon of at least 1 step", (stay, none), {"horizon": 0}),
         (SupportError, "a horizon, or a discount", (stay, none), {}),
     ):
         with pytest.raises(error, match=match):

@@ -157,7 +157,7 @@ def test_advantages_and_old_probabilities_are_not_differentiated() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"beta": 0.1}, PenaltyError, "expected ref_log_prob"),
+        ({"beta": 0.1}, PenaltyError, "needs ref_log_prob"),
         ({"beta": 0.1, "penalty": KLPenalty(estimator="k1", placement="reward")}, PenaltyError, "from the returns"),
         ({"advantages": torch.zeros(3)}, ShapeError, r"\(2, 3\) or \(2,\)"),
         ({"old_log_prob": torch.zeros(2, 2)}, ShapeError, r"\(2, 3\) and \(2, 2\)"),

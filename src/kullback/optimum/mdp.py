@@ -108,7 +108,8 @@ class MDP:
             raise SupportError(f"expected a discount in [0, 1], got {shown(self.discount)}")
         if self.horizon is not None and not (is_index(self.horizon) and 1 <= self.horizon <= _MAX_HORIZON):
             raise SupportError(
-                f"expected a horizon from 1 to {_MAX_HORIZON} steps, as an integer, or None, got {shown(self.horizon)}"
+                f"expected a horizon of at least 1 step and at most {_MAX_HORIZON}, as an integer, or None, got "
+                f"{shown(self.horizon)}"
             )
         if self.horizon is None and self.discount == 1:
             raise SupportError(

@@ -223,8 +223,8 @@ def frontier(
     """
     if not (isinstance(points, int | np.integer) and 2 <= points <= _MAX_POINTS):
         raise ShapeError(
-            f"expected a whole number of points from 2, one for each end of the frontier, to {_MAX_POINTS}, got "
-            f"{shown(points)}"
+            f"expected a whole number of at least 2 points, one for each end of the frontier, and at most "
+            f"{_MAX_POINTS}, got {shown(points)}"
         )
     largest: Array = tilt(ref, reward, 0.0, contexts=contexts).kl
     events = 1 if contexts is None else 2

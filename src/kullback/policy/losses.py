@@ -114,8 +114,8 @@ def ppo_loss(
             )
         if ref_log_prob is None:
             raise PenaltyError(
-                f"expected ref_log_prob, the log-probabilities under the reference, for beta={beta}, got None; pass "
-                "ref_log_prob, or set beta=0"
+                f"expected ref_log_prob, got None: beta={beta} needs ref_log_prob, the log-probabilities under the "
+                "reference; pass it or set beta=0"
             )
         needs_ratio = penalty.sampler == "behaviour" and old_log_prob is None
         loss = loss + as_scalar(beta) * penalty.loss(
