@@ -246,8 +246,8 @@ def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
         the function.
 
     Raises:
-        TypeError: An argument is not a class of distributions, such as a number or `int`.
-        ValueError: Kullback has a closed form for this pair.
+        DistributionTypeError: An argument is not a class of distributions, such as a number or `int`.
+        SupportError: Kullback has a closed form for this pair.
 
     Example:
         >>> from kullback.families import Normal
@@ -267,7 +267,7 @@ def register_kl(p_class: type, q_class: type) -> Callable[[Form], Form]:
                 f"expected two classes of distributions, got {kind.__name__}, a class of numbers or built-ins"
             )
     if (p_class, q_class) in _BUILT_IN_PAIRS:
-        raise ValueError(
+        raise SupportError(
             f"expected a pair without a closed form, but KL({p_class.__name__} || {q_class.__name__}) is built in"
         )
 

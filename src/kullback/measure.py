@@ -20,6 +20,7 @@ from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
+from kullback.numerics.arguments import is_name
 from kullback.numerics.arrays import untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
@@ -89,7 +90,7 @@ def measure(
         inf
     """
     require_error(error)
-    if method not in (None, *_METHODS):
+    if method is not None and not is_name(method, _METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
     p, q = resolve_all(p, q)
     if method in (None, "closed form"):

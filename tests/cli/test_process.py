@@ -62,9 +62,16 @@ def test_standard_error_can_be_a_closed_pipe_or_closed() -> None:
         assert "KL(P || Q)" in done.stdout, redirection
 
 
-def test_closed_and_full_standard_streams() -> None:
-    done = shell(f"kullback {MEASURE} >&-")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_closed_and_full_standard_streams(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('{"beta": -0.04}')  # settings with a finding, for which the status would be 1
+    for command in (MEASURE, "measure --list", "fit 'normal(0,1)' normal", "doctor p.json", "--help", "--version"):
+        for redirection in (">&-", "<&- >&-"):
+            done = shell(f"cd {tmp_path}; kullback {command} {redirection}")
+            assert done.returncode == 2, command
+            assert done.stderr.startswith("kullback: the output cannot be written: standard output is closed"), command
+            assert done.stderr.count("\n") == 1, command
+    assert shell(f"kullback {MEASURE} >&- 2>&-").returncode == 2
+    assert shell("kullback measure nan,1 0.5,0.5 >&-").stderr.count("\n") == 1
     for command in (MEASURE, "--help", "--version"):
         done = shell(f"kullback {command} >/dev/full")
         assert done.returncode == 2, command

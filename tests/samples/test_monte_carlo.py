@@ -1,13 +1,14 @@
 """Monte Carlo: the coverage of the interval, and the status of estimates with heavy tails."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from kullback import families as f
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import KullbackError, ShapeError, SupportError
 from kullback.measure import measure
 from kullback.samples.monte_carlo import Sampler, hill_index, kl_monte_carlo
 
@@ -205,3 +206,27 @@ def test_terms_without_a_variance_are_unreliable(p, q):
         estimate = measure(p, q, method="Monte Carlo", seed=seed)
         assert estimate.status == "unreliable"
         assert "heavy tail" in estimate.warnings[-1]
+
+
+class _Own:
+    """An object with the two methods of a sampler, whose results are given."""
+
+    def __init__(self, sample: Any, log_prob: Any) -> None:
+        self.sample, self.log_prob = sample, log_prob
+
+
+@pytest.mark.parametrize(
+    ("sample", "log_prob"),
+    [
+        (lambda count: ["a"] * count, lambda x: "x"),
+        (lambda count: np.zeros(count), lambda x: ["x"] * len(x)),
+        (lambda count: np.zeros(count), lambda x: x.missing),
+        (lambda: 1.0, lambda x: x),
+        (lambda count: count.missing, lambda x: x),
+        (lambda count: 1 / 0, lambda x: x),
+        (lambda count: None, lambda x: x),
+    ],
+)
+def test_errors_of_the_users_methods_are_one_sentence(sample: Any, log_prob: Any) -> None:
+    with pytest.raises(KullbackError, match="expected"):
+        measure(_Own(sample, log_prob), f.Normal(loc=0.0, scale=1.0), draws=100)

@@ -1,11 +1,13 @@
 """Published controllers of the coefficient of a KL penalty. Each is a pure function of its state, as `KLBudget` is."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
 from kullback.budget.kl_budget import KLBudget, require_kl
 from kullback.errors import BudgetError
+from kullback.numerics.arguments import is_number, shown
 
 __all__ = [
     "CONTROLLERS",
@@ -47,7 +49,7 @@ class FixedBeta:
     beta: float
 
     def __post_init__(self) -> None:
-        _require(0 <= self.beta < math.inf, "a finite beta >= 0", beta=self.beta)
+        _require(is_number(self.beta) and 0 <= self.beta < math.inf, "a finite beta >= 0", beta=self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
@@ -139,7 +141,7 @@ class Ziegler2019:
 
     def __post_init__(self) -> None:
         _require_target(self.target, self.beta)
-        _require(0 < self.gain < math.inf, "a finite gain > 0", gain=self.gain)
+        _require(is_number(self.gain) and 0 < self.gain < math.inf, "a finite gain > 0", gain=self.gain)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         require_kl(observed_kl, "observed_kl")
@@ -171,7 +173,7 @@ def controller_to_dict(controller: Any) -> dict[str, Any]:
     """
     kind = type(controller).__name__
     if CONTROLLERS.get(kind) is not type(controller):
-        raise BudgetError(f"expected one of {', '.join(CONTROLLERS)}, got {controller!r}: only these can be saved")
+        raise BudgetError(f"expected one of {', '.join(CONTROLLERS)}, got {shown(controller)}: only these can be saved")
     return {"kind": kind, **(controller.to_dict() if isinstance(controller, KLBudget) else asdict(controller))}
 
 
@@ -191,6 +193,8 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
         >>> controller_from_dict({"kind": "FixedBeta", "beta": 3.0})
         FixedBeta(beta=3.0)
     """
+    if not isinstance(state, Mapping):
+        raise BudgetError(f"expected a dictionary from controller_to_dict, got {shown(state)}")
     fields = dict(state)
     name = str(fields.pop("kind", ""))
     kind = CONTROLLERS.get(_FORMER_KINDS.get(name, name))
@@ -199,7 +203,7 @@ def controller_from_dict(state: dict[str, Any]) -> Any:
     try:
         return KLBudget.from_dict(fields) if kind is KLBudget else kind(**fields)
     except TypeError as error:
-        raise BudgetError(f"expected a dictionary from controller_to_dict, got {state!r}: {error}") from error
+        raise BudgetError(f"expected a dictionary from controller_to_dict, got {shown(state)}: {error}") from error
 
 
 def controller_config(controller: Any, *, unit: str) -> dict[str, Any]:
@@ -231,10 +235,11 @@ def _bounded(beta: float) -> float:
 
 
 def _require_target(target: float, beta: float) -> None:
-    _require(0 < target < math.inf, "a finite target in nats > 0", target=target)
-    _require(0 < beta < math.inf, "a finite beta > 0, since the rule multiplies it", beta=beta)
+    _require(is_number(target) and 0 < target < math.inf, "a finite target in nats > 0", target=target)
+    holds = is_number(beta) and 0 < beta < math.inf
+    _require(holds, "a finite beta > 0, since the rule multiplies it", beta=beta)
 
 
 def _require(holds: bool, what: str, **got: float) -> None:
     if not holds:
-        raise BudgetError(f"expected {what}, got {', '.join(f'{name}={value}' for name, value in got.items())}")
+        raise BudgetError(f"expected {what}, got {', '.join(f'{name}={shown(value)}' for name, value in got.items())}")

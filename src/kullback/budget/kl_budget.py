@@ -17,16 +17,22 @@ slowest to the fastest, which all act on one filtered estimate of the KL (`filte
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Real
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.budget.kl_filter import KLFilter
 from kullback.budget.pull_response import PullExponent
 from kullback.errors import BudgetError
+from kullback.numerics.arguments import is_name, is_number, shown
 
 __all__ = ["KLBudget", "Unit", "require_kl"]
 
 Unit: TypeAlias = Literal["token", "sequence", "step", "image"]
+
+# The fields that are numbers.
+_NUMBERS = (
+    *("price", "price_min", "price_max", "gain", "step_limit", "learning_rate_scale"),
+    *("mean_log_kl_step", "rms_kl_step", "rms_change_error"),
+)
 
 _STEP_GAIN = 0.2  # weight of the newest step in the running mean `mean_log_kl_step`
 _RMS_GAIN = 0.1  # weight of the newest step in the running mean squares
@@ -133,11 +139,14 @@ class KLBudget:
     kl_filter: KLFilter = field(default_factory=KLFilter)
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.target, Real) and not isinstance(self.target, bool)
-        if not (is_number and math.isfinite(self.target) and self.target > 0):
-            raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {self.target!r}")
-        if self.unit not in get_args(Unit):
-            raise BudgetError(f"expected unit to be one of {', '.join(map(repr, get_args(Unit)))}, got {self.unit!r}")
+        if not (is_number(self.target) and math.isfinite(self.target) and self.target > 0):
+            raise BudgetError(f"expected a KL budget that is a finite number of nats > 0, got {shown(self.target)}")
+        if not is_name(self.unit, get_args(Unit)):
+            names = ", ".join(map(repr, get_args(Unit)))
+            raise BudgetError(f"expected unit to be one of {names}, got {shown(self.unit)}")
+        for name in _NUMBERS:
+            if not is_number(getattr(self, name)):
+                raise BudgetError(f"expected {name} to be a number, got {shown(getattr(self, name))}")
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
             raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")
@@ -204,8 +213,7 @@ class KLBudget:
             BudgetError: `observed_kl` is negative, nan or infinite, `std_error` is negative or `count` is below 1.
         """
         require_kl(observed_kl, "observed_kl")
-        if std_error < 0 or not count >= 1:
-            raise BudgetError(f"expected std_error >= 0 or nan, and count >= 1, got {std_error} and {count}")
+        _require_error_and_count(std_error, count)
         scale = self.learning_rate_scale
         if not self.kl_filter.has_step_update:  # The size of the steps is not measured and cannot be limited.
             scale = min(1.0, _LEARNING_RATE_GROWTH * scale)
@@ -226,10 +234,18 @@ class KLBudget:
         Returns:
             The new state.
 
+        Raises:
+            BudgetError: An argument is not a finite number, or `set_point` is not above 0.
+
         Example:
             >>> KLBudget(0.1).update_price(0.2, set_point=0.1, steps=2).price > KLBudget(0.1).price
             True
         """
+        if not (is_number(observed_kl) and observed_kl < math.inf):
+            raise BudgetError(f"expected observed_kl to be a finite number of nats, got {shown(observed_kl)}")
+        if not (is_number(set_point) and 0 < set_point < math.inf):
+            raise BudgetError(f"expected set_point to be a finite number of nats > 0, got {shown(set_point)}")
+        _require_steps(steps, 0)
         log_error = math.log(observed_kl / set_point) if observed_kl > 0 else -1.0
         change = min(self.gain * steps, _PRICE_CHANGE_MAX) * max(-1.0, min(1.0, log_error))
         return replace(self, price=max(self.price_min, min(self.price_max, self.price * math.exp(change))))
@@ -248,15 +264,22 @@ class KLBudget:
         Returns:
             The new state.
 
+        Raises:
+            BudgetError: An argument is not a finite number, or `steps` is below 1.
+
         Example:
             >>> round(KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale, 6)
             0.02
         """
+        for name, value in (("before", before), ("after", after)):
+            if not (is_number(value) and math.isfinite(value)):
+                raise BudgetError(f"expected {name} to be a finite number of nats, got {shown(value)}")
+        _require_steps(steps, 1)
         step = min(1.0, abs(after - before) / self.target) / math.sqrt(steps)
         rms_kl_step = _running_rms(self.rms_kl_step, step / self.learning_rate_scale)
         step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * max(0.0, 1 - after / self.target))
         scale = min(1.0, step_limit / max(rms_kl_step, 1e-300))
-        scale = min(scale, _LEARNING_RATE_GROWTH**steps * self.learning_rate_scale)
+        scale = min(scale, _LEARNING_RATE_GROWTH ** min(steps, 1000) * self.learning_rate_scale)
         scale = max(scale, min(_LEARNING_RATE_MIN, self.learning_rate_scale))
         return replace(self, rms_kl_step=rms_kl_step, learning_rate_scale=scale)
 
@@ -280,8 +303,9 @@ class KLBudget:
         """
         require_kl(before, "before")
         require_kl(after, "after")
-        if not displacement_scale > 0 or std_error < 0:
-            got = f"{displacement_scale} and {std_error}"
+        numbers = is_number(displacement_scale) and is_number(std_error)
+        if not numbers or not 0 < displacement_scale < math.inf or std_error < 0:
+            got = f"{shown(displacement_scale)} and {shown(std_error)}"
             raise BudgetError(f"expected displacement_scale > 0 and std_error >= 0 or nan, got {got}")
         if not self.kl_filter.is_valid_change(before, after):
             return replace(self, kl_filter=self.kl_filter.after_step(before, after, optimizer_change=0.0))
@@ -330,8 +354,8 @@ class KLBudget:
         require_kl(before, "before")
         require_kl(after, "after")
         factor = self.brake if factor is None else factor
-        if not factor > 0:
-            raise BudgetError(f"expected a factor > 0, got {factor}")
+        if not (is_number(factor) and 0 < factor < math.inf):
+            raise BudgetError(f"expected a finite factor > 0, got {shown(factor)}")
         exponent = self.pull_exponent
         if self.kl_filter.is_valid_change(before, after):
             exponent = exponent.after_scaling(math.log(factor), math.log(after / before))
@@ -355,6 +379,7 @@ class KLBudget:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
         require_kl(observed_kl, "observed_kl")
+        _require_error_and_count(std_error, 1)
         if not (observed_kl > 0 and self.filtered_kl > _OUTWARD_FROM * self.target and math.isfinite(std_error)):
             return self
         return replace(self, kl_filter=self.kl_filter.after_evaluation(observed_kl, std_error=std_error))
@@ -388,7 +413,7 @@ class KLBudget:
             fields["kl_filter"] = KLFilter(**_renamed(fields["kl_filter"], _FORMER_FILTER_NAMES))
             return cls(**fields)
         except (AttributeError, KeyError, TypeError) as error:
-            raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got {state!r}: {error}") from error
+            raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got {shown(state)}: {error}") from error
 
     def _next_price(self) -> float:
         """Return the price after one step of integral control on log KL, with the mean step as a lead term."""
@@ -412,10 +437,21 @@ def _running_rms(rms: float, value: float) -> float:
     return math.hypot(math.sqrt(1 - _RMS_GAIN) * (rms or value), math.sqrt(_RMS_GAIN) * value)
 
 
+def _require_error_and_count(std_error: float, count: int) -> None:
+    """Raise BudgetError unless the standard error is a number >= 0 or nan, and the count a number >= 1."""
+    if not (is_number(std_error) and is_number(count)) or std_error < 0 or not count >= 1:
+        raise BudgetError(f"expected std_error >= 0 or nan, and count >= 1, got {shown(std_error)} and {shown(count)}")
+
+
+def _require_steps(steps: int, least: int) -> None:
+    if not (is_number(steps) and least <= steps < math.inf):
+        raise BudgetError(f"expected steps to be a number of optimizer steps >= {least}, got {shown(steps)}")
+
+
 def require_kl(value: float, name: str) -> None:
     """Raise BudgetError unless the value is a finite KL >= 0."""
-    if not (math.isfinite(value) and value >= 0):
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise BudgetError(
-            f"expected {name} to be a finite KL >= 0 in nats, got {value}: inf means that the policy has positive "
-            "probability where the reference has none; nan means that logits overflowed"
+            f"expected {name} to be a finite KL >= 0 in nats, got {shown(value)}: inf means that the policy has "
+            "positive probability where the reference has none; nan means that logits overflowed"
         )

@@ -1,6 +1,7 @@
 """The process of the `kullback` command: its standard streams, Ctrl-C, and errors that are defects of the program."""
 
 import _thread
+import io
 import os
 import signal
 import sys
@@ -44,6 +45,19 @@ def run_as_process(run: Callable[[Sequence[str]], int], words: Sequence[str]) ->
     return status
 
 
+class _LostOutput(io.TextIOWrapper):
+    """The null device in place of a closed standard output, which records whether anything was written."""
+
+    is_written = False
+
+    def __init__(self) -> None:
+        super().__init__(open(os.devnull, "wb"), encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str, /) -> int:
+        self.is_written = self.is_written or bool(text)
+        return super().write(text)
+
+
 def _open_closed_streams() -> None:
     """Open the null device for standard streams that are closed, so that no other file gets their descriptors."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -53,7 +67,9 @@ def _open_closed_streams() -> None:
             with suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            is_output = name == "stdout"
+            stream = _LostOutput() if is_output else open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _remember_interrupts() -> list[int]:
@@ -105,10 +121,13 @@ def _report_defect(error: Exception) -> int:
 
 
 def _close_streams(status: int) -> int:
-    """Write the buffered output. A closed pipe is not an error; a full disk is."""
+    """Write the buffered output. A closed pipe is not an error; a full disk and a closed standard output are."""
     from kullback.cli import INVALID_INPUT, print_error
     from kullback.cli.output import discard_output
 
+    if isinstance(sys.stdout, _LostOutput) and sys.stdout.is_written and status != INVALID_INPUT:
+        print_error("the output cannot be written: standard output is closed; redirect it to /dev/null to discard it")
+        status = INVALID_INPUT
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

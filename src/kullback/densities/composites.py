@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from math import inf, isfinite, log
 from typing import Any
@@ -13,7 +14,48 @@ from kullback.errors import NoClosedFormError
 from kullback.families import Distribution, Independent
 from kullback.numerics.arrays import Array
 
-__all__ = ["affine_image", "constraint_bounds", "merged_independent", "mixture_density", "support_interval"]
+__all__ = [
+    "affine_image",
+    "constraint_bounds",
+    "merged_independent",
+    "mixture_density",
+    "overridden_method",
+    "require_methods_of_library",
+    "support_interval",
+]
+
+# The methods and properties of a distribution's class that determine its density or are determined by it.
+_METHODS = (
+    *("log_prob", "sample", "rsample", "cdf", "icdf", "mean", "variance", "stddev", "support"),
+    *("pdf", "logpdf", "pmf", "logpmf", "rvs", "ppf", "sf", "_pdf_formula", "_logpdf_formula", "_pmf_formula"),
+)
+
+
+@cache
+def overridden_method(kind: type, packages: tuple[str, ...]) -> str | None:
+    """The first method of the density that a subclass of a library's class overrides; None if it overrides none.
+
+    A subclass that overrides the density of its parent is another distribution, to which the closed forms of the parent
+    do not apply. A method that no class of the library implements, such as the mean of a transformed distribution, is
+    added and not overridden.
+
+    Args:
+        kind: The class of a distribution.
+        packages: The prefixes of the names of the library's modules.
+    """
+    own = [cls for cls in kind.__mro__ if not cls.__module__.startswith(packages)]
+    theirs = [cls for cls in kind.__mro__ if cls.__module__.startswith(packages) and cls.__name__ != "Distribution"]
+    defined = {name for cls in theirs for name in vars(cls)}
+    return next((name for name in _METHODS if name in defined and any(name in vars(cls) for cls in own)), None)
+
+
+def require_methods_of_library(distribution: Any, packages: tuple[str, ...]) -> None:
+    """Raise NoClosedFormError if the class of a distribution overrides its density."""
+    if (name := overridden_method(type(distribution), packages)) is not None:
+        raise NoClosedFormError(
+            f"{type(distribution).__name__} has no closed form, because it overrides {name} of its base class; "
+            "kullback.measure(p, q) bounds or estimates the KL"
+        )
 
 
 def merged_independent(base: Distribution, event_dims: int) -> Distribution:

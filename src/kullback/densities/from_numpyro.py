@@ -17,6 +17,8 @@ from kullback.densities.composites import (
     constraint_bounds,
     merged_independent,
     mixture_density,
+    overridden_method,
+    require_methods_of_library,
     support_interval,
 )
 from kullback.densities.density import Density
@@ -36,6 +38,7 @@ __all__ = [
     "with_transforms",
 ]
 
+_PACKAGES = ("numpyro.",)  # the modules of classes whose methods are the library's own
 _PROBE_DRAWS = 4096  # draws that locate a distribution; a single count, since JAX compiles a program for each shape
 
 
@@ -43,8 +46,8 @@ def as_family(distribution: Any) -> f.Distribution:
     """The distribution of `kullback.families` with the arrays of a distribution of NumPyro.
 
     Args:
-        distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, ExpandedDistribution,
-            TransformedDistribution and MixtureSameFamily with normal components.
+        distribution: An instance of a class in `FAMILIES`, or of a subclass that does not override its density; also
+            Independent, ExpandedDistribution, TransformedDistribution and MixtureSameFamily with normal components.
 
     Returns:
         The distribution. It holds the same arrays, so that gradients reach them; numbers are converted to JAX arrays.
@@ -57,6 +60,7 @@ def as_family(distribution: Any) -> f.Distribution:
         >>> as_family(d.Exponential(jnp.asarray([1.0, 2.0]))).rate.tolist()
         [1.0, 2.0]
     """
+    require_methods_of_library(distribution, _PACKAGES)
     for kind in type(distribution).__mro__:
         if kind in FAMILIES:
             return FAMILIES[kind](distribution)
@@ -88,7 +92,8 @@ def as_density(distribution: Any) -> Density | None:
     _require_single(distribution)
     if distribution.event_shape:
         return None
-    if (composite := _composite_density(distribution)) is not None:
+    overrides = overridden_method(type(distribution), _PACKAGES) is not None
+    if not overrides and (composite := _composite_density(distribution)) is not None:
         return composite
     sampler = as_sampler(distribution)
     if sampler is None:
@@ -141,6 +146,8 @@ def split_transforms(distribution: Any) -> tuple[Any, list[Any]]:
     """The base and the elementary transforms of a transformed distribution; other distributions without transforms."""
     parts: list[Any] = []
     while isinstance(distribution, d.TransformedDistribution | d.ExpandedDistribution):
+        if overridden_method(type(distribution), _PACKAGES) is not None:
+            break
         if isinstance(distribution, d.ExpandedDistribution):
             inner, found = split_transforms(distribution.base_dist)
             return (inner.expand(distribution.batch_shape), found + parts) if found else (distribution, parts)

@@ -5,6 +5,7 @@ such as `scipy.stats.norm`, and random variables such as `scipy.stats.Normal(mu=
 """
 
 from collections.abc import Callable
+from functools import cache
 from math import inf, isfinite, log
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from scipy import stats
 
 from kullback import families as f
-from kullback.densities.composites import affine_image, mixture_density
+from kullback.densities.composites import affine_image, mixture_density, require_methods_of_library
 from kullback.densities.density import Density
 from kullback.errors import DistributionTypeError, NoClosedFormError, ParameterError, ShapeError
 from kullback.families.base import ScipyForm
 from kullback.numerics.arrays import Array, ArrayLike
 
 __all__ = ["FAMILIES", "MULTIVARIATE_FAMILIES", "as_density", "as_family", "continuous_density", "density_of_form"]
+
+_PACKAGES = ("scipy.",)  # the modules of classes whose methods are the library's own
 
 # Called with the family's name, its shape parameters, loc and scale.
 _Converter = Callable[[str, tuple[ArrayLike, ...], ArrayLike, ArrayLike], f.Distribution]
@@ -45,6 +48,7 @@ def as_family(distribution: Any) -> f.Distribution:
         >>> as_family(stats.Normal(mu=1.0, sigma=2.0) + 1.0)
         Normal(loc=np.float64(2.0), scale=np.float64(2.0))
     """
+    require_methods_of_library(distribution, _PACKAGES)
     if isinstance(distribution, stats.gaussian_kde):
         if distribution.d > 1:
             raise _no_family("gaussian_kde")
@@ -100,12 +104,23 @@ def _no_family(what: str) -> NoClosedFormError:
 
 def _from_parameters(family: Any, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
     """The distribution of loc + scale x for x from a family object with these shape parameters."""
-    name, convert = f"scipy.stats.{family.name}", FAMILIES.get(type(family))
+    name, convert = f"scipy.stats.{family.name}", _converter(type(family))
     if convert is None and hasattr(family, "xk"):
         convert = _without_location_and_scale(lambda: _from_values(family))
     if convert is None:
         raise _no_family(name)
     return convert(name, shapes, loc, scale)
+
+
+@cache
+def _converter(kind: type) -> Any:
+    """The entry of `FAMILIES` for a class of family objects, or for a subclass without methods of its own."""
+    for cls in kind.__mro__:
+        if cls in FAMILIES:
+            return FAMILIES[cls]
+        if cls.__module__.startswith(_PACKAGES) or any(callable(value) for value in vars(cls).values()):
+            return None
+    return None
 
 
 def _require(value: ArrayLike, expected: float, otherwise: str) -> None:
@@ -114,7 +129,7 @@ def _require(value: ArrayLike, expected: float, otherwise: str) -> None:
 
 
 def _from_random_variable(variable: Any) -> f.Distribution:
-    name = type(variable).__name__
+    name = _class_name(variable)
     if name == "Mixture":
         return _from_mixture(variable)
     if name == "MonotonicTransformedDistribution":
@@ -122,7 +137,7 @@ def _from_random_variable(variable: Any) -> f.Distribution:
     base, loc, scale = variable, 0.0, 1.0
     if name == "ShiftedScaledDistribution":
         base, loc, scale = variable._dist, variable.loc, variable.scale
-    if type(base).__name__ == "Uniform":
+    if _class_name(base) == "Uniform":
         ends = loc + scale * base.a, loc + scale * base.b
         return f.Uniform(low=np.minimum(*ends), high=np.maximum(*ends))
     family, shapes, inner_loc, inner_scale = _family_object(base)
@@ -136,7 +151,8 @@ def _from_random_variable(variable: Any) -> f.Distribution:
 
 def _family_object(variable: Any) -> tuple[Any, tuple[ArrayLike, ...], ArrayLike, ArrayLike]:
     """The family object that a random variable corresponds to, with its shape parameters, loc and scale."""
-    match type(variable).__name__:
+    require_methods_of_library(variable, _PACKAGES)
+    match _class_name(variable):
         case "Normal" | "StandardNormal":
             return stats.norm, (), variable.mu, variable.sigma
         case "Logistic":
@@ -420,6 +436,12 @@ def _random_variable_density(variable: Any) -> Density:
         discrete=discrete,
         sample=lambda count, rng: variable.sample(count, rng=rng),
     )
+
+
+def _class_name(variable: Any) -> str:
+    """The name of the class of SciPy that a random variable is an instance of."""
+    kinds = type(variable).__mro__
+    return next((kind.__name__ for kind in kinds if kind.__module__.startswith(_PACKAGES)), kinds[0].__name__)
 
 
 def _shape_names(family: Any) -> list[str]:

@@ -22,6 +22,8 @@ from kullback.densities.composites import (
     constraint_bounds,
     merged_independent,
     mixture_density,
+    overridden_method,
+    require_methods_of_library,
     support_interval,
 )
 from kullback.densities.density import Density
@@ -123,6 +125,9 @@ INDEPENDENT[d.Independent] = attrgetter("base_dist", "reinterpreted_batch_ndims"
 # Alternative parameters, of which a distribution is constructed with exactly one.
 _PARAMETRISATIONS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
 
+# The modules of classes whose methods are the library's own; Pyro extends classes of PyTorch without other densities.
+_PACKAGES = ("torch.distributions", "pyro.distributions")
+
 _TRANSFORM_NAMES = {d.ExpTransform: "exp", d.TanhTransform: "tanh"}
 
 
@@ -130,8 +135,8 @@ def as_family(distribution: Any) -> f.Distribution:
     """The distribution of `kullback.families` with the tensors of an object of torch.distributions.
 
     Args:
-        distribution: An instance of a class in `FAMILIES` or of a subclass; also Independent, TransformedDistribution
-            and MixtureSameFamily with normal components.
+        distribution: An instance of a class in `FAMILIES`, or of a subclass that does not override its density; also
+            Independent, TransformedDistribution and MixtureSameFamily with normal components.
 
     Returns:
         The distribution. It holds the same tensors, so that gradients reach them. Of alternative parameters, such as
@@ -145,6 +150,7 @@ def as_family(distribution: Any) -> f.Distribution:
         >>> as_family(torch.distributions.Exponential(torch.tensor(2.0)))
         Exponential(rate=tensor(2.))
     """
+    require_methods_of_library(distribution, _PACKAGES)
     for kind in type(distribution).__mro__:
         if kind in FAMILIES:
             return _copy_parameters(FAMILIES[kind], distribution)
@@ -185,10 +191,11 @@ def as_density(distribution: Any) -> Density | None:
         return from_scipy.as_density(genpareto(*(float(parameter) for parameter in shape)))
     if tuple(distribution.event_shape):
         return None
-    if isinstance(distribution, LogitRelaxedBernoulli):
+    overrides = overridden_method(type(distribution), _PACKAGES) is not None
+    if isinstance(distribution, LogitRelaxedBernoulli) and not overrides:
         logits, temperature = (float(untracked(x)) for x in (distribution.logits, distribution.temperature))
         return resolve(f.Logistic(loc=logits / temperature, scale=1 / temperature)).density
-    if (composite := _composite_density(distribution)) is not None:
+    if not overrides and (composite := _composite_density(distribution)) is not None:
         return composite
     distribution, dtype = _in_best_dtype(distribution)
     sampler = as_sampler(distribution)
@@ -252,6 +259,8 @@ def split_transforms(distribution: Any) -> tuple[Any, list[Any]]:
     """The base and the elementary transforms of a transformed distribution; other distributions without transforms."""
     parts: list[Any] = []
     while isinstance(distribution, d.TransformedDistribution):
+        if overridden_method(type(distribution), _PACKAGES) is not None:
+            break
         parts = [part for transform in distribution.transforms for part in _elementary_transforms(transform)] + parts
         distribution = distribution.base_dist
     return distribution, parts
@@ -284,9 +293,12 @@ def as_components(distribution: Any) -> Components | None:
         weights = untracked(distribution.mixture_distribution.probs).cpu().numpy()
         parts = distribution.component_distribution
     kind = type(parts).__name__
-    if kind == "Independent" and type(parts.base_dist).__name__ == "Normal":
+    base = parts.base_dist if kind == "Independent" else None
+    if kind == "Independent" and type(base).__name__ == "Normal":
         kind = "diagonal"
     if kind not in ("MultivariateNormal", "LowRankMultivariateNormal", "diagonal") or len(parts.event_shape) != 1:
+        return None
+    if any(overridden_method(type(each), _PACKAGES) for each in (distribution, parts, base)):
         return None
     locs = untracked(parts.mean).cpu().numpy().reshape(weights.size, -1)
     if kind == "diagonal":
@@ -461,7 +473,7 @@ def _support_interval(distribution: Any) -> tuple[float, float]:
 
 def _log_prob(distribution: Any, x: torch.Tensor) -> torch.Tensor:
     """`log_prob` of a distribution without validation, and -inf outside the support."""
-    if isinstance(distribution, d.MixtureSameFamily):
+    if type(distribution) is d.MixtureSameFamily:
         weights = torch.log_softmax(distribution.mixture_distribution.logits, dim=-1)
         return torch.logsumexp(_log_prob(distribution.component_distribution, distribution._pad(x)) + weights, dim=-1)
     inside = _is_inside(distribution, x)

@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from inspect import signature
 from math import inf
-from numbers import Real
 from typing import Any
 
 from kullback.discrete.f_divergence import f_divergence
@@ -23,6 +22,7 @@ from kullback.discrete.power_divergences import (
 )
 from kullback.discrete.validation import events_last, require_probs
 from kullback.errors import ArrayTypeError, ParameterNameError, SupportError
+from kullback.numerics.arguments import is_number
 from kullback.numerics.array_types import ArrayInput, ArrayT, Column, Float, PerEvent, PerRow
 from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
 
@@ -111,8 +111,7 @@ def divergence(
         passed = ", ".join(f"{key}={value!r}" for key, value in parameters.items()) or "none"
         raise ParameterNameError(f"the divergence {name!r} takes {accepted}; got {passed}") from error
     for key, value in parameters.items():
-        is_number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
-        if not (is_number or (value is None and callable(name))):
+        if not (is_number(value) or (value is None and callable(name))):
             raise ArrayTypeError(f"expected {key} to be a number, got {value!r}; call divergence once for each value")
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
     require_probs(xp, "p", p, probs_p, dtype, axis)

@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
+from kullback.numerics.arguments import is_index
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, holds, untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 
@@ -70,7 +71,7 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
         LabelError: Two values have different sets of labels.
         ShapeError: The shapes do not broadcast, or have different numbers of events, or `axis` has no events.
     """
-    if not hasattr(axis, "__index__"):
+    if not is_index(axis):
         raise ArrayTypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
     if where is not None:
         *given, where = _with_mask(*values, where)

@@ -19,6 +19,7 @@ import numpy as np
 
 from kullback.discrete.validation import mass_tolerance
 from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ParameterNameError, ShapeError
+from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
@@ -40,6 +41,7 @@ __all__ = [
     "is_traced",
     "record",
     "require",
+    "require_axes",
     "require_mass_one",
     "require_one_of",
     "require_order",
@@ -295,6 +297,11 @@ def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
     """A number or a list as a NumPy array; ArrayTypeError if it is not numeric."""
     if type(value) not in (float, int):
         require_unlabelled(f"{type(owner).__name__}'s {name}", value)
+    if type(value) is int:
+        try:
+            value = plain_arrays(value)[0]  # an integer beyond 64 bits as a float
+        except ArrayTypeError as error:
+            raise ArrayTypeError(f"{type(owner).__name__}'s {name}: {error}") from error
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list
@@ -302,8 +309,19 @@ def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         remedy = "; pass float(x) of it" if isinstance(value, numbers.Rational | Decimal) else ""
         remedy = remedy or ("; pass numpy.asarray(x, float)" if array.dtype.kind == "O" and array.ndim else "")
-        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}{remedy}")
+        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {shown(value)}{remedy}")
     return array
+
+
+def require_axes(owner: Distribution, name: str, shape: str) -> None:
+    """Raise ShapeError unless the parameter, if it was passed, has the axes of an event, such as "n, n"."""
+    value = getattr(owner, name)
+    if value is None:
+        return
+    ndim = np.ndim(value) if isinstance(value, list | tuple | float | int) else value.ndim
+    if ndim <= shape.count(","):
+        got = f"an array with {ndim} axis" if ndim else "a number without axes"
+        raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., {shape}), got {got}")
 
 
 def require_order(owner: Distribution, name: str, other: str, *, strict: bool = True) -> None:

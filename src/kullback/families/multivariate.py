@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kullback.errors import ParameterError, ShapeError
+from kullback.errors import ParameterError
 from kullback.families.base import (
     Count,
     Distribution,
@@ -11,6 +11,7 @@ from kullback.families.base import (
     Real,
     is_traced,
     record,
+    require_axes,
     require_one_of,
     require_unit_length,
 )
@@ -43,6 +44,7 @@ class MultivariateNormal(Distribution):
 
     Raises:
         ParameterError: An entry is not finite, or not exactly one of the three matrices is passed.
+        ShapeError: The matrix has fewer than 2 axes.
 
     Example:
         >>> from kullback import kl
@@ -59,6 +61,8 @@ class MultivariateNormal(Distribution):
 
     def _check(self) -> None:
         require_one_of(self, "covariance_matrix", "precision_matrix", "scale_tril")
+        for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
+            require_axes(self, name, "n, n")
 
 
 @record
@@ -92,12 +96,8 @@ class LowRankMultivariateNormal(Distribution):
     cov_diag: Positive
 
     def _check(self) -> None:
-        for name, shape, least in (("cov_factor", "(..., n, rank)", 2), ("cov_diag", "(..., n)", 1)):
-            dimensions = np.ndim(getattr(self, name))
-            if dimensions < least:
-                raise ShapeError(
-                    f"expected LowRankMultivariateNormal's {name} to have shape {shape}, got {dimensions} axes"
-                )
+        require_axes(self, "cov_factor", "n, rank")
+        require_axes(self, "cov_diag", "n")
 
 
 @record
@@ -111,6 +111,7 @@ class Dirichlet(Distribution):
 
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
+        ShapeError: `concentration` has no axis.
 
     Example:
         >>> from kullback import kl
@@ -120,6 +121,9 @@ class Dirichlet(Distribution):
     """
 
     concentration: Positive
+
+    def _check(self) -> None:
+        require_axes(self, "concentration", "n")
 
 
 @record
@@ -185,6 +189,8 @@ class Wishart(Distribution):
 
     def _check(self) -> None:
         require_one_of(self, "covariance_matrix", "scale_tril")
+        require_axes(self, "covariance_matrix", "n, n")
+        require_axes(self, "scale_tril", "n, n")
 
 
 @record
@@ -202,6 +208,7 @@ class InverseWishart(Distribution):
 
     Raises:
         ParameterError: df is not positive and finite, or an entry of the matrix is not finite.
+        ShapeError: The matrix has fewer than 2 axes.
 
     Example:
         >>> from kullback import kl
@@ -212,6 +219,9 @@ class InverseWishart(Distribution):
 
     df: Positive
     scale_matrix: Real
+
+    def _check(self) -> None:
+        require_axes(self, "scale_matrix", "n, n")
 
 
 @record
@@ -252,6 +262,10 @@ class MatrixNormal(Distribution):
     def _check(self) -> None:
         require_one_of(self, "row_covariance", "row_scale_tril")
         require_one_of(self, "column_covariance", "column_scale_tril")
+        for name in ("row_covariance", "row_scale_tril"):
+            require_axes(self, name, "m, m")
+        for name in ("column_covariance", "column_scale_tril"):
+            require_axes(self, name, "n, n")
 
 
 @record

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
-from numbers import Real
 from typing import Any
 
 from kullback.densities.from_families import has_density
@@ -13,9 +12,10 @@ from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
 from kullback.fit.solver.starting_points import univariate_starts
-from kullback.fit.target_family import family_adapter, validate_components
+from kullback.fit.target_family import family_adapter, list_of_starts, validate_components
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
+from kullback.numerics.arguments import is_number
 from kullback.result import Estimate
 
 __all__ = ["fit_alpha"]
@@ -68,7 +68,7 @@ def fit_alpha(
         >>> [round(fit_alpha(Normal, target=two, alpha=a).distribution.scale, 3) for a in (1.0, 0.5, 0.0)]
         [2.088, 2.018, 1.892]
     """
-    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+    if not (is_number(alpha) and 0 <= alpha <= 1):
         raise SupportError(f"expected alpha from 0, KL(q || target), to 1, KL(target || q), got {alpha!r}")
     adapter, density = family_adapter(family), univariate_density(target)
     fixed, components = adapter.validate_fixed(fixed), validate_components(adapter.family, components)
@@ -81,7 +81,7 @@ def fit_alpha(
         raise ParameterError(f"expected a univariate family, got {adapter.family.__name__}")
     if density is None:
         raise SupportError(f"expected a target with a univariate density, got {type(target).__name__}")
-    members = [adapter.from_requested(one) for one in ([start] if start is not None else []) + list(starts)]
+    members = [adapter.from_requested(one) for one in ([start] if start is not None else []) + list_of_starts(starts)]
     members += univariate_starts(adapter.family, density, fixed, components)
     if not members:
         raise ParameterError(

@@ -248,7 +248,8 @@ def _fit_to_samples(
         diagnostics = {"method": "closed form", "cross_entropy": value}
         return _closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
     parametrisation = parametrise(family, starts[0], fixed)
-    found = minimise_from_starts(parametrisation, CrossEntropyObjective(parametrisation, x, w), starts)
+    objective = CrossEntropyObjective(parametrisation, x, w)
+    found = minimise_from_starts(parametrisation, objective, starts)
     if closed_form is None and not found.minima:
         raise SupportError(
             f"expected a finite likelihood at a start, but it is not finite at any of {len(starts)}: pass start=, a "
@@ -258,6 +259,13 @@ def _fit_to_samples(
     value = _cross_entropy(best, x, w)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form", "cross_entropy": value}
     converged = closed_form is not None or found.converged
+    sample = None if converged else objective.only_sample_of_a_component(parametrisation.to_vector(best), 3.0)
+    if sample is not None:
+        raise SupportError(
+            f"expected samples for which the likelihood of {family.__name__} has a maximum, but it increases without "
+            f"bound as the scale of a component at the sample {sample!r} decreases; fix the scales, pass more samples "
+            "or request fewer components"
+        )
     path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
     return Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
 

@@ -18,6 +18,7 @@ from kullback.fit.gaussian.mixtures import MixtureParametrisation
 from kullback.fit.gaussian.multivariate import NORMAL_FAMILIES
 from kullback.fit.result import Fit, with_distributions
 from kullback.fit.targets import is_multivariate
+from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import untracked
 
 __all__ = [
@@ -140,8 +141,8 @@ def _require_constraints(family: type, parameter: Field[Any], value: Any) -> Non
 
 def list_of_starts(starts: Any) -> list[Any]:
     """The starting points as a list; ParameterError if they are not a sequence."""
-    if not isinstance(starts, Iterable):
-        raise ParameterError(f"expected starts to be a sequence of members of the family, got {starts!r}")
+    if isinstance(starts, str) or not isinstance(starts, Iterable) or getattr(starts, "ndim", None) == 0:
+        raise ParameterError(f"expected starts to be a sequence of members of the family, got {shown(starts)}")
     return list(starts)
 
 

@@ -27,6 +27,7 @@ __all__ = [
 _USER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
+_NATS_BELOW_JUMP = 30  # a jump to 0 from a lower density is ignored
 _REFINEMENTS = 6
 _FAR = 1e12  # where the density of a target with infinite support must be negligible
 _MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
@@ -87,6 +88,7 @@ def normalise(
 
         return log_density
 
+    support = _without_empty_ends(log_prob, support)
     anchors, top = find_modes(log_prob, support) if modes is None else modes
     with np.errstate(all="ignore"):
         relative = Density(shifted(top), support, anchors)
@@ -164,11 +166,39 @@ def _interior_point(support: tuple[float, float]) -> float:
     return low + 1 if isfinite(low) else high - 1 if isfinite(high) else 0.0
 
 
+def _without_empty_ends(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[float, float]:
+    """The support, with an infinite end replaced by the point at which the density jumps to 0.
+
+    The nodes of the quadrature must not cross such a jump. An end at which the density has already decayed is kept.
+    """
+    x = _initial_grid(support)
+    with np.errstate(all="ignore"):
+        values = _log_density_inside(log_prob, support, x)
+    inside = np.flatnonzero(values > -inf)
+    if not inside.size:
+        return support
+    ends = list(support)
+    for end, first, step in ((0, inside[0], -1), (1, inside[-1], 1)):
+        if isfinite(ends[end]) or not 0 <= first + step < x.size or values[first] < values.max() - _NATS_BELOW_JUMP:
+            continue
+        outer, inner = x[first + step], x[first]
+        for _ in range(12):
+            points = np.linspace(outer, inner, 65)
+            with np.errstate(all="ignore"):
+                is_inside = _log_density_inside(log_prob, support, points) > -inf
+            last = int(np.flatnonzero(~is_inside)[-1])
+            outer, inner = points[last], points[min(last + 1, 64)]
+        ends[end] = float(outer)
+    return ends[0], ends[1]
+
+
 def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> Modes:
     """The modes of a log-density with their widths, on a grid that is refined near the peaks, and its largest value.
 
     The width of a mode is the distance to the nearest grid point at which the log-density is lower by half a nat.
     """
+
+    support = _without_empty_ends(log_prob, support)
 
     def log_density(x: Array) -> Array:
         return _log_density_inside(log_prob, support, x)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
 from kullback.fit.target_family import is_module, reject_options
 from kullback.fit.targets import evaluate_log_prob, univariate_density
+from kullback.numerics.arguments import as_float64, shown
 from kullback.numerics.arrays import Array
 
 __all__ = ["fit_tempered"]
@@ -75,15 +76,15 @@ def fit_tempered(
     """
     if is_module(family):
         reject_options("a module", start=(start, None))
-    increasing = all(low < high for low, high in zip([0.0, *exponents], exponents, strict=False))
-    if not exponents or not increasing or not isfinite(exponents[-1]):
-        raise SupportError(f"expected positive, finite and increasing exponents, got {tuple(exponents)!r}")
+    powers = as_float64("exponents", exponents)
+    if powers.ndim != 1 or not powers.size or not (np.diff(powers, prepend=0.0) > 0).all() or powers[-1] == np.inf:
+        raise SupportError(f"expected positive, finite and increasing exponents, got {shown(exponents)}")
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
     if log_prob is None:
         log_prob, support = _log_density_and_support(target, support)
     fits: list[Fit] = []
-    for exponent in exponents:
+    for exponent in powers:
         tempered = partial(_tempered_log_prob, log_prob, float(exponent))
         try:
             fit = fit_reverse(family, log_prob=tempered, start=start, support=support, **settings)

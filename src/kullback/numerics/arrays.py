@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -72,7 +72,11 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
             raise ArrayTypeError(f"expected real numbers, got dtype {value.dtype}")
         else:
             floats.append(xp.astype(value, default) if xp.isdtype(value.dtype, ("bool", "integral")) else value)
-    dtype = xp.result_type(*floats)
+    if array_api_compat.is_torch_namespace(xp):
+        # Of tensors without axes, `result_type` would return the first dtype. Every dtype counts, as in NumPy.
+        dtype = reduce(sys.modules["torch"].promote_types, [array.dtype for array in floats])
+    else:
+        dtype = xp.result_type(*floats)
     computing = xp.float32 if _is_half(dtype) else dtype
     return xp, [xp.astype(array, computing, copy=False) for array in floats], dtype
 

@@ -3,6 +3,7 @@
 The functions recognise a library by the attributes of its objects, so that no library is imported.
 """
 
+import math
 import sys
 from array import array as TypedArray
 from collections.abc import Mapping, Sequence, Set
@@ -77,8 +78,10 @@ def _offers(value: Any, name: str) -> bool:
 def _plain(value: Any) -> tuple[Any, tuple[Any, ...]]:
     """The value as a number or a plain array, and (name, labels) or None for each axis; () without labels."""
     kind = type(value)
-    if kind is float or kind is int or (kind is np.ndarray and value.dtype.kind in "biufc"):
+    if kind is float or (kind is np.ndarray and value.dtype.kind in "biufc"):
         return value, ()
+    if kind is int:
+        return (value if -(2**63) <= value < 2**63 else _as_float(value)), ()
     if isinstance(value, np.generic | np.ndarray):
         return _plain_numpy(value), ()
     if array_api_compat.is_array_api_obj(value):
@@ -92,6 +95,18 @@ def _plain(value: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(array, np.ndarray) and is_labelled(value):
         return array, _axis_labels(value, array.ndim)
     return array, ()
+
+
+def _as_float(value: int) -> float:
+    """An integer beyond the range of 64 bits in float64."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        digits = int(math.log10(abs(value))) + 1
+        raise ArrayTypeError(
+            f"expected numbers within the range of float64, got an integer of about {digits} digits; pass its "
+            "logarithm where the function takes logarithms"
+        ) from error
 
 
 def _converts(value: Any) -> bool:

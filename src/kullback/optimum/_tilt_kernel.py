@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from kullback.numerics.arrays import Array, holds, is_positive, untracked, with_gradient
+from kullback.numerics.arrays import Array, holds, is_positive, log, untracked, with_gradient
 from kullback.numerics.phi import phi
 
 __all__ = ["TiltedRows", "beta_for_budget", "tilt_rows"]
@@ -75,7 +75,14 @@ def _tilted(
     """reward - centre, the policy, log(policy/ref), and the terms of KL(policy || ref), from the normaliser."""
     centred_reward = _select(xp, possible, reward - centre, 0.0)
     d = _select(xp, possible, _divide(xp, centred_reward, beta) - log_total, 0.0)
-    policy = _select(xp, possible, ref * xp.exp(d), 0.0)
+    # At a subnormal probability of the reference, policy/ref may overflow although the policy does not.
+    overflows = d > math.log(xp.finfo(ref.dtype).max) - 1
+    if holds(~xp.any(overflows)):
+        policy = ref * xp.exp(d)
+    else:
+        half = xp.exp(xp.where(overflows, d / 2, 0.0))
+        policy = xp.where(overflows, ref * half * half, ref * xp.exp(xp.where(overflows, 0.0, d)))
+    policy = _select(xp, possible, policy, 0.0)
     close = d > -1
     kl = policy * phi(-xp.clip(d, -1.0, None))
     if not holds(xp.all(close)):
@@ -111,7 +118,15 @@ def _normaliser(xp: Any, ref: Array, reward: Array, possible: Array, beta: Array
         return (xp.sum(ref * terms, axis=-1, keepdims=True),)
 
     (total,) = _in_blocks(totals, 0, ref, reward, possible)
-    return centre, xp.where(near, xp.log1p(xp.where(near, total, 0.0)), xp.log(xp.where(near, 1.0, total)))
+    log_total = xp.where(near, xp.log1p(xp.where(near, total, 0.0)), xp.log(xp.where(near, 1.0, total)))
+    is_rounded = ~near & (total < xp.finfo(ref.dtype).smallest_normal / xp.finfo(ref.dtype).eps)
+    if holds(xp.any(is_rounded)):  # the terms are subnormal, with few digits
+        a = _divide(xp, xp.where(possible, reward - centre, 0.0), beta)
+        logs = xp.where(possible, log(xp, xp.where(possible, ref, 1.0)) + a, -inf)
+        highest = xp.max(logs, axis=-1, keepdims=True)
+        shifted = xp.sum(xp.exp(logs - highest), axis=-1, keepdims=True)
+        log_total = xp.where(is_rounded, highest + xp.log(shifted), log_total)
+    return centre, log_total
 
 
 def _in_blocks(function: Callable[..., tuple[Array, ...]], elementwise: int, *arrays: Array) -> tuple[Array, ...]:

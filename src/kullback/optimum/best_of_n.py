@@ -77,7 +77,7 @@ def best_of_n_policy(ref: ArrayInput[ArrayT], reward: ArrayInput[ArrayT], n: Arr
 
     Raises:
         NotNormalizedError: An entry of `ref` is negative or nan, or a sum is not 1.
-        SupportError: A reward is not finite where ref > 0, or n is less than 1 or nan.
+        SupportError: A reward is not finite where ref > 0, or n is less than 1, infinite or nan.
         ShapeError: The shapes do not broadcast, or the last axis is empty.
 
     References:
@@ -92,6 +92,8 @@ def best_of_n_policy(ref: ArrayInput[ArrayT], reward: ArrayInput[ArrayT], n: Arr
     xp, [probs, values, count], dtype = as_floats(ref, reward, n)
     shapes = f"{tuple(probs.shape)}, {tuple(values.shape)} and {tuple(count.shape)}"
     _require_sample_count(xp, count)
+    if holds(xp.any(untracked(count) == inf)):
+        raise SupportError("expected a finite n, the number of samples, got inf; for the limit, pass a large n")
     require_equal_events([tuple(probs.shape), tuple(values.shape)], -1)
     try:
         probs, values, count = xp.broadcast_arrays(probs, values, count[..., None])

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
+from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.numerics.arguments import as_float64, is_index, is_number, shown
 
 __all__ = ["MDP"]
+
+_MAX_HORIZON = 10**9  # each step needs an array of the size of the rewards
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +55,12 @@ class MDP:
     initial: Any = None
 
     def __post_init__(self) -> None:
-        rewards = _numbers("rewards", self.rewards)
+        rewards = as_float64("rewards", self.rewards)
         if rewards.ndim != 2 or 0 in rewards.shape:
             raise ShapeError(f"expected rewards of shape (states, actions), got {rewards.shape}")
         states, actions = rewards.shape
         transitions = (
-            self.transitions if sparse.issparse(self.transitions) else _numbers("transitions", self.transitions)
+            self.transitions if sparse.issparse(self.transitions) else as_float64("transitions", self.transitions)
         )
         flat, full = (states * actions, states), (states, actions, states)
         if transitions.shape not in ([flat] if sparse.issparse(transitions) else [flat, full]):
@@ -68,8 +71,8 @@ class MDP:
         if not sparse.issparse(transitions):
             transitions = transitions.reshape(flat)
         transitions = sparse.csr_array(transitions, dtype=np.float64)
-        ends = np.zeros(rewards.shape) if self.ends is None else _numbers("ends", self.ends)
-        initial = np.full(states, 1 / states) if self.initial is None else _numbers("initial", self.initial)
+        ends = np.zeros(rewards.shape) if self.ends is None else as_float64("ends", self.ends)
+        initial = np.full(states, 1 / states) if self.initial is None else as_float64("initial", self.initial)
         for name, array, shape in (("ends", ends, rewards.shape), ("initial", initial, (states,))):
             if array.shape != shape:
                 raise ShapeError(f"expected {name} of shape {shape}, got {array.shape}")
@@ -101,20 +104,15 @@ class MDP:
                 f"expected finite rewards, but rewards[{state}, {action}] is {float(self.rewards[state, action])!r}; "
                 "to exclude an action, set its probability in ref to 0"
             )
-        if not 0 <= self.discount <= 1:
-            raise SupportError(f"expected a discount in [0, 1], got {self.discount!r}")
-        if self.horizon is not None and not (isinstance(self.horizon, int | np.integer) and self.horizon >= 1):
-            raise SupportError(f"expected a horizon of at least 1 step, as an integer, or None, got {self.horizon!r}")
+        if not (is_number(self.discount) and 0 <= self.discount <= 1):
+            raise SupportError(f"expected a discount in [0, 1], got {shown(self.discount)}")
+        if self.horizon is not None and not (is_index(self.horizon) and 1 <= self.horizon <= _MAX_HORIZON):
+            raise SupportError(
+                f"expected a horizon of at least 1 step and at most {_MAX_HORIZON}, as an integer, or None, got "
+                f"{shown(self.horizon)}"
+            )
         if self.horizon is None and self.discount == 1:
             raise SupportError(
                 "expected a horizon, or a discount less than 1, got neither: the objective would be unbounded; pass a "
                 "horizon or a discount"
             )
-
-
-def _numbers(name: str, values: Any) -> Any:
-    """The values as a float64 array; ArrayTypeError if they are not numbers."""
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ArrayTypeError(f"expected {name} to be an array of numbers, but {error}") from error

@@ -1,6 +1,6 @@
 """Enumeration of all sequences of a small language model, so that its optimal policy is a tilt of one distribution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +8,13 @@ from scipy.special import log_softmax
 
 from kullback.discrete.validation import require_logits
 from kullback.errors import InputError, ShapeError
+from kullback.numerics.arguments import as_float64, is_index, is_number, shown
 from kullback.numerics.arrays import ArrayLike
 
 __all__ = ["Sequences", "enumerate_sequences", "next_token_probs", "tabulate"]
 
 _BATCH = 4096  # prefixes per call of the model
+_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +70,22 @@ def enumerate_sequences(
         >>> completions.tokens.tolist(), np.exp(completions.log_probs).round(2).tolist()
         ([[1, -1], [0, 0], [0, 1]], [0.5, 0.25, 0.25])
     """
-    if max_tokens < 1:
-        raise InputError(f"expected max_tokens >= 1, got {max_tokens}")
+    if not callable(next_logits):
+        raise InputError(f"expected next_logits to be a function of prefixes, got {shown(next_logits)}")
+    for name, value in (("max_tokens", max_tokens), ("limit", limit)):
+        if not (is_index(value) and 1 <= value <= _LARGEST):
+            raise InputError(f"expected {name} to be a whole number from 1 to {_LARGEST}, got {shown(value)}")
+    if end is not None and not is_index(end):
+        raise InputError(f"expected end to be a token id or None, got {shown(end)}")
+    if not (is_number(min_prob) and min_prob <= 1):
+        raise InputError(f"expected min_prob to be a probability, got {shown(min_prob)}")
     prefixes, log_probs = np.zeros((1, 0), dtype=np.int64), np.zeros(1)
     finished_tokens: list[np.ndarray] = []
     finished_log_probs: list[np.ndarray] = []
     rest, finished = 0.0, 0
     for step in range(1, max_tokens + 1):
         extended = log_probs[:, None] + _next_log_probs(next_logits, prefixes)
-        kept = (extended > -np.inf) & (np.exp(extended) >= min_prob)
+        kept = (extended > -np.inf) & (np.exp(extended) >= float(min_prob))
         rest += float(np.exp(extended[~kept]).sum())
         rows, chosen = np.nonzero(kept)
         if (count := finished + len(rows)) > limit:
@@ -85,7 +94,7 @@ def enumerate_sequences(
             )
         prefixes, log_probs = np.concatenate([prefixes[rows], chosen[:, None]], axis=1), extended[kept]
         is_finished = (step == max_tokens) | (chosen == (-1 if end is None else end))
-        finished_tokens.append(np.pad(prefixes[is_finished], ((0, 0), (0, max_tokens - step)), constant_values=-1))
+        finished_tokens.append(prefixes[is_finished])
         finished_log_probs.append(log_probs[is_finished])
         prefixes, log_probs, finished = (
             prefixes[~is_finished],
@@ -94,7 +103,9 @@ def enumerate_sequences(
         )
         if not len(prefixes):
             break
-    tokens = np.concatenate(finished_tokens)
+    longest = len(finished_tokens)
+    padded = [np.pad(x, ((0, 0), (0, longest - x.shape[1])), constant_values=-1) for x in finished_tokens]
+    tokens = np.concatenate(padded)
     return Sequences(tokens, (tokens >= 0).sum(axis=1), np.concatenate(finished_log_probs), rest)
 
 
@@ -123,12 +134,20 @@ def tabulate(
         >>> ref.round(2), reward
         (array([[0.5, 0.5, 0. ]]), array([[0., 1., 0.]]))
     """
-    if len(found) != len(rewards):
-        raise ShapeError(f"expected rewards for each of {len(found)} prompts, got rewards for {len(rewards)}")
+    _require_list("found", found)
+    _require_list("rewards", rewards)
+    for each in found:
+        _require_sequences(each)
+    if rest_reward is not None and not is_number(rest_reward):
+        raise InputError(f"expected rest_reward to be a number or None, got {shown(rest_reward)}")
+    if len(found) != len(rewards) or not len(found):
+        raise ShapeError(
+            f"expected at least one prompt and rewards for each of {len(found)} prompts, got rewards for {len(rewards)}"
+        )
     width = max(len(each.lengths) for each in found) + 1
     ref, reward = np.zeros((len(found), width)), np.zeros((len(found), width))
     for row, (completions, given) in enumerate(zip(found, rewards, strict=True)):
-        row_rewards = np.asarray(given, dtype=np.float64)
+        row_rewards = as_float64(f"rewards[{row}]", given)
         if row_rewards.shape != completions.lengths.shape:
             raise ShapeError(
                 f"expected rewards of shape {completions.lengths.shape} for prompt {row}, got {row_rewards.shape}"
@@ -166,14 +185,38 @@ def next_token_probs(found: Sequences, probs: ArrayLike, prefix: Sequence[int], 
         >>> next_token_probs(enumerate_sequences(coin, max_tokens=2), [0.1, 0.2, 0.3, 0.4], [0], 2).round(3)
         array([0.333, 0.667])
     """
-    step = len(prefix)
-    continues = (found.tokens[:, :step] == np.asarray(prefix, dtype=np.int64)).all(axis=1) & (found.lengths > step)
+    _require_sequences(found)
+    weights, tokens = as_float64("probs", probs), as_float64("prefix", prefix)
+    if weights.ndim != 1 or len(weights) < len(found.lengths):
+        raise ShapeError(f"expected probs of shape ({len(found.lengths)},), got {weights.shape}")
+    if tokens.ndim != 1 or (tokens % 1).any() or not (is_index(vocabulary) and 1 <= vocabulary <= _LARGEST):
+        raise InputError(
+            f"expected prefix to be a list of token ids and vocabulary a number of tokens, got {shown(prefix)} and "
+            f"{shown(vocabulary)}"
+        )
+    step = len(tokens)
+    if step >= found.tokens.shape[1]:
+        raise InputError(f"expected a prefix shorter than {found.tokens.shape[1]} tokens, got {shown(list(prefix))}")
+    continues = (found.tokens[:, :step] == tokens).all(axis=1) & (found.lengths > step)
     mass = np.bincount(
-        found.tokens[continues, step], weights=np.asarray(probs)[: len(continues)][continues], minlength=vocabulary
+        found.tokens[continues, step], weights=weights[: len(continues)][continues], minlength=vocabulary
     )
     if not mass.sum() > 0:
         raise InputError(f"expected a prefix with a continuation of positive probability, got {list(prefix)}")
     return mass / mass.sum()
+
+
+def _require_list(name: str, values: object) -> None:
+    """Raise InputError unless the values have a length and an order."""
+    is_list = hasattr(type(values), "__len__") and hasattr(type(values), "__getitem__")
+    if not is_list or isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0:
+        raise InputError(f"expected {name} to be a list with one entry per prompt, got {shown(values)}")
+
+
+def _require_sequences(found: object) -> None:
+    """Raise InputError unless the argument is a `Sequences`."""
+    if not isinstance(found, Sequences):
+        raise InputError(f"expected Sequences from enumerate_sequences, got {shown(found)}")
 
 
 def _next_log_probs(next_logits: Callable[[np.ndarray], ArrayLike], prefixes: np.ndarray) -> np.ndarray:
@@ -181,7 +224,7 @@ def _next_log_probs(next_logits: Callable[[np.ndarray], ArrayLike], prefixes: np
     pieces = []
     for start in range(0, len(prefixes), _BATCH):
         batch = prefixes[start : start + _BATCH]
-        logits = np.asarray(next_logits(batch), dtype=np.float64)
+        logits = as_float64("the result of next_logits", next_logits(batch))
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ShapeError(
                 f"expected next_logits to return logits of shape ({len(batch)}, vocabulary), got {logits.shape}"

@@ -4,11 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kullback.errors import ArrayTypeError, SupportError
+from kullback.errors import SupportError
+from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
-from kullback.optimum.trajectory_kl import as_policy, solve_linear, state_transitions
+from kullback.optimum.trajectory_kl import (
+    as_beta,
+    as_policy,
+    require_mdp,
+    require_representable_values,
+    solve_linear,
+    state_transitions,
+)
 
 __all__ = ["SoftOptimum", "soft_value_iteration"]
 
@@ -79,10 +87,13 @@ def soft_value_iteration(
         >>> best.policy.round(4), float(best.value[0].round(4)), best.error < 1e-9
         (array([[0.2689, 0.7311]]), 2.6265, True)
     """
-    if not isinstance(mdp, MDP):
-        raise ArrayTypeError(f"expected an MDP, got {type(mdp).__name__}; construct kullback.MDP(transitions, rewards)")
-    if not 0 <= beta < np.inf:
-        raise SupportError(f"expected a finite beta >= 0, got {beta!r}")
+    require_mdp(mdp)
+    require_representable_values(mdp)
+    beta = as_beta(beta)
+    if not (is_number(tolerance) and tolerance >= 0):
+        raise SupportError(f"expected tolerance to be a number >= 0, got {shown(tolerance)}")
+    if not (is_index(max_iterations) and max_iterations >= 1):
+        raise SupportError(f"expected max_iterations to be a whole number >= 1, got {shown(max_iterations)}")
     probs = np.full_like(mdp.rewards, 1 / mdp.rewards.shape[1]) if ref is None else as_policy(mdp, "ref", ref)
     probs = probs / probs.sum(-1, keepdims=True)
     # The entropy is log A minus the KL to the uniform policy.

@@ -9,12 +9,15 @@ import numpy as np
 
 from kullback.discrete.validation import require_equal_events, require_probs
 from kullback.errors import BudgetError, KullbackError, ShapeError, SupportError
+from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, untracked
 from kullback.numerics.labels import require_unlabelled
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
 __all__ = ["Frontier", "Optimum", "frontier", "tilt", "tilt_to_budget"]
+
+_MAX_POINTS = 10**7  # of a frontier, whose arrays then fit into memory
 
 
 @dataclass(frozen=True)
@@ -218,9 +221,10 @@ def frontier(
         >>> curve.kl.round(4), curve.expected_reward.round(4), float(curve.reward_at(0.1).round(4))
         (array([0.    , 0.3466, 1.3863]), array([0.75 , 1.454, 2.   ]), 1.1293)
     """
-    if not (isinstance(points, int | np.integer) and points >= 2):
+    if not (isinstance(points, int | np.integer) and 2 <= points <= _MAX_POINTS):
         raise ShapeError(
-            f"expected a whole number of at least 2 points, one for each end of the frontier, got {points!r}"
+            f"expected a whole number of at least 2 points, one for each end of the frontier, and at most "
+            f"{_MAX_POINTS}, got {shown(points)}"
         )
     largest: Array = tilt(ref, reward, 0.0, contexts=contexts).kl
     events = 1 if contexts is None else 2

@@ -8,11 +8,21 @@ from scipy.special import entr
 
 from kullback.discrete.kl import kl_log_probs, kl_probs
 from kullback.discrete.validation import require_probs
-from kullback.errors import ShapeError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.numerics.arguments import as_float64, is_number, shown
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum.mdp import MDP
 
-__all__ = ["as_policy", "policy_objective", "solve_linear", "state_transitions", "trajectory_kl"]
+__all__ = [
+    "as_beta",
+    "as_policy",
+    "policy_objective",
+    "require_mdp",
+    "require_representable_values",
+    "solve_linear",
+    "state_transitions",
+    "trajectory_kl",
+]
 
 _DIRECT_STATES = 2000  # the number of states up to which a sparse factorisation is faster than an iteration
 
@@ -41,6 +51,7 @@ def trajectory_kl(
         0.
 
     Raises:
+        ArrayTypeError: `mdp` is not an MDP, or a policy is not an array of numbers.
         ShapeError: A policy does not have one of the shapes above, or not exactly one of `ref` and `log_ref` is given.
         NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
@@ -52,6 +63,7 @@ def trajectory_kl(
         >>> trajectory_kl(mdp, [0.5, 0.5], [0.5, 0.5]), round(trajectory_kl(mdp, [0.0, 1.0], [0.5, 0.5]), 4)
         (0.0, 2.0794)
     """
+    require_mdp(mdp)
     if (ref is None) == (log_ref is None):
         raise ShapeError(f"expected one of ref and log_ref, got {'neither' if ref is None else 'both'}")
     probs = as_policy(mdp, "policy", policy)
@@ -78,7 +90,9 @@ def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | 
         In units of reward; `-inf` where beta > 0 and the KL is `inf`.
 
     Raises:
+        ArrayTypeError: `mdp` is not an MDP, or a policy is not an array of numbers.
         ShapeError: A policy does not have one of the shapes above.
+        SupportError: `beta` is not a finite number >= 0.
         NotNormalizedError: A probability is negative or nan, or a row does not sum to 1.
 
     References:
@@ -89,10 +103,37 @@ def policy_objective(mdp: MDP, policy: ArrayLike, beta: float, ref: ArrayLike | 
         >>> round(policy_objective(mdp, [0.5, 0.5], 1.0), 4)
         3.5794
     """
+    require_mdp(mdp)
+    require_representable_values(mdp)
+    beta = as_beta(beta)
     probs = as_policy(mdp, "policy", policy)
     cost = -entr(probs).sum(-1) if ref is None else kl_probs(probs, as_policy(mdp, "ref", ref))
     mean = (probs * mdp.rewards).sum(-1)
     return _expected_sum(mdp, probs, mean - beta * cost if beta else mean)
+
+
+def require_mdp(mdp: object) -> None:
+    """Raises ArrayTypeError unless the argument is an `MDP`."""
+    if not isinstance(mdp, MDP):
+        raise ArrayTypeError(f"expected an MDP, got {shown(mdp)}; construct kullback.MDP(transitions, rewards)")
+
+
+def require_representable_values(mdp: MDP) -> None:
+    """Raises SupportError if the sum of the rewards of a trajectory may exceed the range of float64."""
+    steps = min(1 / (1 - mdp.discount) if mdp.discount < 1 else np.inf, np.inf if mdp.horizon is None else mdp.horizon)
+    largest = float(abs(mdp.rewards).max())
+    if largest > np.finfo(np.float64).max / (4 * steps):
+        raise SupportError(
+            f"expected rewards whose sum over a trajectory fits into float64, got a reward of size {largest:g} and "
+            f"{steps:g} steps; divide the rewards and beta by a common factor"
+        )
+
+
+def as_beta(beta: object) -> float:
+    """The coefficient of the KL as a float; SupportError unless it is a finite number >= 0."""
+    if not (is_number(beta) and 0 <= (value := float(beta)) < np.inf):  # pyright: ignore[reportArgumentType]
+        raise SupportError(f"expected a finite beta >= 0, got {shown(beta)}")
+    return value
 
 
 def as_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
@@ -105,12 +146,12 @@ def as_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
 def _broadcast_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
     """The array in float64 with shape (S, A) or (horizon, S, A)."""
     shape = mdp.rewards.shape
-    array = np.asarray(given, dtype=np.float64)
+    array = as_float64(name, given)
     if array.ndim == 1:
         array = np.broadcast_to(array, (shape[0], *array.shape))
     if array.shape != shape and (mdp.horizon is None or array.shape != (mdp.horizon, *shape)):
         expected = f"{shape}" if mdp.horizon is None else f"{shape} or {(mdp.horizon, *shape)}"
-        raise ShapeError(f"expected {name} of shape {expected}, got {np.asarray(given).shape}")
+        raise ShapeError(f"expected {name} of shape {expected}, got {np.shape(given)}")
     return array
 
 

@@ -6,10 +6,11 @@ import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where
 import torch
 from torch import Tensor
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import Float, Int, Shaped
 from kullback.policy.aggregation import token_mask
-from kullback.tokens.logits import require_tensors
+from kullback.tokens.logits import is_scalar, require_tensors
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 
@@ -43,6 +44,8 @@ def group_advantages(
         >>> group_advantages(torch.tensor([1.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
         tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
     """
+    if not isinstance(scale, bool):
+        raise ArrayTypeError(f"expected scale to be True or False, got {shown(scale)}")
     rewards, group, count = _groups(rewards, prompts)
     centered = _centered(rewards, group, count)
     if not scale:
@@ -106,7 +109,9 @@ def gae(
         Shape (batch, time), in units of reward, 0 where the mask is false, without gradient.
 
     Raises:
+        ArrayTypeError: An argument is not a tensor of real numbers.
         ShapeError: The shapes differ.
+        SupportError: `discount` or `decay` is not a number from 0 to 1.
 
     References:
         Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16
@@ -122,6 +127,9 @@ def gae(
             f"expected rewards and values of one shape (batch, time), got {tuple(rewards.shape)} and "
             f"{tuple(values.shape)}"
         )
+    for name, value in (("discount", discount), ("decay", decay)):
+        if not (is_scalar(value) and 0 <= value <= 1):
+            raise SupportError(f"expected {name} to be a number from 0 to 1, got {shown(value)}")
     mask = token_mask(rewards, mask)
     dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.get_default_dtype())
     rewards, values = rewards.detach().to(dtype), values.detach().to(dtype)

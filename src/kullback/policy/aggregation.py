@@ -5,9 +5,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from kullback.errors import PenaltyError
+from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.arguments import is_name
 from kullback.numerics.array_types import Bool, Float, Shaped
-from kullback.tokens.logits import as_mask, is_scalar, require_tensors
+from kullback.tokens.logits import as_mask, as_scalar, is_scalar, require_tensors
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
 
@@ -66,7 +67,7 @@ def aggregate_tokens(
         sums = sums / lengths.clamp(min=1)
     if normalizer is None:
         normalizer = lengths.sum().clamp(min=1) if how == "token_mean" else len(sums)
-    return sums.sum() / normalizer
+    return sums.sum() / as_scalar(normalizer)
 
 
 def token_mask(
@@ -78,10 +79,12 @@ def token_mask(
         ShapeError: The mask does not have the shape of `values`.
     """
     require_tensors(values=values)
+    if values.ndim != 2:
+        raise ShapeError(f"expected values of shape (batch, time), got {tuple(values.shape)}")
     return torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
 
 
 def require_aggregate(how: str) -> None:
     """Raises PenaltyError unless `how` is the name of an aggregation."""
-    if how not in get_args(Aggregate):
+    if not is_name(how, get_args(Aggregate)):
         raise PenaltyError(f"expected the aggregation to be one of {', '.join(get_args(Aggregate))}, got {how!r}")

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kullback.errors import PenaltyError
+from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.arguments import is_name, is_number, shown
 from kullback.numerics.array_types import Float, Int, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
-from kullback.tokens.linear import linear_token_kl
-from kullback.tokens.logits import as_logits, token_kl
+from kullback.tokens.linear import linear_token_kl, require_heads, require_positive, require_settings
+from kullback.tokens.logits import as_logits, require_tensors, token_kl
 from kullback.tokens.stats import token_stats
 
 __all__ = ["DISTILLATION_DIVERGENCES", "DistillationLoss", "distillation_loss", "logit_divergence"]
@@ -157,7 +158,9 @@ def distillation_loss(
     Raises:
         PenaltyError: The divergence or the aggregation is unknown, the weight is not between 0 and 1, or a group is
             given for a divergence that does not support it.
+        ArrayTypeError: A hidden state, a weight or a bias is not a tensor.
         ShapeError: The shapes do not match.
+        SupportError: The temperature, a cap or a scale is not a positive finite number.
 
     Example:
         >>> hidden, head = torch.eye(2)[None], torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -166,6 +169,17 @@ def distillation_loss(
         (0.04, 2)
     """
     _require(divergence, weight)
+    temperature, chunk = require_settings(temperature, chunk)
+    given = {"teacher_hidden": teacher_hidden, "teacher_weight": teacher_weight}
+    given |= {"student_hidden": student_hidden, "student_weight": student_weight}
+    biases = {"teacher_bias": teacher_bias, "student_bias": student_bias}
+    require_tensors(**given, **{name: bias for name, bias in biases.items() if bias is not None})
+    if student_hidden.ndim != 3 or not student_hidden.shape[-1]:
+        raise ShapeError(f"expected student_hidden of shape (batch, time, e), got {tuple(student_hidden.shape)}")
+    teacher_logit_scale = require_positive("teacher_logit_scale", teacher_logit_scale)
+    student_logit_scale = require_positive("student_logit_scale", student_logit_scale)
+    teacher_softcap = None if teacher_softcap is None else require_positive("teacher_softcap", teacher_softcap)
+    student_softcap = None if student_softcap is None else require_positive("student_softcap", student_softcap)
     counted = token_mask(student_hidden[..., 0], mask)
     heads = (
         _Head(teacher_weight.detach(), _detached(teacher_bias), teacher_logit_scale, teacher_softcap),
@@ -197,6 +211,7 @@ def distillation_loss(
     elif group is not None:
         raise PenaltyError(f"expected forward, reverse or js for heads in shards, got divergence={divergence!r}")
     else:
+        require_heads(teacher_hidden, teacher_weight, teacher_bias, student_hidden, student_weight, student_bias)
         hidden = teacher_hidden.detach(), student_hidden
         values, entropy = _chunked_divergence(hidden, heads, counted, divergence, weight, temperature, chunk)
     loss = aggregate_tokens(values, counted, aggregate, normalizer=normalizer)
@@ -255,7 +270,7 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 def _require(name: str, weight: float) -> None:
     """Raises PenaltyError unless the divergence has this name and the weight is between 0 and 1."""
-    if name not in DISTILLATION_DIVERGENCES:
-        raise PenaltyError(f"expected a divergence out of {', '.join(DISTILLATION_DIVERGENCES)}, got {name!r}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1:
-        raise PenaltyError(f"expected a weight between 0 and 1, got {weight!r}")
+    if not is_name(name, DISTILLATION_DIVERGENCES):
+        raise PenaltyError(f"expected a divergence out of {', '.join(DISTILLATION_DIVERGENCES)}, got {shown(name)}")
+    if not (is_number(weight) and 0 < weight < 1):
+        raise PenaltyError(f"expected a weight between 0 and 1, got {shown(weight)}")

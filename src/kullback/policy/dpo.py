@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import token_mask
-from kullback.tokens.logits import is_scalar, require_tensors
+from kullback.tokens.logits import as_scalar, is_scalar, require_tensors
 
 __all__ = ["dpo_loss", "implicit_reward"]
 
@@ -109,7 +110,7 @@ def implicit_reward(
     """
     require_tensors(log_prob=log_prob, ref_log_prob=ref_log_prob)
     if not (is_scalar(beta) and 0 < beta < float("inf")):
-        raise PenaltyError(f"expected beta to be a positive finite number, got {beta!r}")
+        raise PenaltyError(f"expected beta to be a positive finite number, got {shown(beta)}")
     if log_prob.ndim != 2 or log_prob.shape != ref_log_prob.shape:
         raise ShapeError(
             f"expected log_prob and ref_log_prob of one shape (batch, time), got {tuple(log_prob.shape)} and "
@@ -118,4 +119,4 @@ def implicit_reward(
     mask = token_mask(log_prob, mask)
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, ref_log_prob.dtype), torch.float32)
     log_prob, ref_log_prob = (torch.where(mask, values.to(dtype), 0.0) for values in (log_prob, ref_log_prob.detach()))
-    return beta * (log_prob - ref_log_prob).sum(-1)
+    return as_scalar(beta) * (log_prob - ref_log_prob).sum(-1)

@@ -1,7 +1,7 @@
 """Policy-gradient losses: the clipped surrogate of PPO, and the PPO and GRPO losses with a KL penalty."""
 
 from math import inf
-from typing import Literal
+from typing import Literal, get_args
 
 import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where PyTorch is not installed
 
@@ -9,12 +9,13 @@ import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where
 import torch
 from torch import Tensor
 
-from kullback.errors import ArrayTypeError, PenaltyError, ShapeError
+from kullback.errors import PenaltyError, ShapeError
+from kullback.numerics.arguments import is_name, shown
 from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.policy.estimators import bounded_exp, straight_through
 from kullback.policy.penalty import KLPenalty
-from kullback.tokens.logits import is_scalar
+from kullback.tokens.logits import as_scalar, is_scalar, require_tensors
 
 __all__ = ["Clip", "Ratio", "clipped_surrogate", "grpo_loss", "ppo_loss"]
 
@@ -90,11 +91,22 @@ def ppo_loss(
     loss = clipped_surrogate(
         log_prob=log_prob, advantages=advantages, old_log_prob=old_log_prob, mask=mask, clip=clip, ratio=ratio
     )
-    if not isinstance(beta, Tensor) and not (is_scalar(beta) and 0 <= beta < inf):
+    if isinstance(beta, Tensor):
+        require_tensors(beta=beta)
+        if len(beta.shape) > 2 or any(
+            n not in (1, m) for n, m in zip(beta.shape[::-1], loss.shape[::-1], strict=False)
+        ):
+            raise ShapeError(
+                f"expected beta without axes, or of a shape that broadcasts to {tuple(loss.shape)}, got "
+                f"{tuple(beta.shape)}"
+            )
+    elif not (is_scalar(beta) and 0 <= beta < inf):
         raise PenaltyError(
             f"expected beta to be a finite number >= 0, got {beta!r}; a negative beta would reward divergence"
         )
     if isinstance(beta, Tensor) or beta != 0:
+        if not isinstance(penalty, KLPenalty):
+            raise PenaltyError(f"expected penalty to be a KLPenalty, got {shown(penalty)}")
         if penalty.placement == "reward":
             raise PenaltyError(
                 "expected a penalty with placement='loss', got placement='reward'; subtract beta * penalty.to_go(...) "
@@ -102,10 +114,11 @@ def ppo_loss(
             )
         if ref_log_prob is None:
             raise PenaltyError(
-                f"beta={beta} needs ref_log_prob, the log-probabilities under the reference; pass it or set beta=0"
+                f"expected ref_log_prob, got None: beta={beta} needs ref_log_prob, the log-probabilities under the "
+                "reference; pass it or set beta=0"
             )
         needs_ratio = penalty.sampler == "behaviour" and old_log_prob is None
-        loss = loss + beta * penalty.loss(
+        loss = loss + as_scalar(beta) * penalty.loss(
             log_prob=log_prob,
             ref_log_prob=ref_log_prob,
             old_log_prob=log_prob.detach() if needs_ratio else old_log_prob,
@@ -236,8 +249,8 @@ def clipped_surrogate(
         >>> clipped_surrogate(log_prob=old + 1, old_log_prob=old, advantages=torch.tensor([[1.0, -1.0]]))
         tensor([[-1.2000,  2.7183]])
     """
-    _require_tensors(log_prob=log_prob, advantages=advantages)
-    _require_tensors(**{n: v for n, v in (("old_log_prob", old_log_prob), ("mask", mask)) if v is not None})
+    require_tensors(log_prob=log_prob, advantages=advantages)
+    require_tensors(**{n: v for n, v in (("old_log_prob", old_log_prob), ("mask", mask)) if v is not None})
     shape, log_ratio, mask = _log_ratio(log_prob, old_log_prob, mask, ratio)
     if advantages.shape not in (shape, shape[:1]):
         raise ShapeError(
@@ -253,17 +266,9 @@ def clipped_surrogate(
     sides = clip if isinstance(clip, tuple) else (clip, clip)
     if len(sides) != 2 or not all(is_scalar(side) and side >= 0 for side in sides):
         raise PenaltyError(f"expected clip to be a number >= 0, a pair (low, high) of them, or None, got {clip!r}")
-    low, high = sides
+    # A side beyond the range of the dtype, which `clamp` refuses, disables clipping on that side.
+    low, high = (inf if side > torch.finfo(w.dtype).max else as_scalar(side) for side in sides)
     return -torch.minimum(w * advantages, w.clamp(1 - low, 1 + high) * advantages)
-
-
-def _require_tensors(**values: object) -> None:
-    """Raise ArrayTypeError unless all values are PyTorch tensors."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise ArrayTypeError(
-                f"expected {name} to be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
-            )
 
 
 def _log_ratio(
@@ -284,7 +289,7 @@ def _log_ratio(
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, old_log_prob.dtype), torch.float32)
     log_prob, old_log_prob = (torch.where(mask, values.to(dtype), 0.0) for values in (log_prob, old_log_prob))
     log_ratio = log_prob - old_log_prob
-    if ratio not in ("token", "sequence", "sequence_mean"):
+    if not is_name(ratio, get_args(Ratio)):
         raise PenaltyError(f"expected ratio to be 'token', 'sequence' or 'sequence_mean', got {ratio!r}")
     if ratio != "token":
         log_ratio = log_ratio.sum(-1, keepdim=True)

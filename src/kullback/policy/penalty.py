@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError
+from kullback.numerics.arguments import is_name, is_number, shown
 from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.estimators import (
@@ -91,10 +92,14 @@ class KLPenalty:
     def __post_init__(self) -> None:
         for choice in fields(self)[:5]:
             allowed, given = get_args(choice.type), getattr(self, choice.name)
-            if given not in allowed:
+            if not is_name(given, allowed):
                 raise PenaltyError(f"expected {choice.name} to be {' or '.join(map(repr, allowed))}, got {given!r}")
-        if not 1 <= self.bound <= 40:
-            raise PenaltyError(f"expected bound from 1 to 40, so that e^(2 bound) fits float32, got {self.bound!r}")
+        if not isinstance(self.unsafe, bool):
+            raise PenaltyError(f"expected unsafe to be True or False, got {shown(self.unsafe)}")
+        if not (is_number(self.bound) and 1 <= self.bound <= 40):
+            raise PenaltyError(
+                f"expected bound from 1 to 40, so that e^(2 bound) fits float32, got {shown(self.bound)}"
+            )
         mismatch = gradient_mismatch(self.direction, self.estimator, self.placement, self.horizon, self.sampler)
         if mismatch and not self.unsafe:
             raise PenaltyError(f"{mismatch} (unsafe=True allows it)")

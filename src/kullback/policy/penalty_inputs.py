@@ -9,7 +9,7 @@ from kullback.errors import PenaltyError, ShapeError
 from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import token_mask
 from kullback.policy.estimators import LogRatios, compute_log_ratios
-from kullback.tokens.logits import token_kl
+from kullback.tokens.logits import require_tensors, token_kl
 
 __all__ = ["Batch", "PenaltyInputs", "read_batch"]
 
@@ -63,6 +63,8 @@ def read_batch(
 
     Without a `sampler`, neither the presence of `old_log_prob` nor its agreement with `log_prob` is checked.
     """
+    given = {"log_prob": log_prob, "ref_log_prob": ref_log_prob, "old_log_prob": old_log_prob}
+    require_tensors(**{name: values for name, values in given.items() if values is not None or name != "old_log_prob"})
     shape = log_prob.shape
     for name, other in (("ref_log_prob", ref_log_prob), ("old_log_prob", old_log_prob)):
         if len(shape) != 2 or (other is not None and other.shape != shape):
@@ -71,9 +73,9 @@ def read_batch(
                 f"{None if other is None else tuple(other.shape)}"
             )
     mask = token_mask(log_prob, mask)
-    given = [log_prob, ref_log_prob] if old_log_prob is None else [log_prob, ref_log_prob, old_log_prob]
-    dtype = torch.float64 if any(values.dtype == torch.float64 for values in given) else torch.float32
-    log_prob, ref_log_prob, *optional = (torch.where(mask, values.to(dtype), 0.0) for values in given)
+    tensors = [values for values in given.values() if values is not None]
+    dtype = torch.float64 if any(values.dtype == torch.float64 for values in tensors) else torch.float32
+    log_prob, ref_log_prob, *optional = (torch.where(mask, values.to(dtype), 0.0) for values in tensors)
     old_log_prob = optional[0] if optional else None
     kl = _exact_kl(direction, shape, logits, ref_logits, mask) if exact else None
     if sampler == "behaviour" and old_log_prob is None:
@@ -119,6 +121,7 @@ def _exact_kl(
             "expected logits and ref_logits of shape (batch, time, V) for estimator='exact', but "
             f"{missing} is None: pass both, or choose an estimator that uses sampled tokens only"
         )
+    require_tensors(logits=logits, ref_logits=ref_logits)
     if logits.shape[:-1] != shape:
         raise ShapeError(f"expected logits of shape {(*shape, 'V')} to match log_prob, got {tuple(logits.shape)}")
     p, q = (logits, ref_logits) if direction == "reverse" else (ref_logits, logits)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor
 
 from kullback.errors import ShapeError
 from kullback.numerics.array_types import Bool, Float, Shaped
+from kullback.numerics.labels import plain_arrays
 from kullback.policy.aggregation import Aggregate, require_aggregate
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
+from kullback.tokens.logits import require_tensors
 
 __all__ = ["Prompts", "estimate", "statistics"]
 
@@ -37,8 +38,11 @@ def estimate(
             "expected at least one token where the mask is true, but the mask of shape "
             f"{tuple(mask.shape)} is false everywhere"
         )
-    clusters: Any = prompts.cpu() if isinstance(prompts, Tensor) else prompts
-    clusters = np.arange(len(sums)) if clusters is None else np.asarray(clusters)
+    if isinstance(prompts, Tensor):
+        require_tensors(prompts=prompts)
+        clusters = prompts.cpu().numpy()
+    else:
+        clusters = np.arange(len(sums)) if prompts is None else plain_arrays(prompts)[0]
     with np.errstate(invalid="ignore"):  # the standard error of an infinite KL is nan: inf - inf
         if aggregate == "token_mean":
             result = kl_per_token(sums, lengths, clusters)
@@ -59,6 +63,7 @@ def statistics(
     prompts: Prompts,
 ) -> dict[str, float]:
     """The statistics that `KLPenalty.statistics` documents, from raw and bounded estimates at every token."""
+    require_aggregate(aggregate)
     name += "_per_sequence" if aggregate == "sequence_sum" else "_per_token"
     raw_mean, bounded_mean = (estimate(values, mask, aggregate, prompts, "") for values in (raw, bounded))
     log_weight = log_weight[mask].double()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kullback.runs.atomic_write import follow_umask, write_atomically
 
-__all__ = ["find_damage", "has_safetensors_length", "write_checksums"]
+__all__ = ["find_damage", "find_truncated_weights", "has_safetensors_length", "write_checksums"]
 
 _FILE = "checksums.json"
 
@@ -87,6 +87,21 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def find_truncated_weights(directory: Path) -> str | None:
+    """Return a description of the first truncated safetensors file of a model, or None if there is none.
+
+    Args:
+        directory: The directory of a trained model, which has no checksums.
+    """
+    for path in sorted(directory.rglob("*.safetensors")):
+        try:
+            if not has_safetensors_length(path):
+                return f"{path.relative_to(directory).as_posix()} is truncated"
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror or error}"
+    return None
 
 
 def has_safetensors_length(path: Path) -> bool:

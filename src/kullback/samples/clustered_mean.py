@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.arguments import as_float64
 from kullback.numerics.labels import plain_arrays
 from kullback.result import Estimate
 
@@ -70,7 +71,7 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
         >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
         0.25
     """
-    return _ratio(kl_sums, np.ones(np.shape(kl_sums)), prompts, "nats per sequence")
+    return _ratio(kl_sums, np.ones(as_float64("kl_sums", kl_sums).shape), prompts, "nats per sequence")
 
 
 def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -> Estimate:

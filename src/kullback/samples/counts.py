@@ -6,6 +6,7 @@ import numpy as np
 
 from kullback.discrete.kl import kl_probs
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.arguments import as_float64
 from kullback.numerics.arrays import ArrayLike
 from kullback.result import Estimate
 
@@ -55,7 +56,7 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
     if (q_counts is None) == (q is None):
         raise SupportError("expected q_counts or q, and not both")
     x = _require_counts("p_counts", p_counts)
-    y = np.asarray(q, np.float64) if q_counts is None else _require_counts("q_counts", q_counts)
+    y = as_float64("q", q) if q_counts is None else _require_counts("q_counts", q_counts)
     if x.shape != y.shape:
         raise ShapeError(f"expected counts of the same events, got shapes {x.shape} and {y.shape}")
     if q_counts is None:
@@ -95,7 +96,7 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
 
 
 def _require_counts(name: str, counts: ArrayLike) -> np.ndarray:
-    values = np.asarray(counts, np.float64)
+    values = as_float64(name, counts)
     if values.ndim != 1 or values.size == 0:
         raise ShapeError(f"expected {name} to be a vector, got shape {values.shape}")
     bad = np.flatnonzero(~((values >= 0) & (values < 2.0**53) & (values % 1 == 0)))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
+from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import Array, untracked
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
@@ -79,6 +80,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         True
     """
     _require_options(draws, seed, confidence)
+    _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     log_p, log_q, precision = _log_densities("p", x, p, q, draws)
     d = log_q - log_p
@@ -160,6 +162,7 @@ def cross_entropy_monte_carlo(
         -0.693147181
     """
     _require_options(draws, seed, confidence)
+    _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     _, log_q, precision = _log_densities("p", x, p, q, draws)
     outside = np.flatnonzero(log_q == -inf)
@@ -194,11 +197,29 @@ def _require_options(draws: int, seed: int, confidence: float) -> None:
         raise SupportError(f"expected 0 < confidence < 1, got {confidence!r}")
 
 
+def _require_samplers(p: Sampler, q: Sampler) -> None:
+    for name, sampler in (("p", p), ("q", q)):
+        is_sampler = isinstance(sampler, Sampler) and callable(sampler.log_density)
+        if not is_sampler or not (sampler.sample is None or callable(sampler.sample)):
+            raise ArrayTypeError(
+                f"expected {name} to be a Sampler of two functions, got {shown(sampler)}; construct "
+                "Sampler(sample, log_density), or call kullback.measure with method='Monte Carlo' for distributions"
+            )
+
+
 def _draw(name: str, sampler: Sampler, draws: int, seed: int) -> Array:
     """The draws of the distribution with this name."""
     if sampler.sample is None:
         raise SupportError(f"expected a sampler of {name}, got a log-density alone: pass an object with sample(count)")
-    x = sampler.sample(draws, np.random.default_rng(seed))
+    try:
+        x = sampler.sample(draws, np.random.default_rng(seed))
+    except KullbackError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ShapeError(
+            f"expected a sampler of {name} that returns {draws} draws, got the error {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
     if np.shape(x)[:1] != (draws,):
         raise ShapeError(f"expected {draws} draws of {name} along the first axis, got an array of shape {np.shape(x)}")
     return x
@@ -211,13 +232,24 @@ def _log_densities(name: str, x: Array, p: Sampler, q: Sampler, draws: int) -> t
         try:
             with np.errstate(all="ignore"):
                 found = np.asarray(untracked(sampler.log_density(x)))
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                log = np.asarray(found, dtype=np.float64)
+        except KullbackError:
+            raise
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ShapeError(
                 f"expected a log-density of {which} that accepts draws of {name} of shape {np.shape(x)}, got the error "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             ) from error
         epsilons.append(np.finfo(found.dtype if found.dtype.kind == "f" else np.float64).eps)
-        logs.append(np.asarray(found, dtype=np.float64))
+        logs.append(log)
     log_p, log_q = logs
     if not log_p.shape == log_q.shape == (draws,):
         raise ShapeError(

@@ -5,8 +5,8 @@ from math import ceil, inf
 import numpy as np
 
 from kullback.errors import ShapeError, SupportError
+from kullback.numerics.arguments import as_float64
 from kullback.numerics.arrays import Array
-from kullback.numerics.labels import plain_arrays
 
 __all__ = ["pareto_k"]
 
@@ -40,7 +40,7 @@ def pareto_k(log_weights: Array) -> float:
         >>> 0.3 < pareto_k(0.5 * x) < 0.7
         True
     """
-    logs = np.sort(np.asarray(plain_arrays(log_weights)[0], np.float64).ravel())
+    logs = np.sort(as_float64("log_weights", log_weights).ravel())
     if logs.size < 25:
         raise ShapeError(f"expected at least 25 log-weights, from which a tail can be fitted, got {logs.size}")
     if np.isnan(logs[-1]):  # nan is sorted to the end

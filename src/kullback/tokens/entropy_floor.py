@@ -5,6 +5,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import fsum, inf, log
 
+import numpy as np
+
+from kullback.errors import ArrayTypeError
+from kullback.numerics.arguments import is_index, shown
+from kullback.numerics.labels import plain_arrays
+
 __all__ = ["EmpiricalConditional", "EntropyFloor", "Prefixes"]
 
 
@@ -59,6 +65,7 @@ class EmpiricalConditional:
             >>> empirical.floor().count
             1
         """
+        _require_hashable(context, outcome)
         self._contexts[context] += 1
         self._pairs[context, outcome] += 1
 
@@ -80,6 +87,7 @@ class EmpiricalConditional:
             >>> empirical.surprise("2+2=", "4"), empirical.surprise("2+2=", "5")
             (0.0, inf)
         """
+        _require_hashable(context, outcome)
         count = self._pairs[context, outcome]
         return log(self._contexts[context] / count) if count else inf
 
@@ -125,12 +133,31 @@ class Prefixes:
         Returns:
             One integer per token; 0 for the empty prefix.
 
+        Raises:
+            ArrayTypeError: The argument is not a list of whole numbers.
+
         Example:
             >>> Prefixes().along([7, 8, 9])
             [0, 1, 2]
         """
+        tokens = ids if isinstance(ids, list) else np.asarray(plain_arrays(ids)[0]).tolist()
+        if not isinstance(tokens, list):
+            raise ArrayTypeError(f"expected a list of token ids, got {shown(ids)}")
         prefix, numbers = 0, []
-        for token in ids:
+        for token in tokens:
+            if not is_index(token):
+                raise ArrayTypeError(f"expected token ids that are whole numbers, got {shown(token)}")
             numbers.append(prefix)
             prefix = self._next.setdefault((prefix, token), len(self._next) + 1)
         return numbers
+
+
+def _require_hashable(context: object, outcome: object) -> None:
+    """Raise ArrayTypeError for a context or an outcome that cannot be counted, such as a list."""
+    try:
+        hash((context, outcome))
+    except TypeError as error:
+        raise ArrayTypeError(
+            f"expected a hashable context and outcome, got {shown(context)} and {shown(outcome)}; pass tuples instead "
+            "of lists"
+        ) from error

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from kullback.errors import ShapeError, SupportError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.numerics.array_types import Float, Int, Shaped
 from kullback.tokens import engine
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature, require_tensors
@@ -103,15 +104,19 @@ def linear_token_kl(
         >>> linear_token_kl(hidden, head, hidden, head).kl
         tensor([0., 0.])
     """
-    require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q)
+    biases = {name: bias for name, bias in (("bias_p", bias_p), ("bias_q", bias_q)) if bias is not None}
+    require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q, **biases)
     weight_p, bias_p, part_p = _local_head("p", weight_p, bias_p, group)
     weight_q, bias_q, part_q = _local_head("q", weight_q, bias_q, group)
     group = part_p if part_p is not None else part_q
     if part_p is not part_q:
         raise ShapeError("expected both heads in shards of one process group, got one in shards and one whole")
-    _require_shapes(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
+    require_heads(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)
     transforms = tuple(
-        _Transform(_positive(f"logit_scale_{side}", scale), None if cap is None else _positive(f"softcap_{side}", cap))
+        _Transform(
+            require_positive(f"logit_scale_{side}", scale),
+            None if cap is None else require_positive(f"softcap_{side}", cap),
+        )
         for side, scale, cap in (("p", logit_scale_p, softcap_p), ("q", logit_scale_q, softcap_q))
     )
     shape = hidden_p.shape[:-1]
@@ -121,7 +126,7 @@ def linear_token_kl(
         raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
     known = {name: weights.reshape(-1) for name, weights in as_weights(token_weights, shape).items()}
     kept = None
-    _require_settings(temperature, chunk)
+    temperature, chunk = require_settings(temperature, chunk)
     if mask is not None:
         kept = as_mask(mask, shape).reshape(-1).nonzero().squeeze(-1)
         rows_p, rows_q = rows_p[kept], rows_q[kept]
@@ -167,6 +172,7 @@ def head_token_kl(
         of p is not; nan where a logit is nan or +inf.
 
     Raises:
+        ArrayTypeError: A hidden state is not a tensor, or a head is not a function that returns tensors.
         ShapeError: The shapes do not match, or `chunk` is less than 1.
         SupportError: The temperature is not a positive finite number.
 
@@ -175,19 +181,25 @@ def head_token_kl(
         >>> head_token_kl(hidden, lambda h: torch.tanh(h @ head.T), hidden, lambda h: torch.tanh(h @ head.T))
         tensor([0., 0.])
     """
+    require_tensors(hidden_p=hidden_p, hidden_q=hidden_q)
+    for name, head in (("head_p", head_p), ("head_q", head_q)):
+        if not callable(head):
+            raise ArrayTypeError(f"expected {name} to be a function of hidden states, got {shown(head)}")
     _require_positions(hidden_p, hidden_q)
+    temperature, chunk = require_settings(temperature, chunk)
 
     def chunk_kl(rows_p: Float[Tensor, "rows d"], rows_q: Float[Tensor, "rows e"]) -> Float[Tensor, " rows"]:
         if not len(rows_p):
             return rows_p.sum(dim=-1, dtype=torch.promote_types(rows_p.dtype, torch.float32))
         logits_p, logits_q = head_p(rows_p), head_q(rows_q)
+        require_tensors(**{"the logits of head_p": logits_p, "the logits of head_q": logits_q})
         if logits_p.shape != logits_q.shape:
             raise ShapeError(
                 f"expected one vocabulary, got logits of shapes {tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
             )
         return logit_kl(*as_logits(logits_p, logits_q), temperature)
 
-    return _chunked(chunk_kl, hidden_p, hidden_q, mask, temperature, chunk)
+    return _chunked(chunk_kl, hidden_p, hidden_q, mask, chunk)
 
 
 @dataclass(frozen=True)
@@ -533,16 +545,18 @@ def _vocabulary_part(size: int, group: Any, device: torch.device) -> tuple[int, 
     return sum(counts[: torch.distributed.get_rank(group)]), sum(counts)
 
 
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise SupportError(f"expected {name} to be a positive finite number, got {value!r}")
+def require_positive(name: str, value: float) -> float:
+    if not (is_number(value) and math.isfinite(value) and value > 0):
+        raise SupportError(f"expected {name} to be a positive finite number, got {shown(value)}")
     return float(value)
 
 
-def _require_settings(temperature: float, chunk: int) -> None:
-    require_temperature(temperature)
-    if chunk < 1:
-        raise ShapeError(f"expected a chunk of at least 1 position, got {chunk}")
+def require_settings(temperature: float, chunk: int) -> tuple[float, int]:
+    """The temperature, and the number of positions per chunk within 64 bits."""
+    temperature = require_temperature(temperature)
+    if not (is_index(chunk) and chunk >= 1):
+        raise ShapeError(f"expected a chunk of at least 1 position, as a whole number, got {shown(chunk)}")
+    return temperature, min(int(chunk), 2**62)
 
 
 def _chunked(
@@ -550,11 +564,9 @@ def _chunked(
     hidden_p: Float[Tensor, "*batch d"],
     hidden_q: Float[Tensor, "*batch e"],
     mask: Shaped[Tensor, "*batch"] | None,
-    temperature: float,
     chunk: int,
 ) -> Float[Tensor, "*batch"]:
     """The KL at the positions that count, by a function of one chunk of hidden states, recomputed for the gradient."""
-    _require_settings(temperature, chunk)
     shape = hidden_p.shape[:-1]
     rows_p, rows_q = hidden_p.reshape(-1, hidden_p.shape[-1]), hidden_q.reshape(-1, hidden_q.shape[-1])
     kept = None
@@ -574,7 +586,7 @@ def _chunked(
     return kl.reshape(shape)
 
 
-def _require_shapes(
+def require_heads(
     hidden_p: Float[Tensor, "*batch d"],
     weight_p: Float[Tensor, "vocab d"],
     bias_p: Float[Tensor, " vocab"] | None,

@@ -1,20 +1,25 @@
 """KL divergence between next-token distributions, from the logits of two models."""
 
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from array_api_compat import torch as torch_namespace
 from torch import Tensor
 
 from kullback.discrete.kl import differentiable_kl_logits
-from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
+from kullback.numerics.arguments import as_float64, is_number, shown
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
 from kullback.numerics.arrays import ArrayLike, as_floats, cast
 from kullback.numerics.labels import plain_arrays
 
 __all__ = ["token_kl"]
+
+# The dtypes with arithmetic; quantised and complex dtypes, and floats of 8 bits or less, are not among them.
+_REAL = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+}
 
 
 def token_kl(
@@ -66,7 +71,7 @@ def token_kl(
             f"expected p_logits and q_logits of one shape (..., V), got {tuple(p.shape)} and {tuple(q.shape)}; the "
             "models must share a vocabulary and the same positions"
         )
-    require_temperature(temperature)
+    temperature = require_temperature(temperature)
     if not isinstance(p, Tensor):
         return _array_kl(xp, p, q, mask, temperature)
     p, q = as_logits(p, q)
@@ -83,7 +88,12 @@ def _array_kl(xp: Any, p: Any, q: Any, mask: ArrayLike | None, temperature: floa
     if mask is None:
         kl = differentiable_kl_logits(xp, p / temperature, q / temperature)
     else:
-        kept = xp.asarray(plain_arrays(mask)[0]) != 0
+        try:
+            kept = xp.asarray(plain_arrays(mask)[0]) != 0
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, KullbackError):
+                raise
+            raise ArrayTypeError(f"expected a mask of the library of the logits, got {shown(mask)}") from error
         if kept.shape != p.shape[:-1]:
             raise _mask_error(kept, p.shape[:-1])
         p, q = (xp.where(kept[..., None], logits / temperature, 0.0) for logits in (p, q))
@@ -110,8 +120,10 @@ def as_logits(
 
 def as_mask(mask: ArrayLike, shape: torch.Size) -> Bool[Tensor, "*batch"]:
     """The mask as booleans; raises ShapeError unless it has the given shape."""
-    if not isinstance(mask, Tensor):
-        mask = torch.tensor(np.asarray(plain_arrays(mask)[0]))
+    if isinstance(mask, Tensor):
+        require_tensors(mask=mask)
+    else:
+        mask = torch.tensor(as_float64("mask", mask))
     if mask.shape != shape:
         raise _mask_error(mask, shape)
     return mask if mask.dtype == torch.bool else mask != 0
@@ -123,26 +135,38 @@ def _mask_error(mask: Any, shape: Any) -> ShapeError:
 
 
 def require_tensors(**given: Any) -> None:
-    """Raises ArrayTypeError at the first argument, passed by its name, that is not a tensor."""
+    """Raises ArrayTypeError at the first argument, passed by its name, that is not a dense tensor of real numbers."""
     for name, value in given.items():
         if not isinstance(value, Tensor):
             raise ArrayTypeError(
                 f"expected {name} to be a tensor, got {type(value).__name__}; pass torch.as_tensor(...)"
             )
+        if value.dtype not in _REAL:
+            raise ArrayTypeError(f"expected {name} to be a tensor of real numbers, got {value.dtype}; convert it first")
+        if value.layout is not torch.strided or value.is_nested:
+            raise ArrayTypeError(
+                f"expected {name} to be a dense tensor, got layout {value.layout}; convert it with to_dense() or "
+                "to_padded_tensor()"
+            )
+        if value.is_meta:
+            raise ArrayTypeError(f"expected {name} to be a tensor with values, got a tensor on the device meta")
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether a value is a real number or a tensor with one element, and no boolean."""
+    """Whether a value is a real number or a dense tensor with one element, and no boolean."""
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, Real) and not isinstance(value, bool)
+        has_value = value.layout is torch.strided and not value.is_meta and value.numel() == 1
+        return has_value and not value.is_complex() and value.dtype != torch.bool
+    return is_number(value)
 
 
-def require_temperature(temperature: float) -> None:
-    """Raises SupportError unless the temperature is positive and finite."""
-    try:
-        is_valid = bool(0 < temperature < float("inf"))
-    except (TypeError, ValueError):
-        is_valid = False
-    if not is_valid:
-        raise SupportError(f"expected a positive finite temperature, got {temperature!r}")
+def as_scalar(value: Any) -> Any:
+    """A number for which `is_scalar` is true, as a float, because PyTorch refuses integers beyond 64 bits."""
+    return value if isinstance(value, Tensor) else float(value)
+
+
+def require_temperature(temperature: float) -> float:
+    """The temperature; raises SupportError unless it is positive and finite."""
+    if not (is_scalar(temperature) and 0 < temperature < float("inf")):
+        raise SupportError(f"expected a positive finite temperature, got {shown(temperature)}")
+    return as_scalar(temperature)

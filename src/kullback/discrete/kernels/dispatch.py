@@ -38,6 +38,7 @@ _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 _TOLERANCES = {np.dtype(name): MASS_TOLERANCES[name] for name in ("float64", "float32")}
 _LOG_DTYPES = {*_TOLERANCES, _BFLOAT16}
 
+_LAST = -1  # the default axis, which CPython stores once, so that an identity test recognises it
 _FEW_EVENTS = 64  # the tolerances above hold for at most so many events
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # at most
@@ -115,7 +116,7 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     """KL of probabilities in NumPy arrays; None if no kernel applies."""
     dtype, shape = p.dtype, p.shape
     tolerance = _TOLERANCES.get(dtype)
-    if tolerance is None or q.dtype != dtype or not p.size or (axis != -1 and not _is_last(axis, p, q)):
+    if tolerance is None or q.dtype != dtype or not p.size or (axis is not _LAST and not _is_last(axis, p, q)):
         return None
     if shape and shape[-1] > _FEW_EVENTS:
         tolerance = mass_tolerance(dtype, shape[-1])
@@ -148,7 +149,7 @@ def _log_probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
 
 def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = inf) -> Array | None:
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
-    if p.dtype not in _LOG_DTYPES or q.dtype != p.dtype or (axis != -1 and not _is_last(axis, p, q)):
+    if p.dtype not in _LOG_DTYPES or q.dtype != p.dtype or (axis is not _LAST and not _is_last(axis, p, q)):
         return None
     if compiled is None:
         return None
@@ -179,8 +180,10 @@ def _gradient_rows(kernel: str, p: Array, q: Array, gradient: Array, threads: in
 
 
 def _is_last(axis: int, p: Array, q: Array) -> bool:
-    """Whether a non-negative axis is the last axis of both arrays."""
-    return axis == p.ndim - 1 and p.shape == q.shape
+    """Whether an axis is the last axis of both arrays."""
+    if not isinstance(axis, int | np.integer):  # such as an array, which `events_last` refuses
+        return False
+    return bool(axis == -1 or (axis == p.ndim - 1 and p.shape == q.shape))
 
 
 def _part_sums(p: Array, q: Array, part: slice) -> Sums:

@@ -6,7 +6,7 @@ Each objective gives its second-order model by finite differences in steps that 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,9 @@ _NEGLIGIBLE_MASS = 1e-13
 _DIFFERENCE_STEP = 1e-3  # in the Fisher metric
 _SCORE_STEP = 1e-5  # in the coordinates
 _OVERFLOW = 1e150
+_NEARLY_SINGULAR = 1e-4  # the smallest eigenvalue of a metric with a diagonal of ones
+_UNDERFLOW = 40.0  # standard deviations from a normal at which its density underflows in float64
+_COST_OF_MEMBER = 2000  # the time to construct a member, in simple log-densities
 _QUADRATURES = 100  # of an adaptive integral, relative to the sum over fixed nodes
 
 
@@ -275,6 +278,8 @@ class CrossEntropyObjective:
 
     def quadratic_model(self, vector: Array) -> QuadraticModel:
         """The second-order model of the cross-entropy at a vector."""
+        if self.only_sample_of_a_component(vector, _UNDERFLOW) is not None:
+            return infinite_model(vector.size)
         zeros = np.zeros_like(self.x)
 
         def log_prob(vectors: Array) -> Array:
@@ -283,7 +288,25 @@ class CrossEntropyObjective:
         def value(vectors: Array) -> Array:
             return -(log_prob(vectors) @ self.weights)
 
-        return _finite_difference_model(_LocalObjective(value, log_prob, self.weights), vector)
+        return _finite_difference_model(_LocalObjective(value, log_prob, self.weights, is_empirical=True), vector)
+
+    def only_sample_of_a_component(self, vector: Array, deviations: float) -> float | None:
+        """The only sample within so many standard deviations of a component of a normal mixture; None if there is none.
+
+        Where the density of the component is negligible at all other samples, the likelihood increases without bound as
+        the scale of the component decreases.
+        """
+        is_mixture = self.parametrisation.family is families.NormalMixture
+        if not is_mixture or "scales" in self.parametrisation.fixed:
+            return None
+        with np.errstate(all="ignore"):
+            mixture: Any = self.parametrisation.to_distribution(vector)
+        values = np.unique(self.x)
+        for loc, scale in zip(np.atleast_1d(mixture.locs), np.atleast_1d(mixture.scales), strict=True):
+            covered = values[np.abs(values - loc) <= deviations * scale]
+            if covered.size == 1:
+                return float(covered[0])
+        return None
 
 
 # The second-order model by finite differences
@@ -297,17 +320,19 @@ class _LocalObjective(NamedTuple):
         log_prob: The log-densities of the members at vectors of shape (m, k), at fixed points, shape (m, points).
         mass: The weights of the points in the Fisher metric, shape (points,).
         quadratures: How many quadratures, each about as large as the sum over the points, one value takes.
+        is_empirical: Whether the points are samples, which may be fewer than the parameters.
     """
 
     value: Callable[[Array], Array]
     log_prob: Callable[[Array], Array]
     mass: Array
     quadratures: int = 1
+    is_empirical: bool = False
 
     @property
     def evaluations_per_member(self) -> int:
         """The number of log-densities that one value of the objective takes, approximately."""
-        return self.mass.size * self.quadratures
+        return (self.mass.size + _COST_OF_MEMBER) * self.quadratures
 
 
 def _finite_difference_model(local: _LocalObjective, vector: Array) -> QuadraticModel:
@@ -319,7 +344,8 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
     Raises:
         ParameterError: A neighbour of the member is not representable in floating point.
     """
-    size, basis = vector.size, fisher_basis(_fisher_metric(local, vector))
+    metric = _fisher_metric(local, vector)
+    size, basis = vector.size, fisher_basis(_well_conditioned(metric) if local.is_empirical else metric)
     values = _stencil_values(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
         return infinite_model(size)._replace(evaluations=local.evaluations_per_member * values.size)
@@ -336,6 +362,21 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
             4 * _DIFFERENCE_STEP**2
         )
     return QuadraticModel(float(center), gradient, hessian, basis, local.evaluations_per_member * values.size)
+
+
+def _well_conditioned(metric: Array) -> Array:
+    """The empirical Fisher metric, plus a part of its diagonal where it is nearly singular.
+
+    The metric of fewer samples than parameters is singular. Along its null space a step of unit length would be
+    unbounded, and finite differences of such a step would be wrong.
+    """
+    information = np.diag(metric)
+    scales = np.sqrt(np.maximum(information, 1e-16 * information.max(initial=0.0)))
+    if not (scales > 0).all() or not np.isfinite(scales).all():
+        return metric
+    if np.linalg.eigvalsh(metric / np.outer(scales, scales))[0] > _NEARLY_SINGULAR:
+        return metric
+    return metric + 10 * _NEARLY_SINGULAR * np.diag(scales**2)
 
 
 def _stencil_values(local: _LocalObjective, vector: Array, basis: Array) -> Array:
