@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.output import strict
 from kullback.runs.printable import one_line, printable
 
 __all__ = [
@@ -68,7 +69,9 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
     with suppress(OSError):  # the terminal was closed
         if options.json:
             outcome = {"run": str(options.output), "ended": finished, "step": steps, "last": last}
-            print(json.dumps(outcome if None not in runs else outcome | {"step": steps[None], "last": last[None]}))
+            if None in runs:
+                outcome |= {"step": steps[None], "last": last[None]}
+            print(json.dumps(strict(outcome), allow_nan=False))
         elif not finished:
             text = f"interrupted; continue with --resume --output {one_line(str(options.output))}"
             console.print(_encodable(text, console), highlight=False)

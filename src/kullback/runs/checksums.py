@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kullback.runs.atomic_write import follow_umask, write_atomically
 
-__all__ = ["find_damage", "has_safetensors_length", "write_checksums"]
+__all__ = ["find_damage", "find_model_damage", "has_safetensors_length", "weight_files", "write_checksums"]
 
 _FILE = "checksums.json"
 
@@ -66,6 +66,36 @@ def find_damage(checkpoint: Path) -> str | None:
         return f"{_FILE} is not a JSON object"
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
+    return None
+
+
+def weight_files(model: Path) -> list[str]:
+    """Return the names of the safetensors files of a saved model.
+
+    Args:
+        model: The directory of the model.
+    """
+    return sorted(path.name for path in model.glob("*.safetensors"))
+
+
+def find_model_damage(model: Path) -> str | None:
+    """Return a description of the first damage of the weights of a trained model, or None if they are intact.
+
+    Other files of the model may have been changed by a user, and are not examined.
+
+    Args:
+        model: The directory of the model. Its training.json has the names of the safetensors files under "weights"; a
+            model of an earlier version does not have this entry.
+    """
+    names = set(weight_files(model))
+    if (model / "training.json").is_file():
+        listed = json.loads((model / "training.json").read_text(encoding="utf-8")).get("weights")
+        names.update(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else None
+    for name in sorted(names):
+        if not (model / name).is_file():
+            return f"{name} is missing"
+        if not has_safetensors_length(model / name):
+            return f"{name} is truncated"
     return None
 
 

@@ -62,8 +62,7 @@ class WriteMetrics(TrainerCallback):
 
     def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress) -> None:
         self.run, self.names, self.progress = run, names, progress
-        rows = run.metrics()
-        self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+        self.start_time = time.monotonic() - run.elapsed_seconds()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         if not state.is_world_process_zero or not logs or "loss" not in logs:
