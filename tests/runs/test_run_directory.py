@@ -101,7 +101,7 @@ def test_damaged_samples_do_not_end_a_run(content: str, tmp_path: Path, capsys: 
 )
 def test_a_damaged_record_of_the_steps_of_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.save_model(3, lambda directory: None)  # noqa: ARG005
+    run.save_model(3, lambda directory: None)
     (run.model / "training.json").write_bytes(content)
     for call in (run.model_step, lambda: run.is_finished(3)):
         with pytest.raises(InputError, match=r"training\.json: expected an object.*; remove this file"):
@@ -138,7 +138,7 @@ def test_a_run_whose_model_has_lost_weights_is_not_finished(tmp_path: Path, caps
 def test_a_model_without_checkpoints_is_not_replaced_by_a_resumption(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.checkpoint_to_resume() is None
-    run.save_model(3, lambda directory: None)  # noqa: ARG005
+    run.save_model(3, lambda directory: None)
     with pytest.raises(InputError, match="expected a checkpoint to continue from, found none"):
         run.checkpoint_to_resume()
 

@@ -247,7 +247,7 @@ def test_damaged_files_of_a_finished_run_give_a_table_or_one_line(
             '{"after": 3}',
             '{"after": [3]}',
             '{"after": [{}]}',
-            '{"after": [{"title": 1, "images": 2}]}',
+            '{"after": [{"title": "", "images": 2}]}',
         ],
         "model/training.json": ["{", "{}", '{"step": "4"}'],
     }
