@@ -35,6 +35,7 @@ _SETTINGS = {
     *("gradient_accumulation_steps", "loss_type", "scale_rewards", "temperature", "ref_model_sync_steps", "bf16"),
     *("ref_model_mixup_alpha", "reward_weights", "lr_scheduler_type", "logging_steps", "save_steps", "output_dir"),
     *("disable_dropout", "mask_truncated_completions", "generation_batch_size", "max_grad_norm", "warmup_ratio"),
+    "generation_kwargs",
 }
 
 
