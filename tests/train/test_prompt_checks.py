@@ -43,6 +43,8 @@ def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> An
         ("grpo", [SHORT, SHORT, LONG], (), "--prompts, row 3: the prompt has 36 tokens, and a completion up to 3"),
         ("grpo", [SHORT] * 2, ("--set", "max_completion_length=40"), "--prompts, row 1: the prompt has 4 tokens"),
         ("grpo", [CHAT] * 2, (), "no chat template"),
+        ("grpo", [{**SHORT, "id": 10**40, "n": 1}] * 2, (), 'the column "id" cannot be stored'),
+        ("grpo", [{**SHORT, "x": {"a": [1]}}, {**SHORT, "x": {"a": ["b"]}}], (), 'the column "x" cannot be stored'),
         ("sft", [CHAT] * 2, (), "no chat template"),
         ("sft", [SHORT, SHORT, LONG], (), "--data, row 3: the example has 39 tokens, but the model has 32 positions"),
         ("sft", [SHORT] * 4, ("--set", "max_length=3"), "none of the 4 examples has a token of its completion"),

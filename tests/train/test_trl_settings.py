@@ -50,6 +50,8 @@ def test_invalid_arguments_are_rejected(word: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ("x", "expected an object of JSON, .*, got 'x'"),
+        ([1], "expected an object of JSON"),
         ({"foo": 2}, "GenerationConfig of transformers has no foo; the nearest is "),
         ({"num_beam": 2}, "no num_beam; the nearest is num_beams"),
         ({"temperature": 0.5}, "expected no temperature, .* use --set temperature=0.5"),
@@ -58,7 +60,7 @@ def test_invalid_arguments_are_rejected(word: str, message: str) -> None:
     ],
 )
 def test_entries_of_generation_kwargs_are_checked(
-    entries: dict[str, Any], message: str, config: type[Any], tmp_path: Path
+    entries: Any, message: str, config: type[Any], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
         make_config(config, {"generation_kwargs": entries}, output_dir=str(tmp_path))

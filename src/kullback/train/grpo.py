@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from pyarrow import ArrowException
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -70,6 +71,7 @@ _FROM_TRL = {
 }
 
 
+_ARROW_ERRORS = (ArrowException, OverflowError, TypeError, ValueError)
 _MAX_WITHOUT_REWARDS = 3  # generations in succession
 
 
@@ -245,8 +247,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
-    with library_errors("--prompts"):  # Arrow refuses nested values of several types, and integers of many digits
-        dataset = Dataset.from_list([dict(row) for row in plan.rows])
+    dataset = _dataset(plan.rows)
     # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
     with library_errors(trainer_class.__name__):
         trainer = trainer_class(
@@ -324,6 +325,27 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
     if main:
         _save(run, trainer.state.global_step, samples, trainer, tokenizer, plan.model)
     trainer.accelerator.wait_for_everyone()
+    return True
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """The prompts as a data set; InputError names the column that Apache Arrow cannot store."""
+    try:
+        return Dataset.from_list([dict(row) for row in rows])
+    except _ARROW_ERRORS as error:
+        message = " ".join(str(error).split())[:200]
+        names = [f'"{key}"' for key in rows[0] if not _is_storable([row[key] for row in rows])]
+        raise InputError(
+            f"--prompts: expected values of one type in each column, in nested values too, and integers of at most 64 "
+            f"bits, but the column {' and '.join(names)} cannot be stored: {message}; convert its values to text"
+        ) from error
+
+
+def _is_storable(column: list[Any]) -> bool:
+    try:
+        Dataset.from_dict({"column": column})
+    except _ARROW_ERRORS:
+        return False
     return True
 
 

@@ -114,8 +114,12 @@ def _require_generation_settings(settings: Mapping[str, Any], config: type[Any])
     evaluations use the field.
     """
     added = settings.get("generation_kwargs")
-    if not isinstance(added, Mapping) or settings.get("use_vllm"):
+    if added is None or settings.get("use_vllm"):
         return
+    if not isinstance(added, Mapping):
+        raise InputError(
+            f'--set generation_kwargs: expected an object of JSON, such as {{"use_cache": true}}, got {added!r:.60}'
+        )
     fields_instead = {"max_new_tokens": "max_completion_length", "max_length": "max_completion_length"}
     fields_instead |= {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
     known = vars(GenerationConfig())
