@@ -36,6 +36,7 @@ from kullback.train.trainer_callbacks import (
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
+    require_all_steps,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -247,6 +248,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
+    _require_enough_prompts(plan, args)
     dataset = _dataset(plan.rows)
     # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
     with library_errors(trainer_class.__name__):
@@ -316,6 +318,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
         train_with_checkpoints(trainer, checkpoint)
+        require_all_steps(trainer, plan.steps, stop)
     if stop.requested and trainer.state.global_step < plan.steps:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure()
@@ -326,6 +329,17 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         _save(run, trainer.state.global_step, samples, trainer, tokenizer, plan.model)
     trainer.accelerator.wait_for_everyone()
     return True
+
+
+def _require_enough_prompts(plan: GRPOPlan, args: Any) -> None:
+    """Raise InputError if a generation takes more prompts than there are; TRL would not take any step."""
+    batch, group = args.generation_batch_size, args.num_generations
+    if len(plan.rows) < batch // group:
+        raise InputError(
+            f"--prompts: expected at least {batch // group} prompts, as many as a generation takes "
+            f"(generation_batch_size={batch} completions, num_generations={group} for each prompt), got "
+            f"{len(plan.rows)}; add prompts, or lower --set generation_batch_size or per_device_train_batch_size"
+        )
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
