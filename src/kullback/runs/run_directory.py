@@ -284,7 +284,7 @@ class RunDirectory:
             The directory of the checkpoint, or None if the run has not saved any checkpoint.
 
         Raises:
-            InputError: All checkpoints are damaged; or there is no checkpoint, but a trained model, which a start from
+            InputError: All checkpoints are damaged; or the run has a trained model without a checkpoint, which a start from
                 the first step would replace.
         """
         damaged: list[tuple[Path, str]] = []
@@ -425,7 +425,7 @@ class RunDirectory:
         """Return the duration of training up to the last row of metrics.jsonl.
 
         Returns:
-            The duration in seconds; 0.0 if there is no row with a duration.
+            The duration in seconds; 0.0 if no row has a duration.
         """
         durations = [row["seconds"] for row in self.metrics() if _is_number(row.get("seconds"))]
         return float(durations[-1]) if durations else 0.0
