@@ -284,8 +284,8 @@ class RunDirectory:
             The directory of the checkpoint, or None if the run has not saved any checkpoint.
 
         Raises:
-            InputError: All checkpoints are damaged; or the run has a trained model without a checkpoint, which a start from
-                the first step would replace.
+            InputError: All checkpoints are damaged; or the run has a trained model without a checkpoint, which a start
+                from the first step would replace.
         """
         damaged: list[tuple[Path, str]] = []
         for path in self._checkpoints():
