@@ -345,6 +345,11 @@ def test_an_engine_with_stale_weights(tiny_model: Path, tmp_path: Path, capsys: 
         ({"use_vllm": True, "vllm_importance_sampling_correction": False}, ["engine-mismatch"]),
         ({"beta": -0.1, "learning_rate": 0.0}, ["kl-sign", "nothing-trains"]),
         ({"top_p": 1.0, "top_k": 0, "min_p": None}, []),
+        ({"generation_kwargs": {"repetition_penalty": 2.0}}, ["sampling-filter"]),
+        ({"top_p": 0.9, "generation_kwargs": {"top_p": 1.0}}, []),
+        ({"generation_kwargs": {"do_sample": False}}, ["sampling-filter"]),
+        ({"temperature": 0.7, "generation_kwargs": {"temperature": 1.0}}, ["sampling-filter"]),
+        ({"temperature": 0.7, "generation_kwargs": {"temperature": 0.7, "num_beams": 1, "use_cache": True}}, []),
     ],
 )
 def test_settings_in_a_file(

@@ -42,6 +42,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
         "train --help",
         "train grpo --help",
         "measure LARGE LARGE --terms --json",
+        "explore --output /dev/stdout",
     ],
 )
 def test_a_reader_that_closes_the_pipe_causes_no_error(command: str, large: str) -> None:

@@ -1,6 +1,7 @@
 """The tables and the progress of runs: colours, narrow terminals, and user code that closes standard output."""
 
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -86,3 +87,19 @@ def test_standard_error_need_not_be_a_file(stream: Any, monkeypatch: pytest.Monk
     with results_on_stdout():
         print("from user code")
     assert stream is None or stream.getvalue() == "from user code\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_console_continues_after_its_reader_has_closed_the_pipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", buffering=1, encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, name, stream)
+        console = make_console(quiet=False, stderr=name == "stderr")
+        console.print("step 1")
+        assert os.read(reader, 100) == b"step 1\n"
+        os.close(reader)
+        progress = RunProgress("run", 12, target=None, unit=None, console=console)
+        for step in range(1, 13):
+            progress.show({"step": step, "loss": 0.5})
+            console.print("text " * 10_000)
+        print("text", file=stream, flush=True)  # of other code, which the closed pipe must not end either

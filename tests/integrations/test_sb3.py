@@ -432,6 +432,8 @@ def test_a_saved_model_comes_back_with_its_reference_and_its_controllers(tmp_pat
     [
         ({"budget": KLBudget(0.1)}, "budget per 'step', got 'token'"),
         ({"old_budget": KLBudget(0.1, unit="sequence")}, "old_budget per 'step', got 'sequence'"),
+        ({"budget": 0.01}, r"expected budget to be a controller such as KLBudget\(0\.01, unit='step'\), got 0\.01"),
+        ({"old_budget": "0.01"}, "expected old_budget to be a controller"),
         ({"clip_range": 0.2}, "expected the argument clip"),
         ({"reference": "acrobot"}, r"policy_net\.0\.weight is \(64, 6\) in the reference and \(64, 4\) in the policy"),
         ({"reference": "wide"}, r"policy_net\.0\.weight is \(32, 4\) in the reference and \(64, 4\) in the policy"),

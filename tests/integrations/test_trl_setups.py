@@ -424,6 +424,10 @@ def test_a_sampling_filter_is_reported(make: MakeTrainer, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING, "kullback"):
         make(llama(), top_k=3, max_steps=1).train()
     assert "warning sampling-filter" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "kullback"):
+        make(llama(), generation_kwargs={"repetition_penalty": 2.0, "temperature": 0.5}, max_steps=1).train()
+    assert "repetition_penalty 2, temperature of generation_kwargs 0.5" in caplog.text
 
 
 # -- dropout --

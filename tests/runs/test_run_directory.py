@@ -81,7 +81,7 @@ def test_the_model_is_replaced_at_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.model.iterdir()) == ["b", "training.json"]
 
 
-@pytest.mark.parametrize("content", ['{"before', "[1]", "\x00"])
+@pytest.mark.parametrize("content", ['{"before', "[1]", "\x00", '{"before": 3}', '{"after": [1]}', '{"x": {"a": []}}'])
 def test_damaged_samples_do_not_end_a_run(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path)
     for name, read, write in (
@@ -94,6 +94,62 @@ def test_damaged_samples_do_not_end_a_run(content: str, tmp_path: Path, capsys: 
         write("after", [{"prompt": "1+1="}])
         assert read() == {"after": [{"prompt": "1+1="}]}
         assert "the file is replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"step": "6"}', b'{"step": NaN}', b'{"step": []}', b'{"step": tru\xff']
+)
+def test_a_damaged_record_of_the_steps_of_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save_model(3, lambda directory: None)
+    (run.model / "training.json").write_bytes(content)
+    for call in (run.model_step, lambda: run.is_finished(3)):
+        with pytest.raises(InputError, match=r"training\.json: expected an object.*; remove this file"):
+            call()
+    (run.model / "training.json").unlink()
+    run.add_metrics({"step": 4})
+    assert run.model_step() == 4
+
+
+def save_weights(directory: Path, *names: str) -> None:
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    for name in names:
+        (directory / name).write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+
+
+def test_a_run_whose_model_has_lost_weights_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.save_model(3, lambda directory: save_weights(directory, "a-1.safetensors", "a-2.safetensors"))
+    (run.model / "README.md").write_text("of a user")
+    assert run.is_finished(3)
+    assert capsys.readouterr().err == ""
+    weights = (run.model / "a-2.safetensors").read_bytes()
+    (run.model / "a-2.safetensors").write_bytes(weights[:-1])
+    assert not run.is_finished(3)
+    assert "a-2.safetensors is truncated; it is saved again" in capsys.readouterr().err
+    (run.model / "a-2.safetensors").unlink()
+    assert not run.is_finished(3)
+    assert "a-2.safetensors is missing; it is saved again" in capsys.readouterr().err
+    for record in ({"step": 3}, {"step": 3, "weights": 1}, {"step": 3, "weights": [1]}):  # of an earlier version
+        (run.model / "training.json").write_text(json.dumps(record))
+        assert run.is_finished(3)
+
+
+def test_a_model_without_checkpoints_is_not_replaced_by_a_resumption(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.checkpoint_to_resume() is None
+    run.save_model(3, lambda directory: None)
+    with pytest.raises(InputError, match="expected a checkpoint to continue from, found none"):
+        run.checkpoint_to_resume()
+
+
+@pytest.mark.parametrize("row", [{}, {"seconds": None}, {"seconds": "x"}, {"seconds": [1]}, {"seconds": 10**400}])
+def test_rows_without_a_duration_are_skipped(row: dict[str, object], tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.elapsed_seconds() == 0.0
+    for metrics in ({"step": 1, "seconds": 2.5}, {"step": 2, **row}):
+        run.add_metrics(metrics)
+    assert run.elapsed_seconds() == 2.5
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '"x"', "null"])

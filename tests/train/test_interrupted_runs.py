@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -232,6 +233,61 @@ def test_an_old_evaluation_is_marked(words: dict[str, list[str]], capsys: pytest
     table = [line for line in capsys.readouterr().out.splitlines() if "distortion" in line][-1]
     assert "(as of step 0)" in table
     assert "→" not in table
+
+
+def test_damaged_files_of_a_finished_run_give_a_table_or_one_line(
+    words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words["vae"]) == 0
+    run = Path("run")
+    damages = {
+        "metrics.jsonl": ['{"step": 4}', '{"step": 4, "seconds": "x"}', '{"step": 4, "beta": {}, "seconds": []}', ""],
+        "evaluations.jsonl": ["", '{"step": 4}', '{"step": 4, "distortion": "x", "kl_latents": 3}'],
+        "pictures.json": [
+            '{"after": 3}',
+            '{"after": [3]}',
+            '{"after": [{}]}',
+            '{"after": [{"title": "", "images": 2}]}',
+        ],
+        "model/training.json": ["{", "{}", '{"step": "4"}'],
+    }
+    refused = set()
+    for name, contents_of_file in damages.items():
+        intact = (run / name).read_bytes()
+        for content in contents_of_file:
+            (run / name).write_text(content + "\n" if content else "")
+            capsys.readouterr()
+            status = main([*words["vae"], "--resume"])
+            captured = capsys.readouterr()
+            error = captured.err
+            if status == 2:
+                assert error.startswith("kullback: "), content
+                assert error.count("\n") == 1
+                assert re.search(name if "training" in name else r"pictures\.json|cannot be shown", error)
+                refused.add(name)
+            else:
+                assert (status, error) == (0, "")
+                assert "steps" in captured.out
+                # The value before training is not known if its row is lost.
+                assert "distortion" not in captured.out or "- → " in captured.out or name != "evaluations.jsonl"
+        (run / name).write_bytes(intact)
+    assert refused == {"evaluations.jsonl", "pictures.json", "model/training.json"}
+
+
+def test_a_lost_model_is_saved_again_and_a_model_without_checkpoints_is_kept(
+    words: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words["vae"]) == 0
+    weights = Path("run/model/model.safetensors")
+    intact = weights.read_bytes()
+    weights.unlink()
+    assert main([*words["vae"], "--resume"]) == 0
+    assert "model is damaged: model.safetensors is missing; it is saved again" in capsys.readouterr().err
+    assert weights.read_bytes() == intact
+    shutil.rmtree("run/checkpoints")
+    assert main([*with_option(words["vae"], "--steps", "6"), "--resume"]) == 2
+    assert "expected a checkpoint to continue from, found none" in capsys.readouterr().err
+    assert weights.read_bytes() == intact
 
 
 @pytest.mark.parametrize("extra", [{"num_iterations": 2}, {"steps_per_generation": 4, "save_steps": 3}])

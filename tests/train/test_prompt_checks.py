@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerState
 
 from kullback.cli import main
+from kullback.errors import InputError
+from kullback.runs.interrupts import Interrupts
 from kullback.runs.run_directory import RunDirectory
+from kullback.train.trainer_callbacks import require_all_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
@@ -43,6 +47,15 @@ def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> An
         ("grpo", [SHORT, SHORT, LONG], (), "--prompts, row 3: the prompt has 36 tokens, and a completion up to 3"),
         ("grpo", [SHORT] * 2, ("--set", "max_completion_length=40"), "--prompts, row 1: the prompt has 4 tokens"),
         ("grpo", [CHAT] * 2, (), "no chat template"),
+        ("grpo", [{**SHORT, "id": 10**40, "n": 1}] * 2, (), 'the column "id" cannot be stored'),
+        ("grpo", [{**SHORT, "x": {"a": [1]}}, {**SHORT, "x": {"a": ["b"]}}], (), 'the column "x" cannot be stored'),
+        (
+            "grpo",
+            [SHORT],
+            ("--set", "steps_per_generation=2"),
+            "--prompts: expected at least 2 prompts, as many as a generation takes",
+        ),
+        ("sft", [SHORT], ("--set", "dataloader_drop_last=true"), "--data: expected at least 2 examples, a batch"),
         ("sft", [CHAT] * 2, (), "no chat template"),
         ("sft", [SHORT, SHORT, LONG], (), "--data, row 3: the example has 39 tokens, but the model has 32 positions"),
         ("sft", [SHORT] * 4, ("--set", "max_length=3"), "none of the 4 examples has a token of its completion"),
@@ -120,3 +133,15 @@ def test_a_text_is_learned_completely(run: Any) -> None:
     assert RunDirectory(Path("run")).evaluations()[0]["train_cross_entropy_per_token"] == pytest.approx(
         float(expected), rel=1e-5
     )
+
+
+def test_training_that_ends_early_without_an_error_is_refused() -> None:
+    class Trainer:
+        state = TrainerState(global_step=2)
+
+    interrupts = Interrupts()
+    require_all_steps(Trainer(), 2, interrupts)
+    with pytest.raises(InputError, match="step 2: Trainer ended before step 3, without an error"):
+        require_all_steps(Trainer(), 3, interrupts)
+    interrupts.requested = True
+    require_all_steps(Trainer(), 3, interrupts)

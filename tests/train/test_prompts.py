@@ -92,6 +92,16 @@ def write_table(path: Path) -> None:
             writer.writerows(ROWS)
 
 
+@pytest.mark.parametrize(
+    "text", ["prompt;answer\n1+1=;a, b\n", "prompt\tanswer\n1+1=\ta, b\n", 'prompt,answer\n1+1=,"a, b"\n']
+)
+def test_the_delimiter_of_a_table_is_read_from_its_header(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    assert read_prompts(tmp_path / "t.csv") == [{"prompt": "1+1=", "answer": "a, b"}]
+    (tmp_path / "t.csv").write_text("prompt\na;b\tc\n")
+    assert read_prompts(tmp_path / "t.csv") == [{"prompt": "a;b\tc"}]
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.CSV", "t.tsv", "t.parquet", "t.json"])
 def test_tables_are_read_by_the_name_of_the_prompt_column(tmp_path: Path, name: str) -> None:
     write_table(tmp_path / name)
@@ -109,6 +119,7 @@ def test_tables_are_read_by_the_name_of_the_prompt_column(tmp_path: Path, name: 
         ("t.csv", b"prompt,answer\n1+1=\n", "line 2: expected 2 values"),
         ("t.csv", b"prompt,answer\n1+1=,2,3\n", "line 2: expected 2 values"),
         ("t.csv", b"prompt,prompt\n1,2\n", "expected columns of different names"),
+        ("t.csv", b"prompt;answer\n1+1=;2;3\n", "line 2: expected 2 values"),
         ("t.csv", b"prompt\n", "no rows"),
         ("t.csv", b"", "no rows"),
         ("t.csv", b'prompt\n"open\n', "not a table"),

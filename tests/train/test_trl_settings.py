@@ -1,10 +1,13 @@
 """Parsing of GRPOConfig fields to their types, and error messages for invalid arguments."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-from trl import GRPOConfig
+from trl import GRPOConfig, RLOOConfig
 
 from kullback.errors import InputError
-from kullback.train.trl_settings import parse_settings
+from kullback.train.trl_settings import make_config, parse_settings
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -41,3 +44,25 @@ def test_invalid_arguments_are_rejected(word: str, message: str) -> None:
         parse_settings([word])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("x", "expected an object of JSON, .*, got 'x'"),
+        ([1], "expected an object of JSON"),
+        ({"foo": 2}, "GenerationConfig of transformers has no foo; the nearest is "),
+        ({"num_beam": 2}, "no num_beam; the nearest is num_beams"),
+        ({"temperature": 0.5}, "expected no temperature, .* use --set temperature=0.5"),
+        ({"max_new_tokens": 2}, "expected no max_new_tokens, .* use --set max_completion_length=2"),
+        ({"use_cache": True, "top_p": 0.9}, "expected no top_p, .* use --set top_p=0.9"),
+    ],
+)
+def test_entries_of_generation_kwargs_are_checked(
+    entries: Any, message: str, config: type[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_config(config, {"generation_kwargs": entries}, output_dir=str(tmp_path))
+    accepted = {"generation_kwargs": {"num_beams": 1, "use_cache": True}}
+    assert make_config(config, accepted, output_dir=str(tmp_path)).generation_kwargs == accepted["generation_kwargs"]

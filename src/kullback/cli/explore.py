@@ -73,6 +73,8 @@ def _run(options: argparse.Namespace) -> int:
         page = explorer_page(runs, live=False)
         try:
             write_atomically(options.output, page)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has all that it needs
         except OSError as error:
             raise InputError(f"--output {options.output}: cannot be written: {error.strerror or error}") from error
         print_result(one_line(str(options.output)))

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from kullback.cli.output import discard_output, strict
 from kullback.runs.printable import one_line, printable
 
 __all__ = [
@@ -68,7 +69,9 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
     with suppress(OSError):  # the terminal was closed
         if options.json:
             outcome = {"run": str(options.output), "ended": finished, "step": steps, "last": last}
-            print(json.dumps(outcome if None not in runs else outcome | {"step": steps[None], "last": last[None]}))
+            if None in runs:
+                outcome |= {"step": steps[None], "last": last[None]}
+            print(json.dumps(strict(outcome), allow_nan=False))
         elif not finished:
             text = f"interrupted; continue with --resume --output {one_line(str(options.output))}"
             console.print(_encodable(text, console), highlight=False)
@@ -130,8 +133,18 @@ def progress_console(*, quiet: bool) -> Any:
 
 
 def make_console(*, quiet: bool, stderr: bool = False) -> Any:
-    """The console for the results of a run, which replaces characters that it cannot encode."""
-    from rich.console import Console
+    """The console for the results of a run, which replaces characters that it cannot encode.
+
+    If the reader of the output closes the pipe, the rest of the output is discarded, and the command continues.
+    """
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        """A console that does not end the process, and the training with it, at a closed pipe."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            discard_output(self.file)
 
     # The names of runs are printed as they are, without the markup and the emoji codes of rich.
     console = Console(quiet=quiet, stderr=stderr, markup=False, emoji=False)

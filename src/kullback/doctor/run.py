@@ -13,7 +13,7 @@ from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
-from kullback.runs.checksums import find_damage, find_truncated_weights
+from kullback.runs.checksums import find_damage, find_model_damage
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory, checkpoint_step
@@ -36,6 +36,7 @@ _SETTINGS = {
     *("gradient_accumulation_steps", "loss_type", "scale_rewards", "temperature", "ref_model_sync_steps", "bf16"),
     *("ref_model_mixup_alpha", "reward_weights", "lr_scheduler_type", "logging_steps", "save_steps", "output_dir"),
     *("disable_dropout", "mask_truncated_completions", "generation_batch_size", "max_grad_norm", "warmup_ratio"),
+    "generation_kwargs",
 }
 
 
@@ -227,8 +228,8 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     findings += [] if is_finished else check_finished(metrics, config.get("steps"))
     findings += _check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
     for directory in (run.model, run.path / "reference"):
-        if (damage := find_truncated_weights(directory)) is not None:
-            cause = f"{directory.name}/{damage}: a write was interrupted, the disk was full, or a copy was incomplete"
+        if (damage := find_model_damage(directory)) is not None:
+            cause = f"{directory.name}: {damage}: a write was interrupted, the disk was full, or a copy was incomplete"
             remedy = "copy the directory again; a model is written again by --resume from an earlier checkpoint"
             findings.append(
                 Finding("damaged-model", "error", cause, remedy, {"directory": str(directory), "damage": damage})

@@ -123,6 +123,7 @@ UNFILTERED: Mapping[str, tuple[Any, ...]] = {
     "top_p": (1,),
     "top_k": (0, -1),
     "min_p": (0,),
+    "num_beams": (1,),
     "typical_p": (1,),
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
@@ -133,6 +134,13 @@ UNFILTERED: Mapping[str, tuple[Any, ...]] = {
     "suppress_tokens": ([],),
     "bad_words_ids": ([],),
     "sequence_bias": ({}, []),
+    "begin_suppress_tokens": ([],),
+    "force_words_ids": ([],),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+    "top_h": (1,),
+    "watermarking_config": (),
 }
 
 
@@ -140,16 +148,24 @@ def check_filter_settings(settings: Mapping[str, Any]) -> list[Finding]:
     """Check that completions are sampled from the unfiltered distribution.
 
     Criterion: top_p is 1, top_k is 0 or -1, min_p is 0, repetition_penalty is 1, and the other settings of sampling in
-    `UNFILTERED` leave the distribution as it is, where they are set.
+    `UNFILTERED` leave the distribution as it is, where they are set. The entries of generation_kwargs, which TRL passes
+    to `generate` after its other settings, take precedence; they neither turn off sampling nor change the temperature.
 
     Returns:
         `sampling-filter` (warning), or nothing.
     """
+    added = settings.get("generation_kwargs")
+    added = added if isinstance(added, Mapping) else {}
+    effective = {**settings, **added}
     filters = {
-        key: settings[key]
+        key: effective[key]
         for key, values in UNFILTERED.items()
-        if settings.get(key) is not None and settings[key] not in values
+        if effective.get(key) is not None and effective[key] not in values
     }
+    if added.get("do_sample") is False:
+        filters["do_sample"] = False
+    if added.get("temperature", settings.get("temperature", 1.0)) != settings.get("temperature", 1.0):
+        filters["temperature of generation_kwargs"] = added["temperature"]
     if not filters:
         return []
     cause = (
@@ -157,8 +173,8 @@ def check_filter_settings(settings: Mapping[str, Any]) -> list[Finding]:
         "unfiltered distribution"
     )
     remedy = (
-        "train with top_p=1, top_k=0, repetition_penalty=1 and without min_p, and remove such defaults from "
-        "model.generation_config; a temperature excludes no token"
+        "train with top_p=1, top_k=0, repetition_penalty=1 and without min_p, and remove such settings from "
+        "generation_kwargs and model.generation_config; the field temperature of the configuration excludes no token"
     )
     return [Finding("sampling-filter", "warning", cause, remedy, filters)]
 

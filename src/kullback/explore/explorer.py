@@ -8,7 +8,7 @@ from kullback.errors import InputError, KullbackError
 from kullback.explore.charts import DIVERGENCES
 from kullback.explore.html import self_contained_page
 from kullback.explore.report import page_data
-from kullback.explore.run_tables import load_report_runs, outcome_table
+from kullback.explore.run_tables import damage_as_input_error, load_report_runs, outcome_table
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["explorer_page", "readable_runs", "runs_data"]
@@ -64,15 +64,13 @@ def readable_runs(runs: Mapping[str, RunDirectory]) -> tuple[dict[str, RunDirect
         try:
             if not {"kind", "rewards"} & run.config().keys():
                 raise InputError(f"{run.path}: expected a run of kullback train, got a config.json of another program")
-            json.dumps(runs_data({name: run}), allow_nan=False)
+            with damage_as_input_error(run):
+                json.dumps(runs_data({name: run}), allow_nan=False)
             readable[name] = run
         except KullbackError as error:
             problems.append(str(error))
-        except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-            problems.append(
-                f"{run.path}: expected the files of a run, got values that cannot be shown "
-                f"({type(error).__name__}: {error}); run kullback doctor {run.path}"
-            )
+        except OSError as error:
+            problems.append(f"{run.path}: cannot be read: {error.strerror or error}")
     if problems and not readable:
         raise InputError(problems[0])
     return readable, problems

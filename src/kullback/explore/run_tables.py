@@ -1,14 +1,38 @@
 """Reports and tables that are made from run directories."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kullback.errors import InputError, KullbackError
 from kullback.explore.charts import DIVERGENCES, budgeted_kl
 from kullback.explore.report import ReportRun, Table, write_report
 from kullback.runs.run_directory import RunDirectory
 
-__all__ = ["load_report_runs", "outcome_table", "write_run_report"]
+__all__ = ["damage_as_input_error", "load_report_runs", "outcome_table", "write_run_report"]
+
+
+@contextmanager
+def damage_as_input_error(*runs: RunDirectory) -> Iterator[None]:
+    """Within the context, the exceptions that values of wrong types in the files of runs lead to become `InputError`.
+
+    Args:
+        *runs: The run directories that are read.
+
+    Raises:
+        InputError: A file of a run has values that cannot be shown.
+    """
+    try:
+        yield
+    except KullbackError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise InputError(
+            f"{paths}: expected the files of a run, got values that cannot be shown ({type(error).__name__}: {error}); "
+            f"run kullback doctor {paths}"
+        ) from error
 
 
 def write_run_report(runs: Mapping[str, RunDirectory], path: Path, *, title: str, summary: str = "") -> Path:
@@ -24,12 +48,13 @@ def write_run_report(runs: Mapping[str, RunDirectory], path: Path, *, title: str
         The path of the file.
 
     Raises:
-        InputError: A directory does not contain a run, there are more than 6, or the directory of `path` does
-            not exist.
+        InputError: A directory does not contain a run or has damaged files, there are more than 6, or the directory of
+            `path` does not exist.
     """
     loaded = load_report_runs(runs)
     table = outcome_table(runs) if all(run.evaluations for run in loaded) else None
-    return write_report(loaded, path, title=title, summary=summary, table=table)
+    with damage_as_input_error(*runs.values()):
+        return write_report(loaded, path, title=title, summary=summary, table=table)
 
 
 def load_report_runs(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
@@ -44,9 +69,15 @@ def outcome_table(runs: Mapping[str, RunDirectory]) -> Table:
     """Return a table with the first and the last evaluation of each run, one column per run.
 
     Args:
-        runs: Run directories with at least one evaluation each, by the names of their columns.
+        runs: Run directories by the names of their columns.
+
+    Raises:
+        InputError: A file of a run is damaged.
     """
-    results = [_results(run) for run in runs.values()]
+    results = []
+    for run in runs.values():
+        with damage_as_input_error(run):
+            results.append(_results(run))
     metrics = list(dict.fromkeys(metric for result in results for metric in result))
     rows = [[metric, *(result.get(metric, "-") for result in results)] for metric in metrics]
     return {"columns": ["metric", *runs], "rows": rows}
@@ -55,18 +86,20 @@ def outcome_table(runs: Mapping[str, RunDirectory]) -> Table:
 def _results(run: RunDirectory) -> dict[str, str]:
     """Return the formatted results of a run by their label, in the order of the table."""
     config, evaluations, metrics = run.config(), run.evaluations(), run.metrics()
-    first, last = evaluations[0], evaluations[-1]
+    last = evaluations[-1] if evaluations else {}
     steps = metrics[-1]["step"] if metrics else 0
     # The last evaluation is older than the last step if the process was killed or the evaluation was interrupted.
-    as_of = "" if last["step"] == steps else f" (as of step {last['step']})"
+    as_of = f" (as of step {last['step']})" if evaluations and last["step"] != steps else ""
+    # The evaluation before training is absent if the file has been damaged.
+    first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
 
     def change(key: str) -> str:
         if as_of and last is first:
             return f"{_number(first.get(key))}{as_of}"
         return f"{_number(first.get(key))} → {_number(last.get(key))}{as_of}"
 
-    results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config["rewards"]}
-    results |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config["watched"]}
+    results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config.get("rewards") or ()}
+    results |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config.get("watched") or ()}
     for key, divergence in DIVERGENCES.items():
         if key in last:
             results[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config) + as_of
@@ -89,7 +122,7 @@ def _results(run: RunDirectory) -> dict[str, str]:
     results |= {label: change(key) for label, key in labels.items() if key in last}
     results |= {
         "steps": str(steps),
-        "time, s": f"{metrics[-1]['seconds']:.0f}" if metrics else "-",
+        "time, s": f"{run.elapsed_seconds():.0f}" if metrics else "-",
     }
     return results
 

@@ -160,6 +160,10 @@ class BudgetPPO(PPO):
     def _setup_model(self) -> None:
         for name in ("budget", "old_budget"):
             controller = getattr(self, name)
+            if controller is not None and not (hasattr(controller, "beta") and hasattr(controller, "update")):
+                raise BudgetError(
+                    f"expected {name} to be a controller such as KLBudget(0.01, unit='step'), got {controller!r}"
+                )
             if isinstance(controller, KLBudget) and controller.unit != "step":
                 raise BudgetError(
                     f"expected a {name} per 'step', got {controller.unit!r}: the KL is a mean over visited states"

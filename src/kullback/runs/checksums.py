@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kullback.runs.atomic_write import follow_umask, write_atomically
 
-__all__ = ["find_damage", "find_truncated_weights", "has_safetensors_length", "write_checksums"]
+__all__ = ["find_damage", "find_model_damage", "has_safetensors_length", "weight_files", "write_checksums"]
 
 _FILE = "checksums.json"
 
@@ -69,6 +69,41 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
+def weight_files(model: Path) -> list[str]:
+    """Return the names of the safetensors files of a saved model.
+
+    Args:
+        model: The directory of the model.
+    """
+    return sorted(path.name for path in model.glob("*.safetensors"))
+
+
+def find_model_damage(model: Path) -> str | None:
+    """Return a description of the first damage of the weights of a trained model, or None if they are intact.
+
+    Other files of the model may have been changed by a user, and are not examined.
+
+    Args:
+        model: The directory of the model. Its training.json has the names of the safetensors files under "weights"; a
+            model of an earlier version does not have this entry.
+    """
+    names = {path.relative_to(model).as_posix() for path in model.rglob("*.safetensors")}
+    try:
+        if (model / "training.json").is_file():
+            listed = json.loads((model / "training.json").read_text(encoding="utf-8")).get("weights")
+            names.update(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else None
+        for name in sorted(names):
+            if not (model / name).is_file():
+                return f"{name} is missing"
+            if not has_safetensors_length(model / name):
+                return f"{name} is truncated"
+    except (ValueError, AttributeError):
+        return "training.json is not a JSON object"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    return None
+
+
 def _find_structural_damage(checkpoint: Path) -> str | None:
     """Return the first damage that the formats of the files of a checkpoint reveal, or None."""
     for path in sorted(checkpoint.rglob("*")):
@@ -87,21 +122,6 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def find_truncated_weights(directory: Path) -> str | None:
-    """Return a description of the first truncated safetensors file of a model, or None if there is none.
-
-    Args:
-        directory: The directory of a trained model, which has no checksums.
-    """
-    for path in sorted(directory.rglob("*.safetensors")):
-        try:
-            if not has_safetensors_length(path):
-                return f"{path.relative_to(directory).as_posix()} is truncated"
-        except OSError as error:
-            return f"{path.name} cannot be read: {error.strerror or error}"
-    return None
 
 
 def has_safetensors_length(path: Path) -> bool:

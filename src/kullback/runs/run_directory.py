@@ -27,7 +27,7 @@ from typing import Any
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import follow_umask, umask, write_atomically
-from kullback.runs.checksums import find_damage
+from kullback.runs.checksums import find_damage, find_model_damage, weight_files
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
@@ -284,7 +284,8 @@ class RunDirectory:
             The directory of the checkpoint, or None if the run has not saved any checkpoint.
 
         Raises:
-            InputError: All checkpoints are damaged.
+            InputError: All checkpoints are damaged; or the run has a trained model without a checkpoint, which a start
+                from the first step would replace.
         """
         damaged: list[tuple[Path, str]] = []
         for path in self._checkpoints():
@@ -303,6 +304,11 @@ class RunDirectory:
             raise InputError(
                 f"--resume {self.path}: expected an intact checkpoint, but {path.name} and all others are damaged: "
                 f"{reason}; start again with --overwrite"
+            )
+        if self.model.is_dir():
+            raise InputError(
+                f"--resume {self.path}: expected a checkpoint to continue from, found none, and a start from the first "
+                f"step would replace {self.model}; start a new run, or start again with --overwrite"
             )
         rows = self.path / "metrics.jsonl"
         if main and rows.is_file() and rows.stat().st_size:
@@ -324,25 +330,34 @@ class RunDirectory:
             steps: The number of steps that is to be reached.
 
         Returns:
-            Whether nothing remains to be trained.
+            Whether nothing remains to be trained or to be saved: the result is also False if weights of the model are
+            missing or truncated, which a line on standard error describes.
         """
         step = self.model_step()
         if step is None or step < steps:
             return False
         newest = next(iter(self._checkpoints()), None)
-        return newest is None or checkpoint_step(newest) <= step
+        if newest is not None and checkpoint_step(newest) > step:
+            return False
+        if (damage := find_model_damage(self.model)) is not None:
+            print(f"kullback: {self.model} is damaged: {damage}; it is saved again", file=sys.stderr)
+            return False
+        return True
 
     def model_step(self) -> int | None:
         """Return the number of steps of the trained model.
 
         Returns:
             The number of steps, or None if no model has been saved.
+
+        Raises:
+            InputError: training.json is damaged.
         """
         if not self.model.is_dir():
             return None
         path = self.model / "training.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["step"]
+            return _parse_row(path, None, path.read_bytes())["step"]
         rows = self.metrics()
         return rows[-1]["step"] if rows else None
 
@@ -361,7 +376,8 @@ class RunDirectory:
             temporary.chmod(0o777 & ~umask())
             write(temporary)
             follow_umask(temporary)
-            write_atomically(temporary / "training.json", json.dumps({"step": step}) + "\n")
+            training = {"step": step, "weights": weight_files(temporary)}
+            write_atomically(temporary / "training.json", json.dumps(training) + "\n")
             if self.model.exists():
                 old = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
                 self.model.rename(old / "model")
@@ -405,11 +421,23 @@ class RunDirectory:
         """
         return self._rows("evaluations.jsonl")
 
+    def elapsed_seconds(self) -> float:
+        """Return the duration of training up to the last row of metrics.jsonl.
+
+        Returns:
+            The duration in seconds; 0.0 if no row has a duration.
+        """
+        durations = [row["seconds"] for row in self.metrics() if _is_number(row.get("seconds"))]
+        return float(durations[-1]) if durations else 0.0
+
     def samples(self) -> dict[str, list[Row]]:
         """Return the sampled completions before and after training.
 
         Returns:
             The contents of samples.json, with the keys "before" and "after" if they have been written.
+
+        Raises:
+            InputError: The file is not an object of lists of objects.
         """
         return self._read_json("samples.json")
 
@@ -418,6 +446,9 @@ class RunDirectory:
 
         Returns:
             The contents of pictures.json, with the keys "before" and "after" if they have been written.
+
+        Raises:
+            InputError: The file is not an object of lists of objects.
         """
         return self._read_json("pictures.json")
 
@@ -488,6 +519,11 @@ class RunDirectory:
             raise InputError(f"{path}: not JSON: {error}; remove the file") from error
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}; remove the file")
+        for key, rows in content.items():
+            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+                raise InputError(
+                    f'{path}: expected a list of objects under "{key}", got {json.dumps(rows):.60}; remove the file'
+                )
         return content
 
     def _update_json(self, name: str, key: str, value: Any) -> None:
@@ -527,22 +563,31 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
-def _parse_row(path: Path, number: int, line: bytes) -> Row:
-    """Return the object in a line of a file; InputError names the file and the line."""
+def _parse_row(path: Path, number: int | None, line: bytes) -> Row:
+    """Return the object in a line of a file, or in the whole file; InputError names the file and the line."""
+    place, thing = (f"{path}: line {number}", "line") if number is not None else (f"{path}", "file")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise InputError(
-            f"{path}: line {number}: expected an object, got a line that is not JSON: {reason}; remove this line"
+            f"{place}: expected an object, got a {thing} that is not JSON: {reason}; remove this {thing}"
         ) from error
     step = row.get("step") if isinstance(row, dict) else None
-    if not isinstance(step, (int, float)) or isinstance(step, bool) or not math.isfinite(step):
+    if not _is_number(step):
         got = line.decode(errors="replace")[:60].strip()
-        raise InputError(
-            f'{path}: line {number}: expected an object with a number under "step", got {got}; remove this line'
-        )
+        raise InputError(f'{place}: expected an object with a number under "step", got {got}; remove this {thing}')
     return row
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a row is a finite number, which can be converted to a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from pyarrow import ArrowException
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -35,6 +36,7 @@ from kullback.train.trainer_callbacks import (
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
+    require_all_steps,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -70,6 +72,7 @@ _FROM_TRL = {
 }
 
 
+_ARROW_ERRORS = (ArrowException, OverflowError, TypeError, ValueError)
 _MAX_WITHOUT_REWARDS = 3  # generations in succession
 
 
@@ -245,8 +248,8 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         processes=args.world_size,
         seed=plan.seed,
     )
-    with library_errors("--prompts"):  # Arrow refuses nested values of several types, and integers of many digits
-        dataset = Dataset.from_list([dict(row) for row in plan.rows])
+    _require_enough_prompts(plan, args)
+    dataset = _dataset(plan.rows)
     # The trainer, which checks the settings, is constructed before the evaluation, which takes longer.
     with library_errors(trainer_class.__name__):
         trainer = trainer_class(
@@ -315,6 +318,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
         train_with_checkpoints(trainer, checkpoint)
+        require_all_steps(trainer, plan.steps, stop)
     if stop.requested and trainer.state.global_step < plan.steps:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure()
@@ -324,6 +328,38 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
     if main:
         _save(run, trainer.state.global_step, samples, trainer, tokenizer, plan.model)
     trainer.accelerator.wait_for_everyone()
+    return True
+
+
+def _require_enough_prompts(plan: GRPOPlan, args: Any) -> None:
+    """Raise InputError if a generation takes more prompts than there are; TRL would not take any step."""
+    batch, group = args.generation_batch_size, args.num_generations
+    if len(plan.rows) < batch // group:
+        raise InputError(
+            f"--prompts: expected at least {batch // group} prompts, as many as a generation takes "
+            f"(generation_batch_size={batch} completions, num_generations={group} for each prompt), got "
+            f"{len(plan.rows)}; add prompts, or lower --set generation_batch_size or per_device_train_batch_size"
+        )
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """The prompts as a data set; InputError names the column that Apache Arrow cannot store."""
+    try:
+        return Dataset.from_list([dict(row) for row in rows])
+    except _ARROW_ERRORS as error:
+        message = " ".join(str(error).split())[:200]
+        names = [f'"{key}"' for key in rows[0] if not _is_storable([row[key] for row in rows])]
+        raise InputError(
+            f"--prompts: expected values of one type in each column, in nested values too, and integers of at most 64 "
+            f"bits, but the column {' and '.join(names)} cannot be stored: {message}; convert its values to text"
+        ) from error
+
+
+def _is_storable(column: list[Any]) -> bool:
+    try:
+        Dataset.from_dict({"column": column})
+    except _ARROW_ERRORS:
+        return False
     return True
 
 

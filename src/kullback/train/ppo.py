@@ -278,8 +278,7 @@ class _RecordUpdates(BaseCallback):
         self.evaluated_step = (run.evaluations() or [{"step": -1}])[-1]["step"]
         self.episodes: list[Row] = []
         self.stopping = False
-        rows = run.metrics()
-        self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+        self.start_time = time.monotonic() - run.elapsed_seconds()
 
     def evaluate(self) -> None:
         """Evaluate the policy unless this step has been evaluated."""

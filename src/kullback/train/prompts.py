@@ -24,8 +24,8 @@ _RESERVED = (
 def read_prompts(path: str | Path, option: str = "--prompts", *, column: str = "prompt") -> list[Row]:
     """Read prompts from a file or from a data set of the Hugging Face hub.
 
-    The suffix of the file determines its format: `.csv`, `.tsv` and `.parquet` are tables, `.json` may be an array of
-    objects, and all other files are JSON Lines.
+    The suffix of the file determines its format: `.csv` (with commas, semicolons or tabs), `.tsv` and `.parquet` are
+    tables, `.json` may be an array of objects, and all other files are JSON Lines.
 
     Args:
         path: The file, or ORGANISATION/NAME[:CONFIGURATION[:SPLIT]] as in `kullback.integrations.hub.dataset_rows`; a
@@ -164,9 +164,16 @@ def _json_rows(path: Path, location: str) -> Iterator[tuple[str, Row]]:
 
 
 def _csv_rows(path: Path, location: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a table with a header, in which all values are text."""
+    """The rows of a table with a header, in which all values are text.
+
+    The delimiter of a `.csv` file is the first of comma, semicolon and tab that its header contains.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        header = file.readline()
+        file.seek(0)
+        is_tsv = path.suffix.lower() == ".tsv"
+        delimiter = "\t" if is_tsv else next((mark for mark in (",", ";", "\t") if mark in header), ",")
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             names = list(reader.fieldnames or [])
             if len(set(names)) < len(names):

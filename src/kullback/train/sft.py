@@ -29,6 +29,7 @@ from kullback.train.trainer_callbacks import (
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
+    require_all_steps,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -203,6 +204,7 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
         train_with_checkpoints(trainer, checkpoint)
+        require_all_steps(trainer, plan.steps, stop)
     step = trainer.state.global_step
     if stop.requested and step < plan.steps:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
@@ -229,6 +231,13 @@ def _require_examples_fit(plan: SFTPlan, trainer: SFTTrainer, positions: int | N
             raise InputError(
                 f"{option}: none of the {len(rows)} examples has a token of its completion within max_length={limit}; "
                 "raise it by --set max_length=N, or shorten the prompts"
+            )
+        args: Any = trainer.args
+        batch = args.train_batch_size * args.world_size
+        if option == "--data" and args.dataloader_drop_last and len(lengths) < batch:
+            raise InputError(
+                f"{option}: expected at least {batch} examples, a batch, as dataloader_drop_last omits a batch with "
+                f"fewer, got {len(lengths)}; remove --set dataloader_drop_last, or lower per_device_train_batch_size"
             )
         if positions is not None and max(lengths) > positions:
             row = f"row {1 + lengths.index(max(lengths))}: the" if len(lengths) == len(rows) else "an"

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from kullback.errors import InputError
 from kullback.runs.checksums import write_checksums
 from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_loss, require_finite_weights
 from kullback.runs.interrupts import Interrupts
@@ -21,6 +22,7 @@ __all__ = [
     "StopOnNonFinite",
     "WriteChecksums",
     "WriteMetrics",
+    "require_all_steps",
     "train_with_checkpoints",
 ]
 
@@ -47,6 +49,25 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
         raise
 
 
+def require_all_steps(trainer: Any, steps: int, interrupts: Interrupts) -> None:
+    """Check that training did not end before its last step, as it does without an error if a data set has no batch.
+
+    Args:
+        trainer: A trainer of transformers, after its training.
+        steps: The number of steps of the run.
+        interrupts: The interrupts, after which training may end earlier.
+
+    Raises:
+        InputError: Training ended earlier.
+    """
+    step = trainer.state.global_step
+    if step < steps and not interrupts.requested:
+        raise InputError(
+            f"step {step}: {type(trainer).__name__} ended before step {steps}, without an error; the data set may have "
+            "no batch, or a setting ends training"
+        )
+
+
 def _checkpoint_of_step(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
@@ -62,8 +83,7 @@ class WriteMetrics(TrainerCallback):
 
     def __init__(self, run: RunDirectory, names: Mapping[str, str], progress: RunProgress) -> None:
         self.run, self.names, self.progress = run, names, progress
-        rows = run.metrics()
-        self.start_time = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+        self.start_time = time.monotonic() - run.elapsed_seconds()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         if not state.is_world_process_zero or not logs or "loss" not in logs:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from transformers import HfArgumentParser
+from transformers import GenerationConfig, HfArgumentParser
 from trl import GRPOConfig
 
 from kullback.errors import InputError, KullbackError
@@ -94,6 +94,7 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     require_valid_values(settings)
+    _require_generation_settings(settings, config)
     try:
         built = config(**{**defaults, **settings, **fixed, **_FIXED})
     except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
@@ -104,6 +105,35 @@ def make_config(config: type[Config], settings: Mapping[str, Any], **fixed: Any)
     if arguments.save_total_limit:  # a damaged newest checkpoint requires an earlier checkpoint
         arguments.save_total_limit = max(2, arguments.save_total_limit)
     return built
+
+
+def _require_generation_settings(settings: Mapping[str, Any], config: type[Any]) -> None:
+    """Check the entries of `generation_kwargs`, of which transformers ignores unknown names.
+
+    A setting that is a field of the configuration too, such as the temperature, must be set there: the KL and the
+    evaluations use the field.
+    """
+    added = settings.get("generation_kwargs")
+    if added is None or settings.get("use_vllm"):
+        return
+    if not isinstance(added, Mapping):
+        raise InputError(
+            f'--set generation_kwargs: expected an object of JSON, such as {{"use_cache": true}}, got {added!r:.60}'
+        )
+    fields_instead = {"max_new_tokens": "max_completion_length", "max_length": "max_completion_length"}
+    fields_instead |= {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    known = vars(GenerationConfig())
+    for key, value in added.items():
+        if instead := fields_instead.get(key):
+            raise InputError(
+                f"--set generation_kwargs: expected no {key}, which is the field {instead} of {config.__name__}; use "
+                f"--set {instead}={json.dumps(value)}"
+            )
+        if key not in known or key.startswith("_"):
+            nearest = difflib.get_close_matches(key, [name for name in known if name[0] != "_"], n=1, cutoff=0.0)
+            raise InputError(
+                f"--set generation_kwargs: GenerationConfig of transformers has no {key}; the nearest is {nearest[0]}"
+            )
 
 
 def _is_json(key: str, value: str, config: type[Any]) -> bool:

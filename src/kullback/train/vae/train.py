@@ -181,8 +181,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
         for classes in (images.train_labels, images.held_out_labels)
     )
     budget_step = encoder_budget_step(model, x) if isinstance(budget, KLBudget) else None
-    earlier_rows = run.metrics()
-    start_time = time.monotonic() - (earlier_rows[-1]["seconds"] if earlier_rows else 0.0)
+    start_time = time.monotonic() - run.elapsed_seconds()
     progress_line = RunProgress(
         plan.output.name, plan.steps, target=getattr(budget, "target", None), unit="image", console=console
     )
