@@ -544,7 +544,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         ids, attention, mask = _completions(inputs)
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
         place = torch.arange(len(ids), device=ids.device)
-        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight, place)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainer.unit == "token"):
+            kl = self._kl(hidden, ref_hidden, mask)
+        return HeldOutCompletions(ids, attention, mask, ref_hidden, kl, weight, place)
 
     def record(self, inputs: Mapping[str, Any], scored: HeldOutCompletions) -> None:
         """Keep the KL of a micro-batch, gathered from every process, until the optimizer steps."""
@@ -561,7 +563,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps if trainer.is_loss_divided else 1
         if trainer.unit == "sequence":
-            total = scored.kl.sum() + self._score_function_term(scored, hidden)
+            total = scored.kl.detach().sum() + self._score_function_term(scored, hidden)
             return total / (len(scored) * self._share_of_counted_sequences(scored) * steps)
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
@@ -577,11 +579,22 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         return counted / total if counted else 1.0
 
     def _score_function_term(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
-        """Return 0 with the gradient of the later tokens' KL through the probabilities of the tokens before them."""
+        """Return 0 with the gradient of the KL of whole completions, by their log-ratios.
+
+        The gradient is E[(log policy - log reference - baseline) grad log policy] with sums over the tokens of a
+        completion. Unlike the sum of the exact gradients of its tokens, it has the same noise as the gradient of the
+        reward, with the opposite sign: at the optimum, reward - beta log(policy / reference) is constant.
+        """
+        states = scored.ids, scored.mask
+        temperature = self.trainer.temperature
         with self._float32(), evaluation_mode(self.policy):
-            states = self.weights.head(), hidden, scored.ids, scored.mask
-            log_prob = completion_log_prob(*states, temperature=self.trainer.temperature)
-        surrogate = (scored.centred_kl_to_go() * log_prob).sum()
+            with torch.no_grad():
+                head = self.weights.ref_head()
+                ref_log_prob = completion_log_prob(head, scored.ref_hidden, *states, temperature=temperature)
+            log_prob = completion_log_prob(self.weights.head(), hidden, *states, temperature=temperature)
+        log_ratio = (log_prob.detach() - ref_log_prob).sum(dim=1)
+        excess = scored.centred(log_ratio, otherwise=self.trainer.budget.filtered_kl)
+        surrogate = (excess * log_prob.sum(dim=1)).sum()
         return surrogate - surrogate.detach()
 
     def measured(self) -> tuple[Estimate, Estimate] | None:
