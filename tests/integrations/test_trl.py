@@ -150,6 +150,35 @@ def test_the_penalty_and_its_gradient_are_the_enumerated_ones(
     assert seen.value == pytest.approx(value, rel=1e-5)
 
 
+def test_per_sequence_the_noise_of_the_penalty_cancels_the_noise_of_the_reward(make: MakeTrainer) -> None:
+    """At the optimum, reward - beta log(policy / reference) is constant: every batch has a gradient of 0."""
+    beta = 0.7
+    budget = KLBudget(0.05, unit="sequence", price=beta * 0.05, price_max=10.0)
+    trainer = make(budget, loss_type="dr_grpo")
+    perturb(trainer.model)
+    inputs = batch_of(trainer)
+    prompt, completion = inputs["prompt_ids"], inputs["completion_ids"]
+    ids, attention = (
+        torch.cat([inputs[f"prompt_{name}"], inputs[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
+    )
+
+    def log_probs(model: Any) -> torch.Tensor:
+        states = slice(prompt.shape[1] - 1, -1)
+        logits = type(model).forward(model, input_ids=ids, attention_mask=attention).logits[:, states].detach().double()
+        each = (logits / trainer.temperature).log_softmax(-1).gather(-1, completion[..., None])[..., 0]
+        return (each * inputs["completion_mask"]).sum(dim=1)
+
+    log_ratio = log_probs(trainer.model) - log_probs(trainer.ref_model)
+    same = (prompt[:, None] == prompt[None]).all(dim=2).double()
+    excess = log_ratio - (same @ log_ratio - log_ratio) / (same.sum(dim=1) - 1)
+    largest = {}
+    for name, advantages in {"optimum": beta * trainer.max_completion_length * excess, "elsewhere": -excess}.items():
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, {**inputs, "advantages": advantages.float()}).backward()
+        largest[name] = max(float(gradient.abs().max()) for gradient in gradients(trainer.model).values())
+    assert largest["optimum"] < 1e-4 * largest["elsewhere"]
+
+
 def completions_of(log_probs: torch.Tensor, end: int) -> list[list[int]]:
     """All completions of two tokens at most."""
     tokens = range(len(log_probs))
