@@ -214,12 +214,13 @@ class BudgetTrainer(Trainer):
 
 
 class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
-    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value.
 
     Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
-    the gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
-    whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
-    after every step, the learning rate of the next step and the displacement of the weights from the reference.
+    the gradient is exact, with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
+    whole completions by their log-ratios, which includes the effect of each token on the KL of later tokens, and whose
+    noise cancels the noise of the reward at the optimum. The budget sets beta and, after every step, the learning rate
+    of the next step and the displacement of the weights from the reference.
 
     The reference is the model as it is passed, with its weights in memory. For a PEFT model of any kind, it is the same
     model with the initial values of all trainable weights, so that no second model is in memory; for other models, the
@@ -281,7 +282,7 @@ class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
 
 
 class BudgetRLOOTrainer(BudgetTrainer, RLOOTrainer):
-    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value.
 
     The loss is TRL's REINFORCE loss with the leave-one-out baseline plus beta times the exact KL. TRL's own penalty,
     which subtracts a sampled KL from the rewards, is off. `BudgetGRPOTrainer` describes how the KL is measured
