@@ -594,7 +594,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 ref_log_prob = completion_log_prob(head, scored.ref_hidden, *states, temperature=temperature)
             log_prob = completion_log_prob(self.weights.head(), hidden, *states, temperature=temperature)
         log_ratio = (log_prob.detach() - ref_log_prob).sum(dim=1)
-        excess = scored.centred(log_ratio, otherwise=self.trainer.budget.filtered_kl)
+        excess = scored.centred(log_ratio, otherwise=getattr(self.trainer.budget, "filtered_kl", 0.0))
         surrogate = (excess * log_prob.sum(dim=1)).sum()
         return surrogate - surrogate.detach()
 
