@@ -1,6 +1,7 @@
 """Compare trainers with the exact reward-KL frontier of a language task whose completions can all be enumerated.
 
-    .venv/bin/python benchmarks/frontier.py            the whole table: under 10 minutes on 2 cores
+    .venv/bin/python benchmarks/frontier.py            both tables: under 10 minutes on 2 cores
+    .venv/bin/python benchmarks/frontier.py --prices   the runs with a budget alone, which are a table of their own
     .venv/bin/python benchmarks/frontier.py --quick    one seed, one price, one budget: under a minute, not stored
 
 The reference is a Llama with random weights over four letters and an end token, with different weights for each seed. A
@@ -52,8 +53,8 @@ class Run(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-frontier"))
-    parser.add_argument("--prices", type=float, nargs="+", default=[0.2, 0.1, 0.06], help="reward per nat")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="nats per completion")
+    parser.add_argument("--prices", type=float, nargs="*", default=[0.2, 0.1, 0.06], help="reward per nat")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 1.0, 2.0, 4.0], help="nats per completion")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--quick", action="store_true")
@@ -72,15 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     outcomes = _outcomes(runs, options.output / "results.jsonl", options.processes)
     settings = dict.fromkeys((run.kind, run.value) for run in runs)
-    rows = [
-        table_row(kind, value, {run.seed: outcomes[run] for run in runs if run[:2] == (kind, value)})
-        for kind, value in settings
-    ]
-    print(results.markdown((COLUMNS, rows)))
+    tables = {"trainers": (COLUMNS, []), "budgets": (COLUMNS, [])}
+    for kind, value in settings:
+        of_setting = {run.seed: outcomes[run] for run in runs if run[:2] == (kind, value)}
+        tables["budgets" if kind == BUDGET else "trainers"][1].append(table_row(kind, value, of_setting))
+    tables = {name: table for name, table in tables.items() if table[1]}
+    for table in tables.values():
+        print(f"\n{results.markdown(table)}")
     if options.figure:
         options.figure.write_text(svg_figure({seed: _task(seed) for seed in options.seeds}, outcomes.items()))
     if not (options.quick or options.no_save):
-        results.save("frontier", {"trainers": (COLUMNS, rows)}, packages=("torch", "transformers", "trl"))
+        results.save("frontier", tables, packages=("torch", "transformers", "trl"))
 
 
 def _outcomes(runs: Iterable[Run], file: Path, processes: int) -> dict[Run, tuple[float, float]]:

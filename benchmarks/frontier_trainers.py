@@ -23,6 +23,8 @@ __all__ = ["PENALTIES", "PenaltyGRPOTrainer", "generate", "train"]
 GENERATIONS = 32
 RATE = 3e-3
 
+BUDGET_ITERATIONS = 2  # optimizer steps of the budget's GRPO for each batch of completions
+
 PENALTIES = {
     "k1 in the reward": KLPenalty(estimator="k1", placement="reward", horizon="sequence"),
     "exact in the loss": KLPenalty(estimator="exact", placement="loss", horizon="token"),
@@ -62,9 +64,18 @@ class PenaltyGRPOTrainer(GRPOTrainer):
 
 
 def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> LlamaForCausalLM:
-    """Return the policy that a trainer obtains from the task's reference; `value` is a price, or the budget in nats."""
+    """Return the policy that a trainer obtains from the task's reference.
+
+    Args:
+        task: The task.
+        kind: The trainer.
+        value: A price in reward per nat, or the budget in nats per completion.
+        steps: The number of batches of completions; half as many for PPO, which takes four steps on each.
+        seed: The seed of training.
+    """
     if kind == "PPO, k1 in the reward":
         return _ppo(task, value, steps=steps // 2, seed=seed)  # four epochs a step: about the same duration
+    iterations = BUDGET_ITERATIONS if kind == "budget" else 1
     with tempfile.TemporaryDirectory() as directory:
         task.reference.save_pretrained(directory)  # TRL loads its reference from this directory
         policy = LlamaForCausalLM.from_pretrained(directory)
@@ -79,8 +90,9 @@ def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> Llam
             lr_scheduler_type="linear",
             per_device_train_batch_size=len(PROMPTS) * GENERATIONS,
             num_generations=GENERATIONS,
+            num_iterations=iterations,
             max_completion_length=MAX_TOKENS,
-            max_steps=steps,
+            max_steps=steps * iterations,
             shuffle_dataset=False,
             seed=seed,
             bf16=False,
@@ -89,7 +101,7 @@ def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> Llam
             dataloader_pin_memory=False,
             report_to="none",
             disable_tqdm=True,
-            logging_steps=steps + 1,
+            logging_steps=steps * iterations + 1,
             save_strategy="no",
         )
         rows = Dataset.from_list([{"prompt": prompt} for _ in range(100) for prompt in PROMPTS])

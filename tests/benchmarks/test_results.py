@@ -191,7 +191,7 @@ def test_the_reward_difference_vanishes_on_a_run_of_equal_kl() -> None:
 def test_frontier_columns() -> None:
     from frontier import COLUMNS
 
-    assert columns("frontier", "trainers") == COLUMNS
+    assert columns("frontier", "trainers") == columns("frontier", "budgets") == COLUMNS
 
 
 def test_ppo_tables(monkeypatch: pytest.MonkeyPatch) -> None:

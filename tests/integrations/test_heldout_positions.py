@@ -65,18 +65,15 @@ def test_drawn_rows_tell_the_mean_kl_and_better_than_as_many_by_lot() -> None:
     assert spread["drawn"] < 0.4 * spread["by lot"]
 
 
-def test_what_is_still_to_come_is_held_against_the_prompts_other_rows() -> None:
+def test_the_baseline_of_a_row_is_the_mean_of_the_other_rows_of_its_prompt() -> None:
     rows = positions([[7], [7], [7], [7, 8]], [[1, 2, 3], [2], [4, 5, 6], [9, 9]])
-    kl = torch.tensor([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0], [16.0, 32.0, 64.0], [3.0, 5.0, 0.0]])
-    rows = replace(rows, kl=kl)
-    expected = [
-        [6.0 - (0 + 96) / 2, 4.0 - (0 + 64) / 2, 0.0],
-        [0.0 - (6 + 96) / 2, 0.0 - (4 + 64) / 2, 0.0],
-        [96.0 - (6 + 0) / 2, 64.0 - (4 + 0) / 2, 0.0],
-        [5.0 - (6 + 0 + 96) / 3, 0.0 - (4 + 0 + 64) / 3, 0.0],  # alone of its prompt
-    ]
-    torch.testing.assert_close(rows.centred_kl_to_go(), torch.tensor(expected))
-    assert rows.take(slice(0, 1)).centred_kl_to_go().tolist() == [[6.0, 4.0, 0.0]]
+    values = torch.tensor([7.0, 8.0, 112.0, 8.0])
+    expected = [7.0 - (8 + 112) / 2, 8.0 - (7 + 112) / 2, 112.0 - (7 + 8) / 2, 8.0 - (7 + 8 + 112) / 3]
+    torch.testing.assert_close(rows.centred(values, otherwise=5.0), torch.tensor(expected))
+    assert rows.take(slice(0, 1)).centred(values[:1], otherwise=5.0).tolist() == [2.0]
+    masked = replace(rows, mask=rows.mask * torch.tensor([[1], [0], [1], [0]]))  # as truncated completions are
+    expected = [7.0 - 112, 8.0 - (7 + 112) / 2, 112.0 - 7, 8.0 - (7 + 112) / 2]
+    torch.testing.assert_close(masked.centred(values, otherwise=5.0), torch.tensor(expected))
 
 
 def test_joined_rows_see_the_same_tokens_and_keep_their_kl() -> None:

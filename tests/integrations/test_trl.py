@@ -89,11 +89,12 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch.Tensor:
     """The mean KL by the plain double sum over the vocabulary, in float64, from full logits of whole models.
 
-    Per sequence its gradient is also that of later KL by a token's choice, less what the prompt's others have there.
+    Per sequence, its gradient is the gradient of log-probabilities of completions, weighted by their log-ratios minus
+    the mean log-ratio of the other completions of the prompt.
     """
     policy, reference = trainer.model.double(), trainer.ref_model.double()
     total, weight = torch.zeros((), dtype=torch.float64), 0
-    rows: list[tuple[list[int], list[torch.Tensor], list[torch.Tensor]]] = []
+    rows: list[tuple[list[int], torch.Tensor, float]] = []
     for row in range(len(inputs["completion_ids"])):
         prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
         length = int(inputs["completion_mask"][row].sum())
@@ -101,22 +102,21 @@ def enumerated_penalty(trainer: Any, inputs: dict[str, Any], unit: str) -> torch
         logits = type(policy).forward(policy, input_ids=ids).logits[0] / trainer.temperature
         with torch.no_grad():
             ref_logits = type(reference).forward(reference, input_ids=ids).logits[0] / trainer.temperature
-        kls, chosen = [], []
+        kls, log_prob, log_ratio = [], torch.zeros((), dtype=torch.float64), 0.0
         for position in range(len(prompt) - 1, len(prompt) + length - 1):
             log_p, log_q = logits[position].log_softmax(-1), ref_logits[position].log_softmax(-1)
             kls.append(sum(log_p[token].exp() * (log_p[token] - log_q[token]) for token in range(logits.shape[-1])))
-            chosen.append(log_p[ids[0, position + 1]])
+            token = ids[0, position + 1]
+            log_prob = log_prob + log_p[token]
+            log_ratio += float((log_p[token] - log_q[token]).detach())
         total = total + sum(kls)
         weight += length if unit == "token" else 1
-        rows.append((prompt.tolist(), kls, chosen))
+        rows.append((prompt.tolist(), log_prob, log_ratio))
     if unit == "sequence":
-        for row, (prompt_of, kls, chosen) in enumerate(rows):
-            others = [kl for index, (prompt, kl, _) in enumerate(rows) if prompt == prompt_of and index != row]
-            for place, log_prob in enumerate(chosen):
-                later, baseline = (
-                    sum(float(kl.detach()) for some in each for kl in some[place + 1 :]) for each in ([kls], others)
-                )
-                total = total + (later - baseline / len(others)) * (log_prob - log_prob.detach())
+        total = total.detach()
+        for row, (prompt_of, log_prob, log_ratio) in enumerate(rows):
+            others = [ratio for index, (prompt, _, ratio) in enumerate(rows) if prompt == prompt_of and index != row]
+            total = total + (log_ratio - sum(others) / len(others)) * (log_prob - log_prob.detach())
     return total / weight
 
 
@@ -131,6 +131,7 @@ def test_the_penalty_and_its_gradient_are_the_enumerated_ones(
     perturb(trainer.model)
     inputs = batch_of(trainer)
     inputs["advantages"] = torch.zeros_like(inputs["advantages"])  # leaves the penalty alone in the loss
+    trainer.model.double(), trainer.ref_model.double()
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
     ours = gradients(trainer.model)
@@ -147,6 +148,35 @@ def test_the_penalty_and_its_gradient_are_the_enumerated_ones(
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest)
     seen = trainer._controller.measured()[unit == "sequence"]
     assert seen.value == pytest.approx(value, rel=1e-5)
+
+
+def test_per_sequence_the_noise_of_the_penalty_cancels_the_noise_of_the_reward(make: MakeTrainer) -> None:
+    """At the optimum, reward - beta log(policy / reference) is constant: every batch has a gradient of 0."""
+    beta = 0.7
+    budget = KLBudget(0.05, unit="sequence", price=beta * 0.05, price_max=10.0)
+    trainer = make(budget, loss_type="dr_grpo")
+    perturb(trainer.model)
+    inputs = batch_of(trainer)
+    prompt, completion = inputs["prompt_ids"], inputs["completion_ids"]
+    ids, attention = (
+        torch.cat([inputs[f"prompt_{name}"], inputs[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
+    )
+
+    def log_probs(model: Any) -> torch.Tensor:
+        states = slice(prompt.shape[1] - 1, -1)
+        logits = type(model).forward(model, input_ids=ids, attention_mask=attention).logits[:, states].detach().double()
+        each = (logits / trainer.temperature).log_softmax(-1).gather(-1, completion[..., None])[..., 0]
+        return (each * inputs["completion_mask"]).sum(dim=1)
+
+    log_ratio = log_probs(trainer.model) - log_probs(trainer.ref_model)
+    same = (prompt[:, None] == prompt[None]).all(dim=2).double()
+    excess = log_ratio - (same @ log_ratio - log_ratio) / (same.sum(dim=1) - 1)
+    largest = {}
+    for name, advantages in {"optimum": beta * trainer.max_completion_length * excess, "elsewhere": -excess}.items():
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, {**inputs, "advantages": advantages.float()}).backward()
+        largest[name] = max(float(gradient.abs().max()) for gradient in gradients(trainer.model).values())
+    assert largest["optimum"] < 1e-4 * largest["elsewhere"]
 
 
 def completions_of(log_probs: torch.Tensor, end: int) -> list[list[int]]:

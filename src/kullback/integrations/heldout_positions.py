@@ -16,8 +16,6 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kullback.policy.estimators import sum_after
-
 __all__ = ["HeldOutCompletions", "prompt_fingerprints"]
 
 
@@ -110,17 +108,21 @@ class HeldOutCompletions:
             kl=rows.kl[:, :longest],
         )
 
-    def centred_kl_to_go(self) -> Tensor:
-        """Return the KL of each row's later tokens minus a baseline, shape (batch, completion), without gradient.
+    def centred(self, values: Tensor, *, otherwise: float) -> Tensor:
+        """Return one value of each row minus a baseline that does not depend on the row's own completion.
 
-        The baseline is the mean of the other completions of the same prompt at the same position, or of all other rows
-        if there are none. It is independent of the row's own tokens, so that it reduces variance without bias.
+        The baseline is the mean of the other completions of the same prompt, or of all other rows if there are none.
+        Rows without a token that counts are left out of the mean.
+
+        Args:
+            values: Shape (batch,).
+            otherwise: The baseline of a row without other rows.
         """
-        later = sum_after(self.kl.detach())
-        others = self._same_prompt().fill_diagonal_(False)
-        all_others = ~torch.eye(len(self), dtype=torch.bool, device=others.device)
-        others = torch.where(others.any(dim=1, keepdim=True), others, all_others).to(later.dtype)
-        return later - others @ later / others.sum(dim=1, keepdim=True).clamp(min=1.0)
+        other = self.mask.any(dim=1) & ~torch.eye(len(self), dtype=torch.bool, device=values.device)
+        of_prompt = other & self._same_prompt()
+        chosen = torch.where(of_prompt.any(dim=1, keepdim=True), of_prompt, other).to(values.dtype)
+        count = chosen.sum(dim=1)
+        return values - torch.where(count > 0, chosen @ values / count.clamp(min=1.0), otherwise)
 
     def concatenate(self, others: Self) -> Self:
         """Return these rows followed by others, padded to a common shape."""

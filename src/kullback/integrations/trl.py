@@ -214,12 +214,13 @@ class BudgetTrainer(Trainer):
 
 
 class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
-    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+    """TRL's `GRPOTrainer` with KL(policy || reference) held at a budget, by its exact value.
 
     Beta times the KL over the whole vocabulary at every sampled position is added to the loss. With a budget per token,
-    the gradient is taken with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
-    whole completions, which includes the effect of each token on the KL of later tokens. The budget sets beta and,
-    after every step, the learning rate of the next step and the displacement of the weights from the reference.
+    the gradient is exact, with the prefixes held fixed. With a budget per sequence, it is the gradient of the KL of
+    whole completions by their log-ratios, which includes the effect of each token on the KL of later tokens, and whose
+    noise cancels the noise of the reward at the optimum. The budget sets beta and, after every step, the learning rate
+    of the next step and the displacement of the weights from the reference.
 
     The reference is the model as it is passed, with its weights in memory. For a PEFT model of any kind, it is the same
     model with the initial values of all trainable weights, so that no second model is in memory; for other models, the
@@ -281,7 +282,7 @@ class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
 
 
 class BudgetRLOOTrainer(BudgetTrainer, RLOOTrainer):
-    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value and its exact gradient.
+    """TRL's `RLOOTrainer` with KL(policy || reference) held at a budget, by its exact value.
 
     The loss is TRL's REINFORCE loss with the leave-one-out baseline plus beta times the exact KL. TRL's own penalty,
     which subtracts a sampled KL from the rewards, is off. `BudgetGRPOTrainer` describes how the KL is measured
@@ -545,7 +546,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         ids, attention, mask = _completions(inputs)
         weight = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
         place = torch.arange(len(ids), device=ids.device)
-        return HeldOutCompletions(ids, attention, mask, ref_hidden, self._kl(hidden, ref_hidden, mask), weight, place)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainer.unit == "token"):
+            kl = self._kl(hidden, ref_hidden, mask)
+        return HeldOutCompletions(ids, attention, mask, ref_hidden, kl, weight, place)
 
     def record(self, inputs: Mapping[str, Any], scored: HeldOutCompletions) -> None:
         """Keep the KL of a micro-batch, gathered from every process, until the optimizer steps."""
@@ -562,7 +565,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         trainer: Any = self.trainer
         steps = trainer.current_gradient_accumulation_steps if trainer.is_loss_divided else 1
         if trainer.unit == "sequence":
-            total = scored.kl.sum() + self._score_function_term(scored, hidden)
+            total = scored.kl.detach().sum() + self._score_function_term(scored, hidden)
             return total / (len(scored) * self._share_of_counted_sequences(scored) * steps)
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return scored.kl.sum() / (tokens * steps / trainer.args.steps_per_generation)
@@ -578,11 +581,22 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         return counted / total if counted else 1.0
 
     def _score_function_term(self, scored: HeldOutCompletions, hidden: Tensor) -> Tensor:
-        """Return 0 with the gradient of the later tokens' KL through the probabilities of the tokens before them."""
+        """Return 0 with the gradient of the KL of whole completions, by their log-ratios.
+
+        The gradient is E[(log policy - log reference - baseline) grad log policy] with sums over the tokens of a
+        completion. Unlike the sum of the exact gradients of its tokens, it has the same noise as the gradient of the
+        reward, with the opposite sign: at the optimum, reward - beta log(policy / reference) is constant.
+        """
+        states = scored.ids, scored.mask
+        temperature = self.trainer.temperature
         with self._float32(), evaluation_mode(self.policy):
-            states = self.weights.head(), hidden, scored.ids, scored.mask
-            log_prob = completion_log_prob(*states, temperature=self.trainer.temperature)
-        surrogate = (scored.centred_kl_to_go() * log_prob).sum()
+            with torch.no_grad():
+                head = self.weights.ref_head()
+                ref_log_prob = completion_log_prob(head, scored.ref_hidden, *states, temperature=temperature)
+            log_prob = completion_log_prob(self.weights.head(), hidden, *states, temperature=temperature)
+        log_ratio = (log_prob.detach() - ref_log_prob).sum(dim=1)
+        excess = scored.centred(log_ratio, otherwise=getattr(self.trainer.budget, "filtered_kl", 0.0))
+        surrogate = (excess * log_prob.sum(dim=1)).sum()
         return surrogate - surrogate.detach()
 
     def measured(self) -> tuple[Estimate, Estimate] | None:
