@@ -79,7 +79,7 @@ def test_a_truncated_model(run: Path) -> None:
     truncate(run / "model" / "model.safetensors")
     [found] = doctor_path(run)
     assert (found.name, found.severity) == ("damaged-model", "error")
-    assert "model/model.safetensors is truncated" in found.cause
+    assert "model: model.safetensors is truncated" in found.cause
 
 
 def test_a_damaged_checkpoint_of_trl(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from kullback.doctor.budget_and_rewards import check_budget, check_reward_hacking
+from kullback.doctor.files import check_checkpoints, check_model_files
 from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
-from kullback.runs.checksums import find_damage, find_model_damage
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
-from kullback.runs.run_directory import RunDirectory, checkpoint_step
+from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["check_finished", "check_order", "doctor_path", "doctor_runs", "find_runs"]
 
@@ -69,7 +69,7 @@ def doctor_path(path: Path) -> list[Finding]:
         )
     elif (state := _trl_state_file(path)) is not None:
         findings = _check_trl_history(state, _read_mapping(state))
-        findings += _check_checkpoints(path, is_written=False)
+        findings += check_checkpoints(path, is_written=False)
     elif not (path / "config.json").is_file():
         raise InputError(f"{path}: expected a run directory, found no config.json in it{_other_content(path)}")
     else:
@@ -226,14 +226,9 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     findings += check_finite_training(metrics)
     is_finished = run.model.is_dir() or is_locked(run.path)
     findings += [] if is_finished else check_finished(metrics, config.get("steps"))
-    findings += _check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
+    findings += check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
     for directory in (run.model, run.path / "reference"):
-        if (damage := find_model_damage(directory)) is not None:
-            cause = f"{directory.name}: {damage}: a write was interrupted, the disk was full, or a copy was incomplete"
-            remedy = "copy the directory again; a model is written again by --resume from an earlier checkpoint"
-            findings.append(
-                Finding("damaged-model", "error", cause, remedy, {"directory": str(directory), "damage": damage})
-            )
+        findings += check_model_files(directory)
     if kind in _POLICIES and is_ordered:  # the rows of two processes are no series
         findings += _check_policy_run(run.path, config, metrics, evaluations)
     if kind in _POLICIES:
@@ -241,35 +236,6 @@ def _check_run(run: RunDirectory) -> list[Finding]:
         settings = _check_settings(run.path / "config.json", config)
         findings += [finding for finding in settings if finding.name not in names]
     return findings
-
-
-def _check_checkpoints(directory: Path, *, is_written: bool) -> list[Finding]:
-    """Check the checkpoints in a directory, or the checkpoint that it is, by the checksums that `--resume` uses.
-
-    While a process writes to the run (`is_written`), the newest checkpoint may be incomplete, and is not checked.
-    """
-    found = [path for path in directory.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    checkpoints = sorted(found, key=checkpoint_step) or (
-        [directory] if (directory / "trainer_state.json").is_file() else []
-    )
-    checked = {path: find_damage(path) for path in (checkpoints[:-1] if is_written else checkpoints)}
-    intact = [path.name for path, damage in checked.items() if damage is None]
-    remedy = (
-        f"--resume continues from {intact[-1]}, the newest intact checkpoint"
-        if intact
-        else "no checkpoint is intact: copy the checkpoints again, or train again with --overwrite"
-    )
-    return [
-        Finding(
-            "damaged-checkpoint",
-            "warning",
-            f"{path.name} is damaged: {damage}; a save was interrupted, the disk was full, or a copy was incomplete",
-            remedy,
-            {"checkpoint": str(path), "damage": damage, "intact": intact},
-        )
-        for path, damage in checked.items()
-        if damage is not None
-    ]
 
 
 def _why_no_rows(run: RunDirectory) -> str:
