@@ -35,6 +35,7 @@ LAYERS = [
     "budget",
     "optimum",
     "doctor",
+    "compare",
     "integrations",
     "train",
     "explore",

@@ -1,10 +1,13 @@
-"""Atomic writes of text files."""
+"""Atomic writes of files."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-__all__ = ["follow_umask", "umask", "write_atomically"]
+__all__ = ["follow_umask", "open_atomically", "umask", "write_atomically"]
 
 
 def umask() -> int:
@@ -55,15 +58,43 @@ def write_atomically(path: Path, text: str) -> None:
         ...     os.listdir(directory)
         ['a.txt']
     """
+    with open_atomically(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file whose content replaces `path` at the end of the context.
+
+    The content is written to a temporary file in the same directory. After an error or a crash the path has either its
+    old content or the whole new content. A symbolic link is followed. A device or a pipe, such as /dev/stdout, is
+    written to and is not replaced.
+
+    Args:
+        path: The file to write, in a directory that exists.
+
+    Returns:
+        The file, within the context.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     with open_atomically(Path(directory) / "a.bin") as file:
+        ...         _ = file.write(b"whole")
+        ...     os.listdir(directory)
+        ['a.bin']
+    """
     if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with path.open("wb") as file:
+            yield file
         return
     path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp gives mode 0600

@@ -1,0 +1,390 @@
+"""Accumulators of token values: exact merges, intervals clustered by document, quantiles and stored states."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kullback.compare.statistics import (
+    QUANTILES,
+    DocumentSums,
+    ModelStatistics,
+    QuantileSketch,
+    confidence_labels,
+    exact_sum,
+    paired_difference,
+    perplexity,
+    root_mean_square,
+)
+from kullback.errors import InputError, KullbackError, ShapeError, SupportError
+from kullback.result import Estimate
+from kullback.samples.clustered_mean import kl_per_token
+
+NATS = {"kl": "nats per token"}
+
+
+def corpus(documents: int = 30, seed: int = 0) -> list[np.ndarray]:
+    """The token KL of documents, which differ in length and in their mean."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.gamma(2, 0.01) * rng.exponential(size=rng.integers(1, 60)) ** 3 * 10.0 ** rng.integers(-6, 2)
+        for _ in range(documents)
+    ]
+
+
+def sums_of(documents: list[np.ndarray]) -> DocumentSums:
+    sums = DocumentSums(NATS)
+    for number, values in enumerate(documents):
+        sums.add(number, {"kl": values})
+    return sums
+
+
+# Exact sums.
+
+
+@given(st.lists(st.floats(-1e300, 1e300), max_size=30))
+@settings(max_examples=200)
+def test_exact_sums_have_every_digit(values: list[float]) -> None:
+    parts = exact_sum(values)
+    assert sum(map(Fraction, parts)) == sum(map(Fraction, values))
+    assert list(map(abs, parts)) == sorted(map(abs, parts), reverse=True)
+    assert exact_sum(values[::-1]) == parts
+    assert exact_sum([*exact_sum(values[:7]), *exact_sum(values[7:])]) == parts
+
+
+def test_exact_sums_of_infinities() -> None:
+    assert exact_sum([1.0, math.inf, math.inf]) == (math.inf,)
+    assert exact_sum([]) == exact_sum([1.0, -1.0]) == ()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_accumulators_merge_exactly_in_any_order_and_split(workers: int) -> None:
+    rng = np.random.default_rng(workers)
+    documents = corpus(12)
+    units = {"kl": "nats per token", "delta_p": ""}
+
+    def add(statistics: ModelStatistics, document: int, values: np.ndarray) -> None:
+        labels = {"confidence": confidence_labels(np.minimum(values * 20, 1))}
+        columns = {"kl": values, "delta_p": np.sin(1e6 * values)}
+        statistics.add(document, columns, groups=labels)
+
+    whole = ModelStatistics(units, quantiles_of=("kl", "delta_p"))
+    for number, values in enumerate(documents):
+        add(whole, number, values)
+    pieces = [(g, part) for g, values in enumerate(documents) for part in np.array_split(values, 3)]
+    parts = [ModelStatistics(units, quantiles_of=("delta_p", "kl")) for _ in range(workers)]
+    for index in rng.permutation(len(pieces)).tolist():
+        document, values = pieces[index]
+        add(parts[index % workers], document, rng.permutation(values))
+    first = parts[0]
+    for part in parts[1:]:
+        first.merge(ModelStatistics.from_state(json.loads(json.dumps(part.state(), sort_keys=True))))
+    assert first == whole
+    assert json.dumps(first.state()) == json.dumps(whole.state())
+    assert first.summary() == whole.summary()
+    assert json.dumps(first.summary().to_dict()) == json.dumps(whole.summary().to_dict())
+
+
+# Means.
+
+
+def test_means_match_the_ratio_estimator() -> None:
+    documents = [values + 0.01 for values in corpus(300)]
+    lengths = [len(values) for values in documents]
+    estimate = sums_of(documents).mean("kl")
+    linear = kl_per_token([values.sum() for values in documents], lengths, range(len(documents)))
+    assert estimate.value == pytest.approx(linear.value, rel=1e-13)
+    assert estimate.std_error == pytest.approx(linear.std_error, rel=0.05)  # the factors 1 / (1 - h) are near 1
+    assert (estimate.count, estimate.unit, estimate.status) == (300, "nats per token", "estimated")
+
+
+def test_the_standard_error_is_the_jackknife() -> None:
+    documents = corpus(25)
+    estimate = sums_of(documents).mean("kl")
+    without = [np.concatenate(documents[:g] + documents[g + 1 :]).mean() for g in range(25)]
+    expected = math.sqrt(24 / 25 * sum((mean - estimate.value) ** 2 for mean in without))
+    assert estimate.std_error == pytest.approx(expected, rel=1e-9)
+    equal = sums_of([np.full(4, float(g)) for g in range(25)]).mean("kl")
+    assert equal.std_error == pytest.approx(np.std(range(25), ddof=1) / 5, rel=1e-12)
+    low, high = equal.interval
+    assert high - equal.value == pytest.approx(2.0638985616280205 * equal.std_error, rel=1e-9)  # t with 24 degrees
+    assert equal.value - low == pytest.approx(high - equal.value)
+
+
+def test_intervals_cover_the_true_mean_and_those_of_independent_tokens_do_not() -> None:
+    rng = np.random.default_rng(1)
+    rounds, hits, independent = 500, 0, 0
+    for _ in range(rounds):
+        sums = DocumentSums(NATS)
+        for document in range(30):
+            rate = 0.1 * rng.gamma(2, 0.5)
+            sums.add(document, {"kl": rate * rng.exponential(size=rng.integers(20, 60))})
+        low, high = sums.mean("kl").interval
+        hits += low <= 0.1 <= high
+        low, high = sums.independent_mean("kl").interval
+        independent += low <= 0.1 <= high
+    assert 0.92 <= hits / rounds <= 0.98
+    assert independent / rounds < 0.6
+
+
+def test_independent_means_match_numpy() -> None:
+    documents = corpus()
+    estimate = sums_of(documents).independent_mean("kl")
+    values = np.concatenate(documents)
+    assert estimate.value == pytest.approx(values.mean(), rel=1e-13)
+    assert estimate.std_error == pytest.approx(values.std(ddof=1) / math.sqrt(len(values)), rel=1e-9)
+    assert estimate.count == len(values)
+    assert estimate.interval[1] - estimate.value == pytest.approx(1.959963984540054 * estimate.std_error)
+
+
+@pytest.mark.parametrize(
+    ("documents", "status", "words", "has_interval"),
+    [
+        ([], "unreliable", "No token", False),
+        ([[0.1, 0.2]], "unreliable", "One document", False),
+        ([[0.1], [0.2], [0.4]], "unreliable", "The 3 documents have the effect of 3 of equal length", True),
+        ([[0.1] * 100, *[[0.2]] * 50], "unreliable", "51 documents have the effect of 2.24", True),
+        ([[0.1], [0.2]] * 15, "estimated", "", True),
+    ],
+)
+def test_few_documents_are_unreliable(documents: list, status: str, words: str, has_interval: bool) -> None:
+    estimate = sums_of([np.array(values) for values in documents]).mean("kl")
+    assert estimate.status == status
+    assert words in " ".join(estimate.warnings)
+    assert (estimate.interval is not None) == has_interval
+
+
+def test_one_document_with_almost_all_tokens_has_a_wide_interval() -> None:
+    sums = sums_of([np.full(10**6, 0.1), np.array([0.2])])
+    low, high = sums.mean("kl").interval
+    assert low < -1
+    assert high > 1
+
+
+def test_infinite_values() -> None:
+    sums = sums_of([np.array([0.1, math.inf]), np.array([math.inf]), np.array([1.0])])
+    estimate = sums.mean("kl")
+    assert estimate.value == math.inf
+    assert estimate.interval is None
+    assert estimate.warnings == ("The sum of 2 of 3 documents is infinite.",)
+    assert sums.independent_mean("kl").value == math.inf
+    assert DocumentSums.from_state(json.loads(json.dumps(sums.state(), allow_nan=False))) == sums
+    finite = sums_of([np.zeros(2), np.zeros(1), np.zeros(1)])
+    for first, second, value in ((sums, finite, math.inf), (finite, sums, -math.inf), (sums, sums, math.nan)):
+        difference = paired_difference(first, second, "kl")
+        assert difference.difference.value == pytest.approx(value, nan_ok=True)
+        assert difference.is_distinguishable is None
+        assert "without an interval" in difference.describe("B", "C")
+
+
+# Paired differences.
+
+
+def test_paired_intervals_are_narrower_than_the_intervals_of_the_means() -> None:
+    documents = corpus(40)
+    rng = np.random.default_rng(2)
+    nearer = [values * rng.uniform(0.85, 0.95, len(values)) for values in documents]
+    first, second = sums_of(documents), sums_of(nearer)
+    paired = paired_difference(first, second, "kl")
+    alone = sums_of([a - b for a, b in zip(documents, nearer, strict=True)]).mean("kl")
+    assert paired.difference.value == pytest.approx(alone.value, rel=1e-9)
+    assert paired.difference.std_error == pytest.approx(alone.std_error, rel=1e-9)
+    assert paired.difference.std_error < 0.2 * paired.first.std_error
+    assert (paired.first, paired.second) == (first.mean("kl"), second.mean("kl"))
+    assert paired_difference(second, first, "kl").difference.value == -paired.difference.value
+
+
+def with_differences(differences: list[float]) -> tuple[DocumentSums, DocumentSums]:
+    base = [np.full(3, 1.0 + g % 4) for g in range(len(differences))]
+    return sums_of([b + d for b, d in zip(base, differences, strict=True)]), sums_of(base)
+
+
+def test_sentences() -> None:
+    far, near = with_differences([0.01 + 0.001 * (g % 5) for g in range(40)])
+    assert paired_difference(far, near, "kl").is_distinguishable is True
+    text = "B is nearer than C: difference 0.01200 [0.01154, 0.01246] nats per token"
+    assert paired_difference(far, near, "kl").describe("C", "B") == text
+    assert paired_difference(near, far, "kl").describe("B", "C") == text
+    assert paired_difference(far, near, "kl").describe_floor("C").startswith("C is above the floor: difference 0.012")
+    assert paired_difference(near, far, "kl").describe_floor("C").startswith("C is below the floor: difference -0.012")
+    same = paired_difference(*with_differences([0.01 * (-1) ** g for g in range(40)]), "kl")
+    assert same.is_distinguishable is False
+    assert same.describe("B", "C").startswith("B and C are not distinguishable: difference 0.0000 [-0.0032, 0.0032]")
+    assert same.describe_floor("B").startswith("B is not distinguishable from the floor")
+    few = paired_difference(*with_differences([0.01, 0.011, 0.012]), "kl")
+    assert few.is_distinguishable is None
+    assert few.describe("C", "B").startswith("It is not determined which of C and B is nearer: difference 0.0110 [")
+    assert few.describe_floor("B").startswith("It is not determined whether B is above the floor")
+
+
+def test_different_tokens_raise() -> None:
+    first, second = sums_of([np.ones(2), np.ones(3)]), sums_of([np.ones(2), np.ones(4)])
+    with pytest.raises(InputError, match="got 3 and 4 tokens of document 1"):
+        paired_difference(first, second, "kl")
+    with pytest.raises(InputError, match="got 3 and 0 tokens of document 1"):
+        paired_difference(first, sums_of([np.ones(2)]), "kl")
+    with pytest.raises(InputError, match="one of the columns kl, got 'js'"):
+        paired_difference(first, first, "kl", "js")
+    bits = DocumentSums({"kl": "bits per token"})
+    with pytest.raises(InputError, match="one unit"):
+        paired_difference(first, bits, "kl")
+    with pytest.raises(InputError, match="expected the columns"):
+        first.merge(bits)
+
+
+def test_derived_estimates() -> None:
+    mean = Estimate(2.0, 0.1, 30, "nats per token", "documents as clusters", interval=(1.8, 2.2))
+    ppl = perplexity(mean)
+    assert (ppl.value, ppl.std_error) == (math.exp(2), 0.1 * math.exp(2))
+    assert ppl.interval == (math.exp(1.8), math.exp(2.2))
+    assert (ppl.unit, ppl.count, ppl.status) == ("", 30, "estimated")
+    rms = root_mean_square(Estimate(0.04, 0.004, 30, "", interval=(-0.01, 0.09)))
+    assert (rms.value, rms.interval) == (0.2, (0.0, 0.3))
+    assert rms.std_error == pytest.approx(0.01)
+    assert perplexity(Estimate(math.inf)).value == math.inf
+    assert math.isnan(root_mean_square(Estimate(0.0, 0.0)).std_error)
+
+
+# Quantiles.
+
+
+@given(
+    st.lists(st.floats(0, 1e300) | st.floats(0, 1).map(lambda x: x**40), min_size=1, max_size=60),
+    st.floats(0, 1),
+)
+@settings(max_examples=300)
+def test_quantiles_have_a_bounded_relative_error(values: list[float], q: float) -> None:
+    sketch = QuantileSketch()
+    sketch.add(values)
+    ordered = sorted(x if x >= 2.0**-1022 else 0.0 for x in values)
+    position = q * (len(ordered) - 1)
+    below = math.floor(position)
+    weight = position - below
+    above = ordered[min(below + 1, len(ordered) - 1)]
+    expected = (1 - weight) * ordered[below] + weight * above
+    assert sketch.quantile(q) == pytest.approx(expected, rel=2.0**-8 + 1e-12, abs=1e-320)
+    assert sketch.quantile(0) == ordered[0]
+    assert sketch.quantile(1) == ordered[-1]
+
+
+def test_quantiles_match_numpy_on_a_large_sample() -> None:
+    rng = np.random.default_rng(3)
+    values = np.exp(rng.normal(-6, 3, 50_000))
+    sketch, mirrored = QuantileSketch(), QuantileSketch()
+    sketch.add(values)
+    mirrored.add(-values)
+    for q in QUANTILES:
+        assert sketch.quantile(q) == pytest.approx(np.quantile(values, q), rel=0.004)
+        assert mirrored.quantile(1 - q) == pytest.approx(-np.quantile(values, q), rel=0.004)
+    assert len(sketch.state()["bins"]) < 4000
+
+
+def test_signs_zeros_and_infinities() -> None:
+    sketch = QuantileSketch()
+    sketch.add([-math.inf, -1.0, -0.0, 0.0, 5e-324, 1.0, math.inf])
+    found = [sketch.quantile(q / 6) for q in range(7)]
+    assert found == [-math.inf, pytest.approx(-1, rel=0.004), 0, 0, 0, pytest.approx(1, rel=0.004), math.inf]
+    assert QuantileSketch.from_state(json.loads(json.dumps(sketch.state(), allow_nan=False))) == sketch
+    assert math.isnan(QuantileSketch().quantile(0.5))
+    empty = QuantileSketch()
+    empty.add([])
+    assert QuantileSketch.from_state(json.loads(json.dumps(empty.state()))) == empty
+
+
+def test_largest_numbers_stay_finite() -> None:
+    sketch = QuantileSketch()
+    sketch.add([1.7e308, 1.75e308, 1.79e308])
+    assert sketch.quantile(0.5) == pytest.approx(1.75e308, rel=0.004)
+
+
+# Groups, and invalid arguments.
+
+
+def test_groups_are_means_of_their_tokens() -> None:
+    statistics = ModelStatistics(NATS)
+    rng = np.random.default_rng(4)
+    kl, confidence = rng.exponential(size=(2, 30, 10))
+    confidence = confidence / (1 + confidence)
+    for document in range(30):
+        labels = {"confidence": confidence_labels(confidence[document]), "role": ["user"] * 4 + ["assistant"] * 6}
+        statistics.add(document, {"kl": kl[document]}, groups=labels)
+    groups = statistics.summary().groups
+    assert sum(count for count, _ in groups["confidence"].values()) == 300
+    count, mean = groups["confidence"]["0.25-0.5"]
+    inside = (confidence >= 0.25) & (confidence < 0.5)
+    assert count == inside.sum()
+    assert mean.value == pytest.approx(kl[inside].mean())
+    assert groups["role"]["user"][1].value == pytest.approx(kl[:, :4].mean())
+    assert groups["role"]["user"][1].interval is not None
+
+
+def test_confidence_labels_include_their_lower_end() -> None:
+    labels = confidence_labels([0, 0.1, 0.25, 0.989, 0.99, 1.0])
+    assert labels.tolist() == ["0-0.1", "0.1-0.25", "0.25-0.5", "0.9-0.99", "0.99-1", "0.99-1"]
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(SupportError, match="from 0 to 1"):
+            confidence_labels([0.5, wrong])
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "error", "words"),
+    [
+        ({"js": [1.0]}, None, InputError, r"columns \['kl'\], got \['js'\]"),
+        ({"kl": [[1.0]]}, None, ShapeError, r"kl \(1, 1\)"),
+        ({"kl": [1.0, math.nan]}, None, SupportError, "kl .* nan at token 1 .* document 7"),
+        ({"kl": [-math.inf]}, None, SupportError, "above -inf"),
+        ({"kl": [1.0]}, {"role": ["a", "b"]}, ShapeError, "one label of role"),
+    ],
+)
+def test_invalid_values_raise_and_change_nothing(values, groups, error: type[KullbackError], words: str) -> None:
+    statistics = ModelStatistics(NATS)
+    with pytest.raises(error, match=words):
+        statistics.add(7, values, groups=groups)
+    assert statistics == ModelStatistics(NATS)
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.1, math.nan])
+def test_invalid_quantiles_raise(q: float) -> None:
+    with pytest.raises(SupportError, match="from 0 to 1"):
+        QuantileSketch().quantile(q)
+
+
+def test_nan_raises() -> None:
+    with pytest.raises(SupportError, match="nan at index 1"):
+        QuantileSketch().add([1.0, math.nan])
+
+
+def damaged_states() -> list:
+    """States of which one part has been removed or replaced."""
+    statistics = ModelStatistics(NATS)
+    statistics.add(0, {"kl": [0.1]}, groups={"role": ["user"]})
+    found = [{}, None, []]
+    for path in (
+        ("sums",),
+        ("sketches",),
+        ("groups",),
+        ("sums", "columns"),
+        ("sums", "documents", "0"),
+        ("sums", "squares"),
+    ):
+        for value in ("removed", None, "text", [["nan"]], 3):
+            state = json.loads(json.dumps(statistics.state()))
+            inner = state
+            for key in path[:-1]:
+                inner = inner[key]
+            if value == "removed" and path[-1] != "0":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = value
+            found.append(state)
+    return found
+
+
+def test_damaged_states_raise() -> None:
+    for state in damaged_states():
+        with pytest.raises(InputError):
+            ModelStatistics.from_state(state)
