@@ -141,8 +141,8 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
     path, location = Path(source), f"{option} {source}"
     if not path.exists():
         raise InputError(
-            f"{location}: no such file or directory; expected a text file, a .jsonl file, a directory of such files, or "
-            "a data set of the Hugging Face hub such as openai/gsm8k:main"
+            f"{location}: no such file or directory; expected a text file, a .jsonl file, a directory of such files, "
+            "or a data set of the Hugging Face hub such as openai/gsm8k:main"
         )
     found = False
     for file in _text_files(path, location):

@@ -1,7 +1,5 @@
-"""The models of a comparison: where they are, how they are loaded, and the statistics of pairs of their heads."""
+"""The models of a comparison in memory, and the statistics of pairs of their heads."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,34 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kullback.compare.sources import ModelSource
 from kullback.errors import InputError, MissingDependencyError
-from kullback.integrations.hub import find_model, hub_source
-from kullback.integrations.transformers import AnyHead, Head, head_of, last_hidden, load_model, model_head
+from kullback.integrations.transformers import AnyHead, Head, head_of, last_hidden, load_model
 from kullback.runs.library_errors import library_errors
 from kullback.tokens import TokenStats, linear_token_kl, token_stats
 
-__all__ = ["DTYPES", "LoadedModel", "ModelSource", "find_source", "head_stats", "load", "top_tokens", "weights_hash"]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+__all__ = ["LoadedModel", "head_stats", "load", "top_tokens"]
 
 _CHUNK = 256  # positions whose logits are in memory at a time
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model that is to be compared.
-
-    Args:
-        name: The name in the results, which is unique in a comparison.
-        directory: The directory of the whole model.
-        adapter: The directory of a PEFT adapter of it, or None.
-        dtype: The dtype in which it is computed, a name of `DTYPES`; "auto": the dtype of the saved weights.
-    """
-
-    name: str
-    directory: Path
-    adapter: Path | None = None
-    dtype: str = "auto"
 
 
 @dataclass
@@ -69,32 +48,6 @@ class LoadedModel:
             bias = self.head.bias
             self.head = Head(self.head.weight.detach().clone(), None if bias is None else bias.clone(), self.head.scale)
             self.model = None
-
-
-def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None = None) -> ModelSource:
-    """Find a model: a transformers directory, a model of the hub, or the directory of a PEFT adapter of the base.
-
-    Args:
-        name: The directory or the name.
-        option: The argument that the name came from, for error messages.
-        dtype: The dtype in which it is computed.
-        base: The base, whose adapters are accepted; None: adapters are refused.
-
-    Returns:
-        The source.
-
-    Raises:
-        InputError: There is no such model, or it is not a causal language model in safetensors.
-    """
-    path = Path(name)
-    if base is not None and (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        if not list(path.glob("*.safetensors")):
-            raise InputError(f"{option} {name}: expected adapter_model.safetensors, found none; save the adapter again")
-        return ModelSource(name, base.directory, path, dtype)
-    try:
-        return ModelSource(name, find_model(name, option), None, dtype)
-    except InputError as error:
-        raise InputError(str(error).replace("--model ", f"{option} ", 1)) from error
 
 
 def load(source: ModelSource, vocabulary: int, device: torch.device | str) -> LoadedModel:
@@ -213,32 +166,3 @@ def top_tokens(hidden: Tensor, head: AnyHead, count: int) -> list[tuple[int, flo
     logits = head(hidden[None].to(head.weight.dtype) if isinstance(head, Head) else hidden[None])[0].double()
     values, ids = logits.log_softmax(-1).topk(min(count, len(logits)))
     return list(zip(ids.tolist(), values.exp().tolist(), strict=True))
-
-
-def weights_hash(source: ModelSource) -> dict[str, Any]:
-    """What identifies the weights of a model: the hash of its files, and its commit on the hub.
-
-    Args:
-        source: The model.
-
-    Returns:
-        The SHA-256 of the safetensors and of the configuration; for a model of the hub's cache its name and commit too.
-    """
-    found: dict[str, Any] = {"sha256": _hash_of_files(source.directory)}
-    if source.adapter is not None:
-        found["adapter_sha256"] = _hash_of_files(source.adapter)
-    if (hub := hub_source(source.directory)) is not None:
-        found["hub"], found["commit"] = hub
-    return found
-
-
-def _hash_of_files(directory: Path) -> str:
-    """The SHA-256 of the names and the contents of the weights and of the configuration in a directory."""
-    total = hashlib.sha256()
-    files: Sequence[Path] = sorted([*directory.glob("*.safetensors"), *directory.glob("*config.json")])
-    for path in files:
-        if path.name in ("tokenizer_config.json", "generation_config.json"):
-            continue
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()

@@ -2,11 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from kullback.errors import InputError
 
-__all__ = ["require_positions", "require_same_vocabulary", "template_hash", "tokenizer_hash", "vocabulary_size"]
+__all__ = [
+    "require_comparable",
+    "require_positions",
+    "require_same_vocabulary",
+    "template_hash",
+    "tokenizer_hash",
+    "vocabulary_size",
+]
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -41,7 +49,8 @@ def require_same_vocabulary(base: Any, other: Any, base_name: str, name: str) ->
     found = [f"{one[first]!r}" if first in one else "no token" for one in (tokens, others)]
     raise InputError(
         f"{name}: expected the vocabulary of {base_name}, but {len(differing)} token ids differ: id {first} is "
-        f"{found[0]} for {base_name} and {found[1]} for {name}; the KL divergence of tokens is defined for one vocabulary"
+        f"{found[0]} for {base_name} and {found[1]} for {name}; the KL divergence of tokens requires one "
+        "vocabulary"
     )
 
 
@@ -87,3 +96,33 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def require_comparable(config: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Check that a comparison has the base, the tokens and the windows of an earlier comparison.
+
+    Args:
+        config: The configuration of the comparison.
+        earlier: The content of the earlier result.json.
+
+    Raises:
+        InputError: They differ; the message has every difference.
+    """
+    try:
+        pairs = [
+            (name, read(earlier["config"]), read(config))
+            for name, read in {
+                "the hash of the tokens": lambda c: c["text"]["tokens_sha256"],
+                "the hash of the vocabulary": lambda c: c["tokenizer"]["sha256"],
+                "the BOS token": lambda c: c["tokenizer"]["bos"],
+                "the context": lambda c: c["settings"]["context"],
+                "the stride": lambda c: c["settings"]["stride"],
+                "the weights of the base": lambda c: c["models"][c["base"]]["sha256"],
+                "the adapter of the base": lambda c: c["models"][c["base"]].get("adapter_sha256"),
+                "the dtype of the base": lambda c: c["models"][c["base"]]["dtype"],
+            }.items()
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"--against: expected a result.json of kullback compare, got one without {error}") from error
+    if differing := [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]:
+        raise InputError(f"--against: expected a comparable result, but {'; '.join(map(str, differing))}")

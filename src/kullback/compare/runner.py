@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -34,22 +34,16 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
-from kullback.compare.models import (
-    DTYPES,
-    LoadedModel,
-    ModelSource,
-    head_stats,
-    load,
-    top_tokens,
-    weights_hash,
-)
+from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
 from kullback.compare.preflight import (
+    require_comparable,
     require_positions,
     require_same_vocabulary,
     template_hash,
     tokenizer_hash,
     vocabulary_size,
 )
+from kullback.compare.sources import DTYPES, ModelSource, weights_hash
 from kullback.compare.statistics import ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.errors import InputError, SupportError
@@ -121,6 +115,7 @@ class Plan:
         output: The run directory; None: nothing is stored.
         resume: Whether the run in `output` is continued.
         overwrite: Whether a run in `output` may be replaced.
+        against: The content of an earlier result.json that must be comparable, or None.
     """
 
     base: ModelSource
@@ -131,6 +126,7 @@ class Plan:
     output: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    against: Mapping[str, Any] | None = None
 
     @cached_property
     def candidates(self) -> tuple[ModelSource, ...]:
@@ -165,7 +161,7 @@ class _Block:
     batches: list[list[tuple[int, Window]]]  # the rows of each forward pass: document and window
 
 
-def run(plan: Plan, progress: Callable[[int, int, str], None] = lambda done, total, what: None) -> Outcome | None:
+def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> Outcome | None:
     """Run a comparison.
 
     Where RANK and WORLD_SIZE are in the environment, as `accelerate launch` and `torchrun` set them, this process
@@ -174,7 +170,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] = lambda done, tot
     Args:
         plan: The comparison.
         progress: A function that is called with the number of counted tokens that are done, their total number, and
-            the part of the work, such as the name of a model.
+            the part of the work, such as the name of a model; None: without progress.
 
     Returns:
         The results on the main process, None on the others.
@@ -197,7 +193,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] = lambda done, tot
     tokenizer, warnings, config, corpus = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = _device(plan.settings.device)
-    with _directory(plan, config, rank, world) as directory:
+    with _directory(plan, config, rank) as directory:
         records = _Records(directory, rank)
         todo = [block for block in blocks if block.number % world == rank]
         work = _Work(plan, corpus, tokenizer, vocabulary_size(tokenizer), device, records, progress)
@@ -280,6 +276,8 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
             "device": _device(settings.device).type,
         },
     }
+    if plan.against is not None:
+        require_comparable(config, plan.against)
     return tokenizer, tuple(warnings), config, corpus
 
 
@@ -327,7 +325,7 @@ def _blocks(corpus: Corpus, settings: dict[str, Any], prefix: int) -> list[_Bloc
 
 
 @contextmanager
-def _directory(plan: Plan, config: dict[str, Any], rank: int, world: int) -> Iterator[Path | None]:
+def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path | None]:
     """The run directory with its config.json, locked by the main process."""
     if plan.output is None:
         with termination_as_interrupt():
@@ -422,7 +420,7 @@ class _Records:
                         yield {key: record[key] for key in ("block", "model", "statistics", "worst")}
                     except (ValueError, KeyError, TypeError) as error:
                         raise InputError(
-                            f"{path}: line {number}: expected the result of a block, got a damaged line; delete the line, "
+                            f"{path}: line {number}: expected the result of a block, got a damaged line; delete it "
                             "and continue with --resume"
                         ) from error
 
@@ -447,7 +445,7 @@ class _Work:
     vocabulary: int
     device: torch.device
     records: _Records
-    progress: Callable[[int, int, str], None]
+    progress: Callable[[int, int, str], None] | None
 
     def __post_init__(self) -> None:
         self.classes = TokenClasses(self.tokenizer)
@@ -521,11 +519,13 @@ class _Work:
         """The blocks; progress is reported after each."""
         sizes = [sum(w.end - w.first for rows in block.batches for _, w in rows) for block in blocks]
         done = 0
-        self.progress(0, sum(sizes), what)
+        if self.progress is not None:
+            self.progress(0, sum(sizes), what)
         for block, size in zip(blocks, sizes, strict=True):
             yield block
             done += size
-            self.progress(done, sum(sizes), what)
+            if self.progress is not None:
+                self.progress(done, sum(sizes), what)
 
     def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]]) -> Tensor:
         """The last hidden states that predict the counted tokens of the windows, shape (n, d)."""
@@ -590,8 +590,8 @@ class _BlockResult:
             except SupportError as error:
                 names = f"{self.base.source.name} and {self.model.source.name}"
                 raise InputError(
-                    f"{documents[document].name}: expected finite logits of {names}, got nan: {error}; compute the models "
-                    "in another dtype by --dtype"
+                    f"{documents[document].name}: expected finite logits of {names}, got nan: {error}; compute the "
+                    "models in another dtype by --dtype"
                 ) from error
         self._keep_worst(rows, columns["kl"], (log_p, log_q), hidden_p, hidden_q)
 
