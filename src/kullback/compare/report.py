@@ -170,8 +170,8 @@ def card_text(comparison: "Comparison") -> str:
     lines += [
         "",
         f"Exact over the vocabulary of {config['tokenizer']['vocabulary']} tokens; 95% intervals clustered by "
-        f"document. Text: {_escaped(text['source'])}, {text['documents']} documents, {text['counted_tokens']} tokens, context "
-        f"{settings['context']}; SHA-256 of the tokens `{text['tokens_sha256'][:16]}`, of the base "
+        f"document. Text: {_escaped(text['source'])}, {text['documents']} documents, {text['counted_tokens']} tokens, "
+        f"context {settings['context']}; SHA-256 of the tokens `{text['tokens_sha256'][:16]}`, of the base "
         f"`{config['models'][comparison.base]['sha256'][:16]}`. kullback {config['versions']['kullback']}.",
         *(_escaped(pair.describe_floor(name)) + "." for name, pair in comparison.above_floor().items()),
     ]
