@@ -111,6 +111,14 @@ PAGES: dict[str, Page] = {
             "kullback.optimum.sequences": None,
         },
     ),
+    "compare": Page(
+        "Comparison of language models: kullback.compare",
+        {
+            "kullback.compare.statistics": None,
+            "kullback.compare.llama_cpp": None,
+            "kullback.compare.llama_cpp_statistics": None,
+        },
+    ),
     "doctor": Page(
         "The doctor: kullback.doctor",
         {

@@ -1,13 +1,25 @@
-"""llama.cpp's statistics, against the definitions computed token by token and NumPy's percentiles."""
+"""llama.cpp's file and statistics, against its own code, the definitions token by token and NumPy's percentiles."""
 
+import base64
+import json
 import math
+import sys
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kullback.compare.llama_cpp import encode_rows
+from kullback.compare.llama_cpp import encode_rows, kl_bounds, open_log_probs, write_log_probs
 from kullback.compare.llama_cpp_statistics import LlamaCppTokens, llama_cpp_statistics, llama_cpp_tokens
 from kullback.errors import KullbackError, ShapeError, SupportError
+
+TESTS = Path(__file__).parents[1]
+LLAMA_CPP = json.loads((TESTS / "data" / "llama_cpp.json").read_text(encoding="utf-8"))
+
+sys.path.insert(0, str(TESTS / "oracles"))
+oracle = import_module("llama_cpp_perplexity")
+sys.path.remove(str(TESTS / "oracles"))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -21,6 +33,59 @@ def sample(n: int = 300, size: int = 400) -> tuple[np.ndarray, np.ndarray, np.nd
     base = np.float32(rng.normal(0, 4, (n, size)))
     targets = (base + rng.gumbel(size=base.shape)).argmax(1)
     return base, np.float32(base + 0.3 * rng.normal(size=base.shape)), targets
+
+
+# The results of the functions of llama.cpp, which tests/oracles/llama_cpp_perplexity.py compiles and stores.
+
+
+def test_the_file_has_the_bytes_of_llama_cpp(tmp_path: Path) -> None:
+    text = oracle.tokens()
+    rows = oracle.logits(False)[:, oracle.N_CTX // 2 : -1]
+    write_log_probs(tmp_path / "own", text, rows, n_vocab=oracle.N_VOCAB)
+    stored = base64.b64decode(LLAMA_CPP["file"])
+    assert (tmp_path / "own").read_bytes() == stored
+    (tmp_path / "theirs").write_bytes(stored)
+    file = open_log_probs(tmp_path / "theirs")
+    assert np.array_equal(file.tokens, text)
+    assert file.find_cut() == 16.0
+    evaluated = np.concatenate([file.inputs(chunk, bos_token=oracle.BOS) for chunk in range(file.n_chunk)])
+    assert evaluated.tolist() == LLAMA_CPP["evaluated_tokens"]
+
+
+def test_the_statistics_are_those_that_llama_cpp_prints(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
+    first = oracle.N_CTX // 2
+    parts = []
+    for block in open_log_probs(tmp_path / "base").blocks(max_rows=3):
+        start = first + block.start
+        model = oracle.logits(True)[block.chunk, start : start + len(block.targets)]
+        parts.append(llama_cpp_tokens(block.rows, block.targets, log_softmax(model)))
+    tokens = LlamaCppTokens(*map(np.concatenate, zip(*parts, strict=True)))
+    printed = LLAMA_CPP["statistics"]
+    found = llama_cpp_statistics(tokens)
+    assert [line.name for line in found] == [name for name, _, _ in printed]
+    for line, (name, value, error) in zip(found, printed, strict=True):
+        for own, text in ((line.value, value), (line.uncertainty, error)):
+            assert (own is None) == (text == ""), name
+            if own is not None:
+                # Within one unit of the last digit that is printed.
+                digit = 10.0 ** -len(text.partition(".")[2])
+                assert own == pytest.approx(float(text), rel=1e-6, abs=1.001 * digit), name
+
+
+def test_the_bounds_are_below_the_exact_kl_of_the_models_in_the_file_of_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
+    first = oracle.N_CTX // 2
+    for block in open_log_probs(tmp_path / "base").blocks():
+        log_p, log_q = (log_softmax(oracle.logits(model)[block.chunk, first:-1]) for model in (False, True))
+        exact = (np.exp(log_p) * (log_p - log_q)).sum(1)
+        bounds = kl_bounds(block.rows, log_q)
+        assert (bounds.certain_kl <= exact).all()
+        assert bounds.kl == pytest.approx(exact, rel=2e-3, abs=1e-6)
+        assert (bounds.kl > 0).all()
+
+
+# Definitions.
 
 
 def test_tokens_match_the_definitions_computed_one_by_one() -> None:

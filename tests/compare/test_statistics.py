@@ -148,7 +148,7 @@ def test_independent_means_match_numpy() -> None:
         ([[0.1, 0.2]], "unreliable", "One document", False),
         ([[0.1], [0.2], [0.4]], "unreliable", "The 3 documents have the effect of 3 of equal length", True),
         ([[0.1] * 100, *[[0.2]] * 50], "unreliable", "51 documents have the effect of 2.24", True),
-        ([[0.1], [0.2]] * 15, "estimated", "", True),
+        ([[0.1], [0.2]] * 16, "estimated", "", True),
     ],
 )
 def test_few_documents_are_unreliable(documents: list, status: str, words: str, has_interval: bool) -> None:
@@ -179,6 +179,27 @@ def test_infinite_values() -> None:
         assert difference.difference.value == pytest.approx(value, nan_ok=True)
         assert difference.is_distinguishable is None
         assert "without an interval" in difference.describe("B", "C")
+
+
+def test_skewness_is_removed_by_halls_transformation() -> None:
+    documents = [np.full(2, x) for x in np.random.default_rng(5).exponential(size=50)]
+    estimate = sums_of(documents).mean("kl")
+    values = np.array([part[0] for part in documents])
+    rate = ((values - values.mean()) ** 3).mean() / values.std() ** 3 / math.sqrt(50)
+    for end, quantile in zip(estimate.interval, (2.0095752371292397, -2.0095752371292397), strict=True):  # t, 49
+        u = (estimate.value - end) / estimate.std_error
+        assert u + rate * (u * u / 3 + 1 / 6) + rate**2 * u**3 / 27 == pytest.approx(quantile, rel=1e-9)
+    assert estimate.interval[1] - estimate.value > 1.1 * (estimate.value - estimate.interval[0])
+
+
+def test_intervals_cover_the_mean_of_skewed_documents() -> None:
+    rng = np.random.default_rng(6)
+    rounds, hits = 500, 0
+    for _ in range(rounds):
+        sums = sums_of([np.full(1, x) for x in rng.exponential(size=40)])
+        low, high = sums.mean("kl").interval
+        hits += low <= 1 <= high
+    assert 0.92 <= hits / rounds <= 0.98
 
 
 # Paired differences.

@@ -382,7 +382,9 @@ def encode_rows(logits: ArrayLike, *, cut: float = 16.0) -> EncodedRows:
             f"expected logits below +inf with a finite logit in each row, but the largest of row {row} is {top[row]}"
         )
     low = np.maximum(z.min(1), top - np.float32(cut))
-    log_sum = np.log(np.exp(z - top[:, None]).sum(1, dtype=np.float64)).astype(np.float32)
+    # Exponentials in float64 that are rounded to float32 equal those of the C library, which rounds correctly.
+    exponentials = np.exp(z - top[:, None], dtype=np.float64).astype(np.float32)
+    log_sum = np.log(exponentials.sum(1, dtype=np.float64)).astype(np.float32)
     scale = (top - low) / np.float32(_LEVELS)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / scale
