@@ -267,6 +267,7 @@ def test_derived_estimates() -> None:
     assert (rms.value, rms.interval) == (0.2, (0.0, 0.3))
     assert rms.std_error == pytest.approx(0.01)
     assert perplexity(Estimate(math.inf)).value == math.inf
+    assert perplexity(Estimate(800.0, interval=(1.0, 900.0))).interval == (math.e, math.inf)
     assert math.isnan(root_mean_square(Estimate(0.0, 0.0)).std_error)
 
 

@@ -46,7 +46,7 @@ from kullback.compare.preflight import (
 from kullback.compare.sources import DTYPES, ModelSource, weights_hash
 from kullback.compare.statistics import ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
-from kullback.errors import InputError, SupportError
+from kullback.errors import InputError
 from kullback.integrations.transformers import load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
@@ -556,6 +556,7 @@ class _BlockResult:
     def add(self, rows: list[tuple[int, Window]], hidden_p: Tensor, hidden_q: Tensor) -> None:
         """Add the counted tokens of the windows of a forward pass."""
         documents = self.work.corpus.documents
+        ends = np.cumsum([window.end - window.first for _, window in rows])
         targets = np.concatenate([documents[document].ids[w.first : w.end] for document, w in rows])
         chosen = torch.from_numpy(targets.astype(np.int64)).to(self.work.device)
         stats = head_stats(hidden_p, self.base.head, hidden_q, self.model.head, chosen)
@@ -571,6 +572,14 @@ class _BlockResult:
             "delta_p": delta,
             "squared_delta_p": delta**2,
         }
+        for name, values in columns.items():
+            if (bad := ~(values > -np.inf)).any():
+                row = next(row for row, end in zip(rows, ends, strict=True) if bad.argmax() < end)
+                raise InputError(
+                    f"{documents[row[0]].name}: expected {name} of {self.model.source.name} and {self.base.source.name} "
+                    f"to be a number, got {values[bad][0]}: the logits of a model are not finite; compute the models in "
+                    "another dtype by --dtype"
+                )
         groups = {
             "base confidence": confidence_labels(np.minimum(_numbers(stats.top1_prob_p), 1.0)),
             "token class": self.work.classes(targets),
@@ -585,14 +594,7 @@ class _BlockResult:
             roles = self.work.corpus.roles
             if len(roles) > 1:
                 labels["role"] = np.array(roles)[documents[document].roles[window.first : window.end]]
-            try:
-                self.statistics.add(document, {name: values[part] for name, values in columns.items()}, groups=labels)
-            except SupportError as error:
-                names = f"{self.base.source.name} and {self.model.source.name}"
-                raise InputError(
-                    f"{documents[document].name}: expected finite logits of {names}, got nan: {error}; compute the "
-                    "models in another dtype by --dtype"
-                ) from error
+            self.statistics.add(document, {name: values[part] for name, values in columns.items()}, groups=labels)
         self._keep_worst(rows, columns["kl"], (log_p, log_q), hidden_p, hidden_q)
 
     def _keep_worst(

@@ -359,8 +359,8 @@ def perplexity(mean_nll: Estimate) -> Estimate:
         >>> f"{perplexity(Estimate(1.0, 0.01)):.3f}"
         '2.718 ± 0.027  (estimated)'
     """
-    value = math.exp(mean_nll.value)
-    return _transformed(mean_nll, value, value, math.exp)
+    value = _exp(mean_nll.value)
+    return _transformed(mean_nll, value, value, _exp)
 
 
 def root_mean_square(mean_square: Estimate) -> Estimate:
@@ -379,6 +379,11 @@ def root_mean_square(mean_square: Estimate) -> Estimate:
     """
     value = sqrt(mean_square.value)
     return _transformed(mean_square, value, 0.5 / value if value else nan, lambda end: sqrt(max(end, 0.0)))
+
+
+def _exp(x: float) -> float:
+    """exp(x), which is inf above the range of float64."""
+    return math.exp(x) if x < 709.78 else inf if x == x else nan
 
 
 def _transformed(estimate: Estimate, value: float, slope: float, function: Any) -> Estimate:
