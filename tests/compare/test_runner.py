@@ -135,7 +135,9 @@ def test_all_means_equal_brute_force(comparison: Comparison, tiny_model: Path, f
     assert metrics["js_bits"].value == pytest.approx(expected_mean(rows, "js") / math.log(2), abs=1e-6)
 
 
-def test_the_interval_is_the_jackknife_over_documents(comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]) -> None:
+def test_the_interval_is_the_jackknife_over_documents(
+    comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]
+) -> None:
     rows = list(brute_force(tiny_model, far, texts).values())
     leave_one_out = [
         np.mean([row["kl"] for part in rows[:out] + rows[out + 1 :] for row in part]) for out in range(len(rows))
@@ -196,7 +198,11 @@ def test_one_model_at_a_time_gives_the_same_results(
     assert states(kullback.compare(tiny_model, [near, far], text=texts, **settings)) == states(comparison)
     stored = kullback.compare(tiny_model, [near, far], text=texts, output=tmp_path / "run", **settings)
     assert states(stored) == states(comparison)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["blocks-0.jsonl", "config.json", "result.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "blocks-0.jsonl",
+        "config.json",
+        "result.json",
+    ]
 
 
 # The libraries are imported once, before the second process is forked.
@@ -257,7 +263,16 @@ def test_two_processes_give_the_same_results(
 ) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = ["compare", str(tiny_model), str(near), str(far), "--text", str(tmp_path / "texts.jsonl"), "--json"]
-    words += ["--context", str(CONTEXT), "--stride", str(STRIDE), "--floor", "bfloat16", "--output", str(tmp_path / "run")]
+    words += [
+        "--context",
+        str(CONTEXT),
+        "--stride",
+        str(STRIDE),
+        "--floor",
+        "bfloat16",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", TWO_PROCESSES, *words],
         env={**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": str(torch.get_num_threads())},
@@ -355,7 +370,9 @@ def test_a_bos_token_begins_every_window(tiny_model: Path, far: Path) -> None:
     assert result.models[0].metrics["kl"].value == pytest.approx(np.mean(kls), abs=1e-6)
 
 
-def test_a_bfloat16_copy_is_compared_in_its_dtype(tiny_model: Path, variant: Callable[..., Path], texts: list[str]) -> None:
+def test_a_bfloat16_copy_is_compared_in_its_dtype(
+    tiny_model: Path, variant: Callable[..., Path], texts: list[str]
+) -> None:
     copy = variant("half", dtype=torch.bfloat16)
     result = kullback.compare(tiny_model, copy, text=texts, context=CONTEXT, floor="bfloat16")
     assert result.models[0].metrics["kl"].value > 0
