@@ -134,7 +134,15 @@ def loaded(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("code", ["import kullback", "import kullback.measure", "import kullback.distributions"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import kullback",
+        "import kullback.measure",
+        "import kullback.distributions",
+        "import kullback.compare.llama_cpp_statistics, kullback.compare.statistics",
+    ],
+)
 def test_imports_load_no_heavy_library(code: str) -> None:
     assert loaded(code) == "[]"
 

@@ -270,6 +270,15 @@ def test_invalid_log_probs_raise(log_probs: list, error: type[KullbackError], wo
         kl_bounds(encode_rows([[0.0, -1.0]]), log_probs)
 
 
+def test_a_sum_that_exceeds_1_by_rounding_keeps_bounds_finite() -> None:
+    rows = encode_rows([[0.0, -1.0, -2.0, -30.0]])
+    rows = EncodedRows(rows.scale, rows.min_log_prob + np.float32(5e-4), rows.codes)
+    bounds = kl_bounds(rows, log_softmax(np.float32([0.0, -1.0, -2.0, -20.0])))
+    assert bounds.kl < 1e-6
+    assert bounds.reverse_kl < 1e-6
+    assert 0 < bounds.tail_mass < 2e-7
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_rows_whose_probabilities_do_not_sum_to_1_raise(factor: float) -> None:
     rows = encode_rows([[0.0, -1.0, -2.0]])

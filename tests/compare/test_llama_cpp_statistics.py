@@ -54,10 +54,9 @@ def test_the_file_has_the_bytes_of_llama_cpp(tmp_path: Path) -> None:
 
 def test_the_statistics_are_those_that_llama_cpp_prints(tmp_path: Path) -> None:
     (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
-    first = oracle.N_CTX // 2
-    parts = []
-    for block in open_log_probs(tmp_path / "base").blocks(max_rows=3):
-        start = first + block.start
+    file, parts = open_log_probs(tmp_path / "base"), []
+    for block in file.blocks(max_rows=3):
+        start = file.first_row + block.start
         model = oracle.logits(True)[block.chunk, start : start + len(block.targets)]
         parts.append(llama_cpp_tokens(block.rows, block.targets, log_softmax(model)))
     tokens = LlamaCppTokens(*map(np.concatenate, zip(*parts, strict=True)))
@@ -75,8 +74,9 @@ def test_the_statistics_are_those_that_llama_cpp_prints(tmp_path: Path) -> None:
 
 def test_the_bounds_are_below_the_exact_kl_of_the_models_in_the_file_of_llama_cpp(tmp_path: Path) -> None:
     (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
-    first = oracle.N_CTX // 2
-    for block in open_log_probs(tmp_path / "base").blocks():
+    file = open_log_probs(tmp_path / "base")
+    first = file.first_row
+    for block in file.blocks():
         log_p, log_q = (log_softmax(oracle.logits(model)[block.chunk, first:-1]) for model in (False, True))
         exact = (np.exp(log_p) * (log_p - log_q)).sum(1)
         bounds = kl_bounds(block.rows, log_q)

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback.compare.statistics import (
-    QUANTILES,
     DocumentSums,
     ModelStatistics,
-    QuantileSketch,
     confidence_labels,
     exact_sum,
     paired_difference,
@@ -148,7 +146,8 @@ def test_independent_means_match_numpy() -> None:
         ([[0.1, 0.2]], "unreliable", "One document", False),
         ([[0.1], [0.2], [0.4]], "unreliable", "The 3 documents have the effect of 3 of equal length", True),
         ([[0.1] * 100, *[[0.2]] * 50], "unreliable", "51 documents have the effect of 2.24", True),
-        ([[0.1], [0.2]] * 16, "estimated", "", True),
+        ([[0.1], [0.2]] * 19, "unreliable", "fewer than 40 do not", True),
+        ([[0.1], [0.2]] * 20, "estimated", "", True),
     ],
 )
 def test_few_documents_are_unreliable(documents: list, status: str, words: str, has_interval: bool) -> None:
@@ -163,6 +162,19 @@ def test_one_document_with_almost_all_tokens_has_a_wide_interval() -> None:
     low, high = sums.mean("kl").interval
     assert low < -1
     assert high > 1
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-120, 1e120])
+def test_intervals_do_not_depend_on_the_unit(unit: float) -> None:
+    values = np.random.default_rng(7).exponential(size=(40, 3))
+    plain, scaled = (sums_of(list(factor * values)).mean("kl") for factor in (1.0, unit))
+    assert scaled.value == pytest.approx(unit * plain.value, rel=1e-12)
+    assert scaled.interval == pytest.approx([unit * end for end in plain.interval], rel=1e-12)
+
+
+def test_sums_that_overflow_are_infinite() -> None:
+    sums = sums_of([np.full(3, 1.7e308), np.ones(1)])
+    assert sums.mean("kl").value == math.inf
 
 
 def test_infinite_values() -> None:
@@ -271,58 +283,6 @@ def test_derived_estimates() -> None:
     assert math.isnan(root_mean_square(Estimate(0.0, 0.0)).std_error)
 
 
-# Quantiles.
-
-
-@given(
-    st.lists(st.floats(0, 1e300) | st.floats(0, 1).map(lambda x: x**40), min_size=1, max_size=60),
-    st.floats(0, 1),
-)
-@settings(max_examples=300)
-def test_quantiles_have_a_bounded_relative_error(values: list[float], q: float) -> None:
-    sketch = QuantileSketch()
-    sketch.add(values)
-    ordered = sorted(x if x >= 2.0**-1022 else 0.0 for x in values)
-    position = q * (len(ordered) - 1)
-    below = math.floor(position)
-    weight = position - below
-    above = ordered[min(below + 1, len(ordered) - 1)]
-    expected = (1 - weight) * ordered[below] + weight * above
-    assert sketch.quantile(q) == pytest.approx(expected, rel=2.0**-8 + 1e-12, abs=1e-320)
-    assert sketch.quantile(0) == ordered[0]
-    assert sketch.quantile(1) == ordered[-1]
-
-
-def test_quantiles_match_numpy_on_a_large_sample() -> None:
-    rng = np.random.default_rng(3)
-    values = np.exp(rng.normal(-6, 3, 50_000))
-    sketch, mirrored = QuantileSketch(), QuantileSketch()
-    sketch.add(values)
-    mirrored.add(-values)
-    for q in QUANTILES:
-        assert sketch.quantile(q) == pytest.approx(np.quantile(values, q), rel=0.004)
-        assert mirrored.quantile(1 - q) == pytest.approx(-np.quantile(values, q), rel=0.004)
-    assert len(sketch.state()["bins"]) < 4000
-
-
-def test_signs_zeros_and_infinities() -> None:
-    sketch = QuantileSketch()
-    sketch.add([-math.inf, -1.0, -0.0, 0.0, 5e-324, 1.0, math.inf])
-    found = [sketch.quantile(q / 6) for q in range(7)]
-    assert found == [-math.inf, pytest.approx(-1, rel=0.004), 0, 0, 0, pytest.approx(1, rel=0.004), math.inf]
-    assert QuantileSketch.from_state(json.loads(json.dumps(sketch.state(), allow_nan=False))) == sketch
-    assert math.isnan(QuantileSketch().quantile(0.5))
-    empty = QuantileSketch()
-    empty.add([])
-    assert QuantileSketch.from_state(json.loads(json.dumps(empty.state()))) == empty
-
-
-def test_largest_numbers_stay_finite() -> None:
-    sketch = QuantileSketch()
-    sketch.add([1.7e308, 1.75e308, 1.79e308])
-    assert sketch.quantile(0.5) == pytest.approx(1.75e308, rel=0.004)
-
-
 # Groups, and invalid arguments.
 
 
@@ -342,6 +302,28 @@ def test_groups_are_means_of_their_tokens() -> None:
     assert mean.value == pytest.approx(kl[inside].mean())
     assert groups["role"]["user"][1].value == pytest.approx(kl[:, :4].mean())
     assert groups["role"]["user"][1].interval is not None
+
+
+def test_a_window_that_is_added_twice_raises() -> None:
+    first, second = ModelStatistics(NATS), ModelStatistics(NATS)
+    first.add(0, {"kl": [0.1]}, window=0)
+    first.add(0, {"kl": [0.2]}, window=1)
+    second.add(1, {"kl": [0.3]}, window=1)
+    stored = ModelStatistics.from_state(json.loads(json.dumps(first.state())))
+    assert stored == first
+    assert [stored.has_window(0, window) for window in range(3)] == [True, True, False]
+    with pytest.raises(InputError, match="window 1 of document 0 was added before"):
+        stored.add(0, {"kl": [0.2]}, window=1)
+    first.merge(second)
+    assert first.has_window(1, 1)
+    whole = first.state()
+    for other in (second, stored):
+        with pytest.raises(InputError, match="was added before"):
+            first.merge(other)
+    assert first.state() == whole
+    with pytest.raises(SupportError):
+        first.add(2, {"kl": [math.nan]}, window=0)
+    assert not first.has_window(2, 0)
 
 
 def test_confidence_labels_include_their_lower_end() -> None:
@@ -369,23 +351,13 @@ def test_invalid_values_raise_and_change_nothing(values, groups, error: type[Kul
     assert statistics == ModelStatistics(NATS)
 
 
-@pytest.mark.parametrize("q", [-0.1, 1.1, math.nan])
-def test_invalid_quantiles_raise(q: float) -> None:
-    with pytest.raises(SupportError, match="from 0 to 1"):
-        QuantileSketch().quantile(q)
-
-
-def test_nan_raises() -> None:
-    with pytest.raises(SupportError, match="nan at index 1"):
-        QuantileSketch().add([1.0, math.nan])
-
-
 def damaged_states() -> list:
     """States of which one part has been removed or replaced."""
     statistics = ModelStatistics(NATS)
     statistics.add(0, {"kl": [0.1]}, groups={"role": ["user"]})
     found = [{}, None, []]
     for path in (
+        ("windows",),
         ("sums",),
         ("sketches",),
         ("groups",),

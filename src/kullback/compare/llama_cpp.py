@@ -21,6 +21,14 @@ Three properties of the file affect what is computed from it:
 - If the tokenizer of the model adds a BOS token, llama.cpp replaces the first token of every chunk by it when it
   evaluates the model. The file has the original token, and does not state whether a token was replaced.
 - The codes round log p by up to scale / 2, which is 1.2e-4 nats where the range is 16 nats.
+
+A model is compared with a file chunk by chunk. With `log_softmax(model(tokens))` of shape (n_ctx, V):
+
+    file = open_log_probs("base.kld")
+    for chunk in range(file.n_chunk):
+        log_probs = log_softmax(model(file.inputs(chunk, bos_token=1)))[file.first_row :]
+        for block in file.blocks([chunk]):
+            bounds = kl_bounds(block.rows, log_probs[block.start : block.start + len(block.targets)])
 """
 
 import os
@@ -191,6 +199,8 @@ class LogProbFile:
     """An open file of base log-probabilities; `open_log_probs` returns it.
 
     The tokens and rows are mapped into memory and not loaded: a process needs memory for the rows that it uses only.
+    `tokens` has the shape (n_chunk, n_ctx). `rows_per_chunk` is R, and `first_row` the position in a chunk whose
+    prediction is the first row.
 
     Args:
         path: The file, whose size agrees with the three numbers.
@@ -213,7 +223,7 @@ class LogProbFile:
 
     def __init__(self, path: Path, n_ctx: int, n_vocab: int, n_chunk: int) -> None:
         self.path, self.n_ctx, self.n_vocab, self.n_chunk = path, n_ctx, n_vocab, n_chunk
-        self.rows_per_chunk = _rows_per_chunk(n_ctx)
+        self.rows_per_chunk, self.first_row = _rows_per_chunk(n_ctx), n_ctx // 2
         shape, offset = (n_chunk, n_ctx), _HEADER.itemsize
         self.tokens: NDArray[np.int32] = np.memmap(path, "<i4", "r", offset, shape)
         shape, offset = (n_chunk, self.rows_per_chunk), offset + self.tokens.nbytes
@@ -273,7 +283,7 @@ class LogProbFile:
         step = max(1, _BLOCK_ENTRIES // self.n_vocab) if max_rows is None else max_rows
         if step < 1:
             raise InputError(f"expected max_rows to be 1 or more, got {max_rows}")
-        first = self.n_ctx // 2 + 1
+        first = self.first_row + 1
         for chunk in range(self.n_chunk) if chunks is None else chunks:
             if not 0 <= chunk < self.n_chunk:
                 raise InputError(f"{self.path}: expected a chunk from 0 to {self.n_chunk - 1}, got {chunk}")
@@ -382,7 +392,7 @@ def encode_rows(logits: ArrayLike, *, cut: float = 16.0) -> EncodedRows:
             f"expected logits below +inf with a finite logit in each row, but the largest of row {row} is {top[row]}"
         )
     low = np.maximum(z.min(1), top - np.float32(cut))
-    # Exponentials in float64 that are rounded to float32 equal those of the C library, which rounds correctly.
+    # The C library rounds exponentials in float32 correctly, which NumPy does not.
     exponentials = np.exp(z - top[:, None], dtype=np.float64).astype(np.float32)
     log_sum = np.log(exponentials.sum(1, dtype=np.float64)).astype(np.float32)
     scale = (top - low) / np.float32(_LEVELS)
@@ -561,7 +571,8 @@ def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> Tok
             f"the cut sum to {float(p.sum(1)[row])!r} and those at the cut to at most {float(limit[row, 0])!r}: the "
             "file is damaged"
         )
-    most = np.minimum(np.maximum(most, 0.0), limit)
+    # A program with another rounding may write rows whose sum slightly exceeds 1; only the cut then limits the tail.
+    most = np.where(most > 0, np.minimum(most, limit), limit)
     s = np.where(in_tail, q, 0.0).sum(1, keepdims=True)
     t = np.minimum(np.maximum(s, least), most)
 
@@ -586,7 +597,7 @@ def _block_bounds(rows: EncodedRows, log_probs: NDArray[Any], start: int) -> Tok
 
 
 def _require_mass(q: NDArray[np.float64], dtype: np.dtype[Any], start: int) -> None:
-    """Raise NotNormalizedError unless each row sums to 1 within the tolerance of float32 or, if it has it, float16."""
+    """Raise NotNormalizedError unless each row sums to 1 within the tolerance of float32, or of float16 if it is."""
     sums = q.sum(1)
     tolerance = log_mass_tolerance("float16" if dtype == np.float16 else "float32", q.shape[1])
     bad = ~(abs(sums - 1) <= tolerance)

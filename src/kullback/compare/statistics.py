@@ -1,8 +1,8 @@
 """Statistics of the token values of two language models over documents, from accumulators that merge exactly.
 
 The tokens of a document are correlated, so documents are the independent samples. `DocumentSums` keeps the exact sum of
-each column for each document, and `QuantileSketch` a histogram whose bins do not depend on the values. Accumulators of
-parts of a corpus can therefore be merged in any order, and give the results of a single accumulator to the last bit.
+each column for each document, and a `QuantileSketch` has bins that do not depend on the values. Accumulators of parts
+of a corpus can therefore be merged in any order, and give the results of a single accumulator to the last bit.
 
 Their `state` is what JSON stores exactly, from which `from_state` restores them.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
+from kullback.compare.quantile_sketch import QuantileSketch, numbers_to_json
 from kullback.errors import InputError, ShapeError, SupportError
 from kullback.result import Estimate
 
@@ -27,7 +28,6 @@ __all__ = [
     "ModelStatistics",
     "ModelSummary",
     "PairedDifference",
-    "QuantileSketch",
     "confidence_labels",
     "paired_difference",
     "perplexity",
@@ -37,7 +37,7 @@ __all__ = [
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 _METHOD = "documents as clusters"
-_FEW_DOCUMENTS = 30  # with fewer, 95% intervals contain the mean of skewed data in less than 92% of cases
+_FEW_DOCUMENTS = 40  # with fewer, 95% intervals of skewed data can contain the mean in less than 92% of cases
 _COVERAGE = 0.95
 _CONFIDENCE_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
@@ -55,9 +55,12 @@ def exact_sum(values: Iterable[float]) -> tuple[float, ...]:
     terms, parts = list(values), []
     if inf in terms:
         return (inf,)
-    while rest := fsum(terms):
-        parts.append(rest)
-        terms.append(-rest)
+    try:
+        while rest := fsum(terms):
+            parts.append(rest)
+            terms.append(-rest)
+    except OverflowError:  # the sum exceeds the largest floating-point number
+        return (inf,)
     return tuple(parts)
 
 
@@ -175,7 +178,7 @@ class DocumentSums:
             column: The name of the column.
 
         Returns:
-            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 30 effective
+            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 40 effective
             documents, and has no interval with fewer than 2. The value is nan without a token, and `inf` where a value
             is.
 
@@ -240,10 +243,10 @@ class DocumentSums:
             A dictionary, in which inf is the string "inf".
         """
         documents = {
-            str(g): [self._counts[g], *(_to_json(self._sums[g][name]) for name in self.units)]
+            str(g): [self._counts[g], *(numbers_to_json(self._sums[g][name]) for name in self.units)]
             for g in sorted(self._counts)
         }
-        columns, squares = list(map(list, self.units.items())), list(map(_to_json, self._squares.values()))
+        columns, squares = list(map(list, self.units.items())), list(map(numbers_to_json, self._squares.values()))
         return {"columns": columns, "squares": squares, "documents": documents}
 
     @classmethod
@@ -263,6 +266,8 @@ class DocumentSums:
             sums = cls({str(name): str(unit) for name, unit in state["columns"]})
             sums._squares = dict(zip(sums.units, map(_from_json, state["squares"]), strict=True))
             for document, (count, *columns) in state["documents"].items():
+                if int(count) < 1:
+                    raise ValueError(f"document {document} has {count} tokens")
                 sums._counts[int(document)] = int(count)
                 sums._sums[int(document)] = dict(zip(sums.units, map(_from_json, columns), strict=True))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -277,10 +282,6 @@ class DocumentSums:
     def _require(self, column: str) -> None:
         if column not in self.units:
             raise InputError(f"expected one of the columns {', '.join(self.units)}, got {column!r}")
-
-
-def _to_json(parts: tuple[float, ...]) -> list[float | str]:
-    return [part if isfinite(part) else str(part) for part in parts]
 
 
 def _from_json(parts: Sequence[float | str]) -> tuple[float, ...]:
@@ -306,14 +307,16 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     residuals = [
         (fsum(parts) - value * counts[document]) / (total - counts[document]) for document, parts in sums.items()
     ]
-    error = sqrt((documents - 1) / documents * fsum(r * r for r in residuals))
+    scale = max(map(abs, residuals)) or 1.0
+    residuals = [r / scale for r in residuals]  # so that their squares and cubes do not underflow
+    square = fsum(r * r for r in residuals)
+    error = scale * sqrt((documents - 1) / documents * square)
     effective = total * total / sum(count * count for count in counts.values())
     quantile = float(stdtrit(effective - 1, (1 + _COVERAGE) / 2))
     if error == 0:
         interval = (value, value)
     elif quantile < inf:
-        skewness = fsum(r**3 for r in residuals) / documents / (fsum(r * r for r in residuals) / documents) ** 1.5
-        rate = skewness / sqrt(documents)
+        rate = fsum(r**3 for r in residuals) / square**1.5  # the skewness divided by sqrt(n)
         interval = (value - error * _unskewed(quantile, rate), value - error * _unskewed(-quantile, rate))
     else:  # one document has almost all tokens
         interval = (-inf, inf)
@@ -554,147 +557,6 @@ def paired_difference(
     return PairedDifference(*means, _clustered(sums, first._counts, unit))
 
 
-# Quantiles
-
-
-class QuantileSketch:
-    """A histogram of numbers from which quantiles are computed with a relative error of at most 2^-8 = 0.4%.
-
-    Each power of 2 is divided into 128 bins of equal width, and a bin is identified by the first bits of the numbers in
-    it. The bins thus do not depend on the numbers, their order or the processor. A sketch has at most 524 288 bins; the
-    token KL of a corpus uses about 3000. The minimum and the maximum are exact.
-
-    Example:
-        >>> sketch = QuantileSketch()
-        >>> sketch.add([0.0, 1e-9, 0.02, 3.0])
-        >>> [f"{sketch.quantile(q):.3g}" for q in (0, 0.5, 1)]
-        ['0', '0.00998', '3']
-    """
-
-    def __init__(self) -> None:
-        self._bins: dict[int, int] = {}
-        self.count, self.minimum, self.maximum = 0, inf, -inf
-
-    def add(self, values: ArrayLike) -> None:
-        """Add numbers.
-
-        Args:
-            values: The numbers, any shape. Numbers with an absolute value below 2^-1022 count as 0.
-
-        Raises:
-            SupportError: A number is nan.
-        """
-        numbers = np.asarray(values, np.float64).ravel() + 0.0  # -0.0 becomes 0.0
-        if np.isnan(numbers).any():
-            raise SupportError(f"expected numbers, got nan at index {int(np.isnan(numbers).argmax())}")
-        if not numbers.size:
-            return
-        numbers[abs(numbers) < _SMALLEST] = 0.0
-        bits = abs(numbers).view(np.int64) >> _DROPPED_BITS
-        bins, counts = np.unique(np.where(numbers < 0, ~bits, bits), return_counts=True)
-        self._merge(dict(zip(bins.tolist(), counts.tolist(), strict=True)), float(numbers.min()), float(numbers.max()))
-
-    def merge(self, other: "QuantileSketch") -> None:
-        """Add the numbers of another sketch.
-
-        Args:
-            other: The other sketch.
-        """
-        self._merge(other._bins, other.minimum, other.maximum)
-
-    def _merge(self, bins: Mapping[int, int], minimum: float, maximum: float) -> None:
-        for key, count in bins.items():
-            self._bins[key] = self._bins.get(key, 0) + count
-        self.count += sum(bins.values())
-        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
-
-    def quantile(self, q: float) -> float:
-        """The q-quantile, interpolated linearly between the order statistics around position q (count - 1).
-
-        Args:
-            q: A number from 0 to 1.
-
-        Returns:
-            The quantile. Where the two order statistics have one sign, the relative error is at most 2^-8. The
-            quantiles 0 and 1 are exact. The result is nan without numbers.
-
-        Raises:
-            SupportError: q is not from 0 to 1.
-        """
-        if not 0 <= q <= 1:
-            raise SupportError(f"expected q to be from 0 to 1, got {q!r}")
-        if not self.count:
-            return nan
-        position = q * (self.count - 1)
-        below = math.floor(position)
-        weight = position - below
-        low = self._order_statistic(below)
-        return low if not weight else (1 - weight) * low + weight * self._order_statistic(below + 1)
-
-    def _order_statistic(self, rank: int) -> float:
-        """The number at a rank from 0, by the middle of its bin."""
-        if rank == 0:
-            return self.minimum
-        if rank == self.count - 1:
-            return self.maximum
-        count = 0
-        for key in sorted(self._bins):
-            count += self._bins[key]
-            if count > rank:
-                return min(max(_middle(key), self.minimum), self.maximum)
-        raise AssertionError("the rank is below the count")
-
-    def state(self) -> dict[str, Any]:
-        """The sketch as values that JSON stores exactly.
-
-        Returns:
-            A dictionary, in which infinities are the strings "inf" and "-inf".
-        """
-        ends = _to_json((self.minimum, self.maximum))
-        return {"bins": {str(key): self._bins[key] for key in sorted(self._bins)}, "ends": ends}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "QuantileSketch":
-        """Restore a sketch.
-
-        Args:
-            state: The result of `state`, also after storage as JSON.
-
-        Returns:
-            A sketch that equals the original.
-
-        Raises:
-            InputError: The state is damaged.
-        """
-        sketch = cls()
-        try:
-            bins = {int(key): int(count) for key, count in state["bins"].items()}
-            minimum, maximum = map(float, state["ends"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"expected the state of a quantile sketch, got a damaged one: {error!r}") from error
-        sketch._merge(bins, minimum, maximum)
-        return sketch
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, QuantileSketch) and self.state() == other.state()
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-
-_DROPPED_BITS = 45  # of the 52 bits of a significand; 2^7 bins remain for each power of 2
-_SMALLEST = 2.0**-1022
-
-
-def _middle(key: int) -> float:
-    """The middle of a bin; infinite numbers and 0 have bins of their own."""
-    size = ~key if key < 0 else key
-    bits = size << _DROPPED_BITS
-    if size and size != 2047 << 52 - _DROPPED_BITS:
-        bits |= 1 << _DROPPED_BITS - 1
-    value = float(np.int64(bits).view(np.float64))
-    return -value if key < 0 else value
-
-
 # All statistics of a model
 
 
@@ -768,7 +630,7 @@ class ModelSummary:
             "means": {name: estimate.to_dict() for name, estimate in self.means.items()},
             "independent_means": {name: estimate.to_dict() for name, estimate in self.independent_means.items()},
             "quantiles": {
-                column: dict(zip(values, _numbers_to_json(values.values()), strict=True))
+                column: dict(zip(values, numbers_to_json(values.values()), strict=True))
                 for column, values in self.quantiles.items()
             },
             "groups": {
@@ -776,10 +638,6 @@ class ModelSummary:
                 for grouping, labels in self.groups.items()
             },
         }
-
-
-def _numbers_to_json(numbers: Iterable[float]) -> list[float | str]:
-    return [number if isfinite(number) else str(number) for number in numbers]
 
 
 class ModelStatistics:
@@ -814,19 +672,28 @@ class ModelStatistics:
             self.sums._require(column)
         self.sketches = {column: QuantileSketch() for column in self.sums.units if column in chosen}
         self.groups: dict[str, dict[str, DocumentSums]] = {}
+        self._windows: dict[int, set[int]] = {}
 
     def add(
-        self, document: int, values: Mapping[str, ArrayLike], *, groups: Mapping[str, ArrayLike] | None = None
+        self,
+        document: int,
+        values: Mapping[str, ArrayLike],
+        *,
+        window: int | None = None,
+        groups: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Add tokens of one document; a document may be added in parts.
+        """Add tokens of one document; a document may be added in windows.
 
         Args:
             document: The number of the document.
             values: The values of each column, all of the shape (tokens,); inf is allowed.
+            window: The number of the window in the document. A window that is added twice, as by a data loader that
+                repeats windows so that all processes have equally many, is then an error. None: the window is not
+                recorded.
             groups: For each grouping, such as "confidence" or "role", the label of each token, shape (tokens,).
 
         Raises:
-            InputError: The columns differ from the columns of the statistics.
+            InputError: The columns differ from the columns of the statistics, or the window was added before.
             ShapeError: The columns or the labels differ in shape.
             SupportError: A value is nan or -inf.
         """
@@ -835,12 +702,28 @@ class ModelStatistics:
         for name, given in labels.items():
             if given.shape != main.shape:
                 raise ShapeError(f"expected one label of {name} for each of {main.shape} values, got {given.shape}")
+        if window is not None and self.has_window(document, window):
+            raise _repeated_window(document, window)
         self.sums.add(document, values)
+        if window is not None:
+            self._windows.setdefault(document, set()).add(window)
         for column, sketch in self.sketches.items():
             sketch.add(values[column])
         for name, given in labels.items():
             for label in np.unique(given).tolist():
                 self._group(name, label).add(document, {self._main: main[given == label]})
+
+    def has_window(self, document: int, window: int) -> bool:
+        """Whether a window of a document was added, so that a run that continues from a stored state omits it.
+
+        Args:
+            document: The number of the document.
+            window: The number of the window in the document.
+
+        Returns:
+            True if it was added with this number, here or in statistics that were merged.
+        """
+        return window in self._windows.get(document, ())
 
     def _group(self, grouping: str, label: str) -> DocumentSums:
         unit = {self._main: self.sums.units[self._main]}
@@ -853,11 +736,16 @@ class ModelStatistics:
             other: The other statistics. No token may be in both.
 
         Raises:
-            InputError: The columns, their units or the columns with quantiles differ.
+            InputError: The columns, their units or the columns with quantiles differ, or both have the same window.
         """
+        for document, windows in other._windows.items():
+            if repeated := windows & self._windows.get(document, set()):
+                raise _repeated_window(document, min(repeated))
         if set(other.sketches) != set(self.sketches):
             raise InputError(f"expected quantiles of {sorted(self.sketches)}, got {sorted(other.sketches)}")
         self.sums.merge(other.sums)
+        for document, windows in other._windows.items():
+            self._windows.setdefault(document, set()).update(windows)
         for column, sketch in other.sketches.items():
             self.sketches[column].merge(sketch)
         for grouping, labels in other.groups.items():
@@ -903,6 +791,7 @@ class ModelStatistics:
                 grouping: {label: labels[label].state() for label in sorted(labels)}
                 for grouping, labels in sorted(self.groups.items())
             },
+            "windows": {str(document): sorted(self._windows[document]) for document in sorted(self._windows)},
         }
 
     @classmethod
@@ -927,7 +816,10 @@ class ModelStatistics:
                 grouping: {label: DocumentSums.from_state(sums) for label, sums in labels.items()}
                 for grouping, labels in state["groups"].items()
             }
-        except (AttributeError, KeyError, TypeError) as error:
+            statistics._windows = {int(key): set(map(int, windows)) for key, windows in state["windows"].items()}
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"expected the state of statistics, got a damaged one: {error!r}") from error
         return statistics
 
@@ -935,3 +827,10 @@ class ModelStatistics:
         return isinstance(other, ModelStatistics) and self.state() == other.state()
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def _repeated_window(document: int, window: int) -> InputError:
+    return InputError(
+        f"expected each window once, but window {window} of document {document} was added before; a data loader that "
+        "gives all processes equally many windows repeats some of them"
+    )
