@@ -100,7 +100,7 @@ def test_windows_count_each_token_once(count: int, context: int, prefix: int, da
 
 @pytest.mark.parametrize(("context", "stride", "prefix"), [(1, None, 0), (2, None, 1), (8, 8, 0), (8, 7, 1), (8, 0, 0)])
 def test_windows_that_would_miss_a_token_are_refused(context: int, stride: int | None, prefix: int) -> None:
-    with pytest.raises(InputError, match="--context|--stride"):
+    with pytest.raises(InputError, match=r"--context|--stride"):
         windows(20, context, stride, prefix=prefix)
 
 
@@ -149,5 +149,5 @@ def test_a_template_that_refuses_the_messages_is_named() -> None:
         raise ValueError("roles must alternate")
 
     tokenizer = SimpleNamespace(bos_token_id=None, chat_template="x", apply_chat_template=refuse)
-    with pytest.raises(InputError, match="a, line 1: the chat template refuses the messages: .*roles must alternate"):
+    with pytest.raises(InputError, match=r"a, line 1: the chat template refuses the messages: .*roles must alternate"):
         encode([Document("a, line 1", [{"role": "user", "content": "hi"}])], tokenizer)

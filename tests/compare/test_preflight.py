@@ -56,7 +56,7 @@ def test_hashes_identify_templates_and_vocabularies() -> None:
 
 
 def test_a_damaged_earlier_result_is_refused() -> None:
-    with pytest.raises(InputError, match="expected a result.json of kullback compare"):
+    with pytest.raises(InputError, match=r"expected a result.json of kullback compare"):
         require_comparable({"text": {"tokens_sha256": ""}}, {"config": {}})
 
 

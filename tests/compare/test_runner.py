@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -384,14 +384,14 @@ def test_a_bfloat16_copy_is_compared_in_its_dtype(
 
 
 @pytest.fixture
-def other_vocabulary(tiny_model: Path, tmp_path: Path) -> Iterator[Path]:
+def other_vocabulary(tiny_model: Path, tmp_path: Path) -> Path:
     directory = tmp_path / "other"
     shutil.copytree(tiny_model, directory)
     content = json.loads((directory / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["3"], vocabulary["4"] = vocabulary["4"], vocabulary["3"]
     (directory / "tokenizer.json").write_text(json.dumps(content))
-    yield directory
+    return directory
 
 
 def test_another_vocabulary_is_refused(tiny_model: Path, other_vocabulary: Path) -> None:
@@ -430,13 +430,13 @@ def test_invalid_settings_are_refused(tiny_model: Path, settings: dict[str, Any]
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(InputError, match="MODEL .*pytorch_model.bin, a pickle"):
+    with pytest.raises(InputError, match=r"MODEL .*pytorch_model.bin, a pickle"):
         kullback.compare(tiny_model, tmp_path / "pickled", text=["1+2=3"])
 
 
 def test_nan_weights_are_named(tiny_model: Path, variant: Callable[..., Path]) -> None:
     broken = variant("broken", scale=math.nan)
-    with pytest.raises(InputError, match="text 0: expected kl of .*broken and .* to be a number, got nan"):
+    with pytest.raises(InputError, match=r"text 0: expected kl of .*broken and .* to be a number, got nan"):
         kullback.compare(tiny_model, broken, text=["1+2=3"])
 
 
@@ -450,7 +450,7 @@ def test_earlier_results_are_paired_if_they_are_comparable(
     assert pairs[str(near), f"{near} (earlier)"].difference.value == 0
     expected = comparison.paired()[str(near), str(far)].difference
     assert pairs[str(near), f"{far} (earlier)"].difference == expected
-    with pytest.raises(InputError, match="the hash of the tokens was .*, is "):
+    with pytest.raises(InputError, match=r"the hash of the tokens was .*, is "):
         kullback.compare(tiny_model, near, text=texts[:-2], **settings)
     with pytest.raises(InputError, match=f"the stride was {STRIDE}, is 3"):
         kullback.compare(tiny_model, near, text=texts, **{**settings, "stride": 3})

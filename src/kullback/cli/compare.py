@@ -15,8 +15,8 @@ __all__ = ["add_parser"]
 
 ABOVE_THRESHOLD = 3
 EXAMPLES = """The corpus is a text file, a .jsonl file whose lines have a "text" or chat "messages", a directory of
-such files, or a data set of the Hugging Face hub. Its documents are the clusters of all intervals. A document that is longer than
-the context is split into windows that count each token once. If the tokenizer begins a text with a
+such files, or a data set of the Hugging Face hub. Its documents are the clusters of all intervals. A document that is
+longer than the context is split into windows that count each token once. If the tokenizer begins a text with a
 beginning-of-sequence token, every window begins with it.
 
 examples:

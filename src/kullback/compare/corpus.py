@@ -115,8 +115,8 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
     Args:
         source: The file, the directory, or ORGANISATION/NAME[:CONFIGURATION[:SPLIT]]; a local path takes precedence.
         option: The command-line option that the source came from, for error messages.
-        form: "text": each file is one document; "jsonl": each row has a "text"; "chat": each row has "messages"; None:
-            by the suffix and by the keys of each row.
+        form: "text": each file is one document; "jsonl": each row has a "text"; "chat": each row has "messages", and
+            other files of a directory are left out; None: by the suffix and by the keys of each row.
 
     Returns:
         The documents.
@@ -145,7 +145,7 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
             "or a data set of the Hugging Face hub such as openai/gsm8k:main"
         )
     found = False
-    for file in _text_files(path, location):
+    for file in _text_files(path, location, form):
         for document in _file_documents(file, f"{option} {file}", form):
             found = True
             yield document
@@ -153,7 +153,7 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
         raise InputError(f"{location}: expected text, got an empty {'directory' if path.is_dir() else 'file'}")
 
 
-def _text_files(path: Path, location: str) -> list[Path]:
+def _text_files(path: Path, location: str, form: str | None) -> list[Path]:
     """The file, or the text files below a directory in the order of their paths."""
     if not path.is_dir():
         return [path]
@@ -163,10 +163,13 @@ def _text_files(path: Path, location: str) -> list[Path]:
         for entry in entries
         if entry.is_file() and not any(part.startswith(".") for part in entry.relative_to(path).parts)
     ]
-    texts = [file for file in files if file.suffix.lower() in (*_SUFFIXES, *_ROWS)]
+    texts = [
+        file for file in files if file.suffix.lower() in ((*_SUFFIXES, *_ROWS) if form in (None, "text") else _ROWS)
+    ]
     if not texts:
         found = f"{len(files)} other files" if files else "no files"
-        raise InputError(f"{location}: expected files such as *.txt, *.md, *.py or *.jsonl in it, got {found}")
+        expected = "*.txt, *.md, *.py or *.jsonl" if form in (None, "text") else "*.jsonl"
+        raise InputError(f"{location}: expected files such as {expected} in it, got {found}")
     return texts
 
 

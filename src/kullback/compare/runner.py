@@ -576,9 +576,9 @@ class _BlockResult:
             if (bad := ~(values > -np.inf)).any():
                 row = next(row for row, end in zip(rows, ends, strict=True) if bad.argmax() < end)
                 raise InputError(
-                    f"{documents[row[0]].name}: expected {name} of {self.model.source.name} and {self.base.source.name} "
-                    f"to be a number, got {values[bad][0]}: the logits of a model are not finite; compute the models in "
-                    "another dtype by --dtype"
+                    f"{documents[row[0]].name}: expected {name} of {self.model.source.name} and "
+                    f"{self.base.source.name} to be a number, got {values[bad][0]}: the logits of a model are not "
+                    "finite; compute the models in another dtype by --dtype"
                 )
         groups = {
             "base confidence": confidence_labels(np.minimum(_numbers(stats.top1_prob_p), 1.0)),
@@ -594,7 +594,8 @@ class _BlockResult:
             roles = self.work.corpus.roles
             if len(roles) > 1:
                 labels["role"] = np.array(roles)[documents[document].roles[window.first : window.end]]
-            self.statistics.add(document, {name: values[part] for name, values in columns.items()}, groups=labels)
+            parts = {name: values[part] for name, values in columns.items()}
+            self.statistics.add(document, parts, window=window.start, groups=labels)
         self._keep_worst(rows, columns["kl"], (log_p, log_q), hidden_p, hidden_q)
 
     def _keep_worst(
