@@ -105,8 +105,14 @@ class Comparison:
     def __getitem__(self, name: str) -> ModelResult:
         """The results of a model.
 
+        Args:
+            name: The name of the model: the path or the name that was passed.
+
+        Returns:
+            The results.
+
         Raises:
-            InputError: There is no such model.
+            InputError: The comparison does not have the model.
         """
         for model in self.models:
             if model.name == name:
@@ -305,7 +311,7 @@ def make_plan(
     overwrite: bool,
     against: Mapping[str, Any] | None,
 ) -> "Plan":
-    """Find the models of a comparison; the arguments are those of `compare`.
+    """Find the models of a comparison; the arguments have the names that `compare` has.
 
     Raises:
         InputError: A model is not valid, or there is none.

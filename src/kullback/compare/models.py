@@ -43,7 +43,7 @@ class LoadedModel:
         return last_hidden(self.model, ids, attention)
 
     def release(self) -> None:
-        """Delete all weights but those of the output head. A head that is not linear keeps the whole model."""
+        """Delete all weights but the output head. A head that is not linear keeps the whole model."""
         if isinstance(self.head, Head):
             bias = self.head.bias
             self.head = Head(self.head.weight.detach().clone(), None if bias is None else bias.clone(), self.head.scale)
@@ -127,8 +127,7 @@ def head_stats(hidden_p: Tensor, head_p: AnyHead, hidden_q: Tensor, head_q: AnyH
         targets: The tokens that follow, shape (n,).
 
     Returns:
-        The statistics of each position. Linear heads never have more logits in memory than those of 256 positions, and
-        neither have other heads.
+        The statistics of each position. The logits of at most 256 positions are in memory at a time.
     """
     if isinstance(head_p, Head) and isinstance(head_q, Head) and head_p.scale > 0 and head_q.scale > 0:
         return linear_token_kl(

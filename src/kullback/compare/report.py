@@ -37,7 +37,7 @@ def format_estimate(estimate: Estimate, factor: float = 1.0) -> str:
         factor: The factor of the numbers, such as 100 for percent.
 
     Returns:
-        The text; the value alone where there is no interval.
+        The text; the value alone if the estimate has no interval.
 
     Example:
         >>> format_estimate(Estimate(0.0123456, interval=(0.0112, 0.0135)))

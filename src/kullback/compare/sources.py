@@ -44,7 +44,7 @@ def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None 
         The source.
 
     Raises:
-        InputError: There is no such model, or it is not a causal language model in safetensors.
+        InputError: The model does not exist, or it is not a causal language model in safetensors.
     """
     path = Path(name)
     if base is not None and (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
