@@ -38,22 +38,23 @@ def sample(n: int = 300, size: int = 400) -> tuple[np.ndarray, np.ndarray, np.nd
 # The results of the functions of llama.cpp, which tests/oracles/llama_cpp_perplexity.py compiles and stores.
 
 
-def test_the_file_has_the_bytes_of_llama_cpp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [16.0, 24.0])
+def test_the_file_has_the_bytes_of_llama_cpp(tmp_path: Path, cut: float) -> None:
     text = oracle.tokens()
     rows = oracle.logits(False)[:, oracle.N_CTX // 2 : -1]
-    write_log_probs(tmp_path / "own", text, rows, n_vocab=oracle.N_VOCAB)
-    stored = base64.b64decode(LLAMA_CPP["file"])
+    write_log_probs(tmp_path / "own", text, rows, n_vocab=oracle.N_VOCAB, cut=cut)
+    stored = base64.b64decode(LLAMA_CPP["files"][f"{cut:.0f}"])
     assert (tmp_path / "own").read_bytes() == stored
     (tmp_path / "theirs").write_bytes(stored)
     file = open_log_probs(tmp_path / "theirs")
     assert np.array_equal(file.tokens, text)
-    assert file.find_cut() == 16.0
+    assert file.find_cut() == cut
     evaluated = np.concatenate([file.inputs(chunk, bos_token=oracle.BOS) for chunk in range(file.n_chunk)])
-    assert evaluated.tolist() == LLAMA_CPP["evaluated_tokens"]
+    assert evaluated.ravel().tolist() == list(map(int, LLAMA_CPP["evaluated_tokens"].split()))
 
 
 def test_the_statistics_are_those_that_llama_cpp_prints(tmp_path: Path) -> None:
-    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
+    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["files"]["16"]))
     file, parts = open_log_probs(tmp_path / "base"), []
     for block in file.blocks(max_rows=3):
         start = file.first_row + block.start
@@ -73,7 +74,7 @@ def test_the_statistics_are_those_that_llama_cpp_prints(tmp_path: Path) -> None:
 
 
 def test_the_bounds_are_below_the_exact_kl_of_the_models_in_the_file_of_llama_cpp(tmp_path: Path) -> None:
-    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["file"]))
+    (tmp_path / "base").write_bytes(base64.b64decode(LLAMA_CPP["files"]["16"]))
     file = open_log_probs(tmp_path / "base")
     first = file.first_row
     for block in file.blocks():

@@ -272,14 +272,14 @@ def test_different_tokens_raise() -> None:
 def test_derived_estimates() -> None:
     mean = Estimate(2.0, 0.1, 30, "nats per token", "documents as clusters", interval=(1.8, 2.2))
     ppl = perplexity(mean)
-    assert (ppl.value, ppl.std_error) == (math.exp(2), 0.1 * math.exp(2))
-    assert ppl.interval == (math.exp(1.8), math.exp(2.2))
+    assert (ppl.value, ppl.std_error) == pytest.approx((math.exp(2), 0.1 * math.exp(2)))
+    assert ppl.interval == pytest.approx((math.exp(1.8), math.exp(2.2)))
     assert (ppl.unit, ppl.count, ppl.status) == ("", 30, "estimated")
     rms = root_mean_square(Estimate(0.04, 0.004, 30, "", interval=(-0.01, 0.09)))
     assert (rms.value, rms.interval) == (0.2, (0.0, 0.3))
     assert rms.std_error == pytest.approx(0.01)
     assert perplexity(Estimate(math.inf)).value == math.inf
-    assert perplexity(Estimate(800.0, interval=(1.0, 900.0))).interval == (math.e, math.inf)
+    assert perplexity(Estimate(800.0, 1.0, interval=(700.0, 900.0))).interval == (np.exp(700.0), math.inf)
     assert math.isnan(root_mean_square(Estimate(0.0, 0.0)).std_error)
 
 

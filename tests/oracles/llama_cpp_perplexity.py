@@ -134,26 +134,37 @@ def program(source: str) -> str:
     return DECLARATIONS + "\n".join(parts) + MAIN
 
 
+def compile_program(source: str, directory: Path, name: str) -> None:
+    """Compile the program for the text of perplexity.cpp to directory / name."""
+    (directory / "main.cpp").write_text(program(source), encoding="utf-8")
+    command = ["g++", "-O2", "-std=c++17", "-pthread", "-w", "main.cpp", "-o", name]
+    subprocess.run(command, cwd=directory, check=True)
+
+
 def main(source: str, output: str) -> None:
+    text = Path(source).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
-        (path / "main.cpp").write_text(program(Path(source).read_text(encoding="utf-8")))
-        subprocess.run(["g++", "-O2", "-std=c++17", "-pthread", "-w", "main.cpp", "-o", "main"], cwd=path, check=True)
+        compile_program(text, path, "llama_cpp")
+        # ik_llama.cpp has the same function with another constant.
+        compile_program(text.replace("max_logit - 16", "max_logit - 24"), path, "ik_llama_cpp")
         logits(False).tofile(path / "base.f32")
         logits(True).tofile(path / "model.f32")
         tokens().tofile(path / "text.i32")
 
-        def run(mode: str, name: str) -> subprocess.CompletedProcess[str]:
-            command = ["./main", mode, "base.kld", name, "text.i32", str(N_VOCAB), str(BOS), str(N_CTX)]
+        def run(name: str, mode: str, file: str, given: str) -> subprocess.CompletedProcess[str]:
+            command = [f"./{name}", mode, file, given, "text.i32", str(N_VOCAB), str(BOS), str(N_CTX)]
             return subprocess.run(command, cwd=path, check=True, capture_output=True, text=True)
 
-        base, model = run("base", "base.f32"), run("kl", "model.f32")
-        lines = re.findall(r"^(.*?)\s*: *(-?[\d.]+)%?(?: ± +([\d.]+))?(?: %|%)?$", model.stdout, re.MULTILINE)
+        base = run("llama_cpp", "base", "16.kld", "base.f32")
+        model = run("llama_cpp", "kl", "16.kld", "model.f32")
+        run("ik_llama_cpp", "base", "24.kld", "base.f32")
         assert base.stderr == model.stderr
+        lines = re.findall(r"^(.*?)\s*: *(-?[\d.]+)%?(?: ± +([\d.]+))?(?: %|%)?$", model.stdout, re.MULTILINE)
         stored = {
             "source": "tools/perplexity/perplexity.cpp of llama.cpp in llama-cpp-python 0.3.36",
-            "file": base64.b64encode((path / "base.kld").read_bytes()).decode(),
-            "evaluated_tokens": list(map(int, base.stderr.split())),
+            "files": {cut: base64.b64encode((path / f"{cut}.kld").read_bytes()).decode() for cut in ("16", "24")},
+            "evaluated_tokens": base.stderr,
             "statistics": [[" ".join(name.split()), value, error] for name, value, error in lines],
         }
     Path(output).write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -356,7 +356,8 @@ def perplexity(mean_nll: Estimate) -> Estimate:
         mean_nll: The mean in nats per token.
 
     Returns:
-        The estimate without a unit. The interval is the transformed interval of `mean_nll`.
+        The estimate without a unit; `inf` where the perplexity overflows. The interval is the transformed interval of
+        `mean_nll`.
 
     Example:
         >>> f"{perplexity(Estimate(1.0, 0.01)):.3f}"
@@ -364,6 +365,12 @@ def perplexity(mean_nll: Estimate) -> Estimate:
     """
     value = _exp(mean_nll.value)
     return _transformed(mean_nll, value, value, _exp)
+
+
+def _exp(x: float) -> float:
+    """exp(x), and inf where it overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
 
 
 def root_mean_square(mean_square: Estimate) -> Estimate:
@@ -382,11 +389,6 @@ def root_mean_square(mean_square: Estimate) -> Estimate:
     """
     value = sqrt(mean_square.value)
     return _transformed(mean_square, value, 0.5 / value if value else nan, lambda end: sqrt(max(end, 0.0)))
-
-
-def _exp(x: float) -> float:
-    """exp(x), which is inf above the range of float64."""
-    return math.exp(x) if x < 709.78 else inf if x == x else nan
 
 
 def _transformed(estimate: Estimate, value: float, slope: float, function: Any) -> Estimate:
