@@ -1,12 +1,14 @@
-"""Compare linear_token_kl and token_kl with PyTorch's log_softmax: accuracy, time and peak memory.
+"""Compare linear_token_kl and token_kl with PyTorch, TRL and Liger: accuracy, time and peak memory.
 
-    python benchmarks/tokens.py [--threads 2]
+    python benchmarks/tokens.py [--threads 1] [--quick]
 
-The functions of logits are timed in turn. Each measurement of linear_token_kl runs in a new process, so that the peak
-memory of the process belongs to it alone.
+The functions of logits are timed in turn. Each measurement from hidden states runs in a new process, so that the peak
+memory of the process belongs to it alone. TRL's divergence runs on a CPU by its PyTorch path. Liger (pip install
+liger-kernel) is measured where it is installed, by its losses that are written in PyTorch.
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import results
 import torch
@@ -21,9 +24,17 @@ from torch import Tensor
 
 from kullback.tokens import linear_token_kl, token_kl
 
-POSITIONS, WIDTH, VOCABULARY = 768, 256, 32_000
-LOGIT_ROWS = 128
+LOGIT_ROWS, VOCABULARY = 128, 32_000
 NAIVE, COMPILED = "log_softmax, eager", "log_softmax, torch.compile"
+
+# Positions, tokens, width and dtype of the measurements from hidden states.
+SHAPES = {
+    "152k": (2048, 152_000, 512, "float32"),
+    "32k": (2048, 32_000, 512, "float32"),
+    "bf16": (2048, 32_000, 512, "bfloat16"),
+    "quick": (512, 8_000, 64, "float32"),
+}
+CHUNK = 256
 
 
 def naive_token_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -33,20 +44,112 @@ def naive_token_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 
 def naive_linear(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
-    """Return `naive_token_kl` of the logits of all positions at once."""
-    return naive_token_kl(hidden_p @ weight_p.T, hidden_q @ weight_q.T)
+    """Return `naive_token_kl` of the logits of all positions at once, in float32."""
+    return naive_token_kl((hidden_p @ weight_p.T).float(), (hidden_q @ weight_q.T).float()).sum()
 
 
-def chunked(chunk: int) -> Callable[..., Tensor]:
-    """Return linear_token_kl with chunks of so many positions."""
-    return lambda *inputs: linear_token_kl(*inputs, chunk=chunk).kl
+def compiled_linear(*inputs: Tensor) -> Tensor:
+    """Return `naive_linear` by torch.compile."""
+    return torch.compile(naive_linear)(*inputs)
 
 
-CASES = {
-    "all logits at once": naive_linear,
-    "linear_token_kl, chunks of 256 positions": chunked(256),
-    "linear_token_kl, chunks of 64 positions": chunked(64),
+def products(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Compute the four matrix products of a value with its gradient alone, in chunks of positions."""
+    states, head = hidden_p.detach(), weight_p.detach()
+    by_weight, by_hidden = torch.zeros_like(head), torch.empty_like(states)
+    for start in range(0, len(states), CHUNK):
+        rows = slice(start, start + CHUNK)
+        logits = states[rows] @ head.T
+        hidden_q[rows] @ weight_q.T  # noqa: B018  measured
+        by_hidden[rows] = logits @ head
+        by_weight.addmm_(logits.T, states[rows])
+    return torch.zeros((), requires_grad=True)
+
+
+def trl_divergence(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Return KL(p || q) of a student p and a teacher q by TRL's chunked divergence."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    mask = torch.ones(1, len(hidden_p))
+    return _chunked_divergence_loss(
+        hidden_p[None], hidden_q[None], weight_p, weight_q, mask, 1.0, num_items_in_batch=1
+    )[0]
+
+
+def liger_divergence(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Return KL(p || q) of a student p and a teacher q by Liger's loss in PyTorch."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=True, chunk_size=CHUNK
+    )
+    targets = torch.zeros(len(hidden_p), dtype=torch.int64)
+    return loss(hidden_p, weight_p, hidden_q, weight_q, targets) * len(hidden_p)
+
+
+def engine(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Return the sum of linear_token_kl, whose weights of tokens are known in advance."""
+    weights = torch.ones(len(hidden_p))
+    return linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights=weights, chunk=CHUNK).kl.sum()
+
+
+def engine_unweighted(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
+    """Return the sum of linear_token_kl, which computes the logits twice."""
+    return linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, chunk=CHUNK).kl.sum()
+
+
+CASES: dict[str, Callable[..., Tensor]] = {
+    "the four matrix products alone": products,
+    "linear_token_kl, token_weights given": engine,
+    "linear_token_kl": engine_unweighted,
+    "TRL, _chunked_divergence_loss": trl_divergence,
+    "Liger, LigerFusedLinearJSDLoss": liger_divergence,
+    "log_softmax, torch.compile": compiled_linear,
+    "log_softmax, eager": naive_linear,
 }
+
+
+def installed_cases() -> dict[str, Callable[..., Tensor]]:
+    """Return the cases whose packages are installed."""
+    absent = importlib.util.find_spec("liger_kernel") is None
+    return {name: case for name, case in CASES.items() if not (absent and name.startswith("Liger"))}
+
+
+def linear_inputs(positions: int, vocabulary: int, width: int, dtype: torch.dtype, scale: float) -> list[Tensor]:
+    """Return hidden states and heads of a policy and of a reference that differs by `scale`."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(positions, width, generator=generator), torch.randn(vocabulary, width, generator=generator)]
+    inputs[1] /= width**0.5 / 3
+    inputs += [tensor + scale * tensor.std() * torch.randn(tensor.shape, generator=generator) for tensor in inputs]
+    return [tensor.to(dtype) for tensor in inputs]
+
+
+def linear_error_table(scales: Sequence[float] = (0.7, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)) -> results.Table:
+    """Return errors of the KL and of its gradients from hidden states in float32, against float64."""
+    columns = ["KL"]
+    rows = []
+    cases = {name: case for name, case in installed_cases().items() if case not in (products, engine_unweighted)}
+    cases = {name: case for name, case in cases.items() if case is not compiled_linear}
+    for scale in scales:
+        inputs = linear_inputs(16, 8_000, 64, torch.float32, scale)
+        exact = value_and_gradients(engine, [tensor.double() for tensor in inputs])
+        cells = [results.significant(exact[0].item() / 16, 2)]
+        for case in cases.values():
+            got = value_and_gradients(case, inputs)
+            error = results.significant((abs(got[0].double() - exact[0]) / exact[0]).item(), 1)
+            slopes = [((g.double() - e).norm() / e.norm()).item() for g, e in zip(got[1:], exact[1:], strict=True)]
+            negative = " (negative)" if got[0] < 0 else ""
+            cells.append(f"{error}{negative}; {results.significant(max(slopes), 1)}")
+        rows.append(cells)
+        print(f"KL {cells[0]}: {dict(zip(cases, cells[1:], strict=True))}", flush=True)
+    return [*columns, *(f"{name}: value; gradients" for name in cases)], rows
+
+
+def value_and_gradients(case: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sum of the KL and its gradients with respect to the hidden states and the head of p."""
+    given = [tensor.clone().requires_grad_(index < 2) for index, tensor in enumerate(inputs)]
+    value = case(*given)
+    return [value.detach(), *torch.autograd.grad(value, given[:2])]
 
 
 def error_table(targets: Sequence[float] = (1e-2, 1e-4, 1e-6, 1e-7, 1e-8)) -> results.Table:
@@ -94,66 +197,62 @@ def time_table(repeats: int = 7, positions: int = LOGIT_ROWS, vocabulary: int = 
     return ["implementation", "value, ns an entry", "value and gradient, ns an entry"], rows
 
 
-def measure_case(case: str, with_gradient: bool) -> None:
+def measure_case(case: str, shape: str) -> None:
     """Print the seconds of one case (the minimum of two) and its peak memory above the inputs in MB, as JSON."""
-    generator = torch.Generator().manual_seed(1)
-    inputs = [
-        torch.randn(POSITIONS, WIDTH, generator=generator),
-        torch.randn(VOCABULARY, WIDTH, generator=generator) / 16,
-    ]
-    inputs += [tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for tensor in inputs]
-    inputs = [tensor.requires_grad_(with_gradient and index < 2) for index, tensor in enumerate(inputs)]
+    *sizes, dtype = SHAPES[shape]
+    inputs = linear_inputs(*sizes, getattr(torch, dtype), 0.01)
+    inputs = [tensor.requires_grad_(index < 2) for index, tensor in enumerate(inputs)]
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(2):
         start = time.perf_counter()
-        kl = CASES[case](*inputs)
-        if with_gradient:
-            torch.autograd.grad(kl.sum(), inputs[:2])
+        value = CASES[case](*inputs)
+        if value.grad_fn is not None:
+            torch.autograd.grad(value, inputs[:2])
         seconds.append(time.perf_counter() - start)
-        del kl
+        del value
     # A peak below the peak during the creation of the inputs is measured as 0.
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(json.dumps({"seconds": min(seconds), "megabytes": peak}))
 
 
-def linear_table(threads: int) -> results.Table:
-    """Return time relative to all logits at once and peak memory above the inputs, with and without the gradient."""
-    rows = {case: [case] for case in CASES}
-    for with_gradient in (False, True):
-        base = None
-        for case in CASES:
-            command = [sys.executable, __file__, "--case", case, "--threads", str(threads)]
-            command += ["--with-gradient"] if with_gradient else []
-            completed = subprocess.run(command, check=True, capture_output=True, text=True)
-            figures = json.loads(completed.stdout)
-            base = base or figures
-            relative = f"{figures['seconds'] / base['seconds']:.2f}"
-            time_cell = f"{relative} ({figures['seconds']:.2f} s)" if figures is base else relative
-            peak = figures["megabytes"]
-            rows[case] += [time_cell, f"{peak:.0f}" if peak >= 1 else "not measurable"]
-            print(
-                f"{case}{', with gradient' if with_gradient else ''}: {' MB, '.join(rows[case][-2:][::-1])}", flush=True
-            )
-    columns = ["value, relative time", "value, peak MB", "with gradient, relative time", "with gradient, peak MB"]
-    return ["implementation", *columns], list(rows.values())
+def linear_table(shape: str, threads: int) -> results.Table:
+    """Return the time of value and gradients relative to the four products, and the peak memory above the inputs."""
+    rows: list[list[Any]] = []
+    base = None
+    for case in installed_cases():
+        command = [sys.executable, __file__, "--case", case, "--shape", shape, "--threads", str(threads)]
+        completed = subprocess.run(command, check=False, capture_output=True, text=True)
+        if completed.returncode:
+            raise SystemExit(f"{case}, {shape}: {completed.stderr}")
+        figures = json.loads(completed.stdout.splitlines()[-1])
+        base = base or figures["seconds"]
+        peak = figures["megabytes"]
+        rows.append(
+            [case, f"{figures['seconds'] / base:.2f} ({figures['seconds']:.1f} s)", f"{peak:.0f}" if peak >= 1 else "0"]
+        )
+        print(f"{shape}: {rows[-1]}", flush=True)
+    return ["implementation", "time relative to the products", "peak MB above the inputs"], rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", choices=CASES, help="measure only this case of linear_token_kl, in this process")
-    parser.add_argument("--with-gradient", action="store_true", help="with --case: include the gradient")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to try the script; nothing is stored")
+    parser.add_argument("--case", choices=CASES, help="measure only this case, in this process")
+    parser.add_argument("--shape", choices=SHAPES, default="152k", help="with --case: the shape")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.case:
-        measure_case(options.case, options.with_gradient)
+        measure_case(options.case, options.shape)
         return
-    tables = {"error": error_table(), "time": time_table(), "linear": linear_table(options.threads)}
+    tables = {"error": error_table(), "time": time_table(), "linear_error": linear_error_table()}
+    for shape in ("quick",) if options.quick else ("152k", "32k", "bf16"):
+        tables[f"linear_{shape}"] = linear_table(shape, options.threads)
     for table in tables.values():
         print(f"\n{results.markdown(table)}")
-    if not options.no_save:
-        results.save("tokens", tables, packages=("torch",))
+    if not (options.no_save or options.quick):
+        results.save("tokens", tables, packages=("torch", "trl", "liger-kernel"))
 
 
 if __name__ == "__main__":

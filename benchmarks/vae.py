@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             budget_vae, seconds = _train_kullback(images, pythae["kl_posterior_prior_per_image"], seed, steps)
             kullback = evaluate(budget_vae, held_out, None, step=steps)
             cells = [f"{row[key]:.2f}" for key in KEYS.values() for row in (pythae, kullback)]
-            rows.append([f"{beta:g}", str(seed), *cells, f"{pythae_seconds:.0f}", f"{seconds:.0f}"])
+            rows.append([f"{beta:g}", str(seed), *cells, f"{pythae_seconds:.1f}", f"{seconds:.1f}"])
             differences.append([*(kullback[key] - pythae[key] for key in KEYS.values()), seconds / pythae_seconds])
             print(results.markdown_row(rows[-1]), flush=True)
     table = difference_table(differences)

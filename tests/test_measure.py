@@ -307,7 +307,9 @@ def test_density_without_its_normalizer_is_unreliable():
 
 
 def test_draws_of_torch_that_contradict_the_density_are_unreliable():
-    estimate = measure(td.LKJCholesky(3, 0.5), td.LKJCholesky(3, 2.0))
+    one = td.Categorical(torch.ones(1))  # a mixture of one component, because KL of LKJCholesky has a closed form
+    p, q = (td.MixtureSameFamily(one, td.LKJCholesky(3, torch.tensor([value]))) for value in (0.5, 2.0))
+    estimate = measure(p, q)
     assert estimate.status == "unreliable"
     assert "the draws do not follow it" in estimate.warnings[0]
 

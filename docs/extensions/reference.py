@@ -92,6 +92,7 @@ PAGES: dict[str, Page] = {
             "kullback.policy.losses": None,
             "kullback.policy.advantages": None,
             "kullback.policy.aggregation": ("Aggregate", "aggregate_tokens"),
+            "kullback.policy.distillation": None,
             "kullback.policy.dpo": None,
             "kullback.policy.presets": None,
         },

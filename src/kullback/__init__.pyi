@@ -34,6 +34,7 @@ from kullback.optimum.tilt import frontier as frontier
 from kullback.optimum.tilt import tilt as tilt
 from kullback.optimum.tilt import tilt_to_budget as tilt_to_budget
 from kullback.optimum.trajectory_kl import trajectory_kl as trajectory_kl
+from kullback.policy.distillation import distillation_loss as distillation_loss
 from kullback.policy.dpo import dpo_loss as dpo_loss
 from kullback.policy.losses import grpo_loss as grpo_loss
 from kullback.policy.losses import ppo_loss as ppo_loss
@@ -42,8 +43,10 @@ from kullback.policy.presets import preset as preset
 from kullback.result import Estimate as Estimate
 from kullback.result import nats_to_bits as nats_to_bits
 from kullback.tokens import TokenStats as TokenStats
+from kullback.tokens import TopKTokenKL as TopKTokenKL
 from kullback.tokens import linear_token_kl as linear_token_kl
 from kullback.tokens import token_kl as token_kl
 from kullback.tokens import token_stats as token_stats
+from kullback.tokens import topk_token_kl as topk_token_kl
 
 __version__: str

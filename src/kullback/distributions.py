@@ -26,7 +26,7 @@ from kullback.families import (
     Transformed,
 )
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, is_compiling
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,9 @@ def kl(p: Any, q: Any) -> Array:
     KL(p || q) = E_p[log p(x) - log q(x)]. The closed form of the pair is written so that nearly equal parameters and
     very large parameters keep their relative accuracy. A family that is a special case of another family, as the
     exponential distribution is of the gamma distribution, uses the closed form of the more general family.
+
+    Inside `torch.compile`, KL of two distributions of PyTorch or of two families of tensors is one operation of the
+    graph, and the constraints of the parameters are not checked.
 
     Args:
         p: A distribution of `kullback.families`, a distribution of `torch.distributions`, a frozen distribution or
@@ -72,6 +75,13 @@ def kl(p: Any, q: Any) -> Array:
         >>> kl(Gamma(concentration=1e4, rate=[1.0, 1.000001]), Gamma(concentration=1e4, rate=1.0))
         array([0.00000000e+00, 4.99999333e-09])
     """
+    if is_compiling():
+        from kullback.densities.torch_graph import call_outside_graph, kl_in_graph
+
+        value = kl_in_graph(p, q)
+        if value is None:
+            return call_outside_graph(kl, p, q)  # pyright: ignore[reportCallIssue]
+        return value
     if (value := compiled_kl(p, q)) is not None:
         return value
     form = _form(type(p), type(q))

@@ -19,6 +19,7 @@ import results  # noqa: E402
 from budget_tasks import Trace  # noqa: E402
 
 import budget  # noqa: E402
+import optimum  # noqa: E402
 import tokens  # noqa: E402
 
 MARKERS = [
@@ -239,3 +240,13 @@ def test_measure_run(directory: Path) -> None:
         assert table["columns"] == columns("measure", name)
         assert len(table["rows"]) == len(STORED["measure"][name]["rows"])
     assert all(float(row[-1]) < 1e-10 for name in ("measure", "closed-form") for row in stored[name]["rows"])
+
+
+def test_optimum_run(directory: Path) -> None:
+    optimum.main(["--repeats", "1", "--states", "3000"])
+    stored = json.loads((directory / "optimum.json").read_text(encoding="utf-8"))
+    for name, table in stored.items():
+        assert table["columns"] == columns("optimum", name)
+    assert all(float(row[-1]) < 1e-13 for name in ("fits", "budgets") for row in stored[name]["rows"])
+    (row,) = stored["soft-value-iteration"]["rows"]
+    assert float(row[-1]) < float(row[-2]) < 1e-9

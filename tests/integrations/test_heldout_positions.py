@@ -158,3 +158,22 @@ def test_rows_without_a_token_that_counts_are_not_sampled() -> None:
     drawn = rows.sample_by_kl(4)
     assert drawn.ids[:, 0].tolist() == [3, 3, 5, 5]
     assert drawn.weight.tolist() == [1.0] * 4
+
+
+def test_columns_that_are_padding_in_all_selected_rows_are_removed() -> None:
+    rows = positions([[3], [4, 5], [6]], [[1, 2, 3, 4], [7], [8, 9]])
+    rows = replace(rows, kl=rows.mask * torch.tensor([[0.0], [1.0], [1.0]]))
+    added = rows.sample_by_kl(2)  # the long completion has little KL
+    assert added.ids.tolist() == [[0, 6, 8, 9], [4, 5, 7, 0]]
+    assert added.attention.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]]
+    assert added.ref_hidden.shape == (2, 3, 2)
+    assert added.kl.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    renewed = rows.renewed(added, 2, 3)
+    assert renewed.ids.shape == (3, 6)
+    assert renewed.renewed(replace(added, place=torch.tensor([0, 1])), 2, 2).ids.shape == (2, 4)
+
+
+def test_selected_rows_keep_a_column_where_no_completion_has_a_token() -> None:
+    rows = positions([[3], [4]], [[1], [2]])
+    rows = replace(rows, attention=rows.attention * torch.tensor([1, 0]), mask=rows.mask * 0, kl=rows.kl * 0)
+    assert rows.renewed(rows, 2, 2).mask.shape == (2, 1)

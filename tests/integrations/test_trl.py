@@ -402,3 +402,17 @@ def test_without_trls_fused_head_its_loss_by_liger_is_refused(
     monkeypatch.setattr("kullback.integrations.trl.FusedCausalLMOutput", None)  # as in TRL 1.14
     with pytest.raises(BudgetError, match="use_liger_kernel=False with TRL"):
         make(KLBudget(0.05), use_liger_kernel=True)
+
+
+def test_a_step_is_measured_by_one_forward_pass_and_every_held_out_kl_is_present(make: MakeTrainer) -> None:
+    trainer = make(KLBudget(0.05), max_steps=5)
+    controller = trainer._controller
+    passes, measure = [], controller.weights.float32_hidden
+    controller.weights.float32_hidden = lambda ids, attention: passes.append(len(ids)) or measure(ids, attention)
+    trainer.train()
+    # Half of a batch of 16 is held out, and an eighth of that is added in each step. No step needs the brake.
+    assert passes == [8, 9, 9, 9, 9]
+    held_out = controller.held_out
+    assert len(held_out) == 8
+    assert controller.added is None
+    torch.testing.assert_close(held_out.kl, controller.with_present_kl(held_out).kl, rtol=1e-4, atol=1e-7)

@@ -690,3 +690,14 @@ def test_resumption_with_another_reference_is_refused(make: MakeTrainer, tmp_pat
     resumed = make(llama(), peft_config=copy.deepcopy(lora), max_steps=4)
     resumed.train(resume_from_checkpoint=checkpoint)
     assert resumed.state.global_step == 4
+
+
+def test_evaluation_mode_restores_the_mode_of_each_module() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(2)))
+    model[1][1].eval()
+    modes = [module.training for module in model.modules()]
+    with evaluation_mode(model):
+        with evaluation_mode(model):
+            assert not any(module.training for module in model.modules())
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes == [True, True, True, True, False]

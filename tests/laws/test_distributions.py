@@ -103,7 +103,10 @@ def expected_log_ratio(log_p, log_q):
 
 def kinks(records):
     return [record.loc for record in records if isinstance(record, f.Laplace)] + [
-        end for record in records if isinstance(record, f.Uniform) for end in (record.low, record.high)
+        end
+        for record in records
+        if isinstance(record, f.Uniform | f.TruncatedNormal)
+        for end in (record.low, record.high)
     ]
 
 

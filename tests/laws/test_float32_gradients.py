@@ -46,6 +46,10 @@ OWN_RANGES = {
     (f.LogNormal, "scale"): log_uniform(1e-2, 5),
     (f.LogNormal, "loc"): lambda rng, shape: 5 * rng.normal(size=shape),
     (f.NegativeBinomial, "total_count"): WIDE,
+    # The terms of a gradient with respect to an end of the interval are as large as the KL.
+    (f.TruncatedNormal, "loc"): lambda rng, shape: rng.normal(size=shape),
+    (f.TruncatedNormal, "low"): lambda rng, shape: rng.normal(size=shape),
+    (f.TruncatedNormal, "scale"): log_uniform(0.3, 3),
 }
 EVENTS = {f.Dirichlet: (4,)}
 SKIPPED = {  # families whose parameters are categories, counts, matrices or other distributions
@@ -65,7 +69,7 @@ def draw(kind, rng):
     names = [name for name in kind.__dataclass_fields__ if name not in ("logits", "high")]
     shape = (COUNT, *EVENTS.get(kind, ()))
     values = {name: OWN_RANGES.get((kind, name), RANGES.get(name, WIDE))(rng, shape) for name in names}
-    if kind is f.Uniform:
+    if kind in (f.Uniform, f.TruncatedNormal):
         values["high"] = values["low"] + WIDE(rng, COUNT)
     return values
 
@@ -76,7 +80,7 @@ def draw_pair(pair, rng):
     p_class, q_class = pair
     if p_class is q_class and p_class is not f.Uniform:
         near = rng.random(COUNT) < 0.3
-        for name in set(p) - {"total_count", "mean_direction"}:
+        for name in set(p) - {"total_count", "mean_direction", "low", "high"}:
             change = 1 + rng.normal(size=p[name].shape) * 10 ** rng.uniform(-4, -0.5, p[name].shape)
             q[name] = np.where(near.reshape(COUNT, *[1] * (p[name].ndim - 1)), p[name] * change, q[name])
     for name in SHARED.get(p_class, ()) if p_class is q_class else ():
@@ -89,6 +93,8 @@ def draw_pair(pair, rng):
     if q_class is f.Uniform:
         q["low"] = (p["low"] if p_class is f.Uniform else 0) - WIDE(rng, COUNT)
         q["high"] = (p["high"] if p_class is f.Uniform else 1) + WIDE(rng, COUNT)
+    if q_class is f.TruncatedNormal:
+        q["low"], q["high"] = p["low"] - WIDE(rng, COUNT), p["high"] + WIDE(rng, COUNT)
     if q_class is f.Pareto:
         q["scale"] = 0.9 * p.get("low", p.get("scale"))
     if p_class is f.Laplace and q_class is f.Gumbel:

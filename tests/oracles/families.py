@@ -91,6 +91,20 @@ def _uniform_parameters(rng: np.random.Generator) -> dict[str, float]:
     return {"low": low, "high": low + float(rng.uniform(0.1, 0.5))}
 
 
+def _truncated_normal(x: Any, loc: Any, scale: Any, low: Any, high: Any) -> Any:
+    a, b = (low - loc) / scale, (high - loc) / scale
+    if a > 0:  # erfc is accurate in the upper tail
+        a, b = -b, -a
+    return _normal(x, loc, scale) - mpmath.log(
+        (mpmath.erfc(-b / mpmath.sqrt(2)) - mpmath.erfc(-a / mpmath.sqrt(2))) / 2
+    )
+
+
+def _truncated_normal_parameters(rng: np.random.Generator) -> dict[str, float]:
+    low = float(rng.normal())
+    return {**LOCATION(rng), "low": low, "high": low + _positive(rng)}
+
+
 LOCATION = _named(loc="real", scale="positive")
 FAMILIES: dict[type, Family] = {
     f.Normal: Family(_normal, LOCATION, "line"),
@@ -144,6 +158,7 @@ FAMILIES: dict[type, Family] = {
         _named(scale="positive", alpha="large"),
         "from",
     ),
+    f.TruncatedNormal: Family(_truncated_normal, _truncated_normal_parameters, "interval"),
     f.Uniform: Family(lambda x, low, high: -mpmath.log(high - low), _uniform_parameters, "interval"),
     f.Beta: Family(
         lambda x, concentration1, concentration0: (
@@ -214,6 +229,11 @@ def draw(p_class: type, q_class: type, rng: np.random.Generator) -> tuple[Any, A
     p, q = FAMILIES[p_class].parameters(rng), FAMILIES[q_class].parameters(rng)
     if q_class is f.Uniform:
         q = {"low": -float(rng.uniform(0, 1)), "high": 1 + float(rng.uniform(0, 1))}
+    if q_class is f.TruncatedNormal:
+        q |= {
+            "low": p.get("low", 0.0) - float(rng.uniform(0, 1)),
+            "high": p.get("high", 1.0) + float(rng.uniform(0, 1)),
+        }
     if q_class is f.Pareto:
         q["scale"] = 0.9 * p.get("low", p.get("scale"))
     if p_class is f.Laplace and q_class is f.Gumbel:

@@ -90,6 +90,9 @@ _DISTRIBUTIONS: dict[type, Callable[..., Any]] = {
     f.LogNormal: lambda loc, scale: stats.lognorm(scale, scale=np.exp(loc)),
     f.InverseGaussian: lambda mean, shape: stats.invgauss(mean / shape, scale=shape),
     f.Pareto: lambda scale, alpha: stats.pareto(alpha, scale=scale),
+    f.TruncatedNormal: lambda loc, scale, low, high: stats.truncnorm(
+        (low - loc) / scale, (high - loc) / scale, loc, scale
+    ),
     f.Uniform: lambda low, high: stats.uniform(low, high - low),
     f.Beta: lambda concentration1, concentration0: stats.beta(concentration1, concentration0),
     f.Kumaraswamy: _kumaraswamy,

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from kullback.errors import InputError
-from kullback.runs.finite import require_finite_gradients, require_finite_loss, require_finite_weights
+from kullback.runs.finite import (
+    require_finite_gradients,
+    require_finite_loss,
+    require_finite_step,
+    require_finite_weights,
+)
 
 
 def test_the_weight_and_the_index_are_named() -> None:
@@ -33,6 +38,26 @@ def test_the_gradient_is_named() -> None:
     model(torch.full((1, 3), torch.nan)).sum().backward()
     with pytest.raises(InputError, match=r"^step 5: expected finite gradients, got nan at index .* of weight"):
         require_finite_gradients(model, step=5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+def test_after_a_step_the_gradient_is_named_as_the_cause(optimizer: type[torch.optim.Optimizer], value: float) -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.ones(2)
+    model.weight.grad[1, 0] = value
+    optimizer(model.parameters(), lr=1e-4).step()  # type: ignore[call-arg]
+    message = rf"^step 5: expected finite gradients, got {value} at index \(1, 0\) of weight"
+    with pytest.raises(InputError, match=message):
+        require_finite_step(model, step=5)
+
+
+def test_after_a_step_the_weight_is_named_if_the_gradients_are_finite() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.full((2,), 3e38)
+    torch.optim.SGD(model.parameters(), lr=10.0).step()
+    with pytest.raises(InputError, match=r"^step 5: expected finite weights, got -inf at index 0 of bias"):
+        require_finite_step(model, step=5)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

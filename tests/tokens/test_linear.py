@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.tokens import linear_token_kl, token_kl, token_stats
+from kullback.tokens.engine import compiled_rows, torch_rows
 
 
 def models(positions=(3, 5), vocabulary=17, width_p=4, width_q=6, dtype=torch.float64, biases=True, seed=0):
@@ -186,6 +187,48 @@ def test_a_small_kl_keeps_its_digits_in_float32(kl):
     assert ((got - exact) / exact).abs().median() < (1e-3 if kl > 1e-6 else 1e-2)
 
 
+@pytest.mark.parametrize("changed", ["hidden", "weight", "both", "shared head"])
+@pytest.mark.parametrize("scale", [1e-3, 1e-5])
+@pytest.mark.parametrize("implementation", ["compiled", "torch"])
+def test_gradients_of_nearly_equal_models_keep_their_digits(changed, scale, implementation, monkeypatch):
+    if implementation == "torch":
+        monkeypatch.setattr(compiled_rows, "applies", lambda *logits: False)
+        monkeypatch.setattr(torch_rows, "_BLOCK_ENTRIES", 2000)  # several blocks of rows
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randn(12, 32, generator=generator), torch.randn(900, 32, generator=generator) / 2
+    bias = torch.randn(900, generator=generator)
+
+    def near(tensor):
+        return tensor + scale * torch.randn(tensor.shape, generator=generator)
+
+    hidden_q = near(hidden) if changed != "weight" else hidden.clone()
+    weight_q = near(weight) if changed in ("weight", "both") else weight if changed == "shared head" else weight.clone()
+    targets = torch.arange(12)
+    outcomes = []
+    for dtype in (torch.float32, torch.float64):
+        p, w, q, b = (t.detach().clone().to(dtype).requires_grad_() for t in (hidden, weight, hidden_q, bias))
+        v = w if changed == "shared head" else weight_q.detach().clone().to(dtype).requires_grad_()
+        stats = linear_token_kl(
+            p, w, q, v, targets=targets, bias_p=b, bias_q=bias.to(dtype), chunk=5, temperature=0.8, logit_scale_p=1.2,
+            logit_scale_q=1.2,
+        )  # fmt: skip
+        exact = (p @ w.T + b) * 1.5, (q @ v.T + bias.to(dtype)) * 1.5
+        torch.testing.assert_close(stats.log_prob_q, token_stats(*exact, targets).log_prob_q, rtol=1e-4, atol=1e-5)
+        assert torch.equal(stats.top1_agreement, exact[0].argmax(-1) == exact[1].argmax(-1))
+        # The gradients of a shared head by both sides cancel.
+        inputs = [p, q, b] if v is w else [p, q, b, w, v]
+        for value in (stats.kl, stats.reverse_kl, stats.js):
+            outcomes.append([value.detach(), *torch.autograd.grad(value.sum(), inputs, retain_graph=True)])
+        reference = token_stats(*exact, targets)
+        if dtype == torch.float64:
+            for value, got in zip((reference.kl, reference.reverse_kl, reference.js), outcomes[3:], strict=True):
+                expected = [value.detach(), *torch.autograd.grad(value.sum(), inputs, retain_graph=True)]
+                torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9 * scale)
+    for narrow, wide in zip(outcomes[:3], outcomes[3:], strict=True):
+        for a, e in zip(narrow, wide, strict=True):
+            assert ((a.double() - e).norm() / e.norm()).item() < 1e-5
+
+
 def test_masked_targets_are_ignored_and_autocast_is_followed():
     heads, _ = models((4,), 30, 6, 6, dtype=torch.float32, biases=False)
     mask = torch.tensor([1, 0, 1, 1])
@@ -274,5 +317,7 @@ def test_invalid_arguments_raise():
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, temperature=0)
     with pytest.raises(SupportError, match="softcap_q to be a positive finite number, got -30"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, softcap_q=-30)
+    with pytest.raises(ShapeError, match=r"one weight for each position, shape \(3, 5\), got \(5,\) for kl"):
+        linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights=torch.ones(5))
     with pytest.raises(ArrayTypeError, match="weights of 'total_variation'"):
         linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights={"total_variation": torch.ones(3, 5)})

@@ -7,9 +7,11 @@ from kullback.closed_forms import (  # noqa: F401  (importing a module registers
     finite_counts,
     gammas,
     inverse_gaussian,
+    lkj,
     location_scale,
     multivariate,
     normals,
+    truncated_normals,
     von_mises,
     wisharts,
 )

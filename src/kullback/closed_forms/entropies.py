@@ -12,6 +12,7 @@ from kullback.discrete.entropy import differentiable_entropy
 from kullback.errors import ShapeError, SupportError
 from kullback.numerics.arrays import Array, holds, untracked
 from kullback.numerics.log_gamma import binet, binet_slope, digamma_minus_log_difference
+from kullback.numerics.normal_interval import normal_interval
 from kullback.numerics.special import digamma
 
 __all__ = ["ENTROPIES"]
@@ -129,6 +130,14 @@ def _log_diagonal(xp: Any, size: int, name: str, matrix: Array | None, factor: A
     return xp.log(xp.linalg.diagonal(factor_of(xp, matrix, factor, names)))
 
 
+def _truncated_normal(xp: Any, p: Any) -> Array:
+    """log(Z) + E[z (y + z/2)], with z = (x - mode)/scale, y = (mode - loc)/scale and Z relative to the mode."""
+    nodes = normal_interval(xp, *xp.broadcast_arrays(p.loc, p.scale, p.low, p.high))
+    total = xp.sum(nodes.weight, axis=-1)
+    exponent = nodes.offset * (nodes.slope[..., None] + nodes.offset / 2)
+    return xp.log(total) + xp.sum(nodes.weight * exponent, axis=-1) / total
+
+
 ENTROPIES: dict[type, Callable[..., Array]] = {
     f.Bernoulli: _bernoulli,
     f.Beta: _beta,
@@ -161,6 +170,7 @@ ENTROPIES: dict[type, Callable[..., Array]] = {
     f.Pareto: lambda xp, p: xp.log(p.scale) - xp.log(p.alpha) + 1 + 1 / p.alpha,
     f.Rayleigh: lambda xp, p: xp.log(p.scale) - log(2) / 2 + 1 + _EULER_GAMMA / 2,
     f.StudentT: _student_t,
+    f.TruncatedNormal: _truncated_normal,
     f.Uniform: lambda xp, p: xp.log(p.high / 2 - p.low / 2) + log(2),
     f.Weibull: _weibull,
 }

@@ -33,6 +33,7 @@ _RESCALED: dict[type, dict[str, int]] = {
     f.Gamma: {"rate": -1},
     f.InverseGamma: {"rate": 1},
     f.InverseGaussian: {"mean": 1, "shape": 1},
+    f.TruncatedNormal: {"loc": 1, "scale": 1, "low": 1, "high": 1},
     f.Uniform: {"low": 1, "high": 1},
 }
 

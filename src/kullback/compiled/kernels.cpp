@@ -79,10 +79,12 @@ struct Kernels {
     bool (*dirichlet[2])(const void *a, const void *b, size_t n, double *kl);
     void (*dirichlet_gradient[2])(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b);
     // Statistics of two next-token distributions; see tokens.h.
-    void (*token_normalizer[2])(const void *row, size_t n, double *top, double *log_sum, double *index);
-    void (*token_sums[2])(const void *p, const void *q, size_t n, const double *normalizers, bool middles, double *sums);
-    void (*token_gradients[2])(void *p, void *q, size_t n, const double *normalizers, const double *of_p,
-                               const double *of_q);
+    void (*token_normalizer[2])(const void *row, const void *added, size_t n, double *top, double *log_sum,
+                                double *index);
+    void (*token_sums[2])(const void *p, const void *q, size_t n, const double *normalizers, bool middles,
+                          bool difference, double *sums);
+    void (*token_gradients[2])(void *p, void *q, size_t n, const double *normalizers, bool difference,
+                               const double *of_p, const double *of_q);
 };
 
 #define TABLE(name)                                                                                                   \
@@ -543,19 +545,23 @@ static int logits_of(PyObject *const *objects, View &p, View &q, Type *type, boo
 }
 
 static PyObject *token_normalizers(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
-    View z, out;
-    Type type;
-    if (!expect(count, 2) || view_of(arguments[0], z, &type, false) < 0 ||
-        table_of(arguments[1], out, z.rows(), 3, true) < 0)
+    View z, added, out;
+    Type type, other;
+    if (!expect(count, 3) || view_of(arguments[0], z, &type, false) < 0 ||
+        table_of(arguments[2], out, z.rows(), 3, true) < 0)
         return nullptr;
-    if (type == BFLOAT16) {
-        PyErr_SetString(PyExc_ValueError, "expected rows of logits in float64 or float32");
+    other = type;
+    if (arguments[1] != Py_None && view_of(arguments[1], added, &other, false) < 0) return nullptr;
+    if (type == BFLOAT16 || other != type ||
+        (added.held && (added.rows() != z.rows() || added.columns() != z.columns()))) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of logits of the same shape in float64 or float32");
         return nullptr;
     }
     double *to = static_cast<double *>(out.buffer.buf);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < z.rows(); i++)
-        kernels->token_normalizer[type](z.row(i), z.columns(), to + 3 * i, to + 3 * i + 1, to + 3 * i + 2);
+        kernels->token_normalizer[type](z.row(i), added.held ? added.row(i) : nullptr, z.columns(), to + 3 * i,
+                                        to + 3 * i + 1, to + 3 * i + 2);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -563,17 +569,18 @@ static PyObject *token_normalizers(PyObject *, PyObject *const *arguments, Py_ss
 static PyObject *token_sums(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     View p, q, normalizers, out;
     Type type;
-    if (!expect(count, 5) || logits_of(arguments, p, q, &type, false) < 0 ||
+    if (!expect(count, 6) || logits_of(arguments, p, q, &type, false) < 0 ||
         table_of(arguments[2], normalizers, p.rows(), 4, false) < 0 ||
-        table_of(arguments[4], out, p.rows(), TOKEN_SUMS, true) < 0)
+        table_of(arguments[5], out, p.rows(), TOKEN_SUMS, true) < 0)
         return nullptr;
-    int middles = PyObject_IsTrue(arguments[3]);
-    if (middles < 0) return nullptr;
+    int middles = PyObject_IsTrue(arguments[3]), difference = PyObject_IsTrue(arguments[4]);
+    if (middles < 0 || difference < 0) return nullptr;
     const double *from = static_cast<const double *>(normalizers.buffer.buf);
     double *to = static_cast<double *>(out.buffer.buf);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < p.rows(); i++)
-        kernels->token_sums[type](p.row(i), q.row(i), p.columns(), from + 4 * i, middles, to + TOKEN_SUMS * i);
+        kernels->token_sums[type](p.row(i), q.row(i), p.columns(), from + 4 * i, middles, difference,
+                                  to + TOKEN_SUMS * i);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -581,20 +588,22 @@ static PyObject *token_sums(PyObject *, PyObject *const *arguments, Py_ssize_t c
 static PyObject *token_gradients(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     View p, q, normalizers, coefficients[2];
     Type type;
-    if (!expect(count, 5) || logits_of(arguments, p, q, &type, true) < 0 ||
+    if (!expect(count, 6) || logits_of(arguments, p, q, &type, true) < 0 ||
         table_of(arguments[2], normalizers, p.rows(), 4, false) < 0)
         return nullptr;
+    int difference = PyObject_IsTrue(arguments[3]);
+    if (difference < 0) return nullptr;
     const double *of[2] = {nullptr, nullptr};
     for (int side = 0; side < 2; side++) {
-        if (arguments[3 + side] == Py_None) continue;
-        if (table_of(arguments[3 + side], coefficients[side], p.rows(), TOKEN_COEFFICIENTS, false) < 0) return nullptr;
+        if (arguments[4 + side] == Py_None) continue;
+        if (table_of(arguments[4 + side], coefficients[side], p.rows(), TOKEN_COEFFICIENTS, false) < 0) return nullptr;
         of[side] = static_cast<const double *>(coefficients[side].buffer.buf);
     }
     const double *from = static_cast<const double *>(normalizers.buffer.buf);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < p.rows(); i++)
         kernels->token_gradients[type](const_cast<char *>(p.row(i)), const_cast<char *>(q.row(i)), p.columns(),
-                                       from + 4 * i, of[0] ? of[0] + TOKEN_COEFFICIENTS * i : nullptr,
+                                       from + 4 * i, difference, of[0] ? of[0] + TOKEN_COEFFICIENTS * i : nullptr,
                                        of[1] ? of[1] + TOKEN_COEFFICIENTS * i : nullptr);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
@@ -661,12 +670,13 @@ static PyMethodDef functions[] = {
          "dirichlet_gradient_rows(a, b, upstream, by_a, by_b)\n--\n\nWrite upstream times the derivatives with respect to "
          "the concentrations, unless a result is None."),
     FAST(token_normalizers,
-         "token_normalizers(z, out)\n--\n\nWrite max z, log sum exp(z - max z) and the index of max z of each row."),
+         "token_normalizers(z, added, out)\n--\n\nWrite max z, log sum exp(z - max z) and the index of max z of each row, "
+         "where z is the sum of both arrays unless the second is None."),
     FAST(token_sums,
-         "token_sums(p, q, normalizers, middles, out)\n--\n\nWrite the sums of tokens.h of each pair of rows of logits, "
+         "token_sums(p, q, normalizers, middles, difference, out)\n--\n\nWrite the sums of tokens.h of each pair of rows of logits, "
          "whose normalizers are (max z_p, log Z_p, max z_q, log Z_q)."),
     FAST(token_gradients,
-         "token_gradients(p, q, normalizers, of_p, of_q)\n--\n\nOverwrite the logits with their gradients, from the "
+         "token_gradients(p, q, normalizers, difference, of_p, of_q)\n--\n\nOverwrite the logits with their gradients, from the "
          "coefficients of tokens.h, unless they are None."),
     {"form_names", form_names, METH_NOARGS, "form_names()\n--\n\nThe names of the closed forms, in their order."},
     {"instruction_sets", instruction_sets, METH_NOARGS,

@@ -8,6 +8,7 @@
 //     KL(p || q) = sum p phi(d),  KL(q || p) = sum p (d e - phi(d)),  p - q = -p e,
 //     JS = sum m g(d), where g = u tanh(u) - log cosh(u) with u = d/2.
 // The normalisers log Z_p and log Z_q are given, because they are sums over all parts of a vocabulary that is split.
+// With DIFFERENCE, the second row is z_q - z_p, which has more digits than the difference of two rounded logits.
 
 // Coefficients of g / t^2 as a polynomial in t^2, where t = tanh(u): interpolation at the Chebyshev nodes of
 // 0 <= t^2 <= 0.2525. The relative errors are 5e-19 in float64 and 3e-9 in float32.
@@ -47,25 +48,43 @@ INLINE void middle_terms(Vector d, Vector e, Vector &g, Vector &log_cosh) {
     log_cosh = small ? u * t - near : magnitude(u) + (log1p_y - Real(LOG2));
 }
 
-static void token_normalizer(const void *row, size_t n, double *top_out, double *log_sum, double *index) {
-    const Real *z = static_cast<const Real *>(row);
-    size_t largest = index_of_largest(z, n);
-    Real top = n ? z[largest] : -Real(HUGE_VAL);
+// max z, log sum exp(z - max z) and the index of max z, where z is the row, or the sum of two rows.
+static void token_normalizer(const void *row, const void *added, size_t n, double *top_out, double *log_sum,
+                             double *index) {
+    const Real *z = static_cast<const Real *>(row), *extra = static_cast<const Real *>(added);
+    Real sums[BLOCK], top = -Real(HUGE_VAL);
+    size_t largest = 0;
     double total = 0;
-    if (top > -Real(HUGE_VAL)) {
+    for (int pass = 0; pass < 2; pass++) {
         for (size_t start = 0; start < n; start += BLOCK) {
             size_t length = n - start < BLOCK ? n - start : BLOCK, whole = length - length % LANES;
+            const Real *from = z + start;
+            if (extra) {
+                for (size_t i = 0; i < length; i++) sums[i] = z[start + i] + extra[start + i];
+                from = sums;
+            }
+            if (pass == 0) {
+                Real found = largest_of(from, length);
+                if (found > top || (start == 0 && found == top)) {
+                    top = found;
+                    size_t at = 0;
+                    while (at < length && from[at] != top) at++;
+                    largest = start + (at < length ? at : 0);
+                }
+                continue;
+            }
             Vector weights = {};
             for (size_t i = 0; i < whole; i += LANES) {
-                Vector a = load(z + start + i) - top;
+                Vector a = load(from + i) - top;
                 weights += a == a ? exponential(a) : a;
             }
             if (whole < length) {
-                Vector a = load_part(z + start + whole, length - whole, -Real(HUGE_VAL)) - top;
+                Vector a = load_part(from + whole, length - whole, -HUGE_VAL) - top;
                 weights += a == a ? exponential(a) : a;
             }
             total += sum(weights);
         }
+        if (!(top > -Real(HUGE_VAL))) break;
     }
     *top_out = top;
     *log_sum = std::log(total);
@@ -89,12 +108,13 @@ static TokenRow token_row(double top_p, double log_z_p, double top_q, double log
     return row;
 }
 
-template <bool MIDDLES>
+template <bool MIDDLES, bool DIFFERENCE>
 static bool token_block(const Real *p, const Real *q, size_t n, const TokenRow &row, double *sums) {
     Vector totals[TOKEN_SUMS] = {};
     Integers fast = ~(Integers){};
 #define STEP(a, b, KEEP)                                                                                              \
-    Vector above_p = a - row.top_p, above_q = b - row.top_q, d = ((b - a) - row.shift) - row.rest, r, power, tail;     \
+    Vector above_p = a - row.top_p, above_q = (DIFFERENCE ? a + b : b) - row.top_q;                                    \
+    Vector d = ((DIFFERENCE ? b : b - a) - row.shift) - row.rest, r, power, tail;                                      \
     Vector weight = KEEP(exponential(above_p));                                                                        \
     split_exponent(d, r, power, tail);                                                                                 \
     fast &= (d < MAX_D) & (d > MIN_D);                                                                                 \
@@ -126,7 +146,7 @@ static bool token_block(const Real *p, const Real *q, size_t n, const TokenRow &
         Real ones[LANES];
         for (size_t i = 0; i < LANES; i++) ones[i] = i < n - whole;
         Vector present = load(ones);
-        b = present == Real(0) ? (a + row.shift) + row.rest : b;
+        b = present == Real(0) ? ((DIFFERENCE ? all(0) : a) + row.shift) + row.rest : b;
         STEP(a, b, PART)
     }
 #undef STEP
@@ -140,21 +160,23 @@ static bool token_block(const Real *p, const Real *q, size_t n, const TokenRow &
 }
 
 // A block with impossible tokens, with q far from p, or with invalid logits (nan).
+template <bool DIFFERENCE>
 static __attribute__((noinline)) void special_tokens(const Real *p, const Real *q, size_t n, const TokenRow &row,
                                                      double *sums) {
     Real kept_p[BLOCK], kept_q[BLOCK];
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
-        Real d = ((q[i] - p[i]) - row.shift) - row.rest;
+        Real d = ((DIFFERENCE ? q[i] : q[i] - p[i]) - row.shift) - row.rest;
         if (d < MAX_D && d > MIN_D) {
             kept_p[kept] = p[i];
             kept_q[kept++] = q[i];
             continue;
         }
-        double above_p = double(p[i]) - row.top, above_q = double(q[i]) - row.other;
-        double log_q = (double(q[i]) - row.difference) - row.top, gap = log_q - above_p;
+        double z_q = DIFFERENCE ? double(p[i]) + double(q[i]) : double(q[i]);
+        double above_p = double(p[i]) - row.top, above_q = z_q - row.other;
+        double log_q = (z_q - row.difference) - row.top, gap = log_q - above_p;
         double weight = std::exp(above_p), weight_q = std::exp(log_q);
-        bool possible_p = !(p[i] == -Real(HUGE_VAL)), possible_q = !(q[i] == -Real(HUGE_VAL));
+        bool possible_p = !(p[i] == -Real(HUGE_VAL)), possible_q = !(z_q == -HUGE_VAL);
         sums[TOKEN_MASS] += weight;
         sums[TOKEN_EXCESS] += weight_q - weight;
         sums[TOKEN_ABSOLUTE] += std::fabs(weight_q - weight);
@@ -176,20 +198,21 @@ static __attribute__((noinline)) void special_tokens(const Real *p, const Real *
             sums[TOKEN_JS] += (weight + weight_q) * LOG2 / 2;
         }
     }
-    if (kept) token_block<true>(kept_p, kept_q, kept, row, sums);
+    if (kept) token_block<true, DIFFERENCE>(kept_p, kept_q, kept, row, sums);
 }
 
 // The sums over a row, or over a part of it: with the normalisers of the whole vocabulary, they add up.
 static void token_sums(const void *p_row, const void *q_row, size_t n, const double *normalizers, bool middles,
-                       double *sums) {
+                       bool difference, double *sums) {
     const Real *p = static_cast<const Real *>(p_row), *q = static_cast<const Real *>(q_row);
     TokenRow row = token_row(normalizers[0], normalizers[1], normalizers[2], normalizers[3]);
     for (int k = 0; k < TOKEN_SUMS; k++) sums[k] = 0;
     for (size_t start = 0; start < n; start += BLOCK) {
         size_t length = n - start < BLOCK ? n - start : BLOCK;
-        bool done = middles ? token_block<true>(p + start, q + start, length, row, sums)
-                            : token_block<false>(p + start, q + start, length, row, sums);
-        if (!done) special_tokens(p + start, q + start, length, row, sums);
+        auto function = difference ? (middles ? token_block<true, true> : token_block<false, true>)
+                                   : (middles ? token_block<true, false> : token_block<false, false>);
+        if (!function(p + start, q + start, length, row, sums))
+            (difference ? special_tokens<true> : special_tokens<false>)(p + start, q + start, length, row, sums);
     }
     // The weights are exp(z_p - max z_p), except those of TOKEN_LOGITS_Q, which are exp(z_q - max z_q).
     double factor = std::exp(row.top - normalizers[1]), factor_q = std::exp(row.other - normalizers[3]);
@@ -198,8 +221,8 @@ static void token_sums(const void *p_row, const void *q_row, size_t n, const dou
 }
 
 // Overwrite the logits of p, and of q if asked, with their gradients.
-static void token_gradients(void *p_row, void *q_row, size_t n, const double *normalizers, const double *of_p,
-                            const double *of_q) {
+static void token_gradients(void *p_row, void *q_row, size_t n, const double *normalizers, bool difference,
+                            const double *of_p, const double *of_q) {
     Real *p = static_cast<Real *>(p_row), *q = static_cast<Real *>(q_row);
     TokenRow row = token_row(normalizers[0], normalizers[1], normalizers[2], normalizers[3]);
     Real factor_p = Real(std::exp(row.top - normalizers[1])), factor_q = Real(std::exp(row.other - normalizers[3]));
@@ -213,7 +236,9 @@ static void token_gradients(void *p_row, void *q_row, size_t n, const double *no
         size_t count = n - i < LANES ? n - i : LANES;
         Vector a = count == LANES ? load(p + i) : load_part(p + i, count, row.top_p);
         Vector b = count == LANES ? load(q + i) : load_part(q + i, count, row.top_q);
-        Vector d = ((b - a) - row.shift) - row.rest, above_p = a - row.top_p, above_q = b - row.top_q;
+        Vector d = ((difference ? b : b - a) - row.shift) - row.rest;
+        b = difference ? a + b : b;
+        Vector above_p = a - row.top_p, above_q = b - row.top_q;
         Vector prob_p = exponential(above_p) * factor_p, prob_q = exponential(above_q) * factor_q, r, power, tail;
         Integers close = (d < Real(1)) & (d > Real(-1));
         Vector bounded = d < MAX_D ? (d > MIN_D ? d : all(MIN_D)) : all(MAX_D);

@@ -19,6 +19,7 @@ from kullback.densities.density import Density
 from kullback.densities.from_scipy import continuous_density, density_of_form
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.normal_interval import normal_interval
 
 __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value", "scipy_vector"]
 
@@ -148,6 +149,28 @@ def _normal(loc: float, scale: float) -> Density:
         (-inf, inf),
         ((loc, 0.6744897501960817 * scale),),
         sample=lambda count, rng: rng.normal(loc, scale, count),
+    )
+
+
+def _truncated_normal(loc: float, scale: float, low: float, high: float) -> Density:
+    nodes = normal_interval(np, *(np.asarray(value, np.float64) for value in (loc, scale, low, high)))
+    mode, slope = float(nodes.mode), float(nodes.slope)
+    constant = -float(np.log(nodes.weight.sum()))
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        z = ((origin - mode) + offset) / scale
+        inside = ((origin - low) + offset >= 0) & ((origin - high) + offset <= 0)
+        return np.where(inside, constant - z * (slope + z / 2), -inf)
+
+    width = min(0.67 * scale / (1 + abs(slope)), (high - low) / 4)
+    return Density(
+        log_density,
+        (low, high),
+        ((mode, width),),
+        tuple(end for end in (low, high) if isfinite(end)),
+        sample=lambda count, rng: stats.truncnorm.rvs(
+            (low - loc) / scale, (high - loc) / scale, loc, scale, count, random_state=rng
+        ),
     )
 
 
@@ -390,6 +413,7 @@ _DENSITIES: dict[type, Callable[..., Density]] = {
     families.NormalMixture: _normal_mixture,
     families.Pareto: _pareto,
     families.TanhNormal: _tanh_normal,
+    families.TruncatedNormal: _truncated_normal,
     families.Uniform: _uniform,
     families.VonMises: _von_mises,
     families.Zipf: count_pmfs.zipf,

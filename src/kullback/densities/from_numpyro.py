@@ -233,9 +233,25 @@ def _matrix_normal(distribution: Any) -> f.Distribution:
     return f.MatrixNormal(loc=loc, row_scale_tril=row, column_scale_tril=column)
 
 
+def _lkj(distribution: Any) -> f.Distribution:
+    return f.LKJ(dim=int(distribution.dimension), concentration=distribution.concentration)
+
+
 def _gamma_poisson(distribution: Any) -> f.Distribution:
     counts, rate = (jnp.asarray(x) for x in (distribution.concentration, distribution.rate))
     return f.NegativeBinomial(total_count=counts, logits=-jnp.log(rate))
+
+
+def _truncated_normal(distribution: Any) -> f.Distribution:
+    """The truncated normal; NoClosedFormError for other truncated distributions."""
+    base = distribution.base_dist
+    if not isinstance(base, d.Normal):
+        raise NoClosedFormError(
+            f"{type(distribution).__name__} of {type(base).__name__} has no closed form; kullback.measure(p, q) bounds "
+            "or estimates the KL"
+        )
+    low, high = getattr(distribution, "low", -np.inf), getattr(distribution, "high", np.inf)
+    return f.TruncatedNormal(loc=base.loc, scale=base.scale, low=low, high=high)
 
 
 # NumPyro's class -> conversion to a distribution of kullback.families.
@@ -261,9 +277,12 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.InverseGamma: _by_parameters(f.InverseGamma, "concentration", "rate"),
     d.InverseWishart: _by_parameters(f.InverseWishart, df="concentration", scale_matrix="scale_matrix"),
     d.Kumaraswamy: _by_parameters(f.Kumaraswamy, "concentration1", "concentration0"),
+    d.LKJ: _lkj,
+    d.LKJCholesky: _lkj,
     d.Laplace: _by_parameters(f.Laplace, "loc", "scale"),
     d.Logistic: _by_parameters(f.Logistic, "loc", "scale"),
     d.LogNormal: _by_parameters(f.LogNormal, "loc", "scale"),
+    d.LeftTruncatedDistribution: _truncated_normal,
     d.LowRankMultivariateNormal: _by_parameters(f.LowRankMultivariateNormal, "loc", "cov_factor", "cov_diag"),
     d.MatrixNormal: _matrix_normal,
     d.MultinomialLogits: _by_parameters(f.Multinomial, "total_count", "logits"),
@@ -274,7 +293,9 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.Normal: _by_parameters(f.Normal, "loc", "scale"),
     d.Pareto: _by_parameters(f.Pareto, "scale", "alpha"),
     d.Poisson: _by_parameters(f.Poisson, "rate"),
+    d.RightTruncatedDistribution: _truncated_normal,
     d.StudentT: _by_parameters(f.StudentT, "df", "loc", "scale"),
+    d.TwoSidedTruncatedDistribution: _truncated_normal,
     d.Uniform: _by_parameters(f.Uniform, "low", "high"),
     d.VonMises: _by_parameters(f.VonMises, "loc", "concentration"),
     d.Weibull: _by_parameters(f.Weibull, "scale", "concentration"),

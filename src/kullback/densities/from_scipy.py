@@ -244,6 +244,11 @@ FAMILIES: dict[type, _Converter] = {
     type(stats.logistic): _location_scale(f.Logistic),
     type(stats.norm): _location_scale(f.Normal),
     type(stats.t): _with_location_and_scale(lambda df, loc, scale: f.StudentT(df=df, loc=loc, scale=scale)),
+    type(stats.truncnorm): _with_location_and_scale(
+        lambda a, b, loc, scale: f.TruncatedNormal(
+            loc=loc, scale=scale, low=np.add(loc, np.multiply(a, scale)), high=np.add(loc, np.multiply(b, scale))
+        )
+    ),
     type(stats.uniform): _with_location_and_scale(lambda loc, scale: f.Uniform(low=loc, high=np.add(loc, scale))),
     type(stats.vonmises): _with_location_and_scale(_von_mises),
     type(stats.chi2): _with_scale(lambda df, s: f.Gamma(concentration=np.divide(df, 2), rate=np.divide(0.5, s))),

@@ -62,6 +62,7 @@ FAMILIES: dict[type, type[f.Distribution]] = {
     d.HalfNormal: f.HalfNormal,
     d.InverseGamma: f.InverseGamma,
     d.Kumaraswamy: f.Kumaraswamy,
+    d.LKJCholesky: f.LKJ,
     d.Laplace: f.Laplace,
     d.LogNormal: f.LogNormal,
     d.LowRankMultivariateNormal: f.LowRankMultivariateNormal,

@@ -27,6 +27,7 @@ _View = TypeVar("_View", Density, Components, Sampler)
 _ADAPTERS = {
     "numpyro.distributions.distribution": "kullback.densities.from_numpyro",
     "scipy.stats": "kullback.densities.from_scipy",
+    "sklearn.mixture._gaussian_mixture": "kullback.densities.from_sklearn",
     "tensorflow_probability": "kullback.densities.from_tensorflow_probability",
     "torch.distributions.distribution": "kullback.densities.from_torch",
 }
@@ -107,8 +108,8 @@ def as_family(distribution: Any) -> Distribution:
     """The distribution of `kullback.families` that equals a distribution of another library.
 
     Args:
-        distribution: A distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, or a distribution of
-            `kullback.families`, which is returned unchanged.
+        distribution: A distribution of PyTorch, SciPy, NumPyro or TensorFlow Probability, a fitted Gaussian mixture of
+            scikit-learn, or a distribution of `kullback.families`, which is returned unchanged.
 
     Returns:
         The distribution of `kullback.families`, which holds the library's own arrays.

@@ -9,6 +9,7 @@ import numbers
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from decimal import Decimal
 from difflib import get_close_matches
 from math import inf
 from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
@@ -18,7 +19,7 @@ import numpy as np
 
 from kullback.discrete.validation import mass_tolerance
 from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ParameterNameError, ShapeError
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, untracked
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "require_one_of",
     "require_order",
     "require_unit_length",
+    "with_parameters",
 ]
 
 
@@ -195,6 +197,8 @@ class Distribution:
     scipy_form: ClassVar[ScipyForm | None] = None
 
     def __post_init__(self) -> None:
+        if is_compiling():  # the values of tensors are not available in a graph
+            return
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             for constraint in getattr(field.type, "__metadata__", ()):
@@ -242,6 +246,14 @@ class Distribution:
         """Check the constraints that involve several parameters, or an alternative parametrisation."""
 
 
+def with_parameters(family: type[Distribution], values: dict[str, Any]) -> Any:
+    """A member of the family with parameters that were checked before; other parameters are None."""
+    member = object.__new__(family)
+    for name in family.__dataclass_fields__:  # pyright: ignore[reportAttributeAccessIssue]
+        object.__setattr__(member, name, values.get(name))
+    return member
+
+
 def _key(value: Any) -> Any:
     """A parameter for comparison: the shape and the numbers of an array, or the value itself."""
     if is_traced(value):
@@ -261,6 +273,11 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     if type(value) in (np.ndarray, np.float64) and value.dtype.kind == "f":
         array = value
     elif array_api_compat.is_array_api_obj(value):
+        if getattr(getattr(value, "dtype", None), "kind", "") == "O":
+            raise ArrayTypeError(
+                f"expected {type(owner).__name__}'s {name} to be numbers, got an array of Python objects; pass its "
+                "astype(float)"
+            )
         array = plain_arrays(value)[0]
         if "complex" in str(array.dtype):
             raise ArrayTypeError(
@@ -283,7 +300,9 @@ def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
     except ValueError:  # a ragged list
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
-        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}")
+        remedy = "; pass float(x) of it" if isinstance(value, numbers.Rational | Decimal) else ""
+        remedy = remedy or ("; pass numpy.asarray(x, float)" if array.dtype.kind == "O" and array.ndim else "")
+        raise ArrayTypeError(f"expected {type(owner).__name__}'s {name} to be numbers, got {value!r}{remedy}")
     return array
 
 
@@ -359,16 +378,5 @@ def first_offender(name: str, array: Array, bad: Array) -> str:
 def is_traced(array: Array) -> bool:
     """Whether JAX or torch.func is tracing the array, so that its values are not available."""
     if array_api_compat.is_torch_array(array):
-        torch = sys.modules["torch"]
-        return torch._C._functorch.is_functorch_wrapped_tensor(array) and not _has_values(array)
+        return not has_values(array)
     return "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
-
-
-def _has_values(tensor: Array) -> bool:
-    """Whether a functorch tensor has concrete values: True under torch.func.grad, False under torch.func.vmap."""
-    functorch = sys.modules["torch"]._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return False
-        tensor = functorch.get_unwrapped(tensor)
-    return True

@@ -1,5 +1,7 @@
 """Distributions on a bounded interval, and on the circle."""
 
+from typing import Annotated, TypeAlias
+
 from kullback.families.base import (
     UNIT_INTERVAL,
     Constraint,
@@ -14,10 +16,12 @@ from kullback.families.base import (
     require_one_of,
     require_order,
 )
+from kullback.numerics.arrays import ArrayLike
 
-__all__ = ["Beta", "ContinuousBernoulli", "Kumaraswamy", "Uniform", "VonMises"]
+__all__ = ["Beta", "ContinuousBernoulli", "Kumaraswamy", "TruncatedNormal", "Uniform", "VonMises"]
 
 
+_Bound: TypeAlias = Annotated[ArrayLike, Constraint("a number, -inf or inf", lambda x: x == x)]
 _BETWEEN = Constraint("strictly between 0 and 1", lambda x: (x > 0) & (x < 1))
 
 
@@ -44,6 +48,39 @@ class Uniform(Distribution):
 
     low: Real
     high: Real
+
+    def _check(self) -> None:
+        require_order(self, "high", "low")
+
+
+@record
+class TruncatedNormal(Distribution):
+    """Normal distribution conditional on low <= x <= high.
+
+    Density: exp(-(x - loc)^2 / (2 scale^2)) divided by its integral from low to high.
+
+    Args:
+        loc: The mean of the normal distribution before the truncation; finite, any shape.
+        scale: Its standard deviation; > 0 and finite, broadcast against `loc`.
+        low: The lower end; a number or -inf, broadcast against `loc`.
+        high: The upper end; above `low`, a number or inf, broadcast against `loc`.
+
+    Raises:
+        ParameterError: An entry of a parameter violates its constraint.
+
+    Example:
+        >>> from kullback import kl
+        >>> p = TruncatedNormal(loc=0.0, scale=1.0, low=30.0, high=31.0)
+        >>> round(float(kl(p, TruncatedNormal(loc=0.0, scale=2.0, low=30.0, high=31.0))), 6)
+        0.633362
+    """
+
+    support = Support("low", "high")
+
+    loc: Real
+    scale: Positive
+    low: _Bound
+    high: _Bound
 
     def _check(self) -> None:
         require_order(self, "high", "low")

@@ -39,7 +39,7 @@ from kullback.fit.target_family import (
     unexpected_option,
     validate_components,
 )
-from kullback.fit.targets import evaluate_log_prob, highest_mode, normalise, sample_dimension, univariate_density
+from kullback.fit.targets import Modes, evaluate_log_prob, find_modes, normalise, sample_dimension, univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -156,14 +156,16 @@ def fit_reverse(
         reject_options("a target" if log_prob is None else "a multivariate family", **unused)
     if (member := adapter.fixed_member(fixed)) is not None:
         return adapter.convert_fit(_fit_of_member(member, log_prob, target, support))
+    modes = None
     if log_prob is not None and adapter.family in _LOCATION_SCALE and support == (-inf, inf) and not (members or fixed):
-        standard = _fit_standardised(adapter.family, log_prob)
+        modes = find_modes(log_prob, support)
+        standard = _fit_standardised(adapter.family, log_prob, modes)
         if standard is not None:
             return adapter.convert_fit(standard)
     if has_density(adapter.family):
         training = {"steps": (steps, 2_000), "draws": (draws, 64), "learning_rate": (learning_rate, 0.02)}
         reject_options("a univariate family", seed=(seed, 0), **training)
-        fit = _fit_univariate(adapter.family, log_prob, target, members, fixed, components, support)
+        fit = _fit_univariate(adapter.family, log_prob, target, members, fixed, components, support, modes)
     else:
         fit = _fit_multivariate(adapter, log_prob, target, members, components, settings)
     return adapter.convert_fit(fit)
@@ -179,12 +181,12 @@ def _require_interval(support: Any) -> None:
         raise SupportError(f"expected support=(low, high), two numbers with low < high, got {support!r}")
 
 
-def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]) -> Fit | None:
+def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any], modes: Modes) -> Fit | None:
     """The fit in units of the width of the highest mode, where the mode is far from 0 or its width is far from 1.
 
     KL does not change under x = location + width u. None where the density is of ordinary location and width.
     """
-    location, width = highest_mode(log_prob, (-inf, inf))
+    location, width = modes.anchors[0]
     if 1e-4 < width < 1e4 and abs(location) < 1e5 * max(width, 1.0):
         return None
 
@@ -230,6 +232,7 @@ def _fit_univariate(
     fixed: dict[str, Any],
     components: int | None,
     support: tuple[float, float],
+    modes: Modes | None = None,
 ) -> Fit:
     diagnostics: dict[str, Any] = {"method": "quadrature"}
     if log_prob is None:
@@ -245,7 +248,7 @@ def _fit_univariate(
                 f"expected a family on the real line for log_prob, whose integral is computed, got the discrete family "
                 f"{family.__name__}; pass a distribution on the integers as target"
             )
-        density, diagnostics["log_evidence"] = normalise(log_prob, support)
+        density, diagnostics["log_evidence"] = normalise(log_prob, support, modes)
     matched_starts = univariate_starts(family, density, fixed, components)
     if not starts + matched_starts:
         raise missing_start_error(family)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from math import inf, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from kullback.errors import ArrayTypeError, KullbackError, SupportError
 from kullback.numerics.arrays import Array
 
 __all__ = [
+    "Modes",
     "evaluate_log_prob",
-    "highest_mode",
+    "find_modes",
     "is_multivariate",
     "normalise",
     "sample_dimension",
@@ -51,12 +52,27 @@ def is_multivariate(example: Any) -> bool:
     return np.ndim(example) == 2 if isinstance(example, np.ndarray) else bool(sample_dimension(example))
 
 
-def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[Density, float]:
+class Modes(NamedTuple):
+    """The modes of an unnormalised log-density.
+
+    Args:
+        anchors: The location and the width of each mode, the highest first.
+        top: The largest value of the log-density.
+    """
+
+    anchors: tuple[tuple[float, float], ...]
+    top: float
+
+
+def normalise(
+    log_prob: Callable[[Array], Any], support: tuple[float, float], modes: Modes | None = None
+) -> tuple[Density, float]:
     """The density with an unnormalised log-density on the real line, and the logarithm of its integral.
 
     Args:
         log_prob: The log-density up to a constant, at points of shape (n,); -inf outside the support.
         support: The bounds of the support; either may be infinite.
+        modes: The modes, if they have been found by `find_modes`.
 
     Returns:
         The normalised density and the log-evidence, in nats.
@@ -67,16 +83,12 @@ def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) ->
 
     def shifted(constant: float) -> Callable[[Array, Array], Array]:
         def log_density(origin: Array, offset: Array) -> Array:
-            x = origin + offset
-            inside = (x > support[0]) & (x < support[1])
-            safe = np.where(inside, x, _interior_point(support))
-            values = evaluate_log_prob(log_prob, np.ravel(safe)).reshape(x.shape)
-            return np.where(inside, values - constant, -inf)
+            return _log_density_inside(log_prob, support, origin + offset) - constant
 
         return log_density
 
+    anchors, top = find_modes(log_prob, support) if modes is None else modes
     with np.errstate(all="ignore"):
-        anchors, top = _find_modes(shifted(0.0), support)
         relative = Density(shifted(top), support, anchors)
         mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
     far = [
@@ -94,13 +106,11 @@ def normalise(log_prob: Callable[[Array], Any], support: tuple[float, float]) ->
     return Density(shifted(log_evidence), support, anchors), log_evidence
 
 
-def highest_mode(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> tuple[float, float]:
-    """The location and the width of the highest mode of an unnormalised log-density on the real line."""
-
-    def log_density(origin: Array, offset: Array) -> Array:
-        return evaluate_log_prob(log_prob, origin + offset)
-
-    return _find_modes(log_density, support)[0][0]
+def _log_density_inside(log_prob: Callable[[Array], Any], support: tuple[float, float], x: Array) -> Array:
+    """The log-density at points of any shape, with -inf outside the support."""
+    inside = (x > support[0]) & (x < support[1])
+    safe = np.where(inside, x, _interior_point(support))
+    return np.where(inside, evaluate_log_prob(log_prob, np.ravel(safe)).reshape(x.shape), -inf)
 
 
 def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
@@ -154,19 +164,21 @@ def _interior_point(support: tuple[float, float]) -> float:
     return low + 1 if isfinite(low) else high - 1 if isfinite(high) else 0.0
 
 
-def _find_modes(
-    log_density: Callable[[Array, Array], Array], support: tuple[float, float]
-) -> tuple[tuple[tuple[float, float], ...], float]:
+def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -> Modes:
     """The modes of a log-density with their widths, on a grid that is refined near the peaks, and its largest value.
 
     The width of a mode is the distance to the nearest grid point at which the log-density is lower by half a nat.
     """
+
+    def log_density(x: Array) -> Array:
+        return _log_density_inside(log_prob, support, x)
+
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
-        values = log_density(x, np.zeros_like(x))
+        values = log_density(x)
         if not isfinite(support[0] + support[1]) and np.nanargmax(values) in (0, x.size - 1):  # the mode is farther
             x = np.unique(np.concatenate([x, _distant_grid(support)]))
-            values = log_density(x, np.zeros_like(x))
+            values = log_density(x)
         if not (values > -inf).any():
             raise SupportError(
                 f"expected log_prob above -inf at some point of {support}, but it is -inf at all {x.size} points of "
@@ -181,7 +193,7 @@ def _find_modes(
             near_peaks = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
             new = np.setdiff1d(np.concatenate([grid, *near_peaks]), x)
             x = np.concatenate([x, new])
-            values = np.concatenate([values, log_density(new, np.zeros_like(new))])
+            values = np.concatenate([values, log_density(new)])
             order = np.argsort(x)
             x, values = x[order], values[order]
         if values.max() == inf:
@@ -193,7 +205,7 @@ def _find_modes(
             nearest = lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist()
             widths = [abs(x[j] - x[i]) for j in nearest]
             anchors.append((float(x[i]), float(min(widths, default=1.0))))
-    return tuple(anchors), top
+    return Modes(tuple(anchors), top)
 
 
 def _initial_grid(support: tuple[float, float]) -> Array:

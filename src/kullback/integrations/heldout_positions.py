@@ -77,7 +77,7 @@ class HeldOutCompletions:
         rows = order[torch.searchsorted(ends, points).clamp(max=len(order) - 1)]
         place = torch.nonzero((rows >= first) & (rows < first + len(self))).squeeze(1)
         weight = size.sum() / counted.sum() / size[rows[place]]
-        return self._or_one_without_weight(replace(self.take(rows[place] - first), weight=weight, place=place))
+        return self._selected(replace(self.take(rows[place] - first), weight=weight, place=place))
 
     def renewed(self, added: Self, count: int, size: int) -> Self:
         """Return newly sampled rows followed by these rows, without the oldest.
@@ -88,17 +88,27 @@ class HeldOutCompletions:
             size: The number of rows of all processes together that are kept.
         """
         both = added.concatenate(replace(self, place=self.place + count))
-        return both._or_one_without_weight(both.take((both.place < size) & (both.weight > 0)))
+        return both._selected(both.take((both.place < size) & (both.weight > 0)))
 
-    def _or_one_without_weight(self, rows: Self) -> Self:
-        """Return the rows, or the first of these with weight 0 if there are none.
+    def _selected(self, rows: Self) -> Self:
+        """Return the rows without the last columns if these are padding, or the first of these with weight 0.
 
-        All processes take part in a forward pass of sharded weights, so that each process needs a row.
+        All processes take part in a forward pass of sharded weights, so that each process needs a row. The padding on
+        the right has no effect on the tokens before it.
         """
-        if len(rows) > 0:
-            return rows
-        one = self.take(slice(1))
-        return replace(one, weight=torch.zeros_like(one.weight))
+        if len(rows) == 0:
+            rows = self.take(slice(1))
+            rows = replace(rows, weight=torch.zeros_like(rows.weight))
+        prompt = rows.ids.shape[1] - rows.mask.shape[1]
+        longest = max(1, int(rows.attention[:, prompt:].sum(dim=1).max()))
+        return replace(
+            rows,
+            ids=rows.ids[:, : prompt + longest],
+            attention=rows.attention[:, : prompt + longest],
+            mask=rows.mask[:, :longest],
+            ref_hidden=rows.ref_hidden[:, : longest + 1],
+            kl=rows.kl[:, :longest],
+        )
 
     def centred_kl_to_go(self) -> Tensor:
         """Return the KL of each row's later tokens minus a baseline, shape (batch, completion), without gradient.

@@ -289,6 +289,8 @@ class _Update:
         self.episodes = rollout_episodes(model.rollout_buffer)
         self.actor = actor_weights(model.policy, select_states(self.states, slice(2)))
         self.old = action_distributions(model.old, self.states)
+        # The distributions of the policy, which is the old policy until its weights change; None: not computed yet.
+        self.present: ActionDistributions | None = self.old
         self.reference: ActionDistributions | None = None
         if model.reference is not None:
             self.reference = action_distributions(model.reference, _states_of_reference(model, self.states))
@@ -352,7 +354,7 @@ class _Update:
         batches = -(-len(self.episodes) // self.model.batch_size)
         total = self.model.n_epochs * batches
         interval = max(1, round(total / _MEASUREMENTS))
-        step, scale = 0, 1.0
+        step, scale, weights = 0, 1.0, self.policy_weights(self.policy)
 
         def before(*_: Any) -> None:
             nonlocal scale
@@ -362,13 +364,14 @@ class _Update:
                 constraint.learning_rate_scales.append(scale)
             self.weights_before = []
             if scale < 1.0:
-                self.weights_before = [weight.detach().clone() for weight in self.policy_weights(self.policy)]
+                self.weights_before = [weight.detach().clone() for weight in weights]
 
         def after(*_: Any) -> None:
             nonlocal step
             step += 1
+            self.present = None
             if self.weights_before:  # Equivalent to the factor on the learning rate, but for the actor alone.
-                scale_displacement(self.policy_weights(self.policy), self.weights_before, scale)
+                scale_displacement(weights, self.weights_before, scale)
             if step % interval == 0 and step < total:
                 for constraint in constraints:
                     constraint.after_interval(interval, is_late=2 * step > total)
@@ -385,7 +388,7 @@ class _Update:
 
     def end(self) -> None:
         """Scale the displacement until the KLs are at the budgets, update the controllers, and log."""
-        model = self.model
+        model, self.present = self.model, None
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
         for _ in range(_MAX_ROUNDS):
             # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
@@ -413,7 +416,9 @@ class _Update:
 
     def policy_distributions(self) -> ActionDistributions:
         """The action distributions of the present policy at the states of the rollout."""
-        return action_distributions(self.policy, self.states)
+        if self.present is None:
+            self.present = action_distributions(self.policy, self.states)
+        return self.present
 
     def policy_weights(self, policy: ActorCriticPolicy) -> list[Tensor]:
         """Return the weights of a policy's actor."""

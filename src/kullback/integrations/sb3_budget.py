@@ -96,7 +96,10 @@ class PolicyConstraint:
 
     def mean_kl(self) -> float:
         """The mean KL of the present policy, over all states of the rollout or over the fixed states."""
-        now = action_distributions(self.model.policy, self.states)
+        if self.has_fixed_states:
+            now = action_distributions(self.model.policy, self.states)
+        else:
+            now = self.update.policy_distributions()
         kl = float(self._kl(now, self.anchor_distributions, ActionDistributions.kl_to).double().mean())
         require_kl(kl, self.metric)
         return kl
@@ -139,6 +142,7 @@ class PolicyConstraint:
         factor = (set_point / kl) ** (1 / self.controller.pull_exponent.value)
         weights, anchors = (self.update.policy_weights(policy) for policy in (self.model.policy, self.anchor))
         scale_displacement(weights, anchors, factor)
+        self.update.present = None
         self.displacement_scale *= factor
         after = self.mean_kl()
         budget = self.controller

@@ -66,6 +66,8 @@ def install(*, stable: bool = False) -> None:
     for pair in pairs:
         _REPLACED[pair] = _KL_REGISTRY.get(pair)
         d.register_kl(*pair)(kl)
+    # PyTorch selects the function of an exact pair in any case, by a search that torch.compile cannot trace.
+    _KL_MEMOIZE.update(_KL_REGISTRY)
 
 
 def uninstall() -> None:

@@ -133,13 +133,17 @@ def copy_for_reference(model: nn.Module) -> nn.Module:
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """A context manager in which all modules of some models are in evaluation mode, so that dropout is off."""
     modules = [module for model in models for module in model.modules() if module.training]
-    try:
+
+    def set_mode(training: bool) -> None:
         for module in modules:
-            module.training = False
+            # `Module.__setattr__` first searches parameters, buffers and submodules, which takes 12 times as long.
+            object.__setattr__(module, "training", training)
+
+    try:
+        set_mode(False)
         yield
     finally:
-        for module in modules:
-            module.training = True
+        set_mode(True)
 
 
 def has_half_precision(model: nn.Module) -> bool:

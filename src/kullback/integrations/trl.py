@@ -490,6 +490,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self.newest: HeldOutCompletions | None = None
         self.held_out: HeldOutCompletions | None = None
+        self.added: HeldOutCompletions | None = None
         self.learning_rates.close()
 
     # -- measurements --
@@ -614,9 +615,17 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         return replace(completions, ref_hidden=ref_hidden[:, -completions.mask.shape[1] - 1 :])
 
     def remeasure(self) -> tuple[float, float, float]:
-        """Return the held-out KL at the previous measurement, the KL now, and the relative error of their ratio."""
-        assert self.held_out is not None
-        before, self.held_out = self.held_out, self.with_present_kl(self.held_out)
+        """Return the held-out KL at the previous measurement, the KL now, and the relative error of their ratio.
+
+        The completions that are about to be added are measured in the same forward pass, for the next change.
+        """
+        before = self.held_out
+        assert before is not None
+        if self.added is None:
+            self.held_out = self.with_present_kl(before)
+        else:
+            measured, count = self.with_present_kl(self.added.concatenate(before)), len(self.added)
+            self.added, self.held_out = measured.take(slice(count)), measured.take(slice(count, None))
         return self.change(before, self.held_out)
 
     def change(self, old: HeldOutCompletions, new: HeldOutCompletions) -> tuple[float, float, float]:
@@ -790,32 +799,33 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         log["kl_filtered"].append(trainer.budget.filtered_kl)
 
     def _apply(self, budget: KLBudget) -> float:
-        """Scale the displacement, with the brake if there are held-out completions, and return the factor."""
-        if self.held_out is not None:
-            self.trainer.budget, factor = self.step.apply(budget)
-        else:
-            factor = budget.displacement_scale
-            self.weights.scale_displacement(factor)
-        if self.newest is not None:
-            self._renew_held_out(self.newest)
-            self.newest = None
-        return factor
+        """Scale the displacement, with the brake if there are held-out completions, and return the factor.
 
-    def _renew_held_out(self, newest: HeldOutCompletions) -> None:
-        """Replace an eighth of the held-out completions, which are half a batch, by completions of the newest batch.
-
+        An eighth of the held-out completions, which are half a batch, is replaced by completions of the newest batch.
         The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
         effect of later steps on its KL is representative.
         """
-        accelerator = self.trainer.accelerator
-        size = (len(newest) * accelerator.num_processes + 1) // 2
-        sampling: Any = {"first": len(newest) * accelerator.process_index, "gather": accelerator.gather}
+        newest, self.newest = self.newest, None
+        processes = self.trainer.accelerator.num_processes
+        size = 0 if newest is None else (len(newest) * processes + 1) // 2
         if self.held_out is None:
-            self.held_out = self.with_present_kl(self.in_float32(newest.sample_by_kl(size, **sampling)))
-        else:
-            count = math.ceil(size / _HELD_OUT_STEPS)
-            added = self.with_present_kl(self.in_float32(newest.sample_by_kl(count, **sampling)))
-            self.held_out = self.held_out.renewed(added, count, size)
+            factor = budget.displacement_scale
+            self.weights.scale_displacement(factor)
+            if newest is not None:
+                self.held_out = self.with_present_kl(self._sample(newest, size))
+            return factor
+        count = math.ceil(size / _HELD_OUT_STEPS)
+        self.added = None if newest is None else self._sample(newest, count)
+        self.trainer.budget, factor = self.step.apply(budget)
+        if self.added is not None:
+            self.held_out, self.added = self.held_out.renewed(self.added, count, size), None
+        return factor
+
+    def _sample(self, completions: HeldOutCompletions, count: int) -> HeldOutCompletions:
+        """Sample a number of completions from the completions of all processes, for measurements in float32."""
+        accelerator = self.trainer.accelerator
+        first = len(completions) * accelerator.process_index
+        return self.in_float32(completions.sample_by_kl(count, first=first, gather=accelerator.gather))  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Any]:
         """Return the controller's state, which is saved in every checkpoint."""

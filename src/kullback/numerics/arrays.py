@@ -17,7 +17,9 @@ __all__ = [
     "ArrayLike",
     "as_floats",
     "cast",
+    "has_values",
     "holds",
+    "is_compiling",
     "is_positive",
     "log",
     "map_blocks",
@@ -142,6 +144,23 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
     return np.float64(array) if array.ndim == 0 and isinstance(array, np.ndarray | np.generic) else array
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile is tracing the call, so that tensors have no values."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
+def has_values(tensor: Array) -> bool:
+    """Whether a tensor has concrete values: True under torch.func.grad, False under vmap and inside torch.compile."""
+    torch = sys.modules["torch"]
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return not torch.compiler.is_compiling() and type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
+
+
 def untracked(array: Array) -> Array:
     """The array detached from automatic differentiation (detach in PyTorch, stop_gradient in JAX)."""
     if array_api_compat.is_torch_array(array):
@@ -158,11 +177,8 @@ def holds(flag: Array) -> bool:
 
     Use it in checks that raise an error, which tracing must skip.
     """
-    if array_api_compat.is_torch_array(flag):
-        import torch
-
-        if torch.compiler.is_compiling():
-            return False
+    if array_api_compat.is_torch_array(flag) and not has_values(flag):
+        return False
     try:
         return bool(flag)
     except (TypeError, RuntimeError) as error:

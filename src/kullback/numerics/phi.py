@@ -141,7 +141,7 @@ def _phi_value(xp: Any, d: Array) -> Array:
     u = d - w * _polynomial(w, _COTH_FLOAT32 if d.dtype == xp.float32 else _COTH)
     near = d * (u / (2 - u))
     # Above 100, d is smaller than the rounding error of e^d; inf must not be subtracted from inf.
-    far = xp.expm1(d) - xp.where(d < 100, d, 100.0)
+    far = xp.expm1(d) - xp.clip(d, None, 100.0)
     return xp.where(abs(d) < 1, near, far)
 
 

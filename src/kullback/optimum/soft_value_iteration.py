@@ -8,7 +8,7 @@ from kullback.errors import ArrayTypeError, SupportError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
-from kullback.optimum.trajectory_kl import as_policy, bellman_operator, solve_linear
+from kullback.optimum.trajectory_kl import as_policy, solve_linear, state_transitions
 
 __all__ = ["SoftOptimum", "soft_value_iteration"]
 
@@ -107,6 +107,38 @@ def _bellman_update(
     return policy, log_policy, new
 
 
+def _improved_policy(
+    mdp: MDP, beta: float, ref: np.ndarray, entropy_bonus: float, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The optimal policy of one step followed by `value`, and the updated values, without logarithms of probabilities.
+
+    The value is c + beta log sum_a ref e^((Q - c)/beta), where c is the mean of Q under ref if all exponents are below
+    1, and the largest Q otherwise.
+    """
+    if beta == 0:
+        policy, _, new = _bellman_update(mdp, beta, ref, entropy_bonus, value)
+        return policy, new
+    q = mdp.rewards + mdp.discount * (mdp.transitions @ value).reshape(mdp.rewards.shape)
+    policy, new = np.empty_like(q), np.empty_like(value)
+    for start in range(0, len(value), _ROWS):
+        rows = slice(start, start + _ROWS)
+        of_ref, of_q = ref[rows], q[rows]
+        centre = np.einsum("sa,sa->s", of_ref, of_q)[:, None]
+        exponent = (of_q - centre) / beta
+        far = (abs(exponent) > 1).any(-1, keepdims=True)
+        if far.any():
+            possible = of_ref > 0
+            centre = np.where(far, np.where(possible, of_q, -np.inf).max(-1, keepdims=True), centre)
+            exponent = np.where(possible, (of_q - centre) / beta, 0.0)
+        weight = of_ref * np.exp(exponent)
+        total = weight.sum(-1, keepdims=True)
+        log_total = np.log1p(np.einsum("sa,sa->s", of_ref, np.expm1(np.where(far, 0.0, exponent))))[:, None]
+        log_total = np.where(far, np.log(total), log_total)
+        policy[rows] = weight / total
+        new[rows] = (centre + beta * log_total)[:, 0] + entropy_bonus
+    return policy, new
+
+
 def _backward_induction(mdp: MDP, beta: float, ref: np.ndarray, entropy_bonus: float, horizon: int) -> SoftOptimum:
     states, actions = mdp.rewards.shape
     policy, value = np.empty((horizon, states, actions)), np.zeros((horizon + 1, states))
@@ -131,7 +163,7 @@ def _policy_iteration(
     iteration, previous_spread = 0, np.inf
     while True:
         iteration += 1
-        policy, log_policy, new = _bellman_update(mdp, beta, ref, entropy_bonus, value)
+        policy, new = _improved_policy(mdp, beta, ref, entropy_bonus, value)
         change = new - value
         # MacQueen's bounds: the optimum is between new + factor * low and new + factor * high, the extreme changes.
         # Where episodes can end, the end has value 0 and change 0.
@@ -142,7 +174,8 @@ def _policy_iteration(
         if error <= tolerance or stalled or iteration >= max_iterations:
             break
         previous_spread = high - low
-        value = value + solve_linear(bellman_operator(mdp, policy), change)
+        value = value + solve_linear(state_transitions(mdp, mdp.discount * policy), change)
+    policy, log_policy, new = _bellman_update(mdp, beta, ref, entropy_bonus, value)
     best = new + bound_factor * (low + high) / 2
     return SoftOptimum(policy, log_policy, best, float(mdp.initial @ best), beta, float(error), iteration)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.sparse.linalg import bicgstab, splu
+from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 from scipy.special import entr
 
 from kullback.discrete.kl import kl_log_probs, kl_probs
@@ -12,7 +12,7 @@ from kullback.errors import ShapeError
 from kullback.numerics.arrays import ArrayLike
 from kullback.optimum.mdp import MDP
 
-__all__ = ["as_policy", "bellman_operator", "policy_objective", "solve_linear", "state_transitions", "trajectory_kl"]
+__all__ = ["as_policy", "policy_objective", "solve_linear", "state_transitions", "trajectory_kl"]
 
 _DIRECT_STATES = 2000  # the number of states up to which a sparse factorisation is faster than an iteration
 
@@ -115,34 +115,36 @@ def _broadcast_policy(mdp: MDP, name: str, given: ArrayLike) -> np.ndarray:
 
 
 def state_transitions(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
-    """The transition probabilities between states, shape (S, S), under a policy of shape (S, A)."""
-    states, actions = policy.shape
-    row_starts = np.arange(0, states * actions + 1, actions)
-    choice = sparse.csr_array(
-        (policy.ravel(), np.arange(states * actions), row_starts), shape=(states, states * actions)
-    )
-    return choice @ mdp.transitions
+    """The transition probabilities between states, shape (S, S), under a policy of shape (S, A).
 
-
-def bellman_operator(mdp: MDP, policy: np.ndarray) -> sparse.csr_array:
-    """The matrix I - discount P, where P are the transition probabilities between states under a policy."""
-    return sparse.eye_array(len(mdp.rewards), format="csr") - mdp.discount * state_transitions(mdp, policy)
-
-
-def solve_linear(system: sparse.csr_array, right: np.ndarray) -> np.ndarray:
-    """An approximate solution x of system x = right, for iterative refinement.
-
-    `system` is I - M with the norm of M less than 1. Large systems are solved iteratively to a few digits. If the
-    iteration does not reduce the residual, `right` is returned, which is one step of the fixed-point iteration.
+    A row has one entry for each action and next state, so that an entry of the matrix may be the sum of several.
     """
-    if len(right) <= _DIRECT_STATES:
-        return splu(system.tocsc()).solve(right)
+    states, actions = policy.shape
+    starts, columns = mdp.transitions.indptr, mdp.transitions.indices
+    probs = mdp.transitions.data * np.repeat(policy.ravel(), np.diff(starts))
+    return sparse.csr_array((probs, columns, starts[::actions]), shape=(states, states))
+
+
+def solve_linear(discounted: sparse.csr_array, right: np.ndarray) -> np.ndarray:
+    """An approximate solution x of x - discounted x = right, for iterative refinement.
+
+    The norm of `discounted` is less than 1. Large systems are solved iteratively to a few digits. If the iteration does
+    not reduce the residual, `right` is returned, which is one step of the fixed-point iteration.
+    """
+    states = len(right)
+    if states <= _DIRECT_STATES:
+        return splu((sparse.eye_array(states, format="csr") - discounted).tocsc()).solve(right)
     size = np.linalg.norm(right)
     if size == 0:
         return right
+    system = LinearOperator(  # pyright: ignore[reportCallIssue]
+        (states, states),
+        matvec=lambda x: x - discounted @ x,  # pyright: ignore[reportCallIssue]
+        dtype=np.float64,  # pyright: ignore[reportCallIssue]
+    )
     # bicgstab treats a small right-hand side as a breakdown, so it is scaled to unit norm.
     solution = bicgstab(system, right / size, rtol=1e-4, maxiter=1000)[0] * size
-    residual = abs(right - system @ solution).sum()
+    residual = abs(right - solution + discounted @ solution).sum()
     return solution if residual < abs(right).sum() else right
 
 
@@ -171,19 +173,20 @@ def _dot(visits: np.ndarray, state_values: np.ndarray) -> float:
 
 def _discounted_visits(mdp: MDP, policy: np.ndarray) -> np.ndarray:
     """The expected discounted number of visits v of each state: v = initial + discount P' v, up to rounding."""
-    system = bellman_operator(mdp, policy).T.tocsr()
+    discounted = state_transitions(mdp, mdp.discount * policy).T.tocsr()
     visits = np.zeros_like(mdp.initial)
     residual, previous = mdp.initial, np.inf
     # The residual bounds the error: |error| <= |residual| / (1 - discount), summed over states.
     while 1e-15 < (size := abs(residual).sum()) < previous:
-        visits, previous = visits + solve_linear(system, residual), size
-        residual = mdp.initial - system @ visits
+        visits, previous = visits + solve_linear(discounted, residual), size
+        residual = mdp.initial - visits + discounted @ visits
     return visits
 
 
 def _reachable(mdp: MDP, policy: np.ndarray) -> np.ndarray:
     """Whether each state has a positive probability of a visit under `policy`."""
-    transitions = state_transitions(mdp, policy)
+    transitions = state_transitions(mdp, policy).copy()  # the original shares its columns with the process
+    transitions.sum_duplicates()
     transitions.eliminate_zeros()
     starts = np.flatnonzero(mdp.initial)
     if mdp.discount == 0:

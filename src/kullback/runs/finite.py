@@ -14,6 +14,7 @@ __all__ = [
     "require_finite",
     "require_finite_gradients",
     "require_finite_loss",
+    "require_finite_step",
     "require_finite_weights",
 ]
 
@@ -43,6 +44,23 @@ def require_finite_gradients(model: torch.nn.Module, *, step: int) -> None:
     """
     gradients = ((name, weight.grad) for name, weight in model.named_parameters())
     require_finite("gradient", gradients, where=f"step {step}", advice=_ADVICE)
+
+
+def require_finite_step(model: torch.nn.Module, *, step: int) -> None:
+    """Raise InputError if an optimizer step has made a weight nan or infinite; the message names the gradient if it is.
+
+    A step with a gradient that is not finite makes its weight nan or infinite, so that the gradients are examined only
+    to find the cause.
+
+    Args:
+        model: The model after the step, with its gradients.
+        step: The step that was taken, for the message.
+    """
+    try:
+        require_finite_weights(model, step=step)
+    except InputError:
+        require_finite_gradients(model, step=step)
+        raise
 
 
 def require_finite_loss(loss: float, *, step: int) -> None:

@@ -12,5 +12,6 @@ except ModuleNotFoundError as error:
 from kullback.tokens.linear import linear_token_kl
 from kullback.tokens.logits import token_kl
 from kullback.tokens.stats import TokenStats, token_stats
+from kullback.tokens.topk import TopKTokenKL, topk_token_kl
 
-__all__ = ["TokenStats", "linear_token_kl", "token_kl", "token_stats"]
+__all__ = ["TokenStats", "TopKTokenKL", "linear_token_kl", "token_kl", "token_stats", "topk_token_kl"]

@@ -1,9 +1,9 @@
 """Statistics of next-token distributions from hidden states, without storing the logits of all positions."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, TypeAlias
 
 import torch
@@ -30,9 +30,8 @@ from kullback.tokens.stats import (
 __all__ = ["head_token_kl", "linear_token_kl"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_TILE = (
-    4096  # the rows of a half-precision head that are converted to float32 at a time, on devices without such products
-)
+_TILE = 4096  # the rows of a head that are converted or subtracted at a time
+_CLOSE = 2**-7  # the relative distance of two models below which rounded logits would lose digits of the gradient
 
 
 def linear_token_kl(
@@ -120,7 +119,7 @@ def linear_token_kl(
     offset, vocabulary = _vocabulary_part(len(weight_p), group, weight_p.device)
     if vocabulary == 0:
         raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
-    known = {name: weights.expand(shape).reshape(-1) for name, weights in as_weights(token_weights).items()}
+    known = {name: weights.reshape(-1) for name, weights in as_weights(token_weights, shape).items()}
     kept = None
     _require_settings(temperature, chunk)
     if mask is not None:
@@ -250,7 +249,9 @@ class _LinearTokenStats(torch.autograd.Function):
         gradients = run.new_gradients(ctx.needs_input_grad[:6]) if upstream is not None else None
         for rows in run.slices():
             p, q = run.logits(rows)
-            table[rows], given[rows] = row_statistics(p, q, run.targets(rows), settings.part)
+            table[rows], given[rows] = row_statistics(
+                p, q, run.targets(rows), settings.part, difference=run.difference is not None
+            )
             if gradients is not None and upstream is not None:
                 run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
         if gradients is not None:
@@ -298,6 +299,7 @@ class _Chunks:
             if tensor is not None:
                 self.dtype = torch.promote_types(self.dtype, tensor.dtype)
         rows = min(settings.chunk, len(self.hidden[0]))
+        self.difference = self._changes()
         self.buffers = [self.hidden[0].new_empty(rows, len(self.weight[0]), dtype=self.dtype) for _ in range(2)]
 
     def slices(self) -> list[slice]:
@@ -308,18 +310,55 @@ class _Chunks:
         return None if self.ids is None else self.ids[rows]
 
     def logits(self, rows: slice) -> list[Tensor]:
-        """The logits of both heads at these positions, in the two buffers."""
-        results = []
-        for side in range(2):
-            out = self.buffers[side][: rows.stop - rows.start]
-            with _without_autocast(out):
-                _product(self.hidden[side][rows], self.weight[side], out)
-                bias = self.bias[side]
-                if bias is not None:
-                    out += bias
-                self.settings.transforms[side].apply(out, self.settings.temperature)
-            results.append(out)
-        return results
+        """The logits of both heads at these positions, in the two buffers; with `difference`, of p and of q minus p."""
+        transforms, temperature = self.settings.transforms, self.settings.temperature
+        p, q = (buffer[: rows.stop - rows.start] for buffer in self.buffers)
+        with _without_autocast(p):
+            self._whole_logits(0, rows, p)
+            if self.difference is None:
+                self._whole_logits(1, rows, q)
+                return [p, q]
+            changes_hidden, changes_weight = self.difference
+            q.zero_()
+            if changes_hidden:
+                q.addmm_(self.hidden[1][rows] - self.hidden[0][rows], self.weight[1].T)
+            if changes_weight:
+                for tile in range(0, len(self.weight[0]), _TILE):
+                    part = slice(tile, tile + _TILE)
+                    q[:, part].addmm_(self.hidden[0][rows], (self.weight[1][part] - self.weight[0][part]).T)
+            bias_p, bias_q = self.bias
+            if bias_p is not None or bias_q is not None:
+                q += (0 if bias_q is None else bias_q) - (0 if bias_p is None else bias_p)
+            transforms[1].apply(q, temperature)
+        return [p, q]
+
+    def _whole_logits(self, side: int, rows: slice, out: Tensor) -> None:
+        """Write the logits of a head at these positions."""
+        _product(self.hidden[side][rows], self.weight[side], out)
+        bias = self.bias[side]
+        if bias is not None:
+            out += bias
+        self.settings.transforms[side].apply(out, self.settings.temperature)
+
+    def _changes(self) -> tuple[bool, bool] | None:
+        """Whether the hidden states and the weights differ, if the logits of q are computed by their difference from p.
+
+        z_q - z_p = (hidden_q - hidden_p) weight_q^T + hidden_p (weight_q - weight_p)^T has more digits than the
+        difference of two rounded logits. It needs one product where one side is shared, as by the frozen head of a
+        policy and its reference, and two products otherwise, which are only spent where the models are close.
+        """
+        scale_p, scale_q = self.settings.transforms
+        tensors = (*self.hidden, *self.weight)
+        if self.hidden[0].shape != self.hidden[1].shape or any(tensor.dtype != self.dtype for tensor in tensors):
+            return None
+        if scale_p.cap is not None or scale_p != scale_q:
+            return None
+        if any(bias is not None and not bool(bias.isfinite().all()) for bias in self.bias):
+            return None
+        distances = [_relative_distance(*self.hidden), _relative_distance(*self.weight)]
+        if min(distances) == 0 or max(distances) < _CLOSE:
+            return distances[0] != 0, distances[1] != 0
+        return None
 
     def new_gradients(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
         """Zeros for each input whose gradient is needed, in the dtype of the computation."""
@@ -346,7 +385,13 @@ class _Chunks:
             scale, curvature = self.settings.transforms[side].derivative(self.settings.temperature)
             of[side][:, 5], of[side][:, 6] = scale, curvature
         needed = [any(g is not None for g in gradients[3 * side : 3 * side + 3]) for side in range(2)]
-        engine.gradients(p, q, given, *(of[side] if needed[side] else None for side in range(2)))
+        engine.gradients(
+            p,
+            q,
+            given,
+            *(of[side] if needed[side] else None for side in range(2)),
+            difference=self.difference is not None,
+        )
         for side, z in enumerate((p, q)):
             if not needed[side]:
                 continue
@@ -415,6 +460,22 @@ def _has_wide_products(a: Tensor, b: Tensor) -> bool:
     return a.is_cuda and a.dtype == b.dtype and a.dtype in _HALF
 
 
+def _relative_distance(a: Tensor, b: Tensor) -> float:
+    """The norm of a - b relative to the norm of a; 0 if and only if they are equal."""
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return 0.0
+    pairs = list(zip(a.split(_TILE), b.split(_TILE), strict=True))
+    if not pairs or not a.numel():
+        return 0.0
+    change, size = (
+        math.sqrt(float(torch.stack(parts).sum()))
+        for parts in ([(x - y).square().sum() for x, y in pairs], [x.square().sum() for x, _ in pairs])
+    )
+    if change == 0:  # also where the squares are too small for the dtype
+        return 0.0 if all(torch.equal(x, y) for x, y in pairs) else math.inf
+    return change / size if size > 0 else math.inf
+
+
 def _without_autocast(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -473,7 +534,7 @@ def _vocabulary_part(size: int, group: Any, device: torch.device) -> tuple[int, 
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise SupportError(f"expected {name} to be a positive finite number, got {value!r}")
     return float(value)
 

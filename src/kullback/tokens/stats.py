@@ -1,7 +1,7 @@
 """Statistics of two next-token distributions at every position: divergences, entropies and agreement, in one pass."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class TokenStats:
         top1_agreement: Whether the most probable token is the same; the first of several in a tie.
         top1_prob_p: max_v p_v, the confidence of p.
         top1_prob_q: max_v q_v.
+
+    Example:
+        >>> stats = token_stats(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+        >>> f"{stats.total_variation.item():.4f}, {stats.expected_acceptance.item():.4f}", stats.top1_agreement.item()
+        ('0.4621, 0.5379', False)
     """
 
     kl: Float[Tensor, "..."]
@@ -50,11 +55,6 @@ class TokenStats:
     top1_agreement: Bool[Tensor, "..."]
     top1_prob_p: Float[Tensor, "..."]
     top1_prob_q: Float[Tensor, "..."]
-
-    def map(self, function: Any) -> "TokenStats":
-        """The statistics with the function applied to each tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: None if value is None else function(value) for name, value in values.items()})
 
 
 # The statistics that have gradients, in the order of the columns of the engine's results.
@@ -202,9 +202,9 @@ class Part:
 _WHOLE = Part()
 
 
-def _normalizers(z: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _normalizers(z: Tensor, part: Part, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """max z of the part, max z, log Z and the id of the most probable token of each row."""
-    top, log_sum, index = engine.normalizers(z).unbind(1)
+    top, log_sum, index = engine.normalizers(z, added).unbind(1)
     if part.group is None:
         return top, top, top + log_sum, index
     largest = part.reduced(top.clone(), ReduceOp.MAX)
@@ -215,9 +215,9 @@ def _normalizers(z: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return top, largest, log_z, part.reduced(index, ReduceOp.MIN)
 
 
-def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part: Part) -> Tensor:
+def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part: Part, difference: bool) -> Tensor:
     """The sums of each pair of rows over the whole vocabulary, with the logits relative to their maxima `tops`."""
-    sums = engine.sums(p, q, given, middles=True)
+    sums = engine.sums(p, q, given, middles=True, difference=difference)
     if part.group is None:
         return sums
     for column, mass, own, top in (
@@ -228,13 +228,18 @@ def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part
     return part.reduced(sums)
 
 
-def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE) -> tuple[Tensor, Tensor]:
-    """The columns of the statistics of each pair of rows, and the normalisers of the engine's gradients, float64."""
+def row_statistics(
+    p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE, *, difference: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The columns of the statistics of each pair of rows, and the normalisers of the engine's gradients, float64.
+
+    With `difference`, `q` is the logits of q minus the logits of p.
+    """
     top_p, largest_p, log_z_p, index_p = _normalizers(p, part)
-    top_q, largest_q, log_z_q, index_q = _normalizers(q, part)
+    top_q, largest_q, log_z_q, index_q = _normalizers(p if difference else q, part, q if difference else None)
     given = torch.stack([top_p, log_z_p, top_q, log_z_q], dim=1)
     tops = largest_p, largest_q
-    sums = _sums(p, q, given, tops, part)
+    sums = _sums(p, q, given, tops, part, difference)
     table = _statistics(sums, given, tops)
     for _ in range(3):
         x = _mass_ratio(sums)
@@ -244,7 +249,7 @@ def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _W
         if not bool(again.any()):
             break
         chosen = largest_p[again], largest_q[again]
-        sums[again] = _sums(p[again], q[again], given[again], chosen, part)
+        sums[again] = _sums(p[again], q[again], given[again], chosen, part, difference)
         table[again] = _statistics(sums[again], given[again], chosen)
     table[:, COLUMNS["top1_agreement"]] = (index_p == index_q).double()
     if targets is not None:
@@ -252,6 +257,8 @@ def row_statistics(p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _W
         for name, logits, log_z in (("log_prob_p", p, given[:, 1]), ("log_prob_q", q, given[:, 3])):
             chosen = torch.zeros_like(log_z)
             chosen[inside] = logits[inside, columns[inside]].double()
+            if difference and logits is q:
+                chosen[inside] += p[inside, columns[inside]].double()
             table[:, COLUMNS[name]] = part.reduced(chosen) - log_z
     return table, given
 
@@ -300,12 +307,17 @@ def coefficients(upstream: Tensor, table: Tensor, given: Tensor) -> tuple[Tensor
     return torch.stack(of_p, dim=1), torch.stack(of_q, dim=1)
 
 
-def as_weights(weights: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def as_weights(weights: Tensor | Mapping[str, Tensor] | None, shape: torch.Size) -> dict[str, Tensor]:
     """The known upstream weights by the name of the statistic; a tensor is the weights of `kl`."""
     if weights is None:
         return {}
     named = dict(weights) if isinstance(weights, Mapping) else {"kl": weights}
-    for name in named:
+    require_tensors(**{f"the weights of {name}": weight for name, weight in named.items()})
+    for name, weight in named.items():
+        if weight.shape != shape:
+            raise ShapeError(
+                f"expected one weight for each position, shape {tuple(shape)}, got {tuple(weight.shape)} for {name}"
+            )
         if name not in DIFFERENTIABLE:
             raise ArrayTypeError(f"expected weights of {', '.join(DIFFERENTIABLE)}, got weights of {name!r}")
     return named

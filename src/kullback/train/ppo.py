@@ -23,7 +23,7 @@ from kullback.integrations.sb3_saved import (
     policy_name,
     save_policy,
 )
-from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_step, require_finite_weights
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
@@ -252,15 +252,11 @@ def _about_rounding(plan: PPOPlan) -> str:
 def _finite_updates(model: BudgetPPO) -> Iterator[None]:
     """Within the context, an optimizer step raises InputError if a gradient or a weight is not finite."""
     optimizer, policy = model.policy.optimizer, model.policy
-    hooks = [
-        optimizer.register_step_pre_hook(lambda *_: require_finite_gradients(policy, step=model.num_timesteps)),
-        optimizer.register_step_post_hook(lambda *_: require_finite_weights(policy, step=model.num_timesteps)),
-    ]
+    hook = optimizer.register_step_post_hook(lambda *_: require_finite_step(policy, step=model.num_timesteps))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 class _RecordUpdates(BaseCallback):

@@ -23,23 +23,33 @@ def applies(*logits: Tensor) -> bool:
     )
 
 
-def normalizers(z: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows 3"]:
+def normalizers(z: Float[Tensor, "rows vocab"], added: Float[Tensor, "rows vocab"] | None) -> Float[Tensor, "rows 3"]:
     """max z, log sum exp(z - max z) and the index of max z of each row."""
     result = torch.empty(len(z), 3, dtype=torch.float64)
     assert kernels is not None
-    _in_threads(kernels.token_normalizers, z.shape[1], z, result)
+    _in_threads(kernels.token_normalizers, z.shape[1], z, added, result)
     return result
 
 
 def sums(
-    p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"], given: Float[Tensor, "rows 4"], *, middles: bool
+    p: Float[Tensor, "rows vocab"],
+    q: Float[Tensor, "rows vocab"],
+    given: Float[Tensor, "rows 4"],
+    *,
+    middles: bool,
+    difference: bool,
 ) -> Float[Tensor, "rows 10"]:
     """The sums of each pair of rows."""
     result = torch.empty(len(p), 10, dtype=torch.float64)
     compiled = kernels
     assert compiled is not None
     _in_threads(
-        lambda p, q, given, out: compiled.token_sums(p, q, given, middles, out), p.shape[1], p, q, given, result
+        lambda p, q, given, out: compiled.token_sums(p, q, given, middles, difference, out),
+        p.shape[1],
+        p,
+        q,
+        given,
+        result,
     )
     return result
 
@@ -50,10 +60,17 @@ def gradients(
     given: Float[Tensor, "rows 4"],
     of_p: Float[Tensor, "rows 7"] | None,
     of_q: Float[Tensor, "rows 7"] | None,
+    *,
+    difference: bool,
 ) -> None:
     """Overwrite the logits with their gradients, unless the coefficients of a side are None."""
-    assert kernels is not None
-    _in_threads(kernels.token_gradients, p.shape[1], p, q, given, of_p, of_q)
+    compiled = kernels
+    assert compiled is not None
+
+    def kernel(p: Any, q: Any, given: Any, of_p: Any, of_q: Any) -> None:
+        compiled.token_gradients(p, q, given, difference, of_p, of_q)
+
+    _in_threads(kernel, p.shape[1], p, q, given, of_p, of_q)
 
 
 def _in_threads(kernel: Callable[..., Any], columns: int, *tensors: Tensor | None) -> None:

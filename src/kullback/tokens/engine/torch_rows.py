@@ -22,26 +22,34 @@ _SERIES = [1 / (2 * k * (2 * k - 1)) for k in range(1, 17)]
 _PHI_SERIES = [1 / factorial(k) for k in range(2, 13)]
 
 
-def normalizers(z: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows 3"]:
-    """max z, log sum exp(z - max z) and the index of max z of each row, in float64."""
+def normalizers(
+    z: Float[Tensor, "rows vocab"], added: Float[Tensor, "rows vocab"] | None = None
+) -> Float[Tensor, "rows 3"]:
+    """max z, log sum exp(z - max z) and the index of max z of each row, in float64; z is the sum of both arguments."""
     if z.shape[1] == 0:  # a part of a vocabulary without tokens
         return torch.tensor([-torch.inf, -torch.inf, 0.0], dtype=torch.float64, device=z.device).repeat(len(z), 1)
-    top, index = z.max(dim=-1)
     result = torch.empty(len(z), 3, dtype=torch.float64, device=z.device)
     for rows in _blocks(z):
-        finite = torch.where(top[rows] > -torch.inf, top[rows], 0.0)
-        result[rows, 1] = (z[rows] - finite[:, None]).exp().sum(-1, dtype=torch.float64).log()
-    result[:, 0], result[:, 2] = top, index
+        block = z[rows] if added is None else z[rows] + added[rows]
+        top, index = block.max(dim=-1)
+        finite = torch.where(top > -torch.inf, top, 0.0)
+        result[rows, 1] = (block - finite[:, None]).exp().sum(-1, dtype=torch.float64).log()
+        result[rows, 0], result[rows, 2] = top.double(), index.double()
     return result
 
 
 def sums(
-    p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"], given: Float[Tensor, "rows 4"], *, middles: bool
+    p: Float[Tensor, "rows vocab"],
+    q: Float[Tensor, "rows vocab"],
+    given: Float[Tensor, "rows 4"],
+    *,
+    middles: bool,
+    difference: bool = False,
 ) -> Float[Tensor, "rows 10"]:
     """The sums of each pair of rows, in float64."""
     result = torch.zeros(len(p), 10, dtype=torch.float64, device=p.device)
     for rows in _blocks(p):
-        a, b, d, weight, weight_q, excess = _row_terms(p[rows], q[rows], given[rows])
+        a, b, d, weight, weight_q, excess = _row_terms(p[rows], q[rows], given[rows], difference)
         possible_p, possible_q = a != -torch.inf, b != -torch.inf
         both = possible_p & possible_q
         bounded = d.clamp(-_CLOSE, _CLOSE)
@@ -71,10 +79,12 @@ def gradients(
     given: Float[Tensor, "rows 4"],
     of_p: Float[Tensor, "rows 7"] | None,
     of_q: Float[Tensor, "rows 7"] | None,
+    *,
+    difference: bool = False,
 ) -> None:
     """Overwrite the logits with their gradients, unless the coefficients of a side are None."""
     for rows in _blocks(p):
-        z_p, z_q, d, weight, weight_q, excess = _row_terms(p[rows], q[rows], given[rows])
+        z_p, z_q, d, weight, weight_q, excess = _row_terms(p[rows], q[rows], given[rows], difference)
         possible_p, possible_q = z_p != -torch.inf, z_q != -torch.inf
         ratio = torch.where(possible_p & possible_q, d, d * torch.inf)
         _, log_p_m, log_q_m = _middle_terms(d, possible_p, possible_q)
@@ -84,13 +94,13 @@ def gradients(
         ):
             if of is None:
                 continue
-            constant, by_ratio, difference, by_middle, by_logits, scale, curvature = (
+            constant, by_ratio, by_excess, by_middle, by_logits, scale, curvature = (
                 of[rows].to(z.dtype).unsqueeze(-1).unbind(1)
             )
             inner = constant + torch.where(by_ratio != 0, by_ratio * ratio, 0.0)
             inner = inner + torch.where(by_middle != 0, by_middle * middle, 0.0)
             inner = inner + torch.where(by_logits != 0, by_logits * (z - _finite(top).to(z.dtype)), 0.0)
-            gradient = torch.where(possible, prob * inner, 0.0) + difference * excess
+            gradient = torch.where(possible, prob * inner, 0.0) + by_excess * excess
             gradient = gradient * torch.where(
                 possible, scale - curvature * torch.where(possible, z, 0.0).square(), scale
             )
@@ -113,12 +123,15 @@ def _finite(top: Float[Tensor, "rows 1"]) -> Float[Tensor, "rows 1"]:
     return torch.where(top > -torch.inf, top, 0.0)
 
 
-def _row_terms(p: Tensor, q: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _row_terms(
+    p: Tensor, q: Tensor, given: Tensor, is_difference: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The logits, d = log q - log p, p, q and q - p of a block of rows."""
     difference = given[:, 3:4] - given[:, 1:2]
     shift = difference.to(p.dtype)
     rest = (difference - shift).to(p.dtype)
-    d = ((q - p) - shift) - rest
+    d = ((q if is_difference else q - p) - shift) - rest
+    q = p + q if is_difference else q
     top_p, top_q = _finite(given[:, 0:1]), _finite(given[:, 2:3])
     weight = (p - top_p.to(p.dtype)).exp() * (top_p - given[:, 1:2]).exp().to(p.dtype)
     weight_q = (q - top_q.to(q.dtype)).exp() * (top_q - given[:, 3:4]).exp().to(q.dtype)

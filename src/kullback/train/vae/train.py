@@ -18,7 +18,7 @@ from kullback.budget.step import scaled_learning_rates
 from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
-from kullback.runs.finite import finite_outputs, require_finite_gradients, require_finite_weights
+from kullback.runs.finite import finite_outputs, require_finite_step
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -211,22 +211,20 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             beta = plan.schedule.beta(step) if budget is None else budget.beta
             optimiser.zero_grad()
             (cost + beta * kl_with_free_bits(kl, plan.free)).backward()
-            require_finite_gradients(model, step=step)
-            controller_row: Row = {}
-            if budget_step is None:
+            # The learning rate of the encoder is scaled.
+            learning_rate_scale = budget.learning_rate_scale if isinstance(budget, KLBudget) else 1.0
+            with scaled_learning_rates(optimiser.param_groups[:1], learning_rate_scale):
                 optimiser.step()
-            else:
+            require_finite_step(model, step=step)
+            controller_row: Row = {}
+            if budget_step is not None:
                 assert isinstance(budget, KLBudget)
-                learning_rate_scale = budget.learning_rate_scale
-                with scaled_learning_rates(optimiser.param_groups[:1], budget.learning_rate_scale):  # the encoder
-                    optimiser.step()
                 budget, displacement_scale = budget_step.apply(budget)
                 controller_row = {
                     "kl_filtered": budget.filtered_kl,
                     "learning_rate_scale": learning_rate_scale,
                     "displacement_scale": displacement_scale,
                 }
-            require_finite_weights(model, step=step)
             row = {
                 "step": step,
                 "kl_posterior_prior_per_image": mean_kl,

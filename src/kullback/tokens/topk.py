@@ -1,0 +1,126 @@
+"""Bounds of the KL of next-token distributions where one side is known for its most probable tokens alone."""
+
+from dataclasses import dataclass
+
+import torch
+from array_api_compat import torch as torch_namespace
+from torch import Tensor
+
+from kullback.discrete.kl import differentiable_kl_logits
+from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError
+from kullback.numerics.array_types import Float, Int
+from kullback.tokens.logits import require_tensors
+
+__all__ = ["TopKTokenKL", "topk_token_kl"]
+
+
+@dataclass(frozen=True, eq=False)
+class TopKTokenKL:
+    """Bounds of KL(p || q) and KL(q || p) at every position, in nats, from the k most probable tokens of p.
+
+    Args:
+        kl: A lower bound of KL(p || q): the KL after all tokens outside the top k are merged into one event.
+        reverse_kl: A lower bound of KL(q || p), by the same event.
+        missing_mass: The probability under p of the tokens outside the top k.
+        kl_upper: An upper bound of KL(p || q); `inf` where q excludes a token outside the top k and `missing_mass` > 0.
+
+    Example:
+        >>> bounds = topk_token_kl(torch.tensor([0.75]).log(), torch.tensor([0]), torch.tensor([1.0, 0.0, 0.0]))
+        >>> f"{bounds.kl.item():.3f} <= KL <= {bounds.kl_upper.item():.3f}, {bounds.missing_mass.item():.2f} missing"
+        '0.066 <= KL <= 0.239, 0.25 missing'
+    """
+
+    kl: Float[Tensor, "..."]
+    reverse_kl: Float[Tensor, "..."]
+    missing_mass: Float[Tensor, "..."]
+    kl_upper: Float[Tensor, "..."]
+
+
+def topk_token_kl(
+    p_topk_log_probs: Float[Tensor, "*batch k"],
+    p_topk_ids: Int[Tensor, "*batch k"],
+    q_logits: Float[Tensor, "*batch vocab"],
+) -> TopKTokenKL:
+    """Bounds of KL(p || q) and KL(q || p) from the k largest log-probabilities of p and the logits of q.
+
+        kl = sum_{v in top k} p_v log(p_v/q_v) + P log(P/Q) <= KL(p || q), where P and Q are the probabilities of all
+        other tokens, by the data-processing inequality;
+        KL(p || q) <= sum_{v in top k} p_v log(p_v/q_v) + P (log min(p_k, P) - log min_v q_v), with the minimum of q
+        over the other tokens, because each of them has at most the probability p_k of the last of the top k.
+
+    `kl` and `reverse_kl` are differentiable with respect to `q_logits`, for distillation from the top k of a teacher.
+
+    Args:
+        p_topk_log_probs: Shape (..., k): log p of the k most probable tokens, normalised over the vocabulary; -inf for
+            a token of probability 0.
+        p_topk_ids: Shape (..., k): their token ids, without repetition.
+        q_logits: Shape (..., V), V >= k; -inf for a token of probability 0.
+
+    Returns:
+        The bounds, each of shape (...), in nats, float32 or float64. `kl` is `inf` where q excludes a token that p does
+        not; `reverse_kl` is `inf` where p excludes one of its top k that q does not, or has no mass outside it.
+
+    Raises:
+        ArrayTypeError: An argument is not a tensor, or the ids are not integers.
+        ShapeError: The shapes do not match, or an id is repeated or outside the vocabulary.
+        NotNormalizedError: The probabilities of the top k sum to more than 1.
+
+    Example:
+        >>> log_probs, ids = torch.tensor([[0.5, 0.3]]).log(), torch.tensor([[2, 0]])
+        >>> bounds = topk_token_kl(log_probs, ids, torch.zeros(1, 4))
+        >>> f"{bounds.kl.item():.4f} <= KL <= {bounds.kl_upper.item():.4f}, {bounds.missing_mass.item():.2f} missing"
+        '0.2180 <= KL <= 0.3566, 0.20 missing'
+    """
+    require_tensors(p_topk_log_probs=p_topk_log_probs, p_topk_ids=p_topk_ids, q_logits=q_logits)
+    if p_topk_ids.is_floating_point() or p_topk_ids.is_complex() or p_topk_ids.dtype == torch.bool:
+        raise ArrayTypeError(f"expected p_topk_ids of integers, got {p_topk_ids.dtype}")
+    shapes = p_topk_log_probs.shape, p_topk_ids.shape, q_logits.shape
+    if shapes[0] != shapes[1] or shapes[0][:-1] != shapes[2][:-1] or not 0 < shapes[0][-1] <= shapes[2][-1]:
+        raise ShapeError(
+            "expected p_topk_log_probs and p_topk_ids of shape (..., k) and q_logits (..., V) with k <= V, got "
+            + ", ".join(str(tuple(shape)) for shape in shapes)
+        )
+    dtype = torch.promote_types(torch.promote_types(p_topk_log_probs.dtype, q_logits.dtype), torch.float32)
+    log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
+    if q.device.type == "cpu":  # on a GPU, the checks would synchronise it
+        _check(log_p, ids, q.shape[-1])
+    log_z = q.logsumexp(-1, keepdim=True)
+    log_q = q.gather(-1, ids) - log_z
+    if ids.shape[-1] < q.shape[-1]:
+        # The sum of the other tokens, because one minus the sum of the top k would cancel.
+        others = q.scatter(-1, ids, -torch.inf)
+        rest_q = others.logsumexp(-1, keepdim=True) - log_z
+        least_q = q.scatter(-1, ids, torch.inf).amin(-1) - log_z.squeeze(-1)
+        # A sum above 1 by rounding leaves no mass.
+        missing = -log_p.logsumexp(-1, keepdim=True).clamp(max=0).expm1()
+    else:
+        rest_q = torch.full_like(log_z, -torch.inf)
+        least_q, missing = torch.zeros_like(log_z.squeeze(-1)), torch.zeros_like(log_z)
+    p_events, q_events = torch.cat([log_p, missing.log()], -1), torch.cat([log_q, rest_q], -1)
+    mass = missing.squeeze(-1)
+    head = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    largest = torch.minimum(log_p.amin(-1), mass.log())
+    upper = head + torch.where(mass > 0, mass * (largest - least_q), 0.0)
+    return TopKTokenKL(
+        kl=differentiable_kl_logits(torch_namespace, p_events, q_events),
+        reverse_kl=differentiable_kl_logits(torch_namespace, q_events, p_events),
+        missing_mass=mass,
+        kl_upper=upper.detach(),
+    )
+
+
+def _check(log_p: Tensor, ids: Tensor, vocabulary: int) -> None:
+    """Raises unless the ids are different tokens and the probabilities sum to at most 1."""
+    if not ids.numel():
+        return
+    ordered = ids.sort(dim=-1).values
+    if int(ordered.min()) < 0 or int(ordered.max()) >= vocabulary:
+        raise ShapeError(f"expected ids from 0 to {vocabulary - 1}, got {int(ordered.min())} to {int(ordered.max())}")
+    if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+        raise ShapeError("expected k different ids at each position, got a repeated id")
+    mass = log_p.exp().sum(-1).max()
+    if not bool(mass <= 1 + (1e-9 if log_p.dtype == torch.float64 else 1e-5 * log_p.shape[-1] ** 0.5)):
+        raise NotNormalizedError(
+            f"expected log-probabilities whose probabilities sum to at most 1, got a sum of {float(mass):.6g}; "
+            "normalise them over the whole vocabulary"
+        )
