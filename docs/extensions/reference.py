@@ -115,6 +115,7 @@ PAGES: dict[str, Page] = {
     "compare": Page(
         "Comparison of language models: kullback.compare",
         {
+            "kullback.compare.comparison": ("compare", "Comparison", "ModelResult"),
             "kullback.compare.statistics": None,
             "kullback.compare.quantile_sketch": None,
             "kullback.compare.llama_cpp": None,

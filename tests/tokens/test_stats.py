@@ -81,6 +81,8 @@ def test_values_and_gradients_agree_with_the_naive_equations(implementation, sca
             torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-13)
     agree = p.argmax(-1) == q.argmax(-1)
     assert torch.equal(stats.top1_agreement, agree)
+    for found, z in ((stats.top1_prob_p, p), (stats.top1_prob_q, q)):
+        torch.testing.assert_close(found, z.softmax(-1).max(-1).values.detach(), rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -46,7 +46,7 @@ def outcome(group, rows, weights=None):
     if weights is not None:
         loss = 2 * sum((getattr(stats, name) * known).sum() for name, known in weights.items())
     loss.backward()
-    values = [getattr(stats, name).detach() for name in NAMES] + [stats.top1_agreement]
+    values = [getattr(stats, name).detach() for name in (*NAMES, "top1_prob_p", "top1_prob_q")] + [stats.top1_agreement]
     return values, [hidden_p.grad, hidden_q.grad], [weight_p.grad, weight_q.grad, bias_p.grad, bias_q.grad]
 
 

@@ -20,6 +20,7 @@ EPILOG = """examples:
   kullback fit 'mixture(0.5*normal(0,2) + 0.5*normal(20,2))' normal --direction reverse
   kullback train demo
   kullback doctor runs/demo
+  kullback compare base-model quantised-model --text corpus
 
 `kullback COMMAND --help`, or `kullback help COMMAND`, describes the arguments of a command. Results are written to
 standard output; progress, warnings and errors are written to standard error. In the output of --json, the numbers that
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success; 1 if `kullback doctor` has findings; 2 for invalid input, after one line on
-        standard error that describes it; 130 after an interrupt by Ctrl-C.
+        standard error that describes it; 3 if a KL of `kullback compare` exceeds --fail-above; 130 after an interrupt
+        by Ctrl-C.
 
     Example:
         >>> main(["measure", "0.5,0.5", "0.9,0.1"])
@@ -103,7 +105,7 @@ def _parse(words: Sequence[str]) -> Any:
 def _create_parser() -> "Parser":
     import argparse
 
-    from kullback.cli import doctor, explore, fit, measure, train
+    from kullback.cli import compare, doctor, explore, fit, measure, train
     from kullback.cli.output import print_result
     from kullback.cli.parser import Parser
 
@@ -126,7 +128,7 @@ def _create_parser() -> "Parser":
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (doctor, explore, fit, measure, train):
+    for command in (compare, doctor, explore, fit, measure, train):
         command.add_parser(commands)
     return parser
 

@@ -14,7 +14,7 @@ __all__ = ["Parser", "nearest"]
 _EXIT_STATUS = """
 exit status:
   0 success; 1 `kullback doctor` has findings; 2 invalid input, which one line on standard error describes;
-  130 interrupted by Ctrl-C
+  3 a KL of `kullback compare` exceeds --fail-above; 130 interrupted by Ctrl-C
 """
 
 

@@ -218,6 +218,24 @@ class DocumentSums:
         interval = (mean - half, mean + half)
         return Estimate(mean, error, count, self.units[column], "independent tokens", interval=interval)
 
+    def select(self, *columns: str) -> "DocumentSums":
+        """The sums of some of the columns.
+
+        Args:
+            *columns: The names of the columns.
+
+        Returns:
+            An accumulator of the same tokens.
+
+        Raises:
+            InputError: The accumulator has no such column.
+        """
+        for column in columns:
+            self._require(column)
+        selected = DocumentSums({name: self.units[name] for name in columns})
+        selected._merge(self._counts, {g: {c: p[c] for c in columns} for g, p in self._sums.items()}, self._squares)
+        return selected
+
     def state(self) -> dict[str, Any]:
         """The accumulator as values that JSON stores exactly.
 

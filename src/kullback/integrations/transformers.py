@@ -114,11 +114,12 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def load_model(directory: Path) -> PreTrainedModel:
-    """Load a causal language model from the safetensors in a local directory, in float32.
+def load_model(directory: Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """Load a causal language model from the safetensors in a local directory.
 
     Args:
         directory: A local directory in the format of `save_pretrained`.
+        dtype: The dtype of the weights; "auto": as they were saved.
 
     Raises:
         InputError: The directory is not valid, or the model does not load.
@@ -130,7 +131,7 @@ def load_model(directory: Path) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

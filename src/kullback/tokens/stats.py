@@ -34,6 +34,8 @@ class TokenStats:
         expected_acceptance: sum_v min(p_v, q_v) = 1 - total_variation, the probability that speculative sampling
             accepts a token that is drawn from one model and verified by the other.
         top1_agreement: Whether the most probable token is the same; the first of several in a tie.
+        top1_prob_p: max_v p_v, the confidence of p.
+        top1_prob_q: max_v q_v.
 
     Example:
         >>> stats = token_stats(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
@@ -51,11 +53,13 @@ class TokenStats:
     total_variation: Float[Tensor, "..."]
     expected_acceptance: Float[Tensor, "..."]
     top1_agreement: Bool[Tensor, "..."]
+    top1_prob_p: Float[Tensor, "..."]
+    top1_prob_q: Float[Tensor, "..."]
 
 
 # The statistics that have gradients, in the order of the columns of the engine's results.
 DIFFERENTIABLE = ("kl", "reverse_kl", "js", "entropy_p", "entropy_q", "log_prob_p", "log_prob_q")
-_COLUMNS = (*DIFFERENTIABLE, "middle_p", "middle_q", "total_variation", "top1_agreement")
+_COLUMNS = (*DIFFERENTIABLE, "middle_p", "middle_q", "total_variation", "top1_agreement", "top1_prob_p", "top1_prob_q")
 COLUMNS = {name: column for column, name in enumerate(_COLUMNS)}
 
 
@@ -143,6 +147,8 @@ def as_stats(values: tuple[Tensor, Tensor], batch: list[int] | torch.Size, *, ha
         total_variation=named["total_variation"],
         expected_acceptance=1 - named["total_variation"],
         top1_agreement=named["top1_agreement"] != 0,
+        top1_prob_p=named["top1_prob_p"],
+        top1_prob_q=named["top1_prob_q"],
     )
 
 
@@ -264,7 +270,7 @@ def _mass_ratio(sums: Tensor) -> Tensor:
 
 def _statistics(
     sums: Float[Tensor, "rows 10"], given: Float[Tensor, "rows 4"], tops: tuple[Tensor, Tensor]
-) -> Float[Tensor, "rows 11"]:
+) -> Float[Tensor, "rows 13"]:
     """The columns of the statistics from the sums over the whole vocabulary."""
     mass, mass_q, x = sums[:, 0], sums[:, 0] + sums[:, 2], _mass_ratio(sums)
     # Both parts of the divergences are of the second order in the rounding of the masses.
@@ -275,7 +281,9 @@ def _statistics(
     entropy_q = (given[:, 3] - tops[1]) - sums[:, 6] / mass_q
     empty = torch.zeros_like(kl)
     middle_p, middle_q = sums[:, 8] + x / 2, sums[:, 9] - x / 2
+    top1_probs = [(top - log_z).exp() for top, log_z in ((tops[0], given[:, 1]), (tops[1], given[:, 3]))]
     columns = [kl, reverse_kl, js, entropy_p, entropy_q, empty, empty, middle_p, middle_q, sums[:, 4] / 2, empty]
+    columns += top1_probs
     valid = (mass > 0) & (mass_q > 0)  # false where a logit is nan or all logits are -inf
     return torch.where(valid[:, None], torch.stack(columns, dim=1), torch.nan)
 

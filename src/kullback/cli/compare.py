@@ -1,0 +1,188 @@
+"""`kullback compare`: the KL divergence of language models from their base over a corpus."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from kullback.cli.output import print_result, strict
+from kullback.errors import InputError
+from kullback.runs.printable import one_line
+
+__all__ = ["add_parser"]
+
+ABOVE_THRESHOLD = 3
+EXAMPLES = """The corpus is a text file, a .jsonl file whose lines have a "text" or chat "messages", a directory of
+such files, or a data set of the Hugging Face hub. Its documents are the clusters of all intervals. A document that is
+longer than the context is split into windows that count each token once. If the tokenizer begins a text with a
+beginning-of-sequence token, every window begins with it.
+
+examples:
+  kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
+  kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
+  kullback compare base-model new-model --text corpus --against runs/compare/result.json
+  accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
+"""
+_LINES = 10  # lines of progress for each pass over the corpus
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command `compare`."""
+    parser = commands.add_parser(
+        "compare",
+        help="measure the KL divergence of language models from their base over a corpus",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("base", metavar="BASE", help="a transformers directory in safetensors, or a model of the Hugging Face hub")
+    add("models", nargs="*", metavar="MODEL", help="a model like BASE, or the directory of a PEFT adapter of BASE")
+    add("--text", required=True, metavar="CORPUS", help="the corpus; see below")
+    add(
+        "--format",
+        choices=("text", "jsonl", "chat"),
+        help="text: each file is a document; jsonl: each line has a text; chat: each line has messages (default: by "
+        "the suffix of each file and the keys of each line)",
+    )
+    add("--adapter", action="append", default=[], metavar="PEFT", help="also compare BASE with this adapter")
+    add(
+        "--context",
+        type=int,
+        metavar="N",
+        help="the tokens of a window (default: 2048, or the positions of the models if they have fewer)",
+    )
+    add(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="the distance between windows of a document, less than their tokens (default: as large as possible)",
+    )
+    add(
+        "--bos",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether windows begin with the beginning-of-sequence token (default: as the tokenizer does)",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        default="auto",
+        help="the dtype of all models (default: as their weights were saved)",
+    )
+    add(
+        "--floor",
+        choices=("float32", "bfloat16", "float16", "float64"),
+        metavar="DTYPE",
+        help="measure the noise floor: the KL of BASE from itself in this dtype",
+    )
+    add("--batch-size", type=int, default=4, metavar="N", help="windows in a forward pass (default: 4)")
+    add("--device", default="auto", metavar="DEVICE", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    add(
+        "--one-at-a-time",
+        action="store_true",
+        help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
+    )
+    add("--output", type=Path, metavar="RUN", help="store the results in the run directory RUN, for --resume")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
+    start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
+    add(
+        "--against",
+        type=Path,
+        metavar="RESULT",
+        help="compare with the models of an earlier result.json, which must have the same base, tokens and windows",
+    )
+    add("--fail-above", type=float, metavar="X", help="exit with status 3 if KL(BASE || MODEL) > X nats per token")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    form.add_argument("--card", action="store_true", help="print a Markdown block for the card of the model")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from kullback.cli.run_summary import results_on_stdout
+
+    with results_on_stdout():
+        comparison = _compare(options)
+    if comparison is None:  # another process prints the results
+        return 0
+    if options.json:
+        print_result(json.dumps(strict(comparison.to_dict()), allow_nan=False))
+    elif options.card:
+        from kullback.compare.report import card_text
+
+        print_result(card_text(comparison))
+    else:
+        print_result(str(comparison))
+    limit = math.inf if options.fail_above is None else options.fail_above
+    above = [model for model in comparison.models if not model.metrics["kl"].value <= limit]
+    for model in above:
+        value = model.metrics["kl"].value
+        print(f"kullback: {one_line(model.name)}: {value:.4g} nats per token exceed {limit:g}", file=sys.stderr)
+    return ABOVE_THRESHOLD if above else 0
+
+
+def _compare(options: argparse.Namespace) -> Any:
+    """Check the options, and run the comparison."""
+    for option, value in (
+        ("--context", options.context),
+        ("--stride", options.stride),
+        ("--batch-size", options.batch_size),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{option}: expected at least 1, got {value}")
+    if options.fail_above is not None and not 0 <= options.fail_above < math.inf:
+        raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
+    if options.output is None and (options.resume or options.overwrite):
+        raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
+
+    from kullback.compare.comparison import make_plan, read_result, run_plan
+    from kullback.train.run_checks import require_packages
+
+    against = None if options.against is None else read_result(options.against)
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    plan = make_plan(
+        options.base,
+        options.models,
+        text=options.text,
+        dtype=options.dtype,
+        floor=options.floor,
+        adapters=options.adapter,
+        settings={
+            "context": options.context,
+            "stride": options.stride,
+            "bos": options.bos,
+            "form": options.format,
+            "batch_size": options.batch_size,
+            "device": options.device,
+            "one_at_a_time": options.one_at_a_time,
+        },
+        output=options.output,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        against=against,
+    )
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return run_plan(plan, _Progress(quiet=options.json))
+
+
+class _Progress:
+    """Lines of progress on standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet, self.what, self.shown = quiet, "", 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if what != self.what:
+            self.what, self.shown = what, 0
+        step = done * _LINES // total if total else 0
+        if self.quiet or step <= self.shown:
+            return
+        self.shown = step
+        print(f"kullback: {one_line(what)}: {done} of {total} tokens", file=sys.stderr, flush=True)
