@@ -27,10 +27,12 @@ _INDEX = {name: index for index, name in enumerate(kernels.form_names())} if ker
 # of rows of concentrations; the other forms are elementwise.
 _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.Beta: ("beta", ("concentration1", "concentration0")),
+    f.Cauchy: ("cauchy", ("loc", "scale")),
     f.Dirichlet: ("dirichlet", ("concentration",)),
     f.Exponential: ("exponential", ("rate",)),
     f.Gamma: ("gamma", ("concentration", "rate")),
     f.Geometric: ("geometric", ("probs",)),
+    f.Gumbel: ("gumbel", ("loc", "scale")),
     f.HalfNormal: ("half_normal", ("scale",)),
     f.InverseGamma: ("gamma", ("concentration", "rate")),
     f.Laplace: ("laplace", ("loc", "scale")),
@@ -41,7 +43,14 @@ _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.TanhNormal: ("normal", ("loc", "scale")),
     f.Uniform: ("uniform", ("low", "high")),
 }
-_BERNOULLI = {"probs": ("bernoulli", ("probs",)), "logits": ("bernoulli_logits", ("logits",))}
+# The families with probs or logits as parameters, by the names of the parameters.
+_TRIALS: dict[type, dict[str, tuple[str, tuple[str, ...]]]] = {
+    f.Bernoulli: {"probs": ("bernoulli", ("probs",)), "logits": ("bernoulli_logits", ("logits",))},
+    f.Binomial: {
+        "probs": ("binomial", ("total_count", "probs")),
+        "logits": ("binomial_logits", ("total_count", "logits")),
+    },
+}
 
 # Classes of other libraries, and how their parameters are read without a conversion to a family: a function that
 # returns the family, the values of the parameters and their names, or None. An adapter adds its classes.
@@ -67,7 +76,7 @@ def compiled_kl(p: Any, q: Any) -> Array | None:
     family, values, names = of_p
     if family is f.Categorical:
         return (kl_probs if names[0] == "probs" else kl_logits)(values[0], of_q[1][0])
-    form = _BERNOULLI[names[0]][0] if family is f.Bernoulli else _FAMILIES[family][0]
+    form = (_TRIALS[family][names[-1]] if family in _TRIALS else _FAMILIES[family])[0]
     values = (*values, *of_q[1])
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values[0], torch.Tensor):
@@ -78,10 +87,10 @@ def compiled_kl(p: Any, q: Any) -> Array | None:
 def _parameters(distribution: Any) -> tuple[type, tuple[Any, ...], tuple[str, ...]] | None:
     """The family and the parameters of a distribution of `kullback.families`; None without a compiled form."""
     family = type(distribution)
-    if family is f.Bernoulli:
-        name = "logits" if distribution.probs is None else "probs"
-        return family, (getattr(distribution, name),), (name,)
-    found = _FAMILIES.get(family)
+    if family in _TRIALS:
+        found = _TRIALS[family]["logits" if distribution.probs is None else "probs"]
+    else:
+        found = _FAMILIES.get(family)
     return None if found is None else (family, tuple(getattr(distribution, name) for name in found[1]), found[1])
 
 

@@ -193,6 +193,47 @@ struct Laplace {
     }
 };
 
+// Binomial(total_count, probs) or Binomial(total_count, logits) with equal counts: the count times the KL of two Bernoulli
+// distributions.
+template <class Trial>
+struct Binomial {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        const Real whole = IS_DOUBLE ? 0x1p52 : 0x1p23;  // adding it rounds to an integer
+        Vector parameters[2] = {x[1], x[3]}, n = x[0];
+        Integers valid = Trial::value(parameters, kl);
+        kl = n * kl;
+        return valid & (n == x[2]) & (n >= Real(0)) & (n < whole) & ((n + whole) - whole == n);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector parameters[2] = {x[1], x[3]}, slopes[2];
+        Trial::value(parameters, g[0]);
+        Trial::gradient(parameters, slopes);
+        g[1] = x[0] * slopes[0];
+        g[2] = all(0);
+        g[3] = x[0] * slopes[1];
+    }
+};
+
+// Cauchy(loc, scale): log(1 + ((scale1 - scale2)^2 + (loc1 - loc2)^2)/(4 scale1 scale2)).
+struct Cauchy {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector shift = x[0] - x[2], change = x[1] - x[3];
+        Vector t = ((change / x[1]) * (change / x[3]) + (shift / x[1]) * (shift / x[3])) * Real(0.25);
+        kl = residual(Real(1) + t, all(1), t).log + Real(0); // 0 for equal parameters, not -0
+        return ordinary(x[1]) & ordinary(x[3]) & ordinary(Real(1) + t);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector r = x[1] / x[3], change = (x[1] - x[3]) / x[3], a = (x[0] - x[2]) / x[3], sum = Real(1) + r;
+        Vector inverse = Real(1) / (sum * sum + a * a) / x[3], scales = change * sum, square = a * a;
+        g[0] = (a + a) * inverse;
+        g[1] = (scales - square) / r * inverse;
+        g[2] = -g[0];
+        g[3] = -(scales + square) * inverse;
+    }
+};
+
 struct Input {
     const Real *values;
     bool single;  // one number for all elements
@@ -253,46 +294,59 @@ FORM(laplace, Laplace)
 FORM(bernoulli_logits, BernoulliLogits)
 FORM(uniform, Uniform)
 FORM(pareto, Pareto)
+FORM(binomial, Binomial<Bernoulli>)
+FORM(binomial_logits, Binomial<BernoulliLogits>)
+FORM(cauchy, Cauchy)
 #undef FORM
 
-// Forms of four numbers that are computed one element at a time, in float64.
+// Forms of gammas.h, which are computed in float64 for both types.
 #if IS_DOUBLE
 #define F64
 #else
 #define F64 f64::
 #endif
-#define SCALAR_FORM(name)                                                                                             \
+#define WIDE_FORM(name, form)                                                                                         \
+    INLINE void name##_inputs(const Input *inputs, size_t i, size_t length, F64 Vector *x) {                          \
+        for (int k = 0; k < F64 form::count; k++)                                                                      \
+            x[k] = inputs[k].single ? F64 all(inputs[k].values[0]) : F64 gather(inputs[k].values + i, 1, length);      \
+    }                                                                                                                  \
     static bool name##_value(const void *given, size_t n, void *out) {                                                \
         const Input *inputs = static_cast<const Input *>(given);                                                       \
-        for (size_t i = 0; i < n; i++) {                                                                               \
-            double x[4], kl;                                                                                           \
-            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
-            if (!F64 name##_form(x, &kl)) return false;                                                                \
-            static_cast<Real *>(out)[i] = Real(kl);                                                                    \
+        F64 Integers valid = ~(F64 Integers){};                                                                        \
+        for (size_t i = 0; i < n; i += F64 LANES) {                                                                    \
+            size_t length = n - i < F64 LANES ? n - i : F64 LANES;                                                     \
+            F64 Vector x[F64 form::count], kl;                                                                         \
+            name##_inputs(inputs, i, length, x);                                                                       \
+            valid &= F64 form::value(x, kl);                                                                           \
+            F64 scatter(kl, static_cast<Real *>(out) + i, 1, length);                                                  \
         }                                                                                                              \
-        return true;                                                                                                   \
+        return !F64 any(~valid);                                                                                       \
     }                                                                                                                  \
     static void name##_gradient(const void *given, size_t n, const void *upstream, void *const *outs) {               \
         const Input *inputs = static_cast<const Input *>(given);                                                       \
-        for (size_t i = 0; i < n; i++) {                                                                               \
-            double x[4], g[4];                                                                                         \
-            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
-            F64 name##_slopes(x, g);                                                                                                      \
-            for (int k = 0; k < 4; k++)                                                                                \
-                if (outs[k]) static_cast<Real *>(outs[k])[i] = Real(g[k] * static_cast<const Real *>(upstream)[i]);   \
+        for (size_t i = 0; i < n; i += F64 LANES) {                                                                    \
+            size_t length = n - i < F64 LANES ? n - i : F64 LANES;                                                     \
+            F64 Vector x[F64 form::count], g[F64 form::count];                                                         \
+            F64 Vector factor = F64 gather(static_cast<const Real *>(upstream) + i, 1, length);                        \
+            name##_inputs(inputs, i, length, x);                                                                       \
+            F64 form::gradient(x, g);                                                                                  \
+            for (int k = 0; k < F64 form::count; k++)                                                                  \
+                if (outs[k]) F64 scatter(factor * g[k], static_cast<Real *>(outs[k]) + i, 1, length);                  \
         }                                                                                                              \
     }
-SCALAR_FORM(gamma)
-SCALAR_FORM(beta)
-#undef SCALAR_FORM
+WIDE_FORM(gamma, Gamma)
+WIDE_FORM(beta, Beta)
+WIDE_FORM(gumbel, Gumbel)
+#undef WIDE_FORM
 
-static bool dirichlet(const void *a, const void *b, size_t n, double *kl) {
-    return F64 dirichlet_row(static_cast<const Real *>(a), static_cast<const Real *>(b), n, kl);
+static bool dirichlet(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out) {
+    return F64 dirichlet_rows(static_cast<const Real *>(a), step_a, static_cast<const Real *>(b), step_b, rows, n, out);
 }
 
-static void dirichlet_gradient(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b) {
-    F64 dirichlet_slopes(static_cast<const Real *>(a), static_cast<const Real *>(b), n, upstream,
-                         static_cast<Real *>(by_a), static_cast<Real *>(by_b));
+static void dirichlet_gradient(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n,
+                               const double *upstream, void *by_a, void *by_b) {
+    F64 dirichlet_rows_slopes(static_cast<const Real *>(a), step_a, static_cast<const Real *>(b), step_b, rows, n,
+                              upstream, static_cast<Real *>(by_a), static_cast<Real *>(by_b));
 }
 #undef F64
 
@@ -309,4 +363,8 @@ static const Form FORMS[] = {
     {"bernoulli_logits", 2, bernoulli_logits_value, bernoulli_logits_gradient},
     {"uniform", 4, uniform_value, uniform_gradient},
     {"pareto", 4, pareto_value, pareto_gradient},
+    {"gumbel", 4, gumbel_value, gumbel_gradient},
+    {"binomial", 4, binomial_value, binomial_gradient},
+    {"binomial_logits", 4, binomial_logits_value, binomial_logits_gradient},
+    {"cauchy", 4, cauchy_value, cauchy_gradient},
 };

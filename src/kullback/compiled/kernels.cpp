@@ -34,7 +34,7 @@ struct Form {
     void (*gradient)(const void *inputs, size_t n, const void *upstream, void *const *outs);
 };
 
-static const int FORM_COUNT = 12, MOST_INPUTS = 4;
+static const int FORM_COUNT = 16, MOST_INPUTS = 4;
 
 // The kernels of one instruction set, for the types float64 and float32.
 struct Kernels {
@@ -45,9 +45,11 @@ struct Kernels {
     void (*grad_p[2])(const void *p, const void *q, size_t n, double gradient, void *out);
     void (*grad_q[2])(const void *p, const void *q, size_t n, double gradient, void *out);
     const Form *forms[2];
-    // KL of a pair of rows of concentrations; false where the general implementation is required.
-    bool (*dirichlet[2])(const void *a, const void *b, size_t n, double *kl);
-    void (*dirichlet_gradient[2])(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b);
+    // KL of pairs of rows of concentrations; false where the general implementation is required. The step from a row to
+    // the next is 0 for a single row.
+    bool (*dirichlet[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out);
+    void (*dirichlet_gradient[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n,
+                                  const double *upstream, void *by_a, void *by_b);
 };
 
 #define TABLE(name)                                                                                                   \
@@ -439,10 +441,12 @@ static PyObject *form_gradient(PyObject *, PyObject *const *arguments, Py_ssize_
 static int concentrations_of(PyObject *const *arguments, View &a, View &b, Type *type, Py_ssize_t *rows) {
     if (pair_of(arguments, a, b, type) < 0) return -1;
     *rows = a.rows() == 1 ? b.rows() : a.rows();
-    if (*type != BFLOAT16 && rows_match(a, b, *rows)) return 0;
+    if (*type != BFLOAT16 && rows_match(a, b, *rows) && a.columns() > 0) return 0;
     PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
     return -1;
 }
+
+static size_t step_of(const View &view) { return view.rows() == 1 ? 0 : view.columns(); }
 
 static PyObject *dirichlet_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     View a, b, out;
@@ -452,10 +456,9 @@ static PyObject *dirichlet_rows(PyObject *, PyObject *const *arguments, Py_ssize
         numbers_of(arguments[2], out, rows, true) < 0)
         return nullptr;
     double *kl = static_cast<double *>(out.buffer.buf);
-    bool valid = true;
+    bool valid;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; valid && i < rows; i++)
-        valid = kernels->dirichlet[type](a.row(i), b.row(i), a.columns(), kl + i);
+    valid = kernels->dirichlet[type](a.buffer.buf, step_of(a), b.buffer.buf, step_of(b), rows, a.columns(), kl);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(valid);
 }
@@ -478,10 +481,9 @@ static PyObject *dirichlet_gradient_rows(PyObject *, PyObject *const *arguments,
     }
     const double *factors = static_cast<const double *>(upstream.buffer.buf);
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < rows; i++)
-        kernels->dirichlet_gradient[type](a.row(i), b.row(i), a.columns(), factors[i],
-                                          outs[0].held ? const_cast<char *>(outs[0].row(i)) : nullptr,
-                                          outs[1].held ? const_cast<char *>(outs[1].row(i)) : nullptr);
+    kernels->dirichlet_gradient[type](a.buffer.buf, step_of(a), b.buffer.buf, step_of(b), rows, a.columns(), factors,
+                                      outs[0].held ? outs[0].buffer.buf : nullptr,
+                                      outs[1].held ? outs[1].buffer.buf : nullptr);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -91,6 +91,12 @@ def _given_of_two(family: type, distribution: Any) -> Any:
     return family, (distribution._param,), (name,)
 
 
+def _binomial(distribution: Any) -> Any:
+    """The count, and the one of probs and logits that was given."""
+    _, values, names = _given_of_two(f.Binomial, distribution)
+    return f.Binomial, (distribution.total_count, *values), ("total_count", *names)
+
+
 def _geometric(distribution: Any) -> Any:
     """The probabilities, if they were given: PyTorch then stores them first."""
     first = next(name for name in vars(distribution) if name in ("probs", "logits"))
@@ -102,11 +108,14 @@ DIRECT.update(
     {
         d.Bernoulli: partial(_given_of_two, f.Bernoulli),
         d.Beta: lambda distribution: (f.Dirichlet, (distribution._dirichlet.concentration,), ("concentration",)),
+        d.Binomial: _binomial,
         d.Categorical: partial(_given_of_two, f.Categorical),
+        d.Cauchy: _direct(f.Cauchy, "loc", "scale"),
         d.Dirichlet: _direct(f.Dirichlet, "concentration"),
         d.Exponential: _direct(f.Exponential, "rate"),
         d.Gamma: _direct(f.Gamma, "concentration", "rate"),
         d.Geometric: _geometric,
+        d.Gumbel: _direct(f.Gumbel, "loc", "scale"),
         d.HalfNormal: _direct(f.HalfNormal, "scale"),
         d.Laplace: _direct(f.Laplace, "loc", "scale"),
         d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
