@@ -431,7 +431,6 @@ def test_wrong_arguments_of_the_compiled_functions(arguments):
 
 
 def test_every_form_has_a_family():
-    used = {form for form, _ in compiled_forms._FAMILIES.values()} | {
-        form for forms in compiled_forms._TRIALS.values() for form, _ in forms.values()
-    }
-    assert used == {*kernels.form_names(), "dirichlet"}
+    used = {form for form, _ in compiled_forms._FAMILIES.values()}
+    used |= {form for forms in compiled_forms._ALTERNATIVES.values() for form, _ in forms.values()}
+    assert used == {*kernels.form_names(), *compiled_forms._KINDS}

@@ -350,6 +350,30 @@ static void dirichlet_gradient(const void *a, size_t step_a, const void *b, size
 }
 #undef F64
 
+// upstream times the derivatives of KL(p/P || q/Q) with respect to a row p and a row q of probabilities, with the masses
+// P and Q: (log(p_i/q_i) + log(Q/P) - KL)/P and (1 - (p_i/P)/(q_i/Q))/Q. An output may be null. False where an entry
+// requires the general implementation.
+static bool prob_slopes(const void *p_row, const void *q_row, size_t n, double upstream, void *by_p, void *by_q) {
+    const Real *p = static_cast<const Real *>(p_row), *q = static_cast<const Real *>(q_row);
+    Sums sums = prob_sums(p, q, n);
+    double x = -sums.excess / sums.mass, kl = sums.total / sums.mass - x * x * (0.5 - x / 3);
+    Real shift = Real(std::log1p(x) - kl), change = Real(-x);
+    Real factor_p = Real(upstream / sums.mass), factor_q = Real(upstream / (sums.mass - sums.excess));
+    Integers valid = ~(Integers){};
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t length = n - i < LANES ? n - i : LANES;
+        Vector a = length < LANES ? load_part(p + i, length, 1) : load(p + i);
+        Vector b = length < LANES ? load_part(q + i, length, 1) : load(q + i);
+        valid &= (a >= SMALLEST) & (b >= SMALLEST);
+        Vector of_p = factor_p * (residual(a, b, a - b).log + shift), of_q = factor_q * (((b - a) + a * change) / b);
+        if (by_p) std::memcpy(static_cast<Real *>(by_p) + i, &of_p, length * sizeof(Real));
+        if (by_q) std::memcpy(static_cast<Real *>(by_q) + i, &of_q, length * sizeof(Real));
+    }
+    Signed every = -1;
+    for (size_t i = 0; i < LANES; i++) every &= valid[i];
+    return every && std::fabs(kl) < HUGE_VAL;
+}
+
 static const Form FORMS[] = {
     {"normal", 4, normal_value, normal_gradient},
     {"half_normal", 2, half_normal_value, half_normal_gradient},

@@ -44,6 +44,8 @@ struct Kernels {
     double (*kl_logits[2])(const void *p, const void *q, size_t n, double tolerance);
     void (*grad_p[2])(const void *p, const void *q, size_t n, double gradient, void *out);
     void (*grad_q[2])(const void *p, const void *q, size_t n, double gradient, void *out);
+    // The derivatives of KL of a pair of rows of probabilities; false where the general implementation is required.
+    bool (*prob_slopes[2])(const void *p, const void *q, size_t n, double upstream, void *by_p, void *by_q);
     const Form *forms[2];
     // KL of pairs of rows of concentrations; false where the general implementation is required. The step from a row to
     // the next is 0 for a single row.
@@ -58,6 +60,7 @@ struct Kernels {
      {f64::kl_logits, f32::kl_logits},                                                                                 \
      {f64::grad_p, f32::grad_p},                                                                                       \
      {f64::grad_q, f32::grad_q},                                                                                       \
+     {f64::prob_slopes, f32::prob_slopes},                                                                             \
      {f64::FORMS, f32::FORMS},                                                                                         \
      {f64::dirichlet, f32::dirichlet},                                                                                 \
      {f64::dirichlet_gradient, f32::dirichlet_gradient}}
@@ -340,6 +343,36 @@ static PyObject *kl_logits_grad_q_rows(PyObject *, PyObject *const *arguments, P
     return gradient_rows(arguments, count, false);
 }
 
+static PyObject *kl_probs_gradient_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, gradient, outs[2];
+    Type type;
+    if (!expect(count, 5) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    Py_ssize_t rows = p.rows() > q.rows() ? p.rows() : q.rows();
+    if (numbers_of(arguments[2], gradient, rows, false) < 0) return nullptr;
+    if (type == BFLOAT16 || !rows_match(p, q, rows)) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
+        return nullptr;
+    }
+    for (int k = 0; k < 2; k++) {
+        Type out_type;
+        if (arguments[3 + k] == Py_None) continue;
+        if (view_of(arguments[3 + k], outs[k], &out_type, true) < 0) return nullptr;
+        if (out_type != type || outs[k].rows() != rows || outs[k].columns() != p.columns()) {
+            PyErr_SetString(PyExc_ValueError, "expected results of the type and the shape of the rows");
+            return nullptr;
+        }
+    }
+    const double *factors = static_cast<const double *>(gradient.buffer.buf);
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < rows; i++)
+        valid = kernels->prob_slopes[type](p.row(i), q.row(i), p.columns(), factors[i],
+                                           outs[0].held ? const_cast<char *>(outs[0].row(i)) : nullptr,
+                                           outs[1].held ? const_cast<char *>(outs[1].row(i)) : nullptr);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(valid);
+}
+
 // The inputs of a form, as arrays of one type: each has as many elements as the result, or one.
 struct FormInputs {
     View views[MOST_INPUTS];
@@ -536,6 +569,9 @@ static PyMethodDef functions[] = {
     FAST(kl_logits_grad_q_rows,
          "kl_logits_grad_q_rows(p, q, gradient, out)\n--\n\ngradient * (q - p) of each pair of rows; nan where the general "
          "implementation is required."),
+    FAST(kl_probs_gradient_rows,
+         "kl_probs_gradient_rows(p, q, gradient, by_p, by_q)\n--\n\nWrite gradient times the derivatives of each pair of "
+         "rows of probabilities, unless a result is None; False where the general implementation is required."),
     FAST(form_value,
          "form_value(index, *inputs, out)\n--\n\nWrite KL(p || q) by the closed form of this index; False where the general "
          "implementation is required."),
