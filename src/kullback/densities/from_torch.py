@@ -1,6 +1,6 @@
 """Adapter of torch.distributions: its distributions as families, univariate densities, samplers and mixtures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import fields
 from functools import partial
@@ -16,7 +16,7 @@ from torch.distributions.utils import logits_to_probs
 
 from kullback import families as f
 from kullback.closed_forms import is_univariate
-from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT
+from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT, Parameters
 from kullback.densities.composites import (
     affine_image,
     constraint_bounds,
@@ -80,24 +80,24 @@ FAMILIES: dict[type, type[f.Distribution]] = {
 }
 
 
-def _direct(family: type, *names: str) -> Any:
+def _direct(family: type, *names: str) -> Callable[[Any], Parameters]:
     """A reader of parameters that have the names and the meaning of the family's parameters."""
     return lambda distribution: (family, tuple(getattr(distribution, name) for name in names), names)
 
 
-def _given_of_two(family: type, distribution: Any) -> Any:
+def _given_of_two(family: type, distribution: Any) -> Parameters:
     """The family with the one of probs and logits that was given, which PyTorch keeps as `_param`."""
     name = "probs" if vars(distribution).get("probs") is distribution._param else "logits"
     return family, (distribution._param,), (name,)
 
 
-def _binomial(distribution: Any) -> Any:
+def _binomial(distribution: Any) -> Parameters:
     """The count, and the one of probs and logits that was given."""
     _, values, names = _given_of_two(f.Binomial, distribution)
     return f.Binomial, (distribution.total_count, *values), ("total_count", *names)
 
 
-def _geometric(distribution: Any) -> Any:
+def _geometric(distribution: Any) -> Parameters | None:
     """The probabilities, if they were given: PyTorch then stores them first."""
     first = next(name for name in vars(distribution) if name in ("probs", "logits"))
     return (f.Geometric, (distribution.probs,), ("probs",)) if first == "probs" else None
