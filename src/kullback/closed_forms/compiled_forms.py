@@ -52,6 +52,10 @@ _ALTERNATIVES: dict[type, dict[str, tuple[str, tuple[str, ...]]]] = {
         "logits": ("binomial_logits", ("total_count", "logits")),
     },
     f.Categorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
+    f.MultivariateNormal: {
+        "covariance_matrix": ("covariances", ("loc", "covariance_matrix")),
+        "scale_tril": ("factors", ("loc", "scale_tril")),
+    },
     f.OneHotCategorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
 }
 
@@ -67,6 +71,7 @@ INDEPENDENT: dict[type, Callable[[Any], tuple[Any, int]]] = {f.Independent: attr
 
 _NUMBERS = (float, int, np.float64)
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
+_MOST_COMPONENTS = 2048  # of multivariate normal distributions; blocked linear algebra is faster for more
 _MOST_ENTRIES = 2**20  # of categories; larger arrays are computed in threads
 
 
@@ -97,7 +102,8 @@ def _parameters(distribution: Any) -> Parameters | None:
     """The family and the parameters of a distribution of `kullback.families`; None without a compiled form."""
     family = type(distribution)
     if family in _ALTERNATIVES:
-        found = _ALTERNATIVES[family]["logits" if distribution.probs is None else "probs"]
+        given = (names for names in _ALTERNATIVES[family] if getattr(distribution, names) is not None)
+        found = _ALTERNATIVES[family].get(next(given, ""))
     else:
         found = _FAMILIES.get(family)
     return None if found is None else (family, tuple(getattr(distribution, name) for name in found[1]), found[1])
@@ -189,8 +195,30 @@ def _row_gradients(
     return [None if out is None else out.reshape(*upstream.shape, shape[1]) for out in outs]
 
 
+def _multivariate_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
+    assert kernels is not None
+    out = np.empty(batch)
+    if arrays[0].shape[-1] > _MOST_COMPONENTS or not kernels.multivariate_rows(form == "factors", *arrays, out):
+        return None
+    return out.astype(arrays[0].dtype)
+
+
+def _multivariate_gradients(
+    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
+) -> list[np.ndarray | None] | None:
+    assert kernels is not None
+    n, dtype = arrays[0].shape[-1], arrays[0].dtype
+    shapes = (upstream.shape + (n,) * (1 + k % 2) for k in range(4))
+    outs = [np.empty(shape, dtype) if need else None for shape, need in zip(shapes, needed, strict=True)]
+    valid = kernels.multivariate_gradient_rows(form == "factors", *arrays, upstream.astype(np.float64), *outs)
+    return outs if valid else None
+
+
 _ELEMENTWISE = _Kind(None, _elementwise_value, _elementwise_gradients)
-_KINDS = dict.fromkeys(("dirichlet", "probs", "logits"), _Kind((1,), _row_value, _row_gradients))
+_KINDS = {
+    **dict.fromkeys(("dirichlet", "probs", "logits"), _Kind((1,), _row_value, _row_gradients)),
+    **dict.fromkeys(("covariances", "factors"), _Kind((1, 2), _multivariate_value, _multivariate_gradients)),
+}
 # The functions of arrays that replace a form of rows where the compiled form does not apply.
 _ROW_FUNCTIONS = {"probs": kl_probs, "logits": kl_logits}
 

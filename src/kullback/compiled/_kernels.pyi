@@ -18,3 +18,16 @@ def dirichlet_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool: ...
 def dirichlet_gradient_rows(
     a: np.ndarray, b: np.ndarray, upstream: np.ndarray, by_a: np.ndarray | None, by_b: np.ndarray | None
 ) -> None: ...
+def multivariate_rows(
+    factors: bool, loc1: np.ndarray, matrix1: np.ndarray, loc2: np.ndarray, matrix2: np.ndarray, out: np.ndarray
+) -> bool: ...
+def multivariate_gradient_rows(
+    factors: bool,
+    loc1: np.ndarray,
+    matrix1: np.ndarray,
+    loc2: np.ndarray,
+    matrix2: np.ndarray,
+    upstream: np.ndarray,
+    /,
+    *outs: np.ndarray | None,
+) -> bool: ...

@@ -348,6 +348,21 @@ static void dirichlet_gradient(const void *a, size_t step_a, const void *b, size
     F64 dirichlet_rows_slopes(static_cast<const Real *>(a), step_a, static_cast<const Real *>(b), step_b, rows, n,
                               upstream, static_cast<Real *>(by_a), static_cast<Real *>(by_b));
 }
+
+// KL of a pair of multivariate normal distributions of n components, given by lower factors or by covariance matrices, and
+// upstream times the derivatives; false where the general implementation is required. `memory` has 5 n m + 2 n
+// numbers, where m is n rounded up to a multiple of 8.
+static bool multivariate(bool factors, const void *const *inputs, size_t n, double *memory, double *kl) {
+    const Real *const *x = reinterpret_cast<const Real *const *>(inputs);
+    return F64 multivariate_row(factors, x[0], x[1], x[2], x[3], n, memory, kl);
+}
+
+static bool multivariate_gradient(bool factors, const void *const *inputs, size_t n, double *memory, double upstream,
+                                  void *const *outs) {
+    const Real *const *x = reinterpret_cast<const Real *const *>(inputs);
+    return F64 multivariate_slopes(factors, x[0], x[1], x[2], x[3], n, memory, upstream,
+                                   reinterpret_cast<Real *const *>(outs));
+}
 #undef F64
 
 // upstream times the derivatives of KL(p/P || q/Q) with respect to a row p and a row q of probabilities, with the masses

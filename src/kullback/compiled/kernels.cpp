@@ -52,6 +52,11 @@ struct Kernels {
     bool (*dirichlet[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out);
     void (*dirichlet_gradient[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n,
                                   const double *upstream, void *by_a, void *by_b);
+    // KL of a pair of multivariate normal distributions, from loc and the matrix of p and of q; false where the general
+    // implementation is required.
+    bool (*multivariate[2])(bool factors, const void *const *inputs, size_t n, double *memory, double *kl);
+    bool (*multivariate_gradient[2])(bool factors, const void *const *inputs, size_t n, double *memory, double upstream,
+                                     void *const *outs);
 };
 
 #define TABLE(name)                                                                                                   \
@@ -63,7 +68,9 @@ struct Kernels {
      {f64::prob_slopes, f32::prob_slopes},                                                                             \
      {f64::FORMS, f32::FORMS},                                                                                         \
      {f64::dirichlet, f32::dirichlet},                                                                                 \
-     {f64::dirichlet_gradient, f32::dirichlet_gradient}}
+     {f64::dirichlet_gradient, f32::dirichlet_gradient},                                                               \
+     {f64::multivariate, f32::multivariate},                                                                           \
+     {f64::multivariate_gradient, f32::multivariate_gradient}}
 
 // The instruction sets: the baseline of the processor's family first.
 
@@ -521,6 +528,120 @@ static PyObject *dirichlet_gradient_rows(PyObject *, PyObject *const *arguments,
     Py_RETURN_NONE;
 }
 
+// The parameters of pairs of multivariate normal distributions: loc and the matrix of p and of q, each for every pair or
+// for all pairs.
+struct MultivariateInputs {
+    View views[4];
+    Type type;
+    Py_ssize_t n, counts[4];
+    int factors;
+};
+
+// Fill the view of an array of `pairs` (or of any number of) entries of `size` numbers.
+static int entries_of(PyObject *object, View &view, Type type, Py_ssize_t size, bool writable, Py_ssize_t *pairs) {
+    Type found;
+    Py_ssize_t elements;
+    if (elements_of(object, view, &found, writable, &elements) < 0) return -1;
+    if (found == type && elements % size == 0 && (*pairs < 0 || elements == *pairs * size)) {
+        *pairs = elements / size;
+        return 0;
+    }
+    PyErr_SetString(PyExc_ValueError, "expected arrays of one type with vectors or square matrices of one size");
+    return -1;
+}
+
+static int multivariate_inputs(PyObject *const *arguments, Py_ssize_t pairs, MultivariateInputs &given) {
+    given.factors = PyObject_IsTrue(arguments[0]);
+    Py_ssize_t elements;
+    if (given.factors < 0 || elements_of(arguments[1], given.views[0], &given.type, false, &elements) < 0) return -1;
+    const Py_buffer &loc = given.views[0].buffer;
+    given.n = loc.ndim ? loc.shape[loc.ndim - 1] : 0;
+    if (given.n < 1 || given.n > 4096) {
+        PyErr_SetString(PyExc_ValueError, "expected between 1 and 4096 components");
+        return -1;
+    }
+    given.counts[0] = elements / given.n;
+    for (int k = 1; k < 4; k++) {
+        given.counts[k] = -1;
+        Py_ssize_t size = k % 2 ? given.n * given.n : given.n;
+        if (entries_of(arguments[1 + k], given.views[k], given.type, size, false, &given.counts[k]) < 0) return -1;
+    }
+    for (int k = 0; k < 4; k++) {
+        if (given.counts[k] == 1 || given.counts[k] == pairs) continue;
+        PyErr_SetString(PyExc_ValueError, "expected as many parameters as results, or one");
+        return -1;
+    }
+    return 0;
+}
+
+// The addresses of the parameters of a pair.
+static void multivariate_pair(const MultivariateInputs &given, Py_ssize_t i, const void **inputs) {
+    for (int k = 0; k < 4; k++) {
+        const Py_buffer &buffer = given.views[k].buffer;
+        Py_ssize_t size = (k % 2 ? given.n * given.n : given.n) * buffer.itemsize;
+        inputs[k] = static_cast<const char *>(buffer.buf) + (given.counts[k] == 1 ? 0 : i * size);
+    }
+}
+
+static double *multivariate_memory(Py_ssize_t n) {
+    double *memory = static_cast<double *>(std::malloc((5 * n * ((n + 7) / 8 * 8) + 2 * n) * sizeof(double)));
+    if (!memory) PyErr_NoMemory();
+    return memory;
+}
+
+static PyObject *multivariate_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    MultivariateInputs given;
+    View out;
+    Py_ssize_t pairs = -1;
+    if (!expect(count, 6) || entries_of(arguments[5], out, FLOAT64, 1, true, &pairs) < 0 ||
+        multivariate_inputs(arguments, pairs, given) < 0)
+        return nullptr;
+    double *memory = multivariate_memory(given.n), *kl = static_cast<double *>(out.buffer.buf);
+    if (!memory) return nullptr;
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < pairs; i++) {
+        const void *inputs[4];
+        multivariate_pair(given, i, inputs);
+        valid = kernels->multivariate[given.type](given.factors, inputs, given.n, memory, kl + i);
+    }
+    Py_END_ALLOW_THREADS
+    std::free(memory);
+    return PyBool_FromLong(valid);
+}
+
+static PyObject *multivariate_gradient_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    MultivariateInputs given;
+    View upstream, outs[4];
+    Py_ssize_t pairs = -1;
+    if (!expect(count, 10) || entries_of(arguments[5], upstream, FLOAT64, 1, false, &pairs) < 0 ||
+        multivariate_inputs(arguments, pairs, given) < 0)
+        return nullptr;
+    Py_ssize_t sizes[4];
+    for (int k = 0; k < 4; k++) {
+        sizes[k] = k % 2 ? given.n * given.n : given.n;
+        PyObject *out = arguments[6 + k];
+        if (out != Py_None && entries_of(out, outs[k], given.type, sizes[k], true, &pairs) < 0) return nullptr;
+    }
+    double *memory = multivariate_memory(given.n);
+    if (!memory) return nullptr;
+    const double *factors = static_cast<const double *>(upstream.buffer.buf);
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < pairs; i++) {
+        const void *inputs[4];
+        void *results[4];
+        multivariate_pair(given, i, inputs);
+        for (int k = 0; k < 4; k++)
+            results[k] = !outs[k].held ? nullptr
+                                       : static_cast<char *>(outs[k].buffer.buf) + i * sizes[k] * outs[k].buffer.itemsize;
+        valid = kernels->multivariate_gradient[given.type](given.factors, inputs, given.n, memory, factors[i], results);
+    }
+    Py_END_ALLOW_THREADS
+    std::free(memory);
+    return PyBool_FromLong(valid);
+}
+
 static PyObject *form_names(PyObject *, PyObject *) {
     PyObject *names = PyTuple_New(FORM_COUNT);
     for (int i = 0; names && i < FORM_COUNT; i++)
@@ -584,6 +705,13 @@ static PyMethodDef functions[] = {
     FAST(dirichlet_gradient_rows,
          "dirichlet_gradient_rows(a, b, upstream, by_a, by_b)\n--\n\nWrite upstream times the derivatives with respect to "
          "the concentrations, unless a result is None."),
+    FAST(multivariate_rows,
+         "multivariate_rows(factors, loc1, matrix1, loc2, matrix2, out)\n--\n\nWrite KL of pairs of multivariate normal "
+         "distributions, from lower factors or covariance matrices; False where the general implementation is required."),
+    FAST(multivariate_gradient_rows,
+         "multivariate_gradient_rows(factors, loc1, matrix1, loc2, matrix2, upstream, *outs)\n--\n\nWrite upstream times "
+         "the derivatives with respect to the parameters whose result is not None; False where the general implementation "
+         "is required."),
     {"form_names", form_names, METH_NOARGS, "form_names()\n--\n\nThe names of the closed forms, in their order."},
     {"instruction_sets", instruction_sets, METH_NOARGS,
      "instruction_sets()\n--\n\nThe instruction sets that the processor has; the last is used."},

@@ -9,6 +9,7 @@ namespace f64 {
 #include "rows.h"
 #include "residuals.h"
 #include "gammas.h"
+#include "matrices.h"
 #include "forms.h"
 #undef Real
 #undef Signed

@@ -221,10 +221,14 @@ def _by_parameters(kind: type, *names: str, **renamed: str) -> Callable[[Any], f
     return convert
 
 
-def _multivariate_normal(distribution: Any) -> f.Distribution:
-    # The parameter that was given comes first among the attributes; NumPyro caches the others once they are derived.
+def _given_matrix(distribution: Any) -> str:
+    """The parameter that was given: it comes first among the attributes; NumPyro caches the others once derived."""
     alternatives = ("covariance_matrix", "precision_matrix", "scale_tril")
-    given = next(name for name, value in vars(distribution).items() if name in alternatives and value is not None)
+    return next(name for name, value in vars(distribution).items() if name in alternatives and value is not None)
+
+
+def _multivariate_normal(distribution: Any) -> f.Distribution:
+    given = _given_matrix(distribution)
     loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
     return f.MultivariateNormal(loc=loc, **{given: jnp.asarray(getattr(distribution, given))})
 
@@ -298,6 +302,14 @@ def _direct(family: type, *names: str) -> Callable[[Any], Parameters | None]:
     return read
 
 
+def _matrix_parameters(distribution: Any) -> Parameters | None:
+    """The mean, and the factor or the covariance matrix of a multivariate normal if it was given."""
+    given = _given_matrix(distribution)
+    if given == "precision_matrix":
+        return None
+    return f.MultivariateNormal, (distribution.loc, getattr(distribution, given)), ("loc", given)
+
+
 # The compiled forms read the parameters of these classes directly; subclasses may compute them differently.
 DIRECT.update(
     {
@@ -316,6 +328,7 @@ DIRECT.update(
         d.InverseGamma: _direct(f.InverseGamma, "concentration", "rate"),
         d.Laplace: _direct(f.Laplace, "loc", "scale"),
         d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
+        d.MultivariateNormal: _matrix_parameters,
         d.Normal: _direct(f.Normal, "loc", "scale"),
         d.Pareto: _direct(f.Pareto, "scale", "alpha"),
         d.Poisson: _direct(f.Poisson, "rate"),

@@ -341,6 +341,11 @@ DIRECT.update(
     {
         type(stats.norm()): _frozen_parameters,
         type(stats.poisson(1.0)): _frozen_parameters,
+        type(stats.multivariate_normal()): lambda x: (
+            f.MultivariateNormal,
+            (x.mean, x.cov),
+            ("loc", "covariance_matrix"),
+        ),
         type(stats.dirichlet([1.0])): lambda x: (f.Dirichlet, (x.alpha,), ("concentration",)),
         stats.Normal: lambda x: (f.Normal, (x.mu, x.sigma), ("loc", "scale")),
     }

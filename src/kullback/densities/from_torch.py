@@ -97,6 +97,14 @@ def _binomial(distribution: Any) -> Parameters:
     return f.Binomial, (distribution.total_count, *values), ("total_count", *names)
 
 
+def _multivariate_normal(distribution: Any) -> Parameters | None:
+    """The mean, and the factor or the covariance matrix if it was given: PyTorch then stores it first."""
+    given = next(name for name in vars(distribution) if name in _PARAMETRISATIONS[1])
+    if given == "precision_matrix":
+        return None
+    return f.MultivariateNormal, (distribution.loc, getattr(distribution, given)), ("loc", given)
+
+
 def _geometric(distribution: Any) -> Parameters | None:
     """The probabilities, if they were given: PyTorch then stores them first."""
     first = next(name for name in vars(distribution) if name in ("probs", "logits"))
@@ -119,6 +127,7 @@ DIRECT.update(
         d.HalfNormal: _direct(f.HalfNormal, "scale"),
         d.Laplace: _direct(f.Laplace, "loc", "scale"),
         d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
+        d.MultivariateNormal: _multivariate_normal,
         d.Normal: _direct(f.Normal, "loc", "scale"),
         d.OneHotCategorical: lambda distribution: _given_of_two(f.Categorical, distribution._categorical),
         d.Pareto: _direct(f.Pareto, "scale", "alpha"),
