@@ -162,7 +162,7 @@ def _row_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> n
     (p, q), dtype, out = map(_rows, arrays), arrays[0].dtype, np.empty(prod(batch))
     if form == "dirichlet":
         valid = kernels.dirichlet_rows(p, q, out)
-    elif p.shape[-1] * len(out) > _MOST_ENTRIES:
+    elif not 0 < p.shape[-1] * len(out) <= _MOST_ENTRIES:
         return None
     else:
         if form == "probs":
