@@ -235,7 +235,9 @@ def test_second_derivatives_are_those_of_the_general_implementation(name):
     family, names, _, kinds = CASES[name]
     of_p, of_q = drawn(np.random.default_rng(12), kinds, 0.5, np.float64, 3)
     # Counts are not differentiated, because numbers near a count are not counts.
-    tensors = [torch.tensor(side, requires_grad=kind != "n") for kind, side in zip(2 * kinds, (*of_p, *of_q), strict=True)]
+    tensors = [
+        torch.tensor(side, requires_grad=kind != "n") for kind, side in zip(2 * kinds, (*of_p, *of_q), strict=True)
+    ]
 
     def value(*tensors):
         half = len(names)
@@ -433,4 +435,5 @@ def test_wrong_arguments_of_the_compiled_functions(arguments):
 def test_every_form_has_a_family():
     used = {form for form, _ in compiled_forms._FAMILIES.values()}
     used |= {form for forms in compiled_forms._ALTERNATIVES.values() for form, _ in forms.values()}
+    used |= set(compiled_forms._PAIRS.values())
     assert used == {*kernels.form_names(), *compiled_forms._KINDS}

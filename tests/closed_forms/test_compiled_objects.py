@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import numpyro.distributions as numpyro
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 
 from kullback import families as f
 from kullback import kl
+from kullback.closed_forms import compiled_forms
 from kullback.closed_forms.compiled_forms import compiled_kl
 from kullback.closed_forms.registry import FORMS
 from kullback.compiled import kernels
@@ -21,7 +23,7 @@ from kullback.errors import ParameterError
 
 pytestmark = pytest.mark.skipif(kernels is None, reason="the package was installed without a compiler")
 # The adapters add the classes of their libraries when they are imported, which `kl` does at its first call.
-assert from_numpyro and from_scipy and from_torch
+ADAPTERS = (from_numpyro, from_scipy, from_torch)
 d = torch.distributions
 
 SCIPY = {
@@ -126,10 +128,7 @@ def test_objects_of_numpyro(name):
     value = compiled_kl(p, q)
     assert isinstance(value, jax.Array)
     assert value.dtype == jnp.float32
-    if name == "Independent":
-        expected = general(p.base_dist, q.base_dist).sum(-1)
-    else:
-        expected = general(p, q)
+    expected = general(p.base_dist, q.base_dist).sum(-1) if name == "Independent" else general(p, q)
     assert value.shape == expected.shape
     np.testing.assert_allclose(value, expected, rtol=3e-6)
 
@@ -193,3 +192,90 @@ def test_counts_that_differ_or_are_not_counts(count):
     q = d.Binomial(2, torch.tensor([0.25]))
     q.total_count = torch.tensor([count])
     assert compiled_kl(p, q) is None
+
+
+def to_normal(entropy, mean, variance, loc, scale):
+    log_density = mpmath.log(2 * mpmath.pi * scale**2) / 2 + (variance + (mean - loc) ** 2) / (2 * scale**2)
+    return log_density - entropy
+
+
+def gamma(k1, r1, k2, r2):
+    constants = mpmath.loggamma(k2) - mpmath.loggamma(k1) + k2 * mpmath.log(r1 / r2)
+    return (k1 - k2) * mpmath.digamma(k1) + constants + k1 * (r2 / r1 - 1)
+
+
+# For each pair: KL in extended precision, and how the parameters are drawn: "r" real, "p" positive, "a" above the last.
+PAIRS = {
+    (f.Exponential, f.Gamma): (lambda r1, k2, r2: gamma(1, r1, k2, r2), "ppp"),
+    (f.Gamma, f.Exponential): (lambda k1, r1, r2: gamma(k1, r1, 1, r2), "ppp"),
+    (f.Exponential, f.Normal): (lambda r, m, s: to_normal(1 - mpmath.log(r), 1 / r, 1 / r**2, m, s), "prp"),
+    (f.Gumbel, f.Normal): (
+        lambda a, b, m, s: to_normal(
+            mpmath.log(b) + mpmath.euler + 1, a + mpmath.euler * b, (mpmath.pi * b) ** 2 / 6, m, s
+        ),
+        "rprp",
+    ),
+    (f.Laplace, f.Normal): (lambda a, b, m, s: to_normal(mpmath.log(2 * b) + 1, a, 2 * b**2, m, s), "rprp"),
+    (f.Uniform, f.Normal): (
+        lambda a, b, m, s: to_normal(mpmath.log(b - a), (a + b) / 2, (b - a) ** 2 / 12, m, s),
+        "rarp",
+    ),
+}
+
+
+def members(pair, values):
+    """The two distributions with these parameters."""
+    names = [compiled_forms._FAMILIES[family][1] for family in pair]
+    first = len(names[0])
+    sides = values[:first], values[first:]
+    return [family(**dict(zip(name, side, strict=True))) for family, name, side in zip(pair, names, sides, strict=True)]
+
+
+@pytest.mark.parametrize("instructions", kernels.instruction_sets() if kernels else ())
+@pytest.mark.parametrize(("dtype", "epsilon"), [(np.float64, 1e-15), (np.float32, 3e-7)])
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " ".join(family.__name__ for family in pair))
+def test_pairs_of_different_families(pair, dtype, epsilon, instructions):
+    rng = np.random.default_rng(4)
+    truth, kinds = PAIRS[pair]
+    values = []
+    for kind in kinds:
+        drawn = rng.normal(size=5)
+        values.append(drawn if kind == "r" else np.exp(drawn) + (values[-1] if kind == "a" else 0))
+    tensors = [torch.tensor(value.astype(dtype), requires_grad=True) for value in values]
+    kernels.use_instruction_set(instructions)
+    try:
+        value = compiled_kl(*members(pair, tensors))
+        slopes = torch.autograd.grad(value.sum(), tensors)
+    finally:
+        kernels.use_instruction_set(kernels.instruction_sets()[-1])
+    with mpmath.workdps(40):
+        for i in range(5):
+            at = [mpmath.mpf(float(tensor[i].detach())) for tensor in tensors]
+            assert float(value[i].detach()) == pytest.approx(float(truth(*at)), rel=20 * epsilon)
+            exact = [
+                float(mpmath.diff(lambda x, k=k, at=at: truth(*at[:k], x, *at[k + 1 :]), at[k])) for k in range(len(at))
+            ]
+            largest = max(map(abs, exact))
+            for slope, number in zip(slopes, exact, strict=True):
+                assert abs(float(slope[i]) - number) <= 60 * epsilon * largest
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " ".join(family.__name__ for family in pair))
+def test_second_derivatives_of_pairs(pair):
+    values = [0.3, 1.5, -0.2, 0.7] if len(PAIRS[pair][1]) == 4 else [0.8, 1.2, 0.7]
+    tensors = [torch.tensor(value, dtype=torch.double, requires_grad=True) for value in values]
+    assert torch.autograd.gradcheck(lambda *given: compiled_kl(*members(pair, given)), tensors)
+    assert torch.autograd.gradgradcheck(lambda *given: kl(*members(pair, given)), tensors)
+
+
+def test_equal_maps_of_transformed_distributions():
+    def squashed(loc, *maps):
+        return d.TransformedDistribution(d.Normal(torch.tensor([loc, 1.0]), torch.ones(2)), list(maps))
+
+    p, q = squashed(0.0, d.TanhTransform()), squashed(1.0, d.TanhTransform())
+    assert torch.equal(compiled_kl(p, q), torch.tensor([0.5, 0.0]))
+    assert torch.equal(kl(p, q), compiled_kl(p, q))
+    assert compiled_kl(p, squashed(1.0, d.ExpTransform())) is None
+    assert compiled_kl(p, squashed(1.0)) is None
+    folded = squashed(0.0, d.AbsTransform()), squashed(1.0, d.AbsTransform())
+    assert compiled_kl(*folded) is None

@@ -1,4 +1,4 @@
-"""The compiled forms of rows: categorical, Dirichlet and multivariate normal distributions, against mpmath and NumPy."""
+"""The compiled forms of categorical, Dirichlet and multivariate normal distributions, against mpmath and NumPy."""
 
 from functools import cache
 
@@ -105,7 +105,7 @@ def test_the_objects_of_torch_and_records_give_equal_bits():
     logits = torch.randn(2, 5, 9)
     for kind, sides in (("logits", logits), ("probs", logits.softmax(-1))):
         objects = [d.Categorical(**{kind: side}) for side in sides]
-        values = [getattr(side, "_param").numpy() for side in objects]
+        values = [side._param.numpy() for side in objects]
         expected = compiled_kl(*(f.Categorical(**{kind: side}) for side in values))
         assert np.array_equal(kl(*objects).numpy(), expected)
         one_hot = [d.OneHotCategorical(**{kind: side}) for side in sides]
@@ -308,7 +308,11 @@ def test_the_general_implementation_agrees_for_larger_matrices(instructions, nam
 @pytest.mark.parametrize("name", MATRICES)
 def test_batches_of_multivariate_normals(name):
     loc1, matrix1, loc2, matrix2 = (torch.tensor(x) for x in normals(3, 0.5, name, batch=(2, 4)))
-    cases = [(loc1, matrix1, loc2, matrix2), (loc1, matrix1[0, 0], loc2[0, 0], matrix2), (loc1[0, 0], *normals_at(name))]
+    cases = [
+        (loc1, matrix1, loc2, matrix2),
+        (loc1, matrix1[0, 0], loc2[0, 0], matrix2),
+        (loc1[0, 0], *normals(3, 0.5, name, seed=5)[1:]),
+    ]
     cases += [(loc1[:, :1], matrix1[:1], loc2, matrix2[0]), (loc1[:0], matrix1[0, 0], loc2[0, 0], matrix2[0, 0])]
     for case in cases:
         tensors = [torch.as_tensor(value).clone().requires_grad_() for value in case]
@@ -321,11 +325,6 @@ def test_batches_of_multivariate_normals(name):
             torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
 
 
-def normals_at(name):
-    """A matrix, a loc and a matrix of three components."""
-    return normals(3, 0.5, name, seed=5)[1:]
-
-
 @pytest.mark.parametrize("name", MATRICES)
 def test_memory_of_multivariate_normals(name):
     parts = normals(3, 0.5, name, batch=(5,))
@@ -334,8 +333,10 @@ def test_memory_of_multivariate_normals(name):
         again = [changed(part) for part in parts]
         value = kl(*(f.MultivariateNormal(loc=x, **{name: y}) for x, y in (again[:2], again[2:])))
         assert np.array_equal(value, expected)
-    objects = [d.MultivariateNormal(*map(torch.tensor, side[:1]), **{name: torch.tensor(side[1])}) for side in
-               (parts[:2], parts[2:])]
+    objects = [
+        d.MultivariateNormal(*map(torch.tensor, side[:1]), **{name: torch.tensor(side[1])})
+        for side in (parts[:2], parts[2:])
+    ]
     assert compiled_kl(*objects) is not None
     assert np.array_equal(kl(*objects).numpy(), expected)
 

@@ -21,7 +21,7 @@ from kullback.discrete.kl import kl_logits, kl_probs
 from kullback.discrete.validation import mass_tolerance
 from kullback.numerics.arrays import Array
 
-__all__ = ["DIRECT", "INDEPENDENT", "Parameters", "compiled_kl"]
+__all__ = ["DIRECT", "INDEPENDENT", "TRANSFORMED", "Parameters", "compiled_kl"]
 
 _INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
 
@@ -59,6 +59,16 @@ _ALTERNATIVES: dict[type, dict[str, tuple[str, tuple[str, ...]]]] = {
     f.OneHotCategorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
 }
 
+# The compiled forms of pairs of different families.
+_PAIRS: dict[tuple[type, type], str] = {
+    (f.Exponential, f.Gamma): "exponential_gamma",
+    (f.Exponential, f.Normal): "exponential_normal",
+    (f.Gamma, f.Exponential): "gamma_exponential",
+    (f.Gumbel, f.Normal): "gumbel_normal",
+    (f.Laplace, f.Normal): "laplace_normal",
+    (f.Uniform, f.Normal): "uniform_normal",
+}
+
 # The family of a distribution, the values of its parameters and their names.
 Parameters = tuple[type, tuple[Any, ...], tuple[str, ...]]
 
@@ -69,6 +79,10 @@ DIRECT: dict[type, Callable[[Any], Parameters | None]] = {}
 # Classes of independent components: the names of the attributes for the base and for the number of event axes.
 INDEPENDENT: dict[type, Callable[[Any], tuple[Any, int]]] = {f.Independent: attrgetter("base", "event_dims")}
 
+# Classes of transformed distributions: a function of two of them that returns their bases if the transforms are equal
+# and invertible, and None otherwise.
+TRANSFORMED: dict[type, Callable[[Any, Any], tuple[Any, Any] | None]] = {}
+
 _NUMBERS = (float, int, np.float64)
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 _MOST_COMPONENTS = 2048  # of multivariate normal distributions; blocked linear algebra is faster for more
@@ -76,22 +90,32 @@ _MOST_ENTRIES = 2**20  # of categories; larger arrays are computed in threads
 
 
 def compiled_kl(p: Any, q: Any) -> Array | None:
-    """KL(p || q) of two distributions of one class by its compiled form; None if there is none for these arguments."""
-    kind = type(p)
-    if type(q) is not kind or kernels is None:
+    """KL(p || q) of two distributions by the compiled form of the pair; None if there is none for these arguments."""
+    if kernels is None:
         return None
-    if kind in INDEPENDENT:
-        return _of_independent(*INDEPENDENT[kind](p), *INDEPENDENT[kind](q))
-    read = DIRECT.get(kind, _parameters)
-    of_p, of_q = read(p), read(q)
-    if of_p is None or of_q is None or of_p[0] is not of_q[0] or of_p[2] != of_q[2]:
+    kind = type(p)
+    if kind is type(q):
+        if kind in INDEPENDENT:
+            return _of_independent(*INDEPENDENT[kind](p), *INDEPENDENT[kind](q))
+        if kind in TRANSFORMED:
+            bases = TRANSFORMED[kind](p, q)
+            return None if bases is None else compiled_kl(*bases)
+    of_p, of_q = DIRECT.get(kind, _parameters)(p), DIRECT.get(type(q), _parameters)(q)
+    if of_p is None or of_q is None:
         return None
     family, values, names = of_p
-    form = (_ALTERNATIVES[family][names[-1]] if family in _ALTERNATIVES else _FAMILIES[family])[0]
+    if family is not of_q[0]:
+        form = _PAIRS.get((family, of_q[0]))
+    elif names == of_q[2]:
+        form = (_ALTERNATIVES[family][names[-1]] if family in _ALTERNATIVES else _FAMILIES[family])[0]
+    else:
+        form = None
+    if form is None:
+        return None
     values = (*values, *of_q[1])
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(values[0], torch.Tensor):
-        value = _of_tensors(torch, family, form, names, values)
+        value = _of_tensors(torch, form, (family, of_q[0]), (names, of_q[2]), values)
         return _ROW_FUNCTIONS[form](*values) if value is None and form in _ROW_FUNCTIONS else value
     if jax is not None and any(isinstance(value, jax.Array) for value in values):
         return _of_jax_arrays(jax, form, values)
@@ -126,8 +150,8 @@ class _Kind(NamedTuple):
 
     Args:
         event_axes: The number of event axes of each parameter of one distribution; None if all are elementwise.
-        value: Called as `value(form, arrays, batch)`, where the batch axes of each array are `batch`, or have one entry.
-            Returns KL, or None where the general implementation is required.
+        value: Called as `value(form, arrays, batch)`, where the batch axes of each array are `batch`, or have one
+            entry. Returns KL, or None where the general implementation is required.
         gradients: Called as `gradients(form, arrays, upstream, needed)`; returns the vector-Jacobian products of the
             inputs that need one, with the batch axes of `upstream`, or None.
     """
@@ -300,7 +324,9 @@ def _of_jax_arrays(jax: Any, form: str, values: tuple[Any, ...]) -> Array | None
     return None if out is None else jax.numpy.asarray(out)
 
 
-def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], values: tuple[Any, ...]) -> Array | None:
+def _of_tensors(
+    torch: Any, form: str, families: tuple[type, type], names: tuple[tuple[str, ...], ...], values: tuple[Any, ...]
+) -> Array | None:
     """The value for CPU tensors of one dtype, differentiable."""
     dtype, tracked = values[0].dtype, False
     if dtype is not torch.float32 and dtype is not torch.float64:
@@ -320,9 +346,9 @@ def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], val
     if out is None:
         return None
     result = torch.from_numpy(out)
-    return (
-        _differentiable(family, form, names).apply(result, *values) if tracked and torch.is_grad_enabled() else result
-    )
+    if tracked and torch.is_grad_enabled():
+        return _differentiable(form, families, names).apply(result, *values)
+    return result
 
 
 def _array(tensor: Any) -> np.ndarray:
@@ -339,7 +365,7 @@ def _value(form: str, arrays: list[np.ndarray]) -> np.ndarray | None:
 
 
 @cache
-def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
+def _differentiable(form: str, families: tuple[type, type], names: tuple[tuple[str, ...], ...]) -> Any:
     """The form as an autograd function of its value and its inputs.
 
     The gradient is compiled. Where a graph of the gradient is requested, the general implementation is differentiated.
@@ -366,13 +392,14 @@ def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
                     return None, *(
                         None if out is None else torch.from_numpy(out).sum_to_size(value.shape) for out, value in pairs
                     )
-            half = len(names)
+            first = len(names[0])
             with torch.enable_grad():
                 # Views, because one input may be another, or may depend on another: the derivative is the partial one.
                 views = [value.view_as(value) for value in inputs]
-                p, q = (_unchecked(family, names, side) for side in (views[:half], views[half:]))
+                sides = views[:first], views[first:]
+                p, q = (_unchecked(*side) for side in zip(families, names, sides, strict=True))
                 wanted = [view for view, need in zip(views, needed, strict=True) if need]
-                value = FORMS[family, family](p, q)
+                value = FORMS[families](p, q)
             found = iter(torch.autograd.grad(value, wanted, gradients[0], create_graph=graph))
             return None, *(next(found) if need else None for need in needed)
 

@@ -22,6 +22,86 @@ struct Normal {
     }
 };
 
+// The KL of another distribution to Normal(loc, scale): the KL to the normal distribution of equal mean and standard
+// deviation, which is a constant of the family, and the KL between the two normal distributions.
+template <class From>
+struct ToNormal {
+    static const int count = From::count + 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector y[4] = {{}, {}, x[From::count], x[From::count + 1]};
+        Integers valid = From::moments(x, y[0], y[1]) & Normal::value(y, kl);
+        kl = kl + Real(From::constant);
+        return valid;
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector y[4] = {{}, {}, x[From::count], x[From::count + 1]}, slopes[4];
+        From::moments(x, y[0], y[1]);
+        Normal::gradient(y, slopes);
+        From::pulled_back(x, slopes[0], slopes[1], g);
+        g[From::count] = slopes[2];
+        g[From::count + 1] = slopes[3];
+    }
+};
+
+// Laplace(loc, scale): the variance is 2 scale^2.
+struct LaplaceMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.07236494292470008, root = 1.4142135623730951;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = x[0];
+        deviation = Real(root) * x[1];
+        return ordinary(x[1]);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = by_mean;
+        g[1] = Real(root) * by_deviation;
+    }
+};
+
+// Gumbel(loc, scale): the mean is loc + euler scale, and the variance is (pi scale)^2/6.
+struct GumbelMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.09057301953851256, euler = 0.5772156649015329, root = 1.2825498301618641;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = x[0] + Real(euler) * x[1];
+        deviation = Real(root) * x[1];
+        return ordinary(x[1]);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = by_mean;
+        g[1] = Real(euler) * by_mean + Real(root) * by_deviation;
+    }
+};
+
+// Uniform(low, high): the variance is (high - low)^2/12.
+struct UniformMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.17648520831067258, root = 0.2886751345948129;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        Vector width = x[1] - x[0];
+        mean = x[0] + width * Real(0.5);
+        deviation = Real(root) * width;
+        return ordinary(width);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = Real(0.5) * by_mean - Real(root) * by_deviation;
+        g[1] = Real(0.5) * by_mean + Real(root) * by_deviation;
+    }
+};
+
+// Exponential(rate): the mean and the standard deviation are 1/rate.
+struct ExponentialMoments {
+    static const int count = 1;
+    static constexpr double constant = 0.4189385332046727;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = deviation = Real(1) / x[0];
+        return ordinary(x[0]);
+    }
+    INLINE void pulled_back(const Vector *x, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = -(by_mean + by_deviation) / (x[0] * x[0]);
+    }
+};
+
 // HalfNormal(scale): the formula of two normals with equal locations.
 struct HalfNormal {
     static const int count = 2;
@@ -297,6 +377,10 @@ FORM(pareto, Pareto)
 FORM(binomial, Binomial<Bernoulli>)
 FORM(binomial_logits, Binomial<BernoulliLogits>)
 FORM(cauchy, Cauchy)
+FORM(laplace_normal, ToNormal<LaplaceMoments>)
+FORM(gumbel_normal, ToNormal<GumbelMoments>)
+FORM(uniform_normal, ToNormal<UniformMoments>)
+FORM(exponential_normal, ToNormal<ExponentialMoments>)
 #undef FORM
 
 // Forms of gammas.h, which are computed in float64 for both types.
@@ -337,6 +421,8 @@ FORM(cauchy, Cauchy)
 WIDE_FORM(gamma, Gamma)
 WIDE_FORM(beta, Beta)
 WIDE_FORM(gumbel, Gumbel)
+WIDE_FORM(exponential_gamma, ExponentialGamma)
+WIDE_FORM(gamma_exponential, GammaExponential)
 #undef WIDE_FORM
 
 static bool dirichlet(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out) {
@@ -406,4 +492,10 @@ static const Form FORMS[] = {
     {"binomial", 4, binomial_value, binomial_gradient},
     {"binomial_logits", 4, binomial_logits_value, binomial_logits_gradient},
     {"cauchy", 4, cauchy_value, cauchy_gradient},
+    {"exponential_gamma", 3, exponential_gamma_value, exponential_gamma_gradient},
+    {"gamma_exponential", 3, gamma_exponential_value, gamma_exponential_gradient},
+    {"laplace_normal", 4, laplace_normal_value, laplace_normal_gradient},
+    {"gumbel_normal", 4, gumbel_normal_value, gumbel_normal_gradient},
+    {"uniform_normal", 4, uniform_normal_value, uniform_normal_gradient},
+    {"exponential_normal", 3, exponential_normal_value, exponential_normal_gradient},
 };

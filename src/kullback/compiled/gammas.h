@@ -211,6 +211,35 @@ struct Gamma {
     }
 };
 
+// An exponential distribution is a gamma distribution with the concentration 1.
+struct ExponentialGamma {
+    static const int count = 3;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector whole[4] = {all(1), x[0], x[1], x[2]};
+        return Gamma::value(whole, kl);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector whole[4] = {all(1), x[0], x[1], x[2]}, slopes[4];
+        Gamma::gradient(whole, slopes);
+        for (int k = 0; k < 3; k++) g[k] = slopes[k + 1];
+    }
+};
+
+struct GammaExponential {
+    static const int count = 3;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector whole[4] = {x[0], x[1], all(1), x[2]};
+        return Gamma::value(whole, kl);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector whole[4] = {x[0], x[1], all(1), x[2]}, slopes[4];
+        Gamma::gradient(whole, slopes);
+        g[0] = slopes[0];
+        g[1] = slopes[1];
+        g[2] = slopes[3];
+    }
+};
+
 // Gumbel(loc, scale): phi(L - z) + R + phi(log r) with r = scale1/scale2, z = (loc1 - loc2)/scale2, the residual
 // R = lgamma(1 + r) - (r - 1) digamma(2) = R(2, r - 1) and L = lgamma(1 + r).
 struct Gumbel {

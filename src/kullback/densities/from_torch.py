@@ -16,7 +16,7 @@ from torch.distributions.utils import logits_to_probs
 
 from kullback import families as f
 from kullback.closed_forms import is_univariate
-from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT, Parameters
+from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT, TRANSFORMED, Parameters
 from kullback.densities.composites import (
     affine_image,
     constraint_bounds,
@@ -136,6 +136,20 @@ DIRECT.update(
     }
 )
 INDEPENDENT[d.Independent] = attrgetter("base_dist", "reinterpreted_batch_ndims")
+
+# Invertible maps without parameters, which are equal if their classes are equal.
+_INVERTIBLE = (d.ExpTransform, d.SigmoidTransform, d.TanhTransform)
+
+
+def _equal_maps(p: Any, q: Any) -> tuple[Any, Any] | None:
+    """The bases of two distributions under equal invertible maps without parameters; None for other maps."""
+    kinds, others = ([type(transform) for transform in side.transforms] for side in (p, q))
+    if kinds != others or not all(kind in _INVERTIBLE for kind in kinds):
+        return None
+    return p.base_dist, q.base_dist
+
+
+TRANSFORMED[d.TransformedDistribution] = _equal_maps
 
 # Alternative parameters, of which a distribution is constructed with exactly one.
 _PARAMETRISATIONS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
