@@ -32,7 +32,8 @@ class Case(NamedTuple):
     Args:
         build: Constructs a distribution from its parameters.
         kinds: How each parameter is drawn: "r" real, "p" positive, "m" positive and smaller in q, "u" a probability,
-            "v" a vector of real numbers, "c" a vector of positive numbers, "w" an interval.
+            "v" a vector of real numbers, "c" a vector of positive numbers, "w" an interval, "n" a vector of 20 real
+            numbers, "f" a lower factor of 20 rows.
         truth: KL from the parameters of p and of q, in extended precision.
     """
 
@@ -102,9 +103,27 @@ def categorical(p: Any, q: Any) -> mpmath.mpf:
     return mpmath.fsum(x / mass_p * mpmath.log(x / mass_p / (y / mass_q)) for x, y in zip(p, q, strict=True))
 
 
+def multivariate(loc1: Any, factor1: Any, loc2: Any, factor2: Any) -> mpmath.mpf:
+    """Return KL between two multivariate normal distributions, from lower factors."""
+    size = len(loc1)
+    p, q = (mpmath.matrix(size, size) for _ in range(2))
+    for matrix, entries in ((p, factor1), (q, factor2)):
+        for i, entry in enumerate(entries):
+            matrix[i // size, i % size] = entry
+    shift = mpmath.lu_solve(q, mpmath.matrix([x - y for x, y in zip(loc1, loc2, strict=True)]))
+    ratio = q**-1 * p
+    logs = mpmath.fsum(mpmath.log(q[i, i] / p[i, i]) for i in range(size))
+    return (mpmath.fsum(x * x for x in ratio) + mpmath.fsum(x * x for x in shift) - size) / 2 + logs
+
+
 def independent_normal(loc: torch.Tensor, scale: torch.Tensor) -> Any:
     """Return independent normal distributions along the last axis, or a normal distribution without axes."""
     return d.Independent(d.Normal(loc, scale), 1) if loc.ndim else d.Normal(loc, scale)
+
+
+def factored_normal(loc: torch.Tensor, factor: torch.Tensor) -> Any:
+    """Return a multivariate normal distribution from its lower factor."""
+    return d.MultivariateNormal(loc, scale_tril=factor)
 
 
 CASES = {
@@ -129,6 +148,7 @@ CASES = {
     "Cauchy": Case(d.Cauchy, "rp", cauchy),
     "Pareto": Case(d.Pareto, "mp", pareto),
     "HalfNormal": Case(d.HalfNormal, "p", lambda a, b: normal(0, a, 0, b)),
+    "MultivariateNormal, 20 components": Case(factored_normal, "nf", multivariate),
 }
 
 
@@ -137,6 +157,8 @@ def parameters(case: Case, shape: tuple[int, ...], generator: torch.Generator, d
     sides: list[list[torch.Tensor]] = [[], []]
     for kind in case.kinds:
         full = shape if kind not in "vc" or shape else (20,)
+        if kind in "nf":
+            full = (*shape[:-1], 20) if kind == "n" else (*shape[:-1], 20, 20)
         first, second = (torch.randn(full, generator=generator) for _ in range(2))
         if distance is not None:
             second = first + distance * second
@@ -147,6 +169,8 @@ def parameters(case: Case, shape: tuple[int, ...], generator: torch.Generator, d
                 value = value.exp() if side is sides[0] else sides[0][0] * (-second.abs()).exp()
             elif kind == "u":
                 value = value.sigmoid()
+            elif kind == "f":
+                value = value.tril(-1) / 5 + torch.diag_embed((value.diagonal(dim1=-2, dim2=-1) / 5).exp())
             elif kind == "w":
                 low = value if side is sides[0] else sides[0][0] - value.abs()
                 side.append(low)
@@ -190,7 +214,8 @@ def timed(case: Case, shape: tuple[int, ...], repeats: int, *, gradient: bool = 
 
 def errors(case: Case) -> dict[str, float]:
     """Return the largest relative error of torch and of kullback for nearly equal distributions."""
-    values = parameters(case, (200, 20) if case.kinds in "vc" else (200,), torch.Generator().manual_seed(1), 1e-3)
+    of_rows = case.kinds in ("v", "c", "nf")
+    values = parameters(case, (200, 20) if of_rows else (200,), torch.Generator().manual_seed(1), 1e-3)
     half = len(values) // 2
     if case.build is independent_normal:
         values = [value[:, None] for value in values]
@@ -200,7 +225,7 @@ def errors(case: Case) -> dict[str, float]:
     with mpmath.workdps(40):
         for i in range(200):
             rows = [np.asarray(value[i], dtype=float).reshape(-1) for value in values]
-            numbers = [[mpmath.mpf(x) for x in row] if case.kinds in "vc" else mpmath.mpf(row[0]) for row in rows]
+            numbers = [[mpmath.mpf(x) for x in row] if of_rows else mpmath.mpf(row[0]) for row in rows]
             exact = case.truth(*numbers)
             for name, value in found.items():
                 worst[name] = max(worst[name], abs(float((mpmath.mpf(float(value[i])) - exact) / exact)))

@@ -19,7 +19,7 @@ from kullback.closed_forms.registry import FORMS
 from kullback.compiled import kernels
 from kullback.densities import from_numpyro, from_scipy, from_torch
 from kullback.densities.resolve import as_family
-from kullback.errors import ParameterError
+from kullback.errors import ParameterError, ShapeError
 
 pytestmark = pytest.mark.skipif(kernels is None, reason="the package was installed without a compiler")
 # The adapters add the classes of their libraries when they are imported, which `kl` does at its first call.
@@ -279,3 +279,10 @@ def test_equal_maps_of_transformed_distributions():
     assert compiled_kl(p, squashed(1.0)) is None
     folded = squashed(0.0, d.AbsTransform()), squashed(1.0, d.AbsTransform())
     assert compiled_kl(*folded) is None
+
+
+def test_event_axes_do_not_broadcast():
+    sides = [d.Independent(d.Normal(torch.zeros(size), torch.ones(size)), 1) for size in (1, 3)]
+    assert compiled_kl(*sides) is None
+    with pytest.raises(ShapeError):
+        kl(*sides)

@@ -96,6 +96,8 @@ def compiled_kl(p: Any, q: Any) -> Array | None:
     kind = type(p)
     if kind is type(q):
         if kind in INDEPENDENT:
+            if getattr(p, "event_shape", None) != getattr(q, "event_shape", None):  # event axes do not broadcast
+                return None
             return _of_independent(*INDEPENDENT[kind](p), *INDEPENDENT[kind](q))
         if kind in TRANSFORMED:
             bases = TRANSFORMED[kind](p, q)
