@@ -291,7 +291,7 @@ MULTIVARIATE_FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
 }
 
 # The compiled forms read the parameters of these classes directly. Class of SciPy's family object -> the family, the
-# names of its parameters, and their values from the shape parameters and the scale. The families of _LOCATED have loc too.
+# names of its parameters, and their values from the shape parameters and the scale; in _LOCATED also loc.
 _LOCATED: dict[type, type] = {
     type(stats.cauchy): f.Cauchy,
     type(stats.gumbel_r): f.Gumbel,
