@@ -1,8 +1,9 @@
 """Time `kl` of distribution objects of PyTorch against torch.distributions.kl_divergence, with the error of both.
 
-    python benchmarks/distributions.py [--repeats 7] [--no-save]
+    python benchmarks/distributions.py [--repeats 7] [--only NAME ...] [--no-save]
 
-The two functions are timed in turns, on one thread, and each time is the median over the repeats. Times are given for
+The two functions are timed in turns, on one thread, and each time is the median processor time over the repeats. Times
+are given for
 single numbers, for a batch of shape (64, 20) and for shape (1000, 1000), in float32, and for a batch with gradients.
 The errors are the largest relative errors over 200 pairs of distributions in float32 whose parameters differ by about
 1e-3, against mpmath with 40 digits.
@@ -31,7 +32,8 @@ class Case(NamedTuple):
     Args:
         build: Constructs a distribution from its parameters.
         kinds: How each parameter is drawn: "r" real, "p" positive, "m" positive and smaller in q, "u" a probability,
-            "v" a vector of real numbers, "c" a vector of positive numbers, "w" an interval.
+            "v" a vector of real numbers, "c" a vector of positive numbers, "w" an interval, "n" a vector of 20 real
+            numbers, "f" a lower factor of 20 rows.
         truth: KL from the parameters of p and of q, in extended precision.
     """
 
@@ -68,6 +70,11 @@ def gumbel(loc1: Any, scale1: Any, loc2: Any, scale2: Any) -> mpmath.mpf:
     return mpmath.log(scale2 / scale1) + mpmath.euler * (ratio - 1) + (loc1 - loc2) / scale2 + mass - 1
 
 
+def cauchy(loc1: Any, scale1: Any, loc2: Any, scale2: Any) -> mpmath.mpf:
+    """Return KL between two Cauchy distributions."""
+    return mpmath.log(((scale1 + scale2) ** 2 + (loc1 - loc2) ** 2) / (4 * scale1 * scale2))
+
+
 def pareto(scale1: Any, alpha1: Any, scale2: Any, alpha2: Any) -> mpmath.mpf:
     """Return KL between two Pareto distributions."""
     return mpmath.log(alpha1 / alpha2) + alpha2 / alpha1 - 1 + alpha2 * mpmath.log(scale1 / scale2)
@@ -96,9 +103,27 @@ def categorical(p: Any, q: Any) -> mpmath.mpf:
     return mpmath.fsum(x / mass_p * mpmath.log(x / mass_p / (y / mass_q)) for x, y in zip(p, q, strict=True))
 
 
+def multivariate(loc1: Any, factor1: Any, loc2: Any, factor2: Any) -> mpmath.mpf:
+    """Return KL between two multivariate normal distributions, from lower factors."""
+    size = len(loc1)
+    p, q = (mpmath.matrix(size, size) for _ in range(2))
+    for matrix, entries in ((p, factor1), (q, factor2)):
+        for i, entry in enumerate(entries):
+            matrix[i // size, i % size] = entry
+    shift = mpmath.lu_solve(q, mpmath.matrix([x - y for x, y in zip(loc1, loc2, strict=True)]))
+    ratio = q**-1 * p
+    logs = mpmath.fsum(mpmath.log(q[i, i] / p[i, i]) for i in range(size))
+    return (mpmath.fsum(x * x for x in ratio) + mpmath.fsum(x * x for x in shift) - size) / 2 + logs
+
+
 def independent_normal(loc: torch.Tensor, scale: torch.Tensor) -> Any:
     """Return independent normal distributions along the last axis, or a normal distribution without axes."""
     return d.Independent(d.Normal(loc, scale), 1) if loc.ndim else d.Normal(loc, scale)
+
+
+def factored_normal(loc: torch.Tensor, factor: torch.Tensor) -> Any:
+    """Return a multivariate normal distribution from its lower factor."""
+    return d.MultivariateNormal(loc, scale_tril=factor)
 
 
 CASES = {
@@ -120,8 +145,10 @@ CASES = {
     "Uniform": Case(d.Uniform, "w", lambda a, b, c, e: mpmath.log((e - c) / (b - a))),
     "Binomial(10)": Case(lambda probs: d.Binomial(10, probs), "u", lambda p, q: 10 * bernoulli(p, q)),
     "Gumbel": Case(d.Gumbel, "rp", gumbel),
+    "Cauchy": Case(d.Cauchy, "rp", cauchy),
     "Pareto": Case(d.Pareto, "mp", pareto),
     "HalfNormal": Case(d.HalfNormal, "p", lambda a, b: normal(0, a, 0, b)),
+    "MultivariateNormal, 20 components": Case(factored_normal, "nf", multivariate),
 }
 
 
@@ -130,6 +157,8 @@ def parameters(case: Case, shape: tuple[int, ...], generator: torch.Generator, d
     sides: list[list[torch.Tensor]] = [[], []]
     for kind in case.kinds:
         full = shape if kind not in "vc" or shape else (20,)
+        if kind in "nf":
+            full = (*shape[:-1], 20) if kind == "n" else (*shape[:-1], 20, 20)
         first, second = (torch.randn(full, generator=generator) for _ in range(2))
         if distance is not None:
             second = first + distance * second
@@ -140,6 +169,8 @@ def parameters(case: Case, shape: tuple[int, ...], generator: torch.Generator, d
                 value = value.exp() if side is sides[0] else sides[0][0] * (-second.abs()).exp()
             elif kind == "u":
                 value = value.sigmoid()
+            elif kind == "f":
+                value = value.tril(-1) / 5 + torch.diag_embed((value.diagonal(dim1=-2, dim2=-1) / 5).exp())
             elif kind == "w":
                 low = value if side is sides[0] else sides[0][0] - value.abs()
                 side.append(low)
@@ -153,16 +184,16 @@ def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     counts = {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        counts[name] = max(1, min(2000, int(0.02 / max(time.perf_counter() - start, 1e-7))))
+        counts[name] = max(1, min(2000, int(0.02 / max(time.process_time() - start, 1e-7))))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(counts[name]):
                 call()
-            taken[name].append((time.perf_counter() - start) / counts[name])
+            taken[name].append((time.process_time() - start) / counts[name])
     return {name: median(values) for name, values in taken.items()}
 
 
@@ -183,7 +214,8 @@ def timed(case: Case, shape: tuple[int, ...], repeats: int, *, gradient: bool = 
 
 def errors(case: Case) -> dict[str, float]:
     """Return the largest relative error of torch and of kullback for nearly equal distributions."""
-    values = parameters(case, (200, 20) if case.kinds in "vc" else (200,), torch.Generator().manual_seed(1), 1e-3)
+    of_rows = case.kinds in ("v", "c", "nf")
+    values = parameters(case, (200, 20) if of_rows else (200,), torch.Generator().manual_seed(1), 1e-3)
     half = len(values) // 2
     if case.build is independent_normal:
         values = [value[:, None] for value in values]
@@ -193,7 +225,7 @@ def errors(case: Case) -> dict[str, float]:
     with mpmath.workdps(40):
         for i in range(200):
             rows = [np.asarray(value[i], dtype=float).reshape(-1) for value in values]
-            numbers = [[mpmath.mpf(x) for x in row] if case.kinds in "vc" else mpmath.mpf(row[0]) for row in rows]
+            numbers = [[mpmath.mpf(x) for x in row] if of_rows else mpmath.mpf(row[0]) for row in rows]
             exact = case.truth(*numbers)
             for name, value in found.items():
                 worst[name] = max(worst[name], abs(float((mpmath.mpf(float(value[i])) - exact) / exact)))
@@ -203,6 +235,7 @@ def errors(case: Case) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     results.add_save_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,8 +243,8 @@ def main() -> None:
     columns = ["class", *(f"{shape}, us: torch / kullback (ratio)" for shape in SHAPES)]
     columns += ["(64, 20) with gradients, us", "error of torch", "error of kullback"]
     rows = []
-    for name, case in CASES.items():
-        row = [name]
+    for name in options.only:
+        case, row = CASES[name], [name]
         for shape, gradient in (*((shape, False) for shape in SHAPES), ((64, 20), True)):
             found = timed(case, shape, options.repeats, gradient=gradient)
             ratio = found["kullback"] / found["torch"]

@@ -76,6 +76,16 @@ def dirichlet(a, b):
     )
 
 
+def gumbel(loc1, scale1, loc2, scale2):
+    ratio = scale1 / scale2
+    mass = mpmath.exp((loc2 - loc1) / scale2) * mpmath.gamma(1 + ratio)
+    return mpmath.log(scale2 / scale1) + mpmath.euler * (ratio - 1) + (loc1 - loc2) / scale2 + mass - 1
+
+
+def cauchy(loc1, scale1, loc2, scale2):
+    return mpmath.log(((scale1 + scale2) ** 2 + (loc1 - loc2) ** 2) / (4 * scale1 * scale2))
+
+
 def sigmoid(x):
     return 1 / (1 + mpmath.exp(-x))
 
@@ -111,6 +121,15 @@ CASES = {
         lambda a1, a0, b1, b0: dirichlet([a1, a0], [b1, b0]),
         "pp",
     ),
+    "Gumbel": (f.Gumbel, ("loc", "scale"), gumbel, "rs"),
+    "Cauchy": (f.Cauchy, ("loc", "scale"), cauchy, "rp"),
+    "binomial": (f.Binomial, ("total_count", "probs"), lambda n, p, _, q: n * bernoulli(p, q), "nu"),
+    "binomial by logits": (
+        f.Binomial,
+        ("total_count", "logits"),
+        lambda n, a, _, b: n * bernoulli(sigmoid(a), sigmoid(b)),
+        "nr",
+    ),
 }
 
 
@@ -122,12 +141,18 @@ def drawn(rng, kinds, delta, dtype, count=7):
         if kind == "r":
             p.append(2 * rng.normal(size=count))
             q.append(p[-1] + noise)
+        elif kind == "n":  # a count, equal in q
+            p.append(rng.integers(0, 50, size=count).astype(float))
+            q.append(p[-1])
         elif kind == "d":  # positive, and smaller in q
             p.append(np.exp(rng.normal(size=count)))
             q.append(p[-1] * np.exp(-abs(noise)))
         elif kind == "w":  # above the parameter before it, and larger in q
             p.append(p[-1] + np.exp(rng.normal(size=count)))
             q.append(p[-1] * np.exp(abs(noise)))
+        elif kind == "s":  # positive, with a ratio of at most e, so that the KL does not exceed about e^20
+            p.append(np.exp(0.5 * rng.normal(size=count)))
+            q.append(p[-1] * np.exp(np.clip(noise, -1, 1)))
         elif kind == "p":
             p.append(np.exp(1.5 * rng.normal(size=count)))
             q.append(p[-1] * np.exp(noise))
@@ -209,7 +234,10 @@ def test_the_general_implementation_agrees(name):
 def test_second_derivatives_are_those_of_the_general_implementation(name):
     family, names, _, kinds = CASES[name]
     of_p, of_q = drawn(np.random.default_rng(12), kinds, 0.5, np.float64, 3)
-    tensors = [torch.tensor(values, requires_grad=True) for values in (*of_p, *of_q)]
+    # Counts are not differentiated, because numbers near a count are not counts.
+    tensors = [
+        torch.tensor(side, requires_grad=kind != "n") for kind, side in zip(2 * kinds, (*of_p, *of_q), strict=True)
+    ]
 
     def value(*tensors):
         half = len(names)
@@ -405,7 +433,7 @@ def test_wrong_arguments_of_the_compiled_functions(arguments):
 
 
 def test_every_form_has_a_family():
-    used = {form for form, _ in compiled_forms._FAMILIES.values()} | {
-        form for form, _ in compiled_forms._BERNOULLI.values()
-    }
-    assert used == {*kernels.form_names(), "dirichlet"}
+    used = {form for form, _ in compiled_forms._FAMILIES.values()}
+    used |= {form for forms in compiled_forms._ALTERNATIVES.values() for form, _ in forms.values()}
+    used |= set(compiled_forms._PAIRS.values())
+    assert used == {*kernels.form_names(), *compiled_forms._KINDS}

@@ -1,4 +1,4 @@
-"""KL of the commonest pairs by the compiled closed forms, for NumPy arrays and CPU tensors.
+"""KL of the commonest pairs by the compiled closed forms, for NumPy arrays, CPU tensors and JAX arrays on a CPU.
 
 `kullback.compiled` evaluates a formula and its gradient in one pass. `compiled_kl` returns None wherever the general
 implementation is required: other array types, other devices, traced values, and parameters outside the range of the
@@ -6,10 +6,11 @@ compiled forms. The choice depends on the arguments alone, so that equal argumen
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,20 +18,22 @@ from kullback import families as f
 from kullback.closed_forms.registry import FORMS
 from kullback.compiled import kernels
 from kullback.discrete.kl import kl_logits, kl_probs
+from kullback.discrete.validation import mass_tolerance
 from kullback.numerics.arrays import Array
 
-__all__ = ["DIRECT", "INDEPENDENT", "compiled_kl"]
+__all__ = ["DIRECT", "INDEPENDENT", "TRANSFORMED", "Parameters", "compiled_kl"]
 
 _INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
 
-# For each family: the compiled form of KL between two members, and the names of the parameters. "dirichlet" is a form
-# of rows of concentrations; the other forms are elementwise.
+# For each family: the compiled form of KL between two members, and the names of the parameters.
 _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.Beta: ("beta", ("concentration1", "concentration0")),
+    f.Cauchy: ("cauchy", ("loc", "scale")),
     f.Dirichlet: ("dirichlet", ("concentration",)),
     f.Exponential: ("exponential", ("rate",)),
     f.Gamma: ("gamma", ("concentration", "rate")),
     f.Geometric: ("geometric", ("probs",)),
+    f.Gumbel: ("gumbel", ("loc", "scale")),
     f.HalfNormal: ("half_normal", ("scale",)),
     f.InverseGamma: ("gamma", ("concentration", "rate")),
     f.Laplace: ("laplace", ("loc", "scale")),
@@ -41,47 +44,94 @@ _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.TanhNormal: ("normal", ("loc", "scale")),
     f.Uniform: ("uniform", ("low", "high")),
 }
-_BERNOULLI = {"probs": ("bernoulli", ("probs",)), "logits": ("bernoulli_logits", ("logits",))}
+# The families with alternative parameters, by the last name of the parameters.
+_ALTERNATIVES: dict[type, dict[str, tuple[str, tuple[str, ...]]]] = {
+    f.Bernoulli: {"probs": ("bernoulli", ("probs",)), "logits": ("bernoulli_logits", ("logits",))},
+    f.Binomial: {
+        "probs": ("binomial", ("total_count", "probs")),
+        "logits": ("binomial_logits", ("total_count", "logits")),
+    },
+    f.Categorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
+    f.MultivariateNormal: {
+        "covariance_matrix": ("covariances", ("loc", "covariance_matrix")),
+        "scale_tril": ("factors", ("loc", "scale_tril")),
+    },
+    f.OneHotCategorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
+}
 
-# Classes of other libraries, and how their parameters are read without a conversion to a family: a function that
-# returns the family, the values of the parameters and their names, or None. An adapter adds its classes.
-DIRECT: dict[type, Callable[[Any], tuple[type, tuple[Any, ...], tuple[str, ...]] | None]] = {}
+# The compiled forms of pairs of different families.
+_PAIRS: dict[tuple[type, type], str] = {
+    (f.Exponential, f.Gamma): "exponential_gamma",
+    (f.Exponential, f.Normal): "exponential_normal",
+    (f.Gamma, f.Exponential): "gamma_exponential",
+    (f.Gumbel, f.Normal): "gumbel_normal",
+    (f.Laplace, f.Normal): "laplace_normal",
+    (f.Uniform, f.Normal): "uniform_normal",
+}
+
+# The family of a distribution, the values of its parameters and their names.
+Parameters = tuple[type, tuple[Any, ...], tuple[str, ...]]
+
+# Classes of other libraries, and how their parameters are read without a conversion to a family; None where they cannot
+# be read. An adapter adds its classes.
+DIRECT: dict[type, Callable[[Any], Parameters | None]] = {}
 
 # Classes of independent components: the names of the attributes for the base and for the number of event axes.
 INDEPENDENT: dict[type, Callable[[Any], tuple[Any, int]]] = {f.Independent: attrgetter("base", "event_dims")}
 
+# Classes of transformed distributions: a function of two of them that returns their bases if the transforms are equal
+# and invertible, and None otherwise.
+TRANSFORMED: dict[type, Callable[[Any, Any], tuple[Any, Any] | None]] = {}
+
 _NUMBERS = (float, int, np.float64)
+_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
+_MOST_COMPONENTS = 2048  # of multivariate normal distributions; blocked linear algebra is faster for more
+_MOST_ENTRIES = 2**20  # of categories; larger arrays are computed in threads
 
 
 def compiled_kl(p: Any, q: Any) -> Array | None:
-    """KL(p || q) of two distributions of one class by its compiled form; None if there is none for these arguments."""
-    kind = type(p)
-    if type(q) is not kind or kernels is None:
+    """KL(p || q) of two distributions by the compiled form of the pair; None if there is none for these arguments."""
+    if kernels is None:
         return None
-    if kind in INDEPENDENT:
-        return _of_independent(*INDEPENDENT[kind](p), *INDEPENDENT[kind](q))
-    read = DIRECT.get(kind, _parameters)
-    of_p, of_q = read(p), read(q)
-    if of_p is None or of_q is None or of_p[2] != of_q[2]:
+    kind = type(p)
+    if kind is type(q):
+        if kind in INDEPENDENT:
+            if getattr(p, "event_shape", None) != getattr(q, "event_shape", None):  # event axes do not broadcast
+                return None
+            return _of_independent(*INDEPENDENT[kind](p), *INDEPENDENT[kind](q))
+        if kind in TRANSFORMED:
+            bases = TRANSFORMED[kind](p, q)
+            return None if bases is None else compiled_kl(*bases)
+    of_p, of_q = DIRECT.get(kind, _parameters)(p), DIRECT.get(type(q), _parameters)(q)
+    if of_p is None or of_q is None:
         return None
     family, values, names = of_p
-    if family is f.Categorical:
-        return (kl_probs if names[0] == "probs" else kl_logits)(values[0], of_q[1][0])
-    form = _BERNOULLI[names[0]][0] if family is f.Bernoulli else _FAMILIES[family][0]
+    if family is not of_q[0]:
+        form = _PAIRS.get((family, of_q[0]))
+    elif names == of_q[2]:
+        form = (_ALTERNATIVES[family][names[-1]] if family in _ALTERNATIVES else _FAMILIES[family])[0]
+    else:
+        form = None
+    if form is None:
+        return None
     values = (*values, *of_q[1])
-    torch = sys.modules.get("torch")
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(values[0], torch.Tensor):
-        return _of_tensors(torch, family, form, names, values)
+        value = _of_tensors(torch, form, (family, of_q[0]), (names, of_q[2]), values)
+        return _ROW_FUNCTIONS[form](*values) if value is None and form in _ROW_FUNCTIONS else value
+    if jax is not None and any(isinstance(value, jax.Array) for value in values):
+        return _of_jax_arrays(jax, form, values)
     return _of_arrays(form, values)
 
 
-def _parameters(distribution: Any) -> tuple[type, tuple[Any, ...], tuple[str, ...]] | None:
+def _parameters(distribution: Any) -> Parameters | None:
     """The family and the parameters of a distribution of `kullback.families`; None without a compiled form."""
     family = type(distribution)
-    if family is f.Bernoulli:
-        name = "logits" if distribution.probs is None else "probs"
-        return family, (getattr(distribution, name),), (name,)
-    found = _FAMILIES.get(family)
+    if family in _ALTERNATIVES:
+        given = (names for names in _ALTERNATIVES[family] if getattr(distribution, names) is not None)
+        found = _ALTERNATIVES[family].get(next(given, ""))
+    else:
+        found = _FAMILIES.get(family)
     return None if found is None else (family, tuple(getattr(distribution, name) for name in found[1]), found[1])
 
 
@@ -94,19 +144,151 @@ def _of_independent(p: Any, p_dims: int, q: Any, q_dims: int) -> Array | None:
     return np.float64(total) if isinstance(total, np.generic) else total
 
 
-def _result_shape(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The shape of the result where every input has it or has one entry; None where the inputs must be broadcast."""
+# The kinds of forms.
+
+
+class _Kind(NamedTuple):
+    """A kind of forms.
+
+    Args:
+        event_axes: The number of event axes of each parameter of one distribution; None if all are elementwise.
+        value: Called as `value(form, arrays, batch)`, where the batch axes of each array are `batch`, or have one
+            entry. Returns KL, or None where the general implementation is required.
+        gradients: Called as `gradients(form, arrays, upstream, needed)`; returns the vector-Jacobian products of the
+            inputs that need one, with the batch axes of `upstream`, or None.
+    """
+
+    event_axes: tuple[int, ...] | None
+    value: Callable[..., np.ndarray | None]
+    gradients: Callable[..., list[np.ndarray | None] | None]
+
+
+def _elementwise_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
+    assert kernels is not None
+    out = np.empty(batch, arrays[0].dtype)
+    return out if kernels.form_value(_INDEX[form], *arrays, out) else None
+
+
+def _elementwise_gradients(
+    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
+) -> list[np.ndarray | None]:
+    assert kernels is not None
+    outs = [np.empty(upstream.shape, upstream.dtype) if need else None for need in needed]
+    kernels.form_gradient(_INDEX[form], *arrays, upstream, *outs)
+    return outs
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """The rows of an array, whose last axis holds the entries of a row."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def _row_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
+    assert kernels is not None
+    (p, q), dtype, out = map(_rows, arrays), arrays[0].dtype, np.empty(prod(batch))
     if form == "dirichlet":
-        a, b = shapes
-        if not a or a[-1:] != b[-1:] or not a[-1] or (a[:-1] != b[:-1] and len(a) > 1 and len(b) > 1):
+        valid = kernels.dirichlet_rows(p, q, out)
+    elif not 0 < p.shape[-1] * len(out) <= _MOST_ENTRIES:
+        return None
+    else:
+        if form == "probs":
+            kernels.kl_probs_rows(p, q, mass_tolerance(dtype, p.shape[-1]), out)
+        else:
+            kernels.kl_logits_rows(p, q, np.inf, out)
+        valid = not np.isnan(out).any()
+    return out.astype(dtype).reshape(batch) if valid else None
+
+
+def _row_gradients(
+    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
+) -> list[np.ndarray | None] | None:
+    assert kernels is not None
+    (p, q), factors = map(_rows, arrays), upstream.astype(np.float64).reshape(-1)
+    shape = (len(factors), p.shape[-1])
+    outs = [np.empty(shape, p.dtype) if need else None for need in needed]
+    if form == "dirichlet":
+        kernels.dirichlet_gradient_rows(p, q, factors, *outs)
+    elif form == "probs":
+        if not kernels.kl_probs_gradient_rows(p, q, factors, *outs):
             return None
-        return a[:-1] if len(a) >= len(b) else b[:-1]
+    else:
+        p, q = (np.ascontiguousarray(np.broadcast_to(side, shape)) for side in (p, q))
+        for out, kernel in zip(outs, (kernels.kl_logits_grad_p_rows, kernels.kl_logits_grad_q_rows), strict=True):
+            if out is not None:
+                kernel(p, q, factors, out)
+                if np.isnan(out[:, 0]).any():
+                    return None
+    return [None if out is None else out.reshape(*upstream.shape, shape[1]) for out in outs]
+
+
+def _multivariate_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
+    assert kernels is not None
+    out = np.empty(batch)
+    if arrays[0].shape[-1] > _MOST_COMPONENTS or not kernels.multivariate_rows(form == "factors", *arrays, out):
+        return None
+    return out.astype(arrays[0].dtype)
+
+
+def _multivariate_gradients(
+    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
+) -> list[np.ndarray | None] | None:
+    assert kernels is not None
+    n, dtype = arrays[0].shape[-1], arrays[0].dtype
+    shapes = (upstream.shape + (n,) * (1 + k % 2) for k in range(4))
+    outs = [np.empty(shape, dtype) if need else None for shape, need in zip(shapes, needed, strict=True)]
+    valid = kernels.multivariate_gradient_rows(form == "factors", *arrays, upstream.astype(np.float64), *outs)
+    return outs if valid else None
+
+
+_ELEMENTWISE = _Kind(None, _elementwise_value, _elementwise_gradients)
+_KINDS = {
+    **dict.fromkeys(("dirichlet", "probs", "logits"), _Kind((1,), _row_value, _row_gradients)),
+    **dict.fromkeys(("covariances", "factors"), _Kind((1, 2), _multivariate_value, _multivariate_gradients)),
+}
+# The functions of arrays that replace a form of rows where the compiled form does not apply.
+_ROW_FUNCTIONS = {"probs": kl_probs, "logits": kl_logits}
+
+
+def _batch_of(kind: _Kind, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The batch shape of the result; None where the shapes do not fit to each other."""
+    if kind.event_axes is not None:
+        axes = (*kind.event_axes, *kind.event_axes)
+        events = [shape[len(shape) - count :] for shape, count in zip(shapes, axes, strict=True)]
+        half = len(kind.event_axes)
+        if events[:half] != events[half:] or any(len(e) < n for e, n in zip(events, axes, strict=True)):
+            return None
+        sizes = {size for event in events for size in event}
+        if len(sizes) != 1 or 0 in sizes:
+            return None
+        shapes = [shape[: len(shape) - count] for shape, count in zip(shapes, axes, strict=True)]
     several = {shape for shape in shapes if shape}
-    if not several:
-        return ()
-    if len(several) == 1:
-        return several.pop()
-    return None
+    if len(several) < 2:
+        return several.pop() if several else ()
+    try:
+        return np.broadcast_shapes(*several)
+    except ValueError:
+        return None
+
+
+def _fitted(kind: _Kind, arrays: list[np.ndarray], batch: tuple[int, ...]) -> list[np.ndarray]:
+    """The arrays with the batch axes `batch`, unless these have one entry."""
+    axes = kind.event_axes and (*kind.event_axes, *kind.event_axes)
+    size, largest, fitted = prod(batch), 0, []
+    for k, array in enumerate(arrays):
+        event = array.shape[array.ndim - axes[k] :] if axes else ()
+        count = array.size // prod(event) if axes else array.size
+        if count not in (1, size):
+            array = np.ascontiguousarray(np.broadcast_to(array, batch + event))
+            count = size
+        largest = max(largest, count)
+        fitted.append(array)
+    if largest < size:
+        event = fitted[0].shape[fitted[0].ndim - axes[0] :] if axes else ()
+        fitted[0] = np.ascontiguousarray(np.broadcast_to(fitted[0], batch + event))
+    return fitted
+
+
+# Arrays of each library.
 
 
 def _of_arrays(form: str, values: tuple[Any, ...]) -> Array | None:
@@ -120,17 +302,33 @@ def _of_arrays(form: str, values: tuple[Any, ...]) -> Array | None:
             dtype = value.dtype
         elif type(value) not in _NUMBERS:
             return None
-    dtype = np.dtype(float) if dtype is None else dtype
-    if dtype != np.float64 and dtype != np.float32:
+    dtype = _FLOATS[0] if dtype is None else dtype
+    if dtype not in _FLOATS:
         return None
-    shape = _result_shape(form, [np.shape(value) for value in values])
-    if shape is None:
-        return None
-    out = _value(form, [np.require(value, dtype, ["C", "A"]) for value in values], shape)
-    return out if out is None or shape else np.float64(out)
+    out = _value(form, [np.require(value, dtype, ["C", "A"]) for value in values])
+    return out if out is None or out.shape else np.float64(out)
 
 
-def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], values: tuple[Any, ...]) -> Array | None:
+def _of_jax_arrays(jax: Any, form: str, values: tuple[Any, ...]) -> Array | None:
+    """The value for JAX arrays of one dtype on one CPU, and numbers; None where JAX traces a value."""
+    dtype = None
+    for value in values:
+        if type(value) is float or type(value) is int:
+            continue
+        if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array):
+            return None
+        if (dtype is not None and value.dtype != dtype) or len(value.devices()) != 1:
+            return None
+        dtype = value.dtype
+    if dtype not in _FLOATS or jax.default_backend() != "cpu":
+        return None
+    out = _value(form, [np.require(value, dtype, ["C", "A"]) for value in values])
+    return None if out is None else jax.numpy.asarray(out)
+
+
+def _of_tensors(
+    torch: Any, form: str, families: tuple[type, type], names: tuple[tuple[str, ...], ...], values: tuple[Any, ...]
+) -> Array | None:
     """The value for CPU tensors of one dtype, differentiable."""
     dtype, tracked = values[0].dtype, False
     if dtype is not torch.float32 and dtype is not torch.float64:
@@ -146,16 +344,13 @@ def _of_tensors(torch: Any, family: type, form: str, names: tuple[str, ...], val
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    shape = _result_shape(form, [tuple(value.shape) for value in values])
-    if shape is None:
-        return None
-    out = _value(form, [_array(value) for value in values], shape)
+    out = _value(form, [_array(value) for value in values])
     if out is None:
         return None
     result = torch.from_numpy(out)
-    return (
-        _differentiable(family, form, names).apply(result, *values) if tracked and torch.is_grad_enabled() else result
-    )
+    if tracked and torch.is_grad_enabled():
+        return _differentiable(form, families, names).apply(result, *values)
+    return result
 
 
 def _array(tensor: Any) -> np.ndarray:
@@ -164,47 +359,22 @@ def _array(tensor: Any) -> np.ndarray:
     return array if array.flags.aligned else array.copy()
 
 
-def _value(form: str, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+def _value(form: str, arrays: list[np.ndarray]) -> np.ndarray | None:
     """KL by a compiled form; None where the general implementation is required."""
-    assert kernels is not None
-    if form != "dirichlet":
-        out = np.empty(shape, arrays[0].dtype)
-        return out if kernels.form_value(_INDEX[form], *arrays, out) else None
-    out = np.empty(int(np.prod(shape)))
-    if not kernels.dirichlet_rows(_rows(arrays[0]), _rows(arrays[1]), out):
-        return None
-    return out.reshape(shape).astype(arrays[0].dtype)
-
-
-def _gradients(
-    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: tuple[bool, ...]
-) -> list[np.ndarray | None]:
-    """The vector-Jacobian products of the inputs that need one."""
-    assert kernels is not None
-    dtype = arrays[0].dtype
-    if form != "dirichlet":
-        outs = [np.empty(upstream.shape, dtype) if need else None for need in needed]
-        kernels.form_gradient(_INDEX[form], *arrays, upstream, *outs)
-        return outs
-    shape = (upstream.size, arrays[0].shape[-1])
-    outs = [np.empty(shape, dtype) if need else None for need in needed]
-    factors = upstream.astype(np.float64).reshape(-1)
-    kernels.dirichlet_gradient_rows(_rows(arrays[0]), _rows(arrays[1]), factors, outs[0], outs[1])
-    return [None if out is None else out.reshape(*upstream.shape, shape[1]) for out in outs]
-
-
-def _rows(array: np.ndarray) -> np.ndarray:
-    """The rows of an array, whose last axis holds the entries of a row."""
-    return array.reshape(-1, array.shape[-1])
+    kind = _KINDS.get(form, _ELEMENTWISE)
+    batch = _batch_of(kind, [array.shape for array in arrays])
+    return None if batch is None else kind.value(form, _fitted(kind, arrays, batch), batch)
 
 
 @cache
-def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
+def _differentiable(form: str, families: tuple[type, type], names: tuple[tuple[str, ...], ...]) -> Any:
     """The form as an autograd function of its value and its inputs.
 
     The gradient is compiled. Where a graph of the gradient is requested, the general implementation is differentiated.
     """
     import torch
+
+    kind = _KINDS.get(form, _ELEMENTWISE)
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -214,19 +384,25 @@ def _differentiable(family: type, form: str, names: tuple[str, ...]) -> Any:
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-            if not torch.is_grad_enabled():
-                outs = _gradients(form, [_array(value) for value in inputs], _array(gradients[0]), needed)
-                pairs = zip(outs, inputs, strict=True)
-                return None, *(
-                    None if out is None else torch.from_numpy(out).sum_to_size(value.shape) for out, value in pairs
-                )
-            half = len(names)
-            # Views, because one input may be another, or may depend on another: the derivative is the partial one.
-            views = [value.view_as(value) for value in inputs]
-            p, q = (_unchecked(family, names, side) for side in (views[:half], views[half:]))
-            wanted = [view for view, need in zip(views, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(FORMS[family, family](p, q), wanted, gradients[0], create_graph=True))
+            inputs, needed, graph = ctx.saved_tensors, ctx.needs_input_grad[1:], torch.is_grad_enabled()
+            if not graph:
+                upstream = _array(gradients[0])
+                arrays = _fitted(kind, [_array(value) for value in inputs], upstream.shape)
+                outs = kind.gradients(form, arrays, upstream, needed)
+                if outs is not None:
+                    pairs = zip(outs, inputs, strict=True)
+                    return None, *(
+                        None if out is None else torch.from_numpy(out).sum_to_size(value.shape) for out, value in pairs
+                    )
+            first = len(names[0])
+            with torch.enable_grad():
+                # Views, because one input may be another, or may depend on another: the derivative is the partial one.
+                views = [value.view_as(value) for value in inputs]
+                sides = views[:first], views[first:]
+                p, q = (_unchecked(*side) for side in zip(families, names, sides, strict=True))
+                wanted = [view for view, need in zip(views, needed, strict=True) if need]
+                value = FORMS[families](p, q)
+            found = iter(torch.autograd.grad(value, wanted, gradients[0], create_graph=graph))
             return None, *(next(found) if need else None for need in needed)
 
     return Function

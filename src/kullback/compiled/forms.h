@@ -22,6 +22,86 @@ struct Normal {
     }
 };
 
+// The KL of another distribution to Normal(loc, scale): the KL to the normal distribution of equal mean and standard
+// deviation, which is a constant of the family, and the KL between the two normal distributions.
+template <class From>
+struct ToNormal {
+    static const int count = From::count + 2;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector y[4] = {{}, {}, x[From::count], x[From::count + 1]};
+        Integers valid = From::moments(x, y[0], y[1]) & Normal::value(y, kl);
+        kl = kl + Real(From::constant);
+        return valid;
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector y[4] = {{}, {}, x[From::count], x[From::count + 1]}, slopes[4];
+        From::moments(x, y[0], y[1]);
+        Normal::gradient(y, slopes);
+        From::pulled_back(x, slopes[0], slopes[1], g);
+        g[From::count] = slopes[2];
+        g[From::count + 1] = slopes[3];
+    }
+};
+
+// Laplace(loc, scale): the variance is 2 scale^2.
+struct LaplaceMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.07236494292470008, root = 1.4142135623730951;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = x[0];
+        deviation = Real(root) * x[1];
+        return ordinary(x[1]);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = by_mean;
+        g[1] = Real(root) * by_deviation;
+    }
+};
+
+// Gumbel(loc, scale): the mean is loc + euler scale, and the variance is (pi scale)^2/6.
+struct GumbelMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.09057301953851256, euler = 0.5772156649015329, root = 1.2825498301618641;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = x[0] + Real(euler) * x[1];
+        deviation = Real(root) * x[1];
+        return ordinary(x[1]);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = by_mean;
+        g[1] = Real(euler) * by_mean + Real(root) * by_deviation;
+    }
+};
+
+// Uniform(low, high): the variance is (high - low)^2/12.
+struct UniformMoments {
+    static const int count = 2;
+    static constexpr double constant = 0.17648520831067258, root = 0.2886751345948129;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        Vector width = x[1] - x[0];
+        mean = x[0] + width * Real(0.5);
+        deviation = Real(root) * width;
+        return ordinary(width);
+    }
+    INLINE void pulled_back(const Vector *, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = Real(0.5) * by_mean - Real(root) * by_deviation;
+        g[1] = Real(0.5) * by_mean + Real(root) * by_deviation;
+    }
+};
+
+// Exponential(rate): the mean and the standard deviation are 1/rate.
+struct ExponentialMoments {
+    static const int count = 1;
+    static constexpr double constant = 0.4189385332046727;
+    INLINE Integers moments(const Vector *x, Vector &mean, Vector &deviation) {
+        mean = deviation = Real(1) / x[0];
+        return ordinary(x[0]);
+    }
+    INLINE void pulled_back(const Vector *x, Vector by_mean, Vector by_deviation, Vector *g) {
+        g[0] = -(by_mean + by_deviation) / (x[0] * x[0]);
+    }
+};
+
 // HalfNormal(scale): the formula of two normals with equal locations.
 struct HalfNormal {
     static const int count = 2;
@@ -193,6 +273,47 @@ struct Laplace {
     }
 };
 
+// Binomial(total_count, probs) or Binomial(total_count, logits) with equal counts: the count times the KL of two Bernoulli
+// distributions.
+template <class Trial>
+struct Binomial {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        const Real whole = IS_DOUBLE ? 0x1p52 : 0x1p23;  // adding it rounds to an integer
+        Vector parameters[2] = {x[1], x[3]}, n = x[0];
+        Integers valid = Trial::value(parameters, kl);
+        kl = n * kl;
+        return valid & (n == x[2]) & (n >= Real(0)) & (n < whole) & ((n + whole) - whole == n);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector parameters[2] = {x[1], x[3]}, slopes[2];
+        Trial::value(parameters, g[0]);
+        Trial::gradient(parameters, slopes);
+        g[1] = x[0] * slopes[0];
+        g[2] = all(0);
+        g[3] = x[0] * slopes[1];
+    }
+};
+
+// Cauchy(loc, scale): log(1 + ((scale1 - scale2)^2 + (loc1 - loc2)^2)/(4 scale1 scale2)).
+struct Cauchy {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector shift = x[0] - x[2], change = x[1] - x[3];
+        Vector t = ((change / x[1]) * (change / x[3]) + (shift / x[1]) * (shift / x[3])) * Real(0.25);
+        kl = residual(Real(1) + t, all(1), t).log + Real(0); // 0 for equal parameters, not -0
+        return ordinary(x[1]) & ordinary(x[3]) & ordinary(Real(1) + t);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector r = x[1] / x[3], change = (x[1] - x[3]) / x[3], a = (x[0] - x[2]) / x[3], sum = Real(1) + r;
+        Vector inverse = Real(1) / (sum * sum + a * a) / x[3], scales = change * sum, square = a * a;
+        g[0] = (a + a) * inverse;
+        g[1] = (scales - square) / r * inverse;
+        g[2] = -g[0];
+        g[3] = -(scales + square) * inverse;
+    }
+};
+
 struct Input {
     const Real *values;
     bool single;  // one number for all elements
@@ -253,48 +374,106 @@ FORM(laplace, Laplace)
 FORM(bernoulli_logits, BernoulliLogits)
 FORM(uniform, Uniform)
 FORM(pareto, Pareto)
+FORM(binomial, Binomial<Bernoulli>)
+FORM(binomial_logits, Binomial<BernoulliLogits>)
+FORM(cauchy, Cauchy)
+FORM(laplace_normal, ToNormal<LaplaceMoments>)
+FORM(gumbel_normal, ToNormal<GumbelMoments>)
+FORM(uniform_normal, ToNormal<UniformMoments>)
+FORM(exponential_normal, ToNormal<ExponentialMoments>)
 #undef FORM
 
-// Forms of four numbers that are computed one element at a time, in float64.
+// Forms of gammas.h, which are computed in float64 for both types.
 #if IS_DOUBLE
 #define F64
 #else
 #define F64 f64::
 #endif
-#define SCALAR_FORM(name)                                                                                             \
+#define WIDE_FORM(name, form)                                                                                         \
+    INLINE void name##_inputs(const Input *inputs, size_t i, size_t length, F64 Vector *x) {                          \
+        for (int k = 0; k < F64 form::count; k++)                                                                      \
+            x[k] = inputs[k].single ? F64 all(inputs[k].values[0]) : F64 gather(inputs[k].values + i, 1, length);      \
+    }                                                                                                                  \
     static bool name##_value(const void *given, size_t n, void *out) {                                                \
         const Input *inputs = static_cast<const Input *>(given);                                                       \
-        for (size_t i = 0; i < n; i++) {                                                                               \
-            double x[4], kl;                                                                                           \
-            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
-            if (!F64 name##_form(x, &kl)) return false;                                                                \
-            static_cast<Real *>(out)[i] = Real(kl);                                                                    \
+        F64 Integers valid = ~(F64 Integers){};                                                                        \
+        for (size_t i = 0; i < n; i += F64 LANES) {                                                                    \
+            size_t length = n - i < F64 LANES ? n - i : F64 LANES;                                                     \
+            F64 Vector x[F64 form::count], kl;                                                                         \
+            name##_inputs(inputs, i, length, x);                                                                       \
+            valid &= F64 form::value(x, kl);                                                                           \
+            F64 scatter(kl, static_cast<Real *>(out) + i, 1, length);                                                  \
         }                                                                                                              \
-        return true;                                                                                                   \
+        return !F64 any(~valid);                                                                                       \
     }                                                                                                                  \
     static void name##_gradient(const void *given, size_t n, const void *upstream, void *const *outs) {               \
         const Input *inputs = static_cast<const Input *>(given);                                                       \
-        for (size_t i = 0; i < n; i++) {                                                                               \
-            double x[4], g[4];                                                                                         \
-            for (int k = 0; k < 4; k++) x[k] = inputs[k].values[inputs[k].single ? 0 : i];                             \
-            F64 name##_slopes(x, g);                                                                                                      \
-            for (int k = 0; k < 4; k++)                                                                                \
-                if (outs[k]) static_cast<Real *>(outs[k])[i] = Real(g[k] * static_cast<const Real *>(upstream)[i]);   \
+        for (size_t i = 0; i < n; i += F64 LANES) {                                                                    \
+            size_t length = n - i < F64 LANES ? n - i : F64 LANES;                                                     \
+            F64 Vector x[F64 form::count], g[F64 form::count];                                                         \
+            F64 Vector factor = F64 gather(static_cast<const Real *>(upstream) + i, 1, length);                        \
+            name##_inputs(inputs, i, length, x);                                                                       \
+            F64 form::gradient(x, g);                                                                                  \
+            for (int k = 0; k < F64 form::count; k++)                                                                  \
+                if (outs[k]) F64 scatter(factor * g[k], static_cast<Real *>(outs[k]) + i, 1, length);                  \
         }                                                                                                              \
     }
-SCALAR_FORM(gamma)
-SCALAR_FORM(beta)
-#undef SCALAR_FORM
+WIDE_FORM(gamma, Gamma)
+WIDE_FORM(beta, Beta)
+WIDE_FORM(gumbel, Gumbel)
+WIDE_FORM(exponential_gamma, ExponentialGamma)
+WIDE_FORM(gamma_exponential, GammaExponential)
+#undef WIDE_FORM
 
-static bool dirichlet(const void *a, const void *b, size_t n, double *kl) {
-    return F64 dirichlet_row(static_cast<const Real *>(a), static_cast<const Real *>(b), n, kl);
+static bool dirichlet(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out) {
+    return F64 dirichlet_rows(static_cast<const Real *>(a), step_a, static_cast<const Real *>(b), step_b, rows, n, out);
 }
 
-static void dirichlet_gradient(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b) {
-    F64 dirichlet_slopes(static_cast<const Real *>(a), static_cast<const Real *>(b), n, upstream,
-                         static_cast<Real *>(by_a), static_cast<Real *>(by_b));
+static void dirichlet_gradient(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n,
+                               const double *upstream, void *by_a, void *by_b) {
+    F64 dirichlet_rows_slopes(static_cast<const Real *>(a), step_a, static_cast<const Real *>(b), step_b, rows, n,
+                              upstream, static_cast<Real *>(by_a), static_cast<Real *>(by_b));
+}
+
+// KL of a pair of multivariate normal distributions of n components, given by lower factors or by covariance matrices, and
+// upstream times the derivatives; false where the general implementation is required. `memory` has 5 n m + 2 n
+// numbers, where m is n rounded up to a multiple of 8.
+static bool multivariate(bool factors, const void *const *inputs, size_t n, double *memory, double *kl) {
+    const Real *const *x = reinterpret_cast<const Real *const *>(inputs);
+    return F64 multivariate_row(factors, x[0], x[1], x[2], x[3], n, memory, kl);
+}
+
+static bool multivariate_gradient(bool factors, const void *const *inputs, size_t n, double *memory, double upstream,
+                                  void *const *outs) {
+    const Real *const *x = reinterpret_cast<const Real *const *>(inputs);
+    return F64 multivariate_slopes(factors, x[0], x[1], x[2], x[3], n, memory, upstream,
+                                   reinterpret_cast<Real *const *>(outs));
 }
 #undef F64
+
+// upstream times the derivatives of KL(p/P || q/Q) with respect to a row p and a row q of probabilities, with the masses
+// P and Q: (log(p_i/q_i) + log(Q/P) - KL)/P and (1 - (p_i/P)/(q_i/Q))/Q. An output may be null. False where an entry
+// requires the general implementation.
+static bool prob_slopes(const void *p_row, const void *q_row, size_t n, double upstream, void *by_p, void *by_q) {
+    const Real *p = static_cast<const Real *>(p_row), *q = static_cast<const Real *>(q_row);
+    Sums sums = prob_sums(p, q, n);
+    double x = -sums.excess / sums.mass, kl = sums.total / sums.mass - x * x * (0.5 - x / 3);
+    Real shift = Real(std::log1p(x) - kl), change = Real(-x);
+    Real factor_p = Real(upstream / sums.mass), factor_q = Real(upstream / (sums.mass - sums.excess));
+    Integers valid = ~(Integers){};
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t length = n - i < LANES ? n - i : LANES;
+        Vector a = length < LANES ? load_part(p + i, length, 1) : load(p + i);
+        Vector b = length < LANES ? load_part(q + i, length, 1) : load(q + i);
+        valid &= (a >= SMALLEST) & (b >= SMALLEST);
+        Vector of_p = factor_p * (residual(a, b, a - b).log + shift), of_q = factor_q * (((b - a) + a * change) / b);
+        if (by_p) std::memcpy(static_cast<Real *>(by_p) + i, &of_p, length * sizeof(Real));
+        if (by_q) std::memcpy(static_cast<Real *>(by_q) + i, &of_q, length * sizeof(Real));
+    }
+    Signed every = -1;
+    for (size_t i = 0; i < LANES; i++) every &= valid[i];
+    return every && std::fabs(kl) < HUGE_VAL;
+}
 
 static const Form FORMS[] = {
     {"normal", 4, normal_value, normal_gradient},
@@ -309,4 +488,14 @@ static const Form FORMS[] = {
     {"bernoulli_logits", 2, bernoulli_logits_value, bernoulli_logits_gradient},
     {"uniform", 4, uniform_value, uniform_gradient},
     {"pareto", 4, pareto_value, pareto_gradient},
+    {"gumbel", 4, gumbel_value, gumbel_gradient},
+    {"binomial", 4, binomial_value, binomial_gradient},
+    {"binomial_logits", 4, binomial_logits_value, binomial_logits_gradient},
+    {"cauchy", 4, cauchy_value, cauchy_gradient},
+    {"exponential_gamma", 3, exponential_gamma_value, exponential_gamma_gradient},
+    {"gamma_exponential", 3, gamma_exponential_value, gamma_exponential_gradient},
+    {"laplace_normal", 4, laplace_normal_value, laplace_normal_gradient},
+    {"gumbel_normal", 4, gumbel_normal_value, gumbel_normal_gradient},
+    {"uniform_normal", 4, uniform_normal_value, uniform_normal_gradient},
+    {"exponential_normal", 3, exponential_normal_value, exponential_normal_gradient},
 };

@@ -1,270 +1,513 @@
-// KL of gamma, beta and Dirichlet distributions in float64, for one instruction set; residuals.h is included before this file.
+// KL of gamma, beta, Dirichlet and Gumbel distributions in float64, for one instruction set; residuals.h is included
+// before this file. Each lane of a vector is one pair of distributions, or one category of a pair.
 //
 // The formulas are those of kullback/numerics/log_gamma.py, where they are derived and the constants are explained:
 // D(a, b) is KL between two gamma distributions with equal means and the shapes a and b, from Binet's function
 // J(z) = sum w z / (z^2 + u) over the nodes u and the weights w, with five steps of the recurrence where z < 5.
 
+static const int NODE_COUNT = 8, STEP_COUNT = 5;
 static const double NODES[] = {0.011634137702813867, 0.26736940950685045, 1.074005514404511,  2.77898651883113,
                                5.8808660678356635,   11.163522741534404,  20.054191737462645, 36.00866792173704};
 static const double WEIGHTS[] = {0.07718084665825808,    0.005874843350625122,   0.0002713667579757889,
                                  6.212543415270509e-06,  6.377696802735569e-08,  2.4584442082628637e-10,
                                  2.465985553853074e-13,  2.4876063998771705e-17};
-static const double COUNTS[] = {0, 1, 2, 3, 4, 5, 6, 7};
-static const double IS_STEP[] = {1, 1, 1, 1, 1, 0, 0, 0};
+static const double EULER = 0.5772156649015329;
 
-// Coefficients of t(w), where d coth(d/2) = 2 + w t(w) with w = d^2, for 0 <= w <= 1.
-static const double COTH[] = {0.16666666666666666,    -0.002777777777777717,  6.613756613629047e-05,
-                              -1.653439143213831e-06, 4.175347367276074e-08,  -1.0567515797272753e-09,
-                              2.666192398240283e-11,  -6.131944508238831e-13};
-
-static double log1p_residual_of(double x) {
-    if (!(x > -0.64 && x < 1)) return x - std::log1p(x);
-    double s = x / (2 + x), w = s * s, g = WIDE_ATANH[12];
-    for (int k = 11; k >= 0; k--) g = g * w + WIDE_ATANH[k];
-    return s * (x - s * (s * g));
+INLINE bool any(Integers lanes) {
+    Signed found = 0;
+    for (size_t i = 0; i < LANES; i++) found |= lanes[i];
+    return found;
 }
 
-// log(u / v), where `difference` is u - v.
-static double log_of_ratio(double u, double v, double difference) {
-    double change = difference / v;
-    return std::fabs(change) < 0.5 ? std::log1p(change) : std::log(u / v);
+// `count` numbers at this distance from each other; the other lanes repeat the first number.
+template <class Number>
+INLINE Vector gather(const Number *from, size_t distance, size_t count) {
+    Vector vector = all(from[0]);
+    if (count == LANES)
+        for (size_t j = 0; j < LANES; j++) vector[j] = from[j * distance];
+    else
+        for (size_t j = 1; j < count; j++) vector[j] = from[j * distance];
+    return vector;
 }
 
-// u/v - 1 - log(u/v).
-static double residual_of(double u, double v, double difference) {
-    double change = difference / v;
-    return change > -0.5 ? log1p_residual_of(change) : change - log_of_ratio(u, v, difference);
+template <class Number>
+INLINE void scatter(Vector vector, Number *to, size_t distance, size_t count) {
+    if (count == LANES)
+        for (size_t j = 0; j < LANES; j++) to[j * distance] = Number(vector[j]);
+    else
+        for (size_t j = 0; j < count; j++) to[j * distance] = Number(vector[j]);
 }
 
-// e^d - 1 - d.
-static double phi_of(double d) {
-    if (std::fabs(d) >= 1) return std::expm1(d) - d;
-    double w = d * d, t = COTH[7];
-    for (int k = 6; k >= 0; k--) t = t * w + COTH[k];
-    double u = d - w * t;
-    return d * (u / (2 - u));
+// phi(d) and e^d - 1 for d < 709; a larger d is not valid.
+INLINE Integers phi_of(Vector d, Vector &phi, Vector &expm1) {
+    Vector r, power, tail;
+    split_exponent(d > SMALLEST_EXPONENT ? d : all(SMALLEST_EXPONENT), r, power, tail);
+    phi = ((power - Real(1)) - d) + power * r + power * tail;
+    expm1 = phi + d;
+    return d < Real(709);
 }
 
-// The sum of w term(u) over the nodes of the quadrature.
-template <class Term>
-INLINE double over_nodes(Term term) {
+// Whether a concentration is inside the range in which no intermediate result overflows or underflows.
+INLINE Integers moderate(Vector x) { return (x >= Real(0x1p-300)) & (x <= Real(0x1p300)); }
+
+// A step of the recurrence from x to x1 = x + 1 and from z to z1 = z + 1 with h = z - x: the residual of
+// (x z1)/(z x1) = 1 - y.
+struct Step {
+    Vector x, z, x1, z1, inverse, y;  // inverse: 1/(x x1 z z1)
+    Residual ratio;
+    Integers near;
+    INLINE Step at(Vector a, Vector b, Vector h, int n) {
+        Step step;
+        step.x = a + Real(n);
+        step.z = b + Real(n);
+        step.x1 = a + Real(n + 1);
+        step.z1 = b + Real(n + 1);
+        Vector u = step.x * step.z1, v = step.z * step.x1;
+        step.inverse = Real(1) / (u * v);
+        Vector inverse_v = step.inverse * u;
+        step.y = h * inverse_v;
+        step.ratio = residual_by(u, v, -h, inverse_v);
+        step.near = (step.y < Real(0.5)) & (step.y > Real(-0.5));
+        return step;
+    }
+};
+
+// The sum of w term(u) over the nodes, where a term is a quotient; two terms share a division.
+template <class Quotient>
+INLINE Vector over_nodes(Quotient quotient) {
     Vector total = {};
-    for (size_t i = 0; i < 8; i += LANES) total += load(WEIGHTS + i) * term(load(NODES + i));
-    return sum(total);
-}
-
-// The sum of step(n) for n = 0, ..., 4.
-template <class Step>
-INLINE double over_steps(Step step) {
-    Vector total = {};
-    for (size_t i = 0; i < 8; i += LANES) {
-        Vector terms = step(load(COUNTS + i));
-        total += load(IS_STEP + i) == Real(0) ? all(0) : terms;
-    }
-    return sum(total);
-}
-
-// D(a, b), with h = b - a.
-static double equal_mean(double a, double b, double h) {
-    double total = residual_of(b, a, h) / 2;
-    if (a < 5 || b < 5) {
-        bool all_near = std::fabs(h) < 0.5 * b * (a + 1);  // the argument y decreases with n
-        total += over_steps([=](Vector n) {
-            Vector x = a + n, z = b + n, y = h / (z * (x + Real(1)));
-            Integers near = (y < Real(0.5)) & (y > Real(-0.5));
-            Vector close = (h / x) * y * Real(0.5) - (z + Real(0.5)) * log1p_series(near ? -y : all(0));
-            if (all_near) return close;
-            Vector log = log_quotient(x * (z + Real(1)), z * (x + Real(1)));
-            Vector far = (z + Real(0.5)) * log + h * ((x + Real(0.5)) / (x * (x + Real(1))));
-            return near ? close : far;
-        });
-        a += 5;
-        b += 5;
-    }
-    double p = 1 / a, q = 1 / b;
-    double nodes = over_nodes([=](Vector u) {
-        Vector x = u * (p * p), y = u * (q * q);
-        return (Real(1) - u * (p * (p + 2 * q))) / ((Real(1) + x) * (Real(1) + x) * (Real(1) + y));
-    });
-    return total + (h * p) * (h * p) * (q * nodes);
-}
-
-// The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a).
-static double equal_mean_slope(double a, double b, double h) {
-    double total = h / a / (2 * b);
-    if (a < 5 || b < 5) {
-        bool all_near = std::fabs(h) < 0.5 * b * (a + 1);
-        total += over_steps([=](Vector n) {
-            Vector x = a + n, z = b + n, x1 = x + Real(1), z1 = z + Real(1), y = h / (z * x1);
-            Integers near = (y < Real(0.5)) & (y > Real(-0.5));
-            Vector close = h * (1 + h) / (Real(2) * x * z * x1 * z1) - log1p_series(near ? -y : all(0));
-            if (all_near) return close;
-            Vector far = log_quotient(x * z1, z * x1) + h * (Real(1) / (x * z) + Real(1) / (x1 * z1)) * Real(0.5);
-            return near ? close : far;
-        });
-        a += 5;
-        b += 5;
-    }
-    double p = 1 / a, q = 1 / b;
-    double nodes = over_nodes([=](Vector u) {
-        Vector x = u * (p * p), y = u * (q * q), x1 = Real(1) + x, y1 = Real(1) + y;
-        return (Real(1) - x - y - Real(3) * x * y) / (x1 * x1 * (y1 * y1));
-    });
-    return total + h * (p * q * ((p + q) * nodes));
-}
-
-// The derivative of D(a, b) when a and b change by equal amounts, for |h| < b/2.
-static double equal_mean_curvature(double a, double b, double h) {
-    double total = -(h / a) * (h / a) / (2 * b);
-    if (a < 5 || b < 5) {
-        total += over_steps([=](Vector n) {
-            Vector x = a + n, z = b + n, relative = h / x / (x + Real(1));
-            Vector square = relative * relative * ((x * x - x - Real(1) - h) / (z + Real(1)) / z) * Real(0.5);
-            return square - log1p_series(-h / z / (x + Real(1)));
-        });
-        a += 5;
-        b += 5;
-    }
-    double p = 1 / a, q = 1 / b;
-    double nodes = over_nodes([=](Vector u) {
-        Vector x = Real(1) / (Real(1) + u * (p * p)), y = Real(1) / (Real(1) + u * (q * q)), z = Real(1) - u * (p * q);
-        Vector both = u * (p + q);
-        return x * x * y *
-               (q * y * (z * z - both * (p + q)) +
-                2 * p * x * ((Real(1) - u * (p * p)) * z - 2 * p * both));
-    });
-    return total - (h * p) * (h * p) * (q * nodes);
-}
-
-// trigamma(a) - 1/a: 1/(2 a^2) + J''(a).
-static double trigamma_rest(double a) {
-    double total = 0.5 / (a * a);
-    if (a < 5) {
-        total += over_steps([=](Vector n) {
-            Vector c = a + n, product = c * (c + Real(1));
-            return Real(0.5) / (product * product);
-        });
-        a += 5;
-    }
-    double p = 1 / a;
-    double nodes = over_nodes([=](Vector u) {
-        Vector x = u * (p * p), x1 = Real(1) + x;
-        return (Real(2) - Real(6) * x) / (x1 * x1 * x1);
-    });
-    return total + p * p * (p * nodes);
-}
-
-// D(a + e, b + f) - D(a, b), with h = b - a and g = f - e, for e < a/8 and f < b/8.
-static double equal_mean_increment(double a, double b, double h, double e, double f, double g) {
-    static const double nodes[] = {0.04691007703066802, 0.23076534494715845, 0.5, 0.7692346550528415, 0.9530899229693319};
-    static const double weights[] = {0.11846344252809464, 0.23931433524968315, 0.28444444444444433, 0.23931433524968315,
-                                     0.11846344252809464};
-    bool near = std::fabs(h) < 0.4 * b;
-    double total = 0;
-    for (int k = 0; k < 5; k++) {
-        double at_a = a + nodes[k] * e, at_b = b + nodes[k] * f, at_h = h + nodes[k] * g;
-        double change = near ? e * equal_mean_curvature(at_a, at_b, at_h) : -e * at_h * trigamma_rest(at_a);
-        total += weights[k] * ((near ? g : f) * equal_mean_slope(at_a, at_b, at_h) + change);
+    for (int i = 0; i < NODE_COUNT; i += 2) {
+        Vector above, below, other_above, other_below;
+        quotient(NODES[i], above, below);
+        quotient(NODES[i + 1], other_above, other_below);
+        total += (WEIGHTS[i] * above * other_below + WEIGHTS[i + 1] * other_above * below) / (below * other_below);
     }
     return total;
 }
 
-// Whether a concentration is inside the range in which no intermediate result overflows or underflows.
-INLINE bool moderate(double x) { return x >= 0x1p-300 && x <= 0x1p300; }
-
-// Gamma(concentration, rate): k2 phi(log(r2/r1) + log(k1/k2)) + D(k1, k2).
-static bool gamma_form(const double *x, double *kl) {
-    double k1 = x[0], r1 = x[1], k2 = x[2], r2 = x[3];
-    if (!(moderate(k1) && moderate(r1) && moderate(k2) && moderate(r2))) return false;
-    double d = log_of_ratio(r2, r1, r2 - r1) + log_of_ratio(k1, k2, k1 - k2);
-    *kl = k2 * phi_of(d) + equal_mean(k1, k2, k2 - k1);
-    return std::fabs(*kl) < HUGE_VAL;
-}
-
-static void gamma_slopes(const double *x, double *g) {
-    double k1 = x[0], r1 = x[1], k2 = x[2], r2 = x[3], h = k2 - k1;
-    double d = log_of_ratio(r2, r1, r2 - r1) + log_of_ratio(k1, k2, k1 - k2), e = k2 * std::expm1(d);
-    g[0] = e / k1 - h * trigamma_rest(k1);
-    g[1] = -e / r1;
-    g[2] = equal_mean_slope(k1, k2, h) - d;
-    g[3] = e / r2;
-}
-
-// Dirichlet(concentration) of n categories: sum_i b_i phi(log(a_i/b_i) - log(A/B)) + sum_i D(a_i, b_i) - D(A, B). D of the
-// largest concentration may nearly cancel D of the sums, so that their difference is computed as an increment.
-template <class Number>
-static bool dirichlet_row(const Number *a, const Number *b, size_t n, double *kl) {
-    double sum_a = 0, sum_b = 0, sum_h = 0;
-    size_t top = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!(moderate(a[i]) && moderate(b[i]))) return false;
-        sum_a += a[i];
-        sum_b += b[i];
-        sum_h += double(b[i]) - double(a[i]);
-        if (a[i] > a[top]) top = i;
+// D(a, b), with h = b - a and the residual of b/a.
+INLINE Vector equal_mean(Vector a, Vector b, Vector h, Residual ratio) {
+    Vector total = ratio.phi * Real(0.5);
+    Integers small = (a < Real(5)) | (b < Real(5));
+    if (any(small)) {
+        Vector steps = {};
+        for (int n = 0; n < STEP_COUNT; n++) {
+            Step at = Step::at(a, b, h, n);
+            Vector middle = at.z + Real(0.5), inverse_product = at.inverse * (at.z * at.z1);
+            Vector close = (h * at.x1 * inverse_product) * at.y * Real(0.5) - middle * at.ratio.phi;
+            Vector far = middle * at.ratio.log + h * (at.x + Real(0.5)) * inverse_product;
+            steps += at.near ? close : far;
+        }
+        total += small ? steps : all(0);
+        a = small ? a + Real(STEP_COUNT) : a;
+        b = small ? b + Real(STEP_COUNT) : b;
     }
-    double log_sums = log_of_ratio(sum_a, sum_b, -sum_h), total = 0, rest_a = 0, rest_b = 0, rest_h = 0;
-    for (size_t i = 0; i < n; i++) {
-        double x = a[i], y = b[i], h = y - x;
-        total += y * phi_of(log_of_ratio(x, y, -h) - log_sums);
-        if (i == top) continue;
-        total += equal_mean(x, y, h);
-        rest_a += x;
-        rest_b += y;
-        rest_h += h;
-    }
-    double x = a[top], y = b[top], h = y - x;
-    if (rest_a < x / 8 && rest_b < y / 8)
-        total -= equal_mean_increment(x, y, h, rest_a, rest_b, rest_h);
-    else
-        total -= equal_mean(sum_a, sum_b, sum_h) - equal_mean(x, y, h);
-    *kl = total;
-    return std::fabs(total) < HUGE_VAL && total >= 0;
+    Vector p = Real(1) / a, q = Real(1) / b;
+    Vector nodes = over_nodes([=](Real u, Vector &above, Vector &below) {
+        Vector x = Real(1) + u * (p * p), y = Real(1) + u * (q * q);
+        above = Real(1) - u * (p * (p + Real(2) * q));
+        below = x * x * y;
+    });
+    return total + (h * p) * (h * p) * (q * nodes);
 }
 
-// upstream times the derivatives with respect to a and b; an output may be null. The derivatives by the largest
-// concentration are computed from the sums of the others, because its terms nearly cancel the terms of the sums.
+struct Slopes {
+    Vector by_b, rest;  // the derivative of D(a, b) by b: digamma(b) - digamma(a) - log(b/a); and trigamma(a) - 1/a
+};
+
+INLINE Slopes slopes_of(Vector a, Vector b, Vector h) {
+    Vector half = h * Real(0.5), inverse_a = Real(1) / a;
+    Vector slope = half * inverse_a / b, rest = inverse_a * inverse_a * Real(0.5);
+    Integers small = (a < Real(5)) | (b < Real(5));
+    if (any(small)) {
+        Vector steps = {}, rest_steps = {};
+        for (int n = 0; n < STEP_COUNT; n++) {
+            Step at = Step::at(a, b, h, n);
+            Vector close = half * (Real(1) + h) * at.inverse - at.ratio.phi;
+            Vector far = at.ratio.log + half * at.inverse * (at.x1 * at.z1 + at.x * at.z);
+            Vector inverse_product = at.inverse * (at.z * at.z1);
+            steps += at.near ? close : far;
+            rest_steps += inverse_product * inverse_product * Real(0.5);
+        }
+        slope += small ? steps : all(0);
+        rest += small ? rest_steps : all(0);
+        a = small ? a + Real(STEP_COUNT) : a;
+        b = small ? b + Real(STEP_COUNT) : b;
+    }
+    Vector p = Real(1) / a, q = Real(1) / b, rest_nodes = {}, nodes = {};
+    for (int i = 0; i < NODE_COUNT; i++) {
+        Vector x = NODES[i] * (p * p), y = NODES[i] * (q * q), x1 = Real(1) + x, y1 = Real(1) + y;
+        Vector share = WEIGHTS[i] / (x1 * x1 * x1 * (y1 * y1));
+        nodes += share * x1 * (Real(1) - x - y - Real(3) * x * y);
+        rest_nodes += share * (y1 * y1) * (Real(2) - Real(6) * x);
+    }
+    return {slope + h * (p * q * ((p + q) * nodes)), rest + p * p * (p * rest_nodes)};
+}
+
+// The derivative of D(a, b) when a and b change by equal amounts, for |h| < b/2.
+INLINE Vector equal_mean_curvature(Vector a, Vector b, Vector h) {
+    Vector relative = h / a, total = -(relative * relative) / (Real(2) * b);
+    Integers small = (a < Real(5)) | (b < Real(5));
+    if (any(small)) {
+        Vector steps = {};
+        for (int n = 0; n < STEP_COUNT; n++) {
+            Step at = Step::at(a, b, h, n);
+            Vector change = h * at.inverse * (at.z * at.z1), x = at.x;
+            steps += change * change * ((x * x - x - Real(1) - h) * (at.inverse * (x * at.x1))) * Real(0.5) - at.ratio.phi;
+        }
+        total += small ? steps : all(0);
+        a = small ? a + Real(STEP_COUNT) : a;
+        b = small ? b + Real(STEP_COUNT) : b;
+    }
+    Vector p = Real(1) / a, q = Real(1) / b, nodes = {};
+    for (int i = 0; i < NODE_COUNT; i++) {
+        Real u = NODES[i];
+        Vector x = Real(1) / (Real(1) + u * (p * p)), y = Real(1) / (Real(1) + u * (q * q)), z = Real(1) - u * (p * q);
+        Vector both = u * (p + q);
+        Vector of_q = q * y * (z * z - both * (p + q));
+        Vector of_p = Real(2) * p * x * ((Real(1) - u * (p * p)) * z - Real(2) * p * both);
+        nodes += WEIGHTS[i] * (x * x * y * (of_q + of_p));
+    }
+    return total - (h * p) * (h * p) * (q * nodes);
+}
+
+// D(a + e, b + f) - D(a, b), with h = b - a and g = f - e, for e < a/8 and f < b/8: Gauss-Legendre quadrature of the
+// derivative along the segment, with five nodes.
+static __attribute__((noinline)) double equal_mean_increment(double a, double b, double h, double e, double f, double g) {
+    static const double nodes[] = {0.04691007703066802, 0.23076534494715845, 0.5, 0.7692346550528415, 0.9530899229693319,
+                                   0.5, 0.5, 0.5};
+    static const double weights[] = {0.11846344252809464, 0.23931433524968315, 0.28444444444444433, 0.23931433524968315,
+                                     0.11846344252809464, 0, 0, 0};
+    bool near = std::fabs(h) < 0.4 * b;
+    Vector total = {};
+    for (size_t k = 0; k < 5; k += LANES) {
+        Vector s = load(nodes + k), at_a = a + s * e, at_b = b + s * f, at_h = h + s * g;
+        Slopes slopes = slopes_of(at_a, at_b, at_h);
+        Vector change = near ? e * equal_mean_curvature(at_a, at_b, at_h) : -e * at_h * slopes.rest;
+        total += load(weights + k) * ((near ? g : f) * slopes.by_b + change);
+    }
+    return sum(total);
+}
+
+// Gamma(concentration, rate): k2 phi(log(r2/r1) - log(k2/k1)) + D(k1, k2).
+struct Gamma {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector h = x[2] - x[0], phi, expm1;
+        Residual ratio = residual(x[2], x[0], h);
+        Integers valid = phi_of(residual(x[3], x[1], x[3] - x[1]).log - ratio.log, phi, expm1);
+        kl = x[2] * phi + equal_mean(x[0], x[2], h, ratio);
+        return valid & finite(kl) & moderate(x[0]) & moderate(x[1]) & moderate(x[2]) & moderate(x[3]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector h = x[2] - x[0], phi, expm1, d = residual(x[3], x[1], x[3] - x[1]).log - residual(x[2], x[0], h).log;
+        phi_of(d, phi, expm1);
+        Slopes slopes = slopes_of(x[0], x[2], h);
+        Vector e = x[2] * expm1;
+        g[0] = e / x[0] - h * slopes.rest;
+        g[1] = -e / x[1];
+        g[2] = slopes.by_b - d;
+        g[3] = e / x[3];
+    }
+};
+
+// An exponential distribution is a gamma distribution with the concentration 1.
+struct ExponentialGamma {
+    static const int count = 3;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector whole[4] = {all(1), x[0], x[1], x[2]};
+        return Gamma::value(whole, kl);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector whole[4] = {all(1), x[0], x[1], x[2]}, slopes[4];
+        Gamma::gradient(whole, slopes);
+        for (int k = 0; k < 3; k++) g[k] = slopes[k + 1];
+    }
+};
+
+struct GammaExponential {
+    static const int count = 3;
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Vector whole[4] = {x[0], x[1], all(1), x[2]};
+        return Gamma::value(whole, kl);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Vector whole[4] = {x[0], x[1], all(1), x[2]}, slopes[4];
+        Gamma::gradient(whole, slopes);
+        g[0] = slopes[0];
+        g[1] = slopes[1];
+        g[2] = slopes[3];
+    }
+};
+
+// Gumbel(loc, scale): phi(L - z) + R + phi(log r) with r = scale1/scale2, z = (loc1 - loc2)/scale2, the residual
+// R = lgamma(1 + r) - (r - 1) digamma(2) = R(2, r - 1) and L = lgamma(1 + r).
+struct Gumbel {
+    static const int count = 4;
+    Vector r, h, z, end;
+    INLINE Gumbel parts_of(const Vector *x) {
+        Gumbel parts;
+        parts.r = x[1] / x[3];
+        parts.h = (x[1] - x[3]) / x[3];
+        parts.z = (x[0] - x[2]) / x[3];
+        parts.end = Real(1) + parts.r;
+        return parts;
+    }
+    INLINE Vector residual_of_log_gamma(Vector end, Vector h) {
+        return end * residual(all(2), end, -h).phi + equal_mean(all(2), end, h, residual(end, all(2), h));
+    }
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        Gumbel parts = parts_of(x);
+        Vector rest = residual_of_log_gamma(parts.end, parts.h), phi, expm1;
+        Vector d = (parts.h * Real(1 - EULER) + rest) - parts.z;
+        Integers valid = phi_of(d, phi, expm1), overflows = d > Real(710);
+        kl = overflows ? all(HUGE_VAL) : phi + (rest + residual(x[1], x[3], x[1] - x[3]).phi);
+        return (valid | overflows) & finite(x[0]) & finite(x[2]) & moderate(x[1]) & moderate(x[3]) & moderate(parts.r);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Gumbel parts = parts_of(x);
+        Vector d = (parts.h * Real(1 - EULER) + residual_of_log_gamma(parts.end, parts.h)) - parts.z, phi, e;
+        Integers valid = phi_of(d, phi, e);
+        e = valid ? e : all(HUGE_VAL);
+        Vector change = residual(parts.end, all(2), parts.h).log + slopes_of(all(2), parts.end, parts.h).by_b;
+        Vector digamma = change + Real(1 - EULER);  // of 1 + r
+        g[0] = -e / x[3];
+        g[1] = (e * digamma + (change + parts.h / parts.r)) / x[3];
+        g[2] = -g[0];
+        g[3] = (e * (parts.z - parts.r * digamma) - (parts.r * change + parts.h)) / x[3];
+    }
+};
+
+// The largest concentration of p with its pair, and the sums of all and of all other concentrations.
+struct Totals {
+    Vector top_a, top_b, sum_a, sum_b, sum_h, rest_a, rest_b, rest_h;
+};
+
+// D(A, B) - D(a, b) of the sums and of the largest concentrations, as an increment where the two may nearly cancel.
+INLINE Vector change_of(Totals t, Residual sums, Vector of_top) {
+    Vector change = equal_mean(t.sum_a, t.sum_b, t.sum_h, sums) - of_top;
+    Integers inner = (t.rest_a < t.top_a * Real(0.125)) & (t.rest_b < t.top_b * Real(0.125));
+    if (any(inner))
+        for (size_t j = 0; j < LANES; j++)
+            if (inner[j])
+                change[j] = equal_mean_increment(t.top_a[j], t.top_b[j], t.top_b[j] - t.top_a[j], t.rest_a[j],
+                                                 t.rest_b[j], t.rest_h[j]);
+    return change;
+}
+
+// Dirichlet(concentration): sum_i b_i phi(log(a_i/b_i) - log(A/B)) + sum_i D(a_i, b_i) - D(A, B), with the sums A and B.
+INLINE Integers category_terms(Vector x, Vector y, Vector log_sums, Vector &phi_term, Vector &of_shapes) {
+    Vector h = y - x, phi, expm1;
+    Residual ratio = residual(y, x, h);
+    Integers valid = phi_of(log_sums - ratio.log, phi, expm1);
+    phi_term = y * phi;
+    of_shapes = equal_mean(x, y, h, ratio);
+    return valid;
+}
+
+// The derivatives with respect to the concentrations x and y of a category that is not the largest.
+INLINE void category_slopes(Vector x, Vector y, Totals t, Residual sums, Slopes whole, Vector &by_x, Vector &by_y) {
+    Vector h = y - x;
+    Slopes slopes = slopes_of(x, y, h);
+    by_x = (t.sum_h / t.sum_a - h / x) - h * slopes.rest + t.sum_h * whole.rest;
+    by_y = slopes.by_b + (residual(y, x, h).log - sums.log) - whole.by_b;
+}
+
+// The derivatives with respect to the largest concentrations, from the sums of the others, because their terms nearly
+// cancel the terms of the sums.
+INLINE void top_slopes(Totals t, Residual sums, Slopes whole, Vector &by_a, Vector &by_b) {
+    Vector h = t.top_b - t.top_a;
+    Slopes top = slopes_of(t.top_a, t.top_b, h);
+    Vector gap = t.rest_a / t.top_a / t.sum_a + (top.rest - whole.rest);
+    by_a = t.rest_h * (Real(1) / t.sum_a + whole.rest) - h * gap;
+    // Of two expressions for the same number, the one whose terms are smaller.
+    by_b = top.by_b - whole.by_b + (residual(t.top_b, t.top_a, h).log - sums.log);
+    Integers other = ~((h < t.rest_a) & (-h < t.rest_a));
+    if (any(other)) {
+        Vector of_a = slopes_of(t.top_a, t.sum_a, t.rest_a).by_b - residual(t.top_a, t.sum_a, -t.rest_a).log;
+        Vector of_b = slopes_of(t.top_b, t.sum_b, t.rest_b).by_b - residual(t.top_b, t.sum_b, -t.rest_b).log;
+        by_b = other ? of_a - of_b : by_b;
+    }
+}
+
+// Rows of at most MOST_CATEGORIES concentrations, a row in each lane.
+static const size_t MOST_CATEGORIES = 8;
+
+INLINE Totals totals_of(const Vector *a, const Vector *b, size_t n, Integers &top, Integers &valid) {
+    Totals t = {a[0], b[0], {}, {}, {}, {}, {}, {}};
+    top = (Integers){};
+    valid = ~(Integers){};
+    for (size_t i = 0; i < n; i++) {
+        valid &= moderate(a[i]) & moderate(b[i]);
+        t.sum_a += a[i];
+        t.sum_b += b[i];
+        t.sum_h += b[i] - a[i];
+        Integers larger = a[i] > t.top_a;
+        t.top_a = larger ? a[i] : t.top_a;
+        t.top_b = larger ? b[i] : t.top_b;
+        top = larger ? (Integers){} + Signed(i) : top;
+    }
+    for (size_t i = 0; i < n; i++) {
+        Integers rest = top != Signed(i);
+        t.rest_a += rest ? a[i] : all(0);
+        t.rest_b += rest ? b[i] : all(0);
+        t.rest_h += rest ? b[i] - a[i] : all(0);
+    }
+    return t;
+}
+
+INLINE Integers dirichlet_lanes(const Vector *a, const Vector *b, size_t n, Vector &kl) {
+    Integers top, valid;
+    Totals t = totals_of(a, b, n, top, valid);
+    Residual sums = residual(t.sum_b, t.sum_a, t.sum_h);
+    Vector total = {}, of_top = {};
+    for (size_t i = 0; i < n; i++) {
+        Vector phi_term, of_shapes;
+        valid &= category_terms(a[i], b[i], sums.log, phi_term, of_shapes);
+        Integers rest = top != Signed(i);
+        total += phi_term + (rest ? of_shapes : all(0));
+        of_top = rest ? of_top : of_shapes;
+    }
+    kl = total - change_of(t, sums, of_top);
+    return valid & finite(kl) & (kl >= Real(0));
+}
+
+INLINE void dirichlet_lane_slopes(const Vector *a, const Vector *b, size_t n, Vector *by_a, Vector *by_b) {
+    Integers top, valid;
+    Totals t = totals_of(a, b, n, top, valid);
+    Residual sums = residual(t.sum_b, t.sum_a, t.sum_h);
+    Slopes whole = slopes_of(t.sum_a, t.sum_b, t.sum_h);
+    Vector top_by_a, top_by_b;
+    top_slopes(t, sums, whole, top_by_a, top_by_b);
+    for (size_t i = 0; i < n; i++) {
+        category_slopes(a[i], b[i], t, sums, whole, by_a[i], by_b[i]);
+        Integers rest = top != Signed(i);
+        by_a[i] = rest ? by_a[i] : top_by_a;
+        by_b[i] = rest ? by_b[i] : top_by_b;
+    }
+}
+
+// Beta(concentration1, concentration0): two categories.
+struct Beta {
+    static const int count = 4;
+    INLINE Integers value(const Vector *x, Vector &kl) { return dirichlet_lanes(x, x + 2, 2, kl); }
+    INLINE void gradient(const Vector *x, Vector *g) { dirichlet_lane_slopes(x, x + 2, 2, g, g + 2); }
+};
+
+// A row of more concentrations, a category in each lane.
+
 template <class Number>
-static void dirichlet_slopes(const Number *a, const Number *b, size_t n, double upstream, Number *by_a, Number *by_b) {
-    size_t top = 0;
-    for (size_t i = 1; i < n; i++)
+INLINE Totals totals_of_row(const Number *a, const Number *b, size_t n, size_t &top, bool &valid) {
+    double sum_a = 0, sum_b = 0, sum_h = 0, rest_a = 0, rest_b = 0, rest_h = 0;
+    top = 0;
+    for (size_t i = 0; i < n; i++) {
+        double x = a[i], y = b[i];
+        valid = valid && x >= 0x1p-300 && x <= 0x1p300 && y >= 0x1p-300 && y <= 0x1p300;
         if (a[i] > a[top]) top = i;
-    double rest_a = 0, rest_b = 0, rest_h = 0;
+        sum_a += x;
+        sum_b += y;
+        sum_h += y - x;
+    }
     for (size_t i = 0; i < n; i++) {
         if (i == top) continue;
         rest_a += a[i];
         rest_b += b[i];
         rest_h += double(b[i]) - double(a[i]);
     }
-    double top_a = a[top], top_b = b[top], sum_a = top_a + rest_a, sum_b = top_b + rest_b, sum_h = top_b - top_a + rest_h;
-    double log_sums = log_of_ratio(sum_a, sum_b, -sum_h), whole_a = 0, whole_b = 0;
-    if (by_a) {
-        whole_a = trigamma_rest(sum_a);
-        double trigamma_gap = rest_a / top_a / sum_a + (trigamma_rest(top_a) - whole_a);
-        by_a[top] = Number(upstream * (rest_h * (1 / sum_a + whole_a) - (top_b - top_a) * trigamma_gap));
-    }
-    if (by_b) {
-        whole_b = equal_mean_slope(sum_a, sum_b, sum_h);
-        double h = top_b - top_a, change;
-        // Of two expressions for the same number, the one whose terms are smaller.
-        if (std::fabs(h) < rest_a)
-            change = equal_mean_slope(top_a, top_b, h) - whole_b - (log_of_ratio(top_a, top_b, -h) - log_sums);
-        else
-            change = equal_mean_slope(top_a, sum_a, rest_a) - equal_mean_slope(top_b, sum_b, rest_b) -
-                     std::log1p(-rest_a / sum_a) + std::log1p(-rest_b / sum_b);
-        by_b[top] = Number(upstream * change);
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (i == top) continue;
-        double x = a[i], y = b[i], h = y - x;
-        if (by_a) by_a[i] = Number(upstream * ((sum_h / sum_a - h / x) - h * trigamma_rest(x) + sum_h * whole_a));
-        if (by_b)
-            by_b[i] = Number(upstream *
-                             (equal_mean_slope(x, y, h) - (log_of_ratio(x, y, -h) - log_sums) - whole_b));
-    }
+    return {all(a[top]), all(b[top]), all(sum_a), all(sum_b), all(sum_h), all(rest_a), all(rest_b), all(rest_h)};
 }
 
-// Beta(concentration1, concentration0): two categories.
-static bool beta_form(const double *x, double *kl) { return dirichlet_row(x, x + 2, 2, kl); }
+template <class Number>
+static __attribute__((noinline)) bool dirichlet_row(const Number *a, const Number *b, size_t n, double *kl) {
+    size_t top;
+    bool valid = true;
+    Totals t = totals_of_row(a, b, n, top, valid);
+    if (!valid) return false;
+    Residual sums = residual(t.sum_b, t.sum_a, t.sum_h);
+    Vector total = {};
+    double of_top = 0;
+    Integers fits = ~(Integers){};
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t length = n - i < LANES ? n - i : LANES;
+        Vector phi_term, of_shapes;
+        fits &= category_terms(gather(a + i, 1, length), gather(b + i, 1, length), sums.log, phi_term, of_shapes);
+        if (top >= i && top < i + LANES) {
+            of_top = of_shapes[top - i];
+            of_shapes[top - i] = 0;
+        }
+        Vector terms = phi_term + of_shapes;
+        for (size_t j = length; j < LANES; j++) terms[j] = 0;
+        total += terms;
+    }
+    *kl = sum(total) - change_of(t, sums, all(of_top))[0];
+    return !any(~fits) && std::fabs(*kl) < HUGE_VAL && *kl >= 0;
+}
 
-static void beta_slopes(const double *x, double *g) { dirichlet_slopes(x, x + 2, 2, 1.0, g, g + 2); }
+template <class Number>
+static __attribute__((noinline)) void dirichlet_row_slopes(const Number *a, const Number *b, size_t n, double upstream,
+                                                           Number *by_a, Number *by_b) {
+    size_t top;
+    bool valid = true;
+    Totals t = totals_of_row(a, b, n, top, valid);
+    Residual sums = residual(t.sum_b, t.sum_a, t.sum_h);
+    Slopes whole = slopes_of(t.sum_a, t.sum_b, t.sum_h);
+    Vector by_x, by_y;
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t length = n - i < LANES ? n - i : LANES;
+        category_slopes(gather(a + i, 1, length), gather(b + i, 1, length), t, sums, whole, by_x, by_y);
+        if (by_a) scatter(upstream * by_x, by_a + i, 1, length);
+        if (by_b) scatter(upstream * by_y, by_b + i, 1, length);
+    }
+    top_slopes(t, sums, whole, by_x, by_y);
+    if (by_a) by_a[top] = Number(upstream * by_x[0]);
+    if (by_b) by_b[top] = Number(upstream * by_y[0]);
+}
+
+// KL of pairs of rows of n concentrations, where `step` is n, or 0 if a side has a single row.
+template <class Number>
+static bool dirichlet_rows(const Number *a, size_t step_a, const Number *b, size_t step_b, size_t rows, size_t n,
+                           double *out) {
+    if (n > MOST_CATEGORIES) {
+        for (size_t i = 0; i < rows; i++)
+            if (!dirichlet_row(a + i * step_a, b + i * step_b, n, out + i)) return false;
+        return true;
+    }
+    Integers valid = ~(Integers){};
+    for (size_t i = 0; i < rows; i += LANES) {
+        size_t length = rows - i < LANES ? rows - i : LANES;
+        Vector x[MOST_CATEGORIES], y[MOST_CATEGORIES], kl;
+        for (size_t k = 0; k < n; k++) {
+            x[k] = gather(a + i * step_a + k, step_a, length);
+            y[k] = gather(b + i * step_b + k, step_b, length);
+        }
+        valid &= dirichlet_lanes(x, y, n, kl);
+        scatter(kl, out + i, 1, length);
+    }
+    return !any(~valid);
+}
+
+// upstream times the derivatives with respect to the concentrations; an output may be null.
+template <class Number>
+static void dirichlet_rows_slopes(const Number *a, size_t step_a, const Number *b, size_t step_b, size_t rows, size_t n,
+                                  const double *upstream, Number *by_a, Number *by_b) {
+    if (n > MOST_CATEGORIES) {
+        for (size_t i = 0; i < rows; i++)
+            dirichlet_row_slopes(a + i * step_a, b + i * step_b, n, upstream[i], by_a ? by_a + i * n : nullptr,
+                                 by_b ? by_b + i * n : nullptr);
+        return;
+    }
+    for (size_t i = 0; i < rows; i += LANES) {
+        size_t length = rows - i < LANES ? rows - i : LANES;
+        Vector x[MOST_CATEGORIES], y[MOST_CATEGORIES], by_x[MOST_CATEGORIES], by_y[MOST_CATEGORIES];
+        for (size_t k = 0; k < n; k++) {
+            x[k] = gather(a + i * step_a + k, step_a, length);
+            y[k] = gather(b + i * step_b + k, step_b, length);
+        }
+        Vector factor = gather(upstream + i, 1, length);
+        dirichlet_lane_slopes(x, y, n, by_x, by_y);
+        for (size_t k = 0; k < n; k++) {
+            if (by_a) scatter(factor * by_x[k], by_a + i * n + k, n, length);
+            if (by_b) scatter(factor * by_y[k], by_b + i * n + k, n, length);
+        }
+    }
+}

@@ -34,7 +34,7 @@ struct Form {
     void (*gradient)(const void *inputs, size_t n, const void *upstream, void *const *outs);
 };
 
-static const int FORM_COUNT = 12, MOST_INPUTS = 4;
+static const int FORM_COUNT = 22, MOST_INPUTS = 4;
 
 // The sums of token_sums; see tokens.h for the equations.
 enum TokenSum {
@@ -74,10 +74,19 @@ struct Kernels {
     double (*kl_logits[2])(const void *p, const void *q, size_t n, double tolerance);
     void (*grad_p[2])(const void *p, const void *q, size_t n, double gradient, void *out);
     void (*grad_q[2])(const void *p, const void *q, size_t n, double gradient, void *out);
+    // The derivatives of KL of a pair of rows of probabilities; false where the general implementation is required.
+    bool (*prob_slopes[2])(const void *p, const void *q, size_t n, double upstream, void *by_p, void *by_q);
     const Form *forms[2];
-    // KL of a pair of rows of concentrations; false where the general implementation is required.
-    bool (*dirichlet[2])(const void *a, const void *b, size_t n, double *kl);
-    void (*dirichlet_gradient[2])(const void *a, const void *b, size_t n, double upstream, void *by_a, void *by_b);
+    // KL of pairs of rows of concentrations; false where the general implementation is required. The step from a row to
+    // the next is 0 for a single row.
+    bool (*dirichlet[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out);
+    void (*dirichlet_gradient[2])(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n,
+                                  const double *upstream, void *by_a, void *by_b);
+    // KL of a pair of multivariate normal distributions, from loc and the matrix of p and of q; false where the general
+    // implementation is required.
+    bool (*multivariate[2])(bool factors, const void *const *inputs, size_t n, double *memory, double *kl);
+    bool (*multivariate_gradient[2])(bool factors, const void *const *inputs, size_t n, double *memory, double upstream,
+                                     void *const *outs);
     // Statistics of two next-token distributions; see tokens.h.
     void (*token_normalizer[2])(const void *row, const void *added, size_t n, double *top, double *log_sum,
                                 double *index);
@@ -93,9 +102,12 @@ struct Kernels {
      {f64::kl_logits, f32::kl_logits},                                                                                 \
      {f64::grad_p, f32::grad_p},                                                                                       \
      {f64::grad_q, f32::grad_q},                                                                                       \
+     {f64::prob_slopes, f32::prob_slopes},                                                                             \
      {f64::FORMS, f32::FORMS},                                                                                         \
      {f64::dirichlet, f32::dirichlet},                                                                                 \
      {f64::dirichlet_gradient, f32::dirichlet_gradient},                                                               \
+     {f64::multivariate, f32::multivariate},                                                                           \
+     {f64::multivariate_gradient, f32::multivariate_gradient},                                                        \
      {f64::token_normalizer, f32::token_normalizer},                                                                   \
      {f64::token_sums, f32::token_sums},                                                                               \
      {f64::token_gradients, f32::token_gradients}}
@@ -378,6 +390,36 @@ static PyObject *kl_logits_grad_q_rows(PyObject *, PyObject *const *arguments, P
     return gradient_rows(arguments, count, false);
 }
 
+static PyObject *kl_probs_gradient_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    View p, q, gradient, outs[2];
+    Type type;
+    if (!expect(count, 5) || pair_of(arguments, p, q, &type) < 0) return nullptr;
+    Py_ssize_t rows = p.rows() > q.rows() ? p.rows() : q.rows();
+    if (numbers_of(arguments[2], gradient, rows, false) < 0) return nullptr;
+    if (type == BFLOAT16 || !rows_match(p, q, rows)) {
+        PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
+        return nullptr;
+    }
+    for (int k = 0; k < 2; k++) {
+        Type out_type;
+        if (arguments[3 + k] == Py_None) continue;
+        if (view_of(arguments[3 + k], outs[k], &out_type, true) < 0) return nullptr;
+        if (out_type != type || outs[k].rows() != rows || outs[k].columns() != p.columns()) {
+            PyErr_SetString(PyExc_ValueError, "expected results of the type and the shape of the rows");
+            return nullptr;
+        }
+    }
+    const double *factors = static_cast<const double *>(gradient.buffer.buf);
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < rows; i++)
+        valid = kernels->prob_slopes[type](p.row(i), q.row(i), p.columns(), factors[i],
+                                           outs[0].held ? const_cast<char *>(outs[0].row(i)) : nullptr,
+                                           outs[1].held ? const_cast<char *>(outs[1].row(i)) : nullptr);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(valid);
+}
+
 // The inputs of a form, as arrays of one type: each has as many elements as the result, or one.
 struct FormInputs {
     View views[MOST_INPUTS];
@@ -479,10 +521,12 @@ static PyObject *form_gradient(PyObject *, PyObject *const *arguments, Py_ssize_
 static int concentrations_of(PyObject *const *arguments, View &a, View &b, Type *type, Py_ssize_t *rows) {
     if (pair_of(arguments, a, b, type) < 0) return -1;
     *rows = a.rows() == 1 ? b.rows() : a.rows();
-    if (*type != BFLOAT16 && rows_match(a, b, *rows)) return 0;
+    if (*type != BFLOAT16 && rows_match(a, b, *rows) && a.columns() > 0) return 0;
     PyErr_SetString(PyExc_ValueError, "expected rows of float64 or float32, as many as the result or a single row");
     return -1;
 }
+
+static size_t step_of(const View &view) { return view.rows() == 1 ? 0 : view.columns(); }
 
 static PyObject *dirichlet_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     View a, b, out;
@@ -492,10 +536,9 @@ static PyObject *dirichlet_rows(PyObject *, PyObject *const *arguments, Py_ssize
         numbers_of(arguments[2], out, rows, true) < 0)
         return nullptr;
     double *kl = static_cast<double *>(out.buffer.buf);
-    bool valid = true;
+    bool valid;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; valid && i < rows; i++)
-        valid = kernels->dirichlet[type](a.row(i), b.row(i), a.columns(), kl + i);
+    valid = kernels->dirichlet[type](a.buffer.buf, step_of(a), b.buffer.buf, step_of(b), rows, a.columns(), kl);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(valid);
 }
@@ -518,10 +561,9 @@ static PyObject *dirichlet_gradient_rows(PyObject *, PyObject *const *arguments,
     }
     const double *factors = static_cast<const double *>(upstream.buffer.buf);
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < rows; i++)
-        kernels->dirichlet_gradient[type](a.row(i), b.row(i), a.columns(), factors[i],
-                                          outs[0].held ? const_cast<char *>(outs[0].row(i)) : nullptr,
-                                          outs[1].held ? const_cast<char *>(outs[1].row(i)) : nullptr);
+    kernels->dirichlet_gradient[type](a.buffer.buf, step_of(a), b.buffer.buf, step_of(b), rows, a.columns(), factors,
+                                      outs[0].held ? outs[0].buffer.buf : nullptr,
+                                      outs[1].held ? outs[1].buffer.buf : nullptr);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -609,6 +651,120 @@ static PyObject *token_gradients(PyObject *, PyObject *const *arguments, Py_ssiz
     Py_RETURN_NONE;
 }
 
+// The parameters of pairs of multivariate normal distributions: loc and the matrix of p and of q, each for every pair or
+// for all pairs.
+struct MultivariateInputs {
+    View views[4];
+    Type type;
+    Py_ssize_t n, counts[4];
+    int factors;
+};
+
+// Fill the view of an array of `pairs` (or of any number of) entries of `size` numbers.
+static int entries_of(PyObject *object, View &view, Type type, Py_ssize_t size, bool writable, Py_ssize_t *pairs) {
+    Type found;
+    Py_ssize_t elements;
+    if (elements_of(object, view, &found, writable, &elements) < 0) return -1;
+    if (found == type && elements % size == 0 && (*pairs < 0 || elements == *pairs * size)) {
+        *pairs = elements / size;
+        return 0;
+    }
+    PyErr_SetString(PyExc_ValueError, "expected arrays of one type with vectors or square matrices of one size");
+    return -1;
+}
+
+static int multivariate_inputs(PyObject *const *arguments, Py_ssize_t pairs, MultivariateInputs &given) {
+    given.factors = PyObject_IsTrue(arguments[0]);
+    Py_ssize_t elements;
+    if (given.factors < 0 || elements_of(arguments[1], given.views[0], &given.type, false, &elements) < 0) return -1;
+    const Py_buffer &loc = given.views[0].buffer;
+    given.n = loc.ndim ? loc.shape[loc.ndim - 1] : 0;
+    if (given.n < 1 || given.n > 4096) {
+        PyErr_SetString(PyExc_ValueError, "expected between 1 and 4096 components");
+        return -1;
+    }
+    given.counts[0] = elements / given.n;
+    for (int k = 1; k < 4; k++) {
+        given.counts[k] = -1;
+        Py_ssize_t size = k % 2 ? given.n * given.n : given.n;
+        if (entries_of(arguments[1 + k], given.views[k], given.type, size, false, &given.counts[k]) < 0) return -1;
+    }
+    for (int k = 0; k < 4; k++) {
+        if (given.counts[k] == 1 || given.counts[k] == pairs) continue;
+        PyErr_SetString(PyExc_ValueError, "expected as many parameters as results, or one");
+        return -1;
+    }
+    return 0;
+}
+
+// The addresses of the parameters of a pair.
+static void multivariate_pair(const MultivariateInputs &given, Py_ssize_t i, const void **inputs) {
+    for (int k = 0; k < 4; k++) {
+        const Py_buffer &buffer = given.views[k].buffer;
+        Py_ssize_t size = (k % 2 ? given.n * given.n : given.n) * buffer.itemsize;
+        inputs[k] = static_cast<const char *>(buffer.buf) + (given.counts[k] == 1 ? 0 : i * size);
+    }
+}
+
+static double *multivariate_memory(Py_ssize_t n) {
+    double *memory = static_cast<double *>(std::malloc((5 * n * ((n + 7) / 8 * 8) + 2 * n) * sizeof(double)));
+    if (!memory) PyErr_NoMemory();
+    return memory;
+}
+
+static PyObject *multivariate_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    MultivariateInputs given;
+    View out;
+    Py_ssize_t pairs = -1;
+    if (!expect(count, 6) || entries_of(arguments[5], out, FLOAT64, 1, true, &pairs) < 0 ||
+        multivariate_inputs(arguments, pairs, given) < 0)
+        return nullptr;
+    double *memory = multivariate_memory(given.n), *kl = static_cast<double *>(out.buffer.buf);
+    if (!memory) return nullptr;
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < pairs; i++) {
+        const void *inputs[4];
+        multivariate_pair(given, i, inputs);
+        valid = kernels->multivariate[given.type](given.factors, inputs, given.n, memory, kl + i);
+    }
+    Py_END_ALLOW_THREADS
+    std::free(memory);
+    return PyBool_FromLong(valid);
+}
+
+static PyObject *multivariate_gradient_rows(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    MultivariateInputs given;
+    View upstream, outs[4];
+    Py_ssize_t pairs = -1;
+    if (!expect(count, 10) || entries_of(arguments[5], upstream, FLOAT64, 1, false, &pairs) < 0 ||
+        multivariate_inputs(arguments, pairs, given) < 0)
+        return nullptr;
+    Py_ssize_t sizes[4];
+    for (int k = 0; k < 4; k++) {
+        sizes[k] = k % 2 ? given.n * given.n : given.n;
+        PyObject *out = arguments[6 + k];
+        if (out != Py_None && entries_of(out, outs[k], given.type, sizes[k], true, &pairs) < 0) return nullptr;
+    }
+    double *memory = multivariate_memory(given.n);
+    if (!memory) return nullptr;
+    const double *factors = static_cast<const double *>(upstream.buffer.buf);
+    bool valid = true;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; valid && i < pairs; i++) {
+        const void *inputs[4];
+        void *results[4];
+        multivariate_pair(given, i, inputs);
+        for (int k = 0; k < 4; k++)
+            results[k] = !outs[k].held ? nullptr
+                                       : static_cast<char *>(outs[k].buffer.buf) + i * sizes[k] * outs[k].buffer.itemsize;
+        valid = kernels->multivariate_gradient[given.type](given.factors, inputs, given.n, memory, factors[i], results);
+    }
+    Py_END_ALLOW_THREADS
+    std::free(memory);
+    return PyBool_FromLong(valid);
+}
+
 static PyObject *form_names(PyObject *, PyObject *) {
     PyObject *names = PyTuple_New(FORM_COUNT);
     for (int i = 0; names && i < FORM_COUNT; i++)
@@ -657,6 +813,9 @@ static PyMethodDef functions[] = {
     FAST(kl_logits_grad_q_rows,
          "kl_logits_grad_q_rows(p, q, gradient, out)\n--\n\ngradient * (q - p) of each pair of rows; nan where the general "
          "implementation is required."),
+    FAST(kl_probs_gradient_rows,
+         "kl_probs_gradient_rows(p, q, gradient, by_p, by_q)\n--\n\nWrite gradient times the derivatives of each pair of "
+         "rows of probabilities, unless a result is None; False where the general implementation is required."),
     FAST(form_value,
          "form_value(index, *inputs, out)\n--\n\nWrite KL(p || q) by the closed form of this index; False where the general "
          "implementation is required."),
@@ -669,6 +828,13 @@ static PyMethodDef functions[] = {
     FAST(dirichlet_gradient_rows,
          "dirichlet_gradient_rows(a, b, upstream, by_a, by_b)\n--\n\nWrite upstream times the derivatives with respect to "
          "the concentrations, unless a result is None."),
+    FAST(multivariate_rows,
+         "multivariate_rows(factors, loc1, matrix1, loc2, matrix2, out)\n--\n\nWrite KL of pairs of multivariate normal "
+         "distributions, from lower factors or covariance matrices; False where the general implementation is required."),
+    FAST(multivariate_gradient_rows,
+         "multivariate_gradient_rows(factors, loc1, matrix1, loc2, matrix2, upstream, *outs)\n--\n\nWrite upstream times "
+         "the derivatives with respect to the parameters whose result is not None; False where the general implementation "
+         "is required."),
     FAST(token_normalizers,
          "token_normalizers(z, added, out)\n--\n\nWrite max z, log sum exp(z - max z) and the index of max z of each row, "
          "where z is the sum of both arrays unless the second is None."),

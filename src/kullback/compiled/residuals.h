@@ -6,16 +6,28 @@ struct Residual {
     Vector phi, log;
 };
 
-INLINE Residual residual(Vector u, Vector v, Vector difference) {
+// log(u/v), and phi as head/v + tail.
+INLINE Vector residual_parts(Vector u, Vector v, Vector difference, Vector &head, Vector &tail) {
     Vector k, f;
     scale_near(v, u, k, f);
     Vector gap = v - f;
-    Vector s = ((gap == Real(0)) ? -difference : f - u) / (f + u), w = s * s, tail = s * (w * horner(w, ATANH));
-    // log(v/u) = k log(2) + 2 s + tail. For k = 0 the gap is 0 and phi is -s difference / v + tail, where the tail is
+    Vector s = ((gap == Real(0)) ? -difference : f - u) / (f + u), w = s * s, rest = s * (w * horner(w, ATANH));
+    // log(v/u) = k log(2) + 2 s + rest. For k = 0 the gap is 0 and phi is -s difference / v + rest, where `rest` is
     // smaller by a factor of about s, so that the terms do not cancel.
-    Vector log = k * Real(LOG2) + (s + s + tail);
-    Vector phi = (s * (gap - difference) - gap) / v + (tail + k * Real(LOG2));
-    return {phi, -log};
+    head = s * (gap - difference) - gap;
+    tail = rest + k * Real(LOG2);
+    return -(k * Real(LOG2) + (s + s + rest));
+}
+
+INLINE Residual residual(Vector u, Vector v, Vector difference) {
+    Vector head, tail, log = residual_parts(u, v, difference, head, tail);
+    return {head / v + tail, log};
+}
+
+// The residual where 1/v is computed already.
+INLINE Residual residual_by(Vector u, Vector v, Vector difference, Vector inverse_v) {
+    Vector head, tail, log = residual_parts(u, v, difference, head, tail);
+    return {head * inverse_v + tail, log};
 }
 
 // log(u/v) of positive numbers of ordinary size.

@@ -10,6 +10,7 @@ namespace f64 {
 #include "tokens.h"
 #include "residuals.h"
 #include "gammas.h"
+#include "matrices.h"
 #include "forms.h"
 #undef Real
 #undef Signed

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from math import ceil, inf, log
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import numpy as jnp
 from numpyro.distributions import transforms
 
 from kullback import families as f
+from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT, Parameters
 from kullback.densities.composites import (
     affine_image,
     constraint_bounds,
@@ -226,10 +228,14 @@ def _by_parameters(kind: type, *names: str, **renamed: str) -> Callable[[Any], f
     return convert
 
 
-def _multivariate_normal(distribution: Any) -> f.Distribution:
-    # The parameter that was given comes first among the attributes; NumPyro caches the others once they are derived.
+def _given_matrix(distribution: Any) -> str:
+    """The parameter that was given: it comes first among the attributes; NumPyro caches the others once derived."""
     alternatives = ("covariance_matrix", "precision_matrix", "scale_tril")
-    given = next(name for name, value in vars(distribution).items() if name in alternatives and value is not None)
+    return next(name for name, value in vars(distribution).items() if name in alternatives and value is not None)
+
+
+def _multivariate_normal(distribution: Any) -> f.Distribution:
+    given = _given_matrix(distribution)
     loc = jnp.broadcast_to(distribution.loc, distribution.batch_shape + distribution.event_shape)
     return f.MultivariateNormal(loc=loc, **{given: jnp.asarray(getattr(distribution, given))})
 
@@ -308,6 +314,56 @@ FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     d.Weibull: _by_parameters(f.Weibull, "scale", "concentration"),
     d.Wishart: _by_parameters(f.Wishart, df="concentration", scale_tril="scale_tril"),
 }
+
+
+def _direct(family: type, *names: str) -> Callable[[Any], Parameters | None]:
+    """A reader of parameters with these names, for the compiled forms; numbers alone are converted to JAX arrays."""
+
+    def read(distribution: Any) -> Parameters | None:
+        values = tuple(getattr(distribution, name) for name in names)
+        if not any(isinstance(value, jax.Array) for value in values):
+            if not all(isinstance(value, float | int) for value in values):
+                return None
+            values = (jnp.asarray(values[0]), *values[1:])
+        return family, values, names
+
+    return read
+
+
+def _matrix_parameters(distribution: Any) -> Parameters | None:
+    """The mean, and the factor or the covariance matrix of a multivariate normal if it was given."""
+    given = _given_matrix(distribution)
+    if given == "precision_matrix":
+        return None
+    return f.MultivariateNormal, (distribution.loc, getattr(distribution, given)), ("loc", given)
+
+
+# The compiled forms read the parameters of these classes directly; subclasses may compute them differently.
+DIRECT.update(
+    {
+        d.BernoulliLogits: _direct(f.Bernoulli, "logits"),
+        d.BernoulliProbs: _direct(f.Bernoulli, "probs"),
+        d.Beta: _direct(f.Beta, "concentration1", "concentration0"),
+        d.CategoricalLogits: _direct(f.Categorical, "logits"),
+        d.CategoricalProbs: _direct(f.Categorical, "probs"),
+        d.Cauchy: _direct(f.Cauchy, "loc", "scale"),
+        d.Dirichlet: _direct(f.Dirichlet, "concentration"),
+        d.Exponential: _direct(f.Exponential, "rate"),
+        d.Gamma: _direct(f.Gamma, "concentration", "rate"),
+        d.GeometricProbs: _direct(f.Geometric, "probs"),
+        d.Gumbel: _direct(f.Gumbel, "loc", "scale"),
+        d.HalfNormal: _direct(f.HalfNormal, "scale"),
+        d.InverseGamma: _direct(f.InverseGamma, "concentration", "rate"),
+        d.Laplace: _direct(f.Laplace, "loc", "scale"),
+        d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
+        d.MultivariateNormal: _matrix_parameters,
+        d.Normal: _direct(f.Normal, "loc", "scale"),
+        d.Pareto: _direct(f.Pareto, "scale", "alpha"),
+        d.Poisson: _direct(f.Poisson, "rate"),
+        d.Uniform: _direct(f.Uniform, "low", "high"),
+    }
+)
+INDEPENDENT[d.Independent] = attrgetter("base_dist", "reinterpreted_batch_ndims")
 
 # The number of event axes of a family's first parameter; 0 for the families that are not listed.
 _EVENT_AXES = {

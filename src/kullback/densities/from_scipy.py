@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from kullback import families as f
+from kullback.closed_forms.compiled_forms import DIRECT, Parameters
 from kullback.densities.composites import affine_image, mixture_density, require_methods_of_library
 from kullback.densities.density import Density
 from kullback.errors import DistributionTypeError, NoClosedFormError, ParameterError, ShapeError
@@ -309,6 +310,67 @@ MULTIVARIATE_FAMILIES: dict[type, Callable[[Any], f.Distribution]] = {
     type(stats.vonmises_fisher): lambda x: f.VonMisesFisher(mean_direction=x.mu, concentration=x.kappa),
     type(stats.wishart): lambda x: f.Wishart(df=x.df, covariance_matrix=x.scale),
 }
+
+# The compiled forms read the parameters of these classes directly. Class of SciPy's family object -> the family, the
+# names of its parameters, and their values from the shape parameters and the scale; in _LOCATED also loc.
+_LOCATED: dict[type, type] = {
+    type(stats.cauchy): f.Cauchy,
+    type(stats.gumbel_r): f.Gumbel,
+    type(stats.laplace): f.Laplace,
+    type(stats.norm): f.Normal,
+}
+_SCALED: dict[type, tuple[type, tuple[str, ...], Callable[..., tuple[Any, ...]]]] = {
+    type(stats.beta): (f.Beta, ("concentration1", "concentration0"), lambda a, b, _: (a, b)),
+    type(stats.bernoulli): (f.Bernoulli, ("probs",), lambda p, _: (p,)),
+    type(stats.binom): (f.Binomial, ("total_count", "probs"), lambda n, p, _: (n, p)),
+    type(stats.expon): (f.Exponential, ("rate",), lambda scale: (np.divide(1.0, scale),)),
+    type(stats.gamma): (f.Gamma, ("concentration", "rate"), lambda a, scale: (a, np.divide(1.0, scale))),
+    type(stats.halfnorm): (f.HalfNormal, ("scale",), lambda scale: (scale,)),
+    type(stats.invgamma): (f.InverseGamma, ("concentration", "rate"), lambda a, scale: (a, scale)),
+    type(stats.lognorm): (f.LogNormal, ("loc", "scale"), lambda s, scale: (np.log(scale), s)),
+    type(stats.pareto): (f.Pareto, ("scale", "alpha"), lambda b, scale: (scale, b)),
+    type(stats.poisson): (f.Poisson, ("rate",), lambda mu, _: (mu,)),
+}
+_UNSCALED = {type(stats.beta), type(stats.bernoulli), type(stats.binom), type(stats.poisson)}
+
+
+def _frozen_parameters(distribution: Any) -> Parameters | None:
+    """The parameters of a frozen distribution with loc = 0, or of a location-scale family."""
+    family = distribution.dist
+    kind = type(family)
+    if (located := _LOCATED.get(kind)) is None and kind not in _SCALED:
+        return None
+    shapes, loc, scale = family._parse_args(*distribution.args, **distribution.kwds)
+    if located is not None:
+        return located, (loc, scale), ("loc", "scale")
+    if not _is_number(loc, 0) or (kind in _UNSCALED and not _is_number(scale, 1)) or not _is_positive(scale):
+        return None
+    found, names, values = _SCALED[kind]
+    return found, values(*shapes, scale), names
+
+
+def _is_number(value: Any, expected: int) -> bool:
+    return isinstance(value, int | float) and value == expected
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a scale can be inverted: a scale that is not positive is an error, which the conversion raises."""
+    return bool(value > 0) if isinstance(value, int | float) else bool(np.all(np.asarray(value) > 0))
+
+
+DIRECT.update(
+    {
+        type(stats.norm()): _frozen_parameters,
+        type(stats.poisson(1.0)): _frozen_parameters,
+        type(stats.multivariate_normal()): lambda x: (
+            f.MultivariateNormal,
+            (x.mean, x.cov),
+            ("loc", "covariance_matrix"),
+        ),
+        type(stats.dirichlet([1.0])): lambda x: (f.Dirichlet, (x.alpha,), ("concentration",)),
+        stats.Normal: lambda x: (f.Normal, (x.mu, x.sigma), ("loc", "scale")),
+    }
+)
 
 # Class of a family object -> the family of -x.
 _REFLECTIONS: dict[type, Any] = {

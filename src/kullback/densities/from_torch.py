@@ -1,6 +1,6 @@
 """Adapter of torch.distributions: its distributions as families, univariate densities, samplers and mixtures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import fields
 from functools import partial
@@ -16,7 +16,7 @@ from torch.distributions.utils import logits_to_probs
 
 from kullback import families as f
 from kullback.closed_forms import is_univariate
-from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT
+from kullback.closed_forms.compiled_forms import DIRECT, INDEPENDENT, TRANSFORMED, Parameters
 from kullback.densities.composites import (
     affine_image,
     constraint_bounds,
@@ -83,18 +83,32 @@ FAMILIES: dict[type, type[f.Distribution]] = {
 }
 
 
-def _direct(family: type, *names: str) -> Any:
+def _direct(family: type, *names: str) -> Callable[[Any], Parameters]:
     """A reader of parameters that have the names and the meaning of the family's parameters."""
     return lambda distribution: (family, tuple(getattr(distribution, name) for name in names), names)
 
 
-def _given_of_two(family: type, distribution: Any) -> Any:
+def _given_of_two(family: type, distribution: Any) -> Parameters:
     """The family with the one of probs and logits that was given, which PyTorch keeps as `_param`."""
     name = "probs" if vars(distribution).get("probs") is distribution._param else "logits"
     return family, (distribution._param,), (name,)
 
 
-def _geometric(distribution: Any) -> Any:
+def _binomial(distribution: Any) -> Parameters:
+    """The count, and the one of probs and logits that was given."""
+    _, values, names = _given_of_two(f.Binomial, distribution)
+    return f.Binomial, (distribution.total_count, *values), ("total_count", *names)
+
+
+def _multivariate_normal(distribution: Any) -> Parameters | None:
+    """The mean, and the factor or the covariance matrix if it was given: PyTorch then stores it first."""
+    given = next(name for name in vars(distribution) if name in _PARAMETRISATIONS[1])
+    if given == "precision_matrix":
+        return None
+    return f.MultivariateNormal, (distribution.loc, getattr(distribution, given)), ("loc", given)
+
+
+def _geometric(distribution: Any) -> Parameters | None:
     """The probabilities, if they were given: PyTorch then stores them first."""
     first = next(name for name in vars(distribution) if name in ("probs", "logits"))
     return (f.Geometric, (distribution.probs,), ("probs",)) if first == "probs" else None
@@ -105,14 +119,18 @@ DIRECT.update(
     {
         d.Bernoulli: partial(_given_of_two, f.Bernoulli),
         d.Beta: lambda distribution: (f.Dirichlet, (distribution._dirichlet.concentration,), ("concentration",)),
+        d.Binomial: _binomial,
         d.Categorical: partial(_given_of_two, f.Categorical),
+        d.Cauchy: _direct(f.Cauchy, "loc", "scale"),
         d.Dirichlet: _direct(f.Dirichlet, "concentration"),
         d.Exponential: _direct(f.Exponential, "rate"),
         d.Gamma: _direct(f.Gamma, "concentration", "rate"),
         d.Geometric: _geometric,
+        d.Gumbel: _direct(f.Gumbel, "loc", "scale"),
         d.HalfNormal: _direct(f.HalfNormal, "scale"),
         d.Laplace: _direct(f.Laplace, "loc", "scale"),
         d.LogNormal: _direct(f.LogNormal, "loc", "scale"),
+        d.MultivariateNormal: _multivariate_normal,
         d.Normal: _direct(f.Normal, "loc", "scale"),
         d.OneHotCategorical: lambda distribution: _given_of_two(f.Categorical, distribution._categorical),
         d.Pareto: _direct(f.Pareto, "scale", "alpha"),
@@ -121,6 +139,20 @@ DIRECT.update(
     }
 )
 INDEPENDENT[d.Independent] = attrgetter("base_dist", "reinterpreted_batch_ndims")
+
+# Invertible maps without parameters, which are equal if their classes are equal.
+_INVERTIBLE = (d.ExpTransform, d.SigmoidTransform, d.TanhTransform)
+
+
+def _equal_maps(p: Any, q: Any) -> tuple[Any, Any] | None:
+    """The bases of two distributions under equal invertible maps without parameters; None for other maps."""
+    kinds, others = ([type(transform) for transform in side.transforms] for side in (p, q))
+    if kinds != others or not all(kind in _INVERTIBLE for kind in kinds):
+        return None
+    return p.base_dist, q.base_dist
+
+
+TRANSFORMED[d.TransformedDistribution] = _equal_maps
 
 # Alternative parameters, of which a distribution is constructed with exactly one.
 _PARAMETRISATIONS = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
