@@ -84,7 +84,12 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
     )
-    add("--output", type=Path, metavar="RUN", help="store the results in the run directory RUN, for --resume")
+    add(
+        "--output",
+        type=Path,
+        metavar="RUN",
+        help="store the results and the page compare.html in the run directory RUN, for --resume",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
     start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
@@ -106,6 +111,10 @@ def _run(options: argparse.Namespace) -> int:
 
     with results_on_stdout():
         comparison = _compare(options)
+        if comparison is not None and options.output is not None:
+            from kullback.explore.comparison_page import write_comparison_page
+
+            write_comparison_page(comparison, options.output / "compare.html")
     if comparison is None:  # another process prints the results
         return 0
     if options.json:
