@@ -81,7 +81,7 @@ def kl_from_codes(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (codes.astype(np.uint32) << 16).view(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DocumentTokens:
     """The tokens of a document with their values, for a page.
 
