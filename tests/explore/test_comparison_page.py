@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import kullback
 from kullback.compare import token_values
 from kullback.compare.comparison import Comparison
+from kullback.compare.corpus import Corpus, TokenizedDocument
 from kullback.compare.report import format_estimate
-from kullback.compare.token_values import NLL_LEVELS, TokenStore, TokenValues, kl_from_codes
-from kullback.explore.comparison_page import write_comparison_page
+from kullback.compare.token_values import NLL_LEVELS, TokenStore, TokenValues, kl_from_codes, shown_documents
+from kullback.explore.comparison_page import comparison_data, write_comparison_page
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;{{data}}\u2028\x00"
 needs_chromium = pytest.mark.skipif(
@@ -68,7 +69,7 @@ def page(browser: Browser, comparison: Comparison, tmp_path_factory: pytest.Temp
 def test_hostile_text_is_shown_as_text(page: Page) -> None:
     assert page.evaluate("window.hacked") is None
     assert page.locator(".tokens img, .tokens script").count() == 0
-    assert page.locator(".tokens [data-index='1']").text_content() == HOSTILE.replace("\x00", "\x00")
+    assert page.locator(".tokens [data-index='1']").text_content() == HOSTILE
     assert page.locator("select[aria-label=Document] option").first.text_content()
     assert not re.search(r"NaN|undefined|\[object", page.locator("main").inner_text())
 
@@ -161,8 +162,28 @@ def test_documents_are_left_out_above_the_limit(tiny_model: Path, monkeypatch: p
     monkeypatch.setattr(runner, "_SHOWN_BYTES", 2_000)
     part = kullback.compare(tiny_model, tiny_model, text=texts)
     assert 1 <= len(part.documents) < 10
+    assert len(json.dumps(comparison_data(part)["documents"], separators=(",", ":"))) <= 2_000
     assert part.documents[0].name == complete.documents[0].name
     assert part.models[0].metrics == complete.models[0].metrics
+
+
+def test_texts_of_tokens_join_to_the_document(tmp_path: Path) -> None:
+    """Byte tokens: a character of several tokens is the text of the last, and an incomplete character remains."""
+
+    class Bytes:
+        def decode(self, ids: list[int], **_: object) -> str:
+            return bytes(ids).decode("utf-8", "replace")
+
+    text = "na\u00efve \U0001f389 \u65e5\u672c\u8a9e"
+    ids = np.array([*text.encode(), 0xE6], np.int32)
+    corpus = Corpus((TokenizedDocument("a", ids, np.zeros(len(ids), np.uint16)),), (), ("text",), 0, "", "")
+    found = {(0, 0): TokenValues.encode(*np.ones((3, len(ids) - 1)))}
+    (document,) = shown_documents(found, 1, corpus, Bytes(), 10_000)
+    assert len(document.tokens) == len(ids)
+    assert "".join(document.tokens) == text + "\ufffd"
+    assert document.tokens[2:4] == ("", "\u00ef")
+    (cut,) = shown_documents(found, 1, corpus, Bytes(), 300)
+    assert 1 < len(cut.tokens) < cut.length == len(ids)
 
 
 def test_result_json_does_not_depend_on_the_page(comparison: Comparison) -> None:

@@ -195,10 +195,9 @@ def shown_documents(
         values = [found.get((model, document)) for model in range(models)]
         first = len(tokenized.ids) - next(len(v.kl) for v in values if v is not None)
         tokens = []
-        limit -= 300 + len(json.dumps(tokenized.name))
+        limit -= 100 + 50 * models + _page_bytes(tokenized.name)
         for text in _token_texts(tokenized.ids.tolist(), tokenizer):
-            # A "<" takes 6 bytes in the page; 4 bytes of each model are 16/3 characters of base64.
-            limit -= len(json.dumps(text)) + 1 + 5 * sum(map(text.count, "<>&")) + 16 * models // 3 + 1
+            limit -= _page_bytes(text) + 16 * models // 3 + 1  # 4 bytes of each model in base64
             if limit < 0:
                 break
             tokens.append(text)
@@ -208,6 +207,11 @@ def shown_documents(
         if limit < 0:
             break
     return tuple(shown)
+
+
+def _page_bytes(text: str) -> int:
+    """The bytes of a string and a comma in the data of a page, where "<", ">" and "&" are escape sequences."""
+    return len(json.dumps(text)) + 1 + 5 * sum(map(text.count, "<>&"))
 
 
 def _token_texts(ids: list[int], tokenizer: Any) -> Iterable[str]:

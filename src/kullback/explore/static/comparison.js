@@ -85,7 +85,6 @@ function colouredText(page) {
       const kl = values?.[begin + i - item.first];
       return element("span", { class: `token k${kl === undefined ? 0 : level(kl, bounds)}`, "data-index": begin + i, "data-kl": kl, tabindex: -1 }, token || "▏");
     }));
-    text.scrollTop = 0;
     legend.replaceChildren("KL from ", ...bounds.flatMap(([name, bound], i) => [element("span", { class: `token k${i + 1}` }, `${nats(bound, 2)} (${name})`), " "]));
     const last = Math.min(item.tokens.length, begin + PART);
     const cut = item.tokens.length < item.length ? `; the last ${(item.length - item.tokens.length).toLocaleString("en")} tokens are left out` : "";
@@ -93,6 +92,8 @@ function colouredText(page) {
     [previous.disabled, next.disabled] = [part === 0, part === parts - 1];
     for (const button of [previous, next]) button.hidden = parts === 1;
     show([...text.children].reduce((a, b) => (Number(b.dataset.kl ?? -1) > Number(a.dataset.kl ?? -1) ? b : a)));
+    // The token of the largest KL is at the centre; the text has a height after it was attached to the page.
+    requestAnimationFrame(() => (text.scrollTop = current.offsetTop - text.offsetTop - text.clientHeight / 2));
   }
 
   const button = (label, step) => {
