@@ -153,6 +153,17 @@ def test_the_blocks_of_the_smallest_kl_are_removed_beyond_the_limit(
     assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
+def test_damaged_values_are_left_out(tmp_path: Path) -> None:
+    values = TokenValues.encode(*np.ones((3, 5)))
+    TokenStore(tmp_path).add(0, 0, {3: values, 4: values})
+    TokenStore(tmp_path).add(1, 0, {5: values})
+    found = TokenStore(tmp_path).documents([(0, 0), (1, 0)])
+    assert {key: found[key].kl.tolist() for key in found} == {(0, i): values.kl.tolist() for i in (3, 4, 5)}
+    path = tmp_path / "tokens" / "0-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert list(TokenStore(tmp_path).documents([(0, 0), (1, 0), (2, 0)])) == [(0, 5)]
+
+
 def test_documents_are_left_out_above_the_limit(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kullback.compare import runner
 

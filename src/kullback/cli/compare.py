@@ -10,6 +10,7 @@ from typing import Any
 from kullback.cli.output import print_result, strict
 from kullback.errors import InputError
 from kullback.runs.printable import one_line
+from kullback.runs.write_errors import write_errors
 
 __all__ = ["add_parser"]
 
@@ -114,7 +115,8 @@ def _run(options: argparse.Namespace) -> int:
         if comparison is not None and options.output is not None:
             from kullback.explore.comparison_page import write_comparison_page
 
-            write_comparison_page(comparison, options.output / "compare.html")
+            with write_errors(options.output, "free some space, and continue with --resume"):
+                write_comparison_page(comparison, options.output / "compare.html")
     if comparison is None:  # another process prints the results
         return 0
     if options.json:

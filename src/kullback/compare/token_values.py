@@ -202,7 +202,8 @@ def shown_documents(
                 break
             tokens.append(text)
         if len(tokens) > first:
-            cut = [v and TokenValues(*(codes[: len(tokens) - first] for codes in v)) for v in values]
+            count = len(tokens) - first
+            cut = [v and TokenValues(v.kl[:count], v.nll_base[:count], v.nll[:count]) for v in values]
             shown.append(DocumentTokens(tokenized.name, len(tokenized.ids), tuple(tokens), first, tuple(cut)))
         if limit < 0:
             break
