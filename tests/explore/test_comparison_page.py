@@ -120,6 +120,25 @@ def test_the_page_is_not_wider_than_the_window(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@needs_chromium
+def test_an_infinite_kl_is_shown_as_infinite(browser: Browser, comparison: Comparison, tmp_path: Path) -> None:
+    model, document = comparison.models[0], comparison.documents[0]
+    summary = model.summary.quantiles["kl"]
+    bounded = replace(model.summary, quantiles={"kl": {**summary, "99.9%": np.inf, "max": np.inf}})
+    changed = replace(model, worst=({**model.worst[0], "kl": np.inf}, *model.worst[1:]))
+    changed.__dict__["summary"] = bounded  # the cached property
+    values = TokenValues.encode(*np.full((3, len(document.tokens) - document.first), np.inf))
+    changed_document = replace(document, values=(values,))
+    infinite = replace(comparison, models=(changed,), floor=None, documents=(changed_document,))
+    page = browser.new_page()
+    page.goto(write_comparison_page(infinite, tmp_path / "compare.html").as_uri())
+    assert page.locator(".worst strong").first.inner_text() == "∞ nats"
+    assert "∞ (99.9%)" in page.locator(".scale").inner_text()
+    assert page.locator(".tokens > .k6").count() == len(document.tokens) - document.first
+    assert "NaN" not in page.locator("main").inner_text()
+    page.close()
+
+
 def test_stored_values_are_the_exact_values_within_the_stated_error(comparison: Comparison, tiny_model: Path) -> None:
     for number, model in enumerate(comparison.models):
         sums = {}

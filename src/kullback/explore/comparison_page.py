@@ -63,7 +63,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         comparison: The comparison.
 
     Returns:
-        The data. Infinities are strings.
+        The data. Infinities are the string "Infinity".
     """
     header, rows = summary_table(comparison)
     shown = sum(len(document.tokens) - document.first for document in comparison.documents)
@@ -136,4 +136,5 @@ def _base64(codes: Any) -> str:
 
 
 def _number(value: float) -> float | str:
-    return value if abs(value) < float("inf") else str(value)
+    """A number >= 0 for JSON, from which JavaScript converts it back."""
+    return value if abs(value) < float("inf") else "Infinity"
