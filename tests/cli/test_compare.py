@@ -74,6 +74,7 @@ def test_a_finished_run_is_reported_again_by_resume(run: Run, tmp_path: Path) ->
     first = run("--output", tmp_path / "run")[1]
     status, output, errors = run("--output", tmp_path / "run", "--resume")
     assert (status, output, errors) == (0, first, "")
+    assert "KL divergence from" in (tmp_path / "run" / "compare.html").read_text()
 
 
 def test_the_exit_status_is_3_above_the_threshold(run: Run, model: Path) -> None:

@@ -202,6 +202,7 @@ def test_one_model_at_a_time_gives_the_same_results(
         "blocks-0.jsonl",
         "config.json",
         "result.json",
+        "tokens",
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from kullback.cli.output import print_result, strict
 from kullback.errors import InputError
 from kullback.runs.printable import one_line
+from kullback.runs.write_errors import write_errors
 
 __all__ = ["add_parser"]
 
@@ -84,7 +85,12 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
     )
-    add("--output", type=Path, metavar="RUN", help="store the results in the run directory RUN, for --resume")
+    add(
+        "--output",
+        type=Path,
+        metavar="RUN",
+        help="store the results and the page compare.html in the run directory RUN, for --resume",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
     start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
@@ -106,6 +112,11 @@ def _run(options: argparse.Namespace) -> int:
 
     with results_on_stdout():
         comparison = _compare(options)
+        if comparison is not None and options.output is not None:
+            from kullback.explore.comparison_page import write_comparison_page
+
+            with write_errors(options.output, "free some space, and continue with --resume"):
+                write_comparison_page(comparison, options.output / "compare.html")
     if comparison is None:  # another process prints the results
         return 0
     if options.json:

@@ -24,6 +24,7 @@ from kullback.runs.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from kullback.compare.runner import Outcome, Plan
+    from kullback.compare.token_values import DocumentTokens
 
 __all__ = ["Comparison", "ModelResult", "compare", "make_plan", "read_result", "run_plan"]
 
@@ -87,6 +88,7 @@ class Comparison:
         config: What the comparison was computed from: hashes of text, tokens and weights, and settings.
         warnings: Sentences that describe limitations.
         earlier: The KL of the models of an earlier result for the same tokens, by name.
+        documents: The documents of the largest KL with the values of their tokens, for `write_comparison_page`.
 
     Example:
         >>> import kullback
@@ -101,6 +103,7 @@ class Comparison:
     config: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     earlier: Mapping[str, DocumentSums] | None = None
+    documents: tuple["DocumentTokens", ...] = ()
 
     def __getitem__(self, name: str) -> ModelResult:
         """The results of a model.
@@ -367,7 +370,9 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
     earlier = None
     if plan.against is not None:
         earlier = {model["name"]: DocumentSums.from_state(model["kl_by_document"]) for model in plan.against["models"]}
-    return Comparison(plan.base.name, tuple(results), floor, outcome.config, outcome.warnings, earlier)
+    return Comparison(
+        plan.base.name, tuple(results), floor, outcome.config, outcome.warnings, earlier, outcome.documents
+    )
 
 
 def read_result(path: Path, option: str = "--against") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from kullback.runs.printable import one_line
 if TYPE_CHECKING:
     from kullback.compare.comparison import Comparison, ModelResult
 
-__all__ = ["card_text", "format_estimate", "report_text"]
+__all__ = ["card_text", "format_estimate", "group_table", "report_text", "sentences", "summary_table"]
 
 _ROWS = {
     "kl": ("KL(base || model)", "nats/token", 1.0),
@@ -61,38 +61,52 @@ def report_text(comparison: "Comparison") -> str:
         each other, groups of tokens, and the tokens of the largest KL.
     """
     text, settings = comparison.config["text"], comparison.config["settings"]
-    models = list(comparison.models)
-    columns = [*models, *([comparison.floor] if comparison.floor else [])]
     skipped = f", {text['skipped_documents']} shorter skipped" if text["skipped_documents"] else ""
     lines = [
         f"base  {one_line(comparison.base)}",
         f"text  {one_line(text['source'])}: {text['documents']} documents{skipped}, {text['counted_tokens']} tokens, "
         f"context {settings['context']}",
         "",
-        _table(
-            ["", "", *(model.name for model in columns)],
-            [
-                *(
-                    [label, unit, *(format_estimate(model.metrics[name], factor) for model in columns)]
-                    for name, (label, unit, factor) in _ROWS.items()
-                ),
-                *(
-                    [f"KL {name}", "nats", *(f"{model.summary.quantiles['kl'][name]:.4g}" for model in columns)]
-                    for name in _QUANTILES
-                ),
-            ],
-        ),
+        _table(*summary_table(comparison)),
         "",
         "[...] are 95% intervals, clustered by document.",
-        *_sentences(comparison),
+        *sentences(comparison),
     ]
-    for model in models:
-        lines += ["", *_groups(model), "", *_worst(model)]
+    for model in comparison.models:
+        lines += ["", f"{one_line(model.name)}: where the KL is", _table(*group_table(model)), "", *_worst(model)]
     return "\n".join(lines)
 
 
-def _sentences(comparison: "Comparison") -> list[str]:
-    """The comparisons with the floor and between models, and all warnings."""
+def summary_table(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
+    """The metrics and the percentiles of all models, and of the floor.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The header, whose first two cells are empty, and the rows: a name, a unit and a text for each model.
+    """
+    columns = [*comparison.models, *([comparison.floor] if comparison.floor else [])]
+    metrics = [
+        [label, unit, *(format_estimate(model.metrics[name], factor) for model in columns)]
+        for name, (label, unit, factor) in _ROWS.items()
+    ]
+    quantiles = [
+        [f"KL {name}", "nats", *(f"{model.summary.quantiles['kl'][name]:.4g}" for model in columns)]
+        for name in _QUANTILES
+    ]
+    return ["", "", *(model.name for model in columns)], metrics + quantiles
+
+
+def sentences(comparison: "Comparison") -> list[str]:
+    """The comparisons with the floor and between models, and all warnings.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The sentences, each on one line.
+    """
     lines = [pair.describe_floor(name) + "." for name, pair in comparison.above_floor().items()]
     lines += [pair.describe(a, b) + "." for (a, b), pair in comparison.paired().items()]
     warnings = dict.fromkeys(
@@ -101,8 +115,15 @@ def _sentences(comparison: "Comparison") -> list[str]:
     return [one_line(line) for line in (*lines, *(f"Warning: {warning}" for warning in warnings))]
 
 
-def _groups(model: "ModelResult") -> list[str]:
-    """The mean KL of groups of tokens."""
+def group_table(model: "ModelResult") -> tuple[list[str], list[list[str]]]:
+    """The mean KL of groups of tokens, and their parts of the total KL.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The header and the rows: the grouping, the label of the group, tokens, KL and percent of the KL.
+    """
     total = model.summary.means["kl"].value * model.summary.tokens
     rows = []
     for grouping in sorted(model.summary.groups, key=_GROUP_ORDER.index):
@@ -111,8 +132,7 @@ def _groups(model: "ModelResult") -> list[str]:
             count, mean = labels[label]
             share = f"{100 * count * mean.value / total:.1f}" if 0 < total < float("inf") else "-"
             rows.append([grouping, label, str(count), format_estimate(mean), share])
-    header = ["group", "", "tokens", "KL(base || model)", "% of KL"]
-    return [f"{one_line(model.name)}: where the KL is", _table(header, rows)]
+    return ["group", "", "tokens", "KL(base || model)", "% of KL"], rows
 
 
 def _first_number(label: str) -> tuple[float, str]:

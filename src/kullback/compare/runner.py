@@ -8,6 +8,7 @@ A run directory has these files:
 
 config.json        what determines the numbers: hashes of text, tokens and weights, and settings
 blocks-RANK.jsonl  a line for each block and model that the process RANK has finished
+tokens/            the values of single tokens in a compact form, for the page
 hidden/            with `one_at_a_time`, the last hidden states of the base, while the run lasts
 result.json        the result
 """
@@ -46,6 +47,7 @@ from kullback.compare.preflight import (
 from kullback.compare.sources import DTYPES, ModelSource, weights_hash
 from kullback.compare.statistics import ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
+from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
@@ -76,6 +78,7 @@ _WORST = 20  # tokens of the largest KL that are described
 _ALTERNATIVES = 5
 _BEFORE, _AFTER = 40, 8  # tokens of context of a described token
 _CONTEXT_EDGES = (16, 64, 256, 1024, 4096, 16384)
+_SHOWN_BYTES = 4_600_000  # of the tokens on the page of a comparison
 _WAIT = 600.0  # seconds until the main process must have created the run directory
 
 
@@ -146,6 +149,7 @@ class Outcome:
         statistics: The statistics of each candidate.
         worst: The tokens of the largest KL(base || model) of each candidate.
         warnings: Sentences about differences between the models that do not prevent the comparison.
+        documents: The documents of the largest KL with the values of their tokens, for a page.
     """
 
     config: dict[str, Any]
@@ -153,6 +157,7 @@ class Outcome:
     statistics: tuple[ModelStatistics, ...]
     worst: tuple[list[dict[str, Any]], ...]
     warnings: tuple[str, ...]
+    documents: tuple[DocumentTokens, ...]
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,9 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
             return None
         records.wait(len(blocks), len(plan.candidates), is_alone=world == 1)
         statistics, worst = records.merged(len(plan.candidates))
-        return Outcome(config, tuple(names[1:]), statistics, worst, warnings)
+        tokens = records.tokens.documents(records.done)
+        documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
+        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents)
 
 
 def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus]:
@@ -341,6 +348,7 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
             if not plan.resume:
                 for path in plan.output.glob("blocks-*.jsonl"):
                     path.unlink()
+                shutil.rmtree(plan.output / "tokens", ignore_errors=True)
                 (plan.output / "result.json").unlink(missing_ok=True)
                 directory.create(config)
         else:
@@ -360,6 +368,7 @@ class _Records:
         self.directory = directory
         self.lines: list[str] = []
         self.done: set[tuple[int, int]] = set()
+        self.tokens = TokenStore(directory)
         if directory is None:
             return
         self.path = directory / f"blocks-{rank}.jsonl"
@@ -370,9 +379,11 @@ class _Records:
                     file.truncate(content.rfind(b"\n") + 1)
         self.done = {(record["block"], record["model"]) for record in self._read()}
 
-    def add(self, block: int, model: int, statistics: ModelStatistics, worst: list[dict[str, Any]]) -> None:
+    def add(self, block: int, model: int, result: "_BlockResult") -> None:
         """Store the result of a block and a model; the line is on disk when the method returns."""
-        line = json.dumps({"block": block, "model": model, "statistics": statistics.state(), "worst": worst}) + "\n"
+        self.tokens.add(block, model, result.token_values())
+        state = result.statistics.state()
+        line = json.dumps({"block": block, "model": model, "statistics": state, "worst": result.worst}) + "\n"
         self.done.add((block, model))
         if self.directory is None:
             self.lines.append(line)
@@ -467,7 +478,7 @@ class _Work:
                 for model, result in results.items():
                     result.add(rows, hidden, self._hidden(models[model], rows))
             for model, result in results.items():
-                self.records.add(block.number, model, result.statistics, result.worst)
+                self.records.add(block.number, model, result)
 
     def one_at_a_time(self, blocks: list[_Block], directory: Path | None) -> None:
         """Compute the blocks with one model in memory, and the last hidden states of the base on disk."""
@@ -503,7 +514,7 @@ class _Work:
                                 f"{cache}: expected the hidden states of the base, found none; use --resume"
                             )
                         result.add(rows, stored.to(self.device), self._hidden(model, rows))
-                    self.records.add(block.number, m, result.statistics, result.worst)
+                    self.records.add(block.number, m, result)
                 del model
             if directory is not None:
                 for block in blocks:
@@ -552,6 +563,17 @@ class _BlockResult:
         self.work, self.number, self.base, self.model = work, number, base, model
         self.statistics = new_statistics()
         self.worst: list[dict[str, Any]] = []
+        self.values: dict[int, list[tuple[int, TokenValues]]] = {}  # by document: the first token of a window, values
+
+    def token_values(self) -> dict[int, TokenValues]:
+        """The values of the counted tokens of each document."""
+        parts = {
+            document: [values for _, values in sorted(found, key=lambda part: part[0])]
+            for document, found in self.values.items()
+        }
+        return {
+            document: TokenValues(*map(np.concatenate, zip(*found, strict=True))) for document, found in parts.items()
+        }
 
     def add(self, rows: list[tuple[int, Window]], hidden_p: Tensor, hidden_q: Tensor) -> None:
         """Add the counted tokens of the windows of a forward pass."""
@@ -596,6 +618,8 @@ class _BlockResult:
                 labels["role"] = np.array(roles)[documents[document].roles[window.first : window.end]]
             parts = {name: values[part] for name, values in columns.items()}
             self.statistics.add(document, parts, window=window.start, groups=labels)
+            values = TokenValues.encode(parts["kl"], parts["nll_base"], parts["nll"])
+            self.values.setdefault(document, []).append((window.first, values))
         self._keep_worst(rows, columns["kl"], (log_p, log_q), hidden_p, hidden_q)
 
     def _keep_worst(
