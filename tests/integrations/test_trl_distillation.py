@@ -59,7 +59,8 @@ def gemma(path: Path, seed: int) -> Any:
     size = AutoTokenizer.from_pretrained(path).vocab_size
     config = Gemma2Config(
         vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
     )  # fmt: skip
     return perturbed(Gemma2ForCausalLM(config), seed, 0.3)
 
@@ -216,7 +217,7 @@ def test_what_is_not_handled_is_refused(tiny_model: Path, tmp_path: Path) -> Non
         make(ExactDistillationTrainer, tiny_model, tmp_path, divergence="backward")
     with pytest.raises(InputError, match="expected a weight between 0 and 1"):
         make(ExactGKDTrainer, tiny_model, tmp_path, divergence="skew_forward", weight=1.0)
-    with pytest.raises(PenaltyError, match="aggregat|convention|expected"):
+    with pytest.raises(PenaltyError, match="expected aggregate"):
         make(ExactDistillationTrainer, tiny_model, tmp_path, aggregate="mean")
     with pytest.raises(InputError, match="expected beta in"):
         divergence_of_beta(1.5)
