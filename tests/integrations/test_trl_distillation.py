@@ -217,7 +217,7 @@ def test_what_is_not_handled_is_refused(tiny_model: Path, tmp_path: Path) -> Non
         make(ExactDistillationTrainer, tiny_model, tmp_path, divergence="backward")
     with pytest.raises(InputError, match="expected a weight between 0 and 1"):
         make(ExactGKDTrainer, tiny_model, tmp_path, divergence="skew_forward", weight=1.0)
-    with pytest.raises(PenaltyError, match="expected aggregate"):
+    with pytest.raises(PenaltyError, match="expected the aggregation to be one of"):
         make(ExactDistillationTrainer, tiny_model, tmp_path, aggregate="mean")
     with pytest.raises(InputError, match="expected beta in"):
         divergence_of_beta(1.5)

@@ -1,6 +1,7 @@
 """Distillation by TRL, with the exact divergence between teacher and student as the loss."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError, MissingDependencyError
@@ -8,7 +9,7 @@ from kullback.errors import InputError, MissingDependencyError
 try:
     import torch
     from accelerate.utils import is_peft_model
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, TrainerCallback
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "accelerate"):
         raise
@@ -25,6 +26,7 @@ except ImportError as error:  # DistillationTrainer is a part of TRL since versi
 from torch import Tensor
 
 from kullback.integrations.transformers import capped_head_of, recorded_hidden
+from kullback.integrations.trl_checkpoint import load_generations, save_generations
 from kullback.policy.aggregation import Aggregate, require_aggregate
 from kullback.policy.distillation import (
     DISTILLATION_DIVERGENCES,
@@ -192,6 +194,12 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         _require_vocabulary_of(kwargs.get("teacher_model", args[1] if len(args) > 1 else None), kwargs)
         super().__init__(*args, **kwargs)
         self._find_heads()
+        self._generations = _Generations(self)
+        self.add_callback(self._generations)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._generations.checkpoint = Path(resume_from_checkpoint)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -235,6 +243,22 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
             normalizer=normalizer,
         )
         return result.loss, result.student_entropy.sum(), result.tokens
+
+
+class _Generations(TrainerCallback):
+    """Stores in checkpoints what TRL's trainer omits, so that a resumed run equals an uninterrupted run."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.checkpoint: Path | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.checkpoint is not None:
+            load_generations(self.trainer, self.checkpoint, kwargs["train_dataloader"])
+            self.checkpoint = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        save_generations(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}", None)
 
 
 class ExactGKDTrainer(_ExactLoss, GKDTrainer):
