@@ -239,3 +239,15 @@ def test_the_first_token_that_differs_is_named(tiny_model: Path) -> None:
     teacher.add_tokens(["x", "y"])
     with pytest.raises(InputError, match=r"2 tokens that differ; the first is 'x', which has none in the student's"):
         require_same_vocabulary(student, teacher)
+
+
+@pytest.mark.parametrize("trainer_class", [ExactDistillationTrainer, ExactGKDTrainer])
+def test_teachers_with_another_vocabulary_are_refused(trainer_class: Any, tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["x"])
+    with pytest.raises(InputError, match="the first is 'x'"):
+        make(trainer_class, tiny_model, tmp_path, teacher_tokenizer=tokenizer)
+    student, teacher = student_and_teacher(tiny_model)
+    teacher.resize_token_embeddings(20)
+    with pytest.raises(InputError, match="logits of 14 tokens as of the student, got 20"):
+        make(trainer_class, tiny_model, tmp_path, (student, teacher))

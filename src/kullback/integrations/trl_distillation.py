@@ -171,12 +171,32 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         off_policy: Whether the completions are the column "completion" of the data, text or messages, instead of
             samples of the student. An end-of-sequence token follows a completion that is text. Completions are cut at
             `max_completion_length`.
+        teacher_tokenizer: The tokenizer of the teacher, which is compared with the student's. None: the tokenizer in
+            the directory of the teacher, if the teacher is a path.
         **kwargs: The keyword arguments of `DistillationTrainer`.
 
     Raises:
-        InputError: The divergence or its weight is invalid, there is no teacher, the vocabularies differ, an output
+        InputError: The divergence or its weight is invalid, the teacher is None, the vocabularies differ, an output
             head is neither linear nor linear with a cap, or the weights are in shards.
         PenaltyError: The aggregation is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from transformers.trainer_callback import PrinterCallback
+        >>> from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
+        >>> settings = {"per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 1}
+        >>> settings |= {"save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+        >>> tokenizer = make_tokenizer()
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     args = DistillationConfig(directory, use_cpu=True, bf16=False, **settings)
+        ...     models, data = (make_model(tokenizer), make_model(tokenizer)), Dataset.from_list(prompt_rows(4, seed=0))
+        ...     data_and_tokenizer = {"train_dataset": data, "processing_class": tokenizer}
+        ...     trainer = ExactDistillationTrainer(*models, args, divergence="js", **data_and_tokenizer)
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> trainer.state.global_step, trainer.divergence
+        (1, 'js')
     """
 
     def __init__(
@@ -186,12 +206,13 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         weight: float | None = None,
         aggregate: Aggregate = "token_mean",
         off_policy: bool = False,
+        teacher_tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or DistillationConfig
         self._choose_divergence(config.beta, divergence, weight, aggregate)
         self.off_policy = off_policy
-        _require_vocabulary_of(kwargs.get("teacher_model", args[1] if len(args) > 1 else None), kwargs)
+        _require_vocabulary_of(args, kwargs, teacher_tokenizer)
         super().__init__(*args, **kwargs)
         self._find_heads()
         self._generations = _Generations(self)
@@ -265,18 +286,34 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
     """TRL's `GKDTrainer` whose loss is `kullback.policy.distillation.distillation_loss`.
 
     The loss has TRL's value to rounding for the same `beta`, and the logits of the batch are not stored. As in TRL, the
-    temperature of the configuration is that of sampling, and not of the loss.
+    temperature of the configuration is the temperature of sampling, and not of the loss.
 
     Args:
         *args: The positional arguments of `GKDTrainer`.
         divergence: A name of `logit_divergence`. None: the divergence of the configuration's `beta`.
         weight: w of `logit_divergence`. None: `beta` where it selects "generalized_js", otherwise 1/2.
         aggregate: How the tokens of the batch are averaged; see `aggregate_tokens`.
+        teacher_tokenizer: The tokenizer of the teacher, which is compared with the student's. None: the tokenizer in
+            the directory of the teacher, if the teacher is a path.
         **kwargs: The keyword arguments of `GKDTrainer`.
 
     Raises:
         InputError: As for `ExactDistillationTrainer`.
         PenaltyError: The aggregation is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from kullback.train.demo.addition_task import make_model, make_tokenizer
+        >>> tokenizer = make_tokenizer()
+        >>> tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        >>> messages = [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     args = GKDConfig(directory, use_cpu=True, bf16=False, report_to="none", beta=0.3)
+        ...     models, data = [make_model(tokenizer) for _ in range(2)], Dataset.from_list([{"messages": messages}])
+        ...     trainer = ExactGKDTrainer(*models, args, train_dataset=data, processing_class=tokenizer)
+        >>> trainer.divergence, trainer.divergence_weight
+        ('generalized_js', 0.3)
     """
 
     def __init__(
@@ -285,11 +322,12 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         divergence: DistillationDivergence | None = None,
         weight: float | None = None,
         aggregate: Aggregate = "token_mean",
+        teacher_tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or GKDConfig
         self._choose_divergence(config.beta, divergence, weight, aggregate)
-        _require_vocabulary_of(kwargs.get("teacher_model", args[1] if len(args) > 1 else None), kwargs)
+        _require_vocabulary_of(args, kwargs, teacher_tokenizer)
         super().__init__(*args, **kwargs)
         self._find_heads()
 
@@ -362,11 +400,24 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: 
     return encoded[length:]
 
 
-def _require_vocabulary_of(teacher: Any, arguments: Mapping[str, Any]) -> None:
-    """Compare the tokenizer that the teacher was saved with, if it is a path, with the tokenizer of the student."""
-    student = arguments.get("processing_class")
-    if isinstance(teacher, str) and student is not None:
-        require_same_vocabulary(student, AutoTokenizer.from_pretrained(teacher, trust_remote_code=False))
+def _require_vocabulary_of(positional: tuple[Any, ...], named: Mapping[str, Any], teacher_tokenizer: Any) -> None:
+    """Compare the tokenizers where both can be found, and the sizes of the vocabularies of two models."""
+    student, teacher = (
+        named.get(name, positional[i] if len(positional) > i else None)
+        for i, name in enumerate(("model", "teacher_model"))
+    )
+    tokenizer = named.get("processing_class")
+    if tokenizer is not None and (teacher_tokenizer is not None or isinstance(teacher, str)):
+        loaded = teacher_tokenizer or AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
+        require_same_vocabulary(tokenizer, loaded)
+    sizes = [
+        getattr(model, "config", None) and model.config.get_text_config().vocab_size for model in (student, teacher)
+    ]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise InputError(
+            f"expected a teacher with logits of {sizes[0]} tokens as of the student, got {sizes[1]}; resize the "
+            "embeddings of one model by resize_token_embeddings"
+        )
 
 
 def _without_adapter(model: Any) -> Any:

@@ -472,7 +472,7 @@ _SECTIONS = {
         "Distillation",
         "`kullback train distill` writes a row of `metrics.jsonl` for each optimizer step, and a row of "
         "`evaluations.jsonl` for each evaluation on a fixed set of prompts; step 0 is the student before training. The "
-        "completions are samples of the student, or those of the data with `--off-policy`. At position t, the "
+        "completions are samples of the student or, with `--off-policy`, a column of the data. At position t, the "
         "divergence between the next-token distributions of teacher and student is exact over the vocabulary, at the "
         "sampling temperature.",
     ),

@@ -185,7 +185,7 @@ class DistillationEvaluation:
 
 
 def given_tokens(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt, and those of its given completion.
+    """The tokens of a prompt, and the tokens of its given completion.
 
     Args:
         tokenizer: The tokenizer.
