@@ -193,6 +193,28 @@ def test_training_on_given_completions_uses_their_tokens(tiny_model: Path, tmp_p
     assert [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "sequence_sum"])
+@pytest.mark.parametrize("trainer_class", [ExactDistillationTrainer, ExactGKDTrainer])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    trainer_class: Any, aggregate: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    is_gkd = trainer_class is ExactGKDTrainer
+    steps = []
+    for size, parts in ((8, 1), (2, 4)):
+        settings = {
+            "max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "optim": "sgd",
+            "learning_rate": 1.0, "max_grad_norm": 0.0, **({"lmbda": 0.0} if is_gkd else {}),
+        }  # fmt: skip
+        more = {} if is_gkd else {"off_policy": True}
+        trainer = make(trainer_class, tiny_model, tmp_path, aggregate=aggregate, settings=settings, **more)
+        data = trainer.train_dataset.select(range(8))
+        trainer.train_dataset = data
+        trainer.train()
+        steps.append([weight.detach().clone() for weight in trainer.model.parameters()])
+    for first, second in zip(*steps, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
 def test_completions_of_messages_continue_the_prompt(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

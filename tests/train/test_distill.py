@@ -1,7 +1,11 @@
 """Distillation runs: the run directory, resuming, the decrease of the divergence, and one-line messages."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +50,6 @@ def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
-
-
 def words(*models: Path, run: Path, **more: Any) -> list[str]:
     settings = [word for key, value in (SETTINGS | more).items() for word in ("--set", f"{key}={value}")]
     data = run.parent / "rows.jsonl"
@@ -57,28 +57,6 @@ def words(*models: Path, run: Path, **more: Any) -> list[str]:
         data.write_text("\n".join(map(json.dumps, ROWS)))
     files = ["--model", str(models[0]), "--teacher", str(models[1]), "--prompts", str(data)]
     return ["train", "distill", *files, "--output", str(run), *settings]
-
-
-@pytest.mark.training
-@pytest.mark.parametrize("off_policy", [False, True])
-def test_a_resumed_run_is_identical_to_an_uninterrupted_run(
-    off_policy: bool, tiny_model: Path, teacher: Path, tmp_path: Path
-) -> None:
-    def plan(name: str, steps: int) -> DistillPlan:
-        return DistillPlan(
-            tiny_model, teacher, ROWS, steps, tmp_path / name, settings=SETTINGS, evaluate_every=3,
-            off_policy=off_policy, divergence="js",
-        )  # fmt: skip
-
-    assert train_distill(plan("one", 6))
-    assert train_distill(plan("two", 3))
-    assert train_distill(plan("two", 6), resume=True)
-    runs = [RunDirectory(tmp_path / name) for name in ("one", "two")]
-    assert [row["step"] for row in runs[0].metrics()] == [1, 2, 3, 4, 5, 6]
-    assert without_times(runs[0].metrics()) == without_times(runs[1].metrics())
-    assert runs[0].evaluations() == runs[1].evaluations()
-    models = [AutoModelForCausalLM.from_pretrained(run.model).state_dict() for run in runs]
-    assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
 
 
 @pytest.mark.training
@@ -202,3 +180,52 @@ def test_plans_are_checked(tiny_model: Path, teacher: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match=message):
             train_distill(DistillPlan(tiny_model, teacher, prompts, 1, tmp_path / "run", **more))
+
+
+def test_an_interrupt_saves_a_checkpoint_and_the_run_can_be_resumed(
+    tiny_model: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    command = [*words(tiny_model, teacher, run=run), "--steps", "5", "--off-policy", "--json"]
+    add = RunDirectory.add_metrics
+
+    def add_and_stop(self: RunDirectory, row: dict[str, Any]) -> None:
+        add(self, row)
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "add_metrics", add_and_stop)
+        assert main(command) == 130
+    outcome = json.loads(capsys.readouterr().out)
+    assert not outcome["ended"]
+    assert outcome["last"]["step"] == RunDirectory(run).metrics()[-1]["step"] < 5
+    assert not (run / "model").exists()
+    assert main([*command, "--resume"]) == 0
+    assert [row["step"] for row in RunDirectory(run).metrics()] == [1, 2, 3, 4, 5]
+    finished = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "model")  # a process that was killed before it saved the model
+    assert main([*command, "--resume"]) == 0
+    assert (run / "model" / "model.safetensors").is_file()
+    assert (run / "metrics.jsonl").read_bytes() == finished
+    capsys.readouterr()
+    assert main([*command, "--resume", "--divergence", "forward"]) == 2
+    assert "divergence" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--divergence", "forward"]) == 0
+    assert RunDirectory(run).config()["divergence"] == "forward"
+
+
+def test_arguments_are_checked_before_libraries_are_imported(tiny_model: Path, teacher: Path, tmp_path: Path) -> None:
+    command = [*words(tiny_model, teacher, run=tmp_path / "run"), "--steps", "1"]
+    extra = [
+        ["--weight", "2"], ["--teacher", "nope"], ["--model", "nope"], ["--prompts", "nope.jsonl"], ["--resume"],
+        ["--set", "learning_rat=1"], ["--completion-column", "x"], ["--divergence", "nope"],
+    ]  # fmt: skip
+    code = (
+        "import sys\nfrom kullback.cli import main\n"
+        f"for words in {[[*command, *more] for more in extra]!r}:\n    assert main(words) == 2, words\n"
+        "    found = [name for name in ('torch', 'transformers', 'trl', 'datasets') if name in sys.modules]\n"
+        "    assert not found, (words, found)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -356,7 +356,7 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         mask = inputs["labels"][:, 1:] != _IGNORED
         normalizer = num_items_in_batch
         if normalizer is not None and self.aggregate != "token_mean":
-            normalizer = len(mask) * self.args.gradient_accumulation_steps
+            normalizer = len(mask) * self.current_gradient_accumulation_steps
         result = self._loss(
             (teacher, teacher_states[-1][:, :-1]),
             (student, states[-1][:, :-1]),
