@@ -239,7 +239,9 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
             for given, ids in zip(self._given, prompt_ids, strict=True)
         ]
 
-    def _compute_loss(self, unwrapped_student: Any, inputs: Any, num_items_in_batch: Any) -> tuple[Tensor, ...]:
+    def _compute_loss(
+        self, unwrapped_student: Any, inputs: Any, num_items_in_batch: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
@@ -402,6 +404,8 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: 
 
 def _require_vocabulary_of(positional: tuple[Any, ...], named: Mapping[str, Any], teacher_tokenizer: Any) -> None:
     """Compare the tokenizers where both can be found, and the sizes of the vocabularies of two models."""
+    student: Any
+    teacher: Any
     student, teacher = (
         named.get(name, positional[i] if len(positional) > i else None)
         for i, name in enumerate(("model", "teacher_model"))

@@ -72,7 +72,8 @@ class DistillationEvaluation:
         modes = [(model, model.training) for model in (student, teacher)]
         devices = [student.device] if student.device.type == "cuda" else []
         try:
-            student.eval(), teacher.eval()
+            student.eval()
+            teacher.eval()
             with torch.random.fork_rng(devices), torch.no_grad(), finite_outputs(lambda: step):
                 torch.manual_seed(self.seed + self.rank)
                 local: list[Row] = []
