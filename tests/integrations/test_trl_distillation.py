@@ -215,6 +215,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_of_gkd_on_policy_is_the_mean_over_the_generated_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 1, "gradient_accumulation_steps": 2, "learning_rate": 0.0, "lmbda": 1.0}
+    trainer = make(ExactGKDTrainer, tiny_model, tmp_path, settings=settings)
+    means, compute = [], trainer.compute_loss
+
+    def with_mean(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        means.append(compute(model, inputs).item())  # without a count: the mean over the tokens of the micro-batch
+        return compute(model, inputs, num_items_in_batch=num_items_in_batch)
+
+    trainer.compute_loss = with_mean
+    trainer.train()
+    assert len(means) == 2
+    logged = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+    assert logged == pytest.approx(sum(means) / 2, rel=1e-5)
+
+
 def test_completions_of_messages_continue_the_prompt(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

@@ -290,6 +290,9 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
     The loss has TRL's value to rounding for the same `beta`, and the logits of the batch are not stored. As in TRL, the
     temperature of the configuration is the temperature of sampling, and not of the loss.
 
+    The loss differs from TRL's where TRL does not divide by the number of tokens: generated completions count with
+    their own tokens, and the gradients of several processes are averaged over all tokens.
+
     Args:
         *args: The positional arguments of `GKDTrainer`.
         divergence: A name of `logit_divergence`. None: the divergence of the configuration's `beta`.
@@ -330,6 +333,7 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or GKDConfig
         self._choose_divergence(config.beta, divergence, weight, aggregate)
         _require_vocabulary_of(args, kwargs, teacher_tokenizer)
+        self._is_generated = False
         super().__init__(*args, **kwargs)
         self._find_heads()
 
@@ -356,20 +360,56 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         with torch.no_grad(), recorded_hidden(teacher) as teacher_states:
             self.teacher_model(**batch, use_cache=False, logits_to_keep=1)
         mask = inputs["labels"][:, 1:] != _IGNORED
-        normalizer = num_items_in_batch
-        if normalizer is not None and self.aggregate != "token_mean":
-            normalizer = len(mask) * self.current_gradient_accumulation_steps
         result = self._loss(
             (teacher, teacher_states[-1][:, :-1]),
             (student, states[-1][:, :-1]),
             mask,
             temperature=1.0,
-            normalizer=normalizer,
+            normalizer=self._denominator(mask, num_items_in_batch),
         )
         mode = "train" if self.model.training else "eval"
         if result.tokens:
             self._metrics[mode]["entropy"].append((result.student_entropy.sum() / result.tokens).item())
         return (result.loss, outputs) if return_outputs else result.loss
+
+    def _denominator(self, mask: Tensor, num_items_in_batch: Any) -> Any:
+        """The denominator of the loss of a micro-batch; None for its own number of tokens or sequences."""
+        if num_items_in_batch is None:
+            return None
+        is_generated = self.model.training and self._is_generated
+        if is_generated or self.aggregate != "token_mean":
+            count = mask.sum().clamp(min=1) if self.aggregate == "token_mean" else len(mask)
+            return count * (self.current_gradient_accumulation_steps if self.model.training else 1)
+        # The count is the sum over all processes, and their gradients are averaged.
+        return num_items_in_batch / (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Train on a batch, whose completions are replaced with probability `lmbda`; see `GKDTrainer`.
+
+        Args:
+            model: The student, wrapped for data parallelism.
+            inputs: The batch.
+            num_items_in_batch: The number of tokens of the whole batch before completions are replaced.
+
+        Returns:
+            The loss of the micro-batch, a scalar in nats.
+        """
+        self._is_generated = False
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def generate_on_policy_outputs(self, model: Any, inputs: Any, generation_config: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Generate completions; see `GKDTrainer`.
+
+        Args:
+            model: The student, or the teacher with `seq_kd`.
+            inputs: The batch.
+            generation_config: The configuration of the generation.
+
+        Returns:
+            The token ids, the attention mask and the labels.
+        """
+        self._is_generated = True
+        return GKDTrainer.generate_on_policy_outputs(model, inputs, generation_config)
 
 
 def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: list[int]) -> list[int]:
