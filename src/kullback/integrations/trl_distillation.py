@@ -454,9 +454,8 @@ def _require_vocabulary_of(positional: tuple[Any, ...], named: Mapping[str, Any]
     if tokenizer is not None and (teacher_tokenizer is not None or isinstance(teacher, str)):
         loaded = teacher_tokenizer or AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
         require_same_vocabulary(tokenizer, loaded)
-    sizes = [
-        getattr(model, "config", None) and model.config.get_text_config().vocab_size for model in (student, teacher)
-    ]
+    configs: list[Any] = [getattr(model, "config", None) for model in (student, teacher)]
+    sizes = [config and config.get_text_config().vocab_size for config in configs]
     if None not in sizes and sizes[0] != sizes[1]:
         raise InputError(
             f"expected a teacher with logits of {sizes[0]} tokens as of the student, got {sizes[1]}; resize the "
