@@ -466,4 +466,5 @@ def test_every_public_function_is_in_the_table() -> None:
     tested = {function for function, _ in CALLS.values()}
     public = {getattr(kullback, name) for name in kullback.__all__}
     functions = {function for function in public if callable(function) and not isinstance(function, type)}
-    assert functions - tested == {kullback.doctor, kullback.show_config}
+    # The arguments of compare are files; its refusals are tested in tests/compare.
+    assert functions - tested == {kullback.compare, kullback.doctor, kullback.show_config}

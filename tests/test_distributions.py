@@ -236,6 +236,24 @@ def dirichlet(rng, delta):
     return f.Dirichlet(concentration=a), f.Dirichlet(concentration=b), textbook_dirichlet(a, b)
 
 
+def lkj(rng, delta):
+    """KL = (a - b) d log Z/da - log Z(a) + log Z(b), where Z normalises |X|^(a - 1)."""
+    dim, a = 4, float(rng.uniform(0.5, 4))
+    b = a * float(np.exp(delta * rng.normal()))
+
+    def log_z(eta):
+        """The product over the canonical partial correlations, which have independent beta distributions."""
+        shapes = [(eta + mpf(dim - 1 - k) / 2, k) for k in range(1, dim)]
+        return mpmath.fsum(
+            (dim - k) * (2 * shape - 1) * mpmath.log(2) + (dim - k) * mpmath.log(mpmath.beta(shape, shape))
+            for shape, k in shapes
+        )
+
+    p, q = mpf(a), mpf(b)
+    truth = (p - q) * mpmath.diff(log_z, p) - log_z(p) + log_z(q)
+    return f.LKJ(dim=dim, concentration=a), f.LKJ(dim=dim, concentration=b), truth
+
+
 def simplexes(rng, delta, size=4):
     p = rng.dirichlet(np.ones(size))
     q = p * np.exp(delta * rng.normal(size=size))
@@ -340,6 +358,7 @@ OTHERS = {
     (f.Wishart, f.Wishart): wishart,
     (f.InverseWishart, f.InverseWishart): inverse_wishart,
     (f.Dirichlet, f.Dirichlet): dirichlet,
+    (f.LKJ, f.LKJ): lkj,
     (f.Categorical, f.Categorical): categorical,
     (f.OneHotCategorical, f.OneHotCategorical): one_hot,
     (f.Multinomial, f.Multinomial): multinomial,

@@ -13,7 +13,7 @@ import kullback
 
 
 def test_every_public_name_can_be_imported() -> None:
-    assert len(kullback.__all__) == len(set(kullback.__all__)) == 46
+    assert len(kullback.__all__) == len(set(kullback.__all__)) == 48
     assert dir(kullback) == kullback.__all__
     for name in kullback.__all__:
         assert getattr(kullback, name) is not None

@@ -140,6 +140,12 @@ PAGES: dict[str, Page] = {
         "Other libraries: kullback.integrations",
         {
             "kullback.integrations.trl": None,
+            "kullback.integrations.trl_distillation": (
+                "ExactDistillationTrainer",
+                "ExactGKDTrainer",
+                "divergence_of_beta",
+                "require_same_vocabulary",
+            ),
             "kullback.integrations.sb3": None,
             "kullback.integrations.transformers_forward_kl": None,
             "kullback.integrations.lightning": None,

@@ -51,6 +51,10 @@ CASES = [
     (f.Pareto(scale=2.0, alpha=3.0), st.pareto(3.0, scale=2.0)),
     (f.Rayleigh(scale=2.0), st.rayleigh(scale=2.0)),
     (f.StudentT(df=4.5, loc=1.0, scale=2.0), st.t(4.5, 1.0, 2.0)),
+    (
+        f.TruncatedNormal(loc=1.0, scale=2.0, low=-1.0, high=4.0),
+        st.truncnorm(-1.0, 1.5, loc=1.0, scale=2.0),
+    ),
     (f.Uniform(low=-1.0, high=3.0), st.uniform(-1.0, 4.0)),
     (f.Weibull(scale=2.0, concentration=1.5), st.weibull_min(1.5, scale=2.0)),
     *(

@@ -24,7 +24,7 @@ def test_the_page_is_generated_from_the_schema() -> None:
 
 def test_each_kl_names_its_divergence_and_the_unit_of_its_budget() -> None:
     divergences = [metric for metric in METRICS if re.search(r"(^|_)kl_.*per_", metric.key)]
-    assert len(divergences) == 9
+    assert len(divergences) == 11
     assert divergences == [metric for metric in METRICS if metric.symbol]
     assert all(metric.key.endswith(f"per_{metric.per}") for metric in divergences if metric.per)
 

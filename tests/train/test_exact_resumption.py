@@ -37,6 +37,7 @@ def run_command(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         options = {
             **{key: [*model, "--prompts", "rows.jsonl", "--reward", "of_length:longer"] for key in ("grpo", "rloo")},
             "sft": [*model, "--data", "rows.jsonl"],
+            "distill": [*model, "--teacher", str(tiny_model), "--prompts", "rows.jsonl"],
             "ppo": ["--env", "CartPole-v1"],
             "vae": ["--hidden", "8"],
         }[recipe]
@@ -131,3 +132,11 @@ def test_ppo(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_vae(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal_after_interrupt(run_command, monkeypatch, "vae", (3, 5), "--steps", "8", "--budget", "2")
+
+
+@pytest.mark.parametrize("options", [(), ("--lora", "r=4,dropout=0.1")])
+def test_distillation(options: tuple[str, ...], run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl.trainer.distillation_trainer", reason="TRL 1.14 has no such trainer")
+    settings = {**COMMON, "per_device_train_batch_size": 4, "max_completion_length": 4, "temperature": 0.9}
+    words = ("--steps", "8", "--evaluate-every", "3", "--divergence", "js", *options)
+    assert_equal_after_interrupt(run_command, monkeypatch, "distill", (2, 5), *words, **settings)

@@ -13,6 +13,7 @@ from kullback.cli.run_options import (
     column_entries,
 )
 from kullback.cli.run_summary import make_console, report_run, results_on_stdout, transformers_console, write_report
+from kullback.cli.train_distill import add_distill
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
 from kullback.cli.train_vae import add_bottleneck, add_vae
@@ -43,6 +44,7 @@ def add_parser(commands: Any) -> None:
         _add_policy_recipe(recipes, recipe)
     add_ppo(recipes)
     add_sft(recipes)
+    add_distill(recipes)
     add_vae(recipes)
     add_bottleneck(recipes)
     _add_demo(recipes)

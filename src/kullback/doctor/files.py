@@ -48,7 +48,7 @@ def check_model_files(directory: Path) -> list[Finding]:
     """Check that the weights of a saved model are complete.
 
     Args:
-        directory: The directory of the model; there is no finding where it does not exist.
+        directory: The directory of the model; the check passes where it does not exist.
 
     Returns:
         `damaged-model` where a file with weights is missing or truncated.

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 _TRL_KEYS = {"grad_norm": "gradient_norm", "completions/mean_length": "completion_length"}
 _POLICIES = ("grpo", "rloo", "ppo")
-_OTHER_KINDS = ("sft", "vae", "bottleneck")  # runs without a KL between a policy and a reference
+_OTHER_KINDS = ("sft", "distill", "vae", "bottleneck")  # runs without a KL between a policy and a reference
 _MAX_DEPTH = 3  # of a run below a directory of runs
 
 _NUMERIC_SETTINGS = ("beta", "learning_rate", "min_p", "repetition_penalty", "top_k", "top_p")

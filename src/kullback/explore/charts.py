@@ -83,6 +83,20 @@ DIVERGENCES = {
     "train_forward_kl_per_token": Divergence(
         "forward-kl", "KL(data || model)", "KL(data || model)", "token", "Cross-entropy minus the entropy floor."
     ),
+    "kl_student_teacher_per_token": Divergence(
+        "kl-student",
+        "KL(student || teacher)",
+        "KL(student || teacher)",
+        "token",
+        "Mean KL per token of the completions of the evaluation.",
+    ),
+    "kl_teacher_student_per_token": Divergence(
+        "kl-teacher",
+        "KL(teacher || student)",
+        "KL(teacher || student)",
+        "token",
+        "Mean KL per token of the completions of the evaluation.",
+    ),
     "kl_posterior_prior_per_image": Divergence(
         "kl-latent",
         _POSTERIOR_PRIOR,
@@ -165,16 +179,19 @@ class RunCharts:
         latent = has_latent_variables(self.configs)
         is_ppo = any(config.get("kind") == "ppo" for config in self.configs)
         is_supervised = any(config.get("kind") == "sft" for config in self.configs)
+        is_distilled = any(config.get("kind") == "distill" for config in self.configs)
+        without_rewards = latent or is_supervised or is_distilled
         unit, outcome = ("step", "actions") if is_ppo else ("token", "the next token")
-        entropy_note = f"Mean entropy of the {'model' if is_supervised else 'policy'}'s distribution over {outcome}."
+        subject = "model" if is_supervised else "student" if is_distilled else "policy"
+        entropy_note = f"Mean entropy of the {subject}'s distribution over {outcome}."
         truncated_note = "Completions that were cut off at the length limit."
         repetition_note = "Pairs of adjacent tokens that repeat an earlier pair of the same completion."
         statistics = "Policy statistics" if is_ppo else "Model statistics" if is_supervised else "Completion statistics"
         sections = {
-            "Divergence" if latent or is_supervised else "Reward and divergence": [
-                *([] if latent or is_supervised else self._rewards()),
+            "Divergence" if without_rewards else "Reward and divergence": [
+                *([] if without_rewards else self._rewards()),
                 *self._divergences(),
-                *([] if latent or is_supervised else self._rewards_by_kl()),
+                *([] if without_rewards else self._rewards_by_kl()),
                 accuracy_by_kl(self.evaluations),
             ],
             "KL control": [

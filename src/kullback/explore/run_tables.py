@@ -105,6 +105,7 @@ def _results(run: RunDirectory) -> dict[str, str]:
             results[f"{divergence.short}, nats per {divergence.unit}"] = _kl(last, key, config) + as_of
     unit = "step" if config.get("kind") == "ppo" else "token"
     labels = {
+        "divergence of the loss, nats per token": "divergence_per_token",
         f"entropy, nats per {unit}": "entropy",
         "repeated token pairs": "repetition",
         "completion length, tokens": "completion_length",

@@ -30,6 +30,7 @@ __all__ = [
     "AnyHead",
     "Completions",
     "Head",
+    "capped_head_of",
     "completion_entropy",
     "completion_kl",
     "completion_log_prob",
@@ -219,9 +220,33 @@ def head_of(model: PreTrainedModel) -> AnyHead:
         return head
     for scale in dict.fromkeys((_configured_scale(model), 1.0)):
         candidate = Head(layer.weight, layer.bias, scale)
-        if _is_equal(candidate, head):
+        if _is_equal(candidate, layer.weight, head):
             return candidate
     return head
+
+
+def capped_head_of(model: PreTrainedModel) -> tuple[Head, float | None] | None:
+    """The output head of a causal language model as a linear map and the bound c of capped logits, c tanh(logits / c).
+
+    Args:
+        model: The model, whose weights are whole on this process.
+
+    Returns:
+        The linear head and its bound, which is None for logits that are not capped; None if the head is neither. As in
+        `head_of`, the model's own forward pass decides.
+    """
+    head = head_of(model)
+    if isinstance(head, Head):
+        return head, None
+    layer: Any = model.get_output_embeddings()
+    bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if not bound or not isinstance(layer, torch.nn.Linear) or hasattr(layer, "parametrizations"):
+        return None
+    for scale in dict.fromkeys((_configured_scale(model), 1.0)):
+        linear_head = Head(layer.weight, layer.bias, scale)
+        if _is_equal(lambda states, inner=linear_head: bound * torch.tanh(inner(states) / bound), layer.weight, head):
+            return linear_head, float(bound)
+    return None
 
 
 def _configured_scale(model: PreTrainedModel) -> float:
@@ -239,9 +264,8 @@ def _configured_scale(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def _is_equal(candidate: Head, head: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a linear head gives the logits of the model, for logits of ordinary size and of about 1000."""
-    weight = candidate.weight
+def _is_equal(candidate: AnyHead, weight: Tensor, head: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a head with this weight gives the logits of the model, for logits of ordinary size and of about 1000."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(8, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
     with torch.autocast(weight.device.type, enabled=False):

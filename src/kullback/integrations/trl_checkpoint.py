@@ -1,4 +1,4 @@
-"""The state of a GRPO run that checkpoints of transformers lack, so that a resumed run equals an uninterrupted run."""
+"""The state of a run with generated completions that checkpoints of transformers lack, for exact resumption."""
 
 import logging
 from pathlib import Path

@@ -19,7 +19,7 @@ __all__ = [
     "with_present_settings",
 ]
 
-Trainer = Literal["grpo", "ppo", "sft", "vae", "demo"]
+Trainer = Literal["grpo", "ppo", "sft", "distill", "vae", "demo"]
 _BOTH = "metrics.jsonl, evaluations.jsonl"
 _METRICS, _EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
@@ -50,6 +50,7 @@ class Metric:
 
 
 _POLICY_REF, _OLD_POLICY = "KL(policy || reference)", "KL(old policy || policy)"
+_STUDENT_TEACHER, _TEACHER_STUDENT = "KL(student || teacher)", "KL(teacher || student)"
 _POSTERIOR_PRIOR, _DATA_MODEL = "KL(q(z | x) || p(z))", "KL(data || model)"
 
 METRICS: tuple[Metric, ...] = (
@@ -291,6 +292,69 @@ METRICS: tuple[Metric, ...] = (
             ),
         )
     ),
+    # Distillation
+    Metric("step", "distill", _BOTH, "steps", "The number of optimizer steps."),
+    Metric(
+        "loss",
+        "distill",
+        _METRICS,
+        "nats/token",
+        "The divergence of `--divergence`: sum over the completions of the step / number of their tokens.",
+    ),
+    Metric(
+        "divergence_per_token",
+        "distill",
+        _EVALUATIONS,
+        "nats/token",
+        "The same divergence on the completions of the evaluation.",
+        "With prompts as independent samples.",
+    ),
+    Metric(
+        "kl_student_teacher_per_token",
+        "distill",
+        _EVALUATIONS,
+        "nats/token",
+        "sum of KL_t(student || teacher) over the completions of the evaluation / number of their tokens.",
+        "With prompts as independent samples.",
+        _STUDENT_TEACHER,
+    ),
+    Metric(
+        "kl_teacher_student_per_token",
+        "distill",
+        _EVALUATIONS,
+        "nats/token",
+        "The same mean of KL_t(teacher || student).",
+        "With prompts as independent samples.",
+        _TEACHER_STUDENT,
+    ),
+    Metric(
+        "js_per_token",
+        "distill",
+        _EVALUATIONS,
+        "nats/token",
+        "The same mean of the Jensen-Shannon divergence, which is at most log 2.",
+        "With prompts as independent samples.",
+    ),
+    Metric(
+        "entropy",
+        "distill",
+        _BOTH,
+        "nats/token",
+        "Mean over completion tokens of the entropy of the student's next-token distribution.",
+    ),
+    Metric(
+        "completion_length",
+        "distill",
+        _BOTH,
+        "tokens",
+        "Mean number of tokens of a completion, including the end-of-sequence token.",
+    ),
+    Metric("truncated", "distill", _BOTH, "fraction", "Fraction of completions cut at the maximal length."),
+    Metric("count", "distill", _EVALUATIONS, "completions", "Number of evaluation prompts, one completion each."),
+    Metric("learning_rate", "distill", _METRICS, "1/step", "The learning rate of the optimizer."),
+    Metric("gradient_norm", "distill", _METRICS, "loss/weight", "Euclidean norm of the gradient before clipping."),
+    Metric("step_seconds", "distill", _METRICS, "s", "Time of this step: generation, forward and backward."),
+    Metric("seconds", "distill", _METRICS, "s", "Time since the start of the run, without interruptions."),
     # Models with latent variables
     Metric("step", "vae", _BOTH, "steps", "The number of optimizer steps."),
     Metric(
@@ -404,6 +468,14 @@ _SECTIONS = {
         "p(a | s) log( p(a | s) / q(a | s) ) is exact. Means are over states.",
     ),
     "sft": ("Supervised fine-tuning", "`kullback train sft` writes these keys."),
+    "distill": (
+        "Distillation",
+        "`kullback train distill` writes a row of `metrics.jsonl` for each optimizer step, and a row of "
+        "`evaluations.jsonl` for each evaluation on a fixed set of prompts; step 0 is the student before training. The "
+        "completions are samples of the student or, with `--off-policy`, a column of the data. At position t, the "
+        "divergence between the next-token distributions of teacher and student is exact over the vocabulary, at the "
+        "sampling temperature.",
+    ),
     "vae": (
         "Models with latent variables",
         "`kullback train vae` and `kullback train bottleneck` write these keys.",

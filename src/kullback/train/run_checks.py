@@ -1,18 +1,48 @@
 """Checks of the numbers that all recipes take, which import no library of machine learning."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from kullback.errors import InputError, MissingDependencyError
 
-__all__ = ["DEMO_RUNS", "require_at_least", "require_budget", "require_new_runs", "require_packages", "require_seed"]
+__all__ = [
+    "DEMO_RUNS",
+    "messages_for",
+    "require_at_least",
+    "require_budget",
+    "require_new_runs",
+    "require_packages",
+    "require_seed",
+]
 
 DEMO_RUNS = ("reference", "unconstrained", "budget")
 """The names of the runs of `kullback train demo`."""
 
 _MIN_BUDGET = 1e-10  # nats
+
+
+@contextmanager
+def messages_for(option: str, *, prefix: str = "") -> Iterator[None]:
+    """A context manager in which the messages of InputError name another option than --model.
+
+    Args:
+        option: The option that replaces "--model".
+        prefix: A text before the message.
+
+    Example:
+        >>> with messages_for("--teacher"):
+        ...     raise InputError("--model here: no such directory")
+        Traceback (most recent call last):
+        ...
+        kullback.errors.InputError: --teacher here: no such directory
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(prefix + str(error).replace("--model", option)) from error
 
 
 def require_at_least(option: str, value: int, minimum: int) -> None:

@@ -57,6 +57,16 @@ _OF_POLICIES = {
 _OTHER_OPTIONS_OF = {
     "GRPOConfig": _OF_POLICIES,
     "RLOOConfig": _OF_POLICIES,
+    "DistillationConfig": {
+        "beta": "see --divergence and --weight",
+        "remove_unused_columns": "the recipe selects the columns",
+        "teacher_model_init_kwargs": "see --teacher: the model is loaded in float32",
+        "teacher_model_name_or_path": "see --teacher",
+        "teacher_model_revision": "see --teacher",
+        "torch_compile": "the loss is computed from the output layers, which are called without their decoders",
+        "torch_compile_backend": "see torch_compile, which this command does not support",
+        "torch_compile_mode": "see torch_compile, which this command does not support",
+    },
     "SFTConfig": {
         "assistant_only_loss": "the loss counts the tokens of the completion",
         "completion_only_loss": "the loss counts the tokens of the completion",

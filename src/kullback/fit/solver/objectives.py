@@ -332,7 +332,7 @@ class _LocalObjective(NamedTuple):
     @property
     def evaluations_per_member(self) -> int:
         """The number of log-densities that one value of the objective takes, approximately."""
-        return (self.mass.size + _COST_OF_MEMBER) * self.quadratures
+        return self.mass.size * self.quadratures + _COST_OF_MEMBER
 
 
 def _finite_difference_model(local: _LocalObjective, vector: Array) -> QuadraticModel:
