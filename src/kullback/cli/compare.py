@@ -23,8 +23,11 @@ examples:
   kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
+  kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
+_NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
+_NEED_A_MODEL += ("overwrite", "against", "card")
 _LINES = 10  # lines of progress for each pass over the corpus
 
 
@@ -37,9 +40,14 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("base", metavar="BASE", help="a transformers directory in safetensors, or a model of the Hugging Face hub")
+    add(
+        "base",
+        metavar="BASE",
+        help="a transformers directory in safetensors, a model of the Hugging Face hub, or a file of llama.cpp's "
+        "--kl-divergence-base, whose tokens are the text and whose results are lower bounds",
+    )
     add("models", nargs="*", metavar="MODEL", help="a model like BASE, or the directory of a PEFT adapter of BASE")
-    add("--text", required=True, metavar="CORPUS", help="the corpus; see below")
+    add("--text", metavar="CORPUS", help="the corpus; see below (required unless BASE is a file of llama.cpp)")
     add(
         "--format",
         choices=("text", "jsonl", "chat"),
@@ -63,7 +71,8 @@ def add_parser(commands: Any) -> None:
         "--bos",
         choices=("auto", "always", "never"),
         default="auto",
-        help="whether windows begin with the beginning-of-sequence token (default: as the tokenizer does)",
+        help="whether windows begin with the beginning-of-sequence token, or, where BASE is a file of llama.cpp, "
+        "whether it replaces the first token of each chunk (default: as the tokenizer does)",
     )
     add(
         "--dtype",
@@ -105,7 +114,8 @@ def _run(options: argparse.Namespace) -> int:
     from kullback.cli.run_summary import results_on_stdout
 
     with results_on_stdout():
-        comparison = _compare(options)
+        is_file = Path(options.base).is_file()
+        comparison = _compare_with_file(options) if is_file else _compare(options)
     if comparison is None:  # another process prints the results
         return 0
     if options.json:
@@ -117,15 +127,38 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print_result(str(comparison))
     limit = math.inf if options.fail_above is None else options.fail_above
-    above = [model for model in comparison.models if not model.metrics["kl"].value <= limit]
-    for model in above:
-        value = model.metrics["kl"].value
+    found = [(model, (model.bounds if is_file else model.metrics)["kl"].value) for model in comparison.models]
+    above = [(model, value) for model, value in found if not value <= limit]
+    for model, value in above:
         print(f"kullback: {one_line(model.name)}: {value:.4g} nats per token exceed {limit:g}", file=sys.stderr)
     return ABOVE_THRESHOLD if above else 0
 
 
+def _compare_with_file(options: argparse.Namespace) -> Any:
+    """Compare models with a file of llama.cpp, after options are refused that need a model as base."""
+    given = [f"--{name.replace('_', '-')}" for name in _NEED_A_MODEL if getattr(options, name) not in (None, False, [])]
+    if given:
+        raise InputError(f"{given[0]}: expected a model as BASE, got the file {options.base}; leave the option out")
+    _check_limit(options)
+    from kullback.compare.llama_cpp import open_log_probs
+    from kullback.train.run_checks import require_packages
+
+    open_log_probs(options.base)  # raises before libraries are imported that take seconds
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.stored_base import compare_with_file
+
+    return compare_with_file(options.base, options.models, bos=options.bos, dtype=options.dtype, device=options.device)
+
+
+def _check_limit(options: argparse.Namespace) -> None:
+    if options.fail_above is not None and not 0 <= options.fail_above < math.inf:
+        raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
+
+
 def _compare(options: argparse.Namespace) -> Any:
     """Check the options, and run the comparison."""
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none; it is required unless BASE is a file of llama.cpp")
     for option, value in (
         ("--context", options.context),
         ("--stride", options.stride),
@@ -133,8 +166,7 @@ def _compare(options: argparse.Namespace) -> Any:
     ):
         if value is not None and value < 1:
             raise InputError(f"{option}: expected at least 1, got {value}")
-    if options.fail_above is not None and not 0 <= options.fail_above < math.inf:
-        raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
+    _check_limit(options)
     if options.output is None and (options.resume or options.overwrite):
         raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
 
