@@ -73,3 +73,56 @@ def test_options_that_need_a_model_are_refused(
     assert "--text: expected a model as BASE" in capsys.readouterr().err
     assert main(["compare", str(stored[1]), str(stored[1])]) == 2
     assert "--text: expected a corpus" in capsys.readouterr().err
+
+
+def test_a_written_base_has_bound_zero_from_itself(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("12+34=46" * 6)
+    path = str(tmp_path / "base.kld")
+    words = ["--text", str(tmp_path / "text.txt"), "--context", "12", "--bos", "never"]
+    assert main(["compare", str(tiny_model), "--write-llama-cpp", path, *words]) == 0
+    assert capsys.readouterr().out.startswith("wrote ")
+    assert main(["compare", path, str(tiny_model), "--bos", "never", "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)["models"][0]
+    assert model["bounds"]["certain_kl"]["value"] == 0
+    assert 0 <= model["bounds"]["kl"]["value"] < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--context", "0"], "--context: expected from 3 to"),
+        (["--context", "4000"], "--context: expected from 3 to"),
+        (["--floor", "bfloat16"], "--floor: expected a comparison"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    (tmp_path / "text.txt").write_text("12+34=46" * 6)
+    start = ["compare", str(tiny_model), "--text", str(tmp_path / "text.txt"), "--write-llama-cpp"]
+    assert main([*start, str(tmp_path / "base.kld"), *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_bos_token_replaces_the_first_token_on_request(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(1)
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("12+34=46" * 6)
+    model, path = str(tmp_path / "model"), str(tmp_path / "base.kld")
+    words = ["--text", str(tmp_path / "text.txt"), "--context", "12", "--bos", "always"]
+    assert main(["compare", model, "--write-llama-cpp", path, *words]) == 0
+    capsys.readouterr()
+    found = {}
+    for bos in ("always", "never"):
+        assert main(["compare", path, model, "--bos", bos, "--json"]) == 0
+        found[bos] = json.loads(capsys.readouterr().out)
+    assert found["always"]["bos_token"] == tokenizer.bos_token_id
+    assert found["always"]["models"][0]["bounds"]["kl"]["value"] < 1e-7
+    assert found["never"]["models"][0]["bounds"]["kl"]["value"] > 1e-6

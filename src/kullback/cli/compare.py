@@ -93,6 +93,13 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
     )
+    add(
+        "--write-llama-cpp",
+        type=Path,
+        metavar="FILE",
+        help="instead of a comparison, write the log-probabilities of BASE over the corpus to FILE, as llama.cpp does "
+        "with --kl-divergence-base, in chunks of --context tokens (default: 512)",
+    )
     add("--output", type=Path, metavar="RUN", help="store the results in the run directory RUN, for --resume")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
@@ -113,6 +120,8 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.cli.run_summary import results_on_stdout
 
+    if options.write_llama_cpp is not None:
+        return _write(options)
     with results_on_stdout():
         is_file = Path(options.base).is_file()
         comparison = _compare_with_file(options) if is_file else _compare(options)
@@ -148,6 +157,27 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
     from kullback.compare.stored_base import compare_with_file
 
     return compare_with_file(options.base, options.models, bos=options.bos, dtype=options.dtype, device=options.device)
+
+
+def _write(options: argparse.Namespace) -> int:
+    """Write a file of llama.cpp from a base."""
+    if options.models or options.adapter:
+        raise InputError("--write-llama-cpp: expected BASE alone, got models to compare; leave them out")
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none")
+    for name in ("stride", "floor", "one_at_a_time", "output", "resume", "overwrite", "against", "fail_above"):
+        if getattr(options, name) not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.stored_base import write_base_file
+
+    names = ("context", "bos", "dtype", "device")
+    given = {name: getattr(options, name) for name in names}
+    count = write_base_file(options.write_llama_cpp, options.base, options.text, form=options.format, **given)
+    print_result(f"wrote {count} chunks to {one_line(str(options.write_llama_cpp))}")
+    return 0
 
 
 def _check_limit(options: argparse.Namespace) -> None:

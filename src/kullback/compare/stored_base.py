@@ -1,6 +1,6 @@
 """Models against a base whose log-probabilities are in a file of llama.cpp, on the tokens of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from kullback.compare.corpus import token_prefix
-from kullback.compare.llama_cpp import kl_bounds, open_log_probs
+from kullback.compare.corpus import encode, read_documents, token_prefix
+from kullback.compare.llama_cpp import kl_bounds, open_log_probs, write_log_probs
 from kullback.compare.llama_cpp_statistics import (
     LlamaCppStatistic,
     LlamaCppTokens,
     llama_cpp_statistics,
     llama_cpp_tokens,
 )
-from kullback.compare.models import load
+from kullback.compare.models import LoadedModel, load
 from kullback.compare.preflight import require_positions, require_same_vocabulary
+from kullback.compare.runner import choose_device
 from kullback.compare.sources import find_source
 from kullback.compare.statistics import ModelStatistics
 from kullback.errors import InputError
 from kullback.integrations.transformers import Head, last_hidden, load_tokenizer
 from kullback.result import Estimate
 
-__all__ = ["FileComparison", "FileModel", "compare_with_file"]
+__all__ = ["FileComparison", "FileModel", "compare_with_file", "write_base_file"]
 
+_ROWS = 64  # positions whose logits are in memory at a time
 _COLUMNS = {
     "kl": "nats per token",
     "certain_kl": "nats per token",
@@ -151,7 +153,7 @@ def compare_with_file(
         require_same_vocabulary(tokenizers[0], tokenizer, sources[0].name, source.name)
     prefix = token_prefix(tokenizers[0], bos)
     bos_token = prefix[0] if prefix else None
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = choose_device(device)
     results = []
     for source in sources:
         # llama.cpp takes the softmax over all rows of the head, so that its padding is part of the vocabulary.
@@ -165,12 +167,10 @@ def compare_with_file(
         require_positions(model.settings["positions"], file.n_ctx, source.name)
         statistics, parts = ModelStatistics(_COLUMNS), []
         for chunk in range(file.n_chunk):
-            ids = torch.from_numpy(file.inputs(chunk, bos_token=bos_token).astype(np.int64))[None].to(place)
-            hidden = last_hidden(model.model, ids, torch.ones_like(ids))[0, file.first_row :]
+            hidden = _chunk_hidden(model, file.inputs(chunk, bos_token=bos_token), file.first_row)
             for block in file.blocks([chunk]):
                 states = hidden[block.start : block.start + len(block.targets)]
-                logits = model.head(states.to(model.head.weight.dtype) if isinstance(model.head, Head) else states)
-                log_probs = logits.double().log_softmax(-1).cpu().numpy()
+                log_probs = _logits(model, states).double().log_softmax(-1).cpu().numpy()
                 bounds = kl_bounds(block.rows, log_probs)
                 statistics.add(chunk, {name: getattr(bounds, name) for name in _COLUMNS}, window=block.start)
                 parts.append(llama_cpp_tokens(block.rows, block.targets, log_probs))
@@ -180,3 +180,71 @@ def compare_with_file(
     return FileComparison(
         str(path), file.n_chunk * file.rows_per_chunk, file.n_chunk, file.find_cut(), bos_token, tuple(results)
     )
+
+
+def write_base_file(
+    path: str | Path,
+    base: str,
+    text: str | Path,
+    *,
+    context: int | None = None,
+    form: str | None = None,
+    bos: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+) -> int:
+    """Write the log-probabilities of a base over a corpus as llama.cpp does with `--kl-divergence-base`.
+
+    The documents are joined without separators and cut into chunks; tokens after the last whole chunk are left out.
+
+    Args:
+        path: The file to write.
+        base: The directory or name of the model.
+        text: The corpus.
+        context: The number of tokens of a chunk; None: 512, as in llama.cpp.
+        form: The format of the corpus.
+        bos: Whether the first token of each chunk is replaced by the BOS token when the model is evaluated.
+        dtype: The dtype of the model.
+        device: The device; "auto": a GPU if there is one.
+
+    Returns:
+        The number of chunks.
+
+    Raises:
+        InputError: The model or the text is not valid, the text has fewer tokens than a chunk, or the file cannot be
+            written.
+    """
+    n_ctx = 512 if context is None else context
+    source = find_source(base, "BASE", dtype=dtype)
+    corpus = encode(read_documents(text, form=form), load_tokenizer(source.directory), bos=bos)
+    ids = np.concatenate([document.ids for document in corpus.documents])
+    if not 3 <= n_ctx <= len(ids):
+        raise InputError(f"--context: expected from 3 to {len(ids)} tokens, the tokens of the text, got {n_ctx}")
+    count = len(ids) // n_ctx
+    place = choose_device(device)
+    model = load(source, 1, place)  # for the number of rows of the head
+    model = load(source, model.settings["head_rows"], place)
+    require_positions(model.settings["positions"], n_ctx, source.name)
+    tokens = ids[: count * n_ctx].reshape(count, n_ctx)
+
+    def logits() -> Iterator[Any]:
+        for chunk in tokens:
+            inputs = chunk.astype(np.int64)
+            inputs[: len(corpus.prefix)] = corpus.prefix
+            hidden = _chunk_hidden(model, inputs, n_ctx // 2)[:-1]
+            for states in hidden.split(_ROWS):
+                yield _logits(model, states).float().cpu().numpy()
+
+    write_log_probs(path, tokens, logits(), n_vocab=model.vocabulary)
+    return count
+
+
+def _chunk_hidden(model: LoadedModel, tokens: Any, first: int) -> torch.Tensor:
+    """The last hidden states of a chunk from a position on."""
+    place = next(model.model.parameters()).device
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(place)
+    return last_hidden(model.model, ids, torch.ones_like(ids))[0, first:]
+
+
+def _logits(model: LoadedModel, states: torch.Tensor) -> torch.Tensor:
+    return model.head(states.to(model.head.weight.dtype) if isinstance(model.head, Head) else states)
