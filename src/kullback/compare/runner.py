@@ -305,7 +305,7 @@ def choose_device(name: str) -> torch.device:
         The device.
 
     Raises:
-        InputError: There is no such device.
+        InputError: PyTorch has not found the device.
     """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
