@@ -126,3 +126,10 @@ def test_the_bos_token_replaces_the_first_token_on_request(
     assert found["always"]["bos_token"] == tokenizer.bos_token_id
     assert found["always"]["models"][0]["bounds"]["kl"]["value"] < 1e-7
     assert found["never"]["models"][0]["bounds"]["kl"]["value"] > 1e-6
+
+
+def test_one_chunk_has_no_interval(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = AutoModelForCausalLM.from_pretrained(tiny_model).get_output_embeddings().weight.shape[0]
+    write_log_probs(tmp_path / "base.kld", [[0, 1, 2, 1]], [np.zeros((1, size))], n_vocab=size)
+    assert main(["compare", str(tmp_path / "base.kld"), str(tiny_model), "--bos", "never"]) == 0
+    assert "[" not in next(line for line in capsys.readouterr().out.splitlines() if "lower bound" in line)

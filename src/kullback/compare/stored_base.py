@@ -93,8 +93,8 @@ class FileComparison:
             lines += ["", f"model {model.name}"]
             for name, label in _LABELS.items():
                 value = model.bounds[name]
-                low, high = value.interval
-                lines.append(f"  {label:<36}{value.value:.4g} [{low:.4g}, {high:.4g}] {value.unit}".rstrip())
+                limits = "" if value.interval is None else " [{:.4g}, {:.4g}]".format(*value.interval)
+                lines.append(f"  {label:<36}{value.value:.4g}{limits} {value.unit}".rstrip())
             lines += ["", "  statistics of llama.cpp (uncertainties as if tokens were independent)"]
             for line in model.llama_cpp:
                 error = "" if line.uncertainty is None else f" ± {line.uncertainty:.6f}"
@@ -114,7 +114,7 @@ class FileComparison:
                 {
                     "name": model.name,
                     "bounds": {
-                        name: {"value": value.value, "interval": list(value.interval), "unit": value.unit}
+                        name: {"value": value.value, "interval": value.interval, "unit": value.unit}
                         for name, value in model.bounds.items()
                     },
                     "llama_cpp": [line._asdict() for line in model.llama_cpp],
