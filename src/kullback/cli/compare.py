@@ -24,8 +24,11 @@ examples:
   kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
+  kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
+_NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
+_NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
 _LINES = 10  # lines of progress for each pass over the corpus
 
 
@@ -38,9 +41,14 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("base", metavar="BASE", help="a transformers directory in safetensors, or a model of the Hugging Face hub")
+    add(
+        "base",
+        metavar="BASE",
+        help="a transformers directory in safetensors, a model of the Hugging Face hub, or a file of llama.cpp's "
+        "--kl-divergence-base, whose tokens are the text and whose results are lower bounds",
+    )
     add("models", nargs="*", metavar="MODEL", help="a model like BASE, or the directory of a PEFT adapter of BASE")
-    add("--text", required=True, metavar="CORPUS", help="the corpus; see below")
+    add("--text", metavar="CORPUS", help="the corpus; see below (required unless BASE is a file of llama.cpp)")
     add(
         "--format",
         choices=("text", "jsonl", "chat"),
@@ -64,7 +72,8 @@ def add_parser(commands: Any) -> None:
         "--bos",
         choices=("auto", "always", "never"),
         default="auto",
-        help="whether windows begin with the beginning-of-sequence token (default: as the tokenizer does)",
+        help="whether windows begin with the beginning-of-sequence token, or, where BASE is a file of llama.cpp, "
+        "whether it replaces the first token of each chunk (default: as the tokenizer does)",
     )
     add(
         "--dtype",
@@ -78,12 +87,19 @@ def add_parser(commands: Any) -> None:
         metavar="DTYPE",
         help="measure the noise floor: the KL of BASE from itself in this dtype",
     )
-    add("--batch-size", type=int, default=4, metavar="N", help="windows in a forward pass (default: 4)")
+    add("--batch-size", type=int, metavar="N", help="windows in a forward pass (default: 4)")
     add("--device", default="auto", metavar="DEVICE", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add(
         "--one-at-a-time",
         action="store_true",
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
+    )
+    add(
+        "--write-llama-cpp",
+        type=Path,
+        metavar="FILE",
+        help="instead of a comparison, write the log-probabilities of BASE over the corpus to FILE, as llama.cpp does "
+        "with --kl-divergence-base, in chunks of --context tokens (default: 512)",
     )
     add(
         "--output",
@@ -110,8 +126,11 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.cli.run_summary import results_on_stdout
 
+    if options.write_llama_cpp is not None:
+        return _write(options)
     with results_on_stdout():
-        comparison = _compare(options)
+        is_file = Path(options.base).is_file()
+        comparison = _compare_with_file(options) if is_file else _compare(options)
         if comparison is not None and options.output is not None:
             from kullback.explore.comparison_page import write_comparison_page
 
@@ -128,15 +147,60 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print_result(str(comparison))
     limit = math.inf if options.fail_above is None else options.fail_above
-    above = [model for model in comparison.models if not model.metrics["kl"].value <= limit]
-    for model in above:
-        value = model.metrics["kl"].value
+    found = [(model, (model.bounds if is_file else model.metrics)["kl"].value) for model in comparison.models]
+    above = [(model, value) for model, value in found if not value <= limit]
+    for model, value in above:
         print(f"kullback: {one_line(model.name)}: {value:.4g} nats per token exceed {limit:g}", file=sys.stderr)
     return ABOVE_THRESHOLD if above else 0
 
 
+def _compare_with_file(options: argparse.Namespace) -> Any:
+    """Compare models with a file of llama.cpp, after options are refused that need a model as base."""
+    given = [f"--{name.replace('_', '-')}" for name in _NEED_A_MODEL if getattr(options, name) not in (None, False, [])]
+    if given:
+        raise InputError(f"{given[0]}: expected a model as BASE, got the file {options.base}; leave the option out")
+    _check_limit(options)
+    from kullback.compare.llama_cpp import open_log_probs
+    from kullback.train.run_checks import require_packages
+
+    open_log_probs(options.base)  # raises before libraries are imported that take seconds
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.stored_base import compare_with_file
+
+    return compare_with_file(options.base, options.models, bos=options.bos, dtype=options.dtype, device=options.device)
+
+
+def _write(options: argparse.Namespace) -> int:
+    """Write a file of llama.cpp from a base."""
+    if options.models or options.adapter:
+        raise InputError("--write-llama-cpp: expected BASE alone, got models to compare; leave them out")
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none")
+    needless = ("stride", "floor", "one_at_a_time", "output", "resume", "overwrite", "against", "fail_above", "card")
+    for name in (*needless, "json", "batch_size"):
+        if getattr(options, name) not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.stored_base import write_base_file
+
+    names = ("context", "bos", "dtype", "device")
+    given = {name: getattr(options, name) for name in names}
+    count = write_base_file(options.write_llama_cpp, options.base, options.text, form=options.format, **given)
+    print_result(f"wrote {count} chunks to {one_line(str(options.write_llama_cpp))}")
+    return 0
+
+
+def _check_limit(options: argparse.Namespace) -> None:
+    if options.fail_above is not None and not 0 <= options.fail_above < math.inf:
+        raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
+
+
 def _compare(options: argparse.Namespace) -> Any:
     """Check the options, and run the comparison."""
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none; it is required unless BASE is a file of llama.cpp")
     for option, value in (
         ("--context", options.context),
         ("--stride", options.stride),
@@ -144,8 +208,7 @@ def _compare(options: argparse.Namespace) -> Any:
     ):
         if value is not None and value < 1:
             raise InputError(f"{option}: expected at least 1, got {value}")
-    if options.fail_above is not None and not 0 <= options.fail_above < math.inf:
-        raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
+    _check_limit(options)
     if options.output is None and (options.resume or options.overwrite):
         raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
 
@@ -166,7 +229,7 @@ def _compare(options: argparse.Namespace) -> Any:
             "stride": options.stride,
             "bos": options.bos,
             "form": options.format,
-            "batch_size": options.batch_size,
+            "batch_size": 4 if options.batch_size is None else options.batch_size,
             "device": options.device,
             "one_at_a_time": options.one_at_a_time,
         },

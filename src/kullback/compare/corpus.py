@@ -24,7 +24,7 @@ from kullback.errors import InputError
 from kullback.integrations.hub import dataset_rows, is_hub_dataset
 from kullback.runs.library_errors import library_errors
 
-__all__ = ["Corpus", "Document", "TokenizedDocument", "Window", "encode", "read_documents", "windows"]
+__all__ = ["Corpus", "Document", "TokenizedDocument", "Window", "encode", "read_documents", "token_prefix", "windows"]
 
 TEXT = "text"
 """The role of a token of a plain text."""
@@ -246,7 +246,7 @@ def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *
         InputError: A document has chat messages and the tokenizer has no chat template, the template refuses the
             messages, the tokenizer has no BOS token although `bos` is "always", or no document has a token to count.
     """
-    prefix = _prefix(tokenizer, bos)
+    prefix = token_prefix(tokenizer, bos)
     texts, tokens = hashlib.sha256(), hashlib.sha256(np.asarray(prefix, "<i4").tobytes())
     encoded: list[TokenizedDocument] = []
     roles, skipped = {TEXT: 0}, 0
@@ -272,8 +272,19 @@ def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *
     return Corpus(tuple(encoded), prefix, tuple(roles), skipped, texts.hexdigest(), tokens.hexdigest())
 
 
-def _prefix(tokenizer: Any, bos: str) -> tuple[int, ...]:
-    """The BOS token with which windows begin, or nothing."""
+def token_prefix(tokenizer: Any, bos: str) -> tuple[int, ...]:
+    """The BOS token with which each window begins.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        bos: "auto": as the tokenizer begins a text; "always"; "never".
+
+    Returns:
+        The id of the BOS token, or nothing.
+
+    Raises:
+        InputError: `bos` is another word, or it is "always" and the tokenizer has no BOS token.
+    """
     if bos not in ("auto", "always", "never"):
         raise InputError(f"bos: expected auto, always or never, got {bos!r}")
     token = tokenizer.bos_token_id

@@ -82,7 +82,7 @@ def load(source: ModelSource, vocabulary: int, device: torch.device | str) -> Lo
         rows = len(head.weight) if isinstance(head, Head) else int(getattr(layer, "out_features", 0)) or vocabulary
     if rows < vocabulary:
         raise InputError(
-            f"{source.name}: expected an output head of {vocabulary} tokens or more, as the tokenizer has, got {rows}"
+            f"{source.name}: expected an output head of {vocabulary} tokens or more, as the vocabulary has, got {rows}"
         )
     config = model.config.get_text_config()
     settings = {

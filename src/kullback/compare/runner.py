@@ -55,7 +55,7 @@ from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory, versions
 from kullback.runs.write_errors import write_errors
 
-__all__ = ["COLUMNS", "Outcome", "Plan", "Settings", "run"]
+__all__ = ["COLUMNS", "Outcome", "Plan", "Settings", "choose_device", "run"]
 
 PER_TOKEN = "nats per token"
 COLUMNS = {
@@ -197,7 +197,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
     tokenizer, warnings, config, corpus = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
-    device = _device(plan.settings.device)
+    device = choose_device(plan.settings.device)
     with _directory(plan, config, rank) as directory:
         records = _Records(directory, rank)
         todo = [block for block in blocks if block.number % world == rank]
@@ -280,7 +280,7 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
         "settings": {
             **{key: value for key, value in asdict(settings).items() if key not in ("device", "one_at_a_time")},
             "context": context,
-            "device": _device(settings.device).type,
+            "device": choose_device(settings.device).type,
         },
     }
     if plan.against is not None:
@@ -302,7 +302,18 @@ def _documents(plan: Plan) -> Iterator[Document]:
         yield Document(f"text {number}", text)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: A device of PyTorch; "auto": a GPU if there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: PyTorch has not found the device.
+    """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
     try:
