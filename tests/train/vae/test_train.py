@@ -18,7 +18,7 @@ from kullback.errors import InputError
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.vae.beta_schedules import Constant, Cyclical, FreeBits, Linear, kl_with_free_bits
 from kullback.train.vae.budget_step import encoder_budget_step
-from kullback.train.vae.data import load_images
+from kullback.train.vae.data import Images, load_images
 from kullback.train.vae.evaluation import collapse_warning, evaluate
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
@@ -276,3 +276,30 @@ def test_the_minimum_number_of_images_is_sufficient(tmp_path):
     rows = RunDirectory(tmp_path / "run").pictures()["after"]
     assert [len(row["images"]) for row in rows] == [4, 4, 16, 9, 9]
     assert rows[-1]["title"] == "from image 2 to image 4"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x[:1], x), "images.train: expected at least 2 images"),
+        (lambda x: (x, x[:0]), "images.held_out: expected at least 1 images"),
+        (lambda x: (x, x[:, :3]), r"of the size \(4, 4\), got the shape \(8, 3, 4\)"),
+        (lambda x: (x.tolist(), x), "images.train: expected an array of floats of shape .* got list"),
+        (lambda x: (x * 255, x), r"expected values in \[0, 1\], got"),
+        (lambda x: (np.full_like(x, np.nan), x), r"got nan at index \(0, 0, 0\)"),
+        (lambda x: (x, x, np.zeros(3, np.int64)), "one class for each of 8 images"),
+    ],
+    ids=["one image", "no held-out images", "other size", "list", "bytes", "nan", "labels"],
+)
+def test_images_from_python_are_checked(change, message, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).random((8, 4, 4), np.float32)
+    plan = LatentPlan("random", 1, tmp_path / "run", budget=latent_budget(1.0), latents=2, hidden=8, batch_size=2)
+    with pytest.raises(InputError, match=message):
+        train_latent(plan, Images(*change(pixels)))
+    assert not plan.output.exists()
+
+
+def test_images_in_float64_are_accepted(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).random((8, 4, 4))
+    plan = LatentPlan("random", 1, tmp_path / "run", budget=latent_budget(1.0), latents=2, hidden=8, batch_size=2)
+    assert train_latent(plan, Images(pixels, pixels))

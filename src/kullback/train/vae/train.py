@@ -175,7 +175,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
     else:
         run.create({**plan.config(), "versions": versions("torch")})
         run.remove_rows_after(-1)
-    x, held_out = torch.from_numpy(images.train), torch.from_numpy(images.held_out)
+    x, held_out = (torch.from_numpy(np.asarray(pixels, np.float32)) for pixels in (images.train, images.held_out))
     labels, held_out_labels = (
         None if classes is None else torch.from_numpy(classes)
         for classes in (images.train_labels, images.held_out_labels)
@@ -306,3 +306,30 @@ def _validate(plan: LatentPlan, images: Images) -> None:
         raise InputError(f"--learning-rate: expected a number between 0 and 1, got {plan.learning_rate}")
     if plan.kind == "bottleneck" and images.train_labels is None:
         raise InputError(f"--data {plan.data}: expected images with classes for a bottleneck, such as digits")
+    _validate_images(images)
+
+
+def _validate_images(images: Images) -> None:
+    """Raise InputError unless the images are numbers in [0, 1] of equal size, with one class for each image."""
+    sides = {
+        "train": (images.train, images.train_labels, 2),
+        "held_out": (images.held_out, images.held_out_labels, 1),
+    }
+    for name, (pixels, labels, least) in sides.items():
+        if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.dtype.kind != "f":
+            got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise InputError(f"images.{name}: expected an array of floats of shape (n, height, width), got {got}")
+        if len(pixels) < least or pixels.shape[1:] != images.train.shape[1:] or 0 in pixels.shape:
+            raise InputError(
+                f"images.{name}: expected at least {least} images of the size {images.train.shape[1:]}, got the shape "
+                f"{pixels.shape}"
+            )
+        outside = ~((pixels >= 0) & (pixels <= 1))
+        if outside.any():
+            index = tuple(int(i) for i in np.argwhere(outside)[0])
+            raise InputError(f"images.{name}: expected values in [0, 1], got {pixels[index]} at index {index}")
+        if labels is not None and np.shape(labels) != pixels.shape[:1]:
+            raise InputError(
+                f"images.{name}_labels: expected one class for each of {len(pixels)} images, got the shape "
+                f"{np.shape(labels)}"
+            )
