@@ -402,6 +402,12 @@ def test_trls_own_penalty_is_refused_beside_the_budget(make: MakeTrainer) -> Non
         make(KLBudget(0.05), beta=0.04)
 
 
+@pytest.mark.parametrize("kind", [BudgetGRPOTrainer, BudgetRLOOTrainer])
+def test_fewer_prompts_than_a_generation_takes_are_refused(make: MakeTrainer, kind: Any) -> None:
+    with pytest.raises(BudgetError, match=r"at least 41 prompts, as many as a generation takes .* got 40"):
+        make(KLBudget(0.05), kind=kind, per_device_train_batch_size=164)
+
+
 @pytest.mark.parametrize("unit", ["token", "sequence"])
 def test_a_panel_tells_the_change_of_all_and_how_badly(make: MakeTrainer, unit: Any) -> None:
     trainer = make(KLBudget(0.05, unit=unit))

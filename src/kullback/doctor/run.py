@@ -64,9 +64,8 @@ def doctor_path(path: Path) -> list[Finding]:
     if path.is_file():
         findings = _check_file(path)
     elif not path.is_dir():
-        raise InputError(
-            f"{path}: no such file or directory; expected a run directory, or a JSON or YAML file of settings"
-        )
+        found = "not a file or a directory" if path.exists() else "no such file or directory"
+        raise InputError(f"{path}: {found}; expected a run directory, or a JSON or YAML file of settings")
     elif (state := _trl_state_file(path)) is not None:
         findings = _check_trl_history(state, _read_mapping(state))
         findings += check_checkpoints(path, is_written=False)

@@ -165,6 +165,7 @@ class BudgetTrainer(Trainer):
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
         self._controller = _BudgetCallback(self)
         self.add_callback(self._controller)
+        _require_a_batch(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer, which acts on float32 copies of trainable weights of lower precision."""
@@ -211,6 +212,18 @@ class BudgetTrainer(Trainer):
             if self.accelerator.sync_gradients:
                 controller.before_last_backward()
         return loss
+
+
+def _require_a_batch(trainer: Any) -> None:
+    """Raise BudgetError if a generation takes more prompts than there are; TRL would end without a step or an error."""
+    arguments, data = trainer.args, trainer.train_dataset
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if hasattr(data, "__len__") and len(data) < needed:
+        raise BudgetError(
+            f"expected at least {needed} prompts, as many as a generation takes (generation_batch_size="
+            f"{arguments.generation_batch_size} completions, num_generations={arguments.num_generations} for each "
+            f"prompt), got {len(data)}; add prompts, or lower generation_batch_size or per_device_train_batch_size"
+        )
 
 
 class BudgetGRPOTrainer(BudgetTrainer, GRPOTrainer):
