@@ -70,7 +70,7 @@ def trl_divergence(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_
     """Return KL(p || q) of a student p and a teacher q by TRL's chunked divergence."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    mask = torch.ones(1, len(hidden_p))
+    mask = torch.ones(1, len(hidden_p), device=hidden_p.device)
     return _chunked_divergence_loss(
         hidden_p[None], hidden_q[None], weight_p, weight_q, mask, 1.0, num_items_in_batch=1
     )[0]
@@ -83,13 +83,13 @@ def liger_divergence(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weigh
     loss = LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=True, chunk_size=CHUNK
     )
-    targets = torch.zeros(len(hidden_p), dtype=torch.int64)
+    targets = torch.zeros(len(hidden_p), dtype=torch.int64, device=hidden_p.device)
     return loss(hidden_p, weight_p, hidden_q, weight_q, targets) * len(hidden_p)
 
 
 def engine(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor) -> Tensor:
     """Return the sum of linear_token_kl, whose weights of tokens are known in advance."""
-    weights = torch.ones(len(hidden_p))
+    weights = torch.ones(len(hidden_p), device=hidden_p.device)
     return linear_token_kl(hidden_p, weight_p, hidden_q, weight_q, token_weights=weights, chunk=CHUNK).kl.sum()
 
 
