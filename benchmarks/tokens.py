@@ -200,7 +200,7 @@ def time_table(repeats: int = 7, positions: int = LOGIT_ROWS, vocabulary: int = 
 def measure_case(case: str, shape: str) -> None:
     """Print the processor time of one case (the minimum of two) and its peak memory above the inputs in MB."""
     *sizes, dtype = SHAPES[shape]
-    inputs = linear_inputs(*sizes, getattr(torch, dtype), 0.01)
+    inputs = linear_inputs(*sizes, getattr(torch, dtype), 0.05)
     inputs = [tensor.requires_grad_(index < 2) for index, tensor in enumerate(inputs)]
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(2):
