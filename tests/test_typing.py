@@ -15,7 +15,7 @@ from jaxtyping import TypeCheckError
 
 from kullback.discrete import kl as discrete_kl
 from kullback.errors import ShapeError
-from kullback.policy import aggregation, estimators, losses
+from kullback.policy import estimators, losses
 from kullback.tokens import linear, logits
 
 SCRIPTS = Path(__file__).with_name("typing")
@@ -64,10 +64,6 @@ def test_a_result_of_the_wrong_shape_is_an_error(monkeypatch: pytest.MonkeyPatch
 def test_an_argument_of_the_wrong_shape_or_dtype_is_an_error() -> None:
     with pytest.raises(TypeCheckError, match="_log_p_gradient"):
         discrete_kl._log_p_gradient(np, np.zeros(1), np.ones((2, 3)), np.ones((2, 3)))
-    with pytest.raises(TypeCheckError, match="straight_through"):
-        estimators.straight_through(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
-    with pytest.raises(TypeCheckError, match="token_mask"):
-        aggregation.aggregate_tokens(torch.zeros(3))
     with pytest.raises(TypeCheckError, match="bounded_exp"):
         estimators.bounded_exp(torch.zeros(3, dtype=torch.int64))
 

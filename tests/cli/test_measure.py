@@ -119,7 +119,11 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
         ("0.5,0.5", "inf,1", "Q: 'inf,1': expected finite numbers, but q[0] is inf"),
         ("norml", "normal(0,1)", "no family and no file is called 'norml'; did you mean normal?"),
         ("pareto(0.25, 1e-300)", "cauchy(0, 5e-324)", "rescale both distributions"),
-        ("low_rank_multivariate_normal(2,2,3)", "poisson(2)", "cov_factor to have shape (..., n, rank), got 0 axes"),
+        (
+            "low_rank_multivariate_normal(2,2,3)",
+            "poisson(2)",
+            "cov_factor to have shape (..., n, rank), got a number without axes",
+        ),
         ("normal", "normal(0,1)", "expected the parameters of the family: normal(loc, scale)"),
         ("xyzzy", "normal(0,1)", "no family and no file is called 'xyzzy'; `kullback measure --list`"),
         ("absent.foo", "0.5,0.5", "absent.foo: cannot be read: No such file"),

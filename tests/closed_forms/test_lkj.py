@@ -71,3 +71,14 @@ def test_invalid_dimensions():
     for dim, expected in ((2.5, "whole number"), (0, "integer >= 1"), ([3, 3], "integer >= 1")):
         with pytest.raises(ParameterError, match=expected):
             LKJ(dim=dim, concentration=1.0)
+
+
+def test_float32_gradients_agree_with_float64():
+    values = np.random.default_rng(0).uniform(0.3, 50, (2, 40))
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        p, q = (torch.tensor(side, dtype=torch.float32).to(dtype).requires_grad_() for side in values)
+        value = kl(LKJ(dim=4, concentration=p), LKJ(dim=4, concentration=q))
+        gradients.append([g.double() for g in torch.autograd.grad(value.sum(), (p, q))])
+    for narrow, wide in zip(*gradients, strict=True):
+        torch.testing.assert_close(narrow, wide, rtol=3e-5, atol=1e-6)

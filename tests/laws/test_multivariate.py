@@ -330,6 +330,12 @@ def two_category_dirichlet(rng):
     return f.Dirichlet(concentration=[a, b]), f.Beta(concentration1=a, concentration0=b)
 
 
+def two_by_two_lkj(rng):
+    """(1 + r)/2 of the correlation r has a symmetric beta distribution."""
+    a = float(rng.uniform(1.2, 5))
+    return f.LKJ(dim=2, concentration=a), f.Beta(concentration1=a, concentration0=a)
+
+
 def one_by_one_wishart(rng):
     df, v = (float(x) for x in rng.uniform(3, 8, 2))
     return f.Wishart(df=df, covariance_matrix=[[v]]), f.Gamma(concentration=df / 2, rate=0.5 / v)
@@ -368,6 +374,7 @@ CASES = {
     (f.OneHotCategorical, f.OneHotCategorical): of_categories(f.OneHotCategorical),
     (f.Multinomial, f.Multinomial): of_multinomials,
     (f.Dirichlet, f.Dirichlet): of_univariate(two_category_dirichlet),
+    (f.LKJ, f.LKJ): of_univariate(two_by_two_lkj),
     (f.Wishart, f.Wishart): of_univariate(one_by_one_wishart),
     (f.InverseWishart, f.InverseWishart): of_univariate(one_by_one_inverse_wishart),
     (f.Hypergeometric, f.Hypergeometric): of_univariate(of_hypergeometric),

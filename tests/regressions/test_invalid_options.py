@@ -33,13 +33,13 @@ def test_options_of_a_wrong_type_are_refused(call):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda t: kullback.grpo_loss(log_prob=None, advantages=t[0]), "log_prob to be a torch.Tensor, got NoneType"),
-        (lambda t: kullback.grpo_loss(log_prob=t, advantages=[1.0]), "advantages to be a torch.Tensor, got list"),
-        (lambda t: kullback.ppo_loss(log_prob=t, advantages=t, old_log_prob="x"), "old_log_prob to be a torch.Tensor"),
-        (lambda t: kullback.ppo_loss(log_prob=t, advantages=t, mask=[[1, 1]]), "mask to be a torch.Tensor, got list"),
-        (lambda t: kullback.MDP("x", [[0.0]]), "transitions to be an array of numbers"),
-        (lambda t: kullback.MDP([[1.0]], "y"), "rewards to be an array of numbers"),
-        (lambda t: kullback.soft_value_iteration(None, 1.0), "expected an MDP, got NoneType"),
+        (lambda t: kullback.grpo_loss(log_prob=None, advantages=t[0]), "log_prob to be a tensor, got NoneType"),
+        (lambda t: kullback.grpo_loss(log_prob=t, advantages=[1.0]), "advantages to be a tensor, got list"),
+        (lambda t: kullback.ppo_loss(log_prob=t, advantages=t, old_log_prob="x"), "old_log_prob to be a tensor"),
+        (lambda t: kullback.ppo_loss(log_prob=t, advantages=t, mask=[[1, 1]]), "mask to be a tensor, got list"),
+        (lambda t: kullback.MDP("x", [[0.0]]), "transitions: expected an array of numbers"),
+        (lambda t: kullback.MDP([[1.0]], "y"), "rewards: expected an array of numbers"),
+        (lambda t: kullback.soft_value_iteration(None, 1.0), "expected an MDP, got None"),
         (lambda t: kullback.kl_probs([math.inf, 1.0], [0.5, 0.5]), r"expected finite probabilities, but p\[0\] is inf"),
     ],
 )
