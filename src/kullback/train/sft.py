@@ -29,7 +29,6 @@ from kullback.train.trainer_callbacks import (
     StopOnNonFinite,
     WriteChecksums,
     WriteMetrics,
-    require_all_steps,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -203,8 +202,7 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
         trainer.add_callback(StopOnInterrupt(stop))
         trainer.add_callback(WriteChecksums())
         trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
-        train_with_checkpoints(trainer, checkpoint)
-        require_all_steps(trainer, plan.steps, stop)
+        train_with_checkpoints(trainer, checkpoint, plan.steps, stop)
     step = trainer.state.global_step
     if stop.requested and step < plan.steps:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation

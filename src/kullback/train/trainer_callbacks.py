@@ -27,12 +27,17 @@ __all__ = [
 ]
 
 
-def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
+def train_with_checkpoints(trainer: Any, checkpoint: Path | None, steps: int, interrupts: Interrupts) -> None:
     """Train, and delete the checkpoint that an error interrupted, so that all checkpoints are complete.
 
     Args:
         trainer: A trainer of transformers with the callback `WriteChecksums`.
         checkpoint: The checkpoint to continue from, or None.
+        steps: The number of steps of the run.
+        interrupts: The interrupts, after which training may end before its last step.
+
+    Raises:
+        InputError: Training failed, or ended before its last step without an error.
     """
     try:
         # An exception names the settings in most cases, such as an optimizer that the library does not have.
@@ -47,6 +52,7 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None) -> None:
         ):
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    require_all_steps(trainer, steps, interrupts)
 
 
 def require_all_steps(trainer: Any, steps: int, interrupts: Interrupts) -> None:
