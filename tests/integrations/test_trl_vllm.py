@@ -118,7 +118,9 @@ def test_vllm_receives_the_weights_after_the_scaling(
         monkeypatch.setattr(vllm_generation, name, Engine, raising=False)
     monkeypatch.setattr(vllm_generation, "SamplingParams", lambda **settings: settings, raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)  # TRL sets these variables
+        # TRL sets these variables. Only a variable that monkeypatch has set is removed again after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     arguments = GRPOConfig(
         str(tmp_path),
         use_vllm=True,
