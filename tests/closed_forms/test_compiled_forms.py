@@ -93,6 +93,12 @@ def sigmoid(x):
 # For each form: the family, its parameters, the truth, and how parameters are drawn, as `drawn` describes.
 CASES = {
     "normal": (f.Normal, ("loc", "scale"), normal, "rp"),
+    "normal by log_scale": (
+        f.Normal,
+        ("loc", "log_scale"),
+        lambda loc1, log1, loc2, log2: normal(loc1, mpmath.exp(log1), loc2, mpmath.exp(log2)),
+        "rr",
+    ),
     "log-normal": (f.LogNormal, ("loc", "scale"), normal, "rp"),
     "half-normal": (f.HalfNormal, ("scale",), lambda a, b: normal(0, a, 0, b), "p"),
     "exponential": (f.Exponential, ("rate",), exponential, "p"),

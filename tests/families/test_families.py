@@ -33,7 +33,11 @@ def test_every_family_is_documented_and_keyword_only(family):
         (families.Poisson, {"lam": 1}, "got lam; did you mean rate?"),
         (families.Normal, {"loc": 0, "scale": 1, "validate_args": False}, "loc, scale of Normal, got validate_args"),
         (families.Exponential, {"scale": 2}, "rate of Exponential, got scale"),
-        (families.Normal, {"loc": 0}, "expected Normal to receive scale; write Normal(loc=..., scale=...)"),
+        (
+            families.Normal,
+            {"loc": 0},
+            "expected Normal to receive scale or log_scale; write Normal(loc=",
+        ),
         (families.MultivariateNormal, {}, "expected MultivariateNormal to receive loc; write"),
     ],
 )

@@ -12,6 +12,7 @@ from math import prod
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import array_api_compat
 import numpy as np
 
 from kullback import families as f
@@ -19,6 +20,7 @@ from kullback.closed_forms.registry import FORMS
 from kullback.compiled import kernels
 from kullback.discrete.kl import kl_logits, kl_probs
 from kullback.discrete.validation import mass_tolerance
+from kullback.families.base import with_parameters
 from kullback.numerics.arrays import Array
 
 __all__ = ["DIRECT", "INDEPENDENT", "TRANSFORMED", "Parameters", "compiled_kl"]
@@ -38,7 +40,6 @@ _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.InverseGamma: ("gamma", ("concentration", "rate")),
     f.Laplace: ("laplace", ("loc", "scale")),
     f.LogNormal: ("normal", ("loc", "scale")),
-    f.Normal: ("normal", ("loc", "scale")),
     f.Pareto: ("pareto", ("scale", "alpha")),
     f.Poisson: ("poisson", ("rate",)),
     f.TanhNormal: ("normal", ("loc", "scale")),
@@ -56,6 +57,7 @@ _ALTERNATIVES: dict[type, dict[str, tuple[str, tuple[str, ...]]]] = {
         "covariance_matrix": ("covariances", ("loc", "covariance_matrix")),
         "scale_tril": ("factors", ("loc", "scale_tril")),
     },
+    f.Normal: {"log_scale": ("normal_log_scale", ("loc", "log_scale")), "scale": ("normal", ("loc", "scale"))},
     f.OneHotCategorical: {"probs": ("probs", ("probs",)), "logits": ("logits", ("logits",))},
 }
 
@@ -107,7 +109,9 @@ def compiled_kl(p: Any, q: Any) -> Array | None:
         return None
     family, values, names = of_p
     if family is not of_q[0]:
-        form = _PAIRS.get((family, of_q[0]))
+        form = None if of_q[2][-1] == "log_scale" else _PAIRS.get((family, of_q[0]))
+    elif family is f.Normal and names != of_q[2]:
+        form, values, of_q = "normal_log_scale", _by_log_scale(of_p), (family, _by_log_scale(of_q), names)
     elif names == of_q[2]:
         form = (_ALTERNATIVES[family][names[-1]] if family in _ALTERNATIVES else _FAMILIES[family])[0]
     else:
@@ -133,6 +137,15 @@ def _parameters(distribution: Any) -> Parameters | None:
     else:
         found = _FAMILIES.get(family)
     return None if found is None else (family, tuple(getattr(distribution, name) for name in found[1]), found[1])
+
+
+def _by_log_scale(normal: Parameters) -> tuple[Any, Any]:
+    """The mean and the logarithm of the scale of a normal distribution."""
+    _, (loc, scale), names = normal
+    if names[-1] == "log_scale":
+        return loc, scale
+    array = scale if array_api_compat.is_array_api_obj(scale) else np.asarray(scale, np.float64)
+    return loc, array_api_compat.array_namespace(array).log(array)
 
 
 def _of_independent(p: Any, p_dims: int, q: Any, q_dims: int) -> Array | None:
@@ -399,7 +412,7 @@ def _differentiable(form: str, families: tuple[type, type], names: tuple[tuple[s
                 # Views, because one input may be another, or may depend on another: the derivative is the partial one.
                 views = [value.view_as(value) for value in inputs]
                 sides = views[:first], views[first:]
-                p, q = (_unchecked(*side) for side in zip(families, names, sides, strict=True))
+                p, q = (_member(*side) for side in zip(families, names, sides, strict=True))
                 wanted = [view for view, need in zip(views, needed, strict=True) if need]
                 value = FORMS[families](p, q)
             found = iter(torch.autograd.grad(value, wanted, gradients[0], create_graph=graph))
@@ -408,11 +421,7 @@ def _differentiable(form: str, families: tuple[type, type], names: tuple[tuple[s
     return Function
 
 
-def _unchecked(family: type, names: tuple[str, ...], values: Any) -> Any:
+def _member(family: type, names: tuple[str, ...], values: Any) -> Any:
     """A member of the family with parameters that were checked before."""
-    member = object.__new__(family)
-    for name in family.__dataclass_fields__:
-        object.__setattr__(member, name, None)
-    for name, value in zip(names, values, strict=True):
-        object.__setattr__(member, name, value)
-    return member
+    given = dict(zip(names, values, strict=True))
+    return family(**given) if "log_scale" in given else with_parameters(family, given)

@@ -20,10 +20,17 @@ def kl_normal_normal(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Normal(loc1, scale1) and Q = Normal(loc2, scale2), or LogNormal, or TanhNormal for both.
 
     phi(2 log(scale1/scale2))/2 + ((loc1 - loc2)/scale2)^2/2, where phi(d) = e^d - 1 - d. The same formula holds for two
-    LogNormal and for two TanhNormal distributions, because an invertible transform does not change KL.
+    LogNormal and for two TanhNormal distributions, because an invertible transform does not change KL. The logarithms
+    of scales that were given as logarithms are subtracted.
     """
     difference = (p.loc - q.loc) / q.scale
-    return phi(2 * log_ratio(xp, p.scale, q.scale)) / 2 + difference * (difference / 2)
+    logs = getattr(p, "log_scale", None), getattr(q, "log_scale", None)
+    if all(log is None for log in logs):
+        log = log_ratio(xp, p.scale, q.scale)
+    else:
+        first, second = (xp.log(side.scale) if log is None else log for side, log in zip((p, q), logs, strict=True))
+        log = first - second
+    return phi(2 * log) / 2 + difference * (difference / 2)
 
 
 def kl_to_normal(

@@ -87,8 +87,7 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
         ShapeError: The parameters of two univariate distributions do not broadcast.
         ArrayTypeError: The parameters are arrays of different libraries.
     """
-    passed = [(record, field.name) for record in (p, q) for field in fields(record)]  # pyright: ignore[reportArgumentType]
-    passed = [(record, name) for record, name in passed if getattr(record, name) is not None]
+    passed = [(record, name) for record in (p, q) for name, value in vars(record).items() if value is not None]
     values = [getattr(record, name) for record, name in passed]
     try:
         xp, arrays, dtype = as_floats(*values)
@@ -158,6 +157,7 @@ def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: A
         changed = []
         for side in (p, q):
             changed.append(copy(side))
+            changed[-1].__dict__.pop("log_scale", None)
             for name, power in _RESCALED[type(side)].items():
                 object.__setattr__(changed[-1], name, getattr(side, name) * c**power)
         other = function(xp, *changed)

@@ -245,6 +245,36 @@ struct BernoulliLogits {
     }
 };
 
+// Normal(loc, log_scale): phi(d)/2 + z^2/2 with d = 2 (log_scale1 - log_scale2) and z = (loc1 - loc2) e^-log_scale2.
+struct NormalLogScale {
+    static const int count = 4;
+    Vector z, precision, phi, expm1;  // the precision is e^-log_scale2
+    Integers valid;
+    INLINE NormalLogScale parts_of(const Vector *x) {
+        NormalLogScale parts;
+        Vector d = Real(2) * (x[1] - x[3]), r, power, tail;
+        parts.valid = (d < Real(80)) & (d > Real(-80)) & (x[3] < Real(80)) & (x[3] > Real(-80));
+        split_exponent(parts.valid ? d : all(0), r, power, tail);
+        parts.phi = ((power - Real(1)) - d) + power * r + power * tail;
+        parts.expm1 = parts.phi + d;
+        parts.precision = exponential(parts.valid ? -x[3] : all(0));
+        parts.z = (x[0] - x[2]) * parts.precision;
+        return parts;
+    }
+    INLINE Integers value(const Vector *x, Vector &kl) {
+        NormalLogScale parts = parts_of(x);
+        kl = (parts.phi + parts.z * parts.z) * Real(0.5);
+        return parts.valid;
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        NormalLogScale parts = parts_of(x);
+        g[0] = parts.z * parts.precision;
+        g[1] = parts.expm1;
+        g[2] = -g[0];
+        g[3] = -(parts.expm1 + parts.z * parts.z);
+    }
+};
+
 // phi(-d) and e^-d - 1 for d >= 0.
 INLINE void decay(Vector d, Vector &phi, Vector &expm1) {
     Vector r, power, tail, exponent = -d > SMALLEST_EXPONENT ? -d : all(SMALLEST_EXPONENT);
@@ -365,6 +395,7 @@ INLINE void load_inputs(const Input *inputs, size_t i, size_t n, Vector *x) {
         }                                                                                                              \
     }
 FORM(normal, Normal)
+FORM(normal_log_scale, NormalLogScale)
 FORM(half_normal, HalfNormal)
 FORM(exponential, Exponential)
 FORM(poisson, Poisson)
@@ -477,6 +508,7 @@ static bool prob_slopes(const void *p_row, const void *q_row, size_t n, double u
 
 static const Form FORMS[] = {
     {"normal", 4, normal_value, normal_gradient},
+    {"normal_log_scale", 4, normal_log_scale_value, normal_log_scale_gradient},
     {"half_normal", 2, half_normal_value, half_normal_gradient},
     {"exponential", 2, exponential_value, exponential_gradient},
     {"poisson", 2, poisson_value, poisson_gradient},

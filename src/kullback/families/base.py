@@ -18,7 +18,14 @@ import array_api_compat
 import numpy as np
 
 from kullback.discrete.validation import mass_tolerance
-from kullback.errors import ArrayTypeError, NotNormalizedError, ParameterError, ParameterNameError, ShapeError
+from kullback.errors import (
+    ArrayTypeError,
+    KullbackError,
+    NotNormalizedError,
+    ParameterError,
+    ParameterNameError,
+    ShapeError,
+)
 from kullback.numerics.arguments import shown
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
@@ -133,6 +140,8 @@ def record(cls: type) -> Any:
         try:
             initialize(self, *args, **given)
         except TypeError as error:
+            if isinstance(error, KullbackError):
+                raise
             if message := _misnamed(type(self), args, given):
                 raise ParameterNameError(message) from error
             raise
@@ -219,10 +228,9 @@ class Distribution:
             return True
         if not isinstance(other, Distribution) or type(self) is not type(other):
             return NotImplemented
-        return all(
-            mine is theirs or _key(mine) == _key(theirs)
-            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
-        )
+        names = [field.name for field in fields(self)]  # pyright: ignore[reportArgumentType]
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        return all(mine is theirs or _key(mine) == _key(theirs) for mine, theirs in pairs)
 
     def __hash__(self) -> int:
         """The hash of the class and of the numbers, equal for equal distributions.
@@ -230,7 +238,7 @@ class Distribution:
         It is computed from the present values. An array that is a parameter of a key of a dictionary must not be
         modified.
         """
-        values = vars(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
         for name, value in values.items():
             if is_traced(value):
                 raise ArrayTypeError(

@@ -1,25 +1,55 @@
 """Univariate distributions on the whole real line."""
 
-from kullback.families.base import REAL_LINE, Distribution, Positive, Real, ScipyForm, record
+import math
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from kullback.errors import ParameterError, ParameterNameError
+from kullback.families.base import REAL_LINE, Constraint, Distribution, Positive, Real, ScipyForm, record, require
+from kullback.numerics.arrays import ArrayLike, is_compiling
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "Logistic", "Normal", "StudentT"]
+
+_LOG_OF_POSITIVE = Constraint(
+    "the logarithm of a number > 0 and finite",
+    lambda x: (abs(x) < np.inf) & (x < math.log(1.7976931348623157e308)) & (x > math.log(5e-324)),
+)
+
+
+def _exponential(x: ArrayLike) -> ArrayLike:
+    """e^x of a number, a list, or an array of any library."""
+    if isinstance(x, float | int):
+        return math.exp(x)
+    array: Any = np.asarray(x, np.float64) if isinstance(x, list | tuple) else x
+    if is_compiling():  # torch.compile cannot trace the look-up of the library
+        return array.exp()
+    return array_api_compat.array_namespace(array).exp(array)
 
 
 @record
 class Normal(Distribution):
     """Normal (Gaussian) distribution on the real line.
 
-    Density: exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)).
+    Density: exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)). Pass exactly one of `scale` and `log_scale`. If
+    `log_scale` is passed, such as the output of an encoder, `scale` is its exponential, and KL is computed from the
+    difference of the logarithms, which keeps its digits for nearly equal scales.
 
     Args:
         loc: The mean; finite, any shape.
         scale: The standard deviation; > 0 and finite, broadcast against `loc`.
+        log_scale: The logarithm of the standard deviation; its exponential is > 0 and finite, broadcast against `loc`.
 
     Raises:
-        ParameterError: An entry of a parameter violates its constraint.
+        ParameterError: An entry of a parameter violates its constraint, or not exactly one of `scale` and `log_scale`
+            is passed.
+        ParameterNameError: A parameter is passed by position, is not a parameter of the family, or is missing.
 
     Example:
         >>> Normal(loc=0.0, scale=1.0)
+        Normal(loc=0.0, scale=1.0)
+        >>> Normal(loc=0.0, log_scale=0.0)
         Normal(loc=0.0, scale=1.0)
         >>> Normal(loc=0.0, scale=[1.0, -1.0])
         Traceback (most recent call last):
@@ -30,6 +60,21 @@ class Normal(Distribution):
 
     loc: Real
     scale: Positive
+    log_scale = None  # not a field; a distribution that was made from a log_scale has one of its own
+
+    def __init__(self, *, loc: ArrayLike, scale: ArrayLike | None = None, log_scale: ArrayLike | None = None) -> None:
+        if scale is None and log_scale is None:
+            raise ParameterNameError("expected Normal to receive scale or log_scale; write Normal(loc=..., scale=...)")
+        if scale is not None and log_scale is not None:
+            raise ParameterError("expected Normal to receive exactly one of scale, log_scale, got scale and log_scale")
+        object.__setattr__(self, "loc", loc)
+        if log_scale is not None:
+            if not is_compiling():  # the values of tensors are not available in a graph
+                require(self, "log_scale", log_scale, _LOG_OF_POSITIVE)
+            object.__setattr__(self, "log_scale", log_scale)
+            scale = _exponential(log_scale)
+        object.__setattr__(self, "scale", scale)
+        self.__post_init__()
 
 
 @record
