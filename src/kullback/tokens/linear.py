@@ -24,6 +24,7 @@ from kullback.tokens.stats import (
     as_stats,
     as_targets,
     as_weights,
+    balance_top,
     coefficients,
     row_statistics,
 )
@@ -216,6 +217,19 @@ class _Transform:
         elif self.scale != temperature:
             logits.mul_(self.scale / temperature)
 
+    def apply_to_change(self, changes: Tensor, logits: Tensor, temperature: float) -> None:
+        """Replace the changes of the products by the changes of the logits, of which `logits` are those before.
+
+        tanh(x + y) - tanh(x) = (1 - tanh(x)^2) tanh(y) / (1 + tanh(x) tanh(y)), which does not cancel.
+        """
+        if self.cap is None:
+            self.apply(changes, temperature)
+            return
+        for change, before in zip(changes.split(_TILE, dim=1), logits.split(_TILE, dim=1), strict=True):
+            tanh = before * (temperature / self.cap)
+            change.mul_(self.scale / self.cap).tanh_()
+            change.mul_((1 - tanh.square()) / (1 + tanh * change)).mul_(self.cap / temperature)
+
     def derivative(self, temperature: float) -> tuple[float, float]:
         """a and b of the derivative a - b z^2 of the logits z with respect to the products."""
         return self.scale / temperature, 0.0 if self.cap is None else self.scale * temperature / self.cap**2
@@ -258,17 +272,18 @@ class _LinearTokenStats(torch.autograd.Function):
                 upstream[:, COLUMNS[name]] = weights
         table = torch.empty(len(hidden_p), len(COLUMNS), dtype=torch.float64, device=hidden_p.device)
         given = torch.empty(len(hidden_p), 4, dtype=torch.float64, device=hidden_p.device)
+        tops = torch.empty(len(hidden_p), 2, dtype=torch.int64, device=hidden_p.device)
         gradients = run.new_gradients(ctx.needs_input_grad[:6]) if upstream is not None else None
         for rows in run.slices():
             p, q = run.logits(rows)
-            table[rows], given[rows] = row_statistics(
+            table[rows], given[rows], tops[rows] = row_statistics(
                 p, q, run.targets(rows), settings.part, difference=run.difference is not None
             )
             if gradients is not None and upstream is not None:
-                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
+                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows], tops[rows])
         if gradients is not None:
             run.reduce(gradients)
-        ctx.save_for_backward(*inputs, targets, table, given, upstream, *(gradients or ()))
+        ctx.save_for_backward(*inputs, targets, table, given, tops, upstream, *(gradients or ()))
         ctx.settings = settings
         count = len(DIFFERENTIABLE)
         rest = table[:, count:].to(run.dtype)
@@ -279,16 +294,16 @@ class _LinearTokenStats(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs: _Inputs = ctx.saved_tensors[:6]
-        targets, table, given, known = ctx.saved_tensors[6:10]
+        targets, table, given, tops, known = ctx.saved_tensors[6:11]
         factor = _common_factor(upstream, known)
         if factor is not None:
-            gradients = [None if g is None else g if factor == 1 else g * factor for g in ctx.saved_tensors[10:]]
+            gradients = [None if g is None else g if factor == 1 else g * factor for g in ctx.saved_tensors[11:]]
         else:
             run = _Chunks(inputs, targets, ctx.settings)
             gradients = run.new_gradients(ctx.needs_input_grad[:6])
             for rows in run.slices():
                 p, q = run.logits(rows)
-                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows])
+                run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows], tops[rows])
             run.reduce(gradients)
         cast = [
             None if g is None or tensor is None else g.to(tensor.dtype)
@@ -340,8 +355,9 @@ class _Chunks:
                     q[:, part].addmm_(self.hidden[0][rows], (self.weight[1][part] - self.weight[0][part]).T)
             bias_p, bias_q = self.bias
             if bias_p is not None or bias_q is not None:
-                q += (0 if bias_q is None else bias_q) - (0 if bias_p is None else bias_p)
-            transforms[1].apply(q, temperature)
+                change = (0 if bias_q is None else bias_q) - (0 if bias_p is None else bias_p)
+                q += torch.where(torch.isneginf(bias_p), 0.0, change) if bias_p is not None else change
+            transforms[1].apply_to_change(q, p, temperature)
         return [p, q]
 
     def _whole_logits(self, side: int, rows: slice, out: Tensor) -> None:
@@ -363,10 +379,14 @@ class _Chunks:
         tensors = (*self.hidden, *self.weight)
         if self.hidden[0].shape != self.hidden[1].shape or any(tensor.dtype != self.dtype for tensor in tensors):
             return None
-        if scale_p.cap is not None or scale_p != scale_q:
+        if scale_p != scale_q:
             return None
-        if any(bias is not None and not bool(bias.isfinite().all()) for bias in self.bias):
-            return None
+        excluded = [torch.zeros((), dtype=torch.bool) if bias is None else ~bias.isfinite() for bias in self.bias]
+        if any(bool(entries.any()) for entries in excluded):
+            biases = [bias[entries] for bias, entries in zip(self.bias, excluded, strict=True) if bias is not None]
+            # Tokens that both sides exclude are excluded by p's logits, to which 0 is added.
+            if len(biases) < 2 or not torch.equal(*excluded) or any(bool((x != -math.inf).any()) for x in biases):
+                return None
         distances = [_relative_distance(*self.hidden), _relative_distance(*self.weight)]
         if min(distances) == 0 or max(distances) < _CLOSE:
             return distances[0] != 0, distances[1] != 0
@@ -389,6 +409,7 @@ class _Chunks:
         upstream: Tensor,
         table: Tensor,
         given: Tensor,
+        tops: Tensor,
     ) -> None:
         """Add the gradients of these positions; the logits are overwritten."""
         of = list(coefficients(upstream, table, given))
@@ -412,6 +433,9 @@ class _Chunks:
                 name = "log_prob_p" if side == 0 else "log_prob_q"
                 slope = of[side][inside, 5] - of[side][inside, 6] * logits[side].double().square()
                 z[inside, columns] += (upstream[inside, COLUMNS[name]] * slope).to(z.dtype)
+            if self.settings.transforms[side].cap is None:
+                probability = table[:, COLUMNS["top1_prob_p" if side == 0 else "top1_prob_q"]]
+                balance_top(z, tops[:, side], probability, self.settings.part)
             by_hidden, by_weight, by_bias = gradients[3 * side : 3 * side + 3]
             with _without_autocast(z):
                 if by_hidden is not None:

@@ -62,6 +62,8 @@ DIFFERENTIABLE = ("kl", "reverse_kl", "js", "entropy_p", "entropy_q", "log_prob_
 _COLUMNS = (*DIFFERENTIABLE, "middle_p", "middle_q", "total_variation", "top1_agreement", "top1_prob_p", "top1_prob_q")
 COLUMNS = {name: column for column, name in enumerate(_COLUMNS)}
 
+_TILE = 4096  # the derivatives that are added in their own dtype
+
 
 def token_stats(
     p_logits: Float[Tensor, "*batch vocab"],
@@ -114,8 +116,8 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        table, given = row_statistics(p, q, targets)
-        ctx.save_for_backward(p, q, given, table, targets)
+        table, given, tops = row_statistics(p, q, targets)
+        ctx.save_for_backward(p, q, given, table, tops, targets)
         count = len(DIFFERENTIABLE)
         rest = table[:, count:].to(p.dtype)
         ctx.mark_non_differentiable(rest)
@@ -124,15 +126,16 @@ class _TokenStats(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        p, q, given, table, targets = ctx.saved_tensors
+        p, q, given, table, tops, targets = ctx.saved_tensors
         by_p, by_q = p.clone(memory_format=torch.contiguous_format), q.clone(memory_format=torch.contiguous_format)
         of_p, of_q = coefficients(upstream, table, given)
         needs_p, needs_q = ctx.needs_input_grad[:2]
         engine.gradients(by_p, by_q, given, of_p if needs_p else None, of_q if needs_q else None)
-        if targets is not None:
-            for gradient, needed, name in ((by_p, needs_p, "log_prob_p"), (by_q, needs_q, "log_prob_q")):
-                if needed:
-                    gradient.scatter_add_(1, targets[:, None], upstream[:, COLUMNS[name], None])
+        for gradient, needed, side in ((by_p, needs_p, "p"), (by_q, needs_q, "q")):
+            if needed:
+                if targets is not None:
+                    gradient.scatter_add_(1, targets[:, None], upstream[:, COLUMNS[f"log_prob_{side}"], None])
+                balance_top(gradient, tops[:, "pq".index(side)], table[:, COLUMNS[f"top1_prob_{side}"]])
         return by_p if needs_p else None, by_q if needs_q else None, None
 
 
@@ -230,9 +233,10 @@ def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part
 
 def row_statistics(
     p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE, *, difference: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The columns of the statistics of each pair of rows, and the normalisers of the engine's gradients, float64.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns of the statistics of each pair of rows, the normalisers of the engine's gradients, and the top ids.
 
+    Statistics and normalisers are float64; the ids of the most probable tokens of p and of q have shape (rows, 2).
     With `difference`, `q` is the logits of q minus the logits of p.
     """
     top_p, largest_p, log_z_p, index_p = _normalizers(p, part)
@@ -241,16 +245,17 @@ def row_statistics(
     tops = largest_p, largest_q
     sums = _sums(p, q, given, tops, part, difference)
     table = _statistics(sums, given, tops)
+    rows = torch.ones(len(p), dtype=torch.bool, device=p.device)
     for _ in range(3):
-        x = _mass_ratio(sums)
+        x = torch.where(rows, _mass_ratio(sums), 0.0)
         given[:, 3] += torch.where(x.isfinite(), x, 0.0)
         # Where the rounding of the normalisers exceeds the differences of the logits, the two parts of the KL cancel.
-        again = phi(x) > table[:, COLUMNS["kl"]] / 8
-        if not bool(again.any()):
+        rows = phi(x) > table[:, COLUMNS["kl"]] / 8
+        if not bool(rows.any()):
             break
-        chosen = largest_p[again], largest_q[again]
-        sums[again] = _sums(p[again], q[again], given[again], chosen, part, difference)
-        table[again] = _statistics(sums[again], given[again], chosen)
+        chosen = largest_p[rows], largest_q[rows]
+        sums[rows] = _sums(p[rows], q[rows], given[rows], chosen, part, difference)
+        table[rows] = _statistics(sums[rows], given[rows], chosen)
     table[:, COLUMNS["top1_agreement"]] = (index_p == index_q).double()
     if targets is not None:
         inside, columns = part.columns(targets, p.shape[1])
@@ -260,7 +265,29 @@ def row_statistics(
             if difference and logits is q:
                 chosen[inside] += p[inside, columns[inside]].double()
             table[:, COLUMNS[name]] = part.reduced(chosen) - log_z
-    return table, given
+    return table, given, torch.stack([index_p, index_q], dim=1).long()
+
+
+def balance_top(gradient: Tensor, tops: Tensor, probability: Tensor, part: Part = _WHOLE) -> None:
+    """Set the derivative with respect to the largest logit to minus the sum of the others, where its token dominates.
+
+    The derivatives of a function of a softmax with respect to the logits sum to 0. Where one token has more than half
+    of the probability, its derivative is a small difference of large numbers, and the others have more digits.
+
+    Args:
+        gradient: The derivatives with respect to the logits of one side, which are changed in place.
+        tops: The ids of the most probable tokens of that side.
+        probability: Their probabilities.
+        part: The part of the vocabulary that the columns of `gradient` are.
+    """
+    inside, columns = part.columns(tops, gradient.shape[1])
+    at = inside.nonzero().squeeze(-1), columns[inside]
+    top = gradient[at]
+    gradient[at] = 0.0
+    tiles = [tile.sum(1).double() for tile in gradient.split(_TILE, dim=1)]
+    others = part.reduced(torch.stack(tiles).sum(0))
+    dominates = ((probability > 0.5) & others.isfinite())[inside]
+    gradient[at] = torch.where(dominates, -others[inside].to(top.dtype), top)
 
 
 def _mass_ratio(sums: Tensor) -> Tensor:
