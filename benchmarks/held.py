@@ -5,8 +5,8 @@
 The addition task of `kullback train demo` is trained with a budget of 0.05 nats per token. Every 10 steps, the KL of
 the policy is measured in float32 on completions of 1024 prompts, which update the controller, as `kullback train grpo`
 does every 20 steps. The table has the mean of these measurements and the share of them within 10% of the budget, from
-the first measurement on that reaches 95% of the budget. On machines without a GPU, FSDP2 runs by gloo. The row of an arm
-is stored when its run has ended; stored rows of other arms are kept if they have the same settings.
+the first measurement on that reaches 95% of the budget. On machines without a GPU, FSDP2 runs by gloo. The row of an
+arm is stored when its run has ended; stored rows of other arms are kept if they have the same settings.
 """
 
 import argparse
