@@ -7,7 +7,8 @@
 The reference is a Llama with random weights over four letters and an end token, with different weights for each seed. A
 prompt is one letter, and a completion has at most five tokens. The reward is the share of five positions whose letter
 is the alphabetical successor of the letter before it. KL and reward of a trained policy are sums over all 1365
-completions of each prompt. Runs that already exist under --output are read, not repeated.
+completions of each prompt. Runs that already exist under --output are read, not repeated. `frontier_figure.py` draws
+the stored tables.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from typing import NamedTuple
 import results
 import torch
 import transformers
-from frontier_figure import svg_figure
 from frontier_task import Gradient, Task, make_reference
 from frontier_trainers import PENALTIES, train
 
@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--figure", type=Path, help="write the figure to this SVG file")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -80,8 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = {name: table for name, table in tables.items() if table[1]}
     for table in tables.values():
         print(f"\n{results.markdown(table)}")
-    if options.figure:
-        options.figure.write_text(svg_figure({seed: _task(seed) for seed in options.seeds}, outcomes.items()))
     if not (options.quick or options.no_save):
         results.save("frontier", tables, packages=("torch", "transformers", "trl"))
 

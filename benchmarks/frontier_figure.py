@@ -1,13 +1,20 @@
-"""The figure of `frontier.py`: the reward-KL frontier with every run, and each run's share of the frontier's reward."""
+"""Draw the stored results of `frontier.py`: reward against KL with the exact frontier, and the share of its reward.
 
-from collections.abc import Iterable, Mapping
+    .venv/bin/python benchmarks/frontier_figure.py
+
+Each mark is the mean over the seeds of one row of results/frontier.json.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
-from frontier_task import Gradient, Task
-
-__all__ = ["svg_figure"]
+import results
+import torch
+from frontier_task import Gradient, Task, make_reference
 
 MARKS = {  # a colour of the reports and a shape for each trainer
     "budget": ("#0b62b0", '<circle r="4.5"/>'),
@@ -25,6 +32,11 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 400, 300, 60, 44, 76
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1c1e21}.q{fill:#5a5f66}.r{stroke:#dddcd6}.f{fill:none;stroke:#1c1e21}"
 )
+
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "frontier.svg"
+SHARE = "share of the frontier's reward"
+TABLES = ("trainers", "budgets")
+SEEDS = (0, 1, 2)
 
 Point = tuple[float, float]
 
@@ -68,10 +80,12 @@ class Panel:
         ]
 
 
-def svg_figure(tasks: Mapping[int, Task], outcomes: Iterable[tuple[Any, Point]]) -> str:
-    """Return an SVG of runs, each with its `kind`, its `seed` and its (KL, reward)."""
-    outcomes = list(outcomes)
-    kl_max = 1.1 * max(kl for _, (kl, _) in outcomes)
+def svg_figure(tasks: Mapping[int, Task], rows: Sequence[Mapping[str, str]]) -> str:
+    """Return an SVG of the rows of the tables, with the frontier of each task."""
+    points = [
+        (row["trainer"], float(row["KL"]), float(row["reward"]), float(row[SHARE].rstrip("%")) / 100) for row in rows
+    ]
+    kl_max = 1.1 * max(kl for _, kl, _, _ in points)
     frontiers = {
         seed: [(kl, float(task.frontier.reward_at(kl))) for kl in kl_max * np.linspace(0, 1, 81) ** 2]
         for seed, task in tasks.items()
@@ -89,17 +103,19 @@ def svg_figure(tasks: Mapping[int, Task], outcomes: Iterable[tuple[Any, Point]])
             if (point := _stationary_point(tasks, beta, gradient))[0] < kl_max
         ]
         parts.append(right.line(line, f'style="stroke:{MARKS[kind][0]}" stroke-width="1.5" stroke-dasharray="2 4"'))
-    for run, (kl, reward) in outcomes:
-        best = float(tasks[run.seed].frontier.reward_at(kl))
-        parts += [left.mark(run.kind, kl, reward), right.mark(run.kind, kl, reward / best)]
-    kinds = [kind for kind in MARKS if any(run.kind == kind for run, _ in outcomes)]
+    for kind, kl, reward, share in points:
+        parts += [left.mark(kind, kl, reward), right.mark(kind, kl, share)]
+    kinds = [kind for kind in MARKS if any(kind == of_point for of_point, *_ in points)]
     for index, kind in enumerate(kinds):
         x, y = LEFT + 300 * (index % 3), TOP + HEIGHT + 72 + 22 * (index // 3)
         color, shape = MARKS[kind]
         parts.append(
             f'<g transform="translate({x} {y - 4})" fill="{color}">{shape}</g><text x="{x + 12}" y="{y}">{kind}</text>'
         )
-    note = "Lines: the exact frontier of each reference. Dotted: the stationary point of the gradient of that colour."
+    note = (
+        "Marks: means over seeds. Lines: the frontier of each reference. Dotted: the stationary point of the gradient "
+        "of that colour."
+    )
     width, height = LEFT + 2 * WIDTH + GAP + 20, TOP + HEIGHT + 140
     parts.append(f'<text class="q" x="{LEFT - 5}" y="{height - 18}">{note}</text>')
     return "\n".join(
@@ -119,3 +135,18 @@ def _stationary_point(tasks: Mapping[int, Task], beta: float, gradient: Gradient
     points = [(task, *task.stationary_point(beta, gradient)) for task in tasks.values()]
     shares = [reward / float(task.frontier.reward_at(kl)) for task, kl, reward in points]
     return fmean(kl for _, kl, _ in points), fmean(shares)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=FIGURE)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    stored = json.loads((results.RESULTS / "frontier.json").read_text(encoding="utf-8"))
+    rows = [dict(zip(stored[name]["columns"], row, strict=True)) for name in TABLES for row in stored[name]["rows"]]
+    tasks = {seed: Task(make_reference(seed)) for seed in SEEDS}
+    options.output.write_text(svg_figure(tasks, rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

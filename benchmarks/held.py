@@ -5,7 +5,8 @@
 The addition task of `kullback train demo` is trained with a budget of 0.05 nats per token. Every 10 steps, the KL of
 the policy is measured in float32 on completions of 1024 prompts, which update the controller, as `kullback train grpo`
 does every 20 steps. The table has the mean of these measurements and the share of them within 10% of the budget, from
-the first measurement on that reaches 95% of the budget. On machines without a GPU, FSDP2 runs by gloo.
+the first measurement on that reaches 95% of the budget. On machines without a GPU, FSDP2 runs by gloo. The row of an
+arm is stored when its run has ended; stored rows of other arms are kept if they have the same settings.
 """
 
 import argparse
@@ -28,7 +29,9 @@ ARMS = {
     "float32, FSDP2 on two processes": ("fsdp2", 2, False),
     "bfloat16, FSDP2 on two processes": ("fsdp2", 2, True),
 }
-COLUMNS = ["arm", "mean KL", "within 10%", "measurements", "standard error of one", "reward", "learning-rate scale"]
+SETTINGS = ["budget", "learning rate", "steps", "completions a step"]
+MEASURED = ["mean KL", "within 10%", "measurements", "standard error of one", "reward", "learning-rate scale"]
+COLUMNS = ["arm", *SETTINGS, *MEASURED]
 _TESTS = Path(__file__).parents[1] / "tests" / "integrations"
 
 
@@ -120,17 +123,17 @@ def launch(name: str, options: argparse.Namespace) -> list[str]:
         output = Path(directory) / "arm.json"
         subprocess.run([*words, "--output", str(output), *(["--bf16"] if bf16 else [])], check=True)
         arm = json.loads(output.read_text(encoding="utf-8"))
-    return row_of(name, arm, options.budget)
+    settings = [f"{value:g}" for value in (options.budget, options.rate, options.steps, options.batch)]
+    return [name, *settings, *measured_cells(arm, options.budget)]
 
 
-def row_of(name: str, arm: dict[str, Any], budget: float) -> list[str]:
-    """Return the row of the table for the measurements of one arm."""
+def measured_cells(arm: dict[str, Any], budget: float) -> list[str]:
+    """Return the cells of the table for the measurements of one arm."""
     kls = [row["kl"] for row in arm["measured"]]
     first = next((i for i, kl in enumerate(kls) if kl >= 0.95 * budget), len(kls))
     held = kls[first:]
     share = sum(abs(kl / budget - 1) <= 0.1 for kl in held) / len(held) if held else 0.0
     return [
-        name,
         f"{fmean(held):.4f}" if held else "not reached",
         f"{share:.0%}",
         str(len(held)),
@@ -159,7 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.backend is not None:
         train(options)
         return
-    rows = []
     with tempfile.TemporaryDirectory() as directory:
         if options.reference is None:
             from kullback.train.demo.addition_task import train_reference
@@ -167,10 +169,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.reference = Path(directory)
             train_reference(options.reference, steps=300, seed=options.seed, report=lambda *_: None)
         for name in options.arms:
-            rows.append(launch(name, options))
-            print(results.markdown_row(rows[-1]), flush=True)
-    if not options.no_save:
-        results.save("held", {"held": (COLUMNS, rows)}, packages=("torch", "transformers", "trl", "accelerate"))
+            row = launch(name, options)
+            print(results.markdown_row(row), flush=True)
+            if not options.no_save:
+                store(row)
+
+
+def store(row: list[str]) -> None:
+    """Store the row of one arm; stored rows with other settings are removed."""
+    path = results.RESULTS / "held.json"
+    table = json.loads(path.read_text(encoding="utf-8"))["held"] if path.exists() else {"columns": COLUMNS, "rows": []}
+    settings = slice(1, 1 + len(SETTINGS))
+    is_same = table["columns"] == COLUMNS
+    kept = {former[0]: former for former in table["rows"] if is_same and former[settings] == row[settings]}
+    rows = [each for name in ARMS if (each := {**kept, row[0]: row}.get(name))]
+    results.save("held", {"held": (COLUMNS, rows)}, packages=("torch", "transformers", "trl", "accelerate"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/ppo.py --only clip-0.2 budget-0.01       some variants; existing runs are read
     .venv/bin/python benchmarks/ppo.py                                   15 variants, 3 tasks, 5 seeds: two hours
     .venv/bin/python benchmarks/ppo.py --table                           the table of the existing runs
+    .venv/bin/python benchmarks/ppo.py --only adaptive-0.01 --equal-kl   this rule, and budgets with the KL of its runs
 
 The score of a run is the mean return of its last 100 episodes. On each task the scores are shifted and scaled such that
 the random policy has 0 and the best run 1; then they are averaged over tasks and seeds, as in the paper. The paper's
@@ -11,8 +12,9 @@ scores are for seven MuJoCo tasks and 1e6 steps, so that only the order of the v
 target" is the mean of KL(old || policy) after the first fifth of the updates, relative to the target. An interrupted
 run is continued.
 
-A further table, which is printed and not stored, compares the scores at equal KL: the score of a run minus the score of
-the budget runs of the same task and seed, interpolated in sqrt(KL) to the KL of the run.
+--equal-kl compares the scores at equal KL: for each run of another rule that penalises the KL, it trains a budget with
+the KL of that run, on the same task and with the same seed, and stores a table of the differences for the tasks, the
+seeds and the variants of the command.
 """
 
 import argparse
@@ -22,7 +24,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import gymnasium
-import numpy as np
 import results
 from rich.console import Console
 from scipy.stats import spearmanr
@@ -52,6 +53,8 @@ TASKS = {
 }
 _SCORED = 100  # episodes
 KL_COLUMNS = ["KL(old || policy)", "KL relative to target"]
+_OF_BUDGET = ["KL of the budget", "return of the budget", "difference of the returns", "standard error", "seeds"]
+EQUAL_KL_COLUMNS = ["task", "rule", KL_COLUMNS[0], "return", *_OF_BUDGET]
 
 Key = tuple[str, int, str]
 
@@ -65,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="environment steps of every run (default: the number of the task)")
     parser.add_argument("--quick", action="store_true", help="one seed, 8192 steps")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--equal-kl", action="store_true", help="train budgets with the KLs of the runs of other rules")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -73,24 +77,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for task in options.tasks:
         for seed in options.seeds:
             for variant in options.only:
-                run = _run(options, task, seed, variant)
+                run = _run(options, task, seed, variant, *VARIANTS[variant][:2])
                 if run is not None:
                     runs[task, seed, variant] = run
                     if not options.table:
                         print(f"{task} seed {seed} {variant}: {_score(run):.1f}", flush=True)
     scores, kls = {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
-    tables = score_tables(scores, kls)
-    for table in (*tables.values(), equal_kl_table(scores, kls)):
+    if options.equal_kl:
+        budgets = {key: (_late_kl(run), _score(run)) for key, run in _runs_at_equal_kl(options, kls).items()}
+        tables = {"equal-kl": equal_kl_table({key: (kls[key], scores[key]) for key in budgets}, budgets)}
+    else:
+        tables = score_tables(scores, kls)
+    for table in tables.values():
         print(f"\n{results.markdown(table)}")
     if runs and not (options.quick or options.no_save):
         results.save("ppo", tables, packages=("torch", "gymnasium", "stable-baselines3"))
 
 
-def _run(options: argparse.Namespace, task: str, seed: int, variant: str) -> RunDirectory | None:
+def _runs_at_equal_kl(options: argparse.Namespace, kls: Mapping[Key, float]) -> dict[Key, RunDirectory]:
+    """Train a budget with the KL of each run of a rule that penalises the KL; return its run under the same key."""
+    runs = {}
+    for (task, seed, variant), kl in kls.items():
+        rule, target = VARIANTS[variant][1], float(f"{kl:.3g}")
+        if rule is None or isinstance(rule, KLBudget):
+            continue
+        run = _run(options, task, seed, f"budget-{target:g}", None, KLBudget(target, unit="step"))
+        if run is not None:
+            runs[task, seed, variant] = run
+            if not options.table:
+                print(f"{task} seed {seed} budget-{target:g} for {variant}: {_score(run):.1f}", flush=True)
+    return runs
+
+
+def _run(
+    options: argparse.Namespace, task: str, seed: int, variant: str, clip: float | None, controller: Controller | None
+) -> RunDirectory | None:
     """Train or continue a run unless it is finished; None with --table if it is not finished."""
     steps, settings = TASKS[task]
     steps = options.steps or steps
-    clip, controller, _ = VARIANTS[variant]
     run = RunDirectory(options.output / f"{task}-{steps}-{seed}-{variant}")
     if run.model.is_dir():
         return run
@@ -182,28 +206,25 @@ def score_tables(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> dict[
     return tables
 
 
-def equal_kl_table(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> results.Table:
-    """Return, for each task and variant without a budget, the mean difference of its return from the budget's.
+def equal_kl_table(
+    of_rules: Mapping[Key, tuple[float, float]], of_budgets: Mapping[Key, tuple[float, float]]
+) -> results.Table:
+    """Return, for each task and rule, its KL and score, those of the budgets, and the mean difference of the scores.
 
     Args:
-        scores: The score of each run, by task, seed and variant.
-        kls: The late mean of KL(old || policy) of each run.
+        of_rules: The late mean of KL(old || policy) and the score of each run, by task, seed and variant.
+        of_budgets: The same of the budget with the KL of that run, under the key of that run.
     """
-    budgets = [name for name, (clip, rule, _) in VARIANTS.items() if clip is None and isinstance(rule, KLBudget)]
-    differences: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for (task, seed, variant), score in scores.items():
-        keys = [(task, seed, budget) for budget in budgets if (task, seed, budget) in scores]
-        points = sorted((kls[key] ** 0.5, scores[key]) for key in keys)
-        root = kls[task, seed, variant] ** 0.5
-        if not isinstance(VARIANTS[variant][1], KLBudget) and points and points[0][0] <= root <= points[-1][0]:
-            expected = float(np.interp(root, [point[0] for point in points], [point[1] for point in points]))
-            differences.setdefault((task, variant), []).append((score - expected, kls[task, seed, variant]))
     rows = []
-    for (task, variant), pairs in differences.items():
-        values = [difference for difference, _ in pairs]
-        error = f"{stdev(values) / len(values) ** 0.5:.3g}" if len(values) > 1 else "-"
-        rows.append([task, variant, f"{fmean(kl for _, kl in pairs):.2g}", f"{fmean(values):+.3g}", error, len(values)])
-    return ["task", "variant", KL_COLUMNS[0], "return minus budget's at equal KL", "standard error", "runs"], rows
+    for task, variant in dict.fromkeys((task, variant) for task, _, variant in of_rules):
+        keys = [key for key in of_rules if (key[0], key[2]) == (task, variant)]
+        differences = [of_budgets[key][1] - of_rules[key][1] for key in keys]
+        error = f"{stdev(differences) / len(differences) ** 0.5:.2g}" if len(differences) > 1 else "-"
+        cells = [task, variant]
+        for runs in (of_rules, of_budgets):
+            cells += [f"{fmean(runs[key][0] for key in keys):.2g}", f"{fmean(runs[key][1] for key in keys):.1f}"]
+        rows.append([*cells, f"{fmean(differences):+.1f}", error, str(len(keys))])
+    return EQUAL_KL_COLUMNS, rows
 
 
 def _late_kl(run: RunDirectory) -> float:

@@ -210,13 +210,11 @@ def test_ppo_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_returns_of_ppo_are_compared_at_equal_kl() -> None:
-    kls = {"budget-0.003": 0.0025, "budget-0.01": 0.01, "budget-0.03": 0.04, "fixed-1.0": 0.0225, "clip-0.3": 0.05}
-    returns = {"budget-0.003": 5.0, "budget-0.01": 10.0, "budget-0.03": 20.0, "fixed-1.0": 16.0, "clip-0.3": 99.0}
-    scores = {("task", seed, name): value + 2 * seed for seed in (0, 1) for name, value in returns.items()}
-    scores["task", 1, "fixed-1.0"] += 3.0
-    _, rows = ppo.equal_kl_table(scores, {key: kls[key[2]] for key in scores})
-    # In sqrt(KL), 0.0225 is in the middle of 0.01 and 0.04; the KL of clip-0.3 is outside.
-    assert rows == [["task", "fixed-1.0", "0.022", "+2.5", "1.5", 2]]
+    of_rules = {("task", seed, "fixed-1.0"): (0.02 + 0.01 * seed, 16.0) for seed in (0, 1)}
+    of_budgets = {key: (kl, 19.0 + 2 * key[1]) for key, (kl, _) in of_rules.items()}
+    head, rows = ppo.equal_kl_table(of_rules, of_budgets)
+    assert rows == [["task", "fixed-1.0", "0.025", "16.0", "0.025", "20.0", "+4.0", "1", "2"]]
+    assert len(head) == len(rows[0])
 
 
 def test_tokens_error_table() -> None:

@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,8 @@ def main() -> None:
     parser.add_argument("--ignored-scale", action="store_true")
     parser.add_argument("--schedule", default="constant")
     parser.add_argument("--path", action="store_true")
+    parser.add_argument("--unit", choices=["token", "sequence"], default="token")
+    parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--deepspeed", type=json.loads, default=None)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--resume", action="store_true")
@@ -112,6 +116,7 @@ def main() -> None:
     if options.recomputed:
         os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
 
+    from accelerate.utils import gather_object
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig
@@ -149,10 +154,13 @@ def main() -> None:
         if options.backend == "fsdp2":  # TRL sends `full_tensor()` of each weight to vLLM
             assert all(isinstance(weight, DTensor) for weight in policy.parameters())
         seen.append(float(sum(whole(weight).double().square().sum() for weight in policy.parameters())))
-        counts: dict[str, int] = {}
+        # The completions of a prompt may be on several processes.
+        of_processes: list[list[str]] = gather_object([prompts])
+        counts = Counter(chain.from_iterable(of_processes[: trainer.accelerator.process_index]))
         completions = []
         for prompt in prompts:
-            counts[prompt] = place = counts.get(prompt, -1) + 1
+            place = counts[prompt]
+            counts[prompt] += 1
             noise = hashlib.sha256(f"{prompt} {place}".encode()).digest()
             completions.append([2 + byte % 10 for byte in noise[: 2 + noise[9] % 3]] + [tokenizer.eos_token_id])
             if options.masked and hashlib.sha256(prompt.encode()).digest()[0] % 2:
@@ -171,7 +179,7 @@ def main() -> None:
         report_to="none",
         per_device_train_batch_size=_ROWS_PER_STEP // processes // options.accumulated,
         gradient_accumulation_steps=options.accumulated,
-        num_generations=2,
+        num_generations=options.generations,
         max_completion_length=4,
         mask_truncated_completions=options.masked,
         max_steps=options.steps,
@@ -191,7 +199,8 @@ def main() -> None:
         model,
         number_of_characters,
         arguments,
-        budget=KLBudget(0.01),
+        # A completion has 2 to 5 tokens.
+        budget=KLBudget(0.01) if options.unit == "token" else KLBudget(0.04, unit="sequence"),
         train_dataset=Dataset.from_list(prompt_rows(_PROMPTS, seed=0)),
         processing_class=tokenizer,
         rollout_func=generate,

@@ -107,6 +107,14 @@ def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> No
     assert left.seen == pytest.approx(right.seen, rel=1e-5)
 
 
+def tolerance_of(options: tuple[str, ...]) -> float:
+    """The largest difference of a weight; Adam turns rounding errors of the smallest gradients into shares of a step.
+
+    The learning rate of LoRA is 30 times as large.
+    """
+    return 1e-4 if "--lora" in options else 1e-5
+
+
 @pytest.mark.parametrize(
     ("backend", "processes", "options"),
     [
@@ -117,14 +125,24 @@ def assert_same(left: Trained, right: Trained, *, tolerance: float = 1e-5) -> No
         ("fsdp2", 2, ("--lora",)),
         ("fsdp2", 2, ("--two-passes",)),
         ("fsdp2", 4, ("--masked",)),
+        ("ddp", 2, ("--unit", "sequence")),
+        ("fsdp2", 2, ("--unit", "sequence")),
+        ("fsdp2", 4, ("--unit", "sequence")),
+        ("fsdp2", 2, ("--unit", "sequence", "--lora")),
+        ("fsdp2", 2, ("--unit", "sequence", "--two-passes")),
+        ("fsdp2", 4, ("--unit", "sequence", "--masked")),
+        # The completions of a prompt are on several processes.
+        ("fsdp2", 2, ("--unit", "sequence", "--generations", "8")),
+        ("fsdp2", 4, ("--unit", "sequence", "--generations", "4")),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )
 def test_the_trajectory_does_not_depend_on_the_processes(
     run: Train, backend: str, processes: int, options: tuple[str, ...]
 ) -> None:
     alone = run("ddp", 1, *options)
     assert any(row["displacement_scale"] != 1.0 for row in alone.rows)  # the budget acts on the weights
-    assert_same(run(backend, processes, *options), alone)
+    assert_same(run(backend, processes, *options), alone, tolerance=tolerance_of(options))
 
 
 @pytest.mark.parametrize("option", ["--efficient-loading", "--recomputed"])

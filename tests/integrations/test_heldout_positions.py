@@ -71,6 +71,10 @@ def test_the_baseline_of_a_row_is_the_mean_of_the_other_rows_of_its_prompt() -> 
     expected = [7.0 - (8 + 112) / 2, 8.0 - (7 + 112) / 2, 112.0 - (7 + 8) / 2, 8.0 - (7 + 8 + 112) / 3]
     torch.testing.assert_close(rows.centred(values, otherwise=5.0), torch.tensor(expected))
     assert rows.take(slice(0, 1)).centred(values[:1], otherwise=5.0).tolist() == [2.0]
+    # The rows of a prompt may be on several processes.
+    of_processes = iter([rows._fingerprints(), rows.mask.any(dim=1), values])
+    second = rows.take(slice(2, None)).centred(values[2:], otherwise=5.0, first=2, gather=lambda _: next(of_processes))
+    torch.testing.assert_close(second, torch.tensor(expected[2:]))
     masked = replace(rows, mask=rows.mask * torch.tensor([[1], [0], [1], [0]]))  # as truncated completions are
     expected = [7.0 - 112, 8.0 - (7 + 112) / 2, 112.0 - 7, 8.0 - (7 + 112) / 2]
     torch.testing.assert_close(masked.centred(values, otherwise=5.0), torch.tensor(expected))

@@ -1,30 +1,25 @@
 """The weights of a policy and of its reference under DeepSpeed ZeRO, which partitions them over the processes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from kullback.errors import BudgetError, MissingDependencyError
 
 try:
     import torch
-    from accelerate.utils import broadcast_object_list
 except ModuleNotFoundError as error:
-    if error.name not in ("torch", "accelerate"):
+    if error.name != "torch":
         raise
-    raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
+    raise MissingDependencyError("torch is missing: pip install 'kullback[train]'") from error
 
 import torch.distributed as dist
 from torch import Tensor
 
 from kullback.budget.displacement import scale_displacement
-from kullback.doctor.forward_pass import CheckedModels, base_model
-from kullback.integrations.gathered_weights import (
-    copy_without_weights,
-    share_buffers,
-    weights_on_call,
-)
-from kullback.integrations.transformers import Head, decoder_of, head_of, last_hidden, recorded_hidden
+from kullback.doctor.forward_pass import base_model
+from kullback.integrations.gathered_weights import GatheredWeights
+from kullback.integrations.transformers import Head, recorded_hidden
 from kullback.integrations.transformers_reference import evaluation_mode
 
 __all__ = ["ZeroWeights", "require_supported_zero"]
@@ -164,13 +159,12 @@ class _Partitioned:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-class ZeroWeights:
+class ZeroWeights(GatheredWeights):
     """Weights of which DeepSpeed's optimizer has float32 partitions, and partitions of their values in the reference.
 
-    The forward pass of training is a pass of DeepSpeed's engine. All other measurements are passes of a copy of the
-    model without weights, whose blocks gather the weights when they are called, so that the reference needs no second
-    model and the engine is not disturbed. Beside what ZeRO stores, a process has no more than the weights of one block
-    and of both output heads, which are 2 V d numbers for V tokens and hidden states of size d.
+    The forward pass of training is a pass of DeepSpeed's engine. All other measurements are passes of the copy of the
+    model, so that the engine is not disturbed. Beside what ZeRO stores, a process has no more than the weights of one
+    block and of both output heads, which are 2 V d numbers for V tokens and hidden states of size d.
 
     Under bf16, DeepSpeed rounds the given weights before it stores them in float32. The reference has the rounded
     weights.
@@ -183,13 +177,11 @@ class ZeroWeights:
         BudgetError: The model cannot be copied.
     """
 
-    is_displaced_from_given = False
+    backend = "DeepSpeed"
 
     def __init__(self, model: Any, accelerator: Any) -> None:
-        self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        super().__init__(model, accelerator.device)
         self._accelerator = accelerator
-        self._outline: Any = copy_without_weights(model)
-        self._is_reference = False
         self._engine: Any = None
         self._weights: dict[str, Any] = {}
         self._anchors: dict[str, Tensor | None] = {}
@@ -223,41 +215,10 @@ class ZeroWeights:
         self._partitions: Any = partitions[type(optimizer).__name__]()
         pieces = {name: self._partitions.piece(self._weights[name]) for name in self.names}
         self._anchors = {name: None if piece is None else piece.detach().clone() for name, piece in pieces.items()}
-        share_buffers(self._outline, model, self._device)
-        self._find_head()
+        self._copy_distributed(model)
         head = [self._weights[name] for name in self._head_names if name is not None]
         self._partitions.use_outside_of_layer(base_model(model), head)
         return True
-
-    @property
-    def _device(self) -> torch.device:
-        return self._accelerator.device
-
-    def _find_head(self) -> None:
-        """Find the names of the weights of the linear output head."""
-        policy = base_model(self._outline)
-        layer = policy.get_output_embeddings()
-        names = {id(weight): name for name, weight in self._outline.named_parameters()}
-        layer_names = {key: names[id(weight)] for key, weight in layer.named_parameters()}
-        with self._filled(float32=True) as filled, filled(layer):
-            head = head_of(policy)
-            if not isinstance(head, Head):
-                raise BudgetError(
-                    f"expected a linear output head under DeepSpeed, got the head of {type(policy).__name__}; use "
-                    "plain data parallelism"
-                )
-            values = {id(value): layer_names[key] for key, value in layer.named_parameters()}
-            self._head_names = [values.get(id(value)) for value in (head.weight, head.bias)]
-            self._head_scale = head.scale
-
-    def replace_in(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing, because DeepSpeed replaces the weights of the optimizer by its partitions."""
-
-    def before_step(self) -> None:
-        """Do nothing, because DeepSpeed takes the step in the backward pass."""
-
-    def after_step(self) -> None:
-        """Do nothing, because DeepSpeed sets the weights to the values of its optimizer."""
 
     @torch.no_grad()
     def scale_displacement(self, factor: float) -> None:
@@ -270,21 +231,6 @@ class ZeroWeights:
         self._partitions.update_working()
 
     # -- forward passes --
-
-    def _filled(self, *, float32: bool) -> Any:
-        """A context manager in which the blocks of the copy gather their weights when they are called."""
-        parts = list(decoder_of(base_model(self._outline)).children())
-        blocks = [name for name, module in self._outline.named_modules() if any(module is part for part in parts)]
-        return weights_on_call(self._outline, blocks, lambda name: self._whole(name, float32=float32))
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        """A context manager in which the values that weights have in the reference are gathered."""
-        self._is_reference = True
-        try:
-            yield
-        finally:
-            self._is_reference = False
 
     @torch.no_grad()
     def _whole(self, name: str, *, float32: bool) -> Tensor:
@@ -303,63 +249,22 @@ class ZeroWeights:
     def evaluation_hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Return the policy's hidden states in evaluation mode and in the precision of training, with gradient."""
         if not torch.is_grad_enabled():
-            return self._hidden(ids, attention, float32=False)
+            return self._gathered_hidden(ids, attention, float32=False)
         model = self._engine.module
         with evaluation_mode(model), recorded_hidden(base_model(model)) as states:
             self._engine(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
         return states[-1]
 
-    def float32_hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
-        """Return the policy's hidden states in evaluation mode, without gradient and without 16-bit rounding."""
-        return self._hidden(ids, attention, float32=True)
-
-    def ref_hidden(self, ids: Tensor, attention: Tensor, *, float32: bool = False) -> Tensor:
-        """Return the reference's hidden states, without gradient, in the precision of training or in float32."""
-        with self._as_reference():
-            return self._hidden(ids, attention, float32=float32)
-
-    def _hidden(self, ids: Tensor, attention: Tensor, *, float32: bool) -> Tensor:
-        """The hidden states of the copy in evaluation mode."""
-        with evaluation_mode(self._outline), self._filled(float32=float32):
-            return last_hidden(base_model(self._outline), ids, attention)
-
     # -- heads --
 
     def head(self, *, float32: bool = False) -> Head:
         """Return the policy's output head, whole on each process, with gradient if `float32` is false."""
-
-        def whole(name: str) -> Tensor:
-            if torch.is_grad_enabled() and not float32:
-                return self._partitions.trained(self._weights[name])
-            return self._whole(name, float32=float32)
-
-        return self._head_of(whole)
-
-    def ref_head(self, *, float32: bool = False) -> Head:
-        """Return the reference's output head, whole on each process."""
-        with self._as_reference():
-            return self._head_of(lambda name: self._whole(name, float32=float32))
-
-    def _head_of(self, whole: Callable[[str], Tensor]) -> Head:
-        weight, bias = (None if name is None else whole(name) for name in self._head_names)
-        return Head(weight, bias, self._head_scale)  # type: ignore[arg-type]
+        if torch.is_grad_enabled() and not float32:
+            return self._head_with(lambda name: self._partitions.trained(self._weights[name]))
+        return self._gathered_head(float32=float32)
 
     def release(self) -> None:
         """Do nothing, because gathered weights are not kept."""
-
-    # -- the checks before the first step --
-
-    @contextmanager
-    def checked(self) -> Iterator[CheckedModels]:
-        """A context manager with a copy of the model whose blocks gather their weights in float32."""
-        with self._filled(float32=True):
-            yield CheckedModels(self._outline, None, self._as_reference, None)
-
-    def checked_batch(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the batch of the first process, because all processes have to call the same blocks."""
-        tensors = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        batch: Any = broadcast_object_list([tensors])[0]
-        return {name: x.to(self._device) if isinstance(x, Tensor) else x for name, x in batch.items()}
 
 
 class _WithGradientTo(torch.autograd.Function):

@@ -1,11 +1,11 @@
 """A copy of a model without weights, whose blocks gather their weights while they are called.
 
 Such a copy computes what a sharded model computes, in any precision, with the weights of the policy or of the
-reference, and without the hooks of the library that shards the model.
+reference, and without the hooks of the library that shards the model. `Fsdp2Weights` and `ZeroWeights` use it.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -13,14 +13,19 @@ from kullback.errors import BudgetError, MissingDependencyError
 
 try:
     import torch
+    from accelerate.utils import broadcast_object_list
 except ModuleNotFoundError as error:
-    if error.name != "torch":
+    if error.name not in ("torch", "accelerate"):
         raise
-    raise MissingDependencyError("torch is missing: pip install 'kullback[train]'") from error
+    raise MissingDependencyError(f"{error.name} is missing: pip install 'kullback[train]'") from error
 
 from torch import Tensor, nn
 
-__all__ = ["canonical_name", "copy_without_weights", "share_buffers", "weights_on_call"]
+from kullback.doctor.forward_pass import CheckedModels, base_model
+from kullback.integrations.transformers import Head, decoder_of, head_of, last_hidden
+from kullback.integrations.transformers_reference import evaluation_mode
+
+__all__ = ["GatheredWeights", "canonical_name", "copy_without_weights", "share_buffers", "weights_on_call"]
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 _WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
@@ -149,3 +154,125 @@ def _owners(modules: dict[str, nn.Module], blocks: set[str]) -> dict[int, list[n
         owner = modules[inside[-1] if inside else outside[0] if outside else name]
         owners.setdefault(id(owner), []).append(module)
     return owners
+
+
+class GatheredWeights:
+    """The part of `PolicyWeights` that does not depend on the library that shards the weights.
+
+    Measurements are passes of a copy of the model without weights, whose blocks gather their weights when they are
+    called: those of the policy or those of the reference, so that the reference needs no second model. A subclass
+    defines `_whole`, and calls `_copy_distributed` when the weights have been distributed.
+
+    Args:
+        model: The model of the trainer before its weights are distributed, perhaps a PEFT model.
+        device: The device on which the process computes.
+
+    Raises:
+        BudgetError: The model cannot be copied.
+    """
+
+    is_displaced_from_given = False
+    backend: str
+    """The name of the library in messages."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        self._device = device
+        self._outline: Any = copy_without_weights(model)
+        self._is_reference = False
+
+    def _whole(self, name: str, *, float32: bool) -> Tensor:
+        """The whole value of a weight of the policy or the reference, in float32 or as forward passes have it."""
+        raise NotImplementedError
+
+    def _copy_distributed(self, model: Any) -> None:
+        """Complete the copy when the model's weights have been distributed, and find its linear output head."""
+        share_buffers(self._outline, model, self._device)
+        policy = base_model(self._outline)
+        layer = policy.get_output_embeddings()
+        names = {id(weight): name for name, weight in self._outline.named_parameters()}
+        layer_names = {key: names[id(weight)] for key, weight in layer.named_parameters()}
+        with self._filled(float32=True) as filled, filled(layer):
+            head = head_of(policy)
+            if not isinstance(head, Head):
+                raise BudgetError(
+                    f"expected a linear output head under {self.backend}, got the head of {type(policy).__name__}; use "
+                    "plain data parallelism"
+                )
+            values = {id(value): layer_names[key] for key, value in layer.named_parameters()}
+            self._head_names = [values.get(id(value)) for value in (head.weight, head.bias)]
+            self._head_scale = head.scale
+
+    # -- optimizer steps --
+
+    def replace_in(self, optimizer: torch.optim.Optimizer) -> None:
+        """Do nothing, because the library gives the optimizer the weights that it changes."""
+
+    def before_step(self) -> None:
+        """Do nothing, because the library gives the optimizer the gradients."""
+
+    def after_step(self) -> None:
+        """Do nothing, because the library gives forward passes the changed weights."""
+
+    # -- forward passes --
+
+    def _blocks(self) -> list[str]:
+        """The names of the modules whose weights are gathered together: the parts of the decoder."""
+        parts = list(decoder_of(base_model(self._outline)).children())
+        return [name for name, module in self._outline.named_modules() if any(module is part for part in parts)]
+
+    def _filled(self, *, float32: bool) -> Any:
+        """A context manager in which the blocks of the copy gather their weights when they are called."""
+        return weights_on_call(self._outline, self._blocks(), lambda name: self._whole(name, float32=float32))
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """A context manager in which the values that weights have in the reference are gathered."""
+        self._is_reference = True
+        try:
+            yield
+        finally:
+            self._is_reference = False
+
+    def _gathered_hidden(self, ids: Tensor, attention: Tensor, *, float32: bool) -> Tensor:
+        """The hidden states of the copy in evaluation mode."""
+        with evaluation_mode(self._outline), self._filled(float32=float32):
+            return last_hidden(base_model(self._outline), ids, attention)
+
+    def float32_hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Return the policy's hidden states in evaluation mode, without gradient and without 16-bit rounding."""
+        return self._gathered_hidden(ids, attention, float32=True)
+
+    def ref_hidden(self, ids: Tensor, attention: Tensor, *, float32: bool = False) -> Tensor:
+        """Return the reference's hidden states, without gradient, in the precision of training or in float32."""
+        with self._as_reference():
+            return self._gathered_hidden(ids, attention, float32=float32)
+
+    # -- heads --
+
+    def ref_head(self, *, float32: bool = False) -> Head:
+        """Return the reference's output head, whole on each process."""
+        with self._as_reference():
+            return self._gathered_head(float32=float32)
+
+    def _gathered_head(self, *, float32: bool) -> Head:
+        """The output head of the policy or the reference, without gradient."""
+        return self._head_with(lambda name: self._whole(name, float32=float32))
+
+    def _head_with(self, weight_of: Callable[[str], Tensor]) -> Head:
+        weight, bias = (None if name is None else weight_of(name) for name in self._head_names)
+        return Head(weight, bias, self._head_scale)  # type: ignore[arg-type]
+
+    # -- the checks before the first step --
+
+    @contextmanager
+    def checked(self) -> Iterator[CheckedModels]:
+        """A context manager with a copy of the model whose blocks gather their weights in float32."""
+        with self._filled(float32=True):
+            yield CheckedModels(self._outline, None, self._as_reference, None)
+
+    def checked_batch(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the batch of the first process, because all processes have to call the same blocks."""
+        tensors = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        batch: Any = broadcast_object_list([tensors])[0]
+        return {name: x.to(self._device) if isinstance(x, Tensor) else x for name, x in batch.items()}

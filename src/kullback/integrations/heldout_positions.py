@@ -108,21 +108,33 @@ class HeldOutCompletions:
             kl=rows.kl[:, :longest],
         )
 
-    def centred(self, values: Tensor, *, otherwise: float) -> Tensor:
+    def centred(
+        self,
+        values: Tensor,
+        *,
+        otherwise: float,
+        first: int = 0,
+        gather: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> Tensor:
         """Return one value of each row minus a baseline that does not depend on the row's own completion.
 
         The baseline is the mean of the other completions of the same prompt, or of all other rows if there are none.
-        Rows without a token that counts are left out of the mean.
+        The rows of all processes are included, so that the baseline does not depend on the number of processes. Rows
+        without a token that counts are left out of the mean.
 
         Args:
             values: Shape (batch,).
             otherwise: The baseline of a row without other rows.
+            first: The number of rows of the processes before this one.
+            gather: Concatenates tensors of shape (batch,) over all processes.
         """
-        other = self.mask.any(dim=1) & ~torch.eye(len(self), dtype=torch.bool, device=values.device)
-        of_prompt = other & self._same_prompt()
+        prints, counted = gather(self._fingerprints()), gather(self.mask.any(dim=1))
+        all_values, own = gather(values), torch.arange(len(self), device=values.device) + first
+        other = counted & (torch.arange(len(prints), device=values.device) != own[:, None])
+        of_prompt = other & (prints == prints[own, None])
         chosen = torch.where(of_prompt.any(dim=1, keepdim=True), of_prompt, other).to(values.dtype)
         count = chosen.sum(dim=1)
-        return values - torch.where(count > 0, chosen @ values / count.clamp(min=1.0), otherwise)
+        return values - torch.where(count > 0, chosen @ all_values / count.clamp(min=1.0), otherwise)
 
     def concatenate(self, others: Self) -> Self:
         """Return these rows followed by others, padded to a common shape."""
@@ -131,11 +143,6 @@ class HeldOutCompletions:
         completion = max(rows.mask.shape[1] for rows in both)
         padded = [rows._padded(prompt, completion) for rows in both]
         return type(self)(*(torch.cat([getattr(rows, field.name) for rows in padded]) for field in fields(self)))
-
-    def _same_prompt(self) -> Tensor:
-        """Return whether two rows have equal prompts, shape (batch, batch)."""
-        prints = self._fingerprints()
-        return prints[:, None] == prints[None, :]
 
     def _fingerprints(self) -> Tensor:
         prompt = self.ids.shape[1] - self.mask.shape[1]

@@ -608,7 +608,13 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 ref_log_prob = completion_log_prob(head, scored.ref_hidden, *states, temperature=temperature)
             log_prob = completion_log_prob(self.weights.head(), hidden, *states, temperature=temperature)
         log_ratio = (log_prob.detach() - ref_log_prob).sum(dim=1)
-        excess = scored.centred(log_ratio, otherwise=getattr(self.trainer.budget, "filtered_kl", 0.0))
+        accelerator: Any = self.trainer.accelerator
+        excess = scored.centred(
+            log_ratio,
+            otherwise=getattr(self.trainer.budget, "filtered_kl", 0.0),
+            first=len(scored) * accelerator.process_index,
+            gather=accelerator.gather,
+        )
         surrogate = (excess * log_prob.sum(dim=1)).sum()
         return surrogate - surrogate.detach()
 
