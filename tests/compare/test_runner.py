@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 import kullback
 from kullback.compare import runner
-from kullback.compare.comparison import Comparison
 from kullback.compare.corpus import windows
+from kullback.compare.results import Comparison
 from kullback.errors import InputError
 from kullback.integrations.transformers import last_hidden
 
@@ -200,6 +200,7 @@ def test_one_model_at_a_time_gives_the_same_results(
     assert states(stored) == states(comparison)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "blocks-0.jsonl",
+        "compare.html",
         "config.json",
         "result.json",
         "tokens",

@@ -10,7 +10,6 @@ from typing import Any
 from kullback.cli.output import print_result, strict
 from kullback.errors import InputError
 from kullback.runs.printable import one_line
-from kullback.runs.write_errors import write_errors
 
 __all__ = ["add_parser"]
 
@@ -131,17 +130,12 @@ def _run(options: argparse.Namespace) -> int:
     with results_on_stdout():
         is_file = Path(options.base).is_file()
         comparison = _compare_with_file(options) if is_file else _compare(options)
-        if comparison is not None and options.output is not None:
-            from kullback.explore.comparison_page import write_comparison_page
-
-            with write_errors(options.output, "free some space, and continue with --resume"):
-                write_comparison_page(comparison, options.output / "compare.html")
     if comparison is None:  # another process prints the results
         return 0
     if options.json:
         print_result(json.dumps(strict(comparison.to_dict()), allow_nan=False))
     elif options.card:
-        from kullback.compare.report import card_text
+        from kullback.compare.results import card_text
 
         print_result(card_text(comparison))
     else:

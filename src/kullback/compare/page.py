@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kullback.compare.comparison import Comparison, ModelResult
-from kullback.compare.report import group_table, sentences, summary_table
+from kullback.compare.results import Comparison, ModelResult, group_table, sentences, summary_table
 from kullback.compare.token_values import NLL_LEVELS, DocumentTokens
 from kullback.errors import InputError
 from kullback.explore.html import self_contained_page

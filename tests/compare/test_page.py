@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kullback
 from kullback.compare import token_values
-from kullback.compare.comparison import Comparison
 from kullback.compare.corpus import Corpus, TokenizedDocument
-from kullback.compare.report import format_estimate
+from kullback.compare.page import comparison_data, write_comparison_page
+from kullback.compare.results import Comparison, format_estimate
 from kullback.compare.token_values import NLL_LEVELS, TokenStore, TokenValues, kl_from_codes, shown_documents
-from kullback.explore.comparison_page import comparison_data, write_comparison_page
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;{{data}}\u2028\x00"
 needs_chromium = pytest.mark.skipif(

@@ -1,0 +1,439 @@
+"""The results of a comparison of language models, and their text: a table, sentences, and a block for a model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kullback.compare.statistics import (
+    DocumentSums,
+    ModelStatistics,
+    ModelSummary,
+    PairedDifference,
+    paired_difference,
+    perplexity,
+    root_mean_square,
+)
+from kullback.errors import InputError, MissingDependencyError
+from kullback.result import Estimate
+from kullback.runs.atomic_write import write_atomically
+from kullback.runs.printable import one_line
+
+if TYPE_CHECKING:
+    from kullback.compare.token_values import DocumentTokens
+
+__all__ = [
+    "FORMAT",
+    "Comparison",
+    "ModelResult",
+    "card_text",
+    "format_estimate",
+    "group_table",
+    "report_text",
+    "sentences",
+    "summary_table",
+]
+
+FORMAT = 1
+"""The format of result.json."""
+
+_ROWS = {
+    "kl": ("KL(base || model)", "nats/token", 1.0),
+    "reverse_kl": ("KL(model || base)", "nats/token", 1.0),
+    "js": ("Jensen-Shannon", "nats/token", 1.0),
+    "js_bits": ("Jensen-Shannon", "bits/token", 1.0),
+    "perplexity_base": ("perplexity of the base", "", 1.0),
+    "perplexity": ("perplexity of the model", "", 1.0),
+    "perplexity_ratio": ("perplexity ratio", "", 1.0),
+    "top1_agreement": ("top-1 agreement", "%", 100.0),
+    "expected_acceptance": ("expected acceptance", "%", 100.0),
+    "delta_p": ("mean delta-p", "%", 100.0),
+    "rms_delta_p": ("RMS delta-p", "%", 100.0),
+}
+_QUANTILES = ("1%", "50%", "90%", "99%", "99.9%", "max")
+_SHOWN_WORST = 5
+_GROUP_ORDER = ("base confidence", "token class", "role", "tokens of context")
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """The results of one model.
+
+    Args:
+        name: The name of the model.
+        statistics: The statistics of its tokens.
+        worst: The tokens with the largest KL(base || model), with their context and the most probable tokens.
+    """
+
+    name: str
+    statistics: ModelStatistics
+    worst: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def summary(self) -> ModelSummary:
+        """The means, the quantiles and the groups of tokens."""
+        return self.statistics.summary()
+
+    @cached_property
+    def metrics(self) -> dict[str, Estimate]:
+        """All metrics, each with a 95% interval that is clustered by document.
+
+        `kl` is KL(base || model) and `reverse_kl` KL(model || base); `js_bits` is the Jensen-Shannon divergence in
+        bits. `perplexity_ratio` is the perplexity of the model divided by the perplexity of the base.
+        `top1_agreement`, `expected_acceptance`, `delta_p` (the mean change of the probability of the token that
+        follows) and `rms_delta_p` are probabilities.
+        """
+        means, sums = self.summary.means, self.statistics.sums
+        return {
+            "kl": means["kl"],
+            "reverse_kl": means["reverse_kl"],
+            "js": means["js"],
+            "js_bits": _scaled(means["js"], 1 / log(2), "bits per token"),
+            "entropy_base": means["entropy_base"],
+            "entropy": means["entropy"],
+            "perplexity_base": perplexity(means["nll_base"]),
+            "perplexity": perplexity(means["nll"]),
+            "perplexity_ratio": perplexity(paired_difference(sums, sums, "nll", "nll_base").difference),
+            "top1_agreement": means["top1_agreement"],
+            "expected_acceptance": means["expected_acceptance"],
+            "delta_p": means["delta_p"],
+            "rms_delta_p": root_mean_square(means["squared_delta_p"]),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison of models with a base over a corpus.
+
+    Args:
+        base: The name of the base.
+        models: The results of each model.
+        floor: The results of the base in another dtype, which are the noise floor; None: it was not measured.
+        config: What the comparison was computed from: hashes of text, tokens and weights, and settings.
+        warnings: Sentences that describe limitations.
+        earlier: The KL of the models of an earlier result for the same tokens, by name.
+        documents: The documents of the largest KL with the values of their tokens, for `write_comparison_page`.
+
+    Example:
+        >>> import kullback
+        >>> comparison = kullback.compare("base", "quantised", text="corpus")  # doctest: +SKIP
+        >>> comparison["quantised"].metrics["kl"].interval  # doctest: +SKIP
+        (0.0017, 0.0021)
+    """
+
+    base: str
+    models: tuple[ModelResult, ...]
+    floor: ModelResult | None
+    config: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    earlier: Mapping[str, DocumentSums] | None = None
+    documents: tuple["DocumentTokens", ...] = ()
+
+    def __getitem__(self, name: str) -> ModelResult:
+        """The results of a model.
+
+        Args:
+            name: The name of the model: the path or the name that was passed.
+
+        Returns:
+            The results.
+
+        Raises:
+            InputError: The comparison does not have the model.
+        """
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise InputError(f"expected one of {', '.join(model.name for model in self.models)}, got {name!r}")
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{model.name}: {model.metrics['kl'].value:.4g} nats per token" for model in self.models)
+        return f"Comparison(base={self.base!r}, {found})"
+
+    def __str__(self) -> str:
+        return report_text(self)
+
+    def paired(self) -> dict[tuple[str, str], PairedDifference]:
+        """The differences of KL(base || model) of all pairs of models, and of models and earlier models.
+
+        Returns:
+            The differences, first minus second, by the names of the models.
+        """
+        sums = {model.name: model.statistics.sums for model in self.models}
+        pairs = {(a, b): paired_difference(sums[a], sums[b], "kl") for a, b in combinations(sums, 2)}
+        for name, former in (self.earlier or {}).items():
+            label = f"{name} (earlier)"
+            pairs |= {(model, label): paired_difference(own, former, "kl") for model, own in sums.items()}
+        return pairs
+
+    def above_floor(self) -> dict[str, PairedDifference]:
+        """KL(base || model) minus the noise floor.
+
+        Returns:
+            The difference for each model; empty if the floor was not measured.
+        """
+        if self.floor is None:
+            return {}
+        floor = self.floor.statistics.sums
+        return {model.name: paired_difference(model.statistics.sums, floor, "kl") for model in self.models}
+
+    def to_frame(self) -> Any:
+        """All metrics as a pandas DataFrame.
+
+        Returns:
+            A row for each model and metric, with the columns model, metric, value, low, high, std_error, unit and
+            status; `low` and `high` are the 95% interval, nan where it is not determined.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError("pandas is missing: pip install pandas") from error
+        nothing = (float("nan"), float("nan"))
+        rows = [
+            (model.name, name, e.value, *(e.interval or nothing), e.std_error, e.unit, e.status)
+            for model in (*self.models, *([self.floor] if self.floor else []))
+            for name, e in model.metrics.items()
+        ]
+        columns = ["model", "metric", "value", "low", "high", "std_error", "unit", "status"]
+        return pandas.DataFrame(rows, columns=columns)  # pyright: ignore[reportArgumentType]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All results as a dictionary that JSON can store, the content of result.json.
+
+        Returns:
+            The results. Infinities and nan are the strings "inf", "-inf" and "nan".
+        """
+        return {
+            "format": FORMAT,
+            "config": dict(self.config),
+            "models": [_model_to_dict(model) for model in self.models],
+            "floor": None if self.floor is None else _model_to_dict(self.floor),
+            "paired": [
+                {"first": a, "second": b, "difference": pair.difference.to_dict(), "text": pair.describe(a, b)}
+                for (a, b), pair in self.paired().items()
+            ],
+            "above_floor": [
+                {"model": name, "difference": pair.difference.to_dict(), "text": pair.describe_floor(name)}
+                for name, pair in self.above_floor().items()
+            ],
+            "warnings": list(self.warnings),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the results to a JSON file, for `against` of a later comparison.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def _model_to_dict(model: ModelResult) -> dict[str, Any]:
+    summary = model.summary.to_dict()
+    return {
+        "name": model.name,
+        "metrics": {name: estimate.to_dict() for name, estimate in model.metrics.items()},
+        **{key: summary[key] for key in ("documents", "tokens", "independent_means", "quantiles", "groups")},
+        "worst": [{**token, "kl": _finite(token["kl"])} for token in model.worst],
+        "kl_by_document": model.statistics.sums.select("kl").state(),
+    }
+
+
+def _finite(number: float) -> float | str:
+    return number if abs(number) < float("inf") else str(number)
+
+
+def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
+    """An estimate in another unit."""
+    interval = estimate.interval and (factor * estimate.interval[0], factor * estimate.interval[1])
+    return replace(
+        estimate, value=factor * estimate.value, std_error=factor * estimate.std_error, unit=unit, interval=interval
+    )
+
+
+# The text of results
+
+
+def format_estimate(estimate: Estimate, factor: float = 1.0) -> str:
+    """A value with its 95% interval.
+
+    Args:
+        estimate: The estimate.
+        factor: The factor of the numbers, such as 100 for percent.
+
+    Returns:
+        The text; the value alone if the estimate has no interval.
+
+    Example:
+        >>> format_estimate(Estimate(0.0123456, interval=(0.0112, 0.0135)))
+        '0.01235 [0.0112, 0.0135]'
+    """
+    value = f"{factor * estimate.value:.4g}"
+    if estimate.interval is None:
+        return value
+    low, high = estimate.interval
+    return f"{value} [{factor * low:.4g}, {factor * high:.4g}]"
+
+
+def report_text(comparison: Comparison) -> str:
+    """All results of a comparison as text.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The lines: what was compared, a table of metrics, the comparison with the noise floor and of the models with
+        each other, groups of tokens, and the tokens of the largest KL.
+    """
+    text, settings = comparison.config["text"], comparison.config["settings"]
+    skipped = f", {text['skipped_documents']} shorter skipped" if text["skipped_documents"] else ""
+    lines = [
+        f"base  {one_line(comparison.base)}",
+        f"text  {one_line(text['source'])}: {text['documents']} documents{skipped}, {text['counted_tokens']} tokens, "
+        f"context {settings['context']}",
+        "",
+        _table(*summary_table(comparison)),
+        "",
+        "[...] are 95% intervals, clustered by document.",
+        *sentences(comparison),
+    ]
+    for model in comparison.models:
+        lines += ["", f"{one_line(model.name)}: where the KL is", _table(*group_table(model)), "", *_worst(model)]
+    return "\n".join(lines)
+
+
+def summary_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The metrics and the percentiles of all models, and of the floor.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The header, whose first two cells are empty, and the rows: a name, a unit and a text for each model.
+    """
+    columns = [*comparison.models, *([comparison.floor] if comparison.floor else [])]
+    metrics = [
+        [label, unit, *(format_estimate(model.metrics[name], factor) for model in columns)]
+        for name, (label, unit, factor) in _ROWS.items()
+    ]
+    quantiles = [
+        [f"KL {name}", "nats", *(f"{model.summary.quantiles['kl'][name]:.4g}" for model in columns)]
+        for name in _QUANTILES
+    ]
+    return ["", "", *(model.name for model in columns)], metrics + quantiles
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """The comparisons with the floor and between models, and all warnings.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The sentences, each on one line.
+    """
+    lines = [pair.describe_floor(name) + "." for name, pair in comparison.above_floor().items()]
+    lines += [pair.describe(a, b) + "." for (a, b), pair in comparison.paired().items()]
+    warnings = dict.fromkeys(
+        [*comparison.warnings, *(w for model in comparison.models for w in model.metrics["kl"].warnings)]
+    )
+    return [one_line(line) for line in (*lines, *(f"Warning: {warning}" for warning in warnings))]
+
+
+def group_table(model: ModelResult) -> tuple[list[str], list[list[str]]]:
+    """The mean KL of groups of tokens, and their parts of the total KL.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The header and the rows: the grouping, the label of the group, tokens, KL and percent of the KL.
+    """
+    total = model.summary.means["kl"].value * model.summary.tokens
+    rows = []
+    for grouping in sorted(model.summary.groups, key=_GROUP_ORDER.index):
+        labels = model.summary.groups[grouping]
+        for label in sorted(labels, key=_first_number):
+            count, mean = labels[label]
+            share = f"{100 * count * mean.value / total:.1f}" if 0 < total < float("inf") else "-"
+            rows.append([grouping, label, str(count), format_estimate(mean), share])
+    return ["group", "", "tokens", "KL(base || model)", "% of KL"], rows
+
+
+def _first_number(label: str) -> tuple[float, str]:
+    """The order of labels: ranges by their first number, other labels by name."""
+    start = label.split("-")[0]
+    return (float(start) if start.replace(".", "", 1).isdigit() else 0.0), label
+
+
+def _worst(model: ModelResult) -> list[str]:
+    """The tokens of the largest KL."""
+    lines = [f"{one_line(model.name)}: tokens of the largest KL"]
+    for token in model.worst[:_SHOWN_WORST]:
+        lines += [
+            one_line(f"  {token['kl']:.4g} nats  {token['name']}, token {token['position']}"),
+            one_line(f"    {token['before'][-60:]}[{token['token']}]{token['after'][:20]}"),
+            one_line(f"    base {_alternatives(token['top_base'])}"),
+            one_line(f"    model {_alternatives(token['top'])}"),
+        ]
+    return lines if model.worst else [f"{one_line(model.name)}: no token has a KL above 0"]
+
+
+def _alternatives(entries: Sequence[Sequence[Any]]) -> str:
+    return "  ".join(f"{token!r} {prob:.3g}" for token, prob in entries[:3])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with left-aligned columns."""
+    cells = [[one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def card_text(comparison: Comparison) -> str:
+    """A Markdown block for the card of a model, with what is needed to repeat the comparison.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        The block.
+    """
+    config = comparison.config
+    shown = ("kl", "reverse_kl", "js", "perplexity_ratio", "top1_agreement", "expected_acceptance")
+    text, settings = config["text"], config["settings"]
+    lines = [
+        f"### Distance from {_escaped(comparison.base)}",
+        "",
+        "| | " + " | ".join(_escaped(model.name) for model in comparison.models) + " |",
+        "| --- |" + " --- |" * len(comparison.models),
+    ]
+    for name in shown:
+        label, unit, factor = _ROWS[name]
+        values = " | ".join(format_estimate(model.metrics[name], factor) for model in comparison.models)
+        lines.append(f"| {_escaped(label)}{f', {unit}' if unit else ''} | {values} |")
+    lines += [
+        "",
+        f"Exact over the vocabulary of {config['tokenizer']['vocabulary']} tokens; 95% intervals clustered by "
+        f"document. Text: {_escaped(text['source'])}, {text['documents']} documents, {text['counted_tokens']} tokens, "
+        f"context {settings['context']}; SHA-256 of the tokens `{text['tokens_sha256'][:16]}`, of the base "
+        f"`{config['models'][comparison.base]['sha256'][:16]}`. kullback {config['versions']['kullback']}.",
+        *(_escaped(pair.describe_floor(name)) + "." for name, pair in comparison.above_floor().items()),
+    ]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """A text as one line of Markdown in a cell of a table, without HTML."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return escaped.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
