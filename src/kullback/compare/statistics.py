@@ -431,7 +431,7 @@ class PairedDifference:
         ...     sums[0].add(document, {"kl": [kl, kl]})
         ...     sums[1].add(document, {"kl": [kl + 0.013, kl + 0.015 - 0.001 * (document % 3)]})
         >>> paired_difference(sums[1], sums[0], "kl").describe("C", "B")
-        'B is nearer than C: difference 0.01351 [0.01338, 0.01364] nats per token'
+        'B is nearer than C: difference 0.01351 [0.01337, 0.01365] nats per token'
         >>> paired_difference(sums[0], sums[0], "kl").describe_floor("B")
         'B is not distinguishable from the floor: difference 0 [0, 0] nats per token'
     """
@@ -533,7 +533,7 @@ def paired_difference(
         ...     sums.add(document, {"nll": [2.0 + 0.1 * (document % 2), 3.0], "nll_base": [2.0, 3.0]})
         >>> ratio = perplexity(paired_difference(sums, sums, "nll", "nll_base").difference)
         >>> f"{ratio.value:.4f} [{ratio.interval[0]:.4f}, {ratio.interval[1]:.4f}]"
-        '1.0253 [1.0156, 1.0351]'
+        '1.0253 [1.0152, 1.0355]'
     """
     second_column = column if second_column is None else second_column
     first._require(column)
