@@ -248,7 +248,7 @@ def test_sentences() -> None:
     assert paired_difference(near, far, "kl").describe_floor("C").startswith("C is below the floor: difference -0.012")
     same = paired_difference(*with_differences([0.01 * (-1) ** g for g in range(40)]), "kl")
     assert same.is_distinguishable is False
-    assert same.describe("B", "C").startswith("B and C are not distinguishable: difference 0.0000 [-0.0032, 0.0032]")
+    assert same.describe("B", "C").startswith("B and C are not distinguishable: difference 0.0000 [-0.0033, 0.0033]")
     assert same.describe_floor("B").startswith("B is not distinguishable from the floor")
     few = paired_difference(*with_differences([0.01, 0.011, 0.012]), "kl")
     assert few.is_distinguishable is None
