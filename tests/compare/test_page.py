@@ -128,7 +128,7 @@ def test_an_infinite_kl_is_shown_as_infinite(browser: Browser, comparison: Compa
     changed.__dict__["summary"] = bounded  # the cached property
     values = TokenValues.encode(*np.full((3, len(document.tokens) - document.first), np.inf))
     changed_document = replace(document, values=(values,))
-    infinite = replace(comparison, models=(changed,), floor=None, documents=(changed_document,))
+    infinite = replace(comparison, models=(changed,), floors=(), documents=(changed_document,))
     page = browser.new_page()
     page.goto(write_comparison_page(infinite, tmp_path / "compare.html").as_uri())
     assert page.locator(".worst strong").first.inner_text() == "∞ nats"

@@ -120,7 +120,7 @@ def expected_mean(rows: dict[int, list[dict[str, float]]], column: str) -> float
 
 
 def states(comparison: Comparison) -> list[Any]:
-    return [(m.name, m.statistics.state(), m.worst) for m in (*comparison.models, comparison.floor) if m is not None]
+    return [(m.name, m.statistics.state(), m.worst) for m in (*comparison.models, *comparison.floors)]
 
 
 def test_all_means_equal_brute_force(comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]) -> None:
@@ -151,7 +151,7 @@ def test_the_order_of_models_follows_their_distance(comparison: Comparison, near
     pair = comparison.paired()[str(near), str(far)]
     assert pair.difference.value < 0
     assert "nearer" in pair.describe("near", "far")
-    assert comparison.above_floor().keys() == {str(near), str(far)}
+    assert comparison.above_floor().keys() == {(str(name), "floor (bfloat16)") for name in (near, far)}
 
 
 def test_the_largest_kl_is_described(comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]) -> None:
@@ -378,8 +378,7 @@ def test_a_bfloat16_copy_is_compared_in_its_dtype(
     copy = variant("half", dtype=torch.bfloat16)
     result = kullback.compare(tiny_model, copy, text=texts, context=CONTEXT, floor="bfloat16")
     assert result.models[0].metrics["kl"].value > 0
-    assert result.floor is not None
-    assert result.models[0].metrics["kl"].value == result.floor.metrics["kl"].value
+    assert result.models[0].metrics["kl"].value == result.floors[0].metrics["kl"].value
     assert all(pair.difference.value == 0 for pair in result.above_floor().values())
     widened = kullback.compare(tiny_model, copy, text=texts, context=CONTEXT, dtype="float32")
     assert 0 < widened.models[0].metrics["kl"].value < 0.1
@@ -410,6 +409,7 @@ def test_another_vocabulary_is_refused(tiny_model: Path, other_vocabulary: Path)
         ({"device": "cuda:99"}, "--device"),
         ({"device": "nowhere"}, "--device"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"dtype": "int4"}, "--dtype: expected one of auto, float32"),
         ({"text": []}, "2 tokens or more"),
         ({"text": ["1"]}, "2 tokens or more"),
         ({"text": [3]}, "expected strings"),

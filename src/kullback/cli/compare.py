@@ -27,6 +27,7 @@ examples:
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
 _NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
+_NEED_A_MODEL += ("attention", "kv_cache_dtype")
 _NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
 _LINES = 10  # lines of progress for each pass over the corpus
 
@@ -82,9 +83,27 @@ def add_parser(commands: Any) -> None:
     )
     add(
         "--floor",
-        choices=("float32", "bfloat16", "float16", "float64"),
+        action="append",
+        default=[],
+        metavar="SETTING",
+        help="measure a noise floor, the KL of BASE from itself with another SETTING: a dtype such as bfloat16, "
+        "batch-size=N (less than --batch-size), attention=NAME or kv-cache-dtype=DTYPE (may be repeated)",
+    )
+    add(
+        "--attention",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also compute each MODEL, or BASE if there is no MODEL, with this attention implementation of "
+        "transformers: eager, sdpa, flex_attention, flash_attention_2 or flash_attention_3 (may be repeated)",
+    )
+    add(
+        "--kv-cache-dtype",
+        action="append",
+        default=[],
         metavar="DTYPE",
-        help="measure the noise floor: the KL of BASE from itself in this dtype",
+        help="also compute each MODEL, or BASE if there is no MODEL, with keys and values rounded to float16, "
+        "bfloat16, float8_e4m3fn, float8_e5m2, or llama.cpp's q8_0 or q4_0 (may be repeated)",
     )
     add("--batch-size", type=int, metavar="N", help="windows in a forward pass (default: 4)")
     add("--device", default="auto", metavar="DEVICE", help="such as cpu or cuda:0 (default: a GPU if there is one)")
@@ -170,9 +189,21 @@ def _write(options: argparse.Namespace) -> int:
         raise InputError("--write-llama-cpp: expected BASE alone, got models to compare; leave them out")
     if options.text is None:
         raise InputError("--text: expected a corpus, got none")
-    needless = ("stride", "floor", "one_at_a_time", "output", "resume", "overwrite", "against", "fail_above", "card")
+    needless = (
+        "stride",
+        "floor",
+        "attention",
+        "kv_cache_dtype",
+        "one_at_a_time",
+        "output",
+        "resume",
+        "overwrite",
+        "against",
+        "fail_above",
+        "card",
+    )
     for name in (*needless, "json", "batch_size"):
-        if getattr(options, name) not in (None, False):
+        if getattr(options, name) not in (None, False, []):
             raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
     from kullback.train.run_checks import require_packages
 
@@ -216,8 +247,10 @@ def _compare(options: argparse.Namespace) -> Any:
         options.models,
         text=options.text,
         dtype=options.dtype,
-        floor=options.floor,
+        floors=options.floor,
         adapters=options.adapter,
+        attention=options.attention,
+        kv_cache_dtypes=options.kv_cache_dtype,
         settings={
             "context": options.context,
             "stride": options.stride,

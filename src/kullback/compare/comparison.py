@@ -27,8 +27,10 @@ def compare(
     bos: str = "auto",
     form: str | None = None,
     dtype: str = "auto",
-    floor: str | None = None,
+    floor: str | Sequence[str] | None = None,
     adapters: Sequence[str | Path] = (),
+    attention: str | Sequence[str] = (),
+    kv_cache_dtype: str | Sequence[str] = (),
     batch_size: int = 4,
     device: str = "auto",
     one_at_a_time: bool = False,
@@ -55,8 +57,14 @@ def compare(
         form: "text", "jsonl" or "chat"; None: by the suffix of each file.
         dtype: The dtype of all models: "float32", "bfloat16", "float16", "float64"; "auto": as the weights were
             saved.
-        floor: The dtype in which the base is computed again, whose KL is the noise floor; None: no floor.
+        floor: How the base is computed again, whose KL from itself is the noise floor: a dtype, "batch-size=N",
+            "attention=NAME" or "kv-cache-dtype=DTYPE"; or several of them; None: no floor.
         adapters: Directories of PEFT adapters of the base, which are further models.
+        attention: Attention implementations of transformers, such as "eager". Each model is also computed with each
+            of them, or the base if `models` is empty.
+        kv_cache_dtype: Dtypes to which the keys and values of attention are rounded: "float16", "bfloat16",
+            "float8_e4m3fn", "float8_e5m2", or llama.cpp's "q8_0" and "q4_0". Each model is also computed with each of
+            them, or the base if `models` is empty.
         batch_size: The number of windows of a forward pass.
         device: A device such as "cpu" or "cuda:0"; "auto": a GPU if there is one.
         one_at_a_time: Whether only one model is in memory at a time.
@@ -77,14 +85,15 @@ def compare(
         >>> compare("base", ["int8", "int4"], text="corpus", floor="bfloat16")  # doctest: +SKIP
         Comparison(base='base', int8: 0.0011 nats per token, int4: 0.034 nats per token)
     """
-    names = [models] if isinstance(models, str | Path) else list(models)
     plan = make_plan(
         str(base),
-        list(map(str, names)),
+        _texts(models),
         text=text,
         dtype=dtype,
-        floor=floor,
+        floors=_texts(floor),
         adapters=list(map(str, adapters)),
+        attention=_texts(attention),
+        kv_cache_dtypes=_texts(kv_cache_dtype),
         settings={
             "context": context,
             "stride": stride,
@@ -111,8 +120,10 @@ def make_plan(
     *,
     text: str | Path | Sequence[str],
     dtype: str,
-    floor: str | None,
+    floors: Sequence[str],
     adapters: Sequence[str],
+    attention: Sequence[str],
+    kv_cache_dtypes: Sequence[str],
     settings: Mapping[str, Any],
     output: Path | None,
     resume: bool,
@@ -128,8 +139,10 @@ def make_plan(
     from kullback.compare.corpus import read_documents
     from kullback.compare.sources import find_source
 
-    if not models and not adapters:
-        raise InputError("expected a model to compare with the base: MODEL or --adapter")
+    if not (models or adapters or attention or kv_cache_dtypes):
+        raise InputError(
+            "expected a model to compare with the base: MODEL or --adapter; or --attention or --kv-cache-dtype"
+        )
     if isinstance(text, str | Path):
         next(read_documents(text, form=settings["form"]))  # raises before libraries are imported that take seconds
     source = find_source(base, "BASE", dtype=dtype)
@@ -142,8 +155,30 @@ def make_plan(
     # A base that is compared with itself needs a name of its own.
     sources = [replace(one, name=f"{one.name} (model)") if one.name == source.name else one for one in sources]
     from kullback.compare.runner import Plan, Settings
+    from kullback.compare.variants import Candidate, Variant, floor_variant
 
-    return Plan(source, tuple(sources), text, floor, Settings(**settings), output, resume, overwrite, against)
+    variants = [*(Variant(attention=name) for name in attention), *(Variant(kv_cache_dtype=d) for d in kv_cache_dtypes)]
+    plain = [Candidate(one) for one in sources]
+    candidates = [(one, *(one.varied(variant) for variant in variants)) for one in plain or [Candidate(source)]]
+    return Plan(
+        source,
+        tuple(one for group in candidates for one in (group if plain else group[1:])),
+        text,
+        tuple(
+            Candidate(replace(source, name="floor", dtype=variant.dtype or source.dtype)).varied(variant)
+            for variant in map(floor_variant, floors)
+        ),
+        Settings(**settings),
+        output,
+        resume,
+        overwrite,
+        against,
+    )
+
+
+def _texts(values: str | Path | Sequence[str | Path] | None) -> list[str]:
+    """One value or several values as texts."""
+    return [str(values)] if isinstance(values, str | Path) else [str(value) for value in values or ()]
 
 
 def run_plan(plan: "Plan", progress: Any = None) -> Comparison | None:
@@ -175,12 +210,18 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
         ModelResult(name, statistics, tuple(worst))
         for name, statistics, worst in zip(outcome.names, outcome.statistics, outcome.worst, strict=True)
     ]
-    floor = results.pop() if plan.floor is not None else None
+    count = len(plan.models)
     earlier = None
     if plan.against is not None:
         earlier = {model["name"]: DocumentSums.from_state(model["kl_by_document"]) for model in plan.against["models"]}
     return Comparison(
-        plan.base.name, tuple(results), floor, outcome.config, outcome.warnings, earlier, outcome.documents
+        plan.base.name,
+        tuple(results[:count]),
+        tuple(results[count:]),
+        outcome.config,
+        outcome.warnings,
+        earlier,
+        outcome.documents,
     )
 
 

@@ -73,9 +73,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
             "rows": [[f"{label}, {unit}" if unit else label, *cells] for label, unit, *cells in rows],
         },
         "sentences": sentences(comparison),
-        "percentiles": [
-            _percentiles(model) for model in (*comparison.models, *([comparison.floor] if comparison.floor else []))
-        ],
+        "percentiles": [_percentiles(model) for model in (*comparison.models, *comparison.floors)],
         "models": [_model(model) for model in comparison.models],
         "levels": [float(f"{level:.3g}") for level in NLL_LEVELS],
         "shown": shown,

@@ -112,7 +112,7 @@ class Comparison:
     Args:
         base: The name of the base.
         models: The results of each model.
-        floor: The results of the base in another dtype, which are the noise floor; None: it was not measured.
+        floors: The results of the base in another dtype, batch size or attention kernel, which are noise floors.
         config: What the comparison was computed from: hashes of text, tokens and weights, and settings.
         warnings: Sentences that describe limitations.
         earlier: The KL of the models of an earlier result for the same tokens, by name.
@@ -127,7 +127,7 @@ class Comparison:
 
     base: str
     models: tuple[ModelResult, ...]
-    floor: ModelResult | None
+    floors: tuple[ModelResult, ...]
     config: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     earlier: Mapping[str, DocumentSums] | None = None
@@ -170,16 +170,17 @@ class Comparison:
             pairs |= {(model, label): paired_difference(own, former, "kl") for model, own in sums.items()}
         return pairs
 
-    def above_floor(self) -> dict[str, PairedDifference]:
-        """KL(base || model) minus the noise floor.
+    def above_floor(self) -> dict[tuple[str, str], PairedDifference]:
+        """KL(base || model) minus each noise floor.
 
         Returns:
-            The difference for each model; empty if the floor was not measured.
+            The differences by the names of the model and the floor; empty if no floor was measured.
         """
-        if self.floor is None:
-            return {}
-        floor = self.floor.statistics.sums
-        return {model.name: paired_difference(model.statistics.sums, floor, "kl") for model in self.models}
+        return {
+            (model.name, floor.name): paired_difference(model.statistics.sums, floor.statistics.sums, "kl")
+            for model in self.models
+            for floor in self.floors
+        }
 
     def to_frame(self) -> Any:
         """All metrics as a pandas DataFrame.
@@ -198,7 +199,7 @@ class Comparison:
         nothing = (float("nan"), float("nan"))
         rows = [
             (model.name, name, e.value, *(e.interval or nothing), e.std_error, e.unit, e.status)
-            for model in (*self.models, *([self.floor] if self.floor else []))
+            for model in (*self.models, *self.floors)
             for name, e in model.metrics.items()
         ]
         columns = ["model", "metric", "value", "low", "high", "std_error", "unit", "status"]
@@ -214,14 +215,19 @@ class Comparison:
             "format": FORMAT,
             "config": dict(self.config),
             "models": [_model_to_dict(model) for model in self.models],
-            "floor": None if self.floor is None else _model_to_dict(self.floor),
+            "floors": [_model_to_dict(floor) for floor in self.floors],
             "paired": [
                 {"first": a, "second": b, "difference": pair.difference.to_dict(), "text": pair.describe(a, b)}
                 for (a, b), pair in self.paired().items()
             ],
             "above_floor": [
-                {"model": name, "difference": pair.difference.to_dict(), "text": pair.describe_floor(name)}
-                for name, pair in self.above_floor().items()
+                {
+                    "model": name,
+                    "floor": floor,
+                    "difference": pair.difference.to_dict(),
+                    "text": pair.describe_floor(name, floor),
+                }
+                for (name, floor), pair in self.above_floor().items()
             ],
             "warnings": list(self.warnings),
         }
@@ -321,7 +327,7 @@ def summary_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     Returns:
         The header, whose first two cells are empty, and the rows: a name, a unit and a text for each model.
     """
-    columns = [*comparison.models, *([comparison.floor] if comparison.floor else [])]
+    columns = [*comparison.models, *comparison.floors]
     metrics = [
         [label, unit, *(format_estimate(model.metrics[name], factor) for model in columns)]
         for name, (label, unit, factor) in _ROWS.items()
@@ -342,7 +348,7 @@ def sentences(comparison: Comparison) -> list[str]:
     Returns:
         The sentences, each on one line.
     """
-    lines = [pair.describe_floor(name) + "." for name, pair in comparison.above_floor().items()]
+    lines = [pair.describe_floor(*names) + "." for names, pair in comparison.above_floor().items()]
     lines += [pair.describe(a, b) + "." for (a, b), pair in comparison.paired().items()]
     warnings = dict.fromkeys(
         [*comparison.warnings, *(w for model in comparison.models for w in model.metrics["kl"].warnings)]
@@ -428,7 +434,7 @@ def card_text(comparison: Comparison) -> str:
         f"document. Text: {_escaped(text['source'])}, {text['documents']} documents, {text['counted_tokens']} tokens, "
         f"context {settings['context']}; SHA-256 of the tokens `{text['tokens_sha256'][:16]}`, of the base "
         f"`{config['models'][comparison.base]['sha256'][:16]}`. kullback {config['versions']['kullback']}.",
-        *(_escaped(pair.describe_floor(name)) + "." for name, pair in comparison.above_floor().items()),
+        *(_escaped(pair.describe_floor(*names)) + "." for names, pair in comparison.above_floor().items()),
     ]
     return "\n".join(lines)
 

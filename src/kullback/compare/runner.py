@@ -13,7 +13,6 @@ hidden/            with `one_at_a_time`, the last hidden states of the base, whi
 result.json        the result
 """
 
-import json
 import os
 import shutil
 import sys
@@ -21,8 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from kullback.compare.block_records import BlockRecords
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
 from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
 from kullback.compare.preflight import (
@@ -48,6 +47,7 @@ from kullback.compare.sources import DTYPES, ModelSource, weights_hash
 from kullback.compare.statistics import ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
+from kullback.compare.variants import Candidate, Variant, token_hidden
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
@@ -79,6 +79,7 @@ _ALTERNATIVES = 5
 _BEFORE, _AFTER = 40, 8  # tokens of context of a described token
 _CONTEXT_EDGES = (16, 64, 256, 1024, 4096, 16384)
 _SHOWN_BYTES = 4_600_000  # of the tokens on the page of a comparison
+_AS_SET = Variant()
 _WAIT = 600.0  # seconds until the main process must have created the run directory
 
 
@@ -111,9 +112,9 @@ class Plan:
 
     Args:
         base: The base.
-        models: The models that are compared with the base.
+        models: The models that are compared with the base, and variants of them.
         text: A path, the name of a data set, or the texts of documents.
-        floor: The dtype in which the base is computed again to measure the noise floor, or None.
+        floors: Variants of the base, whose KL are noise floors.
         settings: The settings.
         output: The run directory; None: nothing is stored.
         resume: Whether the run in `output` is continued.
@@ -122,21 +123,19 @@ class Plan:
     """
 
     base: ModelSource
-    models: tuple[ModelSource, ...]
+    models: tuple[Candidate, ...]
     text: str | Path | Sequence[str]
-    floor: str | None = None
+    floors: tuple[Candidate, ...] = ()
     settings: Settings = field(default_factory=Settings)
     output: Path | None = None
     resume: bool = False
     overwrite: bool = False
     against: Mapping[str, Any] | None = None
 
-    @cached_property
-    def candidates(self) -> tuple[ModelSource, ...]:
-        """The models and, where it is measured, the noise floor at the end."""
-        if self.floor is None:
-            return self.models
-        return (*self.models, ModelSource(f"floor ({self.floor})", self.base.directory, self.base.adapter, self.floor))
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The models, and the noise floors at the end."""
+        return (*self.models, *self.floors)
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         raise InputError(
             "--overwrite: expected one process; delete the run directory before a run of several processes"
         )
-    names = [source.name for source in (plan.base, *plan.candidates)]
+    names = [plan.base.name, *(candidate.name for candidate in plan.candidates)]
     if twice := next((name for name in names[1:] if names[1:].count(name) > 1), None):
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
@@ -208,7 +207,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
             work.together(todo)
         if rank != 0:
             return None
-        records.wait(len(blocks), len(plan.candidates), is_alone=world == 1)
+        records.wait(len(blocks) * len(plan.candidates), is_alone=world == 1)
         statistics, worst = records.merged(len(plan.candidates))
         tokens = records.tokens.documents(records.done)
         documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
@@ -220,12 +219,20 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     settings = plan.settings
     if settings.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {settings.batch_size}")
-    for source in (plan.base, *plan.candidates):
-        if source.dtype not in DTYPES:
-            raise InputError(f"{source.name}: expected a dtype of {', '.join(DTYPES)}, got {source.dtype}")
+    if plan.base.dtype not in DTYPES:
+        raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, got {plan.base.dtype!r}")
+    for candidate in plan.candidates:
+        option = (
+            "--floor"
+            if candidate in plan.floors
+            else "--attention"
+            if candidate.variant.attention
+            else "--kv-cache-dtype"
+        )
+        candidate.variant.require_valid(option, batch_size=settings.batch_size)
     tokenizer = load_tokenizer(plan.base.directory)
     context, warnings = settings.context, []
-    sources = {source.directory: source for source in (plan.base, *plan.models)}
+    sources = {source.directory: source for source in (plan.base, *(model.source for model in plan.models))}
     positions: dict[str, int | None] = {}
     tokenizers = {}
     for directory, source in sources.items():
@@ -252,15 +259,16 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
             "directory": str(source.directory),
             "adapter": None if source.adapter is None else str(source.adapter),
             "dtype": source.dtype,
+            **variant.settings(),
             **weights_hash(source),
         }
-        for source in (plan.base, *plan.candidates)
+        for source, variant in ((plan.base, _AS_SET), *((c.source, c.variant) for c in plan.candidates))
     }
     config = {
         "kind": "compare",
         "versions": versions("torch", "transformers"),
         "base": plan.base.name,
-        "floor": plan.floor,
+        "floors": [floor.name for floor in plan.floors],
         "models": described,
         "text": {
             "source": str(plan.text) if isinstance(plan.text, str | Path) else f"{len(plan.text)} texts",
@@ -372,79 +380,26 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
         yield plan.output
 
 
-class _Records:
-    """The results of blocks: a line for each block and model in a file of this process, or in memory."""
+class _Records(BlockRecords):
+    """The statistics of blocks, and the values of their tokens."""
 
     def __init__(self, directory: Path | None, rank: int) -> None:
-        self.directory = directory
-        self.lines: list[str] = []
-        self.done: set[tuple[int, int]] = set()
+        super().__init__(directory, "blocks", rank, ("statistics", "worst"))
         self.tokens = TokenStore(directory)
-        if directory is None:
-            return
-        self.path = directory / f"blocks-{rank}.jsonl"
-        if self.path.is_file():
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):  # a killed process left an unfinished line
-                with self.path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-        self.done = {(record["block"], record["model"]) for record in self._read()}
 
-    def add(self, block: int, model: int, result: "_BlockResult") -> None:
-        """Store the result of a block and a model; the line is on disk when the method returns."""
+    def add_result(self, block: int, model: int, result: "_BlockResult") -> None:
+        """Store the result of a block and a model."""
         self.tokens.add(block, model, result.token_values())
-        state = result.statistics.state()
-        line = json.dumps({"block": block, "model": model, "statistics": state, "worst": result.worst}) + "\n"
-        self.done.add((block, model))
-        if self.directory is None:
-            self.lines.append(line)
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def wait(self, blocks: int, models: int, *, is_alone: bool) -> None:
-        """Wait until the processes have finished all blocks."""
-        expected = blocks * models
-        while len(self.done) < expected:
-            if is_alone:  # the blocks of this process are done
-                raise AssertionError("a block has no result")
-            time.sleep(0.2)
-            self.done |= {(record["block"], record["model"]) for record in self._read()}
+        self.add(block, model, {"statistics": result.statistics.state(), "worst": result.worst})
 
     def merged(self, models: int) -> tuple[tuple[ModelStatistics, ...], tuple[list[dict[str, Any]], ...]]:
         """The statistics and the tokens of the largest KL of each model."""
         statistics = tuple(new_statistics() for _ in range(models))
         worst: tuple[list[dict[str, Any]], ...] = tuple([] for _ in range(models))
-        seen = set()
-        for record in self._read():
-            key = record["block"], record["model"]
-            if key in seen:  # two runs with different numbers of processes have both computed it
-                continue
-            seen.add(key)
-            statistics[key[1]].merge(ModelStatistics.from_state(record["statistics"]))
-            worst[key[1]][:] = _largest([*worst[key[1]], *record["worst"]])
+        for record in self.read():
+            statistics[record["model"]].merge(ModelStatistics.from_state(record["statistics"]))
+            worst[record["model"]][:] = _largest([*worst[record["model"]], *record["worst"]])
         return statistics, worst
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        """All complete records of all processes."""
-        if self.directory is None:
-            yield from map(json.loads, self.lines)
-            return
-        for path in sorted(self.directory.glob("blocks-*.jsonl")):
-            with path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith(b"\n"):
-                        continue
-                    try:
-                        record = json.loads(line)
-                        yield {key: record[key] for key in ("block", "model", "statistics", "worst")}
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise InputError(
-                            f"{path}: line {number}: expected the result of a block, got a damaged line; delete it "
-                            "and continue with --resume"
-                        ) from error
 
 
 def new_statistics() -> ModelStatistics:
@@ -471,6 +426,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.classes = TokenClasses(self.tokenizer)
+        self._loaded: dict[ModelSource, LoadedModel] = {}
 
     def together(self, blocks: list[_Block]) -> None:
         """Compute the blocks with the base and all models in memory."""
@@ -479,7 +435,8 @@ class _Work:
         if not any(todo.values()):
             return
         base = self._load(self.plan.base)
-        models = [self._load(source) for source in self.plan.candidates]
+        models = [self._load(candidate.source) for candidate in self.plan.candidates]
+        variants = [candidate.variant for candidate in self.plan.candidates]
         for block in self._shown(blocks, "all models"):
             results = {model: _BlockResult(self, block.number, base, models[model]) for model in todo[block.number]}
             if not results:
@@ -487,9 +444,9 @@ class _Work:
             for rows in block.batches:
                 hidden = self._hidden(base, rows)
                 for model, result in results.items():
-                    result.add(rows, hidden, self._hidden(models[model], rows))
+                    result.add(rows, hidden, self._hidden(models[model], rows, variants[model]))
             for model, result in results.items():
-                self.records.add(block.number, model, result)
+                self.records.add_result(block.number, model, result)
 
     def one_at_a_time(self, blocks: list[_Block], directory: Path | None) -> None:
         """Compute the blocks with one model in memory, and the last hidden states of the base on disk."""
@@ -511,12 +468,13 @@ class _Work:
                     if _read_hidden(path) is None:
                         _write_hidden(path, self._hidden(base, rows))
             base.release()
+            self._loaded.clear()
             for m in models:
                 if not todo[m]:
                     continue
-                source = self.plan.candidates[m]
-                model = self._load(source)
-                for block in self._shown(todo[m], source.name):
+                candidate = self.plan.candidates[m]
+                model = self._load(candidate.source)
+                for block in self._shown(todo[m], candidate.name):
                     result = _BlockResult(self, block.number, base, model)
                     for number, rows in enumerate(block.batches):
                         stored = _read_hidden(cache / f"{block.number}-{number}.safetensors")
@@ -524,8 +482,8 @@ class _Work:
                             raise InputError(
                                 f"{cache}: expected the hidden states of the base, found none; use --resume"
                             )
-                        result.add(rows, stored.to(self.device), self._hidden(model, rows))
-                    self.records.add(block.number, m, result)
+                        result.add(rows, stored.to(self.device), self._hidden(model, rows, candidate.variant))
+                    self.records.add_result(block.number, m, result)
                 del model
             if directory is not None:
                 for block in blocks:
@@ -535,7 +493,13 @@ class _Work:
                     shutil.rmtree(cache, ignore_errors=True)
 
     def _load(self, source: ModelSource) -> LoadedModel:
-        return load(source, self.vocabulary, self.device)
+        """The model in memory; variants of a model share its weights."""
+        weights = replace(source, name="")
+        if weights not in self._loaded:
+            if self.plan.settings.one_at_a_time:
+                self._loaded.clear()
+            self._loaded[weights] = load(source, self.vocabulary, self.device)
+        return replace(self._loaded[weights], source=source)
 
     def _shown(self, blocks: list[_Block], what: str) -> Iterator[_Block]:
         """The blocks; progress is reported after each."""
@@ -549,22 +513,13 @@ class _Work:
             if self.progress is not None:
                 self.progress(done, sum(sizes), what)
 
-    def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]]) -> Tensor:
+    def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]], variant: Variant = _AS_SET) -> Tensor:
         """The last hidden states that predict the counted tokens of the windows, shape (n, d)."""
-        prefix = self.corpus.prefix
-        lengths = [len(prefix) + window.end - window.start for _, window in rows]
-        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        attention = torch.zeros_like(ids)
-        for row, ((document, window), length) in enumerate(zip(rows, lengths, strict=True)):
-            tokens = self.corpus.documents[document].ids[window.start : window.end]
-            ids[row, :length] = torch.tensor([*prefix, *tokens.tolist()])
-            attention[row, :length] = 1
-        hidden = model.hidden(ids.to(self.device), attention.to(self.device))
-        parts = []
-        for row, (_, window) in enumerate(rows):
-            before = len(prefix) - window.start - 1  # the position before a token predicts the token
-            parts.append(hidden[row, window.first + before : window.end + before])
-        return torch.cat(parts)
+        prefix, tokens = np.array(self.corpus.prefix, np.int64), []
+        for document, window in rows:
+            ids = self.corpus.documents[document].ids[window.start : window.end].astype(np.int64)
+            tokens.append((np.concatenate([prefix, ids]), window.end - window.first))
+        return token_hidden(model, variant, tokens, self.device)
 
 
 class _BlockResult:

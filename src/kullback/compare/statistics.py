@@ -471,20 +471,21 @@ class PairedDifference:
         }
         return f"{states[self.is_distinguishable]}: difference {self._text(sign)}"
 
-    def describe_floor(self, name: str) -> str:
+    def describe_floor(self, name: str, floor: str = "floor") -> str:
         """The comparison of a model with the noise floor as a sentence.
 
         Args:
             name: The name of the model.
+            floor: The name of the floor.
 
         Returns:
             The sentence.
         """
         side = "above" if self.difference.value > 0 else "below"
         states = {
-            True: f"{name} is {side} the floor",
-            False: f"{name} is not distinguishable from the floor",
-            None: f"It is not determined whether {name} is above the floor",
+            True: f"{name} is {side} the {floor}",
+            False: f"{name} is not distinguishable from the {floor}",
+            None: f"It is not determined whether {name} is above the {floor}",
         }
         return f"{states[self.is_distinguishable]}: difference {self._text(1)}"
 
