@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,21 +204,6 @@ def test_one_model_at_a_time_gives_the_same_results(
     ]
 
 
-# The libraries are imported once, before the second process is forked.
-TWO_PROCESSES = """
-import os, sys
-import kullback.compare.runner
-from kullback.cli import main
-other = os.fork()
-os.environ["RANK"] = "0" if other else "1"
-status = main(sys.argv[1:])
-sys.stdout.flush()
-if not other:
-    os._exit(status)
-sys.exit(status or os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
-"""
-
-
 class KilledError(Exception):
     """The process was killed."""
 
@@ -261,30 +243,19 @@ def test_a_killed_run_continues_with_the_same_results(
 
 
 def test_two_processes_give_the_same_results(
-    comparison: Comparison, tiny_model: Path, near: Path, far: Path, texts: list[str], tmp_path: Path
+    comparison: Comparison,
+    tiny_model: Path,
+    near: Path,
+    far: Path,
+    texts: list[str],
+    tmp_path: Path,
+    in_two_processes: Callable[..., str],
 ) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    words = ["compare", str(tiny_model), str(near), str(far), "--text", str(tmp_path / "texts.jsonl"), "--json"]
-    words += [
-        "--context",
-        str(CONTEXT),
-        "--stride",
-        str(STRIDE),
-        "--floor",
-        "bfloat16",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, *words],
-        env={**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    settings = ["--context", CONTEXT, "--stride", STRIDE, "--floor", "bfloat16", "--output", tmp_path / "run", "--json"]
+    output = in_two_processes("compare", tiny_model, near, far, "--text", tmp_path / "texts.jsonl", *settings)
     assert (tmp_path / "run" / "blocks-1.jsonl").stat().st_size
-    for found, model in zip(json.loads(done.stdout)["models"], comparison.models, strict=True):
+    for found, model in zip(json.loads(output)["models"], comparison.models, strict=True):
         assert found["kl_by_document"] == model.statistics.sums.select("kl").state()
         assert found["metrics"] == {name: estimate.to_dict() for name, estimate in model.metrics.items()}
 

@@ -27,7 +27,7 @@ examples:
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
 _NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
-_NEED_A_MODEL += ("attention", "kv_cache_dtype")
+_NEED_A_MODEL += ("attention", "kv_cache_dtype", "by_module")
 _NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
 _LINES = 10  # lines of progress for each pass over the corpus
 
@@ -113,6 +113,14 @@ def add_parser(commands: Any) -> None:
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
     )
     add(
+        "--by-module",
+        nargs="?",
+        const="layer",
+        choices=("layer", "part"),
+        help="put each module of MODEL (layers, embeddings, norm, head) into BASE one at a time, and attribute the KL "
+        "to them; part: attention, MLP and norms of each layer",
+    )
+    add(
         "--write-llama-cpp",
         type=Path,
         metavar="FILE",
@@ -194,6 +202,7 @@ def _write(options: argparse.Namespace) -> int:
         "floor",
         "attention",
         "kv_cache_dtype",
+        "by_module",
         "one_at_a_time",
         "output",
         "resume",
@@ -259,6 +268,7 @@ def _compare(options: argparse.Namespace) -> Any:
             "batch_size": 4 if options.batch_size is None else options.batch_size,
             "device": options.device,
             "one_at_a_time": options.one_at_a_time,
+            "by_module": options.by_module,
         },
         output=options.output,
         resume=options.resume,

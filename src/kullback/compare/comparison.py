@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kullback.compare.results import FORMAT, Comparison, ModelResult
-from kullback.compare.statistics import DocumentSums
+from kullback.compare.results import FORMAT, Comparison, ModelResult, ModuleShares
+from kullback.compare.statistics import DocumentSums, paired_difference
 from kullback.errors import InputError
 from kullback.runs.write_errors import write_errors
 
@@ -34,6 +34,7 @@ def compare(
     batch_size: int = 4,
     device: str = "auto",
     one_at_a_time: bool = False,
+    by_module: str | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -68,6 +69,8 @@ def compare(
         batch_size: The number of windows of a forward pass.
         device: A device such as "cpu" or "cuda:0"; "auto": a GPU if there is one.
         one_at_a_time: Whether only one model is in memory at a time.
+        by_module: Whether the KL is attributed to modules, by putting each module of a model into the base: "layer",
+            "part" for attention, MLP and norms of each layer, or None.
         output: The run directory for `resume`, result.json and the page compare.html; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
         overwrite: Whether a comparison in `output` may be replaced.
@@ -102,6 +105,7 @@ def compare(
             "batch_size": batch_size,
             "device": device,
             "one_at_a_time": one_at_a_time,
+            "by_module": by_module,
         },
         output=None if output is None else Path(output),
         resume=resume,
@@ -206,8 +210,17 @@ def run_plan(plan: "Plan", progress: Any = None) -> Comparison | None:
 
 
 def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
+    from kullback.compare.modules import SUM
+
+    modules = {
+        name: ModuleShares(
+            {module: sums.mean(module) for module in sums.units if module != SUM},
+            paired_difference(outcome.statistics[outcome.names.index(name)].sums, sums, "kl", SUM),
+        )
+        for name, sums in outcome.modules.items()
+    }
     results = [
-        ModelResult(name, statistics, tuple(worst))
+        ModelResult(name, statistics, tuple(worst), modules.get(name))
         for name, statistics, worst in zip(outcome.names, outcome.statistics, outcome.worst, strict=True)
     ]
     count = len(plan.models)

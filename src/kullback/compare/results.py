@@ -30,9 +30,11 @@ __all__ = [
     "FORMAT",
     "Comparison",
     "ModelResult",
+    "ModuleShares",
     "card_text",
     "format_estimate",
     "group_table",
+    "module_table",
     "report_text",
     "sentences",
     "summary_table",
@@ -60,6 +62,39 @@ _GROUP_ORDER = ("base confidence", "token class", "role", "tokens of context")
 
 
 @dataclass(frozen=True)
+class ModuleShares:
+    """The KL of the base from the base with one module of a model, in nats per token.
+
+    Args:
+        kl: For each module, KL(base || base with this module of the model).
+        remainder: KL(base || model) minus the sum of `kl`: the part that does not add up. It is positive where errors
+            of modules amplify each other, and contains the effect of the dtype of the model.
+
+    Example:
+        >>> import kullback
+        >>> comparison = kullback.compare("base", "int8", text="corpus", by_module="layer")  # doctest: +SKIP
+        >>> shares = comparison["int8"].modules.kl  # doctest: +SKIP
+        >>> max(shares, key=lambda name: shares[name].value)  # doctest: +SKIP
+        'layers.17'
+    """
+
+    kl: Mapping[str, Estimate]
+    remainder: PairedDifference
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as a dictionary that JSON can store.
+
+        Returns:
+            The KL of each module, their sum, and the remainder.
+        """
+        return {
+            "kl": {name: estimate.to_dict() for name, estimate in self.kl.items()},
+            "sum": self.remainder.second.to_dict(),
+            "remainder": self.remainder.difference.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """The results of one model.
 
@@ -67,11 +102,13 @@ class ModelResult:
         name: The name of the model.
         statistics: The statistics of its tokens.
         worst: The tokens with the largest KL(base || model), with their context and the most probable tokens.
+        modules: The KL of each module in the base; None: it was not measured.
     """
 
     name: str
     statistics: ModelStatistics
     worst: tuple[dict[str, Any], ...]
+    modules: ModuleShares | None = None
 
     @cached_property
     def summary(self) -> ModelSummary:
@@ -252,6 +289,7 @@ def _model_to_dict(model: ModelResult) -> dict[str, Any]:
         **{key: summary[key] for key in ("documents", "tokens", "independent_means", "quantiles", "groups")},
         "worst": [{**token, "kl": _finite(token["kl"])} for token in model.worst],
         "kl_by_document": model.statistics.sums.select("kl").state(),
+        "modules": None if model.modules is None else model.modules.to_dict(),
     }
 
 
@@ -314,7 +352,10 @@ def report_text(comparison: Comparison) -> str:
         *sentences(comparison),
     ]
     for model in comparison.models:
-        lines += ["", f"{one_line(model.name)}: where the KL is", _table(*group_table(model)), "", *_worst(model)]
+        lines += ["", f"{one_line(model.name)}: where the KL is", _table(*group_table(model))]
+        if model.modules is not None:
+            lines += ["", f"{one_line(model.name)}: modules in the base", _table(*module_table(model.modules))]
+        lines += ["", *_worst(model)]
     return "\n".join(lines)
 
 
@@ -371,9 +412,36 @@ def group_table(model: ModelResult) -> tuple[list[str], list[list[str]]]:
         labels = model.summary.groups[grouping]
         for label in sorted(labels, key=_first_number):
             count, mean = labels[label]
-            share = f"{100 * count * mean.value / total:.1f}" if 0 < total < float("inf") else "-"
-            rows.append([grouping, label, str(count), format_estimate(mean), share])
+            rows.append([grouping, label, str(count), format_estimate(mean), _percent(count * mean.value, total)])
     return ["group", "", "tokens", "KL(base || model)", "% of KL"], rows
+
+
+def module_table(modules: ModuleShares) -> tuple[list[str], list[list[str]]]:
+    """The KL of the base from itself with each module of a model.
+
+    Args:
+        modules: The modules.
+
+    Returns:
+        The header and the rows: the module, its KL, and its percentage of the KL of the model. The last rows are the
+        sum, the remainder and the KL of the model.
+    """
+    total, part = modules.remainder.first, modules.remainder.second
+    rows = [
+        [name, format_estimate(estimate), _percent(estimate.value, total.value)]
+        for name, estimate in (
+            *modules.kl.items(),
+            ("sum of the modules", part),
+            ("remainder", modules.remainder.difference),
+            ("KL(base || model)", total),
+        )
+    ]
+    return ["module", "KL(base || base with it)", "% of KL"], rows
+
+
+def _percent(part: float, total: float) -> str:
+    """A part of a finite total in percent."""
+    return f"{100 * part / total:.1f}" if 0 < total < float("inf") else "-"
 
 
 def _first_number(label: str) -> tuple[float, str]:

@@ -8,6 +8,7 @@ A run directory has these files:
 
 config.json        what determines the numbers: hashes of text, tokens and weights, and settings
 blocks-RANK.jsonl  a line for each block and model that the process RANK has finished
+modules-RANK.jsonl the same for the KL of the base from itself with one module of a model
 tokens/            the values of single tokens in a compact form, for the page
 hidden/            with `one_at_a_time`, the last hidden states of the base, while the run lasts
 result.json        the result
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from transformers import AutoConfig
 from kullback.compare.block_records import BlockRecords
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
 from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
+from kullback.compare.modules import KINDS, SUM, SwappedModules
 from kullback.compare.preflight import (
     require_comparable,
     require_positions,
@@ -44,7 +47,7 @@ from kullback.compare.preflight import (
     vocabulary_size,
 )
 from kullback.compare.sources import DTYPES, ModelSource, weights_hash
-from kullback.compare.statistics import ModelStatistics, confidence_labels
+from kullback.compare.statistics import DocumentSums, ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.compare.variants import Candidate, Variant, token_hidden
@@ -95,6 +98,7 @@ class Settings:
         batch_size: The number of windows of a forward pass.
         device: The device; "auto": a GPU if there is one.
         one_at_a_time: Whether one model is in memory at a time; the last hidden states of the base are on disk.
+        by_module: Whether the modules of each model are put into the base one at a time: a name of `KINDS`, or None.
     """
 
     context: int | None = None
@@ -104,6 +108,7 @@ class Settings:
     batch_size: int = 4
     device: str = "auto"
     one_at_a_time: bool = False
+    by_module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class Outcome:
         worst: The tokens of the largest KL(base || model) of each candidate.
         warnings: Sentences about differences between the models that do not prevent the comparison.
         documents: The documents of the largest KL with the values of their tokens, for a page.
+        modules: For models whose modules were swapped, by name, the sums of the KL of each module.
     """
 
     config: dict[str, Any]
@@ -157,6 +163,7 @@ class Outcome:
     worst: tuple[list[dict[str, Any]], ...]
     warnings: tuple[str, ...]
     documents: tuple[DocumentTokens, ...]
+    modules: dict[str, DocumentSums]
 
 
 @dataclass(frozen=True)
@@ -201,17 +208,20 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         records = _Records(directory, rank)
         todo = [block for block in blocks if block.number % world == rank]
         work = _Work(plan, corpus, tokenizer, vocabulary_size(tokenizer), device, records, progress)
+        swaps = work.swaps(BlockRecords(directory, "modules", rank, ("sums",)), todo)
         if plan.settings.one_at_a_time:
             work.one_at_a_time(todo, directory)
         else:
             work.together(todo)
+        swaps.compute()
         if rank != 0:
             return None
         records.wait(len(blocks) * len(plan.candidates), is_alone=world == 1)
         statistics, worst = records.merged(len(plan.candidates))
         tokens = records.tokens.documents(records.done)
         documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
-        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents)
+        modules = swaps.merged(len(blocks), is_alone=world == 1)
+        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules)
 
 
 def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus]:
@@ -219,6 +229,13 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     settings = plan.settings
     if settings.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {settings.batch_size}")
+    if settings.by_module is not None:
+        if settings.by_module not in KINDS:
+            raise InputError(f"--by-module: expected one of {', '.join(KINDS)}, got {settings.by_module!r}")
+        if settings.one_at_a_time:
+            raise InputError("--by-module: expected two models in memory, got --one-at-a-time; leave one out")
+        if all(candidate.variant != _AS_SET for candidate in plan.models):
+            raise InputError("--by-module: expected a MODEL with weights of its own, got variants of BASE alone")
     if plan.base.dtype not in DTYPES:
         raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, got {plan.base.dtype!r}")
     for candidate in plan.candidates:
@@ -365,8 +382,9 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
             stack.enter_context(run_lock(plan.output))
             directory.check_can_start(config, resume=plan.resume, overwrite=plan.overwrite)
             if not plan.resume:
-                for path in plan.output.glob("blocks-*.jsonl"):
-                    path.unlink()
+                for stem in ("blocks", "modules"):
+                    for path in plan.output.glob(f"{stem}-*.jsonl"):
+                        path.unlink()
                 shutil.rmtree(plan.output / "tokens", ignore_errors=True)
                 (plan.output / "result.json").unlink(missing_ok=True)
                 directory.create(config)
@@ -492,6 +510,19 @@ class _Work:
                 if not any(cache.iterdir()):
                     shutil.rmtree(cache, ignore_errors=True)
 
+    def swaps(self, records: BlockRecords, blocks: list[_Block]) -> "_ModuleWork":
+        """The work on modules. Models whose modules cannot be swapped are refused before any forward pass."""
+        kind = self.plan.settings.by_module
+        plain = [m for m, candidate in enumerate(self.plan.models) if candidate.variant == _AS_SET]
+        models = plain if kind is not None else []
+        todo = {m: [block for block in blocks if (block.number, m) not in records.done] for m in models}
+        swapped = {
+            m: SwappedModules(self._load(self.plan.base), self._load(self.plan.models[m].source), kind)
+            for m in models
+            if todo[m] and kind is not None
+        }
+        return _ModuleWork(self, records, models, todo, swapped)
+
     def _load(self, source: ModelSource) -> LoadedModel:
         """The model in memory; variants of a model share its weights."""
         weights = replace(source, name="")
@@ -513,6 +544,11 @@ class _Work:
             if self.progress is not None:
                 self.progress(done, sum(sizes), what)
 
+    def targets(self, rows: list[tuple[int, Window]]) -> Tensor:
+        """The counted tokens of the windows, shape (n,)."""
+        ids = [self.corpus.documents[document].ids[w.first : w.end] for document, w in rows]
+        return torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(self.device)
+
     def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]], variant: Variant = _AS_SET) -> Tensor:
         """The last hidden states that predict the counted tokens of the windows, shape (n, d)."""
         prefix, tokens = np.array(self.corpus.prefix, np.int64), []
@@ -520,6 +556,44 @@ class _Work:
             ids = self.corpus.documents[document].ids[window.start : window.end].astype(np.int64)
             tokens.append((np.concatenate([prefix, ids]), window.end - window.first))
         return token_hidden(model, variant, tokens, self.device)
+
+
+@dataclass
+class _ModuleWork:
+    """The KL of the base from itself with one module of a model, over the blocks of this process."""
+
+    work: _Work
+    records: BlockRecords
+    models: list[int]
+    todo: dict[int, list[_Block]]
+    swapped: dict[int, SwappedModules]
+
+    def compute(self) -> None:
+        """Compute the blocks that are not in the records."""
+        for m, swap in self.swapped.items():
+            units = dict.fromkeys([*swap.names, SUM], PER_TOKEN)
+            for block in self.work._shown(self.todo[m], f"{self.work.plan.models[m].name} (modules)"):
+                sums = DocumentSums(units)
+                for rows in block.batches:
+                    columns = swap.kl(partial(self.work._hidden, swap.base, rows), self.work.targets(rows))
+                    start = 0
+                    for document, window in rows:
+                        part = slice(start, start + window.end - window.first)
+                        start = part.stop
+                        sums.add(document, {name: values[part] for name, values in columns.items()})
+                self.records.add(block.number, m, {"sums": sums.state()})
+
+    def merged(self, blocks: int, *, is_alone: bool) -> dict[str, DocumentSums]:
+        """The sums of each model by its name."""
+        self.records.wait(blocks * len(self.models), is_alone=is_alone)
+        found: dict[int, DocumentSums] = {}
+        for record in self.records.read():
+            sums = DocumentSums.from_state(record["sums"])
+            if record["model"] in found:
+                found[record["model"]].merge(sums)
+            else:
+                found[record["model"]] = sums
+        return {self.work.plan.models[m].name: found[m] for m in self.models}
 
 
 class _BlockResult:
@@ -545,8 +619,8 @@ class _BlockResult:
         """Add the counted tokens of the windows of a forward pass."""
         documents = self.work.corpus.documents
         ends = np.cumsum([window.end - window.first for _, window in rows])
-        targets = np.concatenate([documents[document].ids[w.first : w.end] for document, w in rows])
-        chosen = torch.from_numpy(targets.astype(np.int64)).to(self.work.device)
+        chosen = self.work.targets(rows)
+        targets = chosen.cpu().numpy()
         stats = head_stats(hidden_p, self.base.head, hidden_q, self.model.head, chosen)
         columns = {name: _numbers(getattr(stats, name)) for name in ("kl", "reverse_kl", "js", "expected_acceptance")}
         log_p, log_q = _numbers(stats.log_prob_p), _numbers(stats.log_prob_q)
