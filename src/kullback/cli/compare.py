@@ -29,6 +29,8 @@ examples:
 _NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
 _NEED_A_MODEL += ("attention", "kv_cache_dtype", "by_module")
 _NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
+_OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
+_NEED_A_MODEL += ("generate", *_OF_GENERATE)
 _LINES = 10  # lines of progress for each pass over the corpus
 
 
@@ -121,6 +123,23 @@ def add_parser(commands: Any) -> None:
         "to them; part: attention, MLP and norms of each layer",
     )
     add(
+        "--generate",
+        type=int,
+        metavar="N",
+        help="also sample continuations of at most N tokens from BASE and from each MODEL, and measure the KL along "
+        "them",
+    )
+    add("--prompts", type=int, metavar="N", help="documents that are continued, at most (default: 256)")
+    add(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="first tokens of a text that are its prompt, at most, and at most half of it (default: 32); the prompt of "
+        "a chat is what precedes its last answer",
+    )
+    add("--samples", type=int, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--seed", type=int, metavar="N", help="the seed of the continuations (default: 0)")
+    add(
         "--write-llama-cpp",
         type=Path,
         metavar="FILE",
@@ -203,6 +222,8 @@ def _write(options: argparse.Namespace) -> int:
         "attention",
         "kv_cache_dtype",
         "by_module",
+        "generate",
+        *_OF_GENERATE,
         "one_at_a_time",
         "output",
         "resume",
@@ -243,6 +264,9 @@ def _compare(options: argparse.Namespace) -> Any:
         if value is not None and value < 1:
             raise InputError(f"{option}: expected at least 1, got {value}")
     _check_limit(options)
+    given = next((name for name in _OF_GENERATE if getattr(options, name) is not None), None)
+    if given is not None and options.generate is None:
+        raise InputError(f"--{given.replace('_', '-')}: expected --generate N too, got none")
     if options.output is None and (options.resume or options.overwrite):
         raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
 
@@ -269,6 +293,8 @@ def _compare(options: argparse.Namespace) -> Any:
             "device": options.device,
             "one_at_a_time": options.one_at_a_time,
             "by_module": options.by_module,
+            "generate": options.generate,
+            **{name: getattr(options, name) for name in _OF_GENERATE if getattr(options, name) is not None},
         },
         output=options.output,
         resume=options.resume,

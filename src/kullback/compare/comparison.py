@@ -35,6 +35,11 @@ def compare(
     device: str = "auto",
     one_at_a_time: bool = False,
     by_module: str | None = None,
+    generate: int | None = None,
+    prompts: int = 256,
+    prompt_tokens: int = 32,
+    samples: int = 1,
+    seed: int = 0,
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -71,6 +76,13 @@ def compare(
         one_at_a_time: Whether only one model is in memory at a time.
         by_module: Whether the KL is attributed to modules, by putting each module of a model into the base: "layer",
             "part" for attention, MLP and norms of each layer, or None.
+        generate: The largest number of tokens of continuations that the base and each model sample at temperature 1,
+            along which the KL is measured; None: no free running.
+        prompts: The largest number of documents that are continued; if there are more, they are drawn at random.
+        prompt_tokens: The largest number of tokens of a text that are its prompt, and at most half of the text. The
+            prompt of a chat is what precedes its last answer.
+        samples: The number of continuations of each prompt.
+        seed: The seed of the continuations.
         output: The run directory for `resume`, result.json and the page compare.html; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
         overwrite: Whether a comparison in `output` may be replaced.
@@ -106,6 +118,11 @@ def compare(
             "device": device,
             "one_at_a_time": one_at_a_time,
             "by_module": by_module,
+            "generate": generate,
+            "prompts": prompts,
+            "prompt_tokens": prompt_tokens,
+            "samples": samples,
+            "seed": seed,
         },
         output=None if output is None else Path(output),
         resume=resume,
@@ -220,7 +237,7 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
         for name, sums in outcome.modules.items()
     }
     results = [
-        ModelResult(name, statistics, tuple(worst), modules.get(name))
+        ModelResult(name, statistics, tuple(worst), modules.get(name), outcome.free_running.get(name))
         for name, statistics, worst in zip(outcome.names, outcome.statistics, outcome.worst, strict=True)
     ]
     count = len(plan.models)

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "Comparison",
+    "FreeRunning",
     "ModelResult",
     "ModuleShares",
+    "Trajectories",
     "card_text",
     "format_estimate",
+    "free_running_caption",
+    "free_running_table",
     "group_table",
     "module_table",
     "report_text",
@@ -95,6 +99,69 @@ class ModuleShares:
 
 
 @dataclass(frozen=True)
+class Trajectories:
+    """The exact KL of the next token along sampled continuations; intervals are clustered by document.
+
+    Args:
+        per_token: The mean over the tokens of the continuations, in nats per token.
+        per_continuation: The mean of the sum over a continuation, in nats per continuation: an unbiased estimate of the
+            KL of whole continuations.
+        tokens: The mean number of tokens of a continuation.
+        ended: The share of continuations that end with an end token, before the largest number of tokens.
+        positions: For each range of positions such as "5-16", the number of tokens and the mean KL.
+        examples: The continuations of the largest KL with their prompts.
+    """
+
+    per_token: Estimate
+    per_continuation: Estimate
+    tokens: Estimate
+    ended: Estimate
+    positions: Mapping[str, tuple[int, Estimate]]
+    examples: tuple[Mapping[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as a dictionary that JSON can store.
+
+        Returns:
+            The values by name.
+        """
+        return {
+            **{name: getattr(self, name).to_dict() for name in ("per_token", "per_continuation", "tokens", "ended")},
+            "positions": {
+                label: {"tokens": count, "mean": mean.to_dict()} for label, (count, mean) in self.positions.items()
+            },
+            "examples": [dict(example) for example in self.examples],
+        }
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """The KL along continuations that the base and a model sample.
+
+    Args:
+        base_samples: KL(base || model) along continuations of the base.
+        model_samples: KL(model || base) along continuations of the model.
+
+    Example:
+        >>> import kullback
+        >>> comparison = kullback.compare("base", "int8", text="corpus", generate=64)  # doctest: +SKIP
+        >>> comparison["int8"].free_running.base_samples.per_continuation  # doctest: +SKIP
+        Estimate(value=0.21, std_error=0.03, count=256, unit='nats per continuation', ..., status='estimated')
+    """
+
+    base_samples: Trajectories
+    model_samples: Trajectories
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as a dictionary that JSON can store.
+
+        Returns:
+            The values of both kinds of continuations.
+        """
+        return {"base_samples": self.base_samples.to_dict(), "model_samples": self.model_samples.to_dict()}
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """The results of one model.
 
@@ -103,12 +170,14 @@ class ModelResult:
         statistics: The statistics of its tokens.
         worst: The tokens with the largest KL(base || model), with their context and the most probable tokens.
         modules: The KL of each module in the base; None: it was not measured.
+        free_running: The KL along sampled continuations; None: it was not measured.
     """
 
     name: str
     statistics: ModelStatistics
     worst: tuple[dict[str, Any], ...]
     modules: ModuleShares | None = None
+    free_running: FreeRunning | None = None
 
     @cached_property
     def summary(self) -> ModelSummary:
@@ -290,6 +359,7 @@ def _model_to_dict(model: ModelResult) -> dict[str, Any]:
         "worst": [{**token, "kl": _finite(token["kl"])} for token in model.worst],
         "kl_by_document": model.statistics.sums.select("kl").state(),
         "modules": None if model.modules is None else model.modules.to_dict(),
+        "free_running": None if model.free_running is None else model.free_running.to_dict(),
     }
 
 
@@ -356,6 +426,13 @@ def report_text(comparison: Comparison) -> str:
         if model.modules is not None:
             lines += ["", f"{one_line(model.name)}: modules in the base", _table(*module_table(model.modules))]
         lines += ["", *_worst(model)]
+    for model in (*comparison.models, *comparison.floors):
+        if model.free_running is not None:
+            lines += [
+                "",
+                f"{one_line(model.name)}: {free_running_caption(comparison)}",
+                _table(*free_running_table(model)),
+            ]
     return "\n".join(lines)
 
 
@@ -437,6 +514,46 @@ def module_table(modules: ModuleShares) -> tuple[list[str], list[list[str]]]:
         )
     ]
     return ["module", "KL(base || base with it)", "% of KL"], rows
+
+
+def free_running_caption(comparison: Comparison) -> str:
+    """What was sampled, for the caption of `free_running_table`.
+
+    Args:
+        comparison: A comparison with free running.
+
+    Returns:
+        The text.
+    """
+    settings, prompts = comparison.config["settings"], comparison.config["prompts"]
+    samples = f"{settings['samples']} continuations" if settings["samples"] > 1 else "a continuation"
+    return f"free running, {samples} of at most {settings['generate']} tokens for each of {prompts} prompts"
+
+
+def free_running_table(model: ModelResult) -> tuple[list[str], list[list[str]]]:
+    """The KL along sampled continuations, and on the text for comparison.
+
+    Args:
+        model: A model with free running.
+
+    Returns:
+        The header and the rows: a name and the values for continuations of the base and of the model.
+    """
+    assert model.free_running is not None
+    both = (model.free_running.base_samples, model.free_running.model_samples)
+    labels = sorted({label for one in both for label in one.positions}, key=_first_number)
+    rows = [
+        ["nats per token", *(format_estimate(one.per_token) for one in both)],
+        ["  on the text", *(format_estimate(model.metrics[name]) for name in ("kl", "reverse_kl"))],
+        ["nats per continuation", *(format_estimate(one.per_continuation) for one in both)],
+        ["  standard error", *(f"{one.per_continuation.std_error:.2g}" for one in both)],
+        ["tokens of a continuation", *(format_estimate(one.tokens) for one in both)],
+        ["ended, %", *(format_estimate(one.ended, 100) for one in both)],
+    ]
+    for label in labels:
+        found = [one.positions.get(label) for one in both]
+        rows.append([f"token {label}", *("-" if one is None else format_estimate(one[1]) for one in found)])
+    return ["", "base samples: KL(base || model)", "model samples: KL(model || base)"], rows
 
 
 def _percent(part: float, total: float) -> str:

@@ -9,6 +9,7 @@ A run directory has these files:
 config.json        what determines the numbers: hashes of text, tokens and weights, and settings
 blocks-RANK.jsonl  a line for each block and model that the process RANK has finished
 modules-RANK.jsonl the same for the KL of the base from itself with one module of a model
+generation-RANK.jsonl the same for the KL along sampled continuations
 tokens/            the values of single tokens in a compact form, for the page
 hidden/            with `one_at_a_time`, the last hidden states of the base, while the run lasts
 result.json        the result
@@ -36,6 +37,13 @@ from transformers import AutoConfig
 
 from kullback.compare.block_records import BlockRecords
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
+from kullback.compare.generation import (
+    FreeRunningWork,
+    GenerationSettings,
+    Prompt,
+    choose_prompts,
+    generation_blocks,
+)
 from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
 from kullback.compare.modules import KINDS, SUM, SwappedModules
 from kullback.compare.preflight import (
@@ -46,6 +54,7 @@ from kullback.compare.preflight import (
     tokenizer_hash,
     vocabulary_size,
 )
+from kullback.compare.results import FreeRunning
 from kullback.compare.sources import DTYPES, ModelSource, weights_hash
 from kullback.compare.statistics import DocumentSums, ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
@@ -99,6 +108,12 @@ class Settings:
         device: The device; "auto": a GPU if there is one.
         one_at_a_time: Whether one model is in memory at a time; the last hidden states of the base are on disk.
         by_module: Whether the modules of each model are put into the base one at a time: a name of `KINDS`, or None.
+        generate: The largest number of tokens of the continuations that are sampled, or None; for it and the following
+            see `GenerationSettings`.
+        prompts: The largest number of documents that are continued.
+        prompt_tokens: The largest number of tokens of a text that are its prompt.
+        samples: The number of continuations of each prompt.
+        seed: The seed of the continuations.
     """
 
     context: int | None = None
@@ -109,6 +124,18 @@ class Settings:
     device: str = "auto"
     one_at_a_time: bool = False
     by_module: str | None = None
+    generate: int | None = None
+    prompts: int = 256
+    prompt_tokens: int = 32
+    samples: int = 1
+    seed: int = 0
+
+    @property
+    def generation(self) -> GenerationSettings | None:
+        """The settings of free running; None: nothing is sampled."""
+        if self.generate is None:
+            return None
+        return GenerationSettings(self.generate, self.prompts, self.prompt_tokens, self.samples, self.seed)
 
 
 @dataclass(frozen=True)
@@ -155,6 +182,7 @@ class Outcome:
         warnings: Sentences about differences between the models that do not prevent the comparison.
         documents: The documents of the largest KL with the values of their tokens, for a page.
         modules: For models whose modules were swapped, by name, the sums of the KL of each module.
+        free_running: The results of free running by the name of the candidate.
     """
 
     config: dict[str, Any]
@@ -164,6 +192,7 @@ class Outcome:
     warnings: tuple[str, ...]
     documents: tuple[DocumentTokens, ...]
     modules: dict[str, DocumentSums]
+    free_running: dict[str, FreeRunning]
 
 
 @dataclass(frozen=True)
@@ -201,7 +230,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
         RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
-    tokenizer, warnings, config, corpus = _preflight(plan)
+    tokenizer, warnings, config, corpus, prompts = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = choose_device(plan.settings.device)
     with _directory(plan, config, rank) as directory:
@@ -214,6 +243,11 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         else:
             work.together(todo)
         swaps.compute()
+        generation = plan.settings.generation
+        sampled = [] if generation is None else generation_blocks(prompts, generation, plan.settings.batch_size)
+        running = work.free_running(BlockRecords(directory, "generation", rank, ("samples",)), sampled, rank, world)
+        if running is not None:
+            running.compute(one_at_a_time=plan.settings.one_at_a_time)
         if rank != 0:
             return None
         records.wait(len(blocks) * len(plan.candidates), is_alone=world == 1)
@@ -221,11 +255,13 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         tokens = records.tokens.documents(records.done)
         documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
         modules = swaps.merged(len(blocks), is_alone=world == 1)
-        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules)
+        found = [] if running is None else running.merged(len(sampled), is_alone=world == 1)
+        free_running = dict(zip(names[1:], found, strict=False))
+        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules, free_running)
 
 
-def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus]:
-    """The tokenizer, warnings, the configuration and the corpus; raises where the models cannot be compared."""
+def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus, list[Prompt]]:
+    """The tokenizer, warnings, the configuration, the corpus and the prompts; raises for models of two vocabularies."""
     settings = plan.settings
     if settings.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {settings.batch_size}")
@@ -265,8 +301,18 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     for name, limit in positions.items():
         require_positions(limit, context, name)
     documents = _documents(plan)
-    corpus = encode(documents, tokenizer, bos=settings.bos)
+    generation = settings.generation
+    corpus = encode(documents, tokenizer, bos=settings.bos, prompts=generation is not None)
     windows(1, context, settings.stride, prefix=len(corpus.prefix))  # refuses settings that are not valid
+    prompts: list[Prompt] = []
+    if generation is not None:
+        limits = [limit for limit in positions.values() if limit]
+        prompts, left_out = choose_prompts(corpus, generation, min(limits) - generation.tokens if limits else None)
+        if left_out:
+            warnings.append(
+                f"{left_out} prompts are left out, because with {generation.tokens} tokens they exceed the positions "
+                "of a model."
+            )
     sample = tokenizer.decode(corpus.documents[0].ids[:2000])
     for name, other in tokenizers.items():
         if other is not tokenizer and _ids(other, sample) != _ids(tokenizer, sample):
@@ -302,6 +348,7 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
             "template_sha256": template_hash(tokenizer),
             "bos": list(corpus.prefix),
         },
+        "prompts": len(prompts),
         "settings": {
             **{key: value for key, value in asdict(settings).items() if key not in ("device", "one_at_a_time")},
             "context": context,
@@ -310,7 +357,7 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     }
     if plan.against is not None:
         require_comparable(config, plan.against)
-    return tokenizer, tuple(warnings), config, corpus
+    return tokenizer, tuple(warnings), config, corpus, prompts
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -382,7 +429,7 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
             stack.enter_context(run_lock(plan.output))
             directory.check_can_start(config, resume=plan.resume, overwrite=plan.overwrite)
             if not plan.resume:
-                for stem in ("blocks", "modules"):
+                for stem in ("blocks", "modules", "generation"):
                     for path in plan.output.glob(f"{stem}-*.jsonl"):
                         path.unlink()
                 shutil.rmtree(plan.output / "tokens", ignore_errors=True)
@@ -522,6 +569,27 @@ class _Work:
             if todo[m] and kind is not None
         }
         return _ModuleWork(self, records, models, todo, swapped)
+
+    def free_running(
+        self, records: BlockRecords, blocks: Sequence[list[Any]], rank: int, world: int
+    ) -> FreeRunningWork | None:
+        """The work on continuations; None: nothing is sampled."""
+        settings = self.plan.settings.generation
+        if settings is None:
+            return None
+        return FreeRunningWork(
+            self.corpus,
+            self.tokenizer,
+            self.vocabulary,
+            settings,
+            self.plan.base,
+            self.plan.candidates,
+            records,
+            {number: block for number, block in enumerate(blocks) if number % world == rank},
+            self._load,
+            self.device,
+            self.progress,
+        )
 
     def _load(self, source: ModelSource) -> LoadedModel:
         """The model in memory; variants of a model share its weights."""
