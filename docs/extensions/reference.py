@@ -116,7 +116,7 @@ PAGES: dict[str, Page] = {
         "Comparison of language models: kullback.compare",
         {
             "kullback.compare.comparison": ("compare",),
-            "kullback.compare.results": ("Comparison", "ModelResult"),
+            "kullback.compare.results": ("Comparison", "ModelResult", "FreeRunning", "Trajectories", "ModuleShares"),
             "kullback.compare.page": ("write_comparison_page",),
             "kullback.compare.statistics": None,
             "kullback.compare.quantile_sketch": None,
