@@ -115,7 +115,9 @@ PAGES: dict[str, Page] = {
     "compare": Page(
         "Comparison of language models: kullback.compare",
         {
-            "kullback.compare.comparison": ("compare", "Comparison", "ModelResult"),
+            "kullback.compare.comparison": ("compare",),
+            "kullback.compare.results": ("Comparison", "ModelResult", "FreeRunning", "Trajectories", "ModuleShares"),
+            "kullback.compare.page": ("write_comparison_page",),
             "kullback.compare.statistics": None,
             "kullback.compare.quantile_sketch": None,
             "kullback.compare.llama_cpp": None,
