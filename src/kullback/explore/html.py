@@ -10,7 +10,10 @@ from importlib.resources import files
 
 __all__ = ["self_contained_page"]
 
-MODULES = ("axes.js", "chart.js", "report.js")  # in import order
+MODULES = (  # in import order
+    *("elements.js", "address.js", "axes.js", "export_figure.js", "chart.js", "run_series.js", "run_charts.js"),
+    *("outcome_table.js", "run_status.js", "completions.js", "report.js"),
+)
 
 
 def self_contained_page(
@@ -49,7 +52,7 @@ def self_contained_page(
     """
     text = _read_asset(template)
     style = _read_asset("style.css")
-    modules = "\n".join(_remove_imports(_read_asset(name)) for name in (*MODULES, *more))
+    modules = "\n".join(_remove_imports(_read_asset(name)) for name in dict.fromkeys((*MODULES, *more)))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     image_source, connect_source = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {

@@ -13,6 +13,7 @@ __all__ = [
     "Trainer",
     "constrained_kl",
     "kl_key",
+    "may_be_missing",
     "metrics_of",
     "metrics_tables",
     "with_present_keys",
@@ -430,6 +431,12 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
+# Keys under which null is a value that does not exist; under every other key it is nan or infinity, which JSON lacks.
+_MAY_BE_MISSING = {
+    *("reward", "reward_std", "episode_length", "completion_length", "truncated", "repetition"),
+    *("kl_filtered", "explained_variance", "action_std", "log_likelihood", "alarm", "kl_latents"),
+}
+
 # Keys in run directories that were written before a metric was renamed.
 _FORMER_KEYS = {
     "kl_level": "kl_filtered",
@@ -550,6 +557,23 @@ def constrained_kl(config: Mapping[str, Any]) -> str | None:
     return kl_key(budget.get("unit", "token"), **settings)
 
 
+def may_be_missing(key: str) -> bool:
+    """Return whether null under a key of a run directory stands for a value that does not exist.
+
+    Args:
+        key: A key of a row.
+
+    Returns:
+        True for values that some steps do not have, such as the return of a rollout in which no episode ended. Under
+        other keys, null was written for nan or infinity.
+
+    Example:
+        >>> may_be_missing("rewards/return"), may_be_missing("kl_policy_ref_per_token")
+        (True, False)
+    """
+    return key in _MAY_BE_MISSING or key.startswith("rewards/") or key.endswith("_std_error")
+
+
 def with_present_keys(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of metrics with former keys replaced by present ones.
 
@@ -599,7 +623,8 @@ def metrics_tables() -> str:
         "<!-- Generated from src/kullback/runs/metrics.py by docs/generate_metrics.py; do not edit. -->",
         "",
         "These are the keys that the trainers write to the files of a run directory. All KL divergences and entropies "
-        "are in nats. `null` stands for a number that does not exist, such as the standard error over a single prompt. "
+        "are in nats. `null` stands for a number that does not exist, such as the standard error over a single prompt, "
+        "the rewards of a step without new completions, or a KL that is nan or infinite, which JSON does not have. "
         "Where a standard error is given, it is logged under the same key with `_std_error` appended.",
     ]
     for trainer, (title, introduction) in _SECTIONS.items():
