@@ -1,7 +1,7 @@
 """Reports and tables that are made from run directories."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,18 @@ def load_report_runs(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
 def _load(name: str, run: RunDirectory) -> ReportRun:
     config, problems = run.config(), []
     contents: dict[str, Any] = {}
-    for key, read, damaged in (
-        ("metrics", run.metrics, run.readable_rows),
-        ("evaluations", run.evaluations, run.readable_rows),
-        ("samples", run.samples, lambda _key: {}),
-        ("pictures", run.pictures, lambda _key: {}),
-    ):
+    readers: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "metrics": (run.metrics, lambda: run.readable_rows("metrics")),
+        "evaluations": (run.evaluations, lambda: run.readable_rows("evaluations")),
+        "samples": (run.samples, dict),
+        "pictures": (run.pictures, dict),
+    }
+    for key, (read, read_rest) in readers.items():
         try:
             contents[key] = read()
         except InputError as error:
             problems.append(str(error))
-            contents[key] = damaged(key)
+            contents[key] = read_rest()
     return ReportRun(name, config, **contents, findings=check_run(run.path), problems=problems)
 
 

@@ -71,7 +71,7 @@ export function showInTab(statuses, names, isAnswered = true) {
   const ratio = target ? ` ${format(kl, 3)}/${format(target, 3)}` : "";
   document.title = `${what}${ratio} · step ${format(step, 12)} · ${name}`;
   const colour = isAnswered ? ICONS[worst[0].tone] : ICONS.bad;
-  const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="${colour}"/></svg>`;
+  const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="${colour}"/><\/svg>`;
   const icon = document.querySelector("link[rel=icon]") ?? document.head.appendChild(element("link", { rel: "icon" }));
   const address = `data:image/svg+xml,${encodeURIComponent(picture)}`;
   if (icon.getAttribute("href") !== address) icon.setAttribute("href", address);
