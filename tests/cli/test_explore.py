@@ -57,7 +57,7 @@ def test_a_directory_of_runs_shows_every_run(tmp_path, capsys):
         ("evaluations.jsonl", "[" * 20_000 + "\n", "evaluations.jsonl: line 1"),
         ("config.json", "{", "config.json"),
         ("config.json", "[]", "config.json: expected a JSON object, got []"),
-        ("config.json", '{"rewards": 7}', 'expected a list under "rewards"'),
+        ("config.json", '{"rewards": 7}', "expected a list under 'rewards'"),
         ("config.json", "\x00\x01", "config.json"),
         ("samples.json", "{", "samples.json: not JSON"),
         ("samples.json", "[7]", "samples.json: expected a JSON object, got list"),

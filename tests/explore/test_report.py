@@ -483,6 +483,38 @@ def test_samples_are_side_by_side(show, two_runs):
         assert float(cell.locator("dd").first.get_attribute("data-value") or 0) == expected
 
 
+def completion(prompt: str, text: str, true: float, *kls: float) -> dict:
+    tokens = [[word, kl] for word, kl in zip(re.findall(r"\S+\s*", text), kls, strict=False)]
+    return {"prompt": prompt, "completion": text, "rewards": {"proxy": 1.0, "true": true}, "tokens": tokens}
+
+
+@needs_chromium
+def test_completions_are_compared_sorted_and_tinted(show):
+    before = [completion("a", "one two three", 0.5), completion("b", "four five", 0.5), completion("c", "six", 0.5)]
+    after = [
+        completion("a", "one new three", 0.9, 0.0, 5.0, 0.02),
+        completion("b", "four five", 0.1, 0.1, 0.2),
+        completion("c", "seven", 0.4, 0.5),
+    ]
+    run = ReportRun("a", {"rewards": ["proxy"], "watched": ["true"]}, samples={"before": before, "after": after})
+    page = show([run]).page
+    prompts = page.locator(".samples .prompt")
+    assert prompts.all_inner_texts() == ["a", "b", "c"]
+    assert page.locator(".samples mark").all_inner_texts() == ["new", "seven"]
+    page.get_by_label("Sort by").select_option("lowest true (true reward) after training")
+    assert prompts.all_inner_texts() == ["b", "c", "a"]
+    page.get_by_label("Sort by").select_option("largest KL of a token")
+    assert prompts.all_inner_texts() == ["a", "c", "b"]
+    page.get_by_label("Mark").select_option("KL of each token")
+    tokens = page.locator(".samples li").first.locator(".cells section").last.locator(".token")
+    assert tokens.all_text_contents() == ["one ", "new ", "three"]
+    # The tint is the number of the levels 0.01, 0.03, 0.1, 0.3, 1 and 3 that the KL reaches.
+    assert tokens.evaluate_all("all => all.map((one) => one.className)") == ["token k0", "token k6", "token k1"]
+    assert tokens.nth(1).get_attribute("title") == "5 nats"
+    values = page.locator(".samples li").first.locator(".cells section").last.locator("dd")
+    assert float(values.last.get_attribute("data-value") or "nan") == pytest.approx(5.02)  # the KL of the completion
+
+
 @needs_chromium
 def test_the_further_columns_of_a_prompt_are_shown_as_text(show):
     sample = {"prompt": "12+34=", "columns": {"answer": "46", "<b>": "<i>"}, "completion": "46", "rewards": {}}

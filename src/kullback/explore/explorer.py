@@ -95,8 +95,6 @@ def readable_runs(runs: Mapping[str, Path]) -> tuple[dict[str, RunLog], list[str
             log.refresh()
             if log.problems:
                 raise InputError(log.problems[0])
-            if not isinstance(log.config.get("rewards") or [], list):
-                raise InputError(f'{path / "config.json"}: expected a list under "rewards"')
             readable[name] = log
         except KullbackError as error:
             problems.append(str(error))

@@ -46,6 +46,9 @@ def run_data(
         JSON types.
     """
     budget = budget_of(config)
+    for key in ("rewards", "watched"):
+        if not isinstance(config.get(key) or [], list | tuple):
+            raise TypeError(f"expected a list under {key!r}, got {config[key]!r}")
     return {
         "name": name,
         "config": RunDirectory.as_stored(config),

@@ -22,6 +22,7 @@ from typing import Any
 
 from kullback.errors import InputError, MissingDependencyError
 from kullback.explore.downsample import MetricColumns, finite
+from kullback.explore.run_data import run_data
 from kullback.runs.growing_file import GrowingFile
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import may_be_missing, with_present_keys
@@ -138,9 +139,14 @@ class RunLog:
         problem = None
         try:
             content = read() if stamp is not None or name == "config.json" else {}
-            setattr(self, name.removesuffix(".json"), content)
+            kind = name.removesuffix(".json")
+            run_data("", **{"config": {}, "samples": {}, "pictures": {}, kind: content})  # raises if it cannot be shown
+            setattr(self, kind, content)
         except InputError as error:
             problem = str(error)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            problem = f"{self.path / name}: expected a file of kullback train, got values that cannot be shown ({reason})"
         self._stamps[name] = (stamp, problem)
         self.version += 1
         return problem
