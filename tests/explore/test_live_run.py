@@ -1,4 +1,4 @@
-"""Browser tests of a live run: updates in place, the strip of its state, zoom into long runs, exports, and a cut network."""
+"""Browser tests of a live run: updates in place, the strip of its state, zoom, exports, and a cut network."""
 
 import json
 import math
@@ -125,9 +125,11 @@ def test_an_update_keeps_zoom_scale_cursor_focus_scroll_and_what_was_opened(live
 
     def state() -> list:
         return page.evaluate(
-            "(() => { const svg = document.querySelector('#chart-kl-token > svg'); return [svg.marked, svg.ariaValueNow,"
+            "(() => { const svg = document.querySelector('#chart-kl-token > svg');"
+            "return [svg.marked, svg.ariaValueNow,"
             "document.activeElement === svg, window.scrollY, svg.parentNode.querySelector('button').ariaPressed,"
-            "document.querySelector('#chart-entropy .data').open, document.querySelector('.toolbar [role=status]').textContent]; })()"
+            "document.querySelector('#chart-entropy .data').open,"
+            "document.querySelector('.toolbar [role=status]').textContent]; })()"
         )
 
     before = state()
@@ -160,7 +162,7 @@ def test_one_row_of_a_long_run_is_found_by_zooming(live, tmp_path):
         low, high = (float(axis.get_attribute(f"aria-value{end}") or "nan") for end in ("min", "max"))
         width = axis.evaluate("svg => svg.viewBox.baseVal.width")
         left, right = axis.evaluate(
-            "svg => { const line = svg.querySelector('.axes line'); return [line.x1.baseVal.value, line.x2.baseVal.value]; }"
+            "svg => ['x1', 'x2'].map((end) => svg.querySelector('.axes line')[end].baseVal.value)"
         )
         spike = (left + (123_457 - low) / (high - low) * (right - left)) / width
         with page.expect_response(re.compile(r"run=long")):
@@ -301,7 +303,8 @@ def test_axis_smoothing_hidden_runs_and_zoom_are_restored_from_the_address(live,
     page.keyboard.press("+")
     assert page.locator(f"{KL} .series[data-name='training batch']").count() == 1
     zoom = page.locator(".toolbar [role=status]").text_content()
-    assert zoom and zoom.startswith("time, s")
+    assert zoom
+    assert zoom.startswith("time, s")
     page.wait_for_timeout(500)
     address = page.url
     assert "axis=seconds" in address

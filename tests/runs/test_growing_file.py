@@ -45,8 +45,7 @@ def test_only_new_bytes_are_read(path, monkeypatch):
     def counting(self, mode="r", *rest, **options):
         opened = real_open(self, mode, 0, *rest, **options)
         real_read, real_line = opened.read, opened.readline
-        wrapper = _Counting(opened, taken, real_read, real_line)
-        return wrapper
+        return _Counting(opened, taken, real_read, real_line)
 
     monkeypatch.setattr(Path, "open", counting)
     assert lines(file) == [b"new\n"]

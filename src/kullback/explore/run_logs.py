@@ -15,6 +15,7 @@ the browser.
 import csv
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ _CHUNK = 5000  # lines that are parsed at once
 _STEP_KEYS = ("step", "_step", "time/total_timesteps", "train/global_step", "global_step", "total_timesteps")
 _SECONDS_KEYS = ("seconds", "_runtime", "time/time_elapsed")
 _TOKENS_KEYS = ("tokens", "num_tokens", "train/num_tokens", "num_input_tokens_seen")
+# The metrics of a budget, to whose names the integrations of transformers and stable-baselines3 add "train/".
+_BUDGET_KEY = re.compile(r"^train/(kl_(?:policy|old_policy|filtered)\w*|beta|learning_rate_scale|displacement_scale)$")
 _MONITOR_KEYS = {"r": "rewards/return", "l": "episode_length", "t": "seconds"}
 
 
@@ -145,8 +148,10 @@ class RunLog:
         except InputError as error:
             problem = str(error)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            problem = f"{self.path / name}: expected a file of kullback train, got values that cannot be shown ({reason})"
+            problem = (
+                f"{self.path / name}: expected a file of kullback train, got values that cannot be shown "
+                f"({type(error).__name__}: {error})"
+            )
         self._stamps[name] = (stamp, problem)
         self.version += 1
         return problem
@@ -238,7 +243,8 @@ class RunLog:
                 for value in event.summary.value:
                     if value.HasField("tensor") and value.tensor.dtype == 1 and not value.tensor.tensor_shape.dim:
                         number = float(make_ndarray(value.tensor))
-                        rows.append({"step": event.step, "seconds": event.wall_time - start, value.tag: number})
+                        row = {"step": event.step, "seconds": event.wall_time - start, value.tag: number}
+                        rows.append(adapted(row, event.step))
             if path.exists():
                 self.modified = max(path.stat().st_mtime, self.modified or 0.0)
             return _merged(rows), False
@@ -312,7 +318,7 @@ def adapted(row: Mapping[str, Any], number: int) -> Row:
         if (value := next((flat[key] for key in keys if finite(flat.get(key)) is not None), None)) is not None:
             result[name] = value
     used = {*_STEP_KEYS, *_SECONDS_KEYS, *_TOKENS_KEYS, "_timestamp"}
-    return result | {key: value for key, value in flat.items() if key not in used}
+    return result | {_BUDGET_KEY.sub(r"\1", key): value for key, value in flat.items() if key not in used}
 
 
 def _flattened(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,8 @@ const RUN_FILES = { "config.json": "config", "metrics.jsonl": "metrics", "evalua
 const STEP_KEYS = ["step", "_step", "time/total_timesteps", "train/global_step", "global_step", "total_timesteps"];
 const AXIS_SOURCES = { seconds: ["seconds", "_runtime", "time/time_elapsed"], tokens: ["tokens", "num_tokens", "train/num_tokens", "num_input_tokens_seen"] };
 const [MOST_RUNS, MOST_SAMPLES, MOST_CHARACTERS] = [6, 24, 6000];
+// The metrics of a budget, to whose names the integrations of transformers and stable-baselines3 add "train/".
+const BUDGET_KEY = /^train\/(kl_(?:policy|old_policy|filtered)\w*|beta|learning_rate_scale|displacement_scale)$/;
 // The keys of may_be_missing in runs/metrics.py.
 const MISSING = new Set(["reward", "reward_std", "episode_length", "completion_length", "truncated", "repetition", "kl_filtered", "explained_variance", "action_std", "log_likelihood", "alarm", "kl_latents"]);
 const mayBeMissing = (key) => MISSING.has(key) || key.startsWith("rewards/") || key.endsWith("_std_error");
@@ -62,7 +64,7 @@ export function adaptedRow(row, number) {
   const firstOf = (keys) => keys.map((key) => flat.get(key)).find((value) => finiteNumber(value) !== null);
   const axes = Object.entries(AXIS_SOURCES).map(([name, keys]) => [name, firstOf(keys)]).filter(([, value]) => value !== undefined);
   const used = new Set([...STEP_KEYS, ...Object.values(AXIS_SOURCES).flat(), "_timestamp"]);
-  return { ...Object.fromEntries([...flat].filter(([key]) => !used.has(key))), ...Object.fromEntries(axes), step: firstOf(STEP_KEYS) ?? number };
+  return { ...Object.fromEntries([...flat].filter(([key]) => !used.has(key)).map(([key, value]) => [key.replace(BUDGET_KEY, "$1"), value])), ...Object.fromEntries(axes), step: firstOf(STEP_KEYS) ?? number };
 }
 
 function csvCells(line) {
@@ -150,7 +152,7 @@ export function tensorboardRows(buffer, path) {
         if (field !== 1) continue;
         const fields = [...protoFields(value)];
         const scalar = scalarOf(fields);
-        if (scalar !== null) rows.push({ step: event.get(2) ?? 0, seconds: event.get(1) - start, [textOfBytes(new Map(fields).get(1))]: scalar });
+        if (scalar !== null) rows.push(adaptedRow({ step: event.get(2) ?? 0, seconds: event.get(1) - start, [textOfBytes(new Map(fields).get(1))]: scalar }, 0));
       }
     }
   } catch (error) {
