@@ -19,7 +19,7 @@ def assert_blocks_are_right(columns: MetricColumns, values: np.ndarray, view: di
     parts = [values[(first + i) * size : (first + i + 1) * size] for i in range(len(unpacked(view["x"])))]
     column = view["columns"][key]
     for name, reduce in (("mean", np.nanmean), ("low", np.nanmin), ("high", np.nanmax)):
-        expected = [reduce(part) if np.isfinite(part).any() else math.nan for part in parts]
+        expected = [float(reduce(part)) if np.isfinite(part).any() else math.nan for part in parts]
         np.testing.assert_allclose(unpacked(column[name]), expected, rtol=1e-12)
     starts = [columns.steps[(first + i) * size] for i in range(len(parts))]
     np.testing.assert_array_equal(unpacked(view["from"]), starts)

@@ -473,7 +473,7 @@ def test_samples_are_side_by_side(show, two_runs):
     first = page.locator(".samples li").first
     # Both runs have the same completions before training, which are shown once.
     headings = ["Before training", "budget 0.05, after training", "no budget, after training"]
-    assert first.locator("h4").all_text_contents() == headings
+    assert first.locator(".cells h3").all_text_contents() == headings
     cells = first.locator("section").all()
     tops = {(cell.bounding_box() or {})["y"] for cell in cells}
     assert len(tops) == 1
@@ -569,7 +569,7 @@ def test_rewards_are_drawn_against_the_square_root_of_the_kl(show):
     assert last_value(page, "reward-by-kl", "b", "good") == (pytest.approx(0.3), 0.75)
     chart = page.locator("#chart-reward-by-kl")
     assert chart.locator(".limit-label").text_content() == "budget 0.04"
-    chart.locator("summary", has_text="Data table").click()
+    chart.locator("summary", has_text="Data, save, link").click()
     chart.locator(".data td").first.wait_for()
     cells = [row.locator("th, td").all_inner_texts() for row in chart.locator(".data tbody tr").all()]
     assert cells == [["0", "0.5", "0.5"], ["0.2", "0.875", ""], ["0.3", "0.75", "0.75"]]

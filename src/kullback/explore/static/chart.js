@@ -51,9 +51,14 @@ export function sharedView() {
     range: null, at: null, smoothing: 0, hidden: new Set(), charts: new Set(),
     zoomed: () => {}, address: (id) => `${location.href.split("#")[0]}#${id}`,
     redraw: () => view.charts.forEach((one) => one.redraw()),
-    moveTo(at) {
+    /** Moves the cursor: at once in the chart of the pointer, in the next frame in the other charts in view, and then in the rest. */
+    moveTo(at, source) {
       view.at = at;
-      view.charts.forEach((one) => one.placeCursor());
+      source?.placeCursor();
+      cancelAnimationFrame(view.frame);
+      clearTimeout(view.timer);
+      view.frame = requestAnimationFrame(() => view.charts.forEach((one) => one !== source && one.isInView && one.placeCursor()));
+      view.timer = setTimeout(() => view.charts.forEach((one) => one.isInView || one.placeCursor()), 120);
     },
     zoom(range) {
       view.range = range;
@@ -117,7 +122,8 @@ export function chart(first, shared = sharedView()) {
   const cursor = shape("g", { class: "cursor" });
   const toggle = element("button", { type: "button", "aria-pressed": log }, "log scale");
   const note = element("p");
-  const data = element("details", { class: "data" }, element("summary", {}, "Data table"));
+  const data = element("details", { class: "data" }, element("summary", {}, "Data, save, link"));
+  const self = { redraw, placeCursor, isInView: true };
   const inRange = (value) => !own.range || (own.range[0] <= value && value <= own.range[1]);
 
   /** The legend shows the values at the cursor: a column for each group and a row for each name, or the reverse for more than three groups. */
@@ -128,7 +134,7 @@ export function chart(first, shared = sharedView()) {
     const now = JSON.stringify([groups, series.map(({ name, group, dash, mark, faint }) => [name, group, dash, mark, faint])]);
     if (now === structure) return;
     structure = now;
-    cells = series.map(() => element("td"));
+    cells = series.map(() => element("td", {}, "–", element("small", {}, "")));
     const cell = (group, name) => cells[series.findIndex((curve) => curve.group === group && curve.name === name)] ?? element("td");
     const label = ([name, some]) => [key(0, some.find((curve) => curve.faint) ?? some[0]), name];
     const isWide = shown.length > 3;
@@ -156,7 +162,7 @@ export function chart(first, shared = sharedView()) {
 
   function moveTo(index) {
     const value = index === Infinity ? null : xValues[Math.max(0, Math.min(xValues.length - 1, index))] ?? null;
-    own.moveTo(value);
+    own.moveTo(value, self);
   }
 
   /** Shows the values at the shared cursor, which is at the last point if it is null. */
@@ -171,7 +177,10 @@ export function chart(first, shared = sharedView()) {
       const isHere = from <= xValues[at] && xValues[at] <= to;
       if (isHere && from < to) where ||= `${spec.x.label}s ${format(from, 12)}–${format(to, 12)}`;
       const detail = `${uncertainty(curve, i)} ${isHere ? "" : `at ${format(curve.x[i])}`}`.trim();
-      cells[k].replaceChildren(valueText(curve, i), " ", element("small", {}, detail));
+      const [value, small] = cells[k].childNodes;
+      const now = `${valueText(curve, i)} `;
+      if (value.data !== now) value.data = now;
+      if (small.textContent !== detail) small.textContent = detail;
       Object.assign(cells[k].dataset, { x: curve.x[i], value: curve.values[i] ?? "" });
       return `${spec.groups[curve.group]}, ${curve.name} ${valueText(curve, i)} ${detail}`.trim();
     });
@@ -302,7 +311,7 @@ export function chart(first, shared = sharedView()) {
     selection?.node?.remove();
     selection = null;
   });
-  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !selection?.node && own.moveTo(null));
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !selection?.node && own.moveTo(null, self));
   svg.addEventListener("dblclick", () => own.range && own.zoom(null));
   svg.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || xValues.length === 0) return;
@@ -322,18 +331,25 @@ export function chart(first, shared = sharedView()) {
   };
   // The data table of a long run has thousands of cells, so it is created when it is opened.
   data.addEventListener("toggle", () => data.open && showData());
-  const menu = exportMenu(first.id, {
+  data.append(exportMenu(first.id, {
     svg: () => svg, link: () => shared.address(id),
     rows: () => dataRows(spec, series, xValues, (curve, i) => (curve.bad.has(i) && !Number.isFinite(curve.values[i]) ? "not finite" : curve.values[i] ?? "")),
-  });
+  }));
 
   const heading = element("h3", {}, spec.title);
-  const figure = element("figure", { class: "chart", id }, element("figcaption", {}, heading, toggle, note), svg, legend, element("div", { class: "tools" }, data, menu));
-  own.charts.add({ redraw, placeCursor });
+  const figure = element("figure", { class: "chart", id }, element("figcaption", {}, heading, toggle, note), svg, legend, data);
+  own.charts.add(self);
+  new IntersectionObserver(([entry]) => { self.isInView = entry.isIntersecting; }, { rootMargin: "200px" }).observe(figure);
   if (own !== shared) shared.charts.add({ redraw, placeCursor: () => {} });
   onWidth(figure, (now) => {
     width = now;
     redraw();
+    // Only a legend that can be scrolled needs the focus.
+    const attributes = { tabindex: 0, role: "region", "aria-label": `${spec.title}: values` };
+    for (const [name, value] of Object.entries(attributes)) {
+      if (legend.scrollWidth > legend.clientWidth) legend.setAttribute(name, value);
+      else legend.removeAttribute(name);
+    }
   });
   redraw();
   placeCursor();

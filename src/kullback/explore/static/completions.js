@@ -91,7 +91,7 @@ export function completions(runs) {
     // A region that can be scrolled needs the focus; a short text does not scroll.
     const isLong = completion.length > 600;
     const region = isLong ? { tabindex: 0, role: "region", "aria-label": run === null ? label : `${names[run]}, ${label}` } : {};
-    return element("section", {}, element("h4", {}, heading), element("p", { class: "completion", dir: "auto", ...region }, textOf(cell, base)), element("dl", { class: "rewards" }, [...some, ...sum].map(pair)));
+    return element("section", {}, element("h3", {}, heading), element("p", { class: "completion", dir: "auto", ...region }, textOf(cell, base)), element("dl", { class: "rewards" }, [...some, ...sum].map(pair)));
   }
 
   function draw() {

@@ -41,7 +41,7 @@ async function pngOf(svg, scale = 2) {
 /** Text with the cells of rows, separated by commas, as in RFC 4180. */
 export const csvOf = (rows) => rows.map((row) => row.map((cell) => (/[",\n]/.test(String(cell)) ? `"${String(cell).replaceAll('"', '""')}"` : String(cell))).join(",")).join("\n") + "\n";
 
-/** A menu that saves or copies a figure. `rows()` returns its data with a header row, `svg()` its picture and `link()` its address. */
+/** Buttons that save or copy a figure. `rows()` returns its data with a header row, `svg()` its picture and `link()` its address. */
 export function exportMenu(name, { rows, svg, link }) {
   const status = element("span", { role: "status" });
   const copy = async (text) => {
@@ -60,5 +60,5 @@ export function exportMenu(name, { rows, svg, link }) {
     "Copy link": () => copy(link()),
   };
   const button = ([label, action]) => Object.assign(element("button", { type: "button" }, label), { onclick: action });
-  return element("details", { class: "export" }, element("summary", {}, "Save"), element("div", { class: "row" }, Object.entries(actions).map(button), status));
+  return element("div", { class: "row export" }, Object.entries(actions).map(button), status);
 }

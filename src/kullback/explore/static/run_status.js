@@ -90,9 +90,11 @@ export function statusStrip(toStep) {
     const parts = { state: part("budget", "state"), kl: part("KL"), step: part("step"), rate: part("steps per second"), left: part("time left"), age: part("updated"), lost: part("not finite"), findings: part("findings") };
     const meter = element("span", { class: "meter", role: "meter", "aria-valuemin": 0 }, element("span"));
     const klText = element("span");
-    parts.kl.value.append(meter, klText);
+    const unitText = element("span", { class: "unit" });
+    parts.kl.value.append(meter, klText, unitText);
     const row = element("div", { class: "status" }, swatch(i, name), element("dl", {}, Object.values(parts).map(({ box }) => box)));
-    return { name, row, parts, meter, klText };
+    for (const [part_, { box }] of Object.entries(parts)) box.dataset.part = part_;
+    return { name, row, parts, meter, klText, unitText };
   }
 
   const setText = (target, text) => {
@@ -102,11 +104,12 @@ export function statusStrip(toStep) {
   function update(runs, { elapsed = 0, isLive = false, isAnswered = true } = {}) {
     if (runs.map(({ name }) => name).join("\n") !== rows.map(({ name }) => name).join("\n")) {
       rows = runs.map(({ name }, i) => makeRow(name, i));
+      node.classList.toggle("many", runs.length > 2);
       node.replaceChildren(...rows.map(({ row }) => row));
     }
     const statuses = runs.map((run) => statusOf(run, elapsed));
     statuses.forEach((status, i) => {
-      const { parts, meter, klText, row } = rows[i];
+      const { parts, meter, klText, unitText, row } = rows[i];
       row.dataset.tone = status.tone;
       const show = (name, text, isShown = true) => {
         parts[name].box.hidden = !isShown;
@@ -115,11 +118,12 @@ export function statusStrip(toStep) {
       show("state", [status.state, status.activity].filter(Boolean).join(", "));
       parts.kl.box.hidden = !(status.isLost || Number.isFinite(status.kl));
       const shownKl = status.isLost ? "not finite" : format(status.kl, 3);
-      setText(klText, status.target ? `${shownKl} of ${format(status.target, 3)} nats per ${status.unit}` : `${shownKl} nats`);
+      setText(klText, status.target ? `${shownKl} of ${format(status.target, 3)}` : shownKl);
+      setText(unitText, status.target ? ` nats per ${status.unit}` : " nats");
       meter.hidden = !status.target;
       if (status.target) {
         const most = 2 * status.target;
-        for (const [name, value] of Object.entries({ "aria-label": `KL of ${runs[i].name} against its budget`, "aria-valuemax": most, "aria-valuenow": Math.min(most, status.kl || 0), "aria-valuetext": klText.textContent })) meter.setAttribute(name, value);
+        for (const [name, value] of Object.entries({ "aria-label": `KL of ${runs[i].name} against its budget`, "aria-valuemax": most, "aria-valuenow": Math.min(most, status.kl || 0), "aria-valuetext": klText.textContent + unitText.textContent })) meter.setAttribute(name, value);
         meter.firstChild.style.width = `${Math.min(100, (50 * (status.kl || 0)) / status.target)}%`;
       }
       show("step", Number.isFinite(status.total) ? `${format(status.step, 12)} of ${format(status.total, 12)}` : format(status.step, 12));
