@@ -378,3 +378,15 @@ def test_six_runs_are_legible_at_390_pixels(live, tmp_path):
     assert [rows.nth(i).locator("bdi").inner_text() for i in range(6)] == [f"run-{i}" for i in range(6)]
     strip = page.locator(".strip").bounding_box() or {}
     assert strip["height"] <= 0.31 * 900
+
+
+def test_a_run_that_has_not_taken_a_step_starts_on_the_open_page(live, tmp_path):
+    run = RunDirectory(tmp_path / "new")
+    run.create(CONFIG)
+    other = create(tmp_path / "other")
+    page = live(run, other)
+    assert "new: no training step has been recorded." in page.locator(".notice").all_inner_texts()
+    run.add_metrics(row(1))
+    run.add_metrics(row(2))
+    page.wait_for_selector(".run-list li:first-child >> text=2 steps", timeout=15_000)
+    assert page.locator(f"{KL} .series[data-group='new']").get_attribute("data-count") == "2"

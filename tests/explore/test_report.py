@@ -18,6 +18,8 @@ from playwright.sync_api import Browser, Page
 from kullback.errors import InputError
 from kullback.explore import html as pages
 from kullback.explore.report import ReportRun, Table, write_report
+from kullback.explore.run_tables import load_report_runs, outcome_table
+from kullback.runs.run_directory import RunDirectory
 
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
@@ -291,6 +293,71 @@ def test_printing_uses_the_light_theme(show, two_runs):
     assert luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.9
     assert not page.locator("button").first.is_visible()
     assert len(page.pdf(format="A4", print_background=True)) > 20_000
+
+
+# ---- what the files of runs contain ----
+
+
+def create_run(path: Path, *lost: int) -> RunDirectory:
+    """Write a run of 60 steps, in which the KL of some steps is nan."""
+    run = RunDirectory(path)
+    run.create({"kind": "grpo", "budget": {"target": 0.05, "unit": "token"}, "rewards": ["good"], "watched": []})
+    for step in range(1, 61):
+        kl = math.nan if step in lost else 0.05 * (step > 1)
+        run.add_metrics({"step": step, "kl_policy_ref_per_token": kl, "rewards/good": 0.5, "seconds": step})
+    for step, kl in ((0, 0.0), (60, math.nan if lost else 0.0492)):
+        values = {"kl_policy_ref_per_token": kl, "kl_policy_ref_per_token_std_error": 0.0029, "rewards/good": 0.5}
+        run.add_evaluation({"step": step, **values, "count": 8})
+    return run
+
+
+@needs_chromium
+def test_nan_and_the_findings_of_the_doctor_are_shown(show, tmp_path):
+    run = create_run(tmp_path / "mine", 51, 52)
+    page = show(load_report_runs({"mine": run})).page
+    kl = page.locator("#chart-kl-token")
+    assert (
+        "3 values are not finite, marked × at the top (first: step 51; step 60)"
+        in kl.locator("figcaption").inner_text()
+    )
+    assert kl.locator(".series[data-name='training batch']").get_attribute("data-bad") == "2"
+    cells = {
+        row.locator("th").inner_text(): row.locator("td").inner_text()
+        for row in page.locator(".outcome tbody tr").all()
+    }
+    assert cells["KL(policy || ref), nats per token"] == "not finite ± 0.0029 (budget 0.05)"
+    assert "not finite" in dict(outcome_table({"mine": run})["rows"])["KL(policy || ref), nats per token"]
+    finding = page.locator(".findings li", has_text="error kl-not-finite")
+    finding.get_by_role("link", name="step 51").click()
+    assert kl.locator(".position").inner_text() == "step 51"
+
+
+@needs_chromium
+def test_every_uncertainty_is_one_standard_error_and_is_named(show, tmp_path):
+    run = create_run(tmp_path / "mine")
+    table = outcome_table({"mine": run})
+    page = show(load_report_runs({"mine": run})).page
+    assert table["columns"][0] == "metric (± one standard error)"
+    assert dict(table["rows"])["KL(policy || ref), nats per token"] == "0.0492 ± 0.0029 (budget 0.05)"
+    columns = page.locator(".outcome thead th").all_inner_texts()
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".outcome tbody tr").all()]
+    assert (columns, rows) == (table["columns"], table["rows"])  # the page and the terminal have the same table
+    kl = page.locator("#chart-kl-token")
+    legend = kl.locator(".legend tbody tr").filter(has=page.get_by_role("rowheader", name="evaluation", exact=True))
+    assert legend.locator("td").inner_text() == "0.0492 ± 0.0029"
+    assert "Error bars and ±: one standard error." in kl.locator("figcaption").inner_text()
+
+
+@needs_chromium
+def test_a_damaged_line_is_named_and_the_other_rows_and_runs_stay(show, tmp_path):
+    runs = {name: create_run(tmp_path / name) for name in ("damaged", "intact")}
+    with (runs["damaged"].path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "kl_pol{"step": 62}\n')
+    page = show(load_report_runs(runs)).page
+    place = f"{tmp_path / 'damaged' / 'metrics.jsonl'}: line 61: expected an object, got a line that is not JSON"
+    assert place in page.locator(".problem").inner_text()
+    assert page.locator(".run-list li").all_inner_texts()[1].count("60 steps")
+    assert page.locator("#chart-kl-token .series[data-name='training batch']").count() == 2
 
 
 # ---- untrusted text ----

@@ -7,7 +7,7 @@ import { element } from "./elements.js";
 const LEVELS = [0.01, 0.03, 0.1, 0.3, 1, 3]; // nats: the tint of a token is the number of levels that its KL reaches
 const MAX_WORDS = 500; // of a text that is compared word by word
 
-/** For each word of `text`, whether it is outside of the longest common subsequence with the words of `base`. */
+/** The parts of `text`, and whether each is outside of the longest common subsequence with the words of `base`. */
 export function changedWords(base, text) {
   const [a, b] = [base, text].map((one) => one.match(/\s+|[^\s]+/g) ?? []);
   if (a.length > MAX_WORDS || b.length > MAX_WORDS) return b.map((word) => [word, false]);
@@ -21,7 +21,14 @@ export function changedWords(base, text) {
     else if (i < a.length && lengths[i + 1][j] >= lengths[i][j + 1]) i += 1;
     else j = words.push([b[j], b[j].trim() !== ""]) && j + 1;
   }
-  return words;
+  // Changed words with only a space between them are one change.
+  const isChanged = words.map(([word, changed], i) => changed || (word.trim() === "" && Boolean(words[i - 1]?.[1] && words[i + 1]?.[1])));
+  const parts = [];
+  words.forEach(([word], i) => {
+    if (parts.length && parts.at(-1)[1] === isChanged[i]) parts.at(-1)[0] += word;
+    else parts.push([word, isChanged[i]]);
+  });
+  return parts;
 }
 
 /** The prompts of all runs with their completions. Completions before training that are the same in all runs are shown once. */

@@ -107,7 +107,8 @@ export function report({ range = () => null, isLive = false } = {}) {
       const key = evidence.find(([label]) => label === "value")?.[1] ?? runs[i].budget?.key ?? klKey(runs[i]);
       const where = stepLink(step === null ? "show the chart" : `step ${step}`, () => showStep(key, step), addressOf());
       return element("li", { class: severity }, element("p", {}, element("strong", {}, `${severity} ${name}`), " ", runs.length > 1 && swatch(i, runs[i].name), " ", where),
-        element("p", {}, `${cause[0].toUpperCase()}${cause.slice(1)}.`), element("p", { class: "aside" }, `To correct it: ${remedy}. Evidence: ${evidence.map((pair) => pair.join(" ")).join(", ")}.`));
+        element("p", {}, `${cause[0].toUpperCase()}${cause.slice(1)}.`),
+        element("details", {}, element("summary", {}, "Remedy and evidence"), element("p", { class: "aside" }, `${remedy[0].toUpperCase()}${remedy.slice(1)}.`), element("p", { class: "aside" }, `Evidence: ${evidence.map((pair) => pair.join(" ")).join(", ")}.`)));
     };
     return element("section", {}, element("h2", {}, "Findings of kullback doctor"), element("ul", { class: "findings" }, shown.map(item)));
   }
