@@ -5,8 +5,8 @@
 The page "directions" is opened from a file, and the handle of the normal q is dragged back and forth. At 60 frames a
 second, the time between frames is 16.7 ms.
 
-The server follows a run directory of 200 000 rows with 20 metrics, to which 5 rows are added before each of 50 polls. The
-processor time is of the thread that answers, without the checks of the doctor, which run in a process of their own.
+The server follows a run directory of 200 000 rows with 20 metrics, to which 5 rows are added before each of 50 polls.
+The processor time is of the thread that answers, without the checks of the doctor, which run in a process of their own.
 """
 
 import argparse
