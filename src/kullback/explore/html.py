@@ -10,7 +10,10 @@ from importlib.resources import files
 
 __all__ = ["self_contained_page"]
 
-MODULES = ("axes.js", "chart.js", "report.js")  # in import order
+MODULES = (  # in import order
+    *("elements.js", "address.js", "axes.js", "export_figure.js", "chart.js", "run_series.js", "run_charts.js"),
+    *("outcome_table.js", "run_status.js", "completions.js", "report.js"),
+)
 
 
 def self_contained_page(
@@ -49,7 +52,7 @@ def self_contained_page(
     """
     text = _read_asset(template)
     style = _read_asset("style.css")
-    modules = "\n".join(_remove_imports(_read_asset(name)) for name in (*MODULES, *more))
+    modules = "\n".join(_compact(_remove_imports(_read_asset(name))) for name in dict.fromkeys((*MODULES, *more)))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     image_source, connect_source = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {
@@ -72,6 +75,12 @@ def _read_asset(name: str) -> str:
 def _remove_imports(module: str) -> str:
     """Remove the imports of other modules, because inline modules are concatenated instead of imported."""
     return re.sub(r'^import .* from "\./\w+\.js";\n', "", module, flags=re.MULTILINE)
+
+
+def _compact(module: str) -> str:
+    """Remove the indentation and the lines that have only a comment, which are a quarter of the size of a page."""
+    without_blocks = re.sub(r"^\s*/\*\*.*?\*/\s*\n", "", module, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^[ \t]*(//.*)?\n|^[ \t]+", "", without_blocks, flags=re.MULTILINE)
 
 
 def _json_for_html(value: object) -> str:

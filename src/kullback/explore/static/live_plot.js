@@ -1,7 +1,7 @@
 // Interactive plots of the explorer: axes, curves, areas, handles for the pointer and the arrow keys, sliders.
 
 import { format, scale, tickLabels, ticks } from "./axes.js";
-import { element, onWidth, shape } from "./chart.js";
+import { element, onWidth, shape } from "./elements.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 12, 12, 40];
 
