@@ -9,6 +9,7 @@ from typing import Any
 
 from kullback.cli.output import print_result, strict
 from kullback.errors import InputError
+from kullback.integrations.gguf import is_gguf
 from kullback.runs.printable import one_line
 from kullback.runs.write_errors import write_errors
 
@@ -44,8 +45,9 @@ def add_parser(commands: Any) -> None:
     add(
         "base",
         metavar="BASE",
-        help="a transformers directory in safetensors, a model of the Hugging Face hub, or a file of llama.cpp's "
-        "--kl-divergence-base, whose tokens are the text and whose results are lower bounds",
+        help="a transformers directory in safetensors, a GGUF file (its weights are dequantised), a model of the "
+        "Hugging Face hub, or a file of llama.cpp's --kl-divergence-base, whose tokens are the text and whose results are "
+        "lower bounds",
     )
     add("models", nargs="*", metavar="MODEL", help="a model like BASE, or the directory of a PEFT adapter of BASE")
     add("--text", metavar="CORPUS", help="the corpus; see below (required unless BASE is a file of llama.cpp)")
@@ -129,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.write_llama_cpp is not None:
         return _write(options)
     with results_on_stdout():
-        is_file = Path(options.base).is_file()
+        is_file = Path(options.base).is_file() and not is_gguf(Path(options.base))
         comparison = _compare_with_file(options) if is_file else _compare(options)
         if comparison is not None and options.output is not None:
             from kullback.explore.comparison_page import write_comparison_page

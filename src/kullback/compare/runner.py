@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
 from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
@@ -44,12 +43,12 @@ from kullback.compare.preflight import (
     tokenizer_hash,
     vocabulary_size,
 )
-from kullback.compare.sources import DTYPES, ModelSource, weights_hash
+from kullback.compare.sources import DTYPES, ModelSource, gguf_warning, weights_hash
 from kullback.compare.statistics import ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.errors import InputError
-from kullback.integrations.transformers import load_tokenizer
+from kullback.integrations.transformers import load_config, load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory, versions
@@ -234,8 +233,8 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
         if template_hash(other) != template_hash(tokenizer):
             warnings.append(f"{source.name} has another chat template than {plan.base.name}, whose template is used.")
         tokenizers[source.name] = other
-        model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
-        positions[source.name] = getattr(model_config, "max_position_embeddings", None)
+        warnings += gguf_warning(source)
+        positions[source.name] = getattr(load_config(directory), "max_position_embeddings", None)
     if context is None:
         context = min(_DEFAULT_CONTEXT, *(limit for limit in positions.values() if limit), _DEFAULT_CONTEXT)
     for name, limit in positions.items():
