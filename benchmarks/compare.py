@@ -41,14 +41,18 @@ ORDER = (("bfloat16", "8 bits"), ("8 bits", "4 bits"), ("bfloat16", "4 bits"), (
 STEPS, LEARNING_RATES = 6, {"LoRA": 5e-4, "trained": 2e-5}
 PART = 8  # documents of the runs that are repeated
 MEASURED = """
-import json, resource, runpy, sys, time
+import json, os, resource, runpy, sys, time
 path, sys.argv = sys.argv[1], sys.argv[2:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__") if sys.argv[0].endswith(".py") else runpy.run_module(
-        sys.argv[0], run_name="__main__", alter_sys=True)
+    if sys.argv[0].endswith(".py"):
+        sys.path.insert(0, os.path.dirname(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 finally:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    open(path, "w").write(json.dumps({"seconds": time.process_time(), "MiB": usage.ru_maxrss / 1024}))
+    with open(path, "w") as file:
+        json.dump({"seconds": time.process_time(), "MiB": usage.ru_maxrss / 1024}, file)
 """
 
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-HIDDEN, HEADS, LAYERS, POSITIONS = 64, 2, 2, 256
+HIDDEN, HEADS, LAYERS, POSITIONS, ROPE_THETA = 64, 2, 2, 256, 10000.0
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("a", "n"), ("an", "d"), ("Ġ", "and")]
 
 
@@ -26,6 +26,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def byte_model(directory: Path, *, seed: int = 0, scale: float = 0.15) -> LlamaForCausalLM:
     """Save a Llama with random weights and the byte-level tokenizer in a directory."""
     tokenizer = byte_tokenizer()
+    vocabulary = tokenizer.get_vocab()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -35,9 +36,10 @@ def byte_model(directory: Path, *, seed: int = 0, scale: float = 0.15) -> LlamaF
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=POSITIONS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         initializer_range=scale,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=vocabulary["<s>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config).eval()
@@ -76,7 +78,7 @@ def write_gguf(path: Path, directory: Path, kind: str = "F32") -> dict[str, torc
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
-    writer.add_rope_freq_base(model.config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(ROPE_THETA)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -86,7 +86,7 @@ def weights_hash(source: ModelSource) -> dict[str, Any]:
 
 
 def gguf_warning(source: ModelSource) -> list[str]:
-    """A sentence about a model whose weights are dequantised, or nothing for other models.
+    """A sentence about a model whose weights are packed in GGUF, or nothing for other models.
 
     Args:
         source: The model.
@@ -96,10 +96,12 @@ def gguf_warning(source: ModelSource) -> list[str]:
     """
     if not is_gguf(source.directory):
         return []
-    types = ", ".join(weight_types(source.directory))
+    packed = [kind for kind in weight_types(source.directory) if kind not in ("F64", "F32", "F16", "BF16")]
+    if not packed:
+        return []
     return [
-        f"The weights of {source.name} are dequantised from GGUF ({types}). llama.cpp computes with packed weights, "
-        "and its logits differ by rounding; its --kl-divergence-base writes them to a file, which can be BASE."
+        f"The weights of {source.name} are dequantised from GGUF ({', '.join(packed)}). llama.cpp computes with packed "
+        "weights, and its logits differ by rounding; its --kl-divergence-base writes them to a file, which can be BASE."
     ]
 
 
