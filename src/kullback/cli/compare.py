@@ -122,8 +122,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--text-level",
         action="store_true",
-        help="compare models with different tokenizers by the log-likelihoods of whole texts, in bits per byte; this is "
-        "not a KL divergence of tokens",
+        help="compare models with different tokenizers by the log-likelihoods of whole texts, in bits per byte; this "
+        "is not a KL divergence of tokens",
     )
     server = parser.add_argument_group("models of OpenAI-compatible servers; OPENAI_API_KEY is the key")
     server.add_argument("--top", type=int, metavar="K", help="log-probabilities at each position (default: 20)")
@@ -212,10 +212,8 @@ def _compare_texts(options: argparse.Namespace) -> int:
     if options.text is None:
         raise InputError("--text: expected a corpus, got none")
     _check_run(options)
-    from kullback.compare.comparison import read_result
     from kullback.train.run_checks import require_packages
 
-    against = None if options.against is None else read_result(options.against)
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.text_level import compare_text_level
 
@@ -226,7 +224,7 @@ def _compare_texts(options: argparse.Namespace) -> int:
             options.models,
             text=options.text,
             form=options.format,
-            against=against,
+            against=options.against,
             progress=_Progress(quiet=options.json, unit="bytes"),
             **{name: getattr(options, name) for name in names},
         )
@@ -241,10 +239,8 @@ def _compare_with_endpoint(options: argparse.Namespace) -> Any:
         raise InputError("--text: expected a corpus, got none")
     _check_limit(options)
     _check_run(options)
-    from kullback.compare.comparison import read_result
     from kullback.train.run_checks import require_packages
 
-    against = None if options.against is None else read_result(options.against)
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.endpoint import compare_with_endpoint
 
@@ -256,7 +252,7 @@ def _compare_with_endpoint(options: argparse.Namespace) -> Any:
         options.models,
         text=options.text,
         form=options.format,
-        against=against,
+        against=options.against,
         progress=_Progress(quiet=options.json),
         **{name: getattr(options, name) for name in names},
         **given,
@@ -273,7 +269,6 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
 
     open_log_probs(options.base)  # raises before libraries are imported that take seconds
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
-    from kullback.compare.comparison import read_result
     from kullback.compare.stored_base import compare_with_file
 
     return compare_with_file(
@@ -285,7 +280,7 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
         output=options.output,
         resume=options.resume,
         overwrite=options.overwrite,
-        against=None if options.against is None else read_result(options.against),
+        against=options.against,
         progress=_Progress(quiet=options.json),
     )
 

@@ -31,6 +31,7 @@ from kullback.compare.bounds import (
     earlier_sums,
     require_single_process,
 )
+from kullback.compare.comparison import read_result
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
 from kullback.compare.models import LoadedModel, load
 from kullback.compare.preflight import require_positions, require_same_vocabulary, tokenizer_hash, vocabulary_size
@@ -117,10 +118,10 @@ def compare_with_endpoint(
     batch_size: int = 4,
     timeout: float = 60.0,
     seed: int = 0,
-    output: Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    against: Mapping[str, Any] | None = None,
+    against: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BoundComparison:
     """Compare a base with models, where the base, or each model, is behind an OpenAI-compatible server.
@@ -148,7 +149,7 @@ def compare_with_endpoint(
         output: The run directory for `resume` and result.json; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
         overwrite: Whether a comparison in `output` may be replaced.
-        against: The content of the result.json of an earlier comparison with the same base and text, or None.
+        against: The result.json of an earlier comparison with the same base and text, or None.
         progress: A function that is called with finished tokens, all tokens and the name of the model.
 
     Returns:
@@ -158,6 +159,12 @@ def compare_with_endpoint(
 
     Raises:
         InputError: A model or the text is not valid, a server fails, or the run directory cannot be used.
+
+    Example:
+        >>> server = "openai:http://localhost:8000/v1#llama"
+        >>> comparison = compare_with_endpoint("base", [server], text="corpus")  # doctest: +SKIP
+        >>> comparison[server].metrics["kl_estimate"].interval  # doctest: +SKIP
+        (0.0017, 0.0021)
     """
     require_single_process()
     names: list[str] = [base, *models]
@@ -245,7 +252,7 @@ def compare_with_endpoint(
             "device": choose_device(device).type,
         },
     }
-    earlier = earlier_sums(against, config, _SAME)
+    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, _SAME)
     place = choose_device(device)
     settings = _Settings(context, stride, rate, seed, batch_size)
     loaded: dict[str, LoadedModel] = {}
@@ -263,7 +270,7 @@ def compare_with_endpoint(
         [sum(window.end - window.first for window in part) for part in all_windows],
         start,
         config=config,
-        output=output,
+        output=None if output is None else Path(output),
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -289,12 +296,12 @@ def compare_with_endpoint(
     without = [result.name for result in results if "kl_estimate" not in result.metrics]
     if samples and without:
         warnings.append(
-            f"There is no sampled estimate for {', '.join(without)}: the server does not state the probability of a "
-            "given token."
+            f"There is no sampled estimate for {', '.join(without)}: the server does not state the probability of each "
+            "given or sampled token."
         )
     comparison = BoundComparison(base, tuple(results), _LABELS, config, tuple(notes), tuple(warnings), earlier)
     if output is not None:
-        comparison.save(output / "result.json")
+        comparison.save(Path(output) / "result.json")
     return comparison
 
 
@@ -346,7 +353,8 @@ class _Pair:
         (self.base, self.local_base), (self.model, self.local_model) = base, model
         server = self.model.server
         is_scored = server is None or server.way in ("prompt_logprobs", "echo")
-        self.is_estimated = settings.samples > 0 and is_scored
+        is_sampled = self.base.server is None or self.base.server.samples_all
+        self.is_estimated = settings.samples > 0 and is_scored and is_sampled
         self.has_targets = all(
             side.server is None or side.server.way in ("prompt_logprobs", "echo") for side in (self.base, self.model)
         )

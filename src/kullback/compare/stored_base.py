@@ -16,6 +16,7 @@ from kullback.compare.bounds import (
     earlier_sums,
     require_single_process,
 )
+from kullback.compare.comparison import read_result
 from kullback.compare.corpus import encode, read_documents, token_prefix
 from kullback.compare.llama_cpp import kl_bounds, open_log_probs, write_log_probs
 from kullback.compare.llama_cpp_statistics import LlamaCppTokens, llama_cpp_statistics, llama_cpp_tokens
@@ -63,10 +64,10 @@ def compare_with_file(
     bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
-    output: Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    against: Mapping[str, Any] | None = None,
+    against: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BoundComparison:
     """Compare models with a file of llama.cpp's `--kl-divergence-base`, on the tokens of the file.
@@ -81,7 +82,7 @@ def compare_with_file(
         output: The run directory for `resume` and result.json; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
         overwrite: Whether a comparison in `output` may be replaced.
-        against: The content of the result.json of an earlier comparison with the same file, or None.
+        against: The result.json of an earlier comparison with the same file, or None.
         progress: A function that is called with finished tokens, all tokens and the name of the model.
 
     Returns:
@@ -91,6 +92,11 @@ def compare_with_file(
         InputError: The file or a model is not valid, the vocabularies have different sizes, the vocabularies of two
             models differ, the model has fewer positions than a chunk has tokens, the run directory cannot be used, or
             the earlier result is of another file.
+
+    Example:
+        >>> comparison = compare_with_file("base.kld", ["quantised"], bos="always")  # doctest: +SKIP
+        >>> comparison["quantised"].metrics["kl"].value  # doctest: +SKIP
+        0.0023
     """
     file = open_log_probs(path)
     if not models:
@@ -115,7 +121,7 @@ def compare_with_file(
         "tokenizer_sha256": tokenizer_hash(tokenizers[0]),
         "device": place.type,
     }
-    earlier = earlier_sums(against, config, _SAME)
+    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, _SAME)
 
     def start(index: int) -> Callable[[int], tuple[ModelStatistics, Any]]:
         source = sources[index]
@@ -148,7 +154,7 @@ def compare_with_file(
         [file.rows_per_chunk] * file.n_chunk,
         start,
         config=config,
-        output=output,
+        output=None if output is None else Path(output),
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -181,7 +187,7 @@ def compare_with_file(
         {"tokens": tokens, "chunks": chunks, "cut": cut, "bos_token": bos_token},
     )
     if output is not None:
-        comparison.save(output / "result.json")
+        comparison.save(Path(output) / "result.json")
     return comparison
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kullback.compare.bounds import Progress, compute_parts, earlier_sums, require_single_process
+from kullback.compare.comparison import read_result
 from kullback.compare.corpus import Document, Window, read_documents, windows
 from kullback.compare.models import LoadedModel, load
 from kullback.compare.preflight import require_positions, tokenizer_hash, vocabulary_size
@@ -216,10 +217,10 @@ def compare_text_level(
     form: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    output: Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    against: Mapping[str, Any] | None = None,
+    against: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TextLevelComparison:
     """Compare models, which may have different tokenizers, by the log-likelihoods of whole texts.
@@ -242,7 +243,7 @@ def compare_text_level(
         output: The run directory for `resume` and result.json; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
         overwrite: Whether a comparison in `output` may be replaced.
-        against: The content of the result.json of an earlier comparison of the same texts, or None.
+        against: The result.json of an earlier comparison of the same texts, or None.
         progress: A function that is called with finished bytes, all bytes and the name of the model.
 
     Returns:
@@ -251,6 +252,11 @@ def compare_text_level(
 
     Raises:
         InputError: A model or the text is not valid, or the run directory cannot be used.
+
+    Example:
+        >>> comparison = compare_text_level("llama", ["qwen"], text="corpus")  # doctest: +SKIP
+        >>> comparison.differences()["qwen"].difference.interval  # doctest: +SKIP
+        (-0.021, -0.014)
     """
     require_single_process()
     if not models:
@@ -302,7 +308,7 @@ def compare_text_level(
         "settings": {"stride": stride, "device": choose_device(device).type},
     }
     same: dict[str, Callable[[Any], Any]] = {"the hash of the texts": lambda one: one["text"]["sha256"]}
-    earlier = earlier_sums(against, config, same, sums=_KEY)
+    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, same, sums=_KEY)
     place = choose_device(device)
 
     def start(index: int) -> Callable[[int], tuple[ModelStatistics, Any]]:
@@ -327,7 +333,7 @@ def compare_text_level(
         sizes,
         start,
         config=config,
-        output=output,
+        output=None if output is None else Path(output),
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -356,7 +362,7 @@ def compare_text_level(
         earlier,
     )
     if output is not None:
-        comparison.save(output / "result.json")
+        comparison.save(Path(output) / "result.json")
     return comparison
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import string
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +35,7 @@ _ATTEMPTS = 4
 _BUSY = (429, 500, 502, 503, 504)
 # vLLM and llama-server sample from the full distribution with these; other servers refuse them.
 _FULL_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "return_tokens_as_token_ids": True}
+_LETTERS = set(string.ascii_letters + string.digits)
 _TOKEN_ID = re.compile(r"token_id:(\d+)")
 
 
@@ -126,6 +128,8 @@ class Server:
         top: The number k of log-probabilities at each position.
         timeout: The seconds after which a request fails.
         way: "prompt_logprobs", "echo" or "steps"; "" before the first request.
+        extra: Parameters of every request.
+        samples_all: Whether replies state every sampled token. llama-server leaves out parts of characters.
     """
 
     name: str
@@ -137,6 +141,7 @@ class Server:
     timeout: float = 60.0
     way: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    samples_all: bool = True
 
     def __post_init__(self) -> None:
         self.opener = urllib.request.build_opener(_NoRedirect)
@@ -267,7 +272,7 @@ class Server:
         """The distributions; None if the reply has no log-probabilities."""
         if self.way == "steps":
             try:
-                steps = [self._step(prompt[:end], attempts=attempts)[1] for end in range(first, len(prompt))]
+                steps = [self._distribution(prompt[:end], attempts=attempts) for end in range(first, len(prompt))]
             except _NoLogProbsError:
                 return None
             known = [position.log_probs.get(token) for position, token in zip(steps, prompt[first:], strict=True)]
@@ -305,14 +310,29 @@ class Server:
             positions.append(self._position(log_probs, target))
         return positions
 
-    def _step(self, prompt: list[int], *, attempts: int = _ATTEMPTS) -> tuple[int | None, Position]:
+    def _distribution(self, prompt: list[int], *, attempts: int) -> Position:
+        """The distribution of the next token.
+
+        llama-server omits the log-probabilities where the sampled token is a part of a character. A bias towards a
+        whole character then changes the sampled token, and not the log-probabilities, which are those before sampling.
+        """
+        try:
+            return self._step(prompt, attempts=attempts)[1]
+        except _NoLogProbsError:
+            letter = next((token for token in range(self.vocabulary) if self.decode(token) in _LETTERS), None)
+            if letter is None:
+                raise
+            return self._step(prompt, attempts=attempts, logit_bias={str(letter): 100})[1]
+
+    def _step(self, prompt: list[int], *, attempts: int = _ATTEMPTS, **more: Any) -> tuple[int | None, Position]:
         """A sampled token and its distribution."""
-        body = {"prompt": prompt, "max_tokens": 1, "logprobs": self.top, **self.extra}
+        body = {"prompt": prompt, "max_tokens": 1, "logprobs": self.top, **self.extra, **more}
         entry = self._choice(self._post(body, attempts=attempts)).get("logprobs")
         if not isinstance(entry, dict):
             raise _NoLogProbsError(str(self._malformed("a reply without logprobs")))
         content = entry.get("content")
         if isinstance(content, list):  # llama-server
+            self.samples_all = False
             if not content or not isinstance(content[0], dict) or not isinstance(content[0].get("top_logprobs"), list):
                 raise self._malformed("logprobs without top_logprobs")
             rows = {str(one.get("id")): one for one in content[0]["top_logprobs"] if isinstance(one, dict)}
