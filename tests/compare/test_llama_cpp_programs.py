@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, path in found.items():
         write_gguf(path, directory / ("base" if name == "base" else "changed"), "Q8_0" if name == "packed" else "F32")
     found |= {"text": directory / "text.txt", "kld": directory / "base.kld"}
-    found["text"].write_text(Path(kullback.errors.__file__).read_text(encoding="utf-8")[:1500], encoding="utf-8")
+    found["text"].write_text(Path(__file__).read_text(encoding="utf-8")[:1500], encoding="utf-8")
     words = ("-f", found["text"], "-c", CONTEXT, "-b", CONTEXT)
     llama_cpp_programs.perplexity(PROGRAMS, found["base"], found["kld"], *words)
     return found

@@ -1,7 +1,7 @@
 """Models against a base whose log-probabilities are in a file of llama.cpp, on the tokens of the file."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
