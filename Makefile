@@ -8,7 +8,7 @@ PIP_DEEPSPEED := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip
 # The tests of training, whose libraries have several supported versions.
 TRAINER_TESTS := tests/integrations tests/train tests/budget tests/tokens tests/doctor tests/policy
 
-.PHONY: run test test-training test-deepspeed test-oldest test-newest lint docs package sanitize bench-tables clean
+.PHONY: run test test-training test-deepspeed llama-cpp test-llama-cpp test-oldest test-newest lint docs package sanitize bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -32,6 +32,24 @@ lint: .venv/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+# llama-perplexity and llama-server of llama.cpp, from the source distribution of a package of PyPI, in build/llama-cpp/bin.
+# cmake, ninja and a C++ compiler are required; the build takes about half an hour on one core.
+LLAMA_CPP := llama-cpp-python==0.3.36
+llama-cpp: build/llama-cpp/bin/llama-server
+
+build/llama-cpp/bin/llama-server: | .venv/created
+	mkdir -p build/llama-cpp/bin
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest build/llama-cpp $(LLAMA_CPP)
+	tar -xzf build/llama-cpp/llama_cpp_python-*.tar.gz -C build/llama-cpp --strip-components 1
+	cmake -S build/llama-cpp/vendor/llama.cpp -B build/llama-cpp/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_OPENMP=OFF \
+	    -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+	cmake --build build/llama-cpp/cmake --parallel 1 --target llama-perplexity llama-server
+	cp build/llama-cpp/cmake/bin/llama-perplexity build/llama-cpp/cmake/bin/llama-server build/llama-cpp/bin
+
+# Our statistics, files and bounds against these programs.
+test-llama-cpp: .venv/installed-test build/llama-cpp/bin/llama-server
+	LLAMA_CPP_BIN=$(CURDIR)/build/llama-cpp/bin OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/compare/test_llama_cpp_programs.py
 
 # The whole site is rebuilt, because its pages run the package and its reference is generated from the package.
 docs: .venv/installed-docs

@@ -4,11 +4,14 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kullback.cli.output import print_result, strict
 from kullback.errors import InputError
+from kullback.integrations.gguf import is_gguf
+from kullback.integrations.openai_server import is_endpoint
 from kullback.runs.printable import one_line
 
 __all__ = ["add_parser"]
@@ -26,11 +29,12 @@ examples:
   kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
-_NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
-_NEED_A_MODEL += ("attention", "kv_cache_dtype", "by_module")
-_NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
 _OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
-_NEED_A_MODEL += ("generate", *_OF_GENERATE)
+_VARIANTS = ("attention", "kv_cache_dtype", "by_module", "generate", "prompts", "prompt_tokens", "samples")
+_EXACT = ("adapter", "floor", "one_at_a_time", "card", *_VARIANTS)
+_NEED_A_MODEL = ("text", "format", "context", "stride", "batch_size", "seed", *_EXACT)
+_NEED_AN_ENDPOINT = ("top", "sampled_positions", "tokenizer", "timeout")
+_TOKENS = ("batch_size", "fail_above", "seed", *_EXACT, *_NEED_AN_ENDPOINT)
 _LINES = 10  # lines of progress for each pass over the corpus
 
 
@@ -46,10 +50,17 @@ def add_parser(commands: Any) -> None:
     add(
         "base",
         metavar="BASE",
-        help="a transformers directory in safetensors, a model of the Hugging Face hub, or a file of llama.cpp's "
-        "--kl-divergence-base, whose tokens are the text and whose results are lower bounds",
+        help="a transformers directory in safetensors, a GGUF file (its weights are dequantised), a model of the "
+        "Hugging Face hub, or a file of llama.cpp's --kl-divergence-base, whose tokens are the text and whose "
+        "results are lower bounds",
     )
-    add("models", nargs="*", metavar="MODEL", help="a model like BASE, or the directory of a PEFT adapter of BASE")
+    add(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="a model like BASE, or the directory of a PEFT adapter of BASE. BASE or all MODELs can be a model of an "
+        "OpenAI-compatible server, openai:URL#NAME, whose results are bounds",
+    )
     add("--text", metavar="CORPUS", help="the corpus; see below (required unless BASE is a file of llama.cpp)")
     add(
         "--format",
@@ -152,6 +163,22 @@ def add_parser(commands: Any) -> None:
         metavar="RUN",
         help="store the results and the page compare.html in the run directory RUN, for --resume",
     )
+    add(
+        "--text-level",
+        action="store_true",
+        help="compare models with different tokenizers by the log-likelihoods of whole texts, in bits per byte; this "
+        "is not a KL divergence of tokens",
+    )
+    server = parser.add_argument_group("models of OpenAI-compatible servers; OPENAI_API_KEY is the key")
+    server.add_argument("--top", type=int, metavar="K", help="log-probabilities at each position (default: 20)")
+    server.add_argument(
+        "--sampled-positions",
+        type=int,
+        metavar="N",
+        help="positions at which a token of BASE is sampled, for an unbiased estimate of the KL (default: 256)",
+    )
+    server.add_argument("--tokenizer", metavar="MODEL", help="their tokenizer, where no local model has it")
+    server.add_argument("--timeout", type=float, metavar="S", help="seconds for each request (default: 60)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
     start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
@@ -173,9 +200,19 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.write_llama_cpp is not None:
         return _write(options)
+    if options.text_level:
+        return _compare_texts(options)
     with results_on_stdout():
-        is_file = Path(options.base).is_file()
-        comparison = _compare_with_file(options) if is_file else _compare(options)
+        is_file = Path(options.base).is_file() and not is_gguf(Path(options.base))
+        has_endpoint = any(map(is_endpoint, (options.base, *options.models)))
+        if not has_endpoint:
+            _refuse(options, _NEED_AN_ENDPOINT, "expected an endpoint openai:URL#NAME as BASE or MODEL, got none")
+        if is_file:
+            comparison = _compare_with_file(options)
+        else:
+            comparison = _compare_with_endpoint(options) if has_endpoint else _compare(options)
+        if options.output is not None and (is_file or has_endpoint) and not options.json:
+            print("kullback: compare.html is not written, because it shows the exact KL of tokens", file=sys.stderr)
     if comparison is None:  # another process prints the results
         return 0
     if options.json:
@@ -187,19 +224,84 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print_result(str(comparison))
     limit = math.inf if options.fail_above is None else options.fail_above
-    found = [(model, (model.bounds if is_file else model.metrics)["kl"].value) for model in comparison.models]
+    found = [(model, model.metrics["kl"].value) for model in comparison.models]
     above = [(model, value) for model, value in found if not value <= limit]
     for model, value in above:
         print(f"kullback: {one_line(model.name)}: {value:.4g} nats per token exceed {limit:g}", file=sys.stderr)
     return ABOVE_THRESHOLD if above else 0
 
 
+def _refuse(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse the first of the options that is given."""
+    if given := [name for name in names if getattr(options, name) not in (None, False, [])]:
+        raise InputError(f"--{given[0].replace('_', '-')}: {reason}")
+
+
+def _compare_texts(options: argparse.Namespace) -> int:
+    """Compare models by the log-likelihoods of whole texts, after options are refused that need tokens."""
+    from kullback.cli.run_summary import results_on_stdout
+
+    _refuse(options, _TOKENS, "expected a comparison of tokens, got --text-level; leave one out")
+    if options.bos != "auto":
+        raise InputError("--bos: expected auto for --text-level, which begins every text with a token of its own")
+    for name in (options.base, *options.models):
+        if is_endpoint(name):
+            raise InputError(f"--text-level: expected local models, got {name}")
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none")
+    _check_run(options)
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.text_level import compare_text_level
+
+    names = ("context", "stride", "dtype", "device", "output", "resume", "overwrite")
+    with results_on_stdout():
+        comparison = compare_text_level(
+            options.base,
+            options.models,
+            text=options.text,
+            form=options.format,
+            against=options.against,
+            progress=_Progress(quiet=options.json, unit="bytes"),
+            **{name: getattr(options, name) for name in names},
+        )
+    print_result(json.dumps(strict(comparison.to_dict()), allow_nan=False) if options.json else str(comparison))
+    return 0
+
+
+def _compare_with_endpoint(options: argparse.Namespace) -> Any:
+    """Compare models where one is behind a server, after options are refused that need logits."""
+    _refuse(options, _EXACT, "expected local models, whose KL is exact, got an endpoint; leave the option out")
+    if options.text is None:
+        raise InputError("--text: expected a corpus, got none")
+    _check_limit(options)
+    _check_run(options)
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    from kullback.compare.endpoint import compare_with_endpoint
+
+    names = ("context", "stride", "bos", "dtype", "device", "output", "resume", "overwrite", "tokenizer")
+    numbers = ("top", "sampled_positions", "timeout", "batch_size", "seed")
+    given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
+    return compare_with_endpoint(
+        options.base,
+        options.models,
+        text=options.text,
+        form=options.format,
+        against=options.against,
+        progress=_Progress(quiet=options.json),
+        **{name: getattr(options, name) for name in names},
+        **given,
+    )
+
+
 def _compare_with_file(options: argparse.Namespace) -> Any:
     """Compare models with a file of llama.cpp, after options are refused that need a model as base."""
-    given = [f"--{name.replace('_', '-')}" for name in _NEED_A_MODEL if getattr(options, name) not in (None, False, [])]
-    if given:
-        raise InputError(f"{given[0]}: expected a model as BASE, got the file {options.base}; leave the option out")
+    _refuse(options, _NEED_A_MODEL, f"expected a model as BASE, got the file {options.base}; leave the option out")
     _check_limit(options)
+    _check_run(options)
     from kullback.compare.llama_cpp import open_log_probs
     from kullback.train.run_checks import require_packages
 
@@ -207,7 +309,18 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.stored_base import compare_with_file
 
-    return compare_with_file(options.base, options.models, bos=options.bos, dtype=options.dtype, device=options.device)
+    return compare_with_file(
+        options.base,
+        options.models,
+        bos=options.bos,
+        dtype=options.dtype,
+        device=options.device,
+        output=options.output,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        against=options.against,
+        progress=_Progress(quiet=options.json),
+    )
 
 
 def _write(options: argparse.Namespace) -> int:
@@ -252,6 +365,11 @@ def _check_limit(options: argparse.Namespace) -> None:
         raise InputError(f"--fail-above: expected a finite number of nats per token >= 0, got {options.fail_above}")
 
 
+def _check_run(options: argparse.Namespace) -> None:
+    if options.output is None and (options.resume or options.overwrite):
+        raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
+
+
 def _compare(options: argparse.Namespace) -> Any:
     """Check the options, and run the comparison."""
     if options.text is None:
@@ -267,9 +385,7 @@ def _compare(options: argparse.Namespace) -> Any:
     given = next((name for name in _OF_GENERATE if getattr(options, name) is not None), None)
     if given is not None and options.generate is None:
         raise InputError(f"--{given.replace('_', '-')}: expected --generate N too, got none")
-    if options.output is None and (options.resume or options.overwrite):
-        raise InputError(f"{'--resume' if options.resume else '--overwrite'}: expected --output RUN too, got none")
-
+    _check_run(options)
     from kullback.compare.comparison import make_plan, read_result, run_plan
     from kullback.train.run_checks import require_packages
 
@@ -312,8 +428,8 @@ def _compare(options: argparse.Namespace) -> Any:
 class _Progress:
     """Lines of progress on standard error."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet, self.what, self.shown = quiet, "", 0
+    def __init__(self, *, quiet: bool, unit: str = "tokens") -> None:
+        self.quiet, self.unit, self.what, self.shown = quiet, unit, "", 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if what != self.what:
@@ -322,4 +438,4 @@ class _Progress:
         if self.quiet or step <= self.shown:
             return
         self.shown = step
-        print(f"kullback: {one_line(what)}: {done} of {total} tokens", file=sys.stderr, flush=True)
+        print(f"kullback: {one_line(what)}: {done} of {total} {self.unit}", file=sys.stderr, flush=True)

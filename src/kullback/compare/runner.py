@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from kullback.compare.block_records import BlockRecords
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
@@ -55,13 +54,13 @@ from kullback.compare.preflight import (
     vocabulary_size,
 )
 from kullback.compare.results import FreeRunning
-from kullback.compare.sources import DTYPES, ModelSource, weights_hash
+from kullback.compare.sources import DTYPES, ModelSource, gguf_warning, weights_hash
 from kullback.compare.statistics import DocumentSums, ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.compare.variants import Candidate, Variant, token_hidden
 from kullback.errors import InputError
-from kullback.integrations.transformers import load_tokenizer
+from kullback.integrations.transformers import load_config, load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
 from kullback.runs.run_directory import RunDirectory, versions
@@ -294,8 +293,8 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
         if template_hash(other) != template_hash(tokenizer):
             warnings.append(f"{source.name} has another chat template than {plan.base.name}, whose template is used.")
         tokenizers[source.name] = other
-        model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
-        positions[source.name] = getattr(model_config, "max_position_embeddings", None)
+        warnings += gguf_warning(source)
+        positions[source.name] = getattr(load_config(directory), "max_position_embeddings", None)
     if context is None:
         context = min(_DEFAULT_CONTEXT, *(limit for limit in positions.values() if limit), _DEFAULT_CONTEXT)
     for name, limit in positions.items():

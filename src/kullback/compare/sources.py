@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError
+from kullback.integrations.gguf import is_gguf, require_gguf, weight_types
 from kullback.integrations.hub import find_model, hub_source
 
-__all__ = ["DTYPES", "ModelSource", "find_source", "weights_hash"]
+__all__ = ["DTYPES", "ModelSource", "find_source", "gguf_warning", "weights_hash"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -20,7 +21,7 @@ class ModelSource:
 
     Args:
         name: The name in the results, which is unique in a comparison.
-        directory: The directory of the whole model.
+        directory: The directory of the whole model, or its GGUF file.
         adapter: The directory of a PEFT adapter of it, or None.
         dtype: The dtype in which it is computed, a name of `DTYPES`; "auto": the dtype of the saved weights.
     """
@@ -32,7 +33,7 @@ class ModelSource:
 
 
 def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None = None) -> ModelSource:
-    """Find a model: a transformers directory, a model of the hub, or the directory of a PEFT adapter of the base.
+    """Find a model: a transformers directory, a GGUF file, a model of the hub, or the directory of a PEFT adapter.
 
     Args:
         name: The directory or the name.
@@ -44,9 +45,13 @@ def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None 
         The source.
 
     Raises:
-        InputError: The model does not exist, or it is not a causal language model in safetensors.
+        InputError: The model does not exist, or it is not a causal language model in safetensors or GGUF.
+        MissingDependencyError: The model is a GGUF file, and the package gguf is not installed.
     """
     path = Path(name)
+    if is_gguf(path):
+        require_gguf(path, option)
+        return ModelSource(name, path, None, dtype)
     if base is not None and (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         if not list(path.glob("*.safetensors")):
             raise InputError(f"{option} {name}: expected adapter_model.safetensors, found none; save the adapter again")
@@ -64,14 +69,40 @@ def weights_hash(source: ModelSource) -> dict[str, Any]:
         source: The model.
 
     Returns:
-        The SHA-256 of the safetensors and of the configuration; for a model of the hub's cache its name and commit too.
+        The SHA-256 of the safetensors and of the configuration; for a model of the hub's cache its name and commit too,
+        and for a GGUF file the formats of its tensors, which are dequantised.
     """
-    found: dict[str, Any] = {"sha256": _hash_of_files(source.directory)}
+    if is_gguf(source.directory):
+        with source.directory.open("rb") as file:
+            found: dict[str, Any] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        found |= {"weights": "dequantised from GGUF", "gguf_types": weight_types(source.directory)}
+    else:
+        found = {"sha256": _hash_of_files(source.directory)}
     if source.adapter is not None:
         found["adapter_sha256"] = _hash_of_files(source.adapter)
     if (hub := hub_source(source.directory)) is not None:
         found["hub"], found["commit"] = hub
     return found
+
+
+def gguf_warning(source: ModelSource) -> list[str]:
+    """A sentence about a model whose weights are packed in GGUF, or nothing for other models.
+
+    Args:
+        source: The model.
+
+    Returns:
+        A list of one sentence or none.
+    """
+    if not is_gguf(source.directory):
+        return []
+    packed = [kind for kind in weight_types(source.directory) if kind not in ("F64", "F32", "F16", "BF16")]
+    if not packed:
+        return []
+    return [
+        f"The weights of {source.name} are dequantised from GGUF ({', '.join(packed)}). llama.cpp computes with packed "
+        "weights, and its logits differ by rounding; its --kl-divergence-base writes them to a file, which can be BASE."
+    ]
 
 
 def _hash_of_files(directory: Path) -> str:

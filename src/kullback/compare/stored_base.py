@@ -1,31 +1,36 @@
 """Models against a base whose log-probabilities are in a file of llama.cpp, on the tokens of the file."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kullback.compare.bounds import (
+    BoundComparison,
+    BoundModel,
+    Progress,
+    compute_parts,
+    earlier_sums,
+    require_single_process,
+)
+from kullback.compare.comparison import read_result
 from kullback.compare.corpus import encode, read_documents, token_prefix
 from kullback.compare.llama_cpp import kl_bounds, open_log_probs, write_log_probs
-from kullback.compare.llama_cpp_statistics import (
-    LlamaCppStatistic,
-    LlamaCppTokens,
-    llama_cpp_statistics,
-    llama_cpp_tokens,
-)
+from kullback.compare.llama_cpp_statistics import LlamaCppTokens, llama_cpp_statistics, llama_cpp_tokens
 from kullback.compare.models import LoadedModel, load
-from kullback.compare.preflight import require_positions, require_same_vocabulary
+from kullback.compare.preflight import require_positions, require_same_vocabulary, tokenizer_hash
+from kullback.compare.quantile_sketch import numbers_to_json
 from kullback.compare.runner import choose_device
-from kullback.compare.sources import find_source
+from kullback.compare.sources import find_source, gguf_warning, weights_hash
 from kullback.compare.statistics import ModelStatistics
 from kullback.errors import InputError
 from kullback.integrations.transformers import Head, last_hidden, load_tokenizer
-from kullback.result import Estimate
+from kullback.runs.run_directory import versions
 
-__all__ = ["FileComparison", "FileModel", "compare_with_file", "write_base_file"]
+__all__ = ["compare_with_file", "write_base_file"]
 
 _ROWS = 64  # positions whose logits are in memory at a time
 _COLUMNS = {
@@ -46,107 +51,57 @@ _LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class FileModel:
-    """The results of one model.
-
-    Args:
-        name: The name of the model.
-        bounds: The means of the columns of `TokenBounds` over the tokens, with intervals clustered by chunk. The
-            divergences are lower bounds.
-        llama_cpp: The statistics of llama.cpp under its names.
-    """
-
-    name: str
-    bounds: dict[str, Estimate]
-    llama_cpp: tuple[LlamaCppStatistic, ...]
-
-
-@dataclass(frozen=True)
-class FileComparison:
-    """The results of models against a file of base log-probabilities.
-
-    Args:
-        file: The file.
-        tokens: The number of tokens that are predicted.
-        chunks: The number of chunks.
-        cut: The nats below the largest log-probability at which the file was cut, or None.
-        bos_token: The id that replaced the first token of each chunk, or None.
-        models: The results of the models.
-    """
-
-    file: str
-    tokens: int
-    chunks: int
-    cut: float | None
-    bos_token: int | None
-    models: tuple[FileModel, ...]
-
-    def __str__(self) -> str:
-        cut = "no row was cut" if self.cut is None else f"cut {self.cut:g} nats below the largest log-probability"
-        bos = "kept" if self.bos_token is None else f"replaced by the BOS token {self.bos_token}"
-        lines = [
-            f"base  {self.file}: {self.tokens} tokens in {self.chunks} chunks, {cut}",
-            f"      the first token of each chunk was {bos} (--bos)",
-        ]
-        for model in self.models:
-            lines += ["", f"model {model.name}"]
-            for name, label in _LABELS.items():
-                value = model.bounds[name]
-                limits = "" if value.interval is None else " [{:.4g}, {:.4g}]".format(*value.interval)
-                lines.append(f"  {label:<36}{value.value:.4g}{limits} {value.unit}".rstrip())
-            lines += ["", "  statistics of llama.cpp (uncertainties as if tokens were independent)"]
-            for line in model.llama_cpp:
-                error = "" if line.uncertainty is None else f" ± {line.uncertainty:.6f}"
-                lines.append(f"  {line.name:<36}{line.value:.6f}{error} {line.unit}".rstrip())
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The results as numbers and strings, for JSON."""
-        return {
-            "base": self.file,
-            "is_lower_bound": True,
-            "tokens": self.tokens,
-            "chunks": self.chunks,
-            "cut": self.cut,
-            "bos_token": self.bos_token,
-            "models": [
-                {
-                    "name": model.name,
-                    "bounds": {
-                        name: {"value": value.value, "interval": value.interval, "unit": value.unit}
-                        for name, value in model.bounds.items()
-                    },
-                    "llama_cpp": [line._asdict() for line in model.llama_cpp],
-                }
-                for model in self.models
-            ],
-        }
+_SAME = {
+    "the file of the base": lambda config: config["base_sha256"],
+    "the BOS token": lambda config: config["bos_token"],
+}
 
 
 def compare_with_file(
-    path: str | Path, models: Sequence[str], *, bos: str = "auto", dtype: str = "auto", device: str = "auto"
-) -> FileComparison:
+    path: str | Path,
+    models: Sequence[str],
+    *,
+    bos: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    against: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BoundComparison:
     """Compare models with a file of llama.cpp's `--kl-divergence-base`, on the tokens of the file.
 
     Args:
         path: The file.
-        models: Directories or names of models.
+        models: Directories or names of models, or GGUF files.
         bos: Whether the first token of each chunk is replaced by the BOS token: "always", "never", or "auto" for as
             the tokenizer of the first model does. The file does not state what its writer did.
         dtype: The dtype of the models.
         device: The device; "auto": a GPU if there is one.
+        output: The run directory for `resume` and result.json; None: nothing is stored.
+        resume: Whether the interrupted comparison in `output` is continued.
+        overwrite: Whether a comparison in `output` may be replaced.
+        against: The result.json of an earlier comparison with the same file, or None.
+        progress: A function that is called with finished tokens, all tokens and the name of the model.
 
     Returns:
-        The results.
+        The results. The divergences are lower bounds, and the intervals are clustered by chunk.
 
     Raises:
         InputError: The file or a model is not valid, the vocabularies have different sizes, the vocabularies of two
-            models differ, or the model has fewer positions than a chunk has tokens.
+            models differ, the model has fewer positions than a chunk has tokens, the run directory cannot be used, or
+            the earlier result is of another file.
+
+    Example:
+        >>> comparison = compare_with_file("base.kld", ["quantised"], bos="always")  # doctest: +SKIP
+        >>> comparison["quantised"].metrics["kl"].value  # doctest: +SKIP
+        0.0023
     """
     file = open_log_probs(path)
     if not models:
         raise InputError("expected a model to compare with the base: MODEL")
+    require_single_process()
     sources = [find_source(name, "MODEL", dtype=dtype) for name in models]
     tokenizers = [load_tokenizer(source.directory) for source in sources]
     for source, tokenizer in zip(sources[1:], tokenizers[1:], strict=True):
@@ -154,8 +109,22 @@ def compare_with_file(
     prefix = token_prefix(tokenizers[0], bos)
     bos_token = prefix[0] if prefix else None
     place = choose_device(device)
-    results = []
-    for source in sources:
+    with Path(path).open("rb") as stored:
+        base_hash = hashlib.file_digest(stored, "sha256").hexdigest()
+    config = {
+        "kind": "compare-file",
+        "versions": versions("torch", "transformers"),
+        "base": str(path),
+        "base_sha256": base_hash,
+        "bos_token": bos_token,
+        "models": {source.name: {"dtype": source.dtype, **weights_hash(source)} for source in sources},
+        "tokenizer_sha256": tokenizer_hash(tokenizers[0]),
+        "device": place.type,
+    }
+    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, _SAME)
+
+    def start(index: int) -> Callable[[int], tuple[ModelStatistics, Any]]:
+        source = sources[index]
         # llama.cpp takes the softmax over all rows of the head, so that its padding is part of the vocabulary.
         model = load(source, file.n_vocab, place)
         rows = model.settings["head_rows"]
@@ -165,8 +134,9 @@ def compare_with_file(
                 "divergence of tokens requires one vocabulary"
             )
         require_positions(model.settings["positions"], file.n_ctx, source.name)
-        statistics, parts = ModelStatistics(_COLUMNS), []
-        for chunk in range(file.n_chunk):
+
+        def compute(chunk: int) -> tuple[ModelStatistics, Any]:
+            statistics, parts = ModelStatistics(_COLUMNS), []
             hidden = _chunk_hidden(model, file.inputs(chunk, bos_token=bos_token), file.first_row)
             for block in file.blocks([chunk]):
                 states = hidden[block.start : block.start + len(block.targets)]
@@ -174,12 +144,51 @@ def compare_with_file(
                 bounds = kl_bounds(block.rows, log_probs)
                 statistics.add(chunk, {name: getattr(bounds, name) for name in _COLUMNS}, window=block.start)
                 parts.append(llama_cpp_tokens(block.rows, block.targets, log_probs))
-        tokens = LlamaCppTokens(*map(np.concatenate, zip(*parts, strict=True)))
-        means = statistics.summary().means
-        results.append(FileModel(source.name, {name: means[name] for name in _COLUMNS}, llama_cpp_statistics(tokens)))
-    return FileComparison(
-        str(path), file.n_chunk * file.rows_per_chunk, file.n_chunk, file.find_cut(), bos_token, tuple(results)
+            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            return statistics, [numbers_to_json(column.astype(np.float64).tolist()) for column in columns]
+
+        return compute
+
+    found = compute_parts(
+        [source.name for source in sources],
+        [file.rows_per_chunk] * file.n_chunk,
+        start,
+        config=config,
+        output=None if output is None else Path(output),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
+    results = []
+    for source, parts in zip(sources, found, strict=True):
+        statistics = ModelStatistics(_COLUMNS)
+        for _, part, _ in parts:
+            statistics.merge(part)
+        columns = zip(*(tokens for _, _, tokens in parts), strict=True)
+        arrays = [np.concatenate([np.asarray(part, np.float64) for part in column]) for column in columns]
+        nll, nll_base, kld, delta_p = (array.astype(np.float32) for array in arrays[:4])
+        tokens = LlamaCppTokens(nll, nll_base, kld, delta_p, arrays[4] > 0)
+        results.append(BoundModel(source.name, statistics, llama_cpp_statistics(tokens)))
+    cut = file.find_cut()
+    tokens, chunks = file.n_chunk * file.rows_per_chunk, file.n_chunk
+    shown_cut = "no row was cut" if cut is None else f"cut {cut:g} nats below the largest log-probability"
+    shown_bos = "kept" if bos_token is None else f"replaced by the BOS token {bos_token}"
+    comparison = BoundComparison(
+        str(path),
+        tuple(results),
+        _LABELS,
+        config,
+        (
+            f"base  {path}: {tokens} tokens in {chunks} chunks, {shown_cut}",
+            f"      the first token of each chunk was {shown_bos} (--bos)",
+        ),
+        tuple(warning for source in sources for warning in gguf_warning(source)),
+        earlier,
+        {"tokens": tokens, "chunks": chunks, "cut": cut, "bos_token": bos_token},
+    )
+    if output is not None:
+        comparison.save(Path(output) / "result.json")
+    return comparison
 
 
 def write_base_file(

@@ -12,7 +12,7 @@ from kullback.errors import InputError, MissingDependencyError
 try:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
     from transformers.utils import ModelOutput
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "transformers", "safetensors"):
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from kullback.integrations.gguf import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from kullback.integrations.model_directory import require_model_directory
 from kullback.tokens.linear import head_token_kl, linear_token_kl
 
@@ -39,6 +40,7 @@ __all__ = [
     "end_tokens",
     "head_of",
     "last_hidden",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "model_head",
@@ -94,20 +96,37 @@ class Completions:
     mask: Tensor
 
 
+def load_config(directory: Path) -> Any:
+    """Load the configuration of a language model, the part for text if it has several.
+
+    Args:
+        directory: A local directory in the format of `save_pretrained`, or a GGUF file.
+
+    Raises:
+        InputError: A GGUF file does not load.
+    """
+    if is_gguf(directory):
+        return load_gguf_config(directory).get_text_config()
+    return AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
+
+
 def load_tokenizer(directory: Path) -> Any:
     """Load the tokenizer of a model directory, with padding on the left as generation requires.
 
     Args:
-        directory: A local directory in the format of `save_pretrained`.
+        directory: A local directory in the format of `save_pretrained`, or a GGUF file.
 
     Raises:
         InputError: The directory is not valid, the tokenizer does not load, or it has no end-of-sequence token.
     """
-    require_model_directory(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain exceptions for a damaged file
-        raise InputError(f"--model {directory}: its tokenizer does not load: {_first_line(error)}") from error
+    if is_gguf(directory):
+        tokenizer = load_gguf_tokenizer(directory)
+    else:
+        require_model_directory(directory)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
+        except Exception as error:  # tokenizers raises plain exceptions for a damaged file
+            raise InputError(f"--model {directory}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model {directory}: expected a tokenizer with an end-of-sequence token, got one without")
     if tokenizer.pad_token_id is None:
@@ -116,15 +135,17 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_model(directory: Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
-    """Load a causal language model from the safetensors in a local directory.
+    """Load a causal language model from the safetensors in a local directory, or dequantised from a GGUF file.
 
     Args:
-        directory: A local directory in the format of `save_pretrained`.
-        dtype: The dtype of the weights; "auto": as they were saved.
+        directory: A local directory in the format of `save_pretrained`, or a GGUF file.
+        dtype: The dtype of the weights; "auto": as they were saved, and float32 for a GGUF file.
 
     Raises:
         InputError: The directory is not valid, or the model does not load.
     """
+    if is_gguf(directory):
+        return load_gguf_model(directory, dtype)
     require_model_directory(directory)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
