@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from kullback.errors import InputError, KullbackError
@@ -15,17 +16,20 @@ __all__ = ["explorer_page", "readable_runs", "runs_data"]
 
 _MODULES = (
     "math.js",
-    "live_plot.js",
+    "bandit.js",
+    "contours.js",
+    "address.js",
+    "figure.js",
     "page_directions.js",
     "page_next_token.js",
     "page_policy.js",
+    "page_demo.js",
     "read_run_files.js",
     "page_runs.js",
 )
 _TEXTS = {
     "title": "Kullback",
-    "summary": "KL divergence on examples: forward and reverse fits, next-token distributions, policies under a KL "
-    "budget, and training runs.",
+    "summary": "Five questions about KL divergence, each with a figure that can be changed by hand.",
 }
 
 
@@ -95,5 +99,6 @@ def explorer_page(runs: Mapping[str, RunDirectory], *, live: bool) -> str:
         True
     """
     metrics = {key: {"title": one.title, "label": f"nats per {one.unit}"} for key, one in DIVERGENCES.items()}
-    data = {"runs": runs_data(runs), "live": live, "metrics": metrics}
+    demo = json.loads((files("kullback.explore") / "static" / "demo_runs.json").read_text("utf-8"))
+    data = {"runs": runs_data(runs), "live": live, "metrics": metrics, "demo": demo}
     return self_contained_page("explorer.html", data, _TEXTS, images=True, live=live, more=_MODULES)
