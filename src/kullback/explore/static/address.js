@@ -55,3 +55,5 @@ export function numbersIn(text, count) {
   return values.length === count && values.every(Number.isFinite) ? values : null;
 }
 
+/** A number as short text, for the address. */
+export const shortNumber = (value) => String(Number(value.toPrecision(12)));

@@ -10,22 +10,25 @@ const number4 = (value) => (value === Infinity ? "∞" : value === -Infinity ? "
 
 /**
  * A figure with an x and a y axis: { figure, svg, caption, redraw, x, y, invert, dragging }. `draw(api)` returns the SVG
- * nodes of the content; it is called by `redraw` and at every change of width. `api.x` and `api.y` map values to pixels,
- * and `api.invert` maps pixels to values. While a point is dragged the axes keep their domains, so that the point follows
+ * nodes of the content; it is called by `redraw` and at every change of width. `back(api)` returns nodes below them, which
+ * are drawn again only when the axes, the width or `backKey()` change. `api.x` and `api.y` map values to pixels,
+ * and `api.invert` maps pixels to values. A figure far from the visible part of the page is drawn when it comes near. While a point is dragged the axes keep their domains, so that the point follows
  * the pointer. `rows()` returns the table that the figure is saved as: a list of lists, the first of column names.
  */
-function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, rows }) {
-  const svg = shape("svg", { role: "img", "aria-label": title });
+function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, back, backKey, rows }) {
+  const layers = [shape("g"), shape("g")];
+  const svg = shape("svg", { role: "img", "aria-label": title }, layers);
   const caption = element("p", {}, note);
   const figure = element("figure", { class: "live", id },
-    element("figcaption", {}, element("h3", {}, title), saveMenu(id, title, () => svg, rows), caption), svg);
-  let [width, wanted] = [0, false];
+    element("figcaption", {}, element("h3", {}, title), saveMenu(id, title, () => { drawNow(); return svg; }, rows), caption), svg);
+  let [width, wanted, near] = [0, false, true];
   const api = { figure, svg, caption, redraw, dragging: false, x: null, y: null, invert: null };
-  let domains = null;
+  let [domains, drawn] = [null, null];
 
   function redraw() {
     wanted = true;
-    if (width === 0) return;
+    if (width === 0 || (!near && drawn)) return;
+    wanted = false;
     if (!api.dragging || !domains) domains = [x.domain(), y.domain()];
     const [[xLow, xHigh], [yLow, yHigh]] = domains;
     const [left, right, top, bottom] = [y.ticks?.length === 0 ? 2 : (y.left ?? FRAME.left), width - FRAME.right, FRAME.top, height - FRAME.bottom];
@@ -36,24 +39,45 @@ function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, 
       xLow + ((limit(px, left, right) - left) / (right - left)) * (xHigh - xLow),
       yLow + ((bottom - limit(py, top, bottom)) / (bottom - top)) * (yHigh - yLow),
     ];
-    const axes = shape("g", { class: "axes" });
-    const across = x.ticks ?? ticks(xLow, xHigh, Math.max(3, Math.round(width / 90)));
-    const up = y.ticks ?? ticks(yLow, yHigh, Math.max(2, Math.round(height / 60)));
-    (x.labels ?? tickLabels(across)).forEach((label, i) => axes.append(
-      shape("text", { x: api.x(across[i]), y: bottom + 17, "text-anchor": "middle" }, label)));
-    (y.labels ?? tickLabels(up)).forEach((label, i) => axes.append(
-      shape("line", { x1: left, x2: right, y1: api.y(up[i]), y2: api.y(up[i]) }),
-      shape("text", { x: left - 7, y: api.y(up[i]) + 4, "text-anchor": "end" }, label)));
-    axes.append(shape("text", { x: right, y: height - 3, "text-anchor": "end" }, x.label), shape("text", { x: 0, y: 2 }, y.label));
-    svg.setAttribute("viewBox", `0 -10 ${width} ${height + 10}`);
     svg.setAttribute("aria-label", describe ? `${title}. ${describe()}` : title);
-    svg.replaceChildren(axes, ...draw(api).flat(Infinity).filter(Boolean));
+    const labels = [x.labels, y.labels, x.label, backKey?.()];
+    if (drawn?.width !== width || drawn.domains.some((domain, i) => domain[0] !== domains[i][0] || domain[1] !== domains[i][1])
+      || drawn.labels.some((label, i) => label !== labels[i])) {
+      drawn = { width, domains, labels };
+      svg.setAttribute("viewBox", `0 -10 ${width} ${height + 10}`);
+      layers[0].replaceChildren(...drawAxes(), ...(back?.(api) ?? []));
+    }
+    layers[1].replaceChildren(...draw(api).flat(Infinity).filter(Boolean));
   }
 
+  function drawAxes() {
+    const [[xLow, xHigh], [yLow, yHigh]] = domains;
+    const { left, right, bottom } = api.box;
+    const nodes = [];
+    const across = x.ticks ?? ticks(xLow, xHigh, Math.max(3, Math.round(width / 90)));
+    const up = y.ticks ?? ticks(yLow, yHigh, Math.max(2, Math.round(height / 60)));
+    (x.labels ?? tickLabels(across)).forEach((label, i) => nodes.push(
+      shape("text", { x: api.x(across[i]), y: bottom + 17, "text-anchor": "middle" }, label)));
+    (y.labels ?? tickLabels(up)).forEach((label, i) => nodes.push(
+      shape("line", { x1: left, x2: right, y1: api.y(up[i]), y2: api.y(up[i]) }),
+      shape("text", { x: left - 7, y: api.y(up[i]) + 4, "text-anchor": "end" }, label)));
+    nodes.push(shape("text", { x: right, y: height - 3, "text-anchor": "end" }, x.label), shape("text", { x: 0, y: 2 }, y.label));
+    return [shape("g", { class: "axes" }, nodes)];
+  }
+
+  const drawNow = () => {
+    near = true;
+    if (wanted) redraw();
+  };
   onWidth(figure, (now) => {
     width = now;
-    if (wanted) redraw();
+    if (wanted || drawn) redraw();
   });
+  new IntersectionObserver(([entry]) => {
+    near = entry.isIntersecting;
+    if (near) drawNow();
+  }, { rootMargin: "10%" }).observe(figure);
+  window.addEventListener("beforeprint", drawNow);
   return api;
 }
 

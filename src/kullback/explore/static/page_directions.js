@@ -24,7 +24,14 @@ export function directionsPage() {
   let [preset, target, q] = ["two", TARGETS.two.parts(), { mean: 5, sd: Math.sqrt(5) }];
   let [guess, form, path] = ["", "phi", null];
   const fits = { forward: forwardFit(target), reverse: [] };
-  const maps = { forward: { rows: [], minima: [] }, reverse: { rows: [], minima: [] } };
+  const maps = { forward: { minima: [] }, reverse: { minima: [] } };
+  /** The map of a KL for the present P, computed when it is first needed: { rows, loops, minima }. */
+  function mapOf(name) {
+    const map = maps[name];
+    map.rows ??= klMap(name, target, MAP_MEANS, MAP_SDS);
+    map.loops ??= MAP_LEVELS.map((level) => contourLoops(map.rows, level));
+    return map;
+  }
   const normalPart = ({ mean, sd }) => [{ weight: 1, mean, sd }];
   const setTo = ({ mean, sd }) => { q = { mean: limit(mean, MEAN_LOW, MEAN_HIGH), sd: limit(sd, SD_LOW, SD_HIGH) }; };
   const best = () => fits.reverse.filter(({ kl }) => kl < fits.reverse[0].kl + 1e-6);
@@ -37,8 +44,8 @@ export function directionsPage() {
   };
   /** Points for curves: evenly spaced over the domain, and denser around every component. */
   function gridOver([low, high]) {
-    const points = Array.from({ length: 401 }, (_, i) => low + (i * (high - low)) / 400);
-    for (const { mean, sd } of [...target, q]) for (let z = -4; z <= 4; z += 0.1) points.push(mean + z * sd);
+    const points = Array.from({ length: 301 }, (_, i) => low + (i * (high - low)) / 300);
+    for (const { mean, sd } of [...target, q]) for (let z = -4; z <= 4; z += 0.125) points.push(mean + z * sd);
     return points.filter((x) => x >= low && x <= high).sort((a, b) => a - b);
   }
   const densityCurve = (parts, grid) => {
@@ -159,24 +166,28 @@ export function directionsPage() {
       label: "standard deviation of Q (log scale)", domain: () => [Math.log(SD_LOW), Math.log(SD_HIGH)],
       ticks: [0.5, 1, 2, 5, 10, 20].map(Math.log), labels: ["0.5", "1", "2", "5", "10", "20"],
     },
-    draw: (api) => {
-      const toPixels = ([column, row]) => `${Math.round(10 * (api.box.left + (column / 60) * (api.box.right - api.box.left))) / 10},${Math.round(10 * (api.box.bottom + (row / 40) * (api.box.top - api.box.bottom))) / 10}`;
-      const bands = maps[name].loops.map((loops) => shape("path", { class: `level ${name}`, d: loops.map((loop) => `M${loop.map(toPixels).join("L")}Z`).join("") }));
-      const lines = maps[name].loops.map((loops) => shape("path", {
-        class: `contour ${name}`, d: loops.flatMap((loop) => insideParts(loop, 61, 41)).map((part) => `M${part.map(toPixels).join("L")}`).join(""),
-      }));
+    backKey: () => version,
+    back: (api) => {
+      const [across, up] = [(api.box.right - api.box.left) / 60, (api.box.bottom - api.box.top) / 40];
+      const toPixels = ([column, row]) => [Math.round(10 * (api.box.left + column * across)) / 10, Math.round(10 * (api.box.bottom - row * up)) / 10];
+      const through = (points) => `M${points.map(toPixels).join("L")}`;
+      const { loops: allLoops } = mapOf(name);
+      const bands = allLoops.map((loops) => shape("path", { class: `level ${name}`, d: loops.map((loop) => `${through(loop)}Z`).join("") }));
+      const lines = shape("path", { class: `contour ${name}`, d: allLoops.flat().flatMap((loop) => insideParts(loop, 61, 41)).map(through).join("") });
       // The label of a level stands where its region is widest, unless another label is near.
       const taken = [];
-      const labels = maps[name].loops.map((loops, i) => {
+      const labels = allLoops.map((loops, i) => {
         const top = loops.flat().reduce((high, point) => (point[1] > (high?.[1] ?? -1) && point[1] < 39 ? point : high), null);
         if (!top) return null;
-        const [px, py] = toPixels(top).split(",").map(Number);
+        const [px, py] = toPixels(top);
         if (taken.some(([x, y]) => Math.abs(x - px) < 34 && Math.abs(y - py) < 15)) return null;
         taken.push([px, py]);
         return shape("text", { class: "note small", x: limit(px, api.box.left + 14, api.box.right - 14), y: py + 4, "text-anchor": "middle" }, number4(MAP_LEVELS[i]));
       });
+      return [...bands, lines, ...labels.filter(Boolean)];
+    },
+    draw: (api) => {
       return [
-        bands, lines, labels,
         path?.name === name && curveOf(api, path.points.map(({ mean, sd }) => [mean, Math.log(sd)]), "q"),
         maps[name].minima.map((minimum, i) => {
           const node = pointAt(api, [minimum.mean, Math.log(minimum.sd)], `${name} press`, `${minimumText(name, minimum)}`, 6);
@@ -190,7 +201,7 @@ export function directionsPage() {
         }),
       ];
     },
-    rows: () => [["standard deviation", "mean", "kl"], ...MAP_SDS.flatMap((sd, i) => MAP_MEANS.map((mean, j) => [sd, mean, maps[name].rows[i][j]]))],
+    rows: () => [["standard deviation", "mean", "kl"], ...MAP_SDS.flatMap((sd, i) => MAP_MEANS.map((mean, j) => [sd, mean, mapOf(name).rows[i][j]]))],
   })]));
   const scaleNode = (name) => element("p", { class: "scale-row", "aria-hidden": "true" }, "KL, nats: ", ...MAP_LEVELS.slice(1, 8).map((level, i) =>
     element("span", { class: `swatch-level ${name} l${i}` }, `< ${level}`)));
@@ -216,18 +227,15 @@ export function directionsPage() {
         : "KL(Q || P) has one minimum for this P."}`;
   }
 
-  /** The maps and all minima of P. */
-  function computeMaps() {
-    for (const name of ["forward", "reverse"]) {
-      const map = maps[name];
-      map.rows = klMap(name, target, MAP_MEANS, MAP_SDS);
-      map.loops = MAP_LEVELS.map((level) => contourLoops(map.rows, level));
-    }
+  let version = 0; // counts the changes of P
+  function changeTarget() {
+    version += 1;
+    for (const map of Object.values(maps)) [map.rows, map.loops] = [undefined, undefined];
     fits.forward = forwardFit(target);
     maps.forward.minima = [{ ...fits.forward, kl: klTo("forward", target, fits.forward.mean, fits.forward.sd) }];
   }
   function findMinima() {
-    maps.reverse.minima = localMinima("reverse", target, MAP_MEANS, MAP_SDS, maps.reverse.rows);
+    maps.reverse.minima = localMinima("reverse", target, MAP_MEANS, MAP_SDS, mapOf("reverse").rows);
     fits.reverse = maps.reverse.minima;
     listMinima();
   }
@@ -325,7 +333,7 @@ export function directionsPage() {
   let settleTimer = 0;
   const update = oncePerFrame(() => {
     if (targetChanged) {
-      computeMaps();
+      changeTarget();
       followMinima();
       targetChanged = false;
     }
@@ -348,7 +356,7 @@ export function directionsPage() {
   }
   function settleTarget() {
     clearTimeout(settleTimer);
-    computeMaps();
+    changeTarget();
     findMinima();
     targetChanged = false;
     update();
