@@ -12,10 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import results
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import CDPSession, Page, sync_playwright
 
 from kullback.explore.explorer import explorer_page
 
@@ -65,45 +66,66 @@ def press_repeatedly(page: Page, slider: str, drags: int) -> None:
         page.keyboard.press("ArrowLeft" if number // 6 % 2 else "ArrowRight")
 
 
-def measured(page: Page, action: Callable[[], None]) -> tuple[list[float], float]:
-    """Return the milliseconds between frames during an action, and the longest task above 50 ms, or 0."""
+class Measured(NamedTuple):
+    """The milliseconds between frames, the longest task above 50 ms or 0, and the processor time per frame."""
+
+    frames: list[float]
+    longest: float
+    processor: float
+
+
+def measured(page: Page, client: CDPSession, action: Callable[[], None]) -> Measured:
+    """Measure the page during an action."""
+
+    def processor_time() -> float:
+        metrics = {one["name"]: one["value"] for one in client.send("Performance.getMetrics")["metrics"]}
+        return 1000 * metrics["TaskDuration"]
+
     page.wait_for_timeout(400)
     page.evaluate("window.frameTimes.length = window.longTasks.length = 0")
+    before = processor_time()
     action()
+    page.wait_for_timeout(50)
+    after, frames = processor_time(), page.evaluate("window.frameTimes")
     page.wait_for_timeout(400)
     tasks = page.evaluate("window.longTasks")
-    return page.evaluate("window.frameTimes"), max(tasks, default=0.0)
+    return Measured(frames, max(tasks, default=0.0), (after - before) / len(frames))
 
 
-def frame_times(chromium: str, drags: int) -> tuple[str, dict[str, tuple[list[float], float]], float]:
+def frame_times(chromium: str, drags: int) -> tuple[str, dict[str, Measured], float]:
     """Return the version of Chromium, the frames and the longest task of each action, and the first paint in ms."""
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         path = Path(directory) / "page.html"
         path.write_text(explorer_page({}, live=False), encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+        client = page.context.new_cdp_session(page)
+        client.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-ready]")
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         page.evaluate(RECORD_FRAMES)
         found = {}
         for handle, label in HANDLES.items():
-            found[label] = measured(page, lambda handle=handle: drag_repeatedly(page, handle, drags))
+            found[label] = measured(page, client, lambda handle=handle: drag_repeatedly(page, handle, drags))
         for slider, label in SLIDERS.items():
-            found[label] = measured(page, lambda slider=slider: press_repeatedly(page, slider, drags))
+            found[label] = measured(page, client, lambda slider=slider: press_repeatedly(page, slider, drags))
         version = browser.version
         browser.close()
     return version, found, paint
 
 
-def frames_table(version: str, found: dict[str, tuple[list[float], float]]) -> results.Table:
-    """Return the median and the 95th percentile of the times between frames, and the longest task."""
+def frames_table(version: str, found: dict[str, Measured]) -> results.Table:
+    """Return the times between frames, the longest task and the processor time of each action."""
     columns = ["browser", "what is moved", "frames", "median, ms", "95th percentile, ms", "longest task, ms"]
+    columns.append("processor time per frame, ms")
     rows = []
-    for label, (times, longest) in found.items():
+    for label, (times, longest, processor) in found.items():
         middle, high = np.percentile(times, [50, 95])
         task = f"{longest:.0f}" if longest else "below 50"
-        rows.append([f"Chromium {version}", label, str(len(times)), f"{middle:.1f}", f"{high:.1f}", task])
+        rows.append(
+            [f"Chromium {version}", label, str(len(times)), f"{middle:.1f}", f"{high:.1f}", task, f"{processor:.1f}"]
+        )
     return columns, rows
 
 

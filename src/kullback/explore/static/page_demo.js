@@ -75,8 +75,8 @@ export function demoPage(demo) {
     element("h2", { id: "demo-title" }, "4. What did a run do?"),
     element("p", { class: "lead" }, `The demonstration (kullback train demo) trains a small language model to add two numbers with GRPO. The proxy reward is a grader that adds 0.05 for each character of an answer; the true reward is 1 for the exact answer. Without a budget the policy learns to write long answers. With a budget of ${budget} nats per token, both rewards increase and stay.`),
     element("p", { class: "key-row" }, element("span", { class: "key-proxy" }, "proxy reward"), element("span", { class: "key-true" }, "true reward"), element("span", {}, "The root of the KL is proportional to the distance of nearby policies.")),
-    element("div", { class: "controls" }, stepControl.row, pressButton("Play", () => player.play(), { id: "play" })), numbers.list,
-    element("div", { class: "pair" }, trails.figure, curves.figure), completions);
+    element("div", { class: "controls" }, stepControl.row, pressButton("Play", () => player.play(), { id: "play" })),
+    element("div", { class: "pair" }, trails.figure, curves.figure), completions, numbers.list);
   return {
     section,
     start: () => {
