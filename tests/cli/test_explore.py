@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kullback.cli import main
+from kullback.explore.run_logs import RunLog
 from kullback.explore.server import make_server
 from kullback.runs.run_directory import RunDirectory
 
@@ -56,7 +57,7 @@ def test_a_directory_of_runs_shows_every_run(tmp_path, capsys):
         ("evaluations.jsonl", "[" * 20_000 + "\n", "evaluations.jsonl: line 1"),
         ("config.json", "{", "config.json"),
         ("config.json", "[]", "config.json: expected a JSON object, got []"),
-        ("config.json", '{"rewards": 7}', "values that cannot be shown"),
+        ("config.json", '{"rewards": 7}', "expected a list under 'rewards'"),
         ("config.json", "\x00\x01", "config.json"),
         ("samples.json", "{", "samples.json: not JSON"),
         ("samples.json", "[7]", "samples.json: expected a JSON object, got list"),
@@ -95,7 +96,7 @@ def test_paths_that_are_no_runs(tmp_path, capsys):
 
 def test_clients_that_hang_up_leave_the_server_alive(tmp_path, capfd):
     run = create(tmp_path / "mine")
-    server, address = make_server({"mine": run})
+    server, address = make_server({"mine": RunLog(run.path)})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host, port, path = re.fullmatch(r"http://(.*):(\d+)(/.*)", address).groups()  # pyright: ignore[reportOptionalMemberAccess]
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
@@ -125,9 +126,8 @@ def test_clients_that_hang_up_leave_the_server_alive(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_the_server_omits_a_run_that_becomes_damaged(tmp_path):
-    runs = {name: create(tmp_path / name) for name in ("a", "b")}
-    server, address = make_server(runs)
+def test_the_server_names_the_damage_of_a_run_and_keeps_its_rows(tmp_path):
+    server, address = make_server({name: RunLog(create(tmp_path / name).path) for name in ("a", "b")})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host, port, path = re.fullmatch(r"http://(.*):(\d+)(/.*)", address).groups()  # pyright: ignore[reportOptionalMemberAccess]
     try:
@@ -137,7 +137,11 @@ def test_the_server_omits_a_run_that_becomes_damaged(tmp_path):
         client.request("GET", f"{path}runs.json", headers={"Connection": "close"})
         response = client.getresponse()
         assert response.status == 200
-        assert [run["name"] for run in json.loads(response.read())["runs"]] == ["b"]
+        damaged, intact = json.loads(response.read())["runs"]
+        assert damaged["metrics"]["rows"] == intact["metrics"]["rows"] == 3
+        assert intact["problems"] == []
+        (problem,) = damaged["problems"]
+        assert problem.startswith(f"{tmp_path / 'a' / 'metrics.jsonl'}: line 4: expected an object with a number")
         client.close()
     finally:
         server.shutdown()

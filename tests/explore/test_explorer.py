@@ -14,7 +14,8 @@ from playwright.sync_api import sync_playwright
 
 from kullback.cli import main
 from kullback.errors import InputError
-from kullback.explore.explorer import explorer_page
+from kullback.explore.explorer import explorer_page, readable_runs
+from kullback.explore.run_logs import RunLog
 from kullback.explore.server import make_server
 from kullback.runs.run_directory import RunDirectory
 
@@ -50,7 +51,8 @@ def open_page(browser, tmp_path):
     contexts, messages = [], []
 
     def opened(name: str, runs=None, width: int = 1100, **options):
-        (tmp_path / "page.html").write_text(explorer_page(runs or {}, live=False), encoding="utf-8")
+        logs, _ = readable_runs({key: one.path for key, one in (runs or {}).items()})
+        (tmp_path / "page.html").write_text(explorer_page(logs, live=False), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         page = context.new_page()
         page.on("console", lambda message: messages.append(message.text))
@@ -84,7 +86,7 @@ def test_a_narrow_page_does_not_scroll_sideways(open_page, run):
 
 @needs_chromium
 def test_a_live_run_is_updated(browser, run):
-    server, address = make_server({"mine": run})
+    server, address = make_server({"mine": RunLog(run.path)})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         page = browser.new_page()
@@ -111,7 +113,7 @@ def request_status(address: str, path: str, method: str = "GET", **headers: str)
 
 def test_the_server_answers_only_its_two_paths(run, tmp_path):
     (tmp_path / "secret").write_text("secret")
-    server, address = make_server({"mine": run})
+    server, address = make_server({"mine": RunLog(run.path)})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         assert server.server_address[0] == "127.0.0.1"
@@ -130,8 +132,9 @@ def test_the_server_answers_only_its_two_paths(run, tmp_path):
         assert request_status(address, "/TOKEN/", Host="evil.example") == 403
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
             assert request_status(address, "/TOKEN/", method) == 501
-        (run.path / "config.json").write_text("{")
-        assert request_status(address, "/TOKEN/runs.json") == 503
+        for query in ("run=mine", "run=other&from=0&to=1", "run=mine&from=x&to=1", "since=[]", "since={"):
+            assert request_status(address, f"/TOKEN/runs.json?{query}") == 404, query
+        assert request_status(address, "/TOKEN/runs.json?run=mine&from=0&to=3") == 200
     finally:
         server.shutdown()
         server.server_close()
@@ -152,7 +155,7 @@ def test_invalid_input_gives_a_one_line_error(tmp_path, capsys, run):
         assert error.count("\n") == 1
     server.server_close()
     with pytest.raises(InputError, match="expected a run directory"):
-        explorer_page({"a": RunDirectory(tmp_path)}, live=False)
+        readable_runs({"a": tmp_path})
     assert main(["explore", str(run.path), "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "https://" not in page.replace("http://www.w3.org/2000/svg", "")

@@ -1,6 +1,7 @@
 """Browser tests of the questions of the explorer: pointer, keys, touch, values against Python, address, downloads."""
 
 import csv
+import gzip
 import itertools
 import json
 import re
@@ -29,7 +30,8 @@ from kullback import (
     tilt,
     tilt_to_budget,
 )
-from kullback.explore.explorer import explorer_page
+from kullback.explore.explorer import MODULES, explorer_page
+from kullback.explore.html import concatenated_modules, script_hash
 from kullback.families import Normal, NormalMixture
 from kullback.optimum.mdp import MDP
 from kullback.optimum.soft_value_iteration import soft_value_iteration
@@ -309,7 +311,7 @@ def next_token_rows(page: Page) -> tuple[list[str], np.ndarray]:
         page.click("#next-token .more summary")
     page.locator("#next-token-bars .save summary").click()
     with page.expect_download() as download:
-        page.locator("#next-token-bars [data-save=csv]").click()
+        page.locator("#next-token-bars button:text-is('CSV')").click()
     page.locator("#next-token-bars .save summary").click()
     rows = list(csv.reader(Path(download.value.path()).read_text("utf-8").splitlines()))
     numbers = np.asarray([[float(x.replace("Infinity", "inf")) for x in row[1:]] for row in rows[1:]])
@@ -398,7 +400,7 @@ def test_bias_and_spread_of_the_estimators(open_explorer):
     assert moments["k1"]["mean"] == pytest.approx(value(page, "next-token", "forward"), rel=1e-9)
     with page.expect_download() as download:
         page.locator("#estimators .save summary").click()
-        page.locator("#estimators [data-save=csv]").click()
+        page.locator("#estimators button:text-is('CSV')").click()
     table = np.loadtxt(Path(download.value.path()), delimiter=",", skiprows=1)
     assert table.shape == (100, 4)
     for column, name in enumerate(("k1", "k2", "k3"), start=1):
@@ -745,7 +747,7 @@ def test_figures_are_saved_as_svg_and_csv(open_explorer):
         saved = {}
         for kind in ("svg", "csv"):
             with page.expect_download() as download:
-                page.locator(f"#{name} [data-save={kind}]").click()
+                page.locator(f"#{name} button:text-is('{kind.upper()}')").click()
             assert download.value.suggested_filename == f"{name}.{kind}"
             saved[kind] = Path(download.value.path()).read_text("utf-8")
         page.locator(f"#{name} .save summary").click()
@@ -779,7 +781,8 @@ def test_a_control_and_its_figure_fit_on_a_phone(open_explorer):
         assert bottom - top < 800, figure
 
 
-def test_the_page_with_its_data_is_small():
-    import gzip
-
+def test_the_page_with_its_data_is_small_and_its_script_is_minified():
+    source = concatenated_modules(MODULES)
+    minified = (files("kullback.explore") / "static" / "explorer.min.js").read_text("utf-8")
+    assert minified.startswith(f"// {script_hash(source)}\n"), "a module has changed; run make minify"
     assert len(gzip.compress(explorer_page({}, live=False).encode(), 9)) <= 60_000

@@ -1,12 +1,15 @@
 """Browser tests of run files that the user opens or drops on the page, with valid, malformed and malicious content."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from kullback.explore.downsample import MetricColumns
 from kullback.explore.explorer import explorer_page
 from kullback.runs.run_directory import RunDirectory
 
@@ -60,29 +63,27 @@ def test_a_run_directory_is_shown_and_its_text_is_not_markup(runs_page, tmp_path
 
 
 def test_long_runs_are_downsampled_as_in_python(runs_page, tmp_path):
-    from kullback.explore.downsample import DownsampledSeries
-
     rows = [{"step": step, "loss": (step * 7919 % 1000) / 1000} for step in range(1, 2001)]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2001, "lo')
     runs_page.set_input_files("#run-files", path)
-    runs_page.wait_for_selector("#runs >> text=2000 steps · 0 evaluations")
-    runs_page.locator("#runs .chart summary").first.click()
-    table = runs_page.locator("#runs .chart .data td")
+    runs_page.wait_for_selector("#runs >> text=2,000 steps · 0 evaluations")
+    runs_page.locator("#runs .fold > summary").click()
+    runs_page.locator("#chart-other-loss .data summary").click()
+    table = runs_page.locator("#chart-other-loss .data td")
     table.first.wait_for()  # the table is created when it is opened
     cells = table.all_inner_texts()
-    series = DownsampledSeries(rows)
-    expected = series.curve("loss")
-    assert expected is not None
-    assert len(cells) == len(series.grid()["x"]) == 400
-    assert [float(cell.split()[0]) for cell in cells] == pytest.approx(expected["values"], rel=1e-5)
+    view = MetricColumns(rows).view()
+    means = np.frombuffer(base64.b64decode(view["columns"]["loss"]["mean"]))
+    assert len(cells) == len(means) == 500
+    assert [float(cell.split()[0]) for cell in cells] == pytest.approx(means.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("metrics.jsonl", "", "found none"),
-        ("metrics.jsonl", '{"step": 1}\nnot json\n{"step": 2}\n', "metrics.jsonl, line 2: expected JSON"),
+        ("metrics.jsonl", "not json\n[1]\n", "metrics.jsonl: line 1: expected JSON"),
         ("config.json", "[", "config.json: expected JSON"),
         ("notes.txt", "anything", "found none"),
     ],
@@ -106,10 +107,15 @@ def test_dropped_files_are_shown_and_nan_is_a_gap(runs_page):
         rows,
     )
     runs_page.wait_for_selector("#runs >> text=Opened: dropped.jsonl.")
-    assert runs_page.locator("#runs [data-name=training]").get_attribute("data-count") == "1"
+    series = runs_page.locator("#chart-beta .series")
+    assert series.get_attribute("data-count") == "1"
+    assert series.get_attribute("data-bad") == "1"
 
 
 def test_the_file_picker_is_reachable_by_keyboard(runs_page):
-    runs_page.locator("nav a").last.focus()
+    summary = runs_page.locator(".opener > summary")
+    summary.focus()
+    if runs_page.locator(".opener").get_attribute("open") is None:
+        runs_page.keyboard.press("Enter")
     runs_page.keyboard.press("Tab")
     assert runs_page.evaluate("document.activeElement.id") == "run-folder"

@@ -12,14 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
 from kullback.errors import InputError
 from kullback.explore import html as pages
-from kullback.explore.downsample import DownsampledSeries, finite
-from kullback.explore.report import ReportRun, Table, page_data, write_report
+from kullback.explore.report import ReportRun, Table, write_report
+from kullback.explore.run_tables import load_report_runs, outcome_table
+from kullback.runs.run_directory import RunDirectory
 
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
@@ -120,7 +120,7 @@ def test_report_opens_from_disk_offline(show, two_runs):
     opened.assert_sound()
     page = opened.page
     charts = page.locator("figure.chart").evaluate_all("all => all.map((f) => f.id.replace('chart-', ''))")
-    statistics = ["entropy", "length", "truncated", "repetition"]
+    statistics = ["entropy", "length", "truncated", "repetition"]  # the other metrics are in a closed section
     assert charts == ["reward", "kl-token", "reward-by-kl", "beta", "control", *statistics]
     assert page.title() == "A run"
     assert page.locator(".summary").inner_text() == "The budget is met."
@@ -169,7 +169,7 @@ def test_arrow_keys_move_the_cursor(show, two_runs):
     page.keyboard.press("End")
     evaluation = two_runs[1].evaluations[-1]
     assert readout(page, "kl-token", "evaluation", 1) == pytest.approx(evaluation["kl_policy_ref_per_token"], abs=1e-6)
-    error = 2 * evaluation["kl_policy_ref_per_token_std_error"]
+    error = evaluation["kl_policy_ref_per_token_std_error"]
     assert f"± {error:.2g}" in (svg.get_attribute("aria-valuetext") or "")
 
 
@@ -204,10 +204,11 @@ def test_the_budget_is_a_line_with_a_band(show, two_runs):
     page = show(two_runs).page
     chart = page.locator("#chart-kl-token")
     assert chart.locator(".limit-label").text_content() == "budget 0.05, ±20%"
-    assert chart.get_by_role("button").get_attribute("aria-pressed") == "true"  # one run exceeds the budget
+    toggle = chart.get_by_role("button", name="log scale")
+    assert toggle.get_attribute("aria-pressed") == "true"  # one run exceeds the budget
     log_height = float(chart.locator(".limit .band").get_attribute("height") or 0)
-    chart.get_by_role("button").click()
-    assert chart.get_by_role("button").get_attribute("aria-pressed") == "false"
+    toggle.click()
+    assert toggle.get_attribute("aria-pressed") == "false"
     band = chart.locator(".limit .band")
     y, height = (float(band.get_attribute(name) or "nan") for name in ("y", "height"))
     assert log_height > 1.5 * height
@@ -294,6 +295,71 @@ def test_printing_uses_the_light_theme(show, two_runs):
     assert len(page.pdf(format="A4", print_background=True)) > 20_000
 
 
+# ---- what the files of runs contain ----
+
+
+def create_run(path: Path, *lost: int) -> RunDirectory:
+    """Write a run of 60 steps, in which the KL of some steps is nan."""
+    run = RunDirectory(path)
+    run.create({"kind": "grpo", "budget": {"target": 0.05, "unit": "token"}, "rewards": ["good"], "watched": []})
+    for step in range(1, 61):
+        kl = math.nan if step in lost else 0.05 * (step > 1)
+        run.add_metrics({"step": step, "kl_policy_ref_per_token": kl, "rewards/good": 0.5, "seconds": step})
+    for step, kl in ((0, 0.0), (60, math.nan if lost else 0.0492)):
+        values = {"kl_policy_ref_per_token": kl, "kl_policy_ref_per_token_std_error": 0.0029, "rewards/good": 0.5}
+        run.add_evaluation({"step": step, **values, "count": 8})
+    return run
+
+
+@needs_chromium
+def test_nan_and_the_findings_of_the_doctor_are_shown(show, tmp_path):
+    run = create_run(tmp_path / "mine", 51, 52)
+    page = show(load_report_runs({"mine": run})).page
+    kl = page.locator("#chart-kl-token")
+    assert (
+        "3 values are not finite, marked × at the top (first: step 51; step 60)"
+        in kl.locator("figcaption").inner_text()
+    )
+    assert kl.locator(".series[data-name='training batch']").get_attribute("data-bad") == "2"
+    cells = {
+        row.locator("th").inner_text(): row.locator("td").inner_text()
+        for row in page.locator(".outcome tbody tr").all()
+    }
+    assert cells["KL(policy || ref), nats per token"] == "not finite ± 0.0029 (budget 0.05)"
+    assert "not finite" in dict(outcome_table({"mine": run})["rows"])["KL(policy || ref), nats per token"]
+    finding = page.locator(".findings li", has_text="error kl-not-finite")
+    finding.get_by_role("link", name="step 51").click()
+    assert kl.locator(".position").inner_text() == "step 51"
+
+
+@needs_chromium
+def test_every_uncertainty_is_one_standard_error_and_is_named(show, tmp_path):
+    run = create_run(tmp_path / "mine")
+    table = outcome_table({"mine": run})
+    page = show(load_report_runs({"mine": run})).page
+    assert table["columns"][0] == "metric (± one standard error)"
+    assert dict(table["rows"])["KL(policy || ref), nats per token"] == "0.0492 ± 0.0029 (budget 0.05)"
+    columns = page.locator(".outcome thead th").all_inner_texts()
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator(".outcome tbody tr").all()]
+    assert (columns, rows) == (table["columns"], table["rows"])  # the page and the terminal have the same table
+    kl = page.locator("#chart-kl-token")
+    legend = kl.locator(".legend tbody tr").filter(has=page.get_by_role("rowheader", name="evaluation", exact=True))
+    assert legend.locator("td").inner_text() == "0.0492 ± 0.0029"
+    assert "Error bars and ±: one standard error." in kl.locator("figcaption").inner_text()
+
+
+@needs_chromium
+def test_a_damaged_line_is_named_and_the_other_rows_and_runs_stay(show, tmp_path):
+    runs = {name: create_run(tmp_path / name) for name in ("damaged", "intact")}
+    with (runs["damaged"].path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "kl_pol{"step": 62}\n')
+    page = show(load_report_runs(runs)).page
+    place = f"{tmp_path / 'damaged' / 'metrics.jsonl'}: line 61: expected an object, got a line that is not JSON"
+    assert place in page.locator(".problem").inner_text()
+    assert page.locator(".run-list li").all_inner_texts()[1].count("60 steps")
+    assert page.locator("#chart-kl-token .series[data-name='training batch']").count() == 2
+
+
 # ---- untrusted text ----
 
 
@@ -340,7 +406,7 @@ def test_the_content_security_policy_blocks_other_actions(show):
     """Each blocked action is also recorded in the list that assert_sound checks."""
     opened = show([ReportRun("a")])
     attempts = {
-        "img-src": "Object.assign(new Image(), {src: 'data:image/gif;base64,R0lGODlhAQABAAAAACw='})",
+        "img-src": "Object.assign(new Image(), {src: 'https://example.invalid/image.png'})",
         "connect-src": "fetch('https://example.invalid/').catch(() => 0)",
         "style-src-attr": "document.body.setAttribute('style', 'color: red')",
         "style-src-elem": "document.head.append(Object.assign(document.createElement('style'), {textContent: 'p {}'}))",
@@ -406,7 +472,10 @@ def test_missing_values_are_gaps(show):
     series = page.locator("#chart-entropy .series")
     assert (series.locator(".line").get_attribute("d") or "").count("M") == 4
     assert series.get_attribute("data-count") == "7"
-    assert "1 non-finite value is shown as a gap" in page.locator("#chart-entropy figcaption").inner_text()
+    assert (
+        "2 values are not finite, marked × at the top (first: step 4)"
+        in page.locator("#chart-entropy figcaption").inner_text()
+    )
     assert last_value(page, "kl-token", "a", "training batch") == (9, 0.1)
     assert page.locator(".notice").all_inner_texts() == ["a: 1 row without a step number is omitted."]
     page.locator("#chart-entropy > svg").focus()
@@ -422,16 +491,16 @@ def test_long_runs_are_downsampled_with_a_notice(show, long_runs):
     opened = show(long_runs)
     opened.assert_sound()
     page = opened.page
-    assert Path(page.url.removeprefix("file://")).stat().st_size < 3_000_000
+    assert Path(page.url.removeprefix("file://")).stat().st_size < 4_000_000
     notice = page.locator(".notice").first.inner_text()
     assert notice.startswith(
-        "budget 0.05, no budget: 50,000 steps are drawn as the means of 400 buckets; the shading spans"
+        "budget 0.05, no budget: 50,000 steps are drawn as the means of 782 blocks of 64; the shading spans"
     )
     last = long_runs[0].metrics[-1]["kl_policy_ref_per_token"]
     assert last_value(page, "kl-token", "budget 0.05", "training batch") == (50_000, pytest.approx(last, abs=1e-9))
     page.locator("#chart-entropy > svg").focus()
     page.keyboard.press("Home")
-    assert page.locator("#chart-entropy .position").inner_text() == "steps 1–125"
+    assert page.locator("#chart-entropy .position").inner_text() == "steps 1–64"
     # The outlier is within the shading, so the axis includes it.
     labels = page.locator("#chart-entropy .axes text[text-anchor=end]").all_text_contents()
     assert "8" in labels
@@ -471,7 +540,7 @@ def test_samples_are_side_by_side(show, two_runs):
     first = page.locator(".samples li").first
     # Both runs have the same completions before training, which are shown once.
     headings = ["Before training", "budget 0.05, after training", "no budget, after training"]
-    assert first.locator("h4").all_text_contents() == headings
+    assert first.locator(".cells h3").all_text_contents() == headings
     cells = first.locator("section").all()
     tops = {(cell.bounding_box() or {})["y"] for cell in cells}
     assert len(tops) == 1
@@ -479,6 +548,38 @@ def test_samples_are_side_by_side(show, two_runs):
     for cell, run in zip(cells[1:], two_runs, strict=True):
         expected = run.samples["after"][0]["rewards"]["cheerful"]
         assert float(cell.locator("dd").first.get_attribute("data-value") or 0) == expected
+
+
+def completion(prompt: str, text: str, true: float, *kls: float) -> dict:
+    tokens = [[word, kl] for word, kl in zip(re.findall(r"\S+\s*", text), kls, strict=False)]
+    return {"prompt": prompt, "completion": text, "rewards": {"proxy": 1.0, "true": true}, "tokens": tokens}
+
+
+@needs_chromium
+def test_completions_are_compared_sorted_and_tinted(show):
+    before = [completion("a", "one two three", 0.5), completion("b", "four five", 0.5), completion("c", "six", 0.5)]
+    after = [
+        completion("a", "one new three", 0.9, 0.0, 5.0, 0.02),
+        completion("b", "four five", 0.1, 0.1, 0.2),
+        completion("c", "seven", 0.4, 0.5),
+    ]
+    run = ReportRun("a", {"rewards": ["proxy"], "watched": ["true"]}, samples={"before": before, "after": after})
+    page = show([run]).page
+    prompts = page.locator(".samples .prompt")
+    assert prompts.all_inner_texts() == ["a", "b", "c"]
+    assert page.locator(".samples mark").all_inner_texts() == ["new", "seven"]
+    page.get_by_label("Sort by").select_option("lowest true (true reward) after training")
+    assert prompts.all_inner_texts() == ["b", "c", "a"]
+    page.get_by_label("Sort by").select_option("largest KL of a token")
+    assert prompts.all_inner_texts() == ["a", "c", "b"]
+    page.get_by_label("Mark").select_option("KL of each token")
+    tokens = page.locator(".samples li").first.locator(".cells section").last.locator(".token")
+    assert tokens.all_text_contents() == ["one ", "new ", "three"]
+    # The tint is the number of the levels 0.01, 0.03, 0.1, 0.3, 1 and 3 that the KL reaches.
+    assert tokens.evaluate_all("all => all.map((one) => one.className)") == ["token k0", "token k6", "token k1"]
+    assert tokens.nth(1).get_attribute("title") == "5 nats"
+    values = page.locator(".samples li").first.locator(".cells section").last.locator("dd")
+    assert float(values.last.get_attribute("data-value") or "nan") == pytest.approx(5.02)  # the KL of the completion
 
 
 @needs_chromium
@@ -490,7 +591,8 @@ def test_the_further_columns_of_a_prompt_are_shown_as_text(show):
     assert item.locator("> .rewards dd").all_inner_texts() == ["46", "<i>"]
 
 
-def test_samples_are_paired_by_prompt_and_truncated(tmp_path):
+@needs_chromium
+def test_samples_are_paired_by_prompt_and_truncated(show):
     def completions(prompts: list[str], word: str) -> list[dict]:
         return [
             {"prompt": p, "completion": f"{word} {i}", "rewards": {"r": float("nan")}} for i, p in enumerate(prompts)
@@ -502,25 +604,26 @@ def test_samples_are_paired_by_prompt_and_truncated(tmp_path):
         ReportRun("one", samples={"before": completions(order, "before"), "after": completions(order[::-1], "after")}),
         ReportRun("two", samples={"before": long}),
     ]
-    text = write_report(runs, tmp_path / "report.html", title="A run").read_text("utf-8")
-    samples = json.loads(text.split('id="page">')[1].split("</script>")[0])["samples"]
+    page = show(runs).page
+    items = page.locator(".samples > li")
     pairs = {
-        (item["prompt"], *((cell["run"], cell["completion"]) for cell in item["cells"]))
-        for item in samples["items"][:4]
+        (item.locator(".prompt").inner_text(), *item.locator(".completion").all_inner_texts())
+        for item in items.all()[:4]
     }
     assert pairs == {
-        ("a", (0, "before 0"), (0, "after 1")),
-        ("b", (0, "before 1"), (0, "after 2")),
-        ("a", (0, "before 2"), (0, "after 3")),
-        ("c", (0, "before 3"), (0, "after 0")),
+        ("a", "before 0", "after 1"),
+        ("b", "before 1", "after 2"),
+        ("a", "before 2", "after 3"),
+        ("c", "before 3", "after 0"),
     }
-    assert samples["items"][0]["cells"][0]["rewards"] == [["r", None]]
-    assert samples["note"] == "The first 24 of 34 prompts."
-    assert samples["items"][4]["cells"][0]["completion"].endswith("(4,000 more characters)")
-    assert len(samples["items"]) == 24
+    assert items.first.locator(".cells dd").first.get_attribute("data-value") == ""
+    assert page.locator("text=28 of 30 prompts.").count() == 1
+    assert (items.nth(4).locator(".completion").text_content() or "").endswith("(4,000 more characters)")
+    assert items.count() == 4 + 24
 
 
-def test_rewards_are_drawn_against_the_square_root_of_the_kl(tmp_path):
+@needs_chromium
+def test_rewards_are_drawn_against_the_square_root_of_the_kl(show):
     def evaluation(step: int, kl: float | None, reward: float) -> dict:
         return {"step": step, "kl_policy_ref_per_token": kl, "rewards/good": reward}
 
@@ -528,19 +631,18 @@ def test_rewards_are_drawn_against_the_square_root_of_the_kl(tmp_path):
     config = {"rewards": ["good"], "budget": budget}
     rows = [evaluation(0, 0.0, 0.5), evaluation(10, 0.09, 0.75), evaluation(20, 0.04, 0.875), evaluation(30, None, 0.9)]
     runs = [ReportRun("a", config, [{"step": 1}], rows), ReportRun("b", {"rewards": ["good"]}, [{"step": 1}], rows[:2])]
-    page = page_data(runs, None)
-    charts = {chart["id"]: chart for section in page["sections"] for chart in section["charts"]}
-    chart = charts["reward-by-kl"]
-    trails = [(page["grids"][curve["grid"]]["x"], curve["values"], curve["last"]) for curve in chart["series"]]
-    assert trails == [
-        ([0.0, pytest.approx(0.3), pytest.approx(0.2)], [0.5, 0.75, 0.875], {"x": pytest.approx(0.2), "value": 0.875}),
-        ([0.0, pytest.approx(0.3)], [0.5, 0.75], {"x": pytest.approx(0.3), "value": 0.75}),
-    ]
-    (line,) = chart["xLines"]
-    assert (line["value"], line["label"], line["group"]) == (pytest.approx(0.2), "budget 0.04", 0)
+    page = show(runs).page
+    assert last_value(page, "reward-by-kl", "a", "good") == (pytest.approx(0.2), 0.875)
+    assert last_value(page, "reward-by-kl", "b", "good") == (pytest.approx(0.3), 0.75)
+    chart = page.locator("#chart-reward-by-kl")
+    assert chart.locator(".limit-label").text_content() == "budget 0.04"
+    chart.locator("summary", has_text="Data, save, link").click()
+    chart.locator(".data td").first.wait_for()
+    cells = [row.locator("th, td").all_inner_texts() for row in chart.locator(".data tbody tr").all()]
+    assert cells == [["0", "0.5", "0.5"], ["0.2", "0.875", ""], ["0.3", "0.75", "0.75"]]
     # One evaluation is not a trail.
-    page = page_data([ReportRun("a", config, [{"step": 1}], rows[:1])], None)
-    assert "reward-by-kl" not in {chart["id"] for section in page["sections"] for chart in section["charts"]}
+    page = show([ReportRun("a", config, [{"step": 1}], rows[:1])]).page
+    assert page.locator("#chart-reward-by-kl").count() == 0
 
 
 @needs_chromium
@@ -558,59 +660,6 @@ def test_a_trail_has_a_cursor_although_its_kl_decreases(show):
         values.append(float(page.locator("#chart-reward-by-kl .legend td").first.get_attribute("data-value") or "nan"))
     assert values == [0.5, 0.875, 0.75]  # in the order of the KL
     assert page.locator("#chart-reward-by-kl .limit-label").inner_html() == "budget 0.04"
-
-
-# ---- downsampling ----
-
-
-def test_buckets_have_mean_minimum_and_maximum():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=4_000)
-    values[1_234] = np.nan
-    series = DownsampledSeries([{"step": i, "x": v} for i, v in enumerate(values)])
-    curve, grid = series.curve("x"), series.grid()
-    assert curve
-    assert len(grid["x"]) == 400
-    parts = [values[int(first) : int(last) + 1] for first, last in grid["spans"]]
-    assert sum(map(len, parts)) == 4_000
-    np.testing.assert_allclose(curve["values"], [np.nanmean(part) for part in parts], rtol=1e-6)
-    np.testing.assert_allclose(curve["low"], [np.nanmin(part) for part in parts], rtol=1e-6)
-    np.testing.assert_allclose(curve["high"], [np.nanmax(part) for part in parts], rtol=1e-6)
-    np.testing.assert_allclose(grid["x"], [(first + last) / 2 for first, last in grid["spans"]], rtol=1e-6)
-    assert curve["last"] == {"x": 3_999.0, "value": values[-1]}
-
-
-def test_an_empty_bucket_is_a_gap():
-    rows: list[dict] = [{"step": i, "x": None if 500 <= i < 700 else 1.0} for i in range(1_000)]
-    curve = DownsampledSeries(rows).curve("x")
-    assert curve
-    assert curve["values"].count(None) == curve["low"].count(None) == 80
-
-
-def test_error_bars_are_two_standard_errors():
-    curve = DownsampledSeries([{"step": 0, "kl": 0.5, "kl_std_error": 0.1}, {"step": 1, "kl": 0.5}]).curve("kl")
-    assert curve
-    assert curve["low"] == [0.3, None]
-    assert curve["high"] == [0.7, None]
-
-
-def test_the_last_row_of_a_repeated_step_is_used():
-    series = DownsampledSeries([{"step": 2, "x": 1.0}, {"step": 1, "x": 0.0}, {"step": 2, "x": 5.0}])
-    curve = series.curve("x")
-    assert curve
-    assert (series.steps, curve["values"]) == ([1.0, 2.0], [0.0, 5.0])
-
-
-@pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), None, "0.5", True, 10**400, 1e305, [], np.float64("nan")]
-)
-def test_finite_returns_none_for_other_values(value):
-    assert finite(value) is None
-
-
-def test_finite_accepts_numpy_numbers():
-    assert finite(np.float32(0.5)) == 0.5
-    assert finite(np.int64(3)) == 3.0
 
 
 # ---- the file ----

@@ -32,7 +32,8 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help=f"a run directory of `kullback train`, or a directory of run directories; at most {_MAX_RUNS} runs",
+        help="a run directory of `kullback train`, a log of TensorBoard, Weights & Biases, TRL, transformers or "
+        f"stable-baselines3, or a directory of runs; at most {_MAX_RUNS} runs",
     )
     parser.add_argument(
         "--port", type=_parse_port, default=0, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
@@ -52,9 +53,9 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from kullback.cli import print_error
     from kullback.explore.explorer import explorer_page, readable_runs
+    from kullback.explore.findings import check_run
     from kullback.explore.server import make_server
     from kullback.runs.atomic_write import write_atomically
-    from kullback.runs.run_directory import RunDirectory
 
     output = options.output
     if output is not None and output.is_dir():
@@ -66,11 +67,12 @@ def _run(options: argparse.Namespace) -> int:
     paths = _runs_in(options.runs)
     if len(paths) > _MAX_RUNS:
         raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(paths)}; pass some of them")
-    runs, problems = readable_runs({_label(path, paths): RunDirectory(path) for path in paths})
+    logs, problems = readable_runs({_label(path, paths): path for path in paths})
     for problem in problems:
         print_error(problem)
     if options.output is not None:
-        page = explorer_page(runs, live=False)
+        findings = {name: check_run(log.path) for name, log in logs.items()}
+        page = explorer_page(logs, live=False, problems=problems, findings=findings)
         try:
             write_atomically(options.output, page)
         except BrokenPipeError:
@@ -79,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError(f"--output {options.output}: cannot be written: {error.strerror or error}") from error
         print_result(one_line(str(options.output)))
         return 0
-    server, address = make_server(runs, port=options.port)
+    server, address = make_server(logs, port=options.port, problems=problems)
     print_result(f"{address}   (press Ctrl-C to stop)")
     if not options.no_browser:
         import webbrowser
@@ -103,15 +105,17 @@ def _parse_port(text: str) -> int:
 
 
 def _runs_in(paths: list[Path]) -> list[Path]:
-    """The run directories; a directory of run directories stands for them."""
+    """The runs; a directory of runs stands for them."""
+    from kullback.explore.run_logs import is_log_file, is_run
+
     runs = []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: expected a run directory, found no such file or directory")
-        if not path.is_dir():
+        if not path.is_dir() and not is_log_file(path):
             raise InputError(f"{path}: expected a run directory, got a file")
-        within = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
-        runs += [config.parent for config in within] or [path]
+        within = [] if path.is_file() or is_run(path) else [child for child in sorted(path.glob("*")) if is_run(child)]
+        runs += within or [path]
     return list(dict.fromkeys(runs))
 
 

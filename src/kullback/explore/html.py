@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
-__all__ = ["self_contained_page"]
+__all__ = ["concatenated_modules", "script_hash", "self_contained_page"]
 
-MODULES = ("axes.js", "chart.js", "report.js")  # in import order
+MODULES = (  # in import order
+    *("elements.js", "address.js", "axes.js", "export_figure.js", "chart.js", "run_series.js", "run_charts.js"),
+    *("outcome_table.js", "run_status.js", "completions.js", "report.js"),
+)
 
 
 def self_contained_page(
@@ -49,7 +52,7 @@ def self_contained_page(
     """
     text = _read_asset(template)
     style = _read_asset("style.css")
-    modules = "\n".join(_remove_imports(_read_asset(name)) for name in (*MODULES, *more))
+    modules = _minified(concatenated_modules(more))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     image_source, connect_source = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {
@@ -65,6 +68,22 @@ def self_contained_page(
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
 
 
+def concatenated_modules(more: tuple[str, ...]) -> str:
+    """Return the modules `MODULES` and `more` as one script, without comments and indentation."""
+    return "\n".join(_compact(_remove_imports(_read_asset(name))) for name in dict.fromkeys((*MODULES, *more)))
+
+
+def script_hash(script: str) -> str:
+    """Return the hash by which a minified script names its source."""
+    return hashlib.sha256(script.encode()).hexdigest()
+
+
+def _minified(script: str) -> str:
+    """Return the minified form of a script if `make minify` has made it from this script, else the script itself."""
+    source, _, minified = _read_asset("explorer.min.js").partition("\n")
+    return minified if source == f"// {script_hash(script)}" else script
+
+
 def _read_asset(name: str) -> str:
     return (files("kullback.explore") / "static" / name).read_text("utf-8")
 
@@ -72,6 +91,12 @@ def _read_asset(name: str) -> str:
 def _remove_imports(module: str) -> str:
     """Remove the imports of other modules, because inline modules are concatenated instead of imported."""
     return re.sub(r'^import .* from "\./\w+\.js";\n', "", module, flags=re.MULTILINE)
+
+
+def _compact(module: str) -> str:
+    """Remove the indentation and the lines that have only a comment, which are a quarter of the size of a page."""
+    without_blocks = re.sub(r"^\s*/\*\*.*?\*/\s*\n", "", module, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^[ \t]*(//.*)?\n|^[ \t]+", "", without_blocks, flags=re.MULTILINE)
 
 
 def _json_for_html(value: object) -> str:

@@ -1,13 +1,16 @@
 """Reports and tables that are made from run directories."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kullback.errors import InputError, KullbackError
-from kullback.explore.charts import DIVERGENCES, budgeted_kl
+from kullback.explore.divergences import DIVERGENCES, budgeted_kl
+from kullback.explore.findings import check_run
 from kullback.explore.report import ReportRun, Table, write_report
+from kullback.runs.metrics import may_be_missing
 from kullback.runs.run_directory import RunDirectory
 
 __all__ = ["damage_as_input_error", "load_report_runs", "outcome_table", "write_run_report"]
@@ -52,17 +55,37 @@ def write_run_report(runs: Mapping[str, RunDirectory], path: Path, *, title: str
             `path` does not exist.
     """
     loaded = load_report_runs(runs)
-    table = outcome_table(runs) if all(run.evaluations for run in loaded) else None
     with damage_as_input_error(*runs.values()):
-        return write_report(loaded, path, title=title, summary=summary, table=table)
+        return write_report(loaded, path, title=title, summary=summary)
 
 
 def load_report_runs(runs: Mapping[str, RunDirectory]) -> list[ReportRun]:
-    """Read run directories into the input of `write_report`, in the same order."""
-    return [
-        ReportRun(name, run.config(), run.metrics(), run.evaluations(), run.samples(), run.pictures())
-        for name, run in runs.items()
-    ]
+    """Read run directories into the input of `write_report`, in the same order.
+
+    Lines of metrics that cannot be read are omitted, and named in the problems of the run.
+
+    Raises:
+        InputError: A directory does not contain a run, or its config.json is damaged.
+    """
+    return [_load(name, run) for name, run in runs.items()]
+
+
+def _load(name: str, run: RunDirectory) -> ReportRun:
+    config, problems = run.config(), []
+    contents: dict[str, Any] = {}
+    readers: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "metrics": (run.metrics, lambda: run.readable_rows("metrics")),
+        "evaluations": (run.evaluations, lambda: run.readable_rows("evaluations")),
+        "samples": (run.samples, dict),
+        "pictures": (run.pictures, dict),
+    }
+    for key, (read, read_rest) in readers.items():
+        try:
+            contents[key] = read()
+        except InputError as error:
+            problems.append(str(error))
+            contents[key] = read_rest()
+    return ReportRun(name, config, **contents, findings=check_run(run.path), problems=problems)
 
 
 def outcome_table(runs: Mapping[str, RunDirectory]) -> Table:
@@ -80,7 +103,7 @@ def outcome_table(runs: Mapping[str, RunDirectory]) -> Table:
             results.append(_results(run))
     metrics = list(dict.fromkeys(metric for result in results for metric in result))
     rows = [[metric, *(result.get(metric, "-") for result in results)] for metric in metrics]
-    return {"columns": ["metric", *runs], "rows": rows}
+    return {"columns": ["metric (± one standard error)", *runs], "rows": rows}
 
 
 def _results(run: RunDirectory) -> dict[str, str]:
@@ -95,8 +118,8 @@ def _results(run: RunDirectory) -> dict[str, str]:
 
     def change(key: str) -> str:
         if as_of and last is first:
-            return f"{_number(first.get(key))}{as_of}"
-        return f"{_number(first.get(key))} → {_number(last.get(key))}{as_of}"
+            return f"{_value(first, key)}{as_of}"
+        return f"{_number(first.get(key))} → {_value(last, key)}{as_of}"
 
     results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config.get("rewards") or ()}
     results |= {f"reward {name} (watched)": change(f"rewards/{name}") for name in config.get("watched") or ()}
@@ -130,8 +153,15 @@ def _results(run: RunDirectory) -> dict[str, str]:
 
 def _kl(row: Mapping[str, Any], key: str, config: Mapping[str, Any]) -> str:
     """Format a KL with its standard error, and with the budget where the budget constrains this KL."""
-    value = f"{_number(row.get(key))} ± {_number(row.get(f'{key}_std_error'), 2)}"
+    value = f"{_value(row, key)} ± {_number(row.get(f'{key}_std_error'), 2)}"
     return f"{value} (budget {config['budget']['target']:g})" if budgeted_kl(config) == key else value
+
+
+def _value(row: Mapping[str, Any], key: str) -> str:
+    """Format a metric of a row, where a null that stands for nan or infinity is "not finite"."""
+    value = row.get(key)
+    is_lost = key in row and value is None and not may_be_missing(key)
+    return "not finite" if is_lost or (isinstance(value, float) and not math.isfinite(value)) else _number(value)
 
 
 def _number(value: Any, digits: int = 3) -> str:

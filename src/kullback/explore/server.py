@@ -4,41 +4,47 @@ import hmac
 import json
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 from kullback.errors import InputError, KullbackError
-from kullback.explore.explorer import explorer_page, readable_runs, runs_data
-from kullback.runs.run_directory import RunDirectory
+from kullback.explore.explorer import explorer_page, range_data, runs_data
+from kullback.explore.findings import BackgroundChecks
+from kullback.explore.run_logs import RunLog
 
 __all__ = ["make_server"]
 
 _HOST = "127.0.0.1"
-_Routes: TypeAlias = dict[str, tuple[Callable[[], bytes], str]]
+_Routes: TypeAlias = dict[str, tuple[Callable[[Mapping[str, str]], bytes], str]]
 
 
-def make_server(runs: Mapping[str, RunDirectory], *, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
+def make_server(
+    logs: Mapping[str, RunLog], *, port: int = 0, problems: Sequence[str] = ()
+) -> tuple[ThreadingHTTPServer, str]:
     """Create a server for the explorer, without starting it.
 
     Args:
-        runs: Run directories by the names under which they are shown. They are read again at each request.
+        logs: Logs of runs by the names under which they are shown. At each request, what was added to them is read.
         port: The port to listen on; 0 selects a free port.
+        problems: Sentences about runs that cannot be shown.
 
     Returns:
-        The server and the URL of the page. Runs that cannot be read are omitted from an answer as long as another run
-        can be read. A client that closes its connection has no effect on the server.
+        The server and the URL of the page. A run whose files become damaged is shown with its last rows and the damage.
+        A client that closes its connection has no effect on the server.
 
     Raises:
-        InputError: The port is not available, or a directory does not contain a run.
+        InputError: The port is not available.
     """
-    page = explorer_page(runs, live=bool(runs)).encode()
+    live = _LiveRuns(logs, problems)
     token = secrets.token_urlsafe(24)
-
-    routes: _Routes = {f"/{token}/": (lambda: page, "text/html; charset=utf-8")}
-    if runs:
-        routes[f"/{token}/runs.json"] = (lambda: _runs_json(runs), "application/json")
+    routes: _Routes = {f"/{token}/": (live.page, "text/html; charset=utf-8")}
+    if logs:
+        routes[f"/{token}/runs.json"] = (live.answer, "application/json")
     try:
         server = _Server((_HOST, port), partial(_Handler, routes))
     except (OSError, OverflowError) as error:
@@ -49,11 +55,41 @@ def make_server(runs: Mapping[str, RunDirectory], *, port: int = 0) -> tuple[Thr
     return server, f"http://{_HOST}:{server.server_address[1]}/{token}/"
 
 
-def _runs_json(runs: Mapping[str, RunDirectory]) -> bytes:
-    try:
-        return json.dumps(runs_data(runs), allow_nan=False).encode()
-    except (KullbackError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
-        return json.dumps(runs_data(readable_runs(runs)[0])).encode()
+class _LiveRuns:
+    """The answers of the server about runs; one request at a time reads the files."""
+
+    def __init__(self, logs: Mapping[str, RunLog], problems: Sequence[str]) -> None:
+        self.logs, self.problems = logs, problems
+        self.checks = BackgroundChecks()
+        self.lock = threading.Lock()
+
+    def page(self, query: Mapping[str, str]) -> bytes:
+        if query:
+            raise LookupError("expected no query")
+        with self.lock:
+            self._refresh()
+            live = bool(self.logs)
+            page = explorer_page(self.logs, live=live, problems=self.problems, findings=self._findings())
+        return page.encode()
+
+    def answer(self, query: Mapping[str, str]) -> bytes:
+        """Return what the page does not have yet, or the rows between `from` and `to` of a run."""
+        with self.lock:
+            self._refresh()
+            if "run" in query:
+                low, high = float(query["from"]), float(query["to"])
+                content = range_data(self.logs[query["run"]], low, high, query.get("x", "step"))
+            else:
+                content = runs_data(self.logs, self._findings(), json.loads(query.get("since", "{}")))
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+    def _refresh(self) -> None:
+        for log in self.logs.values():
+            with suppress(OSError):  # the run keeps its rows, and its age increases
+                log.refresh()
+
+    def _findings(self) -> dict[str, Any]:
+        return {name: self.checks.latest(log.path, log.metrics.count) for name, log in self.logs.items()}
 
 
 class _Server(ThreadingHTTPServer):
@@ -85,14 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"{_HOST}:{port}", f"localhost:{port}"):
             return self._send(403, b"expected the host 127.0.0.1 or localhost\n", "text/plain")
+        address = urlsplit(self.path)
         # The comparison takes the same time for every path, so that the token cannot be guessed from delays.
-        found = [route for path, route in self.routes.items() if hmac.compare_digest(path.encode(), self.path.encode())]
+        paths = self.routes.items()
+        found = [route for path, route in paths if hmac.compare_digest(path.encode(), address.path.encode())]
         if not found:
             return self._send(404, b"not found\n", "text/plain")
         make, content_type = found[0]
         try:
-            body = make()
-        except (KullbackError, OSError, ValueError) as error:
+            body = make(dict(parse_qsl(address.query, keep_blank_values=True)))
+        except (LookupError, ValueError, AttributeError):
+            return self._send(404, b"not found\n", "text/plain")
+        except (KullbackError, OSError) as error:
             return self._send(503, f"{error}\n".encode(), "text/plain; charset=utf-8")
         return self._send(200, body, content_type)
 

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 __all__ = [
     "METRICS",
+    "REPORTED_METRICS",
     "Metric",
     "Trainer",
     "constrained_kl",
     "kl_key",
+    "may_be_missing",
     "metrics_of",
     "metrics_tables",
     "with_present_keys",
@@ -154,6 +156,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("learning_rate", "grpo", _METRICS, "1/step", "The learning rate of the schedule, before the scale."),
     Metric("gradient_norm", "grpo", _METRICS, "loss/weight", "Euclidean norm of the gradient before clipping."),
     Metric("loss", "grpo", _METRICS, "reward", "The loss that is differentiated: TRL's loss plus the penalty."),
+    Metric("tokens", "grpo", _METRICS, "tokens", "Tokens of all prompts and completions up to this step."),
     Metric("step_seconds", "grpo", _METRICS, "s", "Time of this step: generation, rewards, forward and backward."),
     Metric("seconds", "grpo", _METRICS, "s", "Time since the start of the run, without interruptions."),
     # Policies in environments
@@ -430,6 +433,24 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
+# Keys under which null is a value that does not exist; under every other key it is nan or infinity, which JSON lacks.
+_MAY_BE_MISSING = {
+    *("reward", "reward_std", "episode_length", "completion_length", "truncated", "repetition"),
+    *("kl_filtered", "explained_variance", "action_std", "log_likelihood", "alarm", "kl_latents"),
+}
+
+# The metrics of a budget that trainers of TRL report to TensorBoard, Weights & Biases and trackio.
+REPORTED_METRICS = (
+    "kl_policy_ref_per_token",
+    "kl_policy_ref_per_token_std_error",
+    "kl_policy_ref_per_sequence",
+    "kl_policy_ref_per_sequence_std_error",
+    "beta",
+    "kl_filtered",
+    "learning_rate_scale",
+    "displacement_scale",
+)
+
 # Keys in run directories that were written before a metric was renamed.
 _FORMER_KEYS = {
     "kl_level": "kl_filtered",
@@ -550,6 +571,23 @@ def constrained_kl(config: Mapping[str, Any]) -> str | None:
     return kl_key(budget.get("unit", "token"), **settings)
 
 
+def may_be_missing(key: str) -> bool:
+    """Return whether null under a key of a run directory stands for a value that does not exist.
+
+    Args:
+        key: A key of a row.
+
+    Returns:
+        True for values that some steps do not have, such as the return of a rollout in which no episode ended. Under
+        other keys, null was written for nan or infinity.
+
+    Example:
+        >>> may_be_missing("rewards/return"), may_be_missing("kl_policy_ref_per_token")
+        (True, False)
+    """
+    return key in _MAY_BE_MISSING or key.startswith("rewards/") or key.endswith("_std_error")
+
+
 def with_present_keys(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of metrics with former keys replaced by present ones.
 
@@ -599,7 +637,8 @@ def metrics_tables() -> str:
         "<!-- Generated from src/kullback/runs/metrics.py by docs/generate_metrics.py; do not edit. -->",
         "",
         "These are the keys that the trainers write to the files of a run directory. All KL divergences and entropies "
-        "are in nats. `null` stands for a number that does not exist, such as the standard error over a single prompt. "
+        "are in nats. `null` stands for a number that does not exist, such as the standard error over a single prompt, "
+        "the rewards of a step without new completions, or a KL that is nan or infinite, which JSON does not have. "
         "Where a standard error is given, it is logged under the same key with `_std_error` appended.",
     ]
     for trainer, (title, introduction) in _SECTIONS.items():
@@ -610,6 +649,23 @@ def metrics_tables() -> str:
             if metric.std_error:
                 key = f"{metric.key}_std_error"
                 lines.append(_table_row(key, metric.files, metric.unit, f"Its standard error. {metric.std_error}"))
+    names = ", ".join(f"`{name}`" for name in REPORTED_METRICS)
+    lines += [
+        "",
+        "## TensorBoard, Weights & Biases and trackio",
+        "",
+        "`BudgetGRPOTrainer` and `BudgetRLOOTrainer` log the metrics of the budget as TRL logs its own metrics, so "
+        'that they are reported to every integration of `report_to` ("tensorboard", "wandb", "trackio", ...) at every '
+        f"`logging_steps`: {names}. The integrations of transformers put `train/` before each name. Their definitions "
+        "are in the table of language-model policies.",
+        "",
+        "`BudgetPPO` logs to the logger of stable-baselines3, under `train/`: `kl_policy_ref_per_step`, "
+        "`kl_old_policy_per_step`, `kl_policy_ref_per_reference_step`, their standard errors, `beta`, `kl_filtered`, "
+        "`learning_rate_scale` and `displacement_scale`; a budget of the old policy has the names of the last four "
+        "with `_old` appended.",
+        "",
+        "`kullback explore DIR` draws these logs too; see [the explorer](explore.md).",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -19,11 +19,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import follow_umask, umask, write_atomically
@@ -33,7 +33,7 @@ from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
 from kullback.runs.write_errors import write_errors
 
-__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "versions"]
+__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "parse_row", "versions"]
 
 Row = dict[str, Any]
 
@@ -357,7 +357,7 @@ class RunDirectory:
             return None
         path = self.model / "training.json"
         if path.is_file():
-            return _parse_row(path, None, path.read_bytes())["step"]
+            return parse_row(path, None, path.read_bytes())["step"]
         rows = self.metrics()
         return rows[-1]["step"] if rows else None
 
@@ -420,6 +420,21 @@ class RunDirectory:
             InputError: A line is not an object with a step; the message has its number.
         """
         return self._rows("evaluations.jsonl")
+
+    def readable_rows(self, name: Literal["metrics", "evaluations"]) -> list[Row]:
+        """Return the rows of a file without the lines that cannot be read.
+
+        Args:
+            name: The name of the file without its extension.
+
+        Returns:
+            A dictionary for each line that is an object with a step.
+        """
+        rows = []
+        for number, line in self._lines(f"{name}.jsonl"):
+            with suppress(InputError):
+                rows.append(with_present_keys(parse_row(self.path / f"{name}.jsonl", number, line)))
+        return rows
 
     def elapsed_seconds(self) -> float:
         """Return the duration of training up to the last row of metrics.jsonl.
@@ -502,11 +517,15 @@ class RunDirectory:
     def _rows(self, name: str) -> list[Row]:
         """Return the rows of a file, without an unfinished last line, which a killed process can leave."""
         path = self.path / name
+        return [with_present_keys(parse_row(path, number, line)) for number, line in self._lines(name)]
+
+    def _lines(self, name: str) -> list[tuple[int, bytes]]:
+        """Return the complete lines of a file with their numbers."""
+        path = self.path / name
         if not path.is_file():
             return []
         with path.open("rb") as file:
-            lines = [(number, line) for number, line in enumerate(file, 1) if line.endswith(b"\n")]
-        return [with_present_keys(_parse_row(path, number, line)) for number, line in lines]
+            return [(number, line) for number, line in enumerate(file, 1) if line.endswith(b"\n")]
 
     def _read_json(self, name: str) -> dict[str, Any]:
         """Return the object in a file; an empty object if the file does not exist."""
@@ -563,7 +582,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
-def _parse_row(path: Path, number: int | None, line: bytes) -> Row:
+def parse_row(path: Path, number: int | None, line: bytes) -> Row:
     """Return the object in a line of a file, or in the whole file; InputError names the file and the line."""
     place, thing = (f"{path}: line {number}", "line") if number is not None else (f"{path}", "file")
     try:

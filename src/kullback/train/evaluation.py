@@ -75,7 +75,8 @@ class Evaluation:
 
         Returns:
             A row of averages, with KL in nats per token and per sequence, and up to 12 rows with "prompt", "columns"
-            (the further columns of the prompt), "completion" and "rewards". Both are the same in every process.
+            (the further columns of the prompt), "completion", "rewards" and "tokens" (the text of each token and its
+            KL in nats). Both are the same in every process.
         """
         was_training = policy.training
         policy.eval()
@@ -91,7 +92,13 @@ class Evaluation:
             policy.train(was_training)
         results = sorted(gather_object(local), key=lambda result: result["index"])
         selected = results[:: max(1, len(results) // _MAX_SAMPLES)][:_MAX_SAMPLES]
-        samples = [{key: result[key] for key in ("prompt", "columns", "completion", "rewards")} for result in selected]
+        samples = [
+            {
+                **{key: result[key] for key in ("prompt", "columns", "completion", "rewards")},
+                "tokens": self._tokens(result["ids"], result["token_kl"]),
+            }
+            for result in selected
+        ]
         return {"step": step, **self._summary(results)}, samples
 
     def _measure_batch(self, policy: Any, reference: Any, indices: range) -> list[Row]:
@@ -116,6 +123,8 @@ class Evaluation:
                 "columns": {name: str(value) for name, value in rows[i].items() if name != "prompt"},
                 "completion": texts[i],
                 "rewards": {name: values[i] for name, values in rewards.items()},
+                "ids": ids[i],
+                "token_kl": kl[i][completions.mask[i]].tolist(),
                 "kl": float(kl[i].sum()),
                 "entropy": float(entropy[i].sum()),
                 "length": len(ids[i]),
@@ -123,6 +132,14 @@ class Evaluation:
                 "truncated": float(ids[i][-1] not in ends),
             }
             for i, index in enumerate(indices)
+        ]
+
+    def _tokens(self, ids: Sequence[int], kl: Sequence[float]) -> list[list[Any]]:
+        """The text of each token with its KL. A text is the addition of the token to the decoded text before it."""
+        texts = self.tokenizer.batch_decode([ids[:end] for end in range(len(ids) + 1)])
+        return [
+            [after[len(before) :], float(f"{value:.6g}")]
+            for before, after, value in zip(texts, texts[1:], kl, strict=False)
         ]
 
     def _rewards(

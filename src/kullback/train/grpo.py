@@ -67,6 +67,7 @@ _FROM_TRL = {
     "learning_rate": "learning_rate",
     "grad_norm": "gradient_norm",
     "loss": "loss",
+    "num_tokens": "tokens",
     "step_time": "step_seconds",
 }
 

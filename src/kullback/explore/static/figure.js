@@ -1,9 +1,11 @@
 // Figures and controls of the explorer: axes, curves, points that the pointer drags, sliders, downloads as SVG and CSV.
 
+import { addressOf } from "./address.js";
 import { format, scale, tickLabels, ticks } from "./axes.js";
-import { element, onWidth, shape } from "./chart.js";
+import { element, onWidth, shape } from "./elements.js";
+import { exportMenu } from "./export_figure.js";
 
-const FRAME = { left: 46, right: 10, top: 14, bottom: 34 };
+const FRAME = { left: 46, right: 16, top: 24, bottom: 34 };
 const limit = (value, low, high) => Math.min(high, Math.max(low, value));
 /** A number with 4 significant digits. */
 const number4 = (value) => (value === Infinity ? "∞" : value === -Infinity ? "−∞" : format(value, 4));
@@ -15,7 +17,8 @@ const number4 = (value) => (value === Infinity ? "∞" : value === -Infinity ? "
  * and `api.invert` maps pixels to values. A figure far from the visible part of the page is drawn when it comes near. While a point is dragged the axes keep their domains, so that the point follows
  * the pointer. `rows()` returns the table that the figure is saved as: a list of lists, the first of column names.
  */
-function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, back, backKey, rows }) {
+function liveFigure({ id, title, note = "", describe, x, y, height: inner = 250, draw, back, backKey, rows }) {
+  const height = inner + 10; // with the label of the y axis
   const layers = [shape("g"), shape("g")];
   const svg = shape("svg", { role: "img", "aria-label": title }, layers);
   const caption = element("p", {}, note);
@@ -44,7 +47,7 @@ function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, 
     if (drawn?.width !== width || drawn.domains.some((domain, i) => domain[0] !== domains[i][0] || domain[1] !== domains[i][1])
       || drawn.labels.some((label, i) => label !== labels[i])) {
       drawn = { width, domains, labels };
-      svg.setAttribute("viewBox", `0 -10 ${width} ${height + 10}`);
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       layers[0].replaceChildren(...drawAxes(), ...(back?.(api) ?? []));
     }
     layers[1].replaceChildren(...draw(api).flat(Infinity).filter(Boolean));
@@ -61,7 +64,7 @@ function liveFigure({ id, title, note = "", describe, x, y, height = 250, draw, 
     (y.labels ?? tickLabels(up)).forEach((label, i) => nodes.push(
       shape("line", { x1: left, x2: right, y1: api.y(up[i]), y2: api.y(up[i]) }),
       shape("text", { x: left - 7, y: api.y(up[i]) + 4, "text-anchor": "end" }, label)));
-    nodes.push(shape("text", { x: right, y: height - 3, "text-anchor": "end" }, x.label), shape("text", { x: 0, y: 2 }, y.label));
+    nodes.push(shape("text", { x: right, y: height - 3, "text-anchor": "end" }, x.label), shape("text", { x: 0, y: 12 }, y.label));
     return [shape("g", { class: "axes" }, nodes)];
   }
 
@@ -256,40 +259,8 @@ function playback({ id, label, seconds, text, change, startLabel }) {
   return { row: slide.row, play, set: slide.set, stop, button: startLabel && pressButton(startLabel, play) };
 }
 
-// ---- downloads ----
-
-const PAINT = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "stroke-linecap", "opacity", "font-size", "font-family", "paint-order", "visibility"];
-
-/** The markup of an SVG with the computed style of every element in attributes, so that the file needs no style sheet. */
-function svgMarkup(svg, title) {
-  const copy = svg.cloneNode(true);
-  const [originals, copies] = [svg, copy].map((root) => [root, ...root.querySelectorAll("*")]);
-  originals.forEach((node, i) => {
-    const style = getComputedStyle(node);
-    for (const property of PAINT) copies[i].setAttribute(property, style.getPropertyValue(property));
-    copies[i].removeAttribute("class");
-  });
-  const [left, top, width, height] = svg.getAttribute("viewBox").split(" ");
-  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  copy.setAttribute("width", width);
-  copy.setAttribute("height", height);
-  copy.prepend(shape("title", {}, title), shape("rect", { x: left, y: top, width, height, fill: getComputedStyle(document.body).backgroundColor }));
-  return new XMLSerializer().serializeToString(copy);
-}
-
-const csvField = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-const csvMarkup = (rows) => `${rows.map((row) => row.map(csvField).join(",")).join("\n")}\n`;
-
-function saveText(name, type, text) {
-  const address = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
-}
-
-/** A menu with the downloads of a figure. */
-const saveMenu = (id, title, svg, rows) => element("details", { class: "save" },
-  element("summary", { "aria-label": `Save the figure: ${title}` }, "Save"),
-  element("div", {}, pressButton("SVG", () => saveText(`${id}.svg`, "image/svg+xml", svgMarkup(svg(), title)), { "data-save": "svg" }),
-    rows && pressButton("CSV", () => saveText(`${id}.csv`, "text/csv", csvMarkup(rows())), { "data-save": "csv" })));
+/** The menu that saves and copies a figure; its links lead to the figure with the present state. */
+const saveMenu = (id, title, svg, rows) => element("details", { class: "save" }, element("summary", { "aria-label": `Save the figure: ${title}` }, "Save"),
+  exportMenu(id, { rows, svg, link: () => `${location.href.split("#")[0]}${addressOf(id)}` }));
 
 export { areaUnder, control, curveOf, dragPoint, labelAt, limit, liveFigure, number4, oncePerFrame, playback, pointAt, pressButton, radioButtons, saveMenu, valueList };

@@ -1,7 +1,8 @@
 // Question 4: the runs of `kullback train demo` with and without a KL budget, as trails of reward against the root of the KL.
 
 import { keepInAddress, noteState, numbersIn } from "./address.js";
-import { element, table } from "./chart.js";
+import { table } from "./chart.js";
+import { element } from "./elements.js";
 import { control, curveOf, labelAt, liveFigure, number4, oncePerFrame, pointAt, playback, pressButton, valueList } from "./figure.js";
 
 /** `demo`: { budget, arms: [{ name, steps, kl, proxy, true }], prompts: [{ prompt, answer, completions: [[text per step] per arm] }] }. */

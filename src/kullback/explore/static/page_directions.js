@@ -1,7 +1,7 @@
 // Question 1: a normal distribution Q, a mixture P, the fits that minimise each KL, the integrands, and maps of both KLs.
 
 import { keepInAddress, noteState, numbersIn } from "./address.js";
-import { element, shape } from "./chart.js";
+import { element, shape } from "./elements.js";
 import { contourLoops, insideParts } from "./contours.js";
 import { areaUnder, control, curveOf, dragPoint, labelAt, limit, liveFigure, number4, oncePerFrame, playback, pointAt, pressButton, radioButtons, valueList } from "./figure.js";
 import { descend, forwardFit, klIntegrand, klMap, klTo, localMinima, logDensityOf } from "./math.js";

@@ -2,7 +2,8 @@
 
 import { keepInAddress, noteState, numbersIn } from "./address.js";
 import { drawIndex, uniformGenerator } from "./bandit.js";
-import { element, shape, table } from "./chart.js";
+import { table } from "./chart.js";
+import { element, shape } from "./elements.js";
 import { control, dragPoint, liveFigure, number4, oncePerFrame, pressButton, valueList } from "./figure.js";
 import { estimatorMoments, jensenShannon, KL_ESTIMATORS, klProbs, klTerms, logRatioTerms, samplingDistribution, sequenceKl, softmax } from "./math.js";
 

@@ -3,7 +3,7 @@
 import { format } from "./axes.js";
 import { keepInAddress, noteState, numbersIn } from "./address.js";
 import { LEARNER_SETTINGS, makeLearner, penaltyKl } from "./bandit.js";
-import { element, shape } from "./chart.js";
+import { element, shape } from "./elements.js";
 import { control, curveOf, dragPoint, labelAt, limit, liveFigure, number4, oncePerFrame, pointAt, pressButton, radioButtons, saveMenu, valueList } from "./figure.js";
 import { bestOfN, expectation, forwardTilt, forwardTiltToBudget, gridFrontier, gridToBudget, MOVES, tilt, tiltToBudget } from "./math.js";
 

@@ -1,172 +1,275 @@
-// Reads the files of run directories, or JSON lines of numbers, into the data that `report` draws.
+// Reads files that the reader opens: run directories of kullback, and the logs of other programs, by the rules of run_logs.py.
 //
-// parseRuns([{ path, text }]) returns [{ name, config, metrics, evaluations, samples, pictures }], and pageData(runs, metrics)
-// returns the data of the page. The files are not trusted: numbers are checked, and images must be base64.
+// parsedRuns([{ path, text() , bytes(), modified }], divergences) returns a promise of runs as `report` in report.js draws them. The
+// files are not trusted: numbers are checked, and images must be base64.
 
-const FILES = { "config.json": "config", "metrics.jsonl": "metrics", "evaluations.jsonl": "evaluations", "samples.json": "samples", "pictures.json": "pictures" };
-const MAX_RUNS = 6;
-// The same limits as in downsample.py and report.py.
-const [MAX_POINTS, BUCKETS, MAX_SAMPLES, MAX_CHARACTERS] = [800, 400, 24, 6000];
-const EMPTY_RUN = { config: {}, metrics: [], evaluations: [], samples: {}, pictures: {} };
+import { finiteNumber, RowColumns } from "./run_series.js";
 
-export const isRunFile = (path) => Object.hasOwn(FILES, path.split("/").at(-1)) || path.endsWith(".jsonl");
+const RUN_FILES = { "config.json": "config", "metrics.jsonl": "metrics", "evaluations.jsonl": "evaluations", "samples.json": "samples", "pictures.json": "pictures" };
+const STEP_KEYS = ["step", "_step", "time/total_timesteps", "train/global_step", "global_step", "total_timesteps"];
+const AXIS_SOURCES = { seconds: ["seconds", "_runtime", "time/time_elapsed"], tokens: ["tokens", "num_tokens", "train/num_tokens", "num_input_tokens_seen"] };
+const [MOST_RUNS, MOST_SAMPLES, MOST_CHARACTERS] = [6, 24, 6000];
+// The metrics of a budget, to whose names the integrations of transformers and stable-baselines3 add "train/".
+const BUDGET_KEY = /^train\/(kl_(?:policy|old_policy|filtered)\w*|beta|learning_rate_scale|displacement_scale)$/;
+// The keys of may_be_missing in runs/metrics.py.
+const MISSING = new Set(["reward", "reward_std", "episode_length", "completion_length", "truncated", "repetition", "kl_filtered", "explained_variance", "action_std", "log_likelihood", "alarm", "kl_latents"]);
+const mayBeMissing = (key) => MISSING.has(key) || key.startsWith("rewards/") || key.endsWith("_std_error");
+
+const fileName = (path) => path.split("/").at(-1);
+const isMonitor = (name) => name === "monitor.csv" || name.endsWith(".monitor.csv");
+/** Whether a file within a directory is a part of a run. */
+export const isRunFile = (path) => Object.hasOwn(RUN_FILES, fileName(path)) || /\.jsonl$|tfevents/.test(path) || ["progress.csv", "trainer_state.json"].includes(fileName(path)) || isMonitor(fileName(path));
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-const listOf = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
+const objectsOf = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
 
-function parseJson(text, where) {
+function parsedJson(text, where) {
   try {
     return JSON.parse(text);
   } catch {
     try {
-      return JSON.parse(text.replace(/(?<=[:,[]\s*)(NaN|-?Infinity)(?=\s*[,}\]])/g, "null")); // Python writes NaN and Infinity
+      return JSON.parse(text.replace(/(?<=[:,[]\s*)(NaN|-?Infinity)(?=\s*[,}\]])/g, '"$1"')); // Python writes NaN and Infinity
     } catch (error) {
       throw new Error(`${where}: expected JSON, got ${JSON.stringify(text.slice(0, 40))} (${error.message})`);
     }
   }
 }
 
-function parseRows(text, path) {
+/** The objects in the lines of a text, and the first problem; a last line without its end may be incomplete while the run writes it. */
+function parsedLines(text, path) {
   const lines = text.split("\n");
-  return lines.flatMap((line, i) => {
-    if (!line.trim()) return [];
+  const [rows, problems] = [[], []];
+  lines.forEach((line, i) => {
+    if (!line.trim()) return;
     try {
-      return listOf([parseJson(line, `${path}, line ${i + 1}`)]);
+      const row = parsedJson(line, `${path}: line ${i + 1}`);
+      if (!isObject(row)) throw new Error(`${path}: line ${i + 1}: expected a JSON object, got ${line.slice(0, 40)}`);
+      rows.push(row);
     } catch (error) {
-      if (i === lines.length - 1) return []; // the last line may be incomplete while the run writes it
-      throw error;
+      if (i < lines.length - 1) problems.push(error.message);
     }
   });
+  return { rows, problems: problems.slice(0, 1) };
 }
 
-/** The runs in files: one run for each directory. A .jsonl file with another name contains the metrics of a separate run. */
-export function parseRuns(files) {
-  const runs = new Map();
-  for (const { path, text } of files) {
-    const parts = path.split("/").filter(Boolean);
-    const file = parts.pop();
-    const kind = Object.hasOwn(FILES, file) ? FILES[file] : "metrics";
-    const name = Object.hasOwn(FILES, file) ? parts.join("/") || "run" : path;
-    if (!runs.has(name)) runs.set(name, { name, ...EMPTY_RUN });
-    const value = file.endsWith(".jsonl") ? parseRows(text, path) : parseJson(text, path);
-    if (!Array.isArray(value) && !isObject(value)) throw new Error(`${path}: expected a JSON object`);
-    runs.get(name)[kind] = value;
+// ---- the logs of other programs ----
+
+function flattened(row, prefix = "") {
+  return Object.entries(row).flatMap(([key, value]) => (isObject(value) ? flattened(value, `${prefix}${key}/`) : [[`${prefix}${key}`, value]]));
+}
+
+/** A row of another program with `step`, and with `seconds` and `tokens` where it has them. */
+export function adaptedRow(row, number) {
+  const flat = new Map(flattened(row));
+  const firstOf = (keys) => keys.map((key) => flat.get(key)).find((value) => finiteNumber(value) !== null);
+  const axes = Object.entries(AXIS_SOURCES).map(([name, keys]) => [name, firstOf(keys)]).filter(([, value]) => value !== undefined);
+  const used = new Set([...STEP_KEYS, ...Object.values(AXIS_SOURCES).flat(), "_timestamp"]);
+  return { ...Object.fromEntries([...flat].filter(([key]) => !used.has(key)).map(([key, value]) => [key.replace(BUDGET_KEY, "$1"), value])), ...Object.fromEntries(axes), step: firstOf(STEP_KEYS) ?? number };
+}
+
+function csvCells(line) {
+  const cells = [];
+  for (const [, quoted, plain] of line.matchAll(/(?:"((?:[^"]|"")*)"|([^,]*))(?:,|$)/g)) cells.push(quoted === undefined ? plain : quoted.replaceAll('""', '"'));
+  return line.endsWith(",") ? cells : cells.slice(0, -1);
+}
+
+function csvRows(text, path) {
+  const lines = text.split("\n").map((line) => line.replace(/\r$/, ""));
+  const complete = lines.slice(0, -1).map((line, i) => [i + 1, line]).filter(([, line]) => line && !line.startsWith("#"));
+  const header = csvCells(complete[0]?.[1] ?? "");
+  const isEpisodes = ["r", "l", "t"].every((key) => header.includes(key));
+  let steps = 0;
+  const [rows, problems] = [[], []];
+  for (const [number, line] of complete.slice(1)) {
+    const cells = csvCells(line);
+    if (cells.length !== header.length) {
+      problems.push(`${path}: line ${number}: expected ${header.length} cells, got ${cells.length}`);
+      continue;
+    }
+    const row = Object.fromEntries(header.map((key, i) => [key, cells[i] === "" || Number.isNaN(Number(cells[i])) ? cells[i] : Number(cells[i])]));
+    if (isEpisodes) {
+      steps += finiteNumber(row.l) ?? 0;
+      rows.push({ step: steps, "rewards/return": row.r, episode_length: row.l, seconds: row.t });
+    } else rows.push(adaptedRow(row, number - 1));
   }
-  const found = [...runs.values()].filter((run) => run.metrics.length + run.evaluations.length > 0);
-  if (found.length === 0) throw new Error("expected a run directory or a metrics.jsonl with at least one row, found none");
-  if (found.length > MAX_RUNS) throw new Error(`expected at most ${MAX_RUNS} runs, found ${found.length}`);
-  const sameParent = found.every(({ name }) => name.split("/")[0] === found[0].name.split("/")[0]) && found.length > 1;
-  return found.map((run) => ({ ...run, name: sameParent ? run.name.split("/").slice(1).join("/") || run.name : run.name }));
+  return { rows, problems: problems.slice(0, 1) };
 }
 
-const finite = (value) => (typeof value === "number" && Math.abs(value) < 1e300 ? value : null);
-
-/** Rows in the order of their steps, as DownsampledSeries in downsample.py: bucket means for more than 800 rows. */
-function downsample(rows) {
-  const latest = new Map(rows.map((row, i) => [finite(row.step) ?? i + 1, row]));
-  const steps = [...latest.keys()].sort((a, b) => a - b);
-  const bucketed = steps.length > MAX_POINTS;
-  const width = (steps.at(-1) - steps[0]) / BUCKETS;
-  const groups = bucketed ? [...Map.groupBy(steps, (step) => Math.min(BUCKETS - 1, Math.floor((step - steps[0]) / width))).values()] : steps.map((step) => [step]);
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const grid = { x: groups.map(mean), ...(bucketed ? { spans: groups.map((group) => [group[0], group.at(-1)]) } : {}) };
-  const valueAt = (key) => (step) => (Object.hasOwn(latest.get(step), key) ? finite(latest.get(step)[key]) : null);
-  function curve(key) {
-    const parts = groups.map((group) => group.map(valueAt(key)).filter((value) => value !== null));
-    const last = steps.findLast((step) => valueAt(key)(step) !== null);
-    if (last === undefined) return null;
-    const reduceParts = (reduce) => parts.map((part) => (part.length ? reduce(part) : null));
-    const found = { values: reduceParts(mean), last: { x: last, value: valueAt(key)(last) } };
-    if (bucketed) return { ...found, low: reduceParts((part) => Math.min(...part)), high: reduceParts((part) => Math.max(...part)) };
-    const errors = steps.map(valueAt(`${key}_std_error`));
-    if (errors.every((error) => error === null)) return found;
-    const bound = (side) => found.values.map((value, i) => (value === null || errors[i] === null ? null : value + side * errors[i]));
-    return { ...found, low: bound(-2), high: bound(2) };
+/** The fields of a message of Protocol Buffers: [number, value], where a value is a number, or bytes. */
+function* protoFields(view, start = 0, end = view.byteLength) {
+  let at = start;
+  const varint = () => {
+    let [value, factor, byte] = [0, 1, 0];
+    do {
+      byte = view.getUint8(at++);
+      value += (byte & 127) * factor;
+      factor *= 128;
+    } while (byte & 128);
+    return value;
+  };
+  while (at < end) {
+    const tag = varint();
+    const [field, type] = [Math.floor(tag / 8), tag % 8];
+    if (type === 0) yield [field, varint()];
+    else if (type === 1) yield [field, view.getFloat64((at += 8) - 8, true)];
+    else if (type === 5) yield [field, view.getFloat32((at += 4) - 4, true)];
+    else if (type === 2) {
+      const length = varint();
+      yield [field, new DataView(view.buffer, view.byteOffset + at, length)];
+      at += length;
+    } else throw new Error("expected the event file of TensorBoard");
   }
-  const keys = new Set(rows.flatMap((row) => Object.keys(row).filter((key) => finite(row[key]) !== null)));
-  return { grid, curve, keys, bucketed, count: steps.length };
 }
 
-/** The metric that the budget of a run constrains, as constrained_kl in runs/metrics.py, or null. Former names of settings are accepted. */
-function budgetedKey(config, metrics) {
+const textOfBytes = (view) => new TextDecoder().decode(view);
+
+/** The scalar in a value of a summary of TensorBoard: a float, or a tensor of float32 with one element. */
+function scalarOf(fields) {
+  const value = new Map(fields);
+  if (value.has(2)) return value.get(2);
+  if (!value.has(8)) return null;
+  const tensor = new Map(protoFields(value.get(8)));
+  const shape = tensor.has(2) ? [...protoFields(tensor.get(2))].length : 0;
+  if (tensor.get(1) !== 1 || shape) return null;
+  const bytes = tensor.get(4) ?? tensor.get(5);
+  return bytes instanceof DataView ? bytes.getFloat32(0, true) : bytes ?? 0;
+}
+
+/** The scalars in an event file of TensorBoard; an incomplete last record is left out. */
+export function tensorboardRows(buffer, path) {
+  const file = new DataView(buffer);
+  const rows = [];
+  let [at, start] = [0, null];
+  try {
+    while (at + 12 <= file.byteLength) {
+      const length = Number(file.getBigUint64(at, true));
+      if (at + 16 + length > file.byteLength) break;
+      const event = new Map(protoFields(new DataView(buffer, at + 12, length)));
+      at += 16 + length;
+      start ??= event.get(1);
+      if (!event.has(5)) continue;
+      for (const [field, value] of protoFields(event.get(5))) {
+        if (field !== 1) continue;
+        const fields = [...protoFields(value)];
+        const scalar = scalarOf(fields);
+        if (scalar !== null) rows.push(adaptedRow({ step: event.get(2) ?? 0, seconds: event.get(1) - start, [textOfBytes(new Map(fields).get(1))]: scalar }, 0));
+      }
+    }
+  } catch (error) {
+    throw new Error(`${path}: expected the event file of TensorBoard, got other content (${error.message})`);
+  }
+  return rows;
+}
+
+async function foreignRows(file) {
+  const name = fileName(file.path);
+  if (name.includes("tfevents")) return { rows: tensorboardRows(await file.bytes(), file.path), problems: [] };
+  const text = await file.text();
+  if (name.endsWith(".csv")) return csvRows(text, file.path);
+  if (name.endsWith(".jsonl")) {
+    const { rows, problems } = parsedLines(text, file.path);
+    return { rows: rows.map((row, i) => adaptedRow(row, i + 1)), problems };
+  }
+  const content = parsedJson(text, file.path);
+  const rows = isObject(content) ? content.log_history ?? content.history : content;
+  if (!Array.isArray(rows)) throw new Error(`${file.path}: expected a list of rows, or an object with a list under "log_history"`);
+  return { rows: objectsOf(rows).map((row, i) => adaptedRow(row, i + 1)), problems: [] };
+}
+
+// ---- runs ----
+
+/** The metric that the budget of a run constrains, as constrained_kl in runs/metrics.py. Former names of settings are accepted. */
+function budgetOf(config, divergences) {
   const budget = config.budget;
-  if (!isObject(budget) || !(finite(budget.target) > 0)) return null;
+  if (!isObject(budget) || !(finiteNumber(budget.target) > 0)) return null;
   const unit = (budget.states ?? budget.over) === "reference" ? "reference_step" : String(budget.unit ?? "token");
   const constrainsOld = ["old-policy", "old"].includes(budget.constrain ?? budget.of);
   const sides = constrainsOld ? "old_policy" : unit === "image" ? "posterior_prior" : "policy_ref";
   const key = `kl_${sides}_per_${unit}`;
-  return Object.hasOwn(metrics, key) ? key : null;
+  return { target: budget.target, unit: String(budget.unit ?? "token"), key: Object.hasOwn(divergences, key) ? key : null };
 }
 
-const truncate = (text) => (text.length > MAX_CHARACTERS ? `${text.slice(0, MAX_CHARACTERS)} …` : text);
-const formatSetting = (value) => truncate(typeof value === "string" ? value : JSON.stringify(value) ?? "none");
+const shortened = (text) => (text.length > MOST_CHARACTERS ? `${text.slice(0, MOST_CHARACTERS)} … (${(text.length - MOST_CHARACTERS).toLocaleString("en-US")} more characters)` : text);
+const entriesOf = (value, format) => (isObject(value) ? Object.entries(value).map(([name, entry]) => [name, format(entry)]) : []);
 
-/** The completions of all runs, with one item for each prompt. Completions before training that are the same in all runs are shown once. */
-function samplesOf(runs) {
-  const items = new Map();
-  const before = runs.map(({ samples }) => JSON.stringify(samples.before));
-  const sameBefore = runs.length > 1 && new Set(before).size === 1;
-  const entries = (value, format) => (isObject(value) ? Object.entries(value).map(([name, entry]) => [name, format(entry)]) : []);
-  for (const [when, label] of [["before", "Before training"], ["after", "After training"]]) {
-    const once = when === "before" && sameBefore;
-    (once ? runs.slice(0, 1) : runs).forEach(({ samples }, index) => {
-      const occurrences = new Map();
-      for (const sample of listOf(samples[when])) {
-        const prompt = truncate(String(sample.prompt ?? ""));
-        occurrences.set(prompt, (occurrences.get(prompt) ?? 0) + 1);
-        const id = JSON.stringify([prompt, occurrences.get(prompt)]);
-        if (!items.has(id)) items.set(id, { prompt, columns: entries(sample.columns, (entry) => truncate(String(entry))), cells: [] });
-        items.get(id).cells.push({ run: once ? null : index, label, completion: truncate(String(sample.completion ?? "")), rewards: entries(sample.rewards, finite) });
-      }
-    });
+function samplesOf(content) {
+  const found = Object.entries(isObject(content) ? content : {}).filter(([when]) => ["before", "after"].includes(when)).map(([when, rows]) => [when, objectsOf(rows).slice(0, MOST_SAMPLES).map((sample) => ({
+    prompt: shortened(String(sample.prompt ?? "")), columns: entriesOf(sample.columns, (entry) => shortened(String(entry))),
+    completion: shortened(String(sample.completion ?? "")), rewards: entriesOf(sample.rewards, finiteNumber),
+    tokens: (Array.isArray(sample.tokens) ? sample.tokens : []).filter(Array.isArray).map(([text, kl]) => [String(text), finiteNumber(kl)]),
+  }))]);
+  return Object.fromEntries(found);
+}
+
+function picturesOf(content) {
+  const isImage = (image) => typeof image === "string" && /^[A-Za-z0-9+/=]+$/.test(image);
+  return Object.fromEntries(Object.entries(isObject(content) ? content : {}).map(([when, rows]) =>
+    [when, objectsOf(rows).map((row) => ({ title: String(row.title ?? ""), images: (Array.isArray(row.images) ? row.images : []).filter(isImage) }))]));
+}
+
+function seriesOf(rows, options) {
+  const columns = new RowColumns(rows, options);
+  return { columns, view: columns.view(), keys: columns.keys, omitted: columns.omitted, firstRow: columns.firstRow, lastRow: columns.lastRow };
+}
+
+const emptyRun = (name) => ({ name, config: {}, budget: null, samples: {}, samplesTotal: 0, pictures: {}, problems: [], findings: null, isSparse: true });
+
+async function kullbackRun(name, files, divergences) {
+  const content = { config: {}, metrics: [], evaluations: [], samples: {}, pictures: {} };
+  const problems = [];
+  for (const file of files) {
+    const kind = RUN_FILES[fileName(file.path)];
+    if (!kind) continue;
+    if (file.path.endsWith(".jsonl")) {
+      const parsed = parsedLines(await file.text(), file.path);
+      content[kind] = parsed.rows;
+      problems.push(...parsed.problems);
+    } else content[kind] = parsedJson(await file.text(), file.path);
+    if (!Array.isArray(content[kind]) && !isObject(content[kind])) throw new Error(`${file.path}: expected a JSON object`);
   }
-  const shown = [...items.values()].slice(0, MAX_SAMPLES);
-  return shown.length ? { note: `${shown.length} of ${items.size} prompts.`, items: shown } : null;
-}
-
-function picturesOf(run, index) {
-  const rows = listOf(run.pictures.after ?? run.pictures.before).map((row) => ({
-    title: String(row.title ?? ""),
-    images: (Array.isArray(row.images) ? row.images : []).filter((image) => typeof image === "string" && /^[A-Za-z0-9+/=]+$/.test(image)),
-  }));
-  return rows.length ? { run: index, rows } : null;
-}
-
-/** The data for `report`; `metrics` has titles and axis labels by metric. */
-export function pageData(runs, metrics) {
-  const batches = runs.map((run) => downsample(run.metrics));
-  const evaluations = runs.map((run) => downsample(run.evaluations));
-  const allSeries = [...batches, ...evaluations];
-  const keys = [...new Set(allSeries.flatMap((rows) => [...rows.keys]))].filter((key) => key !== "step" && !key.endsWith("_std_error"));
-  const chart = (key, index) => {
-    const series = allSeries.flatMap((rows, grid) => {
-      const [curve, training] = [rows.curve(key), grid < runs.length];
-      const group = grid % runs.length;
-      if (!curve) return [];
-      const { low, high, ...line } = curve;
-      const bounds = training && !rows.bucketed ? line : curve;
-      return [{ ...bounds, grid, group, dash: 0, mark: training ? "line" : "points", name: training ? "training" : "evaluation", faint: training && evaluations[group].keys.has(key) }];
-    });
-    const lines = runs.flatMap(({ config }, group) => {
-      const target = config.budget?.target;
-      return budgetedKey(config, metrics) === key ? [{ value: target, low: 0.8 * target, high: 1.2 * target, label: `budget ${target}, ±20%`, group }] : [];
-    });
-    const names = Object.hasOwn(metrics, key) ? metrics[key] : { title: key.replaceAll("_", " "), label: key };
-    return { id: `opened-${index}`, title: names.title, note: "", x: { label: "step", integer: true }, y: { label: names.label, toggle: true }, lines, series };
-  };
-  const heading = (key) => (/^kl_|_kl_/.test(key) ? "Divergence" : /^reward/.test(key) ? "Reward" : "Other metrics");
-  const sections = [...Map.groupBy(keys, heading)].map(([title, some]) => ({ title, charts: some.map((key) => chart(key, keys.indexOf(key))) }));
-  const settings = [...new Set(runs.flatMap(({ config }) => Object.keys(config)))].map((key) => [key, runs.map(({ config }) => (Object.hasOwn(config, key) ? formatSetting(config[key]) : "not set"))]);
-  const differs = ([, values]) => new Set(values).size > 1;
-  const bucketed = runs.filter((_, i) => batches[i].bucketed).map(({ name }) => name);
+  const options = { isMissing: mayBeMissing };
+  const samples = samplesOf(content.samples);
   return {
-    runs: runs.map(({ name }, i) => ({ name, facts: `${batches[i].count} steps · ${evaluations[i].count} evaluations` })),
-    table: null,
-    notes: bucketed.length ? [`${bucketed.join(", ")}: steps are drawn as the means of ${BUCKETS} buckets; the shading spans the minimum and the maximum of each bucket.`] : [],
-    grids: allSeries.map(({ grid }) => grid),
-    sections: sections.sort((a, b) => b.title.startsWith("D") - a.title.startsWith("D") || a.title.startsWith("Other") - b.title.startsWith("Other")),
-    pictures: runs.map(picturesOf).filter(Boolean),
-    samples: samplesOf(runs),
-    settings: { differing: settings.filter(differs), shared: settings.filter((row) => !differs(row)).map(([key, values]) => [key, values.slice(0, 1)]) },
+    ...emptyRun(name), config: content.config, budget: budgetOf(content.config, divergences), samples, pictures: picturesOf(content.pictures), problems, isSparse: false,
+    samplesTotal: Math.max(0, ...Object.values(samples).map((rows) => rows.length)), metrics: seriesOf(content.metrics, options), evaluations: seriesOf(content.evaluations, options),
   };
+}
+
+async function foreignRun(name, files) {
+  const parts = await Promise.all(files.map(foreignRows));
+  return { ...emptyRun(name), problems: parts.flatMap(({ problems }) => problems), metrics: seriesOf(parts.flatMap(({ rows }) => rows), { merge: true }), evaluations: seriesOf([]) };
+}
+
+/** The logs of the first of these kinds that a directory has: stable-baselines3, TensorBoard, transformers, JSON lines. */
+function chosenLogs(files) {
+  const kinds = [(name) => name === "progress.csv" || isMonitor(name), (name) => name.includes("tfevents"), (name) => name === "trainer_state.json", (name) => name.endsWith(".jsonl")];
+  return kinds.map((isKind) => files.filter(({ path }) => isKind(fileName(path)))).find((some) => some.length) ?? [];
+}
+
+/** The runs in files: one for each directory; a file that is not within a directory is a run itself, unless it is a file of a run directory. */
+export async function parsedRuns(files, divergences) {
+  const groups = new Map();
+  for (const file of files) {
+    const parts = file.path.split("/").filter(Boolean);
+    const name = fileName(file.path);
+    if (/^checkpoint-\d+$/.test(parts.at(-2) ?? "")) parts.splice(-2, 1); // trainer_state.json belongs to the directory above
+    const directory = parts.slice(0, -1).join("/");
+    const group = directory || (Object.hasOwn(RUN_FILES, name) ? "run" : name);
+    groups.set(group, [...(groups.get(group) ?? []), file]);
+  }
+  const step = ({ path }) => Number(/checkpoint-(\d+)\//.exec(path)?.[1] ?? Infinity);
+  const runs = [];
+  for (const [name, some] of groups) {
+    const isKullback = some.some(({ path }) => fileName(path) === "config.json") || some.every(({ path }) => Object.hasOwn(RUN_FILES, fileName(path)));
+    const logs = chosenLogs(some);
+    const newest = logs.length && fileName(logs[0].path) === "trainer_state.json" ? [logs.toSorted((a, b) => step(b) - step(a))[0]] : logs;
+    const run = isKullback ? await kullbackRun(name, some, divergences) : await foreignRun(name, newest.length ? newest : some);
+    if (run.problems.length && run.metrics.view.rows + run.evaluations.view.rows === 0) throw new Error(run.problems[0]);
+    runs.push(run);
+  }
+  const found = runs.filter((run) => run.metrics.view.rows + run.evaluations.view.rows > 0);
+  if (found.length === 0) throw new Error("expected a run directory or a log with at least one row, found none");
+  if (found.length > MOST_RUNS) throw new Error(`expected at most ${MOST_RUNS} runs, found ${found.length}`);
+  const sameParent = found.every(({ name }) => name.split("/")[0] === found[0].name.split("/")[0]) && found.length > 1;
+  return found.map((run) => ({ ...run, name: sameParent ? run.name.split("/").slice(1).join("/") || run.name : run.name }));
 }
