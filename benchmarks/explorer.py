@@ -1,15 +1,21 @@
-"""Measure how smoothly the explorer follows the pointer and the keys, and how fast it appears, in headless Chromium.
+"""Measure how smoothly the explorer follows the pointer and the keys, and the server that follows a long run.
 
-    python benchmarks/explorer.py [--drags 8]
+    python benchmarks/explorer.py [--drags 8] [--rows 200000]
 
-The page is opened from a file. Handles are dragged back and forth, and sliders are moved by keys. At 60 frames a
-second, the time between frames is 16.7 ms. The longest task is the longest time for which the page did not react.
+The page is opened from a file in headless Chromium. Handles are dragged back and forth, and sliders are moved by keys.
+At 60 frames a second, the time between frames is 16.7 ms. The longest task is the longest time for which the page did
+not react.
+
+The server follows a run directory of 200 000 rows with 20 metrics, to which 5 rows are added before each of 50 polls.
+The processor time is of the thread that answers, without the checks of the doctor, which run in a process of their own.
 """
 
 import argparse
 import gzip
+import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +25,10 @@ import results
 from playwright.sync_api import CDPSession, Page, sync_playwright
 
 from kullback.explore.explorer import explorer_page
+from kullback.explore.findings import BackgroundChecks
+from kullback.explore.run_logs import RunLog
+from kullback.explore.server import LiveRuns
+from kullback.runs.run_directory import RunDirectory
 
 RECORD_FRAMES = """() => {
   window.frameTimes = [];
@@ -138,16 +148,66 @@ def page_table(paint: float) -> results.Table:
     ]
 
 
+def growing_table(rows: int, polls: int = 50) -> results.Table:
+    """Return the processor time of the server for a run that grows: reading it, a poll, and a part of its axis."""
+    BackgroundChecks.latest = lambda *_: None  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as directory:
+        run = RunDirectory(Path(directory) / "run")
+        run.create({"kind": "grpo", "budget": {"target": 0.05, "unit": "token"}, "steps": 2 * rows})
+        metrics = {f"metric_{i}": 0.123456789 * (i + 1) for i in range(18)}
+        path = run.path / "metrics.jsonl"
+
+        def add(first: int, count: int) -> None:
+            with path.open("a", encoding="utf-8") as file:
+                for step in range(first, first + count):
+                    file.write(json.dumps({"step": step, "kl_policy_ref_per_token": 0.05, **metrics}) + "\n")
+
+        add(1, rows)
+        start = time.thread_time()
+        log = RunLog(run.path)
+        log.refresh()
+        load = time.thread_time() - start
+        server = LiveRuns({"run": log})
+        since, times, size = {}, [], 0
+        for number in range(polls + 1):
+            start = time.thread_time()
+            answer = server.answer({"since": json.dumps(since)})
+            times.append(time.thread_time() - start)
+            since, size = {"run": json.loads(answer)["runs"][0]["token"]}, len(answer)
+            add(rows + 5 * number + 1, 5)
+        start = time.thread_time()
+        server.answer({"run": "run", "from": str(rows // 2), "to": str(rows // 2 + 500)})
+        part = time.thread_time() - start
+    first, *later = (1e3 * seconds for seconds in times)
+    columns = [
+        "rows",
+        "read once, s",
+        "first answer, ms",
+        "poll, median, ms",
+        "poll, largest, ms",
+        "poll, bytes",
+        "zoom, ms",
+    ]
+    figures = [f"{first:.0f}", f"{np.median(later):.1f}", f"{max(later):.1f}", f"{size:,}", f"{1e3 * part:.1f}"]
+    return columns, [[f"{rows:,}", f"{load:.1f}", *figures]]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drags", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--only", choices=["frames", "growing"], help="measure one table (default: both)")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("expected the command chromium; install Debian's package chromium")
-    version, found, paint = frame_times(chromium, options.drags)
-    tables = {"frames": frames_table(version, found), "page": page_table(paint)}
+    tables = {}
+    if options.only != "frames":
+        tables["growing"] = growing_table(options.rows)
+    if options.only != "growing":
+        version, found, paint = frame_times(chromium, options.drags)
+        tables |= {"frames": frames_table(version, found), "page": page_table(paint)}
     for table in tables.values():
         print(results.markdown(table))
     if not options.no_save:

@@ -39,6 +39,7 @@ def sb3(tmp_path_factory) -> Path:
     model.set_logger(configure(str(path), ["csv"]))
     model.learn(512)
     environment.close()
+    model.logger.close()
     return path
 
 

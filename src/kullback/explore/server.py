@@ -17,7 +17,7 @@ from kullback.explore.explorer import explorer_page, range_data, runs_data
 from kullback.explore.findings import BackgroundChecks
 from kullback.explore.run_logs import RunLog
 
-__all__ = ["make_server"]
+__all__ = ["LiveRuns", "make_server"]
 
 _HOST = "127.0.0.1"
 _Routes: TypeAlias = dict[str, tuple[Callable[[Mapping[str, str]], bytes], str]]
@@ -40,7 +40,7 @@ def make_server(
     Raises:
         InputError: The port is not available.
     """
-    live = _LiveRuns(logs, problems)
+    live = LiveRuns(logs, problems)
     token = secrets.token_urlsafe(24)
     routes: _Routes = {f"/{token}/": (live.page, "text/html; charset=utf-8")}
     if logs:
@@ -55,15 +55,21 @@ def make_server(
     return server, f"http://{_HOST}:{server.server_address[1]}/{token}/"
 
 
-class _LiveRuns:
-    """The answers of the server about runs; one request at a time reads the files."""
+class LiveRuns:
+    """The answers of the server about runs; one request at a time reads the files.
 
-    def __init__(self, logs: Mapping[str, RunLog], problems: Sequence[str]) -> None:
+    Args:
+        logs: Logs of runs by the names under which they are shown.
+        problems: Sentences about runs that cannot be shown.
+    """
+
+    def __init__(self, logs: Mapping[str, RunLog], problems: Sequence[str] = ()) -> None:
         self.logs, self.problems = logs, problems
         self.checks = BackgroundChecks()
         self.lock = threading.Lock()
 
     def page(self, query: Mapping[str, str]) -> bytes:
+        """Return the page with the present data of the runs."""
         if query:
             raise LookupError("expected no query")
         with self.lock:
