@@ -147,6 +147,8 @@ class KLBudget:
         for name in _NUMBERS:
             if not is_number(getattr(self, name)):
                 raise BudgetError(f"expected {name} to be a number, got {shown(getattr(self, name))}")
+        for name in ("target", *_NUMBERS):  # scalars of NumPy become numbers of Python, which JSON can store
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
             raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")

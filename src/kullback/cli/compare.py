@@ -109,7 +109,9 @@ def add_parser(commands: Any) -> None:
     )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
-    start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
+    start.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier comparison in RUN, or an earlier FILE"
+    )
     add(
         "--against",
         type=Path,
@@ -167,6 +169,7 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.stored_base import compare_with_file
 
+    _silence_transformers()
     return compare_with_file(options.base, options.models, bos=options.bos, dtype=options.dtype, device=options.device)
 
 
@@ -176,7 +179,7 @@ def _write(options: argparse.Namespace) -> int:
         raise InputError("--write-llama-cpp: expected BASE alone, got models to compare; leave them out")
     if options.text is None:
         raise InputError("--text: expected a corpus, got none")
-    needless = ("stride", "floor", "one_at_a_time", "output", "resume", "overwrite", "against", "fail_above", "card")
+    needless = ("stride", "floor", "one_at_a_time", "output", "resume", "against", "fail_above", "card")
     for name in (*needless, "json", "batch_size"):
         if getattr(options, name) not in (None, False):
             raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
@@ -185,8 +188,9 @@ def _write(options: argparse.Namespace) -> int:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.stored_base import write_base_file
 
-    names = ("context", "bos", "dtype", "device")
+    names = ("context", "bos", "dtype", "device", "overwrite")
     given = {name: getattr(options, name) for name in names}
+    _silence_transformers()
     count = write_base_file(options.write_llama_cpp, options.base, options.text, form=options.format, **given)
     print_result(f"wrote {count} chunks to {one_line(str(options.write_llama_cpp))}")
     return 0
@@ -238,12 +242,16 @@ def _compare(options: argparse.Namespace) -> Any:
         overwrite=options.overwrite,
         against=against,
     )
+    _silence_transformers()
+    return run_plan(plan, _Progress(quiet=options.json))
 
+
+def _silence_transformers() -> None:
+    """Disable the warnings and the progress bars of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return run_plan(plan, _Progress(quiet=options.json))
 
 
 class _Progress:

@@ -13,6 +13,7 @@ hidden/            with `one_at_a_time`, the last hidden states of the base, whi
 result.json        the result
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,8 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -50,9 +51,10 @@ from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_tokenizer
+from kullback.runs.checksums import read_checked, write_checked
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
-from kullback.runs.run_directory import RunDirectory, versions
+from kullback.runs.run_directory import RunDirectory, process_rank, versions
 from kullback.runs.write_errors import write_errors
 
 __all__ = ["COLUMNS", "Outcome", "Plan", "Settings", "choose_device", "run"]
@@ -80,6 +82,7 @@ _BEFORE, _AFTER = 40, 8  # tokens of context of a described token
 _CONTEXT_EDGES = (16, 64, 256, 1024, 4096, 16384)
 _SHOWN_BYTES = 4_600_000  # of the tokens on the page of a comparison
 _WAIT = 600.0  # seconds until the main process must have created the run directory
+_QUIET_WAIT = 10.0  # seconds until a process states that it waits for the others
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
     Raises:
         InputError: The models cannot be compared, the text cannot be read, or the run directory cannot be used.
     """
-    rank, world = int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
+    rank, world = process_rank()
     if world > 1 and plan.output is None:
         raise InputError("expected --output for a comparison by several processes, which store their parts in it")
     if world > 1 and plan.overwrite:
@@ -318,9 +321,9 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # not possible on the device "meta", which has no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = f"{str(error).splitlines()[0]:.200}"
         raise InputError(f"--device: expected a device such as cpu or cuda:0, got {name!r}: {reason}") from error
     return device
 
@@ -388,13 +391,14 @@ class _Records:
             if not content.endswith(b"\n"):  # a killed process left an unfinished line
                 with self.path.open("r+b") as file:
                     file.truncate(content.rfind(b"\n") + 1)
-        self.done = {(record["block"], record["model"]) for record in self._read()}
+        self.done = {(record["block"], record["model"]) for record in self._read(report=True)}
 
     def add(self, block: int, model: int, result: "_BlockResult") -> None:
         """Store the result of a block and a model; the line is on disk when the method returns."""
         self.tokens.add(block, model, result.token_values())
         state = result.statistics.state()
-        line = json.dumps({"block": block, "model": model, "statistics": state, "worst": result.worst}) + "\n"
+        record = {"block": block, "model": model, "statistics": state, "worst": result.worst}
+        line = json.dumps({**record, "sha256": _checksum(record)}) + "\n"
         self.done.add((block, model))
         if self.directory is None:
             self.lines.append(line)
@@ -407,9 +411,17 @@ class _Records:
     def wait(self, blocks: int, models: int, *, is_alone: bool) -> None:
         """Wait until the processes have finished all blocks."""
         expected = blocks * models
+        start, is_told = time.monotonic(), False
         while len(self.done) < expected:
             if is_alone:  # the blocks of this process are done
                 raise AssertionError("a block has no result")
+            if not is_told and time.monotonic() - start > _QUIET_WAIT:
+                is_told = True
+                print(
+                    f"kullback: waiting for the other processes of WORLD_SIZE={os.environ.get('WORLD_SIZE')}, which "
+                    f"have stored {len(self.done)} of {expected} results",
+                    file=sys.stderr,
+                )
             time.sleep(0.2)
             self.done |= {(record["block"], record["model"]) for record in self._read()}
 
@@ -427,8 +439,12 @@ class _Records:
             worst[key[1]][:] = _largest([*worst[key[1]], *record["worst"]])
         return statistics, worst
 
-    def _read(self) -> Iterator[dict[str, Any]]:
-        """All complete records of all processes."""
+    def _read(self, *, report: bool = False) -> Iterator[dict[str, Any]]:
+        """All complete records of all processes; damaged lines are left out, so that their blocks are computed again.
+
+        Args:
+            report: Whether a line on standard error names each damaged line.
+        """
         if self.directory is None:
             yield from map(json.loads, self.lines)
             return
@@ -439,12 +455,15 @@ class _Records:
                         continue
                     try:
                         record = json.loads(line)
-                        yield {key: record[key] for key in ("block", "model", "statistics", "worst")}
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise InputError(
-                            f"{path}: line {number}: expected the result of a block, got a damaged line; delete it "
-                            "and continue with --resume"
-                        ) from error
+                        is_intact = isinstance(record, dict) and record.get("sha256") == _checksum(record)
+                    except (ValueError, RecursionError):
+                        is_intact = False
+                    if is_intact:
+                        yield record
+                    elif report:
+                        print(
+                            f"kullback: {path}: line {number} is damaged; its block is computed again", file=sys.stderr
+                        )
 
 
 def new_statistics() -> ModelStatistics:
@@ -507,7 +526,7 @@ class _Work:
             base = self._load(self.plan.base)
             for block in self._shown([b for b in blocks if b.number in needed], f"{self.plan.base.name} (base)"):
                 for number, rows in enumerate(block.batches):
-                    path = cache / f"{block.number}-{number}.safetensors"
+                    path = cache / f"{block.number}-{number}.bin"
                     if _read_hidden(path) is None:
                         _write_hidden(path, self._hidden(base, rows))
             base.release()
@@ -519,7 +538,7 @@ class _Work:
                 for block in self._shown(todo[m], source.name):
                     result = _BlockResult(self, block.number, base, model)
                     for number, rows in enumerate(block.batches):
-                        stored = _read_hidden(cache / f"{block.number}-{number}.safetensors")
+                        stored = _read_hidden(cache / f"{block.number}-{number}.bin")
                         if stored is None:
                             raise InputError(
                                 f"{cache}: expected the hidden states of the base, found none; use --resume"
@@ -529,7 +548,7 @@ class _Work:
                 del model
             if directory is not None:
                 for block in blocks:
-                    for path in cache.glob(f"{block.number}-*.safetensors"):
+                    for path in cache.glob(f"{block.number}-*.bin"):
                         path.unlink()
                 if not any(cache.iterdir()):
                     shutil.rmtree(cache, ignore_errors=True)
@@ -691,16 +710,21 @@ def _ranges(available: NDArray[np.int64]) -> NDArray[np.str_]:
 
 
 def _write_hidden(path: Path, hidden: Tensor) -> None:
-    """Store hidden states; the file is whole or absent."""
-    temporary = path.with_suffix(".part")
-    save_file({"hidden": hidden.cpu().contiguous()}, temporary)
-    temporary.replace(path)
+    """Store hidden states with their checksum."""
+    write_checked(path, save_tensors({"hidden": hidden.cpu().contiguous()}))
 
 
 def _read_hidden(path: Path) -> Tensor | None:
     """Stored hidden states in memory of the ordinary alignment, or None if there are none."""
-    try:
-        return load_file(path)["hidden"].clone() if path.is_file() else None
-    except (SafetensorError, KeyError) as error:
-        print(f"kullback: {path} is damaged, and is computed again: {error}", file=sys.stderr)
-        return None
+    content = read_checked(path)
+    if content is not None:
+        return load_tensors(content)["hidden"].clone()
+    if path.is_file():
+        print(f"kullback: {path} is damaged, and is computed again", file=sys.stderr)
+    return None
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of the results of a block, without the checksum that is stored in them."""
+    content = json.dumps({key: value for key, value in record.items() if key != "sha256"})
+    return hashlib.sha256(content.encode()).hexdigest()
