@@ -327,6 +327,26 @@ def test_the_options_of_a_comparison_are_named_when_it_is_resumed(tiny_model: Pa
         kullback.compare(tiny_model, tiny_model, context=16, resume=True, **settings)
 
 
+def test_no_input_and_no_training_run_is_overwritten(tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model, run / "model")
+    (run / "text").mkdir()
+    (run / "text" / "a.txt").write_text("1+2=3")
+    settings: dict[str, Any] = {"output": run, "overwrite": True}
+    for kind in ("grpo", "compare"):
+        (run / "config.json").write_text(json.dumps({"kind": kind}))
+        for option, base, model in (("BASE", run / "model", tiny_model), ("MODEL", tiny_model, run / "model")):
+            with pytest.raises(InputError, match=f"{option} .*: expected a path outside of --output"):
+                kullback.compare(base, model, text=["1+2=3"], **settings)
+        with pytest.raises(InputError, match="--text .*: expected a path outside of --output"):
+            kullback.compare(tiny_model, tiny_model, text=run / "text", **settings)
+    (run / "config.json").write_text('{"kind": "grpo"}')
+    with pytest.raises(InputError, match="expected an earlier comparison, got a run of kind grpo"):
+        kullback.compare(tiny_model, tiny_model, text=["1+2=3"], **settings)
+    assert (run / "model" / "config.json").is_file()
+    assert (run / "text" / "a.txt").is_file()
+
+
 @pytest.mark.parametrize("device", ["meta", "nonsense"])
 def test_devices_that_cannot_compute_are_refused(device: str, tiny_model: Path) -> None:
     with pytest.raises(InputError, match=f"--device: expected a device such as cpu or cuda:0, got '{device}'"):

@@ -198,6 +198,8 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
         RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
+        if plan.overwrite:
+            _require_replaceable(plan, RunDirectory(plan.output))
     tokenizer, warnings, config, corpus = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = choose_device(plan.settings.device)
@@ -216,6 +218,27 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         tokens = records.tokens.documents(records.done)
         documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
         return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents)
+
+
+def _require_replaceable(plan: Plan, directory: RunDirectory) -> None:
+    """Raise InputError if `overwrite` would delete a training run, or an input of the comparison."""
+    inputs = [("BASE", plan.base.directory), *(("MODEL", source.directory) for source in plan.models)]
+    inputs += [("--adapter", source.adapter) for source in plan.models if source.adapter is not None]
+    if isinstance(plan.text, str | Path) and Path(plan.text).exists():
+        inputs.append(("--text", Path(plan.text)))
+    for option, path in inputs:
+        directory.check_not_replaced(option, path)
+    if not (directory.path / "config.json").is_file():
+        return
+    try:
+        kind = directory.config().get("kind")
+    except InputError:  # a damaged comparison can be replaced
+        return
+    if kind != "compare":
+        raise InputError(
+            f"--overwrite {directory.path}: expected an earlier comparison, got a run of kind {kind}, whose model would "
+            "be deleted; choose another directory"
+        )
 
 
 def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus]:
@@ -453,12 +476,7 @@ class _Records:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n"):
                         continue
-                    try:
-                        record = json.loads(line)
-                        is_intact = isinstance(record, dict) and record.get("sha256") == _checksum(record)
-                    except (ValueError, RecursionError):
-                        is_intact = False
-                    if is_intact:
+                    if (record := _intact_record(line)) is not None:
                         yield record
                     elif report:
                         print(
@@ -722,6 +740,15 @@ def _read_hidden(path: Path) -> Tensor | None:
     if path.is_file():
         print(f"kullback: {path} is damaged, and is computed again", file=sys.stderr)
     return None
+
+
+def _intact_record(line: bytes) -> dict[str, Any] | None:
+    """The results of a block in a line, or None if the line differs from its checksum."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("sha256") == _checksum(record) else None
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
