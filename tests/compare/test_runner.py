@@ -336,9 +336,9 @@ def test_no_input_and_no_training_run_is_overwritten(tiny_model: Path, tmp_path:
     for kind in ("grpo", "compare"):
         (run / "config.json").write_text(json.dumps({"kind": kind}))
         for option, base, model in (("BASE", run / "model", tiny_model), ("MODEL", tiny_model, run / "model")):
-            with pytest.raises(InputError, match=f"{option} .*: expected a path outside of --output"):
+            with pytest.raises(InputError, match=rf"{option} .*: expected a path outside of --output"):
                 kullback.compare(base, model, text=["1+2=3"], **settings)
-        with pytest.raises(InputError, match="--text .*: expected a path outside of --output"):
+        with pytest.raises(InputError, match=r"--text .*: expected a path outside of --output"):
             kullback.compare(tiny_model, tiny_model, text=run / "text", **settings)
     (run / "config.json").write_text('{"kind": "grpo"}')
     with pytest.raises(InputError, match="expected an earlier comparison, got a run of kind grpo"):

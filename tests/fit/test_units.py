@@ -70,3 +70,9 @@ def test_samples_whose_spread_float64_does_not_resolve_are_refused(samples: list
 
 def test_the_repr_of_a_fit_omits_its_path() -> None:
     assert len(repr(fit_forward(Cauchy, samples=SAMPLES))) < 1500
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_start_at_the_limits_of_float64_is_refused_without_a_warning() -> None:
+    with pytest.raises(SupportError, match="finite at a start"):
+        fit_forward(Normal, target=Normal(loc=0.0, scale=1.0), start=Normal(loc=1e300, scale=1e-300))

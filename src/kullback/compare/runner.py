@@ -236,8 +236,8 @@ def _require_replaceable(plan: Plan, directory: RunDirectory) -> None:
         return
     if kind != "compare":
         raise InputError(
-            f"--overwrite {directory.path}: expected an earlier comparison, got a run of kind {kind}, whose model would "
-            "be deleted; choose another directory"
+            f"--overwrite {directory.path}: expected an earlier comparison, got a run of kind {kind}, whose model "
+            "would be deleted; choose another directory"
         )
 
 

@@ -158,7 +158,8 @@ def _scale_of(example: Distribution) -> float:
 
 def _in_units_of(unit: float) -> _Transform:
     """Locations as multiples of a unit, so that a descent takes the same steps in every unit of the samples."""
-    return _Transform(lambda x: x / unit, lambda x: x * unit)
+    ignore_overflow = np.errstate(over="ignore", under="ignore")  # the coordinates are then not finite
+    return _Transform(ignore_overflow(lambda x: x / unit), ignore_overflow(lambda x: x * unit))
 
 
 def _with_sorted_components(distribution: Distribution) -> Distribution:
