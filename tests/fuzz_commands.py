@@ -412,7 +412,7 @@ def explore_case(random: Random, directory: Path) -> Case:
 
 def train_case(random: Random, directory: Path) -> Case:
     """A training command with at least one invalid option."""
-    recipe = random.choice(["grpo", "ppo", "sft", "vae", "bottleneck", "demo"])
+    recipe = random.choice(["grpo", "distill", "ppo", "sft", "vae", "bottleneck", "demo"])
     output = ["--output", str(directory / "run")]
     bad_number = random.choice(["nan", "inf", "-1", "x", "", "1e999", "-inf"])
     bad_count = random.choice(["-1", "x", "1.5", "", "nan", "0"])
@@ -430,6 +430,12 @@ def train_case(random: Random, directory: Path) -> Case:
         words = [*model, *files, *reward, "--steps", random.choice(["1", bad_count]), *output]
         if random.random() < 0.3:
             words += ["--set", random.choice(["x", "=", "learning_rate=nan", "a=b", "=1", "learning_rate"])]
+    elif recipe == "distill":
+        model = random.choice([absent, str(directory), str(junk), ""])
+        words = ["--model", model, "--teacher", random.choice([absent, model]), "--prompts", str(junk), *output]
+        words += ["--steps", random.choice(["1", bad_count])]
+        extra = [["--divergence", "x"], ["--weight", bad_number], ["--completion-column", ""], ["--off-policy"], []]
+        words += random.choice(extra)
     elif recipe == "ppo":
         words = [
             "--env",
@@ -457,6 +463,22 @@ def train_case(random: Random, directory: Path) -> Case:
     return Case(
         ["train", recipe, *words, *(["--json"] if random.random() < 0.3 and recipe != "demo" else [])], must_fail=True
     )
+
+
+def compare_case(random: Random, directory: Path) -> Case:
+    """A comparison whose models, corpus, options or earlier files are invalid."""
+    corpus, stored = directory / random.choice(["corpus.jsonl", "corpus.txt"]), directory / "base.kld"
+    corpus.write_bytes(damage(random, b'{"text": "1+2=3"}\n{"messages": [{"role": "user", "content": "a"}]}\n'))
+    stored.write_bytes(damage(random, b"_logits_" + bytes(random.randrange(256) for _ in range(60))))
+    places = [str(directory), str(corpus), str(directory / "absent"), "", "-"]
+    base = random.choice([*places, str(stored)])
+    words = ["compare", base, *random.choices(places, k=random.choice([0, 1, 1, 2]))]
+    options = [["--text", str(corpus)], ["--text", random.choice(places)], ["--against", random.choice(places)]]
+    options += [["--context", random.choice(NUMBERS)], ["--fail-above", random.choice(NUMBERS)], ["--resume"]]
+    options += [["--floor", "x"], ["--stride", "0"], ["--write-llama-cpp", str(corpus)], ["--output", str(corpus)]]
+    for option in random.sample(options, random.choice([0, 1, 2, 3])):
+        words += option
+    return Case([*words, *random.choice([[], ["--json"], ["--card"]])], must_fail=True)
 
 
 def words_case(random: Random, directory: Path) -> Case:
@@ -501,7 +523,8 @@ COMMANDS: list[tuple[float, Callable[[Random, Path], Case]]] = [
     (0.06, fit_case),
     (0.1, doctor_case),
     (0.09, explore_case),
-    (0.12, train_case),
+    (0.09, train_case),
+    (0.03, compare_case),
     (0.08, words_case),
 ]
 

@@ -486,3 +486,14 @@ def test_the_learning_rate_limits_the_measured_change_of_the_kl_in_a_step() -> N
         budget = budget.update_learning_rate_scale(0.0, change, steps=4)
     assert budget.learning_rate_scale == pytest.approx(1 / 1.16, rel=1e-6)
     assert KLBudget(0.1).update_learning_rate_scale(0.1, 0.1, steps=2).learning_rate_scale == pytest.approx(0.144)
+
+
+def test_scalars_of_numpy_become_numbers_that_json_can_store() -> None:
+    budget = KLBudget(np.float32(0.05), gain=np.float64(0.1), price=np.float32(0.01))
+    assert {type(value) for value in (budget.target, budget.gain, budget.price)} == {float}
+    error = np.float32(0.01)
+    budget = budget.update(np.float32(0.06), std_error=error, count=np.float32(8))
+    budget = budget.after_step(np.float32(0.06), np.array(0.055), displacement_scale=np.float32(0.99), std_error=error)
+    budget = budget.after_brake(np.float32(0.06), np.float32(0.05), factor=np.float32(0.9))
+    budget = budget.update_evaluation(np.float32(0.05), std_error=error)
+    assert KLBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget

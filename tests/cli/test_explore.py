@@ -179,3 +179,16 @@ def test_a_symbolic_link_is_kept_and_a_directory_is_refused(tmp_path, capsys):
     assert page.read_text() != "old"
     assert main(["explore", "--output", str(tmp_path)]) == 2
     assert "expected the path of a file, got a directory" in capsys.readouterr().err
+
+
+def test_only_pages_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    RunDirectory(run).create({"kind": "grpo"})
+    RunDirectory(run).add_metrics({"step": 1, "reward": 0.5})
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for name in before:
+        assert main(["explore", str(run), "--output", str(run / name)]) == 2
+        assert "expected a new file or an earlier page, got another file" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    for _ in range(2):
+        assert main(["explore", str(run), "--output", str(tmp_path / "page.html")]) == 0

@@ -216,3 +216,18 @@ def test_an_empty_file_gives_one_line(tmp_path, capsys):
 
 def test_numbers_can_have_a_plus_sign():
     assert read("normal(+1, scale=+2e+0)").loc == 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_results_of_files_of_low_precision_have_all_digits(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.125, 0.375]]).astype(dtype)
+    for name, row in zip("pq", values, strict=True):
+        np.save(tmp_path / f"{name}.npy", row)
+    assert main(["measure", str(tmp_path / "p.npy"), str(tmp_path / "q.npy"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    p, q = values.astype(float) / values.astype(float).sum(-1, keepdims=True)
+    assert report["kl"] == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-12)
+    assert report["entropy"] == pytest.approx(float(-(p * np.log(p)).sum()), rel=1e-12)
+    assert report["cross_entropy"] == pytest.approx(float(-(p * np.log(q)).sum()), rel=1e-12)

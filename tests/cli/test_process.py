@@ -54,6 +54,28 @@ def test_a_reader_that_closes_the_pipe_causes_no_error(command: str, large: str)
     assert done.returncode in ((0,) if command != "doctor ." else (1, 2))
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2> >(head -0)", "2>&-"])
+def test_progress_that_cannot_be_written_does_not_end_a_command(redirection: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from kullback.cli.process import run_as_process\n"
+        "from kullback.cli.run_summary import results_on_stdout\n"
+        "def run(words):\n"
+        "    with results_on_stdout():\n"
+        "        for stream in (sys.stdout, sys.stderr, sys.__stderr__):\n"
+        "            for _ in range(2000):\n"
+        "                print('progress ' * 20, file=stream, flush=True)\n"
+        "            stream.buffer.write(b'x')\n"
+        "            stream.buffer.flush()\n"
+        "    print('done')\n"
+        "    return 0\n"
+        "sys.exit(run_as_process(run, []))\n"
+    )
+    done = shell(f'"{sys.executable}" "{script}" {redirection}')
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 def test_standard_error_can_be_a_closed_pipe_or_closed() -> None:
     for redirection in ("2> >(head -0)", "2>&-", "2>/dev/full"):
         done = shell(f"kullback measure nan,1 0.5,0.5 {redirection}")

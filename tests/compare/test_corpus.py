@@ -1,6 +1,7 @@
 """Corpora are read whole or refused with a clear message, and windows count each token once."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,20 @@ class Tokenizer:
 
 def read(path: Path, form: str | None = None) -> list[Document]:
     return list(read_documents(path, form=form))
+
+
+@pytest.mark.parametrize("content", ["ab \ud800", [{"role": "user", "content": "ab \ud800"}]])
+def test_lone_surrogates_are_refused(content: Any) -> None:
+    with pytest.raises(InputError, match=r"here: expected text .* got the lone surrogate '\\ud800' at position 3"):
+        encode([Document("here", content)], Tokenizer())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="got a pipe or a device, which cannot be read twice"):
+            read(path)
 
 
 def test_a_directory_has_one_document_for_each_file_in_the_order_of_the_paths(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Models that cannot be compared are refused before any forward pass."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kullback.compare.comparison import read_result
 from kullback.compare.preflight import (
     require_comparable,
     require_positions,
@@ -53,6 +56,19 @@ def test_hashes_identify_templates_and_vocabularies() -> None:
     assert template_hash(tokenizer({}, chat_template={"x": "a"})) is not None
     assert tokenizer_hash(tokenizer({"a": 0, "b": 1})) == tokenizer_hash(tokenizer({"b": 1, "a": 0}))
     assert tokenizer_hash(tokenizer({"a": 0, "b": 1})) != tokenizer_hash(tokenizer({"a": 1, "b": 0}))
+
+
+NO_DOCUMENTS = {"columns": [["kl", ""]], "squares": [[]], "documents": {}}
+
+
+@pytest.mark.parametrize("entry", [
+    {}, 7, {"name": "a"}, {"name": "a", "kl_by_document": None}, {"name": "a", "kl_by_document": NO_DOCUMENTS}
+])  # fmt: skip
+def test_the_models_of_an_earlier_result_are_checked_before_the_comparison(entry: Any, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"format": 1, "config": {}, "models": [entry]}))
+    with pytest.raises(InputError, match="expected the KL of each document of each model"):
+        read_result(path)
 
 
 def test_a_damaged_earlier_result_is_refused() -> None:

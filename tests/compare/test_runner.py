@@ -242,6 +242,100 @@ def test_a_killed_run_continues_with_the_same_results(
         kullback.compare(tiny_model, [near, far], text=texts[1:], resume=True, **settings)
 
 
+@pytest.mark.parametrize("damage", ["a number", "a key", "not JSON", "deep", "no checksum", "a list", "not UTF-8"])
+def test_a_damaged_line_is_computed_again(
+    damage: str,
+    comparison: Comparison,
+    tiny_model: Path,
+    near: Path,
+    far: Path,
+    texts: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings: dict[str, Any] = {"context": CONTEXT, "stride": STRIDE, "floor": "bfloat16", "output": tmp_path / "run"}
+    kullback.compare(tiny_model, [near, far], text=texts, **settings)
+    path = tmp_path / "run" / "blocks-0.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    record = json.loads(first)
+    document = next(iter(record["statistics"]["sums"]["documents"].values()))
+    document[0] += 10**6
+    changed = {
+        "a number": json.dumps(record).encode(),
+        "a key": first.replace(b'"worst"', b'"wurst"'),
+        "not JSON": first[:-5],
+        "deep": b"[" * 100_000,
+        "no checksum": json.dumps({key: value for key, value in record.items() if key != "sha256"}).encode(),
+        "a list": b"[1]",
+        "not UTF-8": b"\xff" + first,
+    }[damage]
+    path.write_bytes(changed + b"\n" + rest)
+    resumed = kullback.compare(tiny_model, [near, far], text=texts, resume=True, **settings)
+    assert states(resumed) == states(comparison)
+    assert capsys.readouterr().err.count("line 1 is damaged; its block is computed again") == 1
+
+
+def test_damaged_hidden_states_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "0-0.bin"
+    runner._write_hidden(path, torch.ones(3, 4))
+    content = path.read_bytes()
+    stored = runner._read_hidden(path)
+    assert stored is not None
+    assert stored.equal(torch.ones(3, 4))
+    for changed in (content[:-1] + b"\x01", content[:40], b""):
+        path.write_bytes(changed)
+        assert runner._read_hidden(path) is None
+        assert "is damaged, and is computed again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("environment", [
+    {"RANK": "x"}, {"RANK": "1"}, {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"},
+    {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "1.5"},
+])  # fmt: skip
+def test_impossible_ranks_are_refused(
+    environment: dict[str, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="0 <= RANK < WORLD_SIZE in the environment, got RANK="):
+        kullback.compare(tiny_model, tiny_model, text=["1+2=3"])
+
+
+def test_the_options_of_a_comparison_are_named_when_it_is_resumed(tiny_model: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"text": ["1+2=3", "2+2=4"], "output": tmp_path / "run"}
+    kullback.compare(tiny_model, tiny_model, context=8, **settings)
+    with pytest.raises(InputError, match="was started with --context 8, got 16"):
+        kullback.compare(tiny_model, tiny_model, context=16, resume=True, **settings)
+
+
+def test_no_input_and_no_training_run_is_overwritten(tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model, run / "model")
+    (run / "text").mkdir()
+    (run / "text" / "a.txt").write_text("1+2=3")
+    settings: dict[str, Any] = {"output": run, "overwrite": True}
+    for kind in ("grpo", "compare"):
+        (run / "config.json").write_text(json.dumps({"kind": kind}))
+        for option, base, model in (("BASE", run / "model", tiny_model), ("MODEL", tiny_model, run / "model")):
+            with pytest.raises(InputError, match=rf"{option} .*: expected a path outside of --output"):
+                kullback.compare(base, model, text=["1+2=3"], **settings)
+        with pytest.raises(InputError, match=r"--text .*: expected a path outside of --output"):
+            kullback.compare(tiny_model, tiny_model, text=run / "text", **settings)
+    (run / "config.json").write_text('{"kind": "grpo"}')
+    with pytest.raises(InputError, match="expected an earlier comparison, got a run of kind grpo"):
+        kullback.compare(tiny_model, tiny_model, text=["1+2=3"], **settings)
+    assert (run / "model" / "config.json").is_file()
+    assert (run / "text" / "a.txt").is_file()
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense"])
+def test_devices_that_cannot_compute_are_refused(device: str, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=f"--device: expected a device such as cpu or cuda:0, got '{device}'"):
+        kullback.compare(tiny_model, tiny_model, text=["1+2=3"], device=device)
+
+
 def test_two_processes_give_the_same_results(
     comparison: Comparison,
     tiny_model: Path,

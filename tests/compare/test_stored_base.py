@@ -128,6 +128,56 @@ def test_the_bos_token_replaces_the_first_token_on_request(
     assert found["never"]["models"][0]["bounds"]["kl"]["value"] > 1e-6
 
 
+def test_files_are_not_overwritten_by_accident(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("1+2=3" * 20)
+    command = ["compare", str(tiny_model), "--text", str(text), "--context", "16", "--write-llama-cpp"]
+    kld = tmp_path / "base.kld"
+    assert main([*command, str(kld)]) == 0
+    before = kld.read_bytes()
+    for path, expected in (
+        (text, "expected a new file, but it already exists"),
+        (kld, "expected a new file, but it already exists"),
+        (tmp_path, "expected the path of a file in a directory that exists"),
+        (tmp_path / "no" / "base.kld", "expected the path of a file in a directory that exists"),
+    ):
+        capsys.readouterr()
+        assert main([*command, str(path)]) == 2
+        assert expected in capsys.readouterr().err
+    assert main([*command, str(text), "--overwrite"]) == 2
+    assert "--overwrite replaces a file of llama.cpp only" in capsys.readouterr().err
+    assert text.read_text() == "1+2=3" * 20
+    assert main([*command, str(kld), "--overwrite"]) == 0
+    assert kld.read_bytes() == before
+
+
+def test_a_model_that_is_not_finite_is_named_in_one_line(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("1+2=3" * 20)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "nan")
+    write = ["--text", str(tmp_path / "text.txt"), "--context", "16", "--write-llama-cpp", str(tmp_path / "base.kld")]
+    assert main(["compare", str(tiny_model), *write]) == 0
+    capfd.readouterr()
+    (tmp_path / "copy.kld").write_bytes((tmp_path / "base.kld").read_bytes())
+    (tmp_path / "base.kld").unlink()
+    for command in (
+        ["compare", str(tmp_path / "nan"), *write],
+        ["compare", str(tmp_path / "copy.kld"), str(tmp_path / "nan")],
+    ):
+        assert main(command) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"kullback: {tmp_path / 'nan'}: expected finite logits, got nan or infinity for ")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "base.kld").exists()
+
+
 def test_one_chunk_has_no_interval(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = AutoModelForCausalLM.from_pretrained(tiny_model).get_output_embeddings().weight.shape[0]
     write_log_probs(tmp_path / "base.kld", [[0, 1, 2, 1]], [np.zeros((1, size))], n_vocab=size)

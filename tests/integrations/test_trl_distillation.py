@@ -289,3 +289,8 @@ def test_teachers_with_another_vocabulary_are_refused(trainer_class: Any, tiny_m
     teacher.resize_token_embeddings(20)
     with pytest.raises(InputError, match="logits of 14 tokens as of the student, got 20"):
         make(trainer_class, tiny_model, tmp_path, (student, teacher))
+
+
+def test_fewer_prompts_than_a_step_takes_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least \d+ prompts, as many as a step takes .* got \d+"):
+        make(ExactDistillationTrainer, tiny_model, tmp_path, settings={"gradient_accumulation_steps": 100})

@@ -60,6 +60,18 @@ def test_of_many_processes_one_at_a_time_holds_the_lock(tmp_path: Path) -> None:
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from kullback.runs.lock import run_lock\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with run_lock(Path(sys.argv[1])): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True)
+    assert "expected a writable directory, got: File too large" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_directory_that_is_not_writable_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a writable directory"), run_lock(tmp_path / "file" / "run"):

@@ -229,3 +229,39 @@ def test_arguments_are_checked_before_libraries_are_imported(tiny_model: Path, t
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_padding_of_the_teacher_is_left_out(
+    tiny_model: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded = tmp_path / "padded"
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    model.resize_token_embeddings(20, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[14:] = 50.0  # these tokens would dominate the softmax
+    model.save_pretrained(padded)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(padded)
+    runs = [tmp_path / name for name in ("plain", "of_padded")]
+    for run, path in zip(runs, (teacher, padded), strict=True):
+        assert main([*words(tiny_model, path, run=run), "--steps", "1"]) == 0
+    rows = [[{**row, "step_seconds": 0, "seconds": 0} for row in RunDirectory(run).metrics()] for run in runs]
+    assert rows[0] == rows[1]
+    evaluations = [RunDirectory(run).evaluations() for run in runs]
+    assert evaluations[0] == evaluations[1]
+    capsys.readouterr()
+    assert main([*words(padded, teacher, run=tmp_path / "third"), "--steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "expected logits of at least 20 tokens as of the student, got 14; remove the padding of the student" in error
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_teacher_with_nan_is_named(
+    tiny_model: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "nan")
+    assert main([*words(tiny_model, tmp_path / "nan", run=tmp_path / "run"), "--steps", "1"]) == 2
+    assert f"--teacher {tmp_path / 'nan'}: before step 1: expected finite weights" in capsys.readouterr().err

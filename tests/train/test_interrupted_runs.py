@@ -1,5 +1,6 @@
 """Runs that end early, fail, are resumed after their end, or meet damage: no work and no number is lost."""
 
+import importlib.util
 import json
 import os
 import re
@@ -24,10 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
 ]
 
+HAS_DISTILLATION = importlib.util.find_spec("trl.trainer.distillation_trainer") is not None
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(4)]
 COMMON = {"learning_rate": 1e-2, "gradient_checkpointing": False, "save_steps": 2, "lr_scheduler_type": "constant"}
 SFT = {**COMMON, "per_device_train_batch_size": 8}
 GRPO = {**COMMON, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 4}
+DISTILL = {**COMMON, "per_device_train_batch_size": 8, "max_completion_length": 4}
 PPO = {"n_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 2, "save_every": 1}
 
 
@@ -45,11 +48,18 @@ def words(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "def longer(completions, **_):\n    return [len(text) / 4 for text in completions]\n"
     )
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    shutil.copytree(tiny_model, "teacher")
+    weights = load_file("teacher/model.safetensors")
+    save_file({name: 1.2 * weight for name, weight in weights.items()}, "teacher/model.safetensors", {"format": "pt"})
     model = ["--model", str(tiny_model), "--output", "run", "--steps", "4"]
     grpo = ["train", "grpo", *model, "--prompts", "rows.jsonl", "--reward", "lengths:longer", "--evaluate-every", "0"]
     return {
         "grpo": [*grpo, *settings(GRPO)],
         "sft": ["train", "sft", *model, "--data", "rows.jsonl", "--evaluate-every", "0", *settings(SFT)],
+        "distill": [
+            *("train", "distill", *model, "--teacher", "teacher", "--prompts", "rows.jsonl"),
+            *("--evaluate-every", "0", *settings(DISTILL)),
+        ],
         "ppo": ["train", "ppo", "--env", "CartPole-v1", "--output", "run", "--steps", "128", *settings(PPO)],
         "vae": ["train", "vae", "--data", "digits", "--output", "run", "--steps", "4", "--hidden", "8"],
     }
@@ -89,7 +99,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.
     monkeypatch.setattr(RunDirectory, "add_metrics", add_and_stop)
 
 
-RECIPES = ["grpo", "sft", "ppo", "vae"]
+RECIPES = [
+    "grpo",
+    pytest.param("distill", marks=pytest.mark.skipif(not HAS_DISTILLATION, reason="TRL 1.14 has no such trainer")),
+    "sft",
+    "ppo",
+    "vae",
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

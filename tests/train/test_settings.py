@@ -31,6 +31,7 @@ def words(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return {
         "grpo": [*model, "--prompts", "rows.jsonl", "--reward", "by_length:longer", *batch, *generations],
         "sft": [*model, "--data", "rows.jsonl", *batch],
+        "distill": [*model, "--teacher", str(tiny_model), "--prompts", "rows.jsonl", *batch, *generations[2:]],
         "ppo": [
             "--env",
             "CartPole-v1",
@@ -198,7 +199,14 @@ def test_weights_of_rewards_can_be_set(words: dict[str, list[str]]) -> None:
     assert row["reward"] == pytest.approx(0.5 * row["rewards/longer"], rel=1e-6)
 
 
-ALL = ["grpo", "sft", "ppo", "vae", "bottleneck"]
+@pytest.mark.parametrize("value", ["[1,-1]", "[0]", "[0, 0]", "x", "[nan, 1]", "3", "[[1], [2]]"])
+def test_an_interval_of_rewards_has_two_increasing_ends(value: str) -> None:
+    check_settings(["reward_clip_range=[-1, 1]", "learning_rate=1e-5"], "RLOOConfig")
+    with pytest.raises(InputError, match=r"expected an interval \[low, high\] with low < high"):
+        check_settings([f"reward_clip_range={value}"], "RLOOConfig")
+
+
+ALL = ["grpo", "distill", "sft", "ppo", "vae", "bottleneck"]
 OPTIONS = {
     ("--seed", "-1"): "--seed: expected an integer from 0",
     ("--seed", str(2**32)): "--seed: expected an integer from 0",
@@ -281,6 +289,10 @@ WITHOUT_LIBRARIES: dict[str, list[tuple[str, ...]]] = {
         ("--set", "learning_rat=1"), ("--set", "temperature=0"), ("--seed", "-1"), ("--steps", "0"), ("--budget", "0"),
         ("--model", "nope"), ("--prompts", "nope.jsonl"), ("--evaluate", "nope.jsonl"), ("--reward", "nope:nope"),
         ("--output", "."), ("--resume",), ("--evaluate-every", "-1"),
+    ],
+    "distill": [
+        ("--set", "learning_rat=1"), ("--set", "temperature=0"), ("--teacher", "nope"), ("--teacher", ""),
+        ("--weight", "2"), ("--prompts", "nope.jsonl"), ("--completion-column", "x"), ("--output", "."),
     ],
     "sft": [("--set", "learning_rat=1"), ("--data", "nope.jsonl"), ("--max-examples", "0"), ("--output", ".")],
     "ppo": [("--set", "n_step=1"), ("--set", "batch_size=7"), ("--clip", "-1"), ("--reference", "nope"), ("--resume",)],

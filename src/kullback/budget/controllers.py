@@ -52,7 +52,7 @@ class FixedBeta:
         _require(is_number(self.beta) and 0 <= self.beta < math.inf, "a finite beta >= 0", beta=self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        require_kl(observed_kl, "observed_kl")
+        observed_kl = require_kl(observed_kl, "observed_kl")
         return self
 
 
@@ -82,7 +82,7 @@ class PPO2017:
         _require_target(self.target, self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        require_kl(observed_kl, "observed_kl")
+        observed_kl = require_kl(observed_kl, "observed_kl")
         if observed_kl < self.target / 1.5:
             return replace(self, beta=_bounded(self.beta / 2))
         return replace(self, beta=_bounded(self.beta * 2)) if observed_kl > self.target * 1.5 else self
@@ -112,7 +112,7 @@ class RLlibController:
         _require_target(self.target, self.beta)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        require_kl(observed_kl, "observed_kl")
+        observed_kl = require_kl(observed_kl, "observed_kl")
         if observed_kl > 2 * self.target:
             return replace(self, beta=_bounded(self.beta * 1.5))
         return replace(self, beta=_bounded(self.beta * 0.5)) if observed_kl < 0.5 * self.target else self
@@ -144,7 +144,7 @@ class Ziegler2019:
         _require(is_number(self.gain) and 0 < self.gain < math.inf, "a finite gain > 0", gain=self.gain)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
-        require_kl(observed_kl, "observed_kl")
+        observed_kl = require_kl(observed_kl, "observed_kl")
         error = max(-0.2, min(0.2, observed_kl / self.target - 1))
         return replace(self, beta=_bounded(self.beta * (1 + self.gain * error)))
 

@@ -147,6 +147,8 @@ class KLBudget:
         for name in _NUMBERS:
             if not is_number(getattr(self, name)):
                 raise BudgetError(f"expected {name} to be a number, got {shown(getattr(self, name))}")
+        for name in ("target", *_NUMBERS):  # scalars of NumPy become numbers of Python, which JSON can store
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 < self.price_min <= self.price <= self.price_max < math.inf:
             got = f"price_min={self.price_min}, price={self.price}, price_max={self.price_max}"
             raise BudgetError(f"expected 0 < price_min <= price <= price_max, got {got}")
@@ -212,12 +214,12 @@ class KLBudget:
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite, `std_error` is negative or `count` is below 1.
         """
-        require_kl(observed_kl, "observed_kl")
-        _require_error_and_count(std_error, count)
+        observed_kl = require_kl(observed_kl, "observed_kl")
+        error, number = _require_error_and_count(std_error, count)
         scale = self.learning_rate_scale
         if not self.kl_filter.has_step_update:  # The size of the steps is not measured and cannot be limited.
             scale = min(1.0, _LEARNING_RATE_GROWTH * scale)
-        kl_filter = self.kl_filter.after_batch(observed_kl, std_error=std_error, count=count)
+        kl_filter = self.kl_filter.after_batch(observed_kl, std_error=error, count=number)
         updated = replace(self, kl_filter=kl_filter, learning_rate_scale=scale)
         return replace(updated, price=updated._next_price())
 
@@ -301,12 +303,13 @@ class KLBudget:
         Raises:
             BudgetError: A KL is negative, nan or infinite, the factor is not above 0 or `std_error` is negative.
         """
-        require_kl(before, "before")
-        require_kl(after, "after")
+        before = require_kl(before, "before")
+        after = require_kl(after, "after")
         numbers = is_number(displacement_scale) and is_number(std_error)
         if not numbers or not 0 < displacement_scale < math.inf or std_error < 0:
             got = f"{shown(displacement_scale)} and {shown(std_error)}"
             raise BudgetError(f"expected displacement_scale > 0 and std_error >= 0 or nan, got {got}")
+        displacement_scale, std_error = float(displacement_scale), float(std_error)
         if not self.kl_filter.is_valid_change(before, after):
             return replace(self, kl_filter=self.kl_filter.after_step(before, after, optimizer_change=0.0))
         change = math.log(after / before)
@@ -351,8 +354,8 @@ class KLBudget:
         Raises:
             BudgetError: A KL is negative, nan or infinite, or the factor is not above 0.
         """
-        require_kl(before, "before")
-        require_kl(after, "after")
+        before = require_kl(before, "before")
+        after = require_kl(after, "after")
         factor = self.brake if factor is None else factor
         if not (is_number(factor) and 0 < factor < math.inf):
             raise BudgetError(f"expected a finite factor > 0, got {shown(factor)}")
@@ -378,8 +381,8 @@ class KLBudget:
         Raises:
             BudgetError: `observed_kl` is negative, nan or infinite.
         """
-        require_kl(observed_kl, "observed_kl")
-        _require_error_and_count(std_error, 1)
+        observed_kl = require_kl(observed_kl, "observed_kl")
+        std_error, _ = _require_error_and_count(std_error, 1)
         if not (observed_kl > 0 and self.filtered_kl > _OUTWARD_FROM * self.target and math.isfinite(std_error)):
             return self
         return replace(self, kl_filter=self.kl_filter.after_evaluation(observed_kl, std_error=std_error))
@@ -437,10 +440,11 @@ def _running_rms(rms: float, value: float) -> float:
     return math.hypot(math.sqrt(1 - _RMS_GAIN) * (rms or value), math.sqrt(_RMS_GAIN) * value)
 
 
-def _require_error_and_count(std_error: float, count: int) -> None:
-    """Raise BudgetError unless the standard error is a number >= 0 or nan, and the count a number >= 1."""
+def _require_error_and_count(std_error: float, count: float) -> tuple[float, float]:
+    """Numbers of Python; raises BudgetError unless the error is a number >= 0 or nan, and the count a number >= 1."""
     if not (is_number(std_error) and is_number(count)) or std_error < 0 or not count >= 1:
         raise BudgetError(f"expected std_error >= 0 or nan, and count >= 1, got {shown(std_error)} and {shown(count)}")
+    return float(std_error), float(count)
 
 
 def _require_steps(steps: int, least: int) -> None:
@@ -448,10 +452,11 @@ def _require_steps(steps: int, least: int) -> None:
         raise BudgetError(f"expected steps to be a number of optimizer steps >= {least}, got {shown(steps)}")
 
 
-def require_kl(value: float, name: str) -> None:
-    """Raise BudgetError unless the value is a finite KL >= 0."""
+def require_kl(value: float, name: str) -> float:
+    """A finite KL >= 0 as a number of Python; raises BudgetError for another value."""
     if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise BudgetError(
             f"expected {name} to be a finite KL >= 0 in nats, got {shown(value)}: inf means that the policy has "
             "positive probability where the reference has none; nan means that logits overflowed"
         )
+    return float(value)

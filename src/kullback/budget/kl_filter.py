@@ -60,7 +60,7 @@ class KLFilter:
     offset_std_error: float = 0.0
     has_step_update: bool = False
 
-    def after_batch(self, kl: float, *, std_error: float, count: int) -> Self:
+    def after_batch(self, kl: float, *, std_error: float, count: float) -> Self:
         """Correct the estimate with the mean KL of a batch.
 
         Args:

@@ -181,7 +181,9 @@ def add_parser(commands: Any) -> None:
     server.add_argument("--timeout", type=float, metavar="S", help="seconds for each request (default: 60)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the interrupted comparison in RUN")
-    start.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in RUN")
+    start.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier comparison in RUN, or an earlier FILE"
+    )
     add(
         "--against",
         type=Path,
@@ -309,6 +311,7 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.stored_base import compare_with_file
 
+    _silence_transformers()
     return compare_with_file(
         options.base,
         options.models,
@@ -340,7 +343,6 @@ def _write(options: argparse.Namespace) -> int:
         "one_at_a_time",
         "output",
         "resume",
-        "overwrite",
         "against",
         "fail_above",
         "card",
@@ -353,8 +355,9 @@ def _write(options: argparse.Namespace) -> int:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.stored_base import write_base_file
 
-    names = ("context", "bos", "dtype", "device")
+    names = ("context", "bos", "dtype", "device", "overwrite")
     given = {name: getattr(options, name) for name in names}
+    _silence_transformers()
     count = write_base_file(options.write_llama_cpp, options.base, options.text, form=options.format, **given)
     print_result(f"wrote {count} chunks to {one_line(str(options.write_llama_cpp))}")
     return 0
@@ -417,12 +420,16 @@ def _compare(options: argparse.Namespace) -> Any:
         overwrite=options.overwrite,
         against=against,
     )
+    _silence_transformers()
+    return run_plan(plan, _Progress(quiet=options.json))
 
+
+def _silence_transformers() -> None:
+    """Disable the warnings and the progress bars of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return run_plan(plan, _Progress(quiet=options.json))
 
 
 class _Progress:

@@ -236,6 +236,7 @@ def _probabilities(given: _Input, *, normalize: bool) -> tuple[_Input, Any]:
     _refuse(given, ~np.isfinite(values), "finite numbers")
     _refuse(given, values < 0, "probabilities, >= 0")
     if normalize or given.text.startswith("bytes:"):
+        values = values.astype(np.float64)
         with np.errstate(over="ignore"):
             sums = values.sum(axis=-1, keepdims=True)
         if not (np.isfinite(sums) & (sums > 0)).all():
@@ -253,7 +254,11 @@ def _probabilities(given: _Input, *, normalize: bool) -> tuple[_Input, Any]:
         raise NotNormalizedError(
             f"{label}: expected probabilities that sum to 1, but {row} to {sums[tuple(wrong[0])]:.12g}; {hint}"
         )
-    return given, None
+    if values.dtype == np.float64:
+        return given, None
+    # The digits of the results are not limited by the dtype of the file, whose rounding the sums may exceed in float64.
+    exact = values.astype(np.float64) / sums[..., None]
+    return replace(given, member=replace(given.member, values=exact)), None  # type: ignore[type-var]
 
 
 def _refuse(given: _Input, bad: "np.ndarray", expected: str) -> None:

@@ -1,5 +1,6 @@
 """Output of the commands: results on standard output, plain-text tables, and JSON without infinities."""
 
+import io
 import math
 import os
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 from kullback.errors import InputError
 from kullback.runs.printable import one_line, printable
 
-__all__ = ["discard_output", "print_result", "strict", "table"]
+__all__ = ["discard_output", "open_diagnostics", "print_result", "strict", "table"]
 
 
 def print_result(text: str) -> None:
@@ -25,6 +26,27 @@ def print_result(text: str) -> None:
     except OSError as error:
         discard_output(sys.stdout)
         raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+class _DiagnosticFile(io.FileIO):
+    """A file of progress and warnings, whose loss must not end a command: what cannot be written is discarded."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # the reader of a pipe has closed it, or the disk is full
+            return len(data)
+
+
+def open_diagnostics(descriptor: int, encoding: str) -> io.TextIOWrapper:
+    """A text stream that writes to a file descriptor, and discards what cannot be written.
+
+    Args:
+        descriptor: The descriptor, such as 2; the stream closes it.
+        encoding: The encoding of the text. Characters that it does not have become escape sequences.
+    """
+    buffered = io.BufferedWriter(_DiagnosticFile(descriptor, "wb"))
+    return io.TextIOWrapper(buffered, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def discard_output(stream: Any) -> None:

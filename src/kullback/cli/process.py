@@ -27,6 +27,7 @@ def run_as_process(run: Callable[[Sequence[str]], int], words: Sequence[str]) ->
         KeyboardInterrupt: The process was interrupted by Ctrl-C.
     """
     _open_closed_streams()
+    _keep_stderr_writable()
     for stream in (sys.stdout, sys.stderr):
         # A character that the encoding of the terminal does not have must not end the command.
         reconfigure = getattr(stream, "reconfigure", None)
@@ -70,6 +71,15 @@ def _open_closed_streams() -> None:
             is_output = name == "stdout"
             stream = _LostOutput() if is_output else open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
+
+
+def _keep_stderr_writable() -> None:
+    """Replace standard error by a stream that discards what cannot be written: progress must not end a command."""
+    from kullback.cli.output import open_diagnostics
+
+    with suppress(OSError, ValueError, AttributeError):  # standard error is not a file
+        sys.stderr.flush()
+        sys.stderr = sys.__stderr__ = open_diagnostics(os.dup(sys.stderr.fileno()), sys.stderr.encoding)
 
 
 def _remember_interrupts() -> list[int]:

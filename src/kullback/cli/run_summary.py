@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.output import discard_output, strict
+from kullback.cli.output import discard_output, open_diagnostics, strict
 from kullback.runs.printable import one_line, printable
 
 __all__ = [
@@ -114,9 +114,7 @@ def results_on_stdout() -> Iterator[None]:
 def _copy_of_stderr() -> Iterator[Any]:
     """A stream of its own to standard error, because user code that closes it must not close standard error."""
     try:
-        stream = open(  # noqa: SIM115
-            os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
-        )
+        stream = open_diagnostics(os.dup(sys.stderr.fileno()), sys.stderr.encoding)
     except (OSError, ValueError, AttributeError):  # standard error is closed or is not a file
         yield sys.stderr
         return

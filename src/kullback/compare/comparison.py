@@ -241,9 +241,7 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
         for name, statistics, worst in zip(outcome.names, outcome.statistics, outcome.worst, strict=True)
     ]
     count = len(plan.models)
-    earlier = None
-    if plan.against is not None:
-        earlier = {model["name"]: DocumentSums.from_state(model["kl_by_document"]) for model in plan.against["models"]}
+    earlier = None if plan.against is None else _earlier_sums(plan.against)
     return Comparison(
         plan.base.name,
         tuple(results[:count]),
@@ -282,4 +280,17 @@ def read_result(path: Path, option: str = "--against") -> dict[str, Any]:
         raise InputError(f"{option} {file}: expected a result.json of kullback compare, got other JSON")
     if content.get("format") != FORMAT:
         raise InputError(f"{option} {file}: expected a result of format {FORMAT}, got {content.get('format')!r}")
+    try:
+        _earlier_sums(content)
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{option} {file}: expected the KL of each document of each model, got {error!r}") from error
     return content
+
+
+def _earlier_sums(result: Mapping[str, Any]) -> dict[str, DocumentSums]:
+    """The KL of the models of an earlier result, by name."""
+    sums = {str(model["name"]): DocumentSums.from_state(model["kl_by_document"]) for model in result["models"]}
+    for name, one in sums.items():
+        if "kl" not in one.units or not one.documents:
+            raise InputError(f"no KL of {name}")
+    return sums

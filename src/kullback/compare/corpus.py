@@ -12,6 +12,7 @@ Three rules determine which tokens are counted:
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _SUFFIXES = (
     *(".py", ".js", ".ts", ".c", ".h", ".cc", ".cpp", ".hpp", ".java", ".go", ".rs", ".rb", ".sh", ".sql"),
 )
 _ROWS = (".jsonl", ".ndjson")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
         The documents.
 
     Raises:
-        InputError: The source does not exist, has no document, is not UTF-8, or a row is not valid. The message has the
-            line or the position of the first bad byte.
+        InputError: The source does not exist, is a pipe or a device, has no document, is not UTF-8, or a row is not
+            valid. The message has the line or the position of the first bad byte.
 
     Example:
         >>> import tempfile
@@ -142,6 +144,11 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
             yield _document(row, place, form)
         return
     path, location = Path(source), f"{option} {source}"
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{location}: expected a file or a directory, got a pipe or a device, which cannot be read twice; write "
+            "the text to a file"
+        )
     if not path.exists():
         raise InputError(
             f"{location}: no such file or directory; expected a text file, a .jsonl file, a directory of such files, "
@@ -249,8 +256,9 @@ def encode(
         The corpus. It needs 6 bytes of memory for each token.
 
     Raises:
-        InputError: A document has chat messages and the tokenizer has no chat template, the template refuses the
-            messages, the tokenizer has no BOS token although `bos` is "always", or no document has a token to count.
+        InputError: A document has a lone surrogate, it has chat messages and the tokenizer has no chat template, the
+            template refuses the messages, the tokenizer has no BOS token although `bos` is "always", or no document has
+            a token to count.
     """
     prefix = token_prefix(tokenizer, bos)
     texts, tokens = hashlib.sha256(), hashlib.sha256(np.asarray(prefix, "<i4").tobytes())
@@ -260,6 +268,7 @@ def encode(
         content, prompt = document.content, None
         stored = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
         texts.update(stored.encode("utf-8", "surrogatepass") + b"\0")
+        _require_encodable(content, document.name)
         if isinstance(content, str):
             ids, names = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], []
         else:
@@ -279,6 +288,17 @@ def encode(
     if not encoded:
         raise InputError(f"expected a document of 2 tokens or more, got {skipped} shorter documents")
     return Corpus(tuple(encoded), prefix, tuple(roles), skipped, texts.hexdigest(), tokens.hexdigest())
+
+
+def _require_encodable(content: str | list[dict[str, Any]], name: str) -> None:
+    """Raise InputError if a text has a lone surrogate, which has no encoding and no token."""
+    parts = [content] if isinstance(content, str) else [value for message in content for value in message.values()]
+    for part in parts:
+        if isinstance(part, str) and (found := _SURROGATE.search(part)):
+            raise InputError(
+                f"{name}: expected text of Unicode characters, got the lone surrogate {found[0]!a} at position "
+                f"{found.start()} of the text"
+            )
 
 
 def token_prefix(tokenizer: Any, bos: str) -> tuple[int, ...]:

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from kullback.compare.block_records import BlockRecords
@@ -61,9 +61,10 @@ from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValue
 from kullback.compare.variants import Candidate, Variant, token_hidden
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_config, load_tokenizer
+from kullback.runs.checksums import read_checked, write_checked
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
-from kullback.runs.run_directory import RunDirectory, versions
+from kullback.runs.run_directory import RunDirectory, process_rank, versions
 from kullback.runs.write_errors import write_errors
 
 __all__ = ["COLUMNS", "Outcome", "Plan", "Settings", "choose_device", "run"]
@@ -217,7 +218,7 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
     Raises:
         InputError: The models cannot be compared, the text cannot be read, or the run directory cannot be used.
     """
-    rank, world = int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
+    rank, world = process_rank()
     if world > 1 and plan.output is None:
         raise InputError("expected --output for a comparison by several processes, which store their parts in it")
     if world > 1 and plan.overwrite:
@@ -229,6 +230,8 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
         RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
+        if plan.overwrite:
+            _require_replaceable(plan, RunDirectory(plan.output))
     tokenizer, warnings, config, corpus, prompts = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = choose_device(plan.settings.device)
@@ -257,6 +260,28 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         found = [] if running is None else running.merged(len(sampled), is_alone=world == 1)
         free_running = dict(zip(names[1:], found, strict=False))
         return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules, free_running)
+
+
+def _require_replaceable(plan: Plan, directory: RunDirectory) -> None:
+    """Raise InputError if `overwrite` would delete a training run, or an input of the comparison."""
+    sources = [candidate.source for candidate in plan.models]
+    inputs = [("BASE", plan.base.directory), *(("MODEL", source.directory) for source in sources)]
+    inputs += [("--adapter", source.adapter) for source in sources if source.adapter is not None]
+    if isinstance(plan.text, str | Path) and Path(plan.text).exists():
+        inputs.append(("--text", Path(plan.text)))
+    for option, path in inputs:
+        directory.check_not_replaced(option, path)
+    if not (directory.path / "config.json").is_file():
+        return
+    try:
+        kind = directory.config().get("kind")
+    except InputError:  # a damaged comparison can be replaced
+        return
+    if kind != "compare":
+        raise InputError(
+            f"--overwrite {directory.path}: expected an earlier comparison, got a run of kind {kind}, whose model "
+            "would be deleted; choose another directory"
+        )
 
 
 def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus, list[Prompt]]:
@@ -389,9 +414,9 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # not possible on the device "meta", which has no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = f"{str(error).splitlines()[0]:.200}"
         raise InputError(f"--device: expected a device such as cpu or cuda:0, got {name!r}: {reason}") from error
     return device
 
@@ -528,7 +553,7 @@ class _Work:
             base = self._load(self.plan.base)
             for block in self._shown([b for b in blocks if b.number in needed], f"{self.plan.base.name} (base)"):
                 for number, rows in enumerate(block.batches):
-                    path = cache / f"{block.number}-{number}.safetensors"
+                    path = cache / f"{block.number}-{number}.bin"
                     if _read_hidden(path) is None:
                         _write_hidden(path, self._hidden(base, rows))
             base.release()
@@ -541,7 +566,7 @@ class _Work:
                 for block in self._shown(todo[m], candidate.name):
                     result = _BlockResult(self, block.number, base, model)
                     for number, rows in enumerate(block.batches):
-                        stored = _read_hidden(cache / f"{block.number}-{number}.safetensors")
+                        stored = _read_hidden(cache / f"{block.number}-{number}.bin")
                         if stored is None:
                             raise InputError(
                                 f"{cache}: expected the hidden states of the base, found none; use --resume"
@@ -551,7 +576,7 @@ class _Work:
                 del model
             if directory is not None:
                 for block in blocks:
-                    for path in cache.glob(f"{block.number}-*.safetensors"):
+                    for path in cache.glob(f"{block.number}-*.bin"):
                         path.unlink()
                 if not any(cache.iterdir()):
                     shutil.rmtree(cache, ignore_errors=True)
@@ -787,16 +812,15 @@ def _ranges(available: NDArray[np.int64]) -> NDArray[np.str_]:
 
 
 def _write_hidden(path: Path, hidden: Tensor) -> None:
-    """Store hidden states; the file is whole or absent."""
-    temporary = path.with_suffix(".part")
-    save_file({"hidden": hidden.cpu().contiguous()}, temporary)
-    temporary.replace(path)
+    """Store hidden states with their checksum."""
+    write_checked(path, save_tensors({"hidden": hidden.cpu().contiguous()}))
 
 
 def _read_hidden(path: Path) -> Tensor | None:
     """Stored hidden states in memory of the ordinary alignment, or None if there are none."""
-    try:
-        return load_file(path)["hidden"].clone() if path.is_file() else None
-    except (SafetensorError, KeyError) as error:
-        print(f"kullback: {path} is damaged, and is computed again: {error}", file=sys.stderr)
-        return None
+    content = read_checked(path)
+    if content is not None:
+        return load_tensors(content)["hidden"].clone()
+    if path.is_file():
+        print(f"kullback: {path} is damaged, and is computed again", file=sys.stderr)
+    return None

@@ -56,6 +56,8 @@ def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None 
         if not list(path.glob("*.safetensors")):
             raise InputError(f"{option} {name}: expected adapter_model.safetensors, found none; save the adapter again")
         return ModelSource(name, base.directory, path, dtype)
+    if option == "--adapter" and path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"--adapter {name}: expected an adapter_config.json in the directory, found none")
     try:
         return ModelSource(name, find_model(name, option), None, dtype)
     except InputError as error:

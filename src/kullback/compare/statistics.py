@@ -9,9 +9,9 @@ Their `state` is what JSON stores exactly, from which `from_state` restores them
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import fsum, inf, isfinite, nan, sqrt
+from math import fsum, inf, isfinite, log, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,17 @@ _METHOD = "documents as clusters"
 _FEW_DOCUMENTS = 7  # with fewer, 95% intervals contain the mean in more than 98% of cases, see compare_coverage.py
 _COVERAGE = 0.95
 _CONFIDENCE_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+
+
+RANGES = {
+    **dict.fromkeys(("kl", "reverse_kl", "certain_kl", "certain_reverse_kl"), (0.0, inf)),
+    **dict.fromkeys(("entropy_base", "entropy", "nll_base", "nll"), (0.0, inf)),
+    "js": (0.0, log(2)),
+    **dict.fromkeys(("top1_agreement", "expected_acceptance", "tail_mass", "model_tail_mass"), (0.0, 1.0)),
+    "delta_p": (-1.0, 1.0),
+    "squared_delta_p": (0.0, 1.0),
+}
+"""The range of the mean of columns of these names. An interval has no values outside of it."""
 
 
 # Exact sums
@@ -179,6 +190,8 @@ class DocumentSums:
         few documents do not show it. In simulations with 7 to 120 documents of 6 populations, the interval contains
         the mean in 92% to 98% of cases (`benchmarks/compare_coverage.py` has three of them).
 
+        The interval is intersected with the range of the column in `RANGES`, which does not change its coverage.
+
         Args:
             column: The name of the column.
 
@@ -196,7 +209,8 @@ class DocumentSums:
             removal of skewness by transformation", for u.
         """
         self._require(column)
-        return _clustered({g: parts[column] for g, parts in self._sums.items()}, self._counts, self.units[column])
+        mean = _clustered({g: parts[column] for g, parts in self._sums.items()}, self._counts, self.units[column])
+        return _in_range(mean, column)
 
     def independent_mean(self, column: str) -> Estimate:
         """The mean of a column with the 95% interval that holds if all tokens are independent, for comparison.
@@ -221,7 +235,8 @@ class DocumentSums:
         error = sqrt(max(square / count - mean * mean, 0.0) / (count - 1))
         half = 1.959963984540054 * error
         interval = (mean - half, mean + half)
-        return Estimate(mean, error, count, self.units[column], "independent tokens", interval=interval)
+        estimate = Estimate(mean, error, count, self.units[column], "independent tokens", interval=interval)
+        return _in_range(estimate, column)
 
     def select(self, *columns: str) -> "DocumentSums":
         """The sums of some of the columns.
@@ -343,6 +358,16 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     )
 
 
+def _in_range(mean: Estimate, column: str) -> Estimate:
+    """The mean of a column with the part of its interval that is in the range of the column."""
+    if mean.interval is None or column not in RANGES:
+        return mean
+    least, largest = RANGES[column]
+    low, high = mean.interval
+    # A mean that is at an end of the range can exceed it by rounding.
+    return replace(mean, interval=(min(max(low, least), mean.value), max(min(high, largest), mean.value)))
+
+
 def _unskewed(t: float, rate: float) -> float:
     """The solution u of u + rate (u^2 / 3 + 1 / 6) + rate^2 u^3 / 27 = t, by Hall (1992)."""
     change = rate * (t - rate / 6)
@@ -361,15 +386,16 @@ def perplexity(mean_nll: Estimate) -> Estimate:
         mean_nll: The mean in nats per token.
 
     Returns:
-        The estimate without a unit; `inf` where the perplexity overflows. The interval is the transformed interval of
-        `mean_nll`.
+        The estimate without a unit; `inf` with the status "overflow" where a finite perplexity overflows. The interval
+        is the transformed interval of `mean_nll`.
 
     Example:
         >>> f"{perplexity(Estimate(1.0, 0.01)):.3f}"
         '2.718 ± 0.027  (estimated)'
     """
     value = _exp(mean_nll.value)
-    return _transformed(mean_nll, value, value, _exp)
+    found = _transformed(mean_nll, value, value, _exp)
+    return replace(found, status="overflow") if isfinite(mean_nll.value) and not isfinite(value) else found
 
 
 def _exp(x: float) -> float:

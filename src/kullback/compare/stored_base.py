@@ -26,7 +26,7 @@ from kullback.compare.quantile_sketch import numbers_to_json
 from kullback.compare.runner import choose_device
 from kullback.compare.sources import find_source, gguf_warning, weights_hash
 from kullback.compare.statistics import ModelStatistics
-from kullback.errors import InputError
+from kullback.errors import InputError, NotNormalizedError
 from kullback.integrations.transformers import Head, last_hidden, load_tokenizer
 from kullback.runs.run_directory import versions
 
@@ -140,8 +140,12 @@ def compare_with_file(
             hidden = _chunk_hidden(model, file.inputs(chunk, bos_token=bos_token), file.first_row)
             for block in file.blocks([chunk]):
                 states = hidden[block.start : block.start + len(block.targets)]
-                log_probs = _logits(model, states).double().log_softmax(-1).cpu().numpy()
-                bounds = kl_bounds(block.rows, log_probs)
+                logits = _finite_logits(model, states, f"chunk {chunk} of {path}")
+                log_probs = logits.double().log_softmax(-1).cpu().numpy()
+                try:
+                    bounds = kl_bounds(block.rows, log_probs)
+                except NotNormalizedError as error:
+                    raise InputError(f"{path}, chunk {chunk}: {error}") from error
                 statistics.add(chunk, {name: getattr(bounds, name) for name in _COLUMNS}, window=block.start)
                 parts.append(llama_cpp_tokens(block.rows, block.targets, log_probs))
             columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -201,6 +205,7 @@ def write_base_file(
     bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    overwrite: bool = False,
 ) -> int:
     """Write the log-probabilities of a base over a corpus as llama.cpp does with `--kl-divergence-base`.
 
@@ -215,15 +220,17 @@ def write_base_file(
         bos: Whether the first token of each chunk is replaced by the BOS token when the model is evaluated.
         dtype: The dtype of the model.
         device: The device; "auto": a GPU if there is one.
+        overwrite: Whether an earlier file of llama.cpp may be replaced.
 
     Returns:
         The number of chunks.
 
     Raises:
-        InputError: The model or the text is not valid, the text has fewer tokens than a chunk, or the file cannot be
-            written.
+        InputError: The model or the text is not valid, the text has fewer tokens than a chunk, the file exists and is
+            not to be replaced, or it cannot be written.
     """
     n_ctx = 512 if context is None else context
+    _require_new_file(Path(path), overwrite=overwrite)
     source = find_source(base, "BASE", dtype=dtype)
     corpus = encode(read_documents(text, form=form), load_tokenizer(source.directory), bos=bos)
     ids = np.concatenate([document.ids for document in corpus.documents])
@@ -242,7 +249,7 @@ def write_base_file(
             inputs[: len(corpus.prefix)] = corpus.prefix
             hidden = _chunk_hidden(model, inputs, n_ctx // 2)[:-1]
             for states in hidden.split(_ROWS):
-                yield _logits(model, states).float().cpu().numpy()
+                yield _finite_logits(model, states, str(text)).float().cpu().numpy()
 
     write_log_probs(path, tokens, logits(), n_vocab=model.vocabulary)
     return count
@@ -255,5 +262,29 @@ def _chunk_hidden(model: LoadedModel, tokens: Any, first: int) -> torch.Tensor:
     return last_hidden(model.model, ids, torch.ones_like(ids))[0, first:]
 
 
-def _logits(model: LoadedModel, states: torch.Tensor) -> torch.Tensor:
-    return model.head(states.to(model.head.weight.dtype) if isinstance(model.head, Head) else states)
+def _finite_logits(model: LoadedModel, states: torch.Tensor, place: str) -> torch.Tensor:
+    """The logits of hidden states; raises InputError, with the place in the text, if one is nan or infinite."""
+    logits = model.head(states.to(model.head.weight.dtype) if isinstance(model.head, Head) else states)
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            f"{model.source.name}: expected finite logits, got nan or infinity for {place}; check the weights of the "
+            "model, or compute it in another dtype by --dtype"
+        )
+    return logits
+
+
+def _require_new_file(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError if a file would be replaced that is not an earlier file of llama.cpp with `overwrite`."""
+    option = f"--write-llama-cpp {path}"
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"{option}: expected the path of a file in a directory that exists")
+    if not path.is_file():
+        return
+    if not overwrite:
+        raise InputError(f"{option}: expected a new file, but it already exists; choose another path, or --overwrite")
+    try:
+        open_log_probs(path)
+    except InputError as error:
+        raise InputError(
+            f"{option}: --overwrite replaces a file of llama.cpp only, and this is none: {error}"
+        ) from error

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from kullback.compare.corpus import Corpus
+from kullback.runs.checksums import read_checked, write_checked
 
 __all__ = ["NLL_LEVELS", "DocumentTokens", "TokenStore", "TokenValues", "kl_from_codes", "shown_documents"]
 
@@ -127,9 +128,7 @@ class TokenStore:
                 for name in TokenValues._fields
             }
             arrays |= {"documents": np.array(list(documents)), "counts": np.array(counts)}
-            temporary = self._path(block, model).with_suffix(f".part{id(self)}")
-            save_file(arrays, temporary)
-            temporary.replace(self._path(block, model))
+            write_checked(self._path(block, model), save(arrays))
         largest = max(_mean_kl(values) for values in documents.values())
         kept = self.kept.setdefault(model, [])
         kept.append((largest, sum(len(values.kl) for values in documents.values()), block))
@@ -150,17 +149,20 @@ class TokenStore:
 
     def _path(self, block: int, model: int) -> Path:
         assert self.directory is not None
-        return self.directory / f"{block}-{model}.safetensors"
+        return self.directory / f"{block}-{model}.bin"
 
     def _read(self, block: int, model: int) -> dict[int, TokenValues]:
         if self.directory is None:
             return self.blocks.get((block, model), {})
+        content = read_checked(self._path(block, model))
+        if content is None:
+            return {}
         try:
-            arrays = load_file(self._path(block, model))
+            arrays = load(content)
             ends = np.cumsum(arrays["counts"])[:-1]
             columns = [np.split(arrays[name], ends) for name in TokenValues._fields]
             return dict(zip(arrays["documents"].tolist(), map(TokenValues, *columns), strict=True))
-        except (OSError, SafetensorError, KeyError, ValueError):
+        except (SafetensorError, KeyError, ValueError):
             return {}
 
 

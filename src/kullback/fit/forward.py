@@ -60,6 +60,7 @@ _MULTIVARIATE = (
     families.OneHotCategorical,
 )
 _TARGET_SAMPLES = 65_536  # for the training of a module
+_LEAST_SPREAD = 1e-306  # of samples: the squares of smaller differences lose digits
 
 
 def fit_forward(
@@ -241,6 +242,8 @@ def _fit_to_samples(
             f"expected samples that differ, but all {x.size} are {float(x[0])!r}: the likelihood of {family.__name__} "
             "has no maximum"
         )
+    if closed_form is None:
+        _require_representable_spread(x)
     starts = starts or _starts_from_samples(family, closed_form, x, w, fixed, components)
     require_samples_in_support(family, closed_form or starts[0], x)
     if closed_form is not None and starts == [closed_form]:
@@ -268,6 +271,18 @@ def _fit_to_samples(
         )
     path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
     return Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
+
+
+def _require_representable_spread(x: Array) -> None:
+    """Raise SupportError if float64 does not resolve the spread of samples that differ."""
+    low, high = float(x.min()), float(x.max())
+    with np.errstate(over="ignore"):
+        spread = np.float64(high) - low
+    if not _LEAST_SPREAD < spread < np.inf:
+        raise SupportError(
+            f"expected samples whose spread is between {_LEAST_SPREAD:g} and the largest number of float64, got "
+            f"samples from {low!r} to {high!r}; change the unit of the samples"
+        )
 
 
 def _require_univariate(family: type[Distribution], x: Array) -> None:

@@ -5,7 +5,7 @@ expectations to parameters.
 """
 
 from collections.abc import Callable
-from math import inf, log, nan
+from math import frexp, inf, ldexp, log, nan
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,16 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
 
 def _normal(mean: Expectation) -> dict[str, Any]:
     loc = float(mean(lambda x: x))
-    return {"loc": loc, "scale": float(mean(lambda x: (x - loc) ** 2)) ** 0.5 or nan}
+    return {"loc": loc, "scale": _root_of_mean_square(lambda f: mean(lambda x: f(x - loc))) or nan}
+
+
+def _root_of_mean_square(mean: Expectation) -> float:
+    """E[x^2]^(1/2), without overflow or underflow of the squares."""
+    size = float(mean(np.abs))
+    if not 0 < size < inf:
+        return size
+    unit = ldexp(1.0, frexp(size)[1] - 1)
+    return unit * float(mean(lambda x: (x / unit) ** 2)) ** 0.5
 
 
 def _log_normal(mean: Expectation) -> dict[str, Any]:
@@ -115,7 +124,8 @@ def _chi_squared(mean: Expectation) -> dict[str, Any]:
 
 def _inverse_gaussian(mean: Expectation) -> dict[str, Any]:
     center = float(mean(lambda x: x))
-    return {"mean": center, "shape": 1 / np.float64(mean(lambda x: (center - x) ** 2 / (x * center**2)))}
+    ratio = mean(lambda x: (1 - x / center) ** 2 / (x / center))
+    return {"mean": center, "shape": center / np.float64(ratio)}
 
 
 def _beta(mean: Expectation) -> dict[str, Any]:
@@ -182,7 +192,7 @@ def _weibull(mean: Expectation) -> dict[str, Any]:
 
 def _root_mean_square(degrees: float) -> Callable[[Expectation], dict[str, Any]]:
     """The closed form of a scale with scale^2 = E[x^2] / degrees."""
-    return lambda mean: {"scale": (float(mean(lambda x: x * x)) / degrees) ** 0.5}
+    return lambda mean: {"scale": _root_of_mean_square(mean) / degrees**0.5}
 
 
 def _positive_root(excess: Callable[[float], float], near: float) -> float:

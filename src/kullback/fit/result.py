@@ -63,7 +63,7 @@ class Minimum:
 
     distribution: Any
     kl: float
-    basin: tuple[Any, ...] = ()
+    basin: tuple[Any, ...] = field(default=(), repr=False)
     cross_entropy: float = nan
     evidence_bound: float = nan
     alpha_divergence: float = nan
@@ -71,7 +71,7 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Fit:
-    """The result of `fit_forward`, `fit_reverse`, `fit_alpha` or `fit_tempered`.
+    """The result of `fit_forward`, `fit_reverse`, `fit_alpha` or `fit_tempered`; `repr` omits `path` and basins.
 
     Args:
         distribution: The best member found, an instance of the class that was requested, or the trained module.
@@ -100,7 +100,7 @@ class Fit:
     distribution: Any
     kl: float
     estimate: Estimate
-    path: tuple[Step, ...] = ()
+    path: tuple[Step, ...] = field(default=(), repr=False)
     minima: tuple[Minimum, ...] = ()
     converged: bool = True
     diagnostics: dict[str, Any] = field(default_factory=dict)

@@ -57,6 +57,8 @@ def find_model(name: str, option: str = "--model") -> Path:
         InputError: The directory does not exist, the model is not in the cache and cannot be downloaded, or
             `require_model_directory` refuses it.
     """
+    if not name:
+        raise InputError(f"{option}: expected a directory or the name of a model, got an empty argument")
     if Path(name).exists() or not _is_hub_name(name, "model"):
         require_model_directory(Path(name))
         return Path(name)

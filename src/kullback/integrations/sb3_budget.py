@@ -101,8 +101,7 @@ class PolicyConstraint:
         else:
             now = self.update.policy_distributions()
         kl = float(self._kl(now, self.anchor_distributions, ActionDistributions.kl_to).double().mean())
-        require_kl(kl, self.metric)
-        return kl
+        return require_kl(kl, self.metric)
 
     def after_interval(self, steps: int, *, is_late: bool) -> None:
         """Measure the KL after a number of optimizer steps, change the price, and scale the displacement if it is high.

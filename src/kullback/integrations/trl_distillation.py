@@ -1,6 +1,6 @@
 """Distillation by TRL, with the exact divergence between teacher and student as the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,9 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         **kwargs: The keyword arguments of `DistillationTrainer`.
 
     Raises:
-        InputError: The divergence or its weight is invalid, the teacher is None, the vocabularies differ, an output
-            head is neither linear nor linear with a cap, or the weights are in shards.
+        InputError: The divergence or its weight is invalid, the teacher is None, the vocabularies differ, a step takes
+            more prompts than there are, an output head is neither linear nor linear with a cap, or the weights are in
+            shards.
         PenaltyError: The aggregation is unknown.
 
     Example:
@@ -215,8 +216,20 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         _require_vocabulary_of(args, kwargs, teacher_tokenizer)
         super().__init__(*args, **kwargs)
         self._find_heads()
+        self._require_a_batch()
         self._generations = _Generations(self)
         self.add_callback(self._generations)
+
+    def _require_a_batch(self) -> None:
+        """Raise InputError if a step takes more prompts than there are; TRL would end without a step or an error."""
+        data, settings = self.train_dataset, self.args
+        needed = self._train_batch_size * self.accelerator.num_processes * settings.gradient_accumulation_steps
+        if isinstance(data, Sized) and len(data) < needed:
+            raise InputError(
+                f"expected at least {needed} prompts, as many as a step takes (per_device_train_batch_size="
+                f"{settings.per_device_train_batch_size}, gradient_accumulation_steps="
+                f"{settings.gradient_accumulation_steps}), got {len(data)}; add prompts, or lower these settings"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,15 +1,24 @@
-"""Checksums of checkpoints, by which an incomplete or damaged checkpoint is recognised."""
+"""Checksums of checkpoints and of single files, by which incomplete and damaged ones are recognised."""
 
 import hashlib
 import json
 import zipfile
 from pathlib import Path
 
-from kullback.runs.atomic_write import follow_umask, write_atomically
+from kullback.runs.atomic_write import follow_umask, open_atomically, write_atomically
 
-__all__ = ["find_damage", "find_model_damage", "has_safetensors_length", "weight_files", "write_checksums"]
+__all__ = [
+    "find_damage",
+    "find_model_damage",
+    "has_safetensors_length",
+    "read_checked",
+    "weight_files",
+    "write_checked",
+    "write_checksums",
+]
 
 _FILE = "checksums.json"
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def write_checksums(checkpoint: Path) -> None:
@@ -102,6 +111,45 @@ def find_model_damage(model: Path) -> str | None:
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     return None
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a file that begins with the SHA-256 of its content, for `read_checked`. The file is whole or absent.
+
+    Args:
+        path: The file.
+        content: The content.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     write_checked(Path(directory) / "a.bin", b"content")
+        ...     read_checked(Path(directory) / "a.bin")
+        b'content'
+    """
+    with open_atomically(path) as file:
+        file.write(hashlib.sha256(content).digest())
+        file.write(content)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """Read a file of `write_checked`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content; None if the file is absent, cannot be read, or differs from its checksum.
+    """
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _find_structural_damage(checkpoint: Path) -> str | None:

@@ -84,7 +84,7 @@ def is_locked(directory: Path) -> bool:
 def _open_and_lock(path: Path) -> IO[str]:
     """Open and lock a file, and write the process id and the host to it."""
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file, locked = path.open("a+", encoding="utf-8"), False
         try:
             locked = _try_lock(file)
             if locked and not _is_file_at(file, path):  # its last holder deleted the file before the lock was free
@@ -99,6 +99,8 @@ def _open_and_lock(path: Path) -> IO[str]:
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             file.flush()
         except BaseException:
+            if locked and os.name != "nt":  # nothing can be written, as on a full disk
+                path.unlink(missing_ok=True)
             file.close()
             raise
         return file

@@ -33,7 +33,7 @@ from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
 from kullback.runs.write_errors import write_errors
 
-__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "parse_row", "versions"]
+__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "parse_row", "process_rank", "versions"]
 
 Row = dict[str, Any]
 
@@ -166,6 +166,11 @@ class RunDirectory:
         if resume:
             self.config()
             return
+        if self.path.is_symlink() and not self.path.exists():
+            raise InputError(
+                f"--output {self.path}: expected a directory, got a symbolic link to {os.readlink(self.path)}, which "
+                "does not exist"
+            )
         if not self.path.exists():
             return
         # A process that was killed at its start can leave the lock file and empty directories.
@@ -210,7 +215,7 @@ class RunDirectory:
             f"{name} {before}, got {now}"
             for key, value in given.items()
             if key != "steps"
-            for name, before, now in _differences(key, stored.get(key), value)
+            for name, before, now in _differences(key, stored.get(key), value, _option_of_setting(given.get("kind")))
         ]
         if differences:
             raise InputError(
@@ -579,7 +584,29 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def is_main_process() -> bool:
     """Return whether this is the only process of a run, or the first of several that were launched together."""
-    return int(os.environ.get("RANK", "0") or 0) == 0
+    return process_rank()[0] == 0
+
+
+def process_rank() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes that were launched together.
+
+    They are the environment variables RANK and WORLD_SIZE, which `torchrun` and `accelerate launch` set; (0, 1) without
+    them.
+
+    Raises:
+        InputError: A variable is not a whole number, or RANK is not below WORLD_SIZE.
+    """
+    rank, world = (os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    try:
+        numbers = int(rank), int(world)
+    except ValueError:
+        numbers = -1, 1
+    if not 0 <= numbers[0] < numbers[1]:
+        raise InputError(
+            f"expected whole numbers 0 <= RANK < WORLD_SIZE in the environment, got RANK={rank} and "
+            f"WORLD_SIZE={world}; start several processes by accelerate launch or torchrun, or unset both variables"
+        )
+    return numbers
 
 
 def parse_row(path: Path, number: int | None, line: bytes) -> Row:
@@ -609,14 +636,21 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:
-    """The names of the settings that differ, with both values as text; `settings.x` is the option `--set x`."""
+def _differences(name: str, before: Any, now: Any, option: Callable[[str], str]) -> Iterator[tuple[str, str, str]]:
+    """The names of the settings that differ, with both values as text; `option` is the option of a setting."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(key for key in now if key not in before)]:
-            yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
+            yield from _differences(f"{name}.{key}", before.get(key), now.get(key), option)
     elif before != now or isinstance(before, bool) != isinstance(now, bool):
-        label = f"--set {name.removeprefix('settings.')}" if name.startswith("settings.") else name
+        label = option(name.removeprefix("settings.")) if name.startswith("settings.") else name
         yield label, _short(before), _short(now)
+
+
+def _option_of_setting(kind: Any) -> Callable[[str], str]:
+    """The option of the command line that has a setting, for a kind of run."""
+    if kind == "compare":
+        return lambda name: f"--{'format' if name == 'form' else name.replace('_', '-')}"
+    return lambda name: f"--set {name}"
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ _DISK_ERRORS = {
     if hasattr(errno, name)
 }
 _RUST_ERROR = re.compile(r"os error (\d+)")  # in exceptions of safetensors
-_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container")  # in exceptions of torch.save
+_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container|iostream error")  # in exceptions of torch.save
 
 
 @contextmanager

@@ -176,15 +176,18 @@ def _train(plan: DistillPlan, run: RunDirectory, resume: bool, console: Console 
     tokenizer, student = load_tokenizer(plan.model), load_model(plan.model)
     with messages_for("--teacher"):
         teacher_tokenizer, teacher = load_tokenizer(plan.teacher), load_model(plan.teacher)
+    with messages_for("--teacher", prefix=f"--teacher {plan.teacher}: "):
         require_finite_weights(teacher, step=0)
     with messages_for("--teacher", prefix=f"--teacher {plan.teacher}: "):
         require_same_vocabulary(tokenizer, teacher_tokenizer)
     sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
-    if sizes[0] != sizes[1]:
+    if sizes[1] < sizes[0]:
         raise InputError(
-            f"--teacher {plan.teacher}: expected logits of {sizes[0]} tokens as of the student, got {sizes[1]}; resize "
-            "the embeddings of one model by resize_token_embeddings"
+            f"--teacher {plan.teacher}: expected logits of at least {sizes[0]} tokens as of the student, got "
+            f"{sizes[1]}; remove the padding of the student by resize_token_embeddings({sizes[1]})"
         )
+    if sizes[1] > sizes[0]:  # the tokenizers are equal, so that the further rows are padding
+        teacher.resize_token_embeddings(sizes[0])
     require_finite_weights(student, step=0)
     limit = args.max_completion_length or 256
     _require_rows_fit(plan, tokenizer, (student, teacher), limit)

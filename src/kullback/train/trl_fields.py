@@ -6,6 +6,7 @@ or invalid setting is refused at once.
 
 import ast
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -222,9 +223,22 @@ def require_valid_values(settings: Mapping[str, Any]) -> None:
             raise InputError(f"--set {key}={value}: expected a number, got nan")
         if key in _RANGES and isinstance(value, int | float) and not _is_inside(value, _RANGES[key]):
             raise InputError(f"--set {key}={value}: expected a number in {_RANGES[key]}, got {value}")
+        if key == "reward_clip_range" and value is not None:
+            _require_interval(key, value)
         for package in _required_packages(key, value):
             if find_spec(package) is None:
                 raise InputError(f"--set {key}={value}: expected the package {package}, which is not installed")
+
+
+def _require_interval(key: str, value: Any) -> None:
+    """Raise InputError unless a value, or its text in JSON, is two numbers of which the second is larger."""
+    try:
+        low, high = json.loads(value) if isinstance(value, str) else value
+        is_interval = float(low) < float(high)
+    except (ValueError, TypeError):
+        is_interval = False
+    if not is_interval:
+        raise InputError(f"--set {key}={value}: expected an interval [low, high] with low < high, got {value}")
 
 
 def _is_inside(value: float, interval: str) -> bool:

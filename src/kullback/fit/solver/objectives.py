@@ -239,7 +239,7 @@ def _is_near(known: _NodesOfMember, vector: Array) -> bool:
 
 
 def _scores(parametrisation: FamilyParametrisation, vector: Array, nodes: Nodes) -> tuple[Array, Array]:
-    """The derivatives of the log-density by the free ones of (loc, log scale), of shapes (k, nodes) and (k, k, nodes).
+    """The derivatives of the log-density by the coordinates of loc and scale, of shapes (k, nodes) and (k, k, nodes).
 
     They are 0 where the density is 0.
     """
@@ -249,12 +249,14 @@ def _scores(parametrisation: FamilyParametrisation, vector: Array, nodes: Nodes)
     distance = np.log(nodes.x) - loc if family is families.LogNormal else (nodes.origin - loc) + nodes.offset
     z = distance / scale
     first, second = _STANDARD_SCORES[family](z)
-    by_loc, by_log_scale = -first / scale, -1 - z * first
-    mixed = (first + z * second) / scale
+    unit = next((parameter.unit for parameter in parametrisation.free if parameter.name == "loc"), 1.0)
+    rate = unit / scale  # the derivative of -z by the coordinate of loc
+    by_loc, by_log_scale = -first * rate, -1 - z * first
+    mixed = (first + z * second) * rate
     rows = ["loc", "scale"]
     free = [rows.index(parameter.name) for parameter in parametrisation.free]
     score = np.stack([by_loc, by_log_scale])[free]
-    curvature = np.stack([second / scale**2, mixed, mixed, z * (first + z * second)]).reshape(2, 2, -1)
+    curvature = np.stack([second * rate**2, mixed, mixed, z * (first + z * second)]).reshape(2, 2, -1)
     curvature = curvature[np.ix_(free, free)]
     return tuple(np.where(np.isfinite(part), part, 0.0) for part in (score, curvature))  # pyright: ignore[reportReturnType]
 

@@ -68,11 +68,12 @@ _TRANSFORM_OF_PARAMETER: dict[tuple[type, str], _Transform] = {
 
 
 class _FreeParameter(NamedTuple):
-    """A parameter that is fitted, with the shape of its coordinates."""
+    """A parameter that is fitted, with the shape and, for a location, the unit of its coordinates."""
 
     name: str
     shape: tuple[int, ...]
     transform: _Transform
+    unit: float
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,15 @@ class FamilyParametrisation:
     def to_vector(self, distribution: Distribution) -> Array:
         """The coordinates of a member of the family, shape (size,)."""
         distribution = _with_sorted_components(distribution)
-        parts = [np.ravel(transform.forward(_parameter_value(distribution, name))) for name, _, transform in self.free]
+        parts = [
+            np.ravel(transform.forward(_parameter_value(distribution, name))) for name, _, transform, _ in self.free
+        ]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def to_distribution(self, vector: Array) -> Distribution:
         """The member of the family at coordinates of shape (size,)."""
         values, position = dict(self.fixed), 0
-        for name, shape, transform in self.free:
+        for name, shape, transform, _ in self.free:
             count = int(np.prod(shape))
             value = transform.inverse(np.reshape(vector[position : position + count], shape))
             values[name] = float(value) if value.ndim == 0 else value
@@ -139,9 +142,24 @@ def parametrise(family: type[Distribution], example: Distribution, fixed: dict[s
                 f"{field.name} has no unconstrained parametrisation; fix it with fixed={{{field.name!r}: ...}}"
             )
         transform = _TRANSFORM_OF_PARAMETER.get((family, field.name)) or _TRANSFORM_OF_CONSTRAINT[constraints[0]]
+        unit = _scale_of(example) if transform is _IDENTITY else 1.0
+        transform = _in_units_of(unit) if transform is _IDENTITY else transform
         shape = np.shape(transform.forward(_parameter_value(example, field.name)))
-        free.append(_FreeParameter(field.name, shape, transform))
+        free.append(_FreeParameter(field.name, shape, transform, unit))
     return FamilyParametrisation(family, fixed, tuple(free))
+
+
+def _scale_of(example: Distribution) -> float:
+    """The power of 256 nearest to the scale of a member, or to the mean of its scales; 1 without a scale."""
+    name = next((name for name in ("scale", "scales") if hasattr(example, name)), None)
+    scale = 1.0 if name is None else float(np.mean(_parameter_value(example, name)))
+    return float(np.ldexp(1.0, 8 * round(np.log2(scale) / 8))) if 0 < scale < np.inf else 1.0
+
+
+def _in_units_of(unit: float) -> _Transform:
+    """Locations as multiples of a unit, so that a descent takes the same steps in every unit of the samples."""
+    ignore_overflow = np.errstate(over="ignore", under="ignore")  # the coordinates are then not finite
+    return _Transform(ignore_overflow(lambda x: x / unit), ignore_overflow(lambda x: x * unit))
 
 
 def _with_sorted_components(distribution: Distribution) -> Distribution:
