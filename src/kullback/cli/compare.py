@@ -21,6 +21,8 @@ beginning-of-sequence token, every window begins with it.
 
 examples:
   kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
+  kullback compare base-model int4-model --text corpus --generate 256 --by-module
+  kullback compare base-model --kv-cache-dtype float8_e4m3fn --text corpus --floor batch-size=1
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
   kullback compare base.kld quantised-model --bos always
@@ -96,7 +98,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="also compute each MODEL, or BASE if there is no MODEL, with this attention implementation of "
+        help="also compute each MODEL, or BASE where MODEL is missing, with this attention implementation of "
         "transformers: eager, sdpa, flex_attention, flash_attention_2 or flash_attention_3 (may be repeated)",
     )
     add(
@@ -104,7 +106,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="DTYPE",
-        help="also compute each MODEL, or BASE if there is no MODEL, with keys and values rounded to float16, "
+        help="also compute each MODEL, or BASE where MODEL is missing, with keys and values rounded to float16, "
         "bfloat16, float8_e4m3fn, float8_e5m2, or llama.cpp's q8_0 or q4_0 (may be repeated)",
     )
     add("--batch-size", type=int, metavar="N", help="windows in a forward pass (default: 4)")
