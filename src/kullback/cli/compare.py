@@ -31,7 +31,7 @@ examples:
 _NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "output", "resume")
 _NEED_A_MODEL += ("attention", "kv_cache_dtype", "by_module")
 _NEED_A_MODEL += ("overwrite", "against", "card", "batch_size")
-_OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
+_OF_GENERATE = ("prompts", "prompt_tokens", "continuations", "seed")
 _NEED_A_MODEL += ("generate", *_OF_GENERATE)
 _LINES = 10  # lines of progress for each pass over the corpus
 
@@ -139,7 +139,7 @@ def add_parser(commands: Any) -> None:
         help="first tokens of a text that are its prompt, at most, and at most half of it (default: 32); the prompt of "
         "a chat is what precedes its last answer",
     )
-    add("--samples", type=int, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--continuations", type=int, metavar="N", help="continuations of each prompt (default: 1)")
     add("--seed", type=int, metavar="N", help="the seed of the continuations (default: 0)")
     add(
         "--write-llama-cpp",
