@@ -42,7 +42,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison(tiny_model: Path, model: Path) -> Comparison:
-    return kullback.compare(tiny_model, model, text=TEXTS, generate=TOKENS, floor="bfloat16", samples=2)
+    return kullback.compare(tiny_model, model, text=TEXTS, generate=TOKENS, floor="bfloat16", continuations=2)
 
 
 @cache
@@ -93,7 +93,7 @@ def enumerated(p: Path, q: Path, prompt: list[int], tokens: int, ends: list[int]
 
 def test_sums_are_unbiased_estimates_of_the_kl_of_continuations(tiny_model: Path, model: Path) -> None:
     texts, samples = ["12+34=46", "5+5=10"], 400
-    found = kullback.compare(tiny_model, model, text=texts, generate=3, samples=samples, batch_size=100).models[0]
+    found = kullback.compare(tiny_model, model, text=texts, generate=3, continuations=samples, batch_size=100).models[0]
     assert found.free_running is not None
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = [tokenizer(text[: len(text) // 2], add_special_tokens=False)["input_ids"] for text in texts]
@@ -121,7 +121,7 @@ def test_values_along_the_samples_equal_float64(tiny_model: Path, model: Path, m
 
     end = AutoTokenizer.from_pretrained(tiny_model).eos_token_id
     monkeypatch.setattr(generation.FreeRunningWork, "sample", recorded)
-    result = kullback.compare(tiny_model, model, text=TEXTS, generate=TOKENS, samples=2).models[0]
+    result = kullback.compare(tiny_model, model, text=TEXTS, generate=TOKENS, continuations=2).models[0]
     assert result.free_running is not None
     for name, found in (
         (str(tiny_model), result.free_running.base_samples),
@@ -159,7 +159,7 @@ def test_continuations_have_the_frequencies_of_the_model(tiny_model: Path, monke
         return found
 
     monkeypatch.setattr(generation.FreeRunningWork, "sample", recorded)
-    kullback.compare(tiny_model, tiny_model, text=["12+3"], generate=1, samples=2000, batch_size=500)
+    kullback.compare(tiny_model, tiny_model, text=["12+3"], generate=1, continuations=2000, batch_size=500)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompt = np.array([tokenizer("12", add_special_tokens=False)["input_ids"]])
     probs = np.exp(log_probs(tiny_model, prompt, 1)[0, 0, : len(tokenizer)])
@@ -195,7 +195,7 @@ def test_a_floor_and_a_rounded_cache_have_continuations(comparison: Comparison, 
 
 
 def test_one_model_at_a_time_gives_the_same_results(comparison: Comparison, tiny_model: Path, model: Path) -> None:
-    settings: dict[str, Any] = {"text": TEXTS, "generate": TOKENS, "floor": "bfloat16", "samples": 2}
+    settings: dict[str, Any] = {"text": TEXTS, "generate": TOKENS, "floor": "bfloat16", "continuations": 2}
     alone = kullback.compare(tiny_model, model, **settings, one_at_a_time=True)
     assert free_running(alone) == free_running(comparison)
     assert alone.to_dict()["models"] == comparison.to_dict()["models"]
@@ -213,7 +213,7 @@ def test_resumed_and_distributed_runs_give_the_same_results(
 ) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     words = ["compare", tiny_model, model, "--text", tmp_path / "texts.jsonl", "--floor", "bfloat16"]
-    words += ["--generate", TOKENS, "--samples", 2, "--output", tmp_path / "run", "--json"]
+    words += ["--generate", TOKENS, "--continuations", 2, "--output", tmp_path / "run", "--json"]
 
     def results(output: str) -> list[Any]:
         content = json.loads(output)
@@ -284,7 +284,7 @@ def test_documents_are_drawn_by_the_seed(tiny_model: Path) -> None:
         ({"generate": 40}, "--generate 40: expected a prompt and a continuation of at most 32 tokens"),
         ({"generate": 4, "prompts": 0}, "--prompts: expected at least 1"),
         ({"generate": 4, "prompt_tokens": 0}, "--prompt-tokens: expected at least 1"),
-        ({"generate": 4, "samples": 0}, "--samples: expected at least 1"),
+        ({"generate": 4, "continuations": 0}, "--continuations: expected at least 1"),
         ({"generate": 4, "seed": -1}, "--seed: expected at least 0"),
     ],
 )

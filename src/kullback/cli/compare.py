@@ -24,13 +24,15 @@ beginning-of-sequence token, every window begins with it.
 
 examples:
   kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
+  kullback compare base-model int4-model --text corpus --generate 256 --by-module
+  kullback compare base-model --kv-cache-dtype float8_e4m3fn --text corpus --floor batch-size=1
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
   kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
-_OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
-_VARIANTS = ("attention", "kv_cache_dtype", "by_module", "generate", "prompts", "prompt_tokens", "samples")
+_OF_GENERATE = ("prompts", "prompt_tokens", "continuations", "seed")
+_VARIANTS = ("attention", "kv_cache_dtype", "by_module", "generate", "prompts", "prompt_tokens", "continuations")
 _EXACT = ("adapter", "floor", "one_at_a_time", "card", *_VARIANTS)
 _NEED_A_MODEL = ("text", "format", "context", "stride", "batch_size", "seed", *_EXACT)
 _NEED_AN_ENDPOINT = ("top", "sampled_positions", "tokenizer", "timeout")
@@ -107,7 +109,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="also compute each MODEL, or BASE if there is no MODEL, with this attention implementation of "
+        help="also compute each MODEL, or BASE where MODEL is missing, with this attention implementation of "
         "transformers: eager, sdpa, flex_attention, flash_attention_2 or flash_attention_3 (may be repeated)",
     )
     add(
@@ -115,7 +117,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="DTYPE",
-        help="also compute each MODEL, or BASE if there is no MODEL, with keys and values rounded to float16, "
+        help="also compute each MODEL, or BASE where MODEL is missing, with keys and values rounded to float16, "
         "bfloat16, float8_e4m3fn, float8_e5m2, or llama.cpp's q8_0 or q4_0 (may be repeated)",
     )
     add("--batch-size", type=int, metavar="N", help="windows in a forward pass (default: 4)")
@@ -148,7 +150,7 @@ def add_parser(commands: Any) -> None:
         help="first tokens of a text that are its prompt, at most, and at most half of it (default: 32); the prompt of "
         "a chat is what precedes its last answer",
     )
-    add("--samples", type=int, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--continuations", type=int, metavar="N", help="continuations of each prompt (default: 1)")
     add("--seed", type=int, metavar="N", help="the seed of the continuations (default: 0)")
     add(
         "--write-llama-cpp",

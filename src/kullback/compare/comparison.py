@@ -38,7 +38,7 @@ def compare(
     generate: int | None = None,
     prompts: int = 256,
     prompt_tokens: int = 32,
-    samples: int = 1,
+    continuations: int = 1,
     seed: int = 0,
     output: str | Path | None = None,
     resume: bool = False,
@@ -81,7 +81,7 @@ def compare(
         prompts: The largest number of documents that are continued; if there are more, they are drawn at random.
         prompt_tokens: The largest number of tokens of a text that are its prompt, and at most half of the text. The
             prompt of a chat is what precedes its last answer.
-        samples: The number of continuations of each prompt.
+        continuations: The number of continuations of each prompt.
         seed: The seed of the continuations.
         output: The run directory for `resume`, result.json and the page compare.html; None: nothing is stored.
         resume: Whether the interrupted comparison in `output` is continued.
@@ -121,7 +121,7 @@ def compare(
             "generate": generate,
             "prompts": prompts,
             "prompt_tokens": prompt_tokens,
-            "samples": samples,
+            "continuations": continuations,
             "seed": seed,
         },
         output=None if output is None else Path(output),

@@ -53,7 +53,7 @@ class GenerationSettings:
         tokens: The largest number of tokens of a continuation.
         prompts: The largest number of documents that are continued; if there are more, they are drawn at random.
         prompt_tokens: The largest number of tokens of a text that are its prompt.
-        samples: The number of continuations of each prompt.
+        continuations: The number of continuations of each prompt.
         seed: The seed of the draws of documents and of tokens.
 
     Raises:
@@ -63,7 +63,7 @@ class GenerationSettings:
     tokens: int
     prompts: int = 256
     prompt_tokens: int = 32
-    samples: int = 1
+    continuations: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class GenerationSettings:
             ("--generate", self.tokens, 1),
             ("--prompts", self.prompts, 1),
             ("--prompt-tokens", self.prompt_tokens, 1),
-            ("--samples", self.samples, 1),
+            ("--continuations", self.continuations, 1),
             ("--seed", self.seed, 0),
         ):
             if value < least:
@@ -143,7 +143,7 @@ def generation_blocks(prompts: Sequence[Prompt], settings: GenerationSettings, b
         The blocks.
     """
     ordered = sorted(prompts, key=lambda prompt: (-len(prompt.ids), prompt.document))
-    rows = [(prompt, sample) for prompt in ordered for sample in range(settings.samples)]
+    rows = [(prompt, sample) for prompt in ordered for sample in range(settings.continuations)]
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 

@@ -110,6 +110,13 @@ class Trajectories:
         ended: The share of continuations that end with an end token, before the largest number of tokens.
         positions: For each range of positions such as "5-16", the number of tokens and the mean KL.
         examples: The continuations of the largest KL with their prompts.
+
+    Example:
+        >>> import kullback
+        >>> comparison = kullback.compare("base", "int8", text="corpus", generate=64)  # doctest: +SKIP
+        >>> found = comparison["int8"].free_running.base_samples  # doctest: +SKIP
+        >>> {label: f"{mean.value:.4f}" for label, (_, mean) in found.positions.items()}  # doctest: +SKIP
+        {'1': '0.0013', '2-4': '0.0016', '5-16': '0.0021', '17-64': '0.0034'}
     """
 
     per_token: Estimate
@@ -526,8 +533,9 @@ def free_running_caption(comparison: Comparison) -> str:
         The text.
     """
     settings, prompts = comparison.config["settings"], comparison.config["prompts"]
-    samples = f"{settings['samples']} continuations" if settings["samples"] > 1 else "a continuation"
-    return f"free running, {samples} of at most {settings['generate']} tokens for each of {prompts} prompts"
+    count = settings["continuations"]
+    what = f"{count} continuations" if count > 1 else "a continuation"
+    return f"free running, {what} of at most {settings['generate']} tokens for each of {prompts} prompts"
 
 
 def free_running_table(model: ModelResult) -> tuple[list[str], list[list[str]]]:

@@ -112,7 +112,7 @@ class Settings:
             see `GenerationSettings`.
         prompts: The largest number of documents that are continued.
         prompt_tokens: The largest number of tokens of a text that are its prompt.
-        samples: The number of continuations of each prompt.
+        continuations: The number of continuations of each prompt.
         seed: The seed of the continuations.
     """
 
@@ -127,7 +127,7 @@ class Settings:
     generate: int | None = None
     prompts: int = 256
     prompt_tokens: int = 32
-    samples: int = 1
+    continuations: int = 1
     seed: int = 0
 
     @property
@@ -135,7 +135,7 @@ class Settings:
         """The settings of free running; None: nothing is sampled."""
         if self.generate is None:
             return None
-        return GenerationSettings(self.generate, self.prompts, self.prompt_tokens, self.samples, self.seed)
+        return GenerationSettings(self.generate, self.prompts, self.prompt_tokens, self.continuations, self.seed)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// The page of a comparison: from the data of `comparison_data` in comparison_page.py to the sections of the page.
+// The page of a comparison: from the data of `comparison_data` in compare/page.py to the sections of the page.
 
 import { format } from "./axes.js";
 import { chart, element, table } from "./chart.js";
