@@ -295,8 +295,8 @@ def compare_with_endpoint(
     without = [result.name for result in results if "kl_estimate" not in result.metrics]
     if samples and without:
         warnings.append(
-            f"The KL of {', '.join(without)} has no sampled estimate: the server does not state the probability of each "
-            "given or sampled token."
+            f"The KL of {', '.join(without)} has no sampled estimate: the server does not state the probability of "
+            "each given or sampled token."
         )
     comparison = BoundComparison(base, tuple(results), _LABELS, config, tuple(notes), tuple(warnings), earlier)
     if output is not None:
