@@ -105,7 +105,7 @@ def brute_force(base: Path, model: Path, served: int, texts: list[str]) -> dict[
 def test_a_model_behind_a_server_gives_bounds(
     server: CompletionsServer, tiny_model: Path, changed: Path, texts: list[str], exact: dict[str, float]
 ) -> None:
-    comparison = compare_with_endpoint(str(tiny_model), [name_of(server)], text=texts, top=TOP, samples=0)
+    comparison = compare_with_endpoint(str(tiny_model), [name_of(server)], text=texts, top=TOP, sampled_positions=0)
     found = values(comparison)
     expected = brute_force(tiny_model, changed, 1, texts)
     for name, value in expected.items():
@@ -123,7 +123,7 @@ def test_a_model_behind_a_server_gives_bounds(
 def test_a_base_behind_a_server_gives_bounds(
     server: CompletionsServer, tiny_model: Path, changed: Path, texts: list[str], exact: dict[str, float]
 ) -> None:
-    found = values(compare_with_endpoint(name_of(server), [str(tiny_model)], text=texts, top=TOP, samples=0))
+    found = values(compare_with_endpoint(name_of(server), [str(tiny_model)], text=texts, top=TOP, sampled_positions=0))
     expected = brute_force(changed, tiny_model, 0, texts)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
@@ -137,7 +137,7 @@ def test_all_log_probabilities_give_the_exact_kl(
     metrics = kullback.compare(tiny_model, changed, text=texts, context=12, stride=5).models[0].metrics
     exact = {name: estimate.value for name, estimate in metrics.items()}
     words: dict[str, Any] = {"text": texts, "context": 12, "stride": 5}
-    comparison = compare_with_endpoint(str(tiny_model), [name_of(server)], top=1000, samples=5, **words)
+    comparison = compare_with_endpoint(str(tiny_model), [name_of(server)], top=1000, sampled_positions=5, **words)
     found = values(comparison)
     names = ["kl", "kl_estimate"] if "kl_estimate" in found else ["kl"]
     for name in names:
@@ -153,7 +153,7 @@ def test_the_estimate_is_unbiased(
     pair = (name_of(vllm), str(tiny_model)) if is_base else (str(tiny_model), name_of(vllm))
     true = exact["reverse_kl" if is_base else "kl"]
     runs = [
-        values(compare_with_endpoint(pair[0], [pair[1]], text=texts[:3], top=2, samples=10**6, seed=seed))
+        values(compare_with_endpoint(pair[0], [pair[1]], text=texts[:3], top=2, sampled_positions=10**6, seed=seed))
         for seed in range(8)
     ]
     part = kullback.compare(*((changed, tiny_model) if is_base else (tiny_model, changed)), text=texts[:3])
@@ -167,7 +167,11 @@ def test_the_estimate_is_unbiased(
 def test_fewer_samples_have_the_same_mean(vllm: CompletionsServer, tiny_model: Path, texts: list[str]) -> None:
     part = kullback.compare(tiny_model, vllm_directory(vllm), text=texts[:2])
     runs = [
-        values(compare_with_endpoint(str(tiny_model), [name_of(vllm)], text=texts[:2], top=2, samples=20, seed=seed))
+        values(
+            compare_with_endpoint(
+                str(tiny_model), [name_of(vllm)], text=texts[:2], top=2, sampled_positions=20, seed=seed
+            )
+        )
         for seed in range(16)
     ]
     estimates = np.array([run["kl_estimate"] for run in runs])
@@ -183,7 +187,7 @@ def test_both_sides_can_be_servers(
     vllm: CompletionsServer, tiny_model: Path, texts: list[str], exact: dict[str, float]
 ) -> None:
     with serve(tiny_model, "vllm") as other:
-        words: dict[str, Any] = {"text": texts, "top": TOP, "tokenizer": str(tiny_model), "samples": 0}
+        words: dict[str, Any] = {"text": texts, "top": TOP, "tokenizer": str(tiny_model), "sampled_positions": 0}
         found = values(compare_with_endpoint(name_of(other), [name_of(vllm)], **words))
         assert 0 < found["kl"] < exact["kl"]
         assert 0 < found["reverse_kl"] < exact["reverse_kl"]
@@ -230,7 +234,12 @@ def test_the_key_is_sent_and_never_shown(
 
         def run() -> BoundComparison:
             return compare_with_endpoint(
-                str(tiny_model), [name_of(server)], text=texts[:1], samples=0, output=tmp_path / "run", overwrite=True
+                str(tiny_model),
+                [name_of(server)],
+                text=texts[:1],
+                sampled_positions=0,
+                output=tmp_path / "run",
+                overwrite=True,
             )
 
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -309,7 +318,7 @@ def test_a_busy_server_is_asked_again(
 
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(vllm, "broken", busy)
-    found = compare_with_endpoint(str(tiny_model), [name_of(vllm)], text=texts[:1], samples=0)
+    found = compare_with_endpoint(str(tiny_model), [name_of(vllm)], text=texts[:1], sampled_positions=0)
     assert found.models[0].metrics["kl"].value > 0
     assert count == 4
 
@@ -345,7 +354,7 @@ def test_servers_that_do_not_reply_are_one_line(
     ("words", "expected"),
     [
         (["--top", "0"], "--top: expected 1 or more"),
-        (["--samples", "-1"], "--samples: expected 0 or more"),
+        (["--sampled-positions", "-1"], "--sampled-positions: expected 0 or more"),
         (["--timeout", "0"], "--timeout: expected a finite number"),
         (["--floor", "bfloat16"], "--floor: expected local models"),
         (["--card"], "--card: expected local models"),
@@ -381,7 +390,7 @@ def test_another_tokenizer_of_the_server_is_refused(
     PreTrainedTokenizerFast.from_pretrained(tiny_model).save_pretrained(tmp_path / "exchanged")
     (tmp_path / "exchanged" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="the server has another vocabulary"):
-        compare_with_endpoint(str(tmp_path / "exchanged"), [name_of(vllm)], text=["12+21=33"], samples=0)
+        compare_with_endpoint(str(tmp_path / "exchanged"), [name_of(vllm)], text=["12+21=33"], sampled_positions=0)
 
 
 def test_names_that_several_tokens_have_are_not_known() -> None:

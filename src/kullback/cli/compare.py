@@ -31,7 +31,7 @@ examples:
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
 _NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "card", "batch_size")
-_NEED_AN_ENDPOINT = ("top", "samples", "tokenizer", "timeout")
+_NEED_AN_ENDPOINT = ("top", "sampled_positions", "tokenizer", "timeout")
 _TOKENS = ("adapter", "floor", "one_at_a_time", "card", "batch_size", "fail_above", *_NEED_AN_ENDPOINT)
 _EXACT = ("adapter", "floor", "one_at_a_time", "card")
 _LINES = 10  # lines of progress for each pass over the corpus
@@ -128,7 +128,7 @@ def add_parser(commands: Any) -> None:
     server = parser.add_argument_group("models of OpenAI-compatible servers; OPENAI_API_KEY is the key")
     server.add_argument("--top", type=int, metavar="K", help="log-probabilities at each position (default: 20)")
     server.add_argument(
-        "--samples",
+        "--sampled-positions",
         type=int,
         metavar="N",
         help="positions at which a token of BASE is sampled, for an unbiased estimate of the KL (default: 256)",
@@ -245,7 +245,7 @@ def _compare_with_endpoint(options: argparse.Namespace) -> Any:
     from kullback.compare.endpoint import compare_with_endpoint
 
     names = ("context", "stride", "bos", "dtype", "device", "output", "resume", "overwrite", "tokenizer")
-    numbers = ("top", "samples", "timeout", "batch_size")
+    numbers = ("top", "sampled_positions", "timeout", "batch_size")
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
     return compare_with_endpoint(
         options.base,

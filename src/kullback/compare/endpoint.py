@@ -107,7 +107,7 @@ def compare_with_endpoint(
     *,
     text: str | Path | Sequence[str],
     top: int = 20,
-    samples: int = 256,
+    sampled_positions: int = 256,
     tokenizer: str | None = None,
     context: int | None = None,
     stride: int | None = None,
@@ -134,7 +134,7 @@ def compare_with_endpoint(
         models: Models like `base`; if the base is not an endpoint, all of them must be endpoints.
         text: The corpus, or the texts of documents.
         top: The number of log-probabilities at each position, up to the limit of the server.
-        samples: The expected number of positions at which a token of the base is sampled; 0: no estimate.
+        sampled_positions: The expected number of positions at which a token of the base is sampled; 0: no estimate.
         tokenizer: A directory or name of a model whose tokenizer the servers have; required if all are endpoints.
         context: The number of tokens of a window; None: 2048, or the positions of the local models minus 1 if these are
             fewer. Servers generate one token more.
@@ -176,7 +176,11 @@ def compare_with_endpoint(
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"expected each model once, got {twice} twice")
-    for option, value, least in (("--top", top, 1), ("--samples", samples, 0), ("--batch-size", batch_size, 1)):
+    for option, value, least in (
+        ("--top", top, 1),
+        ("--sampled-positions", sampled_positions, 0),
+        ("--batch-size", batch_size, 1),
+    ):
         if value < least:
             raise InputError(f"{option}: expected {least} or more, got {value}")
     if not 0 < timeout < inf:
@@ -221,7 +225,7 @@ def compare_with_endpoint(
     for side in sides.values():
         if side.server is not None:
             side.server.find_way(sample[:16])
-    rate = min(1.0, samples / corpus.counted_tokens)
+    rate = min(1.0, sampled_positions / corpus.counted_tokens)
     described: dict[str, Any] = {}
     for name in names:
         if (server := sides[name].server) is not None:
@@ -246,7 +250,7 @@ def compare_with_endpoint(
             "context": context,
             "stride": stride,
             "top": top,
-            "samples": samples,
+            "sampled_positions": sampled_positions,
             "seed": seed,
             "device": choose_device(device).type,
         },
@@ -293,7 +297,7 @@ def compare_with_endpoint(
     ]
     warnings = [warning for source in sources.values() for warning in gguf_warning(source)]
     without = [result.name for result in results if "kl_estimate" not in result.metrics]
-    if samples and without:
+    if sampled_positions and without:
         warnings.append(
             f"The KL of {', '.join(without)} has no sampled estimate: the server does not state the probability of "
             "each given or sampled token."
