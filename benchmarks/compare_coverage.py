@@ -1,6 +1,6 @@
 """Coverage of the 95% intervals of mean token KL: documents as clusters, and tokens as independent samples.
 
-    python benchmarks/compare_coverage.py [--rounds 4000] [--documents 40 60 120] [--no-save]
+    python benchmarks/compare_coverage.py [--rounds 4000] [--documents 7 12 20 40 120] [--no-save]
 
 The text is the standard library of Python. A base model of the next byte, an interpolated trigram model, is fitted to
 half of the files; two candidates are the base with log-probabilities rounded to 4 bits, and the same model fitted to a
@@ -134,7 +134,7 @@ def rows(rounds: int, sizes: Sequence[int], seed: int) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4000)
-    parser.add_argument("--documents", type=int, nargs="+", default=[40, 60, 120])
+    parser.add_argument("--documents", type=int, nargs="+", default=[7, 12, 20, 40, 120])
     parser.add_argument("--seed", type=int, default=0)
     results.add_save_option(parser)
     options = parser.parse_args(arguments)

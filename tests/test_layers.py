@@ -36,9 +36,9 @@ LAYERS = [
     "optimum",
     "doctor",
     "integrations",
-    "compare",
     "train",
     "explore",
+    "compare",
     "cli",
     "__main__",
 ]

@@ -115,7 +115,9 @@ PAGES: dict[str, Page] = {
     "compare": Page(
         "Comparison of language models: kullback.compare",
         {
-            "kullback.compare.comparison": ("compare", "Comparison", "ModelResult"),
+            "kullback.compare.comparison": ("compare",),
+            "kullback.compare.results": ("Comparison", "ModelResult", "FreeRunning", "Trajectories", "ModuleShares"),
+            "kullback.compare.page": ("write_comparison_page",),
             "kullback.compare.endpoint": None,
             "kullback.compare.text_level": None,
             "kullback.compare.stored_base": None,

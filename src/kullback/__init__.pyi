@@ -1,8 +1,8 @@
 # The public names, each with the module that defines it: type checkers read this file, and __init__.py parses it.
 
 from kullback.budget.kl_budget import KLBudget as KLBudget
-from kullback.compare.comparison import Comparison as Comparison
 from kullback.compare.comparison import compare as compare
+from kullback.compare.results import Comparison as Comparison
 from kullback.configuration import show_config as show_config
 from kullback.discrete.divergence import divergence as divergence
 from kullback.discrete.kl import kl_log_probs as kl_log_probs

@@ -53,7 +53,7 @@ def run(tiny_model: Path, model: Path, corpus: Path, capsys: pytest.CaptureFixtu
 def test_the_table_has_the_numbers_of_the_python_api(run: Run, tiny_model: Path, model: Path, corpus: Path) -> None:
     status, output, errors = run("--floor", "bfloat16")
     assert status == 0
-    assert f"{model} is above the floor: difference" in output
+    assert f"{model} is above the floor (bfloat16): difference" in output
     comparison = kullback.compare(tiny_model, model, text=corpus, floor="bfloat16")
     assert str(comparison) == output.rstrip("\n")
     kl = comparison.models[0].metrics["kl"]

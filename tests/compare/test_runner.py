@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,8 @@ from transformers.utils import logging
 
 import kullback
 from kullback.compare import runner
-from kullback.compare.comparison import Comparison
 from kullback.compare.corpus import windows
+from kullback.compare.results import Comparison
 from kullback.errors import InputError
 from kullback.integrations.transformers import last_hidden
 
@@ -120,7 +117,7 @@ def expected_mean(rows: dict[int, list[dict[str, float]]], column: str) -> float
 
 
 def states(comparison: Comparison) -> list[Any]:
-    return [(m.name, m.statistics.state(), m.worst) for m in (*comparison.models, comparison.floor) if m is not None]
+    return [(m.name, m.statistics.state(), m.worst) for m in (*comparison.models, *comparison.floors)]
 
 
 def test_all_means_equal_brute_force(comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]) -> None:
@@ -151,7 +148,7 @@ def test_the_order_of_models_follows_their_distance(comparison: Comparison, near
     pair = comparison.paired()[str(near), str(far)]
     assert pair.difference.value < 0
     assert "nearer" in pair.describe("near", "far")
-    assert comparison.above_floor().keys() == {str(near), str(far)}
+    assert comparison.above_floor().keys() == {(str(name), "floor (bfloat16)") for name in (near, far)}
 
 
 def test_the_largest_kl_is_described(comparison: Comparison, tiny_model: Path, far: Path, texts: list[str]) -> None:
@@ -200,25 +197,11 @@ def test_one_model_at_a_time_gives_the_same_results(
     assert states(stored) == states(comparison)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "blocks-0.jsonl",
+        "compare.html",
         "config.json",
         "result.json",
         "tokens",
     ]
-
-
-# The libraries are imported once, before the second process is forked.
-TWO_PROCESSES = """
-import os, sys
-import kullback.compare.runner
-from kullback.cli import main
-other = os.fork()
-os.environ["RANK"] = "0" if other else "1"
-status = main(sys.argv[1:])
-sys.stdout.flush()
-if not other:
-    os._exit(status)
-sys.exit(status or os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
-"""
 
 
 class KilledError(Exception):
@@ -260,30 +243,19 @@ def test_a_killed_run_continues_with_the_same_results(
 
 
 def test_two_processes_give_the_same_results(
-    comparison: Comparison, tiny_model: Path, near: Path, far: Path, texts: list[str], tmp_path: Path
+    comparison: Comparison,
+    tiny_model: Path,
+    near: Path,
+    far: Path,
+    texts: list[str],
+    tmp_path: Path,
+    in_two_processes: Callable[..., str],
 ) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    words = ["compare", str(tiny_model), str(near), str(far), "--text", str(tmp_path / "texts.jsonl"), "--json"]
-    words += [
-        "--context",
-        str(CONTEXT),
-        "--stride",
-        str(STRIDE),
-        "--floor",
-        "bfloat16",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, *words],
-        env={**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    settings = ["--context", CONTEXT, "--stride", STRIDE, "--floor", "bfloat16", "--output", tmp_path / "run", "--json"]
+    output = in_two_processes("compare", tiny_model, near, far, "--text", tmp_path / "texts.jsonl", *settings)
     assert (tmp_path / "run" / "blocks-1.jsonl").stat().st_size
-    for found, model in zip(json.loads(done.stdout)["models"], comparison.models, strict=True):
+    for found, model in zip(json.loads(output)["models"], comparison.models, strict=True):
         assert found["kl_by_document"] == model.statistics.sums.select("kl").state()
         assert found["metrics"] == {name: estimate.to_dict() for name, estimate in model.metrics.items()}
 
@@ -377,8 +349,7 @@ def test_a_bfloat16_copy_is_compared_in_its_dtype(
     copy = variant("half", dtype=torch.bfloat16)
     result = kullback.compare(tiny_model, copy, text=texts, context=CONTEXT, floor="bfloat16")
     assert result.models[0].metrics["kl"].value > 0
-    assert result.floor is not None
-    assert result.models[0].metrics["kl"].value == result.floor.metrics["kl"].value
+    assert result.models[0].metrics["kl"].value == result.floors[0].metrics["kl"].value
     assert all(pair.difference.value == 0 for pair in result.above_floor().values())
     widened = kullback.compare(tiny_model, copy, text=texts, context=CONTEXT, dtype="float32")
     assert 0 < widened.models[0].metrics["kl"].value < 0.1
@@ -409,6 +380,7 @@ def test_another_vocabulary_is_refused(tiny_model: Path, other_vocabulary: Path)
         ({"device": "cuda:99"}, "--device"),
         ({"device": "nowhere"}, "--device"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"dtype": "int4"}, "--dtype: expected one of auto, float32"),
         ({"text": []}, "2 tokens or more"),
         ({"text": ["1"]}, "2 tokens or more"),
         ({"text": [3]}, "expected strings"),

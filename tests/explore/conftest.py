@@ -2,11 +2,8 @@
 
 import math
 import random
-import shutil
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from kullback.explore.report import ReportRun
 
@@ -114,17 +111,6 @@ def config(budget: float | None) -> dict:
         "learning_rate": 1e-5,
         "versions": {"python": "3.11", "torch": "2.13.0"},
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from kullback.errors import InputError
 from kullback.integrations.gguf import is_gguf
 from kullback.integrations.openai_server import is_endpoint
 from kullback.runs.printable import one_line
-from kullback.runs.write_errors import write_errors
 
 __all__ = ["add_parser"]
 
@@ -25,15 +24,33 @@ beginning-of-sequence token, every window begins with it.
 
 examples:
   kullback compare base-model int8-model int4-model --text corpus --floor bfloat16 --output runs/compare
+  kullback compare base-model int4-model --text corpus --generate 256 --by-module
+  kullback compare base-model --kv-cache-dtype float8_e4m3fn --text corpus --floor batch-size=1
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
+  kullback compare base-model quantised.gguf --text corpus
+  kullback compare base-model openai:http://localhost:8000/v1#served-model --text corpus --top 20
+  kullback compare base-model model-of-another-tokenizer --text corpus --text-level
   kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
-_NEED_A_MODEL = ("text", "format", "adapter", "context", "stride", "floor", "one_at_a_time", "card", "batch_size")
+_OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
+_VARIANTS = ("attention", "kv_cache_dtype", "by_module", "generate", *_OF_GENERATE)
+_NEED_A_MODEL = (
+    "text",
+    "format",
+    "adapter",
+    "context",
+    "stride",
+    "floor",
+    "one_at_a_time",
+    "card",
+    "batch_size",
+    *_VARIANTS,
+)
 _NEED_AN_ENDPOINT = ("top", "sampled_positions", "tokenizer", "timeout")
-_TOKENS = ("adapter", "floor", "one_at_a_time", "card", "batch_size", "fail_above", *_NEED_AN_ENDPOINT)
-_EXACT = ("adapter", "floor", "one_at_a_time", "card")
+_EXACT = ("adapter", "floor", "one_at_a_time", "card", *_VARIANTS)
+_TOKENS = (*_EXACT, "batch_size", "fail_above", *_NEED_AN_ENDPOINT)
 _LINES = 10  # lines of progress for each pass over the corpus
 
 
@@ -95,9 +112,27 @@ def add_parser(commands: Any) -> None:
     )
     add(
         "--floor",
-        choices=("float32", "bfloat16", "float16", "float64"),
+        action="append",
+        default=[],
+        metavar="SETTING",
+        help="measure a noise floor, the KL of BASE from itself with another SETTING: a dtype such as bfloat16, "
+        "batch-size=N (less than --batch-size), attention=NAME or kv-cache-dtype=DTYPE (may be repeated)",
+    )
+    add(
+        "--attention",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also compute each MODEL, or BASE where MODEL is missing, with this attention implementation of "
+        "transformers: eager, sdpa, flex_attention, flash_attention_2 or flash_attention_3 (may be repeated)",
+    )
+    add(
+        "--kv-cache-dtype",
+        action="append",
+        default=[],
         metavar="DTYPE",
-        help="measure the noise floor: the KL of BASE from itself in this dtype",
+        help="also compute each MODEL, or BASE where MODEL is missing, with keys and values rounded to float16, "
+        "bfloat16, float8_e4m3fn, float8_e5m2, or llama.cpp's q8_0 or q4_0 (may be repeated)",
     )
     add("--batch-size", type=int, metavar="N", help="windows in a forward pass (default: 4)")
     add("--device", default="auto", metavar="DEVICE", help="such as cpu or cuda:0 (default: a GPU if there is one)")
@@ -106,6 +141,31 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="keep one model in memory; the last hidden states of BASE are stored on disk meanwhile",
     )
+    add(
+        "--by-module",
+        nargs="?",
+        const="layer",
+        choices=("layer", "part"),
+        help="put each module of MODEL (layers, embeddings, norm, head) into BASE one at a time, and attribute the KL "
+        "to them; part: attention, MLP and norms of each layer",
+    )
+    add(
+        "--generate",
+        type=int,
+        metavar="N",
+        help="also sample continuations of at most N tokens from BASE and from each MODEL, and measure the KL along "
+        "them",
+    )
+    add("--prompts", type=int, metavar="N", help="documents that are continued, at most (default: 256)")
+    add(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="first tokens of a text that are its prompt, at most, and at most half of it (default: 32); the prompt of "
+        "a chat is what precedes its last answer",
+    )
+    add("--continuations", type=int, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--seed", type=int, metavar="N", help="the seed of the continuations (default: 0)")
     add(
         "--write-llama-cpp",
         type=Path,
@@ -170,17 +230,12 @@ def _run(options: argparse.Namespace) -> int:
         is_exact = not is_file and not has_endpoint
         if options.output is not None and not is_exact and not options.json:
             print("kullback: compare.html is not written, because it shows the exact KL of tokens", file=sys.stderr)
-        if comparison is not None and options.output is not None and is_exact:
-            from kullback.explore.comparison_page import write_comparison_page
-
-            with write_errors(options.output, "free some space, and continue with --resume"):
-                write_comparison_page(comparison, options.output / "compare.html")
     if comparison is None:  # another process prints the results
         return 0
     if options.json:
         print_result(json.dumps(strict(comparison.to_dict()), allow_nan=False))
     elif options.card:
-        from kullback.compare.report import card_text
+        from kullback.compare.results import card_text
 
         print_result(card_text(comparison))
     else:
@@ -291,9 +346,24 @@ def _write(options: argparse.Namespace) -> int:
         raise InputError("--write-llama-cpp: expected BASE alone, got models to compare; leave them out")
     if options.text is None:
         raise InputError("--text: expected a corpus, got none")
-    needless = ("stride", "floor", "one_at_a_time", "output", "resume", "overwrite", "against", "fail_above", "card")
+    needless = (
+        "stride",
+        "floor",
+        "attention",
+        "kv_cache_dtype",
+        "by_module",
+        "generate",
+        *_OF_GENERATE,
+        "one_at_a_time",
+        "output",
+        "resume",
+        "overwrite",
+        "against",
+        "fail_above",
+        "card",
+    )
     for name in (*needless, "json", "batch_size"):
-        if getattr(options, name) not in (None, False):
+        if getattr(options, name) not in (None, False, []):
             raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
     from kullback.train.run_checks import require_packages
 
@@ -329,6 +399,9 @@ def _compare(options: argparse.Namespace) -> Any:
         if value is not None and value < 1:
             raise InputError(f"{option}: expected at least 1, got {value}")
     _check_limit(options)
+    given = next((name for name in _OF_GENERATE if getattr(options, name) is not None), None)
+    if given is not None and options.generate is None:
+        raise InputError(f"--{given.replace('_', '-')}: expected --generate N too, got none")
     _check_run(options)
     from kullback.compare.comparison import make_plan, read_result, run_plan
     from kullback.train.run_checks import require_packages
@@ -340,8 +413,10 @@ def _compare(options: argparse.Namespace) -> Any:
         options.models,
         text=options.text,
         dtype=options.dtype,
-        floor=options.floor,
+        floors=options.floor,
         adapters=options.adapter,
+        attention=options.attention,
+        kv_cache_dtypes=options.kv_cache_dtype,
         settings={
             "context": options.context,
             "stride": options.stride,
@@ -350,6 +425,9 @@ def _compare(options: argparse.Namespace) -> Any:
             "batch_size": 4 if options.batch_size is None else options.batch_size,
             "device": options.device,
             "one_at_a_time": options.one_at_a_time,
+            "by_module": options.by_module,
+            "generate": options.generate,
+            **{name: getattr(options, name) for name in _OF_GENERATE if getattr(options, name) is not None},
         },
         output=options.output,
         resume=options.resume,

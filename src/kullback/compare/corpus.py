@@ -57,11 +57,14 @@ class TokenizedDocument:
         name: The name of the document.
         ids: Token ids without the prefix, int32, shape (n,).
         roles: The chat role of each token, shape (n,), as indices into `Corpus.roles`.
+        prompt: Of a chat, the token ids of the messages before its last answer, with the beginning of an answer;
+            None for a text, and where prompts were not asked for.
     """
 
     name: str
     ids: NDArray[np.int32]
     roles: NDArray[np.uint16]
+    prompt: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,9 @@ def _document(row: Any, place: str, form: str | None) -> Document:
     return Document(name, value)
 
 
-def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *, bos: str = "auto") -> Corpus:
+def encode(
+    documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *, bos: str = "auto", prompts: bool = False
+) -> Corpus:
     """Encode documents by a tokenizer.
 
     Plain text is encoded as it is, and text of special tokens in it becomes these tokens. Chat messages are encoded by
@@ -238,6 +243,7 @@ def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *
         documents: The documents.
         tokenizer: A tokenizer of transformers.
         bos: "auto": windows begin with a BOS token if the tokenizer begins a text with it; "always"; "never".
+        prompts: Whether chats are also encoded up to their last answer, as prompts of it.
 
     Returns:
         The corpus. It needs 6 bytes of memory for each token.
@@ -251,7 +257,7 @@ def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *
     encoded: list[TokenizedDocument] = []
     roles, skipped = {TEXT: 0}, 0
     for document in documents:
-        content = document.content
+        content, prompt = document.content, None
         stored = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
         texts.update(stored.encode("utf-8", "surrogatepass") + b"\0")
         if isinstance(content, str):
@@ -260,13 +266,16 @@ def encode(documents: Iterator[Document] | Sequence[Document], tokenizer: Any, *
             ids, names = _encode_chat(content, tokenizer, document.name)
             if prefix and tuple(ids[:1]) == prefix:  # the template writes it itself
                 ids, names = ids[1:], names[1:]
+            if prompts:
+                prompt = np.asarray(_chat_prompt(content, tokenizer, document.name), np.int32)
+                prompt = prompt[1:] if prefix and tuple(prompt[:1].tolist()) == prefix else prompt
         if len(ids) + len(prefix) < 2 or not ids:
             skipped += 1
             continue
         array = np.asarray(ids, np.int32)
         tokens.update(len(ids).to_bytes(8, "little") + array.astype("<i4").tobytes())
         indices = [roles.setdefault(name, len(roles)) for name in names] or [0] * len(ids)
-        encoded.append(TokenizedDocument(document.name, array, np.asarray(indices, np.uint16)))
+        encoded.append(TokenizedDocument(document.name, array, np.asarray(indices, np.uint16), prompt))
     if not encoded:
         raise InputError(f"expected a document of 2 tokens or more, got {skipped} shorter documents")
     return Corpus(tuple(encoded), prefix, tuple(roles), skipped, texts.hexdigest(), tokens.hexdigest())
@@ -318,8 +327,16 @@ def _encode_chat(messages: list[dict[str, Any]], tokenizer: Any, name: str) -> t
     return ids, roles
 
 
-def _template_ids(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+def _chat_prompt(messages: list[dict[str, Any]], tokenizer: Any, name: str) -> list[int]:
+    """The token ids of the messages before the last answer, or of all messages, with the beginning of an answer."""
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    end = answers[-1] if answers and answers[-1] > 0 else len(messages)
+    with library_errors(f"{name}: the chat template refuses the messages"):
+        return _template_ids(messages[:end], tokenizer, add_generation_prompt=True)
+
+
+def _template_ids(messages: list[dict[str, Any]], tokenizer: Any, **settings: bool) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **settings)["input_ids"])
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

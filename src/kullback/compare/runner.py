@@ -8,12 +8,13 @@ A run directory has these files:
 
 config.json        what determines the numbers: hashes of text, tokens and weights, and settings
 blocks-RANK.jsonl  a line for each block and model that the process RANK has finished
+modules-RANK.jsonl the same for the KL of the base from itself with one module of a model
+generation-RANK.jsonl the same for the KL along sampled continuations
 tokens/            the values of single tokens in a compact form, for the page
 hidden/            with `one_at_a_time`, the last hidden states of the base, while the run lasts
 result.json        the result
 """
 
-import json
 import os
 import shutil
 import sys
@@ -21,8 +22,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kullback.compare.block_records import BlockRecords
 from kullback.compare.corpus import Corpus, Document, Window, encode, read_documents, windows
+from kullback.compare.generation import (
+    FreeRunningWork,
+    GenerationSettings,
+    Prompt,
+    choose_prompts,
+    generation_blocks,
+)
 from kullback.compare.models import LoadedModel, head_stats, load, top_tokens
+from kullback.compare.modules import KINDS, SUM, SwappedModules
 from kullback.compare.preflight import (
     require_comparable,
     require_positions,
@@ -43,10 +53,12 @@ from kullback.compare.preflight import (
     tokenizer_hash,
     vocabulary_size,
 )
+from kullback.compare.results import FreeRunning
 from kullback.compare.sources import DTYPES, ModelSource, gguf_warning, weights_hash
-from kullback.compare.statistics import ModelStatistics, confidence_labels
+from kullback.compare.statistics import DocumentSums, ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
+from kullback.compare.variants import Candidate, Variant, token_hidden
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_config, load_tokenizer
 from kullback.runs.interrupts import termination_as_interrupt
@@ -78,6 +90,7 @@ _ALTERNATIVES = 5
 _BEFORE, _AFTER = 40, 8  # tokens of context of a described token
 _CONTEXT_EDGES = (16, 64, 256, 1024, 4096, 16384)
 _SHOWN_BYTES = 4_600_000  # of the tokens on the page of a comparison
+_AS_SET = Variant()
 _WAIT = 600.0  # seconds until the main process must have created the run directory
 
 
@@ -93,6 +106,13 @@ class Settings:
         batch_size: The number of windows of a forward pass.
         device: The device; "auto": a GPU if there is one.
         one_at_a_time: Whether one model is in memory at a time; the last hidden states of the base are on disk.
+        by_module: Whether the modules of each model are put into the base one at a time: a name of `KINDS`, or None.
+        generate: The largest number of tokens of the continuations that are sampled, or None; for it and the following
+            see `GenerationSettings`.
+        prompts: The largest number of documents that are continued.
+        prompt_tokens: The largest number of tokens of a text that are its prompt.
+        continuations: The number of continuations of each prompt.
+        seed: The seed of the continuations.
     """
 
     context: int | None = None
@@ -102,6 +122,19 @@ class Settings:
     batch_size: int = 4
     device: str = "auto"
     one_at_a_time: bool = False
+    by_module: str | None = None
+    generate: int | None = None
+    prompts: int = 256
+    prompt_tokens: int = 32
+    continuations: int = 1
+    seed: int = 0
+
+    @property
+    def generation(self) -> GenerationSettings | None:
+        """The settings of free running; None: nothing is sampled."""
+        if self.generate is None:
+            return None
+        return GenerationSettings(self.generate, self.prompts, self.prompt_tokens, self.continuations, self.seed)
 
 
 @dataclass(frozen=True)
@@ -110,9 +143,9 @@ class Plan:
 
     Args:
         base: The base.
-        models: The models that are compared with the base.
+        models: The models that are compared with the base, and variants of them.
         text: A path, the name of a data set, or the texts of documents.
-        floor: The dtype in which the base is computed again to measure the noise floor, or None.
+        floors: Variants of the base, whose KL are noise floors.
         settings: The settings.
         output: The run directory; None: nothing is stored.
         resume: Whether the run in `output` is continued.
@@ -121,21 +154,19 @@ class Plan:
     """
 
     base: ModelSource
-    models: tuple[ModelSource, ...]
+    models: tuple[Candidate, ...]
     text: str | Path | Sequence[str]
-    floor: str | None = None
+    floors: tuple[Candidate, ...] = ()
     settings: Settings = field(default_factory=Settings)
     output: Path | None = None
     resume: bool = False
     overwrite: bool = False
     against: Mapping[str, Any] | None = None
 
-    @cached_property
-    def candidates(self) -> tuple[ModelSource, ...]:
-        """The models and, where it is measured, the noise floor at the end."""
-        if self.floor is None:
-            return self.models
-        return (*self.models, ModelSource(f"floor ({self.floor})", self.base.directory, self.base.adapter, self.floor))
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The models, and the noise floors at the end."""
+        return (*self.models, *self.floors)
 
 
 @dataclass(frozen=True)
@@ -149,6 +180,8 @@ class Outcome:
         worst: The tokens of the largest KL(base || model) of each candidate.
         warnings: Sentences about differences between the models that do not prevent the comparison.
         documents: The documents of the largest KL with the values of their tokens, for a page.
+        modules: For models whose modules were swapped, by name, the sums of the KL of each module.
+        free_running: The results of free running by the name of the candidate.
     """
 
     config: dict[str, Any]
@@ -157,6 +190,8 @@ class Outcome:
     worst: tuple[list[dict[str, Any]], ...]
     warnings: tuple[str, ...]
     documents: tuple[DocumentTokens, ...]
+    modules: dict[str, DocumentSums]
+    free_running: dict[str, FreeRunning]
 
 
 @dataclass(frozen=True)
@@ -189,42 +224,67 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         raise InputError(
             "--overwrite: expected one process; delete the run directory before a run of several processes"
         )
-    names = [source.name for source in (plan.base, *plan.candidates)]
+    names = [plan.base.name, *(candidate.name for candidate in plan.candidates)]
     if twice := next((name for name in names[1:] if names[1:].count(name) > 1), None):
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
         RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
-    tokenizer, warnings, config, corpus = _preflight(plan)
+    tokenizer, warnings, config, corpus, prompts = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = choose_device(plan.settings.device)
     with _directory(plan, config, rank) as directory:
         records = _Records(directory, rank)
         todo = [block for block in blocks if block.number % world == rank]
         work = _Work(plan, corpus, tokenizer, vocabulary_size(tokenizer), device, records, progress)
+        swaps = work.swaps(BlockRecords(directory, "modules", rank, ("sums",)), todo)
         if plan.settings.one_at_a_time:
             work.one_at_a_time(todo, directory)
         else:
             work.together(todo)
+        swaps.compute()
+        generation = plan.settings.generation
+        sampled = [] if generation is None else generation_blocks(prompts, generation, plan.settings.batch_size)
+        running = work.free_running(BlockRecords(directory, "generation", rank, ("samples",)), sampled, rank, world)
+        if running is not None:
+            running.compute(one_at_a_time=plan.settings.one_at_a_time)
         if rank != 0:
             return None
-        records.wait(len(blocks), len(plan.candidates), is_alone=world == 1)
+        records.wait(len(blocks) * len(plan.candidates), is_alone=world == 1)
         statistics, worst = records.merged(len(plan.candidates))
         tokens = records.tokens.documents(records.done)
         documents = shown_documents(tokens, len(plan.models), corpus, tokenizer, _SHOWN_BYTES)
-        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents)
+        modules = swaps.merged(len(blocks), is_alone=world == 1)
+        found = [] if running is None else running.merged(len(sampled), is_alone=world == 1)
+        free_running = dict(zip(names[1:], found, strict=False))
+        return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules, free_running)
 
 
-def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus]:
-    """The tokenizer, warnings, the configuration and the corpus; raises where the models cannot be compared."""
+def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus, list[Prompt]]:
+    """The tokenizer, warnings, the configuration, the corpus and the prompts; raises for models of two vocabularies."""
     settings = plan.settings
     if settings.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {settings.batch_size}")
-    for source in (plan.base, *plan.candidates):
-        if source.dtype not in DTYPES:
-            raise InputError(f"{source.name}: expected a dtype of {', '.join(DTYPES)}, got {source.dtype}")
+    if settings.by_module is not None:
+        if settings.by_module not in KINDS:
+            raise InputError(f"--by-module: expected one of {', '.join(KINDS)}, got {settings.by_module!r}")
+        if settings.one_at_a_time:
+            raise InputError("--by-module: expected two models in memory, got --one-at-a-time; leave one out")
+        if all(candidate.variant != _AS_SET for candidate in plan.models):
+            raise InputError("--by-module: expected a MODEL with weights of its own, got variants of BASE alone")
+    if plan.base.dtype not in DTYPES:
+        raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, got {plan.base.dtype!r}")
+    for candidate in plan.candidates:
+        option = (
+            "--floor"
+            if candidate in plan.floors
+            else "--attention"
+            if candidate.variant.attention
+            else "--kv-cache-dtype"
+        )
+        candidate.variant.require_valid(option, batch_size=settings.batch_size)
     tokenizer = load_tokenizer(plan.base.directory)
     context, warnings = settings.context, []
-    sources = {source.directory: source for source in (plan.base, *plan.models)}
+    sources = {source.directory: source for source in (plan.base, *(model.source for model in plan.models))}
     positions: dict[str, int | None] = {}
     tokenizers = {}
     for directory, source in sources.items():
@@ -240,8 +300,18 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     for name, limit in positions.items():
         require_positions(limit, context, name)
     documents = _documents(plan)
-    corpus = encode(documents, tokenizer, bos=settings.bos)
+    generation = settings.generation
+    corpus = encode(documents, tokenizer, bos=settings.bos, prompts=generation is not None)
     windows(1, context, settings.stride, prefix=len(corpus.prefix))  # refuses settings that are not valid
+    prompts: list[Prompt] = []
+    if generation is not None:
+        limits = [limit for limit in positions.values() if limit]
+        prompts, left_out = choose_prompts(corpus, generation, min(limits) - generation.tokens if limits else None)
+        if left_out:
+            warnings.append(
+                f"{left_out} prompts are left out, because with {generation.tokens} tokens they exceed the positions "
+                "of a model."
+            )
     sample = tokenizer.decode(corpus.documents[0].ids[:2000])
     for name, other in tokenizers.items():
         if other is not tokenizer and _ids(other, sample) != _ids(tokenizer, sample):
@@ -251,15 +321,16 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
             "directory": str(source.directory),
             "adapter": None if source.adapter is None else str(source.adapter),
             "dtype": source.dtype,
+            **variant.settings(),
             **weights_hash(source),
         }
-        for source in (plan.base, *plan.candidates)
+        for source, variant in ((plan.base, _AS_SET), *((c.source, c.variant) for c in plan.candidates))
     }
     config = {
         "kind": "compare",
         "versions": versions("torch", "transformers"),
         "base": plan.base.name,
-        "floor": plan.floor,
+        "floors": [floor.name for floor in plan.floors],
         "models": described,
         "text": {
             "source": str(plan.text) if isinstance(plan.text, str | Path) else f"{len(plan.text)} texts",
@@ -276,6 +347,7 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
             "template_sha256": template_hash(tokenizer),
             "bos": list(corpus.prefix),
         },
+        "prompts": len(prompts),
         "settings": {
             **{key: value for key, value in asdict(settings).items() if key not in ("device", "one_at_a_time")},
             "context": context,
@@ -284,7 +356,7 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
     }
     if plan.against is not None:
         require_comparable(config, plan.against)
-    return tokenizer, tuple(warnings), config, corpus
+    return tokenizer, tuple(warnings), config, corpus, prompts
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -356,8 +428,9 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
             stack.enter_context(run_lock(plan.output))
             directory.check_can_start(config, resume=plan.resume, overwrite=plan.overwrite)
             if not plan.resume:
-                for path in plan.output.glob("blocks-*.jsonl"):
-                    path.unlink()
+                for stem in ("blocks", "modules", "generation"):
+                    for path in plan.output.glob(f"{stem}-*.jsonl"):
+                        path.unlink()
                 shutil.rmtree(plan.output / "tokens", ignore_errors=True)
                 (plan.output / "result.json").unlink(missing_ok=True)
                 directory.create(config)
@@ -371,79 +444,26 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
         yield plan.output
 
 
-class _Records:
-    """The results of blocks: a line for each block and model in a file of this process, or in memory."""
+class _Records(BlockRecords):
+    """The statistics of blocks, and the values of their tokens."""
 
     def __init__(self, directory: Path | None, rank: int) -> None:
-        self.directory = directory
-        self.lines: list[str] = []
-        self.done: set[tuple[int, int]] = set()
+        super().__init__(directory, "blocks", rank, ("statistics", "worst"))
         self.tokens = TokenStore(directory)
-        if directory is None:
-            return
-        self.path = directory / f"blocks-{rank}.jsonl"
-        if self.path.is_file():
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):  # a killed process left an unfinished line
-                with self.path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-        self.done = {(record["block"], record["model"]) for record in self._read()}
 
-    def add(self, block: int, model: int, result: "_BlockResult") -> None:
-        """Store the result of a block and a model; the line is on disk when the method returns."""
+    def add_result(self, block: int, model: int, result: "_BlockResult") -> None:
+        """Store the result of a block and a model."""
         self.tokens.add(block, model, result.token_values())
-        state = result.statistics.state()
-        line = json.dumps({"block": block, "model": model, "statistics": state, "worst": result.worst}) + "\n"
-        self.done.add((block, model))
-        if self.directory is None:
-            self.lines.append(line)
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def wait(self, blocks: int, models: int, *, is_alone: bool) -> None:
-        """Wait until the processes have finished all blocks."""
-        expected = blocks * models
-        while len(self.done) < expected:
-            if is_alone:  # the blocks of this process are done
-                raise AssertionError("a block has no result")
-            time.sleep(0.2)
-            self.done |= {(record["block"], record["model"]) for record in self._read()}
+        self.add(block, model, {"statistics": result.statistics.state(), "worst": result.worst})
 
     def merged(self, models: int) -> tuple[tuple[ModelStatistics, ...], tuple[list[dict[str, Any]], ...]]:
         """The statistics and the tokens of the largest KL of each model."""
         statistics = tuple(new_statistics() for _ in range(models))
         worst: tuple[list[dict[str, Any]], ...] = tuple([] for _ in range(models))
-        seen = set()
-        for record in self._read():
-            key = record["block"], record["model"]
-            if key in seen:  # two runs with different numbers of processes have both computed it
-                continue
-            seen.add(key)
-            statistics[key[1]].merge(ModelStatistics.from_state(record["statistics"]))
-            worst[key[1]][:] = _largest([*worst[key[1]], *record["worst"]])
+        for record in self.read():
+            statistics[record["model"]].merge(ModelStatistics.from_state(record["statistics"]))
+            worst[record["model"]][:] = _largest([*worst[record["model"]], *record["worst"]])
         return statistics, worst
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        """All complete records of all processes."""
-        if self.directory is None:
-            yield from map(json.loads, self.lines)
-            return
-        for path in sorted(self.directory.glob("blocks-*.jsonl")):
-            with path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith(b"\n"):
-                        continue
-                    try:
-                        record = json.loads(line)
-                        yield {key: record[key] for key in ("block", "model", "statistics", "worst")}
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise InputError(
-                            f"{path}: line {number}: expected the result of a block, got a damaged line; delete it "
-                            "and continue with --resume"
-                        ) from error
 
 
 def new_statistics() -> ModelStatistics:
@@ -470,6 +490,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.classes = TokenClasses(self.tokenizer)
+        self._loaded: dict[ModelSource, LoadedModel] = {}
 
     def together(self, blocks: list[_Block]) -> None:
         """Compute the blocks with the base and all models in memory."""
@@ -478,7 +499,8 @@ class _Work:
         if not any(todo.values()):
             return
         base = self._load(self.plan.base)
-        models = [self._load(source) for source in self.plan.candidates]
+        models = [self._load(candidate.source) for candidate in self.plan.candidates]
+        variants = [candidate.variant for candidate in self.plan.candidates]
         for block in self._shown(blocks, "all models"):
             results = {model: _BlockResult(self, block.number, base, models[model]) for model in todo[block.number]}
             if not results:
@@ -486,9 +508,9 @@ class _Work:
             for rows in block.batches:
                 hidden = self._hidden(base, rows)
                 for model, result in results.items():
-                    result.add(rows, hidden, self._hidden(models[model], rows))
+                    result.add(rows, hidden, self._hidden(models[model], rows, variants[model]))
             for model, result in results.items():
-                self.records.add(block.number, model, result)
+                self.records.add_result(block.number, model, result)
 
     def one_at_a_time(self, blocks: list[_Block], directory: Path | None) -> None:
         """Compute the blocks with one model in memory, and the last hidden states of the base on disk."""
@@ -510,12 +532,13 @@ class _Work:
                     if _read_hidden(path) is None:
                         _write_hidden(path, self._hidden(base, rows))
             base.release()
+            self._loaded.clear()
             for m in models:
                 if not todo[m]:
                     continue
-                source = self.plan.candidates[m]
-                model = self._load(source)
-                for block in self._shown(todo[m], source.name):
+                candidate = self.plan.candidates[m]
+                model = self._load(candidate.source)
+                for block in self._shown(todo[m], candidate.name):
                     result = _BlockResult(self, block.number, base, model)
                     for number, rows in enumerate(block.batches):
                         stored = _read_hidden(cache / f"{block.number}-{number}.safetensors")
@@ -523,8 +546,8 @@ class _Work:
                             raise InputError(
                                 f"{cache}: expected the hidden states of the base, found none; use --resume"
                             )
-                        result.add(rows, stored.to(self.device), self._hidden(model, rows))
-                    self.records.add(block.number, m, result)
+                        result.add(rows, stored.to(self.device), self._hidden(model, rows, candidate.variant))
+                    self.records.add_result(block.number, m, result)
                 del model
             if directory is not None:
                 for block in blocks:
@@ -533,8 +556,48 @@ class _Work:
                 if not any(cache.iterdir()):
                     shutil.rmtree(cache, ignore_errors=True)
 
+    def swaps(self, records: BlockRecords, blocks: list[_Block]) -> "_ModuleWork":
+        """The work on modules. Models whose modules cannot be swapped are refused before any forward pass."""
+        kind = self.plan.settings.by_module
+        plain = [m for m, candidate in enumerate(self.plan.models) if candidate.variant == _AS_SET]
+        models = plain if kind is not None else []
+        todo = {m: [block for block in blocks if (block.number, m) not in records.done] for m in models}
+        swapped = {
+            m: SwappedModules(self._load(self.plan.base), self._load(self.plan.models[m].source), kind)
+            for m in models
+            if todo[m] and kind is not None
+        }
+        return _ModuleWork(self, records, models, todo, swapped)
+
+    def free_running(
+        self, records: BlockRecords, blocks: Sequence[list[Any]], rank: int, world: int
+    ) -> FreeRunningWork | None:
+        """The work on continuations; None: nothing is sampled."""
+        settings = self.plan.settings.generation
+        if settings is None:
+            return None
+        return FreeRunningWork(
+            self.corpus,
+            self.tokenizer,
+            self.vocabulary,
+            settings,
+            self.plan.base,
+            self.plan.candidates,
+            records,
+            {number: block for number, block in enumerate(blocks) if number % world == rank},
+            self._load,
+            self.device,
+            self.progress,
+        )
+
     def _load(self, source: ModelSource) -> LoadedModel:
-        return load(source, self.vocabulary, self.device)
+        """The model in memory; variants of a model share its weights."""
+        weights = replace(source, name="")
+        if weights not in self._loaded:
+            if self.plan.settings.one_at_a_time:
+                self._loaded.clear()
+            self._loaded[weights] = load(source, self.vocabulary, self.device)
+        return replace(self._loaded[weights], source=source)
 
     def _shown(self, blocks: list[_Block], what: str) -> Iterator[_Block]:
         """The blocks; progress is reported after each."""
@@ -548,22 +611,56 @@ class _Work:
             if self.progress is not None:
                 self.progress(done, sum(sizes), what)
 
-    def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]]) -> Tensor:
+    def targets(self, rows: list[tuple[int, Window]]) -> Tensor:
+        """The counted tokens of the windows, shape (n,)."""
+        ids = [self.corpus.documents[document].ids[w.first : w.end] for document, w in rows]
+        return torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(self.device)
+
+    def _hidden(self, model: LoadedModel, rows: list[tuple[int, Window]], variant: Variant = _AS_SET) -> Tensor:
         """The last hidden states that predict the counted tokens of the windows, shape (n, d)."""
-        prefix = self.corpus.prefix
-        lengths = [len(prefix) + window.end - window.start for _, window in rows]
-        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        attention = torch.zeros_like(ids)
-        for row, ((document, window), length) in enumerate(zip(rows, lengths, strict=True)):
-            tokens = self.corpus.documents[document].ids[window.start : window.end]
-            ids[row, :length] = torch.tensor([*prefix, *tokens.tolist()])
-            attention[row, :length] = 1
-        hidden = model.hidden(ids.to(self.device), attention.to(self.device))
-        parts = []
-        for row, (_, window) in enumerate(rows):
-            before = len(prefix) - window.start - 1  # the position before a token predicts the token
-            parts.append(hidden[row, window.first + before : window.end + before])
-        return torch.cat(parts)
+        prefix, tokens = np.array(self.corpus.prefix, np.int64), []
+        for document, window in rows:
+            ids = self.corpus.documents[document].ids[window.start : window.end].astype(np.int64)
+            tokens.append((np.concatenate([prefix, ids]), window.end - window.first))
+        return token_hidden(model, variant, tokens, self.device)
+
+
+@dataclass
+class _ModuleWork:
+    """The KL of the base from itself with one module of a model, over the blocks of this process."""
+
+    work: _Work
+    records: BlockRecords
+    models: list[int]
+    todo: dict[int, list[_Block]]
+    swapped: dict[int, SwappedModules]
+
+    def compute(self) -> None:
+        """Compute the blocks that are not in the records."""
+        for m, swap in self.swapped.items():
+            units = dict.fromkeys([*swap.names, SUM], PER_TOKEN)
+            for block in self.work._shown(self.todo[m], f"{self.work.plan.models[m].name} (modules)"):
+                sums = DocumentSums(units)
+                for rows in block.batches:
+                    columns = swap.kl(partial(self.work._hidden, swap.base, rows), self.work.targets(rows))
+                    start = 0
+                    for document, window in rows:
+                        part = slice(start, start + window.end - window.first)
+                        start = part.stop
+                        sums.add(document, {name: values[part] for name, values in columns.items()})
+                self.records.add(block.number, m, {"sums": sums.state()})
+
+    def merged(self, blocks: int, *, is_alone: bool) -> dict[str, DocumentSums]:
+        """The sums of each model by its name."""
+        self.records.wait(blocks * len(self.models), is_alone=is_alone)
+        found: dict[int, DocumentSums] = {}
+        for record in self.records.read():
+            sums = DocumentSums.from_state(record["sums"])
+            if record["model"] in found:
+                found[record["model"]].merge(sums)
+            else:
+                found[record["model"]] = sums
+        return {self.work.plan.models[m].name: found[m] for m in self.models}
 
 
 class _BlockResult:
@@ -589,8 +686,8 @@ class _BlockResult:
         """Add the counted tokens of the windows of a forward pass."""
         documents = self.work.corpus.documents
         ends = np.cumsum([window.end - window.first for _, window in rows])
-        targets = np.concatenate([documents[document].ids[w.first : w.end] for document, w in rows])
-        chosen = torch.from_numpy(targets.astype(np.int64)).to(self.work.device)
+        chosen = self.work.targets(rows)
+        targets = chosen.cpu().numpy()
         stats = head_stats(hidden_p, self.base.head, hidden_q, self.model.head, chosen)
         columns = {name: _numbers(getattr(stats, name)) for name in ("kl", "reverse_kl", "js", "expected_acceptance")}
         log_p, log_q = _numbers(stats.log_prob_p), _numbers(stats.log_prob_q)

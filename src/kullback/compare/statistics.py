@@ -37,7 +37,7 @@ __all__ = [
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 _METHOD = "documents as clusters"
-_FEW_DOCUMENTS = 40  # with fewer, 95% intervals of skewed data can contain the mean in less than 92% of cases
+_FEW_DOCUMENTS = 7  # with fewer, 95% intervals contain the mean in more than 98% of cases, see compare_coverage.py
 _COVERAGE = 0.95
 _CONFIDENCE_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
@@ -168,17 +168,22 @@ class DocumentSums:
             std_error^2 = (n - 1) / n sum_g ((S_g - value N_g) / (N (1 - h_g)))^2
 
         This is the variance of the jackknife over documents. The interval is asymmetric where the documents are skewed.
-        With t the quantile of Student's t for 1 / sum_g h_g^2 - 1 degrees of freedom (the effective number of documents
-        minus 1), c the skewness of the terms of the sum, and r = c / sqrt(n):
+        With t the quantile of Student's t for (1 / sum_g h_g^2 - 1) / 2 degrees of freedom (half of the effective
+        number of documents minus 1), c the skewness of the terms of the sum, and r = c / sqrt(n):
 
             interval = value - std_error u(t), value - std_error u(-t)
             u(t) = (3 / r) ((1 + r (t - r / 6))^(1/3) - 1), which is t without skewness
+
+        The variance of n documents of kurtosis k is estimated with about 2 n / (k - 1) degrees of freedom. They are
+        halved, as for a kurtosis of 5, because documents have heavier tails than a normal distribution, and because
+        few documents do not show it. In simulations with 7 to 120 documents of 6 populations, the interval contains
+        the mean in 92% to 98% of cases (`benchmarks/compare_coverage.py` has three of them).
 
         Args:
             column: The name of the column.
 
         Returns:
-            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 40 effective
+            The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 7 effective
             documents, and has no interval with fewer than 2. The value is nan without a token, and `inf` where a value
             is.
 
@@ -312,7 +317,7 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     square = fsum(r * r for r in residuals)
     error = scale * sqrt((documents - 1) / documents * square)
     effective = total * total / sum(count * count for count in counts.values())
-    quantile = float(stdtrit(effective - 1, (1 + _COVERAGE) / 2))
+    quantile = float(stdtrit((effective - 1) / 2, (1 + _COVERAGE) / 2))
     if error == 0:
         interval = (value, value)
     elif quantile < inf:
@@ -426,7 +431,7 @@ class PairedDifference:
         ...     sums[0].add(document, {"kl": [kl, kl]})
         ...     sums[1].add(document, {"kl": [kl + 0.013, kl + 0.015 - 0.001 * (document % 3)]})
         >>> paired_difference(sums[1], sums[0], "kl").describe("C", "B")
-        'B is nearer than C: difference 0.01351 [0.01338, 0.01364] nats per token'
+        'B is nearer than C: difference 0.01351 [0.01337, 0.01365] nats per token'
         >>> paired_difference(sums[0], sums[0], "kl").describe_floor("B")
         'B is not distinguishable from the floor: difference 0 [0, 0] nats per token'
     """
@@ -466,20 +471,21 @@ class PairedDifference:
         }
         return f"{states[self.is_distinguishable]}: difference {self._text(sign)}"
 
-    def describe_floor(self, name: str) -> str:
+    def describe_floor(self, name: str, floor: str = "floor") -> str:
         """The comparison of a model with the noise floor as a sentence.
 
         Args:
             name: The name of the model.
+            floor: The name of the floor.
 
         Returns:
             The sentence.
         """
         side = "above" if self.difference.value > 0 else "below"
         states = {
-            True: f"{name} is {side} the floor",
-            False: f"{name} is not distinguishable from the floor",
-            None: f"It is not determined whether {name} is above the floor",
+            True: f"{name} is {side} the {floor}",
+            False: f"{name} is not distinguishable from the {floor}",
+            None: f"It is not determined whether {name} is above the {floor}",
         }
         return f"{states[self.is_distinguishable]}: difference {self._text(1)}"
 
@@ -528,7 +534,7 @@ def paired_difference(
         ...     sums.add(document, {"nll": [2.0 + 0.1 * (document % 2), 3.0], "nll_base": [2.0, 3.0]})
         >>> ratio = perplexity(paired_difference(sums, sums, "nll", "nll_base").difference)
         >>> f"{ratio.value:.4f} [{ratio.interval[0]:.4f}, {ratio.interval[1]:.4f}]"
-        '1.0253 [1.0156, 1.0351]'
+        '1.0253 [1.0152, 1.0355]'
     """
     second_column = column if second_column is None else second_column
     first._require(column)

@@ -1,4 +1,4 @@
-// The page of a comparison: from the data of `comparison_data` in comparison_page.py to the sections of the page.
+// The page of a comparison: from the data of `comparison_data` in compare/page.py to the sections of the page.
 
 import { format } from "./axes.js";
 import { chart, element, table } from "./chart.js";
@@ -42,6 +42,30 @@ function worstTokens(worst, bounds) {
     element("dl", { class: "rewards" },
       element("div", {}, element("dt", {}, "probability of the token"), element("dd", {}, `base ${format(token.prob_base, 3)}, model ${format(token.prob, 3)}`)),
       alternatives("base", token.top_base), alternatives("model", token.top)))));
+}
+
+/** The KL of modules: a chart of the layers, and a table for each model. */
+function moduleParts({ names, series, tables }) {
+  const layers = series.length > 0 && chart({
+    id: "modules", title: "KL(base || base with a layer of the model)", note: "The KL of the base from itself with one layer of the model, with 95% intervals.",
+    groups: names, x: { label: "layer" }, y: { label: "nats per token", log: true, toggle: true },
+    series: series.map((curve, group) => ({ ...curve, name: "KL", group, mark: "points", dash: 0 })),
+  });
+  return [layers && element("div", { class: "charts" }, layers), ...tables.map((rows) => table(rows, { class: "modules" }))].filter(Boolean);
+}
+
+/** The KL along sampled continuations: a chart by position, tables, and the continuations of the largest KL. */
+function runningParts({ names, series, tables, examples }) {
+  const positions = chart({
+    id: "positions", title: "KL along continuations", note: "The mean KL of ranges of positions, at the first position of each, with 95% intervals.",
+    groups: names, x: { label: "position" }, y: { label: "nats per token", log: true, toggle: true },
+    series: series.map((curve) => ({ ...curve, mark: "points" })),
+  });
+  return [element("div", { class: "charts" }, positions), ...tables.map((rows) => table(rows, { class: "running" })),
+    element("details", {}, element("summary", {}, `Continuations of the largest KL (${examples.length})`),
+      element("ol", { class: "worst continuations" }, examples.map((one) => element("li", {},
+        element("p", { class: "aside" }, element("strong", { "data-kl": one.kl }, `${nats(one.kl, 4)} nats`), ` · ${one.label} · ${one.name}, ${one.tokens} tokens`),
+        element("p", { class: "excerpt", dir: "auto" }, one.prompt, element("mark", {}, one.text))))))];
 }
 
 /** The text of documents, coloured by the KL of each token; the pointer and the arrow keys select a token. */
@@ -137,6 +161,8 @@ export function comparison(page) {
     table(page.summary, { class: "outcome" }),
     ...page.sentences.map((text) => element("p", { class: "notice" }, text)),
     section("Distribution", element("div", { class: "charts" }, distribution)),
+    page.running && section("Free running", note("Each next token is sampled at temperature 1 from the whole distribution. Base samples have KL(base || model), model samples KL(model || base)."), ...runningParts(page.running)),
+    page.modules && section("Modules", note("Each module of a model is put into the base. The remainder is the part of the KL that does not add up."), ...moduleParts(page.modules)),
     page.documents.length > 0 && section("Text",
       note(`${left} Documents are in the order of decreasing KL. The colour shows which percentile of the model a token exceeds. KL values are rounded to 0.4%, and log-probabilities to 2.3%.`),
       ...colouredText(page)),

@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kullback
 from kullback.compare import token_values
-from kullback.compare.comparison import Comparison
 from kullback.compare.corpus import Corpus, TokenizedDocument
-from kullback.compare.report import format_estimate
+from kullback.compare.page import comparison_data, write_comparison_page
+from kullback.compare.results import Comparison, format_estimate
 from kullback.compare.token_values import NLL_LEVELS, TokenStore, TokenValues, kl_from_codes, shown_documents
-from kullback.explore.comparison_page import comparison_data, write_comparison_page
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;{{data}}\u2028\x00"
 needs_chromium = pytest.mark.skipif(
@@ -41,10 +40,17 @@ def comparison(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
         model.save_pretrained(name)
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(name)
     texts = [f"{a}+{b}={a + b}" * (1 + a % 3) for a, b in ((17, 25), (3, 9), (44, 8), (60, 31), (5, 71))]
-    found = kullback.compare(tiny_model, names, text=texts, context=16, output=directory / "run")
+    settings = {"by_module": "layer", "generate": 6, "output": directory / "run"}
+    found = kullback.compare(tiny_model, names, text=texts, context=16, **settings)
     (most, *others) = found.documents
     hostile = replace(most, name=HOSTILE, tokens=(*most.tokens[:1], HOSTILE, "", *most.tokens[3:]))
-    return replace(found, documents=(hostile, *others))
+    first, *rest = found.models
+    assert first.free_running is not None
+    side = first.free_running.base_samples
+    examples = ({**side.examples[0], "text": HOSTILE, "prompt": HOSTILE}, *side.examples[1:])
+    running = replace(first.free_running, base_samples=replace(side, examples=examples))
+    models = (replace(first, free_running=running), *rest)
+    return replace(found, documents=(hostile, *others), models=models)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +87,29 @@ def test_values_equal_the_results(page: Page, comparison: Comparison) -> None:
         assert row.locator("td").nth(column).inner_text() == format_estimate(model.metrics["kl"])
     drawn = page.locator("#chart-percentiles .legend td").evaluate_all("all => all.map((c) => Number(c.dataset.value))")
     assert drawn == [model.summary.quantiles["kl"]["99.9%"] for model in comparison.models]
-    shown = page.locator(".worst strong").evaluate_all("all => all.map((n) => Number(n.dataset.kl))")
+    shown = page.locator(".worst:not(.continuations) strong").evaluate_all(
+        "all => all.map((n) => Number(n.dataset.kl))"
+    )
     assert shown == [token["kl"] for model in comparison.models for token in model.worst]
+
+
+@needs_chromium
+def test_modules_and_continuations_are_shown(page: Page, comparison: Comparison) -> None:
+    for number, model in enumerate(comparison.models):
+        modules, running = model.modules, model.free_running
+        assert modules is not None
+        assert running is not None
+        cells = page.locator("table.modules").nth(number).locator("tbody tr").filter(has_text="layers.1")
+        assert cells.locator("td").nth(0).inner_text() == format_estimate(modules.kl["layers.1"])
+        row = page.locator("table.running").nth(number).locator("tbody tr").filter(has_text="nats per continuation")
+        sides = (running.base_samples, running.model_samples)
+        assert [row.locator("td").nth(i).inner_text() for i in (0, 1)] == [
+            format_estimate(side.per_continuation) for side in sides
+        ]
+    last = page.locator("#chart-modules .legend td").evaluate_all("all => all.map((c) => Number(c.dataset.value))")
+    assert last == [model.modules.kl["layers.1"].value for model in comparison.models if model.modules is not None]
+    page.locator("summary").filter(has_text="Continuations of the largest KL").click()
+    assert page.locator(".continuations mark").first.text_content() == HOSTILE
 
 
 @needs_chromium
@@ -129,10 +156,10 @@ def test_an_infinite_kl_is_shown_as_infinite(browser: Browser, comparison: Compa
     changed.__dict__["summary"] = bounded  # the cached property
     values = TokenValues.encode(*np.full((3, len(document.tokens) - document.first), np.inf))
     changed_document = replace(document, values=(values,))
-    infinite = replace(comparison, models=(changed,), floor=None, documents=(changed_document,))
+    infinite = replace(comparison, models=(changed,), floors=(), documents=(changed_document,))
     page = browser.new_page()
     page.goto(write_comparison_page(infinite, tmp_path / "compare.html").as_uri())
-    assert page.locator(".worst strong").first.inner_text() == "∞ nats"
+    assert page.locator(".worst:not(.continuations) strong").first.inner_text() == "∞ nats"
     assert "∞ (99.9%)" in page.locator(".scale").inner_text()
     assert page.locator(".tokens > .k6").count() == len(document.tokens) - document.first
     assert "NaN" not in page.locator("main").inner_text()
