@@ -34,7 +34,7 @@ examples:
   kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """
-_OF_GENERATE = ("prompts", "prompt_tokens", "samples", "seed")
+_OF_GENERATE = ("prompts", "prompt_tokens", "continuations", "seed")
 _VARIANTS = ("attention", "kv_cache_dtype", "by_module", "generate", *_OF_GENERATE)
 _NEED_A_MODEL = (
     "text",
