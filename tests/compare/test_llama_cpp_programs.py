@@ -98,8 +98,14 @@ def test_all_log_probabilities_of_llama_server_give_the_exact_kl(files: dict[str
     exact = kullback.compare(files["base"], files["changed"], text=texts).models[0].metrics
     with llama_cpp_programs.server(PROGRAMS, files["changed"], 256) as url:
         name = f"openai:{url}#tiny"
-        whole = compare_with_endpoint(str(files["base"]), [name], text=texts, top=1000, samples=0).models[0].metrics
-        part = compare_with_endpoint(str(files["base"]), [name], text=texts, top=20, samples=0).models[0].metrics
+        whole = (
+            compare_with_endpoint(str(files["base"]), [name], text=texts, top=1000, sampled_positions=0)
+            .models[0]
+            .metrics
+        )
+        part = (
+            compare_with_endpoint(str(files["base"]), [name], text=texts, top=20, sampled_positions=0).models[0].metrics
+        )
     for direction in ("kl", "reverse_kl"):
         assert whole[direction].value == pytest.approx(exact[direction].value, rel=1e-4)
         assert part[direction].value < exact[direction].value

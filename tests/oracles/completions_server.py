@@ -101,7 +101,8 @@ class CompletionsServer(ThreadingHTTPServer):
         if bias := body.get("logit_bias"):
             drawn = int(max(bias, key=bias.__getitem__))
         logprobs = None
-        is_omitted = drawn % 5 == 2  # llama-server omits the sampled parts of characters
+        # llama-server omits the log-probabilities where the sampled token is a part of a character.
+        is_omitted = self.tokenizer.decode([drawn]) in ("+", "=")
         if (count := body.get("logprobs")) and not is_omitted:
             row = self._top(table[-1], count, None)
 

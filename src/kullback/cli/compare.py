@@ -28,6 +28,9 @@ examples:
   kullback compare base-model --kv-cache-dtype float8_e4m3fn --text corpus --floor batch-size=1
   kullback compare base-model --adapter lora --text chats.jsonl --fail-above 0.05
   kullback compare base-model new-model --text corpus --against runs/compare/result.json
+  kullback compare base-model quantised.gguf --text corpus
+  kullback compare base-model openai:http://localhost:8000/v1#served-model --text corpus --top 20
+  kullback compare base-model model-of-another-tokenizer --text corpus --text-level
   kullback compare base.kld quantised-model --bos always
   accelerate launch -m kullback compare base-model new-model --text corpus --output runs/compare
 """

@@ -66,6 +66,12 @@ class BoundComparison:
         warnings: Sentences that describe limitations.
         earlier: The sums of the main column of the models of an earlier result for the same tokens, by name.
         facts: Further entries of the dictionary of results.
+
+    Example:
+        >>> from kullback.compare.stored_base import compare_with_file
+        >>> comparison = compare_with_file("base.kld", ["quantised"])  # doctest: +SKIP
+        >>> comparison["quantised"].metrics["tail_mass"].value  # doctest: +SKIP
+        0.00049
     """
 
     base: str

@@ -153,9 +153,8 @@ def compare_with_endpoint(
         progress: A function that is called with finished tokens, all tokens and the name of the model.
 
     Returns:
-        The results, with intervals clustered by document. The estimate is unbiased if the probabilities of the server
-        are those of its softmax over the vocabulary at temperature 1, and, where the base is an endpoint, if the server
-        samples from them.
+        The results, with intervals clustered by document. The estimate is unbiased if the server states its softmax
+        over the vocabulary at temperature 1 and, where the base is an endpoint, samples from it.
 
     Raises:
         InputError: A model or the text is not valid, a server fails, or the run directory cannot be used.
@@ -300,8 +299,8 @@ def compare_with_endpoint(
     without = [result.name for result in results if "kl_estimate" not in result.metrics]
     if sampled_positions and without:
         warnings.append(
-            f"There is no sampled estimate for {', '.join(without)}: the server does not state the probability of each "
-            "given or sampled token."
+            f"The KL of {', '.join(without)} has no sampled estimate: the server does not state the probability of "
+            "each given or sampled token."
         )
     comparison = BoundComparison(base, tuple(results), _LABELS, config, tuple(notes), tuple(warnings), earlier)
     if output is not None:

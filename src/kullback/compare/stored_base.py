@@ -228,6 +228,10 @@ def write_base_file(
     Raises:
         InputError: The model or the text is not valid, the text has fewer tokens than a chunk, the file exists and is
             not to be replaced, or it cannot be written.
+
+    Example:
+        >>> write_base_file("base.kld", "base", "corpus", context=512)  # doctest: +SKIP
+        37
     """
     n_ctx = 512 if context is None else context
     _require_new_file(Path(path), overwrite=overwrite)

@@ -41,7 +41,7 @@ _TOKEN_ID = re.compile(r"token_id:(\d+)")
 
 @dataclass(frozen=True)
 class Position:
-    """The distribution of the token at one position of a prompt, as far as the server states it.
+    """What a server states about the distribution of the token at one position of a prompt.
 
     Args:
         log_probs: The log-probabilities of the most probable tokens by their ids, in decreasing order.
@@ -358,12 +358,12 @@ class Server:
     def _by_ids(self, row: Any, index: int) -> dict[int, float]:
         """The log-probabilities of an object whose keys are token ids."""
         if not isinstance(row, dict):
-            raise self._malformed(f"log-probabilities of position {index} that are no object")
+            raise self._malformed(f"log-probabilities of position {index} that are not an object")
         found = {}
         for key, entry in row.items():
             token = self._id(key, index)
             if not isinstance(entry, dict):
-                raise self._malformed(f"a log-probability of position {index} that is no object")
+                raise self._malformed(f"a log-probability of position {index} that is not an object")
             found[token] = self._number(entry.get("logprob"), index)
             text = entry.get("decoded_token", entry.get("token"))
             if isinstance(text, str):
@@ -373,7 +373,7 @@ class Server:
     def _by_names(self, row: Any, index: int) -> dict[int, float]:
         """The log-probabilities of an object whose keys are texts of tokens; unknown tokens have negative ids."""
         if not isinstance(row, dict):
-            raise self._malformed(f"top_logprobs of position {index} that are no object")
+            raise self._malformed(f"top_logprobs of position {index} that are not an object")
         found: dict[int, float] = {}
         for number, (name, value) in enumerate(row.items()):
             token = self._id_of(name)
