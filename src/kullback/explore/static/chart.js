@@ -113,6 +113,7 @@ export function chart(first, shared = sharedView()) {
   const own = first.ownAxis ? sharedView() : shared;
   let [spec, series, nearestPoint, xValues, cells] = [first, [], [], [], []];
   let [log, width, at, structure, selection] = [Boolean(first.y.log), 0, 0, "", null];
+  let isFollowed = false; // whether the cursor follows a pointer
   let axis = null; // the scales of the last drawing
 
   const [title, description] = [shape("title", { id: `${id}-title` }), shape("desc", { id: `${id}-desc` })];
@@ -284,11 +285,14 @@ export function chart(first, shared = sharedView()) {
   };
   svg.addEventListener("pointerdown", (event) => {
     // With the mouse, a drag selects a part of the axis; a finger moves the cursor.
+    if (event.pointerType === "touch" && axis && xValues.length) moveTo(nearest(xValues, valueAt(event)));
     if (event.button === 0 && event.pointerType !== "touch" && axis && !first.ownAxis) selection = { from: valueAt(event), pixel: event.clientX, node: null };
   });
   svg.addEventListener("pointermove", (event) => {
-    if (!axis || xValues.length === 0) return;
+    // A chart that scrolls below a pointer at rest receives an event without movement, which is not of the reader.
+    if (!axis || xValues.length === 0 || (event.isTrusted && event.movementX === 0 && event.movementY === 0)) return;
     const value = valueAt(event);
+    isFollowed = true;
     if (selection && Math.abs(event.clientX - selection.pixel) > 4) {
       if (!selection.node) {
         svg.setPointerCapture(event.pointerId);
@@ -311,7 +315,11 @@ export function chart(first, shared = sharedView()) {
     selection?.node?.remove();
     selection = null;
   });
-  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !selection?.node && own.moveTo(null, self));
+  svg.addEventListener("pointerleave", (event) => {
+    // The values stay after a finger has left.
+    if (isFollowed && event.pointerType === "mouse" && !selection?.node) own.moveTo(null, self);
+    isFollowed = false;
+  });
   svg.addEventListener("dblclick", () => own.range && own.zoom(null));
   svg.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || xValues.length === 0) return;
