@@ -107,6 +107,13 @@ function nearestIndex({ x }) {
   return (value) => order[nearest(sorted, value)];
 }
 
+// A chart that scrolls below a pointer at rest receives an event at the same place, which is not a movement of the pointer.
+const pointerPlace = { at: "", isSame: false };
+document.addEventListener("pointermove", ({ clientX, clientY, isTrusted }) => {
+  const now = `${clientX} ${clientY}`;
+  Object.assign(pointerPlace, { at: now, isSame: isTrusted && now === pointerPlace.at });
+}, { capture: true });
+
 /** A figure: an SVG with a cursor for the arrow keys and the pointer, a legend with the values at the cursor, and a data table. */
 export function chart(first, shared = sharedView()) {
   const id = `chart-${first.id}`;
@@ -289,8 +296,7 @@ export function chart(first, shared = sharedView()) {
     if (event.button === 0 && event.pointerType !== "touch" && axis && !first.ownAxis) selection = { from: valueAt(event), pixel: event.clientX, node: null };
   });
   svg.addEventListener("pointermove", (event) => {
-    // A chart that scrolls below a pointer at rest receives an event without movement, which is not of the reader.
-    if (!axis || xValues.length === 0 || (event.isTrusted && event.movementX === 0 && event.movementY === 0)) return;
+    if (!axis || xValues.length === 0 || pointerPlace.isSame) return;
     const value = valueAt(event);
     isFollowed = true;
     if (selection && Math.abs(event.clientX - selection.pixel) > 4) {
