@@ -8,7 +8,7 @@ PIP_DEEPSPEED := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip
 # The tests of training, whose libraries have several supported versions.
 TRAINER_TESTS := tests/integrations tests/train tests/budget tests/tokens tests/doctor tests/policy
 
-.PHONY: run test test-training test-deepspeed test-oldest test-newest lint docs package sanitize bench-tables clean
+.PHONY: run test test-training test-deepspeed test-oldest test-newest lint docs package sanitize minify bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
@@ -59,6 +59,10 @@ sanitize: .venv/installed-test
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels tests/closed_forms/test_compiled_*.py; \
 	    status=$$?; mv .venv/kernels.release.so $(KERNELS)/_kernels.abi3.so; exit $$status
+
+# The script of the explorer, which is minified so that its page stays small. Run it after a change of its modules; it needs npm.
+minify: .venv/installed-test
+	$(BIN)/python .ci/minify_explorer.py
 
 # The tables are generated from the stored results; no benchmark is run.
 bench-tables: .venv/created

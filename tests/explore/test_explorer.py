@@ -1,4 +1,4 @@
-"""Browser tests of the explorer: interaction by pointer and keyboard, values compared with Python, and the server."""
+"""Browser tests of the section for runs of the explorer, and tests of its server."""
 
 import http.client
 import json
@@ -9,17 +9,15 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from kullback import divergence, kl_probs, measure, tilt_to_budget
 from kullback.cli import main
 from kullback.errors import InputError
 from kullback.explore.explorer import explorer_page, readable_runs
 from kullback.explore.run_logs import RunLog
 from kullback.explore.server import make_server
-from kullback.families import Normal, NormalMixture
 from kullback.runs.run_directory import RunDirectory
 
 CHROMIUM = shutil.which("chromium")
@@ -71,118 +69,6 @@ def open_page(browser, tmp_path):
     assert messages == []
 
 
-def value(page, name: str) -> float:
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return float(
-        page.get_attribute(f"section:not([hidden]) [data-name='{name}']", "data-value").replace("Infinity", "inf")
-    )
-
-
-def drag(page, handle: str, dx: float, dy: float) -> None:
-    box = page.locator(f"[data-handle='{handle}']").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + dx / 2, y + dy / 2, steps=3)
-    page.mouse.move(x + dx, y + dy, steps=3)
-    page.mouse.up()
-
-
-def two_modes(second: float = 20.0) -> NormalMixture:
-    return NormalMixture(weights=[0.5, 0.5], locs=[0.0, second], scales=[2.0, 2.0])
-
-
-@needs_chromium
-def test_forward_and_reverse_kl_while_dragging(open_page):
-    page = open_page("directions")
-
-    def checked(target: NormalMixture) -> float:
-        q = Normal(loc=value(page, "mean"), scale=value(page, "sd"))
-        assert value(page, "forward") == pytest.approx(measure(target, q).value, rel=1e-6)
-        assert value(page, "reverse") == pytest.approx(measure(q, target).value, rel=1e-6)
-        return value(page, "mean")
-
-    assert checked(two_modes()) == 5
-    drag(page, "q", 90, 15)
-    assert checked(two_modes()) > 8
-    assert value(page, "sd") > 2.4
-    drag(page, "map-q", -60, 0)
-    checked(two_modes())
-    page.locator("[data-handle='mode-1']").focus()
-    for _ in range(20):
-        page.keyboard.press("ArrowLeft")
-    checked(two_modes(18.0))
-    mean = page.locator("[data-handle='mode-1']").get_attribute("aria-valuenow")
-    assert float(mean or "nan") == pytest.approx(18)
-
-
-@needs_chromium
-def test_local_minima_and_descents(open_page):
-    page = open_page("directions", reduced_motion="reduce")
-    page.wait_for_selector(".minima li:nth-child(3)")
-    kls = [float(kl) for kl in page.eval_on_selector_all(".minima li", "all => all.map((item) => item.dataset.value)")]
-    assert kls == pytest.approx([0.6931463172594308, 0.6931463172594308, 3.306603806698614], abs=1e-6)
-    page.click("#descend")
-    page.wait_for_selector("#directions [role=status]:has-text('KL(Q || P)')")
-    assert re.search(
-        r"KL\(P \|\| Q\): \d+ steps to mean 10, standard deviation 10.198, 0.935902 nats",
-        page.inner_text("#directions"),
-    )
-    page.click("[data-choice=forward]")
-    page.wait_for_selector(".minima li:only-child")
-
-
-@needs_chromium
-def test_next_token_distributions(open_page):
-    page = open_page("next-token")
-
-    logits = np.asarray([2.1, 1.6, 2.4, 2.2, -0.6, -1.2, 0.3, 0.5, 0.9, -0.4])
-    p = np.exp(logits) / np.exp(logits).sum()
-
-    def checked() -> np.ndarray:
-        value(page, "js")  # waits for the frame that shows the change
-        handles = page.eval_on_selector_all("#next-token .handle", "all => all.map((handle) => handle.ariaValueNow)")
-        q = np.asarray(handles, float)
-        assert q.sum() == pytest.approx(1, abs=1e-12)
-        assert value(page, "forward") == pytest.approx(float(kl_probs(p, q)), rel=1e-6)
-        assert value(page, "reverse") == pytest.approx(float(kl_probs(q, p)), rel=1e-6)
-        assert value(page, "js") == pytest.approx(float(divergence(p, q, "js")), rel=1e-6)
-        return q
-
-    before = checked()[3]
-    drag(page, "token-3", 0, -40)
-    assert checked()[3] > before + 0.05
-    page.focus("#temperature")
-    page.keyboard.press("ArrowRight")
-    checked()
-    page.focus("#top-p")
-    page.keyboard.press("Home")
-    checked()
-    assert value(page, "forward") == np.inf
-    assert "infinite" in page.inner_text("#next-token")
-
-
-@needs_chromium
-def test_policy_under_a_kl_budget(open_page):
-    page = open_page("policy")
-    reference, proxy = [0.24, 0.2, 0.22, 0.12, 0.07, 0.11, 0.03, 0.01], [0.2, 0.1, 0.6, 0.66, 0.8, 0.55, 0.9, 1.0]
-    for key in ("ArrowRight", "PageUp", "ArrowLeft"):
-        page.focus("#budget")
-        page.keyboard.press(key)
-        nats = 4 * float(page.input_value("#budget")) ** 2
-        best = tilt_to_budget(reference, proxy, nats)
-        assert value(page, "kl") == pytest.approx(nats, rel=1e-6)
-        assert value(page, "beta") == pytest.approx(float(best.beta), rel=1e-6)
-        assert value(page, "proxy") == pytest.approx(float(best.expected_reward), rel=1e-6)
-    page.click("[data-choice=grid]")
-    assert value(page, "kl") == pytest.approx(3.0, rel=1e-6)
-    true_reward = value(page, "true")
-    page.focus("#budget")
-    page.keyboard.press("End")
-    assert value(page, "proxy") > 2
-    assert value(page, "true") < true_reward, "under a large budget the policy collects coins instead of the goal"
-
-
 @needs_chromium
 def test_markup_in_a_run_is_shown_as_text(open_page, run):
     page = open_page("runs", {HOSTILE: run})
@@ -193,9 +79,17 @@ def test_markup_in_a_run_is_shown_as_text(open_page, run):
 
 
 @needs_chromium
-@pytest.mark.parametrize("name", ["directions", "next-token", "policy", "runs"])
-def test_a_narrow_page_does_not_scroll_sideways(open_page, run, name):
-    page = open_page(name, {"mine": run} if name == "runs" else None, width=400, color_scheme="dark")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_run(open_page, run, scheme):
+    page = open_page("runs", {"mine": run}, color_scheme=scheme)
+    page.wait_for_selector("#runs .chart")
+    violations = Axe().run(page).response["violations"]
+    assert [one["id"] for one in violations if one["impact"] in ("serious", "critical")] == []
+
+
+@needs_chromium
+def test_a_narrow_page_does_not_scroll_sideways(open_page, run):
+    page = open_page("runs", {"mine": run}, width=400, color_scheme="dark")
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 

@@ -1,5 +1,6 @@
 """Tests of math.js, run by Node, against the Python package."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -8,21 +9,31 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from kullback import best_of_n_policy, divergence, fit_reverse, kl_probs, kl_terms, measure, tilt, tilt_to_budget
+from kullback import (
+    best_of_n_policy,
+    divergence,
+    fit_forward,
+    fit_reverse,
+    kl_probs,
+    kl_terms,
+    measure,
+    tilt,
+    tilt_to_budget,
+)
 from kullback.families import Normal, NormalMixture
 from kullback.optimum.mdp import MDP
 from kullback.optimum.soft_value_iteration import soft_value_iteration
 from kullback.optimum.trajectory_kl import trajectory_kl
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
-MODULE_URL = f"file://{files('kullback.explore') / 'static' / 'math.js'}"
+STATIC_URL = f"file://{files('kullback.explore') / 'static'}"
 
 
 def evaluate(expression: str, **given: object):
-    """Evaluate a JavaScript expression with the functions of math.js and the values `given` in Node."""
-    names = "phi,klTo,descend,klMap,localMinima,klTerms,klProbs,jensenShannon,samplingDistribution"
+    """Evaluate a JavaScript expression with the functions of three modules and the values `given` in Node."""
     code = (
-        f"import {{{names},tilt,tiltToBudget,bestOfN,softGrid,gridToBudget,nextCell}} from {json.dumps(MODULE_URL)};\n"
+        f"import * as math from '{STATIC_URL}/math.js';\nimport * as bandit from '{STATIC_URL}/bandit.js';\n"
+        f"import * as contours from '{STATIC_URL}/contours.js';\nObject.assign(globalThis, math, bandit, contours);\n"
         f"const given = {json.dumps(given)};\nconst replacer = (k, v) => v === Infinity ? 'inf' : v;\n"
         f"console.log(JSON.stringify({expression}, replacer));"
     )
@@ -76,7 +87,128 @@ def test_all_local_minima_for_two_distant_modes_are_found():
         sorted(minimum.distribution.scale for minimum in expected), rel=1e-4
     )
     end = evaluate("descend('forward', given.p, {mean: -12, sd: 1}).at(-1)", p=components(target))
+    assert evaluate("descend('forward', given.p, {mean: -12, sd: 1})[0]", p=components(target)) == {
+        "mean": -12,
+        "sd": 1,
+    }
     assert (end["mean"], end["sd"], end["kl"]) == pytest.approx((10.0, 10.198039027, 0.935901952), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "locs", "scales"),
+    [
+        ([0.5, 0.5], [-8.0, 28.0], [0.8, 0.8]),
+        ([0.8, 0.2], [2.0, 16.0], [2.5, 1.2]),
+        ([0.45, 0.35, 0.2], [2.0, 5.0, 11.0], [1.2, 2.2, 4.0]),
+        ([1.0], [3.0], [2.0]),
+    ],
+)
+def test_local_minima_of_other_mixtures(weights, locs, scales):
+    target = NormalMixture(weights=weights, locs=locs, scales=scales)
+    means, sds = np.linspace(-15, 35, 61).tolist(), (0.4 * 62.5 ** (np.arange(41) / 40)).tolist()
+    expression = "localMinima('reverse', given.p, given.m, given.s, klMap('reverse', given.p, given.m, given.s))"
+    found = evaluate(expression, p=components(target), m=means, s=sds)
+    expected = sorted(minimum.kl for minimum in fit_reverse(Normal, target=target).minima)
+    assert [minimum["kl"] for minimum in found] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    forward = fit_forward(Normal, target=target).distribution
+    fit = evaluate("forwardFit(given.p)", p=components(target))
+    assert (fit["mean"], fit["sd"]) == pytest.approx((float(forward.loc), float(forward.scale)), rel=1e-9)
+
+
+def test_the_maps_are_accurate_to_two_percent():
+    means, sds = np.linspace(-15, 35, 7).tolist(), (0.4 * 62.5 ** (np.arange(9) / 8)).tolist()
+    for seed in range(4):
+        target = random_mixture(seed)
+        for direction in ("forward", "reverse"):
+            rows = evaluate(f"klMap('{direction}', given.p, given.m, given.s)", p=components(target), m=means, s=sds)
+            for row, sd in zip(rows, sds, strict=True):
+                for kl, mean in zip(row, means, strict=True):
+                    q = Normal(loc=mean, scale=sd)
+                    exact = measure(target, q).value if direction == "forward" else measure(q, target).value
+                    assert kl == pytest.approx(exact, rel=0.02, abs=0.01)
+
+
+def test_contours_of_a_cone_are_circles():
+    """The level 10 of the distance from a point, and an arc where the circle leaves the grid."""
+    rows = [[float(np.hypot(x - 20, y - 15)) for x in range(41)] for y in range(31)]
+    (loop,) = evaluate("contourLoops(given.rows, 10)", rows=rows)
+    points = np.asarray(loop)
+    assert np.hypot(points[:, 0] - 20, points[:, 1] - 15) == pytest.approx(10, abs=0.02)
+    area = 0.5 * abs(np.sum(points[:, 0] * np.roll(points[:, 1], 1) - points[:, 1] * np.roll(points[:, 0], 1)))
+    assert area == pytest.approx(np.pi * 100, rel=0.01)
+    parts = evaluate("contourLoops(given.rows, 17).flatMap((loop) => insideParts(loop, 41, 31))", rows=rows)
+    assert len(parts) == 2
+    for part in np.asarray(parts[0]), np.asarray(parts[1]):
+        assert np.hypot(part[:, 0] - 20, part[:, 1] - 15) == pytest.approx(17, abs=0.05)
+    saddle = [[1.0, 0.0], [0.0, 1.0]]
+    assert len(evaluate("contourLoops(given.rows, 0.5)", rows=saddle)) == 1, "the region is connected at a saddle"
+    assert evaluate("contourLoops(given.rows, -1)", rows=saddle) == []
+
+
+def test_the_terms_with_the_logarithm_of_the_ratio():
+    rng = np.random.default_rng(4)
+    p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
+    terms = evaluate("logRatioTerms(given.p, given.q)", p=p.tolist(), q=q.tolist())
+    assert terms == pytest.approx((p * np.log(p / q)).tolist(), rel=1e-12)
+    assert sum(terms) == pytest.approx(float(kl_probs(p, q)), rel=1e-12)
+    assert evaluate("logRatioTerms([0, 1, 0], [0.5, 0.25, 0.25])") == pytest.approx([0, np.log(4), 0])
+    assert evaluate("logRatioTerms([0.5, 0.5], [1, 0])")[1] == "inf"
+
+
+def test_moments_of_the_estimators():
+    rng = np.random.default_rng(5)
+    p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
+    for name, values in (("k1", np.log(p / q)), ("k2", np.log(p / q) ** 2 / 2), ("k3", q / p - 1 - np.log(q / p))):
+        found = evaluate(f"estimatorMoments('{name}', given.p, given.q)", p=p.tolist(), q=q.tolist())
+        mean = p @ values
+        assert found["mean"] == pytest.approx(mean, rel=1e-9)
+        assert found["sd"] == pytest.approx(np.sqrt(p @ (values - mean) ** 2), rel=1e-9)
+
+
+def test_the_kl_of_sequences_is_the_sum_over_all_sequences():
+    rng = np.random.default_rng(6)
+    p, q = rng.dirichlet(np.ones(3), 3), rng.dirichlet(np.ones(3), 3)
+    total = 0.0
+    for sequence in itertools.product(range(3), repeat=4):
+        steps = list(zip((0, *sequence), sequence, strict=False))
+        probability = np.prod([p[a, b] for a, b in steps])
+        total += probability * sum(np.log(p[a, b] / q[a, b]) for a, b in steps)
+    assert evaluate("sequenceKl(given.p, given.q, 0, 4)", p=p.tolist(), q=q.tolist()) == pytest.approx(total, rel=1e-9)
+
+
+def test_gradients_of_the_penalty():
+    rng = np.random.default_rng(7)
+    logits, reference = rng.normal(size=5), rng.dirichlet(np.ones(5))
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        return np.exp(z) / np.exp(z).sum()
+
+    for direction in ("forward", "reverse"):
+
+        def kl(z: np.ndarray, direction: str = direction) -> float:
+            return float(kl_probs(softmax(z), reference) if direction == "reverse" else kl_probs(reference, softmax(z)))
+
+        gradient = evaluate(
+            f"penaltyGradient('{direction}', given.p, given.r)", p=softmax(logits).tolist(), r=reference.tolist()
+        )
+        step = 1e-5 * np.eye(5)
+        numeric = [(kl(logits + one) - kl(logits - one)) / 2e-5 for one in step]
+        assert gradient == pytest.approx(numeric, abs=1e-8)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_learners_hold_the_budget(algorithm, direction):
+    reference, reward = [0.3, 0.3, 0.3, 0.1], [0.0, 0.3, 0.6, 1.0]
+    settings = json.dumps({"algorithm": algorithm, "direction": direction, "budget": 0.2})
+    kls = evaluate(
+        f"(() => {{ const learner = makeLearner(given.r, given.w, 3); const kls = []; for (let i = 0; i < 600; i += 1) "
+        f"{{ learner.update({settings}); kls.push(penaltyKl('{direction}', learner.policy, given.r)); }} "
+        "return kls; })()",
+        r=reference,
+        w=reward,
+    )
+    assert np.mean(kls[300:]) == pytest.approx(0.2, rel=0.1)
 
 
 def test_discrete_divergences_and_sampling():
@@ -139,7 +271,8 @@ def test_the_gridworld_policy_is_the_soft_optimum():
     for t in range(horizon):
         expected = np.asarray(solved.policy)[t]
         for cell in set(range(cells)) - {goal}:
-            assert computed["policies"][t][cell] == pytest.approx(expected[cell].tolist(), rel=1e-9)
+            moves = [computed["policies"][t][str(4 * cell + move)] for move in range(4)]
+            assert moves == pytest.approx(expected[cell].tolist(), rel=1e-9)
     uniform = np.full((cells, 4), 0.25)
     assert computed["kl"] == pytest.approx(float(trajectory_kl(mdp, solved.policy, uniform)), rel=1e-9)
     assert evaluate("gridToBudget(given.world, 1.25).kl", world=world) == pytest.approx(1.25, rel=1e-9)

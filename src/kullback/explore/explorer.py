@@ -1,6 +1,8 @@
 """The explorer: an HTML page that shows KL divergence on interactive charts, and training runs."""
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,24 @@ from kullback.explore.html import self_contained_page
 from kullback.explore.run_data import divergence_names, run_data, run_token, series_data
 from kullback.explore.run_logs import RunLog
 
-__all__ = ["explorer_page", "range_data", "readable_runs", "runs_data"]
+__all__ = ["MODULES", "explorer_page", "range_data", "readable_runs", "runs_data"]
 
-_MODULES = (
+MODULES = (
     "math.js",
-    "live_plot.js",
+    "bandit.js",
+    "contours.js",
+    "figure.js",
     "page_directions.js",
     "page_next_token.js",
     "page_policy.js",
+    "page_demo.js",
     "read_run_files.js",
     "page_runs.js",
+    "page_explorer.js",
 )
 _TEXTS = {
     "title": "Kullback",
-    "summary": "KL divergence on examples: forward and reverse fits, next-token distributions, policies under a KL "
-    "budget, and training runs.",
+    "summary": "Five questions about KL divergence, each with a figure that can be changed by hand.",
 }
 
 
@@ -129,5 +134,6 @@ def explorer_page(
         True
     """
     runs = {**runs_data(logs, findings or {}, {}), "problems": list(problems)} if logs else None
-    data = {"runs": runs, "live": live, "metrics": divergence_names()}
-    return self_contained_page("explorer.html", data, _TEXTS, images=True, live=live, more=_MODULES)
+    demo = json.loads((files("kullback.explore") / "static" / "demo_runs.json").read_text("utf-8"))
+    data = {"runs": runs, "live": live, "metrics": divergence_names(), "demo": demo}
+    return self_contained_page("explorer.html", data, _TEXTS, images=True, live=live, more=MODULES)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
-__all__ = ["self_contained_page"]
+__all__ = ["concatenated_modules", "script_hash", "self_contained_page"]
 
 MODULES = (  # in import order
     *("elements.js", "address.js", "axes.js", "export_figure.js", "chart.js", "run_series.js", "run_charts.js"),
@@ -52,7 +52,7 @@ def self_contained_page(
     """
     text = _read_asset(template)
     style = _read_asset("style.css")
-    modules = "\n".join(_compact(_remove_imports(_read_asset(name))) for name in dict.fromkeys((*MODULES, *more)))
+    modules = _minified(concatenated_modules(more))
     script = text.partition('<script type="module">')[2].partition("</script>")[0].replace("{{script}}", modules)
     image_source, connect_source = "img-src data:; " if images else "", "connect-src 'self'; " if live else ""
     parts = {
@@ -66,6 +66,22 @@ def self_contained_page(
     }
     # A single pass, so that a placeholder inside a substituted text is not replaced again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
+
+
+def concatenated_modules(more: tuple[str, ...]) -> str:
+    """Return the modules `MODULES` and `more` as one script, without comments and indentation."""
+    return "\n".join(_compact(_remove_imports(_read_asset(name))) for name in dict.fromkeys((*MODULES, *more)))
+
+
+def script_hash(script: str) -> str:
+    """Return the hash by which a minified script names its source."""
+    return hashlib.sha256(script.encode()).hexdigest()
+
+
+def _minified(script: str) -> str:
+    """Return the minified form of a script if `make minify` has made it from this script, else the script itself."""
+    source, _, minified = _read_asset("explorer.min.js").partition("\n")
+    return minified if source == f"// {script_hash(script)}" else script
 
 
 def _read_asset(name: str) -> str:

@@ -25,7 +25,7 @@ class PageWidget(anywidget.AnyWidget):
     Example:
         >>> from kullback.explore.explorer import explorer_page
         >>> widget = PageWidget(page=explorer_page({}, live=False), height=700)
-        >>> widget.height, "Forward and reverse KL" in widget.page
+        >>> widget.height, "Which Q is nearest?" in widget.page
         (700, True)
     """
 

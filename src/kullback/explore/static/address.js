@@ -6,7 +6,7 @@ let addressTimer = 0;
 let addressSection = "";
 
 /** The section and the values of an address. */
-function readAddress() {
+export function readAddress() {
   const [section, query = ""] = location.hash.slice(1).split("?");
   return { section, values: new URLSearchParams(query) };
 }
@@ -34,6 +34,11 @@ export function noteState(section) {
       history.replaceState(null, "", addressOf());
     } catch { /* a sandboxed frame */ }
   }, 300);
+}
+
+/** Names the section that later addresses lead to. */
+export function startAt(section) {
+  addressSection = section;
 }
 
 /** Sets the state to the values of the address; a value that is absent becomes its initial value. */

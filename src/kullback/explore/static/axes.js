@@ -11,7 +11,13 @@ export function format(value, digits = 4) {
     return minus(value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e"));
   }
   const whole = size < 1 ? 1 : Math.floor(Math.log10(size)) + 1;
-  return minus(value.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, whole) }));
+  return minus(formatter(Math.max(digits, whole)).format(value));
+}
+
+const formatters = new Map(); // creating a formatter takes longer than using it
+function formatter(maximumSignificantDigits) {
+  if (!formatters.has(maximumSignificantDigits)) formatters.set(maximumSignificantDigits, new Intl.NumberFormat("en-US", { maximumSignificantDigits }));
+  return formatters.get(maximumSignificantDigits);
 }
 
 /** The labels of evenly spaced ticks, with the same number of decimals unless a label needs an exponent. */

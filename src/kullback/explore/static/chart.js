@@ -323,6 +323,7 @@ export function chart(first, shared = sharedView()) {
   });
   svg.addEventListener("pointerleave", (event) => {
     // The values stay after a finger has left.
+    if (`${event.clientX} ${event.clientY}` === pointerPlace.at && event.isTrusted) return; // the chart was scrolled
     if (isFollowed && event.pointerType === "mouse" && !selection?.node) own.moveTo(null, self);
     isFollowed = false;
   });
