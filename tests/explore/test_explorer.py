@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from kullback.cli import main
@@ -75,6 +76,15 @@ def test_markup_in_a_run_is_shown_as_text(open_page, run):
     assert page.evaluate("window.injected") is None
     assert page.locator("#runs img[src=x]").count() == 0
     assert page.locator("#runs .completion").first.inner_text() == HOSTILE
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_run(open_page, run, scheme):
+    page = open_page("runs", {"mine": run}, color_scheme=scheme)
+    page.wait_for_selector("#runs .chart")
+    violations = Axe().run(page).response["violations"]
+    assert [one["id"] for one in violations if one["impact"] in ("serious", "critical")] == []
 
 
 @needs_chromium

@@ -391,3 +391,17 @@ def test_a_run_that_has_not_taken_a_step_starts_on_the_open_page(live, tmp_path)
     run.add_metrics(row(2))
     page.wait_for_selector(".run-list li:first-child >> text=2 steps", timeout=15_000)
     assert page.locator(f"{KL} .series[data-group='new']").first.get_attribute("data-count") == "2"
+
+
+def test_the_values_stay_after_a_finger_has_left(live, tmp_path):
+    run = create(tmp_path / "mine")
+    page = live(run, width=390, has_touch=True)
+    svg = page.locator(f"{KL} > svg")
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box() or {}
+    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    step = int(page.locator(f"{KL} .position").inner_text().removeprefix("step "))
+    assert 20 < step < 40
+    assert readout(page, KL) == pytest.approx(run.metrics()[step - 1]["kl_policy_ref_per_token"], rel=1e-6)
+    page.wait_for_timeout(300)
+    assert page.locator(f"{KL} .position").inner_text() == f"step {step}"
