@@ -107,12 +107,20 @@ function nearestIndex({ x }) {
   return (value) => order[nearest(sorted, value)];
 }
 
+// A chart that scrolls below a pointer at rest receives an event at the same place, which is not a movement of the pointer.
+const pointerPlace = { at: "", isSame: false };
+document.addEventListener("pointermove", ({ clientX, clientY, isTrusted }) => {
+  const now = `${clientX} ${clientY}`;
+  Object.assign(pointerPlace, { at: now, isSame: isTrusted && now === pointerPlace.at });
+}, { capture: true });
+
 /** A figure: an SVG with a cursor for the arrow keys and the pointer, a legend with the values at the cursor, and a data table. */
 export function chart(first, shared = sharedView()) {
   const id = `chart-${first.id}`;
   const own = first.ownAxis ? sharedView() : shared;
   let [spec, series, nearestPoint, xValues, cells] = [first, [], [], [], []];
   let [log, width, at, structure, selection] = [Boolean(first.y.log), 0, 0, "", null];
+  let isFollowed = false; // whether the cursor follows a pointer
   let axis = null; // the scales of the last drawing
 
   const [title, description] = [shape("title", { id: `${id}-title` }), shape("desc", { id: `${id}-desc` })];
@@ -284,11 +292,13 @@ export function chart(first, shared = sharedView()) {
   };
   svg.addEventListener("pointerdown", (event) => {
     // With the mouse, a drag selects a part of the axis; a finger moves the cursor.
+    if (event.pointerType === "touch" && axis && xValues.length) moveTo(nearest(xValues, valueAt(event)));
     if (event.button === 0 && event.pointerType !== "touch" && axis && !first.ownAxis) selection = { from: valueAt(event), pixel: event.clientX, node: null };
   });
   svg.addEventListener("pointermove", (event) => {
-    if (!axis || xValues.length === 0) return;
+    if (!axis || xValues.length === 0 || pointerPlace.isSame) return;
     const value = valueAt(event);
+    isFollowed = true;
     if (selection && Math.abs(event.clientX - selection.pixel) > 4) {
       if (!selection.node) {
         svg.setPointerCapture(event.pointerId);
@@ -311,7 +321,11 @@ export function chart(first, shared = sharedView()) {
     selection?.node?.remove();
     selection = null;
   });
-  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !selection?.node && own.moveTo(null, self));
+  svg.addEventListener("pointerleave", (event) => {
+    // The values stay after a finger has left.
+    if (isFollowed && event.pointerType === "mouse" && !selection?.node) own.moveTo(null, self);
+    isFollowed = false;
+  });
   svg.addEventListener("dblclick", () => own.range && own.zoom(null));
   svg.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || xValues.length === 0) return;
