@@ -6,7 +6,8 @@ The addition task of `kullback train demo` is trained with a budget of 0.05 nats
 the policy is measured in float32 on completions of 1024 prompts, which update the controller, as `kullback train grpo`
 does every 20 steps. The table has the mean of these measurements and the share of them within 10% of the budget, from
 the first measurement on that reaches 95% of the budget. On machines without a GPU, FSDP2 runs by gloo. The row of an
-arm is stored when its run has ended; stored rows of other arms are kept if they have the same settings.
+arm is stored when its run has ended; stored rows of other arms are kept if they have the same settings, whose number of
+steps may differ.
 """
 
 import argparse
@@ -29,9 +30,9 @@ ARMS = {
     "float32, FSDP2 on two processes": ("fsdp2", 2, False),
     "bfloat16, FSDP2 on two processes": ("fsdp2", 2, True),
 }
-SETTINGS = ["budget", "learning rate", "steps", "completions a step"]
+SETTINGS = ["budget", "learning rate", "completions a step"]
 MEASURED = ["mean KL", "within 10%", "measurements", "standard error of one", "reward", "learning-rate scale"]
-COLUMNS = ["arm", *SETTINGS, *MEASURED]
+COLUMNS = ["arm", *SETTINGS, "steps", *MEASURED]
 _TESTS = Path(__file__).parents[1] / "tests" / "integrations"
 
 
@@ -93,7 +94,7 @@ def train(options: argparse.Namespace) -> None:
             kl, error = row["kl_policy_ref_per_token"], row["kl_policy_ref_per_token_std_error"]
             held: Any = trainer.budget
             trainer.budget = held.update_evaluation(kl, std_error=error)
-            measured.append({"step": state.global_step, "kl": kl, "std_error": error})
+            measured.append({"step": state.global_step, "kl": kl, "std_error": error, "kl_filtered": held.filtered_kl})
             if trainer.accelerator.is_main_process:
                 print(json.dumps(measured[-1]), file=sys.stderr, flush=True)
 
@@ -123,8 +124,8 @@ def launch(name: str, options: argparse.Namespace) -> list[str]:
         output = Path(directory) / "arm.json"
         subprocess.run([*words, "--output", str(output), *(["--bf16"] if bf16 else [])], check=True)
         arm = json.loads(output.read_text(encoding="utf-8"))
-    settings = [f"{value:g}" for value in (options.budget, options.rate, options.steps, options.batch)]
-    return [name, *settings, *measured_cells(arm, options.budget)]
+    settings = [f"{value:g}" for value in (options.budget, options.rate, options.batch)]
+    return [name, *settings, str(options.steps), *measured_cells(arm, options.budget)]
 
 
 def measured_cells(arm: dict[str, Any], budget: float) -> list[str]:
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def store(row: list[str]) -> None:
-    """Store the row of one arm; stored rows with other settings are removed."""
+    """Store the row of one arm; stored rows with another budget, learning rate or batch are removed."""
     path = results.RESULTS / "held.json"
     table = json.loads(path.read_text(encoding="utf-8"))["held"] if path.exists() else {"columns": COLUMNS, "rows": []}
     settings = slice(1, 1 + len(SETTINGS))

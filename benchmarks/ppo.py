@@ -209,7 +209,7 @@ def score_tables(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> dict[
 def equal_kl_table(
     of_rules: Mapping[Key, tuple[float, float]], of_budgets: Mapping[Key, tuple[float, float]]
 ) -> results.Table:
-    """Return, for each task and rule, its KL and score, those of the budgets, and the mean difference of the scores.
+    """Return the KL and the score of each rule and of the budgets at its KL, and the mean difference of the scores.
 
     Args:
         of_rules: The late mean of KL(old || policy) and the score of each run, by task, seed and variant.

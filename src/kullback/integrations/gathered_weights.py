@@ -160,7 +160,7 @@ class GatheredWeights:
     """The part of `PolicyWeights` that does not depend on the library that shards the weights.
 
     Measurements are passes of a copy of the model without weights, whose blocks gather their weights when they are
-    called: those of the policy or those of the reference, so that the reference needs no second model. A subclass
+    called. The weights of the policy or of the reference are gathered, so that no second model is needed. A subclass
     defines `_whole`, and calls `_copy_distributed` when the weights have been distributed.
 
     Args:
