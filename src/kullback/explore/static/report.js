@@ -242,6 +242,7 @@ export function report({ range = () => null, isLive = false } = {}) {
       setAxis("step");
       const isBlock = runs.some((run) => run.metrics.view.k > 0);
       if (isBlock) shared.zoom([step - 100, step + 100]);
+      shared.pinnedUntil = performance.now() + 1000; // the page scrolls below the pointer
       shared.moveTo(step);
     }
     figures.get(spec.id).scrollIntoView({ block: "center" });
