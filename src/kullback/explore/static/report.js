@@ -244,6 +244,7 @@ export function report({ range = () => null, isLive = false } = {}) {
       if (isBlock) shared.zoom([step - 100, step + 100]);
       shared.pinnedUntil = performance.now() + 1000; // the page scrolls below the pointer
       shared.moveTo(step);
+      shared.charts.forEach((one) => one.placeCursor());
     }
     figures.get(spec.id).scrollIntoView({ block: "center" });
     figures.get(spec.id).querySelector("svg").focus({ preventScroll: true });
