@@ -48,7 +48,7 @@ export function table({ caption, columns, rows }, attributes = {}) {
 /** The state that several charts share: { range, at, smoothing, hidden, charts }, with the methods of the keys and the pointer. */
 export function sharedView() {
   const view = {
-    range: null, at: null, smoothing: 0, hidden: new Set(), charts: new Set(),
+    range: null, at: null, pinnedUntil: 0, smoothing: 0, hidden: new Set(), charts: new Set(),
     zoomed: () => {}, address: (id) => `${location.href.split("#")[0]}#${id}`,
     redraw: () => view.charts.forEach((one) => one.redraw()),
     /** Moves the cursor: at once in the chart of the pointer, in the next frame in the other charts in view, and then in the rest. */
@@ -296,7 +296,7 @@ export function chart(first, shared = sharedView()) {
     if (event.button === 0 && event.pointerType !== "touch" && axis && !first.ownAxis) selection = { from: valueAt(event), pixel: event.clientX, node: null };
   });
   svg.addEventListener("pointermove", (event) => {
-    if (!axis || xValues.length === 0 || pointerPlace.isSame) return;
+    if (!axis || xValues.length === 0 || pointerPlace.isSame || performance.now() < own.pinnedUntil) return;
     const value = valueAt(event);
     isFollowed = true;
     if (selection && Math.abs(event.clientX - selection.pixel) > 4) {
@@ -323,7 +323,8 @@ export function chart(first, shared = sharedView()) {
   });
   svg.addEventListener("pointerleave", (event) => {
     // The values stay after a finger has left.
-    if (`${event.clientX} ${event.clientY}` === pointerPlace.at && event.isTrusted) return; // the chart was scrolled
+    // The chart was scrolled below the pointer, or the cursor has just been set by a link.
+    if ((`${event.clientX} ${event.clientY}` === pointerPlace.at && event.isTrusted) || performance.now() < own.pinnedUntil) return;
     if (isFollowed && event.pointerType === "mouse" && !selection?.node) own.moveTo(null, self);
     isFollowed = false;
   });

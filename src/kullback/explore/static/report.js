@@ -242,7 +242,9 @@ export function report({ range = () => null, isLive = false } = {}) {
       setAxis("step");
       const isBlock = runs.some((run) => run.metrics.view.k > 0);
       if (isBlock) shared.zoom([step - 100, step + 100]);
+      shared.pinnedUntil = performance.now() + 1000; // the page scrolls below the pointer
       shared.moveTo(step);
+      shared.charts.forEach((one) => one.placeCursor());
     }
     figures.get(spec.id).scrollIntoView({ block: "center" });
     figures.get(spec.id).querySelector("svg").focus({ preventScroll: true });
