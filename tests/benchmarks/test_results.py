@@ -59,7 +59,7 @@ def test_stored_tables_are_complete(file: str) -> None:
 def test_script_saves_under_its_name(file: str) -> None:
     tree = ast.parse((BENCHMARKS / f"{file}.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "results.save"]
-    assert [ast.literal_eval(call.args[0]) for call in calls] == [file]
+    assert {ast.literal_eval(call.args[0]) for call in calls} == {file}
 
 
 def test_save_writes_the_source_and_keeps_other_tables(directory: Path) -> None:
@@ -225,9 +225,16 @@ def test_tokens_error_table() -> None:
 
 
 def test_explorer_table() -> None:
-    assert explorer.frames_table("1.0", [16.0, 17.0, 18.0]) == (
+    found = {
+        "a handle": explorer.Measured([16.0, 17.0, 18.0], 0.0, 2.5),
+        "a slider": explorer.Measured([20.0], 81.0, 3.0),
+    }
+    assert explorer.frames_table("1.0", found) == (
         columns("explorer", "frames"),
-        [["headless Chromium 1.0", "3", "17.0", "17.8"]],
+        [
+            ["Chromium 1.0", "a handle", "3", "17.0", "17.9", "below 50", "2.5"],
+            ["Chromium 1.0", "a slider", "1", "20.0", "20.0", "81", "3.0"],
+        ],
     )
 
 

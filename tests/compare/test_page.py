@@ -205,7 +205,7 @@ def test_damaged_values_are_left_out(tmp_path: Path) -> None:
     TokenStore(tmp_path).add(1, 0, {5: values})
     found = TokenStore(tmp_path).documents([(0, 0), (1, 0)])
     assert {key: found[key].kl.tolist() for key in found} == {(0, i): values.kl.tolist() for i in (3, 4, 5)}
-    path = tmp_path / "tokens" / "0-0.safetensors"
+    path = tmp_path / "tokens" / "0-0.bin"
     path.write_bytes(path.read_bytes()[:-3])
     assert list(TokenStore(tmp_path).documents([(0, 0), (1, 0), (2, 0)])) == [(0, 5)]
 

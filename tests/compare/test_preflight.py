@@ -67,7 +67,7 @@ NO_DOCUMENTS = {"columns": [["kl", ""]], "squares": [[]], "documents": {}}
 def test_the_models_of_an_earlier_result_are_checked_before_the_comparison(entry: Any, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"format": 1, "config": {}, "models": [entry]}))
-    with pytest.raises(InputError, match="expected the KL of each document of each model"):
+    with pytest.raises(InputError, match="expected kl_by_document of each model"):
         read_result(path)
 
 

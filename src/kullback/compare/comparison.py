@@ -253,12 +253,13 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
     )
 
 
-def read_result(path: Path, option: str = "--against") -> dict[str, Any]:
+def read_result(path: Path, option: str = "--against", *, sums: str = "kl_by_document") -> dict[str, Any]:
     """Read the result.json of an earlier comparison.
 
     Args:
         path: The file, or its run directory.
         option: The option that the path came from, for error messages.
+        sums: The name of the sums by document that every model must have.
 
     Returns:
         The content.
@@ -281,16 +282,16 @@ def read_result(path: Path, option: str = "--against") -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise InputError(f"{option} {file}: expected a result of format {FORMAT}, got {content.get('format')!r}")
     try:
-        _earlier_sums(content)
+        _earlier_sums(content, sums)
     except (KeyError, TypeError, InputError) as error:
-        raise InputError(f"{option} {file}: expected the KL of each document of each model, got {error!r}") from error
+        raise InputError(f"{option} {file}: expected {sums} of each model, got {error!r}") from error
     return content
 
 
-def _earlier_sums(result: Mapping[str, Any]) -> dict[str, DocumentSums]:
-    """The KL of the models of an earlier result, by name."""
-    sums = {str(model["name"]): DocumentSums.from_state(model["kl_by_document"]) for model in result["models"]}
-    for name, one in sums.items():
-        if "kl" not in one.units or not one.documents:
+def _earlier_sums(result: Mapping[str, Any], sums: str = "kl_by_document") -> dict[str, DocumentSums]:
+    """The sums by document of the models of an earlier result, by name."""
+    found = {str(model["name"]): DocumentSums.from_state(model[sums]) for model in result["models"]}
+    for name, one in found.items():
+        if (sums == "kl_by_document" and "kl" not in one.units) or not one.documents:
             raise InputError(f"no KL of {name}")
-    return sums
+    return found

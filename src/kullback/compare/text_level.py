@@ -313,7 +313,8 @@ def compare_text_level(
         "settings": {"stride": stride, "device": choose_device(device).type},
     }
     same: dict[str, Callable[[Any], Any]] = {"the hash of the texts": lambda one: one["text"]["sha256"]}
-    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, same, sums=_KEY)
+    former = None if against is None else read_result(Path(against), sums=_KEY)
+    earlier = earlier_sums(former, config, same, sums=_KEY)
     place = choose_device(device)
 
     def start(index: int) -> Callable[[int], tuple[ModelStatistics, Any]]:
