@@ -197,7 +197,12 @@ def test_both_sides_can_be_servers(
 
 
 def test_the_command_prints_the_bounds_and_continues_a_run(
-    vllm: CompletionsServer, tiny_model: Path, tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+    vllm: CompletionsServer,
+    tiny_model: Path,
+    changed: Path,
+    tmp_path: Path,
+    texts: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = ["compare", str(tiny_model), name_of(vllm), "--text", str(tmp_path / "texts.jsonl"), "--top", str(TOP)]
@@ -224,6 +229,10 @@ def test_the_command_prints_the_bounds_and_continues_a_run(
     assert pair["difference"]["value"] == 0
     assert main([*words[:-4], "--top", "3", "--against", str(tmp_path / "run")]) == 2
     assert "--top was 4, is 3" in capsys.readouterr().err
+    local = ["compare", str(tiny_model), str(changed), "--text", str(tmp_path / "texts.jsonl")]
+    context = str(resumed["config"]["settings"]["context"])
+    assert main([*local, "--context", context, "--against", str(tmp_path / "run")]) == 2  # exact KL and lower bound
+    assert "got the result of a comparison with a model behind a server" in capsys.readouterr().err
 
 
 def test_the_key_is_sent_and_never_shown(

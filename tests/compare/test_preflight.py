@@ -1,13 +1,14 @@
 """Models that cannot be compared are refused before any forward pass."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kullback.compare.comparison import read_result
+from kullback.compare.comparison import KINDS, read_result
 from kullback.compare.preflight import (
     require_comparable,
     require_positions,
@@ -69,6 +70,22 @@ def test_the_models_of_an_earlier_result_are_checked_before_the_comparison(entry
     path.write_text(json.dumps({"format": 1, "config": {}, "models": [entry]}))
     with pytest.raises(InputError, match="expected kl_by_document of each model"):
         read_result(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("earlier", KINDS)
+def test_an_earlier_result_must_be_of_the_same_kind(kind: str, earlier: str, tmp_path: Path) -> None:
+    sums = {"columns": [["kl", "nats per token"]], "squares": [[1.0]], "documents": {"0": [1, [1.0]]}}
+    path = tmp_path / "result.json"
+    models = [{"name": "a", "kl_by_document": sums, "bits_by_document": sums}]
+    path.write_text(json.dumps({"format": 1, "config": {"kind": earlier}, "models": models}))
+    key = "bits_by_document" if kind == "compare-texts" else "kl_by_document"
+    if kind == earlier:
+        assert read_result(path, kind=kind, sums=key)["models"] == models
+        return
+    message = f"expected the result of {KINDS[kind]}, got the result of {KINDS[earlier]}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_result(path, kind=kind, sums=key)
 
 
 def test_a_damaged_earlier_result_is_refused() -> None:

@@ -14,7 +14,15 @@ from kullback.runs.write_errors import write_errors
 if TYPE_CHECKING:
     from kullback.compare.runner import Outcome, Plan
 
-__all__ = ["compare", "make_plan", "read_result", "run_plan"]
+__all__ = ["KINDS", "compare", "make_plan", "read_result", "run_plan"]
+
+KINDS = {
+    "compare": "a comparison of models by the exact KL",
+    "compare-endpoint": "a comparison with a model behind a server",
+    "compare-file": "a comparison with a file of llama.cpp",
+    "compare-texts": "a comparison by --text-level",
+}
+"""The kinds of comparisons, in words."""
 
 
 def compare(
@@ -253,19 +261,22 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
     )
 
 
-def read_result(path: Path, option: str = "--against", *, sums: str = "kl_by_document") -> dict[str, Any]:
+def read_result(
+    path: Path, option: str = "--against", *, kind: str = "compare", sums: str = "kl_by_document"
+) -> dict[str, Any]:
     """Read the result.json of an earlier comparison.
 
     Args:
         path: The file, or its run directory.
         option: The option that the path came from, for error messages.
+        kind: The kind of the comparison, a name of `KINDS`: the KL of another kind is another quantity.
         sums: The name of the sums by document that every model must have.
 
     Returns:
         The content.
 
     Raises:
-        InputError: The file does not exist, or it is not a result of this version.
+        InputError: The file does not exist, or it is not a result of this version, or of another kind.
     """
     file = path / "result.json" if path.is_dir() else path
     try:
@@ -281,6 +292,8 @@ def read_result(path: Path, option: str = "--against", *, sums: str = "kl_by_doc
         raise InputError(f"{option} {file}: expected a result.json of kullback compare, got other JSON")
     if content.get("format") != FORMAT:
         raise InputError(f"{option} {file}: expected a result of format {FORMAT}, got {content.get('format')!r}")
+    if (found := content["config"].get("kind")) in KINDS and found != kind:
+        raise InputError(f"{option} {file}: expected the result of {KINDS[kind]}, got the result of {KINDS[found]}")
     try:
         _earlier_sums(content, sums)
     except (KeyError, TypeError, InputError) as error:

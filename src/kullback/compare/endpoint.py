@@ -255,7 +255,9 @@ def compare_with_endpoint(
             "device": choose_device(device).type,
         },
     }
-    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, _SAME)
+    earlier = earlier_sums(
+        None if against is None else read_result(Path(against), kind="compare-endpoint"), config, _SAME
+    )
     place = choose_device(device)
     settings = _Settings(context, stride, rate, seed, batch_size)
     loaded: dict[str, LoadedModel] = {}

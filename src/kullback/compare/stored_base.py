@@ -121,7 +121,7 @@ def compare_with_file(
         "tokenizer_sha256": tokenizer_hash(tokenizers[0]),
         "device": place.type,
     }
-    earlier = earlier_sums(None if against is None else read_result(Path(against)), config, _SAME)
+    earlier = earlier_sums(None if against is None else read_result(Path(against), kind="compare-file"), config, _SAME)
 
     def start(index: int) -> Callable[[int], tuple[ModelStatistics, Any]]:
         source = sources[index]

@@ -313,7 +313,7 @@ def compare_text_level(
         "settings": {"stride": stride, "device": choose_device(device).type},
     }
     same: dict[str, Callable[[Any], Any]] = {"the hash of the texts": lambda one: one["text"]["sha256"]}
-    former = None if against is None else read_result(Path(against), sums=_KEY)
+    former = None if against is None else read_result(Path(against), kind="compare-texts", sums=_KEY)
     earlier = earlier_sums(former, config, same, sums=_KEY)
     place = choose_device(device)
 
