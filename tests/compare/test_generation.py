@@ -17,7 +17,7 @@ import kullback
 from kullback.cli import main
 from kullback.compare import generation
 from kullback.compare.corpus import Document, encode
-from kullback.compare.generation import GenerationSettings, choose_prompts
+from kullback.compare.generation import GenerationSettings, TrajectorySums, choose_prompts
 from kullback.compare.results import Comparison
 from kullback.errors import InputError
 
@@ -232,6 +232,17 @@ def test_resumed_and_distributed_runs_give_the_same_results(
     (tmp_path / "run" / "generation-1.jsonl").write_text(lines[0] + lines[1][:30])
     assert main([*map(str, words), "--resume"]) == 0
     assert results(capsys.readouterr().out) == distributed
+
+
+def test_intervals_of_the_length_end_at_the_largest_length() -> None:
+    sums = TrajectorySums()
+    for document, (length, is_ended) in enumerate([(3, False)] * 9 + [(1, True)]):
+        example = {"kl": 0.0, "document": document, "sample": 0}
+        sums.add(document, np.zeros(length), is_ended=is_ended, example=example)
+    longer, found = sums.summary(), sums.summary(3)
+    assert found.tokens.value == longer.tokens.value == 2.8
+    assert longer.tokens.interval[1] > 3
+    assert found.tokens.interval == (longer.tokens.interval[0], 3)
 
 
 def test_the_command_prints_the_continuations(

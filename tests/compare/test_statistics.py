@@ -98,6 +98,9 @@ def test_accumulators_merge_exactly_in_any_order_and_split(workers: int) -> None
         ("top1_agreement", [[1.0], [1.0], [0.0]], 0.0, 1.0),
         ("delta_p", [[1.0], [-0.9]], -1.0, 1.0),
         ("squared_delta_p", [[1.0], [0.0]], 0.0, 1.0),
+        ("ended", [[0.0], [0.0], [1.0]], 0.0, 1.0),
+        ("tokens", [[1.0], [3.0]], 1.0, math.inf),
+        ("bits", [[0.1], [4.0]], 0.0, math.inf),
     ],
 )
 def test_intervals_are_within_the_range_of_the_column(

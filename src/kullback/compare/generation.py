@@ -13,8 +13,9 @@ depend on the number of processes, so that interrupted, resumed and distributed 
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,19 @@ class TrajectorySums:
         order = sorted([*self.examples, *examples], key=lambda one: (-float(one["kl"]), one["document"], one["sample"]))
         self.examples = order[:_EXAMPLES]
 
-    def summary(self) -> Trajectories:
-        """The means, with intervals clustered by document."""
-        found = self.positions.summary()
+    def summary(self, longest: float = inf) -> Trajectories:
+        """The means, with intervals clustered by document.
+
+        Args:
+            longest: The largest number of tokens of a continuation, and the end of the interval of the mean number.
+        """
+        found, tokens = self.positions.summary(), self.continuations.mean("tokens")
+        if tokens.interval is not None:
+            tokens = replace(tokens, interval=(tokens.interval[0], min(tokens.interval[1], longest)))
         return Trajectories(
             found.means["kl"],
             self.continuations.mean("kl"),
-            self.continuations.mean("tokens"),
+            tokens,
             self.continuations.mean("ended"),
             found.groups["position"],
             tuple(self.examples),
@@ -337,7 +344,8 @@ class FreeRunningWork:
         for record in self.records.read():
             for total, state in zip(sums[record["model"]], record["samples"], strict=True):
                 total.merge(TrajectorySums.from_state(state))
-        return [FreeRunning(own.summary(), theirs.summary()) for own, theirs in sums]
+        longest = self.settings.tokens
+        return [FreeRunning(own.summary(longest), theirs.summary(longest)) for own, theirs in sums]
 
     @torch.no_grad()
     def sample(self, model: LoadedModel, variant: Variant, rows: Sequence[Row]) -> list[NDArray[np.int64]]:

@@ -49,6 +49,9 @@ RANGES = {
     **dict.fromkeys(("top1_agreement", "expected_acceptance", "tail_mass", "model_tail_mass"), (0.0, 1.0)),
     "delta_p": (-1.0, 1.0),
     "squared_delta_p": (0.0, 1.0),
+    "ended": (0.0, 1.0),
+    "tokens": (1.0, inf),  # of a continuation
+    "bits": (0.0, inf),
 }
 """The range of the mean of columns of these names. An interval has no values outside of it."""
 
