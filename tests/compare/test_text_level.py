@@ -156,6 +156,18 @@ def test_invalid_input_is_one_line(
     assert errors.count("\n") == 1
 
 
+def test_logits_that_are_not_finite_name_the_document_and_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "nan")
+    with pytest.raises(
+        InputError, match=r"^text 1: expected the log-likelihood by .*nan to be a number, got nan: .*--dtype$"
+    ):
+        compare_text_level(str(tiny_model), [str(tmp_path / "nan")], text=["", "1+1=2"])
+
+
 def test_chats_are_refused(tiny_model: Path, byte_level: Path, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "1+1"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")

@@ -325,6 +325,12 @@ def compare_text_level(
             ids = tokenizer(contents[number], add_special_tokens=False, verbose=False)["input_ids"]
             parts = windows(len(ids), contexts[index], stride, prefix=1)
             nats = sum(_nats(model, [starts[index], *ids[w.start : w.end]], w) for w in parts)
+            if nats != nats:
+                raise InputError(
+                    f"{documents[kept[number]].name}: expected the log-likelihood by {names[index]} to be a number, "
+                    f"got {nats}: the logits of the model are not finite; compute the models in another dtype by "
+                    "--dtype"
+                )
             statistics = ModelStatistics(_UNITS)
             bits = np.zeros(sizes[number])  # the mean over bytes is the bits of the document divided by its bytes
             bits[0] = nats / log(2)
