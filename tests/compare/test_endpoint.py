@@ -229,6 +229,8 @@ def test_the_command_prints_the_bounds_and_continues_a_run(
     assert pair["difference"]["value"] == 0
     assert main([*words[:-4], "--top", "3", "--against", str(tmp_path / "run")]) == 2
     assert "--top was 4, is 3" in capsys.readouterr().err
+    assert main([*words, "--top", "3", "--resume"]) == 2
+    assert "the run was started with --top 4, got 3" in capsys.readouterr().err
     local = ["compare", str(tiny_model), str(changed), "--text", str(tmp_path / "texts.jsonl")]
     context = str(resumed["config"]["settings"]["context"])
     assert main([*local, "--context", context, "--against", str(tmp_path / "run")]) == 2  # exact KL and lower bound

@@ -648,7 +648,7 @@ def _differences(name: str, before: Any, now: Any, option: Callable[[str], str])
 
 def _option_of_setting(kind: Any) -> Callable[[str], str]:
     """The option of the command line that has a setting, for a kind of run."""
-    if kind == "compare":
+    if str(kind).startswith("compare"):
         return lambda name: f"--{'format' if name == 'form' else name.replace('_', '-')}"
     return lambda name: f"--set {name}"
 
