@@ -521,7 +521,7 @@ def test_earlier_results_are_paired_if_they_are_comparable(
         kullback.compare(tiny_model, near, text=texts[:-2], **settings)
     with pytest.raises(InputError, match=f"the stride was {STRIDE}, is 3"):
         kullback.compare(tiny_model, near, text=texts, **{**settings, "stride": 3})
-    with pytest.raises(InputError, match="the weights of the base was"):
+    with pytest.raises(InputError, match="the hash of the weights of the base was"):
         kullback.compare(far, near, text=texts, **settings)
 
 

@@ -117,8 +117,8 @@ def require_comparable(config: Mapping[str, Any], earlier: Mapping[str, Any]) ->
                 "the BOS token": lambda c: c["tokenizer"]["bos"],
                 "the context": lambda c: c["settings"]["context"],
                 "the stride": lambda c: c["settings"]["stride"],
-                "the weights of the base": lambda c: c["models"][c["base"]]["sha256"],
-                "the adapter of the base": lambda c: c["models"][c["base"]].get("adapter_sha256"),
+                "the hash of the weights of the base": lambda c: c["models"][c["base"]]["sha256"],
+                "the hash of the adapter of the base": lambda c: c["models"][c["base"]].get("adapter_sha256"),
                 "the dtype of the base": lambda c: c["models"][c["base"]]["dtype"],
             }.items()
         ]
