@@ -225,7 +225,8 @@ PAIRS = {
 
 def members(pair, values):
     """The two distributions with these parameters."""
-    names = [compiled_forms._FAMILIES[family][1] for family in pair]
+    scale = compiled_forms._ALTERNATIVES[f.Normal]["scale"]
+    names = [(scale if family is f.Normal else compiled_forms._FAMILIES[family])[1] for family in pair]
     first = len(names[0])
     sides = values[:first], values[first:]
     return [family(**dict(zip(name, side, strict=True))) for family, name, side in zip(pair, names, sides, strict=True)]
