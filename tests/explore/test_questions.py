@@ -421,20 +421,25 @@ def test_bias_and_spread_of_the_estimators(open_explorer):
 
 def test_the_optimal_policy_under_a_budget_and_a_penalty(open_explorer):
     page = open_explorer("#policy?guessed=1")
+
+    def press(slider: str, key: str) -> float:
+        """Press a key, and return the new value of the slider; a busy browser handles the key later."""
+        before = slider_value(page, slider)
+        page.locator(f"#{slider}").press(key)
+        for _ in range(100):
+            if (after := slider_value(page, slider)) != before:
+                return after
+        raise AssertionError(f"{key} did not change {slider}")
+
     for key in ("ArrowRight", "PageUp", "ArrowLeft"):
-        before = slider_value(page, "budget")
-        page.locator("#budget").press(key)
-        for _ in range(100):  # a busy browser handles the key later
-            if (nats := slider_value(page, "budget")) != before:
-                break
+        nats = press("budget", key)
         best = tilt_to_budget(REFERENCE, PROXY, nats)
         assert value(page, "policy", "kl") == pytest.approx(nats, rel=1e-6)
         assert value(page, "policy", "beta") == pytest.approx(float(best.beta), rel=1e-6)
         assert value(page, "policy", "proxy") == pytest.approx(float(best.expected_reward), rel=1e-6)
         assert value(page, "policy", "true") == pytest.approx(float(np.asarray(best.policy) @ TRUE), rel=1e-6)
     page.check("[data-choice=beta]", force=True)
-    page.locator("#beta").press("ArrowLeft")
-    best = tilt(REFERENCE, PROXY, slider_value(page, "beta"))
+    best = tilt(REFERENCE, PROXY, press("beta", "ArrowLeft"))
     assert value(page, "policy", "kl") == pytest.approx(float(best.kl), rel=1e-6)
 
 
