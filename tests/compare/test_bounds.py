@@ -63,10 +63,14 @@ def test_a_killed_run_continues_with_the_same_results(
     assert len((run / "parts.jsonl").read_bytes().splitlines()) == 2 * N_CHUNK
     assert main([*words_of(stored, tiny_model, "--output", run, "--resume"), "--dtype", "float64"]) == 2
     assert "was started with" in capsys.readouterr().err
-    lines[2] = b"{}\n"
-    (run / "parts.jsonl").write_bytes(b"".join(lines))
-    assert main(words_of(stored, tiny_model, "--output", run, "--resume")) == 2
-    assert "line 3: expected the result of a part, got a damaged line" in capsys.readouterr().err
+    intact = lines[2]
+    digit = next(i for i in range(len(intact) // 2, len(intact)) if intact[i : i + 1] in b"12345678")
+    changed = intact[:digit] + bytes([intact[digit] + 1]) + intact[digit + 1 :]
+    for damaged in (b"{}\n", changed):
+        lines[2] = damaged
+        (run / "parts.jsonl").write_bytes(b"".join(lines))
+        assert main(words_of(stored, tiny_model, "--output", run, "--resume")) == 2
+        assert "line 3: expected the result of a part, got a damaged line" in capsys.readouterr().err
     assert main(words_of(stored, tiny_model, "--output", run, "--overwrite")) == 0
     assert (run / "result.json").read_bytes() == whole
 

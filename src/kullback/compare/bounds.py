@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from kullback.compare.block_records import intact_record, line_of
 from kullback.compare.llama_cpp_statistics import LlamaCppStatistic
 from kullback.compare.statistics import DocumentSums, ModelStatistics, PairedDifference, paired_difference
 from kullback.errors import InputError, MissingDependencyError
@@ -267,7 +268,7 @@ class _Parts:
                     file.truncate(content.rfind(b"\n") + 1)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, allow_nan=False) + "\n"
+        line = line_of(record, allow_nan=False)
         if self.path is None:
             self.lines.append(line)
             return
@@ -284,14 +285,13 @@ class _Parts:
             return
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                try:
-                    record = json.loads(line)
-                    yield {**record, **{key: record[key] for key in ("part", "model", "statistics", "tokens")}}
-                except (ValueError, KeyError, TypeError) as error:
+                record = intact_record(line)
+                if record is None:
                     raise InputError(
                         f"{self.path}: line {number}: expected the result of a part, got a damaged line; delete it and "
                         "continue with --resume"
-                    ) from error
+                    )
+                yield record
 
 
 def compute_parts(
