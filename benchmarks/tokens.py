@@ -1,6 +1,6 @@
 """Compare linear_token_kl and token_kl with PyTorch, TRL and Liger: accuracy, time and peak memory.
 
-    python benchmarks/tokens.py [--threads 1] [--quick]
+    python benchmarks/tokens.py [--threads 1] [--rounds 3] [--quick]
 
 The functions of logits are timed in turn. Each measurement from hidden states runs in a new process, so that the peak
 memory of the process belongs to it alone. TRL's divergence runs on a CPU by its PyTorch path. Liger (pip install
@@ -215,28 +215,35 @@ def measure_case(case: str, shape: str) -> None:
     print(json.dumps({"seconds": min(seconds), "megabytes": peak}))
 
 
-def linear_table(shape: str, threads: int) -> results.Table:
-    """Return the time of value and gradients relative to the four products, and the peak memory above the inputs."""
+def linear_table(shape: str, threads: int, rounds: int) -> results.Table:
+    """Return the time of value and gradients relative to the four products, and the peak memory above the inputs.
+
+    The cases are measured in turn, `rounds` times. Ratios are the medians of the ratios within a round.
+    """
+    figures: dict[str, list[dict[str, float]]] = {case: [] for case in installed_cases()}
+    for round_number in range(1, rounds + 1):
+        for case, measured in figures.items():
+            command = [sys.executable, __file__, "--case", case, "--shape", shape, "--threads", str(threads)]
+            completed = subprocess.run(command, check=False, capture_output=True, text=True)
+            if completed.returncode:
+                raise SystemExit(f"{case}, {shape}: {completed.stderr}")
+            measured.append(json.loads(completed.stdout.splitlines()[-1]))
+            print(f"{shape}, round {round_number}, {case}: {measured[-1]}", flush=True)
+    base = next(iter(figures.values()))
     rows: list[list[Any]] = []
-    base = None
-    for case in installed_cases():
-        command = [sys.executable, __file__, "--case", case, "--shape", shape, "--threads", str(threads)]
-        completed = subprocess.run(command, check=False, capture_output=True, text=True)
-        if completed.returncode:
-            raise SystemExit(f"{case}, {shape}: {completed.stderr}")
-        figures = json.loads(completed.stdout.splitlines()[-1])
-        base = base or figures["seconds"]
-        peak = figures["megabytes"]
-        rows.append(
-            [case, f"{figures['seconds'] / base:.2f} ({figures['seconds']:.1f} s)", f"{peak:.0f}" if peak >= 1 else "0"]
-        )
-        print(f"{shape}: {rows[-1]}", flush=True)
+    for case, measured in figures.items():
+        ratios = [mine["seconds"] / reference["seconds"] for mine, reference in zip(measured, base, strict=True)]
+        peak = median(figure["megabytes"] for figure in measured)
+        seconds = median(figure["seconds"] for figure in measured)
+        spread = f", {min(ratios):.2f} to {max(ratios):.2f}" if rounds > 1 else ""
+        rows.append([case, f"{median(ratios):.2f} ({seconds:.1f} s{spread})", f"{peak:.0f}" if peak >= 1 else "0"])
     return ["implementation", "processor time relative to the products", "peak MB above the inputs"], rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each case from hidden states is measured")
     parser.add_argument("--quick", action="store_true", help="small shapes, to try the script; nothing is stored")
     parser.add_argument("--case", choices=CASES, help="measure only this case, in this process")
     parser.add_argument("--shape", choices=SHAPES, default="152k", help="with --case: the shape")
@@ -248,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     tables = {"error": error_table(), "time": time_table(), "linear_error": linear_error_table()}
     for shape in ("quick",) if options.quick else ("152k", "32k", "bf16"):
-        tables[f"linear_{shape}"] = linear_table(shape, options.threads)
+        tables[f"linear_{shape}"] = linear_table(shape, options.threads, options.rounds)
     for table in tables.values():
         print(f"\n{results.markdown(table)}")
     if not (options.no_save or options.quick):
