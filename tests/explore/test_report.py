@@ -295,6 +295,35 @@ def test_printing_uses_the_light_theme(show, two_runs):
     assert len(page.pdf(format="A4", print_background=True)) > 20_000
 
 
+@needs_chromium
+def test_printed_completions_and_tables_stay_within_their_column(show, two_runs):
+    """Two runs have three columns of completions; neither they nor the tables of charts are cut off."""
+    long = ReportRun("a run with-a-name-of-many-characters-0.01", two_runs[1].config, two_runs[1].metrics)
+    page = show([two_runs[0], long], width=700).page
+    page.emulate_media(media="print")
+    beyond = page.evaluate(
+        """[...document.querySelectorAll(".chart, .cells section, .status dd, .legend")].filter((node) => {
+          const room = node.closest(".chart") ?? document.documentElement;
+          return node.getBoundingClientRect().right > room.getBoundingClientRect().right + 1;
+        }).map((node) => node.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+    for node in page.locator(".cells").all():
+        assert node.evaluate("(node) => node.scrollWidth <= node.clientWidth")
+
+
+@needs_chromium
+def test_a_pressed_button_can_be_read_in_forced_colours(show, two_runs):
+    page = show(two_runs).page
+    page.emulate_media(forced_colors="active")
+    pressed = page.locator(".chart button[aria-pressed=true]").first
+    colours = pressed.evaluate(
+        "(node) => ((s) => [s.color, s.backgroundColor, s.forcedColorAdjust])(getComputedStyle(node))"
+    )
+    assert contrast(*colours[:2]) > 4.5
+    assert colours[2] == "none"  # the browser would draw its own box behind the text
+
+
 # ---- what the files of runs contain ----
 
 
