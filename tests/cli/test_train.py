@@ -143,6 +143,7 @@ def test_the_files_and_the_output_of_a_run(workdir: Path, tiny_model: Path, caps
     ].keys()
     assert [row["step"] for row in rows_of(run / "evaluations.jsonl")] == [0, 3, 6]
     samples = json.loads((run / "samples.json").read_text())
+    assert list(samples) == ["before", "step 3", "after"]
     assert [one["prompt"] for one in samples["before"]] == [one["prompt"] for one in samples["after"]]
     assert "nats per token" in (run / "report.html").read_text()
     from transformers import AutoModelForCausalLM, AutoTokenizer

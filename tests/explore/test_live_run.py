@@ -147,6 +147,26 @@ def test_an_update_keeps_zoom_scale_cursor_focus_scroll_and_what_was_opened(live
     assert svg.get_attribute("aria-valuenow") == "61"
 
 
+def test_an_update_keeps_the_selections_of_completions(live, tmp_path):
+    run = create(tmp_path / "mine")
+    run.set_samples("before", [{"prompt": "a", "completion": "zero"}])
+    for step in (20, 40):
+        run.add_samples(step, [{"prompt": "a", "completion": f"at {step}"}])
+    page = live(run)
+    shown = page.locator(".completion")
+    assert shown.all_inner_texts() == ["zero", "at 40"]
+    select = page.get_by_label("Show")
+    select.select_option("before training and step 20")
+    select.focus()
+    run.add_samples(60, [{"prompt": "a", "completion": "at 60"}])
+    page.wait_for_selector("option >> text=before training and step 60", state="attached", timeout=15_000)
+    assert select.input_value() == "before training and step 20"
+    assert select.evaluate("(node) => node === document.activeElement")
+    assert shown.all_inner_texts() == ["zero", "at 20"]
+    select.select_option("first and last")
+    assert shown.all_inner_texts() == ["zero", "at 60"]
+
+
 def test_one_row_of_a_long_run_is_found_by_zooming(live, tmp_path):
     run = create(tmp_path / "long", steps=1)
     with (run.path / "metrics.jsonl").open("a") as file:

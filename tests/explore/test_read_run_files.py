@@ -41,6 +41,7 @@ def write_run(path: Path, steps: int = 5) -> RunDirectory:
     for step in range(1, steps + 1):
         run.add_metrics({"step": step, "kl_policy_ref_per_token": 0.01 * step, HOSTILE: step, "reward": None})
     run.add_evaluation({"step": 5, "kl_policy_ref_per_token": 0.0625, "kl_policy_ref_per_token_std_error": 0.004})
+    run.add_samples(3, [{"prompt": HOSTILE, "completion": "during", "rewards": {HOSTILE: 1.0}}])
     run.set_samples("after", [{"prompt": HOSTILE, "completion": HOSTILE, "rewards": {HOSTILE: 1.0}}])
     return run
 
@@ -56,6 +57,8 @@ def test_a_run_directory_is_shown_and_its_text_is_not_markup(runs_page, tmp_path
     assert chart.locator(".limit-label").inner_html() == "budget 0.05, ±20%"
     assert "±" in chart.locator("[role=slider]").get_attribute("aria-valuetext")
     assert runs_page.locator("#runs .completion").inner_text() == HOSTILE
+    runs_page.get_by_label("Show").select_option("before training and step 3")
+    assert runs_page.locator("#runs .completion").inner_text() == "during"
     assert runs_page.locator("#runs .pictures img").count() == 1
     assert runs_page.evaluate("window.injected") is None
     assert runs_page.locator("#runs img[src=x]").count() == 0

@@ -597,7 +597,7 @@ def test_completions_are_compared_sorted_and_tinted(show):
     prompts = page.locator(".samples .prompt")
     assert prompts.all_inner_texts() == ["a", "b", "c"]
     assert page.locator(".samples mark").all_inner_texts() == ["new", "seven"]
-    page.get_by_label("Sort by").select_option("lowest true (true reward) after training")
+    page.get_by_label("Sort by").select_option("lowest true (true reward)")
     assert prompts.all_inner_texts() == ["b", "c", "a"]
     page.get_by_label("Sort by").select_option("largest KL of a token")
     assert prompts.all_inner_texts() == ["a", "c", "b"]
@@ -609,6 +609,27 @@ def test_completions_are_compared_sorted_and_tinted(show):
     assert tokens.nth(1).get_attribute("title") == "5 nats"
     values = page.locator(".samples li").first.locator(".cells section").last.locator("dd")
     assert float(values.last.get_attribute("data-value") or "nan") == pytest.approx(5.02)  # the KL of the completion
+
+
+@needs_chromium
+def test_completions_during_training_are_columns(show):
+    """The first and the last evaluation of each run are shown; the reader can select the others."""
+    texts = {"before": "zero", "step 40": "forty", "step 8": "eight", "after": "last", "unknown": "hidden"}
+    runs = [
+        ReportRun("one", samples={when: [completion("a", text, 0.5)] for when, text in texts.items()}),
+        ReportRun("two", samples={"step 8": [completion("a", "other", 0.5)]}),
+    ]
+    page = show(runs).page
+    headings = page.locator(".cells h3")
+    assert headings.all_inner_texts() == ["one, before training", "two, step 8", "one, after training"]
+    assert page.locator(".completion").all_inner_texts() == ["zero", "other", "last"]
+    page.get_by_label("Show").select_option("every stored evaluation")
+    assert page.locator(".completion").all_inner_texts() == ["zero", "eight", "other", "forty", "last"]
+    assert headings.nth(3).inner_text() == "one, step 40"
+    page.get_by_label("Show").select_option("before training and step 40")
+    assert page.locator(".completion").all_inner_texts() == ["zero", "forty"]
+    assert page.locator(".samples mark").all_inner_texts() == ["forty"]
+    page.get_by_label("Sort by").select_option("lowest true")
 
 
 @needs_chromium

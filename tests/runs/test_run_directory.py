@@ -21,6 +21,43 @@ def test_rows_are_read_back_and_nan_becomes_none(tmp_path: Path) -> None:
     assert run.samples() == {"before": [{"prompt": "</script>\u2028", "completion": "\ud800"}], "after": []}
 
 
+def test_completions_of_evaluations_are_stored_by_step_and_do_not_grow_without_limit(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({})
+    run.set_samples("before", [{"completion": "0"}])
+    for step in range(10, 1010, 10):
+        run.add_samples(step, [{"completion": str(step)}])
+        stored = run.samples()
+        assert stored["before"] == [{"completion": "0"}]
+        assert stored[f"step {step}"] == [{"completion": str(step)}]
+        assert len(stored) <= 9
+    steps = [int(key.removeprefix("step ")) for key in stored if key != "before"]
+    assert len(steps) >= 4
+    assert steps == sorted(steps)
+    assert min(steps) <= 500
+
+
+def test_a_resumed_run_keeps_the_completions_up_to_its_checkpoint(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({})
+    run.set_samples("before", [])
+    for step in (10, 20, 30):
+        run.add_samples(step, [{"completion": str(step)}])
+    run.remove_rows_after(20)
+    assert list(run.samples()) == ["before", "step 10", "step 20"]
+    # A finished run that is trained for longer: the completions after its training are those of that step.
+    run.set_samples("after", [{"completion": "25"}])
+    run.save_model(25, lambda directory: (directory / "weights").write_text(""))
+    run.remove_rows_after(25)
+    assert run.samples()["step 25"] == [{"completion": "25"}]
+    assert "after" not in run.samples()
+    run.set_samples("after", [{"completion": "25"}])
+    run.remove_rows_after(20)  # a checkpoint before the end of the training
+    assert list(run.samples()) == ["before", "step 10", "step 20"]
+    run.remove_rows_after(-1)
+    assert list(run.samples()) == ["before"]
+
+
 def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in range(1, 6):

@@ -35,9 +35,9 @@ class ReportRun:
         metrics: One row for each training step. A value that is absent is drawn as a gap. A value that is nan or
             infinite is marked and counted, and so is None, except under the keys of `may_be_missing`.
         evaluations: One row for each evaluation, on a fixed set of prompts, examples or images.
-        samples: "before" and "after", each a list of {"prompt": str, "completion": str, "rewards": {name: number}},
-            and optionally "columns": {name: text}, further columns of the prompt, such as the expected answer, and
-            "tokens": a list of pairs of the text and the KL of each token of the completion.
+        samples: "before", "step N" and "after", each a list of {"prompt": str, "completion": str,
+            "rewards": {name: number}}, and optionally "columns": {name: text}, further columns of the prompt, such as
+            the expected answer, and "tokens": a list of pairs of the text and the KL of each token of the completion.
         pictures: "before" and "after", each a list of {"title": str, "images": list of base64-encoded PNG images}.
         findings: The findings of `kullback doctor`, as `kullback.explore.findings.check_run` returns them; None if
             the run was not checked.

@@ -1,5 +1,6 @@
 """The data of runs for the pages: what `report` in `static/report.js` draws, as JSON types."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ __all__ = ["divergence_names", "run_data", "run_token", "series_data"]
 
 Row = Mapping[str, Any]
 
+_WHEN = re.compile(r"before|after|step [0-9]+")
 MAX_SAMPLES = 24
 MAX_CHARACTERS = 6_000
 
@@ -37,7 +39,7 @@ def run_data(
     Args:
         name: The name under which the run is shown.
         config: Its settings.
-        samples: Its completions "before" and "after" training.
+        samples: Its completions "before" and "after" training, and at "step N"; other keys are left out.
         pictures: Its images.
         problems: Sentences about its files.
         is_sparse: Whether a row has only the values that were logged at its step.
@@ -49,11 +51,12 @@ def run_data(
     for key in ("rewards", "watched"):
         if not isinstance(config.get(key) or [], list | tuple):
             raise TypeError(f"expected a list under {key!r}, got {config[key]!r}")
+    samples = {when: rows for when, rows in samples.items() if rows and _WHEN.fullmatch(when)}
     return {
         "name": name,
         "config": RunDirectory.as_stored(config),
         "budget": {"target": budget[0], "unit": budget[1], "key": budgeted_kl(config)} if budget else None,
-        "samples": {when: [_sample(sample) for sample in rows[:MAX_SAMPLES]] for when, rows in samples.items() if rows},
+        "samples": {when: [_sample(sample) for sample in rows[:MAX_SAMPLES]] for when, rows in samples.items()},
         "samplesTotal": max(map(len, samples.values()), default=0),
         "pictures": {
             when: [{"title": str(row["title"]), "images": list(map(str, row["images"]))} for row in rows]

@@ -3,7 +3,7 @@
 config.json        the configuration of the run
 metrics.jsonl      a row for each optimizer step or update
 evaluations.jsonl  a row for each evaluation
-samples.json       completions of the first evaluation prompts, before and after training
+samples.json       completions of the first evaluation prompts, before, during and after training
 pictures.json      images of a VAE, before and after training
 checkpoints/       the states from which `--resume` continues
 model/             the trained model; its training.json has the number of steps
@@ -39,6 +39,7 @@ Row = dict[str, Any]
 
 _FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "samples.json", "pictures.json", "report.html")
 _DIRECTORIES = ("checkpoints", "model", "reference")
+_MAX_EVALUATIONS = 8  # whose completions are in samples.json
 
 
 @dataclass(frozen=True)
@@ -403,6 +404,7 @@ class RunDirectory:
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             rows = [row for row in self._rows(name) if row["step"] <= step]
             write_atomically(self.path / name, "".join(_line(row) for row in rows))
+        self._remove_samples_after(step)
 
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.jsonl.
@@ -451,10 +453,11 @@ class RunDirectory:
         return float(durations[-1]) if durations else 0.0
 
     def samples(self) -> dict[str, list[Row]]:
-        """Return the sampled completions before and after training.
+        """Return the sampled completions before, during and after training.
 
         Returns:
-            The contents of samples.json, with the keys "before" and "after" if they have been written.
+            The contents of samples.json, with the keys "before", "after", and "step N" for evaluations after N steps,
+            if they have been written.
 
         Raises:
             InputError: The file is not an object of lists of objects.
@@ -514,6 +517,36 @@ class RunDirectory:
             samples: The completions.
         """
         self._update_json("samples.json", when, samples)
+
+    def add_samples(self, step: int, samples: list[Row]) -> None:
+        """Write the sampled completions of an evaluation during training to samples.json, under the key "step N".
+
+        The file does not grow with the number of evaluations. Once it has the completions of more than 8, every second
+        of them is removed; the last is kept.
+
+        Args:
+            step: The optimizer step N of the evaluation.
+            samples: The completions.
+        """
+        self._update_json("samples.json", f"step {step}", samples)
+        stored = self.samples()
+        steps = sorted((key for key in stored if _sample_step(key) is not None), key=lambda key: _sample_step(key) or 0)
+        if len(steps) > _MAX_EVALUATIONS:
+            removed = set(steps[-2::-2])
+            self._write_json("samples.json", {key: rows for key, rows in stored.items() if key not in removed})
+
+    def _remove_samples_after(self, step: int) -> None:
+        """Remove the completions of later steps. Those after training become those of the step of the model."""
+        try:
+            stored = self.samples()
+        except InputError:
+            return  # the next update replaces the file, and reports it
+        last = self.model_step() if "after" in stored else None
+        if last is not None:
+            stored[f"step {last}"] = stored["after"]
+        kept = {key: rows for key, rows in stored.items() if _sample_step(key) in range(step + 1) or key == "before"}
+        if kept != stored:
+            self._write_json("samples.json", kept)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -575,6 +608,12 @@ def versions(*packages: str) -> dict[str, str]:
         A dictionary from name to version.
     """
     return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
+
+
+def _sample_step(key: str) -> int | None:
+    """Return N of a key "step N" of samples.json, and None for other keys."""
+    name, _, number = key.partition(" ")
+    return int(number) if name == "step" and number.isdecimal() else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:

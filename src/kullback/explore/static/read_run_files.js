@@ -193,7 +193,7 @@ const shortened = (text) => (text.length > MOST_CHARACTERS ? `${text.slice(0, MO
 const entriesOf = (value, format) => (isObject(value) ? Object.entries(value).map(([name, entry]) => [name, format(entry)]) : []);
 
 function samplesOf(content) {
-  const found = Object.entries(isObject(content) ? content : {}).filter(([when]) => ["before", "after"].includes(when)).map(([when, rows]) => [when, objectsOf(rows).slice(0, MOST_SAMPLES).map((sample) => ({
+  const found = Object.entries(isObject(content) ? content : {}).filter(([when]) => /^(before|after|step \d+)$/.test(when)).map(([when, rows]) => [when, objectsOf(rows).slice(0, MOST_SAMPLES).map((sample) => ({
     prompt: shortened(String(sample.prompt ?? "")), columns: entriesOf(sample.columns, (entry) => shortened(String(entry))),
     completion: shortened(String(sample.completion ?? "")), rewards: entriesOf(sample.rewards, finiteNumber),
     tokens: (Array.isArray(sample.tokens) ? sample.tokens : []).filter(Array.isArray).map(([text, kl]) => [String(text), finiteNumber(kl)]),

@@ -300,6 +300,7 @@ export function report({ range = () => null, isLive = false } = {}) {
   // ---- updates ----
 
   let isFirst = true;
+  const chosen = {};
   function update(page, state = {}) {
     [runs, divergences] = [page.runs, page.divergences ?? divergences];
     pending = state;
@@ -326,7 +327,9 @@ export function report({ range = () => null, isLive = false } = {}) {
     show(images, [names, pictures], () => pictures.length > 0 && element("section", {}, element("h2", {}, "Images"), pictures.flatMap(([run, rows]) =>
       [element("h3", {}, swatch(run, names[run])), ...rows.map(({ title, images: some }) => element("figure", { class: "pictures" }, element("figcaption", {}, title),
         some.map((image, i) => element("img", { src: `data:image/png;base64,${image}`, alt: `${title}, ${i + 1}` }))))])));
-    show(texts, runs.map(({ name, samples, config }) => [name, samples, config.watched]), () => completions(runs));
+    const focused = texts.contains(document.activeElement) && document.activeElement.name;
+    show(texts, runs.map(({ name, samples, config }) => [name, samples, config.watched]), () => completions(runs, chosen));
+    if (focused) texts.querySelector(`[name="${focused}"]`)?.focus({ preventScroll: true });
     show(values, runs.map(({ name, config }) => [name, config]), () => settings(runs, names));
     if (isFirst && runs.length) {
       isFirst = false;
