@@ -536,7 +536,7 @@ class RunDirectory:
             self._write_json("samples.json", {key: rows for key, rows in stored.items() if key not in removed})
 
     def _remove_samples_after(self, step: int) -> None:
-        """Remove the completions of later steps. Those after training become those of the step of the model."""
+        """Remove the completions of later steps. The key "after" becomes the step of the trained model."""
         try:
             stored = self.samples()
         except InputError:

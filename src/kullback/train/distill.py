@@ -282,7 +282,7 @@ class _EvaluateRegularly(TrainerCallback):
             self.latest = (step, samples)
             if self.trainer.is_world_process_zero():
                 self.run.add_evaluation_once(row)
-                if step < self.trainer.args.max_steps:  # those of the last step are written with the model
+                if step < self.trainer.args.max_steps:  # the completions of the last step are written with the model
                     self.run.add_samples(step, samples)
         return self.latest[1]
 

@@ -417,7 +417,7 @@ class _EvaluateRegularly(TrainerCallback):
             self.latest = (step, samples)
             if self.trainer.accelerator.is_main_process:
                 self.run.add_evaluation_once(row)
-                if step < self.trainer.args.max_steps:  # those of the last step are written with the model
+                if step < self.trainer.args.max_steps:  # the completions of the last step are written with the model
                     self.run.add_samples(step, samples)
             self._update_budget(row)
         return self.latest[1]
