@@ -184,7 +184,7 @@ def killed_and_continued(output: Path, words: Sequence[object], run: Path) -> di
 def numbers(run: Path) -> list[Any]:
     """The parts of a result that the way of the computation must not change."""
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    return [result["models"], result["floor"], result["paired"]]
+    return [result["models"], result["floors"], result["paired"]]
 
 
 def interval(estimate: dict[str, Any]) -> str:
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(results.markdown_row(rows[-1]), flush=True)
     itself = models[f"{base} (model)"]["metrics"]["kl"]
     rows.append(["the base itself", f"{itself['value']:g}", "", "0", f"{itself['value']:.1e}", "1", ""])
-    rows.append(["the floor (base in bfloat16)", interval(result["floor"]["metrics"]["kl"]), "", "", "", "", ""])
+    rows.append(["the floor (base in bfloat16)", interval(result["floors"][0]["metrics"]["kl"]), "", "", "", "", ""])
 
     pairs = {(entry["first"], entry["second"]): entry["difference"] for entry in result["paired"]}
     order = []

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ __all__ = [
     "progress_console",
     "report_run",
     "results_on_stdout",
+    "train_and_report",
     "transformers_console",
     "write_report",
 ]
@@ -76,6 +77,24 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
             text = f"interrupted; continue with --resume --output {one_line(str(options.output))}"
             console.print(_encodable(text, console), highlight=False)
     return 0 if finished else INTERRUPTED
+
+
+def train_and_report(options: argparse.Namespace, train: Callable[[argparse.Namespace], bool], *, title: str) -> int:
+    """Train in every process, write the report and print the outcome in the main process; return the exit status.
+
+    Args:
+        options: The options of the command.
+        train: A function that validates the options and trains, and returns whether the run finished.
+        title: The title of the report, before the name of the run.
+    """
+    with results_on_stdout():
+        finished = train(options)
+
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return 0
+    return report_run(options, title=f"{title}: {options.output.name}", finished=finished)
 
 
 def report_run(options: argparse.Namespace, *, title: str, finished: bool) -> int:

@@ -12,7 +12,13 @@ from kullback.cli.run_options import (
     check_run_options,
     column_entries,
 )
-from kullback.cli.run_summary import make_console, report_run, results_on_stdout, transformers_console, write_report
+from kullback.cli.run_summary import (
+    make_console,
+    results_on_stdout,
+    train_and_report,
+    transformers_console,
+    write_report,
+)
 from kullback.cli.train_distill import add_distill
 from kullback.cli.train_ppo import add_ppo
 from kullback.cli.train_sft import add_sft
@@ -153,14 +159,7 @@ def _add_demo(recipes: Any) -> None:
 
 
 def _train_policy_and_report(options: argparse.Namespace) -> int:
-    with results_on_stdout():
-        finished = _train_policy(options)
-
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
-        return 0
-    return report_run(options, title=f"{options.recipe.upper()}: {options.output.name}", finished=finished)
+    return train_and_report(options, _train_policy, title=options.recipe.upper())
 
 
 def _train_policy(options: argparse.Namespace) -> bool:

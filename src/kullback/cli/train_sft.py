@@ -11,7 +11,7 @@ from kullback.cli.run_options import (
     check_run_options,
     column_entries,
 )
-from kullback.cli.run_summary import report_run, results_on_stdout, transformers_console
+from kullback.cli.run_summary import train_and_report, transformers_console
 from kullback.errors import InputError
 
 __all__ = ["add_sft"]
@@ -79,14 +79,7 @@ def add_sft(recipes: Any) -> None:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    with results_on_stdout():
-        finished = _train_sft(options)
-
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
-        return 0
-    return report_run(options, title=f"SFT: {options.output.name}", finished=finished)
+    return train_and_report(options, _train_sft, title="SFT")
 
 
 def _train_sft(options: argparse.Namespace) -> bool:

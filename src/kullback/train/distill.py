@@ -20,19 +20,13 @@ from kullback.integrations.trl_distillation import (
 )
 from kullback.policy.distillation import DISTILLATION_DIVERGENCES, DistillationDivergence
 from kullback.runs.finite import finite_outputs, require_finite_weights
-from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
-from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.distill_evaluation import DistillationEvaluation, given_tokens
 from kullback.train.lora import described_model, make_lora_config, save_model
 from kullback.train.prompt_checks import positions_of, require_prompts_fit
 from kullback.train.run_checks import messages_for, require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
-    StopOnInterrupt,
-    StopOnNonFinite,
-    WriteChecksums,
-    WriteMetrics,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -245,17 +239,11 @@ def _train(plan: DistillPlan, run: RunDirectory, resume: bool, console: Console 
     if args.log_completions and main:  # TRL creates its directory before the run directory exists
         (run.checkpoints / "completions").mkdir(parents=True, exist_ok=True)
     trainer.pop_callback(PrinterCallback)
-    stop = Interrupts()
-    main_console = console if main else None
-    with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=main_console) as progress, stop:
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress))
-        trainer.add_callback(evaluate)
-        trainer.add_callback(StopOnInterrupt(stop))
-        trainer.add_callback(WriteChecksums())
-        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
-        train_with_checkpoints(trainer, checkpoint, plan.steps, stop)
+    finished = train_with_checkpoints(
+        trainer, run, plan.steps, checkpoint=checkpoint, names=_FROM_TRL, callbacks=[evaluate], console=console
+    )
     step = trainer.state.global_step
-    if stop.requested and step < plan.steps:
+    if not finished:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure(step)
         return False

@@ -21,10 +21,8 @@ from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer, BudgetRLOOTrainer, BudgetTrainer
 from kullback.runs.finite import finite_outputs, require_finite_weights
-from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
-from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.evaluation import Evaluation
 from kullback.train.lora import described_model, make_lora_config, save_model
@@ -32,10 +30,6 @@ from kullback.train.prompt_checks import positions_of, require_prompts_fit
 from kullback.train.rewards import Reward, reward_name, with_output_check
 from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
-    StopOnInterrupt,
-    StopOnNonFinite,
-    WriteChecksums,
-    WriteMetrics,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -299,26 +293,18 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         (run.checkpoints / "completions").mkdir(parents=True, exist_ok=True)
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(trainer, evaluation, run, plan)
-    stop = Interrupts()
-    with (
-        RunProgress(
-            plan.output.name,
-            plan.steps,
-            target=getattr(plan.budget, "target", None),
-            unit=plan.unit,
-            console=console if main else None,
-        ) as progress,
-        stop,
-    ):
-        names = {f"rewards/{reward.__name__}/mean": f"rewards/{reward.__name__}" for reward in rewards}
-        trainer.add_callback(_StopWithoutRewards([reward_name(reward) for reward in plan.rewards]))
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL | names, progress))
-        trainer.add_callback(evaluate)
-        trainer.add_callback(StopOnInterrupt(stop))
-        trainer.add_callback(WriteChecksums())
-        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
-        train_with_checkpoints(trainer, checkpoint, plan.steps, stop)
-    if stop.requested and trainer.state.global_step < plan.steps:
+    finished = train_with_checkpoints(
+        trainer,
+        run,
+        plan.steps,
+        checkpoint=checkpoint,
+        names=_FROM_TRL | {f"rewards/{name}/mean": f"rewards/{name}" for name in evaluation.names},
+        callbacks=[_StopWithoutRewards([reward_name(reward) for reward in plan.rewards]), evaluate],
+        console=console,
+        target=getattr(plan.budget, "target", None),
+        unit=plan.unit,
+    )
+    if not finished:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure()
         return False

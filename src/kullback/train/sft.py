@@ -17,18 +17,12 @@ from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
 from kullback.runs.finite import finite_outputs, require_finite_weights
-from kullback.runs.interrupts import Interrupts
 from kullback.runs.library_errors import library_errors
-from kullback.runs.progress import RunProgress
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.lora import described_model, make_lora_config, save_model
 from kullback.train.prompt_checks import positions_of, require_chat_template
 from kullback.train.run_checks import require_at_least, require_seed
 from kullback.train.trainer_callbacks import (
-    StopOnInterrupt,
-    StopOnNonFinite,
-    WriteChecksums,
-    WriteMetrics,
     train_with_checkpoints,
 )
 from kullback.train.trl_settings import make_config
@@ -194,17 +188,11 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
         trainer._load_from_checkpoint(str(checkpoint))
         save(first_step)
         return True
-    stop = Interrupts()
-    main_console = console if main else None
-    with RunProgress(plan.output.name, plan.steps, target=None, unit=None, console=main_console) as progress, stop:
-        trainer.add_callback(WriteMetrics(run, _FROM_TRL, progress))
-        trainer.add_callback(evaluate)
-        trainer.add_callback(StopOnInterrupt(stop))
-        trainer.add_callback(WriteChecksums())
-        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
-        train_with_checkpoints(trainer, checkpoint, plan.steps, stop)
+    finished = train_with_checkpoints(
+        trainer, run, plan.steps, checkpoint=checkpoint, names=_FROM_TRL, callbacks=[evaluate], console=console
+    )
     step = trainer.state.global_step
-    if stop.requested and step < plan.steps:
+    if not finished:
         with suppress(KeyboardInterrupt):  # another interrupt omits the evaluation
             evaluate.measure(step)
         return False

@@ -2,11 +2,12 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from rich.console import Console
 from transformers import TrainerCallback
 
 from kullback.errors import InputError
@@ -27,18 +28,52 @@ __all__ = [
 ]
 
 
-def train_with_checkpoints(trainer: Any, checkpoint: Path | None, steps: int, interrupts: Interrupts) -> None:
-    """Train, and delete the checkpoint that an error interrupted, so that all checkpoints are complete.
+def train_with_checkpoints(
+    trainer: Any,
+    run: RunDirectory,
+    steps: int,
+    *,
+    checkpoint: Path | None,
+    names: Mapping[str, str],
+    callbacks: Sequence[TrainerCallback],
+    console: Console | None,
+    target: float | None = None,
+    unit: str | None = None,
+) -> bool:
+    """Train with metrics, checkpoints and progress, until the last step or an interrupt.
+
+    A checkpoint that an error interrupted is deleted, so that all checkpoints are complete.
 
     Args:
-        trainer: A trainer of transformers with the callback `WriteChecksums`.
-        checkpoint: The checkpoint to continue from, or None.
+        trainer: A trainer of transformers.
+        run: The run directory.
         steps: The number of steps of the run.
-        interrupts: The interrupts, after which training may end before its last step.
+        checkpoint: The checkpoint to continue from, or None.
+        names: The trainer's key of each metric, mapped to the key in metrics.jsonl.
+        callbacks: Further callbacks, which follow those of the metrics.
+        console: Where the progress is shown in the main process; None: the progress is not coloured.
+        target: The KL budget of the run, or None.
+        unit: The unit of the budget, or None.
+
+    Returns:
+        Whether all steps were taken; False after an interrupt.
 
     Raises:
         InputError: Training failed, or ended before its last step without an error.
     """
+    main_console = console if trainer.is_world_process_zero() else None
+    stop = Interrupts()
+    with RunProgress(run.path.name, steps, target=target, unit=unit, console=main_console) as progress, stop:
+        for callback in (WriteMetrics(run, names, progress), *callbacks, StopOnInterrupt(stop), WriteChecksums()):
+            trainer.add_callback(callback)
+        trainer.callback_handler.callbacks.insert(0, StopOnNonFinite())
+        _train(trainer, checkpoint)
+        require_all_steps(trainer, steps, stop)
+    return trainer.state.global_step >= steps
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> None:
+    """Train, and delete the checkpoint that an error interrupted."""
     try:
         # An exception names the settings in most cases, such as an optimizer that the library does not have.
         with library_errors(type(trainer).__name__), finite_outputs(lambda: trainer.state.global_step + 1):
@@ -52,7 +87,6 @@ def train_with_checkpoints(trainer: Any, checkpoint: Path | None, steps: int, in
         ):
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    require_all_steps(trainer, steps, interrupts)
 
 
 def require_all_steps(trainer: Any, steps: int, interrupts: Interrupts) -> None:
