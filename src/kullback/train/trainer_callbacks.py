@@ -50,7 +50,7 @@ def train_with_checkpoints(
         steps: The number of steps of the run.
         checkpoint: The checkpoint to continue from, or None.
         names: The trainer's key of each metric, mapped to the key in metrics.jsonl.
-        callbacks: Further callbacks, which follow those of the metrics.
+        callbacks: Further callbacks, which follow the callback of the metrics.
         console: Where the progress is shown in the main process; None: the progress is not coloured.
         target: The KL budget of the run, or None.
         unit: The unit of the budget, or None.
