@@ -12,9 +12,9 @@ scores are for seven MuJoCo tasks and 1e6 steps, so that only the order of the v
 target" is the mean of KL(old || policy) after the first fifth of the updates, relative to the target. An interrupted
 run is continued.
 
---equal-kl compares the scores at equal KL: for each run of another rule that penalises the KL, it trains a budget with
-the KL of that run, on the same task and with the same seed, and stores a table of the differences for the tasks, the
-seeds and the variants of the command.
+--equal-kl compares the scores at equal KL: for each run of another rule that penalises the KL, it trains two budgets
+with the KL of that run, on the same task and with the same seed: of the KL of each update, and of its mean over the
+updates. It stores a table of the differences for the tasks, the seeds and the variants of the command.
 """
 
 import argparse
@@ -54,7 +54,8 @@ TASKS = {
 _SCORED = 100  # episodes
 KL_COLUMNS = ["KL(old || policy)", "KL relative to target"]
 _OF_BUDGET = ["KL of the budget", "return of the budget", "difference of the returns", "standard error", "seeds"]
-EQUAL_KL_COLUMNS = ["task", "rule", KL_COLUMNS[0], "return", *_OF_BUDGET]
+EQUAL_KL_COLUMNS = ["task", "rule", KL_COLUMNS[0], "return", "budget of", *_OF_BUDGET]
+BUDGETS = {"each update": False, "the mean": True}
 
 Key = tuple[str, int, str]
 
@@ -84,8 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         print(f"{task} seed {seed} {variant}: {_score(run):.1f}", flush=True)
     scores, kls = {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
     if options.equal_kl:
-        budgets = {key: (_late_kl(run), _score(run)) for key, run in _runs_at_equal_kl(options, kls).items()}
-        tables = {"equal-kl": equal_kl_table({key: (kls[key], scores[key]) for key in budgets}, budgets)}
+        rules = {key: (kls[key], scores[key]) for key in runs}
+        rows = []
+        for name in BUDGETS:
+            trained = _runs_at_equal_kl(options, kls, name)
+            rows += equal_kl_rows(rules, {key: (_late_kl(run), _score(run)) for key, run in trained.items()}, name)
+        tables = {"equal-kl": (EQUAL_KL_COLUMNS, sorted(rows, key=lambda row: row[:2]))}
     else:
         tables = score_tables(scores, kls)
     for table in tables.values():
@@ -94,23 +99,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.save("ppo", tables, packages=("torch", "gymnasium", "stable-baselines3"))
 
 
-def _runs_at_equal_kl(options: argparse.Namespace, kls: Mapping[Key, float]) -> dict[Key, RunDirectory]:
+def _runs_at_equal_kl(options: argparse.Namespace, kls: Mapping[Key, float], name: str) -> dict[Key, RunDirectory]:
     """Train a budget with the KL of each run of a rule that penalises the KL; return its run under the same key."""
-    runs = {}
+    runs, mean = {}, BUDGETS[name]
     for (task, seed, variant), kl in kls.items():
         rule, target = VARIANTS[variant][1], float(f"{kl:.3g}")
         if rule is None or isinstance(rule, KLBudget):
             continue
-        run = _run(options, task, seed, f"budget-{target:g}", None, KLBudget(target, unit="step"))
+        of_budget = f"budget-{target:g}{'-mean' if mean else ''}"
+        run = _run(options, task, seed, of_budget, None, KLBudget(target, unit="step"), mean_over_updates=mean)
         if run is not None:
             runs[task, seed, variant] = run
             if not options.table:
-                print(f"{task} seed {seed} budget-{target:g} for {variant}: {_score(run):.1f}", flush=True)
+                print(f"{task} seed {seed} {of_budget} for {variant}: {_score(run):.1f}", flush=True)
     return runs
 
 
 def _run(
-    options: argparse.Namespace, task: str, seed: int, variant: str, clip: float | None, controller: Controller | None
+    options: argparse.Namespace,
+    task: str,
+    seed: int,
+    variant: str,
+    clip: float | None,
+    controller: Controller | None,
+    *,
+    mean_over_updates: bool = False,
 ) -> RunDirectory | None:
     """Train or continue a run unless it is finished; None with --table if it is not finished."""
     steps, settings = TASKS[task]
@@ -125,6 +138,7 @@ def _run(
         steps,
         run.path,
         budget=controller,
+        mean_over_updates=mean_over_updates,
         clip=clip,
         seed=seed,
         settings={**SETTINGS, **settings},
@@ -206,25 +220,28 @@ def score_tables(scores: Mapping[Key, float], kls: Mapping[Key, float]) -> dict[
     return tables
 
 
-def equal_kl_table(
-    of_rules: Mapping[Key, tuple[float, float]], of_budgets: Mapping[Key, tuple[float, float]]
-) -> results.Table:
+def equal_kl_rows(
+    of_rules: Mapping[Key, tuple[float, float]], of_budgets: Mapping[Key, tuple[float, float]], budget: str
+) -> list[list[str]]:
     """Return the KL and the score of each rule and of the budgets at its KL, and the mean difference of the scores.
 
     Args:
         of_rules: The late mean of KL(old || policy) and the score of each run, by task, seed and variant.
         of_budgets: The same of the budget with the KL of that run, under the key of that run.
+        budget: What is held at the budget, a name of `BUDGETS`.
     """
     rows = []
-    for task, variant in dict.fromkeys((task, variant) for task, _, variant in of_rules):
-        keys = [key for key in of_rules if (key[0], key[2]) == (task, variant)]
+    for task, variant in dict.fromkeys((task, variant) for task, _, variant in of_budgets):
+        keys = [key for key in of_budgets if (key[0], key[2]) == (task, variant)]
         differences = [of_budgets[key][1] - of_rules[key][1] for key in keys]
         error = f"{stdev(differences) / len(differences) ** 0.5:.2g}" if len(differences) > 1 else "-"
-        cells = [task, variant]
-        for runs in (of_rules, of_budgets):
-            cells += [f"{fmean(runs[key][0] for key in keys):.2g}", f"{fmean(runs[key][1] for key in keys):.1f}"]
-        rows.append([*cells, f"{fmean(differences):+.1f}", error, str(len(keys))])
-    return EQUAL_KL_COLUMNS, rows
+        means = [
+            [f"{fmean(runs[key][0] for key in keys):.2g}", f"{fmean(runs[key][1] for key in keys):.1f}"]
+            for runs in (of_rules, of_budgets)
+        ]
+        difference = f"{fmean(differences):+.1f}"
+        rows.append([task, variant, *means[0], budget, *means[1], difference, error, str(len(keys))])
+    return rows
 
 
 def _late_kl(run: RunDirectory) -> float:

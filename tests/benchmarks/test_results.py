@@ -212,9 +212,9 @@ def test_ppo_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_returns_of_ppo_are_compared_at_equal_kl() -> None:
     of_rules = {("task", seed, "fixed-1.0"): (0.02 + 0.01 * seed, 16.0) for seed in (0, 1)}
     of_budgets = {key: (kl, 19.0 + 2 * key[1]) for key, (kl, _) in of_rules.items()}
-    head, rows = ppo.equal_kl_table(of_rules, of_budgets)
-    assert rows == [["task", "fixed-1.0", "0.025", "16.0", "0.025", "20.0", "+4.0", "1", "2"]]
-    assert len(head) == len(rows[0])
+    rows = ppo.equal_kl_rows(of_rules, of_budgets, "the mean")
+    assert rows == [["task", "fixed-1.0", "0.025", "16.0", "the mean", "0.025", "20.0", "+4.0", "1", "2"]]
+    assert len(ppo.EQUAL_KL_COLUMNS) == len(rows[0])
 
 
 def test_tokens_error_table() -> None:

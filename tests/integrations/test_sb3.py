@@ -503,6 +503,47 @@ def test_every_update_ends_at_a_binding_budget_for_every_seed(name: str, seed: i
     np.testing.assert_allclose(kls[2:], target, rtol=0.025)
 
 
+@pytest.mark.training
+@pytest.mark.parametrize("name", ["categorical", "normal"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_mean_budget_is_spent_over_the_updates(name: str, seed: int, tmp_path: Path) -> None:
+    target, kls, scales = 2e-3, [], []
+    model = BudgetPPO(
+        "MlpPolicy",
+        Toy(SPACES[name]),
+        old_budget=KLBudget(target, unit="step"),
+        mean_over_updates=True,
+        clip=None,
+        n_steps=256,
+        learning_rate=1e-3,
+        seed=seed,
+        device="cpu",
+    )
+    for update in range(24):
+        if update == 12:
+            model.save(tmp_path / "model.zip")
+            model = BudgetPPO.load(tmp_path / "model.zip", env=Toy(SPACES[name]), device="cpu")
+            assert model.mean_over_updates
+        model.learn(256, log_interval=None, reset_num_timesteps=False)
+        states = torch.as_tensor(model.rollout_buffer.observations)
+        with torch.no_grad():
+            p, q = (one.get_distribution(states) for one in (model.old, model.policy))
+            kls.append(float(by_torch(p, q).double().mean()))
+        scales.append(seen(model)["displacement_scale_old"])
+    totals = np.cumsum(kls)
+    assert (totals <= 1.03 * target * np.arange(1, 25)).all()
+    assert max(kls) < 2.05 * target
+    assert max(kls) > 1.04 * target  # what earlier updates left was spent
+    assert totals[-1] == pytest.approx(24 * target, rel=0.12)
+    assert max(scales) <= 1.0
+
+
+def test_a_mean_over_updates_needs_a_budget_of_the_old_policy() -> None:
+    for budgets in ({}, {"old_budget": PPO2017(0.01)}, {"budget": KLBudget(0.01, unit="step")}):
+        with pytest.raises(BudgetError, match="expected a KLBudget as old_budget with mean_over_updates=True"):
+            BudgetPPO("MlpPolicy", "CartPole-v1", mean_over_updates=True, device="cpu", **budgets)
+
+
 def test_an_update_that_cannot_reach_its_budget_is_not_extrapolated() -> None:
     model = BudgetPPO(
         "MlpPolicy",

@@ -40,6 +40,12 @@ def add_ppo(recipes: Any) -> None:
         "reference if --reference is given, else old-policy)",
     )
     add(
+        "--mean-over-updates",
+        action="store_true",
+        help="with --constrain old-policy, keep the mean of the KL over the updates at --budget; one update may have "
+        "at most twice the budget (default: the KL of each update)",
+    )
+    add(
         "--states",
         choices=("visited", "reference"),
         default="visited",
@@ -102,6 +108,10 @@ def _ppo(options: argparse.Namespace) -> int:
     controller = _create_controller(options)
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
+    if options.mean_over_updates and not (constrain == "old-policy" and options.controller in (None, "KLBudget")):
+        raise InputError("--mean-over-updates: expected --constrain old-policy and no other --controller than KLBudget")
+    if options.mean_over_updates and controller is None:
+        raise InputError("--mean-over-updates: expected --budget as well")
 
     from kullback.train.ppo_settings import parse_ppo_settings, require_valid_ppo_options
     from kullback.train.run_checks import require_packages
@@ -126,6 +136,7 @@ def _ppo(options: argparse.Namespace) -> int:
         output=options.output,
         budget=controller,
         constrain=constrain,
+        mean_over_updates=options.mean_over_updates,
         states=options.states,
         reference=options.reference,
         clip=options.clip,

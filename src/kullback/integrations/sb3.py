@@ -67,6 +67,8 @@ class BudgetPPO(PPO):
             controlled.
         old_budget: The controller of KL(old policy || policy) over one update, in nats per step. This is the direction
             of the PPO paper.
+        mean_over_updates: Whether a `KLBudget` as `old_budget` holds the mean of the KL over the updates instead of the
+            KL of each update. An update may then have less, and at most twice the budget.
         reference: A trained policy of the same shape, or the algorithm that contains it. Training starts from its
             weights. None: with a `budget`, the initial policy is the reference. If the environment of the algorithm is
             a `VecNormalize`, the reference acts on observations that are normalised by its statistics at this time.
@@ -96,6 +98,7 @@ class BudgetPPO(PPO):
         *,
         budget: Controller | None = None,
         old_budget: Controller | None = None,
+        mean_over_updates: bool = False,
         reference: Any = None,
         reference_env: VecNormalize | None = None,
         reference_states: States | None = None,
@@ -105,6 +108,7 @@ class BudgetPPO(PPO):
         if "clip_range" in kwargs:
             raise BudgetError("expected the argument clip (which may be None), got clip_range")
         self.budget, self.old_budget = budget, old_budget
+        self.mean_over_updates = mean_over_updates
         self.reference: Any = reference
         self.reference_env = reference_env
         self.has_reference = False
@@ -123,7 +127,7 @@ class BudgetPPO(PPO):
             env: As for `PPO.load`.
             *args: As for `PPO.load`.
             **kwargs: As for `PPO.load`. Arguments of the constructor replace what was saved: budget, old_budget,
-                reference, reference_env, reference_states and clip.
+                mean_over_updates, reference, reference_env, reference_states and clip.
 
         Returns:
             The algorithm.
@@ -168,6 +172,11 @@ class BudgetPPO(PPO):
                 raise BudgetError(
                     f"expected a {name} per 'step', got {controller.unit!r}: the KL is a mean over visited states"
                 )
+        if self.mean_over_updates and not isinstance(self.old_budget, KLBudget):
+            raise BudgetError(
+                f"expected a KLBudget as old_budget with mean_over_updates=True, got {self.old_budget!r}: other "
+                "controllers do not hold a mean"
+            )
         require_plain_policy(self.policy_class, "policy")
         super()._setup_model()
         given, self.is_reference_given = self.reference, self.reference is not None

@@ -34,6 +34,7 @@ _LEAD = 1.0  # intervals by which the KL is extrapolated
 _HELD_FROM = 0.9  # share of the set point above which an update was held
 _OFFSET_GAIN = 0.3  # share of the difference between the KL on new states and the budget that is corrected at once
 _OFFSET_MAX = math.log(3.0)  # largest |log| of this correction
+_HORIZON = 10  # updates over which a mean budget spends what earlier updates left
 
 
 class PolicyConstraint:
@@ -43,6 +44,9 @@ class PolicyConstraint:
     optimizer itself ends the update near the set point. At the end the displacement of the actor's weights is scaled
     so that the KL is at the set point.
 
+    With `mean_over_updates`, the mean of KL(old policy || policy) over the updates is held at the budget. An update may
+    have the budget and a tenth of what earlier updates left, and the displacement is only reduced.
+
     Args:
         update: The update that it is a part of.
         name: The attribute of the model that holds the controller: "old_budget" or "budget".
@@ -51,6 +55,7 @@ class PolicyConstraint:
     def __init__(self, update: Any, name: str) -> None:
         self.update, self.model, self.name = update, update.model, name
         self.is_old = name == "old_budget"
+        self.is_mean = self.is_old and self.model.mean_over_updates
         self.metric = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
         self.anchor_on_rollout: ActionDistributions = update.old if self.is_old else update.reference
@@ -162,7 +167,7 @@ class PolicyConstraint:
         """
         set_point, kl, first = self.set_point, self.mean_kl(), self.displacement_scale
         least = (_OUTWARD_FROM_HIGH if self.highest_kl > set_point else _OUTWARD_FROM) * set_point
-        may_increase = may_increase and self.controller.status != "not binding" and kl > least
+        may_increase = may_increase and not self.is_mean and self.controller.status != "not binding" and kl > least
         for _ in range(_MAX_SCALINGS):
             if (set_point / _TOLERANCE <= kl or not may_increase) and kl <= _TOLERANCE * set_point:
                 break
@@ -179,6 +184,8 @@ class PolicyConstraint:
             record(f"train/kl_filtered{suffix}", self.controller.filtered_kl)
             record(f"train/learning_rate_scale{suffix}", sum(scales) / len(scales))
             record(f"train/displacement_scale{suffix}", self.displacement_scale)
+            if self.is_mean:
+                self._spend(estimate.value)
         else:
             self.controller = self.controller.update(estimate.value, std_error=estimate.std_error, count=estimate.count)
 
@@ -186,7 +193,8 @@ class PolicyConstraint:
         """Reset the KL to the old policy, or correct the set point by the KL to the reference on the new states."""
         budget = self.controller
         if self.is_old:
-            self.controller = replace(budget, kl_filter=KLFilter(), pull_exponent=PullExponent())
+            offset = budget.kl_filter.offset if self.is_mean else 0.0
+            self.controller = replace(budget, kl_filter=KLFilter(offset=offset), pull_exponent=PullExponent())
             return
         kl, kl_filter = self.mean_kl(), budget.kl_filter
         was_held = budget.status != "not binding" and budget.filtered_kl > _HELD_FROM * self.set_point
@@ -196,6 +204,16 @@ class PolicyConstraint:
             offset = kl_filter.offset + _OFFSET_GAIN * min(1.0, kl / budget.target - 1)
             kl_filter = replace(kl_filter, offset=max(-_OFFSET_MAX, min(_OFFSET_MAX, offset)))
         self.controller = replace(budget, kl_filter=_measured(kl_filter, kl))
+
+    def _spend(self, kl: float) -> None:
+        """Set the set point of the next update to the budget and a share of what the updates so far have left of it.
+
+        What is left is the sum of the budgets minus the sum of the KLs, within 0 and `_HORIZON` budgets.
+        """
+        budget, before = self.controller, self.set_point
+        left = _HORIZON * (before - budget.target) + budget.target - kl
+        share = max(0.0, min(1.0, left / (_HORIZON * budget.target)))
+        self.controller = replace(budget, kl_filter=replace(budget.kl_filter, offset=-math.log1p(share)))
 
     def _kl(self, now: ActionDistributions, anchor: ActionDistributions, kl: Any) -> Tensor:
         """The KL at each state in the constraint's direction."""

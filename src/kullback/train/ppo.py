@@ -67,6 +67,8 @@ class PPOPlan:
         budget: The controller of the KL in nats per step, for example a `KLBudget`. None leaves the KL unconstrained.
         constrain: The KL that is constrained: "reference" for KL(policy || reference), "old-policy" for
             KL(old policy || policy) of one update.
+        mean_over_updates: Whether a `KLBudget` with constrain="old-policy" holds the mean of the KL over the updates
+            instead of the KL of each update.
         states: The states at which KL(policy || reference) is constrained: "visited" for the states of the rollouts,
             "reference" for 1024 states that the reference visits, which stay the same throughout the run.
         reference: A saved policy, see `load_policy`. Training starts from it, and it is the reference of the KL.
@@ -90,6 +92,7 @@ class PPOPlan:
     output: Path
     budget: Controller | None = None
     constrain: Literal["old-policy", "reference"] = "old-policy"
+    mean_over_updates: bool = False
     states: Literal["visited", "reference"] = "visited"
     reference: Path | None = None
     clip: float | None = 0.2
@@ -108,9 +111,7 @@ class PPOPlan:
             "kind": "ppo",
             "env": self.env,
             "reference": None if self.reference is None else str(self.reference),
-            "budget": None
-            if self.budget is None
-            else controller_config(self.budget, unit="step") | {"constrain": self.constrain, "states": self.states},
+            "budget": self._budget_config(),
             "clip": self.clip,
             "rewards": ["return"],
             "watched": [],
@@ -120,6 +121,13 @@ class PPOPlan:
             "evaluate_every": self.evaluate_every,
             "evaluation_episodes": self.evaluation_episodes,
         }
+
+    def _budget_config(self) -> Row | None:
+        if self.budget is None:
+            return None
+        mean = {"mean_over_updates": True} if self.mean_over_updates else {}
+        states = {"constrain": self.constrain, "states": self.states}
+        return controller_config(self.budget, unit="step") | states | mean
 
     @property
     def kl_key(self) -> str:
@@ -361,6 +369,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
             use_sde=bool(shape.get("use_sde", False)),
             policy_kwargs=policy_kwargs(shape),
             **budgets,
+            mean_over_updates=plan.mean_over_updates,
             **{key: value for key, value in settings.items() if key not in not_ppo_arguments},
         )
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
