@@ -29,7 +29,8 @@ _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
 _NATS_BELOW_JUMP = 30  # a jump to 0 from a lower density is ignored
 _REFINEMENTS = 6
-_FAR = 1e12  # where the density of a target with infinite support must be negligible
+_FAR = 1e12  # where the density of a target with infinite support must be negligible, in units of its extent or in 1
+_LARGEST = 1e308
 _MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
 
 
@@ -93,16 +94,24 @@ def normalise(
     with np.errstate(all="ignore"):
         relative = Density(shifted(top), support, anchors)
         mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
-    far = [
-        relative.log_density(np.zeros(1), np.asarray([point]))[0]
-        for point, bound in zip((-_FAR, _FAR), support, strict=True)
-        if not isfinite(bound)
-    ]
+        extent = _FAR * max([1.0, *(abs(location) + width for location, width in anchors)])
+        far = [
+            relative.log_density(np.zeros(1), np.asarray([np.clip(point, -_LARGEST, _LARGEST)]))[0]
+            for point, bound in zip((-extent, extent), support, strict=True)
+            if not isfinite(bound)
+        ]
     if not 0 < mass < inf or max(far, default=-inf) > _MAX_LOG_DENSITY_FAR:
+        location, width = anchors[0]
+        reason = (
+            f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance of "
+            f"{extent:.3g}"
+            if 0 < mass < inf
+            else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, where "
+            f"the width of the peak is {width:.3g}; where this is a matter of units, pass log_prob in other units of x"
+        )
         raise SupportError(
-            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but the "
-            f"integral is {mass:g} times the largest value or the function does not vanish at infinity: pass "
-            "support=, or pass a distribution as target"
+            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but {reason}: "
+            "pass support=, or pass a distribution as target"
         )
     log_evidence = top + float(np.log(mass))
     return Density(shifted(log_evidence), support, anchors), log_evidence
@@ -174,6 +183,9 @@ def _without_empty_ends(log_prob: Callable[[Array], Any], support: tuple[float, 
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = _log_density_inside(log_prob, support, x)
+        if np.count_nonzero(values > -inf) <= 1:
+            x = np.union1d(x, _near_grid(support))
+            values = _log_density_inside(log_prob, support, x)
     inside = np.flatnonzero(values > -inf)
     if not inside.size:
         return support
@@ -206,8 +218,16 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = log_density(x)
-        if not isfinite(support[0] + support[1]) and np.nanargmax(values) in (0, x.size - 1):  # the mode is farther
-            x = np.unique(np.concatenate([x, _distant_grid(support)]))
+        for low, high in ((1e6, 1e11), (1e11, 1e305)):
+            is_flat = values.max() - values.min() < 0.5
+            if isfinite(support[0] + support[1]) or not (is_flat or np.nanargmax(values) in (0, x.size - 1)):
+                break  # else the mode or the width of the mode is farther
+            x = np.union1d(x, _distant_grid(support, low, high))
+            values = log_density(x)
+        top = int(np.nanargmax(values))
+        neighbours = values[max(top - 1, 0) : top + 2]
+        if (neighbours >= values[top] - _NATS_BELOW_MODE).sum() == 1:
+            x = np.union1d(x, _near_grid(support))  # the peak is narrower than the grid
             values = log_density(x)
         if not (values > -inf).any():
             raise SupportError(
@@ -257,10 +277,24 @@ def _initial_grid(support: tuple[float, float]) -> Array:
     return grid
 
 
-def _distant_grid(support: tuple[float, float]) -> Array:
-    """A grid over the support at distances from 1e6 to 1e11."""
+def _distant_grid(support: tuple[float, float], nearest: float, farthest: float) -> Array:
+    """A grid over a support with an infinite bound at distances between two bounds."""
+    return _at_distances(support, np.geomspace(nearest, farthest, 1500 if farthest < 1e12 else 6000))
+
+
+def _near_grid(support: tuple[float, float]) -> Array:
+    """A grid at distances below 1e-6 from 0, or from a finite bound."""
     low, high = support
-    distances = np.geomspace(1e6, 1e11, 1500)
+    distances = np.geomspace(1e-305, 1e-6, 6000)
+    if isfinite(low) and isfinite(high):
+        distances = np.geomspace(1e-305, 0.5, 6000) * (high - low)
+        return np.union1d(low + distances, high - distances)
+    return _at_distances(support, distances)
+
+
+def _at_distances(support: tuple[float, float], distances: Array) -> Array:
+    """The points at distances from the finite bound of a support, or from 0 in both directions."""
+    low, high = support
     if isfinite(low):
         return low + distances
     return high - distances if isfinite(high) else np.concatenate([-distances, distances])
