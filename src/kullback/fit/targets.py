@@ -103,8 +103,8 @@ def normalise(
     if not 0 < mass < inf or max(far, default=-inf) > _MAX_LOG_DENSITY_FAR:
         location, width = anchors[0]
         reason = (
-            f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance of "
-            f"{extent:.3g}"
+            f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance "
+            f"of {extent:.3g}"
             if 0 < mass < inf
             else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, where "
             f"the width of the peak is {width:.3g}; where this is a matter of units, pass log_prob in other units of x"
