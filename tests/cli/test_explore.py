@@ -90,6 +90,9 @@ def test_a_run_without_a_row_gives_one_line_and_the_others_stay(name, content, m
     (damaged / "evaluations.jsonl").unlink()
     (damaged / name).write_text(content)
     (damaged / "compare.html").touch()
+    if "compare" in content:
+        (damaged / "metrics.jsonl").unlink()
+        (damaged / "blocks-0.jsonl").write_text('{"block": 0, "part": 1}\n')
     page = tmp_path / "page.html"
     assert main(["explore", str(tmp_path / "runs"), "--output", str(page)]) == 0
     output = capsys.readouterr()

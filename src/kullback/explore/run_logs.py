@@ -79,8 +79,9 @@ class RunLog:
         self.metrics = MetricColumns(is_missing=is_missing, merge=self.is_sparse)
         self.evaluations = MetricColumns(is_missing=is_missing)
         self._line_problems: dict[str, str] = {}
+        if (path / "config.json").is_file():
+            self._check_kind(RunDirectory(path).config())
         if self.directory is not None:
-            self._check_kind(self.directory.config())
             files = [GrowingFile(path / name) for name in ("metrics.jsonl", "evaluations.jsonl")]
             self._sources = [
                 (self.metrics, [self._lines(files[0], _kullback_row)]),
@@ -97,7 +98,7 @@ class RunLog:
             page, result = self.path / "compare.html", self.path / "result.json"
             shown = next((f"; open {file}" for file in (page, result) if file.is_file()), "")
             raise InputError(f"{self.path}: expected a run of kullback train, got one of kullback compare{shown}")
-        if not {"kind", "rewards", "budget"} & config.keys():
+        if self.directory is not None and not {"kind", "rewards", "budget"} & config.keys():
             raise InputError(f"{self.path}: expected a run of kullback train, got a config.json of another program")
 
     def refresh(self) -> None:

@@ -218,12 +218,15 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = log_density(x)
-        for low, high in ((1e6, 1e11), (1e11, 1e305)):
-            is_flat = values.max() - values.min() < 0.5
-            if isfinite(support[0] + support[1]) or not (is_flat or np.nanargmax(values) in (0, x.size - 1)):
-                break  # else the mode or the width of the mode is farther
-            x = np.union1d(x, _distant_grid(support, low, high))
-            values = log_density(x)
+        if not isfinite(support[0] + support[1]):
+            for nearest, farthest in ((1e6, 1e11), (1e11, 1e305)):
+                if not _ends_are_near(values, support if nearest > 1e6 else (-inf, inf)):
+                    break
+                wider = np.union1d(x, _distant_grid(support, nearest, farthest))
+                found = log_density(wider)
+                # A function that does not decrease up to the largest numbers has no peak there.
+                if farthest < 1e12 or not _ends_are_near(found, support):
+                    x, values = wider, found
         top = int(np.nanargmax(values))
         neighbours = values[max(top - 1, 0) : top + 2]
         if (neighbours >= values[top] - _NATS_BELOW_MODE).sum() == 1:
@@ -256,6 +259,13 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
             widths = [abs(x[j] - x[i]) for j in nearest]
             anchors.append((float(x[i]), float(min(widths, default=1.0))))
     return Modes(tuple(anchors), top)
+
+
+def _ends_are_near(values: Array, support: tuple[float, float] = (-inf, inf)) -> bool:
+    """Whether values on a grid differ by less than half a nat, or the largest is at an infinite end of the support."""
+    top = np.nanargmax(values)
+    is_at_end = (top == 0 and not isfinite(support[0])) or (top == values.size - 1 and not isfinite(support[1]))
+    return bool(values.max() - values.min() < 0.5 or is_at_end)
 
 
 def _initial_grid(support: tuple[float, float]) -> Array:
