@@ -92,11 +92,13 @@ def normalise(
     support = _without_empty_ends(log_prob, support)
     anchors, top = find_modes(log_prob, support) if modes is None else modes
     with np.errstate(all="ignore"):
-        relative = Density(shifted(top), support, anchors)
+        log_width = float(np.log(anchors[0][1]))
+        # The integral of the relative density is about 1 in every unit; the quadrature has an absolute tolerance.
+        relative = Density(shifted(top + log_width), support, anchors)
         mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
         extent = _FAR * max([1.0, *(abs(location) + width for location, width in anchors)])
         far = [
-            relative.log_density(np.zeros(1), np.asarray([np.clip(point, -_LARGEST, _LARGEST)]))[0]
+            relative.log_density(np.zeros(1), np.asarray([np.clip(point, -_LARGEST, _LARGEST)]))[0] + log_width
             for point, bound in zip((-extent, extent), support, strict=True)
             if not isfinite(bound)
         ]
@@ -106,14 +108,14 @@ def normalise(
             f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance "
             f"of {extent:.3g}"
             if 0 < mass < inf
-            else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, where "
-            f"the width of the peak is {width:.3g}; where this is a matter of units, pass log_prob in other units of x"
+            else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, times "
+            f"the width {width:.3g} of its peak; where this is a matter of units, pass log_prob in other units of x"
         )
         raise SupportError(
             f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but {reason}: "
             "pass support=, or pass a distribution as target"
         )
-    log_evidence = top + float(np.log(mass))
+    log_evidence = top + log_width + float(np.log(mass))
     return Density(shifted(log_evidence), support, anchors), log_evidence
 
 
@@ -229,8 +231,9 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
                     x, values = wider, found
         top = int(np.nanargmax(values))
         neighbours = values[max(top - 1, 0) : top + 2]
-        if (neighbours >= values[top] - _NATS_BELOW_MODE).sum() == 1:
-            x = np.union1d(x, _near_grid(support))  # the peak is narrower than the grid
+        is_at_bound = (top == 0 and isfinite(support[0])) or (top == x.size - 1 and isfinite(support[1]))
+        if is_at_bound or (neighbours >= values[top] - _NATS_BELOW_MODE).sum() == 1:
+            x = np.union1d(x, _near_grid(support))  # the peak is narrower than the grid, or nearer to the bound
             values = log_density(x)
         if not (values > -inf).any():
             raise SupportError(
@@ -293,13 +296,15 @@ def _distant_grid(support: tuple[float, float], nearest: float, farthest: float)
 
 
 def _near_grid(support: tuple[float, float]) -> Array:
-    """A grid at distances below 1e-6 from 0, or from a finite bound."""
+    """A grid inside the support at distances below 1e-6 from 0, or from a finite bound."""
     low, high = support
     distances = np.geomspace(1e-305, 1e-6, 6000)
     if isfinite(low) and isfinite(high):
         distances = np.geomspace(1e-305, 0.5, 6000) * (high - low)
-        return np.union1d(low + distances, high - distances)
-    return _at_distances(support, distances)
+        near = np.union1d(low + distances, high - distances)
+    else:
+        near = _at_distances(support, distances)
+    return near[(near > low) & (near < high)]  # rounding can give the bound
 
 
 def _at_distances(support: tuple[float, float], distances: Array) -> Array:
