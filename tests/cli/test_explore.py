@@ -81,7 +81,11 @@ def test_the_other_rows_of_a_damaged_run_stay(name, content, message, tmp_path, 
         ("config.json", "{", "config.json"),
         ("config.json", "[]", "config.json: expected a JSON object, got []"),
         ("config.json", "\x00\x01", "config.json"),
-        ("config.json", '{"kind": "compare"}', "expected a run of kullback train, got one of kullback compare; open "),
+        (
+            "config.json",
+            '{"kind": "compare"}',
+            "expected a run of kullback train, got a run of kullback compare; open ",
+        ),
     ],
 )
 def test_a_run_without_a_row_gives_one_line_and_the_others_stay(name, content, message, tmp_path, capsys):

@@ -125,8 +125,8 @@ def _with_adapter(model: Any, source: ModelSource, adapter: Path) -> Any:
             reason = "its weights have other shapes, or layers that the base does not have"
         if adapted is None or reason:
             raise InputError(
-                f"{place}: expected an adapter of {source.directory}, but {reason}; its adapter_config.json says "
-                f"it was made for {config.base_model_name_or_path or 'an unnamed model'}"
+                f"{place}: expected an adapter of {source.directory}, but {reason}; the base in its "
+                f"adapter_config.json is {config.base_model_name_or_path or 'an unnamed model'}"
             )
         return adapted.get_base_model()
 

@@ -97,7 +97,7 @@ class RunLog:
         if str(config.get("kind")).startswith("compare"):
             page, result = self.path / "compare.html", self.path / "result.json"
             shown = next((f"; open {file}" for file in (page, result) if file.is_file()), "")
-            raise InputError(f"{self.path}: expected a run of kullback train, got one of kullback compare{shown}")
+            raise InputError(f"{self.path}: expected a run of kullback train, got a run of kullback compare{shown}")
         if self.directory is not None and not {"kind", "rewards", "budget"} & config.keys():
             raise InputError(f"{self.path}: expected a run of kullback train, got a config.json of another program")
 

@@ -304,7 +304,8 @@ def _near_grid(support: tuple[float, float]) -> Array:
         near = np.union1d(low + distances, high - distances)
     else:
         near = _at_distances(support, distances)
-    return near[(near > low) & (near < high)]  # rounding can give the bound
+    rounding = [1e-9 * abs(bound) if isfinite(bound) else 0.0 for bound in support]
+    return near[(near - low > rounding[0]) & (high - near > rounding[1])]
 
 
 def _at_distances(support: tuple[float, float], distances: Array) -> Array:
