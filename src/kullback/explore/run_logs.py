@@ -263,7 +263,7 @@ class RunLog:
 
 
 def _event_file_problem(path: Path) -> str | None:
-    """Why a file is no event file of TensorBoard, or None.
+    """Why a file cannot be an event file of TensorBoard, or None.
 
     The first record, which begins with its length and a checksum, has the version of the file.
     """
