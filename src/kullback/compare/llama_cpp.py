@@ -189,6 +189,9 @@ def is_log_prob_file(path: str | os.PathLike[str]) -> bool:
     Args:
         path: The path.
 
+    Returns:
+        Whether the file exists and starts with the bytes of this format.
+
     Example:
         >>> is_log_prob_file("absent.kld")
         False
