@@ -55,18 +55,48 @@ def test_a_directory_of_runs_shows_every_run(tmp_path, capsys):
         ("metrics.jsonl", '{"step": 1}\n{"step": \n{"step": 3}\n', "metrics.jsonl: line 2"),
         ("metrics.jsonl", '{"step": 1}\n7\n', "metrics.jsonl: line 2"),
         ("evaluations.jsonl", "[" * 20_000 + "\n", "evaluations.jsonl: line 1"),
-        ("config.json", "{", "config.json"),
-        ("config.json", "[]", "config.json: expected a JSON object, got []"),
         ("config.json", '{"rewards": 7}', "expected a list under 'rewards'"),
-        ("config.json", "\x00\x01", "config.json"),
         ("samples.json", "{", "samples.json: not JSON"),
         ("samples.json", "[7]", "samples.json: expected a JSON object, got list"),
     ],
 )
-def test_a_damaged_run_gives_one_line_and_the_others_stay(name, content, message, tmp_path, capsys):
+def test_the_other_rows_of_a_damaged_run_stay(name, content, message, tmp_path, capsys):
     create(tmp_path / "runs" / "good")
     damaged = create(tmp_path / "runs" / "damaged").path
     (damaged / name).write_text(content)
+    page = tmp_path / "page.html"
+    for path, expected in ((tmp_path / "runs", ["damaged", "good"]), (damaged, ["damaged"])):
+        assert main(["explore", str(path), "--output", str(page)]) == 0
+        output = capsys.readouterr()
+        assert output.err.count("\n") == 1
+        assert message in output.err
+        assert str(damaged) in output.err
+        assert shown(page) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": \n', "metrics.jsonl: line 1"),
+        ("config.json", "{", "config.json"),
+        ("config.json", "[]", "config.json: expected a JSON object, got []"),
+        ("config.json", "\x00\x01", "config.json"),
+        (
+            "config.json",
+            '{"kind": "compare"}',
+            "expected a run of kullback train, got a run of kullback compare; open ",
+        ),
+    ],
+)
+def test_a_run_without_a_row_gives_one_line_and_the_others_stay(name, content, message, tmp_path, capsys):
+    create(tmp_path / "runs" / "good")
+    damaged = create(tmp_path / "runs" / "damaged").path
+    (damaged / "evaluations.jsonl").unlink()
+    (damaged / name).write_text(content)
+    (damaged / "compare.html").touch()
+    if "compare" in content:
+        (damaged / "metrics.jsonl").unlink()
+        (damaged / "blocks-0.jsonl").write_text('{"block": 0, "part": 1}\n')
     page = tmp_path / "page.html"
     assert main(["explore", str(tmp_path / "runs"), "--output", str(page)]) == 0
     output = capsys.readouterr()

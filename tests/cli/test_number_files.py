@@ -432,3 +432,14 @@ def test_control_characters_of_names_and_labels_are_escaped(tmp_path: Path, caps
     assert "\x1b" not in output
     assert "two\\nlines\\x1b[31m.csv" in output.splitlines()[0]
     assert "\\x1b[2Jred" in output
+
+
+@pytest.mark.parametrize("line", ["1 2 x", "1 x 2", "O.5,0.5", "1;x"])
+def test_a_text_in_a_single_row_of_numbers_is_refused(line, tmp_path, capsys):
+    path = tmp_path / "samples.txt"
+    path.write_text(line)
+    for words in (["fit", str(path), "normal"], ["measure", str(path), "0.5,0.5", "--counts"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "samples.txt: line 1" in error
+        assert error.count("\n") == 1

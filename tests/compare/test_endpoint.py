@@ -192,6 +192,9 @@ def test_both_sides_can_be_servers(
         assert 0 < found["kl"] < exact["kl"]
         assert 0 < found["reverse_kl"] < exact["reverse_kl"]
         assert not {"kl_upper", "reverse_kl_upper"} & found.keys()
+        long = ["1+2=3" * 8]  # without a model on this machine, whose positions are known
+        with pytest.raises(InputError, match="the prompt has 40 tokens: if the server allows fewer, pass --context"):
+            compare_with_endpoint(name_of(other), [name_of(vllm)], **(words | {"text": long}))
         with pytest.raises(InputError, match="--tokenizer: expected the tokenizer of the servers"):
             compare_with_endpoint(name_of(other), [name_of(vllm)], text=texts)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -154,9 +155,48 @@ def test_a_directory_of_logs_is_shown_by_the_command(sb3, tmp_path, capsys):
     assert main(["explore", str(logs), "--output", str(output)]) == 0
     data = json.loads(output.read_text().split('id="page">')[1].split("</script>")[0])
     assert [run["name"] for run in data["runs"]["runs"]] == ["sb3", "trl"]
-    (logs / "bad.jsonl").write_text('{"_step": 1}\nnot json\n')
-    assert main(["explore", str(logs / "bad.jsonl"), "--output", str(output)]) == 2
-    assert "bad.jsonl: line 2: expected a JSON object, got a line that is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "last"),
+    [
+        (
+            "bad.jsonl",
+            '{"_step": 1, "loss": 2.0}\nnot json\n{"_step": 3, "loss": 4.0}\n',
+            "line 2: expected a JSON object, got a line that is not JSON",
+            [3.0, 4.0],
+        ),
+        (
+            "progress.csv",
+            "time/total_timesteps,loss\n1,2.0\n2,3,4\n3,4.0\n",
+            "line 3: expected 2 cells, got 3",
+            [3.0, 4.0],
+        ),
+    ],
+)
+def test_the_command_shows_the_other_rows_of_a_damaged_log(name, content, problem, last, tmp_path, capsys):
+    path, output = tmp_path / name, tmp_path / "page.html"
+    path.write_text(content)
+    assert main(["explore", str(path), "--output", str(output)]) == 0
+    assert capsys.readouterr().err == f"kullback: {path}: {problem}\n"
+    data = json.loads(output.read_text().split('id="page">')[1].split("</script>")[0])
+    (run,) = data["runs"]["runs"]
+    assert run["problems"] == [f"{path}: {problem}"]
+    assert data["runs"]["problems"] == []
+    assert run["metrics"]["keys"]["loss"]["last"] == last
+    path.write_text("not json\n" if name == "bad.jsonl" else "a,b\n1\n")
+    assert main(["explore", str(path), "--output", str(output)]) == 2
+    assert f"{path}: line " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [random.Random(0).randbytes(400), b"\0" * 400, b"step,kl\n" * 50])
+def test_a_file_that_is_no_event_file_of_tensorboard_is_named(content, tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    path = tmp_path / "tb" / "events.out.tfevents.1.host"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert main(["explore", str(path.parent), "--output", str(tmp_path / "page.html")]) == 2
+    assert capsys.readouterr().err == f"kullback: {path}: expected an event file of TensorBoard, got other content\n"
 
 
 def test_the_keys_under_which_null_is_no_value_are_the_same_in_the_browser():

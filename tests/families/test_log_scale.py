@@ -99,8 +99,11 @@ def test_equality_copies_and_text():
     [
         ({}, "expected Normal to receive scale or log_scale"),
         ({"scale": 1.0, "log_scale": 0.0}, "exactly one of scale, log_scale, got scale and log_scale"),
-        ({"log_scale": np.nan}, "log_scale to be the logarithm of a number > 0 and finite, but it is nan"),
-        ({"log_scale": 800.0}, "log_scale to be the logarithm of a number > 0 and finite, but it is 800.0"),
+        ({"log_scale": np.nan}, "log_scale to be the logarithm of a number > 0 and finite in its dtype, but it is nan"),
+        (
+            {"log_scale": 800.0},
+            "log_scale to be the logarithm of a number > 0 and finite in its dtype, but it is 800.0",
+        ),
         ({"log_scale": [0.0, -np.inf]}, r"log_scale\[1\] is -inf"),
         ({"log_scale": "1"}, "log_scale to be numbers"),
     ],

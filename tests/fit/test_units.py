@@ -10,6 +10,7 @@ from kullback import fit_forward, fit_reverse
 from kullback.errors import SupportError
 from kullback.families import (
     Cauchy,
+    Gamma,
     Gumbel,
     HalfNormal,
     InverseGaussian,
@@ -76,3 +77,34 @@ def test_the_repr_of_a_fit_omits_its_path() -> None:
 def test_a_start_at_the_limits_of_float64_is_refused_without_a_warning() -> None:
     with pytest.raises(SupportError, match="finite at a start"):
         fit_forward(Normal, target=Normal(loc=0.0, scale=1.0), start=Normal(loc=1e300, scale=1e-300))
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-100, 1e-12, 1e-9, 1e12, 1e100, 1e200, 1e300])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_fits_to_log_densities_scale_with_the_unit(unit: float, shift: float) -> None:
+    def log_prob(x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return -((x / unit - shift) ** 2) / 2
+
+    fit = fit_reverse(Normal, log_prob=log_prob)
+    assert fit.converged
+    assert scaled(fit.distribution, unit) == pytest.approx([shift, 1.0], rel=1e-9, abs=1e-9)
+    assert fit.diagnostics["log_evidence"] == pytest.approx(np.log(unit) + np.log(2 * np.pi) / 2, rel=1e-12)
+
+    def log_prob_of_gamma(x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", divide="ignore"):
+            u = np.minimum(x / unit, 1e300)
+            return np.log(u) - u
+
+    if unit < 1e-290:  # x has fewer digits near the smallest numbers
+        return
+    gamma = fit_reverse(Gamma, log_prob=log_prob_of_gamma, support=(0, np.inf))
+    assert gamma.diagnostics["log_evidence"] == pytest.approx(np.log(unit), rel=1e-12)
+    assert gamma.distribution.concentration == pytest.approx(2.0, rel=1e-6)
+    assert gamma.distribution.rate * unit == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_a_log_density_without_a_finite_integral_is_named_in_every_unit(unit: float) -> None:
+    with pytest.raises(SupportError, match="a function with a finite integral"):
+        fit_reverse(Normal, log_prob=lambda x: -np.abs(x) / (unit + np.abs(x)))

@@ -140,6 +140,10 @@ def test_a_local_directory_takes_precedence(tiny_model: Path) -> None:
         ("./absent/model", "no such directory"),
         ("acme/", "no such directory"),
         ("acme/model.safetensors", "no such directory"),
+        (
+            "openai:http://host/v1#name",
+            "--model: expected a model on this machine or of the hub, whose weights are read",
+        ),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(name: str, message: str) -> None:

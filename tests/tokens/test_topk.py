@@ -33,6 +33,13 @@ def test_the_bounds_hold_in_both_directions(seed, k, scale, dtype):
     torch.testing.assert_close(bounds.missing_mass.double(), rest, rtol=1e-5, atol=slack)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 12), st.floats(0, 5), st.sampled_from([torch.float32, torch.float64]))
+def test_the_lower_bound_is_not_above_the_upper_bound(seed, k, scale, dtype):
+    _, q, values, ids = case(seed, k=k, scale=scale, dtype=dtype)
+    bounds = topk_token_kl(values, ids, q)
+    assert (bounds.kl <= bounds.kl_upper).all()
+
+
 def test_the_bounds_are_exact_where_nothing_is_missing():
     p, q, values, ids = case(k=12)
     bounds = topk_token_kl(values, ids, q)

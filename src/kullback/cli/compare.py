@@ -262,6 +262,7 @@ def _compare_texts(options: argparse.Namespace) -> int:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.text_level import compare_text_level
 
+    _silence_transformers()
     names = ("context", "stride", "dtype", "device", "output", "resume", "overwrite")
     with results_on_stdout():
         comparison = compare_text_level(
@@ -289,6 +290,7 @@ def _compare_with_endpoint(options: argparse.Namespace) -> Any:
     require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     from kullback.compare.endpoint import compare_with_endpoint
 
+    _silence_transformers()
     names = ("context", "stride", "bos", "dtype", "device", "output", "resume", "overwrite", "tokenizer")
     numbers = ("top", "sampled_positions", "timeout", "batch_size", "seed")
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}

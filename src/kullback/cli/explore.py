@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     if len(paths) > _MAX_RUNS:
         raise InputError(f"expected at most {_MAX_RUNS} runs, got {len(paths)}; pass some of them")
     logs, problems = readable_runs({_label(path, paths): path for path in paths})
-    for problem in problems:
+    for problem in [*problems, *(problem for log in logs.values() for problem in log.problems)]:
         print_error(problem)
     if options.output is not None:
         findings = {name: check_run(log.path) for name, log in logs.items()}

@@ -480,10 +480,10 @@ def _as_text(report: dict[str, Any]) -> str:
 
 def _divisors_as_text(sums: dict[str, Any]) -> str:
     """The sums that the tables were divided by."""
-    texts = {
-        name: "each row by its sum" if isinstance(value, list) else f"by {value:.10g}" for name, value in sums.items()
+    divisors = {
+        name: "the sum of each row" if isinstance(value, list) else f"{value:.10g}" for name, value in sums.items()
     }
-    return f"P was divided {texts['p']}, Q {texts['q']}"
+    return f"P was divided by {divisors['p']}, Q by {divisors['q']}"
 
 
 def _method_as_text(report: dict[str, Any]) -> str:

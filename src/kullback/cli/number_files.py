@@ -387,6 +387,11 @@ def _read_rows(
             f"{text}: expected a vector or a matrix of numbers, got one line without numbers: "
             f"{', '.join(header or ())!r:.200}"
         )
+    if header is None and label_column is not None and len(labels) == 1:
+        # In one row, a text is a number with a typing error rather than a label.
+        raise InputError(
+            f"{text}: line {lines.number}: expected numbers, got {labels[0]!r} in column {label_column + 1}"
+        )
     columns = width - (label_column is not None)
     values = np.frombuffer(numbers, np.float64).reshape(-1, columns)
     if header is not None and label_column is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kullback.compare.arguments import checked_arguments
 from kullback.compare.results import FORMAT, Comparison, ModelResult, ModuleShares
 from kullback.compare.statistics import DocumentSums, paired_difference
 from kullback.errors import InputError
@@ -25,6 +26,7 @@ KINDS = {
 """The kinds of comparisons, in words."""
 
 
+@checked_arguments
 def compare(
     base: str | Path,
     models: str | Path | Sequence[str | Path],
@@ -36,7 +38,7 @@ def compare(
     form: str | None = None,
     dtype: str = "auto",
     floor: str | Sequence[str] | None = None,
-    adapters: Sequence[str | Path] = (),
+    adapters: str | Path | Sequence[str | Path] = (),
     attention: str | Sequence[str] = (),
     kv_cache_dtype: str | Sequence[str] = (),
     batch_size: int = 4,
@@ -100,8 +102,8 @@ def compare(
         The comparison. KL is `inf` where a model gives probability 0 to a token that is possible under the base.
 
     Raises:
-        InputError: The models do not load or do not share a vocabulary, the text cannot be read, or the run directory
-            cannot be used.
+        InputError: An argument is of a wrong kind or has no effect, the models do not load or do not share a
+            vocabulary, the text cannot be read, or the run directory cannot be used.
         MissingDependencyError: PyTorch or transformers is not installed.
 
     Example:
@@ -114,7 +116,7 @@ def compare(
         text=text,
         dtype=dtype,
         floors=_texts(floor),
-        adapters=list(map(str, adapters)),
+        adapters=_texts(adapters),
         attention=_texts(attention),
         kv_cache_dtypes=_texts(kv_cache_dtype),
         settings={
@@ -174,6 +176,8 @@ def make_plan(
         )
     if isinstance(text, str | Path):
         next(read_documents(text, form=settings["form"]))  # raises before libraries are imported that take seconds
+    if not isinstance(text, str | Path) and not text:
+        raise InputError("text: expected at least one text, got an empty list")
     source = find_source(base, "BASE", dtype=dtype)
     sources = [find_source(name, "MODEL", dtype=dtype, base=source) for name in models]
     for name in adapters:

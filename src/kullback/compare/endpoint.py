@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kullback.compare.arguments import checked_arguments
 from kullback.compare.bounds import (
     BoundComparison,
     BoundModel,
@@ -101,6 +102,7 @@ class _Settings:
     parallel: int
 
 
+@checked_arguments
 def compare_with_endpoint(
     base: str,
     models: Sequence[str],
@@ -157,7 +159,7 @@ def compare_with_endpoint(
         over the vocabulary at temperature 1 and, where the base is an endpoint, samples from it.
 
     Raises:
-        InputError: A model or the text is not valid, a server fails, or the run directory cannot be used.
+        InputError: An argument, a model or the text is not valid, a server fails, or the run directory cannot be used.
 
     Example:
         >>> server = "openai:http://localhost:8000/v1#llama"
@@ -180,6 +182,7 @@ def compare_with_endpoint(
         ("--top", top, 1),
         ("--sampled-positions", sampled_positions, 0),
         ("--batch-size", batch_size, 1),
+        ("--seed", seed, 0),
     ):
         if value < least:
             raise InputError(f"{option}: expected {least} or more, got {value}")

@@ -52,6 +52,7 @@ __all__ = [
     "RowBlock",
     "TokenBounds",
     "encode_rows",
+    "is_log_prob_file",
     "kl_bounds",
     "open_log_probs",
     "write_log_probs",
@@ -180,6 +181,26 @@ def open_log_probs(path: str | os.PathLike[str]) -> "LogProbFile":
             f"{size}; {remedy}"
         )
     return LogProbFile(path, n_ctx, n_vocab, n_chunk)
+
+
+def is_log_prob_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file that starts as the files of llama.cpp's `--kl-divergence-base` do.
+
+    Args:
+        path: The path.
+
+    Returns:
+        Whether the file exists and starts with the bytes of this format.
+
+    Example:
+        >>> is_log_prob_file("absent.kld")
+        False
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return Path(path).is_file() and file.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def _rows_per_chunk(n_ctx: int) -> int:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from kullback.compare.sources import ModelSource
 from kullback.errors import InputError, MissingDependencyError
 from kullback.integrations.transformers import AnyHead, Head, head_of, last_hidden, load_model
-from kullback.runs.library_errors import library_errors
+from kullback.runs.library_errors import is_out_of_memory, library_errors
 from kullback.tokens import TokenStats, linear_token_kl, token_stats
 
 __all__ = ["LoadedModel", "head_stats", "load", "top_tokens"]
@@ -71,7 +73,7 @@ def load(source: ModelSource, vocabulary: int, device: torch.device | str) -> Lo
     except InputError as error:
         raise InputError(str(error).replace("--model ", "", 1)) from error
     if source.adapter is not None:
-        model = _with_adapter(model, source.adapter)
+        model = _with_adapter(model, source, source.adapter)
     model = model.eval().requires_grad_(False).to(device)
     # Matrix products round differently for memory of another alignment, which the mapped files of weights can have.
     for tensor in (*model.parameters(), *model.buffers()):
@@ -98,15 +100,40 @@ def load(source: ModelSource, vocabulary: int, device: torch.device | str) -> Lo
     return LoadedModel(source, model, _sliced(head, vocabulary), vocabulary, settings["dtype"], settings)
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def _with_adapter(model: Any, source: ModelSource, adapter: Path) -> Any:
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     except ModuleNotFoundError as error:
         raise MissingDependencyError("peft is missing: pip install 'kullback[train]'") from error
-    with library_errors(f"--adapter {adapter}"):
-        if PeftConfig.from_pretrained(str(adapter)).is_prompt_learning:
-            raise InputError(f"--adapter {adapter}: expected an adapter of weights, such as LoRA, got a learned prompt")
-        return PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+    place = f"--adapter {adapter}"
+    with library_errors(place):
+        config = PeftConfig.from_pretrained(str(adapter))
+        if config.is_prompt_learning:
+            raise InputError(f"{place}: expected an adapter of weights, such as LoRA, got a learned prompt")
+        saved = _tensor_names(adapter)
+        adapted, reason = None, ""
+        try:
+            with catch_warnings():
+                simplefilter("ignore", FutureWarning)  # of transformers about its own methods, which PEFT calls
+                adapted = PeftModel.from_pretrained(model, str(adapter))
+            unused = saved - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            if unused:
+                reason = f"the base has no layer for {min(unused)}"
+        except (RuntimeError, ValueError, KeyError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = "its weights have other shapes, or layers that the base does not have"
+        if adapted is None or reason:
+            raise InputError(
+                f"{place}: expected an adapter of {source.directory}, but {reason}; the base in its "
+                f"adapter_config.json is {config.base_model_name_or_path or 'an unnamed model'}"
+            )
+        return adapted.get_base_model()
+
+
+def _tensor_names(adapter: Path) -> set[str]:
+    """The names of the tensors of an adapter."""
+    return {name for path in adapter.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
 
 
 def _sliced(head: AnyHead, vocabulary: int) -> AnyHead:

@@ -58,7 +58,7 @@ from kullback.compare.sources import DTYPES, ModelSource, gguf_warning, weights_
 from kullback.compare.statistics import DocumentSums, ModelStatistics, confidence_labels
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
-from kullback.compare.variants import Candidate, Variant, token_hidden
+from kullback.compare.variants import Candidate, Variant, head_size, require_head_size, token_hidden
 from kullback.errors import InputError
 from kullback.integrations.transformers import load_config, load_tokenizer
 from kullback.runs.checksums import read_checked, write_checked
@@ -320,6 +320,10 @@ def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus
         tokenizers[source.name] = other
         warnings += gguf_warning(source)
         positions[source.name] = getattr(load_config(directory), "max_position_embeddings", None)
+    for candidate in plan.candidates:
+        size = head_size(load_config(candidate.source.directory))
+        if candidate.variant.kv_cache_dtype is not None and size is not None:
+            require_head_size(candidate.variant.kv_cache_dtype, size)
     if context is None:
         context = min(_DEFAULT_CONTEXT, *(limit for limit in positions.values() if limit), _DEFAULT_CONTEXT)
     for name, limit in positions.items():

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kullback.compare.llama_cpp import is_log_prob_file
 from kullback.errors import InputError
 from kullback.integrations.gguf import is_gguf, require_gguf, weight_types
 from kullback.integrations.hub import find_model, hub_source
+from kullback.integrations.openai_server import is_endpoint
 
 __all__ = ["DTYPES", "ModelSource", "find_source", "gguf_warning", "weights_hash"]
 
@@ -48,7 +50,18 @@ def find_source(name: str, option: str, *, dtype: str, base: ModelSource | None 
         InputError: The model does not exist, or it is not a causal language model in safetensors or GGUF.
         MissingDependencyError: The model is a GGUF file, and the package gguf is not installed.
     """
+    if is_endpoint(name):
+        raise InputError(
+            f"{option}: expected a model on this machine or of the hub, got the model of a server, openai:URL#NAME, "
+            "which is compared by `kullback compare BASE MODEL --text CORPUS`, or in Python by "
+            "kullback.compare.endpoint.compare_with_endpoint"
+        )
     path = Path(name)
+    if path.is_file() and is_log_prob_file(path):
+        raise InputError(
+            f"{option} {name}: expected a model, got a file of llama.cpp's --kl-divergence-base; it can be BASE in "
+            "`kullback compare BASE MODEL`, or in Python the path of kullback.compare.stored_base.compare_with_file"
+        )
     if is_gguf(path):
         require_gguf(path, option)
         return ModelSource(name, path, None, dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kullback.compare.arguments import checked_arguments
 from kullback.compare.bounds import (
     BoundComparison,
     BoundModel,
@@ -57,6 +58,7 @@ _SAME = {
 }
 
 
+@checked_arguments
 def compare_with_file(
     path: str | Path,
     models: Sequence[str],
@@ -195,6 +197,7 @@ def compare_with_file(
     return comparison
 
 
+@checked_arguments
 def write_base_file(
     path: str | Path,
     base: str,
@@ -233,6 +236,8 @@ def write_base_file(
         >>> write_base_file("base.kld", "base", "corpus", context=512)  # doctest: +SKIP
         37
     """
+    if not isinstance(text, str | Path):
+        raise InputError("text: expected the path of a corpus, got a list of texts; write them to a file")
     n_ctx = 512 if context is None else context
     _require_new_file(Path(path), overwrite=overwrite)
     source = find_source(base, "BASE", dtype=dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kullback.compare.arguments import checked_arguments
 from kullback.compare.bounds import Progress, compute_parts, earlier_sums, require_single_process
 from kullback.compare.comparison import read_result
 from kullback.compare.corpus import Document, Window, read_documents, windows
@@ -212,6 +213,7 @@ def _finite(number: float) -> float | str:
     return number if abs(number) < float("inf") else str(number)
 
 
+@checked_arguments
 def compare_text_level(
     base: str,
     models: Sequence[str],
@@ -256,7 +258,7 @@ def compare_text_level(
         document.
 
     Raises:
-        InputError: A model or the text is not valid, or the run directory cannot be used.
+        InputError: An argument, a model or the text is not valid, or the run directory cannot be used.
 
     Example:
         >>> comparison = compare_text_level("llama", ["qwen"], text="corpus")  # doctest: +SKIP

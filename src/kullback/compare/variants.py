@@ -27,6 +27,8 @@ __all__ = [
     "Variant",
     "attention_kernel",
     "floor_variant",
+    "head_size",
+    "require_head_size",
     "round_cache",
     "token_hidden",
 ]
@@ -37,6 +39,7 @@ ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_atte
 CACHE_DTYPES = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "q8_0", "q4_0")
 """The dtypes to which the keys and values of a cache can be rounded; q8_0 and q4_0 are formats of llama.cpp."""
 
+_BLOCK_DTYPES = ("q8_0", "q4_0")
 _BLOCK = 32  # entries of a key or a value with one scale in q8_0 and q4_0
 
 
@@ -157,11 +160,8 @@ def round_cache(states: Tensor, dtype: str) -> Tensor:
     Raises:
         InputError: The dtype is q8_0 or q4_0, and d is not a multiple of 32.
     """
-    if dtype in ("q8_0", "q4_0"):
-        if states.shape[-1] % _BLOCK:
-            raise InputError(
-                f"--kv-cache-dtype {dtype}: expected heads whose size is a multiple of {_BLOCK}, got {states.shape[-1]}"
-            )
+    if dtype in _BLOCK_DTYPES:
+        require_head_size(dtype, states.shape[-1])
         blocks = states.float().unflatten(-1, (-1, _BLOCK))
         largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
         scale = largest.abs() / 127 if dtype == "q8_0" else largest / -8
@@ -174,6 +174,39 @@ def round_cache(states: Tensor, dtype: str) -> Tensor:
     rounded = getattr(torch, dtype)
     limit = torch.finfo(rounded).max
     return states.clamp(-limit, limit).to(rounded).to(states.dtype)
+
+
+def require_head_size(dtype: str, size: int) -> None:
+    """Check that keys and values of heads of a size can be rounded to a dtype.
+
+    Args:
+        dtype: A name of `CACHE_DTYPES`.
+        size: The number of entries of a key or a value.
+
+    Raises:
+        InputError: The dtype is q8_0 or q4_0, and the size is not a multiple of 32.
+    """
+    if dtype in _BLOCK_DTYPES and size % _BLOCK:
+        raise InputError(f"--kv-cache-dtype {dtype}: expected heads whose size is a multiple of {_BLOCK}, got {size}")
+
+
+def head_size(config: Any) -> int | None:
+    """The number of entries of a key and a value of each head, or None where the configuration does not determine it.
+
+    Args:
+        config: The configuration of a model of transformers.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> head_size(SimpleNamespace(hidden_size=64, num_attention_heads=4)), head_size(SimpleNamespace())
+        (16, None)
+    """
+    if getattr(config, "kv_lora_rank", None):  # compressed keys and values, whose sizes differ
+        return None
+    if isinstance(size := getattr(config, "head_dim", None), int):
+        return size
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
 
 
 class RoundedCache(DynamicCache):

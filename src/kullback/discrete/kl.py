@@ -1,7 +1,11 @@
 """Exact KL divergence between discrete distributions, from probabilities, log-probabilities or logits."""
 
+from functools import partial
+from importlib import import_module
 from math import inf
 from typing import Any
+
+from array_api_compat import is_jax_namespace, is_torch_namespace
 
 from kullback.discrete.kernels.dispatch import (
     fast_kl_log_probs,
@@ -13,15 +17,17 @@ from kullback.discrete.kernels.dispatch import (
 )
 from kullback.discrete.log_ratios import (
     kl_per_event,
+    log_ratio_quarters,
     normalize_logits,
     normalize_probs,
     prob_difference,
     q_probs_gradient,
     sum_kl,
+    sum_kl_of_far_logits,
 )
 from kullback.discrete.validation import events_last, require_log_probs, require_logits, require_probs
 from kullback.numerics.array_types import ArrayInput, ArrayT, Float, PerEvent, PerRow
-from kullback.numerics.arrays import ArrayLike, cast, is_positive, map_row_blocks, with_gradient
+from kullback.numerics.arrays import ArrayLike, cast, holds, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -119,7 +125,8 @@ def kl_logits(
 
     Returns:
         The KL divergence in nats, shape (...), with the array type and dtype of the inputs; `inf` where q_logits is
-        -inf for some finite p_logits. float16 and bfloat16 are computed in float32.
+        -inf for some finite p_logits, or where the KL exceeds the largest number of the dtype. float16 and bfloat16 are
+        computed in float32.
 
     Raises:
         SupportError: A logit is nan or +inf, or every logit of a row is -inf.
@@ -129,7 +136,7 @@ def kl_logits(
         >>> float(kl_logits([1.0, 1.0, -inf], [3.0, 3.0, -inf]))
         0.0
     """
-    if where is None and (kl := fast_kl_logits(p_logits, q_logits, axis)) is not None:
+    if where is None and (kl := fast_kl_logits(p_logits, q_logits, axis)) is not None and _is_finite(kl):
         return kl
     xp, [logits_p, logits_q], dtype = events_last(p_logits, q_logits, axis=axis, where=where, fill=-inf)
     require_logits(xp, "p_logits", logits_p, axis)
@@ -173,6 +180,11 @@ def kl_terms(
     return cast(xp, xp.moveaxis(terms, -1, axis) if terms.ndim > 1 else terms, dtype)
 
 
+def _is_finite(kl: Any) -> bool:
+    """Whether the values of an array or of a tensor in memory are finite."""
+    return bool(kl < inf if isinstance(kl, float) else (kl < inf).all())
+
+
 # Values and gradients for rows of events: the events lie along the last axis.
 
 
@@ -184,12 +196,31 @@ def _log_p_gradient(xp: Any, kl: PerRow, p: PerEvent, d: PerEvent) -> PerEvent:
 
 def _logits_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
     kl = fast_kl_logits_autograd(p_logits, q_logits)
-    return _general_value(xp, p_logits, q_logits) if kl is None else kl
+    kl = _general_value(xp, p_logits, q_logits) if kl is None else kl
+    far = kl == inf
+    if is_jax_namespace(xp):
+        cond = import_module("jax").lax.cond
+        return cond(xp.any(far), partial(sum_kl_of_far_logits, xp), lambda *_: kl, p_logits, q_logits)
+    if not _is_true(xp, xp.any(far)):
+        return kl
+    if kl.ndim == 0:
+        return sum_kl_of_far_logits(xp, p_logits, q_logits)
+    kl[far] = _far_value(xp, p_logits[far], q_logits[far])
+    return kl
 
 
 def _p_logits_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     gradients = fast_kl_logits_grad_p(gradient, p_logits, q_logits)
-    return _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if gradients is None else gradients
+    gradients = _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if gradients is None else gradients
+    far = (kl > xp.finfo(kl.dtype).max / 256) & (kl < inf)
+    if is_jax_namespace(xp) or _is_true(xp, xp.any(far)):
+        gradients = xp.where(far[..., None], _far_p_gradient(xp, gradient, kl, p_logits, q_logits), gradients)
+    return gradients
+
+
+def _is_true(xp: Any, flag: Any) -> bool:
+    """Whether a flag is True; False for a tensor on an accelerator, for whose value the processor would wait."""
+    return (not is_torch_namespace(xp) or flag.device.type == "cpu") and holds(flag)
 
 
 def _q_logits_gradient(xp: Any, gradient: PerRow, _kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
@@ -200,6 +231,19 @@ def _q_logits_gradient(xp: Any, gradient: PerRow, _kl: PerRow, p_logits: PerEven
 @map_row_blocks
 def _general_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
     return sum_kl(xp, *normalize_logits(xp, p_logits, q_logits))
+
+
+@map_row_blocks
+def _far_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
+    return sum_kl_of_far_logits(xp, p_logits, q_logits)
+
+
+@map_row_blocks
+def _far_p_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
+    p, _, d = normalize_logits(xp, p_logits, q_logits)
+    quarters, far = log_ratio_quarters(xp, p_logits, q_logits, d)
+    slopes = p * (xp.where(far, -quarters, -xp.where(abs(d) < inf, d, 0.0) / 4) - kl[..., None] / 4)
+    return gradient[..., None] * xp.where(p > 0, slopes, 0.0) * 4
 
 
 @map_row_blocks

@@ -6,11 +6,20 @@ Events lie along the last axis. d is +inf where only p is 0, -inf where only q i
 from math import inf
 from typing import Any
 
-from kullback.numerics.array_types import PerEvent, PerRow
+from kullback.numerics.array_types import Bool, PerEvent, PerRow
 from kullback.numerics.arrays import is_positive, log
 from kullback.numerics.phi import phi
 
-__all__ = ["kl_per_event", "normalize_logits", "normalize_probs", "prob_difference", "q_probs_gradient", "sum_kl"]
+__all__ = [
+    "kl_per_event",
+    "log_ratio_quarters",
+    "normalize_logits",
+    "normalize_probs",
+    "prob_difference",
+    "q_probs_gradient",
+    "sum_kl",
+    "sum_kl_of_far_logits",
+]
 
 
 def normalize_probs(xp: Any, p: PerEvent, q: PerEvent) -> tuple[PerEvent, PerEvent, PerEvent]:
@@ -65,6 +74,34 @@ def sum_kl(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerRow:
     total = xp.sum(_phi_terms(xp, p, q, d), axis=-1)
     # d identifies infinite terms, because p may have underflowed to 0.
     return xp.where(xp.min(d, axis=-1) == -inf, inf, total)
+
+
+def sum_kl_of_far_logits(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
+    """KL(p || q) of logits whose differences may exceed the largest number of the dtype, shape (...).
+
+    The result is `inf` where the KL is infinite or exceeds the largest number, and not where only a log-ratio does.
+    """
+    p, q, d = normalize_logits(xp, p_logits, q_logits)
+    quarters, far = log_ratio_quarters(xp, p_logits, q_logits, d)
+    near_total = sum_kl(xp, p, q, xp.where(far, 0.0, d))
+    log_p = p_logits - xp.max(p_logits, axis=-1, keepdims=True)
+    log_p = log_p - xp.log(xp.sum(xp.exp(log_p), axis=-1, keepdims=True))
+    # p_i may be subnormal or 0 where p_i d_i is not.
+    products = xp.where(p >= xp.finfo(p.dtype).smallest_normal, -p * quarters, xp.exp(log_p + xp.log(-quarters)))
+    return near_total + 4 * xp.sum(xp.where(far, products, 0.0), axis=-1)
+
+
+def log_ratio_quarters(
+    xp: Any, p_logits: PerEvent, q_logits: PerEvent, d: PerEvent
+) -> tuple[PerEvent, Bool[Any, "*batch n"]]:
+    """d / 4 of the events whose d is below the least number of the dtype, and which events these are.
+
+    The quarters of other events are -1.
+    """
+    far = (d == -inf) & (p_logits > -inf) & (q_logits > -inf)
+    top_p, top_q = (xp.max(logits, axis=-1, keepdims=True) for logits in (p_logits, q_logits))
+    quarters = (q_logits / 4 - top_q / 4) - (p_logits / 4 - top_p / 4)
+    return xp.where(far, quarters, -1.0), far
 
 
 def kl_per_event(xp: Any, p: PerEvent, q: PerEvent, d: PerEvent) -> PerEvent:

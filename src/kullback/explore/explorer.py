@@ -84,6 +84,9 @@ def range_data(log: RunLog, low: float, high: float, x: str) -> dict[str, Any]:
 def readable_runs(runs: Mapping[str, Path]) -> tuple[dict[str, RunLog], list[str]]:
     """Return the logs that can be shown, and the problems of the others.
 
+    A log with rows and a damaged line is shown without this line, which `RunLog.problems` names, as are logs that are
+    opened on the page.
+
     Args:
         runs: Run directories, and logs of other programs, by the names under which they are shown.
 
@@ -98,7 +101,7 @@ def readable_runs(runs: Mapping[str, Path]) -> tuple[dict[str, RunLog], list[str
         try:
             log = RunLog(path)
             log.refresh()
-            if log.problems:
+            if log.problems and not log.metrics.count + log.evaluations.count:
                 raise InputError(log.problems[0])
             readable[name] = log
         except KullbackError as error:

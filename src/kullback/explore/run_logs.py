@@ -34,6 +34,7 @@ __all__ = ["RunLog", "is_log_file", "is_run", "log_files"]
 Row = dict[str, Any]
 Reader = Callable[[], tuple[list[Row], bool]]
 
+_FIRST_EVENT = 40  # bytes of the first record of an event file, at least
 _CHUNK = 5000  # lines that are parsed at once
 _STEP_KEYS = ("step", "_step", "time/total_timesteps", "train/global_step", "global_step", "total_timesteps")
 _SECONDS_KEYS = ("seconds", "_runtime", "time/time_elapsed")
@@ -78,8 +79,9 @@ class RunLog:
         self.metrics = MetricColumns(is_missing=is_missing, merge=self.is_sparse)
         self.evaluations = MetricColumns(is_missing=is_missing)
         self._line_problems: dict[str, str] = {}
+        if (path / "config.json").is_file():
+            self._check_kind(RunDirectory(path).config())
         if self.directory is not None:
-            self._check_kind(self.directory.config())
             files = [GrowingFile(path / name) for name in ("metrics.jsonl", "evaluations.jsonl")]
             self._sources = [
                 (self.metrics, [self._lines(files[0], _kullback_row)]),
@@ -92,7 +94,11 @@ class RunLog:
             self._sources = [(self.metrics, readers)]
 
     def _check_kind(self, config: Any) -> None:
-        if not {"kind", "rewards", "budget"} & config.keys():
+        if str(config.get("kind")).startswith("compare"):
+            page, result = self.path / "compare.html", self.path / "result.json"
+            shown = next((f"; open {file}" for file in (page, result) if file.is_file()), "")
+            raise InputError(f"{self.path}: expected a run of kullback train, got a run of kullback compare{shown}")
+        if self.directory is not None and not {"kind", "rewards", "budget"} & config.keys():
             raise InputError(f"{self.path}: expected a run of kullback train, got a config.json of another program")
 
     def refresh(self) -> None:
@@ -237,6 +243,10 @@ class RunLog:
 
         def read() -> tuple[list[Row], bool]:
             nonlocal start
+            if start is None and (problem := _event_file_problem(path)) is not None:
+                self._line_problems[str(path)] = problem
+                return [], False
+            self._line_problems.pop(str(path), None)
             rows = []
             for event in loader.Load():
                 start = event.wall_time if start is None else start
@@ -250,6 +260,21 @@ class RunLog:
             return _merged(rows), False
 
         return read
+
+
+def _event_file_problem(path: Path) -> str | None:
+    """Why a file cannot be an event file of TensorBoard, or None.
+
+    The first record, which begins with its length and a checksum, has the version of the file.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FIRST_EVENT)
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror or error}"
+    if len(start) < _FIRST_EVENT or b"brain.Event:" in start:  # a shorter file is being created
+        return None
+    return f"{path}: expected an event file of TensorBoard, got other content"
 
 
 def _kullback_row(path: Path, number: int, line: bytes) -> Row:

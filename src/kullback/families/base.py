@@ -7,7 +7,7 @@ and raises an error when a parameter violates its constraint.
 import functools
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
@@ -191,10 +191,12 @@ class Distribution:
     created, except for parameters that JAX or torch.func is tracing, because they have no values yet.
 
     A univariate family has a class attribute `support`, by which `kl` determines where KL is `inf`. A class attribute
-    `scipy_form` names the distribution of scipy.stats whose density `measure` integrates.
+    `scipy_form` names the distribution of scipy.stats whose density `measure` integrates. The class attribute
+    `event_axes` has the last axes of the parameters of vectors and matrices, such as "n, n".
 
     Raises:
         ParameterError: An entry of a parameter violates its constraint.
+        ShapeError: The shapes of the parameters do not broadcast.
         ArrayTypeError: A parameter is not numeric, is sparse, or has labels or masked entries.
         ParameterNameError: A parameter is passed by position, is not a parameter of the family, or is missing.
 
@@ -206,6 +208,7 @@ class Distribution:
 
     support: ClassVar[Support | None] = None
     scipy_form: ClassVar[ScipyForm | None] = None
+    event_axes: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         if is_compiling():  # the values of tensors are not available in a graph
@@ -215,6 +218,7 @@ class Distribution:
             for constraint in getattr(field.type, "__metadata__", ()):
                 if value is not None or field.default is MISSING:
                     require(self, field.name, value, constraint)
+        _require_broadcast(self)
         self._check()
 
     def __eq__(self, other: object) -> bool:
@@ -297,7 +301,7 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
         array = _as_numbers(owner, name, value)
     if not is_traced(array):
         array = untracked(array)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(all="ignore"):
             _raise_at_first(owner, name, array, ~constraint.contains(array), constraint.words)
 
 
@@ -330,6 +334,36 @@ def require_axes(owner: Distribution, name: str, shape: str) -> None:
     if ndim <= shape.count(","):
         got = f"an array with {ndim} axis" if ndim else "a number without axes"
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., {shape}), got {got}")
+
+
+def _require_broadcast(owner: Distribution) -> None:
+    """Raise ShapeError unless the shapes of the parameters broadcast; axes of an event with one letter have one length.
+
+    An axis of length 1 fits every length.
+    """
+    shapes = {}
+    for field in fields(owner):  # pyright: ignore[reportArgumentType]
+        value = getattr(owner, field.name)
+        if type(value) is not float and getattr(field.type, "__metadata__", ()):
+            shape = np.shape(value) if isinstance(value, list | tuple) else getattr(value, "shape", ())
+            if shape:
+                shapes[field.name] = tuple(shape)
+    if len(shapes) < 2 and not owner.event_axes:
+        return
+    batches, lengths = [], {}
+    for name, shape in shapes.items():
+        letters = owner.event_axes[name].split(", ") if name in owner.event_axes else []
+        batches.append(shape[: max(len(shape) - len(letters), 0)])
+        for letter, length in zip(reversed(letters), reversed(shape), strict=False):
+            lengths.setdefault(letter, set()).add(length)
+    try:
+        np.broadcast_shapes(*batches)
+        fits = all(len(found - {1}) <= 1 for found in lengths.values())
+    except ValueError:
+        fits = False
+    if not fits:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ShapeError(f"expected {type(owner).__name__}'s parameters to have shapes that broadcast, got {found}")
 
 
 def require_order(owner: Distribution, name: str, other: str, *, strict: bool = True) -> None:

@@ -1,7 +1,8 @@
 """Distributions that are built from other distributions."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+from kullback.errors import ParameterError
 from kullback.families.base import (
     REAL_LINE,
     Distribution,
@@ -12,6 +13,7 @@ from kullback.families.base import (
     record,
     require_mass_one,
 )
+from kullback.numerics.arguments import is_index
 
 __all__ = ["Independent", "NormalMixture", "TanhNormal", "Transformed"]
 
@@ -38,6 +40,7 @@ class NormalMixture(Distribution):
     """
 
     support = REAL_LINE
+    event_axes: ClassVar = {"weights": "n", "locs": "n", "scales": "n"}
 
     weights: Probability
     locs: Real
@@ -82,7 +85,10 @@ class Independent(Distribution):
 
     Args:
         base: A distribution whose batch shape has at least `event_dims` axes.
-        event_dims: The number of batch axes that become event axes.
+        event_dims: The number of batch axes that become event axes; a whole number >= 0.
+
+    Raises:
+        ParameterError: `event_dims` is not a whole number >= 0.
 
     Example:
         >>> from kullback import kl
@@ -94,6 +100,12 @@ class Independent(Distribution):
 
     base: Any
     event_dims: int
+
+    def _check(self) -> None:
+        if not is_index(self.event_dims) or self.event_dims < 0:
+            raise ParameterError(
+                f"expected Independent's event_dims to be a whole number >= 0, got {self.event_dims!r}"
+            )
 
 
 @record

@@ -1,7 +1,7 @@
 """Distributions of counts and of categories."""
 
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 from kullback.families.base import (
     Constraint,
@@ -314,6 +314,8 @@ class Categorical(Distribution):
         kullback.errors.NotNormalizedError: expected Categorical's probs to sum to 1, but it is 0.9; divide by the sum
     """
 
+    event_axes: ClassVar = {"probs": "n", "logits": "n"}
+
     probs: Probability = None
     logits: Logits = None
 
@@ -369,6 +371,8 @@ class Multinomial(Distribution):
         >>> round(float(kl(p, q)), 6)
         0.575364
     """
+
+    event_axes: ClassVar = {"probs": "n", "logits": "n"}
 
     total_count: Count
     probs: Probability = None

@@ -1,5 +1,7 @@
 """Distributions of vectors and matrices; the event axes are the last axes of the parameters."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from kullback.errors import ParameterError
@@ -54,6 +56,13 @@ class MultivariateNormal(Distribution):
         0.285714
     """
 
+    event_axes: ClassVar = {
+        "loc": "n",
+        "covariance_matrix": "n, n",
+        "precision_matrix": "n, n",
+        "scale_tril": "n, n",
+    }
+
     loc: Real
     covariance_matrix: Real = None
     precision_matrix: Real = None
@@ -62,7 +71,7 @@ class MultivariateNormal(Distribution):
     def _check(self) -> None:
         require_one_of(self, "covariance_matrix", "precision_matrix", "scale_tril")
         for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
-            require_axes(self, name, "n, n")
+            require_axes(self, name, self.event_axes[name])
 
 
 @record
@@ -90,6 +99,8 @@ class LowRankMultivariateNormal(Distribution):
         >>> round(float(kl(p, q)), 6)
         0.277778
     """
+
+    event_axes: ClassVar = {"loc": "n", "cov_factor": "n, rank", "cov_diag": "n"}
 
     loc: Real
     cov_factor: Real
@@ -119,6 +130,8 @@ class Dirichlet(Distribution):
         >>> round(float(kl(p, q)), 6)
         0.551197
     """
+
+    event_axes: ClassVar = {"concentration": "n"}
 
     concentration: Positive
 
@@ -183,6 +196,8 @@ class Wishart(Distribution):
         0.175828
     """
 
+    event_axes: ClassVar = {"covariance_matrix": "n, n", "scale_tril": "n, n"}
+
     df: Positive
     covariance_matrix: Real = None
     scale_tril: Real = None
@@ -216,6 +231,8 @@ class InverseWishart(Distribution):
         >>> round(float(kl(p, q)), 6)
         0.175828
     """
+
+    event_axes: ClassVar = {"scale_matrix": "n, n"}
 
     df: Positive
     scale_matrix: Real
@@ -253,6 +270,14 @@ class MatrixNormal(Distribution):
         0.25
     """
 
+    event_axes: ClassVar = {
+        "loc": "m, n",
+        "row_covariance": "m, m",
+        "column_covariance": "n, n",
+        "row_scale_tril": "m, m",
+        "column_scale_tril": "n, n",
+    }
+
     loc: Real
     row_covariance: Real = None
     column_covariance: Real = None
@@ -289,6 +314,8 @@ class VonMisesFisher(Distribution):
         >>> round(float(kl(p, q)), 6)
         1.395549
     """
+
+    event_axes: ClassVar = {"mean_direction": "n"}
 
     mean_direction: Real
     concentration: Nonnegative

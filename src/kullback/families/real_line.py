@@ -12,11 +12,6 @@ from kullback.numerics.arrays import ArrayLike, is_compiling
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "Logistic", "Normal", "StudentT"]
 
-_LOG_OF_POSITIVE = Constraint(
-    "the logarithm of a number > 0 and finite",
-    lambda x: (abs(x) < np.inf) & (x < math.log(1.7976931348623157e308)) & (x > math.log(5e-324)),
-)
-
 
 def _exponential(x: ArrayLike) -> ArrayLike:
     """e^x of a number, a list, or an array of any library."""
@@ -26,6 +21,14 @@ def _exponential(x: ArrayLike) -> ArrayLike:
     if is_compiling():  # torch.compile cannot trace the look-up of the library
         return array.exp()
     return array_api_compat.array_namespace(array).exp(array)
+
+
+def _is_log_of_positive(x: Any) -> Any:
+    scale = _exponential(x)
+    return (scale > 0) & (scale < np.inf)
+
+
+_LOG_OF_POSITIVE = Constraint("the logarithm of a number > 0 and finite in its dtype", _is_log_of_positive)
 
 
 @record

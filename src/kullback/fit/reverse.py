@@ -190,8 +190,10 @@ def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]
     if 1e-4 < width < 1e4 and abs(location) < 1e5 * max(width, 1.0):
         return None
 
+    limit = min(1e308 / width - abs(location) / width, 1e308)
+
     def standardised(u: Any) -> Any:
-        return log_prob(location + width * u)
+        return log_prob(location + width * u.clip(-limit, limit))
 
     fit = _fit_univariate(family, standardised, None, [], {}, None, (-inf, inf))
 

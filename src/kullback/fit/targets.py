@@ -29,7 +29,8 @@ _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
 _NATS_BELOW_JUMP = 30  # a jump to 0 from a lower density is ignored
 _REFINEMENTS = 6
-_FAR = 1e12  # where the density of a target with infinite support must be negligible
+_FAR = 1e12  # where the density of a target with infinite support must be negligible, in units of its extent or in 1
+_LARGEST = 1e308
 _MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
 
 
@@ -91,20 +92,30 @@ def normalise(
     support = _without_empty_ends(log_prob, support)
     anchors, top = find_modes(log_prob, support) if modes is None else modes
     with np.errstate(all="ignore"):
-        relative = Density(shifted(top), support, anchors)
+        log_width = float(np.log(anchors[0][1]))
+        # The integral of the relative density is about 1 in every unit; the quadrature has an absolute tolerance.
+        relative = Density(shifted(top + log_width), support, anchors)
         mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
-    far = [
-        relative.log_density(np.zeros(1), np.asarray([point]))[0]
-        for point, bound in zip((-_FAR, _FAR), support, strict=True)
-        if not isfinite(bound)
-    ]
+        extent = _FAR * max([1.0, *(abs(location) + width for location, width in anchors)])
+        far = [
+            relative.log_density(np.zeros(1), np.asarray([np.clip(point, -_LARGEST, _LARGEST)]))[0] + log_width
+            for point, bound in zip((-extent, extent), support, strict=True)
+            if not isfinite(bound)
+        ]
     if not 0 < mass < inf or max(far, default=-inf) > _MAX_LOG_DENSITY_FAR:
-        raise SupportError(
-            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but the "
-            f"integral is {mass:g} times the largest value or the function does not vanish at infinity: pass "
-            "support=, or pass a distribution as target"
+        location, width = anchors[0]
+        reason = (
+            f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance "
+            f"of {extent:.3g}"
+            if 0 < mass < inf
+            else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, times "
+            f"the width {width:.3g} of its peak; where this is a matter of units, pass log_prob in other units of x"
         )
-    log_evidence = top + float(np.log(mass))
+        raise SupportError(
+            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but {reason}: "
+            "pass support=, or pass a distribution as target"
+        )
+    log_evidence = top + log_width + float(np.log(mass))
     return Density(shifted(log_evidence), support, anchors), log_evidence
 
 
@@ -174,6 +185,9 @@ def _without_empty_ends(log_prob: Callable[[Array], Any], support: tuple[float, 
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = _log_density_inside(log_prob, support, x)
+        if np.count_nonzero(values > -inf) <= 1:
+            x = np.union1d(x, _near_grid(support))
+            values = _log_density_inside(log_prob, support, x)
     inside = np.flatnonzero(values > -inf)
     if not inside.size:
         return support
@@ -206,8 +220,20 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
     x = _initial_grid(support)
     with np.errstate(all="ignore"):
         values = log_density(x)
-        if not isfinite(support[0] + support[1]) and np.nanargmax(values) in (0, x.size - 1):  # the mode is farther
-            x = np.unique(np.concatenate([x, _distant_grid(support)]))
+        if not isfinite(support[0] + support[1]):
+            for nearest, farthest in ((1e6, 1e11), (1e11, 1e305)):
+                if not _ends_are_near(values, support if nearest > 1e6 else (-inf, inf)):
+                    break
+                wider = np.union1d(x, _distant_grid(support, nearest, farthest))
+                found = log_density(wider)
+                # A function that does not decrease up to the largest numbers has no peak there.
+                if farthest < 1e12 or not _ends_are_near(found, support):
+                    x, values = wider, found
+        top = int(np.nanargmax(values))
+        neighbours = values[max(top - 1, 0) : top + 2]
+        is_at_bound = (top == 0 and isfinite(support[0])) or (top == x.size - 1 and isfinite(support[1]))
+        if is_at_bound or (neighbours >= values[top] - _NATS_BELOW_MODE).sum() == 1:
+            x = np.union1d(x, _near_grid(support))  # the peak is narrower than the grid, or nearer to the bound
             values = log_density(x)
         if not (values > -inf).any():
             raise SupportError(
@@ -238,6 +264,13 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
     return Modes(tuple(anchors), top)
 
 
+def _ends_are_near(values: Array, support: tuple[float, float] = (-inf, inf)) -> bool:
+    """Whether values on a grid differ by less than half a nat, or the largest is at an infinite end of the support."""
+    top = np.nanargmax(values)
+    is_at_end = (top == 0 and not isfinite(support[0])) or (top == values.size - 1 and not isfinite(support[1]))
+    return bool(values.max() - values.min() < 0.5 or is_at_end)
+
+
 def _initial_grid(support: tuple[float, float]) -> Array:
     """A grid over the support that is dense near 0, or near a finite bound, and reaches a distance of 1e6."""
     low, high = support
@@ -257,10 +290,27 @@ def _initial_grid(support: tuple[float, float]) -> Array:
     return grid
 
 
-def _distant_grid(support: tuple[float, float]) -> Array:
-    """A grid over the support at distances from 1e6 to 1e11."""
+def _distant_grid(support: tuple[float, float], nearest: float, farthest: float) -> Array:
+    """A grid over a support with an infinite bound at distances between two bounds."""
+    return _at_distances(support, np.geomspace(nearest, farthest, 1500 if farthest < 1e12 else 6000))
+
+
+def _near_grid(support: tuple[float, float]) -> Array:
+    """A grid inside the support at distances below 1e-6 from 0, or from a finite bound."""
     low, high = support
-    distances = np.geomspace(1e6, 1e11, 1500)
+    distances = np.geomspace(1e-305, 1e-6, 6000)
+    if isfinite(low) and isfinite(high):
+        distances = np.geomspace(1e-305, 0.5, 6000) * (high - low)
+        near = np.union1d(low + distances, high - distances)
+    else:
+        near = _at_distances(support, distances)
+    rounding = [1e-9 * abs(bound) if isfinite(bound) else 0.0 for bound in support]
+    return near[(near - low > rounding[0]) & (high - near > rounding[1])]
+
+
+def _at_distances(support: tuple[float, float], distances: Array) -> Array:
+    """The points at distances from the finite bound of a support, or from 0 in both directions."""
+    low, high = support
     if isfinite(low):
         return low + distances
     return high - distances if isfinite(high) else np.concatenate([-distances, distances])

@@ -9,6 +9,7 @@ from typing import Any
 
 from kullback.errors import InputError, MissingDependencyError
 from kullback.integrations.model_directory import require_model_directory
+from kullback.integrations.openai_server import is_endpoint
 from kullback.runs.library_errors import library_errors
 
 __all__ = ["dataset_rows", "find_model", "hub_source", "is_hub_dataset"]
@@ -59,6 +60,11 @@ def find_model(name: str, option: str = "--model") -> Path:
     """
     if not name:
         raise InputError(f"{option}: expected a directory or the name of a model, got an empty argument")
+    if is_endpoint(name):
+        raise InputError(
+            f"{option}: expected a model on this machine or of the hub, whose weights are read, got the model of a "
+            "server, openai:URL#NAME; only `kullback compare` accepts it"
+        )
     if Path(name).exists() or not _is_hub_name(name, "model"):
         require_model_directory(Path(name))
         return Path(name)

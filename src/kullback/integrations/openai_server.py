@@ -31,6 +31,7 @@ SCHEME = "openai:"
 
 _ZERO = -9999.0  # servers write log-probabilities of -inf as this number or below, because JSON has no infinities
 _LARGEST_REPLY = 2**28  # bytes
+_PROBE = 16  # tokens of the prompt that finds out how a server states log-probabilities, at most
 _ATTEMPTS = 4
 _BUSY = (429, 500, 502, 503, 504)
 # vLLM and llama-server sample from the full distribution with these; other servers refuse them.
@@ -173,6 +174,8 @@ class Server:
             with error:
                 detail = _error_text(error.read(4096).replace(key.encode(), b"***") if key else error.read(4096))
             advice = "; set the environment variable OPENAI_API_KEY" if error.code in (401, 403) and not key else ""
+            if error.code in (400, 413, 422) and len(body.get("prompt", ())) > _PROBE:
+                advice = f"; the prompt has {len(body['prompt'])} tokens: if the server allows fewer, pass --context"
             raise _HttpError(f"{self.name}: HTTP status {error.code}: {detail}{advice}", error.code) from None
         except (TimeoutError, urllib.error.URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)

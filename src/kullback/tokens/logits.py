@@ -46,8 +46,9 @@ def token_kl(
 
     Returns:
         Shape (...), nats per position, float32 or float64, with the array type of the inputs. `inf` where q_logits is
-        -inf for a token and p_logits is not. nan where a logit is nan or +inf, or where all logits are -inf; these are
-        not errors, because a check would synchronise the device.
+        -inf for a token and p_logits is not, where the KL exceeds the largest number of the dtype, and, on an
+        accelerator, where a difference of logits does. nan where a logit is nan or +inf, or where all logits are -inf;
+        these are not errors, because a check would synchronise the device.
 
     Raises:
         ArrayTypeError: The logits are arrays of two libraries, or are not numbers.

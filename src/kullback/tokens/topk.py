@@ -45,8 +45,8 @@ def topk_token_kl(
 
         kl = sum_{v in top k} p_v log(p_v/q_v) + P log(P/Q) <= KL(p || q), where P and Q are the probabilities of all
         other tokens, by the data-processing inequality;
-        KL(p || q) <= sum_{v in top k} p_v log(p_v/q_v) + P (log min(p_k, P) - log min_v q_v), with the minimum of q
-        over the other tokens, because each of them has at most the probability p_k of the last of the top k.
+        KL(p || q) <= kl + P (log(min(p_k, P)/P) + log(Q/min_v q_v)), with the minimum of q over the other tokens,
+        because each of them has at most the probability p_k of the last of the top k.
 
     `kl` and `reverse_kl` are differentiable with respect to `q_logits`, for distillation from the top k of a teacher.
 
@@ -98,11 +98,13 @@ def topk_token_kl(
         least_q, missing = torch.zeros_like(log_z.squeeze(-1)), torch.zeros_like(log_z)
     p_events, q_events = torch.cat([log_p, missing.log()], -1), torch.cat([log_q, rest_q], -1)
     mass = missing.squeeze(-1)
-    head = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    kl = differentiable_kl_logits(torch_namespace, p_events, q_events)
     largest = torch.minimum(log_p.amin(-1), mass.log())
-    upper = head + torch.where(mass > 0, mass * (largest - least_q), 0.0)
+    # Not negative, because P <= m p_k and m min_v q_v <= Q for m other tokens; rounding can make it negative.
+    excess = ((largest - mass.log()) + (rest_q.squeeze(-1) - least_q)).clamp(min=0)
+    upper = kl + torch.where((mass > 0) & (kl < torch.inf), mass * excess, 0.0)
     return TopKTokenKL(
-        kl=differentiable_kl_logits(torch_namespace, p_events, q_events),
+        kl=kl,
         reverse_kl=differentiable_kl_logits(torch_namespace, q_events, p_events),
         missing_mass=mass,
         kl_upper=upper.detach(),
