@@ -65,6 +65,16 @@ def test_a_run_directory_is_shown_and_its_text_is_not_markup(runs_page, tmp_path
     assert runs_page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.parametrize("content", ["{", "[7]"])
+def test_damaged_completions_do_not_hide_the_charts(runs_page, tmp_path, content):
+    run = write_run(tmp_path / "mine")
+    (run.path / "samples.json").write_text(content)
+    runs_page.set_input_files("#run-folder", run.path)
+    runs_page.wait_for_selector("#runs >> text=Opened: mine.")
+    assert runs_page.locator("#chart-kl-token .series").count() > 0
+    assert "samples.json: expected" in runs_page.locator("#runs .problem").inner_text()
+
+
 def test_long_runs_are_downsampled_as_in_python(runs_page, tmp_path):
     rows = [{"step": step, "loss": (step * 7919 % 1000) / 1000} for step in range(1, 2001)]
     path = tmp_path / "metrics.jsonl"

@@ -224,8 +224,16 @@ async function kullbackRun(name, files, divergences) {
       const parsed = parsedLines(await file.text(), file.path);
       content[kind] = parsed.rows;
       problems.push(...parsed.problems);
-    } else content[kind] = parsedJson(await file.text(), file.path);
-    if (!Array.isArray(content[kind]) && !isObject(content[kind])) throw new Error(`${file.path}: expected a JSON object`);
+      continue;
+    }
+    try {
+      const parsed = parsedJson(await file.text(), file.path);
+      if (!isObject(parsed)) throw new Error(`${file.path}: expected a JSON object`);
+      content[kind] = parsed;
+    } catch (error) {
+      if (kind === "config") throw error;
+      problems.push(error.message); // the charts are shown without completions or images
+    }
   }
   const options = { isMissing: mayBeMissing };
   const samples = samplesOf(content.samples);
