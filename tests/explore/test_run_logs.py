@@ -271,3 +271,36 @@ def test_the_kind_of_a_directory_is_found_by_its_files(tmp_path):
         (tmp_path / name).write_text("")
     assert [path.name for path in log_files(tmp_path)] == ["progress.csv"]
     assert log_files(tmp_path / "notes.txt") == []
+
+
+def test_a_damaged_event_file_is_named_and_an_unfinished_one_is_read_on(tmp_path):
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer", reason="tensorboard is not installed")
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+
+    events = writer.EventFileWriter(str(tmp_path / "tb"))
+    for step in range(40):
+        value = Summary.Value(tag="train/loss", tensor=TensorProto(dtype=1, float_val=[1 / (step + 1)]))
+        events.add_event(Event(wall_time=step, step=step, summary=Summary(value=[value])))
+    events.close()
+    (path,) = (tmp_path / "tb").iterdir()
+    whole = path.read_bytes()
+    for cut in (len(whole) - 1, len(whole) // 2):
+        path.write_bytes(whole[:cut])
+        log = RunLog(path.parent)
+        log.refresh()
+        assert 10 < log.metrics.count < 40
+        assert log.problems == []
+        path.write_bytes(whole)
+        log.refresh()
+        assert log.metrics.count == 40
+    first = 16 + int.from_bytes(whole[:8], "little")  # the record of the version
+    for place in (first, first + 9, first + 30, len(whole) - 5):  # a length, its checksum, and events
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x40
+        path.write_bytes(damaged)
+        log = RunLog(path.parent)
+        log.refresh()
+        assert log.metrics.count < 40
+        assert log.problems == [f"{path}: record {log.metrics.count + 2} is damaged; the later records are left out"]

@@ -239,7 +239,7 @@ class RunLog:
             raise MissingDependencyError(
                 f"{path}: tensorboard, which reads event files, is not installed: pip install tensorboard"
             ) from error
-        loader, start = EventFileLoader(str(path)), None
+        loader, start, records = EventFileLoader(str(path)), None, _EventRecords(path)
 
         def read() -> tuple[list[Row], bool]:
             nonlocal start
@@ -249,6 +249,7 @@ class RunLog:
             self._line_problems.pop(str(path), None)
             rows = []
             for event in loader.Load():
+                records.read += 1
                 start = event.wall_time if start is None else start
                 for value in event.summary.value:
                     if value.HasField("tensor") and value.tensor.dtype == 1 and not value.tensor.tensor_shape.dim:
@@ -257,9 +258,43 @@ class RunLog:
                         rows.append(adapted(row, event.step))
             if path.exists():
                 self.modified = max(path.stat().st_mtime, self.modified or 0.0)
+                if (problem := records.damage()) is not None:
+                    self._line_problems[str(path)] = problem
             return _merged(rows), False
 
         return read
+
+
+class _EventRecords:
+    """Counts the complete records of an event file, because the loader of TensorBoard ends at a damaged one in silence.
+
+    A record is its length in 8 bytes, a checksum of 4 bytes, the event, and a checksum of 4 bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.read, self._complete, self._end = path, 0, 0, 0
+
+    def damage(self) -> str | None:
+        """Why the file has records after the `read` ones that cannot be read, or None."""
+        size, is_damaged = self.path.stat().st_size, False
+        with self.path.open("rb") as file:
+            while self._end + 12 <= size:
+                file.seek(self._end)
+                head = file.read(12)
+                end = self._end + 16 + int.from_bytes(head[:8], "little")
+                if end > size:  # the record is being written, unless its length is damaged
+                    is_damaged = not _has_valid_length(head)
+                    break
+                self._complete, self._end = self._complete + 1, end
+        is_damaged = is_damaged or self._complete > self.read
+        return f"{self.path}: record {self.read + 1} is damaged; the later records are left out" if is_damaged else None
+
+
+def _has_valid_length(head: bytes) -> bool:
+    """Whether the first 12 bytes of a record have the checksum of its length."""
+    from tensorboard.summary.writer.record_writer import masked_crc32c
+
+    return masked_crc32c(head[:8]) == int.from_bytes(head[8:], "little")
 
 
 def _event_file_problem(path: Path) -> str | None:
