@@ -21,7 +21,7 @@ from kullback.compiled import kernels
 from kullback.discrete.kl import kl_logits, kl_probs
 from kullback.discrete.validation import mass_tolerance
 from kullback.families.base import with_parameters
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, is_transformed
 
 __all__ = ["DIRECT", "INDEPENDENT", "TRANSFORMED", "Parameters", "compiled_kl"]
 
@@ -353,9 +353,7 @@ def _of_tensors(
         if value.device.type != "cpu" or value.layout is not torch.strided:
             return None
         tracked = tracked or value.requires_grad
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed(torch):
         return None
     out = _value(form, [_array(value) for value in values])
     if out is None:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, reduce
 from typing import Any, TypeAlias
 
@@ -17,19 +17,25 @@ __all__ = [
     "ArrayLike",
     "as_floats",
     "cast",
+    "from_numpy",
     "has_values",
     "holds",
     "is_compiling",
     "is_positive",
+    "is_transformed",
     "log",
     "map_blocks",
     "map_row_blocks",
+    "numpy_views",
     "untracked",
     "with_gradient",
 ]
 
 Array: TypeAlias = Any
 ArrayLike: TypeAlias = Any
+
+_NUMPY = array_api_compat.array_namespace(np.empty(0))
+_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
@@ -50,6 +56,11 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         LabelError: Two values have different sets of labels.
         ShapeError: The rows of a list have different lengths.
     """
+    dtype = next((value.dtype for value in values if type(value) is np.ndarray), _FLOATS[0])
+    if dtype in _FLOATS and all(
+        value.dtype == dtype if type(value) is np.ndarray else type(value) is float for value in values
+    ):
+        return _NUMPY, [np.asarray(value, dtype) for value in values], dtype
     given = plain_arrays(*values)
     is_array = [array_api_compat.is_array_api_obj(value) for value in values]
     arrays: list[Array] = [value for value, array in zip(given, is_array, strict=True) if array]
@@ -165,6 +176,72 @@ def has_values(tensor: Array) -> bool:
     return not torch.compiler.is_compiling() and type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
 
 
+def is_transformed(torch: Any) -> bool:
+    """Whether PyTorch compiles, differentiates in forward mode, maps or traces the operations of the call."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def numpy_views(values: Sequence[ArrayLike], *, differentiable: bool = False) -> list[ArrayLike] | None:
+    """The values with their tensors, or their JAX arrays, as NumPy arrays of the same memory.
+
+    NumPy takes less time than PyTorch and JAX for an operation on a small array, and works in blocks on a large one.
+
+    Args:
+        values: Tensors or JAX arrays of one dtype, and numbers.
+        differentiable: Whether the operations must be recorded for tensors that require a gradient.
+
+    Returns:
+        The values, or None where the operations of the library are required: arrays of other libraries or on other
+        devices, several dtypes, values that are traced, and tensors that require a gradient if `differentiable`.
+    """
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    dtype, views = None, []
+    for value in values:
+        kind = type(value)
+        if kind is float or kind is int:
+            views.append(value)
+            continue
+        if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
+            if value.device.type != "cpu" or value.layout is not torch.strided:
+                return None
+            if differentiable and value.requires_grad and torch.is_grad_enabled():
+                return None
+            if dtype is None and is_transformed(torch):
+                return None
+        elif jax is None or not _is_on_cpu(jax, value):
+            return None
+        if dtype is not None and value.dtype != dtype:
+            return None
+        dtype = value.dtype
+        if str(dtype) not in _FLOAT_NAMES:
+            return None
+        views.append(value.detach().numpy() if hasattr(value, "detach") else np.asarray(value))
+    return None if dtype is None else views
+
+
+def _is_on_cpu(jax: Any, value: Any) -> bool:
+    """Whether the value is a JAX array on one CPU, which is not traced."""
+    if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+        return False
+    return [device.platform for device in value.devices()] == ["cpu"]
+
+
+_FLOAT_NAMES = ("float64", "float32", "torch.float64", "torch.float32")
+
+
+def from_numpy(array: np.ndarray, like: Sequence[ArrayLike]) -> Array:
+    """A NumPy array as an array of the library of the first tensor or JAX array of `like`."""
+    torch = sys.modules.get("torch")
+    if torch is not None and any(isinstance(value, torch.Tensor) for value in like):
+        return torch.from_numpy(np.require(array, requirements=["A", "W", "O"]))
+    return sys.modules["jax"].numpy.asarray(array)
+
+
 def untracked(array: Array) -> Array:
     """The array detached from automatic differentiation (detach in PyTorch, stop_gradient in JAX)."""
     if array_api_compat.is_torch_array(array):
@@ -228,6 +305,15 @@ def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def _without_recording(function: Callable[..., Array], *tensors: Array) -> Array:
+    """`function(xp, *tensors)` by NumPy where that is possible; no operation is recorded for a gradient."""
+    views = numpy_views(tensors)
+    if views is None:
+        return function(array_api_compat.array_namespace(*tensors), *tensors)
+    with np.errstate(all="ignore"):
+        return from_numpy(np.asarray(function(_NUMPY, *views), views[0].dtype), tensors)
+
+
 def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
     """Attach explicit gradients to a function, for PyTorch and JAX.
 
@@ -253,7 +339,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
             @staticmethod
             def forward(*arrays: Any) -> Any:
-                return value(array_api_compat.array_namespace(arrays[0]), *arrays)
+                return _without_recording(value, *arrays)
 
             @staticmethod
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -288,10 +374,15 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
             @staticmethod
             def backward(ctx: Any, *gradients: Any) -> Any:
-                output, *arrays = ctx.saved_tensors
-                xp = array_api_compat.array_namespace(output)
+                arrays = gradients[0], *ctx.saved_tensors
+                if torch.is_grad_enabled():  # a graph of the gradient is requested
+                    xp = array_api_compat.array_namespace(*arrays)
+                    return tuple(
+                        pullback(xp, *arrays) if needed else None
+                        for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
+                    )
                 return tuple(
-                    pullback(xp, gradients[0], output, *arrays) if needed else None
+                    _without_recording(pullback, *arrays) if needed else None
                     for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
                 )
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import numpy as np
 from array_api_compat import device
 
+from kullback.compiled import kernels
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, map_blocks, with_gradient
 from kullback.numerics.phi import log1p_series, log_ratio, ratio_residual, scaled_mass_phi
@@ -143,23 +145,53 @@ def _recurrence(xp: Any, step: Callable[..., Array], smallest: Array, *arrays: A
     if holds(~xp.any(small)):
         return xp.zeros_like(smallest), xp.zeros_like(smallest)
     shifts = xp.arange(_GAUSS_FROM, dtype=smallest.dtype, device=device(smallest))
-    steps = xp.sum(step(xp, *(array[..., None] + shifts for array in arrays)), axis=-1)
+    shifts = xp.reshape(shifts, (-1, *[1] * smallest.ndim))
+    steps = xp.sum(step(xp, *(array[None, ...] + shifts for array in arrays)), axis=0)
     return xp.where(small, steps, 0.0), xp.where(small, float(_GAUSS_FROM), 0.0)
 
 
 def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
-    """sum_u w term(u, 1/z, ...) over the quadrature nodes u, which lie along a new last axis."""
+    """sum_u w term(u, 1/z, ...) over the quadrature nodes u, which lie along a new first axis."""
     like = inverses[0]
-    u, w = (xp.asarray(values, dtype=like.dtype, device=device(like)) for values in (_GAUSS_NODES, _GAUSS_WEIGHTS))
-    return xp.sum(w * term(u, *(inverse[..., None] for inverse in inverses)), axis=-1)
+    u, w = (
+        xp.reshape(xp.asarray(values, dtype=like.dtype, device=device(like)), (-1, *[1] * like.ndim))
+        for values in (_GAUSS_NODES, _GAUSS_WEIGHTS)
+    )
+    return xp.sum(w * term(u, *(inverse[None, ...] for inverse in inverses)), axis=0)
+
+
+_INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
+
+
+def _compiled(name: str, *arrays: Array, derivative: int | None = None) -> np.ndarray | None:
+    """A function of the compiled kernels, or its derivative by one argument, for NumPy arrays of one shape and dtype.
+
+    The result is None where the general implementation is required: for other arrays, and for arguments that are not
+    between 1e-90 and 1e90.
+    """
+    index, dtype = _INDEX.get(name), arrays[0].dtype
+    if index is None or not all(isinstance(array, np.ndarray | np.generic) for array in arrays):
+        return None
+    if dtype not in (np.float64, np.float32) or not arrays[0].size:
+        return None
+    out, given = np.empty(arrays[0].shape, dtype), [np.require(array, dtype, ["C", "A"]) for array in arrays]
+    if derivative is None:
+        return out if kernels.form_value(index, *given, out) else None
+    if not all(array.min() > 1e-90 and array.max() < 1e90 for array in given[:2]):
+        return None
+    outs = [out if k == derivative else None for k in range(len(given))]
+    kernels.form_gradient(index, *given, np.ones(out.shape, dtype), *outs)
+    return out
 
 
 def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """D(a, b) = phi(log(b/a))/2 + J(b) - J(a) - h J'(a) with h = b - a."""
+    if (compiled := _compiled("equal_mean", a, b, h)) is not None:
+        return compiled
     total = ratio_residual(xp, b, a, h) / 2
     # The difference of a + n and b + n is passed as h, because a + n and b + n are rounded.
     steps, shift = _recurrence(
-        xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+        xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b
     )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
@@ -195,12 +227,14 @@ def _log_step_ratio(xp: Any, a: Array, b: Array) -> Array:
 
 def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a), with h = b - a."""
+    if (compiled := _compiled("equal_mean", a, b, h, derivative=1)) is not None:
+        return compiled
     return h / a / (2 * b) + _binet_slope_difference(xp, a, b, h)
 
 
 def _binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """J'(b) - J'(a) for Binet's function J, with h = b - a."""
-    steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b)
     a, b = 1 / (a + shift), 1 / (b + shift)
 
     def slope(u: Array, a: Array, b: Array) -> Array:
@@ -231,7 +265,7 @@ def _gamma_kl_equal_mean_curvature(xp: Any, a: Array, b: Array, h: Array) -> Arr
     """
     total = -((h / a) ** 2) / (2 * b)
     steps, shift = _recurrence(
-        xp, lambda xp, a, b: _binet_step_curvature(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+        xp, lambda xp, a, b: _binet_step_curvature(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b
     )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
@@ -278,12 +312,16 @@ def _slope_by_a(xp: Any, a: Array, h: Array) -> Array:
 
 
 def _binet_value(xp: Any, a: Array) -> Array:
+    if (compiled := _compiled("binet", a)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
     a = 1 / (a + shift)
     return steps + a * _over_nodes(xp, lambda u, a: 1 / (1 + u * (a * a)), a)
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
+    if (compiled := _compiled("binet_slope", a)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
     a = 1 / (a + shift)
 
@@ -296,6 +334,8 @@ def _binet_slope_value(xp: Any, a: Array) -> Array:
 
 def binet_curvature(xp: Any, a: Array) -> Array:
     """The second derivative of Binet's function: J''(a) = trigamma(a) - 1/a - 1/(2 a^2), for a > 0."""
+    if (compiled := _compiled("binet_slope", a, derivative=0)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
     a = 1 / (a + shift)
 
