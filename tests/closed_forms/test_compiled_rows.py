@@ -325,6 +325,55 @@ def test_batches_of_multivariate_normals(name):
             torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
 
 
+def low_rank(loc, factor, diagonal):
+    return f.LowRankMultivariateNormal(loc=loc, cov_factor=factor, cov_diag=diagonal)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (1, 3), (2, 0)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
+def test_low_rank_covariances(batch, ranks):
+    rng = np.random.default_rng(0)
+    sides = (
+        [rng.normal(size=(*batch, 5)), rng.normal(size=(5, ranks[0])), rng.uniform(0.2, 1.0, size=(*batch, 5))],
+        [rng.normal(size=5), rng.normal(size=(*batch, 5, ranks[1])), rng.uniform(0.2, 1.0, size=5)],
+    )
+    tensors = [torch.tensor(value, requires_grad=True) for side in sides for value in side]
+    pair = low_rank(*tensors[:3]), low_rank(*tensors[3:])
+    values = [compiled_kl(*pair), FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal](*pair)]
+    torch.testing.assert_close(*values, rtol=1e-13, atol=0)
+    assert np.array_equal(compiled_kl(low_rank(*sides[0]), low_rank(*sides[1])), values[0].detach().numpy())
+    slopes = [
+        torch.autograd.grad((value * torch.arange(1.0, value.numel() + 1).reshape(batch)).sum(), tensors)
+        for value in values
+    ]
+    for slope, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
+
+
+def test_low_rank_covariances_in_float32():
+    rng = np.random.default_rng(1)
+    loc, factor, diagonal = rng.normal(size=(3, 6)), rng.normal(size=(3, 6, 2)), rng.uniform(0.2, 1.0, size=(3, 6))
+    pair = [[x.astype(np.float32) for x in (loc, factor, diagonal)]]
+    pair.append([x * np.float32(1.001) for x in pair[0]])
+    objects = [d.LowRankMultivariateNormal(*map(torch.tensor, side)) for side in pair]
+    value = compiled_kl(*objects)
+    assert value.dtype == torch.float32
+    form = FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal]
+    exact = form(*(low_rank(*(x.astype(float) for x in side)) for side in pair))
+    np.testing.assert_allclose(value.numpy(), exact, rtol=3e-7)
+
+
+def test_low_rank_covariances_with_invalid_parts():
+    good = low_rank(np.zeros(2), np.ones((2, 1)), np.ones(2))
+    bad = d.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2), validate_args=False)
+    bad.cov_diag = torch.tensor([1.0, -0.1])
+    other = d.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
+    assert compiled_kl(bad, other) is None
+    with pytest.raises(ParameterError, match="cov_diag"):
+        kl(bad, other)
+    assert compiled_kl(good, low_rank(np.zeros(3), np.ones((3, 1)), np.ones(3))) is None
+
+
 @pytest.mark.parametrize("name", MATRICES)
 def test_memory_of_multivariate_normals(name):
     parts = normals(3, 0.5, name, batch=(5,))

@@ -14,7 +14,16 @@ from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import ArrayTypeError, NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
 from kullback.families.base import first_offender, is_traced, with_parameters
-from kullback.numerics.arrays import Array, as_floats, cast, from_numpy, numpy_views, untracked, with_gradient
+from kullback.numerics.arrays import (
+    Array,
+    as_floats,
+    broadcast_arrays,
+    cast,
+    from_numpy,
+    numpy_views,
+    untracked,
+    with_gradient,
+)
 
 __all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "overflows", "where_equal"]
 
@@ -119,9 +128,15 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     values = [getattr(record, name) for record, name in passed]
     univariate = is_univariate(p) and is_univariate(q)
     if univariate and (views := numpy_views(values, differentiable=True)) is not None:
-        result = evaluate_form(function, *_with_values(p, q, passed, views))
         dtype = next(view.dtype for view in views if isinstance(view, np.ndarray))
-        return from_numpy(np.asarray(result, dtype), values)
+        return from_numpy(np.asarray(_of_values(function, p, q, passed, views, univariate), dtype), values)
+    return _of_values(function, p, q, passed, values, univariate)
+
+
+def _of_values(
+    function: Callable[..., Array], p: Any, q: Any, passed: list[tuple[Any, str]], values: list[Any], univariate: bool
+) -> Array:
+    """`function` with these values of the named parameters, in the dtype of the values."""
     try:
         xp, arrays, dtype = as_floats(*values)
     except TypeError as error:
@@ -279,13 +294,13 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
     """
     of_p, of_q = getattr(p, name), getattr(q, name)
     if not (is_traced(of_p) or is_traced(of_q)):
-        values_p, values_q = xp.broadcast_arrays(untracked(of_p), untracked(of_q))
+        values_p, values_q = broadcast_arrays(xp, untracked(of_p), untracked(of_q))
         if offender := first_offender(f"p's {name}", values_p, values_p != values_q):
             raise NoClosedFormError(
                 f"expected p and q = {type(p).__name__} with equal {name}, but {offender} and q's {name} differs; "
                 "kullback.measure(p, q) bounds or estimates the KL"
             )
-    return kl if of_p is of_q else _where_equal(xp, *xp.broadcast_arrays(kl, of_p, of_q))
+    return kl if of_p is of_q else _where_equal(xp, *broadcast_arrays(xp, kl, of_p, of_q))
 
 
 _where_equal = with_gradient(

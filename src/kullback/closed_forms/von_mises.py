@@ -15,7 +15,7 @@ from array_api_compat import device
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, untracked, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, untracked, with_gradient
 from kullback.numerics.phi import phi
 
 __all__: list[str] = []
@@ -70,7 +70,7 @@ def _residual_and_resultant(xp: Any, k1: Array, k2: Array, dimension: int) -> tu
 
     Z(k) is the integral of exp(k t) (1 - t^2)^((n - 3)/2) over -1 < t < 1 in n dimensions, and A(k) = (log Z)'(k).
     """
-    return _residual(dimension)(xp, *xp.broadcast_arrays(k1, k2)), _resultant(dimension)(xp, k1)
+    return _residual(dimension)(xp, *broadcast_arrays(xp, k1, k2)), _resultant(dimension)(xp, k1)
 
 
 # The derivatives are expectations under the same weights. Automatic differentiation of the nodes would give

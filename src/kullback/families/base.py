@@ -310,7 +310,7 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
         array = untracked(array)
         with np.errstate(invalid="ignore"):
             inside = constraint.contains(array)
-        if not (isinstance(inside, np.ndarray | np.bool) and inside.all()):
+        if not (isinstance(inside, np.ndarray | np.bool) and (inside.all() if inside.ndim else inside)):
             _raise_at_first(owner, name, array, ~inside, constraint.words)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "as_floats",
+    "broadcast_arrays",
     "cast",
     "from_numpy",
     "has_values",
@@ -104,6 +105,12 @@ def _in_dtype(xp: Any, value: Any, dtype: Any, device: Any) -> Array:
         raise ArrayTypeError("expected an array of numbers, got a list of tensors; pass torch.stack(list)") from error
 
 
+def broadcast_arrays(xp: Any, *arrays: Array) -> Sequence[Array]:
+    """`xp.broadcast_arrays(*arrays)`, without the time that it takes for arrays of one shape."""
+    shape = arrays[0].shape
+    return arrays if all(array.shape == shape for array in arrays) else xp.broadcast_arrays(*arrays)
+
+
 def map_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
     """Wrap a function of rows, `function(xp, *arrays)`, so that it processes blocks of rows.
 
@@ -138,8 +145,10 @@ def map_blocks(function: Callable[..., Array], size: int = 4096) -> Callable[...
     def call(xp: Any, *arrays: Array) -> Array:
         shape = arrays[0].shape
         count = math.prod(shape)
+        if count <= size:
+            return function(xp, *arrays)
         on_cpu = str(array_api_compat.device(arrays[0])).startswith("cpu")
-        if count <= size or not on_cpu or array_api_compat.is_jax_namespace(xp):
+        if not on_cpu or array_api_compat.is_jax_namespace(xp):
             return function(xp, *arrays)
         flat = [xp.reshape(array, (count,)) for array in arrays]
         blocks = [function(xp, *(array[k : k + size] for array in flat)) for k in range(0, count, size)]
@@ -207,20 +216,21 @@ def numpy_views(values: Sequence[ArrayLike], *, differentiable: bool = False) ->
             views.append(value)
             continue
         if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
-            if value.device.type != "cpu" or value.layout is not torch.strided:
+            if not value.is_cpu or value.layout is not torch.strided:
                 return None
             if differentiable and value.requires_grad and torch.is_grad_enabled():
                 return None
             if dtype is None and is_transformed(torch):
                 return None
+            view = value.detach().numpy() if value.is_floating_point() and value.element_size() >= 4 else None
         elif jax is None or not _is_on_cpu(jax, value):
             return None
-        if dtype is not None and value.dtype != dtype:
+        else:
+            view = np.asarray(value)
+        if view is None or view.dtype not in _FLOATS or (dtype is not None and view.dtype != dtype):
             return None
-        dtype = value.dtype
-        if str(dtype) not in _FLOAT_NAMES:
-            return None
-        views.append(value.detach().numpy() if hasattr(value, "detach") else np.asarray(value))
+        dtype = view.dtype
+        views.append(view)
     return None if dtype is None else views
 
 
@@ -229,9 +239,6 @@ def _is_on_cpu(jax: Any, value: Any) -> bool:
     if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
         return False
     return [device.platform for device in value.devices()] == ["cpu"]
-
-
-_FLOAT_NAMES = ("float64", "float32", "torch.float64", "torch.float32")
 
 
 def from_numpy(array: np.ndarray, like: Sequence[ArrayLike]) -> Array:
@@ -295,23 +302,33 @@ def _is_half(dtype: Any) -> bool:
     return "float16" in str(dtype)
 
 
-def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
-    """Whether PyTorch may request a derivative; recording one takes longer than most formulas of this package."""
-    torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _without_recording(functions: Sequence[Callable[..., Array] | None], *tensors: Array) -> list[Array | None]:
+    """`function(xp, *tensors)` for each function, by NumPy where that is possible; None for None.
 
-
-def _without_recording(function: Callable[..., Array], *tensors: Array) -> Array:
-    """`function(xp, *tensors)` by NumPy where that is possible; no operation is recorded for a gradient."""
+    No operation is recorded for a gradient.
+    """
     views = numpy_views(tensors)
     if views is None:
-        return function(array_api_compat.array_namespace(*tensors), *tensors)
+        xp = array_api_compat.array_namespace(*tensors)
+        return [None if function is None else function(xp, *tensors) for function in functions]
     with np.errstate(all="ignore"):
-        return from_numpy(np.asarray(function(_NUMPY, *views), views[0].dtype), tensors)
+        results = [None if function is None else function(_NUMPY, *views) for function in functions]
+    dtype = views[0].dtype
+    return [None if result is None else from_numpy(np.asarray(result, dtype), tensors) for result in results]
+
+
+def _backward(pullbacks: Sequence[Callable[..., Array]]) -> Callable[..., tuple[Array | None, ...]]:
+    """The method `backward` of a function of PyTorch, which has saved its output and its inputs."""
+
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        arrays = gradients[0], *ctx.saved_tensors
+        needed = [pullback if need else None for pullback, need in zip(pullbacks, ctx.needs_input_grad, strict=True)]
+        if not sys.modules["torch"].is_grad_enabled():
+            return tuple(_without_recording(needed, *arrays))
+        xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
+        return tuple(None if pullback is None else pullback(xp, *arrays) for pullback in needed)
+
+    return backward
 
 
 def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
@@ -332,6 +349,23 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
     @cache
     def torch_function() -> Any:
+        """The function for ordinary calls, which take less time without the support for transformations."""
+        import torch
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *arrays: Any) -> Any:
+                [output] = _without_recording([value], *arrays)
+                ctx.save_for_backward(output, *arrays)
+                return output
+
+            backward = staticmethod(_backward(pullbacks))
+
+        return Function
+
+    @cache
+    def transformed_torch_function() -> Any:
+        """The function for torch.func, forward mode and torch.compile."""
         import torch
 
         class Function(torch.autograd.Function):
@@ -339,7 +373,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
             @staticmethod
             def forward(*arrays: Any) -> Any:
-                return _without_recording(value, *arrays)
+                return value(array_api_compat.array_namespace(arrays[0]), *arrays)
 
             @staticmethod
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -372,19 +406,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
                 transpose: Any = torch.func.vjp(pulled_back, torch.zeros_like(output))[1]
                 return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
-            @staticmethod
-            def backward(ctx: Any, *gradients: Any) -> Any:
-                arrays = gradients[0], *ctx.saved_tensors
-                if torch.is_grad_enabled():  # a graph of the gradient is requested
-                    xp = array_api_compat.array_namespace(*arrays)
-                    return tuple(
-                        pullback(xp, *arrays) if needed else None
-                        for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
-                    )
-                return tuple(
-                    _without_recording(pullback, *arrays) if needed else None
-                    for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
-                )
+            backward = staticmethod(_backward(pullbacks))
 
         return Function
 
@@ -415,11 +437,19 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         return function
 
     def call(xp: Any, *arrays: Array) -> Array:
+        # Both branches of a `where` are computed, so infinities and nans in the unselected branch are expected.
+        if xp is _NUMPY:
+            with np.errstate(all="ignore"):
+                return value(xp, *arrays)
         if array_api_compat.is_torch_namespace(xp):
-            return torch_function().apply(*arrays) if _is_differentiated(arrays) else value(xp, *arrays)
+            torch = sys.modules["torch"]
+            if is_transformed(torch) or any(torch._C._functorch.is_functorch_wrapped_tensor(array) for array in arrays):
+                return transformed_torch_function().apply(*arrays)
+            if torch.is_grad_enabled() and any(array.requires_grad for array in arrays):
+                return torch_function().apply(*arrays)
+            return value(xp, *arrays)
         if array_api_compat.is_jax_namespace(xp):
             return jax_function()(*arrays)
-        # Both branches of a `where` are computed, so infinities and nans in the unselected branch are expected.
         with np.errstate(all="ignore"):
             return value(xp, *arrays)
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-import numpy as np
 from array_api_compat import device
 
-from kullback.compiled import kernels
+from kullback.compiled import elementwise
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, cast, holds, map_blocks, with_gradient
+from kullback.numerics.arrays import Array, as_floats, broadcast_arrays, cast, holds, map_blocks, with_gradient
 from kullback.numerics.phi import log1p_series, log_ratio, ratio_residual, scaled_mass_phi
 
 __all__ = [
@@ -62,7 +61,7 @@ def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
     The three arguments are redundant, so that the caller can pass each of them with full accuracy.
     """
-    a, b, h = xp.broadcast_arrays(a, b, h)
+    a, b, h = broadcast_arrays(xp, a, b, h)
     # Stirling's leading terms contribute b log(b/a) - h = b phi(log(a/b)).
     stirling = scaled_mass_phi(xp, b, a, xp.zeros_like(b), -log_ratio(xp, b, a, h), -h)
     return stirling + _gamma_kl_equal_mean(xp, a, b, h)
@@ -74,7 +73,7 @@ def gamma_kl_equal_mean(xp: Any, a: Array, b: Array, h: Array | None = None) -> 
     D(a, b) = R(a, b - a) - b phi(log(a/b)), which is R without the contribution of Stirling's leading terms. Pass b - a
     as `h` if it is available with more accuracy than the subtraction gives.
     """
-    a, b, h = xp.broadcast_arrays(a, b, b - a if h is None else h)
+    a, b, h = broadcast_arrays(xp, a, b, b - a if h is None else h)
     return _gamma_kl_equal_mean(xp, a, b, h)
 
 
@@ -83,7 +82,7 @@ def gamma_kl_equal_mean_increment(xp: Any, a: Array, b: Array, h: Array, e: Arra
 
     It is accurate to rounding for e < a/8 and f < b/8.
     """
-    return _gamma_kl_equal_mean_increment(xp, *xp.broadcast_arrays(a, b, h, e, f, g))
+    return _gamma_kl_equal_mean_increment(xp, *broadcast_arrays(xp, a, b, h, e, f, g))
 
 
 def binet(xp: Any, a: Array) -> Array:
@@ -103,12 +102,12 @@ def digamma(xp: Any, a: Array) -> Array:
 
 def binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """J'(b) - J'(a) for Binet's function J and a, b > 0, without cancellation, with h = b - a."""
-    return _binet_slope_difference(xp, *xp.broadcast_arrays(a, b, h))
+    return _binet_slope_difference(xp, *broadcast_arrays(xp, a, b, h))
 
 
 def digamma_minus_log_difference(xp: Any, a: Array, b: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a) for a, b > 0, without cancellation."""
-    return _gamma_kl_equal_mean_slope(xp, *xp.broadcast_arrays(a, b, b - a))
+    return _gamma_kl_equal_mean_slope(xp, *broadcast_arrays(xp, a, b, b - a))
 
 
 # Gauss quadrature of Binet's integral, J(z) = sum w z / (z^2 + u) over the nodes u and weights w: accurate to rounding
@@ -160,33 +159,9 @@ def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
     return xp.sum(w * term(u, *(inverse[None, ...] for inverse in inverses)), axis=0)
 
 
-_INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
-
-
-def _compiled(name: str, *arrays: Array, derivative: int | None = None) -> np.ndarray | None:
-    """A function of the compiled kernels, or its derivative by one argument, for NumPy arrays of one shape and dtype.
-
-    The result is None where the general implementation is required: for other arrays, and for arguments that are not
-    between 1e-90 and 1e90.
-    """
-    index, dtype = _INDEX.get(name), arrays[0].dtype
-    if index is None or not all(isinstance(array, np.ndarray | np.generic) for array in arrays):
-        return None
-    if dtype not in (np.float64, np.float32) or not arrays[0].size:
-        return None
-    out, given = np.empty(arrays[0].shape, dtype), [np.require(array, dtype, ["C", "A"]) for array in arrays]
-    if derivative is None:
-        return out if kernels.form_value(index, *given, out) else None
-    if not all(array.min() > 1e-90 and array.max() < 1e90 for array in given[:2]):
-        return None
-    outs = [out if k == derivative else None for k in range(len(given))]
-    kernels.form_gradient(index, *given, np.ones(out.shape, dtype), *outs)
-    return out
-
-
 def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """D(a, b) = phi(log(b/a))/2 + J(b) - J(a) - h J'(a) with h = b - a."""
-    if (compiled := _compiled("equal_mean", a, b, h)) is not None:
+    if (compiled := elementwise("equal_mean", a, b, h)) is not None:
         return compiled
     total = ratio_residual(xp, b, a, h) / 2
     # The difference of a + n and b + n is passed as h, because a + n and b + n are rounded.
@@ -227,7 +202,7 @@ def _log_step_ratio(xp: Any, a: Array, b: Array) -> Array:
 
 def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a), with h = b - a."""
-    if (compiled := _compiled("equal_mean", a, b, h, derivative=1)) is not None:
+    if (compiled := elementwise("equal_mean", a, b, h, derivative=1)) is not None:
         return compiled
     return h / a / (2 * b) + _binet_slope_difference(xp, a, b, h)
 
@@ -312,7 +287,7 @@ def _slope_by_a(xp: Any, a: Array, h: Array) -> Array:
 
 
 def _binet_value(xp: Any, a: Array) -> Array:
-    if (compiled := _compiled("binet", a)) is not None:
+    if (compiled := elementwise("binet", a)) is not None:
         return compiled
     steps, shift = _recurrence(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
     a = 1 / (a + shift)
@@ -320,7 +295,7 @@ def _binet_value(xp: Any, a: Array) -> Array:
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
-    if (compiled := _compiled("binet_slope", a)) is not None:
+    if (compiled := elementwise("binet_slope", a)) is not None:
         return compiled
     steps, shift = _recurrence(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
     a = 1 / (a + shift)
@@ -334,7 +309,7 @@ def _binet_slope_value(xp: Any, a: Array) -> Array:
 
 def binet_curvature(xp: Any, a: Array) -> Array:
     """The second derivative of Binet's function: J''(a) = trigamma(a) - 1/a - 1/(2 a^2), for a > 0."""
-    if (compiled := _compiled("binet_slope", a, derivative=0)) is not None:
+    if (compiled := elementwise("binet_slope", a, derivative=0)) is not None:
         return compiled
     steps, shift = _recurrence(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
     a = 1 / (a + shift)

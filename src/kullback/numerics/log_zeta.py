@@ -6,7 +6,7 @@ import numpy as np
 from array_api_compat import device
 from scipy import special
 
-from kullback.numerics.arrays import Array, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, with_gradient
 
 __all__ = ["log_zeta_residual"]
 
@@ -22,7 +22,7 @@ _NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
 
 def log_zeta_residual(xp: Any, s: Array, t: Array) -> Array:
     """L(t) - L(s) - (t - s) L'(s) with L = log zeta: KL between two Zipf distributions with exponents s and t."""
-    return _residual(xp, *xp.broadcast_arrays(s, t))
+    return _residual(xp, *broadcast_arrays(xp, s, t))
 
 
 def _logs(xp: Any, s: Array) -> tuple[Array, Array, Array]:
