@@ -176,7 +176,7 @@ class Moments:
 
     def __init__(self, name: str, *given: mpmath.mpf) -> None:
         log, psi, euler = mpmath.log, mpmath.digamma, mpmath.euler
-        a, b = given if len(given) == 2 else (given[0], None)
+        a, b = given if len(given) == 2 else (given[0], mpmath.mpf(0))
         if name == "Beta":
             log_beta = mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
             self.mean, self.variance = a / (a + b), a * b / (a + b) ** 2 / (a + b + 1)
@@ -218,7 +218,7 @@ class Moments:
 
     def cross_entropy(self, name: str, *given: mpmath.mpf) -> mpmath.mpf:
         """Return -E log q(x) for x of this distribution."""
-        log, (a, b) = mpmath.log, given if len(given) == 2 else (given[0], None)
+        log, (a, b) = mpmath.log, given if len(given) == 2 else (given[0], mpmath.mpf(0))
         if name == "Normal":
             return log(2 * mpmath.pi * b**2) / 2 + (self.variance + (self.mean - a) ** 2) / (2 * b**2)
         if name in ("Exponential", "Gamma"):
@@ -518,8 +518,8 @@ def timed(library: Library, pair: Pair, shape: tuple[int, ...], repeats: int, *,
     try:
         calls["other"]()
     except NotImplementedError:  # the library has no function for the class
-        own = seconds({"kullback": calls["kullback"]}, repeats)["kullback"]
-        return f"- / {results.significant(own * 1e6, 2)}"
+        alone = seconds({"kullback": calls["kullback"]}, repeats)["kullback"]
+        return f"- / {results.significant(alone * 1e6, 2)}"
     found = seconds(calls, repeats)
     digits = [results.significant(value * 1e6, 2) for value in found.values()]
     return f"{digits[0]} / {digits[1]} ({results.significant(found['kullback'] / found['other'], 2)})"

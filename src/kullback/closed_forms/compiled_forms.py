@@ -294,10 +294,11 @@ def _low_rank_gradients(
     for side in (0, 1):
         by_loc, by_matrix = found[2 * side : 2 * side + 2]
         needs_factor, needs_diagonal = needed[3 * side + 1 : 3 * side + 3]
-        outs.append(by_loc)
-        outs.append(2 * (by_matrix @ arrays[3 * side + 1]) if by_matrix is not None and needs_factor else None)
-        diagonal = by_matrix is not None and needs_diagonal
-        outs.append(np.diagonal(by_matrix, axis1=-2, axis2=-1) if diagonal else None)
+        outs += [by_loc, None, None]
+        if by_matrix is not None and needs_factor:
+            outs[-2] = 2 * (by_matrix @ arrays[3 * side + 1])
+        if by_matrix is not None and needs_diagonal:
+            outs[-1] = np.diagonal(by_matrix, axis1=-2, axis2=-1)
     dtype = arrays[0].dtype
     return [None if out is None else np.array(out, dtype) for out in outs]
 

@@ -249,9 +249,9 @@ def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: A
     """
     if array_api_compat.is_numpy_namespace(xp) and result.ndim and np.isfinite(result).any():
         chosen = ~np.isfinite(result)
-        sides = (_selected(side, result.shape, chosen) for side in (p, q))
+        p, q = (_selected(side, result.shape, chosen) for side in (p, q))
         result = result.copy()
-        result[chosen] = _rescaled(xp, function, *sides, result[chosen])
+        result[chosen] = _rescaled(xp, function, p, q, result[chosen])
         return result
     exponent = np.log2(float(xp.finfo(result.dtype).max)) * 0.6
     for c in (2.0**-4, 2.0 ** -int(exponent), 2.0 ** int(exponent)):
