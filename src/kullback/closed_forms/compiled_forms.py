@@ -16,6 +16,7 @@ import array_api_compat
 import numpy as np
 
 from kullback import families as f
+from kullback.closed_forms.low_rank import low_rank_gradients, low_rank_kl
 from kullback.closed_forms.registry import FORMS
 from kullback.compiled import FORM_INDEX, kernels
 from kullback.discrete.kl import kl_logits, kl_probs
@@ -87,6 +88,7 @@ TRANSFORMED: dict[type, Callable[[Any, Any], tuple[Any, Any] | None]] = {}
 _NUMBERS = (float, int, np.float64)
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 _MOST_COMPONENTS = 2048  # of multivariate normal distributions; blocked linear algebra is faster for more
+_FEWEST_COMPONENTS = 64  # of a low-rank distribution whose covariance matrix is not formed
 _MOST_ENTRIES = 2**20  # of categories; larger arrays are computed in threads
 
 
@@ -279,13 +281,32 @@ def _covariances(arrays: list[np.ndarray]) -> list[np.ndarray]:
 def _low_rank_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
     if not all((diagonal > 0).all() for diagonal in (arrays[2], arrays[5])):
         return None
+    if (found := _low_rank_of_many(arrays)) is not None:
+        value = np.broadcast_to(found, batch).astype(arrays[0].dtype)
+        return value if np.isfinite(value).all() else None
     value = _multivariate_value(form, _covariances(arrays), batch)
     return None if value is None else value.astype(arrays[0].dtype)
+
+
+def _low_rank_of_many(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """KL without the covariance matrices; None where forming them is faster or more accurate."""
+    if (
+        arrays[0].shape[-1] < _FEWEST_COMPONENTS
+        or max(arrays[1].shape[-1], arrays[4].shape[-1]) > arrays[0].shape[-1] / 4
+    ):
+        return None
+    tolerance = 1e-13 if arrays[0].dtype == np.float64 else 2e-8
+    with np.errstate(all="ignore"):
+        return low_rank_kl([array.astype(np.float64) for array in arrays], tolerance)
 
 
 def _low_rank_gradients(
     form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
 ) -> list[np.ndarray | None] | None:
+    dtype = arrays[0].dtype
+    if _low_rank_of_many(arrays) is not None:
+        found = low_rank_gradients([array.astype(np.float64) for array in arrays], upstream.astype(np.float64))
+        return [out.astype(dtype) if need else None for out, need in zip(found, needed, strict=True)]
     of_matrices = [needed[0], needed[1] or needed[2], needed[3], needed[4] or needed[5]]
     found = _multivariate_gradients(form, _covariances(arrays), upstream, of_matrices)
     if found is None:
@@ -299,7 +320,6 @@ def _low_rank_gradients(
             outs[-2] = 2 * (by_matrix @ arrays[3 * side + 1])
         if by_matrix is not None and needs_diagonal:
             outs[-1] = np.diagonal(by_matrix, axis1=-2, axis2=-1)
-    dtype = arrays[0].dtype
     return [None if out is None else np.array(out, dtype) for out in outs]
 
 
