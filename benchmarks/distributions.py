@@ -46,8 +46,9 @@ class Case(NamedTuple):
     Args:
         name: The name of the class in PyTorch, in NumPyro and in `kullback.families`, unless `build` is given.
         kinds: For each parameter, how it is drawn: "real", "positive", "probability", "smaller" (positive, and smaller
-            in q), "low" and "high" (an interval, which contains the interval of p in q), "logits" (20 real numbers),
-            "positives" (20), "vector" (20 real numbers), "factor" (a lower factor of 20 rows), "covariance" (its
+            in q), "low" and "high" (an interval, which contains the interval of p in q), "logits" and
+            "positives" (a row of real or of positive numbers), "vector" (20 real numbers), "diagonal" (20 positive
+            numbers), "factor" (a lower factor of 20 rows), "covariance" (its
             product with its transpose), "columns" (20 rows of 3 real numbers).
         truth: KL from the parameters of p and of q, in extended precision.
         build: Constructs a distribution from the module of a library and the parameters.
@@ -288,13 +289,13 @@ CASES = {
         lambda a1, a0, b1, b0: dirichlet([a1, a0], [b1, b0]),
         scipy=stats.beta,
     ),
-    "Dirichlet, 20 categories": Case("Dirichlet", {"concentration": "positives"}, dirichlet),
+    "Dirichlet": Case("Dirichlet", {"concentration": "positives"}, dirichlet),
     "Poisson": Case("Poisson", {"rate": "positive"}, lambda a, b: a * mpmath.log(a / b) - a + b, scipy=stats.poisson),
     "Bernoulli(probs)": Case("Bernoulli", {"probs": "probability"}, bernoulli, scipy=stats.bernoulli),
     "Bernoulli(logits)": Case("Bernoulli", {"logits": "real"}, lambda a, b: bernoulli(logistic(a), logistic(b))),
     "Geometric": Case("Geometric", {"probs": "probability"}, lambda p, q: bernoulli(p, q) / p),
-    "Categorical(logits), 20 categories": Case("Categorical", {"logits": "logits"}, categorical),
-    "OneHotCategorical(logits), 20 categories": Case("OneHotCategorical", {"logits": "logits"}, categorical),
+    "Categorical(logits)": Case("Categorical", {"logits": "logits"}, categorical),
+    "OneHotCategorical(logits)": Case("OneHotCategorical", {"logits": "logits"}, categorical),
     "Uniform": Case(
         "Uniform",
         {"low": "low", "high": "high"},
@@ -326,7 +327,7 @@ CASES = {
         "MultivariateNormal", {"loc": "vector", "covariance_matrix": "covariance"}, covariances
     ),
     "LowRankMultivariateNormal, 20 components, rank 3": Case(
-        "LowRankMultivariateNormal", {"loc": "vector", "cov_factor": "columns", "cov_diag": "positives"}, low_rank
+        "LowRankMultivariateNormal", {"loc": "vector", "cov_factor": "columns", "cov_diag": "diagonal"}, low_rank
     ),
 }
 
@@ -354,7 +355,7 @@ PAIRS = [
 def drawn(kind: str, z: torch.Tensor, before: list[torch.Tensor], p: list[Any]) -> torch.Tensor:
     """Return a parameter from standard normal numbers, the earlier parameters and, for q, the parameters of p."""
     index = len(before)
-    if kind in ("positive", "positives"):
+    if kind in ("positive", "positives", "diagonal"):
         return z.exp()
     if kind == "above 2":
         return 2.1 + z.exp()
@@ -378,8 +379,9 @@ def drawn(kind: str, z: torch.Tensor, before: list[torch.Tensor], p: list[Any]) 
     return z
 
 
+ROWS = ("logits", "positives")
 EVENTS = {
-    **dict.fromkeys(("logits", "positives", "vector"), (20,)),
+    **dict.fromkeys(("vector", "diagonal"), (20,)),
     **dict.fromkeys(("factor", "covariance"), (20, 20)),
     "columns": (20, 3),
 }
@@ -396,6 +398,8 @@ def parameters(
         for index, kind in enumerate(names.values()):
             # The last axis of the shape is the axis of the categories or of the components.
             full = (*shape[:-1], *EVENTS[kind]) if of_rows else shape
+            if kind in ROWS and not shape:
+                full = (20,)
             z = torch.randn(full, generator=generator)
             if side is sides[1] and distance is not None:
                 z = normals[index] + distance * z
@@ -492,10 +496,10 @@ LIBRARIES: dict[str, Callable[[], Library]] = {
 }
 RECORDS = {"Chi2": "ChiSquared"}
 
-Pair = tuple[Case, Case]
+Cases = tuple[Case, Case]
 
 
-def timed(library: Library, pair: Pair, shape: tuple[int, ...], repeats: int, *, gradient: bool = False) -> str:
+def timed(library: Library, pair: Cases, shape: tuple[int, ...], repeats: int, *, gradient: bool = False) -> str:
     """Return the microseconds of the compared function and of kullback for one shape, and their ratio."""
     p, q = parameters((pair[0].kinds, pair[1].kinds), shape, 0, None)
     calls: dict[str, Callable[[], object]] = {}
@@ -525,9 +529,9 @@ def timed(library: Library, pair: Pair, shape: tuple[int, ...], repeats: int, *,
     return f"{digits[0]} / {digits[1]} ({results.significant(found['kullback'] / found['other'], 2)})"
 
 
-def errors(library: Library, pair: Pair, counts: int = 200) -> list[str]:
+def errors(library: Library, pair: Cases, counts: int = 200) -> list[str]:
     """Return the largest relative errors of the library and of kullback; "-" for a library without a function."""
-    of_rows = any(kind in EVENTS for kind in pair[0].kinds.values())
+    of_rows = any(kind in EVENTS or kind in ROWS for kind in pair[0].kinds.values())
     near = 1e-3 if pair[0] is pair[1] else None
     counts = 20 if any(EVENTS.get(kind, ())[1:] for kind in pair[0].kinds.values()) else counts
     sides = parameters((pair[0].kinds, pair[1].kinds), (counts, 20) if of_rows else (counts,), 1, near)
@@ -550,7 +554,7 @@ def errors(library: Library, pair: Pair, counts: int = 200) -> list[str]:
     return ["-" if value is None else results.significant(error, 1) for value, error in zip(found, worst, strict=True)]
 
 
-def rows_of(table: str) -> dict[str, Pair]:
+def rows_of(table: str) -> dict[str, Cases]:
     """Return the rows of a table: a name, and the classes of p and q."""
     if table == "pairs":
         rows = {}

@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, broadcast_arrays, holds, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, holds
 from kullback.numerics.log_sinhc import log_sinhc_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 from kullback.numerics.special import erf
@@ -25,7 +25,7 @@ def kl_laplace_laplace(xp: Any, p: Any, q: Any) -> Array:
 
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of |loc1 - loc2|/scale1.
-_laplace_spread = with_gradient(
+_laplace_spread = elementwise_with_gradient(
     lambda xp, ratio, distance, scale, q_scale: xp.where(
         abs(distance) / scale < np.inf, ratio * phi(-abs(distance) / scale), abs(distance) / q_scale
     ),
@@ -108,7 +108,7 @@ def kl_normal_laplace(xp: Any, p: Any, q: Any) -> Array:
 
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of z.
-_normal_spread = with_gradient(
+_normal_spread = elementwise_with_gradient(
     lambda xp, z, ratio, distance, _scale, q_scale: xp.where(
         abs(z) < np.inf,
         ratio * (np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))),

@@ -19,10 +19,10 @@ from kullback.numerics.arrays import (
     as_floats,
     broadcast_arrays,
     cast,
+    elementwise_with_gradient,
     from_numpy,
     numpy_views,
     untracked,
-    with_gradient,
 )
 
 __all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "overflows", "where_equal"]
@@ -303,7 +303,7 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
     return kl if of_p is of_q else _where_equal(xp, *broadcast_arrays(xp, kl, of_p, of_q))
 
 
-_where_equal = with_gradient(
+_where_equal = elementwise_with_gradient(
     lambda xp, kl, of_p, of_q: xp.where(of_p == of_q, kl, np.nan),
     lambda _xp, gradient, *_: gradient,
     lambda _xp, gradient, *_: gradient * np.nan,

@@ -326,9 +326,11 @@ struct Gumbel {
         Gumbel parts = parts_of(x);
         Vector rest = residual_of_log_gamma(parts.end, parts.h), phi, expm1;
         Vector d = (parts.h * Real(1 - EULER) + rest) - parts.z;
-        Integers valid = phi_of(d, phi, expm1), overflows = d > Real(710);
-        kl = overflows ? all(HUGE_VAL) : phi + (rest + residual(x[1], x[3], x[1] - x[3]).phi);
-        return (valid | overflows) & finite(x[0]) & finite(x[2]) & moderate(x[1]) & moderate(x[3]) & moderate(parts.r);
+        Integers valid = phi_of(d, phi, expm1), large = d >= Real(709);
+        // e^d may be the largest part of a finite KL, or above the largest number.
+        Vector root = exponential(large ? (d < Real(1400) ? d : all(1400)) * Real(0.5) : all(0));
+        kl = large ? root * root : phi + (rest + residual(x[1], x[3], x[1] - x[3]).phi);
+        return (valid | large) & finite(x[0]) & finite(x[2]) & moderate(x[1]) & moderate(x[3]) & moderate(parts.r);
     }
     INLINE void gradient(const Vector *x, Vector *g) {
         Gumbel parts = parts_of(x);

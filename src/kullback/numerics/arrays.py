@@ -18,6 +18,7 @@ __all__ = [
     "as_floats",
     "broadcast_arrays",
     "cast",
+    "elementwise_with_gradient",
     "from_numpy",
     "has_values",
     "holds",
@@ -302,12 +303,18 @@ def _is_half(dtype: Any) -> bool:
     return "float16" in str(dtype)
 
 
-def _without_recording(functions: Sequence[Callable[..., Array] | None], *tensors: Array) -> list[Array | None]:
-    """`function(xp, *tensors)` for each function, by NumPy where that is possible; None for None.
+_SMALL = 2**14  # entries of a tensor for which operations of NumPy take less time
 
-    No operation is recorded for a gradient.
+
+def _without_recording(
+    functions: Sequence[Callable[..., Array] | None], tensors: Sequence[Array], by_numpy: bool
+) -> list[Array | None]:
+    """`function(xp, *tensors)` for each function, by NumPy where that takes less time; None for None.
+
+    No operation is recorded for a gradient. Large tensors are left to PyTorch, which uses several threads.
     """
-    views = numpy_views(tensors)
+    small = by_numpy and all(tensor.numel() <= _SMALL for tensor in tensors)
+    views = numpy_views(tensors) if small else None
     if views is None:
         xp = array_api_compat.array_namespace(*tensors)
         return [None if function is None else function(xp, *tensors) for function in functions]
@@ -317,21 +324,28 @@ def _without_recording(functions: Sequence[Callable[..., Array] | None], *tensor
     return [None if result is None else from_numpy(np.asarray(result, dtype), tensors) for result in results]
 
 
-def _backward(pullbacks: Sequence[Callable[..., Array]]) -> Callable[..., tuple[Array | None, ...]]:
+def _backward(pullbacks: Sequence[Callable[..., Array]], by_numpy: bool) -> Callable[..., tuple[Array | None, ...]]:
     """The method `backward` of a function of PyTorch, which has saved its output and its inputs."""
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         arrays = gradients[0], *ctx.saved_tensors
         needed = [pullback if need else None for pullback, need in zip(pullbacks, ctx.needs_input_grad, strict=True)]
         if not sys.modules["torch"].is_grad_enabled():
-            return tuple(_without_recording(needed, *arrays))
+            return tuple(_without_recording(needed, arrays, by_numpy))
         xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
         return tuple(None if pullback is None else pullback(xp, *arrays) for pullback in needed)
 
     return backward
 
 
-def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
+def elementwise_with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
+    """`with_gradient` for an elementwise function, which NumPy evaluates for small tensors on a CPU."""
+    return with_gradient(value, *pullbacks, by_numpy=True)
+
+
+def with_gradient(
+    value: Callable[..., Array], *pullbacks: Callable[..., Array], by_numpy: bool = False
+) -> Callable[..., Array]:
     """Attach explicit gradients to a function, for PyTorch and JAX.
 
     Automatic differentiation of the value would store every intermediate array, and would compute 0 * inf = nan on the
@@ -342,6 +356,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         pullbacks: One function for each array, called as `pullback(xp, gradient, output, *arrays)`. It returns the
             gradient with respect to its array (a vector-Jacobian product, linear in `gradient`). It must consist of
             differentiable operations, so that higher derivatives and forward mode are available.
+        by_numpy: Whether the functions may receive the NumPy arrays of small tensors.
 
     Returns:
         A function that is called as `value` is.
@@ -355,11 +370,11 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         class Function(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *arrays: Any) -> Any:
-                [output] = _without_recording([value], *arrays)
+                [output] = _without_recording([value], arrays, by_numpy)
                 ctx.save_for_backward(output, *arrays)
                 return output
 
-            backward = staticmethod(_backward(pullbacks))
+            backward = staticmethod(_backward(pullbacks, by_numpy))
 
         return Function
 
@@ -406,7 +421,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
                 transpose: Any = torch.func.vjp(pulled_back, torch.zeros_like(output))[1]
                 return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
-            backward = staticmethod(_backward(pullbacks))
+            backward = staticmethod(_backward(pullbacks, by_numpy))
 
         return Function
 

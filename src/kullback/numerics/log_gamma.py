@@ -14,7 +14,15 @@ from array_api_compat import device
 
 from kullback.compiled import elementwise
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, broadcast_arrays, cast, holds, map_blocks, with_gradient
+from kullback.numerics.arrays import (
+    Array,
+    as_floats,
+    broadcast_arrays,
+    cast,
+    elementwise_with_gradient,
+    holds,
+    map_blocks,
+)
 from kullback.numerics.phi import log1p_series, log_ratio, ratio_residual, scaled_mass_phi
 
 __all__ = [
@@ -321,13 +329,13 @@ def binet_curvature(xp: Any, a: Array) -> Array:
     return steps + a * a * (a * _over_nodes(xp, curvature, a))
 
 
-_gamma_kl_equal_mean = with_gradient(
+_gamma_kl_equal_mean = elementwise_with_gradient(
     map_blocks(_gamma_kl_equal_mean_value),
     lambda xp, gradient, _output, a, _b, h: gradient * _slope_by_a(xp, a, h),
     lambda xp, gradient, _output, a, b, h: gradient * _gamma_kl_equal_mean_slope(xp, a, b, h),
     lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),
 )
-_gamma_kl_equal_mean_increment = with_gradient(
+_gamma_kl_equal_mean_increment = elementwise_with_gradient(
     _gamma_kl_equal_mean_increment_value,
     lambda xp, gradient, _output, a, _b, h, e, _f, g: (
         gradient * (_slope_by_a(xp, a + e, h + g) - _slope_by_a(xp, a, h))
@@ -340,5 +348,7 @@ _gamma_kl_equal_mean_increment = with_gradient(
     lambda xp, gradient, _output, a, b, h, e, f, g: gradient * _gamma_kl_equal_mean_slope(xp, a + e, b + f, h + g),
     lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
 )
-_binet = with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))
-_binet_slope = with_gradient(_binet_slope_value, lambda xp, gradient, _output, a: gradient * binet_curvature(xp, a))
+_binet = elementwise_with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))
+_binet_slope = elementwise_with_gradient(
+    _binet_slope_value, lambda xp, gradient, _output, a: gradient * binet_curvature(xp, a)
+)

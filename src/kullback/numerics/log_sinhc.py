@@ -10,7 +10,7 @@ from typing import Any
 from array_api_compat import device
 from scipy import special
 
-from kullback.numerics.arrays import Array, broadcast_arrays, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient
 
 __all__ = ["log_sinhc", "log_sinhc_curvature", "log_sinhc_residual", "log_sinhc_slope"]
 
@@ -116,9 +116,9 @@ def _slope_difference(xp: Any, u: Array, h: Array, v: Array) -> Array:
     return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, v) - _slope(xp, u))
 
 
-_slope = with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
-_log_sinhc = with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
-_residual = with_gradient(
+_slope = elementwise_with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
+_log_sinhc = elementwise_with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
+_residual = elementwise_with_gradient(
     _residual_value,
     lambda xp, gradient, _output, u, h, _v: -gradient * h * log_sinhc_curvature(xp, u),
     lambda xp, _gradient, _output, u, *_: xp.zeros_like(u),

@@ -4,7 +4,7 @@ from math import inf, nan
 from typing import Any
 
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, broadcast_arrays, cast, with_gradient
+from kullback.numerics.arrays import Array, as_floats, broadcast_arrays, cast, elementwise_with_gradient
 
 __all__ = [
     "log1p_residual",
@@ -209,26 +209,26 @@ def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
     return total
 
 
-_phi = with_gradient(_phi_value, _phi_gradient)
-_log1p_residual = with_gradient(_log1p_residual_value, _log1p_residual_gradient)
-_log_ratio = with_gradient(
+_phi = elementwise_with_gradient(_phi_value, _phi_gradient)
+_log1p_residual = elementwise_with_gradient(_log1p_residual_value, _log1p_residual_gradient)
+_log_ratio = elementwise_with_gradient(
     _log_ratio_value,
     lambda _xp, gradient, _output, u, _v, _difference: gradient / u,
     lambda _xp, gradient, _output, _u, v, _difference: -gradient / v,
     lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
 )
-_ratio_residual = with_gradient(
+_ratio_residual = elementwise_with_gradient(
     _ratio_residual_value,
     lambda _xp, gradient, _output, u, v, difference: gradient * (difference / v) / u,
     lambda _xp, gradient, _output, _u, v, difference: -gradient * (difference / v) / v,
     lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
 )
-_mass_phi = with_gradient(
+_mass_phi = elementwise_with_gradient(
     _mass_phi_value,
     lambda xp, gradient, _output, a, b: gradient * -xp.where(a > 0, log_ratio(xp, b, xp.where(a > 0, a, 1.0)), 0.0),
     lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
 )
-_scaled_mass_phi = with_gradient(
+_scaled_mass_phi = elementwise_with_gradient(
     lambda xp, a, _b, _c, d, _difference: _times_phi(xp, a, d),
     lambda xp, gradient, _output, a, b, c, _d, difference: -gradient * (c + log_ratio(xp, b, a, difference)),
     lambda xp, gradient, _output, a, b, c, _d, difference: (
