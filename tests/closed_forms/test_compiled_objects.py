@@ -179,6 +179,17 @@ def test_parameters_that_broadcast_and_their_gradients():
         torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("distance", [708.9, 709.0, 709.5, 709.78])
+def test_a_gumbel_kl_near_the_largest_number(distance):
+    loc = torch.tensor([-distance, 0.0], dtype=torch.float64, requires_grad=True)
+    one = torch.ones((), dtype=torch.float64)
+    value = compiled_kl(f.Gumbel(loc=loc, scale=one), f.Gumbel(loc=0 * one, scale=one))
+    with mpmath.workdps(30):
+        exact = float(mpmath.exp(mpmath.mpf(distance)) - distance - 1)
+    np.testing.assert_allclose(value.detach().numpy(), [exact, 0.0], rtol=3e-13)
+    assert math.isfinite(exact)
+
+
 def test_a_gumbel_kl_above_the_largest_number_is_inf():
     locs, scales = np.array([0.0, -90.0], np.float32), np.ones(2, np.float32)
     p, q = f.Gumbel(loc=locs, scale=scales), f.Gumbel(loc=0 * locs, scale=scales)
