@@ -76,7 +76,7 @@ sanitize: .venv/installed-test
 	    -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['include'])") \
 	    $(KERNELS)/kernels.cpp -o $(KERNELS)/_kernels.abi3.so
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels tests/closed_forms/test_compiled_*.py; \
+	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/discrete/kernels tests/closed_forms/test_compiled_*.py tests/closed_forms/test_array_evaluation.py; \
 	    status=$$?; mv .venv/kernels.release.so $(KERNELS)/_kernels.abi3.so; exit $$status
 
 # The script of the explorer, which is minified so that its page stays small. Run it after a change of its modules; it needs npm.

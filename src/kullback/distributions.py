@@ -1,7 +1,6 @@
 """Exact KL divergence between two distributions of `kullback.families` or of another library, by closed forms."""
 
 from collections.abc import Callable
-from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import array_api_compat
@@ -84,13 +83,13 @@ def kl(p: Any, q: Any) -> Array:
         return value
     if (value := compiled_kl(p, q)) is not None:
         return value
-    form = _form(type(p), type(q))
+    form = FORMS.closest(type(p), type(q))
     if form is None:
         _require_one_event_shape(p, q)
         p, q = as_family(p), as_family(q)
         if (value := compiled_kl(p, q)) is not None:
             return value
-        form = _form(type(p), type(q))
+        form = FORMS.closest(type(p), type(q))
     if form is not None:
         return form(p, q)
     if isinstance(p, Independent) or isinstance(q, Independent):
@@ -285,15 +284,6 @@ def _require_one_event_shape(p: Any, q: Any) -> None:
         raise ShapeError(f"expected equal event shapes, got {shapes[0]} of p and {shapes[1]} of q")
 
 
-def _form(p_class: type, q_class: type) -> Form | None:
-    """The closed form of two classes, or of their closest base classes that have one; None if none applies."""
-    if found := FORMS.get((p_class, q_class)):
-        return found
-    ancestors = product(enumerate(p_class.__mro__), enumerate(q_class.__mro__))
-    pairs = sorted(ancestors, key=lambda pair: pair[0][0] + pair[1][0])
-    return next((FORMS[p, q] for (_, p), (_, q) in pairs if (p, q) in FORMS), None)
-
-
 def _kl_independent(p: Any, q: Any) -> Array:
     """KL of independent components: the sum over the components."""
     if any(isinstance(d, MultivariateNormal | LowRankMultivariateNormal) for d in (p, q)):
@@ -314,7 +304,7 @@ def _kl_independent(p: Any, q: Any) -> Array:
 def _kl_multivariate_normal(p: Any, q: Any) -> Array:
     """KL where one distribution is a multivariate normal and the other may be an Independent of normals."""
     normals = _as_multivariate_normal(p), _as_multivariate_normal(q)
-    form = _form(*map(type, normals))
+    form = FORMS.closest(*map(type, normals))
     if form is None:
         raise _no_closed_form(p, q)
     return form(*normals)

@@ -442,4 +442,5 @@ def test_every_form_has_a_family():
     used = {form for form, _ in compiled_forms._FAMILIES.values()}
     used |= {form for forms in compiled_forms._ALTERNATIVES.values() for form, _ in forms.values()}
     used |= set(compiled_forms._PAIRS.values())
-    assert used == {*kernels.form_names(), *compiled_forms._KINDS}
+    functions = {"binet", "binet_slope", "equal_mean"}  # of the closed forms that are computed by array operations
+    assert used | functions == {*kernels.form_names(), *compiled_forms._KINDS}

@@ -39,6 +39,7 @@ SCIPY = {
     "lognorm": (stats.lognorm(0.5, scale=2.0), stats.lognorm(1.0)),
     "halfnorm": (stats.halfnorm(scale=0.5), stats.halfnorm()),
     "pareto": (stats.pareto(2.0, scale=2.0), stats.pareto(3.0)),
+    "uniform": (stats.uniform(0.5, 1.0), stats.uniform(0.0, 2.0)),
     "poisson": (stats.poisson(2.0), stats.poisson(3)),
     "binom": (stats.binom(10, 0.2), stats.binom(10, 0.5)),
     "bernoulli": (stats.bernoulli(0.2), stats.bernoulli(0.5)),
@@ -107,6 +108,11 @@ NUMPYRO = {
     "Pareto": lambda: (numpyro.Pareto(x(1, 2), x(1, 2)), numpyro.Pareto(x(1, 1), x(3, 1))),
     "Gamma": lambda: (numpyro.Gamma(x(1, 2), x(1, 2)), numpyro.Gamma(x(1, 1), x(3, 1))),
     "InverseGamma": lambda: (numpyro.InverseGamma(x(1, 2), x(1, 2)), numpyro.InverseGamma(x(1, 1), x(3, 1))),
+    "Chi2": lambda: (numpyro.Chi2(x(1, 2)), numpyro.Chi2(x(3, 1))),
+    "LowRankMultivariateNormal": lambda: (
+        numpyro.LowRankMultivariateNormal(x(0, 1), x(1, 2)[:, None], x(1, 2)),
+        numpyro.LowRankMultivariateNormal(x(1, 1), x(2, 1)[:, None], x(2, 1)),
+    ),
     "Beta": lambda: (numpyro.Beta(x(1, 2), x(1, 2)), numpyro.Beta(x(1, 1), x(3, 1))),
     "Dirichlet": lambda: (numpyro.Dirichlet(x(1, 2, 3)), numpyro.Dirichlet(x(1, 1, 1))),
     "Bernoulli": lambda: (numpyro.BernoulliProbs(x(0.2, 0.5)), numpyro.BernoulliProbs(x(0.3, 0.1))),
@@ -171,6 +177,17 @@ def test_parameters_that_broadcast_and_their_gradients():
     slopes = [torch.autograd.grad(result.sum(), tensors) for result in results]
     for slope, other in zip(*slopes, strict=True):
         torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("distance", [708.9, 709.0, 709.5, 709.78])
+def test_a_gumbel_kl_near_the_largest_number(distance):
+    loc = torch.tensor([-distance, 0.0], dtype=torch.float64, requires_grad=True)
+    one = torch.ones((), dtype=torch.float64)
+    value = compiled_kl(f.Gumbel(loc=loc, scale=one), f.Gumbel(loc=0 * one, scale=one))
+    with mpmath.workdps(30):
+        exact = float(mpmath.exp(mpmath.mpf(distance)) - distance - 1)
+    np.testing.assert_allclose(value.detach().numpy(), [exact, 0.0], rtol=3e-13)
+    assert math.isfinite(exact)
 
 
 def test_a_gumbel_kl_above_the_largest_number_is_inf():

@@ -10,6 +10,7 @@ import torch
 from kullback import families as f
 from kullback import kl
 from kullback.closed_forms.compiled_forms import compiled_kl
+from kullback.closed_forms.low_rank import low_rank_kl
 from kullback.closed_forms.registry import FORMS
 from kullback.compiled import kernels
 from kullback.errors import NotNormalizedError, ParameterError, ShapeError, SupportError
@@ -323,6 +324,111 @@ def test_batches_of_multivariate_normals(name):
         slopes = [torch.autograd.grad(value.sum(), tensors) for value in values]
         for slope, other in zip(*slopes, strict=True):
             torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
+
+
+def low_rank(loc, factor, diagonal):
+    return f.LowRankMultivariateNormal(loc=loc, cov_factor=factor, cov_diag=diagonal)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (1, 3), (2, 0)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
+def test_low_rank_covariances(batch, ranks):
+    rng = np.random.default_rng(0)
+    sides = (
+        [rng.normal(size=(*batch, 5)), rng.normal(size=(5, ranks[0])), rng.uniform(0.2, 1.0, size=(*batch, 5))],
+        [rng.normal(size=5), rng.normal(size=(*batch, 5, ranks[1])), rng.uniform(0.2, 1.0, size=5)],
+    )
+    tensors = [torch.tensor(value, requires_grad=True) for side in sides for value in side]
+    pair = low_rank(*tensors[:3]), low_rank(*tensors[3:])
+    values = [compiled_kl(*pair), FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal](*pair)]
+    torch.testing.assert_close(*values, rtol=1e-13, atol=0)
+    assert np.array_equal(compiled_kl(low_rank(*sides[0]), low_rank(*sides[1])), values[0].detach().numpy())
+    slopes = [
+        torch.autograd.grad((value * torch.arange(1.0, value.numel() + 1).reshape(batch)).sum(), tensors)
+        for value in values
+    ]
+    for slope, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-11, atol=1e-13)
+
+
+def test_low_rank_covariances_in_float32():
+    rng = np.random.default_rng(1)
+    loc, factor, diagonal = rng.normal(size=(3, 6)), rng.normal(size=(3, 6, 2)), rng.uniform(0.2, 1.0, size=(3, 6))
+    pair = [[x.astype(np.float32) for x in (loc, factor, diagonal)]]
+    pair.append([x * np.float32(1.001) for x in pair[0]])
+    value = kl(*(d.LowRankMultivariateNormal(*map(torch.tensor, side)) for side in pair))
+    assert value.dtype == torch.float32
+    form = FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal]
+    exact = form(*(low_rank(*(x.astype(float) for x in side)) for side in pair))
+    np.testing.assert_allclose(value.numpy(), exact, rtol=3e-7)
+
+
+@pytest.mark.parametrize(("dtype", "epsilon"), TYPES)
+@pytest.mark.parametrize("distance", [3.0, 0.1, 1e-3])
+@pytest.mark.parametrize(("n", "ranks"), [(70, (2, 3)), (128, (10, 10)), (65, (1, 0))])
+def test_low_rank_covariances_of_many_components(n, ranks, distance, dtype, epsilon):
+    rng = np.random.default_rng(0)
+    p = [rng.normal(size=(2, n)), rng.normal(size=(2, n, ranks[0])), rng.uniform(0.1, 1.1, size=(2, n))]
+    q = [rng.normal(size=n), rng.normal(size=(2, n, ranks[1])), rng.uniform(0.1, 1.1, size=n)]
+    if ranks[0] == ranks[1] and distance < 3:
+        q = [value * np.exp(distance * rng.normal(size=value.shape)) for value in p]
+    values = [value.astype(dtype) for value in (*p, *q)]
+    tensors = [torch.tensor(value, requires_grad=True) for value in values]
+    exact = [torch.tensor(value.astype(np.float64), requires_grad=True) for value in values]
+    found = compiled_kl(low_rank(*tensors[:3]), low_rank(*tensors[3:]))
+    form = FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal]  # which forms the covariance matrices
+    expected = form(low_rank(*exact[:3]), low_rank(*exact[3:]))
+    assert found.dtype == tensors[0].dtype
+    torch.testing.assert_close(found.double(), expected, rtol=max(2e-13, epsilon), atol=0)
+    slopes = torch.autograd.grad(found.sum(), tensors)
+    for slope, other in zip(slopes, torch.autograd.grad(expected.sum(), exact), strict=True):
+        tolerance = max(1e-9, 30 * epsilon) * float(other.abs().max()) if other.numel() else 0
+        torch.testing.assert_close(slope.double(), other, rtol=0, atol=tolerance)
+
+
+def test_the_form_without_covariance_matrices_is_used_only_where_its_terms_do_not_cancel():
+    rng = np.random.default_rng(0)
+    p = [rng.normal(size=100), rng.normal(size=(100, 3)), rng.uniform(0.1, 1.1, size=100)]
+    far = [rng.normal(size=100), rng.normal(size=(100, 3)), rng.uniform(0.1, 1.1, size=100)]
+    near = [value * (1 + 1e-6 * rng.normal(size=value.shape)) for value in p]
+    assert low_rank_kl([*p, *far], 1e-13) is not None
+    assert low_rank_kl([*p, *near], 1e-13) is None
+    singular = [p[0], 1e6 * (p[1][:, :1] + 1e-5 * p[1]), p[2]]
+    assert low_rank_kl([*far, *singular], 1e-13) is None
+    value = compiled_kl(low_rank(*p), low_rank(*near))
+    exact = FORMS[f.LowRankMultivariateNormal, f.LowRankMultivariateNormal](low_rank(*p), low_rank(*near))
+    assert value == pytest.approx(exact, rel=1e-12)
+    assert compiled_kl(low_rank(*p), low_rank(*p)) == 0
+
+
+@pytest.mark.parametrize("size_p", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("size_q", [1e-9, 1.0, 1e9])
+def test_the_form_without_covariance_matrices_against_extended_precision(size_p, size_q):
+    rng = np.random.default_rng(0)
+    p, q = (
+        [rng.normal(size=12), size * rng.normal(size=(12, 2)), rng.uniform(0.1, 1.1, size=12)]
+        for size in (size_p, size_q)
+    )
+    found = low_rank_kl([*p, *q], 1e-13)
+    with mpmath.workdps(80):
+        (loc1, w1, d1), (loc2, w2, d2) = ([mpmath.matrix(value.tolist()) for value in side] for side in (p, q))
+        covariance1, covariance2 = w1 * w1.T + mpmath.diag(list(d1)), w2 * w2.T + mpmath.diag(list(d2))
+        inverse, shift = covariance2**-1, loc1 - loc2
+        trace = mpmath.fsum((inverse * covariance1)[i, i] for i in range(12))
+        logs = mpmath.log(mpmath.det(covariance2) / mpmath.det(covariance1))
+        exact = float((trace - 12 + (shift.T * inverse * shift)[0] + logs) / 2)
+    assert found == pytest.approx(exact, rel=2e-15)
+
+
+def test_low_rank_covariances_with_invalid_parts():
+    good = low_rank(np.zeros(2), np.ones((2, 1)), np.ones(2))
+    bad = d.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2), validate_args=False)
+    bad.cov_diag = torch.tensor([1.0, -0.1])
+    other = d.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
+    assert compiled_kl(bad, other) is None
+    with pytest.raises(ParameterError, match="cov_diag"):
+        kl(bad, other)
+    assert compiled_kl(good, low_rank(np.zeros(3), np.ones((3, 1)), np.ones(3))) is None
 
 
 @pytest.mark.parametrize("name", MATRICES)

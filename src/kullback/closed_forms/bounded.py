@@ -9,7 +9,7 @@ from kullback import families as f
 from kullback.closed_forms.dirichlets import kl_beta_parameters
 from kullback.closed_forms.normals import kl_to_normal
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, holds, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, holds
 from kullback.numerics.log_gamma import binet, binet_slope, binet_slope_difference, gamma_kl_equal_mean
 from kullback.numerics.log_sinhc import log_sinhc, log_sinhc_curvature, log_sinhc_residual, log_sinhc_slope
 from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, ratio_residual, scaled_mass_phi
@@ -300,17 +300,17 @@ def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
 
 def _mean_log(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log x for x uniform on (low, high): log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
-    return _mean_log_of_ends(xp, *xp.broadcast_arrays(low, high, high - low, xp.log(high)))
+    return _mean_log_of_ends(xp, *broadcast_arrays(xp, low, high, high - low, xp.log(high)))
 
 
 def _mean_log_of_complement(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log(1 - x) for x uniform on (low, high), also where high is so small that 1 - high is rounded."""
-    return _mean_log_of_ends(xp, *xp.broadcast_arrays(1 - high, 1 - low, high - low, xp.log1p(-low)))
+    return _mean_log_of_ends(xp, *broadcast_arrays(xp, 1 - high, 1 - low, high - low, xp.log1p(-low)))
 
 
 def _mean_log_above(xp: Any, low: Array, high: Array, scale: Array) -> Array:
     """The mean of log(x/scale) for x uniform on (low, high), accurate where low, high and scale are nearly equal."""
-    return _mean_log_above_scale(xp, *xp.broadcast_arrays(low, high, scale))
+    return _mean_log_above_scale(xp, *broadcast_arrays(xp, low, high, scale))
 
 
 def _mean_log_above_value(xp: Any, low: Array, high: Array, scale: Array) -> Array:
@@ -350,8 +350,10 @@ def _zero_gradient(xp: Any, _gradient: Array, _output: Array, low: Array, *_: Ar
     return xp.zeros_like(low)
 
 
-_mean_log_of_ends = with_gradient(_mean_log_value, _mean_log_by_low, _mean_log_by_high, _zero_gradient, _zero_gradient)
-_mean_log_above_scale = with_gradient(
+_mean_log_of_ends = elementwise_with_gradient(
+    _mean_log_value, _mean_log_by_low, _mean_log_by_high, _zero_gradient, _zero_gradient
+)
+_mean_log_above_scale = elementwise_with_gradient(
     _mean_log_above_value,
     lambda xp, gradient, output, low, high, _scale: _mean_log_by_low(xp, gradient, output, low, high, high - low, low),
     lambda xp, gradient, output, low, high, _scale: _mean_log_by_high(xp, gradient, output, low, high, high - low, low),

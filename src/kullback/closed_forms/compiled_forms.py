@@ -16,16 +16,15 @@ import array_api_compat
 import numpy as np
 
 from kullback import families as f
+from kullback.closed_forms.low_rank import low_rank_gradients, low_rank_kl
 from kullback.closed_forms.registry import FORMS
-from kullback.compiled import kernels
+from kullback.compiled import FORM_INDEX, kernels
 from kullback.discrete.kl import kl_logits, kl_probs
 from kullback.discrete.validation import mass_tolerance
 from kullback.families.base import with_parameters
-from kullback.numerics.arrays import Array
+from kullback.numerics.arrays import Array, is_transformed
 
 __all__ = ["DIRECT", "INDEPENDENT", "TRANSFORMED", "Parameters", "compiled_kl"]
-
-_INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
 
 # For each family: the compiled form of KL between two members, and the names of the parameters.
 _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
@@ -40,6 +39,7 @@ _FAMILIES: dict[type, tuple[str, tuple[str, ...]]] = {
     f.InverseGamma: ("gamma", ("concentration", "rate")),
     f.Laplace: ("laplace", ("loc", "scale")),
     f.LogNormal: ("normal", ("loc", "scale")),
+    f.LowRankMultivariateNormal: ("low_rank", ("loc", "cov_factor", "cov_diag")),
     f.Pareto: ("pareto", ("scale", "alpha")),
     f.Poisson: ("poisson", ("rate",)),
     f.TanhNormal: ("normal", ("loc", "scale")),
@@ -76,7 +76,7 @@ Parameters = tuple[type, tuple[Any, ...], tuple[str, ...]]
 
 # Classes of other libraries, and how their parameters are read without a conversion to a family; None where they cannot
 # be read. An adapter adds its classes.
-DIRECT: dict[type, Callable[[Any], Parameters | None]] = {}
+DIRECT: dict[type, Callable[[Any], Parameters | None]] = {f.ChiSquared: lambda member: _chi_squared(member)}
 
 # Classes of independent components: the names of the attributes for the base and for the number of event axes.
 INDEPENDENT: dict[type, Callable[[Any], tuple[Any, int]]] = {f.Independent: attrgetter("base", "event_dims")}
@@ -88,6 +88,7 @@ TRANSFORMED: dict[type, Callable[[Any, Any], tuple[Any, Any] | None]] = {}
 _NUMBERS = (float, int, np.float64)
 _FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 _MOST_COMPONENTS = 2048  # of multivariate normal distributions; blocked linear algebra is faster for more
+_FEWEST_COMPONENTS = 64  # of a low-rank distribution whose covariance matrix is not formed
 _MOST_ENTRIES = 2**20  # of categories; larger arrays are computed in threads
 
 
@@ -139,6 +140,14 @@ def _parameters(distribution: Any) -> Parameters | None:
     return None if found is None else (family, tuple(getattr(distribution, name) for name in found[1]), found[1])
 
 
+def _chi_squared(distribution: Any) -> Parameters | None:
+    """A chi-squared distribution as a gamma distribution with the concentration df/2 and the rate 1/2."""
+    df = np.asarray(distribution.df) if type(distribution.df) is list else distribution.df
+    rate = df.new_full((), 0.5) if array_api_compat.is_torch_array(df) else 0.5
+    shape = np.asarray(df / 2) if isinstance(df, np.ndarray) else df / 2
+    return f.Gamma, (shape, rate), ("concentration", "rate")
+
+
 def _by_log_scale(normal: Parameters) -> tuple[Any, Any]:
     """The mean and the logarithm of the scale of a normal distribution."""
     _, (loc, scale), names = normal
@@ -164,22 +173,25 @@ class _Kind(NamedTuple):
     """A kind of forms.
 
     Args:
-        event_axes: The number of event axes of each parameter of one distribution; None if all are elementwise.
+        event_axes: The number of event axes of each parameter of one distribution; None if all are elementwise. The
+            first event axes have one size.
         value: Called as `value(form, arrays, batch)`, where the batch axes of each array are `batch`, or have one
             entry. Returns KL, or None where the general implementation is required.
         gradients: Called as `gradients(form, arrays, upstream, needed)`; returns the vector-Jacobian products of the
             inputs that need one, with the batch axes of `upstream`, or None.
+        square: Whether all event axes have one size.
     """
 
     event_axes: tuple[int, ...] | None
     value: Callable[..., np.ndarray | None]
     gradients: Callable[..., list[np.ndarray | None] | None]
+    square: bool = True
 
 
 def _elementwise_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
     assert kernels is not None
     out = np.empty(batch, arrays[0].dtype)
-    return out if kernels.form_value(_INDEX[form], *arrays, out) else None
+    return out if kernels.form_value(FORM_INDEX[form], *arrays, out) else None
 
 
 def _elementwise_gradients(
@@ -187,7 +199,7 @@ def _elementwise_gradients(
 ) -> list[np.ndarray | None]:
     assert kernels is not None
     outs = [np.empty(upstream.shape, upstream.dtype) if need else None for need in needed]
-    kernels.form_gradient(_INDEX[form], *arrays, upstream, *outs)
+    kernels.form_gradient(FORM_INDEX[form], *arrays, upstream, *outs)
     return outs
 
 
@@ -253,10 +265,69 @@ def _multivariate_gradients(
     return outs if valid else None
 
 
+def _covariances(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The means and the covariance matrices, in float64, of two distributions with low-rank parts."""
+    loc1, factor1, diagonal1, loc2, factor2, diagonal2 = (array.astype(np.float64, "C") for array in arrays)
+    matrices = []
+    for factor, diagonal in ((factor1, diagonal1), (factor2, diagonal2)):
+        products = factor @ factor.swapaxes(-1, -2)
+        shape = np.broadcast_shapes(products.shape, (*diagonal.shape, 1))
+        matrix = products if products.shape == shape else np.array(np.broadcast_to(products, shape), order="C")
+        np.einsum("...ii->...i", matrix)[...] += diagonal
+        matrices.append(matrix)
+    return [loc1, matrices[0], loc2, matrices[1]]
+
+
+def _low_rank_value(form: str, arrays: list[np.ndarray], batch: tuple[int, ...]) -> np.ndarray | None:
+    if not all((diagonal > 0).all() for diagonal in (arrays[2], arrays[5])):
+        return None
+    if (found := _low_rank_of_many(arrays)) is not None:
+        value = np.broadcast_to(found, batch).astype(arrays[0].dtype)
+        return value if np.isfinite(value).all() else None
+    value = _multivariate_value(form, _covariances(arrays), batch)
+    return None if value is None else value.astype(arrays[0].dtype)
+
+
+def _low_rank_of_many(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """KL without the covariance matrices; None where forming them is faster or more accurate."""
+    if (
+        arrays[0].shape[-1] < _FEWEST_COMPONENTS
+        or max(arrays[1].shape[-1], arrays[4].shape[-1]) > arrays[0].shape[-1] / 4
+    ):
+        return None
+    tolerance = 1e-13 if arrays[0].dtype == np.float64 else 2e-8
+    with np.errstate(all="ignore"):
+        return low_rank_kl([array.astype(np.float64) for array in arrays], tolerance)
+
+
+def _low_rank_gradients(
+    form: str, arrays: list[np.ndarray], upstream: np.ndarray, needed: Sequence[bool]
+) -> list[np.ndarray | None] | None:
+    dtype = arrays[0].dtype
+    if _low_rank_of_many(arrays) is not None:
+        found = low_rank_gradients([array.astype(np.float64) for array in arrays], upstream.astype(np.float64))
+        return [out.astype(dtype) if need else None for out, need in zip(found, needed, strict=True)]
+    of_matrices = [needed[0], needed[1] or needed[2], needed[3], needed[4] or needed[5]]
+    found = _multivariate_gradients(form, _covariances(arrays), upstream, of_matrices)
+    if found is None:
+        return None
+    outs: list[np.ndarray | None] = []
+    for side in (0, 1):
+        by_loc, by_matrix = found[2 * side : 2 * side + 2]
+        needs_factor, needs_diagonal = needed[3 * side + 1 : 3 * side + 3]
+        outs += [by_loc, None, None]
+        if by_matrix is not None and needs_factor:
+            outs[-2] = 2 * (by_matrix @ arrays[3 * side + 1])
+        if by_matrix is not None and needs_diagonal:
+            outs[-1] = np.diagonal(by_matrix, axis1=-2, axis2=-1)
+    return [None if out is None else np.array(out, dtype) for out in outs]
+
+
 _ELEMENTWISE = _Kind(None, _elementwise_value, _elementwise_gradients)
 _KINDS = {
     **dict.fromkeys(("dirichlet", "probs", "logits"), _Kind((1,), _row_value, _row_gradients)),
     **dict.fromkeys(("covariances", "factors"), _Kind((1, 2), _multivariate_value, _multivariate_gradients)),
+    "low_rank": _Kind((1, 2, 1), _low_rank_value, _low_rank_gradients, square=False),
 }
 # The functions of arrays that replace a form of rows where the compiled form does not apply.
 _ROW_FUNCTIONS = {"probs": kl_probs, "logits": kl_logits}
@@ -268,9 +339,11 @@ def _batch_of(kind: _Kind, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | N
         axes = (*kind.event_axes, *kind.event_axes)
         events = [shape[len(shape) - count :] for shape, count in zip(shapes, axes, strict=True)]
         half = len(kind.event_axes)
-        if events[:half] != events[half:] or any(len(e) < n for e, n in zip(events, axes, strict=True)):
+        if any(len(e) < n for e, n in zip(events, axes, strict=True)):
             return None
-        sizes = {size for event in events for size in event}
+        if kind.square and events[:half] != events[half:]:
+            return None
+        sizes = {size for event in events for size in (event if kind.square else event[:1])}
         if len(sizes) != 1 or 0 in sizes:
             return None
         shapes = [shape[: len(shape) - count] for shape, count in zip(shapes, axes, strict=True)]
@@ -289,7 +362,7 @@ def _fitted(kind: _Kind, arrays: list[np.ndarray], batch: tuple[int, ...]) -> li
     size, largest, fitted = prod(batch), 0, []
     for k, array in enumerate(arrays):
         event = array.shape[array.ndim - axes[k] :] if axes else ()
-        count = array.size // prod(event) if axes else array.size
+        count = array.size // max(1, prod(event)) if axes else array.size
         if count not in (1, size):
             array = np.ascontiguousarray(np.broadcast_to(array, batch + event))
             count = size
@@ -353,9 +426,7 @@ def _of_tensors(
         if value.device.type != "cpu" or value.layout is not torch.strided:
             return None
         tracked = tracked or value.requires_grad
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed(torch):
         return None
     out = _value(form, [_array(value) for value in values])
     if out is None:

@@ -8,7 +8,7 @@ from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
 from kullback.discrete.kl import differentiable_kl_logits, differentiable_kl_probs
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, holds
+from kullback.numerics.arrays import Array, broadcast_arrays, holds
 from kullback.numerics.log_zeta import log_zeta_residual
 from kullback.numerics.phi import log1p_residual, log_ratio, mass_phi, phi
 
@@ -29,7 +29,7 @@ def kl_bernoulli_bernoulli(xp: Any, p: Any, q: Any) -> Array:
         far = mass_phi(xp, 1 - p.probs, 1 - q.probs)
         return mass_phi(xp, p.probs, q.probs) + xp.where(near & (p.probs < 1), close, far)
     logits = [xp.stack(log_probs_up_to_constant(xp, d), axis=-1) for d in (p, q)]
-    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logits))
+    return differentiable_kl_logits(xp, *broadcast_arrays(xp, *logits))
 
 
 def log_probs_up_to_constant(xp: Any, d: Any) -> list[Array]:
@@ -139,9 +139,9 @@ def kl_categorical_categorical(xp: Any, p: Any, q: Any) -> Array:
             f"{tuple(values[0].shape)} and {tuple(values[1].shape)}"
         )
     if p.logits is None and q.logits is None:
-        return differentiable_kl_probs(xp, *xp.broadcast_arrays(*values))
+        return differentiable_kl_probs(xp, *broadcast_arrays(xp, *values))
     logits = [xp.log(value) if d.logits is None else value for d, value in zip((p, q), values, strict=True)]
-    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logits))
+    return differentiable_kl_logits(xp, *broadcast_arrays(xp, *logits))
 
 
 @closed_form((f.Poisson, f.Poisson))

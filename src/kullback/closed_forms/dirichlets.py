@@ -7,8 +7,9 @@ from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
+from kullback.compiled import elementwise
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, holds
+from kullback.numerics.arrays import Array, broadcast_arrays, holds
 from kullback.numerics.log_gamma import binet, binet_slope, gamma_kl_equal_mean, gamma_kl_equal_mean_increment
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 
@@ -48,13 +49,15 @@ def kl_beta_beta(xp: Any, p: Any, q: Any) -> Array:
 
 def kl_beta_parameters(xp: Any, a1: Array, a0: Array, b1: Array, b0: Array) -> Array:
     """KL(Beta(a1, a0) || Beta(b1, b0)) from arrays of concentrations."""
-    a = xp.stack(xp.broadcast_arrays(a1, a0), axis=-1)
-    return _kl_concentrations(xp, a, xp.stack(xp.broadcast_arrays(b1, b0), axis=-1))
+    a1, a0, b1, b0 = broadcast_arrays(xp, a1, a0, b1, b0)
+    if (compiled := elementwise("beta", a1, a0, b1, b0)) is not None:
+        return compiled
+    return _kl_concentrations(xp, xp.stack([a1, a0], axis=-1), xp.stack([b1, b0], axis=-1))
 
 
 def _kl_concentrations(xp: Any, a: Array, b: Array) -> Array:
     """KL(Dirichlet(a) || Dirichlet(b)) from arrays of concentrations, by the formula of `kl_dirichlet_dirichlet`."""
-    a, b = xp.broadcast_arrays(a, b)
+    a, b = broadcast_arrays(xp, a, b)
     fits = (xp.sum(a, axis=-1) < np.inf) & (xp.sum(b, axis=-1) < np.inf)
     if holds(xp.all(fits)):
         return _kl_of_ordinary_sums(xp, a, b)

@@ -10,7 +10,7 @@ from kullback.closed_forms.counts import log_probs_up_to_constant
 from kullback.closed_forms.multivariate import covariance_of
 from kullback.discrete.entropy import differentiable_entropy
 from kullback.errors import ShapeError, SupportError
-from kullback.numerics.arrays import Array, holds, untracked
+from kullback.numerics.arrays import Array, broadcast_arrays, holds, untracked
 from kullback.numerics.log_gamma import binet, binet_slope, digamma_minus_log_difference
 from kullback.numerics.normal_interval import normal_interval
 from kullback.numerics.special import digamma
@@ -132,7 +132,7 @@ def _log_diagonal(xp: Any, size: int, name: str, matrix: Array | None, factor: A
 
 def _truncated_normal(xp: Any, p: Any) -> Array:
     """log(Z) + E[z (y + z/2)], with z = (x - mode)/scale, y = (mode - loc)/scale and Z relative to the mode."""
-    nodes = normal_interval(xp, *xp.broadcast_arrays(p.loc, p.scale, p.low, p.high))
+    nodes = normal_interval(xp, *broadcast_arrays(xp, p.loc, p.scale, p.low, p.high))
     total = xp.sum(nodes.weight, axis=-1)
     exponent = nodes.offset * (nodes.slope[..., None] + nodes.offset / 2)
     return xp.log(total) + xp.sum(nodes.weight * exponent, axis=-1) / total

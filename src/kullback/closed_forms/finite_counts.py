@@ -18,7 +18,7 @@ from kullback.closed_forms.registry import closed_form
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import NoClosedFormError
 from kullback.families.base import is_traced
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, broadcast_arrays, untracked
 from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, log_gamma_residual
 from kullback.numerics.phi import log_ratio, phi
 
@@ -36,7 +36,7 @@ def kl_binomial_binomial(xp: Any, p: Any, q: Any) -> Array:
     result is `inf` for n1 > n2, unless P has no mass above n2. It is nan where n1 and n2 differ and JAX or torch.func
     traces them.
     """
-    count_p, count_q = xp.broadcast_arrays(_total_count(xp, p), _total_count(xp, q))
+    count_p, count_q = broadcast_arrays(xp, _total_count(xp, p), _total_count(xp, q))
     kl = xp.where(count_p == count_q, count_p * kl_bernoulli_bernoulli(xp, p, q), nan)
     # A sum over traced counts has no fixed length: the result is nan where they differ.
     if is_traced(count_p) or is_traced(count_q) or xp.all(untracked(count_p == count_q)):
@@ -64,7 +64,7 @@ def _total_count(xp: Any, d: Any) -> Array:
 
 def _binomial_pmf(xp: Any, count: Array, logit: Array, k: Array) -> "_LogPmf":
     """The log-mass of a binomial distribution on the counts k."""
-    count, logit = xp.broadcast_arrays(count, logit)
+    count, logit = broadcast_arrays(xp, count, logit)
     count, logit = count[..., None], logit[..., None]
     # For probs = 0 or probs = 1 the support is a single count.
     inside = (k <= count) & ((k == 0) | (logit > -inf)) & ((k == count) | (logit < inf))
@@ -78,7 +78,7 @@ def kl_hypergeometric_hypergeometric(xp: Any, p: Any, q: Any) -> Array:
     The finite sum sum_k p_k phi(log(q_k/p_k)) over the counts k of both supports, where phi(d) = e^d - 1 - d and the
     term of p_k = 0 is q_k. The result is `inf` where P has mass outside the support of Q.
     """
-    p, q = (xp.broadcast_arrays(d.population, d.successes, d.draws) for d in (p, q))
+    p, q = (broadcast_arrays(xp, d.population, d.successes, d.draws) for d in (p, q))
     largest = [xp.minimum(successes, draws) for _, successes, draws in (p, q)]
     k = _count_grid(xp, *largest)
     population, successes, draws = p
@@ -108,7 +108,7 @@ def kl_zipfian_zipfian(xp: Any, p: Any, q: Any) -> Array:
     logs = (xp.where(k >= 1, -d.exponent[..., None] * xp.log(xp.where(k >= 1, k, 1.0)), -inf) for d in (p, q))
     counts = (d.total_count[..., None] for d in (p, q))
     logs = [xp.where(k <= count, log, -inf) for log, count in zip(logs, counts, strict=True)]
-    return differentiable_kl_logits(xp, *xp.broadcast_arrays(*logs))
+    return differentiable_kl_logits(xp, *broadcast_arrays(xp, *logs))
 
 
 def _count_grid(xp: Any, *counts: Array) -> Array:
@@ -147,7 +147,7 @@ def _kl_finite_sum(xp: Any, k: Array, ref: Array, p: _LogPmf, q: _LogPmf) -> Arr
     both = p.inside & q.inside
     g = (q.slope - p.slope) * step
     for a, b, sign in zip(p.offsets, q.offsets, p.signs, strict=True):
-        r, h, m = xp.broadcast_arrays(a + sign * ref, xp.where(both, b - a, 0.0), xp.where(both, sign * step, 0.0))
+        r, h, m = broadcast_arrays(xp, a + sign * ref, xp.where(both, b - a, 0.0), xp.where(both, sign * step, 0.0))
         # The mixed difference lgamma(r + h + m) - lgamma(r + m) - lgamma(r + h) + lgamma(r), by tangents in the
         # direction of h or of m.
         y = r + m
@@ -175,7 +175,7 @@ def _relative_log_pmf(xp: Any, step: Array, ref: Array, pmf: _LogPmf) -> Array:
     logs = pmf.slope * step
     for offset, sign in zip(pmf.offsets, pmf.signs, strict=True):
         r = xp.where(offset + sign * ref > 0, offset + sign * ref, 1.0)
-        r, h = xp.broadcast_arrays(r, xp.where(pmf.inside, sign * step, 0.0))
+        r, h = broadcast_arrays(xp, r, xp.where(pmf.inside, sign * step, 0.0))
         logs = logs - h * digamma(xp, r) - log_gamma_residual(r, h)
     return logs
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, holds, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, holds
 from kullback.numerics.log_sinhc import log_sinhc_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 from kullback.numerics.special import erf
@@ -20,12 +20,12 @@ def kl_laplace_laplace(xp: Any, p: Any, q: Any) -> Array:
 
     phi(log(scale1/scale2)) + (scale1/scale2) phi(-|loc1 - loc2|/scale1), where phi(d) = e^d - 1 - d.
     """
-    spread = _laplace_spread(xp, *xp.broadcast_arrays(p.scale / q.scale, p.loc - q.loc, p.scale, q.scale))
+    spread = _laplace_spread(xp, *broadcast_arrays(xp, p.scale / q.scale, p.loc - q.loc, p.scale, q.scale))
     return ratio_residual(xp, p.scale, q.scale) + spread
 
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of |loc1 - loc2|/scale1.
-_laplace_spread = with_gradient(
+_laplace_spread = elementwise_with_gradient(
     lambda xp, ratio, distance, scale, q_scale: xp.where(
         abs(distance) / scale < np.inf, ratio * phi(-abs(distance) / scale), abs(distance) / q_scale
     ),
@@ -103,12 +103,12 @@ def kl_normal_laplace(xp: Any, p: Any, q: Any) -> Array:
     = sqrt(2/pi) exp(-z^2/2) + z erf(z/sqrt(2)) with z = (loc1 - loc2)/scale1.
     """
     z, ratio = (p.loc - q.loc) / p.scale, p.scale / q.scale
-    spread = _normal_spread(xp, *xp.broadcast_arrays(z, ratio, p.loc - q.loc, p.scale, q.scale))
+    spread = _normal_spread(xp, *broadcast_arrays(xp, z, ratio, p.loc - q.loc, p.scale, q.scale))
     return spread + log_ratio(xp, q.scale, p.scale) + 0.5 * (np.log(2 / np.pi) - 1)
 
 
 # Automatic differentiation with respect to the scale of p would subtract terms of the size of z.
-_normal_spread = with_gradient(
+_normal_spread = elementwise_with_gradient(
     lambda xp, z, ratio, distance, _scale, q_scale: xp.where(
         abs(z) < np.inf,
         ratio * (np.sqrt(2 / np.pi) * xp.exp(-z * z / 2) + z * erf(xp, z / np.sqrt(2))),

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import fields
-from math import isfinite
+from itertools import product
+from math import isfinite, prod
 from typing import Any
 
 import array_api_compat
@@ -13,13 +13,50 @@ from kullback import families as f
 from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import ArrayTypeError, NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
-from kullback.families.base import first_offender, is_traced
-from kullback.numerics.arrays import Array, as_floats, cast, untracked, with_gradient
+from kullback.families.base import first_offender, is_traced, with_parameters
+from kullback.numerics.arrays import (
+    Array,
+    as_floats,
+    broadcast_arrays,
+    cast,
+    elementwise_with_gradient,
+    from_numpy,
+    numpy_views,
+    untracked,
+)
 
 __all__ = ["FORMS", "Form", "closed_form", "evaluate_form", "overflows", "where_equal"]
 
 Form = Callable[[Any, Any], Array]
-FORMS: dict[tuple[type, type], Form] = {}
+
+
+class _Forms(dict[tuple[type, type], Form]):
+    """The closed forms by the class of p and the class of q."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closest: dict[tuple[type, type], Form | None] = {}  # the results of `closest` until a form is added
+
+    def __setitem__(self, pair: tuple[type, type], form: Form) -> None:
+        super().__setitem__(pair, form)
+        self._closest.clear()
+
+    def __delitem__(self, pair: tuple[type, type]) -> None:
+        super().__delitem__(pair)
+        self._closest.clear()
+
+    def closest(self, p_class: type, q_class: type) -> Form | None:
+        """The form of two classes, or of their closest base classes that have one; None if none applies."""
+        pair = p_class, q_class
+        if pair not in self._closest:
+            ancestors = product(enumerate(p_class.__mro__), enumerate(q_class.__mro__))
+            pairs = sorted(ancestors, key=lambda found: found[0][0] + found[1][0])
+            forms = (self.get((kind_p, kind_q)) for (_, kind_p), (_, kind_q) in pairs)
+            self._closest[pair] = next((form for form in forms if form is not None), None)
+        return self._closest[pair]
+
+
+FORMS = _Forms()
 # For each pair that has a built-in form: where KL is infinite inside the support of q, or None if it is finite there.
 _INFINITE: dict[tuple[type, type], Callable[..., Array] | None] = {}
 
@@ -89,6 +126,17 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
     """
     passed = [(record, name) for record in (p, q) for name, value in vars(record).items() if value is not None]
     values = [getattr(record, name) for record, name in passed]
+    univariate = is_univariate(p) and is_univariate(q)
+    if univariate and (views := numpy_views(values, differentiable=True)) is not None:
+        dtype = next(view.dtype for view in views if isinstance(view, np.ndarray))
+        return from_numpy(np.asarray(_of_values(function, p, q, passed, views, univariate), dtype), values)
+    return _of_values(function, p, q, passed, values, univariate)
+
+
+def _of_values(
+    function: Callable[..., Array], p: Any, q: Any, passed: list[tuple[Any, str]], values: list[Any], univariate: bool
+) -> Array:
+    """`function` with these values of the named parameters, in the dtype of the values."""
     try:
         xp, arrays, dtype = as_floats(*values)
     except TypeError as error:
@@ -100,31 +148,78 @@ def evaluate_form(function: Callable[..., Array], p: Distribution, q: Distributi
             f"expected the parameters of {type(p).__name__} and {type(q).__name__} to be arrays of one library, got "
             f"arrays of {' and '.join(sorted(libraries))}; convert one of them"
         ) from error
-    univariate = is_univariate(p) and is_univariate(q)
+    shapes, mixtures = [tuple(array.shape) for array in arrays], []
     if univariate:
-        shapes = [tuple(array.shape) for array in arrays]
         # The last axis of a mixture indexes its components; p and q may have different numbers of components.
         mixtures = [isinstance(record, NormalMixture) for record, _ in passed]
         _require_broadcasting(p, q, [s[:-1] if mixture else s for s, mixture in zip(shapes, mixtures, strict=True)])
-    bare = {id(record): object.__new__(type(record)) for record in (p, q)}
-    for record in (p, q):
-        for field in fields(record):  # pyright: ignore[reportArgumentType]
-            object.__setattr__(bare[id(record)], field.name, None)
-    for (record, name), array in zip(passed, arrays, strict=True):
-        object.__setattr__(bare[id(record)], name, array)
-    p, q = bare[id(p)], bare[id(q)]
+    p, q = _with_values(p, q, passed, arrays)
     # Infinite results are expected, and so are invalid values in unselected branches of `where`.
     with np.errstate(all="ignore"):
-        result = function(xp, p, q)
-        finite = _is_finite(xp, result)
-        if not finite and univariate and type(p) in _RESCALED and type(q) in _RESCALED:
-            result = _rescaled(xp, function, p, q, result)
-        contained = is_contained(xp, p, q) if univariate else True
-        if contained is not True:
-            result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
-        if not finite:
-            _require_no_nan(xp, p, q, result)
-        return cast(xp, result, dtype)
+        result = None
+        if univariate and array_api_compat.is_numpy_namespace(xp) and not any(mixtures):
+            shape = np.broadcast_shapes(*shapes)
+            result = _in_blocks(xp, function, p, q, shape) if prod(shape) > _BLOCK else None
+        return cast(xp, _value(xp, function, p, q, univariate) if result is None else result, dtype)
+
+
+_BLOCK = 16384  # entries of a block, whose intermediate arrays fit into the processor's cache
+
+
+def _value(xp: Any, function: Callable[..., Array], p: Any, q: Any, univariate: bool) -> Array:
+    """`function(xp, p, q)`, and `inf` where the support of q does not contain the support of p."""
+    result = function(xp, p, q)
+    finite = _is_finite(xp, result)
+    if not finite and univariate and type(p) in _RESCALED and type(q) in _RESCALED:
+        result = _rescaled(xp, function, p, q, result)
+    contained = is_contained(xp, p, q) if univariate else True
+    if contained is not True:
+        result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
+    if not finite:
+        _require_no_nan(xp, p, q, result)
+    return result
+
+
+def _in_blocks(xp: Any, function: Callable[..., Array], p: Any, q: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The value for NumPy arrays, computed for one block of entries after another; None where that is an error.
+
+    The message of the error must name the index of an entry in the whole array.
+    """
+    size = prod(shape)
+    sides = [_selected(side, shape, slice(None)) for side in (p, q)]
+    out = np.empty(size, next(value.dtype for value in vars(sides[0]).values() if value is not None))
+    for start in range(0, size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        try:
+            out[block] = _value(xp, function, *(_selected(side, (size,), block) for side in sides), univariate=True)
+        except NoClosedFormError:
+            return None
+    return out.reshape(shape)
+
+
+def _selected(record: Any, shape: tuple[int, ...], entries: Any) -> Any:
+    """The record with entries of its parameters, each of which has this shape or no axes.
+
+    Args:
+        record: A univariate distribution with NumPy arrays as parameters.
+        shape: The shape to which the parameters broadcast.
+        entries: A mask of this shape, or a slice of the flattened arrays.
+    """
+    chosen = with_parameters(type(record), {})
+    for name, value in vars(record).items():
+        if value is not None and value.ndim:
+            value = np.broadcast_to(value, shape)
+            value = value.reshape(-1)[entries] if isinstance(entries, slice) else value[entries]
+        object.__setattr__(chosen, name, value)
+    return chosen
+
+
+def _with_values(p: Any, q: Any, passed: list[tuple[Any, str]], values: list[Any]) -> tuple[Any, Any]:
+    """p and q with these values of the named parameters, which are not checked."""
+    changed = {id(record): with_parameters(type(record), {}) for record in (p, q)}
+    for (record, name), value in zip(passed, values, strict=True):
+        object.__setattr__(changed[id(record)], name, value)
+    return changed[id(p)], changed[id(q)]
 
 
 def _is_finite(xp: Any, result: Array) -> bool:
@@ -152,6 +247,12 @@ def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: A
 
     A square of a scale, or a difference of two locations, may overflow or underflow although the KL does not.
     """
+    if array_api_compat.is_numpy_namespace(xp) and result.ndim and np.isfinite(result).any():
+        chosen = ~np.isfinite(result)
+        p, q = (_selected(side, result.shape, chosen) for side in (p, q))
+        result = result.copy()
+        result[chosen] = _rescaled(xp, function, p, q, result[chosen])
+        return result
     exponent = np.log2(float(xp.finfo(result.dtype).max)) * 0.6
     for c in (2.0**-4, 2.0 ** -int(exponent), 2.0 ** int(exponent)):
         changed = []
@@ -193,16 +294,16 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
     """
     of_p, of_q = getattr(p, name), getattr(q, name)
     if not (is_traced(of_p) or is_traced(of_q)):
-        values_p, values_q = xp.broadcast_arrays(untracked(of_p), untracked(of_q))
+        values_p, values_q = broadcast_arrays(xp, untracked(of_p), untracked(of_q))
         if offender := first_offender(f"p's {name}", values_p, values_p != values_q):
             raise NoClosedFormError(
                 f"expected p and q = {type(p).__name__} with equal {name}, but {offender} and q's {name} differs; "
                 "kullback.measure(p, q) bounds or estimates the KL"
             )
-    return kl if of_p is of_q else _where_equal(xp, *xp.broadcast_arrays(kl, of_p, of_q))
+    return kl if of_p is of_q else _where_equal(xp, *broadcast_arrays(xp, kl, of_p, of_q))
 
 
-_where_equal = with_gradient(
+_where_equal = elementwise_with_gradient(
     lambda xp, kl, of_p, of_q: xp.where(of_p == of_q, kl, np.nan),
     lambda _xp, gradient, *_: gradient,
     lambda _xp, gradient, *_: gradient * np.nan,

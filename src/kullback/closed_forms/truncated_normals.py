@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
-from kullback.numerics.arrays import Array, holds
+from kullback.numerics.arrays import Array, broadcast_arrays, holds
 from kullback.numerics.normal_interval import NormalInterval, normal_interval
 from kullback.numerics.phi import phi
 
@@ -21,7 +21,7 @@ def kl_truncated_normal_truncated_normal(xp: Any, p: Any, q: Any) -> Array:
     The expectations are Gauss-Legendre sums that are exact to rounding.
     """
     given = (p.loc, p.scale, p.low, p.high, q.loc, q.scale, q.low, q.high)
-    loc_p, scale_p, low_p, high_p, loc_q, scale_q, low_q, high_q = xp.broadcast_arrays(*given)
+    loc_p, scale_p, low_p, high_p, loc_q, scale_q, low_q, high_q = broadcast_arrays(xp, *given)
     of_p = normal_interval(xp, loc_p, scale_p, low_p, high_p)
     ratio, total = scale_p / scale_q, xp.sum(of_p.weight, axis=-1)
     curvature = ((scale_p - scale_q) / scale_q) * ((scale_p + scale_q) / scale_q)

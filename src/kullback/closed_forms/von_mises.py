@@ -15,7 +15,7 @@ from array_api_compat import device
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
-from kullback.numerics.arrays import Array, untracked, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, untracked
 from kullback.numerics.phi import phi
 
 __all__: list[str] = []
@@ -70,7 +70,7 @@ def _residual_and_resultant(xp: Any, k1: Array, k2: Array, dimension: int) -> tu
 
     Z(k) is the integral of exp(k t) (1 - t^2)^((n - 3)/2) over -1 < t < 1 in n dimensions, and A(k) = (log Z)'(k).
     """
-    return _residual(dimension)(xp, *xp.broadcast_arrays(k1, k2)), _resultant(dimension)(xp, k1)
+    return _residual(dimension)(xp, *broadcast_arrays(xp, k1, k2)), _resultant(dimension)(xp, k1)
 
 
 # The derivatives are expectations under the same weights. Automatic differentiation of the nodes would give
@@ -92,7 +92,7 @@ def _residual(dimension: int) -> Callable[..., Array]:
         far = _log_sum_exp(xp, _nodes(xp, k2, dimension)[1]) - _log_sum_exp(xp, logs) + h * mean
         return xp.where(near, close, far)
 
-    return with_gradient(
+    return elementwise_with_gradient(
         value,
         lambda xp, gradient, _output, k1, k2: -gradient * (k2 - k1) * _moment(dimension, 2)(xp, k1),
         lambda xp, gradient, _output, k1, k2: gradient * _resultant_difference(dimension)(xp, k1, k2),
@@ -107,7 +107,7 @@ def _resultant(dimension: int) -> Callable[..., Array]:
         y, _, weights = _weighted_nodes(xp, k, dimension)
         return k / (dimension - 1) * xp.sum(weights * (y * (2 - y)), axis=-1)
 
-    return with_gradient(value, lambda xp, gradient, _output, k: gradient * _moment(dimension, 2)(xp, k))
+    return elementwise_with_gradient(value, lambda xp, gradient, _output, k: gradient * _moment(dimension, 2)(xp, k))
 
 
 @cache
@@ -123,7 +123,7 @@ def _resultant_difference(dimension: int) -> Callable[..., Array]:
         close = xp.sum(tilted * shift, axis=-1) / (1 + xp.sum(weights * phi(d), axis=-1))
         return xp.where(near, close, _resultant(dimension)(xp, k2) - _resultant(dimension)(xp, k1))
 
-    return with_gradient(
+    return elementwise_with_gradient(
         value,
         lambda xp, gradient, _output, k1, _k2: -gradient * _moment(dimension, 2)(xp, k1),
         lambda xp, gradient, _output, _k1, k2: gradient * _moment(dimension, 2)(xp, k2),
@@ -142,7 +142,7 @@ def _moment(dimension: int, order: int) -> Callable[..., Array]:
         lower = order * _moment(dimension, 2)(xp, k) * _moment(dimension, order - 1)(xp, k) if order > 2 else 0.0
         return gradient * (_moment(dimension, order + 1)(xp, k) - lower)
 
-    return with_gradient(value, pullback)
+    return elementwise_with_gradient(value, pullback)
 
 
 def _near_exponent(xp: Any, k1: Array, h: Array, weights: Array, shift: Array) -> tuple[Array, Array]:

@@ -454,6 +454,9 @@ WIDE_FORM(beta, Beta)
 WIDE_FORM(gumbel, Gumbel)
 WIDE_FORM(exponential_gamma, ExponentialGamma)
 WIDE_FORM(gamma_exponential, GammaExponential)
+WIDE_FORM(binet, Binet)
+WIDE_FORM(binet_slope, BinetSlope)
+WIDE_FORM(equal_mean, EqualMean)
 #undef WIDE_FORM
 
 static bool dirichlet(const void *a, size_t step_a, const void *b, size_t step_b, size_t rows, size_t n, double *out) {
@@ -530,4 +533,7 @@ static const Form FORMS[] = {
     {"gumbel_normal", 4, gumbel_normal_value, gumbel_normal_gradient},
     {"uniform_normal", 4, uniform_normal_value, uniform_normal_gradient},
     {"exponential_normal", 3, exponential_normal_value, exponential_normal_gradient},
+    {"binet", 1, binet_value, binet_gradient},
+    {"binet_slope", 1, binet_slope_value, binet_slope_gradient},
+    {"equal_mean", 3, equal_mean_value, equal_mean_gradient},
 };

@@ -189,6 +189,72 @@ static __attribute__((noinline)) double equal_mean_increment(double a, double b,
     return sum(total);
 }
 
+// Binet's function J(a) = lgamma(a) - (a - 1/2) log(a) + a - log(2 pi)/2, and its derivatives: the parts of the closed
+// forms that are computed by array operations. Functions are stored as forms of one input, and their gradient is the next
+// derivative.
+struct Binet {
+    static const int count = 1;
+    Vector value_of, slope, curvature;
+    INLINE Binet at(Vector a) {
+        Binet out = {};
+        Integers small = a < Real(5);
+        if (any(small)) {
+            Vector steps = {}, slopes = {}, curvatures = {};
+            for (int n = 0; n < STEP_COUNT; n++) {
+                Vector c = a + Real(n), c1 = a + Real(n + 1), inverse = Real(1) / (c * c1);
+                Vector log = residual_by(c1, c, all(1), inverse * c1).log;
+                steps += (c + Real(0.5)) * log - Real(1);
+                slopes += log - (c + Real(0.5)) * inverse;
+                curvatures += inverse * inverse * Real(0.5);
+            }
+            out.value_of = small ? steps : all(0);
+            out.slope = small ? slopes : all(0);
+            out.curvature = small ? curvatures : all(0);
+            a = small ? a + Real(STEP_COUNT) : a;
+        }
+        Vector p = Real(1) / a, nodes = {}, slopes = {}, curvatures = {};
+        for (int i = 0; i < NODE_COUNT; i++) {
+            Vector x = NODES[i] * (p * p), inverse = Real(1) / (Real(1) + x), share = WEIGHTS[i] * inverse;
+            nodes += share;
+            slopes += share * inverse * (Real(1) - x);
+            curvatures += share * inverse * inverse * (Real(2) - Real(6) * x);
+        }
+        out.value_of += p * nodes;
+        out.slope -= p * p * slopes;
+        out.curvature += p * p * (p * curvatures);
+        return out;
+    }
+    INLINE Integers value(const Vector *x, Vector &value) {
+        value = at(x[0]).value_of;
+        return moderate(x[0]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) { g[0] = at(x[0]).slope; }
+};
+
+struct BinetSlope {
+    static const int count = 1;
+    INLINE Integers value(const Vector *x, Vector &value) {
+        value = Binet::at(x[0]).slope;
+        return moderate(x[0]);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) { g[0] = Binet::at(x[0]).curvature; }
+};
+
+// D(a, b) of the inputs a, b and h = b - a.
+struct EqualMean {
+    static const int count = 3;
+    INLINE Integers value(const Vector *x, Vector &value) {
+        value = equal_mean(x[0], x[1], x[2], residual(x[1], x[0], x[2]));
+        return moderate(x[0]) & moderate(x[1]) & finite(value);
+    }
+    INLINE void gradient(const Vector *x, Vector *g) {
+        Slopes slopes = slopes_of(x[0], x[1], x[2]);
+        g[0] = -x[2] * slopes.rest;
+        g[1] = slopes.by_b;
+        g[2] = all(0);
+    }
+};
+
 // Gamma(concentration, rate): k2 phi(log(r2/r1) - log(k2/k1)) + D(k1, k2).
 struct Gamma {
     static const int count = 4;
@@ -260,9 +326,11 @@ struct Gumbel {
         Gumbel parts = parts_of(x);
         Vector rest = residual_of_log_gamma(parts.end, parts.h), phi, expm1;
         Vector d = (parts.h * Real(1 - EULER) + rest) - parts.z;
-        Integers valid = phi_of(d, phi, expm1), overflows = d > Real(710);
-        kl = overflows ? all(HUGE_VAL) : phi + (rest + residual(x[1], x[3], x[1] - x[3]).phi);
-        return (valid | overflows) & finite(x[0]) & finite(x[2]) & moderate(x[1]) & moderate(x[3]) & moderate(parts.r);
+        Integers valid = phi_of(d, phi, expm1), large = d >= Real(709);
+        // e^d may be the largest part of a finite KL, or above the largest number.
+        Vector root = exponential(large ? (d < Real(1400) ? d : all(1400)) * Real(0.5) : all(0));
+        kl = large ? root * root : phi + (rest + residual(x[1], x[3], x[1] - x[3]).phi);
+        return (valid | large) & finite(x[0]) & finite(x[2]) & moderate(x[1]) & moderate(x[3]) & moderate(parts.r);
     }
     INLINE void gradient(const Vector *x, Vector *g) {
         Gumbel parts = parts_of(x);

@@ -34,7 +34,7 @@ struct Form {
     void (*gradient)(const void *inputs, size_t n, const void *upstream, void *const *outs);
 };
 
-static const int FORM_COUNT = 23, MOST_INPUTS = 4;
+static const int FORM_COUNT = 26, MOST_INPUTS = 4;
 
 // The sums of token_sums; see tokens.h for the equations.
 enum TokenSum {

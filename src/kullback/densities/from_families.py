@@ -343,15 +343,17 @@ def _normal_mixture(weights: Array, locs: Array, scales: Array) -> Density:
 
     def block(origin: Array, offset: Array) -> Array:
         # In place, because allocating arrays of this size takes longer than the arithmetic.
-        terms = origin[..., None] - locs
-        terms += offset[..., None]
-        terms /= scales
+        # The components are along the first axis, because sums over a short last axis take longer.
+        loc, scale, log_factor = (part.reshape(-1, *[1] * np.ndim(origin)) for part in (locs, scales, logs))
+        terms = np.asarray(origin) - loc
+        terms += offset
+        terms /= scale
         terms *= terms
         terms /= -2
-        terms += logs
-        largest = terms.max(axis=-1)
-        terms -= np.where(largest > -inf, largest, 0.0)[..., None]
-        total = largest + np.log(np.exp(terms, out=terms).sum(axis=-1))
+        terms += log_factor
+        largest = terms.max(axis=0)
+        terms -= np.where(largest > -inf, largest, 0.0)
+        total = largest + np.log(np.exp(terms, out=terms).sum(axis=0))
         return np.where(largest > -inf, total, -inf)
 
     def sample(count: int, rng: Any) -> Array:

@@ -338,11 +338,13 @@ def _frozen_parameters(distribution: Any) -> Parameters | None:
     """The parameters of a frozen distribution with loc = 0, or of a location-scale family."""
     family = distribution.dist
     kind = type(family)
-    if (located := _LOCATED.get(kind)) is None and kind not in _SCALED:
+    if (located := _LOCATED.get(kind)) is None and kind not in _SCALED and kind is not type(stats.uniform):
         return None
     shapes, loc, scale = family._parse_args(*distribution.args, **distribution.kwds)
     if located is not None:
         return located, (loc, scale), ("loc", "scale")
+    if kind is type(stats.uniform):
+        return f.Uniform, (loc, np.add(loc, scale)), ("low", "high")
     if not _is_number(loc, 0) or (kind in _UNSCALED and not _is_number(scale, 1)) or not _is_positive(scale):
         return None
     found, names, values = _SCALED[kind]

@@ -18,7 +18,9 @@ def terms(log_p: Array, log_q: Array) -> Array:
     close = p * phi(np.where(near & (d > -50), d, 0.0))
     far_below = np.exp(log_p + np.log(-1 - np.minimum(d, -2.0)))
     far_above = q - p - p * np.where(d < np.inf, d, 0.0)
-    return np.stack([np.where(near, np.where(d > -50, close, far_below), far_above), p, q])
+    out = np.empty((3, *p.shape))
+    out[0], out[1], out[2] = np.where(near, np.where(d > -50, close, far_below), far_above), p, q
+    return out
 
 
 def log_terms(log_p: Array, log_q: Array) -> Array:

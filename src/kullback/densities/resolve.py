@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -148,7 +148,12 @@ def not_a_distribution(given: Any, other: str) -> DistributionTypeError:
 
 def adapter_of(distribution: Any) -> Any:
     """The adapter module of the library that the object's class, or a base class, comes from; None for others."""
-    for kind in type(distribution).__mro__:
+    return _adapter_of_class(type(distribution))
+
+
+@cache
+def _adapter_of_class(cls: type) -> Any:
+    for kind in cls.__mro__:
         for library, adapter in _ADAPTERS.items():
             if kind.__module__.startswith(library):
                 return import_module(adapter)

@@ -27,7 +27,7 @@ from kullback.errors import (
     ShapeError,
 )
 from kullback.numerics.arguments import shown
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, untracked
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, numpy_views, untracked
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = [
@@ -213,11 +213,11 @@ class Distribution:
     def __post_init__(self) -> None:
         if is_compiling():  # the values of tensors are not available in a graph
             return
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
-            for constraint in getattr(field.type, "__metadata__", ()):
-                if value is not None or field.default is MISSING:
-                    require(self, field.name, value, constraint)
+        for name, constraints, required in _constraints(type(self)):
+            value = getattr(self, name)
+            if value is not None or required:
+                for constraint in constraints:
+                    require(self, name, value, constraint)
         _require_broadcast(self)
         self._check()
 
@@ -260,6 +260,15 @@ class Distribution:
         """Check the constraints that involve several parameters, or an alternative parametrisation."""
 
 
+@functools.cache
+def _constraints(family: type[Distribution]) -> tuple[tuple[str, tuple[Constraint, ...], bool], ...]:
+    """For each parameter: its name, its constraints, and whether it must be passed."""
+    return tuple(
+        (field.name, getattr(field.type, "__metadata__", ()), field.default is MISSING)
+        for field in fields(family)  # pyright: ignore[reportArgumentType]
+    )
+
+
 def with_parameters(family: type[Distribution], values: dict[str, Any]) -> Any:
     """A member of the family with parameters that were checked before; other parameters are None."""
     member = object.__new__(family)
@@ -286,6 +295,8 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     """Raise ParameterError that names the first entry of `value` outside the constraint."""
     if type(value) in (np.ndarray, np.float64) and value.dtype.kind == "f":
         array = value
+    elif (views := numpy_views([value])) is not None:
+        array = views[0]
     elif array_api_compat.is_array_api_obj(value):
         if getattr(getattr(value, "dtype", None), "kind", "") == "O":
             raise ArrayTypeError(
@@ -302,7 +313,9 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     if not is_traced(array):
         array = untracked(array)
         with np.errstate(all="ignore"):
-            _raise_at_first(owner, name, array, ~constraint.contains(array), constraint.words)
+            inside = constraint.contains(array)
+        if not (isinstance(inside, np.ndarray | np.bool) and (inside.all() if inside.ndim else inside)):
+            _raise_at_first(owner, name, array, ~inside, constraint.words)
 
 
 def _as_numbers(owner: Distribution, name: str, value: Any) -> np.ndarray:
@@ -342,12 +355,12 @@ def _require_broadcast(owner: Distribution) -> None:
     An axis of length 1 fits every length.
     """
     shapes = {}
-    for field in fields(owner):  # pyright: ignore[reportArgumentType]
-        value = getattr(owner, field.name)
-        if type(value) is not float and getattr(field.type, "__metadata__", ()):
+    for name, constraints, _ in _constraints(type(owner)):
+        value = getattr(owner, name)
+        if type(value) is not float and constraints:
             shape = np.shape(value) if isinstance(value, list | tuple) else getattr(value, "shape", ())
             if shape:
-                shapes[field.name] = tuple(shape)
+                shapes[name] = tuple(shape)
     if len(shapes) < 2 and not owner.event_axes:
         return
     batches, lengths = [], {}
@@ -370,7 +383,7 @@ def require_order(owner: Distribution, name: str, other: str, *, strict: bool = 
     """Raise ParameterError unless parameter `name` exceeds `other`, or equals it where `strict` is False."""
     given = getattr(owner, name), getattr(owner, other)
     if not any(is_traced(value) for value in given):
-        xp, [high, low], _ = as_floats(*map(untracked, given))
+        xp, [high, low], _ = as_floats(*(numpy_views(given) or map(untracked, given)))
         high, low = xp.broadcast_arrays(high, low)
         bound = f"above {other}" if strict else f"at least {other}"
         _raise_at_first(owner, name, high, ~((high > low) if strict else (high >= low)), bound)

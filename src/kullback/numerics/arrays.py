@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, reduce
 from typing import Any, TypeAlias
 
@@ -16,20 +16,28 @@ __all__ = [
     "Array",
     "ArrayLike",
     "as_floats",
+    "broadcast_arrays",
     "cast",
+    "elementwise_with_gradient",
+    "from_numpy",
     "has_values",
     "holds",
     "is_compiling",
     "is_positive",
+    "is_transformed",
     "log",
     "map_blocks",
     "map_row_blocks",
+    "numpy_views",
     "untracked",
     "with_gradient",
 ]
 
 Array: TypeAlias = Any
 ArrayLike: TypeAlias = Any
+
+_NUMPY = array_api_compat.array_namespace(np.empty(0))
+_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
@@ -50,6 +58,11 @@ def as_floats(*values: ArrayLike) -> tuple[Any, list[Array], Any]:
         LabelError: Two values have different sets of labels.
         ShapeError: The rows of a list have different lengths.
     """
+    dtype = next((value.dtype for value in values if type(value) is np.ndarray), _FLOATS[0])
+    if dtype in _FLOATS and all(
+        value.dtype == dtype if type(value) is np.ndarray else type(value) is float for value in values
+    ):
+        return _NUMPY, [np.asarray(value, dtype) for value in values], dtype
     given = plain_arrays(*values)
     is_array = [array_api_compat.is_array_api_obj(value) for value in values]
     arrays: list[Array] = [value for value, array in zip(given, is_array, strict=True) if array]
@@ -93,6 +106,12 @@ def _in_dtype(xp: Any, value: Any, dtype: Any, device: Any) -> Array:
         raise ArrayTypeError("expected an array of numbers, got a list of tensors; pass torch.stack(list)") from error
 
 
+def broadcast_arrays(xp: Any, *arrays: Array) -> Sequence[Array]:
+    """`xp.broadcast_arrays(*arrays)`, without the time that it takes for arrays of one shape."""
+    shape = arrays[0].shape
+    return arrays if all(array.shape == shape for array in arrays) else xp.broadcast_arrays(*arrays)
+
+
 def map_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
     """Wrap a function of rows, `function(xp, *arrays)`, so that it processes blocks of rows.
 
@@ -127,8 +146,10 @@ def map_blocks(function: Callable[..., Array], size: int = 4096) -> Callable[...
     def call(xp: Any, *arrays: Array) -> Array:
         shape = arrays[0].shape
         count = math.prod(shape)
+        if count <= size:
+            return function(xp, *arrays)
         on_cpu = str(array_api_compat.device(arrays[0])).startswith("cpu")
-        if count <= size or not on_cpu or array_api_compat.is_jax_namespace(xp):
+        if not on_cpu or array_api_compat.is_jax_namespace(xp):
             return function(xp, *arrays)
         flat = [xp.reshape(array, (count,)) for array in arrays]
         blocks = [function(xp, *(array[k : k + size] for array in flat)) for k in range(0, count, size)]
@@ -163,6 +184,70 @@ def has_values(tensor: Array) -> bool:
             return False
         tensor = functorch.get_unwrapped(tensor)
     return not torch.compiler.is_compiling() and type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
+
+
+def is_transformed(torch: Any) -> bool:
+    """Whether PyTorch compiles, differentiates in forward mode, maps or traces the operations of the call."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def numpy_views(values: Sequence[ArrayLike], *, differentiable: bool = False) -> list[ArrayLike] | None:
+    """The values with their tensors, or their JAX arrays, as NumPy arrays of the same memory.
+
+    NumPy takes less time than PyTorch and JAX for an operation on a small array, and works in blocks on a large one.
+
+    Args:
+        values: Tensors or JAX arrays of one dtype, and numbers.
+        differentiable: Whether the operations must be recorded for tensors that require a gradient.
+
+    Returns:
+        The values, or None where the operations of the library are required: arrays of other libraries or on other
+        devices, several dtypes, values that are traced, and tensors that require a gradient if `differentiable`.
+    """
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    dtype, views = None, []
+    for value in values:
+        kind = type(value)
+        if kind is float or kind is int:
+            views.append(value)
+            continue
+        if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
+            if not value.is_cpu or value.layout is not torch.strided:
+                return None
+            if differentiable and value.requires_grad and torch.is_grad_enabled():
+                return None
+            if dtype is None and is_transformed(torch):
+                return None
+            view = value.detach().numpy() if value.is_floating_point() and value.element_size() >= 4 else None
+        elif jax is None or not _is_on_cpu(jax, value):
+            return None
+        else:
+            view = np.asarray(value)
+        if view is None or view.dtype not in _FLOATS or (dtype is not None and view.dtype != dtype):
+            return None
+        dtype = view.dtype
+        views.append(view)
+    return None if dtype is None else views
+
+
+def _is_on_cpu(jax: Any, value: Any) -> bool:
+    """Whether the value is a JAX array on one CPU, which is not traced."""
+    if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+        return False
+    return [device.platform for device in value.devices()] == ["cpu"]
+
+
+def from_numpy(array: np.ndarray, like: Sequence[ArrayLike]) -> Array:
+    """A NumPy array as an array of the library of the first tensor or JAX array of `like`."""
+    torch = sys.modules.get("torch")
+    if torch is not None and any(isinstance(value, torch.Tensor) for value in like):
+        return torch.from_numpy(np.require(array, requirements=["A", "W", "O"]))
+    return sys.modules["jax"].numpy.asarray(array)
 
 
 def untracked(array: Array) -> Array:
@@ -218,17 +303,49 @@ def _is_half(dtype: Any) -> bool:
     return "float16" in str(dtype)
 
 
-def _is_differentiated(tensors: tuple[Array, ...]) -> bool:
-    """Whether PyTorch may request a derivative; recording one takes longer than most formulas of this package."""
-    torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+_SMALL = 2**14  # entries of a tensor for which operations of NumPy take less time
 
 
-def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
+def _without_recording(
+    functions: Sequence[Callable[..., Array] | None], tensors: Sequence[Array], by_numpy: bool
+) -> list[Array | None]:
+    """`function(xp, *tensors)` for each function, by NumPy where that takes less time; None for None.
+
+    No operation is recorded for a gradient. Large tensors are left to PyTorch, which uses several threads.
+    """
+    small = by_numpy and all(tensor.numel() <= _SMALL for tensor in tensors)
+    views = numpy_views(tensors) if small else None
+    if views is None:
+        xp = array_api_compat.array_namespace(*tensors)
+        return [None if function is None else function(xp, *tensors) for function in functions]
+    with np.errstate(all="ignore"):
+        results = [None if function is None else function(_NUMPY, *views) for function in functions]
+    dtype = views[0].dtype
+    return [None if result is None else from_numpy(np.asarray(result, dtype), tensors) for result in results]
+
+
+def _backward(pullbacks: Sequence[Callable[..., Array]], by_numpy: bool) -> Callable[..., tuple[Array | None, ...]]:
+    """The method `backward` of a function of PyTorch, which has saved its output and its inputs."""
+
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        arrays = gradients[0], *ctx.saved_tensors
+        needed = [pullback if need else None for pullback, need in zip(pullbacks, ctx.needs_input_grad, strict=True)]
+        if not sys.modules["torch"].is_grad_enabled():
+            return tuple(_without_recording(needed, arrays, by_numpy))
+        xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
+        return tuple(None if pullback is None else pullback(xp, *arrays) for pullback in needed)
+
+    return backward
+
+
+def elementwise_with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
+    """`with_gradient` for an elementwise function, which NumPy evaluates for small tensors on a CPU."""
+    return with_gradient(value, *pullbacks, by_numpy=True)
+
+
+def with_gradient(
+    value: Callable[..., Array], *pullbacks: Callable[..., Array], by_numpy: bool = False
+) -> Callable[..., Array]:
     """Attach explicit gradients to a function, for PyTorch and JAX.
 
     Automatic differentiation of the value would store every intermediate array, and would compute 0 * inf = nan on the
@@ -239,6 +356,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         pullbacks: One function for each array, called as `pullback(xp, gradient, output, *arrays)`. It returns the
             gradient with respect to its array (a vector-Jacobian product, linear in `gradient`). It must consist of
             differentiable operations, so that higher derivatives and forward mode are available.
+        by_numpy: Whether the functions may receive the NumPy arrays of small tensors.
 
     Returns:
         A function that is called as `value` is.
@@ -246,6 +364,23 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
 
     @cache
     def torch_function() -> Any:
+        """The function for ordinary calls, which take less time without the support for transformations."""
+        import torch
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *arrays: Any) -> Any:
+                [output] = _without_recording([value], arrays, by_numpy)
+                ctx.save_for_backward(output, *arrays)
+                return output
+
+            backward = staticmethod(_backward(pullbacks, by_numpy))
+
+        return Function
+
+    @cache
+    def transformed_torch_function() -> Any:
+        """The function for torch.func, forward mode and torch.compile."""
         import torch
 
         class Function(torch.autograd.Function):
@@ -286,14 +421,7 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
                 transpose: Any = torch.func.vjp(pulled_back, torch.zeros_like(output))[1]
                 return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
-            @staticmethod
-            def backward(ctx: Any, *gradients: Any) -> Any:
-                output, *arrays = ctx.saved_tensors
-                xp = array_api_compat.array_namespace(output)
-                return tuple(
-                    pullback(xp, gradients[0], output, *arrays) if needed else None
-                    for pullback, needed in zip(pullbacks, ctx.needs_input_grad, strict=True)
-                )
+            backward = staticmethod(_backward(pullbacks, by_numpy))
 
         return Function
 
@@ -324,11 +452,19 @@ def with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array])
         return function
 
     def call(xp: Any, *arrays: Array) -> Array:
+        # Both branches of a `where` are computed, so infinities and nans in the unselected branch are expected.
+        if xp is _NUMPY:
+            with np.errstate(all="ignore"):
+                return value(xp, *arrays)
         if array_api_compat.is_torch_namespace(xp):
-            return torch_function().apply(*arrays) if _is_differentiated(arrays) else value(xp, *arrays)
+            torch = sys.modules["torch"]
+            if is_transformed(torch) or any(torch._C._functorch.is_functorch_wrapped_tensor(array) for array in arrays):
+                return transformed_torch_function().apply(*arrays)
+            if torch.is_grad_enabled() and any(array.requires_grad for array in arrays):
+                return torch_function().apply(*arrays)
+            return value(xp, *arrays)
         if array_api_compat.is_jax_namespace(xp):
             return jax_function()(*arrays)
-        # Both branches of a `where` are computed, so infinities and nans in the unselected branch are expected.
         with np.errstate(all="ignore"):
             return value(xp, *arrays)
 

@@ -12,8 +12,17 @@ from typing import Any
 
 from array_api_compat import device
 
+from kullback.compiled import elementwise
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, cast, holds, map_blocks, with_gradient
+from kullback.numerics.arrays import (
+    Array,
+    as_floats,
+    broadcast_arrays,
+    cast,
+    elementwise_with_gradient,
+    holds,
+    map_blocks,
+)
 from kullback.numerics.phi import log1p_series, log_ratio, ratio_residual, scaled_mass_phi
 
 __all__ = [
@@ -60,7 +69,7 @@ def log_gamma_bregman(xp: Any, a: Array, b: Array, h: Array) -> Array:
 
     The three arguments are redundant, so that the caller can pass each of them with full accuracy.
     """
-    a, b, h = xp.broadcast_arrays(a, b, h)
+    a, b, h = broadcast_arrays(xp, a, b, h)
     # Stirling's leading terms contribute b log(b/a) - h = b phi(log(a/b)).
     stirling = scaled_mass_phi(xp, b, a, xp.zeros_like(b), -log_ratio(xp, b, a, h), -h)
     return stirling + _gamma_kl_equal_mean(xp, a, b, h)
@@ -72,7 +81,7 @@ def gamma_kl_equal_mean(xp: Any, a: Array, b: Array, h: Array | None = None) -> 
     D(a, b) = R(a, b - a) - b phi(log(a/b)), which is R without the contribution of Stirling's leading terms. Pass b - a
     as `h` if it is available with more accuracy than the subtraction gives.
     """
-    a, b, h = xp.broadcast_arrays(a, b, b - a if h is None else h)
+    a, b, h = broadcast_arrays(xp, a, b, b - a if h is None else h)
     return _gamma_kl_equal_mean(xp, a, b, h)
 
 
@@ -81,7 +90,7 @@ def gamma_kl_equal_mean_increment(xp: Any, a: Array, b: Array, h: Array, e: Arra
 
     It is accurate to rounding for e < a/8 and f < b/8.
     """
-    return _gamma_kl_equal_mean_increment(xp, *xp.broadcast_arrays(a, b, h, e, f, g))
+    return _gamma_kl_equal_mean_increment(xp, *broadcast_arrays(xp, a, b, h, e, f, g))
 
 
 def binet(xp: Any, a: Array) -> Array:
@@ -101,12 +110,12 @@ def digamma(xp: Any, a: Array) -> Array:
 
 def binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """J'(b) - J'(a) for Binet's function J and a, b > 0, without cancellation, with h = b - a."""
-    return _binet_slope_difference(xp, *xp.broadcast_arrays(a, b, h))
+    return _binet_slope_difference(xp, *broadcast_arrays(xp, a, b, h))
 
 
 def digamma_minus_log_difference(xp: Any, a: Array, b: Array) -> Array:
     """digamma(b) - digamma(a) - log(b/a) for a, b > 0, without cancellation."""
-    return _gamma_kl_equal_mean_slope(xp, *xp.broadcast_arrays(a, b, b - a))
+    return _gamma_kl_equal_mean_slope(xp, *broadcast_arrays(xp, a, b, b - a))
 
 
 # Gauss quadrature of Binet's integral, J(z) = sum w z / (z^2 + u) over the nodes u and weights w: accurate to rounding
@@ -143,23 +152,29 @@ def _recurrence(xp: Any, step: Callable[..., Array], smallest: Array, *arrays: A
     if holds(~xp.any(small)):
         return xp.zeros_like(smallest), xp.zeros_like(smallest)
     shifts = xp.arange(_GAUSS_FROM, dtype=smallest.dtype, device=device(smallest))
-    steps = xp.sum(step(xp, *(array[..., None] + shifts for array in arrays)), axis=-1)
+    shifts = xp.reshape(shifts, (-1, *[1] * smallest.ndim))
+    steps = xp.sum(step(xp, *(array[None, ...] + shifts for array in arrays)), axis=0)
     return xp.where(small, steps, 0.0), xp.where(small, float(_GAUSS_FROM), 0.0)
 
 
 def _over_nodes(xp: Any, term: Callable[..., Array], *inverses: Array) -> Array:
-    """sum_u w term(u, 1/z, ...) over the quadrature nodes u, which lie along a new last axis."""
+    """sum_u w term(u, 1/z, ...) over the quadrature nodes u, which lie along a new first axis."""
     like = inverses[0]
-    u, w = (xp.asarray(values, dtype=like.dtype, device=device(like)) for values in (_GAUSS_NODES, _GAUSS_WEIGHTS))
-    return xp.sum(w * term(u, *(inverse[..., None] for inverse in inverses)), axis=-1)
+    u, w = (
+        xp.reshape(xp.asarray(values, dtype=like.dtype, device=device(like)), (-1, *[1] * like.ndim))
+        for values in (_GAUSS_NODES, _GAUSS_WEIGHTS)
+    )
+    return xp.sum(w * term(u, *(inverse[None, ...] for inverse in inverses)), axis=0)
 
 
 def _gamma_kl_equal_mean_value(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """D(a, b) = phi(log(b/a))/2 + J(b) - J(a) - h J'(a) with h = b - a."""
+    if (compiled := elementwise("equal_mean", a, b, h)) is not None:
+        return compiled
     total = ratio_residual(xp, b, a, h) / 2
     # The difference of a + n and b + n is passed as h, because a + n and b + n are rounded.
     steps, shift = _recurrence(
-        xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+        xp, lambda xp, a, b: _binet_step_residual(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b
     )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
@@ -195,12 +210,14 @@ def _log_step_ratio(xp: Any, a: Array, b: Array) -> Array:
 
 def _gamma_kl_equal_mean_slope(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """The derivative of D(a, b) with respect to b: digamma(b) - digamma(a) - log(b/a), with h = b - a."""
+    if (compiled := elementwise("equal_mean", a, b, h, derivative=1)) is not None:
+        return compiled
     return h / a / (2 * b) + _binet_slope_difference(xp, a, b, h)
 
 
 def _binet_slope_difference(xp: Any, a: Array, b: Array, h: Array) -> Array:
     """J'(b) - J'(a) for Binet's function J, with h = b - a."""
-    steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[..., None]), xp.minimum(a, b), a, b)
+    steps, shift = _recurrence(xp, lambda xp, a, b: _binet_step_slope(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b)
     a, b = 1 / (a + shift), 1 / (b + shift)
 
     def slope(u: Array, a: Array, b: Array) -> Array:
@@ -231,7 +248,7 @@ def _gamma_kl_equal_mean_curvature(xp: Any, a: Array, b: Array, h: Array) -> Arr
     """
     total = -((h / a) ** 2) / (2 * b)
     steps, shift = _recurrence(
-        xp, lambda xp, a, b: _binet_step_curvature(xp, a, b, h[..., None]), xp.minimum(a, b), a, b
+        xp, lambda xp, a, b: _binet_step_curvature(xp, a, b, h[None, ...]), xp.minimum(a, b), a, b
     )
     a, b = 1 / (a + shift), 1 / (b + shift)
 
@@ -278,12 +295,16 @@ def _slope_by_a(xp: Any, a: Array, h: Array) -> Array:
 
 
 def _binet_value(xp: Any, a: Array) -> Array:
+    if (compiled := elementwise("binet", a)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda xp, c: (c + 0.5) * xp.log1p(1 / c) - 1, a, a)
     a = 1 / (a + shift)
     return steps + a * _over_nodes(xp, lambda u, a: 1 / (1 + u * (a * a)), a)
 
 
 def _binet_slope_value(xp: Any, a: Array) -> Array:
+    if (compiled := elementwise("binet_slope", a)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda xp, c: xp.log1p(1 / c) - (1 / c + 1 / (c + 1)) / 2, a, a)
     a = 1 / (a + shift)
 
@@ -296,6 +317,8 @@ def _binet_slope_value(xp: Any, a: Array) -> Array:
 
 def binet_curvature(xp: Any, a: Array) -> Array:
     """The second derivative of Binet's function: J''(a) = trigamma(a) - 1/a - 1/(2 a^2), for a > 0."""
+    if (compiled := elementwise("binet_slope", a, derivative=0)) is not None:
+        return compiled
     steps, shift = _recurrence(xp, lambda _xp, c: 0.5 / (c * (c + 1)) ** 2, a, a)
     a = 1 / (a + shift)
 
@@ -306,13 +329,13 @@ def binet_curvature(xp: Any, a: Array) -> Array:
     return steps + a * a * (a * _over_nodes(xp, curvature, a))
 
 
-_gamma_kl_equal_mean = with_gradient(
+_gamma_kl_equal_mean = elementwise_with_gradient(
     map_blocks(_gamma_kl_equal_mean_value),
     lambda xp, gradient, _output, a, _b, h: gradient * _slope_by_a(xp, a, h),
     lambda xp, gradient, _output, a, b, h: gradient * _gamma_kl_equal_mean_slope(xp, a, b, h),
     lambda xp, _gradient, _output, a, _b, _h: xp.zeros_like(a),
 )
-_gamma_kl_equal_mean_increment = with_gradient(
+_gamma_kl_equal_mean_increment = elementwise_with_gradient(
     _gamma_kl_equal_mean_increment_value,
     lambda xp, gradient, _output, a, _b, h, e, _f, g: (
         gradient * (_slope_by_a(xp, a + e, h + g) - _slope_by_a(xp, a, h))
@@ -325,5 +348,7 @@ _gamma_kl_equal_mean_increment = with_gradient(
     lambda xp, gradient, _output, a, b, h, e, f, g: gradient * _gamma_kl_equal_mean_slope(xp, a + e, b + f, h + g),
     lambda xp, _gradient, _output, a, *_: xp.zeros_like(a),
 )
-_binet = with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))
-_binet_slope = with_gradient(_binet_slope_value, lambda xp, gradient, _output, a: gradient * binet_curvature(xp, a))
+_binet = elementwise_with_gradient(_binet_value, lambda xp, gradient, _output, a: gradient * _binet_slope(xp, a))
+_binet_slope = elementwise_with_gradient(
+    _binet_slope_value, lambda xp, gradient, _output, a: gradient * binet_curvature(xp, a)
+)

@@ -10,7 +10,7 @@ from typing import Any
 from array_api_compat import device
 from scipy import special
 
-from kullback.numerics.arrays import Array, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient
 
 __all__ = ["log_sinhc", "log_sinhc_curvature", "log_sinhc_residual", "log_sinhc_slope"]
 
@@ -50,7 +50,7 @@ def log_sinhc_residual(xp: Any, u: Array, h: Array, v: Array) -> Array:
 
     The arguments are redundant, so that the caller can pass each of them with full accuracy.
     """
-    return _residual(xp, *xp.broadcast_arrays(u, h, v))
+    return _residual(xp, *broadcast_arrays(xp, u, h, v))
 
 
 def _series(w: Array, coefficients: tuple[float, ...]) -> Array:
@@ -82,8 +82,11 @@ def _slope_value(xp: Any, u: Array) -> Array:
 
 def _integral(xp: Any, u: Array, h: Array, weight: Any) -> Array:
     """The integral of weight(t) L''(u + t h) over 0 < t < 1, by Gauss-Legendre quadrature."""
-    t, w = (xp.asarray(values, dtype=u.dtype, device=device(u)) for values in (_NODES, _WEIGHTS))
-    return xp.sum(w * weight(t) * log_sinhc_curvature(xp, u[..., None] + t * h[..., None]), axis=-1)
+    t, w = (
+        xp.reshape(xp.asarray(values, dtype=u.dtype, device=device(u)), (-1, *[1] * u.ndim))
+        for values in (_NODES, _WEIGHTS)
+    )
+    return xp.sum(w * weight(t) * log_sinhc_curvature(xp, u[None, ...] + t * h[None, ...]), axis=0)
 
 
 def _is_near(u: Array, h: Array) -> Array:
@@ -113,9 +116,9 @@ def _slope_difference(xp: Any, u: Array, h: Array, v: Array) -> Array:
     return xp.where(near, h * _integral(xp, u, h, lambda _t: 1.0), _slope(xp, v) - _slope(xp, u))
 
 
-_slope = with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
-_log_sinhc = with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
-_residual = with_gradient(
+_slope = elementwise_with_gradient(_slope_value, lambda xp, gradient, _output, u: gradient * log_sinhc_curvature(xp, u))
+_log_sinhc = elementwise_with_gradient(_value, lambda xp, gradient, _output, u: gradient * _slope(xp, u))
+_residual = elementwise_with_gradient(
     _residual_value,
     lambda xp, gradient, _output, u, h, _v: -gradient * h * log_sinhc_curvature(xp, u),
     lambda xp, _gradient, _output, u, *_: xp.zeros_like(u),

@@ -6,7 +6,7 @@ import numpy as np
 from array_api_compat import device
 from scipy import special
 
-from kullback.numerics.arrays import Array, with_gradient
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient
 
 __all__ = ["log_zeta_residual"]
 
@@ -22,7 +22,7 @@ _NODES, _WEIGHTS = (1 + _ROOTS) / 2, _WEIGHTS / 2
 
 def log_zeta_residual(xp: Any, s: Array, t: Array) -> Array:
     """L(t) - L(s) - (t - s) L'(s) with L = log zeta: KL between two Zipf distributions with exponents s and t."""
-    return _residual(xp, *xp.broadcast_arrays(s, t))
+    return _residual(xp, *broadcast_arrays(xp, s, t))
 
 
 def _logs(xp: Any, s: Array) -> tuple[Array, Array, Array]:
@@ -88,7 +88,7 @@ def _slope_difference(xp: Any, s: Array, h: Array) -> Array:
     return xp.where(near, close, _logs(xp, s + h)[1] - _logs(xp, s)[1])
 
 
-_residual = with_gradient(
+_residual = elementwise_with_gradient(
     _residual_value,
     lambda xp, gradient, _output, s, t: -gradient * (t - s) * _logs(xp, s)[2],
     lambda xp, gradient, _output, s, t: gradient * _slope_difference(xp, s, t - s),

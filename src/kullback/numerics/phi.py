@@ -4,7 +4,7 @@ from math import inf, nan
 from typing import Any
 
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, cast, with_gradient
+from kullback.numerics.arrays import Array, as_floats, broadcast_arrays, cast, elementwise_with_gradient
 
 __all__ = [
     "log1p_residual",
@@ -108,12 +108,12 @@ def log_ratio(xp: Any, u: Array, v: Array, difference: Array | None = None) -> A
 
     Pass u - v as `difference` if it is available with more accuracy than the subtraction gives.
     """
-    return _log_ratio(xp, *xp.broadcast_arrays(u, v, u - v if difference is None else difference))
+    return _log_ratio(xp, *broadcast_arrays(xp, u, v, u - v if difference is None else difference))
 
 
 def ratio_residual(xp: Any, u: Array, v: Array, difference: Array | None = None) -> Array:
     """phi(log(u / v)) = u/v - 1 - log(u / v) for u, v > 0; `difference` is u - v, as in `log_ratio`."""
-    return _ratio_residual(xp, *xp.broadcast_arrays(u, v, u - v if difference is None else difference))
+    return _ratio_residual(xp, *broadcast_arrays(xp, u, v, u - v if difference is None else difference))
 
 
 def mass_phi(xp: Any, a: Array, b: Array) -> Array:
@@ -121,7 +121,7 @@ def mass_phi(xp: Any, a: Array, b: Array) -> Array:
 
     The gradient with respect to a is 0 at a = 0.
     """
-    return _mass_phi(xp, *xp.broadcast_arrays(a, b))
+    return _mass_phi(xp, *broadcast_arrays(xp, a, b))
 
 
 def scaled_mass_phi(xp: Any, a: Array, b: Array, c: Array, d: Array, difference: Array | None = None) -> Array:
@@ -131,7 +131,7 @@ def scaled_mass_phi(xp: Any, a: Array, b: Array, c: Array, d: Array, difference:
     is -d; automatic differentiation of a phi(d) would give it as phi(d) - expm1(d), which cancels for large d. Pass
     b - a as `difference` if it is available with more accuracy than the subtraction gives.
     """
-    return _scaled_mass_phi(xp, *xp.broadcast_arrays(a, b, c, d, b - a if difference is None else difference))
+    return _scaled_mass_phi(xp, *broadcast_arrays(xp, a, b, c, d, b - a if difference is None else difference))
 
 
 def _phi_value(xp: Any, d: Array) -> Array:
@@ -141,7 +141,7 @@ def _phi_value(xp: Any, d: Array) -> Array:
     u = d - w * _polynomial(w, _COTH_FLOAT32 if d.dtype == xp.float32 else _COTH)
     near = d * (u / (2 - u))
     # Above 100, d is smaller than the rounding error of e^d; inf must not be subtracted from inf.
-    far = xp.expm1(d) - xp.clip(d, None, 100.0)
+    far = xp.expm1(d) - xp.where(d > 100, 100.0, d)
     return xp.where(abs(d) < 1, near, far)
 
 
@@ -209,26 +209,26 @@ def _polynomial(w: Array, coefficients: tuple[float, ...]) -> Array:
     return total
 
 
-_phi = with_gradient(_phi_value, _phi_gradient)
-_log1p_residual = with_gradient(_log1p_residual_value, _log1p_residual_gradient)
-_log_ratio = with_gradient(
+_phi = elementwise_with_gradient(_phi_value, _phi_gradient)
+_log1p_residual = elementwise_with_gradient(_log1p_residual_value, _log1p_residual_gradient)
+_log_ratio = elementwise_with_gradient(
     _log_ratio_value,
     lambda _xp, gradient, _output, u, _v, _difference: gradient / u,
     lambda _xp, gradient, _output, _u, v, _difference: -gradient / v,
     lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
 )
-_ratio_residual = with_gradient(
+_ratio_residual = elementwise_with_gradient(
     _ratio_residual_value,
     lambda _xp, gradient, _output, u, v, difference: gradient * (difference / v) / u,
     lambda _xp, gradient, _output, _u, v, difference: -gradient * (difference / v) / v,
     lambda xp, _gradient, _output, u, _v, _difference: xp.zeros_like(u),
 )
-_mass_phi = with_gradient(
+_mass_phi = elementwise_with_gradient(
     _mass_phi_value,
     lambda xp, gradient, _output, a, b: gradient * -xp.where(a > 0, log_ratio(xp, b, xp.where(a > 0, a, 1.0)), 0.0),
     lambda xp, gradient, _output, a, b: gradient * xp.where(a == b, 0.0, (b - a) / xp.where(a == b, 1.0, b)),
 )
-_scaled_mass_phi = with_gradient(
+_scaled_mass_phi = elementwise_with_gradient(
     lambda xp, a, _b, _c, d, _difference: _times_phi(xp, a, d),
     lambda xp, gradient, _output, a, b, c, _d, difference: -gradient * (c + log_ratio(xp, b, a, difference)),
     lambda xp, gradient, _output, a, b, c, _d, difference: (

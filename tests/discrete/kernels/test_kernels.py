@@ -664,6 +664,17 @@ def test_wrong_arguments_of_the_compiled_functions(name, arguments, error):
         function(*arguments) if isinstance(arguments, tuple) else function(arguments)
 
 
+@pytest.mark.training  # it takes about 10 s
+@needs_kernels
+def test_more_entries_than_a_32_bit_integer_counts():
+    try:  # memory is not reserved before it is written, so that the two arrays take a few pages
+        p, q = np.zeros(2**31 + 1, np.float32), np.zeros(2**31 + 1, np.float32)
+    except MemoryError:
+        pytest.skip("the system reserves memory for arrays of zeros")
+    p[-1], q[-1], q[0] = 1.0, 0.5, 0.5
+    assert dispatch.compiled.kl_probs_row(p, q, 1e-3) == pytest.approx(math.log(2), rel=1e-15)
+
+
 @needs_kernels
 def test_empty_rows(compiled):
     assert dispatch.compiled.prob_sums(np.empty(0), np.empty(0)) == (0.0, 0.0, 0.0)

@@ -120,9 +120,13 @@ def _member_density(parametrisation: FamilyParametrisation, vector: Array) -> De
     Raises:
         ParameterError: The parameters overflow, or the family is not univariate.
     """
-    family = parametrisation.family.__name__
     with np.errstate(all="ignore"):
-        density = as_density(parametrisation.to_distribution(vector))
+        return _density_of(parametrisation.to_distribution(vector), vector)
+
+
+def _density_of(member: Any, vector: Array) -> Density:
+    """The density of a member, whose coordinates are for messages, as in `_member_density`."""
+    family, density = type(member).__name__, as_density(member)
     if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
         raise ParameterError(f"expected finite parameters, got {family} at the coordinates {vector.tolist()}")
     if density is None:
@@ -186,7 +190,7 @@ class _NodesOfMember(NamedTuple):
     """The nodes that resolve a member and the target, for members at a small Fisher distance."""
 
     vector: Array
-    basis: Array
+    inverse_basis: Array
     nodes: Nodes
     log_target: Array
 
@@ -207,7 +211,8 @@ class _LocationScaleObjective:
 
     @np.errstate(all="ignore")
     def quadratic_model(self, vector: Array) -> QuadraticModel:
-        member = _member_density(self.parametrisation, vector)
+        record = self.parametrisation.to_distribution(vector)
+        member = _density_of(record, vector)
         near = next((known for known in self._known if _is_near(known, vector)), None)
         if near is None:
             nodes = line_nodes(*((self.target, member) if self.alpha else (member, self.target)))
@@ -217,7 +222,7 @@ class _LocationScaleObjective:
         evaluations = nodes.origin.size * (_SHARED_NODES if near else _NEW_NODES)
         log_member = nodes.log_mass(member)
         value = float(_alpha_divergence(log_target, log_member, self.alpha))
-        score, second = _scores(self.parametrisation, vector, nodes)
+        score, second = _scores(self.parametrisation, record, nodes)
         p, q = np.exp(log_target), np.exp(log_member)
         metric = (score * q) @ score.T
         if not (abs(value) < _OVERFLOW and np.isfinite(metric).all()):
@@ -229,23 +234,22 @@ class _LocationScaleObjective:
             hessian += (score * excess) @ score.T
         basis = fisher_basis(metric / float(q.sum()))
         if near is None:
-            self._known.append(_NodesOfMember(vector, basis, nodes, log_target))
+            self._known.append(_NodesOfMember(vector, np.linalg.inv(basis), nodes, log_target))
         return QuadraticModel(value, gradient @ basis, basis.T @ hessian @ basis, basis, evaluations)
 
 
 def _is_near(known: _NodesOfMember, vector: Array) -> bool:
     """Whether the nodes of a member also resolve the member at a vector."""
-    return bool(np.linalg.norm(np.linalg.solve(known.basis, vector - known.vector)) < _SHARED_NODES_RADIUS)
+    return bool(np.linalg.norm(known.inverse_basis @ (vector - known.vector)) < _SHARED_NODES_RADIUS)
 
 
-def _scores(parametrisation: FamilyParametrisation, vector: Array, nodes: Nodes) -> tuple[Array, Array]:
+def _scores(parametrisation: FamilyParametrisation, member: Any, nodes: Nodes) -> tuple[Array, Array]:
     """The derivatives of the log-density by the coordinates of loc and scale, of shapes (k, nodes) and (k, k, nodes).
 
     They are 0 where the density is 0.
     """
     family = parametrisation.family
-    member = parametrisation.to_distribution(vector)
-    loc, scale = float(member.loc), float(member.scale)  # pyright: ignore[reportAttributeAccessIssue]
+    loc, scale = float(member.loc), float(member.scale)
     distance = np.log(nodes.x) - loc if family is families.LogNormal else (nodes.origin - loc) + nodes.offset
     z = distance / scale
     first, second = _STANDARD_SCORES[family](z)
