@@ -208,7 +208,8 @@ def _support_interval(distribution: Any) -> tuple[float, float]:
     with jax.enable_x64(True):
         ends = jnp.asarray(support_interval(base.support))
         for part in parts:
-            ends = part(ends)
+            # The sigmoid of NumPyro excludes 0 and 1.
+            ends = jax.nn.sigmoid(ends) if type(part) is transforms.SigmoidTransform else part(ends)
         low, high = sorted(ends.tolist())
     return (low, high) if low < high else declared
 

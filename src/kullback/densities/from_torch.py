@@ -500,10 +500,19 @@ def _support_interval(distribution: Any) -> tuple[float, float]:
         return support_interval(distribution.support)
     ends = torch.tensor(support_interval(base.support), dtype=torch.float64)
     for part in parts:
-        ends = part(ends)
+        ends = _image_of_ends(part, ends)
     declared = support_interval(distribution.support)
     low, high = (float(end) for end in ends.sort().values)
     return (low, high) if low < high else declared
+
+
+def _image_of_ends(transform: Any, ends: torch.Tensor) -> torch.Tensor:
+    """The image of the ends of an interval; PyTorch's own sigmoid and its inverse exclude 0, 1 and infinity."""
+    if type(transform) is d.SigmoidTransform:
+        return torch.sigmoid(ends)
+    if isinstance(transform, d.transforms._InverseTransform) and type(transform.inv) is d.SigmoidTransform:
+        return torch.logit(ends)
+    return transform(ends)
 
 
 def _log_prob(distribution: Any, x: torch.Tensor) -> torch.Tensor:
