@@ -251,6 +251,14 @@ def test_the_strip_shows_the_state_of_the_budget(live, tmp_path, beta, kl, state
         assert (page.locator(".strip").bounding_box() or {})["y"] == pytest.approx(bar["y"] + bar["height"], abs=1)
 
 
+@pytest.mark.parametrize(("kl", "state"), [(0.09, "held"), (0.11, "above the budget")])
+def test_an_update_may_have_twice_a_budget_of_the_mean(live, tmp_path, kl, state):
+    run = create(tmp_path / "mine", changed={60: {"kl_filtered": kl}})
+    config = {**CONFIG, "budget": {**CONFIG["budget"], "mean_over_updates": True}}
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert part(live(run), "budget").inner_text() == f"{state}, stopped"
+
+
 def test_a_run_that_died_is_red_and_a_cut_network_is_named(live, tmp_path):
     run = create(tmp_path / "mine")
     page = live(run, expected="ERR_INTERNET_DISCONNECTED")

@@ -43,7 +43,8 @@ export function statusOf(run, elapsed = 0) {
   const isLost = metrics.lastRow?.[key] === "not finite";
   let state = "no budget";
   if (budget) {
-    state = kl > 1.2 * budget.target ? "above the budget" : "held";
+    const factor = config.budget?.mean_over_updates ? 2.05 : 1.2; // one update may have twice a budget of the mean
+    state = kl > factor * budget.target ? "above the budget" : "held";
     if (price >= most * (1 - 1e-9)) state = "saturated";
     else if (price <= least * (1 + 1e-9)) state = "not binding";
     else if (!(price > 0) && kl < 0.8 * budget.target) state = "not binding";
