@@ -512,7 +512,7 @@ def _image_of_ends(transform: Any, ends: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(ends)
     if isinstance(transform, d.transforms._InverseTransform) and type(transform.inv) is d.SigmoidTransform:
         return torch.logit(ends)
-    return transform(ends)
+    return transform(ends)  # pyright: ignore[reportReturnType]
 
 
 def _log_prob(distribution: Any, x: torch.Tensor) -> torch.Tensor:
