@@ -5,13 +5,14 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from kullback import families as f
 from kullback.densities import from_scipy
 from kullback.densities.resolve import as_family
 from kullback.distributions import kl
 from kullback.errors import NoClosedFormError, ParameterError
+from kullback.measure import measure
 
 from ..oracles import families as oracle
 from ..oracles.reference_cases import cases, record_class, relative_error, tolerance
@@ -210,6 +211,23 @@ def test_folded_normals_raise():
 def test_distributions_without_a_record_raise(frozen):
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
         kl(frozen, frozen)
+
+
+def test_a_von_mises_distribution_on_the_line_has_its_own_interval():
+    """scipy.stats.vonmises_line has the class of vonmises, but its support is one period around loc."""
+    p, q = stats.vonmises_line(4.0, loc=1.0), stats.norm(1.0, 1.0)
+    expected = integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), *p.support(), epsabs=1e-12)[0]
+    assert measure(p, q).value == pytest.approx(expected, rel=1e-8)
+    assert measure(p, stats.vonmises_line(5.0)).value == np.inf
+    assert kl(stats.vonmises_line(4.0), stats.vonmises_line(5.0)) == kl(stats.vonmises(4.0), stats.vonmises(5.0))
+    with pytest.raises(NoClosedFormError, match="vonmises_line with loc other than 0"):
+        kl(p, stats.vonmises_line(5.0))
+
+
+def test_a_periodic_density_on_the_whole_line_is_refused():
+    for pair in ((stats.vonmises(4.0, scale=3.0), stats.norm()), (stats.norm(), stats.vonmises(4.0, scale=0.5))):
+        with pytest.raises(ParameterError, match=r"expected scipy\.stats\.vonmises with scale 1"):
+            measure(*pair)
 
 
 def test_invalid_arguments_raise():

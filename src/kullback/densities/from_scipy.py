@@ -223,9 +223,12 @@ def _location_scale(kind: type) -> _Converter:
     return _with_location_and_scale(lambda loc, scale: kind(loc=loc, scale=scale))
 
 
-def _von_mises(kappa: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
-    _require(scale, 1, "scipy.stats.vonmises with scale other than 1")
-    return f.VonMises(loc=loc, concentration=kappa)
+def _von_mises(name: str, shapes: tuple[ArrayLike, ...], loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
+    """vonmises is on the circle; vonmises_line, of the same class, is on the interval from loc - pi to loc + pi."""
+    _require(scale, 1, f"{name} with scale other than 1")
+    if name == "scipy.stats.vonmises_line":
+        _require(loc, 0, f"{name} with loc other than 0")
+    return f.VonMises(loc=loc, concentration=shapes[0])
 
 
 def _gumbel_left(loc: ArrayLike, scale: ArrayLike) -> f.Distribution:
@@ -267,7 +270,7 @@ FAMILIES: dict[type, _Converter] = {
         )
     ),
     type(stats.uniform): _with_location_and_scale(lambda loc, scale: f.Uniform(low=loc, high=np.add(loc, scale))),
-    type(stats.vonmises): _with_location_and_scale(_von_mises),
+    type(stats.vonmises): _von_mises,
     type(stats.chi2): _with_scale(lambda df, s: f.Gamma(concentration=np.divide(df, 2), rate=np.divide(0.5, s))),
     type(stats.erlang): _with_scale(lambda a, scale: f.Gamma(concentration=a, rate=np.divide(1.0, scale))),
     type(stats.expon): _with_scale(lambda scale: f.Exponential(rate=np.divide(1.0, scale))),
@@ -466,6 +469,11 @@ def _frozen_density(frozen: Any) -> Density:
     shapes = [given[name] for name in _shape_names(family)]
     if not (given.get("scale", 1.0) > 0 and isfinite(given.get("loc", 0.0))) or np.isnan(family.support(*shapes)).any():
         raise ParameterError(f"expected parameters in the domain of scipy.stats.{family.name}, got {given}")
+    if family.name == "vonmises" and given.get("scale", 1.0) != 1:
+        raise ParameterError(
+            f"expected scipy.stats.vonmises with scale 1, got {given['scale']}: its density is periodic on the whole "
+            "line, and its integral is infinite; scipy.stats.vonmises_line has one period"
+        )
     return _density_of_family_object(family, given)
 
 
