@@ -58,6 +58,40 @@ def test_a_resumed_run_keeps_the_completions_up_to_its_checkpoint(tmp_path: Path
     assert list(run.samples()) == ["before"]
 
 
+@pytest.mark.parametrize(
+    ("config", "is_replaced"),
+    [
+        ({"model_type": "llama", "hidden_size": 8}, False),  # a model of transformers
+        ({"peft_type": "LORA"}, False),
+        ({"kind": "compare", "settings": {}}, False),
+        ({"kind": "ppo", "steps": 3}, True),
+        ({"budget": None, "rewards": ["good"]}, True),  # a run of an earlier version
+        ([1], False),
+    ],
+)
+def test_only_a_run_is_overwritten(config: object, is_replaced: bool, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "output")
+    run.path.mkdir()
+    (run.path / "config.json").write_text(json.dumps(config))
+    (run.path / "model.safetensors").write_text("weights")
+    if is_replaced:
+        run.check_output(resume=False, overwrite=True)
+        return
+    with pytest.raises(InputError, match=r"expected a run directory, found a config\.json of another program"):
+        run.check_output(resume=False, overwrite=True)
+    assert json.loads((run.path / "config.json").read_text()) == config
+
+
+def test_a_run_with_a_damaged_configuration_can_be_overwritten(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "output")
+    run.path.mkdir()
+    (run.path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="expected a run directory"):
+        run.check_output(resume=False, overwrite=True)
+    run.add_metrics({"step": 1})
+    run.check_output(resume=False, overwrite=True)
+
+
 def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in range(1, 6):

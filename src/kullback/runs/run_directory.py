@@ -177,19 +177,35 @@ class RunDirectory:
         # A process that was killed at its start can leave the lock file and empty directories.
         files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
         is_empty = self.path.is_dir() and not any(files)
-        if is_empty or (overwrite and (self.path / "config.json").is_file()):
+        if is_empty or (overwrite and self._is_run()):
             return
         if not self.path.is_dir():
             raise InputError(f"--output {self.path}: expected a directory, got a file; choose another path")
         if overwrite:
             raise InputError(
-                f"--overwrite {self.path}: expected a run directory, found no config.json in it; choose another "
+                f"--overwrite {self.path}: expected a run directory, found {self._other_content()}; choose another "
                 "directory"
             )
         raise InputError(
             f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
             "choose another directory, continue the run with --resume, or replace it with --overwrite"
         )
+
+    def _is_run(self) -> bool:
+        """Return whether the directory has the files of a run, and not of a model or of a comparison."""
+        path = self.path / "config.json"
+        try:
+            config = json.loads(path.read_bytes())
+        except OSError:
+            return False
+        except (ValueError, RecursionError):  # damaged
+            return (self.path / "metrics.jsonl").is_file()
+        is_comparison = isinstance(config, dict) and str(config.get("kind")).startswith("compare")
+        return isinstance(config, dict) and bool({"kind", "rewards", "budget"} & config.keys()) and not is_comparison
+
+    def _other_content(self) -> str:
+        """Describe a directory that is not of a run."""
+        return "a config.json of another program" if (self.path / "config.json").exists() else "no config.json in it"
 
     def check_can_start(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that a run neither overwrites files nor resumes a run of another configuration.
