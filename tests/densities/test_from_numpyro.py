@@ -384,3 +384,13 @@ def test_discrete_distributions_without_a_record():
         measure(d.ImproperUniform(d.constraints.real, (), ()), d.Normal(0.0, 1.0))
     with pytest.raises(ShapeError, match="batch shape"):
         measure(d.AsymmetricLaplace(jnp.zeros(2), 1.0, 2.0), d.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("bounds", [{"low": -1.0}, {"high": 2.0}, {"low": -1.0, "high": 2.0}])
+def test_truncated_normals_in_batches_with_numbers_as_bounds(bounds):
+    """NumPyro stores such bounds as arrays of NumPy beside arrays of JAX."""
+    p = d.TruncatedNormal(jnp.zeros(3), jnp.ones(3), **bounds)
+    q = d.TruncatedNormal(jnp.zeros(3), 2 * jnp.ones(3), **bounds)
+    low, high = bounds.get("low", -np.inf), bounds.get("high", np.inf)
+    expected = measure(stats.truncnorm(low, high), stats.truncnorm(low / 2, high / 2, scale=2.0)).value
+    np.testing.assert_allclose(kl(p, q), [expected] * 3, rtol=1e-5)

@@ -265,7 +265,11 @@ def _truncated_normal(distribution: Any) -> f.Distribution:
             "or estimates the KL"
         )
     low, high = getattr(distribution, "low", -np.inf), getattr(distribution, "high", np.inf)
-    return f.TruncatedNormal(loc=base.loc, scale=base.scale, low=low, high=high)
+    # NumPyro broadcasts numbers to arrays of NumPy, beside arrays of JAX.
+    loc, scale, low, high = (
+        jnp.asarray(value) if isinstance(value, np.ndarray) else value for value in (base.loc, base.scale, low, high)
+    )
+    return f.TruncatedNormal(loc=loc, scale=scale, low=low, high=high)
 
 
 # NumPyro's class -> conversion to a distribution of kullback.families.
