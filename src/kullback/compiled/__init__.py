@@ -4,9 +4,10 @@
 by array operations.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     from kullback.compiled import _kernels as kernels
@@ -18,12 +19,14 @@ __all__ = ["FORM_INDEX", "elementwise", "kernels"]
 FORM_INDEX = {name: index for index, name in enumerate(kernels.form_names())} if kernels else {}
 
 
-def elementwise(name: str, *arrays: Any, derivative: int | None = None) -> np.ndarray | None:
+def elementwise(name: str, *arrays: Any, derivative: int | None = None) -> "np.ndarray | None":
     """A compiled form, or its derivative by one argument, for NumPy arrays of one shape and dtype.
 
     The result is None where the general implementation is required: for other arrays and dtypes, for arguments outside
     the range of the form, and for a derivative at arguments that are not between 1e-90 and 1e90.
     """
+    import numpy as np  # `kullback --version` imports this module, and not NumPy
+
     index, dtype = FORM_INDEX.get(name), arrays[0].dtype
     if index is None or not all(isinstance(array, np.ndarray | np.generic) for array in arrays):
         return None

@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
 from math import inf
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform
 
 import array_api_compat
@@ -44,6 +45,7 @@ __all__ = [
     "Real",
     "ScipyForm",
     "Support",
+    "axes",
     "first_offender",
     "is_traced",
     "record",
@@ -208,7 +210,7 @@ class Distribution:
 
     support: ClassVar[Support | None] = None
     scipy_form: ClassVar[ScipyForm | None] = None
-    event_axes: ClassVar[Mapping[str, str]] = {}
+    event_axes: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         if is_compiling():  # the values of tensors are not available in a graph
@@ -347,6 +349,11 @@ def require_axes(owner: Distribution, name: str, shape: str) -> None:
     if ndim <= shape.count(","):
         got = f"an array with {ndim} axis" if ndim else "a number without axes"
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., {shape}), got {got}")
+
+
+def axes(**names: str) -> Mapping[str, str]:
+    """The `event_axes` of a family: the last axes of its parameters by name, such as loc="n", scale_tril="n, n"."""
+    return MappingProxyType(names)
 
 
 def _require_broadcast(owner: Distribution) -> None:

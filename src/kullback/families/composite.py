@@ -1,6 +1,6 @@
 """Distributions that are built from other distributions."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from kullback.errors import ParameterError
 from kullback.families.base import (
@@ -10,6 +10,7 @@ from kullback.families.base import (
     Probability,
     Real,
     Support,
+    axes,
     record,
     require_mass_one,
 )
@@ -40,7 +41,7 @@ class NormalMixture(Distribution):
     """
 
     support = REAL_LINE
-    event_axes: ClassVar = {"weights": "n", "locs": "n", "scales": "n"}
+    event_axes = axes(weights="n", locs="n", scales="n")
 
     weights: Probability
     locs: Real

@@ -1,7 +1,7 @@
 """Distributions of counts and of categories."""
 
 from math import inf
-from typing import Any, ClassVar
+from typing import Any
 
 from kullback.families.base import (
     Constraint,
@@ -13,6 +13,7 @@ from kullback.families.base import (
     Probability,
     Real,
     Support,
+    axes,
     record,
     require,
     require_mass_one,
@@ -314,7 +315,7 @@ class Categorical(Distribution):
         kullback.errors.NotNormalizedError: expected Categorical's probs to sum to 1, but it is 0.9; divide by the sum
     """
 
-    event_axes: ClassVar = {"probs": "n", "logits": "n"}
+    event_axes = axes(probs="n", logits="n")
 
     probs: Probability = None
     logits: Logits = None
@@ -372,7 +373,7 @@ class Multinomial(Distribution):
         0.575364
     """
 
-    event_axes: ClassVar = {"probs": "n", "logits": "n"}
+    event_axes = axes(probs="n", logits="n")
 
     total_count: Count
     probs: Probability = None

@@ -1,7 +1,5 @@
 """Distributions of vectors and matrices; the event axes are the last axes of the parameters."""
 
-from typing import ClassVar
-
 import numpy as np
 
 from kullback.errors import ParameterError
@@ -11,6 +9,7 @@ from kullback.families.base import (
     Nonnegative,
     Positive,
     Real,
+    axes,
     is_traced,
     record,
     require_axes,
@@ -56,12 +55,7 @@ class MultivariateNormal(Distribution):
         0.285714
     """
 
-    event_axes: ClassVar = {
-        "loc": "n",
-        "covariance_matrix": "n, n",
-        "precision_matrix": "n, n",
-        "scale_tril": "n, n",
-    }
+    event_axes = axes(loc="n", covariance_matrix="n, n", precision_matrix="n, n", scale_tril="n, n")
 
     loc: Real
     covariance_matrix: Real = None
@@ -100,7 +94,7 @@ class LowRankMultivariateNormal(Distribution):
         0.277778
     """
 
-    event_axes: ClassVar = {"loc": "n", "cov_factor": "n, rank", "cov_diag": "n"}
+    event_axes = axes(loc="n", cov_factor="n, rank", cov_diag="n")
 
     loc: Real
     cov_factor: Real
@@ -131,7 +125,7 @@ class Dirichlet(Distribution):
         0.551197
     """
 
-    event_axes: ClassVar = {"concentration": "n"}
+    event_axes = axes(concentration="n")
 
     concentration: Positive
 
@@ -196,7 +190,7 @@ class Wishart(Distribution):
         0.175828
     """
 
-    event_axes: ClassVar = {"covariance_matrix": "n, n", "scale_tril": "n, n"}
+    event_axes = axes(covariance_matrix="n, n", scale_tril="n, n")
 
     df: Positive
     covariance_matrix: Real = None
@@ -232,7 +226,7 @@ class InverseWishart(Distribution):
         0.175828
     """
 
-    event_axes: ClassVar = {"scale_matrix": "n, n"}
+    event_axes = axes(scale_matrix="n, n")
 
     df: Positive
     scale_matrix: Real
@@ -270,13 +264,9 @@ class MatrixNormal(Distribution):
         0.25
     """
 
-    event_axes: ClassVar = {
-        "loc": "m, n",
-        "row_covariance": "m, m",
-        "column_covariance": "n, n",
-        "row_scale_tril": "m, m",
-        "column_scale_tril": "n, n",
-    }
+    event_axes = axes(
+        loc="m, n", row_covariance="m, m", column_covariance="n, n", row_scale_tril="m, m", column_scale_tril="n, n"
+    )
 
     loc: Real
     row_covariance: Real = None
@@ -315,7 +305,7 @@ class VonMisesFisher(Distribution):
         1.395549
     """
 
-    event_axes: ClassVar = {"mean_direction": "n"}
+    event_axes = axes(mean_direction="n")
 
     mean_direction: Real
     concentration: Nonnegative

@@ -312,7 +312,7 @@ def _statistics(
     columns = [kl, reverse_kl, js, entropy_p, entropy_q, empty, empty, middle_p, middle_q, sums[:, 4] / 2, empty]
     columns += top1_probs
     # False where a logit is nan, all logits are -inf, or a difference of float64 logits exceeds the largest number.
-    valid = (mass > 0) & (mass_q > 0) & ~(entropy_p.isnan() | entropy_q.isnan() | kl.isnan())
+    valid = (mass > 0) & (mass_q > 0) & ~kl.isnan()
     return torch.where(valid[:, None], torch.stack(columns, dim=1), torch.nan)
 
 
