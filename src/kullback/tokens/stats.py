@@ -84,7 +84,7 @@ def token_stats(
 
     Returns:
         The statistics, each of shape (...), float32 or float64 (`top1_agreement`: bool). nan where a logit is nan or
-        +inf, where all logits are -inf, or where the difference of two float64 logits exceeds 1.8e308.
+        +inf, or where all logits are -inf. Not defined where the difference of two float64 logits exceeds 1.8e308.
 
     Raises:
         ArrayTypeError: The logits are not tensors of real numbers, or the targets are not integers.
@@ -311,8 +311,8 @@ def _statistics(
     top1_probs = [(top - log_z).exp() for top, log_z in ((tops[0], given[:, 1]), (tops[1], given[:, 3]))]
     columns = [kl, reverse_kl, js, entropy_p, entropy_q, empty, empty, middle_p, middle_q, sums[:, 4] / 2, empty]
     columns += top1_probs
-    # False where a logit is nan, all logits are -inf, or a difference of float64 logits exceeds the largest number.
-    valid = (mass > 0) & (mass_q > 0) & ~kl.isnan()
+    # False where a logit is nan or all logits are -inf.
+    valid = (mass > 0) & (mass_q > 0)
     return torch.where(valid[:, None], torch.stack(columns, dim=1), torch.nan)
 
 
