@@ -40,8 +40,11 @@ def match_moments(family: type[Distribution], mean: Expectation, fixed: dict[str
     names, closed_form = _CLOSED_FORMS[family]
     if set(fixed) != set(names):
         return None
-    with np.errstate(all="ignore"):
-        values = closed_form(mean, *(fixed[name] for name in names))
+    try:
+        with np.errstate(all="ignore"):
+            values = closed_form(mean, *(fixed[name] for name in names))
+    except ArithmeticError:  # a mean of 0, or a moment beyond the largest number
+        return None
     if not all(np.isfinite(value).all() for value in values.values()):
         return None
     try:

@@ -181,7 +181,7 @@ def _match_quantiles(
     elif family is families.Zipf:
         values = {"exponent": 1 + 1 / max(float(np.log(x + 0.5) @ mass), 0.05)}
     elif family is families.NegativeBinomial:
-        count = mean**2 / (variance - mean) if variance > 1.001 * mean else 1e3 * max(mean, 1.0)
+        count = mean * (mean / (variance - mean)) if variance > 1.001 * mean else 1e3 * max(mean, 1.0)
         values = {"total_count": count, "probs": mean / (mean + count)}
     elif family is families.Zipfian:
         values = {"exponent": 1.0}
