@@ -23,7 +23,7 @@ def command(*more: str, **changes: Any) -> list[str]:
     words = ["train", "ppo", "--evaluate-every", "3"]
     for key, value in options.items():
         if value is not None:
-            words += [f"--{key.replace('_', '-')}", str(value)]
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     return [*words, *(part for setting in SETTINGS for part in ("--set", setting)), *more]
 
 
