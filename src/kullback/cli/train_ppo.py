@@ -108,7 +108,7 @@ def _ppo(options: argparse.Namespace) -> int:
     controller = _create_controller(options)
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
-    if options.mean_over_updates and not (constrain == "old-policy" and options.controller in (None, "KLBudget")):
+    if options.mean_over_updates and not (constrain == "old-policy" and options.controller == "KLBudget"):
         raise InputError("--mean-over-updates: expected --constrain old-policy and no other --controller than KLBudget")
     if options.mean_over_updates and controller is None:
         raise InputError("--mean-over-updates: expected --budget as well")

@@ -33,7 +33,15 @@ from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
 from kullback.runs.write_errors import write_errors
 
-__all__ = ["RunDirectory", "checkpoint_step", "is_main_process", "parse_row", "process_rank", "versions"]
+__all__ = [
+    "RunDirectory",
+    "checkpoint_step",
+    "is_main_process",
+    "is_training_config",
+    "parse_row",
+    "process_rank",
+    "versions",
+]
 
 Row = dict[str, Any]
 
@@ -200,8 +208,7 @@ class RunDirectory:
             return False
         except (ValueError, RecursionError):  # damaged
             return (self.path / "metrics.jsonl").is_file()
-        is_comparison = isinstance(config, dict) and str(config.get("kind")).startswith("compare")
-        return isinstance(config, dict) and bool({"kind", "rewards", "budget"} & config.keys()) and not is_comparison
+        return isinstance(config, dict) and is_training_config(config)
 
     def _other_content(self) -> str:
         """Describe a directory that is not of a run."""
@@ -624,6 +631,11 @@ def versions(*packages: str) -> dict[str, str]:
         A dictionary from name to version.
     """
     return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
+
+
+def is_training_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a training run, and not of a model or of a comparison."""
+    return bool({"kind", "rewards", "budget"} & config.keys()) and not str(config.get("kind")).startswith("compare")
 
 
 def _sample_step(key: str) -> int | None:
