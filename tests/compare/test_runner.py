@@ -324,7 +324,7 @@ def test_no_input_and_no_training_run_is_overwritten(tiny_model: Path, tmp_path:
         with pytest.raises(InputError, match=r"--text .*: expected a path outside of --output"):
             kullback.compare(tiny_model, tiny_model, text=run / "text", **settings)
     (run / "config.json").write_text('{"kind": "grpo"}')
-    with pytest.raises(InputError, match="expected an earlier comparison, got a run of kind grpo"):
+    with pytest.raises(InputError, match="expected an earlier comparison to replace, found a run of kind grpo"):
         kullback.compare(tiny_model, tiny_model, text=["1+2=3"], **settings)
     assert (run / "model" / "config.json").is_file()
     assert (run / "text" / "a.txt").is_file()

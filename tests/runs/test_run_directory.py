@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -58,38 +59,47 @@ def test_a_resumed_run_keeps_the_completions_up_to_its_checkpoint(tmp_path: Path
     assert list(run.samples()) == ["before"]
 
 
+@pytest.mark.parametrize("kind", ["training", "comparison"])
 @pytest.mark.parametrize(
-    ("config", "is_replaced"),
+    ("config", "found"),
     [
-        ({"model_type": "llama", "hidden_size": 8}, False),  # a model of transformers
-        ({"peft_type": "LORA"}, False),
-        ({"kind": "compare", "settings": {}}, False),
-        ({"kind": "ppo", "steps": 3}, True),
-        ({"budget": None, "rewards": ["good"]}, True),  # a run of an earlier version
-        ([1], False),
+        ({"model_type": "llama", "hidden_size": 8}, "a config.json of another program"),  # a model of transformers
+        ({"peft_type": "LORA"}, "a config.json of another program"),
+        ([1], "a config.json of another program"),
+        ({"kind": "ppo", "steps": 3}, "training"),
+        ({"budget": None, "rewards": ["good"]}, "training"),  # a run of an earlier version
+        ({"kind": "compare", "settings": {}}, "comparison"),
+        ({"kind": "compare-file"}, "comparison"),
     ],
 )
-def test_only_a_run_is_overwritten(config: object, is_replaced: bool, tmp_path: Path) -> None:
+def test_only_a_run_of_the_same_kind_is_overwritten(
+    config: object, found: str, kind: Literal["training", "comparison"], tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "output")
     run.path.mkdir()
     (run.path / "config.json").write_text(json.dumps(config))
     (run.path / "model.safetensors").write_text("weights")
-    if is_replaced:
-        run.check_output(resume=False, overwrite=True)
+    if found == kind:
+        run.check_output(resume=False, overwrite=True, kind=kind)
         return
-    with pytest.raises(InputError, match=r"expected a run directory, found a config\.json of another program"):
-        run.check_output(resume=False, overwrite=True)
+    expected = {"training": "a training run", "comparison": "an earlier comparison"}[kind]
+    message = f"expected {expected} to replace, found {found if found.startswith('a ') else 'a run of kind '}"
+    with pytest.raises(InputError, match=message):
+        run.check_output(resume=False, overwrite=True, kind=kind)
     assert json.loads((run.path / "config.json").read_text()) == config
 
 
-def test_a_run_with_a_damaged_configuration_can_be_overwritten(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "record"), [("training", "metrics.jsonl"), ("comparison", "parts.jsonl")])
+def test_a_run_with_a_damaged_configuration_can_be_overwritten(
+    kind: Literal["training", "comparison"], record: str, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "output")
     run.path.mkdir()
     (run.path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="expected a run directory"):
-        run.check_output(resume=False, overwrite=True)
-    run.add_metrics({"step": 1})
-    run.check_output(resume=False, overwrite=True)
+    with pytest.raises(InputError, match=r"to replace, found a damaged config\.json"):
+        run.check_output(resume=False, overwrite=True, kind=kind)
+    (run.path / record).write_text('{"step": 1}\n')
+    run.check_output(resume=False, overwrite=True, kind=kind)
 
 
 def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path: Path) -> None:

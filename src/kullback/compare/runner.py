@@ -229,9 +229,10 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
     if twice := next((name for name in names[1:] if names[1:].count(name) > 1), None):
         raise InputError(f"expected each model once, got {twice} twice")
     if plan.output is not None and rank == 0:
-        RunDirectory(plan.output).check_output(resume=plan.resume, overwrite=plan.overwrite)
+        directory = RunDirectory(plan.output)
         if plan.overwrite:
-            _require_replaceable(plan, RunDirectory(plan.output))
+            _check_inputs_are_not_replaced(plan, directory)
+        directory.check_output(resume=plan.resume, overwrite=plan.overwrite, kind="comparison")
     tokenizer, warnings, config, corpus, prompts = _preflight(plan)
     blocks = _blocks(corpus, config["settings"], len(corpus.prefix))
     device = choose_device(plan.settings.device)
@@ -262,8 +263,8 @@ def run(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> 
         return Outcome(config, tuple(names[1:]), statistics, worst, warnings, documents, modules, free_running)
 
 
-def _require_replaceable(plan: Plan, directory: RunDirectory) -> None:
-    """Raise InputError if `overwrite` would delete a training run, or an input of the comparison."""
+def _check_inputs_are_not_replaced(plan: Plan, directory: RunDirectory) -> None:
+    """Raise InputError if an input of the comparison is in the directory that `overwrite` replaces."""
     sources = [candidate.source for candidate in plan.models]
     inputs = [("BASE", plan.base.directory), *(("MODEL", source.directory) for source in sources)]
     inputs += [("--adapter", source.adapter) for source in sources if source.adapter is not None]
@@ -271,17 +272,6 @@ def _require_replaceable(plan: Plan, directory: RunDirectory) -> None:
         inputs.append(("--text", Path(plan.text)))
     for option, path in inputs:
         directory.check_not_replaced(option, path)
-    if not (directory.path / "config.json").is_file():
-        return
-    try:
-        kind = directory.config().get("kind")
-    except InputError:  # a damaged comparison can be replaced
-        return
-    if kind != "compare":
-        raise InputError(
-            f"--overwrite {directory.path}: expected an earlier comparison, got a run of kind {kind}, whose model "
-            "would be deleted; choose another directory"
-        )
 
 
 def _preflight(plan: Plan) -> tuple[Any, tuple[str, ...], dict[str, Any], Corpus, list[Prompt]]:

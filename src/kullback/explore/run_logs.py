@@ -27,7 +27,7 @@ from kullback.explore.run_data import run_data
 from kullback.runs.growing_file import GrowingFile
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import may_be_missing, with_present_keys
-from kullback.runs.run_directory import RunDirectory, is_training_config, parse_row
+from kullback.runs.run_directory import RunDirectory, parse_row, run_kind
 
 __all__ = ["RunLog", "is_log_file", "is_run", "log_files"]
 
@@ -94,11 +94,12 @@ class RunLog:
             self._sources = [(self.metrics, readers)]
 
     def _check_kind(self, config: Any) -> None:
-        if str(config.get("kind")).startswith("compare"):
+        kind = run_kind(config)
+        if kind == "comparison":
             page, result = self.path / "compare.html", self.path / "result.json"
             shown = next((f"; open {file}" for file in (page, result) if file.is_file()), "")
             raise InputError(f"{self.path}: expected a run of kullback train, got a run of kullback compare{shown}")
-        if self.directory is not None and not is_training_config(config):
+        if self.directory is not None and kind is None:
             raise InputError(f"{self.path}: expected a run of kullback train, got a config.json of another program")
 
     def refresh(self) -> None:

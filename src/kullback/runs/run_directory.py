@@ -37,13 +37,17 @@ __all__ = [
     "RunDirectory",
     "checkpoint_step",
     "is_main_process",
-    "is_training_config",
     "parse_row",
     "process_rank",
+    "run_kind",
     "versions",
 ]
 
 Row = dict[str, Any]
+RunKind = Literal["training", "comparison"]
+
+# The files that each kind of run adds lines to.
+_RECORDS: dict[RunKind, str] = {"training": "metrics.jsonl", "comparison": "*.jsonl"}
 
 _FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "samples.json", "pictures.json", "report.html")
 _DIRECTORIES = ("checkpoints", "model", "reference")
@@ -159,16 +163,17 @@ class RunDirectory:
             reason = error.strerror or error
             raise InputError(f"--output {self.path}: expected a writable directory, got: {reason}") from error
 
-    def check_output(self, *, resume: bool, overwrite: bool = False) -> None:
+    def check_output(self, *, resume: bool, overwrite: bool = False, kind: RunKind = "training") -> None:
         """Check that a new run does not replace files by accident, and that a run to resume exists.
 
         Args:
             resume: Whether the run in this directory is to be continued.
             overwrite: Whether a run in this directory may be replaced.
+            kind: What the new run is: "training", or "comparison" of models. Only a run of the same kind is replaced.
 
         Raises:
-            InputError: The directory is not empty; or, with `overwrite`, it contains files but not a run; or, with
-                `resume`, it does not contain a run.
+            InputError: The directory is not empty; or, with `overwrite`, it contains files but not a run of this kind;
+                or, with `resume`, it does not contain a run.
         """
         if resume and overwrite:
             raise InputError("--resume, --overwrite: expected one of these options, got both")
@@ -185,34 +190,37 @@ class RunDirectory:
         # A process that was killed at its start can leave the lock file and empty directories.
         files = (path for path in self.path.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
         is_empty = self.path.is_dir() and not any(files)
-        if is_empty or (overwrite and self._is_run()):
+        if is_empty:
             return
         if not self.path.is_dir():
             raise InputError(f"--output {self.path}: expected a directory, got a file; choose another path")
         if overwrite:
-            raise InputError(
-                f"--overwrite {self.path}: expected a run directory, found {self._other_content()}; choose another "
-                "directory"
-            )
+            self._check_replaceable(kind)
+            return
         raise InputError(
             f"--output {self.path}: expected a new or an empty directory, but it already exists with files; "
             "choose another directory, continue the run with --resume, or replace it with --overwrite"
         )
 
-    def _is_run(self) -> bool:
-        """Return whether the directory has the files of a run, and not of a model or of a comparison."""
-        path = self.path / "config.json"
+    def _check_replaceable(self, kind: RunKind) -> None:
+        """Raise InputError if the directory contains anything else than a run of this kind."""
+        expected = {"training": "a training run", "comparison": "an earlier comparison"}[kind]
         try:
-            config = json.loads(path.read_bytes())
+            config = json.loads((self.path / "config.json").read_bytes())
         except OSError:
-            return False
-        except (ValueError, RecursionError):  # damaged
-            return (self.path / "metrics.jsonl").is_file()
-        return isinstance(config, dict) and is_training_config(config)
-
-    def _other_content(self) -> str:
-        """Describe a directory that is not of a run."""
-        return "a config.json of another program" if (self.path / "config.json").exists() else "no config.json in it"
+            found = "no config.json in it"
+        except (ValueError, RecursionError):  # damaged: the other files show what it was
+            if any(self.path.glob(_RECORDS[kind])):
+                return
+            found = "a damaged config.json"
+        else:
+            stored = run_kind(config) if isinstance(config, dict) else None
+            if stored == kind:
+                return
+            found = "a config.json of another program" if stored is None else f"a run of kind {config.get('kind')}"
+        raise InputError(
+            f"--overwrite {self.path}: expected {expected} to replace, found {found}; choose another directory"
+        )
 
     def check_can_start(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that a run neither overwrites files nor resumes a run of another configuration.
@@ -226,7 +234,7 @@ class RunDirectory:
             InputError: See `check_output`; or, with `resume`, the configuration differs from the configuration of the
                 run in anything but `steps`. The message names each setting that differs, with both values.
         """
-        self.check_output(resume=resume, overwrite=overwrite)
+        self.check_output(resume=resume, overwrite=overwrite, kind=run_kind(config) or "training")
         if not resume:
             return
         stored, given = self.config(), self.as_stored(config)
@@ -633,9 +641,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("kullback", *packages)}}
 
 
-def is_training_config(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a training run, and not of a model or of a comparison."""
-    return bool({"kind", "rewards", "budget"} & config.keys()) and not str(config.get("kind")).startswith("compare")
+def run_kind(config: Mapping[str, Any]) -> RunKind | None:
+    """Return whether a config.json is of a training run or of a comparison of models; None: of another program."""
+    if str(config.get("kind")).startswith("compare"):
+        return "comparison"
+    return "training" if {"kind", "rewards", "budget"} & config.keys() else None
 
 
 def _sample_step(key: str) -> int | None:
