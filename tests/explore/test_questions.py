@@ -766,6 +766,7 @@ def test_figures_are_saved_as_svg_and_csv(open_explorer):
             assert download.value.suggested_filename == f"{name}.{kind}"
             saved[kind] = Path(download.value.path()).read_text("utf-8")
         page.locator(f"#{name} .save summary").click()
+        page.wait_for_timeout(250)  # Chromium drops downloads after the first 10 of one second
         svg = ElementTree.fromstring(saved["svg"])
         assert svg.tag == "{http://www.w3.org/2000/svg}svg"
         assert float(svg.get("width") or 0) > 100
