@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kullback.discrete.entropy import entropy
 from kullback.discrete.kl import kl_log_probs, kl_logits, kl_probs
-from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, KullbackError, NotNormalizedError, ShapeError, SupportError
 from kullback.families import Categorical
 
 from ..oracles import discrete as oracle
@@ -307,6 +307,19 @@ def test_where_excludes_events_with_any_value(form, library):
         for side in (wide_p, wide_q):
             assert (side.grad[:, 2:4] == 0).all()
             assert torch.isfinite(side.grad).all()
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor, jnp.asarray])
+def test_where_is_a_mask_and_no_weights(library):
+    p, q = library([0.5, 0.5, 0.0]), library([0.25, 0.25, 0.5])
+    for mask in ([1, 1, 0], [True, True, False], [1.0, 1.0, 0.0]):
+        assert float(kl_probs(p, library([0.5, 0.5, 9.0]), where=mask)) == 0
+    for mask in ([1, 0.5, 0], [1.0, float("nan"), 0.0], [1.0, -1.0, 0.0]):
+        with pytest.raises(ArrayTypeError, match="expected a mask of booleans or of the numbers 0 and 1, got"):
+            kl_probs(p, q, where=mask)
+    for mask in (["a", "b", "c"], [1j, 0, 0]):
+        with pytest.raises(KullbackError):
+            kl_probs(p, q, where=mask)
 
 
 def test_array_types_and_dtypes():

@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
             if is_option and name not in known and " " not in argument:
                 hint = nearest(name, known, cutoff=0.7)
                 if not hint and "--set" in known and name.startswith("--"):
-                    hint = f"; settings of the library are options --set {name[2:].replace('-', '_')}=VALUE"
+                    hint = f"; if {name[2:].replace('-', '_')} is a setting of the library, pass it by --set"
                 self.error(f"{self.prog} has no option {name}{hint}")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:

@@ -11,7 +11,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
-from kullback.numerics.arguments import is_index
+from kullback.numerics.arguments import boolean_mask, is_index
 from kullback.numerics.arrays import Array, ArrayLike, as_floats, holds, untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 
@@ -84,7 +84,7 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
             arrays = list(xp.broadcast_arrays(*arrays))
         else:
             where = where.copy() if isinstance(where, np.ndarray) and not where.flags.writeable else where
-            kept: Array = xp.asarray(where, dtype=xp.bool, device=array_api_compat.device(arrays[0]))
+            kept: Array = boolean_mask(xp.asarray(where, device=array_api_compat.device(arrays[0])))
             shapes.append(tuple(kept.shape))
             *arrays, kept = xp.broadcast_arrays(*arrays, kept)
             arrays = [xp.where(kept, array, fill) for array in arrays]
@@ -101,8 +101,6 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
 def _with_mask(*values: ArrayLike) -> list[Any]:
     """Values and a mask with their labels matched; values without labels are returned unchanged."""
     *plain, mask = plain_arrays(*values) if any(map(is_labelled, values)) else (*values[:-1], *plain_arrays(values[-1]))
-    if "complex" in str(getattr(mask, "dtype", type(mask))):
-        raise ArrayTypeError(f"expected a mask of booleans, got {getattr(mask, 'dtype', mask)}")
     return [*plain, mask]
 
 

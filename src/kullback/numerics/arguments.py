@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from kullback.errors import ArrayTypeError, ShapeError
-from kullback.numerics.arrays import ArrayLike, untracked
+from kullback.numerics.arrays import Array, ArrayLike, holds, untracked
 from kullback.numerics.labels import plain_arrays
 
-__all__ = ["as_float64", "is_index", "is_name", "is_number", "shown"]
+__all__ = ["as_float64", "boolean_mask", "is_index", "is_name", "is_number", "shown"]
 
 
 def is_number(value: Any) -> bool:
@@ -68,6 +69,28 @@ def as_float64(name: str, values: ArrayLike) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ArrayTypeError(f"expected {name} to be an array of real numbers, got dtype {array.dtype}")
     return array.astype(np.float64)
+
+
+def boolean_mask(mask: Array) -> Array:
+    """A mask as booleans: booleans themselves, nonzero integers, and the floats 0 and 1.
+
+    Raises:
+        ArrayTypeError: The mask has another float, such as a weight or nan, or a value that is no real number.
+    """
+    dtype = str(mask.dtype)
+    if "bool" in dtype:
+        return mask
+    if not ("int" in dtype or "float" in dtype):
+        raise ArrayTypeError(f"expected a mask of booleans, got dtype {dtype}")
+    if "float" in dtype:
+        xp, values = array_api_compat.array_namespace(mask), untracked(mask)
+        others = (values != 0) & (values != 1)
+        if holds(xp.any(others)):
+            raise ArrayTypeError(
+                f"expected a mask of booleans or of the numbers 0 and 1, got {float(values[others][0]):g}; "
+                "multiply by weights after the call"
+            )
+    return mask != 0
 
 
 def shown(value: Any) -> str:

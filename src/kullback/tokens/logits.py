@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
-from kullback.numerics.arguments import as_float64, is_number, shown
+from kullback.numerics.arguments import as_float64, boolean_mask, is_number, shown
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
 from kullback.numerics.arrays import ArrayLike, as_floats, cast
 from kullback.numerics.labels import plain_arrays
@@ -90,7 +90,7 @@ def _array_kl(xp: Any, p: Any, q: Any, mask: ArrayLike | None, temperature: floa
         kl = differentiable_kl_logits(xp, p / temperature, q / temperature)
     else:
         try:
-            kept = xp.asarray(plain_arrays(mask)[0]) != 0
+            kept = boolean_mask(xp.asarray(plain_arrays(mask)[0]))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, KullbackError):
                 raise
@@ -120,14 +120,14 @@ def as_logits(
 
 
 def as_mask(mask: ArrayLike, shape: torch.Size) -> Bool[Tensor, "*batch"]:
-    """The mask as booleans; raises ShapeError unless it has the given shape."""
+    """The mask as booleans; raises ShapeError unless it has the given shape, ArrayTypeError for weights."""
     if isinstance(mask, Tensor):
         require_tensors(mask=mask)
     else:
         mask = torch.tensor(as_float64("mask", mask))
     if mask.shape != shape:
         raise _mask_error(mask, shape)
-    return mask if mask.dtype == torch.bool else mask != 0
+    return boolean_mask(mask)
 
 
 def _mask_error(mask: Any, shape: Any) -> ShapeError:
