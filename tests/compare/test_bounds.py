@@ -48,19 +48,19 @@ def test_a_killed_run_continues_with_the_same_results(
     whole = (run / "result.json").read_bytes()
     assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == [
         "config.json",
-        "parts.jsonl",
+        "parts-0.jsonl",
         "result.json",
     ]
-    lines = (run / "parts.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (run / "parts-0.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 * N_CHUNK
-    (run / "parts.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    (run / "parts-0.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
     (run / "result.json").unlink()
     assert main(words_of(stored, tiny_model, "--output", run)) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(words_of(stored, tiny_model, "--output", run, "--resume", "--json")) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(whole)
     assert (run / "result.json").read_bytes() == whole
-    assert len((run / "parts.jsonl").read_bytes().splitlines()) == 2 * N_CHUNK
+    assert len((run / "parts-0.jsonl").read_bytes().splitlines()) == 2 * N_CHUNK
     assert main([*words_of(stored, tiny_model, "--output", run, "--resume"), "--dtype", "float64"]) == 2
     assert "was started with" in capsys.readouterr().err
     intact = lines[2]
@@ -68,9 +68,11 @@ def test_a_killed_run_continues_with_the_same_results(
     changed = intact[:digit] + bytes([intact[digit] + 1]) + intact[digit + 1 :]
     for damaged in (b"{}\n", changed):
         lines[2] = damaged
-        (run / "parts.jsonl").write_bytes(b"".join(lines))
-        assert main(words_of(stored, tiny_model, "--output", run, "--resume")) == 2
-        assert "line 3: expected the result of a part, got a damaged line" in capsys.readouterr().err
+        (run / "parts-0.jsonl").write_bytes(b"".join(lines))
+        (run / "result.json").unlink()
+        assert main(words_of(stored, tiny_model, "--output", run, "--resume")) == 0
+        assert "line 3 is damaged; its block is computed again" in capsys.readouterr().err
+        assert (run / "result.json").read_bytes() == whole
     assert main(words_of(stored, tiny_model, "--output", run, "--overwrite")) == 0
     assert (run / "result.json").read_bytes() == whole
 

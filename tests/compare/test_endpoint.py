@@ -215,7 +215,7 @@ def test_the_command_prints_the_bounds_and_continues_a_run(
     for label in ("KL(base || model), lower bound", "sampled estimate", "outside the known tokens", "prompt_logprobs"):
         assert label in output
     assert "exceed 1e-06" in errors
-    parts = tmp_path / "run" / "parts.jsonl"
+    parts = tmp_path / "run" / "parts-0.jsonl"
     content = parts.read_bytes()
     parts.write_bytes(content[: content.index(b"\n") + 20])  # as a process leaves it that is killed
     before = len(vllm.requests)

@@ -99,8 +99,8 @@ def test_the_command_stores_continues_and_compares_with_an_earlier_result(
     assert "minus the base, paired" in output
     assert "bytes" in errors.splitlines()[-1]
     whole = (run / "result.json").read_bytes()
-    lines = (run / "parts.jsonl").read_bytes().splitlines(keepends=True)
-    (run / "parts.jsonl").write_bytes(b"".join(lines[:7]) + b'{"part"')
+    lines = (run / "parts-0.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "parts-0.jsonl").write_bytes(b"".join(lines[:7]) + b'{"block"')
     assert main([*words, "--output", str(run), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(whole)
     assert main([*words, "--against", str(run), "--json"]) == 0

@@ -89,7 +89,7 @@ def test_only_a_run_of_the_same_kind_is_overwritten(
     assert json.loads((run.path / "config.json").read_text()) == config
 
 
-@pytest.mark.parametrize(("kind", "record"), [("training", "metrics.jsonl"), ("comparison", "parts.jsonl")])
+@pytest.mark.parametrize(("kind", "record"), [("training", "metrics.jsonl"), ("comparison", "parts-0.jsonl")])
 def test_a_run_with_a_damaged_configuration_can_be_overwritten(
     kind: Literal["training", "comparison"], record: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BlockRecords", "intact_record", "line_of"]
+__all__ = ["BlockRecords"]
 
 _QUIET_WAIT = 10.0  # seconds until a process states that it waits for the others
 
@@ -47,7 +47,7 @@ class BlockRecords:
     def add(self, block: int, model: int, content: Mapping[str, Any]) -> None:
         """Store the result of a block and a model; the line is on disk when the method returns."""
         record = {"block": block, "model": model, **content}
-        line = line_of(record)
+        line = _line_of(record)
         self.done.add((block, model))
         if self.directory is None:
             self.lines.append(line)
@@ -98,7 +98,7 @@ class BlockRecords:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n"):
                         continue
-                    if (record := intact_record(line)) is not None:
+                    if (record := _intact_record(line)) is not None:
                         yield record
                     elif report:
                         print(
@@ -106,12 +106,12 @@ class BlockRecords:
                         )
 
 
-def line_of(record: Mapping[str, Any], *, allow_nan: bool = True) -> str:
-    """A record and its checksum as a line of JSON; ValueError for nan and infinities without `allow_nan`."""
-    return json.dumps({**record, "sha256": _checksum(record)}, allow_nan=allow_nan) + "\n"
+def _line_of(record: Mapping[str, Any]) -> str:
+    """A record and its checksum as a line of JSON."""
+    return json.dumps({**record, "sha256": _checksum(record)}) + "\n"
 
 
-def intact_record(line: str | bytes) -> dict[str, Any] | None:
+def _intact_record(line: str | bytes) -> dict[str, Any] | None:
     """The results of a block in a line, or None if the line differs from its checksum."""
     try:
         record = json.loads(line)

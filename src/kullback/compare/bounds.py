@@ -5,8 +5,7 @@ In a run directory, parts.jsonl has a line for each part and model that is finis
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from kullback.compare.block_records import intact_record, line_of
+from kullback.compare.block_records import BlockRecords
 from kullback.compare.llama_cpp_statistics import LlamaCppStatistic
 from kullback.compare.statistics import DocumentSums, ModelStatistics, PairedDifference, paired_difference
 from kullback.errors import InputError, MissingDependencyError
@@ -23,13 +22,13 @@ from kullback.runs.atomic_write import write_atomically
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import run_lock
 from kullback.runs.printable import one_line
-from kullback.runs.run_directory import RunDirectory
+from kullback.runs.run_directory import RunDirectory, process_rank
 from kullback.runs.write_errors import write_errors
 
 __all__ = ["BoundComparison", "BoundModel", "compute_parts", "earlier_sums", "require_single_process"]
 
 _FORMAT = 1
-_PARTS = "parts.jsonl"
+_PARTS = "parts"  # the beginning of the name of the file of finished parts
 
 Progress = Callable[[int, int, str], None]
 
@@ -212,7 +211,7 @@ def require_single_process() -> None:
     Raises:
         InputError: WORLD_SIZE is larger than 1.
     """
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if process_rank()[1] > 1:
         raise InputError("expected one process for a file, an endpoint or a comparison of texts; leave accelerate out")
 
 
@@ -252,48 +251,6 @@ def earlier_sums(
     return found
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The file of finished parts, or a list in memory."""
-
-    path: Path | None
-    lines: list[str]
-
-    def repair(self) -> None:
-        """Remove the unfinished line of a process that was killed."""
-        if self.path is not None and self.path.is_file():
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):
-                with self.path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        line = line_of(record, allow_nan=False)
-        if self.path is None:
-            self.lines.append(line)
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        if self.path is None:
-            yield from map(json.loads, self.lines)
-            return
-        if not self.path.is_file():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                record = intact_record(line)
-                if record is None:
-                    raise InputError(
-                        f"{self.path}: line {number}: expected the result of a part, got a damaged line; delete it and "
-                        "continue with --resume"
-                    )
-                yield record
-
-
 def compute_parts(
     names: Sequence[str],
     sizes: Sequence[int],
@@ -322,7 +279,7 @@ def compute_parts(
         For each model, the index, the statistics and the further values of each part, in the order of the parts.
 
     Raises:
-        InputError: The run directory cannot be used, or it has a damaged line.
+        InputError: The run directory cannot be used.
     """
     with ExitStack() as stack:
         stack.enter_context(termination_as_interrupt())
@@ -333,25 +290,23 @@ def compute_parts(
             stack.enter_context(run_lock(output))
             directory.check_can_start(config, resume=resume, overwrite=overwrite)
             if not resume:
-                for name in (_PARTS, "result.json"):
-                    (output / name).unlink(missing_ok=True)
+                for path in (*output.glob(f"{_PARTS}-*.jsonl"), output / "result.json"):
+                    path.unlink(missing_ok=True)
                 directory.create(config)
-        parts = _Parts(None if output is None else output / _PARTS, [])
-        parts.repair()
-        done = {(record["model"], record["part"]) for record in parts.read()}
+        parts = BlockRecords(output, _PARTS, 0, ("statistics", "tokens"))
         for model, name in enumerate(names):
-            todo = [part for part in range(len(sizes)) if (model, part) not in done]
+            todo = [part for part in range(len(sizes)) if (part, model) not in parts.done]
             if not todo:
                 continue
             compute, finished = start(model), sum(sizes) - sum(sizes[part] for part in todo)
             for part in todo:
                 statistics, tokens = compute(part)
-                parts.add({"part": part, "model": model, "statistics": statistics.state(), "tokens": tokens})
+                parts.add(part, model, {"statistics": statistics.state(), "tokens": tokens})
                 finished += sizes[part]
                 if progress is not None:
                     progress(finished, sum(sizes), name)
         found: list[dict[int, tuple[int, ModelStatistics, Any]]] = [{} for _ in names]
         for record in parts.read():
-            part, statistics = record["part"], ModelStatistics.from_state(record["statistics"])
+            part, statistics = record["block"], ModelStatistics.from_state(record["statistics"])
             found[record["model"]][part] = (part, statistics, record["tokens"])
         return [[by_part[part] for part in sorted(by_part)] for by_part in found]
