@@ -6,7 +6,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ParameterError, ShapeError
-from kullback.families.base import is_traced
+from kullback.families.base import is_traced, values_of
 from kullback.numerics.arrays import Array, holds, untracked
 from kullback.numerics.phi import log1p_residual, log_ratio, phi
 
@@ -33,7 +33,8 @@ def require_square(name: str, matrix: Array, size: int) -> None:
 def require_lower(xp: Any, name: str, matrix: Array) -> None:
     """Raise ParameterError unless the matrix is lower triangular with a positive diagonal."""
     if not is_traced(matrix):
-        values = untracked(matrix)
+        values = values_of(matrix)
+        xp = array_api_compat.array_namespace(values)
         if xp.any(values != xp.tril(values)) or not xp.all(xp.linalg.diagonal(values) > 0):
             raise ParameterError(f"expected {name} to be lower triangular with a positive diagonal")
 
@@ -42,17 +43,18 @@ def cholesky(xp: Any, matrix: Array, name: str) -> Array:
     """The lower Cholesky factor of a symmetric positive definite matrix; ParameterError for another matrix."""
     traced = is_traced(matrix)
     if not traced:
-        values = untracked(matrix)
-        skew = xp.max(abs(values - xp.matrix_transpose(values)), axis=(-2, -1))
-        size = xp.max(abs(values), axis=(-2, -1))
-        if xp.any(skew > 1e3 * float(xp.finfo(matrix.dtype).eps) * size):
-            raise ParameterError(f"expected {name} to be symmetric, but entries differ by {float(xp.max(skew)):.3g}")
+        values = values_of(matrix)
+        of_values = array_api_compat.array_namespace(values)
+        skew = of_values.max(abs(values - of_values.matrix_transpose(values)), axis=(-2, -1))
+        size = of_values.max(abs(values), axis=(-2, -1))
+        if (skew > 1e3 * float(xp.finfo(matrix.dtype).eps) * size).any():
+            raise ParameterError(f"expected {name} to be symmetric, but entries differ by {float(skew.max()):.3g}")
     try:
         factor = xp.linalg.cholesky(matrix)
     except (np.linalg.LinAlgError, RuntimeError) as error:
         raise _not_positive_definite(name, matrix) from error
     # JAX does not raise an error: it returns nan.
-    if not traced and array_api_compat.is_jax_array(factor) and not xp.all(xp.isfinite(factor)):
+    if not traced and array_api_compat.is_jax_array(factor) and holds(~xp.all(xp.isfinite(factor))):
         raise _not_positive_definite(name, matrix)
     return factor
 

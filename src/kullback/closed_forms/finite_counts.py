@@ -17,7 +17,7 @@ from kullback.closed_forms.counts import (
 from kullback.closed_forms.registry import closed_form
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import NoClosedFormError
-from kullback.families.base import is_traced
+from kullback.families.base import is_traced, values_of
 from kullback.numerics.arrays import Array, broadcast_arrays, untracked
 from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, log_gamma_residual
 from kullback.numerics.phi import log_ratio, phi
@@ -34,14 +34,15 @@ def kl_binomial_binomial(xp: Any, p: Any, q: Any) -> Array:
     n1 KL(Bernoulli(probs1) || Bernoulli(probs2)) for n1 = n2. For n1 < n2 it is the finite sum
     sum_k p_k phi(log(q_k/p_k)) over k = 0, ..., n2, where phi(d) = e^d - 1 - d and the term of p_k = 0 is q_k. The
     result is `inf` for n1 > n2, unless P has no mass above n2. It is nan where n1 and n2 differ and JAX or torch.func
-    traces them.
+    traces them, or their conversion to floating-point numbers.
     """
-    count_p, count_q = broadcast_arrays(xp, _total_count(xp, p), _total_count(xp, q))
+    counts = _total_count(xp, p), _total_count(xp, q)
+    count_p, count_q = broadcast_arrays(xp, *counts)
     kl = xp.where(count_p == count_q, count_p * kl_bernoulli_bernoulli(xp, p, q), nan)
     # A sum over traced counts has no fixed length: the result is nan where they differ.
-    if is_traced(count_p) or is_traced(count_q) or xp.all(untracked(count_p == count_q)):
+    if any(map(is_traced, counts)) or bool((values_of(counts[0]) == values_of(counts[1])).all()):
         return kl
-    k = _count_grid(xp, count_p, count_q)
+    k = _count_grid(xp, *counts)
     one, none = success_prob(xp, p), failure_prob(xp, p)
     ref = xp.floor((count_p + 1) * one) if p.logits is None else xp.floor((count_p + 1) / (1 + none / one))
     logits = _logits(xp, p), _logits(xp, q)
@@ -59,7 +60,7 @@ def _total_count(xp: Any, d: Any) -> Array:
     """The number of trials, which is 1 for a Bernoulli distribution."""
     if isinstance(d, f.Binomial):
         return d.total_count
-    return xp.ones_like(d.probs if d.logits is None else d.logits)
+    return xp.asarray(1.0)
 
 
 def _binomial_pmf(xp: Any, count: Array, logit: Array, k: Array) -> "_LogPmf":
@@ -118,7 +119,7 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "expected concrete counts, got counts that JAX or torch.func is tracing: the sum over the counts needs a "
             "fixed length; pass the counts as constants"
         )
-    last = max(float(xp.max(untracked(count))) for count in counts)
+    last = max(float(values_of(count).max()) for count in counts)
     if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > _MAX_TERMS:
         raise NoClosedFormError(
             f"expected counts for which the KL is a sum of at most {_MAX_TERMS:.0e} terms over the batch, got counts "

@@ -13,7 +13,7 @@ from kullback import families as f
 from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import ArrayTypeError, NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
-from kullback.families.base import first_offender, is_traced, with_parameters
+from kullback.families.base import first_offender, is_traced, values_of, with_parameters
 from kullback.numerics.arrays import (
     Array,
     as_floats,
@@ -294,7 +294,8 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
     """
     of_p, of_q = getattr(p, name), getattr(q, name)
     if not (is_traced(of_p) or is_traced(of_q)):
-        values_p, values_q = broadcast_arrays(xp, untracked(of_p), untracked(of_q))
+        values_p, values_q = values_of(of_p), values_of(of_q)
+        values_p, values_q = broadcast_arrays(array_api_compat.array_namespace(values_p), values_p, values_q)
         if offender := first_offender(f"p's {name}", values_p, values_p != values_q):
             raise NoClosedFormError(
                 f"expected p and q = {type(p).__name__} with equal {name}, but {offender} and q's {name} differs; "

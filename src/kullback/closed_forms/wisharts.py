@@ -16,8 +16,8 @@ from kullback.closed_forms._cholesky import (
 )
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
-from kullback.families.base import is_traced
-from kullback.numerics.arrays import Array, untracked
+from kullback.families.base import is_traced, values_of
+from kullback.numerics.arrays import Array
 from kullback.numerics.log_gamma import gamma_kl_equal_mean
 from kullback.numerics.phi import log1p_residual, log_ratio
 
@@ -71,8 +71,7 @@ def _kl_wishart(
     size = shapes[0][-1]
     require_square(name, given[0], size)
     for df in (df_p, df_q):
-        if not is_traced(df) and xp.any(untracked(df) <= size - 1):
-            smallest = float(xp.min(untracked(df)))
+        if not is_traced(df) and (smallest := float(values_of(df).min())) <= size - 1:
             raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
     factor_p = factor_of(xp, matrix_p, factors[0], (f"p's {name}", "p's scale_tril"))
     factor_q = factor_of(xp, matrix_q, factors[1], (f"q's {name}", "q's scale_tril"))

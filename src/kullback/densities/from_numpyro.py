@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from math import ceil, inf, log
 from operator import attrgetter
 from typing import Any
@@ -335,6 +336,14 @@ def _direct(family: type, *names: str) -> Callable[[Any], Parameters | None]:
     return read
 
 
+def _binomial(name: str, distribution: Any) -> Parameters:
+    """The counts, which may be a NumPy array of integers, and the probabilities or logits."""
+    probs = jnp.asarray(getattr(distribution, name))
+    counts = distribution.total_count
+    counts = jnp.asarray(counts, probs.dtype) if isinstance(counts, np.ndarray | int) else counts
+    return f.Binomial, (counts, probs), ("total_count", name)
+
+
 def _matrix_parameters(distribution: Any) -> Parameters | None:
     """The mean, and the factor or the covariance matrix of a multivariate normal if it was given."""
     given = _given_matrix(distribution)
@@ -349,6 +358,8 @@ DIRECT.update(
         d.BernoulliLogits: _direct(f.Bernoulli, "logits"),
         d.BernoulliProbs: _direct(f.Bernoulli, "probs"),
         d.Beta: _direct(f.Beta, "concentration1", "concentration0"),
+        d.BinomialLogits: partial(_binomial, "logits"),
+        d.BinomialProbs: partial(_binomial, "probs"),
         d.CategoricalLogits: _direct(f.Categorical, "logits"),
         d.CategoricalProbs: _direct(f.Categorical, "probs"),
         d.Cauchy: _direct(f.Cauchy, "loc", "scale"),

@@ -1,6 +1,6 @@
 """Exact KL divergence between discrete distributions, from probabilities, log-probabilities or logits."""
 
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from math import inf
 from typing import Any
@@ -27,7 +27,7 @@ from kullback.discrete.log_ratios import (
 )
 from kullback.discrete.validation import events_last, require_log_probs, require_logits, require_probs
 from kullback.numerics.array_types import ArrayInput, ArrayT, Float, PerEvent, PerRow
-from kullback.numerics.arrays import ArrayLike, cast, holds, is_positive, map_row_blocks, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, cast, holds, is_positive, map_row_blocks, with_gradient
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -198,29 +198,40 @@ def _logits_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
     kl = fast_kl_logits_autograd(p_logits, q_logits)
     kl = _general_value(xp, p_logits, q_logits) if kl is None else kl
     far = kl == inf
-    if is_jax_namespace(xp):
-        cond = import_module("jax").lax.cond
-        return cond(xp.any(far), partial(sum_kl_of_far_logits, xp), lambda *_: kl, p_logits, q_logits)
-    if not _is_true(xp, xp.any(far)):
+
+    def with_far_rows() -> PerRow:
+        if kl.ndim == 0 or is_jax_namespace(xp):
+            return xp.where(far, sum_kl_of_far_logits(xp, p_logits, q_logits), kl)
+        kl[far] = _far_value(xp, p_logits[far], q_logits[far])
         return kl
-    if kl.ndim == 0:
-        return sum_kl_of_far_logits(xp, p_logits, q_logits)
-    kl[far] = _far_value(xp, p_logits[far], q_logits[far])
-    return kl
+
+    return _if_any(xp, far, with_far_rows, kl)
 
 
 def _p_logits_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
     gradients = fast_kl_logits_grad_p(gradient, p_logits, q_logits)
     gradients = _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if gradients is None else gradients
     far = (kl > xp.finfo(kl.dtype).max / 256) & (kl < inf)
-    if is_jax_namespace(xp) or _is_true(xp, xp.any(far)):
-        gradients = xp.where(far[..., None], _far_p_gradient(xp, gradient, kl, p_logits, q_logits), gradients)
-    return gradients
+
+    def with_far_rows() -> PerEvent:
+        return xp.where(far[..., None], _far_p_gradient(xp, gradient, kl, p_logits, q_logits), gradients)
+
+    return _if_any(xp, far, with_far_rows, gradients)
 
 
-def _is_true(xp: Any, flag: Any) -> bool:
-    """Whether a flag is True; False for a tensor on an accelerator, for whose value the processor would wait."""
-    return (not is_torch_namespace(xp) or flag.device.type == "cpu") and holds(flag)
+def _if_any(xp: Any, flags: Any, changed: Callable[[], Array], unchanged: Array) -> Array:
+    """`changed()` if a flag is True, otherwise `unchanged`.
+
+    It is `unchanged` for tensors on an accelerator, for whose flags the processor would wait, and a conditional of JAX
+    for flags that JAX traces, which a call that is not compiled would compile each time.
+    """
+    flag = xp.any(flags)
+    if is_jax_namespace(xp):
+        jax = import_module("jax")
+        if isinstance(flag, jax.core.Tracer):
+            return jax.lax.cond(flag, changed, lambda: unchanged)
+    is_known = not is_torch_namespace(xp) or flag.device.type == "cpu"
+    return changed() if is_known and holds(flag) else unchanged
 
 
 def _q_logits_gradient(xp: Any, gradient: PerRow, _kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:

@@ -28,7 +28,16 @@ from kullback.errors import (
     ShapeError,
 )
 from kullback.numerics.arguments import shown
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, has_values, is_compiling, numpy_views, untracked
+from kullback.numerics.arrays import (
+    Array,
+    ArrayLike,
+    as_floats,
+    has_values,
+    holds,
+    is_compiling,
+    numpy_views,
+    untracked,
+)
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = [
@@ -55,6 +64,7 @@ __all__ = [
     "require_one_of",
     "require_order",
     "require_unit_length",
+    "values_of",
     "with_parameters",
 ]
 
@@ -313,7 +323,7 @@ def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constr
     else:
         array = _as_numbers(owner, name, value)
     if not is_traced(array):
-        array = untracked(array)
+        array = values_of(array)
         with np.errstate(all="ignore"):
             inside = constraint.contains(array)
         if not (isinstance(inside, np.ndarray | np.bool) and (inside.all() if inside.ndim else inside)):
@@ -390,7 +400,7 @@ def require_order(owner: Distribution, name: str, other: str, *, strict: bool = 
     """Raise ParameterError unless parameter `name` exceeds `other`, or equals it where `strict` is False."""
     given = getattr(owner, name), getattr(owner, other)
     if not any(is_traced(value) for value in given):
-        xp, [high, low], _ = as_floats(*(numpy_views(given) or map(untracked, given)))
+        xp, [high, low], _ = as_floats(*(numpy_views(given) or map(values_of, given)))
         high, low = xp.broadcast_arrays(high, low)
         bound = f"above {other}" if strict else f"at least {other}"
         _raise_at_first(owner, name, high, ~((high > low) if strict else (high >= low)), bound)
@@ -409,7 +419,7 @@ def require_mass_one(owner: Distribution, name: str) -> None:
     value = getattr(owner, name)
     if value is None or is_traced(value):
         return
-    xp, [probs], dtype = as_floats(untracked(value))
+    xp, [probs], dtype = as_floats(values_of(value))
     if probs.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to have shape (..., n), got a number without axes")
     sums = xp.sum(probs, axis=-1)
@@ -426,7 +436,7 @@ def require_unit_length(owner: Distribution, name: str) -> None:
     value = getattr(owner, name)
     if is_traced(value):
         return
-    xp, [vectors], dtype = as_floats(untracked(value))
+    xp, [vectors], dtype = as_floats(values_of(value))
     if vectors.ndim == 0:
         raise ShapeError(f"expected {type(owner).__name__}'s {name} to be a vector of shape (..., n), got a number")
     lengths = xp.linalg.vector_norm(vectors, axis=-1)
@@ -447,7 +457,7 @@ def _raise_at_first(owner: Distribution, name: str, array: Array, bad: Array, wo
 def first_offender(name: str, array: Array, bad: Array) -> str:
     """A clause such as "scale[1] is -1.0" for the first entry where `bad` is True; "" if there is none."""
     xp = array_api_compat.array_namespace(array)
-    if not xp.any(bad):
+    if not holds(xp.any(bad)):
         return ""
     if bad.ndim == 0:
         return f"it is {float(array)!r}"
@@ -460,3 +470,11 @@ def is_traced(array: Array) -> bool:
     if array_api_compat.is_torch_array(array):
         return not has_values(array)
     return "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
+
+
+def values_of(array: Array) -> Array:
+    """The values of an array that is not traced, for a check, without automatic differentiation.
+
+    They are a NumPy array for an array of JAX, because JAX traces the operations on constants inside jit.
+    """
+    return np.asarray(array) if array_api_compat.is_jax_array(array) else untracked(array)
