@@ -8,18 +8,18 @@ PIP_DEEPSPEED := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip
 # The tests of training, whose libraries have several supported versions.
 TRAINER_TESTS := tests/integrations tests/train tests/budget tests/tokens tests/doctor tests/policy
 
-.PHONY: run test test-training test-deepspeed llama-cpp test-llama-cpp test-oldest test-newest lint docs package sanitize
+.PHONY: run test test-slow test-deepspeed llama-cpp test-llama-cpp test-oldest test-newest lint docs package sanitize
 .PHONY: minify bench-tables clean
 
 run: .venv/installed-train
 	$(BIN)/kullback train demo --output runs/demo --overwrite
 
 test: .venv/installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not training"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# The tests that train models for many steps, that stop and resume them, and that train in several processes.
-test-training: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m training
+# The tests that take several seconds each: they train models, stop and resume runs, compile, or use several processes.
+test-slow: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # The oldest and the newest supported versions, in .venv-oldest and .venv-newest, which take about 10 GB each.
 test-oldest test-newest: test-%: .venv-%/installed

@@ -119,6 +119,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_vectors_without_a_closed_form_are_estimated(name):
     p, truth = DRAWS[name]
@@ -142,6 +143,7 @@ def test_draws_of_an_infinite_cross_entropy_are_unreliable():
     assert abs(estimate.value - truth) < 4 * estimate.std_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "q"),
     [

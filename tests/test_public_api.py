@@ -33,6 +33,7 @@ def test_public_names_are_documented(name: str) -> None:
     assert ">>>" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

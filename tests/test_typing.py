@@ -35,6 +35,7 @@ def error_lines() -> dict[str, set[int]]:
     return lines
 
 
+@pytest.mark.slow
 def test_results_have_the_types_that_the_user_script_asserts(error_lines: dict[str, set[int]]) -> None:
     assert error_lines["user_script.py"] == set()
 

@@ -150,6 +150,7 @@ def test_generation_stops_at_the_end_token(task: Task) -> None:
         assert not any(row[length:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["budget", "exact with KL-to-go", "PPO, k1 in the reward"])
 def test_short_run_reaches_most_of_the_frontier_gain(task: Task, kind: str) -> None:
     kl, expected_reward = task.evaluate(train(task, kind, 0.5 if kind == "budget" else 0.15, steps=60, seed=0))

@@ -8,6 +8,7 @@ from kullback.cli import main
 from kullback.integrations.sb3 import BudgetPPO  # noqa: F401  its import error names the missing extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "found"), [("0.01", []), ("5", ["budget-not-reached"])])
 def test_a_budget_of_the_old_policy_is_checked(tmp_path, capsys, budget, found):
     words = ["--env", "CartPole-v1", "--budget", budget, "--clip", "none", "--steps", "4000", "--seed", "0"]

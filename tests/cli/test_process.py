@@ -85,6 +85,7 @@ def test_standard_error_can_be_a_closed_pipe_or_closed() -> None:
         assert "KL(P || Q)" in done.stdout, redirection
 
 
+@pytest.mark.slow
 def test_closed_and_full_standard_streams(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('{"beta": -0.04}')  # settings with a finding, for which the status would be 1
     for command in (MEASURE, "measure --list", "fit 'normal(0,1)' normal", "doctor p.json", "--help", "--version"):
@@ -104,6 +105,7 @@ def test_closed_and_full_standard_streams(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -148,6 +150,7 @@ def test_the_output_of_json_is_one_object_whatever_the_warnings(tmp_path: Path) 
     assert json.loads(done.stdout)["kl"] == "inf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["fit normal(0,1) student_t", "measure normal(0,1) student_t(3,0,1)", "doctor .", "train demo --output OUT"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 REWARDS = """
 import math

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stable_baselines3 import PPO
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 SETTINGS = ("n_steps=128", "n_epochs=2", "save_every=2")
 

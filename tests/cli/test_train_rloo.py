@@ -11,7 +11,7 @@ from kullback.cli import main
 from kullback.runs.run_directory import RunDirectory
 
 pytestmark = [
-    pytest.mark.training,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
 ]
 

@@ -198,6 +198,7 @@ def test_values_and_gradients(instructions, name, dtype, tolerance, delta):
                 assert abs(float(gradient[i]) - slope) <= 8 * tolerance * scale + 1e-18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [2.0, 0.1, 1e-5])
 @pytest.mark.parametrize("spread", [0.5, 4.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-14), (np.float32, 2e-6)])

@@ -49,6 +49,7 @@ def test_dirichlets_with_one_dominant_category(a, b):
             assert relative_error(got, truth) < 1e-5 + 4e-7 / min(change, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), DOMINATED[:2])
 def test_gradients_of_dirichlets_with_one_dominant_category(a, b):
     with mpmath.workdps(60):

@@ -25,6 +25,7 @@ def truth(matrix_p, matrix_q):
         return float((trace - p.rows + mpmath.log(mpmath.det(q) / mpmath.det(p))) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", ["covariance_matrix", "precision_matrix", "scale_tril"])
 def test_a_given_factor_in_float32_against_each_parametrisation(library, name):
@@ -71,6 +72,7 @@ def as_float32_jax(x):
     return jax.numpy.asarray(x, dtype=jax.numpy.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["family", "torch", "numpyro"])
 def test_wishart_with_a_given_factor_in_float32(origin):
     # For equal df, KL is df times KL of the multivariate normals with mean 0.

@@ -34,6 +34,7 @@ def test_kl_equals_the_bregman_divergence_of_the_log_normaliser(dim, first, seco
         assert float(abs(value - exact) / exact) < 1e-13
 
 
+@pytest.mark.slow
 def test_objects_of_other_libraries():
     expected = kl(LKJ(dim=4, concentration=2.0), LKJ(dim=4, concentration=1.0))
     of_torch = [d.LKJCholesky(4, torch.tensor(value, dtype=torch.float64)) for value in (2.0, 1.0)]
@@ -45,6 +46,7 @@ def test_objects_of_other_libraries():
         assert float(jitted(2.0)) == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_kl_equals_the_mean_log_ratio_of_samples():
     # The samples of PyTorch 2.13 have another distribution: E[r^2] of the last two of 3 variables is 0.214, not 1/6.
     with jax.enable_x64(True):

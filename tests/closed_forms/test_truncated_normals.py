@@ -83,6 +83,7 @@ def test_infinite_ends_give_the_kl_of_normals():
     assert kl(inside, TruncatedNormal(loc=0.0, scale=1.0, low=-0.5, high=1.0)) == inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "q"), [CASES[1], CASES[4]], ids=str)
 def test_gradients_equal_differences_of_integrals(p, q):
     leaves = [

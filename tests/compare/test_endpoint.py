@@ -146,6 +146,7 @@ def test_all_log_probabilities_give_the_exact_kl(
     assert found["missing_mass"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_base", [False, True])
 def test_the_estimate_is_unbiased(
     vllm: CompletionsServer, tiny_model: Path, changed: Path, texts: list[str], exact: dict[str, float], is_base: bool
@@ -164,6 +165,7 @@ def test_the_estimate_is_unbiased(
     assert abs(estimates.mean() - true) < 4 * error
 
 
+@pytest.mark.slow
 def test_fewer_samples_have_the_same_mean(vllm: CompletionsServer, tiny_model: Path, texts: list[str]) -> None:
     part = kullback.compare(tiny_model, vllm_directory(vllm), text=texts[:2])
     runs = [

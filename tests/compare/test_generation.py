@@ -203,6 +203,7 @@ def test_one_model_at_a_time_gives_the_same_results(comparison: Comparison, tiny
     assert free_running(other) != free_running(comparison)
 
 
+@pytest.mark.slow
 def test_resumed_and_distributed_runs_give_the_same_results(
     comparison: Comparison,
     tiny_model: Path,

@@ -208,6 +208,7 @@ def test_the_command_prints_and_stores_the_modules(
     assert json.loads((tmp_path / "run" / "result.json").read_text())["models"][0]["modules"] == expected
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_modules(
     comparison: Comparison, tiny_model: Path, model: Path, tmp_path: Path, in_two_processes: Callable[..., str]
 ) -> None:

@@ -242,6 +242,7 @@ def test_a_killed_run_continues_with_the_same_results(
         kullback.compare(tiny_model, [near, far], text=texts[1:], resume=True, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a number", "a key", "not JSON", "deep", "no checksum", "a list", "not UTF-8"])
 def test_a_damaged_line_is_computed_again(
     damage: str,

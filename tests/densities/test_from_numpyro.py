@@ -226,6 +226,7 @@ def test_matrix_normals():
     assert float(kl(p, q)) == pytest.approx(float(d.kl_divergence(*normals)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_wishart_matches_numpyro():
     # The mean of log p - log q over samples of p, within five standard errors.
     for kind in (d.Wishart, d.InverseWishart):
@@ -351,6 +352,7 @@ def test_user_defined_classes():
     assert kl(Mine(0.0, 1.0), d.Normal(1.0, 1.0)) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "q", "scipy_p", "scipy_q"),
     [

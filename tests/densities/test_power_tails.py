@@ -48,6 +48,7 @@ def test_moments_of_beta_distributions_with_poles(a, b):
     assert mean(lambda x: x * x) == pytest.approx(a * (a + 1) / ((a + b) * (a + b + 1)), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_fits_to_a_target_with_poles_minimise_a_finite_kl():
     target = f.Beta(concentration1=1e-3, concentration0=1e-3)
     fit = fit_forward(f.Laplace, target=target)

@@ -211,6 +211,7 @@ def test_orders_converge_to_their_limits():
 SMOOTH = [(name, parameters) for name, parameters in KINDS if name not in {"total_variation"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), SMOOTH, ids=str)
 def test_gradients_match_finite_differences_and_agree_across_libraries(name, parameters):
     generator = torch.Generator().manual_seed(3)

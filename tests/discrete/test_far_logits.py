@@ -35,6 +35,7 @@ def exact_kl(p_logits, q_logits):
         return float(kl), [float(mpmath.exp(log_p) * (log_p - log_q - kl)) for log_p, log_q in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p_logits", "q_logits"), CASES)
 def test_the_kl_is_computed_where_it_is_a_number_although_differences_of_logits_are_not(p_logits, q_logits):
     truth, gradient = exact_kl(p_logits, q_logits)

@@ -59,6 +59,7 @@ def reference_cases():
             yield pytest.param(first, second, float(case[key]), delta, id=f"{case['name'][:24]}-{key}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "q", "truth", "delta"), list(reference_cases()))
 def test_reference_values(p, q, truth, delta):
     p, q = np.asarray(p), np.asarray(q)

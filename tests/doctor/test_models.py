@@ -89,6 +89,7 @@ def lora() -> Any:
 # -- correct trainers --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -121,6 +122,7 @@ def test_bfloat16_autocast_gives_no_finding(make: MakeTrainer) -> None:
     assert found_in(make(bf16=True, num_iterations=2, steps_per_generation=2)) == []
 
 
+@pytest.mark.slow
 def test_the_doctor_does_not_change_training(make: MakeTrainer) -> None:
     weights, logs = [], []
     for with_doctor in (False, True):
@@ -415,6 +417,7 @@ def test_old_log_probs_with_dropout(make: MakeTrainer, tiny_model: Path) -> None
 # -- healthy set-ups of the trainer with a budget --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
 @pytest.mark.parametrize("adapter", [None, {}, {"modules_to_save": ["lm_head", "norm"]}, {"use_dora": True}])
 def test_a_healthy_trainer_with_a_budget_is_clean(

@@ -656,6 +656,7 @@ def test_an_invalid_address_is_ignored(open_explorer):
         assert state_of(open_explorer(address)) == initial, address
 
 
+@pytest.mark.slow
 def test_arrow_keys_are_reversible_and_home_and_end_select_the_limits(open_explorer):
     page = open_explorer()
     page.click("#directions .more summary")
@@ -694,6 +695,7 @@ def test_arrow_keys_are_reversible_and_home_and_end_select_the_limits(open_explo
     assert value(page, "directions", "sd") == pytest.approx(low, rel=1e-9), "one limit for one parameter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"forced_colors": "active"}])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(open_explorer, options, width):

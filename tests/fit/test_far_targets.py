@@ -10,6 +10,7 @@ from kullback import fit_reverse
 from kullback.fit.targets import normalise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 @pytest.mark.parametrize("family", [f.Normal, f.Laplace])
 def test_widths_far_from_one(family, scale):
@@ -29,6 +30,7 @@ def test_the_integral_of_a_density_with_rounding_noise():
     assert normalise(log_prob, (-math.inf, math.inf))[1] == pytest.approx(math.log(2 / 0.505), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_location_of_a_million():
     fit = fit_reverse(f.Laplace, log_prob=lambda z: -np.abs(z - 1e6))
     assert fit.distribution.loc == pytest.approx(1e6, abs=1e-6)

@@ -28,6 +28,7 @@ def test_a_likelihood_without_a_maximum_is_refused_with_the_reason(samples: list
     assert len(members) < 10_000
 
 
+@pytest.mark.slow
 def test_a_local_maximum_of_few_samples_is_found() -> None:
     x = np.array([0.0, 0.0, 1.0, 5.0, 6.0, 7.0])
     fit = fit_forward(NormalMixture, samples=x, components=2)

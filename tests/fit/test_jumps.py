@@ -15,6 +15,7 @@ def truncated(low: float, high: float):
     return lambda x: np.where((x > low) & (x < high), -abs(x - low), -np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [0.0, 100.0, -3.7])
 def test_a_uniform_fit_to_an_exponential_target(low: float) -> None:
     fit = fit_reverse(Uniform, log_prob=truncated(low, math.inf))

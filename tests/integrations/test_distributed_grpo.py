@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kullback.doctor.run import doctor_path
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "distributed_grpo.py"
 CONTROLLED = ("kl_policy_ref_per_token", "beta", "learning_rate_scale", "displacement_scale", "kl_filtered")

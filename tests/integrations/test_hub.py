@@ -250,7 +250,7 @@ def train(home: Path, directory: Path, *words: str, offline: bool = True) -> sub
     )
 
 
-@pytest.mark.training
+@pytest.mark.slow
 def test_a_run_with_names_of_the_hub_and_an_adapter(home: Path, tmp_path: Path, capsys: Any) -> None:
     names = ["--model", "acme/tiny-0.1B", "--prompts", "acme/sums:main", "--evaluate", "acme/sums:main:test"]
     options = ["--prompt-column", "question", "--budget", "0.05", "--lora", "r=4"]
@@ -265,6 +265,7 @@ def test_a_run_with_names_of_the_hub_and_an_adapter(home: Path, tmp_path: Path, 
     assert main(["doctor", str(tmp_path / "run")]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_a_network_one_line_describes_what_is_absent(home: Path, tmp_path: Path) -> None:
     for words, kind in (
         (["--model", "acme/absent", "--prompts", "acme/sums:main"], "--model acme/absent"),

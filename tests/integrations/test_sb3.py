@@ -194,6 +194,7 @@ def same(first: Any, second: Any) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
 def test_with_a_clip_and_no_budget_it_is_ppo_weight_for_weight(env: str) -> None:
     plain = trained(PPO, env)
@@ -274,6 +275,7 @@ def test_each_state_is_charged_both_kls_in_their_own_directions(name: str) -> No
     torch.testing.assert_close(bonus, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPACES)
 def test_each_update_ends_on_the_old_policys_budget(name: str) -> None:
     target, kls = 1e-3, []
@@ -480,6 +482,7 @@ def test_one_method_that_runs_is_wrapped_and_an_update_leaves_no_trace() -> None
     assert model.ent_coef == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["categorical", "bernoulli", "normal"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_update_ends_at_a_binding_budget_for_every_seed(name: str, seed: int) -> None:
@@ -503,7 +506,7 @@ def test_every_update_ends_at_a_binding_budget_for_every_seed(name: str, seed: i
     np.testing.assert_allclose(kls[2:], target, rtol=0.025)
 
 
-@pytest.mark.training
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["categorical", "normal"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_mean_budget_is_spent_over_the_updates(name: str, seed: int, tmp_path: Path) -> None:
@@ -561,6 +564,7 @@ def test_an_update_that_cannot_reach_its_budget_is_not_extrapolated() -> None:
     assert got["beta_old"] < KLBudget(10.0, unit="step").beta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budgets", [("budget",), ("old_budget",), ("budget", "old_budget")])
 def test_the_distributions_of_the_anchors_are_computed_once_in_an_update(budgets: tuple[str, ...]) -> None:
     model = BudgetPPO(

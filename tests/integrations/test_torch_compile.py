@@ -97,6 +97,7 @@ def drawn(kinds):
     return [draw().requires_grad_() for draw in kinds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "backend"), [*((case, "eager") for case in CASES), *((case, "aot_eager") for case in AOT)]
 )
@@ -106,6 +107,7 @@ def test_equal_to_the_value_without_compilation(case, backend):
     assert_equal_without_compilation(lambda *x: kl(make(*x[:count]), make(*x[count:])), drawn(kinds * 2), backend)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Python modules of the compiler that are deprecated
 def test_inductor():
     parameters = drawn([real, positive])
@@ -153,6 +155,7 @@ def test_installed_kl_divergence(stable):
         uninstall()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TorchDynamo warns of functions in the graphs around the interruption
 def test_a_pair_without_an_operation_interrupts_the_graph():
     loc, scale = real(), positive()

@@ -95,6 +95,7 @@ def make_trainer(tiny_model: Path, tmp_path: Path, *, side: str = "right", **mor
     return trainer, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_logged_kl_is_the_kl_from_the_empirical_distribution(tiny_model: Path, tmp_path: Path, side: str) -> None:
     trainer, rows = make_trainer(tiny_model, tmp_path, side=side, max_steps=20, eval_strategy="steps", eval_steps=10)
@@ -121,6 +122,7 @@ def test_the_logged_kl_is_the_kl_from_the_empirical_distribution(tiny_model: Pat
     assert logged[-1]["eval_forward_kl_per_token"] == pytest.approx(held_out[2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_callback_does_not_change_training(tiny_model: Path, tmp_path: Path) -> None:
     weights = []
     for with_callback in (False, True):

@@ -302,6 +302,7 @@ def test_the_schedulers_rate_is_put_back_after_the_step(make: MakeTrainer) -> No
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**3)
 
 
+@pytest.mark.slow
 @BOTH
 def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer, kind: Any) -> None:
     kls = {}
@@ -314,6 +315,7 @@ def test_it_holds_the_tiny_budget_that_a_plain_run_breaks(make: MakeTrainer, kin
     assert kls[0.02] == pytest.approx(0.02, rel=0.3)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_path: Path, kind: Any) -> None:
     first = make(KLBudget(0.02), kind=kind, max_steps=6, save_strategy="steps", save_steps=6)
@@ -333,6 +335,7 @@ def test_a_resumed_run_goes_on_with_the_same_controller(make: MakeTrainer, tmp_p
     assert seen[0] != KLBudget(0.02)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_held_by_its_own_weights(make: MakeTrainer) -> None:
     from peft import LoraConfig
 

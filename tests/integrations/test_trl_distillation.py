@@ -193,6 +193,7 @@ def test_training_on_given_completions_uses_their_tokens(tiny_model: Path, tmp_p
     assert [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "sequence_sum"])
 @pytest.mark.parametrize("trainer_class", [ExactDistillationTrainer, ExactGKDTrainer])
 def test_accumulated_gradients_are_those_of_the_whole_batch(

@@ -30,7 +30,7 @@ from kullback.integrations.transformers_reference import evaluation_mode
 from kullback.integrations.trl import BudgetGRPOTrainer
 
 pytestmark = [
-    pytest.mark.training,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # PEFT on tied weights, and on biases
     pytest.mark.filterwarnings("ignore:.*:UserWarning:peft.*"),

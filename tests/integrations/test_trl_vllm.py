@@ -21,7 +21,7 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.integrations.trl import BudgetGRPOTrainer
 from kullback.train.demo.addition_task import make_model, make_tokenizer, prompt_rows
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 
 class Engine:

@@ -268,6 +268,7 @@ def test_shapes_axes_masks_and_dtypes(name):
         assert float(got) == pytest.approx(float(form(*exact)), rel=torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("library", ["torch", "jax"])
 def test_gradients_are_finite_at_equality_and_at_zeros(name, library):

@@ -387,6 +387,7 @@ def test_every_registered_pair_is_covered():
     assert {pair for pair in FORMS if all(issubclass(kind, f.Distribution) for kind in pair)} == {*UNIVARIATE, *CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", CASES, ids=name_of)
 @law
 def test_chain_rule_and_joint_convexity_for_mixtures(pair, seed):

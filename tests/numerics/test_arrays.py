@@ -34,6 +34,7 @@ ROWS = np.asarray([[0.5, 1.5, 0.25], [2.0, 0.125, 1.0]])
 OTHERS = np.asarray([[1.0, -0.5, 3.0], [0.5, 2.0, -1.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "derivative", [jax.jacrev, jax.jacfwd, jax.hessian, lambda f, n: jax.jacrev(jax.grad(f, n), n)]
 )
@@ -75,6 +76,7 @@ def test_only_requested_gradients_are_computed():
 FORMS = [kl_probs, kl_log_probs, kl_logits, lambda p, q, **options: kl_terms(p, q, **options).sum(-1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=["probs", "log_probs", "logits", "terms"])
 @pytest.mark.parametrize("x64", [False, True])
 def test_exact_kl_in_jax_matches_torch(form, x64):
@@ -130,6 +132,7 @@ def test_half_precision_in_jax_is_computed_in_float32():
 # Checks, with concrete values and under tracing.
 
 
+@pytest.mark.slow
 def test_under_tracing_only_shapes_are_checked():
     bad, good = np.float32([1.5, -0.5]), np.float32([0.5, 0.5])
     for xp, jitted in ((jnp, jax.jit(kl_probs)), (jnp, jax.vmap(kl_probs)), (torch, torch.func.vmap(kl_probs))):
@@ -152,6 +155,7 @@ def as_jax(values):
     return jnp.asarray(values)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_torch_compile():

@@ -54,6 +54,7 @@ def high_precision(ref, reward, n):
         return policy, mpmath.fsum(p * mpmath.log(p / q) for p, q in zip(policy, ref, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("array", LIBRARIES.values(), ids=LIBRARIES)
 def test_policy_agrees_with_the_enumeration_of_all_samples(n, array):

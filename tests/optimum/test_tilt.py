@@ -312,6 +312,7 @@ def test_shifts_of_the_reward_have_no_effect_and_scales_are_equivalent_to_scales
 # -- contexts --
 
 
+@pytest.mark.slow
 @library
 def test_all_contexts_have_the_same_beta(array):
     rng = np.random.default_rng(4)
@@ -455,6 +456,7 @@ def test_beta_is_the_derivative_of_the_reward_with_respect_to_the_budget():
     assert budget_tensor.grad.item() == pytest.approx(best.beta.item(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_jax_transforms():
     rng = np.random.default_rng(8)
     logits, reward = (jnp.asarray(rng.normal(size=(3, 5))) for _ in range(2))

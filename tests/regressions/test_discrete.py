@@ -77,6 +77,7 @@ def test_probabilities_are_not_clamped():
     assert kl_probs(even, torch.tensor([0.0, 1.0])).item() == inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [1e-3, 1e-4, 1e-5])
 def test_float32_is_accurate_near_equality(delta):
     generator = torch.Generator().manual_seed(1)

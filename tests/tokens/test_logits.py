@@ -179,6 +179,7 @@ def test_without_pytorch_the_error_names_the_extra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [np.asarray, jnp.asarray, lambda x: x.tolist()])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_arrays_and_lists_give_the_values_of_tensors(library, temperature):

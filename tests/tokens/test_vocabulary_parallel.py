@@ -74,6 +74,7 @@ def compare(rank, world, path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_parts_of_the_vocabulary_give_the_values_and_gradients_of_the_whole(world):
     # The processes are forked from a server that has imported the modules once.

@@ -59,7 +59,7 @@ def words(*models: Path, run: Path, **more: Any) -> list[str]:
     return ["train", "distill", *files, "--output", str(run), *settings]
 
 
-@pytest.mark.training
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["reverse", "skew_forward"])
 def test_the_divergence_decreases(divergence: Any, tiny_model: Path, teacher: Path, tmp_path: Path) -> None:
     plan = DistillPlan(
@@ -182,6 +182,7 @@ def test_plans_are_checked(tiny_model: Path, teacher: Path, tmp_path: Path) -> N
             train_distill(DistillPlan(tiny_model, teacher, prompts, 1, tmp_path / "run", **more))
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_a_checkpoint_and_the_run_can_be_resumed(
     tiny_model: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -231,6 +232,7 @@ def test_arguments_are_checked_before_libraries_are_imported(tiny_model: Path, t
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_padding_of_the_teacher_is_left_out(
     tiny_model: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

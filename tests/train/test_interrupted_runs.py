@@ -21,7 +21,7 @@ from kullback.train.sft import SFTPlan, train_sft
 from kullback.train.trainer_callbacks import WriteMetrics
 
 pytestmark = [
-    pytest.mark.training,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
 ]
 

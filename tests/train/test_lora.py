@@ -155,7 +155,7 @@ def test_without_peft_one_line_names_the_extra(train: Any, monkeypatch: Any, cap
     assert capsys.readouterr().err == "kullback: peft is missing: pip install 'kullback[train]'\n"
 
 
-@pytest.mark.training
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "lora", "trained"),
     [
@@ -192,7 +192,7 @@ def test_the_adapter_is_trained_saved_and_measured(
     assert main(["doctor", "run"]) == 0
 
 
-@pytest.mark.training
+@pytest.mark.slow
 def test_a_model_that_was_not_saved_is_saved_from_the_last_checkpoint(train: Any) -> None:
     import shutil
 
@@ -213,7 +213,7 @@ def test_another_adapter_is_not_resumed(train: Any, capsys: pytest.CaptureFixtur
     assert "the run was started with lora.r 4, got 8; lora.lora_alpha 8, got 16" in capsys.readouterr().err
 
 
-@pytest.mark.training
+@pytest.mark.slow
 def test_supervised_training_of_an_adapter(train: Any, tiny_model: Path) -> None:
     assert train("r=4", recipe="sft") == 0
     run = RunDirectory(Path("run"))

@@ -26,6 +26,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(previous)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["vae", "ppo", "sft"])
 def test_modes_follow_the_umask(
     recipe: str, umask: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch

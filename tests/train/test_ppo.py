@@ -27,7 +27,7 @@ from kullback.train.ppo_checkpoint import derived_seed
 from kullback.train.ppo_evaluation import EpisodeEvaluation
 from kullback.train.ppo_settings import parse_ppo_settings
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 SMALL = {"n_steps": 128, "n_epochs": 4, "save_every": 2}
 FAST = {"n_envs": 4, "n_steps": 128, "batch_size": 64, "n_epochs": 6}

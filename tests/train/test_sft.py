@@ -28,6 +28,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_identical_to_an_uninterrupted_run(tiny_model: Path, tmp_path: Path) -> None:
     # A constant learning rate, because the interrupted run has another number of steps.
     constant = {**SETTINGS, "lr_scheduler_type": "constant"}

@@ -664,7 +664,7 @@ def test_wrong_arguments_of_the_compiled_functions(name, arguments, error):
         function(*arguments) if isinstance(arguments, tuple) else function(arguments)
 
 
-@pytest.mark.training  # it takes about 10 s
+@pytest.mark.slow  # it takes about 10 s
 @needs_kernels
 def test_more_entries_than_a_32_bit_integer_counts():
     try:  # memory is not reserved before it is written, so that the two arrays take a few pages

@@ -118,6 +118,7 @@ def test_univariate_torch_mixtures_equal_normal_mixtures():
     assert type(fit_forward(td.MixtureSameFamily, samples=samples, components=2).distribution) is td.MixtureSameFamily
 
 
+@pytest.mark.slow
 def test_two_components_have_a_minimum_for_each_pair_of_three():
     fit = fit_reverse(td.MixtureSameFamily, target=THREE_MODES, components=2)
     assert len(fit.minima) == 3
@@ -205,6 +206,7 @@ def test_independent_normals_by_stochastic_gradients():
     assert fit.distribution.stddev.numpy() == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_mixtures_by_stochastic_gradients_find_the_minimum_of_each_start():
     """For a target of three distant normals, a mixture of two fits two of them: KL is -log of their weights."""
     weights, locs = [0.5, 0.3, 0.2], 12.0 * np.eye(3)

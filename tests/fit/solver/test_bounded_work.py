@@ -4,12 +4,14 @@ import math
 import time
 
 import numpy as np
+import pytest
 
 from kullback import families as f
 from kullback.fit import fit_forward
 from kullback.fit.solver.trust_region import QuadraticModel, minimise
 
 
+@pytest.mark.slow
 def test_a_fit_to_a_density_that_nodes_do_not_resolve_ends():
     started = time.process_time()
     fit = fit_forward(f.Cauchy, target=f.Kumaraswamy(concentration1=1e-8, concentration0=0.5))

@@ -99,6 +99,7 @@ def test_starts_are_members_of_the_family() -> None:
     assert fit.kl == pytest.approx(best.fun, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_fit_to_a_limit_of_the_family_does_not_converge() -> None:
     """The Poisson distribution is the limit of negative binomials with an infinite total_count."""
     fit = fit_reverse(f.NegativeBinomial, target=stats.poisson(5))

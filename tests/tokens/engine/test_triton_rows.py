@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton has wheels for Linux alone")
 
 
+@pytest.mark.slow
 def test_the_kernels_agree_with_float64() -> None:
     # The interpreter is chosen when the kernels are defined.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}

@@ -93,6 +93,7 @@ def test_prompts_are_sums_and_spread_prompts_are_distinct() -> None:
     assert prompt_rows(5, seed=1) != prompt_rows(5, seed=2)
 
 
+@pytest.mark.slow
 def test_the_supervised_stage_lowers_the_forward_kl_and_writes_no_pickle(tmp_path: Path) -> None:
     reports: list[tuple[int, float]] = []
     train_reference(tmp_path, steps=100, seed=0, report=lambda *row: reports.append(row), batch=16)

@@ -40,6 +40,7 @@ def test_the_summary_states_the_rewards_and_the_kl(tmp_path: Path) -> None:
     assert "the share of exact matches stays at 0.69" in worse
 
 
+@pytest.mark.slow
 def test_the_demo_writes_all_runs_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

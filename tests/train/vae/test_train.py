@@ -23,7 +23,7 @@ from kullback.train.vae.evaluation import collapse_warning, evaluate
 from kullback.train.vae.models import VAE, Bottleneck, kl_to_prior
 from kullback.train.vae.train import LatentPlan, latent_budget, train_latent
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
