@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from kullback import families
 from kullback.densities.density import Density
@@ -39,6 +40,7 @@ from kullback.families import (
     VonMises,
     Weibull,
 )
+from kullback.measure import measure
 
 REFERENCE = Path(__file__).parents[1] / "data"
 inf = math.inf
@@ -498,3 +500,50 @@ def test_steep_weibulls():
         truth = mpmath.log(k1) - mpmath.log(k2 / mpf(2) ** k2) - (k1 - k2) * mpmath.euler / k1
         truth += ratio**k2 * mpmath.gamma(k2 / k1 + 1) - 1
     assert_within_bound(bound_of(p, q), truth)
+
+
+@pytest.mark.parametrize("alpha", [0.0005, 0.002, 0.003, 0.05])
+@pytest.mark.parametrize("scipy_objects", [False, True])
+def test_a_tail_that_decays_slowly_is_not_infinite(alpha, scipy_objects):
+    if scipy_objects:
+        p, q = stats.pareto(alpha), stats.halfcauchy()
+    else:
+        p, q = families.Pareto(scale=1.0, alpha=alpha), families.HalfCauchy(scale=1.0)
+    with mpmath.workdps(30):
+        a = mpmath.mpf(alpha)
+        # x = e^t, where t is exponential with the rate alpha.
+        mean = mpmath.quad(lambda t: a * mpmath.exp(-a * t) * mpmath.log1p(mpmath.exp(-2 * t)), [0, 1, 10, 100]) + 2 / a
+        truth = float(mpmath.log(a) - (a + 1) / a - mpmath.log(2 / mpmath.pi) + mean)
+    estimate = measure(p, q)
+    assert estimate.status == "bounded"
+    assert abs(estimate.value - truth) <= estimate.error + 1e-14 * truth
+    assert estimate.value == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (families.Weibull(scale=2.0, concentration=0.0048), families.Weibull(scale=2.0, concentration=0.00481)),
+        (families.InverseGamma(concentration=0.0017, rate=2.0), families.InverseGamma(concentration=0.5, rate=2.0)),
+        (families.Gumbel(loc=0.37, scale=0.72), families.Gumbel(loc=0.0, scale=0.0048)),
+        (families.Normal(loc=0.0, scale=60.0), families.Gumbel(loc=0.0, scale=2.0)),
+        (families.StudentT(df=0.01, loc=0.0, scale=1.0), families.StudentT(df=0.01, loc=0.0, scale=2.0)),
+    ],
+)
+def test_an_integral_that_is_finite_beyond_float64_is_not_called_infinite(p, q):
+    estimate = measure(p, q, method="quadrature")
+    exact = measure(p, q)
+    assert estimate.status in ("bounded", "unreliable")
+    if estimate.status == "bounded":
+        assert abs(estimate.value - exact.value) <= estimate.error + exact.error
+    else:
+        assert len(set(estimate.warnings)) == len(estimate.warnings) > 0
+
+
+@pytest.mark.parametrize("q", [stats.gumbel_l(), stats.gumbel_r(), stats.loggamma(2)])
+def test_an_integral_above_float64_has_no_finite_interval(q):
+    # The mean of e^x is e^1800, and the right value is above the largest float64.
+    estimate = measure(stats.norm(0, 60), q, method="quadrature")
+    assert estimate.status == "unreliable"
+    assert estimate.error == math.inf
+    assert any("exceeds the float64 range" in warning for warning in estimate.warnings)

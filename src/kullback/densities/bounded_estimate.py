@@ -52,7 +52,7 @@ def bounded_estimate(integrals: Integrals, error: float, method: str) -> Estimat
         method: The method that the estimate names.
     """
     value, bound = integrals.kl, integrals.kl_error + integrals.tail_error
-    warnings = list(integrals.warnings)
+    warnings = list(dict.fromkeys(integrals.warnings))
     if value == inf:
         if isfinite(bound) and warnings:
             return infinite_kl("; ".join(warnings), method)
@@ -60,7 +60,7 @@ def bounded_estimate(integrals: Integrals, error: float, method: str) -> Estimat
         return Estimate(
             inf, error=inf, interval=(0.0, inf), method=method, status="unreliable", warnings=tuple(warnings)
         )
-    if integrals.tail_error > max(0.01 * value, error):
+    if integrals.tail_error > max(0.01 * value, error) and not warnings:
         warnings.append("a part of the integral is closer to an end of the support than float64 resolves")
     masses = (("p", integrals.mass_p, integrals.tail_mass_p), ("q", integrals.mass_q, integrals.tail_mass_q))
     for name, mass, tail_mass in masses:

@@ -14,6 +14,7 @@ __all__ = ["Tail", "analyse_tail"]
 _LOG_NEGLIGIBLE = -75.0  # log of 3e-33, which is negligible relative to a mass of 1
 _LOG_MAX = 690.0  # log of 1e300, close to the largest float64
 _UNDETERMINED = "it cannot be determined whether the integral of p log(p/q) is finite"
+_BEYOND_FLOAT64 = "the tail of the integral of p log(p/q) exceeds the float64 range or is infinite"
 _LOG_MAX_QUARTIC = 172.0  # log of 5e74, whose fourth power is a float64
 
 
@@ -50,13 +51,15 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
     if s.size < 2:
         # q underflows where the ray begins: start closer to the origin.
         nearer = analyse_tail(p, q, origin, scale / 8, growth) if growth > 0 and abs(scale) > 1e-300 else Tail(40.0)
-        return Tail(40.0, nearer.kl if nearer.kl == inf else 0.0)
+        if nearer.kl == inf:
+            return Tail(40.0, inf)
+        return Tail(40.0, error=nearer.kl + nearer.error, warning=nearer.warning)
     height = log_terms(log_p, log_q)
     counts = np.flatnonzero(np.maximum(height, np.maximum(log_p, log_q)) > _LOG_NEGLIGIBLE)
     last = int(counts[-1]) + 1 if counts.size else 0
     if last < s.size:
         return Tail(float(s[last]))
-    if growth < 0 and (tail := _power_tail(s, log_p, log_q)) is not None:
+    if (tail := _power_tail(s, log_p, log_q)) is not None:
         return tail
     masses = _mass_beyond(s, log_p), _mass_beyond(s, log_q)
     if log_q[-1] >= log_p[-1]:  # the integrand is at most q
@@ -66,8 +69,12 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
     if kl == inf and growth < 0 and s[-1] < 100 and height[-1] - height[-7] < 0.1:
         # Distances below one ulp of the end are not available, and the integrand does not grow up to there.
         return Tail(float(s[-1]), exp(min(float(height[-1]), 700.0)), inf, *masses, _UNDETERMINED)
-    if error == inf and growth > 0 and _log_ratio_outgrows_decay(p, origin, scale, s, height - log_p, farthest):
-        kl, error, warning = inf, 0.0, ""
+    if growth > 0 and s[-1] < 100 and (kl == inf or error == inf):
+        log_p_beyond, beyond = _heights_beyond(p, origin, scale, s, height - log_p, farthest)
+        if error == inf and beyond[-1] > 1e3 and (np.diff(beyond) > 0).all():
+            kl, error, warning = inf, 0.0, ""
+        elif kl == inf and (beyond < 0.01 * log_p_beyond).any():  # p decays faster where q cannot be evaluated
+            kl, error, warning = exp(min(float(height[-1]), _LOG_MAX)), inf, _BEYOND_FLOAT64
     return Tail(float(s[-1]), kl, error, *masses, warning)
 
 
@@ -91,18 +98,17 @@ def _evaluate_ray(p: Density, q: Density, ray: tuple[float, float, int], farthes
     return s[:count], log_p[:count], log_q[:count]
 
 
-def _log_ratio_outgrows_decay(
+def _heights_beyond(
     p: Density, origin: float, scale: float, s: Array, log_ratio: Array, farthest: float
-) -> bool:
-    """Whether p log(p/q) diverges if log(p/q) keeps growing exponentially in x, by p at points where q is not known."""
+) -> tuple[Array, Array]:
+    """log p |dx/ds| at points where q is not known, and log p log(p/q) |dx/ds| if log(p/q) keeps growing as e^(r x)."""
     step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
     last = [-1, -1 - step]
     x = np.exp(s[last] - s[-1])
     rate = (log_ratio[last[0]] - log_ratio[last[1]]) / (x[0] - x[1])
     far = np.linspace(s[-1], min(farthest, _LOG_MAX_QUARTIC - log(abs(scale))), 100)
     log_p = p.log_density(np.full_like(far, origin), scale * np.exp(far)) + log(abs(scale)) + far
-    height = log_p + rate * np.exp(far - s[-1])
-    return bool(rate > 1 and (np.diff(height) > 0).all() and height[-1] > 1e3)
+    return log_p, log_p + rate * np.exp(far - s[-1])
 
 
 def _resolves(density: Density, end: float) -> bool:
@@ -111,7 +117,7 @@ def _resolves(density: Density, end: float) -> bool:
 
 
 def _power_tail(s: Array, log_p: Array, log_q: Array) -> Tail | None:
-    """The tail near an end where both densities are powers of the distance, by its closed form; None for others.
+    """The tail where both densities are powers of the distance, by its closed form; None for others.
 
     With the densities P e^(-a t) and Q e^(-b t) times |dx/dt|, t = s - reach, the integral of p phi(log q/p) beyond the
     reach is Q/b - P/a + P/a (log(P/Q) + b/a - 1), and the masses are P/a and Q/b.
@@ -154,7 +160,7 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
     x = np.exp(s[last] - reach)
     _, rate, _ = np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[last])
     if abs(rate) > 0.05 and height[-1] > 600:
-        return top, inf, "the tail of the integral of p log(p/q) exceeds the float64 range or is infinite"
+        return top, inf, _BEYOND_FLOAT64
     if abs(rate) > 0.05:
         return (top / rate, top / rate, "") if rate > 0 else (inf, 0.0, "")
     power = float((height[last[1]] - height[-1]) / (s[-1] - s[last[1]]))
@@ -163,9 +169,11 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
             return (top / power, top / power, "") if power > 0 else (inf, 0.0, "")
         return top, inf, _UNDETERMINED
     # Fit of height = c - a s + k log s: a power of x times a power of log x.
-    points = [s.size - 1, s.size // 2, s.size // 4]
-    rows = np.stack([np.ones(3), -s[points], np.log(s[points])], axis=1)
-    _, power, logs = (float(value) for value in np.linalg.solve(rows, height[points]))
+    (power, logs), (other, _) = (
+        _fit_of_powers(s, height, [s.size - 1, s.size // a, s.size // b]) for a, b in ((2, 4), (3, 5))
+    )
+    if abs(power - other) > 0.1 * abs(power) + 1e-9:  # neither decay nor growth is established
+        return top, inf, _UNDETERMINED
     if abs(logs) < 1e-3:  # a power of x without a power of log x
         return (top / power, top / power * (abs(logs) + 1e-12 / power), "") if power > 1e-9 else (inf, 0.0, "")
     if abs(power) > 1e-3:
@@ -174,3 +182,10 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
     if abs(logs + 1) > 0.1:
         return (top * reach / (-1 - logs), top * reach / (-1 - logs), "") if logs < -1 else (inf, 0.0, "")
     return top, inf, _UNDETERMINED
+
+
+def _fit_of_powers(s: Array, height: Array, points: list[int]) -> tuple[float, float]:
+    """The a and k of height = c - a s + k log s through three points."""
+    rows = np.stack([np.ones(3), -s[points], np.log(s[points])], axis=1)
+    _, power, logs = np.linalg.solve(rows, height[points])
+    return float(power), float(logs)
