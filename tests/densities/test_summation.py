@@ -13,8 +13,9 @@ from kullback.densities import from_scipy
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
 from kullback.densities.summation import kl_summation
-from kullback.errors import SupportError
+from kullback.errors import DistributionTypeError, SupportError
 from kullback.families import Bernoulli, Binomial, Geometric, Hypergeometric, NegativeBinomial, Poisson, Zipf, Zipfian
+from kullback.measure import measure
 
 mpf = mpmath.mpf
 inf = math.inf
@@ -256,3 +257,27 @@ def test_nan_raises_and_states_where():
     broken = Density(lambda k, offset: np.where(k == 4, np.nan, -k), (0.0, inf), ((1.0, 1.0),), discrete=True)
     with pytest.raises(SupportError, match=r"nan at 4\.0"):
         kl_summation(as_density(Poisson(rate=2.0)), broken)
+
+
+@pytest.mark.parametrize(
+    ("s", "t"),
+    [
+        (1.0014287776725757, 1.0014288005186065),
+        (1.005473996221306, 1.0054740243730227),
+        (1.0015668133181501, 1.0015668243851217),
+        (1.001, 1.2),
+    ],
+)
+def test_the_bound_holds_where_much_of_the_mass_is_beyond_float64(s, t):
+    with mpmath.workdps(40):
+        a, b = mpmath.mpf(s), mpmath.mpf(t)
+        slope = mpmath.zeta(a, derivative=1) / mpmath.zeta(a)
+        truth = float(mpmath.log(mpmath.zeta(b) / mpmath.zeta(a)) - (b - a) * slope)
+    estimate = measure(Zipf(exponent=s), Zipf(exponent=t), method="quadrature")
+    assert estimate.status == "bounded"
+    assert abs(estimate.value - truth) <= estimate.error
+
+
+def test_quartiles_that_scipy_does_not_find_are_an_error_of_the_package():
+    with pytest.raises(DistributionTypeError, match="yulesimon: expected a distribution whose quartiles"):
+        measure(stats.yulesimon(0.01), Zipf(exponent=1.01))

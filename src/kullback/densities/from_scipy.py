@@ -385,10 +385,21 @@ _REFLECTIONS: dict[type, Any] = {
 }
 
 
+def _quartiles(family: Any, *arguments: float) -> Array:
+    """The quartiles, for which SciPy searches if it has no formula; DistributionTypeError if it finds none."""
+    try:
+        return family.ppf([0.25, 0.5, 0.75], *arguments)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        raise DistributionTypeError(
+            f"scipy.stats.{family.name}: expected a distribution whose quartiles SciPy computes, but its ppf raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def continuous_density(family: Any, *shapes: float, loc: float = 0.0, scale: float = 1.0) -> Density:
     """The density of a continuous family object, evaluated in standard form: origin - loc is exact near loc."""
     low, high = (float(end) for end in family.support(*shapes))
-    lower, middle, upper = family.ppf([0.25, 0.5, 0.75], *shapes)
+    lower, middle, upper = _quartiles(family, *shapes)
     width = _half_width(upper - lower)
     locations = {float(middle), *((0.0,) if low < 0 < high else ())}
 
@@ -445,7 +456,7 @@ def _histogram_density(family: Any) -> Density:
 def _discrete_density(family: Any, *shapes: float, loc: float = 0.0) -> Density:
     """The probability mass function of a discrete family object."""
     low, high = (float(end) for end in family.support(*shapes, loc))
-    lower, middle, upper = family.ppf([0.25, 0.5, 0.75], *shapes, loc)
+    lower, middle, upper = _quartiles(family, *shapes, loc)
     return Density(
         lambda origin, offset: family.logpmf(origin + offset, *shapes, loc),
         (low, high),
