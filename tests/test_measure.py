@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -33,7 +34,10 @@ from kullback.families import (
     Transformed,
     Uniform,
 )
+from kullback.fit.forward import fit_forward
+from kullback.fit.reverse import fit_reverse
 from kullback.measure import measure
+from kullback.measure_entropy import measure_entropy
 
 REFERENCE = Path(__file__).parent / "data" / "families.json"
 inf = math.inf
@@ -488,3 +492,25 @@ def test_a_density_that_overflows_near_an_end_is_not_infinite():
         expected = float(special.gammaln(b) - special.gammaln(a) + (a - b) * special.digamma(a))
         assert found.status == "bounded"
         assert abs(found.value - expected) <= found.error + 1e-15
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_parameters_in_16_bits_are_computed_exactly(library):
+    def half(*values):
+        if library == "torch":
+            return torch.tensor(values if len(values) > 1 else values[0], dtype=torch.bfloat16)
+        return jax.numpy.asarray(values if len(values) > 1 else values[0], dtype=jax.numpy.bfloat16)
+
+    assert measure(half(0.5, 0.5), [0.25, 0.75]).value == pytest.approx(0.14384103622589045, rel=1e-15)
+    p, q = families.Normal(loc=half(0.0), scale=half(1.0)), families.Laplace(loc=half(1.0), scale=half(1.0))
+    truth = measure(families.Normal(loc=0.0, scale=1.0), families.Laplace(loc=1.0, scale=1.0))
+    assert measure(p, q).value == truth.value
+    assert measure(p, q, method="quadrature").value == pytest.approx(truth.value, rel=1e-13)
+    assert measure_entropy(half(0.5, 0.5)).value == pytest.approx(math.log(2), rel=1e-15)
+    entropy = measure_entropy(families.MultivariateNormal(loc=half(0.0, 1.0), scale_tril=[[1.0, 0.0], [0.0, 1.0]]))
+    assert entropy.value == pytest.approx(1 + math.log(2 * math.pi), rel=1e-15)
+    samples = half(*np.linspace(-2, 2, 9).tolist())
+    assert float(fit_forward(families.Normal, samples=samples).distribution.scale) == pytest.approx(
+        math.sqrt(5 / 3), rel=1e-12
+    )
+    assert fit_reverse(families.Normal, target=q).converged

@@ -21,7 +21,7 @@ from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arguments import is_name
-from kullback.numerics.arrays import untracked
+from kullback.numerics.arrays import as_numpy, untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
@@ -324,7 +324,7 @@ def components_of(independent: Independent) -> list[ResolvedDistribution]:
     """The univariate components of an Independent without further batch axes."""
     base = independent.base
     values = {field.name: getattr(base, field.name) for field in fields(base)}
-    given = {name: np.asarray(untracked(value)) for name, value in values.items() if value is not None}
+    given = {name: as_numpy(value) for name, value in values.items() if value is not None}
     shape = np.broadcast_shapes(*(value.shape for value in given.values()))
     if len(shape) != independent.event_dims:
         raise ShapeError(

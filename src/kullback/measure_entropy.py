@@ -21,7 +21,7 @@ from kullback.measure import (
     resolve_all,
     sum_of_estimates,
 )
-from kullback.numerics.arrays import untracked
+from kullback.numerics.arrays import as_numpy
 from kullback.result import Estimate
 from kullback.samples.monte_carlo import cross_entropy_monte_carlo
 
@@ -134,7 +134,7 @@ def _without_draws(p: ResolvedDistribution, error: float) -> Estimate | None:
     value = None
     if p.family is not None:
         with suppress(NoClosedFormError):
-            value = np.asarray(untracked(entropy(p.family_in_float64)))
+            value = as_numpy(entropy(p.family_in_float64))
     if value is not None:
         if value.size != 1:
             raise ShapeError(

@@ -17,6 +17,7 @@ from kullback.families.base import first_offender, is_traced, values_of, with_pa
 from kullback.numerics.arrays import (
     Array,
     as_floats,
+    as_numpy,
     broadcast_arrays,
     cast,
     elementwise_with_gradient,
@@ -279,7 +280,7 @@ def overflows(p: Distribution, q: Distribution) -> bool:
     def indicator(xp: Any, p: Any, q: Any) -> Array:
         return xp.where(infinite(xp, p, q), np.inf, 0.0) if infinite else xp.zeros(())
 
-    return not bool(np.any(np.asarray(untracked(evaluate_form(indicator, p, q))) == np.inf))
+    return not bool(np.any(as_numpy(evaluate_form(indicator, p, q)) == np.inf))
 
 
 def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:

@@ -18,7 +18,7 @@ from kullback.densities import count_pmfs
 from kullback.densities.density import Density
 from kullback.densities.from_scipy import continuous_density, density_of_form
 from kullback.errors import ParameterError, ShapeError, SupportError
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.normal_interval import normal_interval
 
 __all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value", "scipy_vector"]
@@ -59,13 +59,14 @@ def has_density(kind: type[families.Distribution]) -> bool:
 
 
 def in_float64(record: families.Distribution) -> families.Distribution:
-    """The distribution with float64 NumPy arrays as parameters if it consists of univariate ones; others unchanged."""
+    """The distribution with float64 NumPy arrays as parameters if it consists of univariate ones, or is in 16 bits."""
     if isinstance(record, families.Transformed | families.Independent):
         return replace(record, base=in_float64(record.base))
-    if not has_density(type(record)) or isinstance(record, families.NormalMixture):
-        return record
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
-    given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
+    has_half = any("float16" in str(getattr(value, "dtype", "")) for value in values.values())
+    if not has_half and (not has_density(type(record)) or isinstance(record, families.NormalMixture)):
+        return record
+    given = {name: as_numpy(value, np.float64) for name, value in values.items() if value is not None}
     return type(record)(**given)
 
 
@@ -77,7 +78,7 @@ def scipy_vector(record: families.Distribution) -> Any:
     if type(record) not in _SCIPY_VECTORS:
         return None
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # pyright: ignore[reportArgumentType]
-    given = {name: np.asarray(untracked(value), np.float64) for name, value in values.items() if value is not None}
+    given = {name: as_numpy(value, np.float64) for name, value in values.items() if value is not None}
     try:
         return _SCIPY_VECTORS[type(record)](**given)
     except ValueError as invalid:
@@ -112,7 +113,7 @@ def _scalar(record: families.Distribution, name: str) -> Any:
     value = getattr(record, name)
     if value is None:
         return None
-    array = np.asarray(untracked(value), dtype=np.float64)
+    array = as_numpy(value, np.float64)
     if isinstance(record, families.NormalMixture | families.Categorical):
         return array
     if array.size != 1:

@@ -10,7 +10,7 @@ from kullback.closed_forms.multivariate import covariance_of
 from kullback.densities.integrand import terms
 from kullback.errors import ShapeError
 from kullback.families import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, as_numpy
 from kullback.samples.monte_carlo import Sampler
 
 __all__ = [
@@ -96,7 +96,7 @@ def components_of_family(record: Distribution) -> Components | None:
 
 
 def _in_float64(value: Any) -> Array:
-    return np.asarray(untracked(value), dtype=np.float64)
+    return as_numpy(value, np.float64)
 
 
 def mixture_bounds(p: Components, q: Components) -> MixtureBounds:

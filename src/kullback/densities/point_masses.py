@@ -20,7 +20,7 @@ from kullback.families import (
     VonMisesFisher,
     Wishart,
 )
-from kullback.numerics.arrays import untracked
+from kullback.numerics.arrays import as_numpy, untracked
 from kullback.result import Estimate
 
 __all__ = ["kl_of_point_masses", "kl_without_common_density", "require_no_mask"]
@@ -136,7 +136,7 @@ def _point(distribution: Any) -> Any:
     """The point of a point mass, as an array; None for other distributions."""
     name = type(distribution).__name__
     if name == "Delta" and hasattr(distribution, "v") and hasattr(distribution, "log_density"):
-        value, log_density = distribution.v, np.asarray(untracked(distribution.log_density))
+        value, log_density = distribution.v, as_numpy(distribution.log_density)
         if np.any(log_density != 0):
             raise NoClosedFormError(
                 f"expected a point mass with log_density 0, got {log_density.tolist()}: it is not normalized"
@@ -150,7 +150,7 @@ def _point(distribution: Any) -> Any:
             f"expected one distribution at a time, got {name} of batch shape {tuple(distribution.batch_shape)}; "
             "measure each distribution separately"
         )
-    return np.asarray(untracked(value))
+    return as_numpy(value)
 
 
 def _log_mass(distribution: ResolvedDistribution, point: Any) -> float:
@@ -170,7 +170,7 @@ def _log_mass(distribution: ResolvedDistribution, point: Any) -> float:
         raise NoClosedFormError(
             f"expected a probability mass function for KL with a point mass, got {type(distribution.given).__name__}"
         )
-    return float(np.asarray(untracked(distribution.sampler.log_density(point[None])))[0])
+    return float(as_numpy(distribution.sampler.log_density(point[None]))[0])
 
 
 def _event_shape(distribution: ResolvedDistribution) -> tuple[int, ...] | None:

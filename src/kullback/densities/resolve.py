@@ -14,7 +14,7 @@ from kullback.densities.density import Density
 from kullback.densities.gaussian_mixtures import Components, components_of_family, sampler_of_components
 from kullback.errors import DistributionTypeError, NoClosedFormError
 from kullback.families import Distribution
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.labels import is_labelled
 from kullback.samples.monte_carlo import Sampler
 
@@ -75,9 +75,7 @@ class ResolvedDistribution:
         """The temperature and the logits of a relaxed categorical distribution on log-probabilities, or None."""
         if type(self.given).__name__ not in ("ExpRelaxedCategorical", "ExpRelaxedOneHotCategorical"):
             return None
-        temperature, logits = (
-            np.asarray(untracked(x), np.float64) for x in (self.given.temperature, self.given.logits)
-        )
+        temperature, logits = (as_numpy(x, np.float64) for x in (self.given.temperature, self.given.logits))
         return (float(temperature.reshape(())), logits) if temperature.size == 1 and logits.ndim == 1 else None
 
     @cached_property

@@ -6,7 +6,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.densities.resolve import adapter_of
-from kullback.numerics.arrays import untracked
+from kullback.numerics.arrays import as_numpy
 
 __all__ = ["same_transform", "without_shared_transforms"]
 
@@ -67,7 +67,7 @@ def same_transform(a: Any, b: Any) -> bool:
 
 def _same_value(a: Any, b: Any) -> bool:
     if array_api_compat.is_array_api_obj(a) or array_api_compat.is_array_api_obj(b):
-        return bool(np.array_equal(np.asarray(untracked(a)), np.asarray(untracked(b))))
+        return bool(np.array_equal(as_numpy(a), as_numpy(b)))
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same_value, a, b))
     if isinstance(a, bool | int | float | str | type(None)):

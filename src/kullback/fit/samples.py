@@ -8,7 +8,7 @@ from kullback.closed_forms.supports import has_moving_support, shared_support
 from kullback.densities.from_families import as_density
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.families import Distribution
-from kullback.numerics.arrays import Array, ArrayLike, untracked
+from kullback.numerics.arrays import Array, ArrayLike, as_numpy
 from kullback.numerics.labels import plain_arrays, require_unlabelled
 
 __all__ = [
@@ -30,7 +30,7 @@ def as_samples(samples: ArrayLike) -> Array:
         ShapeError: The samples have another shape, or there are none.
         SupportError: A sample is infinite or nan.
     """
-    given = np.asarray(untracked(plain_arrays(samples)[0]))
+    given = as_numpy(plain_arrays(samples)[0])
     if given.dtype.kind == "c":
         raise ArrayTypeError(f"expected real samples, got dtype {given.dtype}; pass the real part, or the modulus")
     x = given.astype(np.float64)
@@ -55,7 +55,7 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
     if weights is None:
         return np.full(count, 1 / count)
     require_unlabelled("weights", weights)
-    w = np.asarray(untracked(plain_arrays(weights)[0]), np.float64)
+    w = as_numpy(plain_arrays(weights)[0], np.float64)
     if w.shape != (count,):
         raise ShapeError(f"expected weights of shape ({count},), one for each sample, got shape {w.shape}")
     if not ((w >= 0).all() and 0 < w.max() < inf):

@@ -19,7 +19,7 @@ from kullback.fit.gaussian.multivariate import NORMAL_FAMILIES
 from kullback.fit.result import Fit, with_distributions
 from kullback.fit.targets import is_multivariate
 from kullback.numerics.arguments import shown
-from kullback.numerics.arrays import untracked
+from kullback.numerics.arrays import as_numpy
 
 __all__ = [
     "FamilyAdapter",
@@ -126,7 +126,7 @@ class FamilyAdapter:
 def _require_constraints(family: type, parameter: Field[Any], value: Any) -> None:
     """Raise ParameterError if a fixed value is not numeric, or violates the constraint of its parameter."""
     try:
-        array = np.asarray(untracked(value), np.float64)
+        array = as_numpy(value, np.float64)
     except (TypeError, ValueError) as error:
         raise ParameterError(
             f"expected fixed={{{parameter.name!r}: ...}} of {family.__name__} to be numeric, got {value!r}"

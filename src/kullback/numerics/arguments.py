@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ArrayTypeError, ShapeError
-from kullback.numerics.arrays import Array, ArrayLike, holds, untracked
+from kullback.numerics.arrays import Array, ArrayLike, as_numpy, holds, untracked
 from kullback.numerics.labels import plain_arrays
 
 __all__ = ["as_float64", "boolean_mask", "is_index", "is_name", "is_number", "shown"]
@@ -59,7 +59,7 @@ def as_float64(name: str, values: ArrayLike) -> np.ndarray:
         ShapeError: The rows of a list have different lengths.
     """
     try:
-        array = np.asarray(untracked(plain_arrays(values)[0]))
+        array = as_numpy(plain_arrays(values)[0])
     except ShapeError:
         raise
     except ArrayTypeError as error:
@@ -75,7 +75,7 @@ def boolean_mask(mask: Array) -> Array:
     """A mask as booleans: booleans themselves, nonzero integers, and the floats 0 and 1.
 
     Raises:
-        ArrayTypeError: The mask has another float, such as a weight or nan, or a value that is no real number.
+        ArrayTypeError: The mask has another float, such as a weight or nan, or its entries are not real numbers.
     """
     dtype = str(mask.dtype)
     if "bool" in dtype:

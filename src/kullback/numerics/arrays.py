@@ -16,6 +16,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "as_floats",
+    "as_numpy",
     "broadcast_arrays",
     "cast",
     "elementwise_with_gradient",
@@ -274,6 +275,15 @@ def holds(flag: Array) -> bool:
         if type(error).__name__ == "TracerBoolConversionError" or "vmap" in str(error):
             return False
         raise
+
+
+def as_numpy(array: Array, dtype: Any = None) -> np.ndarray:
+    """The values of an array as a NumPy array, without automatic differentiation; bfloat16 becomes float32."""
+    if array_api_compat.is_torch_array(array):
+        array = array.detach().cpu()
+        array = array.float() if "bfloat16" in str(array.dtype) else array
+    values = np.asarray(array)
+    return values.astype(dtype or np.float32, copy=False) if dtype or values.dtype.name == "bfloat16" else values
 
 
 def is_positive(xp: Any, x: Array) -> Array:

@@ -10,7 +10,7 @@ from scipy import special
 
 from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
 from kullback.numerics.arguments import shown
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
 
@@ -231,7 +231,7 @@ def _log_densities(name: str, x: Array, p: Sampler, q: Sampler, draws: int) -> t
     for which, sampler in (("p", p), ("q", q)):
         try:
             with np.errstate(all="ignore"):
-                found = np.asarray(untracked(sampler.log_density(x)))
+                found = as_numpy(sampler.log_density(x))
                 log = np.asarray(found, dtype=np.float64)
         except KullbackError:
             raise

@@ -11,7 +11,7 @@ from kullback import families
 from kullback.errors import ParameterError
 from kullback.families import Distribution
 from kullback.families.base import Constraint, Count, Nonnegative, Positive, Probability, Real
-from kullback.numerics.arrays import Array, untracked
+from kullback.numerics.arrays import Array, as_numpy
 
 __all__ = ["FamilyParametrisation", "Parametrisation", "parametrise"]
 
@@ -167,7 +167,7 @@ def _with_sorted_components(distribution: Distribution) -> Distribution:
     if not isinstance(distribution, families.NormalMixture):
         return distribution
     parameters = (distribution.weights, distribution.locs, distribution.scales)
-    weights, locs, scales = (np.asarray(untracked(value), np.float64) for value in parameters)
+    weights, locs, scales = (as_numpy(value, np.float64) for value in parameters)
     order = np.argsort(locs, kind="stable")
     return families.NormalMixture(weights=weights[order], locs=locs[order], scales=scales[order])
 
@@ -176,6 +176,6 @@ def _parameter_value(distribution: Distribution, name: str) -> Array:
     """A parameter as float64; probs are computed from logits where the distribution has logits only."""
     value = getattr(distribution, name)
     if value is None and name == "probs":
-        logits = np.asarray(untracked(distribution.logits), np.float64)  # pyright: ignore[reportAttributeAccessIssue]
+        logits = as_numpy(distribution.logits, np.float64)  # pyright: ignore[reportAttributeAccessIssue]
         return special.expit(logits) if logits.ndim == 0 else special.softmax(logits, axis=-1)
-    return np.asarray(untracked(value), np.float64)
+    return as_numpy(value, np.float64)
