@@ -1,5 +1,6 @@
 """A fit does not depend on the unit of the samples or of the target: its parameters scale with the unit."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from kullback.families import (
     Maxwell,
     Normal,
     NormalMixture,
+    Pareto,
     Rayleigh,
 )
 
@@ -108,3 +110,8 @@ def test_fits_to_log_densities_scale_with_the_unit(unit: float, shift: float) ->
 def test_a_log_density_without_a_finite_integral_is_named_in_every_unit(unit: float) -> None:
     with pytest.raises(SupportError, match="a function with a finite integral"):
         fit_reverse(Normal, log_prob=lambda x: -np.abs(x) / (unit + np.abs(x)))
+
+
+def test_a_pareto_fit_to_samples_whose_ratio_overflows() -> None:
+    fit = fit_forward(Pareto, samples=[1e-300, 1e300])
+    assert fit.distribution.alpha == pytest.approx(2 / (600 * math.log(10)), rel=1e-12)

@@ -79,7 +79,10 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
         return families.Uniform(low=float(x.min()), high=float(x.max()))
     if family is families.Pareto and 0 < x.min() < x.max():
         scale = float(x.min())
-        return families.Pareto(scale=scale, alpha=1 / float(np.log(x / scale) @ weights))
+        with np.errstate(over="ignore"):
+            ratio = x / scale
+        logs = np.where(ratio < np.inf, np.log(ratio), np.log(x) - np.log(scale))
+        return families.Pareto(scale=scale, alpha=1 / float(logs @ weights))
     if family is families.Categorical:
         for i in np.flatnonzero((x < 0) | (x % 1 != 0) | (x > _LARGEST_CATEGORY))[:1].tolist():
             raise SupportError(
