@@ -41,9 +41,11 @@ def all_families() -> list[type]:
 
 
 def pairs_by_function() -> dict[Callable[..., Any], list[tuple[type, type]]]:
-    """The registered pairs of families, grouped by the function that implements their closed form."""
+    """The pairs of families of the package, grouped by the function that implements their closed form."""
     grouped: dict[Callable[..., Any], list[tuple[type, type]]] = defaultdict(list)
     for pair, form in FORMS.items():
+        if not all(family.__module__.startswith("kullback.") for family in pair):  # a class of a caller of register_kl
+            continue
         grouped[_implementation(form)].append(pair)
     return dict(grouped)
 

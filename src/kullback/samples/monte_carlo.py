@@ -17,6 +17,7 @@ from kullback.result import Estimate
 __all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo"]
 
 
+_FEWEST_DRAWS = 2000  # of an interval whose status is "estimated"
 _MAX_DRAWS = 10**9  # which take several gigabytes for each dimension
 
 
@@ -57,9 +58,10 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
 
     Returns:
         An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a
-        draw. The status is "unreliable" if the draws contradict the log-densities, and if the variance of the terms
-        appears to be infinite: the Hill estimate of the tail index from the 3 sqrt(draws) largest terms is above 1/2,
-        and the estimate from the draws^0.4 largest is above 1/2 or one term contributes a fifth of the variance.
+        draw. The status is "unreliable" if the draws contradict the log-densities, if there are fewer than 2000 draws
+        or than 25 times the squared skewness of the terms, and if the variance of the terms appears to be infinite: the
+        Hill estimate of the tail index from the 3 sqrt(draws) largest terms is above 1/2, and the estimate from the
+        draws^0.4 largest is above 1/2 or one term contributes a fifth of the variance.
 
     Raises:
         ShapeError: A sampler does not return `draws` draws, or a log-density does not return an array of shape
@@ -70,6 +72,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     References:
         Schulman (2020), Approximating KL divergence, for phi(log r).
         Hill (1975), for the tail index.
+        Cochran (1977), Sampling Techniques, section 2.15, for the number of draws.
 
     Example:
         >>> from kullback.densities.resolve import resolve
@@ -113,10 +116,12 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
             std_error = float(np.hypot(terms.std(ddof=1), np.sqrt(mass_outside * (1 - mass_outside))) / np.sqrt(draws))
     interval = (0.0, inf)
     if not warnings:
-        half = float(special.ndtri((1 + confidence) / 2)) * std_error
+        half = float(special.stdtrit(max(draws - 2, 1), (1 + confidence) / 2)) * std_error
         interval = (max(value - half, 0.0), value + half)
         if index:
             warnings.append(f"the terms have a heavy tail with tail index {index:.2g}: rare draws determine the mean")
+        else:
+            warnings += _few_draws(terms, x)
     return Estimate(
         value,
         std_error,
@@ -145,8 +150,8 @@ def cross_entropy_monte_carlo(
 
     Returns:
         An `Estimate` in nats with its standard error and confidence interval; `inf` if the density of q is 0 at a draw.
-        The status is "unreliable" if the variance of -log q appears to be infinite, by the Hill estimate of the tail
-        index.
+        The status is "unreliable" if there are fewer than 2000 draws or than 25 times the squared skewness of -log q,
+        and if its variance appears to be infinite, by the Hill estimate of the tail index.
 
     Raises:
         ShapeError: The sampler does not return `draws` draws, or a log-density does not return an array of shape
@@ -170,11 +175,11 @@ def cross_entropy_monte_carlo(
         warning = f"q is 0 where p is not: {outside.size} of {draws} draws, the first {_point(x, int(outside[0]))}"
         return Estimate(inf, 0.0, draws, method="Monte Carlo", interval=(inf, inf), warnings=(warning,))
     value, std_error = float(-log_q.mean()), float(log_q.std(ddof=1) / np.sqrt(draws))
-    half = float(special.ndtri((1 + confidence) / 2)) * std_error + precision
-    index, warnings = hill_index(np.abs(log_q - np.median(log_q))), ()
+    half = float(special.stdtrit(draws - 1, (1 + confidence) / 2)) * std_error + precision
+    index, warnings = hill_index(np.abs(log_q - np.median(log_q))), _few_draws(-log_q, x)
     # Few distinct values may have a large index. With an infinite variance, single draws dominate the sum of squares.
     if index > 0.5 and float(((log_q + value) ** 2).max()) > 0.01 * draws * float(log_q.var()):
-        warnings = (f"log q has a heavy tail with tail index {index:.2g}: rare draws determine the mean",)
+        warnings = [f"log q has a heavy tail with tail index {index:.2g}: rare draws determine the mean"]
     return Estimate(
         value,
         std_error,
@@ -182,8 +187,26 @@ def cross_entropy_monte_carlo(
         method="Monte Carlo",
         interval=(value - half, value + half),
         status="unreliable" if warnings else "estimated",
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
+
+
+def _few_draws(terms: Array, x: Array) -> list[str]:
+    """A warning if the draws are too few for an interval of the mean from its standard error.
+
+    Cochran's rule requires 25 draws times the squared skewness. Fewer than two thousand draws often have none of the rare
+    terms that determine the skewness. Draws of one point show that other outcomes are rare.
+    """
+    deviations = terms - terms.mean()
+    spread = float(np.sqrt((deviations * deviations).mean()))
+    if spread <= 1e-12 * float(np.abs(terms).max()):
+        return [f"all {terms.size} draws are equal: other outcomes are rare"] if bool((x == x[:1]).all()) else []
+    skewness = float(((deviations / spread) ** 3).mean())
+    if terms.size < max(25 * skewness * skewness, _FEWEST_DRAWS):
+        return [
+            f"{terms.size} draws are few for terms with a skewness of {skewness:.2g}: the interval can be too narrow"
+        ]
+    return []
 
 
 def _require_options(draws: int, seed: int, confidence: float) -> None:
@@ -333,6 +356,8 @@ def hill_index(values: Array, count: int | None = None) -> float:
     `count` is the number of the largest values that are used, 3 sqrt(n) if it is None, and at most a fifth of them.
     """
     count = min(int(3 * np.sqrt(values.size)) if count is None else count, values.size // 5)
+    if count == 0:
+        return 0.0
     top = np.sort(values)[-count - 1 :]
     if not top[0] > 0 or not np.isfinite(top[-1]):
         return inf if top[-1] == inf else 0.0
