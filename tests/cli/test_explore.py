@@ -209,6 +209,8 @@ def test_a_symbolic_link_is_kept_and_a_directory_is_refused(tmp_path, capsys):
     assert page.read_text() != "<!doctype html>\nold"
     assert main(["explore", "--output", str(tmp_path)]) == 2
     assert "expected the path of a file, got a directory" in capsys.readouterr().err
+    assert main(["explore", "--output", str(page), "--port", "3"]) == 2
+    assert "--port: expected no port with --output, which starts no server" in capsys.readouterr().err
 
 
 def test_only_pages_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

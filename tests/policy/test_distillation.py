@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
-from kullback.errors import PenaltyError
+from kullback.errors import ArrayTypeError, PenaltyError
 from kullback.policy.aggregation import aggregate_tokens
-from kullback.policy.distillation import DISTILLATION_DIVERGENCES, distillation_loss, logit_divergence
+from kullback.policy.distillation import (
+    DISTILLATION_DIVERGENCES,
+    WEIGHTED_DIVERGENCES,
+    distillation_loss,
+    logit_divergence,
+)
 
 MASK = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]])
 
@@ -45,7 +50,8 @@ def hidden(dtype=torch.float64):
 def test_divergences_of_logits_and_their_gradients_follow_the_definitions(name, weight):
     teacher, student = logits()
     student.requires_grad_()
-    got, expected = logit_divergence(teacher, student, name, weight=weight), naive(teacher, student, name, weight)
+    got = logit_divergence(teacher, student, name, weight=weight if name in WEIGHTED_DIVERGENCES else None)
+    expected = naive(teacher, student, name, weight)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-13)
     gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-13)
@@ -56,7 +62,7 @@ def test_losses_equal_the_loss_of_trl(beta):
     trainer = pytest.importorskip("trl.trainer.distillation_trainer", reason="TRL 1.14 has no such trainer")
     name = {0.0: "forward", 1.0: "reverse", 0.5: "js"}.get(beta, "generalized_js")
     states = hidden(torch.float32)
-    ours = distillation_loss(*states, divergence=name, weight=beta if 0 < beta < 1 else 0.5, mask=MASK)
+    ours = distillation_loss(*states, divergence=name, weight=beta if name in WEIGHTED_DIVERGENCES else None, mask=MASK)
     theirs, entropies, count = trainer._chunked_divergence_loss(
         states[2], states[0].detach(), states[3], states[1].detach(), MASK, beta
     )
@@ -72,8 +78,9 @@ def test_losses_equal_the_loss_of_trl(beta):
 def test_losses_from_hidden_states_with_caps_and_scales(name, aggregate):
     states = hidden()
     bias = torch.randn(30, dtype=torch.float64).requires_grad_()
+    weight = 0.2 if name in WEIGHTED_DIVERGENCES else None
     result = distillation_loss(
-        *states, divergence=name, weight=0.2, mask=MASK, aggregate=aggregate, student_bias=bias, temperature=1.5,
+        *states, divergence=name, weight=weight, mask=MASK, aggregate=aggregate, student_bias=bias, temperature=1.5,
         teacher_softcap=3.0, student_logit_scale=0.7, chunk=4,
     )  # fmt: skip
     teacher = 3 * torch.tanh(states[0] @ states[1].T / 3) / 1.5
@@ -126,5 +133,15 @@ def test_invalid_arguments_raise():
     for weight in (0, 1, math.nan, "half"):
         with pytest.raises(PenaltyError, match="weight between 0 and 1"):
             distillation_loss(*states, divergence="skew_forward", weight=weight)
+    for name in ("forward", "reverse", "js"):
+        with pytest.raises(PenaltyError, match=f"expected no weight, because the divergence '{name}' has none"):
+            distillation_loss(*states, divergence=name, weight=0.1)
+        with pytest.raises(PenaltyError, match="expected no weight"):
+            logit_divergence(*logits(), name, weight=0.5)
+    for normalizer in (-1, 0, math.nan, math.inf):
+        with pytest.raises(PenaltyError, match="expected a positive finite normalizer"):
+            distillation_loss(*states, normalizer=normalizer)
+    with pytest.raises(ArrayTypeError, match=r"expected group to be a process group of torch\.distributed, got 3"):
+        distillation_loss(*states, group=3)
     with pytest.raises(PenaltyError, match="heads in shards"):
         distillation_loss(*states, divergence="skew_forward", group=object())

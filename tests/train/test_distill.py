@@ -110,7 +110,8 @@ def test_the_evaluation_equals_the_average_over_tokens(divergence: Any, tiny_mod
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (teacher, tiny_model)]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
     rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "13+24=", "completion": "37"}]
-    evaluation = DistillationEvaluation(rows, tokenizer, 8, 0.7, divergence, 0.3, off_policy=True)
+    weight = None if divergence == "reverse" else 0.3
+    evaluation = DistillationEvaluation(rows, tokenizer, 8, 0.7, divergence, weight, off_policy=True)
     row, _ = evaluation.measure(models[1], models[0], step=0)
     values, reverse = [], []
     for example in rows:
@@ -118,7 +119,7 @@ def test_the_evaluation_equals_the_average_over_tokens(divergence: Any, tiny_mod
         ids = torch.tensor([[*prompt, *completion, tokenizer.eos_token_id]])
         with torch.no_grad():
             logits = [model(ids).logits[0, len(prompt) - 1 : -1].double() / 0.7 for model in models]
-        values += logit_divergence(*logits, divergence, weight=0.3).tolist()
+        values += logit_divergence(*logits, divergence, weight=weight).tolist()
         reverse += logit_divergence(*logits, "reverse").tolist()
     assert row["divergence_per_token"] == pytest.approx(sum(values) / len(values), rel=1e-5)
     assert row["kl_student_teacher_per_token"] == pytest.approx(sum(reverse) / len(reverse), rel=1e-5)
@@ -175,7 +176,8 @@ def test_plans_are_checked(tiny_model: Path, teacher: Path, tmp_path: Path) -> N
     prompts = [{"prompt": "1+2="}]
     for more, message in (
         ({"divergence": "backward"}, "--divergence: expected one of"),
-        ({"weight": 0.0}, "--weight: expected a number between 0 and 1"),
+        ({"weight": 0.0, "divergence": "skew_forward"}, "--weight: expected a number between 0 and 1"),
+        ({"weight": 0.1, "divergence": "js"}, "--weight: expected --divergence to be one of skew_forward"),
         ({"off_policy": True}, "--off-policy: expected rows with a completion"),
     ):
         with pytest.raises(InputError, match=message):

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         f"stable-baselines3, or a directory of runs; at most {_MAX_RUNS} runs",
     )
     parser.add_argument(
-        "--port", type=_parse_port, default=0, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
+        "--port", type=_parse_port, metavar="N", help="listen on port N; 0 selects a free port (default: 0)"
     )
     parser.add_argument(
         "--no-browser", action="store_true", help="print the address without opening a browser (default: open it)"
@@ -58,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     from kullback.runs.atomic_write import write_atomically
 
     output = options.output
+    if output is not None and options.port is not None:
+        raise InputError("--port: expected no port with --output, which starts no server")
     if output is not None and output.is_dir():
         raise InputError(f"--output {output}: expected the path of a file, got a directory")
     if output is not None and output.is_file() and not _is_page(output):
@@ -85,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError(f"--output {options.output}: cannot be written: {error.strerror or error}") from error
         print_result(one_line(str(options.output)))
         return 0
-    server, address = make_server(logs, port=options.port, problems=problems)
+    server, address = make_server(logs, port=options.port or 0, problems=problems)
     print_result(f"{address}   (press Ctrl-C to stop)")
     if not options.no_browser:
         import webbrowser

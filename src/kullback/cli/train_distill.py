@@ -147,7 +147,7 @@ def _train_distill(options: argparse.Namespace) -> bool:
         steps=options.steps,
         output=options.output,
         divergence=options.divergence,
-        weight=0.5 if options.weight is None else options.weight,
+        weight=options.weight,
         off_policy=options.off_policy,
         seed=options.seed,
         settings=parse_settings(options.set, DistillationConfig),

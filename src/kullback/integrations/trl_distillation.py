@@ -30,6 +30,7 @@ from kullback.integrations.trl_checkpoint import load_generations, save_generati
 from kullback.policy.aggregation import Aggregate, require_aggregate
 from kullback.policy.distillation import (
     DISTILLATION_DIVERGENCES,
+    WEIGHTED_DIVERGENCES,
     DistillationDivergence,
     DistillationLoss,
     distillation_loss,
@@ -112,9 +113,13 @@ class _ExactLoss:
             raise InputError(f"expected a divergence out of {', '.join(DISTILLATION_DIVERGENCES)}, got {chosen!r}")
         if weight is not None and not 0 < weight < 1:
             raise InputError(f"expected a weight between 0 and 1, got {weight}")
+        if weight is not None and chosen not in WEIGHTED_DIVERGENCES:
+            raise InputError(f"expected no weight, because the divergence {chosen!r} has none, got weight={weight}")
         require_aggregate(aggregate)
         self.divergence: DistillationDivergence = chosen
-        self.divergence_weight = default_weight if weight is None else weight
+        self.divergence_weight: float | None = None
+        if chosen in WEIGHTED_DIVERGENCES:
+            self.divergence_weight = default_weight if weight is None else weight
         self.aggregate: Aggregate = aggregate
 
     def _find_heads(self) -> None:

@@ -1,5 +1,6 @@
 """Aggregation of token values into one number: over tokens, over sequences, or over sums of sequences."""
 
+from math import inf
 from typing import Literal, get_args
 
 import torch
@@ -46,7 +47,7 @@ def aggregate_tokens(
 
     Raises:
         ShapeError: The mask does not have the shape of `values`.
-        PenaltyError: `how` is not one of the three conventions, or `normalizer` is not a number.
+        PenaltyError: `how` is not one of the three conventions, or `normalizer` is not a positive number.
 
     References:
         Shao et al. (2024), "DeepSeekMath", for "sequence_mean" [shao2024].
@@ -61,6 +62,8 @@ def aggregate_tokens(
     require_aggregate(how)
     if normalizer is not None and not is_scalar(normalizer):
         raise PenaltyError(f"expected normalizer to be a number, got {normalizer!r}")
+    if isinstance(normalizer, float | int) and not 0 < normalizer < inf:
+        raise PenaltyError(f"expected a positive finite normalizer, got {normalizer}")
     mask = token_mask(values, mask)
     sums, lengths = torch.where(mask, values, 0.0).sum(-1), mask.sum(-1)
     if how == "sequence_mean":

@@ -20,7 +20,13 @@ from kullback.tokens.linear import linear_token_kl, require_heads, require_posit
 from kullback.tokens.logits import as_logits, require_tensors, token_kl
 from kullback.tokens.stats import token_stats
 
-__all__ = ["DISTILLATION_DIVERGENCES", "DistillationLoss", "distillation_loss", "logit_divergence"]
+__all__ = [
+    "DISTILLATION_DIVERGENCES",
+    "WEIGHTED_DIVERGENCES",
+    "DistillationLoss",
+    "distillation_loss",
+    "logit_divergence",
+]
 
 DistillationDivergence: TypeAlias = Literal[
     "forward", "reverse", "js", "skew_forward", "skew_reverse", "generalized_js"
@@ -29,6 +35,9 @@ DISTILLATION_DIVERGENCES: tuple[str, ...] = get_args(DistillationDivergence)
 
 # The divergences that the engine computes with their gradient in one pass: the statistic for p = teacher, q = student.
 _STATISTICS = {"forward": "kl", "reverse": "reverse_kl", "js": "js"}
+
+# The others have a weight of the mixture.
+WEIGHTED_DIVERGENCES: tuple[str, ...] = tuple(name for name in DISTILLATION_DIVERGENCES if name not in _STATISTICS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +62,7 @@ def logit_divergence(
     student_logits: Float[Tensor, "*batch vocab"],
     name: DistillationDivergence = "forward",
     *,
-    weight: float = 0.5,
+    weight: float | None = None,
 ) -> Float[Tensor, "*batch"]:
     """A divergence between the next-token distributions of a teacher t and a student s at every position.
 
@@ -68,14 +77,15 @@ def logit_divergence(
         teacher_logits: Shape (..., V); -inf for a token of probability 0.
         student_logits: Shape (..., V), differentiable.
         name: One of the names above.
-        weight: w, between 0 and 1; used by "skew_forward", "skew_reverse" and "generalized_js".
+        weight: w, between 0 and 1, for "skew_forward", "skew_reverse" and "generalized_js"; None is 1/2. The others
+            have no weight.
 
     Returns:
         Shape (...), nats per position, >= 0, float32 or float64. `inf` for "forward" where the student excludes a token
         of the teacher, and for "reverse" where the teacher excludes a token of the student.
 
     Raises:
-        PenaltyError: The name is unknown, or the weight is not between 0 and 1.
+        PenaltyError: The name is unknown, the weight is not between 0 and 1, or a divergence without a weight got one.
         ShapeError: The shapes differ.
 
     References:
@@ -88,7 +98,7 @@ def logit_divergence(
         >>> [round(logit_divergence(teacher, student, name).item(), 4) for name in ("forward", "reverse", "js")]
         [0.1201, 0.1109, 0.0285]
     """
-    _require(name, weight)
+    weight = _weight_of(name, weight)
     if name in _STATISTICS:
         return getattr(token_stats(teacher_logits, student_logits), _STATISTICS[name])
     log_t, log_s = (logits.log_softmax(-1) for logits in as_logits(teacher_logits, student_logits))
@@ -111,7 +121,7 @@ def distillation_loss(
     student_weight: Float[Tensor, "vocab e"],
     *,
     divergence: DistillationDivergence = "forward",
-    weight: float = 0.5,
+    weight: float | None = None,
     mask: Shaped[Tensor, "batch time"] | None = None,
     aggregate: Aggregate = "token_mean",
     normalizer: float | Tensor | None = None,
@@ -138,7 +148,7 @@ def distillation_loss(
         student_hidden: Shape (batch, time, e): the inputs of the student's output head at the same positions.
         student_weight: Shape (V, e): the student's output head over the same vocabulary.
         divergence: A name of `logit_divergence`. "reverse" on completions of the student is on-policy distillation.
-        weight: w of `logit_divergence`.
+        weight: w of `logit_divergence`; None is 1/2. "forward", "reverse" and "js" have no weight.
         mask: Shape (batch, time), true (or nonzero) for the tokens that count. None: all tokens count.
         aggregate: How tokens are averaged: "token_mean", "sequence_mean" or "sequence_sum"; see `aggregate_tokens`.
         normalizer: Replaces the denominator of the average, such as the number of tokens of the whole batch.
@@ -156,8 +166,8 @@ def distillation_loss(
         The loss and its parts; see `DistillationLoss`.
 
     Raises:
-        PenaltyError: The divergence or the aggregation is unknown, the weight is not between 0 and 1, or a group is
-            given for a divergence that does not support it.
+        PenaltyError: The divergence or the aggregation is unknown, the weight is not between 0 and 1, or a weight or a
+            group is given for a divergence that has none.
         ArrayTypeError: A hidden state, a weight or a bias is not a tensor.
         ShapeError: The shapes do not match.
         SupportError: The temperature, a cap or a scale is not a positive finite number.
@@ -168,7 +178,7 @@ def distillation_loss(
         >>> round(result.loss.item(), 4), result.tokens.item()
         (0.04, 2)
     """
-    _require(divergence, weight)
+    weight = _weight_of(divergence, weight)
     temperature, chunk = require_settings(temperature, chunk)
     given = {"teacher_hidden": teacher_hidden, "teacher_weight": teacher_weight}
     given |= {"student_hidden": student_hidden, "student_weight": student_weight}
@@ -268,9 +278,14 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _require(name: str, weight: float) -> None:
-    """Raises PenaltyError unless the divergence has this name and the weight is between 0 and 1."""
+def _weight_of(name: str, weight: float | None) -> float:
+    """The weight, 1/2 for None; PenaltyError for an unknown divergence, or a weight that it does not have."""
     if not is_name(name, DISTILLATION_DIVERGENCES):
         raise PenaltyError(f"expected a divergence out of {', '.join(DISTILLATION_DIVERGENCES)}, got {shown(name)}")
+    if weight is None:
+        return 0.5
     if not (is_number(weight) and 0 < weight < 1):
         raise PenaltyError(f"expected a weight between 0 and 1, got {shown(weight)}")
+    if name not in WEIGHTED_DIVERGENCES:
+        raise PenaltyError(f"expected no weight, because the divergence {name!r} has none, got weight={weight}")
+    return float(weight)

@@ -194,8 +194,8 @@ def cross_entropy_monte_carlo(
 def _few_draws(terms: Array, x: Array) -> list[str]:
     """A warning if the draws are too few for an interval of the mean from its standard error.
 
-    Cochran's rule requires 25 draws times the squared skewness. Fewer than two thousand draws often have none of the rare
-    terms that determine the skewness. Draws of one point show that other outcomes are rare.
+    Cochran's rule requires 25 draws times the squared skewness. Fewer than two thousand draws often have none of the
+    rare terms that determine the skewness. Draws of one point show that other outcomes are rare.
     """
     deviations = terms - terms.mean()
     spread = float(np.sqrt((deviations * deviations).mean()))

@@ -110,6 +110,8 @@ def linear_token_kl(
     weight_p, bias_p, part_p = _local_head("p", weight_p, bias_p, group)
     weight_q, bias_q, part_q = _local_head("q", weight_q, bias_q, group)
     group = part_p if part_p is not None else part_q
+    if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
+        raise ArrayTypeError(f"expected group to be a process group of torch.distributed, got {shown(group)}")
     if part_p is not part_q:
         raise ShapeError("expected both heads in shards of one process group, got one in shards and one whole")
     require_heads(hidden_p, weight_p, bias_p, hidden_q, weight_q, bias_q)

@@ -18,7 +18,7 @@ from kullback.integrations.trl_distillation import (
     ExactDistillationTrainer,
     require_same_vocabulary,
 )
-from kullback.policy.distillation import DISTILLATION_DIVERGENCES, DistillationDivergence
+from kullback.policy.distillation import DISTILLATION_DIVERGENCES, WEIGHTED_DIVERGENCES, DistillationDivergence
 from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.library_errors import library_errors
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
@@ -56,7 +56,7 @@ class DistillPlan:
         steps: The number of optimizer steps.
         output: The run directory.
         divergence: A name of `kullback.policy.distillation.logit_divergence`.
-        weight: w of `logit_divergence`.
+        weight: w of `logit_divergence`; None is 1/2.
         off_policy: Whether the completions are given. Otherwise, the student generates them.
         seed: The seed of all random numbers.
         settings: Further fields of TRL's DistillationConfig.
@@ -77,7 +77,7 @@ class DistillPlan:
     steps: int
     output: Path
     divergence: DistillationDivergence = "reverse"
-    weight: float = 0.5
+    weight: float | None = None
     off_policy: bool = False
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class DistillPlan:
             The settings of the run as JSON types, by name.
         """
         teacher = {key.replace("model", "teacher", 1): value for key, value in described_model(self.teacher).items()}
-        copied = ("divergence", "weight", "off_policy", "steps", "seed", "evaluate_every")
+        copied = ("divergence", "off_policy", "steps", "seed", "evaluate_every")
         return {
             "kind": "distill",
             **described_model(self.model),
@@ -103,6 +103,7 @@ class DistillPlan:
             "rewards": [],
             "watched": [],
             **{name: getattr(self, name) for name in copied},
+            "weight": 0.5 if self.weight is None else self.weight,
             "settings": dict(self.settings),
             "evaluation_prompts": len(self.rows_to_evaluate()),
             **self.named,
@@ -316,7 +317,9 @@ def _validate(plan: DistillPlan) -> None:
     require_seed(plan.seed)
     if plan.divergence not in DISTILLATION_DIVERGENCES:
         raise InputError(f"--divergence: expected one of {', '.join(DISTILLATION_DIVERGENCES)}, got {plan.divergence}")
-    if not 0 < plan.weight < 1:
+    if plan.weight is not None and plan.divergence not in WEIGHTED_DIVERGENCES:
+        raise InputError(f"--weight: expected --divergence to be one of {', '.join(WEIGHTED_DIVERGENCES)}")
+    if plan.weight is not None and not 0 < plan.weight < 1:
         raise InputError(f"--weight: expected a number between 0 and 1, got {plan.weight}")
     if plan.off_policy and not all("completion" in row for row in (*plan.rows, *plan.evaluation_rows)):
         raise InputError("--off-policy: expected rows with a completion, got rows without")

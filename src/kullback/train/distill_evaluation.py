@@ -51,7 +51,7 @@ class DistillationEvaluation:
     max_new_tokens: int
     temperature: float
     divergence: DistillationDivergence
-    weight: float
+    weight: float | None
     off_policy: bool = False
     rank: int = 0
     processes: int = 1
