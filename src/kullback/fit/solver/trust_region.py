@@ -85,7 +85,7 @@ def minimise(
             positive curvature lies close to it.
 
     Returns:
-        The iterates, or those of the known descent to the same minimum, with the evaluations of this descent.
+        The iterates, or the known descent to the same minimum with the evaluations of this descent.
     """
     vector, radius = np.asarray(start, np.float64), _MAX_RADIUS / 2
     model = _model_or_infinite(objective, vector)
