@@ -400,7 +400,7 @@ def test_rounding_creates_no_modes_of_a_log_density():
     # Near its maximum a log-density repeats the same float, and rounding errors create local maxima there.
     target = f.NormalMixture(weights=[0.7, 0.3], locs=[0.0, 6.0], scales=[1.0, 1.0])
     density = stats.Mixture([stats.Normal(mu=0, sigma=1), stats.Normal(mu=6, sigma=1)], weights=[0.7, 0.3])
-    found, _ = normalise(density.logpdf, (-math.inf, math.inf))
+    found = normalise(density.logpdf, (-math.inf, math.inf)).density
     assert [round(location, 3) for location, _ in found.anchors] == [0.0, 6.0]
     expected = [minimum.distribution.loc for minimum in fit_reverse(f.Normal, target=target).minima]
     fit = fit_reverse(f.Normal, log_prob=lambda x: 3 + density.logpdf(x))

@@ -189,7 +189,7 @@ def _pareto(scale: float, alpha: float) -> Density:
     def log_density(origin: Array, offset: Array) -> Array:
         # log1p of the distance to the end, which is accurate where x / scale is rounded.
         distance = ((origin - scale) + offset) / scale
-        value = log(alpha / scale) - (alpha + 1) * np.log1p(np.maximum(distance, 0.0))
+        value = log(alpha) - log(scale) - (alpha + 1) * np.log1p(np.maximum(distance, 0.0))
         return np.where(distance >= 0, value, -inf)
 
     middle = scale * 2 ** min(1 / alpha, 300.0)
@@ -265,7 +265,7 @@ def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
 
 def _f(df1: float, df2: float) -> Density:
     ratio = df1 / df2
-    constant = log(ratio) - float(special.betaln(df1 / 2, df2 / 2))
+    constant = log(df1) - log(df2) - float(special.betaln(df1 / 2, df2 / 2))
 
     def log_density(origin: Array, offset: Array) -> Array:
         # The terms are small where the density is large, so that the difference of two log-densities keeps its digits.

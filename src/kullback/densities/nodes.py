@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from kullback.numerics.arrays import Array
 __all__ = ["Nodes", "line_nodes", "mean_of"]
 
 _U, _W = np.polynomial.legendre.leggauss(15)
+_MANY_PANELS, _ROUNDING_ERROR = 200, 1e-9
 _MAX_COUNTS = 2**16  # integers that serve as nodes
 
 
@@ -55,6 +57,7 @@ def line_nodes(p: Density, q: Density) -> Nodes:
         tails = [analyse_tail(p, q, *ray) for ray in rays]
         panels = assemble(intervals, rays, [tail.reach for tail in tails])
         whole, kept = _rule(p, q, panels), []
+        last_error = inf
         for _ in range(12):
             halves = panels.halve()
             parts = _rule(p, q, halves)
@@ -66,9 +69,13 @@ def line_nodes(p: Density, q: Density) -> Nodes:
                 break
             both = np.concatenate([again, again])
             panels, whole = halves.pick(both), parts[:, both]
-            if again.sum() > 2000:  # the density is noisy
+            remaining_error = float(error[:, again].sum())
+            # Halving reduces the error of a smooth integrand by a large factor, and rounding errors by about 2.
+            is_rounding = again.sum() > _MANY_PANELS and last_error / 8 < remaining_error < _ROUNDING_ERROR
+            if again.sum() > 2000 or is_rounding:
                 kept.append(panels)
                 break
+            last_error = remaining_error
         else:
             kept.append(panels)
         table = Panels(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))

@@ -9,7 +9,7 @@ from kullback.densities.density import Density
 from kullback.densities.integrand import log_terms
 from kullback.numerics.arrays import Array
 
-__all__ = ["Tail", "analyse_tail"]
+__all__ = ["Tail", "analyse_tail", "mass_beyond_reach"]
 
 _LOG_NEGLIGIBLE = -75.0  # log of 3e-33, which is negligible relative to a mass of 1
 _LOG_MAX = 690.0  # log of 1e300, close to the largest float64
@@ -42,9 +42,7 @@ class Tail(NamedTuple):
 
 def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: int) -> Tail:
     """Where the integrand becomes negligible along a ray; if that is beyond float64, the extrapolated integral."""
-    farthest = _LOG_MAX - growth * log(abs(scale))
-    if growth < 0 and not (_resolves(p, origin) and _resolves(q, origin)):
-        farthest = min(farthest, log(abs(scale)) - log(1e3 * np.spacing(abs(origin))))
+    farthest = _farthest(p, q, origin, scale, growth)
     if farthest < 4:
         return Tail(max(farthest, 1.0))
     s, log_p, log_q = _evaluate_ray(p, q, (origin, scale, growth), farthest)
@@ -55,8 +53,7 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
             return Tail(40.0, inf)
         return Tail(40.0, error=nearer.kl + nearer.error, warning=nearer.warning)
     height = log_terms(log_p, log_q)
-    counts = np.flatnonzero(np.maximum(height, np.maximum(log_p, log_q)) > _LOG_NEGLIGIBLE)
-    last = int(counts[-1]) + 1 if counts.size else 0
+    last = _first_negligible(np.maximum(height, np.maximum(log_p, log_q)))
     if last < s.size:
         return Tail(float(s[last]))
     if (tail := _power_tail(s, log_p, log_q)) is not None:
@@ -76,6 +73,53 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
         elif kl == inf and (beyond < 0.01 * log_p_beyond).any():  # p decays faster where q cannot be evaluated
             kl, error, warning = exp(min(float(height[-1]), _LOG_MAX)), inf, _BEYOND_FLOAT64
     return Tail(float(s[-1]), kl, error, *masses, warning)
+
+
+def mass_beyond_reach(density: Density, origin: float, scale: float, growth: int) -> tuple[float, float]:
+    """The mass of a density beyond the reach of its tail along a ray, which its quadrature nodes omit, and its error.
+
+    Args:
+        density: The density, which need not be normalised.
+        origin: The origin of the ray x = origin + scale e^(growth s).
+        scale: The scale of the ray, with its sign.
+        growth: 1 for a ray to infinity, -1 for a ray to the origin.
+
+    Returns:
+        The extrapolated mass and its error bound. The mass is `inf` if the integral diverges, and the error is `inf` if
+        the values of the density do not determine the mass.
+
+    Example:
+        >>> from kullback.densities.from_families import as_density
+        >>> from kullback.families import Cauchy
+        >>> mass_beyond_reach(as_density(Cauchy(loc=0.0, scale=1.0)), 0.0, 1.0, 1)
+        (0.0, 0.0)
+    """
+    farthest = _farthest(density, density, origin, scale, growth)
+    if farthest < 4:
+        return 0.0, 0.0
+    s, log_p, log_q = _evaluate_ray(density, density, (origin, scale, growth), farthest)
+    if _first_negligible(log_p) < s.size:
+        return 0.0, 0.0
+    if s.size < 8:
+        return 0.0, 0.0 if s.size and log_p[-1] == -inf else inf
+    if growth < 0 and (tail := _power_tail(s, log_p, log_q)) is not None:
+        return 0.0, tail.mass_error or 0.0  # a quadrature node has this mass
+    mass, error, _ = _extrapolate(s, log_p)
+    return mass, error
+
+
+def _farthest(p: Density, q: Density, origin: float, scale: float, growth: int) -> float:
+    """The largest s at which both densities can be evaluated on a ray."""
+    farthest = _LOG_MAX - growth * log(abs(scale))
+    if growth < 0 and not (_resolves(p, origin) and _resolves(q, origin)):
+        farthest = min(farthest, log(abs(scale)) - log(1e3 * np.spacing(abs(origin))))
+    return farthest
+
+
+def _first_negligible(height: Array) -> int:
+    """The index after the last value that is not negligible."""
+    counts = np.flatnonzero(height > _LOG_NEGLIGIBLE)
+    return int(counts[-1]) + 1 if counts.size else 0
 
 
 def _evaluate_ray(p: Density, q: Density, ray: tuple[float, float, int], farthest: float) -> tuple[Array, Array, Array]:
@@ -138,7 +182,7 @@ def _power_tail(s: Array, log_p: Array, log_q: Array) -> Tail | None:
         slopes.append(slope)
         errors.append(error / slope)
     a, b = slopes
-    mass_p, mass_q = exp(log_p[-1]) / a, exp(log_q[-1]) / b
+    mass_p, mass_q = float(np.exp(log_p[-1])) / a, float(np.exp(log_q[-1])) / b
     kl = mass_q - mass_p + mass_p * (float(log_p[-1] - log_q[-1]) + b / a - 1)
     error = 3 * (errors[0] + errors[1]) * (mass_q + mass_p * (1 + abs(float(log_p[-1] - log_q[-1])) + b / a))
     mass_error = 2 * max(mass_p * errors[0], mass_q * errors[1])
@@ -148,7 +192,7 @@ def _power_tail(s: Array, log_p: Array, log_q: Array) -> Tail | None:
 def _mass_beyond(s: Array, height: Array) -> float:
     """The integral of e^height beyond the last s, extrapolated with the last slope of the height."""
     slope = float((height[-7] - height[-1]) / (s[-1] - s[-7]))
-    return float(exp(height[-1]) / slope) if slope > 0 else 0.0 if height[-1] == -inf else 1.0
+    return float(np.exp(height[-1])) / slope if slope > 0 else 0.0 if height[-1] == -inf else 1.0
 
 
 def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:

@@ -89,7 +89,9 @@ def fit_reverse(
             trained in place. A module has `log_prob(x)` and `rsample(shape)`, or returns a distribution that has them
             when it is called, as zuko's flows do.
         log_prob: The log-density of p up to a constant, at points of shape (n,) or (n, d), given as an array or, where
-            PyTorch is needed, as a tensor. Pass either log_prob or target.
+            PyTorch is needed, as a tensor. Pass either log_prob or target. The modes of a univariate log_prob are
+            searched on a grid: a narrow mode is missed, and is not part of the integral, where log_prob is -inf at all
+            grid points around it, for example because it is the logarithm of a density that underflows.
         target: The distribution p, of any kind that `kullback.measure` accepts.
         start: A member of the family at which the first descent begins; `path` records this descent. For multivariate
             families it also determines the number of dimensions.
@@ -193,7 +195,8 @@ def _fit_standardised(family: type[Distribution], log_prob: Callable[[Any], Any]
     limit = min(1e308 / width - abs(location) / width, 1e308)
 
     def standardised(u: Any) -> Any:
-        return log_prob(location + width * u.clip(-limit, limit))
+        inside = abs(u) <= limit
+        return np.where(inside, evaluate_log_prob(log_prob, location + width * np.where(inside, u, 0.0)), -inf)
 
     fit = _fit_univariate(family, standardised, None, [], {}, None, (-inf, inf))
 
@@ -212,10 +215,11 @@ def _fit_of_member(
     """The fit of a family whose parameters are all fixed: the member with its KL."""
     diagnostics: dict[str, Any] = {"method": "fixed parameters"}
     if log_prob is None:
-        estimate = measure(member, target)
+        estimate = _kl(member, target) if isinstance(target, Density) else measure(member, target)
     elif has_density(type(member)):
-        density, diagnostics["log_evidence"] = normalise(log_prob, support)
-        estimate = _kl(member, density)
+        normalised = normalise(log_prob, support)
+        diagnostics["log_evidence"] = normalised.log_evidence
+        estimate = normalised.with_error_of_evidence(_kl(member, normalised.density))
         diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
     else:
         raise ParameterError(
@@ -237,6 +241,7 @@ def _fit_univariate(
     modes: Modes | None = None,
 ) -> Fit:
     diagnostics: dict[str, Any] = {"method": "quadrature"}
+    normalised = None
     if log_prob is None:
         density = univariate_density(target)
         if density is None:
@@ -250,7 +255,8 @@ def _fit_univariate(
                 f"expected a family on the real line for log_prob, whose integral is computed, got the discrete family "
                 f"{family.__name__}; pass a distribution on the integers as target"
             )
-        density, diagnostics["log_evidence"] = normalise(log_prob, support, modes)
+        normalised = normalise(log_prob, support, modes)
+        density, diagnostics["log_evidence"] = normalised.density, normalised.log_evidence
     matched_starts = univariate_starts(family, density, fixed, components)
     if not starts + matched_starts:
         raise missing_start_error(family)
@@ -264,8 +270,11 @@ def _fit_univariate(
     if not found.minima:
         raise _infinite_kl_error(family, density)
     best = found.minima[0].distribution
-    estimate = _kl(best, density) if target is None else measure(best, target)
-    if log_prob is not None:
+    estimate = _kl(best, density) if target is None or target is density else measure(best, target)
+    if estimate.value == inf and estimate.status == "exact":  # at points that the descents do not reach
+        raise _infinite_kl_error(family, density)
+    if normalised is not None:
+        estimate = normalised.with_error_of_evidence(estimate)
         diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
     diagnostics["pareto_k"] = _pareto_k(best, density)
     return _as_fit(found, estimate, diagnostics)

@@ -1,24 +1,31 @@
 """Densities of targets: from a distribution, or from an unnormalised log-density on the real line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from kullback.densities.density import Density
 from kullback.densities.nodes import line_nodes
+from kullback.densities.panels import partition
 from kullback.densities.resolve import resolve
+from kullback.densities.tails import mass_beyond_reach
 from kullback.errors import ArrayTypeError, KullbackError, SupportError
 from kullback.numerics.arrays import Array
+from kullback.result import Estimate
 
 __all__ = [
     "Modes",
+    "NormalisedTarget",
     "evaluate_log_prob",
     "find_modes",
     "is_multivariate",
     "normalise",
+    "power",
     "sample_dimension",
     "univariate_density",
 ]
@@ -29,14 +36,14 @@ _MAX_MODES = 40
 _NATS_BELOW_MODE = 40  # lower peaks are ignored
 _NATS_BELOW_JUMP = 30  # a jump to 0 from a lower density is ignored
 _REFINEMENTS = 6
-_FAR = 1e12  # where the density of a target with infinite support must be negligible, in units of its extent or in 1
-_LARGEST = 1e308
-_MAX_LOG_DENSITY_FAR = -27.0  # 2e-12 of the largest density
+_ACCEPTABLE_ERROR = 1e-10  # of KL: in nats where KL is below 1, relative above 1
+_LOG_MASS_NEAR_ONE = 2.0
+_MAX_RESCALINGS = 6
 
 
 def univariate_density(target: Any) -> Density | None:
-    """The density of a univariate distribution; None for other distributions."""
-    return resolve(target).density
+    """The density of a univariate distribution or a `Density`; None for other distributions."""
+    return target if isinstance(target, Density) else resolve(target).density
 
 
 def sample_dimension(distribution: Any) -> int | None:
@@ -66,9 +73,39 @@ class Modes(NamedTuple):
     top: float
 
 
+class NormalisedTarget(NamedTuple):
+    """A target with its integral.
+
+    Args:
+        density: The normalised density.
+        log_evidence: The logarithm of the integral of the unnormalised density, in nats.
+        error: The error bound of `log_evidence` from the tails of the density, in nats.
+    """
+
+    density: Density
+    log_evidence: float
+    error: float
+
+    def with_error_of_evidence(self, estimate: Estimate) -> Estimate:
+        """The estimate of KL(q || p), unreliable if the integral of the unnormalised p is not known accurately."""
+        if self.error <= _ACCEPTABLE_ERROR * max(1.0, abs(estimate.value)):
+            return estimate
+        warning = (
+            f"the error bound of the target's log-evidence is {self.error:.2g} nats, because much of the integral is "
+            "at distances that float64 does not represent"
+        )
+        return replace(
+            estimate,
+            error=estimate.error + self.error,
+            interval=(max(0.0, estimate.value - self.error), estimate.value + self.error),
+            status="unreliable",
+            warnings=(*estimate.warnings, warning),
+        )
+
+
 def normalise(
     log_prob: Callable[[Array], Any], support: tuple[float, float], modes: Modes | None = None
-) -> tuple[Density, float]:
+) -> NormalisedTarget:
     """The density with an unnormalised log-density on the real line, and the logarithm of its integral.
 
     Args:
@@ -77,46 +114,115 @@ def normalise(
         modes: The modes, if they have been found by `find_modes`.
 
     Returns:
-        The normalised density and the log-evidence, in nats.
+        The normalised density, the log-evidence and its error, in nats.
 
     Raises:
         SupportError: The log-density is nan at a point, is -inf everywhere, or has no finite integral.
     """
-
-    def shifted(constant: float) -> Callable[[Array, Array], Array]:
-        def log_density(origin: Array, offset: Array) -> Array:
-            return _log_density_inside(log_prob, support, origin + offset) - constant
-
-        return log_density
-
     support = _without_empty_ends(log_prob, support)
     anchors, top = find_modes(log_prob, support) if modes is None else modes
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        return _log_density_inside(log_prob, support, origin + offset)
+
     with np.errstate(all="ignore"):
         log_width = float(np.log(anchors[0][1]))
-        # The integral of the relative density is about 1 in every unit; the quadrature has an absolute tolerance.
-        relative = Density(shifted(top + log_width), support, anchors)
-        mass = float(np.exp(line_nodes(relative, relative).log_mass(relative)).sum())
-        extent = _FAR * max([1.0, *(abs(location) + width for location, width in anchors)])
-        far = [
-            relative.log_density(np.zeros(1), np.asarray([np.clip(point, -_LARGEST, _LARGEST)]))[0] + log_width
-            for point, bound in zip((-extent, extent), support, strict=True)
-            if not isfinite(bound)
-        ]
-    if not 0 < mass < inf or max(far, default=-inf) > _MAX_LOG_DENSITY_FAR:
-        location, width = anchors[0]
-        reason = (
-            f"the function does not vanish at infinity: it is e^{max(far):.3g} times its largest value at a distance "
-            f"of {extent:.3g}"
-            if 0 < mass < inf
-            else f"the computed integral is {mass:g} times the largest value, which it has at {location:.3g}, times "
-            f"the width {width:.3g} of its peak; where this is a matter of units, pass log_prob in other units of x"
-        )
+    try:
+        return _normalised(Density(log_density, support, anchors), top + log_width)
+    except SupportError as error:
         raise SupportError(
-            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but {reason}: "
+            f"expected log_prob to be the logarithm of a function with a finite integral over {support}, but {error}: "
             "pass support=, or pass a distribution as target"
+        ) from error
+
+
+def power(target: Density, exponent: float) -> NormalisedTarget:
+    """The density that is proportional to a power p^t of a density, and the logarithm of the integral of p^t.
+
+    Args:
+        target: The continuous density p.
+        exponent: The exponent t > 0.
+
+    Raises:
+        SupportError: p^t has no finite integral.
+    """
+
+    def log_density(origin: Array, offset: Array) -> Array:
+        return exponent * target.log_density(origin, offset)
+
+    unnormalised = replace(target, log_density=log_density, sample=None)
+    with np.errstate(all="ignore"):
+        nodes = line_nodes(target, target)
+        x, values = nodes.x, log_density(nodes.origin, nodes.offset)
+        log_integral = float(logsumexp((values + nodes.log_weight)[np.isfinite(values)]))
+        if exponent > 1:
+            unnormalised = replace(unnormalised, anchors=(*target.anchors, *_narrow_modes(unnormalised, x, values)))
+    try:
+        return _normalised(unnormalised, log_integral)
+    except SupportError as error:
+        raise SupportError(f"expected p^t with a finite integral, t = {exponent:g}, but {error}") from error
+
+
+def _narrow_modes(density: Density, x: Array, values: Array) -> list[tuple[float, float]]:
+    """The location and the width of the modes that are much narrower than the nearest anchor of a density."""
+    order = np.argsort(x, kind="stable")
+    x, values = x[order], np.where(values[order] < inf, values[order], -inf)
+    x, index = np.unique(x, return_index=True)
+    x, values = _with_refined_peaks(lambda u: density.log_density(np.zeros_like(u), u), x, values[index])
+    modes = []
+    for location, width in _modes(x, values):
+        _, nearest = min((abs(at - location), near) for at, near in density.anchors)
+        if width < nearest / 4:
+            modes.append((location, width))
+    return modes
+
+
+def _normalised(unnormalised: Density, log_constant: float) -> NormalisedTarget:
+    """A density divided by its integral, of which the logarithm is known approximately.
+
+    Raises:
+        SupportError: The integral is infinite, or 0.
+    """
+
+    def relative_to(constant: float) -> Density:
+        def log_density(origin: Array, offset: Array) -> Array:
+            return unnormalised.log_density(origin, offset) - constant
+
+        return replace(unnormalised, log_density=log_density)
+
+    mass = error = 0.0
+    with np.errstate(all="ignore"):
+        for _ in range(_MAX_RESCALINGS):
+            relative = relative_to(log_constant)
+            mass, error = _mass(relative)
+            # The tolerance of the quadrature is absolute: integrate a density of mass 1, approximately.
+            if not 0 < mass < inf or abs(np.log(mass)) < _LOG_MASS_NEAR_ONE:
+                break
+            log_constant += float(np.log(mass))
+    if not 0 < mass < inf:
+        location, width = unnormalised.anchors[0]
+        raise SupportError(
+            f"the computed integral is {mass:g} times e^{log_constant:.3g}, for a function with a peak of width "
+            f"{width:.3g} at {location:.3g}; where this is a matter of units, use other units of x"
         )
-    log_evidence = top + log_width + float(np.log(mass))
-    return Density(shifted(log_evidence), support, anchors), log_evidence
+    log_evidence = log_constant + float(np.log(mass))
+    return NormalisedTarget(relative_to(log_evidence), log_evidence, error / mass)
+
+
+def _mass(density: Density) -> tuple[float, float]:
+    """The integral of a density that need not be normalised, with the error bound of its tails.
+
+    Raises:
+        SupportError: The integral diverges in a tail or at an end of the support.
+    """
+    mass = error = 0.0
+    for ray in partition(density, density)[1]:
+        beyond, error_beyond = mass_beyond_reach(density, *ray)
+        if beyond == inf:
+            end = f"{ray.scale * inf:+}" if ray.growth > 0 else f"{ray.origin:.6g}"
+            raise SupportError(f"its integral diverges as x approaches {end}")
+        mass, error = mass + beyond, error + error_beyond
+    return mass + float(np.exp(line_nodes(density, density).log_mass(density)).sum()), error
 
 
 def _log_density_inside(log_prob: Callable[[Array], Any], support: tuple[float, float], x: Array) -> Array:
@@ -229,6 +335,10 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
                 # A function that does not decrease up to the largest numbers has no peak there.
                 if farthest < 1e12 or not _ends_are_near(found, support):
                     x, values = wider, found
+            if x[-1] < 1e12 and x[0] > -1e12:  # far modes between these points are found by their flanks
+                wider = _merged(x, values, more := _distant_grid(support, 1e6, 1e305), log_density(more))
+                if not _ends_are_near(wider[1], support):
+                    x, values = wider
         top = int(np.nanargmax(values))
         neighbours = values[max(top - 1, 0) : top + 2]
         is_at_bound = (top == 0 and isfinite(support[0])) or (top == x.size - 1 and isfinite(support[1]))
@@ -240,20 +350,15 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
                 f"expected log_prob above -inf at some point of {support}, but it is -inf at all {x.size} points of "
                 "the grid: pass support=, or shift the argument so that the mass lies near 0"
             )
-        for _ in range(_REFINEMENTS):
-            is_near_top = np.flatnonzero(values >= values.max() - _NATS_BELOW_MODE)
-            first, last = max(is_near_top[0] - 1, 0), min(is_near_top[-1] + 1, x.size - 1)
-            grid = np.linspace(x[first], x[last], 4001)
-            peaks = _local_maxima(values)
-            peaks = peaks[values[peaks] >= values.max() - _NATS_BELOW_MODE][:50]
-            near_peaks = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
-            new = np.setdiff1d(np.concatenate([grid, *near_peaks]), x)
-            x = np.concatenate([x, new])
-            values = np.concatenate([values, log_density(new)])
-            order = np.argsort(x)
-            x, values = x[order], values[order]
+        x, values = _with_low_peaks(log_density, x, values)
+        x, values = _with_refined_peaks(log_density, x, values)
         if values.max() == inf:
             values = np.where(values == inf, np.finfo(float).max, values)
+    return Modes(tuple(_modes(x, values)), float(values.max()))
+
+
+def _modes(x: Array, values: Array) -> list[tuple[float, float]]:
+    """The location and the width of each mode of a log-density on a grid, the highest first."""
     top, anchors = float(values.max()), []
     for i in _separated_peaks(values):
         if values[i] >= top - _NATS_BELOW_MODE:
@@ -261,7 +366,48 @@ def find_modes(log_prob: Callable[[Array], Any], support: tuple[float, float]) -
             nearest = lower[lower < i][-1:].tolist() + lower[lower > i][:1].tolist()
             widths = [abs(x[j] - x[i]) for j in nearest]
             anchors.append((float(x[i]), float(min(widths, default=1.0))))
-    return Modes(tuple(anchors), top)
+    return anchors
+
+
+def _with_low_peaks(log_density: Callable[[Array], Array], x: Array, values: Array) -> tuple[Array, Array]:
+    """A grid with the modes that lie between its points, of which the grid has only the flanks.
+
+    The log-density of a narrow mode far from the others is low at every point of the grid, but has a local maximum.
+    """
+    low_peaks = [i for i in _separated_peaks(values) if -inf < values[i] < values.max() - _NATS_BELOW_MODE]
+    if not low_peaks:
+        return x, values
+    left, right = x[np.maximum(np.asarray(low_peaks) - 1, 0)], x[np.minimum(np.asarray(low_peaks) + 1, x.size - 1)]
+    columns, points, found = np.arange(left.size), np.zeros((0, left.size)), np.zeros((0, left.size))
+    for _ in range(_REFINEMENTS):
+        inner = np.linspace(left, right, 65)
+        at_inner = log_density(inner.ravel()).reshape(inner.shape)
+        points, found = np.concatenate([points, inner]), np.concatenate([found, at_inner])
+        peak = at_inner.argmax(axis=0)
+        left, right = inner[np.maximum(peak - 1, 0), columns], inner[np.minimum(peak + 1, 64), columns]
+    heights = found.max(axis=0)
+    is_mode = heights >= max(float(values.max()), float(heights.max())) - _NATS_BELOW_MODE
+    return _merged(x, values, points[:, is_mode].ravel(), found[:, is_mode].ravel())
+
+
+def _with_refined_peaks(log_density: Callable[[Array], Array], x: Array, values: Array) -> tuple[Array, Array]:
+    """A grid that is refined near the peaks of a log-density."""
+    for _ in range(_REFINEMENTS):
+        is_near_top = np.flatnonzero(values >= values.max() - _NATS_BELOW_MODE)
+        first, last = max(is_near_top[0] - 1, 0), min(is_near_top[-1] + 1, x.size - 1)
+        grid = np.linspace(x[first], x[last], 4001)
+        peaks = _local_maxima(values)
+        peaks = peaks[values[peaks] >= values.max() - _NATS_BELOW_MODE][:50]
+        near_peaks = [np.linspace(x[max(i - 1, 0)], x[min(i + 1, x.size - 1)], 65) for i in peaks]
+        new = np.setdiff1d(np.concatenate([grid, *near_peaks]), x)
+        x, values = _merged(x, values, new, log_density(new))
+    return x, values
+
+
+def _merged(x: Array, values: Array, more_x: Array, more_values: Array) -> tuple[Array, Array]:
+    """The points of two grids in increasing order, without repetitions, with their values."""
+    points, first = np.unique(np.concatenate([x, more_x]), return_index=True)
+    return points, np.concatenate([values, more_values])[first]
 
 
 def _ends_are_near(values: Array, support: tuple[float, float] = (-inf, inf)) -> bool:

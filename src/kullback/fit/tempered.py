@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from kullback.densities.density import Density
 from kullback.densities.resolve import resolve
 from kullback.errors import SupportError
 from kullback.fit.result import Fit
 from kullback.fit.reverse import fit_reverse
 from kullback.fit.target_family import is_module, reject_options
-from kullback.fit.targets import evaluate_log_prob, univariate_density
+from kullback.fit.targets import evaluate_log_prob, power, univariate_density
 from kullback.numerics.arguments import as_float64, shown
-from kullback.numerics.arrays import Array
 
 __all__ = ["fit_tempered"]
 
@@ -81,13 +81,19 @@ def fit_tempered(
         raise SupportError(f"expected positive, finite and increasing exponents, got {shown(exponents)}")
     if (log_prob is None) == (target is None):
         raise SupportError("expected either log_prob or target, got " + ("neither" if target is None else "both"))
+    density = None
     if log_prob is None:
-        log_prob, support = _log_density_and_support(target, support)
+        density = None if is_module(family) else _continuous_density(target)
+        log_prob = _sampler_log_density(target) if density is None else None
     fits: list[Fit] = []
     for exponent in powers:
-        tempered = partial(_tempered_log_prob, log_prob, float(exponent))
         try:
-            fit = fit_reverse(family, log_prob=tempered, start=start, support=support, **settings)
+            if density is not None:
+                fit = _fit_to_power(family, density, float(exponent), start=start, support=support, **settings)
+            else:
+                assert log_prob is not None
+                tempered = partial(_tempered_log_prob, log_prob, float(exponent))
+                fit = fit_reverse(family, log_prob=tempered, start=start, support=support, **settings)
         except SupportError as error:
             raise SupportError(f"at exponent {exponent:g}: {error}") from error
         if not is_module(family):
@@ -97,18 +103,33 @@ def fit_tempered(
     return tuple(fits)
 
 
-def _log_density_and_support(
-    target: Any, support: tuple[float, float]
-) -> tuple[Callable[[Array], Array], tuple[float, float]]:
-    """The log-density of a target, and its support where the target is univariate."""
+def _fit_to_power(family: Any, density: Density, exponent: float, **settings: Any) -> Fit:
+    """The reverse fit to a power of a univariate density, which keeps the points where the density varies."""
+    tempered = power(density, exponent)
+    fit = fit_reverse(family, target=tempered.density, **settings)
+    estimate = tempered.with_error_of_evidence(fit.estimate)
+    bound = tempered.log_evidence - estimate.value
+    return replace(
+        fit,
+        estimate=estimate,
+        converged=fit.converged and estimate.status != "unreliable",
+        diagnostics=fit.diagnostics | {"log_evidence": tempered.log_evidence, "evidence_bound": bound},
+    )
+
+
+def _continuous_density(target: Any) -> Density | None:
+    """The density of a univariate target; None for other targets."""
     density = univariate_density(target)
-    if density is not None:
-        if density.discrete:
-            raise SupportError(
-                f"expected a continuous target, got {type(target).__name__}, which is discrete; its powers are not "
-                "supported"
-            )
-        return lambda x: density.log_density(np.zeros_like(x), x), density.support
+    if density is not None and density.discrete:
+        raise SupportError(
+            f"expected a continuous target, got {type(target).__name__}, which is discrete; its powers are not "
+            "supported"
+        )
+    return density
+
+
+def _sampler_log_density(target: Any) -> Callable[[Any], Any]:
+    """The log-density of a target that has a sampler, at arrays or tensors."""
     sampler = resolve(target).native_sampler
     if sampler is None:
         raise SupportError(
@@ -121,7 +142,7 @@ def _log_density_and_support(
             return import_module("kullback.fit.stochastic").target_log_density(None, target)(x)
         return sampler.log_density(x)
 
-    return log_density, support
+    return log_density
 
 
 def _is_tensor(x: Any) -> bool:

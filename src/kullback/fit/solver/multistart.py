@@ -48,7 +48,8 @@ def minimise_from_starts(
 
     Returns:
         The minima; if no descent converged, the lowest end point alone, with `converged` false; without minima where
-        the objective is infinite at every start. The descents end after 1e8 evaluations of log-densities.
+        the objective is infinite at every start. The descents end after 1e8 evaluations of log-densities, and each
+        descent after half of those that are left.
     """
     evaluations = 0
     ends: list[tuple[Descent, list[Any]]] = []
@@ -67,7 +68,8 @@ def minimise_from_starts(
         known_minima = [end for end, _ in ends if end.converged] if number else ()
         if evaluations >= _MAX_EVALUATIONS:
             break
-        remaining = _MAX_EVALUATIONS - evaluations
+        # A descent from a distant start must not take the evaluations of all others.
+        remaining = (_MAX_EVALUATIONS - evaluations) / 2
         descent = minimise(objective, vector, max_evaluations=remaining, known_minima=known_minima)
         evaluations += descent.evaluations
         if number == 0:
@@ -78,7 +80,7 @@ def minimise_from_starts(
         if not np.isfinite(descent.values[-1]):
             continue
         for end, basin in ends:
-            if end is descent or _is_same_minimum(parametrisation, end, descent):
+            if end.vectors is descent.vectors or _is_same_minimum(parametrisation, end, descent):
                 basin.append(start)
                 basin_of_start.append((vector, basin))
                 break

@@ -28,7 +28,7 @@ __all__ = ["CrossEntropyObjective", "univariate_objective"]
 
 _NEGLIGIBLE_MASS = 1e-13
 _DIFFERENCE_STEP = 1e-3  # in the Fisher metric
-_SCORE_STEP = 1e-5  # in the coordinates
+_SCORE_STEP = 1e-5  # in the coordinates divided by their scales
 _OVERFLOW = 1e150
 _NEARLY_SINGULAR = 1e-4  # the smallest eigenvalue of a metric with a diagonal of ones
 _UNDERFLOW = 40.0  # standard deviations from a normal at which its density underflows in float64
@@ -76,7 +76,10 @@ class _SharedNodesObjective:
         def value(vectors: Array) -> Array:
             return _alpha_divergence(log_target, log_prob(vectors), self.alpha)
 
-        return _finite_difference_model(_LocalObjective(value, log_prob, np.exp(nodes.log_mass(center))), vector)
+        scales = self.parametrisation.scales_of_coordinates(vector)
+        return _finite_difference_model(
+            _LocalObjective(value, log_prob, np.exp(nodes.log_mass(center)), scales), vector
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class _RemeshedObjective:
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_smooth_density(self.parametrisation, v)) for v in vectors])
 
-        local = _LocalObjective(value, log_prob, np.exp(nodes.log_mass(center)), _QUADRATURES)
+        scales = self.parametrisation.scales_of_coordinates(vector)
+        local = _LocalObjective(value, log_prob, np.exp(nodes.log_mass(center)), scales, _QUADRATURES)
         return _finite_difference_model(local, vector)
 
     def _divergence(self, member: Density) -> float:
@@ -126,7 +130,11 @@ def _member_density(parametrisation: FamilyParametrisation, vector: Array) -> De
 
 def _density_of(member: Any, vector: Array) -> Density:
     """The density of a member, whose coordinates are for messages, as in `_member_density`."""
-    family, density = type(member).__name__, as_density(member)
+    family = type(member).__name__
+    try:
+        density = as_density(member)
+    except SupportError as error:  # float64 does not represent the values of the member
+        raise ParameterError(f"{error}, at the coordinates {vector.tolist()}") from error
     if density is not None and not all(isfinite(part) for anchor in density.anchors for part in anchor):
         raise ParameterError(f"expected finite parameters, got {family} at the coordinates {vector.tolist()}")
     if density is None:
@@ -233,9 +241,19 @@ class _LocationScaleObjective:
         if not self.alpha:
             hessian += (score * excess) @ score.T
         basis = fisher_basis(metric / float(q.sum()))
+        scales = self._scales_of_coordinates(record)[:, None]
         if near is None:
-            self._known.append(_NodesOfMember(vector, np.linalg.inv(basis), nodes, log_target))
-        return QuadraticModel(value, gradient @ basis, basis.T @ hessian @ basis, basis, evaluations)
+            self._known.append(_NodesOfMember(vector, np.linalg.inv(basis) / scales.T, nodes, log_target))
+        return QuadraticModel(value, gradient @ basis, basis.T @ hessian @ basis, scales * basis, evaluations)
+
+    def _scales_of_coordinates(self, member: Any) -> Array:
+        """The derivative of each coordinate by the variables of `_scores`, shape (k,)."""
+        return np.asarray(
+            [
+                np.float64(member.scale) / parameter.unit if parameter.name == "loc" else 1.0
+                for parameter in self.parametrisation.free
+            ]
+        )
 
 
 def _is_near(known: _NodesOfMember, vector: Array) -> bool:
@@ -244,23 +262,21 @@ def _is_near(known: _NodesOfMember, vector: Array) -> bool:
 
 
 def _scores(parametrisation: FamilyParametrisation, member: Any, nodes: Nodes) -> tuple[Array, Array]:
-    """The derivatives of the log-density by the coordinates of loc and scale, of shapes (k, nodes) and (k, k, nodes).
+    """The derivatives of the log-density by loc / scale and log scale, of shapes (k, nodes) and (k, k, nodes).
 
-    They are 0 where the density is 0.
+    Both variables are free of units, so that no derivative overflows. The derivatives are 0 where the density is 0.
     """
     family = parametrisation.family
     loc, scale = float(member.loc), float(member.scale)
     distance = np.log(nodes.x) - loc if family is families.LogNormal else (nodes.origin - loc) + nodes.offset
     z = distance / scale
     first, second = _STANDARD_SCORES[family](z)
-    unit = next((parameter.unit for parameter in parametrisation.free if parameter.name == "loc"), 1.0)
-    rate = unit / scale  # the derivative of -z by the coordinate of loc
-    by_loc, by_log_scale = -first * rate, -1 - z * first
-    mixed = (first + z * second) * rate
+    by_loc, by_log_scale = -first, -1 - z * first
+    mixed = first + z * second
     rows = ["loc", "scale"]
     free = [rows.index(parameter.name) for parameter in parametrisation.free]
     score = np.stack([by_loc, by_log_scale])[free]
-    curvature = np.stack([second * rate**2, mixed, mixed, z * (first + z * second)]).reshape(2, 2, -1)
+    curvature = np.stack([second, mixed, mixed, z * mixed]).reshape(2, 2, -1)
     curvature = curvature[np.ix_(free, free)]
     return tuple(np.where(np.isfinite(part), part, 0.0) for part in (score, curvature))  # pyright: ignore[reportReturnType]
 
@@ -294,7 +310,10 @@ class CrossEntropyObjective:
         def value(vectors: Array) -> Array:
             return -(log_prob(vectors) @ self.weights)
 
-        return _finite_difference_model(_LocalObjective(value, log_prob, self.weights, is_empirical=True), vector)
+        scales = self.parametrisation.scales_of_coordinates(vector)
+        return _finite_difference_model(
+            _LocalObjective(value, log_prob, self.weights, scales, is_empirical=True), vector
+        )
 
     def only_sample_of_a_component(self, vector: Array, deviations: float) -> float | None:
         """The only sample within so many standard deviations of a component of a normal mixture; None if there is none.
@@ -325,6 +344,7 @@ class _LocalObjective(NamedTuple):
         value: The objective at vectors of shape (m, k), in nats, shape (m,).
         log_prob: The log-densities of the members at vectors of shape (m, k), at fixed points, shape (m, points).
         mass: The weights of the points in the Fisher metric, shape (points,).
+        scales: The change of each coordinate that changes the member by about its scale, shape (k,).
         quadratures: How many quadratures, each about as large as the sum over the points, one value takes.
         is_empirical: Whether the points are samples, which may be fewer than the parameters.
     """
@@ -332,6 +352,7 @@ class _LocalObjective(NamedTuple):
     value: Callable[[Array], Array]
     log_prob: Callable[[Array], Array]
     mass: Array
+    scales: Array
     quadratures: int = 1
     is_empirical: bool = False
 
@@ -351,7 +372,8 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
         ParameterError: A neighbour of the member is not representable in floating point.
     """
     metric = _fisher_metric(local, vector)
-    size, basis = vector.size, fisher_basis(_well_conditioned(metric) if local.is_empirical else metric)
+    size = vector.size
+    basis = local.scales[:, None] * fisher_basis(_well_conditioned(metric) if local.is_empirical else metric)
     values = _stencil_values(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
         return infinite_model(size)._replace(evaluations=local.evaluations_per_member * values.size)
@@ -402,9 +424,9 @@ def _index_pairs(size: int) -> list[tuple[int, int]]:
 
 
 def _fisher_metric(local: _LocalObjective, vector: Array) -> Array:
-    """The Fisher information matrix E[(d log q)(d log q)^T] in the coordinates, shape (k, k)."""
+    """The Fisher information E[(d log q)(d log q)^T] in the coordinates divided by their scales, shape (k, k)."""
     size = vector.size
-    steps = _SCORE_STEP * np.eye(size)
+    steps = _SCORE_STEP * np.diag(local.scales)
     with np.errstate(all="ignore"):
         logs = local.log_prob(np.concatenate([vector + steps, vector - steps]))
         scores = (logs[:size] - logs[size:]) / (2 * _SCORE_STEP)

@@ -33,6 +33,7 @@ class _Transform(NamedTuple):
 
     forward: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
+    is_location: bool = False
 
 
 _IDENTITY = _Transform(lambda x: x, lambda x: x)
@@ -94,6 +95,18 @@ class FamilyParametrisation:
     def size(self) -> int:
         """The number of coordinates."""
         return sum(int(np.prod(parameter.shape)) for parameter in self.free)
+
+    def scales_of_coordinates(self, vector: Array) -> Array:
+        """The change of each coordinate that changes the member at a vector by about its scale, shape (size,).
+
+        It is 1 except for locations, whose coordinates have a unit that need not be near the scale of the member.
+        """
+        scale = _scale_of(self.to_distribution(vector))
+        scales = [
+            np.full(int(np.prod(shape)), scale / unit if transform.is_location else 1.0)
+            for _, shape, transform, unit in self.free
+        ]
+        return np.concatenate(scales) if scales else np.zeros(0)
 
     def to_vector(self, distribution: Distribution) -> Array:
         """The coordinates of a member of the family, shape (size,)."""
@@ -159,7 +172,7 @@ def _scale_of(example: Distribution) -> float:
 def _in_units_of(unit: float) -> _Transform:
     """Locations as multiples of a unit, so that a descent takes the same steps in every unit of the samples."""
     ignore_overflow = np.errstate(over="ignore", under="ignore")  # the coordinates are then not finite
-    return _Transform(ignore_overflow(lambda x: x / unit), ignore_overflow(lambda x: x * unit))
+    return _Transform(ignore_overflow(lambda x: x / unit), ignore_overflow(lambda x: x * unit), True)
 
 
 def _with_sorted_components(distribution: Distribution) -> Distribution:

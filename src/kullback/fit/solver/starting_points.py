@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, fields
 from itertools import combinations, pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from kullback.numerics.arrays import Array
 __all__ = ["approximate_member", "missing_start_error", "univariate_starts"]
 
 _MAX_STARTS = 30
+_TAIL_MASS = 1e-3  # the mass of a heavy tail towards infinity that starting points do not depend on
+_WIDTHS_OF_ANCHOR = 8.0  # the distance from every anchor, in widths, beyond which points belong to a tail
 
 
 def missing_start_error(family: type[Distribution]) -> ParameterError:
@@ -72,6 +75,7 @@ def univariate_starts(
             f"expected a target with mass within {family.__name__}'s support {(low, high)}, got a target with support "
             f"{target.support}: KL is inf in both directions"
         )
+    in_support &= ~_is_in_tail(x, np.where(in_support, mass, 0.0), target)
     x, mass = x[in_support], mass[in_support] / mass[in_support].sum()
     boundaries = _interval_boundaries(x, mass, target)
     last = len(boundaries) - 1
@@ -100,6 +104,20 @@ def univariate_starts(
         if member is not None:
             starts.append(member)
     return starts
+
+
+def _is_in_tail(x: Array, mass: Array, target: Density) -> Array:
+    """Whether sorted points lie far from every anchor, and in the last 0.1% of the mass towards an infinite end.
+
+    The moments of a heavy tail need not exist. Its nodes reach distances of 1e300, where a member that is matched to
+    their moments is far from every minimum.
+    """
+    cumulative = np.cumsum(mass)
+    below, above = cumulative / cumulative[-1] < _TAIL_MASS, 1 - cumulative / cumulative[-1] < _TAIL_MASS
+    in_tail = (below & (target.support[0] == -inf)) | (above & (target.support[1] == inf))
+    for location, width in target.anchors:
+        in_tail &= np.abs(x - location) > _WIDTHS_OF_ANCHOR * width
+    return in_tail
 
 
 def _interval_boundaries(x: Array, mass: Array, target: Density) -> list[float]:
@@ -141,7 +159,7 @@ def approximate_member(
     try:
         with np.errstate(all="ignore"):
             return _match_quantiles(family, x, mass, fixed, components)
-    except (KullbackError, ValueError, ZeroDivisionError, FloatingPointError):
+    except (KullbackError, ValueError, ArithmeticError):
         return None
 
 

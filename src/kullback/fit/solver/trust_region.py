@@ -85,7 +85,7 @@ def minimise(
             positive curvature lies close to it.
 
     Returns:
-        The iterates, or the known descent to the same minimum.
+        The iterates, or the known descent to the same minimum with the evaluations of this descent.
     """
     vector, radius = np.asarray(start, np.float64), _MAX_RADIUS / 2
     model = _model_or_infinite(objective, vector)
@@ -99,7 +99,7 @@ def minimise(
         is_convex = np.linalg.eigvalsh(model.hessian)[0] > 0
         for descent in known_minima if is_convex else ():
             if np.linalg.norm(np.linalg.solve(model.basis, descent.vectors[-1] - vector)) < _SAME_MINIMUM_RADIUS:
-                return descent
+                return descent._replace(evaluations=evaluations)
         # Only a step that the radius does not shorten measures the distance to the minimum.
         is_newton_step = is_convex and length < 0.9 * radius
         if is_newton_step and length < 0.1 and (length < 1e-9 or expected < 1e-18 * max(1.0, abs(model.value))):
@@ -147,7 +147,10 @@ def infinite_model(size: int) -> QuadraticModel:
 
 
 def fisher_basis(metric: Array) -> Array:
-    """The eigenvectors of a Fisher metric, scaled so that each changes the member by half a nat.
+    """Vectors that are orthogonal in a Fisher metric, scaled so that each changes the member by half a nat.
+
+    The metric is first brought to a diagonal of ones, so that the vectors do not depend on the units of
+    the coordinates. Where it is then nearly singular, the vectors are shorter.
 
     Args:
         metric: The Fisher information matrix, shape (k, k).
@@ -163,9 +166,11 @@ def fisher_basis(metric: Array) -> Array:
             "expected a finite Fisher metric, got one with infinite or nan entries: the member or a neighbour is not "
             "representable in floating point"
         )
-    values, vectors = np.linalg.eigh(metric)
+    scales = np.sqrt(np.diag(metric))
+    scales = np.where(scales > 0, scales, scales.max(initial=0.0) or 1.0)
+    values, vectors = np.linalg.eigh(metric / scales / scales[:, None])
     largest = values[-1] if values[-1] > 0 else 1.0
-    return vectors / np.sqrt(np.maximum(values, 1e-8 * largest))
+    return vectors / np.sqrt(np.maximum(values, 1e-8 * largest)) / scales[:, None]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # members near the limits of floating point
