@@ -209,7 +209,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                 "student_hidden": REF_LOGITS,
                 "student_weight": torch.eye(4),
                 "divergence": divergence,
-                "weight": 0.5,
+                "weight": 0.5 if divergence == "skew_forward" else None,
                 "mask": ONES,
                 "aggregate": "token_mean",
                 "normalizer": None,

@@ -122,5 +122,5 @@ def test_rewards_are_clipped_to_a_range(tiny_model: Path, tmp_path: Path) -> Non
         return [row["gradient_norm"] for row in RunDirectory(tmp_path / "run").metrics()]
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"kind": "rloo"}')
     assert rewards_of("--set", "reward_clip_range=[100,101]") == [0.0, 0.0]  # equal rewards have no advantage

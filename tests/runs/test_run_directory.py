@@ -162,6 +162,58 @@ def test_the_model_is_replaced_at_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.model.iterdir()) == ["b", "training.json"]
 
 
+def save(run: RunDirectory, step: int, *names: str) -> None:
+    def write(directory: Path) -> None:
+        for name in names:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(str(step))
+
+    run.save_model(step, write)
+
+
+def test_files_that_others_added_to_the_model_are_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    save(run, 3, "a", "adapter/b")
+    (run.model / "card.md").write_text("mine")
+    (run.model / "adapter" / "own.gguf").write_text("mine")
+    save(run, 5, "c")
+    names = {path.relative_to(run.model).as_posix() for path in run.model.rglob("*") if path.is_file()}
+    assert names == {"c", "training.json", "card.md", "adapter/own.gguf"}
+    save(run, 6, "c", "card.md")
+    assert (run.model / "card.md").read_text() == "6"
+
+
+@pytest.mark.parametrize(
+    "name", ["model/own.txt", "model/sub/own.txt", "checkpoints/own.txt", "checkpoints/sub/own.txt"]
+)
+def test_files_of_others_are_not_deleted_by_overwrite(name: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create({"kind": "sft"})
+    save(run, 3, "a")
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    (run.checkpoints / "checkpoint-3" / "optimizer.pt").write_text("")
+    (run.checkpoints / "README.md").write_text("written by TRL")
+    (run.path / "notes.txt").write_text("kept")
+    run.check_output(resume=False, overwrite=True)
+    own = run.path / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(InputError, match=r"found .*(own\.txt|sub), which would be deleted"):
+        run.check_output(resume=False, overwrite=True)
+    assert own.read_text() == "mine"
+
+
+def test_a_line_names_fewer_steps_than_a_run_has_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.create({"kind": "sft", "steps": 8})
+    save(run, 8, "a")
+    assert run.is_finished(8)
+    assert not run.is_finished(9)
+    assert capsys.readouterr().err == ""
+    assert run.is_finished(2)
+    assert "has taken 8 steps, more than 2; nothing is trained" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ['{"before', "[1]", "\x00", '{"before": 3}', '{"after": [1]}', '{"x": {"a": []}}'])
 def test_damaged_samples_do_not_end_a_run(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path)

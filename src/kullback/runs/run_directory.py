@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -51,6 +52,7 @@ _RECORDS: dict[RunKind, str] = {"training": "metrics.jsonl", "comparison": "*.js
 
 _FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "samples.json", "pictures.json", "report.html")
 _DIRECTORIES = ("checkpoints", "model", "reference")
+_OF_CHECKPOINTS = re.compile(r"checkpoint-\d+|\..*|README\.md|runs|completions")  # runs: TensorBoard's files
 _MAX_EVALUATIONS = 8  # whose completions are in samples.json
 
 
@@ -216,11 +218,22 @@ class RunDirectory:
         else:
             stored = run_kind(config) if isinstance(config, dict) else None
             if stored == kind:
+                self._check_no_files_of_others()
                 return
             found = "a config.json of another program" if stored is None else f"a run of kind {config.get('kind')}"
         raise InputError(
             f"--overwrite {self.path}: expected {expected} to replace, found {found}; choose another directory"
         )
+
+    def _check_no_files_of_others(self) -> None:
+        """Raise InputError if `--overwrite` would delete a file that another program added to the run."""
+        others = [path for part in (self.model, self.checkpoints) for path in self._files_of_others(part)]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise InputError(
+                f"--overwrite {self.path}: expected only files of the run, found {others[0]}{more}, which would be "
+                "deleted; move it, or choose another directory"
+            )
 
     def check_can_start(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that a run neither overwrites files nor resumes a run of another configuration.
@@ -368,17 +381,20 @@ class RunDirectory:
 
         Returns:
             Whether nothing remains to be trained or to be saved: the result is also False if weights of the model are
-            missing or truncated, which a line on standard error describes.
+            missing or truncated, which a line on standard error describes. Another line states that the run has taken
+            more steps.
         """
         step = self.model_step()
-        if step is None or step < steps:
-            return False
         newest = next(iter(self._checkpoints()), None)
-        if newest is not None and checkpoint_step(newest) > step:
+        if step is None or step < steps or (newest is not None and checkpoint_step(newest) > step):
             return False
         if (damage := find_model_damage(self.model)) is not None:
             print(f"kullback: {self.model} is damaged: {damage}; it is saved again", file=sys.stderr)
             return False
+        if step > steps:
+            print(
+                f"kullback: {self.path} has taken {step} steps, more than {steps}; nothing is trained", file=sys.stderr
+            )
         return True
 
     def model_step(self) -> int | None:
@@ -401,6 +417,8 @@ class RunDirectory:
     def save_model(self, step: int, write: Callable[[Path], None]) -> None:
         """Write the trained model. After an error or a crash, `model` has its old content or the whole new content.
 
+        Files that another program added to an earlier model are kept.
+
         Args:
             step: The number of steps of the model.
             write: A function that writes the model to a directory, which exists.
@@ -413,8 +431,14 @@ class RunDirectory:
             temporary.chmod(0o777 & ~umask())
             write(temporary)
             follow_umask(temporary)
-            training = {"step": step, "weights": weight_files(temporary)}
+            written = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+            training = {"step": step, "weights": weight_files(temporary), "files": written}
             write_atomically(temporary / "training.json", json.dumps(training) + "\n")
+            for path in self._files_of_others(self.model):
+                kept = temporary / path.relative_to(self.model)
+                if not kept.exists():
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, kept)
             if self.model.exists():
                 old = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
                 self.model.rename(old / "model")
@@ -425,6 +449,21 @@ class RunDirectory:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+    def _files_of_others(self, directory: Path) -> list[Path]:
+        """The files that another program added to `model` or to `checkpoints`.
+
+        The files of the run are listed in training.json of the model, except by earlier versions. The files of a
+        checkpoint are those in its directory, and TRL writes README.md.
+        """
+        if directory == self.checkpoints:
+            return [path for path in sorted(directory.glob("*")) if not _OF_CHECKPOINTS.fullmatch(path.name)]
+        try:
+            listed = json.loads((directory / "training.json").read_bytes())["files"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+        files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "training.json"]
+        return [path for path in files if path.relative_to(directory).as_posix() not in listed]
 
     def remove_rows_after(self, step: int) -> None:
         """Remove the rows of the steps after a checkpoint, because a resumed run takes these steps again.
