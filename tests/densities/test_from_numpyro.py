@@ -1,6 +1,7 @@
 """NumPyro: every class as a family, with KL and gradients under jit, vmap and grad."""
 
 import math
+from importlib.util import find_spec
 
 import jax
 import mpmath
@@ -14,7 +15,7 @@ from scipy import special, stats
 from kullback import families as f
 from kullback.densities.resolve import as_family
 from kullback.distributions import kl
-from kullback.errors import NoClosedFormError, ParameterError, ShapeError
+from kullback.errors import MissingDependencyError, NoClosedFormError, ParameterError, ShapeError
 from kullback.measure import measure
 
 from ..oracles import families as oracle
@@ -396,3 +397,12 @@ def test_truncated_normals_in_batches_with_numbers_as_bounds(bounds):
     low, high = bounds.get("low", -np.inf), bounds.get("high", np.inf)
     expected = measure(stats.truncnorm(low, high), stats.truncnorm(low / 2, high / 2, scale=2.0)).value
     np.testing.assert_allclose(kl(p, q), [expected] * 3, rtol=1e-5)
+
+
+def test_a_package_that_numpyro_lacks_is_an_error_of_the_package():
+    truncated = d.TwoSidedTruncatedDistribution(d.StudentT(3.0), -1.0, 2.0)
+    if find_spec("tensorflow_probability") is None:
+        with pytest.raises(MissingDependencyError, match=r"without another package: .*tensorflow_probability"):
+            measure(truncated, d.Normal(0.0, 1.0))
+    else:
+        assert measure(truncated, d.Normal(0.0, 1.0)).status == "bounded"

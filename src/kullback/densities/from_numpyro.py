@@ -26,7 +26,7 @@ from kullback.densities.composites import (
 )
 from kullback.densities.density import Density
 from kullback.densities.resolve import resolve
-from kullback.errors import DistributionTypeError, NoClosedFormError, ShapeError
+from kullback.errors import DistributionTypeError, MissingDependencyError, NoClosedFormError, ShapeError
 from kullback.numerics.arrays import Array, holds
 from kullback.samples.monte_carlo import Sampler
 
@@ -125,6 +125,7 @@ def as_sampler(distribution: Any) -> Sampler | None:
 
     Raises:
         ShapeError: The distribution is a batch.
+        MissingDependencyError: NumPyro needs a package that is not installed.
     """
     _require_single(distribution)
     with jax.enable_x64(True):
@@ -142,6 +143,10 @@ def as_sampler(distribution: Any) -> Sampler | None:
         log_density(sample(_PROBE_DRAWS, np.random.default_rng(0))[:1])
     except NotImplementedError:
         return None
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"numpyro's {type(distribution).__name__} has no sampler without another package: {error}"
+        ) from error
     return Sampler(sample, log_density)
 
 
