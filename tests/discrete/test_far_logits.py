@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kullback.discrete.kl import kl_logits
+from kullback.cli import main
+from kullback.discrete.kl import kl_logits, kl_probs
+from kullback.errors import NotNormalizedError
 from kullback.tokens import token_kl
 
 CASES = [
@@ -65,3 +67,11 @@ def test_the_kl_is_infinite_where_it_overflows_or_an_event_is_impossible():
     rows = kl_logits([[1.7e308, -1.7e308], [0.0, 0.0], [0.0, 0.0]], [[-1.7e308, 1.7e308], [0.0, -math.inf], [0.0, 1.0]])
     assert rows[:2].tolist() == [math.inf, math.inf]
     assert rows[2] == pytest.approx(0.120114507)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sums_and_differences_that_overflow_give_no_warnings(capsys):
+    with pytest.raises(NotNormalizedError, match="sums to inf"):
+        kl_probs([1e308, 1e308], [0.5, 0.5])
+    assert main(["measure", "-1e308,1e308", "1,1", "--logits"]) == 0
+    assert capsys.readouterr().err == ""

@@ -297,7 +297,8 @@ def _measure_logits(p: _Input, q: _Input, scale: float) -> dict[str, Any]:
             given, np.broadcast_to(given.values.max(-1, keepdims=True) == -np.inf, given.values.shape), "a finite logit"
         )
     a, b = p.values.astype(np.float64), q.values.astype(np.float64)
-    weights = np.exp(a - a.max(-1, keepdims=True))
+    with np.errstate(over="ignore"):  # exp(-inf) is 0
+        weights = np.exp(a - a.max(-1, keepdims=True))
     entropy_p, kl = entropy(weights / weights.sum(-1, keepdims=True)), kl_logits(a, b)
     quantities = {"kl": kl, "reverse_kl": kl_logits(b, a), "entropy": entropy_p, "cross_entropy": entropy_p + kl}
     return _exact(quantities, scale, _support_warning(a, b, -np.inf), _support_warning(b, a, -np.inf))
