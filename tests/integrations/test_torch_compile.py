@@ -1,9 +1,12 @@
 """kl inside torch.compile(fullgraph=True): values and gradients equal those without compilation."""
 
+import inspect
+
 import pytest
 import torch
 from torch import distributions as d
 
+import kullback
 from kullback import families as f
 from kullback import kl
 from kullback.errors import KullbackError
@@ -165,3 +168,36 @@ def test_a_pair_without_an_operation_interrupts_the_graph():
     torch._dynamo.reset()
     with pytest.raises(KullbackError, match="closed form"):
         torch.compile(lambda loc, scale: kl(d.Normal(loc, scale), d.StudentT(scale)), backend="eager")(loc, scale)
+
+
+# The functions without the checks of types that the tests add to them, which a graph cannot contain.
+kl_probs, kl_log_probs, kl_logits, token_kl = map(
+    inspect.unwrap, (kullback.kl_probs, kullback.kl_log_probs, kullback.kl_logits, kullback.token_kl)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Python modules of the compiler that are deprecated
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        kl_logits,
+        lambda p, q: kl_probs(p.softmax(-1), q.softmax(-1)),
+        lambda p, q: kl_log_probs(p.log_softmax(-1), q.log_softmax(-1)),
+        lambda p, q: kl_logits(p.mT, q.mT, axis=0),
+        lambda p, q: kl_logits(p, q, where=torch.arange(8) < 6),
+        lambda p, q: token_kl(p, q, temperature=0.7, mask=torch.tensor([True, False, True])),
+        lambda p, q: kl_logits(1e300 * p, 1e300 * q) / 1e300,
+        lambda p, q: kl_logits(p, p + 1e-2 * q),
+    ],
+)
+def test_functions_of_arrays_are_one_operation(function, backend):
+    torch.manual_seed(0)
+    parameters = [torch.randn(3, 8, dtype=torch.float64).requires_grad_() for _ in "pq"]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)(*parameters)
+    gradients, value = torch.autograd.grad(compiled.sum(), parameters), function(*parameters)
+    torch.testing.assert_close(compiled, value, rtol=1e-12, atol=1e-15)
+    for gradient, expected in zip(gradients, torch.autograd.grad(value.sum(), parameters), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-13)

@@ -27,7 +27,16 @@ from kullback.discrete.log_ratios import (
 )
 from kullback.discrete.validation import events_last, require_log_probs, require_logits, require_probs
 from kullback.numerics.array_types import ArrayInput, ArrayT, Float, PerEvent, PerRow
-from kullback.numerics.arrays import Array, ArrayLike, cast, holds, is_positive, map_row_blocks, with_gradient
+from kullback.numerics.arrays import (
+    Array,
+    ArrayLike,
+    cast,
+    holds,
+    is_compiling,
+    is_positive,
+    map_row_blocks,
+    with_gradient,
+)
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
@@ -62,6 +71,14 @@ def kl_probs(
         >>> float(kl_probs([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]))
         0.6931471805599453
     """
+    if is_compiling():
+        from kullback.numerics.torch_graph import call_in_graph
+
+        return call_in_graph(__name__, "_kl_probs", p, q, axis, where)
+    return _kl_probs(p, q, axis, where)
+
+
+def _kl_probs(p: Any, q: Any, axis: int, where: ArrayLike | None) -> Any:
     if where is None and (kl := fast_kl_probs(p, q, axis)) is not None:
         return kl
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
@@ -100,6 +117,14 @@ def kl_log_probs(
         >>> float(kl_log_probs([log(0.5), log(0.5), -inf], [log(0.25), log(0.25), log(0.5)]))
         0.6931471805599453
     """
+    if is_compiling():
+        from kullback.numerics.torch_graph import call_in_graph
+
+        return call_in_graph(__name__, "_kl_log_probs", log_p, log_q, axis, where)
+    return _kl_log_probs(log_p, log_q, axis, where)
+
+
+def _kl_log_probs(log_p: Any, log_q: Any, axis: int, where: ArrayLike | None) -> Any:
     if where is None and (kl := fast_kl_log_probs(log_p, log_q, axis)) is not None:
         return kl
     xp, [logs_p, logs_q], dtype = events_last(log_p, log_q, axis=axis, where=where, fill=-inf)
@@ -136,6 +161,14 @@ def kl_logits(
         >>> float(kl_logits([1.0, 1.0, -inf], [3.0, 3.0, -inf]))
         0.0
     """
+    if is_compiling():
+        from kullback.numerics.torch_graph import call_in_graph
+
+        return call_in_graph(__name__, "_kl_logits", p_logits, q_logits, axis, where)
+    return _kl_logits(p_logits, q_logits, axis, where)
+
+
+def _kl_logits(p_logits: Any, q_logits: Any, axis: int, where: ArrayLike | None) -> Any:
     if where is None and (kl := fast_kl_logits(p_logits, q_logits, axis)) is not None and _is_finite(kl):
         return kl
     xp, [logits_p, logits_q], dtype = events_last(p_logits, q_logits, axis=axis, where=where, fill=-inf)

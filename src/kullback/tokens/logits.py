@@ -10,7 +10,7 @@ from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
 from kullback.numerics.arguments import as_float64, boolean_mask, is_number, shown
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
-from kullback.numerics.arrays import ArrayLike, as_floats, cast
+from kullback.numerics.arrays import ArrayLike, as_floats, cast, is_compiling
 from kullback.numerics.labels import plain_arrays
 
 __all__ = ["token_kl"]
@@ -60,6 +60,14 @@ def token_kl(
         >>> f"{token_kl(policy, reference).item():.4g}"
         '1.113e-07'
     """
+    if is_compiling():
+        from kullback.numerics.torch_graph import call_in_graph
+
+        return call_in_graph(__name__, "_token_kl", p_logits, q_logits, mask, temperature)
+    return _token_kl(p_logits, q_logits, mask, temperature)
+
+
+def _token_kl(p_logits: Any, q_logits: Any, mask: ArrayLike | None, temperature: float) -> Any:
     xp: Any = torch_namespace
     if isinstance(p_logits, Tensor) and isinstance(q_logits, Tensor):
         p, q = plain_arrays(p_logits, q_logits)
