@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import optimize, stats
 
 from kullback import fit_forward
 from kullback.errors import SupportError
-from kullback.families import NormalMixture
+from kullback.families import Dirichlet, NormalMixture, OneHotCategorical
 from kullback.fit.solver import multistart, objectives
 
 
@@ -48,3 +49,26 @@ def test_descents_end_after_a_number_of_members(members: list[Any], monkeypatch:
     monkeypatch.setattr(multistart, "_MAX_EVALUATIONS", 10**6)
     fit_forward(NormalMixture, samples=[0.0, 0.1, 1.0, 5.0, 6.0, 7.0], components=2)
     assert len(members) < 1500
+
+
+@pytest.mark.parametrize(
+    ("family", "samples", "message"),
+    [
+        (OneHotCategorical, [[0.2, 0.8], [0.5, 0.5]], r"one 1 and otherwise 0, but samples\[0\] is \[0.2, 0.8\]"),
+        (OneHotCategorical, [[1, 0, 0], [1, 1, 0]], r"samples\[1\] is \[1.0, 1.0, 0.0\] with sum 2"),
+        (Dirichlet, [[0.5, 0.5], [0.2, 0.3]], r"positive with sum 1, but samples\[1\] is \[0.2, 0.3\] with sum 0.5"),
+        (Dirichlet, [[0.0, 1.0], [0.5, 0.5]], r"positive with sum 1, but samples\[0\]"),
+        (Dirichlet, [[-0.2, 1.2], [0.5, 0.5]], r"positive with sum 1, but samples\[0\]"),
+    ],
+)
+def test_vectors_outside_the_support_are_named(family, samples, message):
+    with pytest.raises(SupportError, match=message):
+        fit_forward(family, samples=samples)
+
+
+def test_vectors_in_float32_are_fitted():
+    torch.manual_seed(0)
+    x = torch.distributions.Dirichlet(torch.tensor([1.0, 2.0, 3.0])).sample((200,))
+    exact = x.double() / x.double().sum(-1, keepdim=True)
+    fits = [fit_forward(Dirichlet, samples=samples).distribution.concentration for samples in (x, exact)]
+    np.testing.assert_allclose(fits[0], fits[1], rtol=1e-6)

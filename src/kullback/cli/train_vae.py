@@ -1,6 +1,7 @@
 """`kullback train vae` and `kullback train bottleneck`: latent-variable models of images, with a KL budget."""
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def _bottleneck(options: argparse.Namespace) -> int:
     budgets = sorted(set(options.budgets))
     for nats in budgets:
         require_budget("--budgets", nats)
+    for lower, upper in pairwise(budgets):
+        if f"{lower:g}" == f"{upper:g}":  # the names of their directories
+            raise InputError(f"--budgets: expected budgets that differ in six digits, got {lower!r} and {upper!r}")
     _check_numbers(options)
     for nats in budgets:
         path = options.output / f"budget-{nats:g}"
@@ -150,9 +154,22 @@ def _bottleneck(options: argparse.Namespace) -> int:
         runs[f"{nats:g} nats"] = RunDirectory(path)
         if not finished:
             break
+    if options.resume:  # the report keeps the runs whose budgets are not named again
+        for path in options.output.glob("budget-*"):
+            name = path.name.removeprefix("budget-")
+            if _is_number(name) and (path / "evaluations.jsonl").is_file():
+                runs.setdefault(f"{name} nats", RunDirectory(path))
+        runs = dict(sorted(runs.items(), key=lambda item: float(item[0].removesuffix(" nats"))))
     reported = dict(list(runs.items())[-_MAX_REPORTED_RUNS:])
     title = "Accuracy against KL: an information bottleneck"
     return _finish(options, reported, finished=finished, title=title, summary=_accuracies(runs))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
 
 
 def _accuracies(runs: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ from kullback.fit.samples import (
     normalised_weights,
     require_samples_between_ends,
     require_samples_in_support,
+    vectors_in_support,
 )
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import CrossEntropyObjective, univariate_objective
@@ -230,6 +231,8 @@ def _fit_to_samples(
         )
     if has_density(family):
         _require_univariate(family, x)
+    elif x.ndim == 2:
+        x = vectors_in_support(family, x)
     closed_form = closed_form_mle(family, x, w, fixed)
     if family in NORMAL_FAMILIES:
         closed_form = nearest_normal(family, *mean_and_covariance(x, w), components)

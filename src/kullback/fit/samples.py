@@ -4,8 +4,10 @@ from math import inf
 
 import numpy as np
 
+from kullback import families
 from kullback.closed_forms.supports import has_moving_support, shared_support
 from kullback.densities.from_families import as_density
+from kullback.discrete.validation import MASS_TOLERANCES
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, as_numpy
@@ -17,6 +19,7 @@ __all__ = [
     "normalised_weights",
     "require_samples_between_ends",
     "require_samples_in_support",
+    "vectors_in_support",
 ]
 
 _LARGEST_WEIGHT = 1e290
@@ -85,6 +88,29 @@ def require_samples_between_ends(family: type[Distribution], x: Array) -> None:
             f"expected samples between the ends of {family.__name__}'s support {(low, high)}, but samples[{i}] is "
             f"{float(x[i])!r}, {place}; remove the sample, or fit a family of wider support"
         )
+
+
+def vectors_in_support(family: type[Distribution], x: Array) -> Array:
+    """Samples (n, d) of a family of vectors. Sums that are 1 up to the rounding of float32 become 1.
+
+    Raises:
+        SupportError: A vector is not one-hot for `OneHotCategorical`, or its entries are not positive with sum 1 for
+            `Dirichlet`.
+    """
+    sums = x.sum(1)
+    if family is families.OneHotCategorical:
+        outside, words = ~np.isin(x, (0.0, 1.0)).all(1) | (sums != 1), "vectors of one 1 and otherwise 0"
+    elif family is families.Dirichlet:
+        outside, words = ~((x > 0).all(1) & (np.abs(sums - 1) <= MASS_TOLERANCES["float32"])), "positive with sum 1"
+        x = x / sums[:, None]
+    else:
+        return x
+    for i in np.flatnonzero(outside)[:1].tolist():
+        raise SupportError(
+            f"expected samples of {family.__name__} to be {words}, but samples[{i}] is {x[i].tolist()} with sum "
+            f"{float(sums[i]):.9g}; remove the sample"
+        )
+    return x
 
 
 def require_samples_in_support(family: type[Distribution], member: Distribution, x: Array) -> None:

@@ -303,3 +303,15 @@ def test_images_in_float64_are_accepted(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).random((8, 4, 4))
     plan = LatentPlan("random", 1, tmp_path / "run", budget=latent_budget(1.0), latents=2, hidden=8, batch_size=2)
     assert train_latent(plan, Images(pixels, pixels))
+
+
+def test_the_report_keeps_the_budgets_that_are_not_named_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "bottleneck", "--latents", "2", "--hidden", "8", "--steps", "4", "--output", "runs"]
+    assert main([*words, "--budgets", "1", "1.0000000001"]) == 2
+    assert "expected budgets that differ in six digits, got 1.0 and 1.0000000001" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert main([*words, "--budgets", "2", "1", "3"]) == 0
+    assert main([*words, "--budgets", "2", "--resume"]) == 0
+    report = (tmp_path / "runs" / "report.html").read_text()
+    assert all(f"{nats} nats" in report for nats in (1, 2, 3))
