@@ -26,7 +26,7 @@ static const double LOG2 = 0.6931471805599453;
 static const Real SMALLEST = IS_DOUBLE ? 0x1p-960 : 0x1p-120;
 
 // The fast path of logits accepts MIN_D < d < MAX_D. Exponentials of less than SMALLEST_EXPONENT are 0.
-static const Real MAX_D = 20, MIN_D = -80, SMALLEST_EXPONENT = IS_DOUBLE ? -700 : -87;
+static const Real MAX_SHIFT = 64, MAX_D = 20, MIN_D = -80, SMALLEST_EXPONENT = IS_DOUBLE ? -700 : -87;
 
 // Coefficients of g(w), where 2 atanh(s) = 2s + s w g(w) with w = s^2: interpolation at the Chebyshev nodes of
 // 0 <= w <= 0.04. The errors are 4e-15 in float64 and 6e-9 in float32, and s w g is at most 1.4% of the logarithm.
@@ -419,7 +419,9 @@ static Normalized normalized(const Real *p, const Real *q, size_t n) {
     // shift.
     Real shift = q[largest] - top;
     if (!(std::fabs(shift) < HUGE_VAL)) shift = 0;
-    for (int attempt = 0; std::fabs(top) < HUGE_VAL && attempt < 4; attempt++) {
+    // q - p loses the digits of the smaller logits where the logits of p and of q are at different levels.
+    bool is_near = std::fabs(top) < HUGE_VAL && std::fabs(shift) <= MAX_SHIFT;
+    for (int attempt = 0; is_near && attempt < 4; attempt++) {
         bool infinite = false;
         LogitSums sums = logit_sums(p, q, n, top, shift, infinite);
         double x = (sums.phi_sum + sums.mean) / sums.weights, phi_mean = sums.phi_sum / sums.weights;

@@ -27,12 +27,14 @@ from kullback.tokens.stats import (
     balance_top,
     coefficients,
     row_statistics,
+    without_levels,
 )
 
 __all__ = ["head_token_kl", "linear_token_kl"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _TILE = 4096  # the rows of a head that are converted or subtracted at a time
+_DISTANT = 0.5  # the relative distance from which the difference of the logits has no more digits than the logits
 _CLOSE = 2**-5  # the relative distance of two models below which rounded logits would lose digits of the gradient
 
 
@@ -278,8 +280,13 @@ class _LinearTokenStats(torch.autograd.Function):
         gradients = run.new_gradients(ctx.needs_input_grad[:6]) if upstream is not None else None
         for rows in run.slices():
             p, q = run.logits(rows)
-            table[rows], given[rows], tops[rows] = row_statistics(
-                p, q, run.targets(rows), settings.part, difference=run.difference is not None
+            p, q, table[rows], given[rows], tops[rows] = row_statistics(
+                p,
+                q,
+                run.targets(rows),
+                settings.part,
+                difference=run.difference is not None,
+                keep_levels=run.keeps_levels,
             )
             if gradients is not None and upstream is not None:
                 run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows], tops[rows])
@@ -305,6 +312,8 @@ class _LinearTokenStats(torch.autograd.Function):
             gradients = run.new_gradients(ctx.needs_input_grad[:6])
             for rows in run.slices():
                 p, q = run.logits(rows)
+                if not run.keeps_levels and bool((without := (given[rows][:, [0, 2]] == 0).all(1)).any()):
+                    p, q = without_levels(p, q, without)
                 run.add_gradients(gradients, rows, p, q, upstream[rows], table[rows], given[rows], tops[rows])
             run.reduce(gradients)
         cast = [
@@ -329,6 +338,9 @@ class _Chunks:
                 self.dtype = torch.promote_types(self.dtype, tensor.dtype)
         rows = min(settings.chunk, len(self.hidden[0]))
         self.difference = self._changes()
+        # The derivative of a cap is a function of the logits, and the parts of a vocabulary have maxima of their own.
+        is_capped = any(transform.cap is not None for transform in settings.transforms)
+        self.keeps_levels = is_capped or self.difference is not None or settings.part.group is not None
         self.buffers = [self.hidden[0].new_empty(rows, len(self.weight[0]), dtype=self.dtype) for _ in range(2)]
 
     def slices(self) -> list[slice]:
@@ -390,7 +402,7 @@ class _Chunks:
             if len(biases) < 2 or not torch.equal(*excluded) or any(bool((x != -math.inf).any()) for x in biases):
                 return None
         distances = [_relative_distance(*self.hidden), _relative_distance(*self.weight)]
-        if min(distances) == 0 or max(distances) < _CLOSE:
+        if max(distances) < (_DISTANT if min(distances) == 0 else _CLOSE):
             return distances[0] != 0, distances[1] != 0
         return None
 

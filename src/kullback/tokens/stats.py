@@ -62,6 +62,7 @@ DIFFERENTIABLE = ("kl", "reverse_kl", "js", "entropy_p", "entropy_q", "log_prob_
 _COLUMNS = (*DIFFERENTIABLE, "middle_p", "middle_q", "total_variation", "top1_agreement", "top1_prob_p", "top1_prob_q")
 COLUMNS = {name: column for column, name in enumerate(_COLUMNS)}
 
+_MAX_LEVEL = 64.0  # the distance of the largest logits of p and of q up to which their differences keep their digits
 _TILE = 4096  # the derivatives that are added in their own dtype
 
 
@@ -116,7 +117,7 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        table, given, tops = row_statistics(p, q, targets)
+        p, q, table, given, tops = row_statistics(p, q, targets)
         ctx.save_for_backward(p, q, given, table, tops, targets)
         count = len(DIFFERENTIABLE)
         rest = table[:, count:].to(p.dtype)
@@ -232,15 +233,28 @@ def _sums(p: Tensor, q: Tensor, given: Tensor, tops: tuple[Tensor, Tensor], part
 
 
 def row_statistics(
-    p: Tensor, q: Tensor, targets: Tensor | None, part: Part = _WHOLE, *, difference: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The columns of the statistics of each pair of rows, the normalisers of the engine's gradients, and the top ids.
+    p: Tensor,
+    q: Tensor,
+    targets: Tensor | None,
+    part: Part = _WHOLE,
+    *,
+    difference: bool = False,
+    keep_levels: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The logits, the statistics of each pair of rows, the normalisers of the engine's gradients, and the top ids.
 
-    Statistics and normalisers are float64; the ids of the most probable tokens of p and of q have shape (rows, 2).
-    With `difference`, `q` is the logits of q minus the logits of p.
+    The logits are those that were given, except in rows whose maxima differ by much, where they are copies with the
+    maxima 0 unless `keep_levels` (see `without_levels`). Statistics
+    and normalisers are float64; the ids of the most probable tokens of p and of q have shape (rows, 2). With
+    `difference`, `q` is the logits of q minus the logits of p.
     """
     top_p, largest_p, log_z_p, index_p = _normalizers(p, part)
     top_q, largest_q, log_z_q, index_q = _normalizers(p if difference else q, part, q if difference else None)
+    far = (largest_p - largest_q).abs() > _MAX_LEVEL
+    if not (difference or keep_levels) and bool(far.any()):
+        p, q = without_levels(p, q, far)
+        top_p, largest_p, log_z_p, index_p = _normalizers(p, part)
+        top_q, largest_q, log_z_q, index_q = _normalizers(q, part)
     given = torch.stack([top_p, log_z_p, top_q, log_z_q], dim=1)
     tops = largest_p, largest_q
     sums = _sums(p, q, given, tops, part, difference)
@@ -265,7 +279,24 @@ def row_statistics(
             if difference and logits is q:
                 chosen[inside] += p[inside, columns[inside]].double()
             table[:, COLUMNS[name]] = part.reduced(chosen) - log_z
-    return table, given, torch.stack([index_p, index_q], dim=1).long()
+    return p, q, table, given, torch.stack([index_p, index_q], dim=1).long()
+
+
+def without_levels(p: Tensor, q: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of the logits whose maxima are 0 in some of the rows, which changes no probability.
+
+    The difference of two logits loses the digits of the smaller where both sides are at different levels, such as the
+    logits 1e7 and 0 of a teacher that is certain.
+
+    Args:
+        p: The logits of p, shape (rows, V).
+        q: The logits of q.
+        rows: Booleans, shape (rows,).
+    """
+    tops = [torch.where(rows, z.amax(1), 0.0) for z in (p, q)]
+    return tuple(  # pyright: ignore[reportReturnType]
+        z - torch.where(top.isfinite(), top, 0.0)[:, None] for z, top in zip((p, q), tops, strict=True)
+    )
 
 
 def balance_top(gradient: Tensor, tops: Tensor, probability: Tensor, part: Part = _WHOLE) -> None:
