@@ -154,7 +154,10 @@ def test_the_most_probable_event_gives_an_inaccurate_shift(compiled):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_logits_that_differ_by_a_constant_give_exactly_zero(compiled, shift, dtype):
     p = np.round(np.random.default_rng(5).normal(size=4000) * 2**10) / 2**10
-    assert fast_kl_logits(p.astype(dtype), (p + shift).astype(dtype), -1) == 0
+    logits = p.astype(dtype), (p + shift).astype(dtype)
+    assert kl_logits(*logits) == 0
+    # The kernel leaves logits at different levels to the general implementation.
+    assert fast_kl_logits(*logits, -1) == (0 if abs(shift) < 64 else None)
 
 
 def test_log_probabilities(compiled):
