@@ -248,6 +248,8 @@ def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
         second = next(rows, None)
         has_header = _is_header(first, cells)
         header = first if has_header else None
+        if delimiter == "," and has_header and len(first) == 1:
+            _require_no_decimal_comma(text, sample[1:])
         data = chain(() if has_header else (first,), () if second is None else (second,), rows)
         return _read_rows(text, header, data, cells, lines, name)
     except csv.Error as error:
@@ -345,6 +347,16 @@ def _is_header(first: Sequence[str], cells: CellReader) -> bool:
         return True
     is_index = first[0].lower() in _INDEX_NAMES and len(first) > 1
     return is_index and (first[0] == "" or numbers[1:] == list(range(len(first) - 1)))
+
+
+def _require_no_decimal_comma(text: str, sample: Sequence[str]) -> None:
+    """Raise InputError for rows such as 1,5 under the name of one column: one number, or a label and a number."""
+    content = [line.strip() for line in sample]
+    if content and all(DECIMAL_COMMA.fullmatch(line) for line in content):
+        raise InputError(
+            f"{text}: the comma in {content[0]!r} can be a decimal comma, or a separator of a label and a number; write "
+            "the numbers with decimal points, or name both columns"
+        )
 
 
 def _read_rows(
