@@ -14,7 +14,7 @@ run is continued.
 
 --equal-kl compares the scores at equal KL: for each run of another rule that penalises the KL, it trains two budgets
 with the KL of that run, on the same task and with the same seed: of the KL of each update, and of its mean over the
-updates. It stores a table of the differences for the tasks, the seeds and the variants of the command.
+updates. It stores a table of the differences for each variant of the command.
 """
 
 import argparse
@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in BUDGETS:
             trained = _runs_at_equal_kl(options, kls, name)
             rows += equal_kl_rows(rules, {key: (_late_kl(run), _score(run)) for key, run in trained.items()}, name)
-        tables = {"equal-kl": (EQUAL_KL_COLUMNS, sorted(rows, key=lambda row: row[:2]))}
+        rows.sort(key=lambda row: row[:2])
+        by_rule = {rule: [row for row in rows if row[1] == rule] for rule in options.only}
+        tables = {f"equal-kl-{rule}": (EQUAL_KL_COLUMNS, found) for rule, found in by_rule.items() if found}
     else:
         tables = score_tables(scores, kls)
     for table in tables.values():
