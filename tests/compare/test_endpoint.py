@@ -287,6 +287,10 @@ BROKEN: dict[str, tuple[tuple[int, Any], str]] = {
     "redirect": ((302, b"http://127.0.0.1:1/"), "HTTP status 302"),
     "text": ((200, choices(prompt_logprobs=[None, *[{"3": {"logprob": "x"}}] * 40])), "'x' as a log-probability"),
     "positive": ((200, choices(prompt_logprobs=[None, *[{"3": {"logprob": 2.0}}] * 40])), "2.0 as a log-probability"),
+    "mass": (
+        (200, choices(prompt_logprobs=[None, *[{"3": {"logprob": -0.1}, "4": {"logprob": -0.2}}] * 40])),
+        "probabilities of position 1 that sum to 1.724",
+    ),
     "large id": (
         (200, choices(prompt_logprobs=[None, *[{"999": {"logprob": -1}}] * 40])),
         "got 999 at position 1; the",

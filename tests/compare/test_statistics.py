@@ -115,6 +115,7 @@ def test_intervals_are_within_the_range_of_the_column(
         assert estimate.value == other.value
         assert estimate.interval == (max(least, other.interval[0]), min(largest, other.interval[1]))
     assert free.mean("other").interval[0] < least or free.mean("other").interval[1] > largest
+    assert free.mean("other", (least, largest)).interval == sums.mean(column).interval  # such as the KL of a module
 
 
 def test_means_match_the_ratio_estimator() -> None:

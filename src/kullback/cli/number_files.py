@@ -354,8 +354,8 @@ def _require_no_decimal_comma(text: str, sample: Sequence[str]) -> None:
     content = [line.strip() for line in sample]
     if content and all(DECIMAL_COMMA.fullmatch(line) for line in content):
         raise InputError(
-            f"{text}: the comma in {content[0]!r} can be a decimal comma, or a separator of a label and a number; write "
-            "the numbers with decimal points, or name both columns"
+            f"{text}: the comma in {content[0]!r} can be a decimal comma, or a separator of a label and a number; "
+            "write the numbers with decimal points, or name both columns"
         )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,7 @@ def _comparison(plan: "Plan", outcome: "Outcome") -> Comparison:
 
     modules = {
         name: ModuleShares(
-            {module: sums.mean(module) for module in sums.units if module != SUM},
+            {module: sums.mean(module, (0.0, inf)) for module in sums.units if module != SUM},
             paired_difference(outcome.statistics[outcome.names.index(name)].sums, sums, "kl", SUM),
         )
         for name, sums in outcome.modules.items()

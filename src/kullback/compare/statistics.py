@@ -52,6 +52,7 @@ RANGES = {
     "ended": (0.0, 1.0),
     "tokens": (1.0, inf),  # of a continuation
     "bits": (0.0, inf),
+    "sum of the modules": (0.0, inf),
 }
 """The range of the mean of columns of these names. An interval has no values outside of it."""
 
@@ -173,7 +174,7 @@ class DocumentSums:
             }
         self._squares = {name: exact_sum([*parts, *squares[name]]) for name, parts in self._squares.items()}
 
-    def mean(self, column: str) -> Estimate:
+    def mean(self, column: str, bounds: tuple[float, float] | None = None) -> Estimate:
         """The mean of a column over tokens, with a 95% interval from documents as independent samples.
 
         With S_g the sum and N_g the number of tokens of document g, N = sum_g N_g and h_g = N_g / N:
@@ -193,10 +194,11 @@ class DocumentSums:
         few documents do not show it. In simulations with 7 to 120 documents of 6 populations, the interval contains
         the mean in 92% to 98% of cases (`benchmarks/compare_coverage.py` has three of them).
 
-        The interval is intersected with the range of the column in `RANGES`, which does not change its coverage.
+        The interval is intersected with the range of the column, which does not change its coverage.
 
         Args:
             column: The name of the column.
+            bounds: The range of the column. None: the range in `RANGES`, if the name is there.
 
         Returns:
             The estimate, whose `count` is the number of documents. It is "unreliable" with fewer than 7 effective
@@ -213,7 +215,7 @@ class DocumentSums:
         """
         self._require(column)
         mean = _clustered({g: parts[column] for g, parts in self._sums.items()}, self._counts, self.units[column])
-        return _in_range(mean, column)
+        return _in_range(mean, bounds or RANGES.get(column))
 
     def independent_mean(self, column: str) -> Estimate:
         """The mean of a column with the 95% interval that holds if all tokens are independent, for comparison.
@@ -239,7 +241,7 @@ class DocumentSums:
         half = 1.959963984540054 * error
         interval = (mean - half, mean + half)
         estimate = Estimate(mean, error, count, self.units[column], "independent tokens", interval=interval)
-        return _in_range(estimate, column)
+        return _in_range(estimate, RANGES.get(column))
 
     def select(self, *columns: str) -> "DocumentSums":
         """The sums of some of the columns.
@@ -361,11 +363,11 @@ def _clustered(sums: Mapping[int, tuple[float, ...]], counts: Mapping[int, int],
     )
 
 
-def _in_range(mean: Estimate, column: str) -> Estimate:
+def _in_range(mean: Estimate, bounds: tuple[float, float] | None) -> Estimate:
     """The mean of a column with the part of its interval that is in the range of the column."""
-    if mean.interval is None or column not in RANGES:
+    if mean.interval is None or bounds is None:
         return mean
-    least, largest = RANGES[column]
+    least, largest = bounds
     low, high = mean.interval
     # A mean that is at an end of the range can exceed it by rounding.
     return replace(mean, interval=(min(max(low, least), mean.value), max(min(high, largest), mean.value)))

@@ -29,6 +29,7 @@ __all__ = ["SCHEME", "Position", "Server", "is_endpoint", "parse_endpoint"]
 
 SCHEME = "openai:"
 
+_ROUNDING_OF_MASS = 0.02  # of log-probabilities in bfloat16, or printed with few digits
 _ZERO = -9999.0  # servers write log-probabilities of -inf as this number or below, because JSON has no infinities
 _LARGEST_REPLY = 2**28  # bytes
 _PROBE = 16  # tokens of the prompt that finds out how a server states log-probabilities, at most
@@ -371,7 +372,7 @@ class Server:
             text = entry.get("decoded_token", entry.get("token"))
             if isinstance(text, str):
                 self._require_text(token, text, index)
-        return found
+        return self._with_possible_mass(found, index)
 
     def _by_names(self, row: Any, index: int) -> dict[int, float]:
         """The log-probabilities of an object whose keys are texts of tokens; unknown tokens have negative ids."""
@@ -381,7 +382,14 @@ class Server:
         for number, (name, value) in enumerate(row.items()):
             token = self._id_of(name)
             found[-1 - number if token is None or token in found else token] = self._number(value, index)
-        return found
+        return self._with_possible_mass(found, index)
+
+    def _with_possible_mass(self, log_probs: dict[int, float], index: int) -> dict[int, float]:
+        """The log-probabilities, after a check that the probabilities of the tokens sum to at most 1."""
+        mass = math.fsum(map(math.exp, log_probs.values()))
+        if mass > 1 + _ROUNDING_OF_MASS:
+            raise self._malformed(f"probabilities of position {index} that sum to {mass:.4g}")
+        return log_probs
 
     def _id(self, value: Any, index: int) -> int:
         """A token id, after a check that it is in the vocabulary."""
