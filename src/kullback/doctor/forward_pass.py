@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from kullback.errors import InputError, ShapeError
+from kullback.numerics.arguments import shown
 
 __all__ = [
+    "TRL_NAMES",
     "CheckedModels",
     "CompletionBatch",
     "PolicyAndReference",
@@ -23,8 +25,7 @@ __all__ = [
 ]
 
 _MAX_ROWS, _MAX_TOKENS = 8, 64  # enough to identify a cause; logits of this size fit in memory for 256k tokens
-_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-_TRL_NAMES = {
+TRL_NAMES = {
     "old_per_token_logps": "old_log_prob",
     "sampling_per_token_logps": "sampler_log_prob",
     "ref_per_token_logps": "ref_log_prob",
@@ -99,8 +100,8 @@ class CompletionBatch:
         return CompletionBatch(ids, torch.ones_like(ids), torch.ones_like(ids[:, :prompt_length]), self.mask[rows], {})
 
 
-def completion_batch(batch: Mapping[str, Any], device: torch.device) -> CompletionBatch:
-    """Convert a batch as TRL prepares it.
+def completion_batch(batch: Mapping[str, Tensor], device: torch.device) -> CompletionBatch:
+    """The batch that `kullback.doctor.arguments.as_batch` returned, with prompts and completions concatenated.
 
     Args:
         batch: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each of shape (batch, time), and
@@ -108,46 +109,48 @@ def completion_batch(batch: Mapping[str, Any], device: torch.device) -> Completi
         device: The device of the returned tensors.
 
     Returns:
-        The batch; its mask is `completion_mask * tool_mask`.
+        The batch; its mask is true where `completion_mask` and `tool_mask` are.
 
     Raises:
-        InputError: A required key is missing.
-        ShapeError: The shapes do not fit together, or no token counts.
+        ShapeError: The shapes do not fit together, no token counts, or a prompt is empty.
     """
-    missing = [key for key in _KEYS if key not in batch]
-    if missing:
-        raise InputError(f"expected a batch with {', '.join(_KEYS)}, got none of {', '.join(missing)}")
-    prompts, prompt_mask, tokens, completion_mask = (batch[key].to(device) for key in _KEYS)
-    mask = completion_mask
-    if batch.get("tool_mask") is not None:
-        mask = completion_mask * batch["tool_mask"].to(device)
-    if prompts.shape != prompt_mask.shape or tokens.shape != mask.shape or len(prompts) != len(tokens):
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    prompts, prompt_mask, tokens, mask = (batch[key].to(device) for key in keys)
+    if (
+        not prompts.ndim == tokens.ndim == 2
+        or prompts.shape != prompt_mask.shape
+        or tokens.shape != mask.shape
+        or len(prompts) != len(tokens)
+    ):
         raise ShapeError(
-            f"expected ids and masks of one shape, got prompts {tuple(prompts.shape)} and {tuple(prompt_mask.shape)}, "
-            f"completions {tuple(tokens.shape)} and {tuple(mask.shape)}"
+            "expected ids and masks of one shape (batch, time), got prompts "
+            f"{tuple(prompts.shape)} and {tuple(prompt_mask.shape)}, completions {tuple(tokens.shape)} and "
+            f"{tuple(mask.shape)}; pad prompts on the left and completions on the right"
         )
+    names = {**TRL_NAMES, **{name: name for name in ("tool_mask", *TRL_NAMES.values())}}
+    by_name = {name: batch[key].to(device) for key, name in names.items() if key in batch}
+    for name, values in by_name.items():
+        if values.shape != tokens.shape:
+            raise ShapeError(
+                f"expected {name} of shape {tuple(tokens.shape)}, as the completions have, got {tuple(values.shape)}"
+            )
+    mask = mask & by_name.pop("tool_mask", mask)
     if not mask[:, :_MAX_TOKENS].any():
         raise ShapeError(
             f"expected a token with mask 1 among the first {_MAX_TOKENS} tokens of {len(mask)} rows, got none: check "
             "completion_mask and tool_mask"
         )
-    recorded = {
-        name: batch[key].to(device)
-        for trl_name, name in _TRL_NAMES.items()
-        for key in (trl_name, name)
-        if batch.get(key) is not None
-    }
-    for name, values in recorded.items():
-        if values.shape != tokens.shape:
-            raise ShapeError(
-                f"expected {name} of shape {tuple(tokens.shape)}, as the completions have, got {tuple(values.shape)}"
-            )
+    if (empty := mask.any(-1) & ~prompt_mask.any(-1)).any():
+        raise ShapeError(
+            f"expected a prompt of at least one token before each completion, got none in row {int(empty.nonzero()[0])}"
+            " of prompt_mask; add a beginning-of-sequence token"
+        )
     return CompletionBatch(
         torch.cat([prompts, tokens], 1),
         torch.cat([prompt_mask.long(), torch.ones_like(tokens)], 1),
         prompt_mask,
-        mask.bool(),
-        recorded,
+        mask,
+        by_name,
     )
 
 
@@ -279,7 +282,13 @@ class PolicyAndReference:
             yield
             return
         if self.as_reference is not None:
-            with self.as_reference():
+            context = self.as_reference()
+            if not isinstance(context, AbstractContextManager):
+                raise InputError(
+                    f"expected as_reference to return a context manager, got {shown(context)}; decorate a function "
+                    "that yields with contextlib.contextmanager"
+                )
+            with context:
                 yield
             return
         from trl.trainer.utils import use_adapter

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, base_model, preserve_training_state
+from kullback.errors import ArrayTypeError, ShapeError
+from kullback.numerics.arguments import shown
 
 __all__ = ["check_head"]
 
@@ -28,6 +30,10 @@ def check_head(pair: PolicyAndReference, head_logits: Callable[[CompletionBatch]
 
     Returns:
         `head-differs` (error), or nothing.
+
+    Raises:
+        ArrayTypeError: `head_logits` does not return a tensor of floating-point numbers.
+        ShapeError: The logits have other rows or positions than the batch.
     """
     batch, policy = pair.batch, pair.policy
     model = base_model(policy)
@@ -36,6 +42,7 @@ def check_head(pair: PolicyAndReference, head_logits: Callable[[CompletionBatch]
         # The forward pass of the class, because trainers replace it in the model by one with autocast.
         own = type(model).forward(model, input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
         computed = head_logits(batch)
+    _require_logits(computed, (len(batch.mask), batch.mask.shape[1] + 1))
     own = own.logits[:, -batch.mask.shape[1] - 1 : -1][batch.mask].double()
     precision = torch.finfo(computed.dtype).eps
     computed = computed[:, :-1][batch.mask].double()
@@ -47,3 +54,16 @@ def check_head(pair: PolicyAndReference, head_logits: Callable[[CompletionBatch]
     remedy = "use a model whose hidden states its output head maps to logits position by position, or report this model"
     evidence = {"largest difference of a logit": largest, "largest logit": scale, "model": type(pair.policy).__name__}
     return [Finding("head-differs", "error", cause, remedy, evidence)]
+
+
+def _require_logits(computed: object, shape: tuple[int, int]) -> None:
+    if not isinstance(computed, Tensor) or not computed.is_floating_point():
+        got = computed.dtype if isinstance(computed, Tensor) else shown(computed)
+        raise ArrayTypeError(
+            f"expected head_logits to return a tensor of floating-point numbers, got {got}; return the logits"
+        )
+    if computed.ndim != 3 or computed.shape[:2] != shape:
+        raise ShapeError(
+            f"expected head_logits to return the shape ({shape[0]}, {shape[1]}, vocabulary), got "
+            f"{tuple(computed.shape)}; return the logits from the position before the first completion token"
+        )

@@ -11,7 +11,7 @@ from kullback.errors import ShapeError
 from kullback.numerics.phi import phi
 from kullback.tokens import token_kl
 
-__all__ = ["check_kl_value", "check_logged_value"]
+__all__ = ["check_kl_value", "check_logged_value", "require_shape_of_kl"]
 
 _TOLERANCE = 0.01  # relative
 
@@ -76,8 +76,7 @@ def check_kl_value(
         >>> check_kl_value(float(-ratio.mean()), **values)[0].name, check_kl_value(float(ratio.mean()), **values)
         ('kl-sign', [])
     """
-    if isinstance(logged, Tensor) and logged.ndim and logged.shape != mask.shape:
-        raise ShapeError(f"expected one logged KL, or one of shape {tuple(mask.shape)}, got {tuple(logged.shape)}")
+    require_shape_of_kl(logged, mask)
     log_ratio, mask = log_ratio.double(), mask.bool()
     k3 = phi(-log_ratio)
     estimators = {"exact": exact, "k1": log_ratio, "k2": log_ratio**2 / 2, "k3": k3}
@@ -109,6 +108,12 @@ def check_kl_value(
     remedy = "check the temperature, the mask and the policy that the logged KL was computed with"
     evidence["it equals"] = "unknown"
     return [Finding("logged-kl-unknown", "warning", cause, remedy, evidence)]
+
+
+def require_shape_of_kl(logged: Tensor | float, mask: Tensor) -> None:
+    """Raises ShapeError unless a logged KL has one value, or one for each entry of the mask of the completions."""
+    if isinstance(logged, Tensor) and logged.ndim and logged.shape != mask.shape:
+        raise ShapeError(f"expected one logged KL, or one of shape {tuple(mask.shape)}, got {tuple(logged.shape)}")
 
 
 def _mean_over_padding(logged: Tensor | float, estimators: dict[str, Tensor], mask: Tensor) -> str | None:

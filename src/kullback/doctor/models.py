@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
+from kullback.doctor.arguments import as_batch, require_models, require_options
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import CompletionBatch, PolicyAndReference, completion_batch
 from kullback.doctor.head import check_head
 from kullback.doctor.initial_kl import check_initial_kl
-from kullback.doctor.kl_value import check_logged_value
+from kullback.doctor.kl_value import check_logged_value, require_shape_of_kl
 from kullback.doctor.masks import check_masks, up_to_eos
 from kullback.doctor.penalty_gradient import Penalty, check_penalty_gradient
 from kullback.doctor.recorded_log_probs import check_padding_positions, check_recorded_log_probs
 from kullback.doctor.tokenizers import check_tokens, check_vocabularies
 from kullback.doctor.weights import check_trained_weights
 from kullback.errors import InputError
+from kullback.tokens.logits import require_temperature
 
 __all__ = ["doctor"]
 
@@ -49,10 +51,11 @@ def doctor(
         policy: A causal language model of transformers, or a PEFT model around one.
         reference: The reference model. None for a PEFT policy, whose adapter is then disabled to get the reference.
             If the policy has no adapter either (TRL's beta = 0), the checks that need a reference are skipped.
-        batch: Tensors as TRL prepares them: "prompt_ids", "prompt_mask", "completion_ids" and "completion_mask", each
-            of shape (batch, time). Optional: "tool_mask"; the recorded log-probabilities "old_log_prob",
-            "sampler_log_prob" and "ref_log_prob" (or TRL's names of them), in nats; and "kl", the logged KL in nats
-            per token, as one number or of shape (batch, time).
+        batch: Tensors, NumPy arrays or lists, as TRL prepares them: "prompt_ids", "prompt_mask", "completion_ids" and
+            "completion_mask", each of shape (batch, time). Optional: "tool_mask"; the recorded
+            log-probabilities "old_log_prob", "sampler_log_prob" and "ref_log_prob" (or TRL's names of them), in nats;
+            and "kl", the logged KL in nats per token, as one number or of shape (batch, time). TRL's other tensors,
+            such as "advantages", are ignored; another key is refused.
         tokenizer: The tokenizer of the policy; None: texts and chat templates are not checked.
         ref_tokenizer: The tokenizer of the reference, if it has another.
         temperature: The sampling temperature, at which the KL is measured too.
@@ -70,8 +73,12 @@ def doctor(
         Findings, errors first; an empty list if nothing is wrong. docs/doctor.md lists them.
 
     Raises:
-        InputError: The batch lacks a required key, or has a value of the reference without a reference.
-        ShapeError: The shapes of the batch do not fit together, or no token counts.
+        InputError: The batch lacks a required key, has an unknown key, a negative token id, or a value of the reference
+            without a reference; a model has no output layer; or an option has a value that it does not take.
+        ArrayTypeError: A value of the batch, or the result of `penalty` or `head_logits`, has no real numbers of the
+            expected kind.
+        ShapeError: The shapes of the batch do not fit together, no token counts, or a prompt is empty.
+        SupportError: The temperature is not a positive finite number.
 
     Example:
         >>> from copy import deepcopy
@@ -83,7 +90,22 @@ def doctor(
         >>> [finding.name for finding in doctor(policy, deepcopy(policy), batch)]
         ['dropout']
     """
+    require_models(policy, reference)
+    require_options(
+        tokenizer=tokenizer,
+        ref_tokenizer=ref_tokenizer,
+        autocast=autocast,
+        optimizer=optimizer,
+        penalty=penalty,
+        at_start=at_start,
+        on_policy=on_policy,
+        as_reference=as_reference,
+        head_logits=head_logits,
+    )
+    temperature = float(require_temperature(temperature))
+    batch = as_batch(batch)
     completions = completion_batch(batch, next(policy.parameters()).device)
+    require_shape_of_kl(batch.get("kl", 0.0), completions.mask)
     pair = PolicyAndReference(policy, reference, completions, autocast, as_reference)
     for key in ("kl", "ref_log_prob", "ref_per_token_logps"):
         if batch.get(key) is not None and not pair.has_reference:

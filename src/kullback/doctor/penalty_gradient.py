@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
+from kullback.errors import ArrayTypeError, ShapeError
+from kullback.numerics.arguments import shown
 
 __all__ = ["Penalty", "check_penalty_gradient"]
 
@@ -56,6 +58,10 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
         `kl-direction` (error) for the form e^L - 1 or L + L^2/2,
         `kl-sign` (error) for a negative factor,
         `kl-gradient-unknown` (warning) for another gradient; or nothing.
+
+    Raises:
+        ArrayTypeError: The term is not a tensor of real numbers.
+        ShapeError: The term has neither one value nor one for each token.
 
     Example:
         >>> k3 = lambda log_prob, ref: (ref - log_prob).exp() - 1 - (ref - log_prob)
@@ -121,11 +127,25 @@ def _gradient(penalty: Penalty, log_prob: Tensor, log_ratio: Tensor, counted: Te
     """The gradient of the summed penalty with respect to log_prob, in float64 on the CPU; 0 where there is none."""
     variable = log_prob.detach().clone().requires_grad_()
     value = penalty(variable, variable.detach() - log_ratio.to(variable))
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise ArrayTypeError(
+            f"expected penalty to return a tensor of real numbers, got {_described(value)}; return the KL term that is "
+            "added to the loss"
+        )
+    if value.ndim and value.shape != counted.shape:
+        raise ShapeError(
+            f"expected penalty to return one number, or one for each token, shape {tuple(counted.shape)}, got shape "
+            f"{tuple(value.shape)}; return the KL term before its mean, or its mean over all tokens"
+        )
     if not value.requires_grad:
         return torch.zeros_like(log_ratio)
     total = value if value.ndim == 0 else value[counted.to(value.device)].sum()
     [gradient] = torch.autograd.grad(total, variable, allow_unused=True)
     return torch.zeros_like(log_ratio) if gradient is None else gradient.detach().double().cpu()
+
+
+def _described(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else shown(value)
 
 
 def _fit(gradient: Tensor, name: str, form: Tensor, mask: Tensor) -> _Fit:

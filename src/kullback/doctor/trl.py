@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
+from kullback.doctor.arguments import BATCH_KEYS
 from kullback.doctor.finding import Finding
 from kullback.doctor.forward_pass import CheckedModels, preserve_training_state
 from kullback.doctor.models import doctor
@@ -109,7 +110,7 @@ def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) 
         findings += doctor(
             models.policy,
             models.reference,
-            inputs,
+            {name: value for name, value in inputs.items() if name in BATCH_KEYS},  # versions of TRL add others
             tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
             temperature=grpo.temperature,
             autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,

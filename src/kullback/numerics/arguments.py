@@ -12,7 +12,7 @@ from kullback.errors import ArrayTypeError, ShapeError
 from kullback.numerics.arrays import Array, ArrayLike, as_numpy, holds, untracked
 from kullback.numerics.labels import plain_arrays
 
-__all__ = ["as_float64", "boolean_mask", "is_index", "is_name", "is_number", "shown"]
+__all__ = ["as_float64", "as_real_array", "boolean_mask", "is_index", "is_name", "is_number", "shown"]
 
 
 def is_number(value: Any) -> bool:
@@ -52,7 +52,12 @@ def is_name(value: Any, names: Iterable[str]) -> bool:
 
 
 def as_float64(name: str, values: ArrayLike) -> np.ndarray:
-    """Numbers, a list, an array or a table as a NumPy array in float64, without labels and gradients.
+    """`as_real_array`, converted to float64."""
+    return as_real_array(name, values).astype(np.float64)
+
+
+def as_real_array(name: str, values: ArrayLike) -> np.ndarray:
+    """Numbers, a list, an array or a table as a NumPy array of real numbers or booleans, without labels and gradients.
 
     Raises:
         ArrayTypeError: The values are not real numbers; `name` is their name in the message.
@@ -68,7 +73,7 @@ def as_float64(name: str, values: ArrayLike) -> np.ndarray:
         raise ArrayTypeError(f"expected {name} to be an array of numbers, got {shown(values)}") from error
     if array.dtype.kind not in "biuf":
         raise ArrayTypeError(f"expected {name} to be an array of real numbers, got dtype {array.dtype}")
-    return array.astype(np.float64)
+    return array
 
 
 def boolean_mask(mask: Array) -> Array:
