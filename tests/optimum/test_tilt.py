@@ -522,3 +522,15 @@ def test_invalid_shapes_raise():
         tilt([0.5, 0.5], [0.0, 1.0], 1.0, contexts=[1.0])
     with pytest.raises(ShapeError, match="2 points"):
         frontier([0.5, 0.5], [0.0, 1.0], points=1)
+
+
+def test_a_budget_is_not_exceeded_where_beta_is_not_represented():
+    with pytest.raises(SupportError, match="expected rewards that differ by at least"):
+        tilt_to_budget([0.5, 0.5], [0.0, 1e-310], 0.1)
+    with pytest.raises(SupportError, match="multiply the rewards by a constant"):
+        tilt_to_budget(np.float32([0.5, 0.5]), np.float32([0.0, 1e-38]), 0.1)
+    for budget in (1e-40, 1e-30, 1e-20, 1e-10):
+        found = tilt_to_budget(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1e30]), budget)
+        assert float(found.kl) <= 1.001 * budget
+    assert float(tilt_to_budget([0.5, 0.5], [1e-310, 1e-310], 0.1).kl) == 0
+    assert float(tilt_to_budget([0.5, 0.5], [0.0, 1e-300], 0.1).kl) == pytest.approx(0.1, rel=1e-12)

@@ -122,7 +122,8 @@ def tilt_to_budget(
     Raises:
         BudgetError: A budget is negative or nan.
         NotNormalizedError: An entry of `ref` or `contexts` is negative or nan, or a sum is not 1.
-        SupportError: A reward is not finite where ref > 0.
+        SupportError: A reward is not finite where ref > 0, or rewards differ by less than 1000 times the smallest
+            normal number of the dtype.
         ShapeError: The shapes do not broadcast, or the last axis is empty.
 
     References:
@@ -137,8 +138,11 @@ def tilt_to_budget(
         1.3862943611198906
     """
     xp, dtype, probs, rewards, weights, budgets = _prepare(ref, reward, budget, contexts, "budget", BudgetError)
+    _require_spread(xp, probs, rewards)
     with np.errstate(all="ignore"):
         beta = beta_for_budget(xp, probs, rewards, weights, budgets)
+        # The search ends just below the largest number where a larger beta is not represented.
+        beta = xp.where(beta < (1 - 1e-5) * float(xp.finfo(beta.dtype).max), beta, inf)
         return _optimum(xp, dtype, probs, rewards, weights, beta, contexts is None)
 
 
@@ -281,6 +285,20 @@ def _prepare(ref: Any, reward: Any, multiplier: Any, contexts: Any, name: str, e
         raise ShapeError(f"expected shapes that broadcast, got {shapes}") from error
     mass, total_weight = xp.sum(ref_, axis=-1, keepdims=True), xp.sum(weights, axis=-1, keepdims=True)
     return xp, dtype, ref_ / mass, reward_, weights / total_weight, multiplier_
+
+
+def _require_spread(xp: Any, ref: Array, reward: Array) -> None:
+    """Raises if the rewards differ so little that beta, which is a fraction of the difference, is not represented."""
+    ref, reward = untracked(ref), untracked(reward)
+    possible = is_positive(xp, ref)
+    highest, lowest = (xp.where(possible, reward, end) for end in (-inf, inf))
+    spread = xp.max(highest, axis=-1) - xp.min(lowest, axis=-1)
+    smallest = 1e3 * float(xp.finfo(reward.dtype).smallest_normal)
+    if holds(xp.any((spread > 0) & (spread < smallest))):
+        raise SupportError(
+            f"expected rewards that differ by at least {smallest:.3g}, or are equal, for a budget in {reward.dtype}; "
+            "multiply the rewards by a constant"
+        )
 
 
 def _require_values(
