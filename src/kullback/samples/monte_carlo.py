@@ -35,15 +35,16 @@ class Sampler(NamedTuple):
 
 
 def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0, confidence: float = 0.95) -> Estimate:
-    """KL(p || q) estimated from samples of p with a control variate.
+    """KL(p || q) estimated from samples of p and of q.
 
-    With r = q(x)/p(x) and x drawn from p, the estimate is the mean of c (r - 1) - log r. It is unbiased for every
-    constant c, since E_p[r] = 1. For c = 1 the terms are phi(log r), which is non-negative and of second order where p
-    and q are close. The c with the smallest variance is estimated by regression. c = 0 is used if the tail of r is too
-    heavy for the regression, if the terms of the regression have a heavy tail and -log r has none, and if q has mass
-    outside the support of p, so that E_p[r] < 1; draws of q detect this. If the mean is
-    negative, it is replaced by E_p[phi(log r)] plus the mass of q outside the support of p, whose terms are
-    non-negative.
+    With r = q(x)/p(x), KL(p || q) = E_m[2 phi(log r) / (1 + r)], where m = (p + q)/2 and phi(d) = e^d - 1 - d: the
+    estimate is the mean over the draws of p and of q, one of each for a term. The terms are non-negative, of second
+    order where p and q are close, at most 2 where q is larger, and grow as log(p/q) where p is larger.
+
+    Without a sampler of q, the estimate is the mean of c (r - 1) - log r over draws of p, which is unbiased for every
+    constant c, since E_p[r] = 1. The c with the smallest variance is estimated by regression. c = 0 is used if the tail
+    of r is too heavy for the regression, and if the terms of the regression have a heavy tail and -log r has none. If
+    the mean is negative, it is replaced by E_p[phi(log r)].
 
     Normalized densities whose draws follow them have E_p[r] <= 1 and one overlap,
     E_p[min(1, q/p)] = E_q[min(1, p/q)]. If the draws contradict this by more than five standard errors, the estimate
@@ -52,7 +53,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
     Args:
         p: The sampler and log-density of p.
         q: The sampler and log-density of q. Without a sampler, E_p[r] is the only check of its normalization.
-        draws: The number of draws of p, and of draws of q that check the supports and the densities; at least 2.
+        draws: The number of draws of p, and of q; at least 2.
         seed: The seed of the random generator.
         confidence: The coverage probability of the interval.
 
@@ -71,6 +72,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
 
     References:
         Schulman (2020), Approximating KL divergence, for phi(log r).
+        Veach and Guibas (1995), Optimally combining sampling techniques, for samples of both distributions.
         Hill (1975), for the tail index.
         Cochran (1977), Sampling Techniques, section 2.15, for the number of draws.
 
@@ -100,13 +102,11 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         reverse, precision = reverse_p - reverse_q, max(precision, reverse_precision)
     mass_outside = 0.0 if reverse is None else float((reverse == -inf).mean())
     below_one = excess.mean() < -5 * excess.std() / np.sqrt(draws)
-    c = 0.0
-    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not below_one and not mass_outside:
-        c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
-    terms = np.asarray(phi(d) - (1 - c) * excess if c > 0 else -d)
-    index = heavy_tail_index(terms)
-    if index and c > 0 and not heavy_tail_index(-d):  # few values of r determine the variance of the control variate
-        terms, index = -d, 0.0
+    if reverse is None:
+        terms, index = _control_variate_terms(d, excess, below_one)
+    else:
+        terms = (_balanced_terms(d) + _balanced_terms(-reverse)) / 2
+        index = heavy_tail_index(terms)
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
     warnings = _contradictions(d, excess, reverse, precision)
     if warnings or value < 0:
@@ -189,6 +189,29 @@ def cross_entropy_monte_carlo(
         status="unreliable" if warnings else "estimated",
         warnings=tuple(warnings),
     )
+
+
+def _balanced_terms(d: Array) -> Array:
+    """2 phi(d) / (1 + e^d): p phi(log q/p) relative to the density (p + q)/2, at draws with d = log q - log p.
+
+    For d > 0, where phi(d) grows as e^d, the terms are at most 2.
+    """
+    with np.errstate(over="ignore"):
+        low, high = np.where(d > 0, 0.0, d), np.where(d > 0, np.minimum(d, 500.0), 0.0)
+        decay = np.exp(-high)
+        return np.where(d > 0, 2 * decay * phi(high) / (1 + decay), 2 * phi(low) / (1 + np.exp(low)))
+
+
+def _control_variate_terms(d: Array, excess: Array, below_one: bool) -> tuple[Array, float]:
+    """The terms -log r - c (1 - r) at draws of p, with the regression coefficient c, and their tail index."""
+    c = 0.0
+    if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not below_one:
+        c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
+    terms = np.asarray(phi(d) - (1 - c) * excess if c > 0 else -d)
+    index = heavy_tail_index(terms)
+    if index and c > 0 and not heavy_tail_index(-d):  # few values of r determine the variance of the control variate
+        return -d, 0.0
+    return terms, index
 
 
 def _few_draws(terms: Array, x: Array) -> list[str]:
