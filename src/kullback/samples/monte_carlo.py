@@ -39,7 +39,8 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
 
     With r = q(x)/p(x), KL(p || q) = E_m[2 phi(log r) / (1 + r)], where m = (p + q)/2 and phi(d) = e^d - 1 - d: the
     estimate is the mean over the draws of p and of q, one of each for a term. The terms are non-negative, of second
-    order where p and q are close, at most 2 where q is larger, and grow as log(p/q) where p is larger.
+    order where p and q are close, at most 2 where q is larger, and grow as log(p/q) where p is larger. If q has mass
+    outside the support of p, the terms are -log r at draws of p where these have the smaller variance.
 
     Without a sampler of q, the estimate is the mean of c (r - 1) - log r over draws of p, which is unbiased for every
     constant c, since E_p[r] = 1. The c with the smallest variance is estimated by regression. c = 0 is used if the tail
@@ -106,6 +107,8 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         terms, index = _control_variate_terms(d, excess, below_one)
     else:
         terms = (_balanced_terms(d) + _balanced_terms(-reverse)) / 2
+        if mass_outside and d.std() < terms.std():  # such as for two uniform distributions
+            terms = -d
         index = heavy_tail_index(terms)
     value, std_error = float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(draws))
     warnings = _contradictions(d, excess, reverse, precision)
