@@ -97,7 +97,7 @@ def vectors_in_support(family: type[Distribution], x: Array) -> Array:
         SupportError: A vector is not one-hot for `OneHotCategorical`, or its entries are not positive with sum 1 for
             `Dirichlet`.
     """
-    sums = x.sum(1)
+    given, sums = x, x.sum(1)
     if family is families.OneHotCategorical:
         outside, words = ~np.isin(x, (0.0, 1.0)).all(1) | (sums != 1), "vectors of one 1 and otherwise 0"
     elif family is families.Dirichlet:
@@ -107,7 +107,7 @@ def vectors_in_support(family: type[Distribution], x: Array) -> Array:
         return x
     for i in np.flatnonzero(outside)[:1].tolist():
         raise SupportError(
-            f"expected samples of {family.__name__} to be {words}, but samples[{i}] is {x[i].tolist()} with sum "
+            f"expected samples of {family.__name__} to be {words}, but samples[{i}] is {given[i].tolist()} with sum "
             f"{float(sums[i]):.9g}; remove the sample"
         )
     return x
