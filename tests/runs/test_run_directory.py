@@ -98,8 +98,15 @@ def test_a_run_with_a_damaged_configuration_can_be_overwritten(
     (run.path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"to replace, found a damaged config\.json"):
         run.check_output(resume=False, overwrite=True, kind=kind)
+    (run.path / "data.jsonl").write_text("{}\n")  # a file that no run writes
+    with pytest.raises(InputError, match="a damaged config"):
+        run.check_output(resume=False, overwrite=True, kind=kind)
     (run.path / record).write_text('{"step": 1}\n')
     run.check_output(resume=False, overwrite=True, kind=kind)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "own.txt").write_text("mine")
+    with pytest.raises(InputError, match="expected only files of the run"):
+        run.check_output(resume=False, overwrite=True, kind=kind)
 
 
 def test_an_incomplete_last_line_is_skipped_and_later_steps_are_deleted(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ Row = dict[str, Any]
 RunKind = Literal["training", "comparison"]
 
 # The files that each kind of run adds lines to.
-_RECORDS: dict[RunKind, str] = {"training": "metrics.jsonl", "comparison": "*.jsonl"}
+_RECORDS: dict[RunKind, tuple[str, ...]] = {
+    "training": ("metrics.jsonl",),
+    "comparison": ("blocks-*.jsonl", "parts-*.jsonl"),
+}
 
 _FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "samples.json", "pictures.json", "report.html")
 _DIRECTORIES = ("checkpoints", "model", "reference")
@@ -212,7 +215,8 @@ class RunDirectory:
         except OSError:
             found = "no config.json in it"
         except (ValueError, RecursionError):  # damaged: the other files show what it was
-            if any(self.path.glob(_RECORDS[kind])):
+            if any(path for pattern in _RECORDS[kind] for path in self.path.glob(pattern)):
+                self._check_no_files_of_others()
                 return
             found = "a damaged config.json"
         else:
