@@ -67,8 +67,9 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
         # Distances below one ulp of the end are not available, and the integrand does not grow up to there.
         return Tail(float(s[-1]), exp(min(float(height[-1]), 700.0)), inf, *masses, _UNDETERMINED)
     if growth > 0 and s[-1] < 100 and (kl == inf or error == inf):
-        log_p_beyond, beyond = _heights_beyond(p, origin, scale, s, height - log_p, farthest)
-        if error == inf and beyond[-1] > 1e3 and (np.diff(beyond) > 0).all():
+        log_p_beyond, log_ratio_beyond = _beyond(p, origin, scale, s, height - log_p, farthest)
+        beyond = log_p_beyond + log_ratio_beyond
+        if error == inf and log_ratio_beyond[0] > 1 and beyond[-1] > 1e3 and (np.diff(beyond) > 0).all():
             kl, error, warning = inf, 0.0, ""
         elif kl == inf and (beyond < 0.01 * log_p_beyond).any():  # p decays faster where q cannot be evaluated
             kl, error, warning = exp(min(float(height[-1]), _LOG_MAX)), inf, _BEYOND_FLOAT64
@@ -142,17 +143,17 @@ def _evaluate_ray(p: Density, q: Density, ray: tuple[float, float, int], farthes
     return s[:count], log_p[:count], log_q[:count]
 
 
-def _heights_beyond(
+def _beyond(
     p: Density, origin: float, scale: float, s: Array, log_ratio: Array, farthest: float
 ) -> tuple[Array, Array]:
-    """log p |dx/ds| at points where q is not known, and log p log(p/q) |dx/ds| if log(p/q) keeps growing as e^(r x)."""
+    """log p |dx/ds| at points where q is not known, and log log(p/q) if log(p/q) keeps growing as e^(r x)."""
     step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
     last = [-1, -1 - step]
     x = np.exp(s[last] - s[-1])
     rate = (log_ratio[last[0]] - log_ratio[last[1]]) / (x[0] - x[1])
     far = np.linspace(s[-1], min(farthest, _LOG_MAX_QUARTIC - log(abs(scale))), 100)
     log_p = p.log_density(np.full_like(far, origin), scale * np.exp(far)) + log(abs(scale)) + far
-    return log_p, log_p + rate * np.exp(far - s[-1])
+    return log_p, rate * np.exp(far - s[-1])
 
 
 def _resolves(density: Density, end: float) -> bool:
