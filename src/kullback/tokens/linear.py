@@ -35,7 +35,7 @@ __all__ = ["head_token_kl", "linear_token_kl"]
 _HALF = (torch.float16, torch.bfloat16)
 _TILE = 4096  # the rows of a head that are converted or subtracted at a time
 _DISTANT = 0.5  # the relative distance from which the difference of the logits has no more digits than the logits
-_CLOSE = 2**-3  # the relative distance of two models below which rounded logits would lose digits of the gradient
+_CLOSE = 2**-5  # the relative distance of two models below which rounded logits would lose digits of the gradient
 
 
 def linear_token_kl(
