@@ -102,9 +102,8 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         reverse_p, reverse_q, reverse_precision = _log_densities("q", y, p, q, draws)
         reverse, precision = reverse_p - reverse_q, max(precision, reverse_precision)
     mass_outside = 0.0 if reverse is None else float((reverse == -inf).mean())
-    below_one = excess.mean() < -5 * excess.std() / np.sqrt(draws)
     if reverse is None:
-        terms, index = _control_variate_terms(d, excess, below_one)
+        terms, index = _control_variate_terms(d, excess)
     else:
         terms = (_balanced_terms(d) + _balanced_terms(-reverse)) / 2
         if mass_outside and d.std() < terms.std():  # such as for two uniform distributions
@@ -205,9 +204,9 @@ def _balanced_terms(d: Array) -> Array:
         return np.where(d > 0, 2 * decay * phi(high) / (1 + decay), 2 * phi(low) / (1 + np.exp(low)))
 
 
-def _control_variate_terms(d: Array, excess: Array, below_one: bool) -> tuple[Array, float]:
+def _control_variate_terms(d: Array, excess: Array) -> tuple[Array, float]:
     """The terms -log r - c (1 - r) at draws of p, with the regression coefficient c, and their tail index."""
-    c = 0.0
+    c, below_one = 0.0, excess.mean() < -5 * excess.std() / np.sqrt(d.size)
     if hill_index(excess + 1) < 0.5 and excess.var() > 0 and not below_one:
         c = float(np.clip(np.cov(excess, d)[0, 1] / excess.var(), 0.0, 1.0))
     terms = np.asarray(phi(d) - (1 - c) * excess if c > 0 else -d)
