@@ -69,7 +69,7 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
         >>> components([0.25, 0.75], [[0.0, 0.0], [1.0, 1.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2).weights
         array([0.25, 0.75])
     """
-    weights, locs, covariances = (_in_float64(value) for value in (weights, locs, covariances))
+    weights, locs, covariances = (as_numpy(value, np.float64) for value in (weights, locs, covariances))
     count, size = weights.size, locs.shape[-1]
     if weights.shape != (count,) or locs.shape != (count, size) or covariances.shape != (count, size, size):
         raise ShapeError(
@@ -83,20 +83,18 @@ def components(weights: Array, locs: Array, covariances: Array) -> Components:
 def components_of_family(record: Distribution) -> Components | None:
     """A multivariate normal, or an Independent of normals, as one component; None for other families and batches."""
     if isinstance(record, Independent) and isinstance(record.base, Normal) and record.event_dims == 1:
-        loc, scale = np.broadcast_arrays(*(_in_float64(side) for side in (record.base.loc, record.base.scale)))
+        loc, scale = np.broadcast_arrays(*(as_numpy(side, np.float64) for side in (record.base.loc, record.base.scale)))
         covariance = scale[..., None] ** 2 * np.eye(scale.shape[-1] if scale.ndim else 1)
     elif isinstance(record, MultivariateNormal | LowRankMultivariateNormal):
-        plain = type(record)(**{name: None if v is None else _in_float64(v) for name, v in vars(record).items()})
+        plain = type(record)(
+            **{name: None if v is None else as_numpy(v, np.float64) for name, v in vars(record).items()}
+        )
         loc, covariance = plain.loc, covariance_of(np, plain)
     else:
         return None
     if loc.ndim != 1 or covariance.ndim != 2:
         return None
     return components(np.ones(1), loc[None], covariance[None])
-
-
-def _in_float64(value: Any) -> Array:
-    return as_numpy(value, np.float64)
 
 
 def mixture_bounds(p: Components, q: Components) -> MixtureBounds:

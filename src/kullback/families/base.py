@@ -32,6 +32,7 @@ from kullback.numerics.arrays import (
     Array,
     ArrayLike,
     as_floats,
+    as_numpy,
     has_values,
     holds,
     is_compiling,
@@ -477,4 +478,4 @@ def values_of(array: Array) -> Array:
 
     They are a NumPy array for an array of JAX, because JAX traces the operations on constants inside jit.
     """
-    return np.asarray(array) if array_api_compat.is_jax_array(array) else untracked(array)
+    return as_numpy(array) if array_api_compat.is_jax_array(array) else untracked(array)
