@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -147,6 +148,26 @@ def test_columns_rows_and_members_by_name(tmp_path: Path, capsys) -> None:
     assert (values(f"{members}:p"), values(f"{members}:q")) == ([0.5, 0.5], [0.25, 0.75])
     with pytest.raises(InputError, match="expected one distribution, got 2: 'p', 'q'; pass FILE:NAME"):
         read(members)
+    labels = write(tmp_path / "l.json", '{"a": 0.4, "b": 0.6}')
+    with pytest.raises(InputError, match=r"expected one of its names \('a', 'b'\), got 'x'"):
+        read(f"{labels}:x")
+
+
+def test_a_name_that_occurs_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "p,q,p\n0.5,0.4,0.3\n0.5,0.6,0.7\n")
+    assert values(f"{path}:q") == [0.4, 0.6]
+    with pytest.raises(InputError, match="expected one column or row of the name 'p', got several"):
+        read(f"{path}:p")
+
+
+@pytest.mark.parametrize("content", ["1e-400,1", "[1e-400, 1]", '{"a": 1e-400, "b": 1}', "a 1\nb 1e-999", "1;0,1e-400"])
+def test_numbers_that_would_become_zero_are_refused(content: str, tmp_path: Path, capsys) -> None:
+    """KL(q || p) would be inf, and is about 460 nats."""
+    path = write(tmp_path / ("x.json" if content[0] in "[{" else "x.csv"), content)
+    for argument in (path, content):
+        assert main(["measure", argument, "0.5,0.5"]) == 2
+        assert re.search(r"(1e-400|1e-999) would become 0; pass the logarithms", capsys.readouterr().err)
+    assert values(write(tmp_path / "zero.csv", "0e-400,0.000,1\n")) == [0.0, 0.0, 1.0]
 
 
 def test_parquet(tmp_path: Path, capsys) -> None:

@@ -50,6 +50,7 @@ _INDEX_NAMES = {"", "index", "unnamed: 0", "__index_level_0__", "id", "event", "
 _INDEX_NAMES |= {"symbol", "outcome", "category", "class", "key", "bin", "byte", "name"}
 _MAGIC = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"PAR1": "parquet"}
 _CHUNK = 1 << 20
+_NOT_ZERO = re.compile(r"\s*[-+]?[0.]*[1-9]")  # the start of a number with a digit other than 0 before the exponent
 _FRACTION = re.compile(r"([+-]?[\d.]+)\s*/\s*([\d.]+)")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
@@ -148,20 +149,32 @@ def byte_counts(path: str) -> Table:
 def parse_number(cell: str) -> float | None:
     """The number that a text denotes, such as 0.25, 1e-3, 1/3 or nan; None if it denotes none.
 
+    Raises:
+        InputError: The number is not 0, and is 0 in float64.
+
     Example:
         >>> parse_number("1/4"), parse_number("x")
         (0.25, None)
     """
     try:
-        return None if "_" in cell else float(cell)
+        value = None if "_" in cell else float(cell)
     except ValueError:
-        pass
-    if match := _FRACTION.fullmatch(cell.strip()):
+        match = _FRACTION.fullmatch(cell.strip())
         try:
-            return float(match[1]) / float(match[2])
+            value = float(match[1]) / float(match[2]) if match else None
         except (ValueError, ZeroDivisionError):
             return None
-    return None
+    return _not_rounded_to_zero(cell, value)
+
+
+def _not_rounded_to_zero(cell: str, value: float | None, source: str = "") -> float | None:
+    """The value of a text; InputError if it is 0 in float64, and the number in the text is not 0."""
+    if value == 0 and _NOT_ZERO.match(cell):
+        raise InputError(
+            f"{source}expected numbers that float64 can represent, but {cell.strip()} would become 0; pass the "
+            "logarithms of the probabilities, with --logits"
+        )
+    return value
 
 
 def _split_name(text: str) -> tuple[str, str | None]:
@@ -324,7 +337,7 @@ class CellReader:
             return None
         if "." in cell and not self.with_point:
             self.with_point = cell
-        return value
+        return _not_rounded_to_zero(cell, value, f"{self.text}: ")
 
     def finish(self) -> None:
         """Raise InputError if commas of the numbers can be decimal commas or separators of thousands."""
@@ -448,6 +461,8 @@ def _assemble(
     events = None if header is None else tuple(header)
     rows = None if labels is None else tuple(labels)
     if name is not None:
+        if (header or ()).count(name) + (rows or ()).count(name) > 1:
+            raise InputError(f"{text}: expected one column or row of the name {name!r}, got several; rename them")
         if header is not None and name in header:
             return Table(np.ascontiguousarray(values[:, list(header).index(name)]), rows, is_file=True)
         if rows is not None and name in rows:
@@ -505,7 +520,9 @@ def _parsed(content: str) -> Any:
             raise ValueError(f"expected distinct keys in each object, got {twice!r} twice")
         return entries
 
-    return json.loads(content, object_pairs_hook=distinct)
+    return json.loads(
+        content, object_pairs_hook=distinct, parse_float=lambda cell: _not_rounded_to_zero(cell, float(cell))
+    )
 
 
 def _read_json(text: str, content: str, name: str | None) -> Table:
@@ -538,6 +555,8 @@ def _table_of(text: str, value: Any, name: str | None) -> Table:
         is_number = [_is_number(entry) for entry in value.values()]
         if all(is_number) and name is None:
             return Table(_as_values(text, list(value.values())), tuple(value), is_file=True)
+        if any(is_number) and name is not None and name not in value:
+            raise _unknown_name(text, name, list(value))
         if any(is_number):
             wrong = next((key for key, number in zip(value, is_number, strict=True) if not number), name)
             raise InputError(f"{text}: expected a number for each label, got {value.get(wrong)!r:.80} for {wrong!r}")
