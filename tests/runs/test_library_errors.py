@@ -46,8 +46,12 @@ def test_the_cause_is_named(error: BaseException, message: str) -> None:
     ],
 )
 def test_a_full_disk_is_named_by_the_outer_context(error: Exception) -> None:
-    expected = "run: cannot be written: .*; free some space"
-    with pytest.raises(InputError, match=expected), write_errors(Path("run"), "free some space"), library_errors("PPO"):
+    expected = "run: cannot be written: .*; free some space, and continue with --resume"
+    with (
+        pytest.raises(InputError, match=expected),
+        write_errors(Path("run"), "continue with --resume"),
+        library_errors("PPO"),
+    ):
         raise error
 
 

@@ -39,7 +39,7 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     from kullback.explore.run_tables import outcome_table, write_run_report
     from kullback.runs.write_errors import write_errors
 
-    with write_errors(path, "the run itself has been saved; free some space, and repeat the command with --resume"):
+    with write_errors(path, "repeat the command with --resume; the run itself has been saved"):
         write_run_report(runs, path, title=title, summary=summary)
     outcomes = outcome_table(runs)
     # On a narrow terminal, a number continues on the next line instead of losing its last digits.

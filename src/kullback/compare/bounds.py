@@ -286,7 +286,7 @@ def compute_parts(
         if output is not None:
             directory = RunDirectory(output)
             directory.check_output(resume=resume, overwrite=overwrite, kind="comparison")
-            stack.enter_context(write_errors(output, "free some space, and continue with --resume"))
+            stack.enter_context(write_errors(output, "continue with --resume"))
             stack.enter_context(run_lock(output))
             directory.check_can_start(config, resume=resume, overwrite=overwrite)
             if not resume:

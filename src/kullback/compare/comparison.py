@@ -233,7 +233,7 @@ def run_plan(plan: "Plan", progress: Any = None) -> Comparison | None:
     if plan.output is not None:
         from kullback.compare.page import write_comparison_page
 
-        with write_errors(plan.output, "free some space, and continue with --resume"):
+        with write_errors(plan.output, "continue with --resume"):
             comparison.save(plan.output / "result.json")
             write_comparison_page(comparison, plan.output / "compare.html")
     return comparison

@@ -476,7 +476,7 @@ def write_log_probs(
     header = np.array((_MAGIC, n_ctx, n_vocab, n_chunk), _HEADER)
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: expected a path in a directory that exists")
-    with write_errors(path, "free some space or choose another path"), open_atomically(path) as file:
+    with write_errors(path, "repeat the command, or choose another path"), open_atomically(path) as file:
         file.write(header.tobytes())
         file.write(text.astype("<i4").tobytes())
         for block in logits:

@@ -442,7 +442,7 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
     directory = RunDirectory(plan.output)
     with ExitStack() as stack:
         stack.enter_context(termination_as_interrupt())
-        stack.enter_context(write_errors(plan.output, "free some space, and continue with --resume"))
+        stack.enter_context(write_errors(plan.output, "continue with --resume"))
         if rank == 0:
             stack.enter_context(run_lock(plan.output))
             directory.check_can_start(config, resume=plan.resume, overwrite=plan.overwrite)

@@ -122,7 +122,7 @@ class RunDirectory:
             with termination_as_interrupt():
                 yield
             return
-        advice = "free some space, and continue with --resume if the run has a checkpoint"
+        advice = "continue with --resume if the run has a checkpoint"
         with termination_as_interrupt(), write_errors(self.path, advice), run_lock(self.path):
             self.check_can_start(config, resume=resume, overwrite=overwrite)  # another process may have written to it
             for unfinished in self.path.glob(".model.*"):  # a process was killed in `save_model`
