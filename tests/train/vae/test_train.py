@@ -105,7 +105,8 @@ def test_the_likelihood_estimate_is_exact_where_the_posterior_is_exact():
     assert fewer == {name: value for name, value in row.items() if not name.startswith("log_likelihood")}
     assert row["kl_posterior_prior_per_image"] == 0
     assert row["active_units"] == 0
-    assert "collapse" in (collapse_warning(row, 4.0) or "")
+    assert "decrease beta (4)" in (collapse_warning(row, 4.0, has_budget=False) or "")
+    assert "a larger --budget" in (collapse_warning(row, 4.0, has_budget=True) or "")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 22)])

@@ -68,20 +68,22 @@ def evaluate(
     return row | _mean("cross_entropy", cost) | _mean("accuracy", (log_probs.argmax(1) == labels).double())
 
 
-def collapse_warning(row: Row, beta: float) -> str | None:
+def collapse_warning(row: Row, beta: float, *, has_budget: bool) -> str | None:
     """A warning if the KL of an evaluation shows posterior collapse, otherwise None.
 
     Args:
         row: A row that `evaluate` returned.
         beta: The coefficient of the KL, which the warning quotes.
+        has_budget: Whether a budget controls beta.
     """
     kl = row["kl_posterior_prior_per_image"]
     if kl >= _COLLAPSED_KL:
         return None
-    return (
-        f"posterior collapse: the latent variables carry {kl:.3g} nats per image, and the decoder ignores them; "
-        f"decrease beta ({beta:.3g}), anneal it, use free bits, or set --budget"
-    )
+    remedy = f"decrease beta ({beta:.3g}), anneal it, use free bits, or set --budget"
+    if has_budget:
+        remedy = f"train for more steps, or set a larger --budget (beta is {beta:.3g})"
+    used = f"the latent variables carry {kl:.3g} nats per image, and the decoder ignores them"
+    return f"posterior collapse: {used}; {remedy}"
 
 
 def _log_likelihood(model: VAE, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -236,7 +236,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             if step % plan.evaluate_every == 0 or step == plan.steps:
                 is_last = step == plan.steps
                 evaluation = evaluate(model, held_out, held_out_labels, step=step, likelihood=is_last)
-                if (warning := collapse_warning(evaluation, beta)) is not None:
+                if (warning := collapse_warning(evaluation, beta, has_budget=budget is not None)) is not None:
                     evaluation["alarm"] = warning
                     if console is not None and step == plan.steps:
                         console.print(warning, highlight=False, soft_wrap=True)
