@@ -1,10 +1,11 @@
 """Samples and weights that have no fit: each raises an error of one line, or gives the right value."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kullback import families as f
-from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, LabelError, ShapeError, SupportError
 from kullback.fit import fit_forward
 
 INVALID = {
@@ -18,6 +19,13 @@ INVALID = {
     "no columns": (f.MultivariateNormal, np.zeros((3, 0)), ShapeError, "d > 0"),
     "complex": (f.Normal, [1j, 2.0], ArrayTypeError, "real samples"),
     "nan": (f.Normal, [1.0, np.nan], SupportError, r"samples\[1\] is nan"),
+    "two in bernoulli": (
+        f.Bernoulli,
+        [0, 1, 2],
+        SupportError,
+        r"support \(0.0, 1.0\) of whole numbers, but samples\[2\]",
+    ),
+    "negative count": (f.Poisson, [-1, 1], SupportError, r"support \(0.0, inf\) of whole numbers, but samples\[0\]"),
     "one sample": (f.Normal, [1.0], SupportError, "samples that differ"),
 }
 
@@ -39,3 +47,16 @@ def test_invalid_weights(weights):
 def test_weights_whose_sum_overflows():
     fit = fit_forward(f.Normal, samples=[1.0, 2.0, 3.0], weights=[1e308, 1e308, 1e308])
     assert fit.distribution.loc == pytest.approx(2.0, rel=1e-15)
+
+
+def test_weights_with_labels_are_matched_with_the_samples():
+    table = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [0.0, 1.0, 5.0], "weight": [1.0, 1.0, 2.0]})
+    weights = table["weight"].iloc[::-1]
+    fit = fit_forward(f.Normal, samples=table["x"], weights=weights)
+    assert fit.distribution == fit_forward(f.Normal, samples=[1.0, 2.0, 3.0], weights=[1.0, 1.0, 2.0]).distribution
+    vectors = fit_forward(f.MultivariateNormal, samples=table[["x", "y"]], weights=weights)
+    np.testing.assert_allclose(vectors.distribution.loc, [2.25, 2.75], rtol=1e-15)
+    with pytest.raises(LabelError, match="label 0 is missing"):
+        fit_forward(f.Normal, samples=table["x"], weights=weights.set_axis([5, 6, 7]))
+    with pytest.raises(ArrayTypeError, match="expected weights without labels"):
+        fit_forward(f.Normal, samples=[1.0, 2.0, 3.0], weights=weights)

@@ -28,6 +28,7 @@ from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
 from kullback.fit.samples import (
     as_samples,
+    matched_weights,
     mean_and_covariance,
     normalised_weights,
     require_samples_between_ends,
@@ -92,7 +93,8 @@ def fit_forward(
             `log_prob`, which is trained in place.
         samples: Samples of p, shape (n,) or (n, d). Pass either samples or target.
         target: The distribution p, of any kind that `kullback.measure` accepts.
-        weights: The weights of the samples, shape (n,), non-negative; None for equal weights.
+        weights: The weights of the samples, shape (n,), non-negative; None for equal weights. Where samples and
+            weights have labels, they are matched by label.
         start: A member of the family at which the descent begins; `path` records this descent. Where a closed form
             exists, it is still the result.
         starts: Further starting points.
@@ -140,6 +142,7 @@ def fit_forward(
         raise SupportError("expected either samples or target, got " + ("neither" if target is None else "both"))
     if samples is None and weights is not None:
         raise SupportError("expected weights together with samples, got weights together with target")
+    weights = matched_weights(samples, weights)
     if is_module(family):
         unused = {"start": (start, None), "starts": (starts, ()), "fixed": (fixed, None)}
         reject_options("a module", components=(components, None), **unused)
@@ -248,7 +251,11 @@ def _fit_to_samples(
     if closed_form is None:
         _require_representable_spread(x)
     starts = starts or _starts_from_samples(family, closed_form, x, w, fixed, components)
-    require_samples_in_support(family, closed_form or starts[0], x)
+    member = closed_form or starts[0]
+    if is_count_family(family):
+        # Samples outside of the support can lead to a closed form with one outcome, whose support is smaller.
+        member = match_moments(family, lambda f: f(np.array([0.0, 1.0])).mean(-1), fixed) or member
+    require_samples_in_support(family, member, x)
     if closed_form is not None and starts == [closed_form]:
         value = _cross_entropy(closed_form, x, w)
         diagnostics = {"method": "closed form", "cross_entropy": value}

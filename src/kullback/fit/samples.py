@@ -1,6 +1,7 @@
 """Validation of samples and of their weights, and their weighted moments."""
 
 from math import inf
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from kullback.discrete.validation import MASS_TOLERANCES
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array, ArrayLike, as_numpy
-from kullback.numerics.labels import plain_arrays, require_unlabelled
+from kullback.numerics.labels import is_labelled, plain_arrays, require_unlabelled
 
 __all__ = [
     "as_samples",
+    "matched_weights",
     "mean_and_covariance",
     "normalised_weights",
     "require_samples_between_ends",
@@ -48,6 +50,20 @@ def as_samples(samples: ArrayLike) -> Array:
     return x
 
 
+def matched_weights(samples: Any, weights: Any) -> Any:
+    """The weights, without labels; weights with labels are put into the order of the samples.
+
+    Raises:
+        ArrayTypeError: The weights have labels, and the samples have none.
+        LabelError: Samples and weights have different labels.
+    """
+    if weights is None or not is_labelled(weights):
+        return weights
+    if not is_labelled(samples):
+        require_unlabelled("weights", weights)
+    return plain_arrays(samples.T if samples.ndim == 2 else samples, weights)[1]
+
+
 def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
     """The weights of `count` samples, scaled to sum 1; equal weights if `weights` is None.
 
@@ -57,7 +73,6 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
     """
     if weights is None:
         return np.full(count, 1 / count)
-    require_unlabelled("weights", weights)
     w = as_numpy(plain_arrays(weights)[0], np.float64)
     if w.shape != (count,):
         raise ShapeError(f"expected weights of shape ({count},), one for each sample, got shape {w.shape}")
