@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from kullback import fit_forward
 from kullback.errors import SupportError
-from kullback.families import Dirichlet, NormalMixture, OneHotCategorical
+from kullback.families import Dirichlet, NormalMixture, OneHotCategorical, StudentT
 from kullback.fit.solver import multistart, objectives
 
 
@@ -72,3 +72,12 @@ def test_vectors_in_float32_are_fitted():
     exact = x.double() / x.double().sum(-1, keepdim=True)
     fits = [fit_forward(Dirichlet, samples=samples).distribution.concentration for samples in (x, exact)]
     np.testing.assert_allclose(fits[0], fits[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "tolerance"), [([-1, 1], 1e-3), ([1, 2], 1e-3), ([1, 2, 3, 4], 1e-9)])
+def test_a_likelihood_that_grows_towards_the_normal_is_followed(samples: list[float], tolerance: float) -> None:
+    """At the first start of the first two, no log-density depends on the scale to first order."""
+    fit = fit_forward(StudentT, samples=samples)
+    assert not fit.converged
+    limit = stats.norm.entropy(scale=np.std(samples))
+    assert fit.diagnostics["cross_entropy"] == pytest.approx(limit, abs=tolerance)

@@ -31,6 +31,7 @@ _DIFFERENCE_STEP = 1e-3  # in the Fisher metric
 _SCORE_STEP = 1e-5  # in the coordinates divided by their scales
 _OVERFLOW = 1e150
 _NEARLY_SINGULAR = 1e-4  # the smallest eigenvalue of a metric with a diagonal of ones
+_LEAST_INFORMATION = 3e-3  # of a coordinate, relative to the largest, where the samples hardly depend on it
 _UNDERFLOW = 40.0  # standard deviations from a normal at which its density underflows in float64
 _COST_OF_MEMBER = 2000  # the time to construct a member, in simple log-densities
 _QUADRATURES = 100  # of an adaptive integral, relative to the sum over fixed nodes
@@ -399,7 +400,8 @@ def _well_conditioned(metric: Array) -> Array:
     unbounded, and finite differences of such a step would be wrong.
     """
     information = np.diag(metric)
-    scales = np.sqrt(np.maximum(information, 1e-16 * information.max(initial=0.0)))
+    largest = information.max(initial=0.0)
+    scales = np.sqrt(np.maximum(information, _LEAST_INFORMATION * largest))
     if not (scales > 0).all() or not np.isfinite(scales).all():
         return metric
     if np.linalg.eigvalsh(metric / np.outer(scales, scales))[0] > _NEARLY_SINGULAR:
