@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import linecache
 import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -550,3 +553,46 @@ def test_the_logs_of_an_evaluation_are_not_rows(tmp_path: Path) -> None:
     assert run.metrics() == shown == []
     callback.on_log(None, State(), None, logs={"loss": 1.0})
     assert [row["step"] for row in run.metrics()] == [3]
+
+
+CHANGED_INPUTS = {
+    "the prompts": ("grpo", "rows.jsonl", "prompts"),
+    "the reward": ("grpo", "lengths.py", "reward longer"),
+    "the model": ("grpo", "base/model.safetensors", "model"),
+    "the prompts of a distillation": ("distill", "rows.jsonl", "prompts"),
+    "the teacher": ("distill", "teacher/model.safetensors", "teacher"),
+    "the examples": ("sft", "rows.jsonl", "examples"),
+    "the model of an adapter": ("sft", "base/model.safetensors", "model"),
+    "the images": ("vae", "images.npy", "images"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_INPUTS)
+def test_a_resumption_with_changed_inputs_is_refused(
+    name: str, words: dict[str, list[str]], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Metrics before and after would be of different inputs."""
+    recipe, changed, words_of_message = CHANGED_INPUTS[name]
+    if recipe == "distill" and not HAS_DISTILLATION:
+        pytest.skip("TRL 1.14 has no such trainer")
+    shutil.copytree(tiny_model, "base")
+    np.save("images.npy", np.random.default_rng(0).random((40, 8, 8), np.float32))
+    command = with_option(words[recipe], *(("--data", "images.npy") if recipe == "vae" else ("--model", "base")))
+    command += ["--lora", "r=2"] if name == "the model of an adapter" else []
+    assert main(command) == 0
+    if changed.endswith(".safetensors"):
+        weights = {key: weight + 0.01 for key, weight in load_file(changed).items()}
+        save_file(weights, changed, {"format": "pt"})
+    elif changed.endswith(".npy"):
+        np.save(changed, np.load(changed) * np.float32(0.5))
+    else:
+        text = Path(changed).read_text()
+        Path(changed).write_text(text.replace("+", "-").replace("/ 4", "/ 8"))
+        sys.modules.pop("lengths", None)
+    linecache.clearcache()
+    before = contents(Path("run"))
+    capsys.readouterr()
+    assert main([*with_option(command, "--steps", "6"), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f'started with other contents of the {words_of_message}: SHA-256 "[0-9a-f]{{16}}", got', error)
+    assert contents(Path("run")) == before

@@ -263,7 +263,7 @@ class RunDirectory:
         differences = [
             f"{name} {before}, got {now}"
             for key, value in given.items()
-            if key != "steps"
+            if key != "steps" and (key != "hashes" or key in stored)  # runs of version 0.1.0 have no hashes
             for name, before, now in _differences(key, stored.get(key), value, _option_of_setting(given.get("kind")))
         ]
         if differences:
@@ -763,6 +763,8 @@ def _differences(name: str, before: Any, now: Any, option: Callable[[str], str])
             yield from _differences(f"{name}.{key}", before.get(key), now.get(key), option)
     elif before != now or isinstance(before, bool) != isinstance(now, bool):
         label = option(name.removeprefix("settings.")) if name.startswith("settings.") else name
+        if name.startswith("hashes."):
+            label = f"other contents of the {name.removeprefix('hashes.')}: SHA-256"
         yield label, _short(before), _short(now)
 
 

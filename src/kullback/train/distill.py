@@ -20,6 +20,7 @@ from kullback.integrations.trl_distillation import (
 )
 from kullback.policy.distillation import DISTILLATION_DIVERGENCES, WEIGHTED_DIVERGENCES, DistillationDivergence
 from kullback.runs.finite import finite_outputs, require_finite_weights
+from kullback.runs.input_hashes import hash_of_model, hash_of_rows
 from kullback.runs.library_errors import library_errors
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.distill_evaluation import DistillationEvaluation, given_tokens
@@ -106,6 +107,12 @@ class DistillPlan:
             "weight": 0.5 if self.weight is None else self.weight,
             "settings": dict(self.settings),
             "evaluation_prompts": len(self.rows_to_evaluate()),
+            "hashes": {
+                "prompts": hash_of_rows(self.rows),
+                "evaluation prompts": hash_of_rows(self.rows_to_evaluate()),
+                "model": hash_of_model(self.model),
+                "teacher": hash_of_model(self.teacher),
+            },
             **self.named,
         }
 

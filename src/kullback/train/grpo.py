@@ -21,6 +21,7 @@ from kullback.errors import InputError, RewardError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.trl import BudgetGRPOTrainer, BudgetRLOOTrainer, BudgetTrainer
 from kullback.runs.finite import finite_outputs, require_finite_weights
+from kullback.runs.input_hashes import hash_of_function, hash_of_model, hash_of_rows
 from kullback.runs.library_errors import library_errors
 from kullback.runs.metrics import kl_key
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
@@ -121,7 +122,8 @@ class GRPOPlan:
         Returns:
             The settings of the run as JSON types, by name.
         """
-        names = [reward_name(reward) for reward in (*self.rewards, *self.watched)]
+        rewards = (*self.rewards, *self.watched)
+        names = [reward_name(reward) for reward in rewards]
         return {
             "kind": self.algorithm,
             **described_model(self.model),
@@ -134,6 +136,12 @@ class GRPOPlan:
             "settings": dict(self.settings),
             "evaluate_every": self.evaluate_every,
             "evaluation_prompts": len(self.rows_to_evaluate()),
+            "hashes": {
+                "prompts": hash_of_rows(self.rows),
+                "evaluation prompts": hash_of_rows(self.rows_to_evaluate()),
+                "model": hash_of_model(self.model),
+                **{f"reward {reward_name(reward)}": hash_of_function(reward) for reward in rewards},
+            },
             **self.named,
         }
 

@@ -17,6 +17,7 @@ from kullback.errors import InputError
 from kullback.integrations.transformers import load_model, load_tokenizer
 from kullback.integrations.transformers_forward_kl import ForwardKL
 from kullback.runs.finite import finite_outputs, require_finite_weights
+from kullback.runs.input_hashes import hash_of_model, hash_of_rows
 from kullback.runs.library_errors import library_errors
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, is_main_process, versions
 from kullback.train.lora import described_model, make_lora_config, save_model
@@ -93,6 +94,11 @@ class SFTPlan:
             "settings": dict(self.settings),
             "examples": len(self.rows),
             "evaluation_examples": len(self.evaluation_rows),
+            "hashes": {
+                "examples": hash_of_rows(self.rows),
+                "evaluation examples": hash_of_rows(self.evaluation_rows),
+                "model": hash_of_model(self.model),
+            },
             **self.named,
         }
 

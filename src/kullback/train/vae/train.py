@@ -19,6 +19,7 @@ from kullback.errors import InputError
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.checkpoint import load_checkpoint, save_checkpoint
 from kullback.runs.finite import finite_outputs, require_finite_step
+from kullback.runs.input_hashes import hash_of_arrays
 from kullback.runs.interrupts import Interrupts
 from kullback.runs.metrics import kl_key
 from kullback.runs.progress import RunProgress
@@ -157,7 +158,7 @@ def train_latent(
     """
     run = RunDirectory(plan.output)
     _validate(plan, images)
-    with run.open_for_training(plan.config(), resume=resume, overwrite=overwrite):
+    with run.open_for_training(_config(plan, images), resume=resume, overwrite=overwrite):
         return (resume and run.is_finished(plan.steps)) or _train(plan, images, run, resume, console)
 
 
@@ -173,7 +174,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
         step, budget = _restore_checkpoint(model, optimiser, checkpoint)
         run.remove_rows_after(step)
     else:
-        run.create({**plan.config(), "versions": versions("torch")})
+        run.create({**_config(plan, images), "versions": versions("torch")})
         run.remove_rows_after(-1)
     x, held_out = (torch.from_numpy(np.asarray(pixels, np.float32)) for pixels in (images.train, images.held_out))
     labels, held_out_labels = (
@@ -262,6 +263,11 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
 
     run.save_model(step, write)
     return True
+
+
+def _config(plan: LatentPlan, images: Images) -> Row:
+    """The contents of config.json with a hash of the images and of their classes."""
+    return {**plan.config(), "hashes": {"images": hash_of_arrays(images)}}
 
 
 def derived_seed(seed: int, step: int) -> int:
