@@ -187,6 +187,10 @@ def test_parquet(tmp_path: Path, capsys) -> None:
     assert values(f"{tmp_path}/rows.parquet") == [P, P[::-1]]
     pandas.DataFrame({"p": [0.5, None]}).to_parquet(tmp_path / "missing.parquet")
     write(tmp_path / "bad.parquet", b"PAR1 but no more")
+    frame = pandas.DataFrame({"p": [0.2, 0.3, 0.5]}, dtype="float32")
+    frame.to_parquet(tmp_path / "float32.parquet")  # its sum in float64 is 1 + 1.5e-8
+    assert main(["measure", f"{tmp_path}/float32.parquet", "0.5,0.25,0.25"]) == 0
+    capsys.readouterr()
     for name, message in (("missing", "1 missing in column 'p'"), ("bad", "expected a Parquet file")):
         assert main(["measure", f"{tmp_path}/{name}.parquet", "0.5,0.5"]) == 2
         error = capsys.readouterr().err

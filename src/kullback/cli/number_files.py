@@ -699,6 +699,8 @@ def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
     is_number = [number and key not in index for key, number in zip(header, numeric, strict=True)]
     label = _label_column(text, header, is_number)
     keys = [key for column, key in enumerate(header) if column != label]
-    values = np.column_stack([np.asarray(columns[key].to_numpy(), np.float64) for key in keys])
+    # The sum of probabilities in float32 may differ from 1 by their rounding, so that floating-point types are kept.
+    kept_types = {key: None if types.is_floating(columns[key].type) else np.float64 for key in keys}
+    values = np.column_stack([np.asarray(columns[key].to_numpy(), kept_types[key]) for key in keys])
     labels = None if label is None else [str(value) for value in columns[header[label]].to_pylist()]
     return _assemble(text, values, keys, labels, name)
