@@ -26,6 +26,7 @@ from trl import GRPOConfig
 from kullback import KLBudget
 from kullback.budget.controllers import PPO2017, FixedBeta, RLlibController, Ziegler2019
 from kullback.errors import BudgetError
+from kullback.integrations.position_ids import counts_padding
 from kullback.integrations.transformers_reference import evaluation_mode
 from kullback.integrations.trl import BudgetGRPOTrainer
 
@@ -116,25 +117,29 @@ def batch_of(trainer: Any) -> dict[str, Any]:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.accelerator.gradient_state._set_sync_gradients(False)  # more micro-batches of the step follow
-    rows = [{"prompt": prompt} for prompt in ("1+2=", "34+5=", "67+89=", "0+0=") for _ in range(4)]
-    return trainer._prepare_inputs(rows)
+    has_one_length = len({len(row["prompt"]) for row in trainer.train_dataset}) == 1
+    prompts = ("1+2=", "3+5=", "6+8=", "0+0=") if has_one_length else ("1+2=", "34+5=", "67+89=", "0+0=")
+    return trainer._prepare_inputs([{"prompt": prompt} for prompt in prompts for _ in range(4)])
 
 
 @torch.no_grad()
 def true_kl(policy: Any, reference: Any, inputs: dict[str, Any], temperature: float = 1.0) -> torch.Tensor:
-    """The KL of every completion, by full logits in float64 and in evaluation mode."""
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-    length = inputs["completion_ids"].shape[1]
-    log_probs = []
-    for model in (policy, reference):
-        # The forward pass of the class: TRL and accelerate replace it in the model, and use autocast.
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with evaluation_mode(base):
-            logits = type(base).forward(base, input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1]
-        log_probs.append((logits.double() / temperature).log_softmax(-1))
-    log_p, log_q = log_probs
-    return ((log_p.exp() * (log_p - log_q)).sum(-1) * inputs["completion_mask"]).sum(-1)
+    """The KL of every completion without padding, by full logits in float64 and in evaluation mode."""
+    values = []
+    for prompt, kept, completion, mask in zip(
+        *(inputs[f"{part}_{kind}"] for part in ("prompt", "completion") for kind in ("ids", "mask")), strict=True
+    ):
+        ids = torch.cat([prompt[kept.bool()], completion])[None]
+        log_probs = []
+        for model in (policy, reference):
+            # The forward pass of the class: TRL and accelerate replace it in the model, and use autocast.
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            with evaluation_mode(base):
+                logits = type(base).forward(base, input_ids=ids).logits[0, -len(completion) - 1 : -1]
+            log_probs.append((logits.double() / temperature).log_softmax(-1))
+        log_p, log_q = log_probs
+        values.append(((log_p.exp() * (log_p - log_q)).sum(-1) * mask).sum())
+    return torch.stack(values)
 
 
 def check(trainer: Any, given: Any, temperature: float = 1.0) -> None:
@@ -311,7 +316,9 @@ def test_any_output_head_is_trained_and_measured(make: MakeTrainer, name: str, u
     if name == "recurrent_gemma":
         model.get_output_embeddings().weight.data.mul_(20)  # logits large enough for the cap
     original = copy.deepcopy(model)
-    trainer = make(model, KLBudget(0.05, unit=unit), temperature=0.9)
+    # The state of RecurrentGemma reads padding, so that its prompts must have one length.
+    rows = {"rows": [{"prompt": f"{a % 9}+{a % 9 + 1}="} for a in range(40)]} if name == "recurrent_gemma" else {}
+    trainer = make(model, KLBudget(0.05, unit=unit), temperature=0.9, **rows)
     ids = torch.randint(2, 14, (2, 9))
     with torch.no_grad(), evaluation_mode(model):
         # The log-probabilities of TRL's loss.
@@ -321,6 +328,50 @@ def test_any_output_head_is_trained_and_measured(make: MakeTrainer, name: str, u
     torch.testing.assert_close(log_probs, log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
     check(trainer, original, temperature=0.9)
+
+
+# -- models whose hidden states are not those from which completions are sampled --
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "openai-gpt", "biogpt", "ctrl"])
+def test_models_that_count_padding_get_position_ids(make: MakeTrainer, name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, **DECODERS.get(name, {}), "is_decoder": True}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes))
+    perturb(model, 1.0)
+    original = copy.deepcopy(model)
+    check(make(model, KLBudget(0.05), disable_dropout=True), original)
+    assert counts_padding(original)  # the given model is not changed
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "ctrl": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "dff": 32},
+}
+
+
+def test_padding_that_a_state_reads_is_refused(make: MakeTrainer) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, **HEADS["recurrent_gemma"], "num_key_value_heads": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("recurrent_gemma", **sizes))
+    with pytest.raises(BudgetError, match="expected prompts of one length for RecurrentGemma"):
+        make(model, KLBudget(0.05)).train()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_models_that_read_later_tokens_are_refused(make: MakeTrainer, name: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SIZES))
+    rows = [{"prompt": f"{a % 9}+{a % 9 + 1}="} for a in range(40)]
+    with pytest.raises(BudgetError, match="reads-later-tokens"):
+        make(perturb(model, 1.0), KLBudget(0.05), rows=rows, disable_dropout=True).train()
+
+
+def test_weights_that_evaluation_mode_rescales_are_refused(make: MakeTrainer) -> None:
+    config = AutoConfig.for_model("rwkv", vocab_size=14, hidden_size=16, num_hidden_layers=2, context_length=32)
+    with pytest.raises(BudgetError, match="evaluation mode rescales them"):
+        make(AutoModelForCausalLM.from_config(config), KLBudget(0.05))
 
 
 # -- a reference that is passed --

@@ -15,7 +15,11 @@ from kullback.doctor.initial_kl import check_initial_kl
 from kullback.doctor.kl_value import check_logged_value, require_shape_of_kl
 from kullback.doctor.masks import check_masks, up_to_eos
 from kullback.doctor.penalty_gradient import Penalty, check_penalty_gradient
-from kullback.doctor.recorded_log_probs import check_padding_positions, check_recorded_log_probs
+from kullback.doctor.recorded_log_probs import (
+    check_causality,
+    check_padding_positions,
+    check_recorded_log_probs,
+)
 from kullback.doctor.tokenizers import check_tokens, check_vocabularies
 from kullback.doctor.weights import check_trained_weights
 from kullback.errors import InputError
@@ -130,7 +134,7 @@ def doctor(
         if at_start and pair.has_reference:
             findings += check_initial_kl(pair, temperature)
         if "padding-side" not in names:
-            findings += check_padding_positions(pair)
+            findings += check_causality(pair) or check_padding_positions(pair)
         findings += check_recorded_log_probs(pair, temperature, on_policy=on_policy)
         if batch.get("kl") is not None:
             findings += check_logged_value(replace(pair, batch=completions), batch["kl"], temperature)

@@ -21,6 +21,7 @@ __all__ = [
     "Explanation",
     "RecordedLogProbs",
     "check_attention_mask",
+    "check_causality",
     "check_finite",
     "check_padding_positions",
     "check_recorded_dropout",
@@ -469,6 +470,42 @@ def check_padding_positions(pair: PolicyAndReference) -> list[Finding]:
     remedy = "pass position_ids that start at the first token that is not padding, or batch prompts of equal length"
     evidence = {"padding tokens": int(padding[row]), "largest |difference| to the row without padding, nats": largest}
     return [Finding("padding-moves-positions", "error", cause, remedy, evidence)]
+
+
+def check_causality(pair: PolicyAndReference) -> list[Finding]:
+    """Check that the log-probabilities of a token do not depend on later tokens.
+
+    Criterion: in the row with the most tokens that count, no log-probability of the policy changes by more than 1e-3
+    nats when the second half of the completion is removed, or by more than 0.3 nats in lower precision than float32.
+
+    Args:
+        pair: The policy, the reference and the batch.
+
+    Returns:
+        `reads-later-tokens` (error), or nothing.
+    """
+    row = int(pair.batch.mask.sum(-1).argmax())
+    whole = pair.batch.select(slice(row, row + 1), pair.batch.mask.shape[1])
+    kept = int(whole.mask.sum()) // 2
+    first_half = whole.select(slice(None), kept)
+    log_probs, alone = (
+        forward_logits(pair.policy, batch, autocast=pair.autocast)[:, : kept + 1].log_softmax(-1)
+        for batch in (whole, first_half)
+    )
+    # Logits of -inf are equal in both.
+    largest = float((log_probs - alone).nan_to_num(nan=0.0).abs().max())
+    if not largest > (0.3 if _is_low_precision(pair) else 1e-3):
+        return []
+    cause = (
+        "the model reads later tokens: the log-probabilities of a token change when the tokens after it are removed, "
+        "so that they are not the probabilities from which completions are sampled"
+    )
+    remedy = "use a causal language model; for BERT and related models, set is_decoder=True in the configuration"
+    evidence = {
+        "tokens removed": whole.mask.shape[1] - kept,
+        "largest |difference| of a log-probability, nats": largest,
+    }
+    return [Finding("reads-later-tokens", "error", cause, remedy, evidence)]
 
 
 def _is_low_precision(pair: PolicyAndReference) -> bool:

@@ -23,12 +23,19 @@ __all__ = [
 ]
 
 _WRAPPER_PREFIXES = ("base_model.model.", "base_layer.", "_orig_mod.", "module.")
+# The beginnings of the names that PEFT gives to the weights of its adapters.
+_ADAPTER_PREFIXES = (
+    *("adamss_", "adapter_", "beft_", "boft_", "bone_", "c3a_", "deft_", "delora_", "fourierft_", "frod_", "glora_"),
+    *("gralora_", "hada_", "hira_", "hra_", "ia3_", "lily_", "ln_tuning_", "lokr_", "lora_", "miss_", "oft_", "osf_"),
+    *("peanut_", "poly_", "prompt_encoder", "psoft_", "pvera_", "randlora_", "road_", "shadow_", "shira_"),
+    *("supertuning_", "tinylora_", "trainable_tokens_", "unilora_", "vblora_", "vera_", "waveft_"),
+)
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def is_adapter(name: str) -> bool:
     """Whether a weight of that name belongs to a PEFT adapter."""
-    return any(part in name for part in ("lora_", "adapter_", "ia3_", "prompt_encoder"))
+    return any(part.startswith(_ADAPTER_PREFIXES) for part in name.split("."))
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

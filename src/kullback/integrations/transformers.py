@@ -171,7 +171,10 @@ def decoder_of(model: PreTrainedModel) -> Any:
     """The module of a causal language model whose output is the input of its output head."""
     decoder = model.get_decoder()
     # The attribute `decoder` of some models is the projection to logits, not the decoder.
-    return decoder if isinstance(decoder, PreTrainedModel) and decoder is not model else model.base_model
+    if isinstance(decoder, PreTrainedModel) and decoder is not model:
+        return decoder
+    # The name of the decoder that Llama 4 declares is that of its model of text and images.
+    return model.base_model if model.base_model is not model else model.model
 
 
 @dataclass

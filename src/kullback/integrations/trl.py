@@ -41,13 +41,14 @@ from kullback.budget.controllers import (
 )
 from kullback.budget.kl_budget import KLBudget
 from kullback.budget.step import BudgetStep, scaled_learning_rates
-from kullback.doctor.forward_pass import CompletionBatch, base_model
+from kullback.doctor.forward_pass import CompletionBatch, base_model, preserve_training_state
 from kullback.doctor.trl import doctor_batch
 from kullback.integrations.deepspeed import ZeroWeights, require_supported_zero
 from kullback.integrations.fsdp2 import Fsdp2Weights
 from kullback.integrations.gathered_weights import canonical_name
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.policy_weights import PolicyWeights, WholeWeights
+from kullback.integrations.position_ids import counts_padding, pass_position_ids
 from kullback.integrations.transformers import (
     AnyHead,
     Completions,
@@ -73,8 +74,9 @@ _LARGEST_KL_AT_START = 1e-4  # nats; equal weights give exactly 0
 _HELD_OUT_STEPS = 8  # the number of optimizer steps for which a held-out completion is used
 _FINGERPRINT_TOKENS = 8  # whose log-probabilities identify a reference ...
 _FINGERPRINT_ERROR = 0.01  # ... up to this difference in nats, which covers another device; tenfold for 16 bits
-# Findings about the training mode or about padding, which do not change the KL that the trainer measures.
-_TOLERATED_FINDINGS = ("dropout", "padding-moves-positions")
+_CHANGING_INITIALIZATIONS = ("corda", "loftq", "lora_ga", "olora", "pissa")  # of LoRA: they change the frozen weights
+# The KL is measured in evaluation mode where a model has dropout, of which `evaluation_hidden` warns.
+_TOLERATED_FINDING = "dropout"
 
 _logger = logging.getLogger(__name__)
 
@@ -164,6 +166,8 @@ class BudgetTrainer(Trainer):
         if self.ref_model is not None:
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
         self._controller = _BudgetCallback(self)
+        if kwargs.get("peft_config") is not None and not self.is_deepspeed_enabled:
+            _require_neutral_adapter(self.accelerator.unwrap_model(self.model))
         self.add_callback(self._controller)
         _require_a_batch(self)
 
@@ -194,6 +198,7 @@ class BudgetTrainer(Trainer):
         """Return TRL's loss plus beta times the exact KL, and record the KL for the controller."""
         controller = self._controller
         policy = controller.policy
+        controller.require_exact_padding(inputs)
         arguments: Any = self.args
         generate_every: int = arguments.steps_per_generation * self.num_iterations
         # The policy of a batch that a checkpoint restores, or that is used again, is not the present policy.
@@ -368,6 +373,30 @@ def _reference_model(policy: Any, given: Any) -> Any:
 
 
 @torch.no_grad()
+def _require_neutral_adapter(model: Any) -> None:
+    """Raise BudgetError if a new adapter changes the model, whose KL would be relative to the changed model."""
+    initialization = getattr(next(iter(model.peft_config.values())), "init_lora_weights", True)
+    if str(initialization).startswith(_CHANGING_INITIALIZATIONS):
+        return  # the adapter and the change of the frozen weights cancel
+    ids = (
+        torch.arange(1, _FINGERPRINT_TOKENS + 2, device=model.device)[None] % model.config.get_text_config().vocab_size
+    )
+    with preserve_training_state(model), torch.autocast(model.device.type, enabled=False):
+        model.eval()
+        present = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        with model.disable_adapter():
+            given = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+    largest: Any = [float((present - given).nan_to_num(nan=0.0).abs().max())]
+    # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
+    if broadcast_object_list(largest)[0] > _FINGERPRINT_ERROR * (10 if has_half_precision(model) else 1):
+        raise BudgetError(
+            f"expected a new adapter that does not change the model, got one that changes a log-probability by "
+            f"{largest[0]:.3g} nats: the KL would be relative to the changed model; choose an initialization such as "
+            "init_lora_weights=True, or pass peft.get_peft_model(model, peft_config) as the model"
+        )
+
+
+@torch.no_grad()
 def _is_fused_head_exact(model: Any, temperature: float) -> bool:
     """Whether TRL's fused output head gives the log-probabilities of the model, for logits of any size.
 
@@ -386,7 +415,8 @@ def _is_fused_head_exact(model: Any, temperature: float) -> bool:
             try:
                 with decoder_output(model, factor * hidden):
                     fused = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0].double()
-            except (RuntimeError, AttributeError):  # the last layer is no `torch.nn.Linear`, or has another input
+            # The last layer is no `torch.nn.Linear`, has another input, or the configured scale is not a number.
+            except (RuntimeError, AttributeError, TypeError):
                 return False
             tolerance = 64 * torch.finfo(model.dtype).eps * max(1.0, float(logits.abs().max()))
             if not bool(((fused - _log_probs(logits, ids[0, 1:])).abs() <= tolerance).all()):
@@ -434,12 +464,26 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 "expected an adapter of the weights, got prompts that are trained (prompt, prefix or P-tuning), "
                 "which hidden states of the base model do not contain; use LoRA or another adapter of the weights"
             )
+        if any(getattr(module, "merged_adapters", None) for module in model.modules()):
+            raise BudgetError(
+                "expected an adapter beside the weights, got one that is merged into them, so that it does not train; "
+                "call unmerge_adapter(), or merge_and_unload() to train the merged weights"
+            )
+        if any(hasattr(module, "layers_are_rescaled") for module in self.policy.modules()):
+            raise BudgetError(
+                f"expected a model whose weights are the same in training and in evaluation mode, got "
+                f"{type(self.policy).__name__}, whose evaluation mode rescales them"
+            )
         if trainer.args.fp16 and any(w.dtype == torch.float16 for w in model.parameters() if w.requires_grad):
             raise BudgetError(
                 "expected float32 weights with fp16=True, got float16, whose gradients cannot be unscaled; load the "
                 "model in float32, and its forward pass runs in float16"
             )
         self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
+        # Whether the KL depends on the padding before a prompt, although the sampled tokens do not.
+        self.counts_padding = False
+        if not trainer.is_deepspeed_enabled:
+            self._ignore_padding()
         self.weights = self._policy_weights()
         self.ref_log_probs: list[float] = []
         # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
@@ -466,11 +510,46 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         separate: Any = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
         return WholeWeights(self.model, separate, is_low_precision=self.is_low_precision)
 
+    def _ignore_padding(self) -> None:
+        """Pass position ids to policy and reference where they count the padding before a prompt.
+
+        The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
+        """
+        trainer: Any = self.trainer
+        separate = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+        for model in (self.policy, *([] if separate is None else [base_model(separate)])):
+            counts: Any = [counts_padding(model)]
+            if broadcast_object_list(counts)[0]:
+                pass_position_ids(model)
+                counts = [counts_padding(model)]
+                self.counts_padding |= broadcast_object_list(counts)[0]
+
+    @torch.no_grad()
+    def _ignore_padding_of_partitions(self) -> None:
+        """As `_ignore_padding`, by a copy of the model that gathers its weights from the partitions of DeepSpeed."""
+        with self.weights.checked() as models:
+            copied = base_model(models.policy)
+            if counts_padding(copied):
+                for model in (self.policy, copied):
+                    pass_position_ids(model)
+                self.counts_padding = counts_padding(copied)
+
+    def require_exact_padding(self, inputs: Mapping[str, Any]) -> None:
+        """Raise BudgetError for a batch with padding before a prompt if the KL depends on it."""
+        if self.counts_padding and not bool(inputs["prompt_mask"].all()):
+            raise BudgetError(
+                f"expected prompts of one length for {type(self.policy).__name__}, got padding before a prompt: the "
+                "model reads padding, whereas completions are sampled without it, so that the measured KL would not be "
+                "the KL of the policy; batch prompts of equal length"
+            )
+
     def place(self) -> None:
         """Store the values of the reference where the weights are, and complete what needs them."""
         self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if not self.weights.place(self.model):
             return
+        if self.trainer.is_deepspeed_enabled:
+            self._ignore_padding_of_partitions()
         if self.is_fused_head_exact is None:
             self.is_fused_head_exact = self._is_gathered_fused_head_exact()
         if not self.is_fused_head_exact:
@@ -708,13 +787,14 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             if not (finding.name == "wrong-reference" and self._is_continued_from_reference)
         ]
         for finding in found:
-            if finding.severity == "warning" or finding.name in _TOLERATED_FINDINGS:
+            if finding.severity == "warning":
                 _logger.warning("%s", finding)
-        errors = [str(f) for f in found if f.severity == "error" and f.name not in _TOLERATED_FINDINGS]
+        errors = [str(f) for f in found if f.severity == "error" and f.name != _TOLERATED_FINDING]
         errors = list(dict.fromkeys(gather_object(errors)))
         if errors:
             raise BudgetError(
-                "the budget would not be held in this set-up; preflight=False omits this check:\n" + "\n".join(errors)
+                "the check of the set-up before the first step found errors (in Python, preflight=False omits it):\n"
+                + "\n".join(errors)
             )
         self._require_zero_kl(inputs)
 

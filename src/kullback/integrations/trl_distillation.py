@@ -25,6 +25,8 @@ except ImportError as error:  # DistillationTrainer is a part of TRL since versi
 
 from torch import Tensor
 
+from kullback.doctor.forward_pass import base_model
+from kullback.integrations.position_ids import ignore_padding
 from kullback.integrations.transformers import capped_head_of, recorded_hidden
 from kullback.integrations.trl_checkpoint import load_generations, save_generations
 from kullback.policy.aggregation import Aggregate, require_aggregate
@@ -128,10 +130,11 @@ class _ExactLoss:
             raise InputError("expected a teacher_model, got None; its output head is a part of the loss")
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise InputError("expected whole weights on each process, got FSDP or DeepSpeed; use data parallelism")
-        self._scales = {
-            name: _scale_and_cap(self.accelerator.unwrap_model(model), name)
-            for name, model in (("teacher", self.teacher_model), ("student", self.model))
-        }
+        models = {"teacher": self.teacher_model, "student": self.model}
+        models = {name: self.accelerator.unwrap_model(model) for name, model in models.items()}
+        self._scales = {name: _scale_and_cap(model, name) for name, model in models.items()}
+        for model in models.values():
+            ignore_padding(base_model(model))
 
     def _loss(
         self,
