@@ -23,7 +23,8 @@ __all__ = ["PENALTIES", "PenaltyGRPOTrainer", "generate", "train"]
 GENERATIONS = 32
 RATE = 3e-3
 
-BUDGET_ITERATIONS = 2  # optimizer steps of the budget's GRPO for each batch of completions
+BUDGET_ITERATIONS = 4  # optimizer steps of the budget's GRPO for each batch of completions ...
+BUDGET_RATE = RATE / 2  # ... and their learning rate, as for the four epochs of PPO
 
 PENALTIES = {
     "k1 in the reward": KLPenalty(estimator="k1", placement="reward", horizon="sequence"),
@@ -86,7 +87,7 @@ def train(task: Task, kind: str, value: float, *, steps: int, seed: int) -> Llam
             # on the frontier.
             loss_type="dr_grpo",
             scale_rewards="none",
-            learning_rate=RATE,
+            learning_rate=BUDGET_RATE if kind == "budget" else RATE,
             lr_scheduler_type="linear",
             per_device_train_batch_size=len(PROMPTS) * GENERATIONS,
             num_generations=GENERATIONS,

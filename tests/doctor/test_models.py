@@ -1,13 +1,21 @@
 """The doctor for real trainers: each inserted fault gives its finding, and a correct trainer gives none."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -539,6 +547,18 @@ def test_position_ids_that_include_padding(make: MakeTrainer, tiny_model: Path, 
     assert found_in(trainer) == ["padding-moves-positions"]
     equal_lengths = [{"prompt": prompt} for prompt in ("1+2=", "3+5=", "6+9=", "0+0=") for _ in range(4)]
     assert doctor_trainer(trainer, equal_lengths) == []
+
+
+def test_a_model_that_reads_later_tokens() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    batch = {"prompt_ids": ids, "prompt_mask": ids > 0, "completion_ids": ids, "completion_mask": ids > 0}
+    for is_decoder, expected in ((False, ["reads-later-tokens"]), (True, [])):
+        config = BertConfig(**sizes, intermediate_size=32, initializer_range=0.5, is_decoder=is_decoder)
+        policy = BertLMHeadModel(config).eval()
+        assert [finding.name for finding in doctor(policy, deepcopy(policy), batch)] == expected
 
 
 def batch_of(trainer: Any) -> dict[str, Any]:

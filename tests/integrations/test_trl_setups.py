@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import (
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +37,7 @@ from trl import GRPOConfig
 
 from kullback import KLBudget
 from kullback.budget.controllers import PPO2017, FixedBeta, RLlibController, Ziegler2019
+from kullback.doctor.trl import doctor_trainer
 from kullback.errors import BudgetError
 from kullback.integrations.position_ids import counts_padding
 from kullback.integrations.transformers_reference import evaluation_mode
@@ -240,6 +253,39 @@ def test_every_trainable_weight_of_an_adapter_is_measured_and_scaled(make: MakeT
         ids = torch.arange(9)[None]
         torch.testing.assert_close(trainer.model(ids).logits, original(ids).logits, rtol=1e-3, atol=1e-3)
     check(trainer, original)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM"),
+        FourierFTConfig(n_frequency=50, target_modules=["q_proj"], scaling=1e4, task_type="CAUSAL_LM"),
+    ],
+    ids=["lora", "fourier"],
+)
+def test_a_new_adapter_that_changes_the_model_is_refused(make: MakeTrainer, adapter: Any) -> None:
+    """The KL would be relative to the changed model, and not to the model that is passed."""
+    with pytest.raises(BudgetError, match="expected a new adapter that does not change the model"):
+        make(llama(), KLBudget(0.05), peft_config=adapter)
+    given = get_peft_model(llama(), adapter)
+    check(make(given), copy.deepcopy(given))
+
+
+def test_a_merged_adapter_is_refused(make: MakeTrainer) -> None:
+    adapted = get_peft_model(llama(), LoraConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    adapted.merge_adapter()
+    with pytest.raises(BudgetError, match="merged into them"):
+        make(adapted, KLBudget(0.05))
+    adapted.unmerge_adapter()
+    make(adapted, KLBudget(0.05)).train()
+
+
+@pytest.mark.parametrize("kind", [VeraConfig, LoHaConfig, LoKrConfig, HRAConfig, LNTuningConfig, OFTConfig])
+def test_the_frozen_weights_of_a_model_with_an_adapter_give_no_finding(make: MakeTrainer, kind: Any) -> None:
+    sizes = {} if kind is LNTuningConfig else {"oft_block_size": 4} if kind is OFTConfig else {"r": 2}
+    targets = ["input_layernorm"] if kind is LNTuningConfig else ["q_proj", "v_proj"]
+    trainer = make(llama(), peft_config=kind(target_modules=targets, task_type="CAUSAL_LM", **sizes))
+    assert doctor_trainer(trainer) == []
 
 
 def test_experts_of_a_mixture_are_measured_and_scaled(make: MakeTrainer) -> None:

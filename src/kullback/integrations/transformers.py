@@ -173,7 +173,7 @@ def decoder_of(model: PreTrainedModel) -> Any:
     # The attribute `decoder` of some models is the projection to logits, not the decoder.
     if isinstance(decoder, PreTrainedModel) and decoder is not model:
         return decoder
-    # The name of the decoder that Llama 4 declares is that of its model of text and images.
+    # Llama 4 declares the name that the decoder has in the model of text and images.
     return model.base_model if model.base_model is not model else model.model
 
 

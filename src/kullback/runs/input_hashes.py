@@ -44,7 +44,7 @@ def hash_of_model(directory: Path) -> str | None:
         directory: The directory of the model.
 
     Returns:
-        16 hexadecimal digits; None if there is no file of weights.
+        16 hexadecimal digits; None for a directory without weights.
     """
     if not directory.is_dir():
         return None
@@ -69,7 +69,7 @@ def hash_of_function(function: Callable[..., Any]) -> str | None:
         function: A function, a `functools.partial` with its arguments, or an instance with the method `__call__`.
 
     Returns:
-        16 hexadecimal digits; None if there is no source, as for a function of an interactive session.
+        16 hexadecimal digits; None where Python cannot read the source, as in an interactive session.
     """
     text = ""
     while isinstance(function, functools.partial):
