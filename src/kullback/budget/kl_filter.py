@@ -73,6 +73,9 @@ class KLFilter:
         """
         if max(kl, self.value) <= 0:
             return replace(self, has_step_update=False)
+        if 0 < _JUMP * self.value < kl and not self.has_step_update:
+            # The earlier batch may have had the KL of rounding alone, as in 16 bits before the first step.
+            return replace(self, value=0.0, spread=0.0).after_batch(kl, std_error=std_error, count=count)
         # The standard error of a batch grows with its mean, so that weights from it would favour low batches. The
         # spread of earlier batches does not depend on this batch.
         scale = self.value or kl
