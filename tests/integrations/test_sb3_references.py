@@ -22,7 +22,7 @@ from torch.distributions import kl_divergence
 
 from kullback.budget.controllers import FixedBeta
 from kullback.budget.kl_budget import KLBudget
-from kullback.errors import BudgetError
+from kullback.errors import BudgetError, InputError
 from kullback.integrations.sb3 import BudgetPPO
 from kullback.integrations.sb3_policies import policy_kl
 
@@ -221,6 +221,24 @@ def test_a_recurrent_reference_is_refused(env: str) -> None:
     for given in (reference, reference.policy):
         with pytest.raises(BudgetError, match=r"reference without a recurrent state.*VecFrameStack"):
             BudgetPPO("MlpPolicy", env, reference=given, **SMALL)
+
+
+def test_a_reference_that_acts_otherwise_with_the_same_weights_is_refused() -> None:
+    relu = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"activation_fn": torch.nn.ReLU}, **SMALL)
+    with pytest.raises(BudgetError, match=r"with the same weights the KL of their actions is .*activation_fn"):
+        BudgetPPO("MlpPolicy", "Pendulum-v1", reference=relu, **SMALL)
+    exploring = {**SMALL, "use_sde": True}
+    squashed = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"squash_output": True}, **exploring)
+    with pytest.raises(BudgetError, match="the policy's kind of action distribution"):
+        BudgetPPO("MlpPolicy", "Pendulum-v1", reference=squashed, **exploring)
+    other = PPO("MlpPolicy", Shifted(actions=spaces.Discrete(3, start=2)), **SMALL)
+    with pytest.raises(BudgetError, match="the policy's action space"):
+        BudgetPPO("MlpPolicy", Shifted(), reference=other, **SMALL)
+    damaged = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    with torch.no_grad():
+        damaged.policy.action_net.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="the reference: expected finite weights, got nan"):
+        BudgetPPO("MlpPolicy", "Pendulum-v1", reference=damaged, **SMALL)
 
 
 def test_a_policy_of_another_kind_is_refused() -> None:

@@ -18,6 +18,7 @@ from kullback.integrations.sb3_policies import (
     flattened_states,
     frozen_policy_copy,
     require_plain_policy,
+    require_same_actions,
     require_same_shape,
     rollout_episodes,
     rollout_states,
@@ -186,6 +187,7 @@ class BudgetPPO(PPO):
             require_plain_policy(type(reference), "reference")
             require_same_shape(self.policy, reference.state_dict())
             self.policy.load_state_dict(reference.state_dict())
+            require_same_actions(self.policy, reference)
         if self.has_reference and (self.is_reference_given or not self.has_observations_of_reference):
             _set_observations_of_reference(self, given)
         self.reference_env = None

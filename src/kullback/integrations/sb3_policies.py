@@ -1,5 +1,6 @@
 """Policies of stable-baselines3: the exact KL between two policies, frozen copies, and the weights of the actor."""
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from torch.distributions import Distribution as TorchDistribution
 
 from kullback.distributions import kl
 from kullback.result import Estimate
+from kullback.runs.finite import require_finite
 from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "kl_per_state",
     "policy_kl",
     "require_plain_policy",
+    "require_same_actions",
     "require_same_shape",
     "rollout_episodes",
     "rollout_states",
@@ -57,6 +60,8 @@ __all__ = [
 States = Tensor | dict[str, Tensor]
 
 _CHUNK = 1024  # states of one forward pass
+_COMPARED, _MODERATE = 8, 10.0  # random observations, and their largest absolute value
+_SAME_ACTIONS = 1e-6  # nats
 _FACTORISED = (BernoulliDistribution, DiagGaussianDistribution, StateDependentNoiseDistribution)
 _SUPPORTED = (CategoricalDistribution, MultiCategoricalDistribution, *_FACTORISED)
 # The distributions of sb3-contrib with action masks, and the class with the same set of actions and no masks.
@@ -304,18 +309,18 @@ def rollout_episodes(buffer: Any) -> np.ndarray[Any, Any]:
 def frozen_policy_copy(algorithm: OnPolicyAlgorithm) -> ActorCriticPolicy:
     """A frozen copy of an algorithm's policy."""
     with torch.random.fork_rng():
-        copy = algorithm.policy_class(
+        duplicate = algorithm.policy_class(
             algorithm.observation_space,
             algorithm.action_space,
             algorithm.lr_schedule,
             use_sde=algorithm.use_sde,
             **algorithm.policy_kwargs,
         ).to(algorithm.device)
-    assert isinstance(copy, ActorCriticPolicy)
-    copy.load_state_dict(algorithm.policy.state_dict())
-    copy.requires_grad_(False)
-    copy.set_training_mode(False)
-    return copy
+    assert isinstance(duplicate, ActorCriticPolicy)
+    duplicate.load_state_dict(algorithm.policy.state_dict())
+    duplicate.requires_grad_(False)
+    duplicate.set_training_mode(False)
+    return duplicate
 
 
 def actor_weights(policy: ActorCriticPolicy, states: States) -> list[str]:
@@ -370,3 +375,46 @@ def require_same_shape(policy: torch.nn.Module, weights: Mapping[str, Tensor]) -
                 f"{reference_shapes.get(name, 'absent')} in the reference and {policy_shapes.get(name, 'absent')} in "
                 "the policy; check its environment and net_arch"
             )
+
+
+def require_same_actions(policy: ActorCriticPolicy, reference: ActorCriticPolicy) -> None:
+    """Check that a policy with the weights of a reference takes the actions of the reference.
+
+    Weights of equal shapes can belong to networks with other activations, and action spaces of equal size to other
+    actions.
+
+    Args:
+        policy: The policy, with the weights of the reference.
+        reference: The reference.
+
+    Raises:
+        BudgetError: The action spaces differ, or the action distributions at 8 random observations.
+    """
+    if policy.action_space != reference.action_space:
+        raise BudgetError(
+            f"expected a reference with the policy's action space {policy.action_space}, got {reference.action_space}"
+        )
+    require_finite("weight", reference.named_parameters(), where="the reference")
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
+    samples = [space.sample() for _ in range(_COMPARED)]
+    if isinstance(samples[0], dict):
+        observations: Any = {key: _moderate([sample[key] for sample in samples]) for key in samples[0]}
+    else:
+        observations = _moderate(samples)
+    states, _ = policy.obs_to_tensor(observations)
+    try:
+        largest = float(kl_per_state(policy, reference.to(policy.device), states).max())  # type: ignore[arg-type]
+    except NoClosedFormError as error:
+        raise BudgetError(f"expected a reference with the policy's kind of action distribution: {error}") from error
+    if not largest <= _SAME_ACTIONS:
+        raise BudgetError(
+            "expected a reference with the policy's architecture, but with the same weights the KL of their actions is "
+            f"{largest:.3g} nats; check activation_fn, squash_output and the features extractor in policy_kwargs"
+        )
+
+
+def _moderate(observations: Any) -> np.ndarray:
+    """Observations as one array; real numbers are clipped, because some spaces are as wide as their type."""
+    array = np.stack(observations)
+    return array.clip(-_MODERATE, _MODERATE) if array.dtype.kind == "f" else array
