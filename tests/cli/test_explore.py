@@ -202,11 +202,11 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 
 def test_a_symbolic_link_is_kept_and_a_directory_is_refused(tmp_path, capsys):
     page, link = tmp_path / "page.html", tmp_path / "link.html"
-    page.write_text("<!doctype html>\nold")
+    page.write_text(old := '<!doctype html>\n<meta http-equiv="Content-Security-Policy">old')
     link.symlink_to(page)
     assert main(["explore", "--output", str(link)]) == 0
     assert link.is_symlink()
-    assert page.read_text() != "<!doctype html>\nold"
+    assert page.read_text() != old
     assert main(["explore", "--output", str(tmp_path)]) == 2
     assert "expected the path of a file, got a directory" in capsys.readouterr().err
     assert main(["explore", "--output", str(page), "--port", "3"]) == 2
@@ -222,5 +222,20 @@ def test_only_pages_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["explore", str(run), "--output", str(run / name)]) == 2
         assert "expected a new file or an earlier page, got another file" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (tmp_path / "mine.html").write_text("<!doctype html>\n<title>A page of another program</title>")
+    assert main(["explore", str(run), "--output", str(tmp_path / "mine.html")]) == 2
+    assert "expected a new file or an earlier page, got another file" in capsys.readouterr().err
     for _ in range(2):
         assert main(["explore", str(run), "--output", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["demo", "--overwrite"], ["bottleneck", "--data", "digits", "--budgets", "1"]], ids=" ".join
+)
+def test_the_report_of_several_runs_replaces_pages_only(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").write_text("my own report")
+    assert main(["train", *words, "--output", str(tmp_path)]) == 2
+    assert "expected a directory whose report.html may be replaced" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "my own report"

@@ -54,6 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     from kullback.cli import print_error
     from kullback.explore.explorer import explorer_page, readable_runs
     from kullback.explore.findings import check_run
+    from kullback.explore.html import is_page
     from kullback.explore.server import make_server
     from kullback.runs.atomic_write import write_atomically
 
@@ -62,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("--port: expected no port with --output, which starts no server")
     if output is not None and output.is_dir():
         raise InputError(f"--output {output}: expected the path of a file, got a directory")
-    if output is not None and output.is_file() and not _is_page(output):
+    if output is not None and output.is_file() and not is_page(output):
         raise InputError(
             f"--output {output}: expected a new file or an earlier page, got another file; choose another path"
         )
@@ -129,13 +130,3 @@ def _label(path: Path, paths: list[Path]) -> str:
     """The last part of a path if no other path has the same, else the whole path."""
     name = path.resolve().name
     return name if [other.resolve().name for other in paths].count(name) == 1 else str(path)
-
-
-def _is_page(path: Path) -> bool:
-    """Whether a file is empty or an HTML document, which a page may replace."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(100)
-    except OSError:
-        return True  # the error of writing describes it
-    return not start or start.lstrip().lower().startswith(b"<!doctype html")

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ONLY_AT_ENDS", "add_lora_option", "add_run_options", "check_lora", "check_run_options", "column_entries"]
+from kullback.errors import InputError
+
+__all__ = [
+    "ONLY_AT_ENDS",
+    "add_lora_option",
+    "add_run_options",
+    "check_lora",
+    "check_run_options",
+    "column_entries",
+    "require_own_report",
+]
 
 ONLY_AT_ENDS = "0 evaluates only before and after training"
 
@@ -112,3 +122,22 @@ def column_entries(**columns: str) -> dict[str, str | None]:
         {'prompt_column': 'question', 'completion_column': None}
     """
     return {f"{name}_column": None if column == name else column for name, column in columns.items()}
+
+
+def require_own_report(output: Path) -> None:
+    """Check that the report of several runs does not replace a file of another kind.
+
+    Args:
+        output: The directory that contains the run directories.
+
+    Raises:
+        InputError: The directory has a report.html that is not a page of this package.
+    """
+    from kullback.explore.html import is_page
+
+    report = output / "report.html"
+    if report.exists() and not is_page(report):
+        raise InputError(
+            f"--output {output}: expected a directory whose report.html may be replaced, got a file of another kind; "
+            "choose another directory, or move the file"
+        )

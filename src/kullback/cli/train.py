@@ -11,6 +11,7 @@ from kullback.cli.run_options import (
     check_lora,
     check_run_options,
     column_entries,
+    require_own_report,
 )
 from kullback.cli.run_summary import (
     make_console,
@@ -231,6 +232,7 @@ def _demo(options: argparse.Namespace) -> int:
     require_seed(options.seed)
     require_packages(("torch", "transformers", "trl", "datasets", "accelerate", "safetensors"), extra="train")
     require_new_runs(options.output, DEMO_RUNS, overwrite=options.overwrite)
+    require_own_report(options.output)
 
     from kullback.explore.run_tables import write_run_report
     from kullback.train.demo.run import demo_summary, train_demo

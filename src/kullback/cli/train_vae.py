@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.run_options import add_run_options, check_run_options
+from kullback.cli.run_options import add_run_options, check_run_options, require_own_report
 from kullback.cli.run_summary import make_console, print_outcome, progress_console, results_on_stdout, write_report
 from kullback.errors import InputError
 
@@ -134,6 +134,7 @@ def _bottleneck(options: argparse.Namespace) -> int:
     from kullback.runs.run_directory import RunDirectory
     from kullback.train.run_checks import require_budget
 
+    require_own_report(options.output)
     budgets = sorted(set(options.budgets))
     for nats in budgets:
         require_budget("--budgets", nats)

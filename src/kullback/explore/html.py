@@ -7,13 +7,33 @@ import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 
-__all__ = ["concatenated_modules", "script_hash", "self_contained_page"]
+__all__ = ["concatenated_modules", "is_page", "script_hash", "self_contained_page"]
+
+_START = 400  # bytes at the beginning of a page, which have its content security policy
 
 MODULES = (  # in import order
     *("elements.js", "address.js", "axes.js", "export_figure.js", "chart.js", "run_series.js", "run_charts.js"),
     *("outcome_table.js", "run_status.js", "completions.js", "report.js"),
 )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is empty or a page of this package, which another page may replace.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        Whether the file begins as a page does. True for a file that cannot be read, which writing will report.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError:
+        return True
+    return not start or (start.startswith(b"<!doctype html>") and b"Content-Security-Policy" in start)
 
 
 def self_contained_page(
