@@ -114,7 +114,7 @@ def choose_prompts(corpus: Corpus, settings: GenerationSettings, longest: int | 
     prefix, found = np.array(corpus.prefix, np.int64), []
     for number in chosen.tolist():
         document = corpus.documents[number]
-        half = document.ids[: min(settings.prompt_tokens, (len(document.ids) + 1) // 2)]
+        half = document.ids[: min(settings.prompt_tokens, max(1, len(document.ids) // 2))]
         ids = half if document.prompt is None else document.prompt
         found.append(Prompt(number, np.concatenate([prefix, ids.astype(np.int64)])))
     kept = [prompt for prompt in found if longest is None or len(prompt.ids) <= longest]
