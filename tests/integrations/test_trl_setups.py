@@ -38,7 +38,7 @@ from trl import GRPOConfig
 from kullback import KLBudget
 from kullback.budget.controllers import PPO2017, FixedBeta, RLlibController, Ziegler2019
 from kullback.doctor.trl import doctor_trainer
-from kullback.errors import BudgetError
+from kullback.errors import BudgetError, InputError
 from kullback.integrations.position_ids import counts_padding
 from kullback.integrations.transformers_reference import evaluation_mode
 from kullback.integrations.trl import BudgetGRPOTrainer
@@ -420,7 +420,56 @@ def test_weights_that_evaluation_mode_rescales_are_refused(make: MakeTrainer) ->
         make(AutoModelForCausalLM.from_config(config), KLBudget(0.05))
 
 
+def test_logits_of_minus_infinity_in_both_models_are_measured(make: MakeTrainer) -> None:
+    model = llama()
+    excluded = torch.tensor([False] * 12 + [True] * 2)
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits.masked_fill(excluded, -torch.inf))
+    trainer = make(model, KLBudget(0.05))
+    trainer.train()
+    assert 0 < trainer.state.log_history[-2]["kl_policy_ref_per_token"] < 0.2
+
+
+def test_a_head_of_several_layers_is_measured(make: MakeTrainer) -> None:
+    model = llama()
+    model.lm_head = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 14))
+    check(make(model, KLBudget(0.05)), copy.deepcopy(model))
+
+
+def test_an_output_head_in_float32_of_a_model_in_bfloat16(make: MakeTrainer) -> None:
+    trainer = make(llama().to(torch.bfloat16), KLBudget(0.05), cast_lm_head_to_fp32=True)
+    trainer.train()
+    assert trainer.state.log_history[0]["kl_policy_ref_per_token"] == 0
+
+
+def test_more_tokens_than_embeddings_and_weights_that_are_not_finite_are_refused(make: MakeTrainer) -> None:
+    with pytest.raises(InputError, match="expected a model with an embedding of each of the tokenizer's 14 tokens"):
+        make(llama(vocab_size=10), KLBudget(0.05))
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[1, 2] = torch.nan
+    with pytest.raises(InputError, match=r"got nan at index \(1, 2\) of model.layers.0.mlp.up_proj.weight"):
+        make(model, KLBudget(0.05))
+    with pytest.raises(BudgetError, match=r"expected budget to be a controller such as KLBudget\(0.05\), got 0.05"):
+        make(llama(), 0.05)
+
+
+def test_float16_autocast_is_held_like_float32(make: MakeTrainer) -> None:
+    """Its first KL is of rounding alone, which says nothing about the KL after the first step."""
+    filtered = {}
+    for fp16 in (False, True):
+        trainer = make(llama(), KLBudget(0.05), fp16=fp16, max_steps=6)
+        trainer.train()
+        filtered[fp16] = trainer.budget.filtered_kl
+    assert filtered[True] == pytest.approx(filtered[False], rel=0.1)
+
+
 # -- a reference that is passed --
+
+
+def test_a_reference_of_another_depth_is_refused(make: MakeTrainer) -> None:
+    model = llama(num_hidden_layers=1)
+    with pytest.raises(BudgetError, match="wrong-reference"):
+        make(model, KLBudget(0.05), ref_model=llama(num_hidden_layers=2)).train()
 
 
 def test_a_reference_that_is_passed_is_used_and_pulled_towards(make: MakeTrainer) -> None:

@@ -134,7 +134,7 @@ def _require_model(name: str, model: Any) -> None:
         head = None
     config = getattr(model, "config", None)
     is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    if config is None or is_encoder_decoder or getattr(head, "weight", None) is None:
+    if config is None or is_encoder_decoder or not isinstance(head, nn.Module):
         kind = "an encoder with a decoder" if is_encoder_decoder else f"{type(model).__name__} without an output layer"
         raise InputError(f"expected {name} to be a causal language model of transformers, got {kind}; {remedy}")
 

@@ -160,7 +160,7 @@ def check_vocabularies(policy: Any, reference: Any, batch: CompletionBatch, toke
     Returns:
         `vocabulary` (error), or nothing.
     """
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (policy, reference) if model is not None]
+    sizes = [_rows(model.get_output_embeddings()) for model in (policy, reference) if model is not None]
     largest = int(batch.ids.max()) if len(batch.ids) else 0
     evidence = {
         "vocabulary size of the policy": sizes[0],
@@ -176,3 +176,9 @@ def check_vocabularies(policy: Any, reference: Any, batch: CompletionBatch, toke
         cause = "the tokenizer has more tokens than the model: some token ids are outside the model's vocabulary"
         return [Finding("vocabulary", "error", cause, remedy, evidence)]
     return []
+
+
+def _rows(head: Any) -> int:
+    """The number of rows of an output layer; of several layers, the last has one row for each token."""
+    weight = getattr(head, "weight", None)
+    return ([one for one in head.parameters() if one.ndim == 2][-1] if weight is None else weight).shape[0]

@@ -45,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "model_head",
     "recorded_hidden",
+    "require_embeddings",
     "sample",
 ]
 
@@ -165,6 +166,17 @@ def load_model(directory: Path, dtype: torch.dtype | str = torch.float32) -> Pre
             f"({len(missing)} in total); save the whole model with save_pretrained"
         )
     return model
+
+
+def require_embeddings(model: Any, tokenizer: Any) -> None:
+    """Raise InputError if a tokenizer has more tokens than a model has embeddings."""
+    embeddings = model.get_input_embeddings()
+    count, tokens = getattr(embeddings, "num_embeddings", None), len(getattr(tokenizer, "tokenizer", tokenizer))
+    if count is not None and tokens > count:
+        raise InputError(
+            f"expected a model with an embedding of each of the tokenizer's {tokens} tokens, got {count} embeddings; "
+            f"call resize_token_embeddings({tokens}), or pass the tokenizer of the model"
+        )
 
 
 def decoder_of(model: PreTrainedModel) -> Any:

@@ -54,8 +54,9 @@ class Reference:
             )
         self.names = list(named)
         counterparts = dict(model.named_parameters()) if model is not None else {}
-        self.is_counterpart = all(
-            name in counterparts and counterparts[name].shape == weight.shape for name, weight in named.items()
+        has_same_names = counterparts.keys() == dict(policy.named_parameters()).keys()
+        self.is_counterpart = has_same_names and all(
+            counterparts[name].shape == weight.shape for name, weight in named.items()
         )
         if self.is_counterpart:
             self.anchors = [counterparts[name].detach() for name in named]
@@ -125,8 +126,15 @@ def copy_for_reference(model: nn.Module) -> nn.Module:
             "ref_model"
         ) from error
     for module in duplicate.modules():
-        module.__dict__.pop("forward", None)  # a function that was put there computes with the weights of the original
+        # A function that was put there computes with the weights of the original.
+        if module.__dict__.pop("forward", None) is not None and isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(_cast_input)  # TRL's function for an output head in float32 casts it
     return duplicate.requires_grad_(False).eval()
+
+
+def _cast_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The input of a layer in the dtype of its weight."""
+    return (args[0].to(module.weight.dtype), *args[1:])
 
 
 @contextmanager

@@ -60,10 +60,12 @@ from kullback.integrations.transformers import (
     last_hidden,
     model_head,
     recorded_hidden,
+    require_embeddings,
 )
 from kullback.integrations.transformers_reference import copy_for_reference, evaluation_mode, has_half_precision
 from kullback.integrations.trl_checkpoint import load_generations, save_generations
 from kullback.result import Estimate
+from kullback.runs.finite import require_finite_weights
 from kullback.runs.metrics import kl_key
 from kullback.samples.clustered_mean import kl_per_sequence, kl_per_token
 
@@ -111,6 +113,8 @@ class BudgetTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         config = self.config_class.__name__
+        if budget is not None and not (hasattr(budget, "beta") and hasattr(budget, "update")):
+            raise BudgetError(f"expected budget to be a controller such as KLBudget(0.05), got {budget!r:.80}")
         args = copy.copy(args) if args is not None else self.config_class(type(self).__name__, beta=0.0)
         if args.beta != 0:
             default = ", which is its default" if args.beta == self.config_class.beta else ""
@@ -140,6 +144,7 @@ class BudgetTrainer(Trainer):
             raise BudgetError(f"expected a budget per 'token' or 'sequence' of completions, got {self.unit!r}")
         self.preflight, self.resume_budget = preflight, resume_budget
         policy: Any = self.accelerator.unwrap_model(self.model)
+        require_embeddings(policy, self.processing_class)
         self.has_given_reference = ref_model is not None
         if ref_model is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise BudgetError(
@@ -480,6 +485,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
                 "model in float32, and its forward pass runs in float16"
             )
         self.is_low_precision = trainer.accelerator.mixed_precision != "no" or has_half_precision(model)
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            require_finite_weights(model, step=0)
         # Whether the KL depends on the padding before a prompt, although the sampled tokens do not.
         self.counts_padding = False
         if not trainer.is_deepspeed_enabled:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from kullback.errors import InputError
-from kullback.integrations.transformers import load_model, load_tokenizer
+from kullback.integrations.transformers import load_model, load_tokenizer, require_embeddings
 from kullback.integrations.trl_distillation import (
     DistillationConfig,
     ExactDistillationTrainer,
@@ -176,6 +176,7 @@ def _train(plan: DistillPlan, run: RunDirectory, resume: bool, console: Console 
     checkpoint = run.checkpoint_to_resume(main=main) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     tokenizer, student = load_tokenizer(plan.model), load_model(plan.model)
+    require_embeddings(student, tokenizer)
     with messages_for("--teacher"):
         teacher_tokenizer, teacher = load_tokenizer(plan.teacher), load_model(plan.teacher)
     with messages_for("--teacher", prefix=f"--teacher {plan.teacher}: "):

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from kullback.errors import InputError
-from kullback.integrations.transformers import load_model, load_tokenizer
+from kullback.integrations.transformers import load_model, load_tokenizer, require_embeddings
 from kullback.integrations.transformers_forward_kl import ForwardKL
 from kullback.runs.finite import finite_outputs, require_finite_weights
 from kullback.runs.input_hashes import hash_of_model, hash_of_rows
@@ -157,6 +157,7 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     only_save = checkpoint is not None and first_step >= plan.steps  # all steps were taken, but no model was saved
     tokenizer, model = load_tokenizer(plan.model), load_model(plan.model)
+    require_embeddings(model, tokenizer)
     require_finite_weights(model, step=0)
     for option, rows in (("--data", plan.rows), ("--evaluate", plan.evaluation_rows)):
         require_chat_template(rows, tokenizer, option)
