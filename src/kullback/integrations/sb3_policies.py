@@ -403,10 +403,13 @@ def require_same_actions(policy: ActorCriticPolicy, reference: ActorCriticPolicy
     else:
         observations = _moderate(samples)
     states, _ = policy.obs_to_tensor(observations)
+    device = reference.device
     try:
         largest = float(kl_per_state(policy, reference.to(policy.device), states).max())  # type: ignore[arg-type]
     except NoClosedFormError as error:
         raise BudgetError(f"expected a reference with the policy's kind of action distribution: {error}") from error
+    finally:
+        reference.to(device)
     if not largest <= _SAME_ACTIONS:
         raise BudgetError(
             "expected a reference with the policy's architecture, but with the same weights the KL of their actions is "
