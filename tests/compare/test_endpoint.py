@@ -15,10 +15,11 @@ from transformers.utils import logging
 
 import kullback
 from kullback.cli import main
+from kullback.compare import endpoint
 from kullback.compare.bounds import BoundComparison
 from kullback.compare.endpoint import compare_with_endpoint
 from kullback.errors import InputError
-from kullback.integrations.openai_server import Server
+from kullback.integrations.openai_server import Position, Server
 
 from ..oracles.completions_server import CompletionsServer, serve
 
@@ -420,3 +421,19 @@ def test_names_that_several_tokens_have_are_not_known() -> None:
     position = server._position(found, None)
     assert position.log_probs == {0: -0.5}
     assert not position.is_top
+
+
+@pytest.mark.parametrize("scale", [3.0, 12.0, 40.0])
+def test_confident_positions_have_an_upper_bound_and_the_mass_that_is_not_stated(scale: float) -> None:
+    """The tail of 13 of 40 tokens is below the rounding of log-probabilities in float32."""
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(20, 40, generator=generator, dtype=torch.float64)
+    base, model = logits.log_softmax(-1), (logits + torch.randn(20, 40, generator=generator)).log_softmax(-1)
+    for p, q in zip(base, model, strict=True):
+        largest, ids = p.float().topk(13)
+        position = Position(dict(zip(ids.tolist(), largest.tolist(), strict=True)), None, is_top=True)
+        true = float((p.exp() * (p - q)).sum())
+        upper = endpoint._upper_bound(ids.tolist(), position, q)
+        assert true - 1e-6 <= upper <= true + 1e-3 + 60 * float(1 - p[ids].exp().sum())
+        stated = endpoint._stated_tokens([position])
+        assert endpoint._tail(stated, position, None) == pytest.approx(float(1 - p[ids].exp().sum()), abs=2e-6)

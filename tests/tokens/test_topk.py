@@ -40,6 +40,29 @@ def test_the_lower_bound_is_not_above_the_upper_bound(seed, k, scale, dtype):
     assert (bounds.kl <= bounds.kl_upper).all()
 
 
+@pytest.mark.parametrize("scale", [1, 4, 10])
+def test_the_bounds_hold_where_float32_does_not_resolve_the_missing_mass(scale):
+    generator = torch.Generator().manual_seed(5)
+    p = 3.0 * scale * torch.randn(300, 8000, generator=generator)
+    q = p + torch.randn(300, 8000, generator=generator)
+    values, ids = p.log_softmax(-1).topk(100)
+    bounds = topk_token_kl(values, ids, q)
+    forward, reverse = token_kl(p.double(), q.double()), token_kl(q.double(), p.double())
+    assert (bounds.kl <= forward * (1 + 1e-4) + 1e-12).all()
+    assert (bounds.reverse_kl <= reverse + 1e-6).all()
+    assert (bounds.kl_upper >= forward - 1e-6).all()
+    rest = 1 - p.double().softmax(-1).gather(-1, ids).sum(-1)
+    torch.testing.assert_close(bounds.missing_mass.double(), rest, rtol=1e-4, atol=1e-6)
+
+
+def test_a_probability_of_zero_in_the_top_k_shows_that_nothing_is_missing():
+    values, ids = torch.tensor([0.0, -math.inf]), torch.tensor([0, 1])
+    bounds = topk_token_kl(values, ids, torch.tensor([2.0, 1.0, 0.0, -math.inf]))
+    assert bounds.missing_mass == 0
+    assert bounds.reverse_kl == math.inf
+    torch.testing.assert_close(bounds.kl, bounds.kl_upper)
+
+
 def test_the_bounds_are_exact_where_nothing_is_missing():
     p, q, values, ids = case(k=12)
     bounds = topk_token_kl(values, ids, q)

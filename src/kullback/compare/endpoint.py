@@ -44,7 +44,7 @@ from kullback.integrations.openai_server import Position, Server, is_endpoint, p
 from kullback.integrations.transformers import Head, load_config, load_tokenizer
 from kullback.numerics.phi import phi
 from kullback.runs.run_directory import versions
-from kullback.tokens.topk import TopKTokenKL, topk_token_kl
+from kullback.tokens.topk import TopKTokenKL, bounds_of_events, topk_token_kl
 
 __all__ = ["compare_with_endpoint"]
 
@@ -433,10 +433,12 @@ class _Pair:
     def _row(self, known: Sequence[Position | None], dense: Sequence[Tensor | None], target: int) -> dict[str, float]:
         """The values of a token."""
         p, q = known
-        tokens = _known_tokens([one for one in known if one is not None], self._size(dense))
+        servers = [one for one in known if one is not None]
+        stated, tokens = _stated_tokens(servers), _known_tokens(servers, self._size(dense))
         logs = [_values(tokens, position, table) for position, table in zip(known, dense, strict=True)]
         masses = [_tail(tokens, position, table) for position, table in zip(known, dense, strict=True)]
-        found = {"missing_mass_base": masses[0], "missing_mass": masses[1]}
+        missing = [_tail(stated, position, table) for position, table in zip(known, dense, strict=True)]
+        found = {"missing_mass_base": missing[0], "missing_mass": missing[1]}
         if self.has_targets:
             found["nll_base"], found["nll"] = (
                 -(float(table[target]) if table is not None else _stated(position))
@@ -445,11 +447,11 @@ class _Pair:
         if q is None:  # the base is an endpoint, and the model is in memory
             bounds = self._bounds(logs[0], tokens, dense[1])
             found |= {"kl": bounds.kl.item(), "reverse_kl": bounds.reverse_kl.item()}
-            found["kl_upper"] = bounds.kl_upper.item() if p is not None and p.is_top else inf
+            found["kl_upper"] = _upper_bound(stated, p, dense[1])
         elif p is None:
             bounds = self._bounds(logs[1], tokens, dense[0])
             found |= {"kl": bounds.reverse_kl.item(), "reverse_kl": bounds.kl.item()}
-            found["reverse_kl_upper"] = bounds.kl_upper.item() if q.is_top else inf
+            found["reverse_kl_upper"] = _upper_bound(stated, q, dense[0])
         elif tokens:
             events = torch.tensor([*logs[1], log(masses[1]) if masses[1] > 0 else -inf], dtype=torch.float64)
             bounds = self._bounds(logs[0], list(range(len(tokens))), events)
@@ -532,10 +534,26 @@ def _log_probs(model: LoadedModel, states: Tensor) -> Tensor:
     return logits.double().log_softmax(-1).cpu()
 
 
+def _stated_tokens(positions: Sequence[Position]) -> list[int]:
+    """The tokens whose probabilities all servers state."""
+    first, *others = positions
+    return [token for token in first.log_probs if all(token in other.log_probs for other in others)]
+
+
+def _upper_bound(tokens: Sequence[int], position: Position | None, table: Tensor | None) -> float:
+    """An upper bound of the KL of a server's distribution to one in memory; inf if the tokens are not the most probable."""
+    assert position is not None
+    assert table is not None
+    if not (position.is_top and tokens):
+        return inf
+    values = torch.tensor(_values(tokens, position, None), dtype=torch.float64)
+    bounds = bounds_of_events(values, torch.tensor(tokens), table, resolution=_LEAST_TAIL, are_largest=True)
+    return bounds.kl_upper.item()
+
+
 def _known_tokens(positions: Sequence[Position], vocabulary: int) -> list[int]:
     """The tokens whose probabilities all servers state, without the least probable ones if the tail would be tiny."""
-    first, *others = positions
-    tokens = [token for token in first.log_probs if all(token in other.log_probs for other in others)]
+    tokens = _stated_tokens(positions)
     if len(tokens) == vocabulary:
         return tokens
     for position in positions:

@@ -1,5 +1,6 @@
 """Bounds of the KL of next-token distributions where one side is known for its most probable tokens alone."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError
 from kullback.numerics.array_types import Float, Int
 from kullback.tokens.logits import require_tensors
 
-__all__ = ["TopKTokenKL", "topk_token_kl"]
+__all__ = ["TopKTokenKL", "bounds_of_events", "topk_token_kl"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +22,8 @@ class TopKTokenKL:
     Args:
         kl: A lower bound of KL(p || q): the KL after all tokens outside the top k are merged into one event.
         reverse_kl: A lower bound of KL(q || p), by the same event.
-        missing_mass: The probability under p of the tokens outside the top k.
-        kl_upper: An upper bound of KL(p || q); `inf` where q excludes a token outside the top k and `missing_mass` > 0.
+        missing_mass: The probability under p of the tokens outside the top k, up to the rounding of the inputs.
+        kl_upper: An upper bound of KL(p || q); `inf` where q excludes a token outside the top k that p may not exclude.
 
     Example:
         >>> bounds = topk_token_kl(torch.tensor([0.75]).log(), torch.tensor([0]), torch.tensor([1.0, 0.0, 0.0]))
@@ -56,9 +57,12 @@ def topk_token_kl(
         p_topk_ids: Shape (..., k): their token ids, without repetition.
         q_logits: Shape (..., V), V >= k; -inf for a token of probability 0.
 
+    The mass outside of the top k is known up to the rounding of the log-probabilities, 1e-7 to 1e-6 in float32, and is
+    at most p_k for each token. The bounds hold for each mass within these limits.
+
     Returns:
         The bounds, each of shape (...), in nats, float32 or float64. `kl` is `inf` where q excludes a token that p does
-        not; `reverse_kl` is `inf` where p excludes one of its top k that q does not, or has no mass outside it.
+        not; `reverse_kl` is `inf` where p excludes a token that q does not, which p_k = 0 shows.
 
     Raises:
         ArrayTypeError: An argument is not a tensor, or the ids are not integers.
@@ -84,31 +88,66 @@ def topk_token_kl(
     log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
     if q.device.type == "cpu":  # on a GPU, the checks would synchronise it
         _check(log_p, ids, q.shape[-1])
-    log_z = q.logsumexp(-1, keepdim=True)
-    log_q = q.gather(-1, ids) - log_z
-    if ids.shape[-1] < q.shape[-1]:
+    rounding = torch.finfo(p_topk_log_probs.dtype).eps
+    entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
+    # A rounding of log p changes p by log p as much.
+    return bounds_of_events(log_p, ids, q, resolution=rounding * (2 + entropy), are_largest=True)
+
+
+def bounds_of_events(
+    log_p: Tensor, ids: Tensor, q: Tensor, *, resolution: Tensor | float, are_largest: bool
+) -> TopKTokenKL:
+    """The bounds of `topk_token_kl` for probabilities whose sum is known up to an error.
+
+    All bounds hold for each probability of the other tokens within the error, and for at most p_k for each of them.
+
+    Args:
+        log_p: Shape (..., k): log-probabilities of tokens, float32 or float64.
+        ids: Shape (..., k): their token ids.
+        q: Shape (..., V): logits.
+        resolution: The largest error of the sum of the probabilities, a number or of shape (...).
+        are_largest: Whether the tokens are the k most probable; otherwise `kl_upper` is not valid.
+
+    Returns:
+        The bounds, each of shape (...), in nats.
+    """
+    log_z = q.logsumexp(-1)
+    log_q = q.gather(-1, ids) - log_z[..., None]
+    number, least_p = q.shape[-1] - ids.shape[-1], log_p.amin(-1)
+    if number:
         # The sum of the other tokens, because one minus the sum of the top k would cancel.
-        others = q.scatter(-1, ids, -torch.inf)
-        rest_q = others.logsumexp(-1, keepdim=True) - log_z
-        least_q = q.scatter(-1, ids, torch.inf).amin(-1) - log_z.squeeze(-1)
+        rest_q = q.scatter(-1, ids, -torch.inf).logsumexp(-1) - log_z
+        least_q = q.scatter(-1, ids, torch.inf).amin(-1) - log_z
         # A sum above 1 by rounding leaves no mass.
-        missing = -log_p.logsumexp(-1, keepdim=True).clamp(max=0).expm1()
+        missing = -log_p.logsumexp(-1).clamp(max=0).expm1()
+        lowest, highest = (missing - resolution).clamp(min=0), missing + resolution
+        if are_largest:
+            limit = number * least_p.exp()
+            lowest, missing, highest = (torch.minimum(mass, limit) for mass in (lowest, missing, highest))
     else:
         rest_q = torch.full_like(log_z, -torch.inf)
-        least_q, missing = torch.zeros_like(log_z.squeeze(-1)), torch.zeros_like(log_z)
-    p_events, q_events = torch.cat([log_p, missing.log()], -1), torch.cat([log_q, rest_q], -1)
-    mass = missing.squeeze(-1)
-    kl = differentiable_kl_logits(torch_namespace, p_events, q_events)
-    largest = torch.minimum(log_p.amin(-1), mass.log())
-    # Not negative, because P <= m p_k and m min_v q_v <= Q for m other tokens; rounding can make it negative.
-    excess = ((largest - mass.log()) + (rest_q.squeeze(-1) - least_q)).clamp(min=0)
-    upper = kl + torch.where((mass > 0) & (kl < torch.inf), mass * excess, 0.0)
-    return TopKTokenKL(
-        kl=kl,
-        reverse_kl=differentiable_kl_logits(torch_namespace, q_events, p_events),
-        missing_mass=mass,
-        kl_upper=upper.detach(),
+        least_q = missing = lowest = highest = torch.zeros_like(log_z)
+    with torch.no_grad():  # P log(P/Q) has its minimum at P = Q/e
+        nearest = torch.minimum(torch.maximum(rest_q.exp() / math.e, lowest), highest)
+        # The largest P log(P/Q) of single tokens, which is convex in P.
+        largest = torch.maximum(
+            *(_products(mass, torch.minimum(least_p, mass.log()), least_q) for mass in (lowest, highest))
+        )
+        excess = (largest - _products(nearest, nearest.log(), rest_q)).clamp(min=0)
+    q_events = torch.cat([log_q, rest_q[..., None]], -1)
+    kl, reverse_kl = (
+        differentiable_kl_logits(torch_namespace, *pair)
+        for pair in (
+            (torch.cat([log_p, nearest.log()[..., None]], -1), q_events),
+            (q_events, torch.cat([log_p, highest.log()[..., None]], -1)),
+        )
     )
+    return TopKTokenKL(kl=kl, reverse_kl=reverse_kl, missing_mass=missing, kl_upper=kl.detach() + excess)
+
+
+def _products(mass: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """mass (log p - log q), which is 0 where the mass is 0."""
+    return torch.where(mass > 0, mass * (log_p - log_q), 0.0)
 
 
 def _check(log_p: Tensor, ids: Tensor, vocabulary: int) -> None:
