@@ -15,7 +15,7 @@ from kullback.doctor.logged_kl import check_learning, check_logged_kl
 from kullback.doctor.masks import check_masks
 from kullback.doctor.penalty_gradient import check_penalty_gradient
 from kullback.doctor.recorded_log_probs import explain
-from kullback.errors import ShapeError
+from kullback.errors import InputError, ShapeError
 from kullback.policy.penalty import KLPenalty
 
 END, PAD = 1, 0
@@ -58,9 +58,13 @@ def test_incorrect_masks_are_identified(lengths: list[int]) -> None:
     assert names(check_masks(prompts, ids, late, end=END)) == ["mask-shifted"]
     assert "too late" in check_masks(prompts, ids, late, end=END)[0].cause
     [found] = check_masks(prompts, ids, early, end=END)
+    assert found.name == "end-not-counted"  # no row shows whether the mask is shifted
+    assert found.evidence["end-of-sequence tokens not counted"] == len(lengths)
+    truncated = torch.cat([torch.full((1, 8), 5), ids])
+    early = torch.cat([torch.tensor([[True] * 7 + [False]]), early])
+    [found] = check_masks(torch.ones(len(early), 3), truncated, early, end=END)
     assert found.name == "mask-shifted"
     assert "too early" in found.cause
-    assert found.evidence["end-of-sequence tokens not counted"] == len(lengths)
     [found] = check_masks(prompts, ids, torch.ones_like(mask), end=END)
     assert found.name == "padding-counted"
     assert found.evidence["tokens counted after the end-of-sequence token"] == sum(8 - length for length in lengths)
@@ -302,6 +306,11 @@ BOUNDS = (5e-4, 0.5)
 def test_budgets(kls: list[float], betas: list[float], expected: list[str]) -> None:
     rows = rows_with(kl_policy_ref_per_token=kls, beta=betas)
     assert names(check_budget(rows, [], target=0.05, unit="token", price=BOUNDS)) == expected
+
+
+def test_an_unknown_unit_of_a_budget_is_refused() -> None:
+    with pytest.raises(InputError, match="'step' or 'image', got 'tokens'"):
+        check_budget([], [], target=0.05, unit="tokens")
 
 
 @pytest.mark.parametrize(("filtered", "message"), [(0.05, "--states reference"), (0.01, "larger learning rate")])

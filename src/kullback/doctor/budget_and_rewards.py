@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import Row, finite_values, kl_keys, logged_std_errors, number, second_half
 from kullback.doctor.sampling_error import exceeds, std_error_of_mean, upper_bound_of_mean
+from kullback.errors import InputError
 from kullback.runs.metrics import kl_key
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_watched_rewards",
 ]
 
+_UNITS = ("token", "sequence", "step", "image")
 _MIN_STEPS = 5  # before conclusions about a whole run are drawn
 _DEFAULT_COUNT = 128  # prompts of an evaluation that does not state their number
 _DIFFERENCE_IN_STD_ERRORS = 6.0  # of one value; the standard error of a difference is sqrt(2) times larger
@@ -37,7 +39,7 @@ class BudgetRows:
         metrics: One row for each step.
         evaluations: One row for each evaluation on fixed prompts.
         target: The budget, in nats per unit.
-        unit: "token", "sequence" or "step".
+        unit: "token", "sequence", "step" or "image".
         price: The lower and the upper bound of beta * target, in units of the reward.
         key: The key of the constrained KL.
     """
@@ -132,11 +134,16 @@ def check_budget(
     Returns:
         Findings named `beta-at-upper-bound`, `beta-diverges`, `over-budget` or `budget-not-reached`.
 
+    Raises:
+        InputError: The unit is unknown.
+
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.4, "beta": 0.1} for i in range(40)]
         >>> [finding.name for finding in check_budget(rows, [], target=0.05, unit="token")]
         ['over-budget']
     """
+    if unit not in _UNITS:
+        raise InputError(f"expected unit to be {', '.join(map(repr, _UNITS[:-1]))} or {_UNITS[-1]!r}, got {unit!r}")
     rows = BudgetRows(metrics, evaluations, target, unit, price, name or kl_key(unit))
     if len(rows.logged) < _MIN_STEPS or not rows.values:
         return []

@@ -122,7 +122,8 @@ def check_mask_shift(completion_ids: Tensor, mask: Tensor, *, end: int) -> list[
     """Check that the completion mask is not shifted by one position.
 
     Criterion: the mask equals, in every row with a token that counts, the correct mask moved by one position to the
-    right or to the left.
+    right or to the left. If all completions end, a mask moved to the left is the mask that leaves out the
+    end-of-sequence token, and `check_eos_counted` finds it.
 
     Args:
         completion_ids: Token ids, shape (batch, time).
@@ -139,7 +140,8 @@ def check_mask_shift(completion_ids: Tensor, mask: Tensor, *, end: int) -> list[
     for shift, direction in ((1, "late"), (-1, "early")):
         shifted = torch.roll(counts.expected, shift, dims=-1)
         shifted[:, 0 if shift > 0 else -1] = False
-        if torch.equal(counts.mask[rows], shifted[rows]):
+        has_truncated = counts.total < int(rows.sum())
+        if torch.equal(counts.mask[rows], shifted[rows]) and (shift > 0 or has_truncated):
             cause = f"the completion mask is shifted by one: it starts and ends one token too {direction}"
             return [Finding("mask-shifted", "error", cause, _COUNT_TO_EOS, counts.evidence)]
     return []
