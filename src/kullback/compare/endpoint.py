@@ -541,7 +541,7 @@ def _stated_tokens(positions: Sequence[Position]) -> list[int]:
 
 
 def _upper_bound(tokens: Sequence[int], position: Position | None, table: Tensor | None) -> float:
-    """An upper bound of the KL of a server's distribution to one in memory; inf if the tokens are not the most probable."""
+    """An upper bound of the KL of a server to a known distribution; inf if the tokens are not the most probable."""
     assert position is not None
     assert table is not None
     if not (position.is_top and tokens):
