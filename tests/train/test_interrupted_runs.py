@@ -433,7 +433,7 @@ def test_a_full_disk_at_the_report_gives_one_line_and_keeps_the_model(
         patch.setattr("kullback.explore.run_tables.write_run_report", full)
         assert main(words["vae"]) == 2
     error = without_progress(capsys.readouterr().err)
-    assert "report.html: cannot be written: No space left on device; the run itself has been saved" in error
+    assert "report.html: cannot be written: No space left on device; free some space, and repeat the command" in error
     assert error.count("\n") == 1
     assert main([*words["vae"], "--resume"]) == 0
     assert Path("run/report.html").is_file()

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -386,7 +387,11 @@ def _require_neutral_adapter(model: Any) -> None:
     ids = (
         torch.arange(1, _FINGERPRINT_TOKENS + 2, device=model.device)[None] % model.config.get_text_config().vocab_size
     )
-    with preserve_training_state(model), torch.autocast(model.device.type, enabled=False):
+    with (
+        preserve_training_state(model),
+        torch.autocast(model.device.type, enabled=False),
+        warnings.catch_warnings(action="ignore"),  # of PEFT, on biases that have been trained
+    ):
         model.eval()
         present = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         with model.disable_adapter():
