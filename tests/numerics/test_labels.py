@@ -245,7 +245,7 @@ def test_labels_elsewhere_are_matched_or_refused():
     with pytest.raises(KullbackError, match="masked"):
         Normal(loc=np.ma.masked_array([0.0], mask=[True]), scale=1.0)
     with pytest.raises(ArrayTypeError, match="weights without labels"):
-        fit_forward(Normal, samples=pd.Series([0.0, 1.0]), weights=pd.Series([0.5, 0.5]))
+        fit_forward(Normal, samples=[0.0, 1.0], weights=pd.Series([0.5, 0.5]))
     with pytest.raises(KullbackError, match="masked"):
         fit_forward(Normal, samples=np.ma.masked_array([0.0, 1.0, 2.0], mask=[False, True, False]))
 
