@@ -461,7 +461,7 @@ def check_padding_positions(pair: PolicyAndReference) -> list[Finding]:
     with_padding = token_log_probs(pair.policy_logits()[row : row + 1], unpadded.tokens)
     without = token_log_probs(forward_logits(pair.policy, unpadded, autocast=pair.autocast), unpadded.tokens)
     largest = float((with_padding - without).abs()[unpadded.mask].max())
-    if not largest > (0.3 if _is_low_precision(pair) else 1e-3):
+    if not largest > _largest_rounding(pair):
         return []
     cause = (
         "log-probabilities depend on the padding before a prompt: the position ids include the padding, whereas "
@@ -494,7 +494,7 @@ def check_causality(pair: PolicyAndReference) -> list[Finding]:
     )
     # Logits of -inf are equal in both.
     largest = float((log_probs - alone).nan_to_num(nan=0.0).abs().max())
-    if not largest > (0.3 if _is_low_precision(pair) else 1e-3):
+    if not largest > _largest_rounding(pair):
         return []
     cause = (
         "the model reads later tokens: the log-probabilities of a token change when the tokens after it are removed, "
@@ -510,3 +510,8 @@ def check_causality(pair: PolicyAndReference) -> list[Finding]:
 
 def _is_low_precision(pair: PolicyAndReference) -> bool:
     return pair.autocast is not None or next(pair.policy.parameters()).dtype.itemsize < 4
+
+
+def _largest_rounding(pair: PolicyAndReference) -> float:
+    """The largest change of a log-probability in nats that is attributed to rounding."""
+    return 0.3 if _is_low_precision(pair) else 1e-3

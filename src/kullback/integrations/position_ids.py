@@ -1,5 +1,6 @@
 """Position ids for models that count the padding before a prompt as positions."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -60,19 +61,20 @@ def pass_position_ids(model: Any) -> None:
         decoder.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
 
 
-def ignore_padding(model: Any) -> bool:
+def ignore_padding(model: Any, agree: Callable[[bool], bool] = bool) -> bool:
     """Pass position ids to a model whose weights are whole, if it counts the padding before a prompt.
 
     Args:
         model: A causal language model of transformers.
+        agree: Returns the answer of all processes, given the answer of this one.
 
     Returns:
         Whether the hidden states of the model are now independent of the padding before a prompt.
     """
-    if not counts_padding(model):
+    if not agree(counts_padding(model)):
         return True
     pass_position_ids(model)
-    return not counts_padding(model)
+    return not agree(counts_padding(model))
 
 
 def _add_position_ids(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

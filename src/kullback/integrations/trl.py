@@ -49,7 +49,7 @@ from kullback.integrations.fsdp2 import Fsdp2Weights
 from kullback.integrations.gathered_weights import canonical_name
 from kullback.integrations.heldout_positions import HeldOutCompletions, prompt_fingerprints
 from kullback.integrations.policy_weights import PolicyWeights, WholeWeights
-from kullback.integrations.position_ids import counts_padding, pass_position_ids
+from kullback.integrations.position_ids import counts_padding, ignore_padding, pass_position_ids
 from kullback.integrations.transformers import (
     AnyHead,
     Completions,
@@ -384,9 +384,7 @@ def _require_neutral_adapter(model: Any) -> None:
     initialization = getattr(next(iter(model.peft_config.values())), "init_lora_weights", True)
     if str(initialization).startswith(_CHANGING_INITIALIZATIONS):
         return  # the adapter and the change of the frozen weights cancel
-    ids = (
-        torch.arange(1, _FINGERPRINT_TOKENS + 2, device=model.device)[None] % model.config.get_text_config().vocab_size
-    )
+    ids = _fingerprint_ids(model)
     with (
         preserve_training_state(model),
         torch.autocast(model.device.type, enabled=False),
@@ -396,12 +394,12 @@ def _require_neutral_adapter(model: Any) -> None:
         present = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         with model.disable_adapter():
             given = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-    largest: Any = [float((present - given).nan_to_num(nan=0.0).abs().max())]
     # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
-    if broadcast_object_list(largest)[0] > _FINGERPRINT_ERROR * (10 if has_half_precision(model) else 1):
+    largest = _of_first_process(float((present - given).nan_to_num(nan=0.0).abs().max()))
+    if largest > _FINGERPRINT_ERROR * (10 if has_half_precision(model) else 1):
         raise BudgetError(
             f"expected a new adapter that does not change the model, got one that changes a log-probability by "
-            f"{largest[0]:.3g} nats: the KL would be relative to the changed model; choose an initialization such as "
+            f"{largest:.3g} nats: the KL would be relative to the changed model; choose an initialization such as "
             "init_lora_weights=True, or pass peft.get_peft_model(model, peft_config) as the model"
         )
 
@@ -432,6 +430,18 @@ def _is_fused_head_exact(model: Any, temperature: float) -> bool:
             if not bool(((fused - _log_probs(logits, ids[0, 1:])).abs() <= tolerance).all()):
                 return False
     return True
+
+
+def _of_first_process(value: Any) -> Any:
+    """The value that the first process has."""
+    values: Any = [value]
+    return broadcast_object_list(values)[0]
+
+
+def _fingerprint_ids(model: Any) -> Tensor:
+    """The fixed tokens whose log-probabilities identify a model, shape (1, 9)."""
+    size = model.config.get_text_config().vocab_size
+    return torch.arange(1, _FINGERPRINT_TOKENS + 2, device=model.device)[None] % size
 
 
 def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -501,8 +511,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         # The first process has all weights, also where the others receive theirs when FSDP2 shards the model.
         self.is_fused_head_exact: bool | None = None
         if not trainer.is_deepspeed_enabled:  # DeepSpeed may have partitioned the weights already
-            is_exact: Any = [_is_fused_head_exact(self.policy, trainer.temperature)]
-            self.is_fused_head_exact = broadcast_object_list(is_exact)[0]
+            self.is_fused_head_exact = _of_first_process(_is_fused_head_exact(self.policy, trainer.temperature))
         # Whether the hidden states in training mode are those in evaluation mode; None: not compared yet.
         self.has_one_mode: bool | None = None
         self.needs_preflight, self.has_trained = False, False
@@ -530,11 +539,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
         trainer: Any = self.trainer
         separate = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
         for model in (self.policy, *([] if separate is None else [base_model(separate)])):
-            counts: Any = [counts_padding(model)]
-            if broadcast_object_list(counts)[0]:
-                pass_position_ids(model)
-                counts = [counts_padding(model)]
-                self.counts_padding |= broadcast_object_list(counts)[0]
+            self.counts_padding |= not ignore_padding(model, _of_first_process)
 
     @torch.no_grad()
     def _ignore_padding_of_partitions(self) -> None:
@@ -584,8 +589,7 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     @torch.no_grad()
     def _ref_log_probs(self) -> list[float]:
         """The reference's log-probabilities of fixed tokens, by which a checkpoint identifies its reference."""
-        size = self.policy.config.get_text_config().vocab_size
-        ids = torch.arange(1, _FINGERPRINT_TOKENS + 2, device=self.policy.device)[None] % size
+        ids = _fingerprint_ids(self.policy)
         with evaluation_mode(self.policy):
             hidden = self.weights.ref_hidden(ids, torch.ones_like(ids))[0, :-1]
             return _log_probs(self.weights.ref_head()(hidden).float(), ids[0, 1:]).tolist()
