@@ -26,7 +26,7 @@ def is_page(path: Path) -> bool:
         path: The path of the file.
 
     Returns:
-        Whether the file begins as a page does. True for a file that cannot be read, which writing will report.
+        Whether the file begins as a page does. True for a file that cannot be read; writing to it raises the error.
     """
     try:
         with path.open("rb") as file:

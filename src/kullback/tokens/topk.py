@@ -90,7 +90,7 @@ def topk_token_kl(
         _check(log_p, ids, q.shape[-1])
     rounding = torch.finfo(p_topk_log_probs.dtype).eps
     entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
-    # A rounding of log p changes p by log p as much.
+    # A relative error e of log p is a relative error |log p| e of p.
     return bounds_of_events(log_p, ids, q, resolution=rounding * (2 + entropy), are_largest=True)
 
 
@@ -129,7 +129,7 @@ def bounds_of_events(
         least_q = missing = lowest = highest = torch.zeros_like(log_z)
     with torch.no_grad():  # P log(P/Q) has its minimum at P = Q/e
         nearest = torch.minimum(torch.maximum(rest_q.exp() / math.e, lowest), highest)
-        # The largest P log(P/Q) of single tokens, which is convex in P.
+        # The sum of p log(p/q) over the other tokens is at most a convex function of P, whose maximum is at an end.
         largest = torch.maximum(
             *(_products(mass, torch.minimum(least_p, mass.log()), least_q) for mass in (lowest, highest))
         )
