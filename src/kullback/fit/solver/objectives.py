@@ -114,9 +114,11 @@ class _RemeshedObjective:
             nodes = line_nodes(*pair)
             return float(_alpha_divergence(nodes.log_mass(self.target), nodes.log_mass(member), self.alpha))
         try:
-            return (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13).value
+            estimate = (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13)
         except SupportError:  # float64 does not resolve the member
             return inf
+        # The value of an integral of which a part is missing can be far below the divergence.
+        return estimate.value if isfinite(estimate.error) else inf
 
 
 def _member_density(parametrisation: FamilyParametrisation, vector: Array) -> Density:

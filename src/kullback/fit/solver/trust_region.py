@@ -127,11 +127,14 @@ def minimise(
 
 
 def _is_minimum(model: QuadraticModel) -> bool:
-    """Whether the Hessian is positive definite and the full Newton step is negligible in length and in decrease."""
+    """Whether the Hessian is positive definite and the full Newton step is negligible in length and in decrease.
+
+    The decrease is relative to values above 1, because finite differences of a value v have errors in proportion to v.
+    """
     if not np.linalg.eigvalsh(model.hessian)[0] > 0:
         return False
     step = np.linalg.solve(model.hessian, model.gradient)
-    return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12)
+    return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12 * max(1.0, abs(model.value)))
 
 
 def _model_or_infinite(objective: Objective, vector: Array) -> QuadraticModel:
