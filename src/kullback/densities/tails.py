@@ -15,6 +15,8 @@ _LOG_NEGLIGIBLE = -75.0  # log of 3e-33, which is negligible relative to a mass 
 _LOG_MAX = 690.0  # log of 1e300, close to the largest float64
 _UNDETERMINED = "it cannot be determined whether the integral of p log(p/q) is finite"
 _BEYOND_FLOAT64 = "the tail of the integral of p log(p/q) exceeds the float64 range or is infinite"
+_NOT_EVALUATED = "a density cannot be evaluated in a tail, where the integral of p log(p/q) is about {kl:.2g}"
+_NEGLIGIBLE_TAIL = 1e-11  # nats
 _LOG_MAX_QUARTIC = 172.0  # log of 5e74, whose fourth power is a float64
 
 
@@ -73,6 +75,9 @@ def analyse_tail(p: Density, q: Density, origin: float, scale: float, growth: in
             kl, error, warning = inf, 0.0, ""
         elif kl == inf and (beyond < 0.01 * log_p_beyond).any():  # p decays faster where q cannot be evaluated
             kl, error, warning = exp(min(float(height[-1]), _LOG_MAX)), inf, _BEYOND_FLOAT64
+    if s[-1] < 100 and error < inf and kl < inf and max(kl, error) > _NEGLIGIBLE_TAIL:
+        # Nothing bounds the integral where a density cannot be evaluated.
+        error, warning = inf, _NOT_EVALUATED.format(kl=kl)
     return Tail(float(s[-1]), kl, error, *masses, warning)
 
 
@@ -203,7 +208,7 @@ def _extrapolate(s: Array, height: Array) -> tuple[float, float, str]:
     step = min(round(1 / (s[1] - s[0])), (s.size - 1) // 2)
     last = [-1, -1 - step, -1 - 2 * step]
     x = np.exp(s[last] - reach)
-    _, rate, _ = np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[last])
+    rate = float(np.linalg.solve(np.stack([np.ones(3), -x, np.log(x)], axis=1), (height - s)[last])[1])
     if abs(rate) > 0.05 and height[-1] > 600:
         return top, inf, _BEYOND_FLOAT64
     if abs(rate) > 0.05:
