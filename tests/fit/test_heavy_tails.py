@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, optimize, stats
 
 from kullback import families as f
-from kullback import fit_reverse, fit_tempered
+from kullback import fit_alpha, fit_forward, fit_reverse, fit_tempered
 from kullback.densities.tails import mass_beyond_reach
 from kullback.errors import SupportError
 from kullback.fit.solver.objectives import univariate_objective
@@ -230,3 +230,30 @@ def test_the_fisher_basis_of_coordinates_of_any_units() -> None:
         units = np.diag([unit, 1.0])
         basis = fisher_basis(units @ metric @ units)
         np.testing.assert_allclose(basis.T @ units @ metric @ units @ basis, np.eye(2), atol=1e-12)
+
+
+def laplace_to_gumbel(loc, scale):
+    """KL(Laplace(0, 1) || Gumbel(loc, scale)), which is infinite for scale <= 1."""
+    return -1 - math.log(2) + math.log(scale) - loc / scale + math.exp(loc / scale) / (1 - scale**-2)
+
+
+@pytest.mark.parametrize(("center", "unit"), [(0.0, 1.0), (-3.0, 0.01), (1e5, 40.0)])
+def test_members_with_lighter_tails_than_the_target_are_no_starts(center, unit):
+    # KL(Laplace || Gumbel) is finite only if the scale of the Gumbel is larger, and matched quantiles give less.
+    target = f.Laplace(loc=center, scale=unit)
+    loc, scale = -0.7022861679397482, math.sqrt(3)  # the roots of the derivatives
+    for fit in (fit_forward(f.Gumbel, target=target), fit_alpha(f.Gumbel, target=target, alpha=1.0)):
+        assert fit.converged
+        assert fit.kl == pytest.approx(laplace_to_gumbel(loc, scale), rel=1e-9)
+        assert (fit.distribution.loc - center) / unit == pytest.approx(loc, abs=1e-5)
+        assert fit.distribution.scale / unit == pytest.approx(scale, rel=1e-5)
+    moved = [laplace_to_gumbel(loc + x, scale + y) for x, y in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01))]
+    assert min(moved) > laplace_to_gumbel(loc, scale)
+
+
+@pytest.mark.parametrize(("family", "target", "alpha"), [(f.Logistic, f.Cauchy, 1.0), (f.Cauchy, f.Logistic, 0.0)])
+def test_a_divergence_that_is_infinite_for_every_member_is_refused(family, target, alpha):
+    target = target(loc=0.0, scale=1.0)
+    with pytest.raises(SupportError, match=r"diverges to \+inf"):
+        fit_alpha(family, target=target, alpha=alpha)
+    assert fit_alpha(family, target=target, alpha=1 - alpha).estimate.status == "bounded"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import nan
+from math import inf, nan
 from typing import Any
 
 from kullback.densities.from_families import has_density
@@ -11,7 +11,7 @@ from kullback.fit.result import Fit, renamed
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
-from kullback.fit.solver.starting_points import univariate_starts
+from kullback.fit.solver.starting_points import univariate_starts, widened_starts
 from kullback.fit.target_family import family_adapter, list_of_starts, validate_components
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
@@ -82,7 +82,8 @@ def fit_alpha(
     if density is None:
         raise SupportError(f"expected a target with a univariate density, got {type(target).__name__}")
     members = [adapter.from_requested(one) for one in ([start] if start is not None else []) + list_of_starts(starts)]
-    members += univariate_starts(adapter.family, density, fixed, components)
+    matched = univariate_starts(adapter.family, density, fixed, components)
+    members += widened_starts(matched, density, fixed) if alpha == 1 else matched
     if not members:
         raise ParameterError(
             f"expected a start for {adapter.family.__name__}, got none, and none can be guessed: pass start=, a member "
@@ -97,19 +98,26 @@ def fit_alpha(
             "of the target and the family are incompatible"
         )
     best = found.minima[0]
+    forward, reverse = measure(target, best.distribution), measure(best.distribution, target)
     diagnostics = {
         "method": "quadrature",
         "alpha": float(alpha),
         "alpha_divergence": best.kl,
-        "forward_kl": measure(target, best.distribution).value,
-        "reverse_kl": measure(best.distribution, target).value,
+        "forward_kl": forward.value,
+        "reverse_kl": reverse.value,
     }
     interval = (best.kl - 1e-10, best.kl + 1e-10)
     estimate = Estimate(best.kl, error=1e-10, interval=interval, method="quadrature", status="bounded")
     path, minima = renamed(found.path, "alpha_divergence"), renamed(found.minima, "alpha_divergence")
     kl = nan
     if alpha in (0, 1):  # the divergence is a KL
-        kl = best.kl
+        estimate = forward if alpha else reverse
+        kl = estimate.value
+        if kl == inf:
+            raise SupportError(
+                f"expected a target whose divergence from some {type(best.distribution).__name__} is finite, but "
+                f"{'; '.join(estimate.warnings)}"
+            )
         path = tuple(replace(step, kl=step.alpha_divergence) for step in path)
         minima = tuple(replace(minimum, kl=minimum.alpha_divergence) for minimum in minima)
     return adapter.convert_fit(Fit(best.distribution, kl, estimate, path, minima, found.converged, diagnostics))

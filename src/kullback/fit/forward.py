@@ -38,7 +38,12 @@ from kullback.fit.samples import (
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import CrossEntropyObjective, univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
-from kullback.fit.solver.starting_points import approximate_member, missing_start_error, univariate_starts
+from kullback.fit.solver.starting_points import (
+    approximate_member,
+    missing_start_error,
+    univariate_starts,
+    widened_starts,
+)
 from kullback.fit.target_family import (
     family_adapter,
     is_module,
@@ -372,7 +377,7 @@ def _fit_to_target(
     closed_form = closed_form or match_moments(family, mean_of(density), fixed)
     if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
         return _closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
-    starts = starts or univariate_starts(family, density, fixed, components)
+    starts = starts or widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
     if not starts:
         raise missing_start_error(family)
     parametrisation = parametrise(family, starts[0], fixed)

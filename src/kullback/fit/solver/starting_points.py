@@ -1,6 +1,6 @@
 """Starting points of descents: members matched to parts of the target, because each minimum lies near one of them."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import combinations, pairwise
 from math import inf
 from typing import Any
@@ -10,15 +10,20 @@ import numpy as np
 from kullback import families
 from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
+from kullback.densities.from_families import as_density
 from kullback.densities.nodes import line_nodes
+from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.summation import kl_summation
 from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.fit.moment_matching import match_moments
 from kullback.numerics.arrays import Array
 
-__all__ = ["approximate_member", "missing_start_error", "univariate_starts"]
+__all__ = ["approximate_member", "missing_start_error", "univariate_starts", "widened_starts"]
 
 _MAX_STARTS = 30
+_WIDER = tuple(1.5**power for power in range(1, 8))  # factors on the scale of a start of infinite KL
+_LARGE_KL = 50.0  # nats above which a KL by nodes may be infinite
 _TAIL_MASS = 1e-3  # the mass of a heavy tail towards infinity that starting points do not depend on
 _WIDTHS_OF_ANCHOR = 8.0  # the distance from every anchor, in widths, beyond which points belong to a tail
 
@@ -104,6 +109,40 @@ def univariate_starts(
         if member is not None:
             starts.append(member)
     return starts
+
+
+def widened_starts(starts: list[Distribution], target: Density, fixed: dict[str, Any]) -> list[Distribution]:
+    """Starts of which each has a wider scale if KL(target || start) is infinite, because its tails are too light.
+
+    A Gumbel has a finite KL from a Laplace only if its scale is larger. No descent leads from an infinite KL to a
+    finite one: the sum over quadrature nodes, which end where the target is negligible, is then finite and huge.
+
+    Args:
+        starts: Members of a univariate family.
+        target: The density of the target.
+        fixed: The parameters that are not fitted, by name.
+
+    Returns:
+        The members. One without a free `scale`, or whose KL is infinite at each scale, is unchanged.
+    """
+    if not starts or "scale" in fixed or not hasattr(starts[0], "scale"):
+        return starts
+    nodes = line_nodes(target, target)
+    log_p = nodes.log_mass(target)
+
+    def is_finite(member: Distribution) -> bool:
+        density = as_density(member)
+        assert density is not None
+        with np.errstate(all="ignore"):
+            terms = np.exp(log_p) * (log_p - nodes.log_mass(density))
+        if terms[log_p > -inf].sum() < _LARGE_KL:
+            return True
+        return (kl_summation if target.discrete else kl_quadrature)(target, density).value < inf
+
+    def wider(start: Any) -> list[Distribution]:
+        return [start, *(replace(start, scale=factor * start.scale) for factor in _WIDER)]
+
+    return [next(filter(is_finite, wider(start)), start) for start in starts]
 
 
 def _is_in_tail(x: Array, mass: Array, target: Density) -> Array:
