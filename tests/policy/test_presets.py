@@ -1,5 +1,6 @@
 """Published objectives: their constants, their components, and the caveats about their gradients."""
 
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -75,7 +76,13 @@ def test_each_preset_is_a_ppo_loss_with_its_constants(name: str) -> None:
         penalty=published.penalty or KLPenalty(),
     )
     assert loss.item() == expected.item()
-    assert (published.loss(**arrays, advantages=advantages, beta=2.0).item() == loss.item()) != in_loss
+    if in_loss:
+        assert published.loss(**arrays, advantages=advantages, beta=2.0).item() != loss.item()
+    else:
+        assert published.loss(**arrays, advantages=advantages, beta=0.0).item() == loss.item()
+    for beta in (math.nan, -1.0, math.inf, *([] if in_loss else [2.0, torch.tensor(0.5)])):
+        with pytest.raises(PenaltyError, match=r"expected no beta|beta to be a finite number|placement='loss'"):
+            published.loss(**arrays, advantages=advantages, beta=beta)
     (gradient,) = torch.autograd.grad(loss, policy)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0

@@ -14,6 +14,7 @@ from kullback.policy.aggregation import Aggregate
 from kullback.policy.losses import Clip, Ratio, ppo_loss
 from kullback.policy.penalty import KLPenalty
 from kullback.policy.penalty_gradients import gradient_mismatch
+from kullback.tokens.logits import is_scalar
 
 __all__ = ["PRESETS", "Preset", "preset"]
 
@@ -97,14 +98,15 @@ class Preset:
             logits: Shape (batch, time, V): logits of the policy, for a penalty with estimator="exact"; differentiated.
             ref_logits: Shape (batch, time, V): logits of the reference, for a penalty with estimator="exact".
             mask: Shape (batch, time), true (or nonzero) for the tokens that count. None: all tokens count.
-            beta: Replaces the published coefficient, for example where it is adaptive.
+            beta: Replaces the published coefficient of a penalty in the loss, for example where it is adaptive.
             normalizer: Replaces the denominator of the average; see `aggregate_tokens`.
 
         Returns:
             A scalar to minimise. `inf` where the reference has probability 0 for a sampled token.
 
         Raises:
-            PenaltyError: `beta` is negative, infinite or nan, or an array that the penalty needs is missing.
+            PenaltyError: `beta` is negative, infinite or nan; it is given, but the objective has no penalty in the
+                loss; or an array that the penalty needs is missing.
             ShapeError: The shapes differ.
 
         Example:
@@ -113,10 +115,14 @@ class Preset:
             >>> preset("dapo").loss(log_prob=log_prob, advantages=torch.tensor([1.0])).item()
             -1.0
         """
-        beta = self.beta if beta is None else beta
-        if self.penalty is None or self.penalty.placement == "reward":
-            beta = 0.0
-        elif self.towards == "old" and ref_log_prob is None:
+        is_in_loss = self.penalty is not None and self.penalty.placement == "loss"
+        if beta is None:
+            beta = self.beta if is_in_loss else 0.0
+        elif self.penalty is None and not (is_scalar(beta) and beta == 0):
+            raise PenaltyError(
+                f"expected no beta, got {beta!r}: this objective has no KL penalty; pass beta and penalty to ppo_loss"
+            )
+        if is_in_loss and self.towards == "old" and ref_log_prob is None:
             ref_log_prob = log_prob.detach() if old_log_prob is None else old_log_prob
         return ppo_loss(
             log_prob=log_prob,
