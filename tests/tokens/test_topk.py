@@ -101,6 +101,22 @@ def test_a_student_that_excludes_tokens():
     assert bounds.kl_upper[2].isfinite()
 
 
+@pytest.mark.parametrize("excluded", [(0, 2), (1, 2), (0, 1, 2, 3)])
+def test_a_student_that_excludes_a_token_of_the_top_and_all_others(excluded):
+    values, ids = torch.tensor([0.5, 0.3, 0.15]).log(), torch.tensor([0, 1, 3])
+    q = torch.zeros(4)
+    q[[v for v in range(4) if v in excluded]] = -math.inf
+    if not q.isfinite().any():
+        q[2] = 0.0
+    bounds = topk_token_kl(values, ids, q)
+    assert bounds.kl == bounds.kl_upper == math.inf
+
+
+def test_no_missing_mass_is_not_minus_zero():
+    bounds = topk_token_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0, 1]), torch.zeros(3))
+    assert math.copysign(1.0, bounds.missing_mass.item()) == 1.0
+
+
 def test_invalid_arguments_raise():
     _, q, values, ids = case()
     with pytest.raises(ShapeError, match=r"\(3, 4\), \(3, 3\), \(3, 12\)"):

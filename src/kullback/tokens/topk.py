@@ -10,6 +10,7 @@ from torch import Tensor
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError
 from kullback.numerics.array_types import Float, Int
+from kullback.numerics.arrays import has_values
 from kullback.tokens.logits import require_tensors
 
 __all__ = ["TopKTokenKL", "bounds_of_events", "topk_token_kl"]
@@ -86,7 +87,7 @@ def topk_token_kl(
         )
     dtype = torch.promote_types(torch.promote_types(p_topk_log_probs.dtype, q_logits.dtype), torch.float32)
     log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
-    if q.device.type == "cpu":  # on a GPU, the checks would synchronise it
+    if q.device.type == "cpu" and has_values(q) and has_values(log_p):  # on a GPU, the checks would synchronise it
         _check(log_p, ids, q.shape[-1])
     rounding = torch.finfo(p_topk_log_probs.dtype).eps
     entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
@@ -119,7 +120,7 @@ def bounds_of_events(
         rest_q = q.scatter(-1, ids, -torch.inf).logsumexp(-1) - log_z
         least_q = q.scatter(-1, ids, torch.inf).amin(-1) - log_z
         # A sum above 1 by rounding leaves no mass.
-        missing = -log_p.logsumexp(-1).clamp(max=0).expm1()
+        missing = -log_p.logsumexp(-1).clamp(max=0).expm1() + 0.0  # not -0.0
         lowest, highest = (missing - resolution).clamp(min=0), missing + resolution
         if are_largest:
             limit = number * least_p.exp()
@@ -142,7 +143,9 @@ def bounds_of_events(
             (q_events, torch.cat([log_p, highest.log()[..., None]], -1)),
         )
     )
-    return TopKTokenKL(kl=kl, reverse_kl=reverse_kl, missing_mass=missing, kl_upper=kl.detach() + excess)
+    # An infinite KL needs no excess, which is then inf - inf.
+    upper = torch.where(kl.detach() == torch.inf, torch.inf, kl.detach() + excess)
+    return TopKTokenKL(kl=kl, reverse_kl=reverse_kl, missing_mass=missing, kl_upper=upper)
 
 
 def _products(mass: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
