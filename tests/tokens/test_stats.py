@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kullback.errors import ArrayTypeError, ShapeError
-from kullback.tokens import token_stats
+from kullback.optimum.tilt import tilt_to_budget
+from kullback.tokens import linear_token_kl, token_stats, topk_token_kl
 from kullback.tokens.engine import compiled_rows
 
 inf = math.inf
@@ -204,3 +205,18 @@ def test_invalid_arguments_raise():
         token_stats(p, q, targets.double())
     with pytest.raises(ShapeError, match="from 0 to 4, got -100 to"):
         token_stats(p, q, torch.tensor([-100, 0]))
+
+
+def test_transformations_of_torch_func_are_refused_or_right():
+    p, q = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    for refused in (
+        lambda x, y: token_stats(x, y).js,
+        lambda x, y: torch.func.grad(lambda z: token_stats(z, y).kl.sum())(x),
+        lambda x, y: linear_token_kl(x, torch.eye(5), y, torch.eye(5)).kl,
+        lambda x, y: tilt_to_budget(x.softmax(-1), y, 0.1).policy,
+    ):
+        with pytest.raises(ArrayTypeError, match="outside of torch"):
+            torch.func.vmap(refused)(p, q)
+    top, ids = p.log_softmax(-1).topk(2)
+    mapped = torch.func.vmap(lambda *arrays: topk_token_kl(*arrays).kl)(top, ids, q)
+    torch.testing.assert_close(mapped, topk_token_kl(top, ids, q).kl)

@@ -30,6 +30,7 @@ __all__ = [
     "map_blocks",
     "map_row_blocks",
     "numpy_views",
+    "require_untransformed",
     "untracked",
     "with_gradient",
 ]
@@ -195,6 +196,24 @@ def is_transformed(torch: Any) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def require_untransformed(function: str, *arrays: Array) -> None:
+    """Raise ArrayTypeError if a tensor is inside a transformation of torch.func, for a function without a rule for it.
+
+    Args:
+        function: The name of the function, for the message.
+        *arrays: Its arrays, of any library.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if any(is_wrapped(array) for array in arrays if isinstance(array, torch.Tensor)):
+        raise ArrayTypeError(
+            f"expected tensors outside of torch.func.vmap, grad and similar, got a tensor inside of one: {function} "
+            "takes a whole batch, and torch.autograd differentiates it; kl_logits and kl_probs can be transformed"
+        )
 
 
 def numpy_views(values: Sequence[ArrayLike], *, differentiable: bool = False) -> list[ArrayLike] | None:

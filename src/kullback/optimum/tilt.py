@@ -11,7 +11,7 @@ from kullback.discrete.validation import require_equal_events, require_probs
 from kullback.errors import BudgetError, KullbackError, ShapeError, SupportError
 from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, untracked
+from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, require_untransformed, untracked
 from kullback.numerics.labels import require_unlabelled
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
@@ -260,6 +260,7 @@ def _prepare(ref: Any, reward: Any, multiplier: Any, contexts: Any, name: str, e
     Returns the namespace, the dtype of the results, and arrays ref (..., m, n), reward (..., m, n), weights (..., m)
     and multiplier (...).
     """
+    require_untransformed(f"the optimum for a given {name}", ref, reward, multiplier, contexts)
     require_unlabelled(name, multiplier)
     require_unlabelled("contexts", contexts)
     given = [ref, reward, multiplier] if contexts is None else [ref, reward, multiplier, contexts]

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.numerics.array_types import Float, Int, Shaped
+from kullback.numerics.arrays import require_untransformed
 from kullback.tokens import engine
 from kullback.tokens.logits import as_logits, as_mask, logit_kl, require_temperature, require_tensors
 from kullback.tokens.stats import (
@@ -109,6 +110,7 @@ def linear_token_kl(
     """
     biases = {name: bias for name, bias in (("bias_p", bias_p), ("bias_q", bias_q)) if bias is not None}
     require_tensors(hidden_p=hidden_p, weight_p=weight_p, hidden_q=hidden_q, weight_q=weight_q, **biases)
+    require_untransformed("linear_token_kl", hidden_p, weight_p, hidden_q, weight_q, *biases.values())
     weight_p, bias_p, part_p = _local_head("p", weight_p, bias_p, group)
     weight_q, bias_q, part_q = _local_head("q", weight_q, bias_q, group)
     group = part_p if part_p is not None else part_q

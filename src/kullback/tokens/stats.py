@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 from kullback.errors import ArrayTypeError, ShapeError
 from kullback.numerics.array_types import Bool, Float, Int
+from kullback.numerics.arrays import require_untransformed
 from kullback.numerics.phi import phi
 from kullback.tokens import engine
 from kullback.tokens.logits import as_logits, require_tensors
@@ -98,6 +99,7 @@ def token_stats(
         [0.120115, 0.110944, 0.231059]
     """
     require_tensors(p_logits=p_logits, q_logits=q_logits)
+    require_untransformed("token_stats", p_logits, q_logits)
     if p_logits.is_complex() or q_logits.is_complex():
         raise ArrayTypeError(f"expected real logits, got {p_logits.dtype} and {q_logits.dtype}")
     if p_logits.shape != q_logits.shape or p_logits.ndim == 0 or p_logits.shape[-1] == 0:
