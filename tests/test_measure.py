@@ -514,3 +514,14 @@ def test_parameters_in_16_bits_are_computed_exactly(library):
         math.sqrt(5 / 3), rel=1e-12
     )
     assert fit_reverse(families.Normal, target=q).converged
+
+
+def test_an_ordinary_sampling_error_does_not_seem_to_be_a_heavy_tail():
+    # For two multivariate normals the upper bound is the KL. One interval in 20 lies above it or below it.
+    rng = np.random.default_rng(0)
+    p, q = (MultivariateNormal(loc=rng.normal(size=10), covariance_matrix=np.eye(10)) for _ in range(2))
+    truth = float(((p.loc - q.loc) ** 2).sum() / 2)
+    found = [measure(p, q, method="Monte Carlo", draws=2_000, seed=seed) for seed in range(100)]
+    assert {estimate.status for estimate in found} == {"estimated"}
+    outside = sum(not estimate.interval[0] <= truth <= estimate.interval[1] for estimate in found)
+    assert 0 < outside < 15

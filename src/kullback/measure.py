@@ -29,6 +29,7 @@ from kullback.samples.monte_carlo import kl_monte_carlo
 __all__ = ["components_of", "measure", "require_distribution", "require_error", "resolve_all", "sum_of_estimates"]
 
 _METHODS = ("closed form", "quadrature", "Monte Carlo")
+_IMPROBABLE = 5.0  # standard errors above an upper bound that sampling error does not explain
 _STATUS_ORDER: list[Status] = ["exact", "bounded", "estimated", "overflow", "unreliable"]
 
 
@@ -271,9 +272,10 @@ def _by_monte_carlo(
     if p.components is None or q.components is None or estimate.interval in (None, (0.0, inf)):
         return estimate
     bounds, (low, high) = mixture_bounds(p.components, q.components), estimate.interval
-    if low > bounds.upper:
+    if estimate.value - bounds.upper > _IMPROBABLE * estimate.std_error:
         warning = (
-            f"the upper bound {bounds.upper:.6g} is below the confidence interval: too few samples dominate the mean"
+            f"the estimate is more than {_IMPROBABLE:g} standard errors above the upper bound {bounds.upper:.6g}: too "
+            "few samples dominate the mean"
         )
         return replace(estimate, status="unreliable", warnings=(*estimate.warnings, warning))
     if not low <= bounds.variational <= high:
