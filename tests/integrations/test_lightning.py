@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from kullback.errors import ShapeError
+from kullback.errors import ArrayTypeError, ShapeError
 from kullback.integrations.lightning import ForwardKL
 
 # Warnings of Lightning about PyTorch's tree utilities and about small data loaders.
@@ -97,3 +97,32 @@ def test_a_log_prob_of_another_shape_is_rejected() -> None:
     callback = ForwardKL(examples, log_prob=lambda module, batch: module(batch[0]))
     with pytest.raises(ShapeError, match="one value per example"):
         callback.measure(Linear(3, 3, 1.0))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [{"inputs": torch.eye(3), "classes": torch.arange(3)}, torch.eye(3), (torch.eye(3),), (torch.eye(3), [0, 1, 2])],
+)
+def test_batches_that_are_not_pairs_of_tensors_are_refused(batch: Any) -> None:
+    with pytest.raises(ArrayTypeError, match=r"pair \(inputs, classes\) of tensors"):
+        ForwardKL([batch]).measure(Linear(3, 3, 1.0))
+
+
+def test_batches_that_can_be_read_once_are_refused_before_training() -> None:
+    with pytest.raises(ArrayTypeError, match="in every epoch"):
+        ForwardKL(iter([(torch.eye(3), torch.arange(3))]))
+
+
+def test_no_examples_and_missing_classes_are_refused() -> None:
+    with pytest.raises(ShapeError, match="at least one example"):
+        ForwardKL([]).measure(Linear(3, 3, 1.0))
+    with pytest.raises(ShapeError, match="one class for each example"):
+        ForwardKL([(torch.eye(3), torch.arange(2))]).measure(Linear(3, 3, 1.0))
+
+
+def test_inputs_of_each_dtype_are_contexts() -> None:
+    inputs, classes = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1, 0])
+    floor = 2 / 3 * math.log(2)
+    for given in (inputs, inputs.bfloat16(), inputs.half(), inputs.double(), inputs.clone().requires_grad_()):
+        callback = ForwardKL([(given, classes)], log_prob=lambda _, batch: torch.zeros(len(batch[1])))
+        assert callback.measure(Linear(2, 2, 1.0))["entropy_floor"] == pytest.approx(floor)

@@ -1,6 +1,6 @@
 """A callback for Lightning that logs forward KL and the entropy floor of a cross-entropy loss."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kullback.errors import MissingDependencyError
@@ -15,7 +15,8 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from kullback.errors import ShapeError
+from kullback.errors import ArrayTypeError, ShapeError
+from kullback.numerics.arrays import as_numpy
 from kullback.samples.clustered_mean import kl_per_token
 from kullback.tokens.entropy_floor import EmpiricalConditional
 
@@ -26,6 +27,30 @@ def _log_prob(module: LightningModule, batch: Any) -> Tensor:
     """The log-probability of each example's class, from the logits that the module returns."""
     inputs, classes = batch
     return module(inputs).log_softmax(-1).gather(-1, classes[:, None])[:, 0]
+
+
+def _require_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """The inputs and the classes of a batch; ArrayTypeError unless it is a pair of tensors of equally many examples."""
+    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) and part.ndim for part in batch):
+        parts = batch if isinstance(batch, list | tuple) else ()
+        of = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
+        raise ArrayTypeError(
+            f"expected each batch to be a pair (inputs, classes) of tensors, got {type(batch).__name__}{of}; convert "
+            "the batches, for example by the collate_fn of the DataLoader"
+        )
+    inputs, classes = batch
+    if len(inputs) != len(classes):
+        raise ShapeError(f"expected one class for each example, got {len(inputs)} inputs and {len(classes)} classes")
+    return inputs, classes
+
+
+def _as_key(example: Tensor) -> bytes:
+    """The bytes of an input, which are equal for equal inputs."""
+    example = example.detach().cpu()
+    if example.is_floating_point() or example.is_complex():
+        example = example + 0.0  # -0.0 becomes 0.0
+    return as_numpy(example).tobytes()
 
 
 class ForwardKL(Callback):
@@ -51,7 +76,8 @@ class ForwardKL(Callback):
         name: The prefix of the logged keys.
 
     Raises:
-        ShapeError: `log_prob` does not return one number per example.
+        ArrayTypeError: The batches can be read only once, or are not pairs of tensors.
+        ShapeError: `log_prob` does not return one number per example, or there are no examples.
 
     Example:
         >>> class Classifier(LightningModule):
@@ -77,6 +103,11 @@ class ForwardKL(Callback):
         entropy: float | None = None,
         name: str = "forward_kl",
     ) -> None:
+        if isinstance(batches, Iterator):
+            raise ArrayTypeError(
+                f"expected batches that can be read in every epoch, such as a list or a DataLoader, got "
+                f"{type(batches).__name__}, which can be read once"
+            )
         self.batches, self.log_prob, self.entropy, self.name = batches, log_prob, entropy, name
 
     def measure(self, module: LightningModule) -> dict[str, float]:
@@ -89,14 +120,15 @@ class ForwardKL(Callback):
             The logged values by key, without the prefix, in nats per example except `contexts_seen_once`.
 
         Raises:
-            ShapeError: `log_prob` does not return one number per example.
+            ArrayTypeError: The batches are not pairs of tensors.
+            ShapeError: `log_prob` does not return one number per example, or there are no examples.
         """
         empirical, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training
         module.eval()
         try:
             for batch in self.batches:
-                inputs, classes = batch
+                inputs, classes = _require_pair(batch)
                 with torch.no_grad():
                     values = -self.log_prob(module, [part.to(module.device) for part in batch]).double()
                 if values.shape != classes.shape:
@@ -105,10 +137,11 @@ class ForwardKL(Callback):
                         f"{tuple(values.shape)}"
                     )
                 surprises += values.tolist()
-                contexts = (example.cpu().numpy().tobytes() for example in inputs)
-                pairs += zip(contexts, classes.tolist(), strict=True)
+                pairs += zip(map(_as_key, inputs), classes.tolist(), strict=True)
         finally:
             module.train(mode)
+        if not pairs:
+            raise ShapeError("expected at least one example in batches, got none")
         for pair in pairs:
             empirical.add(*pair)
         floor = empirical.floor()
