@@ -471,3 +471,19 @@ def test_a_text_in_a_single_row_of_numbers_is_refused(line, tmp_path, capsys):
         error = capsys.readouterr().err
         assert "samples.txt: line 1" in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["q:q", "a:b:c", ":q", "x.csv:q"])
+def test_names_of_columns_with_colons(tmp_path, monkeypatch, capsys, name):
+    path = write(tmp_path / "c.csv", f"token,{name},r\na,0.25,0.5\nb,0.75,0.5\n")
+    truth = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert measure(capsys, f"{path}:{name}", f"{path}:r")["kl"] == pytest.approx(truth, rel=1e-14)
+    monkeypatch.chdir(tmp_path)
+    assert measure(capsys, f"c.csv:{name}", "c.csv:r")["kl"] == pytest.approx(truth, rel=1e-14)
+
+
+def test_paths_with_colons(tmp_path, capsys):
+    (tmp_path / "a.csv:b").mkdir()
+    path = write(tmp_path / "a.csv:b" / "c:d.csv", "token,q:q,r\na,0.25,0.5\nb,0.75,0.5\n")
+    truth = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert measure(capsys, f"{path}:q:q", f"{path}:r")["kl"] == pytest.approx(truth, rel=1e-14)

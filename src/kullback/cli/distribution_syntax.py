@@ -26,6 +26,7 @@ from kullback.cli.number_files import (
     parse_json,
     parse_number,
     read_file,
+    split_name,
 )
 from kullback.errors import InputError, KullbackError
 
@@ -117,11 +118,11 @@ def _is_path(text: str) -> bool:
     """Whether a text that is neither a family nor numbers is the path of a file."""
     if not text.strip() or "\0" in text:
         return False
-    path = text.rpartition(":")[0] if Path(text.rpartition(":")[0]).suffix.lower() in FORMATS else text
     try:
+        path = split_name(text)[0]
         exists = Path(path).exists()
-    except (OSError, ValueError):
-        exists = False
+    except (OSError, ValueError):  # a name that is too long
+        path, exists = text, False
     return exists or "/" in path or "\\" in path or re.search(r"\.[A-Za-z]\w{0,9}$", path) is not None
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "parse_json",
     "parse_number",
     "read_file",
+    "split_name",
 ]
 
 FORMATS = {
@@ -95,7 +96,7 @@ def read_file(text: str) -> Table:
         ...     read_file(str(path)).events
         ('one', 'six')
     """
-    path, name = _split_name(text)
+    path, name = split_name(text)
     try:
         if path == "-":
             return _read_stream(text, _standard_input(), None, name)
@@ -177,12 +178,18 @@ def _not_rounded_to_zero(cell: str, value: float | None, source: str = "") -> fl
     return value
 
 
-def _split_name(text: str) -> tuple[str, str | None]:
-    """The path and the name in PATH:NAME; the name is None if the text is a path."""
-    path, colon, name = text.rpartition(":")
-    if not colon or not name or Path(text).exists():
+def split_name(text: str) -> tuple[str, str | None]:
+    """The path and the name in PATH:NAME, where both can have colons; the name is None if the text is a path.
+
+    Of several ways to split the text, the one whose path exists is right; if none exists, the one of the longest path.
+    """
+    if ":" not in text or Path(text).exists():
         return text, None
-    return (path, name) if path == "-" or Path(path).suffix.lower() in FORMATS else (text, None)
+    colons = [colon.start() for colon in re.finditer(":", text) if text[colon.end() :]]
+    splits = [(text[:colon], text[colon + 1 :]) for colon in reversed(colons)]
+    splits = [(path, name) for path, name in splits if path == "-" or Path(path).suffix.lower() in FORMATS]
+    existing = [(path, name) for path, name in splits if path == "-" or Path(path).exists()]
+    return (existing or splits or [(text, None)])[0]
 
 
 def _standard_input() -> BinaryIO:
@@ -534,7 +541,7 @@ def _read_json(text: str, content: str, name: str | None) -> Table:
         json.loads(lines[0][1])
         is_lines = len(lines) > 1
     except (ValueError, RecursionError):
-        is_lines = Path(_split_name(text)[0]).suffix.lower() in (".jsonl", ".ndjson")
+        is_lines = Path(split_name(text)[0]).suffix.lower() in (".jsonl", ".ndjson")
     if not is_lines:
         return parse_json(text, content, name)
     values = []
