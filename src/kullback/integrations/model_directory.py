@@ -33,7 +33,7 @@ def require_model_directory(directory: Path, name: str = "") -> None:
             "model of the Hugging Face hub such as Qwen/Qwen3-0.6B"
         )
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
-        raise InputError(_about_adapter(directory, _read_json(directory / "adapter_config.json", option)))
+        raise InputError(_about_adapter(option, directory, _read_json(directory / "adapter_config.json", option)))
     if not (directory / "config.json").is_file():
         raise InputError(f"{option}: expected a config.json; save the model with save_pretrained")
     _require_causal(_read_json(directory / "config.json", option), option)
@@ -42,12 +42,12 @@ def require_model_directory(directory: Path, name: str = "") -> None:
         raise InputError(f"{option}: no tokenizer found; save it to the same directory with save_pretrained")
 
 
-def _about_adapter(directory: Path, config: dict[str, Any]) -> str:
+def _about_adapter(option: str, directory: Path, config: dict[str, Any]) -> str:
     base = config.get("base_model_name_or_path") or "its base model"
     return (
-        f"--model {directory}: expected a whole model, got an adapter of {base}; merge it in Python by "
+        f"{option}: expected a whole model, got an adapter of {base}; merge it in Python by "
         f"peft.AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained(NEW), "
-        "save the tokenizer to NEW too, and pass --model NEW"
+        "save the tokenizer to NEW too, and pass NEW instead"
     )
 
 

@@ -105,7 +105,7 @@ export function nextTokenPage() {
   }
   const tokenChoice = element("select", { id: "token" }, WORDS.map((word, i) => element("option", { value: i }, word)));
   tokenChoice.addEventListener("change", () => { token = Number(tokenChoice.value); update(); });
-  const probabilityControl = control({ id: "probability", label: "its probability under Q", min: Q_LOW, max: Q_HIGH, step: 0.01, value: 0.1, change: (value) => setProbability(token, value) });
+  const probabilityControl = control({ id: "probability", label: "its probability under Q, before top-p", min: Q_LOW, max: Q_HIGH, step: 0.01, value: 0.1, change: (value) => setProbability(token, value) });
   const temperatureControl = control({ id: "temperature", label: "temperature of Q", min: 0.2, max: 3, step: 0.05, value: 1, change: (value) => { temperature = value; update(); } });
   const topPControl = control({ id: "top-p", label: "top-p of Q", min: 0.3, max: 1, step: 0.01, value: 1, change: (value) => { topP = value; update(); } });
   const spelled = element("p", { id: "spelled", class: "formula" });
