@@ -178,6 +178,33 @@ kl_probs, kl_log_probs, kl_logits, token_kl = map(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Python modules of the compiler that are deprecated
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        kl_logits,
+        lambda p, q: kl_probs(p.softmax(-1), q.softmax(-1)),
+        lambda p, q: kl_log_probs(p.log_softmax(-1), q.log_softmax(-1)),
+        lambda p, q: token_kl(p, q, temperature=0.7),
+        lambda p, q: kl(d.Categorical(logits=p), d.Categorical(logits=q)),
+        lambda p, q: kl(d.Independent(d.Normal(p, 1.0), 1), d.Independent(d.Normal(q, 2.0), 1)),
+    ],
+)
+def test_the_number_of_events_can_change(function, dynamic):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in ((3, 5), (4, 5), (7, 9), (2, 11)):
+        parameters = [torch.randn(shape, **FLOAT64).requires_grad_() for _ in "pq"]
+        value, expected = compiled(*parameters), function(*parameters)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
+        gradients = (torch.autograd.grad(kl.sum(), parameters) for kl in (value, expected))
+        for gradient, right in zip(*gradients, strict=True):
+            torch.testing.assert_close(gradient, right, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Python modules of the compiler that are deprecated
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize(
     "function",

@@ -115,8 +115,9 @@ def require_equal_events(shapes: Sequence[tuple[int, ...]], axis: int) -> None:
         raise ShapeError(
             f"expected axis {axis} to be an axis of the shapes {' and '.join(map(str, shapes))}; pass axis="
         )
-    lengths = {shape[last] if len(shape) >= -last else None for shape in shapes}
-    if len(lengths) > 1:
+    # Symbolic lengths inside torch.compile are not hashable.
+    first, *others = [shape[last] if len(shape) >= -last else -1 for shape in shapes]
+    if any(length != first for length in others):
         raise ShapeError(
             f"expected equal numbers of events along axis {axis}, got shapes {' and '.join(map(str, shapes))}; the "
             "axis of events is not broadcast"

@@ -176,6 +176,8 @@ def as_scalar(value: Any) -> Any:
 
 def require_temperature(temperature: float) -> float:
     """The temperature; raises SupportError unless it is positive and finite."""
+    if isinstance(temperature, torch.SymFloat | torch.SymInt):  # has no value inside torch.compile(dynamic=True)
+        return temperature  # pyright: ignore[reportReturnType]
     if not (is_scalar(temperature) and 0 < temperature < float("inf")):
         raise SupportError(f"expected a positive finite temperature, got {shown(temperature)}")
     return as_scalar(temperature)
