@@ -360,11 +360,27 @@ def _backward(pullbacks: Sequence[Callable[..., Array]], by_numpy: bool) -> Call
         arrays = gradients[0], *ctx.saved_tensors
         needed = [pullback if need else None for pullback, need in zip(pullbacks, ctx.needs_input_grad, strict=True)]
         if not sys.modules["torch"].is_grad_enabled():
-            return tuple(_without_recording(needed, arrays, by_numpy))
-        xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
-        return tuple(None if pullback is None else pullback(xp, *arrays) for pullback in needed)
+            found = _without_recording(needed, arrays, by_numpy)
+        else:
+            xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
+            found = [None if pullback is None else pullback(xp, *arrays) for pullback in needed]
+        return tuple(None if part is None else _without_unused(part, *arrays[:2]) for part in found)
 
     return backward
+
+
+def _without_unused(part: Array, gradient: Array, output: Array) -> Array:
+    """A gradient with 0 where the output is infinite and its own gradient is 0, instead of 0 * inf = nan.
+
+    Such a gradient comes from a loss that leaves out infinite values, by `torch.where` or by a mask.
+    """
+    unused = gradient == 0
+    if part.shape[: unused.ndim] != unused.shape:
+        return part
+    if unused.device.type == "cpu" and has_values(unused) and not bool(unused.any()):
+        return part
+    unused = unused & (output == math.inf)
+    return sys.modules["torch"].where(unused[(...,) + (None,) * (part.ndim - unused.ndim)], 0.0, part)
 
 
 def elementwise_with_gradient(value: Callable[..., Array], *pullbacks: Callable[..., Array]) -> Callable[..., Array]:
