@@ -42,3 +42,10 @@ def test_a_tail_that_is_extrapolated_has_no_error_bound():
     assert estimate.status == "unreliable"
     assert "cannot be evaluated in a tail" in estimate.warnings[0]
     assert type(estimate.value) is float
+
+
+def test_a_density_that_does_not_decrease_gives_no_exact_infinity():
+    # SciPy's density of Tukey's lambda is a constant of 3e-16 for |x| > 300. The KL by its quantile function is 0.0218.
+    estimate = measure(stats.tukeylambda(-0.1), stats.logistic())
+    assert estimate.status == "unreliable"
+    assert "its density is wrong there" in estimate.warnings[0]

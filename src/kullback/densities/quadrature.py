@@ -8,7 +8,7 @@ from kullback.densities.bounded_estimate import Integrals, bounded_estimate, inf
 from kullback.densities.density import Density
 from kullback.densities.integrand import terms
 from kullback.densities.panels import Panels, assemble, integrate, partition
-from kullback.densities.tails import analyse_tail
+from kullback.densities.tails import analyse_tail, mass_beyond_reach
 from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -57,6 +57,9 @@ def integrals(p: Density, q: Density, error: float) -> Integrals:
         for ray, tail in zip(rays, tails, strict=True):
             if tail.kl == inf:
                 end = f"{ray.scale * inf:+}" if ray.growth > 0 else f"{ray.origin:.6g}"
+                if not mass_beyond_reach(p, *ray)[0] <= 1:
+                    warning = f"p integrates to more than 1 as x approaches {end}: its density is wrong there"
+                    return Integrals(inf, kl_error=inf, warnings=(warning,))
                 return Integrals(inf, warnings=(f"the integral of p log(p/q) diverges to +inf as x approaches {end}",))
         panels = assemble(intervals, rays, [tail.reach for tail in tails])
         rounding = _rounding(p, q, panels)
