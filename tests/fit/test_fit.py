@@ -427,3 +427,22 @@ def test_reverse_fit_of_a_bernoulli_to_a_poisson():
     fit = fit_reverse(f.Bernoulli, target=f.Poisson(rate=3.0))
     assert fit.distribution.probs == pytest.approx(0.75, abs=1e-9)
     assert fit.kl == pytest.approx(3 - math.log(4), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_nearest_independent_normal_of_a_normal_target_is_exact_in_more_than_two_dimensions(size, seed):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(size, size))
+    covariance, loc = root @ root.T + 0.1 * np.eye(size), rng.normal(size=size)
+    fit = fit_reverse(f.Independent, target=f.MultivariateNormal(loc=loc, covariance_matrix=covariance))
+    precision = np.linalg.inv(covariance)
+    # KL = (sum_i L_ii s_i^2 - sum_i log s_i^2 + log det S - d) / 2 has its minimum at s_i^2 = 1 / L_ii.
+    truth = (np.log(np.diag(precision)).sum() + np.linalg.slogdet(covariance)[1]) / 2
+    assert fit.kl == pytest.approx(truth, rel=1e-9)
+    assert fit.estimate.status == "exact"
+    np.testing.assert_allclose(fit.distribution.base.scale, np.diag(precision) ** -0.5, rtol=1e-9)
+    np.testing.assert_allclose(fit.distribution.base.loc, loc)
+    trained = fit_reverse(f.Independent, target=f.MultivariateNormal(loc=loc, covariance_matrix=covariance), steps=200)
+    assert trained.estimate.status == "exact"  # the KL of this fit, which is above the minimum
+    assert trained.kl > fit.kl

@@ -22,7 +22,9 @@ from kullback.fit.gaussian.mixtures import MixtureParametrisation
 from kullback.fit.gaussian.multivariate import (
     NORMAL_FAMILIES,
     convert_to_family,
+    fit_independent_reverse,
     fit_two_dimensional_reverse,
+    is_normal,
     require_rank,
     starts_from_target_samples,
 )
@@ -47,6 +49,7 @@ from kullback.samples.pareto_k import pareto_k
 
 __all__ = ["fit_reverse"]
 
+_DEFAULT_SETTINGS = {"steps": 2_000, "draws": 64, "learning_rate": 0.02, "seed": 0}
 _IMPORTANCE_SAMPLES = 4_000
 _LOCATION_SCALE = (
     families.Cauchy,
@@ -340,7 +343,10 @@ def _fit_multivariate(
         parametrisation = adapter.mixture_parametrisation(starts, components)(2)
         fit = _fit_two_dimensional(parametrisation, log_prob, target, mixture_starts)
         return FamilyAdapter(family, lambda found: convert_to_family(family, found, rank)).convert_fit(fit)
-    return import_module("kullback.fit.stochastic").fit_normals_reverse(
+    is_normal_target = log_prob is None and is_normal(target)
+    if is_normal_target and family is families.Independent and settings == _DEFAULT_SETTINGS and not starts:
+        return fit_independent_reverse(target)
+    fit = import_module("kullback.fit.stochastic").fit_normals_reverse(
         family,
         starts=_stochastic_starts(adapter, starts, mixture_starts, rank, size, target),
         independent=adapter.independent,
@@ -348,6 +354,10 @@ def _fit_multivariate(
         target=target,
         **settings,
     )
+    if is_normal_target and family in NORMAL_FAMILIES:  # the KL of the fit has a closed form
+        estimate = measure(fit.distribution, target)
+        fit = replace(fit, kl=estimate.value, estimate=estimate)
+    return fit
 
 
 def _require_dimension(example: Any) -> int | None:

@@ -27,10 +27,12 @@ from kullback.result import Estimate
 __all__ = [
     "NORMAL_FAMILIES",
     "convert_to_family",
+    "fit_independent_reverse",
     "fit_mixture_forward",
     "fit_mixture_to_samples",
     "fit_normal_forward",
     "fit_two_dimensional_reverse",
+    "is_normal",
     "nearest_normal",
     "require_rank",
     "starts_from_target_samples",
@@ -178,16 +180,31 @@ def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
         diagnostics = {"method": "moments of samples", "warnings": (warning,)}
     moments = moment_matched_normal(mixture)
     normal = nearest_normal(family, moments.locs[0], moments.covariances[0], rank)
-    estimate = measure(target, normal)
-    return Fit(
-        normal,
-        estimate.value,
-        estimate,
-        (Step(normal, estimate.value),),
-        (Minimum(normal, estimate.value, (normal,)),),
-        True,
-        {"method": "closed form"} | diagnostics,
-    )
+    return _closed_form_fit(normal, measure(target, normal), diagnostics)
+
+
+def _closed_form_fit(normal: Any, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+    """The fit that is a known normal, with its KL."""
+    step, minimum = Step(normal, estimate.value), Minimum(normal, estimate.value, (normal,))
+    return Fit(normal, estimate.value, estimate, (step,), (minimum,), True, {"method": "closed form"} | diagnostics)
+
+
+def is_normal(target: Any) -> bool:
+    """Whether a distribution is one multivariate normal."""
+    mixture = resolve(target).components
+    return mixture is not None and len(mixture.weights) == 1
+
+
+def fit_independent_reverse(target: Any) -> Fit:
+    """The independent normal q that minimises KL(q || target) for one multivariate normal as target.
+
+    With the precision matrix L of the target, q has its means and the variances 1 / L_ii.
+    """
+    mixture = resolve(target).components
+    assert mixture is not None
+    variances = 1 / np.diag(np.linalg.inv(mixture.covariances[0]))
+    normal = nearest_normal(families.Independent, mixture.locs[0], np.diag(variances), None)
+    return _closed_form_fit(normal, measure(normal, target), {})
 
 
 def fit_mixture_forward(
