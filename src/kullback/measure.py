@@ -10,8 +10,9 @@ from array_api_compat import is_array_api_obj
 
 from kullback.closed_forms.registry import overflows
 from kullback.densities.bounded_estimate import infinite_kl
+from kullback.densities.composites import require_no_mask
 from kullback.densities.gaussian_mixtures import mixture_bounds
-from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density, require_no_mask
+from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.relaxed_categorical import kl_relaxed_categorical
 from kullback.densities.resolve import ResolvedDistribution, not_a_distribution, resolve

@@ -323,12 +323,17 @@ def test_mixture_of_normals_has_a_record():
         lambda: d.Delta(0.0),
         lambda: d.TruncatedCauchy(0.0, 1.0, low=0.0),
         lambda: d.ZeroInflatedPoisson(0.5, 2.0),
-        lambda: d.MaskedDistribution(d.Normal(), True),
     ],
 )
 def test_distributions_without_a_record_raise(make):
     with pytest.raises(NoClosedFormError, match=r"kullback\.measure"):
         kl(make(), make())
+
+
+def test_kl_and_measure_give_one_advice_for_masked_distributions():
+    for function in (kl, measure):
+        with pytest.raises(NoClosedFormError, match="measure its base_dist"):
+            function(d.MaskedDistribution(d.Normal(), True), d.Normal())
 
 
 def test_invalid_arguments_raise():

@@ -21,6 +21,7 @@ __all__ = [
     "mixture_density",
     "overridden_method",
     "require_methods_of_library",
+    "require_no_mask",
     "support_interval",
 ]
 
@@ -47,6 +48,24 @@ def overridden_method(kind: type, packages: tuple[str, ...]) -> str | None:
     theirs = [cls for cls in kind.__mro__ if cls.__module__.startswith(packages) and cls.__name__ != "Distribution"]
     defined = {name for cls in theirs for name in vars(cls)}
     return next((name for name in _METHODS if name in defined and any(name in vars(cls) for cls in own)), None)
+
+
+def require_no_mask(distribution: Any) -> None:
+    """Raise an error if a part of a distribution has a mask, by which its log_prob is not a log-density.
+
+    Raises:
+        NoClosedFormError: The distribution, or a distribution that it is built from, is masked.
+    """
+    name = type(distribution).__name__
+    if name == "MaskedDistribution":
+        raise NoClosedFormError(
+            "expected a distribution without a mask, got a MaskedDistribution, whose log_prob is 0 where the mask is "
+            "false and is not a log-density there; measure its base_dist, or the entries that the mask includes"
+        )
+    for part in ("base_dist", "component_distribution", "distribution"):
+        inner = getattr(distribution, part, None)
+        if inner is not None and hasattr(inner, "log_prob"):
+            require_no_mask(inner)
 
 
 def require_methods_of_library(distribution: Any, packages: tuple[str, ...]) -> None:

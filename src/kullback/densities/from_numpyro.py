@@ -22,6 +22,7 @@ from kullback.densities.composites import (
     mixture_density,
     overridden_method,
     require_methods_of_library,
+    require_no_mask,
     support_interval,
 )
 from kullback.densities.density import Density
@@ -81,6 +82,7 @@ def as_family(distribution: Any) -> f.Distribution:
                 return f.NormalMixture(weights=weights, locs=parts.loc, scales=parts.scale)
     name = type(distribution).__name__
     if isinstance(distribution, d.Distribution):
+        require_no_mask(distribution)
         raise NoClosedFormError(f"{name} has no closed form; kullback.measure(p, q) bounds or estimates the KL")
     raise DistributionTypeError(f"expected a distribution of NumPyro, got {name}")
 

@@ -23,7 +23,7 @@ from kullback.families import (
 from kullback.numerics.arrays import as_numpy, untracked
 from kullback.result import Estimate
 
-__all__ = ["kl_of_point_masses", "kl_without_common_density", "require_no_mask"]
+__all__ = ["kl_of_point_masses", "kl_without_common_density"]
 
 # Where the values lie, by the name of the constraint object of PyTorch or NumPyro that describes the support.
 _SPACES = {
@@ -55,24 +55,6 @@ _SHAPE_PARAMETERS = {
     Wishart: ("covariance_matrix",),
 }
 _DISCRETE_FAMILIES = (Categorical, Multinomial, OneHotCategorical)
-
-
-def require_no_mask(distribution: Any) -> None:
-    """Raise an error if a part of a distribution has a mask, by which its log_prob is not a log-density.
-
-    Raises:
-        NoClosedFormError: The distribution, or a distribution that it is built from, is masked.
-    """
-    name = type(distribution).__name__
-    if name == "MaskedDistribution":
-        raise NoClosedFormError(
-            "expected a distribution without a mask, got a MaskedDistribution, whose log_prob is 0 where the mask is "
-            "false and is not a log-density there; measure its base_dist, or the entries that the mask includes"
-        )
-    for part in ("base_dist", "component_distribution", "distribution"):
-        inner = getattr(distribution, part, None)
-        if inner is not None and hasattr(inner, "log_prob"):
-            require_no_mask(inner)
 
 
 def kl_of_point_masses(p: ResolvedDistribution, q: ResolvedDistribution) -> Estimate | None:
