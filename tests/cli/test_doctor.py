@@ -506,6 +506,16 @@ def test_a_run_that_trains_or_that_has_a_model_is_not_unfinished(
     assert run_doctor(capsys, run) == (0, [])
 
 
+def test_a_run_that_took_all_steps_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = correct_rows()
+    run = write_run(tmp_path / "run", rows, {"kind": "grpo", "steps": rows[-1]["step"]})
+    status, [found] = run_doctor(capsys, run)
+    assert (status, found["name"]) == (1, "unfinished")
+    assert "it has no trained model" in found["cause"]
+    (run / "model").mkdir()
+    assert run_doctor(capsys, run) == (0, [])
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
 @pytest.mark.parametrize(
     ("line", "message"),
@@ -640,9 +650,10 @@ def test_directories_that_are_no_run(
         ("deep.json", "[" * 100_000, "not JSON"),
         ("deep.json", '{"beta": ' * 50_000, "not JSON"),
         ("empty.yaml", "", "expected an object of settings"),
-        ("grpo.json", '{"beta": "high"}', "expected a number as beta"),
-        ("grpo.json", '{"learning_rate": [1]}', "expected a number as learning_rate"),
-        ("grpo.json", '{"top_p": NaN}', "expected a number as top_p"),
+        ("grpo.json", '{"beta": "high"}', "expected a finite number as beta"),
+        ("grpo.json", '{"beta": Infinity}', "expected a finite number as beta"),
+        ("grpo.json", '{"learning_rate": [1]}', "expected a finite number as learning_rate"),
+        ("grpo.json", '{"top_p": NaN}', "expected a finite number as top_p"),
         ("config.json", '{"kind": "grpo", "settings": 3}', "expected an object of settings"),
         ("config.json", '{"kind": "ppo", "budget": 3}', "as budget"),
     ],

@@ -14,6 +14,7 @@ from kullback.doctor.finding import Finding
 from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
+from kullback.numerics.arguments import is_number
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory
@@ -223,8 +224,11 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     findings = check_order(metrics, evaluations)
     is_ordered = not findings
     findings += check_finite_training(metrics)
-    is_finished = run.model.is_dir() or is_locked(run.path)
-    findings += [] if is_finished else check_finished(metrics, config.get("steps"))
+    budget = config.get("budget")
+    if not isinstance(budget, dict | None):
+        raise InputError(f"{run.path / 'config.json'}: expected an object or null as budget, got {budget!r}")
+    if not (run.model.is_dir() or is_locked(run.path)):
+        findings += check_finished(metrics, config.get("steps"))
     findings += check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
     for directory in (run.model, run.path / "reference"):
         findings += check_model_files(directory)
@@ -338,29 +342,34 @@ def check_order(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Find
 
 
 def check_finished(metrics: Sequence[Row], steps: Any) -> list[Finding]:
-    """Check that a run without a saved model took all of its steps.
-
-    Criterion: the last row is of the last step.
+    """Report a run without a saved model, which was stopped before its last step or before the model was saved.
 
     Args:
         metrics: The rows of metrics.jsonl.
         steps: The number of steps in config.json; anything but a number is not checked.
 
     Returns:
-        `unfinished` (warning), or nothing.
+        `unfinished` (warning), or nothing if the number of steps is not known.
 
     Example:
         >>> check_finished([{"step": 1}, {"step": 2}], 60)[0].evidence
         {'last step': 2, 'steps': 60}
     """
     last = max(row["step"] for row in metrics)
-    if not isinstance(steps, (int, float)) or last >= steps:
+    if not isinstance(steps, (int, float)):
         return []
-    cause = (
-        f"the run ended after step {last} of {steps} without a trained model: it was stopped, or it failed, for "
-        "example by a loss that is not finite"
-    )
-    remedy = "read the last line that the training command printed, and continue with --resume"
+    if last >= steps:
+        cause = (
+            f"the run took all {steps} steps, but it has no trained model: it was stopped before the model was saved, "
+            "or the model was removed"
+        )
+        remedy = "continue with --resume, which saves the model of the last checkpoint"
+    else:
+        cause = (
+            f"the run ended after step {last} of {steps} without a trained model: it was stopped, or it failed, for "
+            "example by a loss that is not finite"
+        )
+        remedy = "read the last line that the training command printed, and continue with --resume"
     return [Finding("unfinished", "warning", cause, remedy, {"last step": last, "steps": steps})]
 
 
@@ -418,8 +427,8 @@ def _check_settings(path: Path, content: Row) -> list[Finding]:
     settings = {key: _as_number(value) if key in _NUMERIC_SETTINGS else value for key, value in settings.items()}
     for key in _NUMERIC_SETTINGS:
         value = settings.get(key)
-        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value != value):
-            raise InputError(f"{path}: expected a number as {key}, got {value!r}")
+        if value is not None and not (is_number(value) and isfinite(value)):
+            raise InputError(f"{path}: expected a finite number as {key}, got {value!r}")
     if content.get("kind") == "ppo":
         if not isinstance(content.get("budget") or {}, dict):
             raise InputError(f"{path}: expected an object or null as budget, got {content['budget']!r}")
