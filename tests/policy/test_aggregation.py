@@ -1,5 +1,7 @@
 """Aggregation of token values into one number."""
 
+import math
+
 import pytest
 import torch
 
@@ -50,3 +52,10 @@ def test_invalid_arguments_raise() -> None:
         aggregate_tokens(VALUES, MASK, "mean")
     with pytest.raises(ShapeError, match=r"\(3, 3\), got \(3,\)"):
         aggregate_tokens(VALUES, MASK[0])
+
+
+@pytest.mark.parametrize("normalizer", [-1.0, 0.0, math.inf, math.nan])
+@pytest.mark.parametrize("convert", [float, torch.tensor, lambda x: torch.tensor([x], dtype=torch.float64)])
+def test_a_normalizer_that_is_not_positive_is_refused(normalizer, convert):
+    with pytest.raises(PenaltyError, match="positive finite normalizer"):
+        aggregate_tokens(torch.ones(2, 3), normalizer=convert(normalizer))

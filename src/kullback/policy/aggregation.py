@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kullback.errors import PenaltyError, ShapeError
-from kullback.numerics.arguments import is_name
+from kullback.numerics.arguments import is_name, shown
 from kullback.numerics.array_types import Bool, Float, Shaped
+from kullback.numerics.arrays import has_values
 from kullback.tokens.logits import as_mask, as_scalar, is_scalar, require_tensors
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
@@ -62,8 +63,10 @@ def aggregate_tokens(
     require_aggregate(how)
     if normalizer is not None and not is_scalar(normalizer):
         raise PenaltyError(f"expected normalizer to be a number, got {normalizer!r}")
-    if isinstance(normalizer, float | int) and not 0 < normalizer < inf:
-        raise PenaltyError(f"expected a positive finite normalizer, got {normalizer}")
+    # A check of a tensor on a GPU would synchronise it.
+    is_known = not isinstance(normalizer, Tensor) or (normalizer.device.type == "cpu" and has_values(normalizer))
+    if normalizer is not None and is_known and not 0 < normalizer < inf:
+        raise PenaltyError(f"expected a positive finite normalizer, got {shown(normalizer)}")
     mask = token_mask(values, mask)
     sums, lengths = torch.where(mask, values, 0.0).sum(-1), mask.sum(-1)
     if how == "sequence_mean":
