@@ -468,6 +468,28 @@ def correct_rows(steps: int = 12) -> list[dict[str, Any]]:
     return [{"step": i, "kl_policy_ref_per_token": 0.01 * (i - 1), "loss": 0.1} for i in range(1, steps + 1)]
 
 
+@pytest.mark.parametrize(("factor", "names_found"), [(1.0, []), (2.0, ["over-budget"]), (0.2, ["budget-not-reached"])])
+def test_updates_are_compared_with_their_own_budgets(
+    factor: float, names_found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets = [0.03 * (1 - i / 20) ** 2 for i in range(20)]
+    rows = [
+        {
+            "step": i + 1,
+            "loss": 0.1,
+            "kl_budget": own,
+            "kl_old_policy_per_step": factor * own,
+            "kl_old_policy_per_step_std_error": 1e-3 * own,
+            "beta": 1.0,
+        }
+        for i, own in enumerate(budgets)
+    ]
+    budget = {"kind": "KLBudget", "target": 0.01, "unit": "step", "constrain": "old-policy", "decay": 2.0}
+    run = write_run(tmp_path / "run", rows, {"kind": "ppo", "steps": 20, "clip": None, "budget": budget})
+    (run / "model").mkdir()
+    assert [name for name in names(run_doctor(capsys, run)[1]) if "budget" in name] == names_found
+
+
 @pytest.mark.parametrize("kind", ["grpo", "ppo", "sft", "vae", "bottleneck"])
 @pytest.mark.parametrize("steps", [[1, 2, 3, 3, 4], [1, 1, 2, 2, 3, 3], [1, 2, 3, 1, 2]])
 def test_rows_of_two_processes(kind: str, steps: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from stable_baselines3 import PPO
 from stable_baselines3.common import distributions as d
+from stable_baselines3.common.callbacks import BaseCallback
 from torch.distributions import kl_divergence
 
 from kullback.budget.controllers import PPO2017, FixedBeta
@@ -539,6 +540,55 @@ def test_a_mean_budget_is_spent_over_the_updates(name: str, seed: int, tmp_path:
     assert max(kls) > 1.04 * target  # what earlier updates left was spent
     assert totals[-1] == pytest.approx(24 * target, rel=0.12)
     assert max(scales) <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_mean", [False, True])
+@pytest.mark.parametrize("decay", [1.0, 2.5])
+def test_a_budget_with_a_decay_has_its_mean_over_the_training(is_mean: bool, decay: float) -> None:
+    class Record(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            if "train/kl_budget_old" in self.logger.name_to_value:
+                rows.append(dict(self.logger.name_to_value))
+
+    target, updates, rows = 2e-3, 16, []
+    model = BudgetPPO(
+        "MlpPolicy",
+        Toy(SPACES["categorical"]),
+        old_budget=KLBudget(target, unit="step"),
+        mean_over_updates=is_mean,
+        budget_decay=decay,
+        clip=None,
+        n_steps=256,
+        learning_rate=1e-3,
+        seed=0,
+        device="cpu",
+    ).learn(256 * updates, callback=Record(), log_interval=None)
+    rows.append(dict(model.logger.name_to_value))
+    budgets = [row["train/kl_budget_old"] for row in rows]
+    kls = [row["train/kl_old_policy_per_step"] for row in rows]
+    # The mean of (1 + decay) x^decay over an update, by the midpoints of its thousandth parts.
+    middles = (np.arange(1000 * updates) + 0.5) / (1000 * updates)
+    shares = ((1 + decay) * (1 - middles) ** decay).reshape(updates, 1000).mean(axis=1)
+    np.testing.assert_allclose(budgets, target * shares, rtol=1e-4)
+    assert np.mean(budgets) == pytest.approx(target, rel=1e-9)
+    assert (np.cumsum(kls) <= 1.03 * np.cumsum(budgets)).all()
+    if not is_mean:
+        np.testing.assert_allclose(kls[2:-2], budgets[2:-2], rtol=0.03)
+
+
+def test_a_decay_needs_a_budget_of_the_old_policy_and_a_number() -> None:
+    for budgets in ({}, {"old_budget": PPO2017(0.01)}, {"budget": KLBudget(0.01, unit="step")}):
+        with pytest.raises(BudgetError, match="expected a KLBudget as old_budget with budget_decay=1"):
+            BudgetPPO("MlpPolicy", "CartPole-v1", budget_decay=1.0, device="cpu", **budgets)
+    for decay in (-1.0, np.nan, np.inf, "2", True):
+        with pytest.raises(BudgetError, match="expected budget_decay from 0 to 10"):
+            BudgetPPO(
+                "MlpPolicy", "CartPole-v1", old_budget=KLBudget(0.01, unit="step"), budget_decay=decay, device="cpu"
+            )
 
 
 def test_a_mean_over_updates_needs_a_budget_of_the_old_policy() -> None:

@@ -46,6 +46,15 @@ def add_ppo(recipes: Any) -> None:
         "at most twice the budget (default: the KL of each update)",
     )
     add(
+        "--budget-decay",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="with --constrain old-policy, let the budget of an update decrease in proportion to the power P of the "
+        "remaining part of the training, with the mean --budget; 2 gives the first update three times the budget "
+        "(default: 0, the same budget for each update)",
+    )
+    add(
         "--states",
         choices=("visited", "reference"),
         default="visited",
@@ -108,10 +117,16 @@ def _ppo(options: argparse.Namespace) -> int:
     controller = _create_controller(options)
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
-    if options.mean_over_updates and not (constrain == "old-policy" and options.controller == "KLBudget"):
-        raise InputError("--mean-over-updates: expected --constrain old-policy and no other --controller than KLBudget")
-    if options.mean_over_updates and controller is None:
-        raise InputError("--mean-over-updates: expected --budget as well")
+    if not 0 <= options.budget_decay <= 10:
+        raise InputError(f"--budget-decay: expected a number from 0 to 10, got {options.budget_decay:g}")
+    for option, is_given in (
+        ("--mean-over-updates", options.mean_over_updates),
+        ("--budget-decay", options.budget_decay != 0),
+    ):
+        if is_given and not (constrain == "old-policy" and options.controller == "KLBudget"):
+            raise InputError(f"{option}: expected --constrain old-policy and no other --controller than KLBudget")
+        if is_given and controller is None:
+            raise InputError(f"{option}: expected --budget as well")
 
     from kullback.train.ppo_settings import parse_ppo_settings, require_valid_ppo_options
     from kullback.train.run_checks import require_packages
@@ -137,6 +152,7 @@ def _ppo(options: argparse.Namespace) -> int:
         budget=controller,
         constrain=constrain,
         mean_over_updates=options.mean_over_updates,
+        budget_decay=options.budget_decay,
         states=options.states,
         reference=options.reference,
         clip=options.clip,

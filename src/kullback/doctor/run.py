@@ -275,7 +275,9 @@ def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: 
         # to the old policy is checked by the metrics only.
         rows = [] if budget.get("constrain") == "old-policy" else evaluations
         unit = str(budget.get("unit", "token"))
-        findings += check_budget(metrics, rows, target=target, unit=unit, price=(lower, upper), name=key)
+        # With a decay, the KL of each update is compared with its own budget.
+        compared = [_relative_to_budget(row, key, target) for row in metrics] if budget.get("decay") else metrics
+        findings += check_budget(compared, rows, target=target, unit=unit, price=(lower, upper), name=key)
     per_device = settings.get("per_device_train_batch_size")
     findings += check_reward_hacking(
         evaluations,
@@ -286,6 +288,14 @@ def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: 
         completions=per_device if isinstance(per_device, int) and per_device > 0 else None,
     )
     return findings
+
+
+def _relative_to_budget(row: Row, key: str, target: float) -> Row:
+    """A row whose KL, and its standard error, are scaled as if the budget of the update were the mean budget."""
+    own: Any = row.get("kl_budget")
+    if not (is_number(own) and own > 0):
+        return row
+    return row | {name: row[name] * target / own for name in (key, f"{key}_std_error") if is_number(row.get(name))}
 
 
 def _number_of_budget(path: Path, budget: Row, name: str, default: float | None) -> float:

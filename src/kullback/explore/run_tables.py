@@ -154,7 +154,11 @@ def _results(run: RunDirectory) -> dict[str, str]:
 def _kl(row: Mapping[str, Any], key: str, config: Mapping[str, Any]) -> str:
     """Format a KL with its standard error, and with the budget where the budget constrains this KL."""
     value = f"{_value(row, key)} ± {_number(row.get(f'{key}_std_error'), 2)}"
-    return f"{value} (budget {config['budget']['target']:g})" if budgeted_kl(config) == key else value
+    if budgeted_kl(config) != key:
+        return value
+    budget = config["budget"]
+    is_mean = budget.get("mean_over_updates") or budget.get("decay")
+    return f"{value} ({'mean budget' if is_mean else 'budget'} {budget['target']:g})"
 
 
 def _value(row: Mapping[str, Any], key: str) -> str:

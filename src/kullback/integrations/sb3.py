@@ -35,12 +35,14 @@ from torch import Tensor
 from kullback.budget.controllers import Controller
 from kullback.budget.displacement import scale_displacement
 from kullback.budget.kl_budget import KLBudget
+from kullback.numerics.arguments import is_number
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_token
 
 __all__ = ["BudgetPPO"]
 
 _MEASUREMENTS = 20  # number of measurements of the KL in one update
+_MAX_DECAY = 10.0
 _MAX_ROUNDS = 4  # number of times that two budgets are held one after the other at the end of an update
 
 
@@ -70,6 +72,9 @@ class BudgetPPO(PPO):
             of the PPO paper.
         mean_over_updates: Whether a `KLBudget` as `old_budget` holds the mean of the KL over the updates instead of the
             KL of each update. An update may then have less, and at most twice the budget.
+        budget_decay: The exponent of the decay of a `KLBudget` as `old_budget` during `learn`: the budget of an update
+            is (1 + decay) x^decay times the budget, where x is the remaining part of the training. Its mean over the
+            updates is the budget. 0 for no decay.
         reference: A trained policy of the same shape, or the algorithm that contains it. Training starts from its
             weights. None: with a `budget`, the initial policy is the reference. If the environment of the algorithm is
             a `VecNormalize`, the reference acts on observations that are normalised by its statistics at this time.
@@ -100,6 +105,7 @@ class BudgetPPO(PPO):
         budget: Controller | None = None,
         old_budget: Controller | None = None,
         mean_over_updates: bool = False,
+        budget_decay: float = 0.0,
         reference: Any = None,
         reference_env: VecNormalize | None = None,
         reference_states: States | None = None,
@@ -109,7 +115,7 @@ class BudgetPPO(PPO):
         if "clip_range" in kwargs:
             raise BudgetError("expected the argument clip (which may be None), got clip_range")
         self.budget, self.old_budget = budget, old_budget
-        self.mean_over_updates = mean_over_updates
+        self.mean_over_updates, self.budget_decay = mean_over_updates, budget_decay
         self.reference: Any = reference
         self.reference_env = reference_env
         self.has_reference = False
@@ -128,7 +134,7 @@ class BudgetPPO(PPO):
             env: As for `PPO.load`.
             *args: As for `PPO.load`.
             **kwargs: As for `PPO.load`. Arguments of the constructor replace what was saved: budget, old_budget,
-                mean_over_updates, reference, reference_env, reference_states and clip.
+                mean_over_updates, budget_decay, reference, reference_env, reference_states and clip.
 
         Returns:
             The algorithm.
@@ -177,6 +183,12 @@ class BudgetPPO(PPO):
             raise BudgetError(
                 f"expected a KLBudget as old_budget with mean_over_updates=True, got {self.old_budget!r}: other "
                 "controllers do not hold a mean"
+            )
+        if not (is_number(self.budget_decay) and 0 <= self.budget_decay <= _MAX_DECAY):
+            raise BudgetError(f"expected budget_decay from 0 to {_MAX_DECAY:g}, got {self.budget_decay!r}")
+        if self.budget_decay and not isinstance(self.old_budget, KLBudget):
+            raise BudgetError(
+                f"expected a KLBudget as old_budget with budget_decay={self.budget_decay}, got {self.old_budget!r}"
             )
         require_plain_policy(self.policy_class, "policy")
         super()._setup_model()

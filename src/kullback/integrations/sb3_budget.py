@@ -45,7 +45,8 @@ class PolicyConstraint:
     so that the KL is at the set point.
 
     With `mean_over_updates`, the mean of KL(old policy || policy) over the updates is held at the budget. An update may
-    have the budget and a tenth of what earlier updates left, and the displacement is only reduced.
+    have its own budget and a tenth of what earlier updates left, and the displacement is only reduced. With
+    `budget_decay`, the budget of an update decreases during the training, see `_share_of_update`.
 
     Args:
         update: The update that it is a part of.
@@ -56,6 +57,7 @@ class PolicyConstraint:
         self.update, self.model, self.name = update, update.model, name
         self.is_old = name == "old_budget"
         self.is_mean = self.is_old and self.model.mean_over_updates
+        self.share = _share_of_update(self.model) if self.is_old else 1.0
         self.metric = "kl_old_policy_per_step" if self.is_old else "kl_policy_ref_per_step"
         self.anchor: ActorCriticPolicy = self.model.old if self.is_old else self.model.reference
         self.anchor_on_rollout: ActionDistributions = update.old if self.is_old else update.reference
@@ -84,9 +86,13 @@ class PolicyConstraint:
 
     @property
     def set_point(self) -> float:
-        """The KL at the end of the update for which the KL on the states of the next rollout is the budget."""
+        """The KL at the end of the update for which the KL on the states of the next rollout is the budget.
+
+        With a budget of the mean, it is the budget of the update and a share of what earlier updates left, which is
+        stored as an offset.
+        """
         offset = max(-_OFFSET_MAX, min(_OFFSET_MAX, self.controller.kl_filter.offset))
-        return self.controller.target * math.exp(-offset)
+        return self.controller.target * (self.share + math.expm1(-offset))
 
     def penalty(self, obs: Any, now: ActionDistributions) -> Tensor:
         """Return beta times the KL at each state of a minibatch, shape (states,).
@@ -184,6 +190,8 @@ class PolicyConstraint:
             record(f"train/kl_filtered{suffix}", self.controller.filtered_kl)
             record(f"train/learning_rate_scale{suffix}", sum(scales) / len(scales))
             record(f"train/displacement_scale{suffix}", self.displacement_scale)
+            if self.is_old and self.model.budget_decay:
+                record("train/kl_budget_old", self.share * self.controller.target)
             if self.is_mean:
                 self._spend(estimate.value)
         else:
@@ -206,18 +214,31 @@ class PolicyConstraint:
         self.controller = replace(budget, kl_filter=_measured(kl_filter, kl))
 
     def _spend(self, kl: float) -> None:
-        """Set the set point of the next update to the budget and a share of what the updates so far have left of it.
+        """Set the set point of the next update to its budget and a share of what the updates so far have left.
 
-        What is left is the sum of the budgets minus the sum of the KLs, within 0 and `_HORIZON` budgets.
+        What is left is the sum of the budgets minus the sum of the KLs, within 0 and `_HORIZON` mean budgets.
         """
-        budget, before = self.controller, self.set_point
-        left = _HORIZON * (before - budget.target) + budget.target - kl
+        budget, own = self.controller, self.share * self.controller.target
+        left = _HORIZON * (self.set_point - own) + own - kl
         share = max(0.0, min(1.0, left / (_HORIZON * budget.target)))
         self.controller = replace(budget, kl_filter=replace(budget.kl_filter, offset=-math.log1p(share)))
 
     def _kl(self, now: ActionDistributions, anchor: ActionDistributions, kl: Any) -> Tensor:
         """The KL at each state in the constraint's direction."""
         return kl(anchor, now) if self.is_old else kl(now, anchor)
+
+
+def _share_of_update(model: Any) -> float:
+    """The budget of the present update as a multiple of its mean over the training.
+
+    The share is the mean of (1 + decay) x^decay over the update, where x is the remaining part of the training, so that
+    the mean over the updates is 1.
+    """
+    if not model.budget_decay or not model._total_timesteps:
+        return 1.0
+    length = model.n_steps * model.n_envs / model._total_timesteps
+    end = max(0.0, 1 - model.num_timesteps / model._total_timesteps)
+    return ((end + length) ** (1 + model.budget_decay) - end ** (1 + model.budget_decay)) / length
 
 
 def _measured(kl_filter: KLFilter, kl: float) -> KLFilter:

@@ -216,6 +216,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "kl_filtered", "ppo", _METRICS, "nats/step", "The controller's estimate of the KL at the end of the update."
     ),
+    Metric("kl_budget", "ppo", _METRICS, "nats/step", "The budget of the update, if --budget-decay is given."),
     Metric(
         "learning_rate_scale", "ppo", _METRICS, "factor", "The factor on the actor's steps, averaged over the update."
     ),
@@ -661,8 +662,8 @@ def metrics_tables() -> str:
         "",
         "`BudgetPPO` logs to the logger of stable-baselines3, under `train/`: `kl_policy_ref_per_step`, "
         "`kl_old_policy_per_step`, `kl_policy_ref_per_reference_step`, their standard errors, `beta`, `kl_filtered`, "
-        "`learning_rate_scale` and `displacement_scale`; a budget of the old policy has the names of the last four "
-        "with `_old` appended.",
+        "`learning_rate_scale`, `displacement_scale` and `kl_budget`; a budget of the old policy has the names of the "
+        "last five with `_old` appended.",
         "",
         "`kullback explore DIR` draws these logs too; see [the explorer](explore.md).",
     ]

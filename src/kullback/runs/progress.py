@@ -83,7 +83,8 @@ class RunProgress:
         if self.unit is not None:
             keys = ("kl_filtered", f"kl_policy_ref_per_{self.unit}", f"kl_posterior_prior_per_{self.unit}")
             kl = next((row[key] for key in keys if row.get(key) is not None), None)
-            budget = f" of {self.target:g}" if self.target is not None else ""
+            target = row.get("kl_budget", self.target)
+            budget = f" of {target:.3g}" if target is not None else ""
             if kl is not None:
                 parts.append(f"KL {_number(kl)}{budget} nats/{self.unit}")
         if row.get("beta") is not None:

@@ -53,7 +53,7 @@ _FROM_SB3 = {
     "std": "action_std",
 }
 _REFERENCE_STATES = 1024  # the number of states for `states="reference"`
-_CONTROLLER_KEYS = ("beta", "kl_filtered", "learning_rate_scale", "displacement_scale")
+_CONTROLLER_KEYS = ("beta", "kl_budget", "kl_filtered", "learning_rate_scale", "displacement_scale")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class PPOPlan:
             KL(old policy || policy) of one update.
         mean_over_updates: Whether a `KLBudget` with constrain="old-policy" holds the mean of the KL over the updates
             instead of the KL of each update.
+        budget_decay: The exponent of the decay of such a budget during the training; see `BudgetPPO`.
         states: The states at which KL(policy || reference) is constrained: "visited" for the states of the rollouts,
             "reference" for 1024 states that the reference visits, which stay the same throughout the run.
         reference: A saved policy, see `load_policy`. Training starts from it, and it is the reference of the KL.
@@ -93,6 +94,7 @@ class PPOPlan:
     budget: Controller | None = None
     constrain: Literal["old-policy", "reference"] = "old-policy"
     mean_over_updates: bool = False
+    budget_decay: float = 0.0
     states: Literal["visited", "reference"] = "visited"
     reference: Path | None = None
     clip: float | None = 0.2
@@ -126,6 +128,7 @@ class PPOPlan:
         if self.budget is None:
             return None
         mean = {"mean_over_updates": True} if self.mean_over_updates else {}
+        mean |= {"decay": self.budget_decay} if self.budget_decay else {}
         states = {"constrain": self.constrain, "states": self.states}
         return controller_config(self.budget, unit="step") | states | mean
 
@@ -344,6 +347,7 @@ class _RecordUpdates(BaseCallback):
         self.run.add_metrics(row)
         measured = row.get(self.plan.kl_key)
         shown = {"reward": row["rewards/return"], "kl_filtered": measured, "beta": row.get("beta")}
+        shown |= {key: row[key] for key in ("kl_budget",) if key in row}
         self.progress.show({"step": row["step"], **shown})
         every = self.plan.evaluate_every
         if every and (row["step"] // self.plan.rollout) % every == 0:
@@ -370,6 +374,7 @@ def _make_model(plan: PPOPlan, env: Any, reference: Path | None) -> tuple[Budget
             policy_kwargs=policy_kwargs(shape),
             **budgets,
             mean_over_updates=plan.mean_over_updates,
+            budget_decay=plan.budget_decay,
             **{key: value for key, value in settings.items() if key not in not_ppo_arguments},
         )
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:

@@ -38,15 +38,16 @@ export function statusOf(run, elapsed = 0) {
 
   const key = budget?.key ?? Object.keys(metrics.keys).find((one) => one.startsWith("kl_policy_ref_"));
   const price = budget && lastValue(metrics, "beta") * budget.target;
-  const { price_min: least, price_max: most } = config.budget ?? {};
+  const { price_min: lowest, price_max: highest } = config.budget ?? {};
   const kl = (budget ? lastValue(metrics, "kl_filtered") : undefined) ?? lastValue(metrics, key) ?? lastValue(evaluations, key);
   const isLost = metrics.lastRow?.[key] === "not finite";
   let state = "no budget";
   if (budget) {
-    const factor = config.budget?.mean_over_updates ? 2.05 : 1.2; // one update may have twice a budget of the mean
-    state = kl > factor * budget.target ? "above the budget" : "held";
-    if (price >= most * (1 - 1e-9)) state = "saturated";
-    else if (price <= least * (1 + 1e-9)) state = "not binding";
+    const isMean = config.budget?.mean_over_updates; // one update may have more or less than a budget of the mean
+    const most = (lastValue(metrics, "kl_budget") ?? budget.target) + (isMean ? 1.05 : 0.2) * budget.target;
+    state = kl > most ? "above the budget" : !isMean && !config.budget?.decay && kl < 0.5 * budget.target ? "below the budget" : "held";
+    if (price >= highest * (1 - 1e-9)) state = "saturated";
+    else if (price <= lowest * (1 + 1e-9)) state = "not binding";
     else if (!(price > 0) && kl < 0.8 * budget.target) state = "not binding";
   }
   const bad = [metrics, evaluations].flatMap((part) => Object.entries(part.keys).flatMap(([name, { bad: some }]) => (some ? [[name, ...some]] : [])));
