@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from kullback.errors import KullbackError
+from kullback.errors import KullbackError, LabelError
 from kullback.samples.counts import kl_counts
 
 
@@ -69,3 +70,18 @@ def test_few_observations_are_unreliable() -> None:
 def test_invalid_counts(p: list, q: list | None, message: str) -> None:
     with pytest.raises(KullbackError, match=message):
         kl_counts(p, q)
+
+
+def test_counts_with_labels_are_matched_by_label() -> None:
+    p, q = pd.Series({"x": 50, "y": 30, "z": 20}), pd.Series({"z": 25, "x": 45, "y": 30})
+    plain = kl_counts([50, 30, 20], [45, 30, 25])
+    assert kl_counts(p, q) == plain
+    assert kl_counts(p, [45, 30, 25]) == plain
+    assert kl_counts(p, q=q / 100) == kl_counts([50, 30, 20], q=[0.45, 0.3, 0.25])
+    words = pd.Series(["b", "a", "b", "c", "a", "b", *"abc" * 20]), pd.Series(["c", "b", "a", "c", "c", *"abc" * 20])
+    counts = [words.value_counts() for words in words]
+    orders = [list(count.index) for count in counts]
+    assert orders[0] != orders[1]  # by decreasing count
+    assert kl_counts(*counts).value == kl_counts(*(count.sort_index() for count in counts)).value
+    with pytest.raises(LabelError, match="'x' is missing"):
+        kl_counts(p, q.drop("x"))

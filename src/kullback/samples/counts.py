@@ -8,6 +8,7 @@ from kullback.discrete.kl import kl_probs
 from kullback.errors import ShapeError, SupportError
 from kullback.numerics.arguments import as_float64
 from kullback.numerics.arrays import ArrayLike
+from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate
 
 __all__ = ["kl_counts"]
@@ -26,7 +27,8 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
     root, whose variance is (1/N + 1/M) / 2; its lower end is at least 0. If q is known, 1/M is 0.
 
     Args:
-        p_counts: The number of observations of each event under p: whole numbers, shape (events,).
+        p_counts: The number of observations of each event under p: whole numbers, shape (events,). Two arrays with
+            labels are matched by label.
         q_counts: The number of observations of each event under q, with the same shape.
         q: The known probabilities of q, instead of `q_counts`.
 
@@ -41,6 +43,7 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
         SupportError: A count is not a whole number >= 0, all counts are 0, or both or none of `q_counts` and `q` are
             given.
         NotNormalizedError: `q` is not a vector of probabilities.
+        LabelError: The arrays have different labels; reindex an event that one of them lacks with a count of 0.
 
     References:
         Miller (1955), Note on the bias of information estimates.
@@ -55,6 +58,9 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
     """
     if (q_counts is None) == (q is None):
         raise SupportError("expected q_counts or q, and not both")
+    if is_labelled(p_counts) and is_labelled(given := q if q_counts is None else q_counts):
+        p_counts, aligned = plain_arrays(p_counts, given)
+        q_counts, q = (None, aligned) if q_counts is None else (aligned, None)
     x = _require_counts("p_counts", p_counts)
     y = as_float64("q", q) if q_counts is None else _require_counts("q_counts", q_counts)
     if x.shape != y.shape:
