@@ -14,7 +14,8 @@ run is continued.
 
 --equal-kl compares the scores at equal KL: for each run of another rule that penalises the KL, it trains two budgets
 with the KL of that run, on the same task and with the same seed: of the KL of each update, and of its mean over the
-updates. It stores a table of the differences for each variant of the command.
+updates. It stores a table of the differences for each variant of the command. With --budget-decay, it trains one budget
+of the mean with this decay, whose KL is the mean of the run over all updates, and stores one table of all variants.
 """
 
 import argparse
@@ -56,6 +57,7 @@ KL_COLUMNS = ["KL(old || policy)", "KL relative to target"]
 _OF_BUDGET = ["KL of the budget", "return of the budget", "difference of the returns", "standard error", "seeds"]
 EQUAL_KL_COLUMNS = ["task", "rule", KL_COLUMNS[0], "return", "budget of", *_OF_BUDGET]
 BUDGETS = {"each update": False, "the mean": True}
+_OF_DECAY = "the mean, with decay"
 
 Key = tuple[str, int, str]
 
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, 8192 steps")
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--equal-kl", action="store_true", help="train budgets with the KLs of the runs of other rules")
+    parser.add_argument("--budget-decay", type=float, metavar="P", help="with --equal-kl: the decay of the budgets")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -84,7 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     if not options.table:
                         print(f"{task} seed {seed} {variant}: {_score(run):.1f}", flush=True)
     scores, kls = {key: _score(run) for key, run in runs.items()}, {key: _late_kl(run) for key, run in runs.items()}
-    if options.equal_kl:
+    if options.equal_kl and options.budget_decay is not None:
+        kls = {key: _mean_kl(run) for key, run in runs.items()}
+        rules = {key: (kls[key], scores[key]) for key in runs}
+        trained = _runs_at_equal_kl(options, kls, _OF_DECAY)
+        rows = equal_kl_rows(rules, {key: (_mean_kl(run), _score(run)) for key, run in trained.items()}, _OF_DECAY)
+        tables = {"equal-kl-decay": (EQUAL_KL_COLUMNS, sorted(rows, key=lambda row: row[:2]))}
+    elif options.equal_kl:
         rules = {key: (kls[key], scores[key]) for key in runs}
         rows = []
         for name in BUDGETS:
@@ -103,13 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _runs_at_equal_kl(options: argparse.Namespace, kls: Mapping[Key, float], name: str) -> dict[Key, RunDirectory]:
     """Train a budget with the KL of each run of a rule that penalises the KL; return its run under the same key."""
-    runs, mean = {}, BUDGETS[name]
+    runs, decay = {}, options.budget_decay if name == _OF_DECAY else 0.0
+    is_mean = BUDGETS.get(name, True)
     for (task, seed, variant), kl in kls.items():
         rule, target = VARIANTS[variant][1], float(f"{kl:.3g}")
         if rule is None or isinstance(rule, KLBudget):
             continue
-        of_budget = f"budget-{target:g}{'-mean' if mean else ''}"
-        run = _run(options, task, seed, of_budget, None, KLBudget(target, unit="step"), mean_over_updates=mean)
+        of_budget = f"budget-{target:g}{'-mean' if is_mean else ''}{f'-decay-{decay:g}' if decay else ''}"
+        controller = KLBudget(target, unit="step")
+        run = _run(options, task, seed, of_budget, None, controller, mean_over_updates=is_mean, budget_decay=decay)
         if run is not None:
             runs[task, seed, variant] = run
             if not options.table:
@@ -126,6 +137,7 @@ def _run(
     controller: Controller | None,
     *,
     mean_over_updates: bool = False,
+    budget_decay: float = 0.0,
 ) -> RunDirectory | None:
     """Train or continue a run unless it is finished; None with --table if it is not finished."""
     steps, settings = TASKS[task]
@@ -141,6 +153,7 @@ def _run(
         run.path,
         budget=controller,
         mean_over_updates=mean_over_updates,
+        budget_decay=budget_decay,
         clip=clip,
         seed=seed,
         settings={**SETTINGS, **settings},
@@ -230,7 +243,7 @@ def equal_kl_rows(
     Args:
         of_rules: The late mean of KL(old || policy) and the score of each run, by task, seed and variant.
         of_budgets: The same of the budget with the KL of that run, under the key of that run.
-        budget: What is held at the budget, a name of `BUDGETS`.
+        budget: What is held at the budget.
     """
     rows = []
     for task, variant in dict.fromkeys((task, variant) for task, _, variant in of_budgets):
@@ -244,6 +257,11 @@ def equal_kl_rows(
         difference = f"{fmean(differences):+.1f}"
         rows.append([task, variant, *means[0], budget, *means[1], difference, error, str(len(keys))])
     return rows
+
+
+def _mean_kl(run: RunDirectory) -> float:
+    """The mean of KL(old || policy) over all updates."""
+    return fmean(row["kl_old_policy_per_step"] for row in run.metrics())
 
 
 def _late_kl(run: RunDirectory) -> float:

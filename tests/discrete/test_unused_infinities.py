@@ -4,9 +4,11 @@ from math import inf
 
 import pytest
 import torch
+from array_api_compat import torch as torch_namespace
 from torch import distributions as td
 
 from kullback import cross_entropy, kl, kl_log_probs, kl_logits, kl_probs, token_kl, token_stats
+from kullback.discrete.kl import _p_logits_gradient, _q_logits_gradient
 
 LOGITS_P = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
 LOGITS_Q = torch.tensor([[0.0, 0.5, 0.0], [0.0, -inf, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
@@ -51,6 +53,16 @@ def test_values_that_the_loss_leaves_out_have_no_gradient(function, p, q):
     for gradient, right in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient[[0, 2]], right)
         assert (gradient[1] == 0).all()
+
+
+def test_the_gradient_of_logits_is_finite_without_a_mask_over_all_tokens():
+    # On an accelerator no further pass over the tokens sets the gradients to 0.
+    for pullback in (_p_logits_gradient, _q_logits_gradient):
+        unused = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+        kl_of_rows = kl_logits(LOGITS_P, LOGITS_Q)
+        found = pullback(torch_namespace, unused, kl_of_rows, LOGITS_P.T.contiguous().T, LOGITS_Q)
+        assert (found[1] == 0).all()
+        assert found.isfinite().all()
 
 
 def test_an_infinite_value_that_counts_has_no_gradient_of_zero():

@@ -242,6 +242,8 @@ def _logits_value(xp: Any, p_logits: PerEvent, q_logits: PerEvent) -> PerRow:
 
 
 def _p_logits_gradient(xp: Any, gradient: PerRow, kl: PerRow, p_logits: PerEvent, q_logits: PerEvent) -> PerEvent:
+    if is_torch_namespace(xp):  # the gradient of a loss that leaves out an infinite KL: 0 * inf would be nan
+        kl = xp.where((kl == inf) & (gradient == 0), 0.0, kl)
     gradients = fast_kl_logits_grad_p(gradient, p_logits, q_logits)
     gradients = _general_p_gradient(xp, gradient, kl, p_logits, q_logits) if gradients is None else gradients
     far = (kl > xp.finfo(kl.dtype).max / 256) & (kl < inf)
@@ -337,6 +339,6 @@ def _terms_q_gradient(xp: Any, gradient: PerEvent, _terms: PerEvent, p: PerEvent
     return xp.where(kept, slope - shift, 0.0) / xp.sum(q, axis=-1, keepdims=True)
 
 
-differentiable_kl_logits = with_gradient(_logits_value, _p_logits_gradient, _q_logits_gradient)
+differentiable_kl_logits = with_gradient(_logits_value, _p_logits_gradient, _q_logits_gradient, zero_if_unused=True)
 differentiable_kl_probs = with_gradient(_probs_value, *map(map_row_blocks, (_p_gradient, q_probs_gradient)))
 _differentiable_kl_terms = with_gradient(*map(map_row_blocks, (_terms_value, _terms_p_gradient, _terms_q_gradient)))

@@ -353,7 +353,9 @@ def _without_recording(
     return [None if result is None else from_numpy(np.asarray(result, dtype), tensors) for result in results]
 
 
-def _backward(pullbacks: Sequence[Callable[..., Array]], by_numpy: bool) -> Callable[..., tuple[Array | None, ...]]:
+def _backward(
+    pullbacks: Sequence[Callable[..., Array]], by_numpy: bool, zero_if_unused: bool
+) -> Callable[..., tuple[Array | None, ...]]:
     """The method `backward` of a function of PyTorch, which has saved its output and its inputs."""
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -364,6 +366,8 @@ def _backward(pullbacks: Sequence[Callable[..., Array]], by_numpy: bool) -> Call
         else:
             xp = array_api_compat.array_namespace(*arrays)  # a graph of the gradient is requested
             found = [None if pullback is None else pullback(xp, *arrays) for pullback in needed]
+        if zero_if_unused and arrays[0].device.type != "cpu":
+            return tuple(found)
         return tuple(None if part is None else _without_unused(part, *arrays[:2]) for part in found)
 
     return backward
@@ -389,7 +393,10 @@ def elementwise_with_gradient(value: Callable[..., Array], *pullbacks: Callable[
 
 
 def with_gradient(
-    value: Callable[..., Array], *pullbacks: Callable[..., Array], by_numpy: bool = False
+    value: Callable[..., Array],
+    *pullbacks: Callable[..., Array],
+    by_numpy: bool = False,
+    zero_if_unused: bool = False,
 ) -> Callable[..., Array]:
     """Attach explicit gradients to a function, for PyTorch and JAX.
 
@@ -402,6 +409,8 @@ def with_gradient(
             gradient with respect to its array (a vector-Jacobian product, linear in `gradient`). It must consist of
             differentiable operations, so that higher derivatives and forward mode are available.
         by_numpy: Whether the functions may receive the NumPy arrays of small tensors.
+        zero_if_unused: Whether the pullbacks are 0 for a gradient of 0 of an infinite output, so that an accelerator
+            does not read the gradients again to set them to 0.
 
     Returns:
         A function that is called as `value` is.
@@ -419,7 +428,7 @@ def with_gradient(
                 ctx.save_for_backward(output, *arrays)
                 return output
 
-            backward = staticmethod(_backward(pullbacks, by_numpy))
+            backward = staticmethod(_backward(pullbacks, by_numpy, zero_if_unused))
 
         return Function
 
@@ -463,10 +472,10 @@ def with_gradient(
                     )
 
                 # The Jacobian-vector product is the gradient of <pullback(gradient), tangent>, linear in `gradient`.
-                transpose: Any = torch.func.vjp(pulled_back, torch.zeros_like(output))[1]
+                transpose: Any = torch.func.vjp(pulled_back, torch.ones_like(output))[1]
                 return transpose(torch.ones((), dtype=output.dtype, device=output.device))[0]
 
-            backward = staticmethod(_backward(pullbacks, by_numpy))
+            backward = staticmethod(_backward(pullbacks, by_numpy, zero_if_unused))
 
         return Function
 
