@@ -380,9 +380,21 @@ METRICS: tuple[Metric, ...] = (
         "Mean of -log p(x | z) at a sample z of the posterior.",
         "Over images.",
     ),
-    Metric("cross_entropy", "vae", _BOTH, "nats/image", "Of a bottleneck: mean of -log p(class | x).", "Over images."),
     Metric(
-        "accuracy", "vae", _EVALUATIONS, "fraction", "Of a bottleneck: fraction of correct classes.", "Over images."
+        "cross_entropy",
+        "vae",
+        _BOTH,
+        "nats/image",
+        "Of a bottleneck: mean of -log p(class | z), with one latent sample z of an image.",
+        "Over images.",
+    ),
+    Metric(
+        "accuracy",
+        "vae",
+        _EVALUATIONS,
+        "fraction",
+        "Of a bottleneck: probability of the correct class with one latent sample of an image, by 16 samples.",
+        "Over images.",
     ),
     Metric("elbo", "vae", _EVALUATIONS, "nats/image", "-distortion - KL.", "Over images."),
     Metric(

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 _ACTIVE = 0.01  # the least variance of a dimension's means [burda2016], or its least KL in nats, to count as active
 _IMPORTANCE_SAMPLES = 256  # for each example
 _MAX_WEIGHTED_EXAMPLES = 256  # examples whose likelihood is estimated
-_CLASSIFIER_SAMPLES = 16  # latent samples that a class probability is averaged over
+_CLASSIFIER_SAMPLES = 16  # latent samples of an image; the classifier has one at a time
 _COLLAPSED_KL = 0.05  # nats per image over all dimensions, below which the posteriors have collapsed
 
 
@@ -40,8 +40,8 @@ def evaluate(
 
     Returns:
         Means over images in nats with standard errors (`_std_error`): the KL, and either distortion, evidence lower
-        bound and log-likelihood, or cross-entropy and accuracy. `kl_latents` is the mean KL of each latent dimension,
-        and `active_units` and `active_units_by_kl` count the active dimensions.
+        bound and log-likelihood, or the cross-entropy and accuracy of a classifier with one latent sample. `kl_latents`
+        is the mean KL of each latent dimension; `active_units` and `active_units_by_kl` count the active dimensions.
     """
     generator = torch.Generator().manual_seed(seed)
     loc, scale = model.posterior(x)
@@ -58,14 +58,13 @@ def evaluate(
             return row
         return row | _mean("log_likelihood", _log_likelihood(model, x[:_MAX_WEIGHTED_EXAMPLES], generator))
     assert labels is not None
-    log_probs = torch.stack(
-        [
-            model.head(loc + scale * torch.randn(loc.shape, generator=generator)).log_softmax(-1)
-            for _ in range(_CLASSIFIER_SAMPLES)
-        ]
-    ).logsumexp(0) - log(_CLASSIFIER_SAMPLES)
-    cost = -log_probs.gather(1, labels[:, None])[:, 0]
-    return row | _mean("cross_entropy", cost) | _mean("accuracy", (log_probs.argmax(1) == labels).double())
+    # A mean of class probabilities over several samples would be a classifier with more information than one KL.
+    costs, correct = [], []
+    for _ in range(_CLASSIFIER_SAMPLES):
+        log_probs = model.head(loc + scale * torch.randn(loc.shape, generator=generator)).log_softmax(-1)
+        costs.append(-log_probs.gather(1, labels[:, None])[:, 0])
+        correct.append((log_probs.argmax(1) == labels).double())
+    return row | _mean("cross_entropy", torch.stack(costs).mean(0)) | _mean("accuracy", torch.stack(correct).mean(0))
 
 
 def collapse_warning(row: Row, beta: float, *, has_budget: bool) -> str | None:
