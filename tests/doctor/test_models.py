@@ -549,6 +549,45 @@ def test_position_ids_that_include_padding(make: MakeTrainer, tiny_model: Path, 
     assert doctor_trainer(trainer, equal_lengths) == []
 
 
+def test_a_streamed_data_set(make: MakeTrainer) -> None:
+    trainer = make()
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    assert doctor_trainer(trainer) == []
+    trainer.train_dataset = []
+    with pytest.raises(InputError, match="train_dataset with prompts"):
+        doctor_trainer(trainer)
+
+
+def test_a_trainer_that_passes_position_ids_is_recognised_by_its_log_probabilities() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    policy = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+    prompts, completions = torch.randint(1, 16, (6, 5)), torch.randint(1, 16, (6, 7))
+    prompt_mask = (torch.arange(5) >= torch.tensor([0, 1, 2, 3, 4, 0])[:, None]).long()
+    batch = {"prompt_ids": prompts * prompt_mask, "prompt_mask": prompt_mask}
+    batch |= {"completion_ids": completions, "completion_mask": torch.ones_like(completions)}
+
+    def log_probs(temperature: float) -> torch.Tensor:
+        rows = []  # each row alone, without padding
+        for prompt, mask, completion in zip(prompts, prompt_mask, completions, strict=True):
+            ids = torch.cat([prompt[mask.bool()], completion])[None]
+            with torch.no_grad():
+                scaled = policy(input_ids=ids).logits[0, -8:-1] / temperature
+            rows.append(scaled.log_softmax(-1).gather(-1, completion[:, None])[:, 0])
+        return torch.stack(rows)
+
+    right = {"old_log_prob": log_probs(1.0), "ref_log_prob": log_probs(1.0)}
+    assert doctor(policy, deepcopy(policy), batch | right) == []
+    found = doctor(policy, deepcopy(policy), batch | {"old_log_prob": log_probs(0.7)})
+    assert [finding.name for finding in found] == ["temperature"]
+    assert [finding.name for finding in doctor(policy, deepcopy(policy), batch)] == ["padding-moves-positions"]
+    stale = batch | {"old_log_prob": log_probs(1.0) + torch.randn(6, 7)}
+    assert {finding.name for finding in doctor(policy, deepcopy(policy), stale)} == {
+        "padding-moves-positions",
+        "stale-policy",
+    }
+
+
 def test_a_model_that_reads_later_tokens() -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

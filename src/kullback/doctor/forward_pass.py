@@ -161,6 +161,7 @@ def forward_logits(
     *,
     training: bool = False,
     attend_to_padding: bool = False,
+    pass_position_ids: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
     """The logits of a batch, from the position before the first completion token to the last completion token.
@@ -172,6 +173,7 @@ def forward_logits(
         batch: The completions.
         training: Run in training mode, with dropout; without: in evaluation mode.
         attend_to_padding: Replace the attention mask by ones.
+        pass_position_ids: Pass positions that start at the first token that is not padding, if the model takes them.
         autocast: The dtype of mixed precision; None: no autocast.
 
     Returns:
@@ -185,8 +187,12 @@ def forward_logits(
     with preserve_training_state(model), torch.random.fork_rng(devices), precision:
         model.train(training)
         # Prompts may be much longer than completions, so their logits are not computed where the model allows it.
-        keep = {"logits_to_keep": batch.mask.shape[1] + 1} if _accepts_logits_to_keep(model) else {}
-        logits = model(input_ids=batch.ids, attention_mask=attention_mask, use_cache=False, **keep).logits
+        options: dict[str, Any] = {"use_cache": False}
+        if _accepts(model, "logits_to_keep"):
+            options["logits_to_keep"] = batch.mask.shape[1] + 1
+        if pass_position_ids and _accepts(model, "position_ids"):
+            options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(input_ids=batch.ids, attention_mask=attention_mask, **options).logits
     logits = logits[:, -batch.mask.shape[1] - 1 :]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -199,8 +205,9 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _accepts_logits_to_keep(model: Any) -> bool:
-    return "logits_to_keep" in signature(type(base_model(model)).forward).parameters
+def _accepts(model: Any, argument: str) -> bool:
+    """Whether the forward pass of a model takes an argument."""
+    return argument in signature(type(base_model(model)).forward).parameters
 
 
 def token_log_probs(
@@ -252,6 +259,7 @@ class PolicyAndReference:
         batch: The completions.
         autocast: The dtype of the trainer's mixed precision; None: no autocast.
         as_reference: Returns a context manager in which the policy computes the reference.
+        pass_position_ids: Whether the trainer passes position ids that start at the first token.
     """
 
     policy: Any
@@ -259,6 +267,11 @@ class PolicyAndReference:
     batch: CompletionBatch
     autocast: torch.dtype | None = None
     as_reference: Callable[[], AbstractContextManager[Any]] | None = None
+    pass_position_ids: bool = False
+
+    @property
+    def _conditions(self) -> dict[str, Any]:
+        return {"autocast": self.autocast, "pass_position_ids": self.pass_position_ids}
 
     @property
     def has_reference(self) -> bool:
@@ -267,13 +280,13 @@ class PolicyAndReference:
 
     def policy_logits(self, **conditions: Any) -> Tensor:
         """The logits of the policy; `conditions` are keyword arguments of `forward_logits`."""
-        return forward_logits(self.policy, self.batch, **{"autocast": self.autocast, **conditions})
+        return forward_logits(self.policy, self.batch, **{**self._conditions, **conditions})
 
     def reference_logits(self, **conditions: Any) -> Tensor:
         """The logits of the reference; `conditions` are keyword arguments of `forward_logits`."""
         with self._reference_adapter():
             model = self.reference or self.policy
-            return forward_logits(model, self.batch, **{"autocast": self.autocast, **conditions})
+            return forward_logits(model, self.batch, **{**self._conditions, **conditions})
 
     @contextmanager
     def _reference_adapter(self) -> Iterator[None]:

@@ -60,7 +60,8 @@ def doctor(
             log-probabilities "old_log_prob", "sampler_log_prob" and "ref_log_prob" (or TRL's names of them), in nats;
             and "kl", the logged KL in nats per token, as one number or of shape (batch, time). TRL's other tensors,
             such as "advantages", are ignored; another key is refused.
-        tokenizer: The tokenizer of the policy; None: texts and chat templates are not checked.
+        tokenizer: The tokenizer of the policy; None: texts, chat templates and the end of the completion mask, which
+            depends on the end-of-sequence token, are not checked.
         ref_tokenizer: The tokenizer of the reference, if it has another.
         temperature: The sampling temperature, at which the KL is measured too.
         autocast: The dtype of the trainer's mixed precision; None: no autocast.
@@ -135,10 +136,23 @@ def doctor(
             findings += check_initial_kl(pair, temperature)
         if "padding-side" not in names:
             findings += check_causality(pair) or check_padding_positions(pair)
-        findings += check_recorded_log_probs(pair, temperature, on_policy=on_policy)
+        recorded = check_recorded_log_probs(pair, temperature, on_policy=on_policy)
+        if recorded and "padding-moves-positions" in {finding.name for finding in findings}:
+            # Log-probabilities that agree with positions from the first token come from a trainer that passes them.
+            passing = replace(pair, pass_position_ids=True)
+            explained = check_recorded_log_probs(passing, temperature, on_policy=on_policy)
+            if _are_stale(recorded) and not _are_stale(explained):
+                pair, recorded = passing, explained
+                findings = [finding for finding in findings if finding.name != "padding-moves-positions"]
+        findings += recorded
         if batch.get("kl") is not None:
             findings += check_logged_value(replace(pair, batch=completions), batch["kl"], temperature)
     return sorted(_remove_duplicates(findings), key=lambda finding: finding.severity != "error")
+
+
+def _are_stale(findings: Iterable[Finding]) -> bool:
+    """Whether no condition reproduces recorded log-probabilities."""
+    return any(finding.name in ("stale-policy", "stale-reference") for finding in findings)
 
 
 def _remove_duplicates(findings: Iterable[Finding]) -> list[Finding]:

@@ -5,7 +5,7 @@ reproduces the recorded values is their cause.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -459,7 +459,7 @@ def check_padding_positions(pair: PolicyAndReference) -> list[Finding]:
         return []
     unpadded = batch.without_padding(row)
     with_padding = token_log_probs(pair.policy_logits()[row : row + 1], unpadded.tokens)
-    without = token_log_probs(forward_logits(pair.policy, unpadded, autocast=pair.autocast), unpadded.tokens)
+    without = token_log_probs(replace(pair, batch=unpadded).policy_logits(), unpadded.tokens)
     largest = float((with_padding - without).abs()[unpadded.mask].max())
     if not largest > _largest_rounding(pair):
         return []

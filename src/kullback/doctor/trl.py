@@ -1,6 +1,7 @@
 """The doctor for a trainer of TRL that is set up, before or between its training steps."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ from kullback.doctor.forward_pass import CheckedModels, preserve_training_state
 from kullback.doctor.models import doctor
 from kullback.doctor.settings import UNFILTERED, check_settings
 from kullback.doctor.weights import check_optimizer_parameters
+from kullback.errors import InputError
 
 __all__ = ["doctor_batch", "doctor_trainer"]
 
@@ -58,7 +60,11 @@ def doctor_trainer(
     if rows is None:
         group = grpo.num_generations
         prompts = max(1, grpo.args.per_device_train_batch_size // group)
-        rows = [grpo.train_dataset[i % len(grpo.train_dataset)] for i in range(prompts) for _ in range(group)]
+        # A data set that is streamed has no length and no index.
+        first = list(itertools.islice(grpo.train_dataset, prompts))
+        if not first:
+            raise InputError("expected a train_dataset with prompts, got none")
+        rows = [first[i % len(first)] for i in range(prompts) for _ in range(group)]
     with _preserve_trainer_state(grpo):
         with preserve_training_state(grpo.model):
             grpo.model.train()
