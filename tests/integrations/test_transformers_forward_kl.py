@@ -149,6 +149,15 @@ def test_max_examples_limits_the_sample(tiny_model: Path, tmp_path: Path) -> Non
     assert row["train_forward_kl_per_token"] == pytest.approx(kl, rel=1e-5)
 
 
+def test_a_streamed_data_set_is_measured_from_its_beginning(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, rows = make_trainer(tiny_model, tmp_path)
+    trainer.train_dataset = rows.to_iterable_dataset()
+    row = ForwardKL(trainer, max_examples=3).measure()
+    _, floor, kl = expected_values(trainer.model, rows.select([0, 1, 2]))
+    assert row["train_entropy_floor_per_token"] == pytest.approx(floor, rel=1e-12)
+    assert row["train_forward_kl_per_token"] == pytest.approx(kl, rel=1e-5)
+
+
 def test_the_floor_of_a_classifier_matches_a_calculation_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)

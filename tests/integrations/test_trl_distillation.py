@@ -73,11 +73,12 @@ def make(trainer_class: Any, path: Path, output: Path, models: Any = None, *, be
     settings = {**SETTINGS, **length, **more.pop("settings", {})}
     if is_gkd:
         tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    data = Dataset.from_list(more.pop("rows", CHAT if is_gkd else ROWS))
     return trainer_class(
         model=student,
         teacher_model=teacher,
         args=(GKDConfig if is_gkd else DistillationConfig)(output_dir=str(output), beta=beta, **settings),
-        train_dataset=Dataset.from_list(CHAT if is_gkd else ROWS),
+        train_dataset=data.to_iterable_dataset() if more.pop("streamed", False) else data,
         processing_class=tokenizer,
         **more,
     )
@@ -191,6 +192,21 @@ def test_training_on_given_completions_uses_their_tokens(tiny_model: Path, tmp_p
     trainer._buffered_inputs, trainer._step = None, 0
     trainer.train()
     assert [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_given_completions_must_be_in_the_data(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = [{"prompt": row["prompt"]} for row in ROWS]
+    for streamed in (False, True):
+        with pytest.raises(InputError, match="expected a column completion in the data, got prompt"):
+            make(
+                ExactDistillationTrainer,
+                tiny_model,
+                tmp_path,
+                off_policy=True,
+                rows=prompts,
+                streamed=streamed,
+                settings={"max_steps": 1},
+            ).train()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A callback for the transformers `Trainer` that logs forward KL and the entropy floor of its loss."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any, NamedTuple
 
 from kullback.errors import InputError, MissingDependencyError
@@ -23,6 +24,17 @@ __all__ = ["ForwardKL"]
 
 Row = dict[str, Any]
 _IGNORED = -100
+
+
+def _evenly_spaced(dataset: Any, most: int) -> Any:
+    """At most so many examples of a data set at even intervals; the first ones of a data set without a length."""
+    if not isinstance(dataset, Sized):
+        return list(islice(dataset, most))
+    size, count = len(dataset), min(len(dataset), most)
+    indices = [round(i * (size - 1) / max(1, count - 1)) for i in range(count)]
+    if hasattr(dataset, "select"):
+        return dataset.select(indices)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.utils.data.Subset(dataset, indices)  # pyright: ignore[reportArgumentType]
 
 
 class _Scored(NamedTuple):
@@ -53,7 +65,8 @@ class ForwardKL(TrainerCallback):
     Args:
         trainer: A `Trainer` or `SFTTrainer` of a causal language model or a sequence classifier. The callback is
             added with `trainer.add_callback(ForwardKL(trainer))`.
-        max_examples: The maximum number of examples of each set. They are taken at even intervals.
+        max_examples: The maximum number of examples of each set. They are taken at even intervals, and from the
+            beginning of a set that is streamed.
         entropy: The entropy of an outcome given its context in nats, if it is known. It replaces the entropy floor of
             the examples.
 
@@ -114,11 +127,9 @@ class ForwardKL(TrainerCallback):
 
     def _measure_dataset(self, prefix: str, dataset: Any) -> Row:
         """The logged values of one set of examples."""
-        size, count = len(dataset), min(len(dataset), self.max_examples)
-        indices = [round(i * (size - 1) / max(1, count - 1)) for i in range(count)]
-        subset = dataset.select(indices) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, indices)
+        subset = _evenly_spaced(dataset, self.max_examples)
         # The evaluation DataLoader is sequential. With several processes it may repeat examples at the end.
-        scored = gather_object(list(self._score(subset)))[: len(indices)]
+        scored = gather_object(list(self._score(subset)))[: len(subset)]
         is_classifier = all(isinstance(example.contexts[0], bytes) for example in scored if example.contexts)
         unit = "example" if is_classifier else "token"
         empirical = EmpiricalConditional()
@@ -127,7 +138,7 @@ class ForwardKL(TrainerCallback):
                 empirical.add(*pair)
         floor, lengths = empirical.floor(), [len(example.outcomes) for example in scored]
         if not floor.count:
-            raise InputError(f"{prefix[:-1]}: expected labels that count, got none in {len(indices)} examples")
+            raise InputError(f"{prefix[:-1]}: expected labels that count, got none in {len(subset)} examples")
         minima = [
             [empirical.surprise(*pair) if self.entropy is None else self.entropy for pair in zip(c, o, strict=True)]
             for c, o, _ in scored

@@ -1,6 +1,6 @@
 """Distillation by TRL, with the exact divergence between teacher and student as the loss."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,9 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         super().__init__(*args, **kwargs)
         self._find_heads()
         self._require_a_batch()
+        self._given: list[tuple[Any, Any]] = []
+        if off_policy and (columns := getattr(self.train_dataset, "column_names", None)):
+            _require_completions(columns)
         self._generations = _Generations(self)
         self.add_callback(self._generations)
 
@@ -249,7 +252,9 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
             self._signature_columns = [*self._signature_columns, "completion"]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._given = [(row["prompt"], row["completion"]) for row in inputs] if self.off_policy else []
+        if self.off_policy:
+            _require_completions(inputs[0])
+            self._given = [(row["prompt"], row["completion"]) for row in inputs]
         return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
@@ -461,6 +466,15 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: 
             "changes them"
         )
     return encoded[length:]
+
+
+def _require_completions(columns: Iterable[str]) -> None:
+    """Raise InputError unless there is a column of completions, which off_policy=True trains on."""
+    if "completion" not in columns:
+        raise InputError(
+            f"expected a column completion in the data, got {', '.join(columns)}; with off_policy=True the student is "
+            "trained on given completions, and without it on its own"
+        )
 
 
 def _require_vocabulary_of(positional: tuple[Any, ...], named: Mapping[str, Any], teacher_tokenizer: Any) -> None:
