@@ -580,6 +580,35 @@ def test_a_budget_with_a_decay_has_its_mean_over_the_training(is_mean: bool, dec
         np.testing.assert_allclose(kls[2:-2], budgets[2:-2], rtol=0.03)
 
 
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ([[0.0, 0.0, 0.0, np.nan]], "expected finite reference_states, got nan"),
+        (np.zeros((3, 5)), r"of shape \(states, 4\), as observations have, got \(3, 5\)"),
+        (np.zeros(4), r"got \(4,\)"),
+        (np.zeros((0, 4)), r"got \(0, 4\)"),
+        ([["a"]], "a tensor or an array of numbers"),
+        (object(), "a tensor or an array of numbers"),
+    ],
+)
+def test_states_that_are_no_observations_are_refused(states: Any, message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        BudgetPPO("MlpPolicy", "CartPole-v1", budget=KLBudget(0.01, unit="step"), reference_states=states, device="cpu")
+
+
+def test_states_without_a_reference_are_refused_and_arrays_are_converted() -> None:
+    states = np.random.default_rng(0).normal(size=(8, 4))
+    with pytest.raises(BudgetError, match="a budget or a reference with reference_states"):
+        BudgetPPO("MlpPolicy", "CartPole-v1", reference_states=states, device="cpu")
+    settings = {"n_steps": 64, "seed": 0, "device": "cpu", "budget": KLBudget(0.01, unit="step")}
+    models = [
+        BudgetPPO("MlpPolicy", "CartPole-v1", reference_states=given, **settings).learn(128)
+        for given in (states, states.tolist(), torch.as_tensor(states))
+    ]
+    key = "train/kl_policy_ref_per_reference_step"
+    assert len({model.logger.name_to_value[key] for model in models}) == 1
+
+
 def test_a_decay_needs_a_budget_of_the_old_policy_and_a_number() -> None:
     for budgets in ({}, {"old_budget": PPO2017(0.01)}, {"budget": KLBudget(0.01, unit="step")}):
         with pytest.raises(BudgetError, match="expected a KLBudget as old_budget with budget_decay=1"):

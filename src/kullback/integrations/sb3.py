@@ -14,6 +14,7 @@ from kullback.integrations.sb3_policies import (
     States,
     action_distributions,
     actor_weights,
+    as_states,
     estimate_mean_kl,
     flattened_states,
     frozen_policy_copy,
@@ -81,14 +82,16 @@ class BudgetPPO(PPO):
         reference_env: The environment that the reference was trained in, if `reference` is a policy, or an algorithm
             without an environment, and the environment `env` is a `VecNormalize`.
         reference_states: Fixed states on which the `budget` holds the KL, such as states that the reference visits, as
-            observations before any normalisation by `VecNormalize`. None: the states that the policy visits, which
+            observations before any normalisation by `VecNormalize`: a tensor or an array of shape (states, ...), or one
+            for each key of a dictionary of observations. None: the states that the policy visits, which
             differ in each update.
         clip: The clip range of the probability ratio, or a schedule of it; None disables clipping.
         **kwargs: As for `PPO`, except `clip_range`.
 
     Raises:
-        BudgetError: A budget is not per step; the reference differs from the policy in shape; the policy or the
-            reference has action masks or a recurrent state; or the statistics of the reference are unknown.
+        BudgetError: A budget is not per step; `reference_states` are no observations of the environment; the reference
+            differs from the policy in shape; the policy or the reference has action masks or a recurrent state; or the
+            statistics of the reference are unknown.
 
     Example:
         >>> model = BudgetPPO("MlpPolicy", "CartPole-v1", old_budget=KLBudget(1e-4, unit="step"), clip=None, n_steps=64)
@@ -194,6 +197,13 @@ class BudgetPPO(PPO):
         super()._setup_model()
         given, self.is_reference_given = self.reference, self.reference is not None
         self.has_reference = self.has_reference or self.is_reference_given or self.budget is not None
+        if self.reference_states is not None:
+            if not self.has_reference:
+                raise BudgetError(
+                    "expected a budget or a reference with reference_states, got none: they are the states of "
+                    "KL(policy || reference)"
+                )
+            self.reference_states = as_states(self.reference_states, self.observation_space, self.device)
         if self.is_reference_given:
             reference = getattr(given, "policy", given)
             require_plain_policy(type(reference), "reference")

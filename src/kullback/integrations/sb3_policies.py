@@ -22,6 +22,7 @@ try:
     )
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.preprocessing import get_obs_shape
     from stable_baselines3.common.vec_env import unwrap_vec_normalize
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "stable_baselines3", "gymnasium"):
@@ -33,6 +34,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from torch.distributions import Distribution as TorchDistribution
 
 from kullback.distributions import kl
+from kullback.numerics.arguments import shown
 from kullback.result import Estimate
 from kullback.runs.finite import require_finite
 from kullback.samples.clustered_mean import kl_per_token
@@ -43,6 +45,7 @@ __all__ = [
     "States",
     "action_distributions",
     "actor_weights",
+    "as_states",
     "differentiable_kl_per_state",
     "estimate_mean_kl",
     "flattened_states",
@@ -228,6 +231,41 @@ def estimate_mean_kl(
     """The mean of KL(p || q) over independently sampled states, in nats per state; see `kl_per_state`."""
     kls = kl_per_state(p, q, states, q_states).double().cpu().numpy()
     return kl_per_token(kls, np.ones_like(kls), np.arange(len(kls)))
+
+
+def as_states(given: Any, space: Any, device: Any) -> States:
+    """Observations of a space as tensors, one row for each state.
+
+    Args:
+        given: Tensors, arrays or lists of shape (states, ...); by key for a dictionary of observations.
+        space: The space of observations.
+        device: The device of the tensors.
+
+    Raises:
+        BudgetError: The values are no finite observations of the space, or there are none.
+    """
+    shapes = get_obs_shape(space)
+    if not isinstance(shapes, dict):
+        return _as_observations("reference_states", given, shapes, device)
+    if not isinstance(given, Mapping) or given.keys() != shapes.keys():
+        got = f"the keys {', '.join(map(str, given))}" if isinstance(given, Mapping) else shown(given)
+        raise BudgetError(f"expected reference_states by the keys {', '.join(shapes)} of the observations, got {got}")
+    return {
+        key: _as_observations(f"reference_states[{key!r}]", given[key], shape, device) for key, shape in shapes.items()
+    }
+
+
+def _as_observations(name: str, values: Any, shape: tuple[int, ...], device: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BudgetError(f"expected {name} to be a tensor or an array of numbers, got {shown(values)}") from error
+    if tensor.ndim != 1 + len(shape) or tuple(tensor.shape[1:]) != tuple(shape) or not len(tensor):
+        expected = ", ".join(map(str, ("states", *shape)))
+        raise BudgetError(f"expected {name} of shape ({expected}), as observations have, got {tuple(tensor.shape)}")
+    if not tensor.isfinite().all():
+        raise BudgetError(f"expected finite {name}, got {float(tensor[~tensor.isfinite()][0])}")
+    return tensor
 
 
 def select_states(states: States, index: Any) -> States:
