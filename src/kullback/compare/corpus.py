@@ -330,7 +330,7 @@ def _encode_chat(messages: list[dict[str, Any]], tokenizer: Any, name: str) -> t
     if not tokenizer.chat_template:
         raise InputError(
             f"{name}: expected plain text, because the tokenizer has no chat template, got chat messages; use --format "
-            "jsonl, or a model with a chat template"
+            "jsonl if the rows also have a text, or a model with a chat template"
         )
     with library_errors(f"{name}: the chat template refuses the messages"):
         ids = _template_ids(messages, tokenizer)

@@ -10,6 +10,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kullback.errors import InputError, RewardError
@@ -43,10 +44,8 @@ def find_reward(name: str, option: str = "--reward") -> Reward:
         raise InputError(
             f"{option} {name}: expected the name of a module, such as my_rewards:exact_match for the file my_rewards.py"
         )
-    if (working_directory := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, working_directory)
     try:
-        module = importlib.import_module(module_name)
+        module = _import_from_working_directory(module_name)
     except (Exception, SystemExit) as error:  # the module is user code, which may raise any exception
         raise InputError(f"{option} {name}: module {module_name} does not import: {_describe(error)}") from error
     function: Any = module
@@ -61,6 +60,23 @@ def find_reward(name: str, option: str = "--reward") -> Reward:
     if not _has_name(function):
         function = _with_name(function, attribute.rpartition(".")[2])
     return function
+
+
+def _import_from_working_directory(name: str) -> ModuleType:
+    """Import a module, first from the working directory.
+
+    Afterwards the directory is the last place that is searched, so that its files do not replace modules that libraries
+    import later.
+    """
+    directory = str(Path.cwd())
+    if directory in sys.path or "" in sys.path:
+        return importlib.import_module(name)
+    sys.path.insert(0, directory)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(directory)
+        sys.path.append(directory)
 
 
 def reward_name(reward: Reward) -> str:
