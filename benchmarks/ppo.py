@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rules = {key: (kls[key], scores[key]) for key in runs}
         trained = _runs_at_equal_kl(options, kls, _OF_DECAY)
         rows = equal_kl_rows(rules, {key: (_mean_kl(run), _score(run)) for key, run in trained.items()}, _OF_DECAY)
-        tables = {"equal-kl-decay": (EQUAL_KL_COLUMNS, sorted(rows, key=lambda row: row[:2]))}
+        table = (EQUAL_KL_COLUMNS, sorted(rows, key=lambda row: row[:2]))
+        tables = {f"equal-kl-decay-{options.budget_decay:g}": table}
     elif options.equal_kl:
         rules = {key: (kls[key], scores[key]) for key in runs}
         rows = []
