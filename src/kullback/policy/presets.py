@@ -9,6 +9,7 @@ import kullback.tokens  # noqa: F401  first: raises MissingDependencyError where
 from torch import Tensor
 
 from kullback.errors import PenaltyError
+from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import Float, Shaped
 from kullback.policy.aggregation import Aggregate
 from kullback.policy.losses import Clip, Ratio, ppo_loss
@@ -120,7 +121,8 @@ class Preset:
             beta = self.beta if is_in_loss else 0.0
         elif self.penalty is None and not (is_scalar(beta) and beta == 0):
             raise PenaltyError(
-                f"expected no beta, got {beta!r}: this objective has no KL penalty; pass beta and penalty to ppo_loss"
+                f"expected no beta, got {shown(beta)}: this objective has no KL penalty; pass beta and penalty to "
+                "ppo_loss"
             )
         if is_in_loss and self.towards == "old" and ref_log_prob is None:
             ref_log_prob = log_prob.detach() if old_log_prob is None else old_log_prob
