@@ -5,12 +5,13 @@ import math
 
 import mpmath
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from kullback.errors import NotNormalizedError, ShapeError, SupportError
+from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError, SupportError
 from kullback.optimum.mdp import MDP
 from kullback.optimum.soft_value_iteration import soft_value_iteration
 from kullback.optimum.tilt import tilt
@@ -266,3 +267,13 @@ def test_invalid_policies_and_betas_raise():
         trajectory_kl(mdp, [0.5, 0.5])
     with pytest.raises(NotNormalizedError, match="log_q"):
         trajectory_kl(mdp, [0.5, 0.5], log_ref=[0.0, 0.0])
+
+
+def test_the_labels_of_two_arrays_are_not_matched_by_position():
+    transitions = np.full((2, 2, 2), 0.5)
+    rewards = pd.DataFrame([[1.0, 0.0], [0.0, 2.0]], index=["a", "b"])
+    assert MDP(transitions, rewards, discount=0.9).rewards.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    for name, value in (("initial", pd.Series({"b": 0.25, "a": 0.75})), ("ends", rewards * 0)):
+        with pytest.raises(ArrayTypeError, match=f"expected {name} without labels"):
+            MDP(transitions, rewards, discount=0.9, **{name: value})
+        assert MDP(transitions, rewards.to_numpy(), discount=0.9, **{name: value}).rewards.shape == (2, 2)

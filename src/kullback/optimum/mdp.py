@@ -8,6 +8,7 @@ from scipy import sparse
 
 from kullback.errors import NotNormalizedError, ShapeError, SupportError
 from kullback.numerics.arguments import as_float64, is_index, is_number, shown
+from kullback.numerics.labels import is_labelled, require_unlabelled
 
 __all__ = ["MDP"]
 
@@ -31,6 +32,7 @@ class MDP:
         initial: The probabilities of the first state, shape (S,); uniform if None.
 
     Raises:
+        ArrayTypeError: An argument is not an array of real numbers, or several arguments have labels.
         ShapeError: The shapes do not match.
         NotNormalizedError: Probabilities are negative or nan, or do not sum to 1 within 1e-9.
         SupportError: A reward is not finite, the discount is outside [0, 1], the horizon is not a positive integer, or
@@ -55,6 +57,9 @@ class MDP:
     initial: Any = None
 
     def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("rewards", "transitions", "ends", "initial")}
+        for name in [name for name, value in given.items() if is_labelled(value)][1:]:
+            require_unlabelled(name, given[name])  # the states of two arrays would be matched by position
         rewards = as_float64("rewards", self.rewards)
         if rewards.ndim != 2 or 0 in rewards.shape:
             raise ShapeError(f"expected rewards of shape (states, actions), got {rewards.shape}")
