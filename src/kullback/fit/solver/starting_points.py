@@ -11,6 +11,7 @@ from kullback import families
 from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
+from kullback.densities.integrand import terms
 from kullback.densities.nodes import line_nodes
 from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.summation import kl_summation
@@ -134,9 +135,8 @@ def widened_starts(starts: list[Distribution], target: Density, fixed: dict[str,
         density = as_density(member)
         assert density is not None
         with np.errstate(all="ignore"):
-            terms = np.exp(log_p) * (log_p - nodes.log_mass(density))
-        if terms[log_p > -inf].sum() < _LARGE_KL:
-            return True
+            if terms(log_p, nodes.log_mass(density))[0].sum() < _LARGE_KL:
+                return True
         return (kl_summation if target.discrete else kl_quadrature)(target, density).value < inf
 
     def wider(start: Any) -> list[Distribution]:
