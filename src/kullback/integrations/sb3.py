@@ -89,7 +89,7 @@ class BudgetPPO(PPO):
         **kwargs: As for `PPO`, except `clip_range`.
 
     Raises:
-        BudgetError: A budget is not per step; `reference_states` are no observations of the environment; the reference
+        BudgetError: A budget is not per step; `reference_states` are not observations of the environment; the reference
             differs from the policy in shape; the policy or the reference has action masks or a recurrent state; or the
             statistics of the reference are unknown.
 

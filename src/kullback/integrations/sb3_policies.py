@@ -242,7 +242,7 @@ def as_states(given: Any, space: Any, device: Any) -> States:
         device: The device of the tensors.
 
     Raises:
-        BudgetError: The values are no finite observations of the space, or there are none.
+        BudgetError: The values are not finite observations of the space, or there are none.
     """
     shapes = get_obs_shape(space)
     if not isinstance(shapes, dict):
