@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from kullback.explore.explorer import readable_runs
 from kullback.explore.findings import BackgroundChecks
@@ -313,7 +313,7 @@ def test_a_damaged_line_is_named_and_the_runs_stay(live, tmp_path):
         f"{runs[0].path / 'metrics.jsonl'}: line 61: expected an object, got a line that is not JSON"
         in notice.inner_text()
     )
-    assert page.locator(f"{KL} .series[data-name='training batch']").count() == 2
+    expect(page.locator(f"{KL} .series[data-name='training batch']")).to_have_count(2)
     runs[0].add_metrics(row(63))
     runs[1].add_metrics(row(61))
     page.wait_for_selector(".run-list li:nth-child(2) >> text=61 steps", timeout=15_000)
@@ -331,7 +331,7 @@ def test_axis_smoothing_hidden_runs_and_zoom_are_restored_from_the_address(live,
     page.locator(".run-list .toggle").nth(1).click()
     page.locator(f"{KL} > svg").focus()
     page.keyboard.press("+")
-    assert page.locator(f"{KL} .series[data-name='training batch']").count() == 1
+    expect(page.locator(f"{KL} .series[data-name='training batch']")).to_have_count(1)
     zoom = page.locator(".toolbar [role=status]").text_content()
     assert zoom
     assert zoom.startswith("time, s")
@@ -344,7 +344,7 @@ def test_axis_smoothing_hidden_runs_and_zoom_are_restored_from_the_address(live,
     page.wait_for_selector("#runs .chart svg[viewBox]")
     assert page.input_value("#run-x") == "seconds"
     assert page.input_value("#run-smoothing") == "0.9"
-    assert page.locator(f"{KL} .series[data-name='training batch']").count() == 1
+    expect(page.locator(f"{KL} .series[data-name='training batch']")).to_have_count(1)
     assert page.locator(".toolbar [role=status]").text_content() == zoom
 
 
@@ -403,7 +403,7 @@ def test_six_runs_are_legible_at_390_pixels(live, tmp_path):
     page = live(*(create(tmp_path / f"run-{i}") for i in range(6)), width=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     rows = page.locator(f"{KL} .legend tbody tr")
-    assert rows.count() == 6  # one for each run
+    expect(rows).to_have_count(6)  # one for each run
     assert [rows.nth(i).locator("bdi").inner_text() for i in range(6)] == [f"run-{i}" for i in range(6)]
     strip = page.locator(".strip").bounding_box() or {}
     assert strip["height"] <= 0.31 * 900

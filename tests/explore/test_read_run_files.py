@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from kullback.explore.downsample import MetricColumns
 from kullback.explore.explorer import explorer_page
@@ -59,19 +59,20 @@ def test_a_run_directory_is_shown_and_its_text_is_not_markup(runs_page, tmp_path
     assert runs_page.locator("#runs .completion").inner_text() == HOSTILE
     runs_page.get_by_label("Show").select_option("before training and step 3")
     assert runs_page.locator("#runs .completion").inner_text() == "during"
-    assert runs_page.locator("#runs .pictures img").count() == 1
+    expect(runs_page.locator("#runs .pictures img")).to_have_count(1)
     assert runs_page.evaluate("window.injected") is None
     assert runs_page.locator("#runs img[src=x]").count() == 0
     assert runs_page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-@pytest.mark.parametrize("content", ["{", "[7]"])
-def test_damaged_completions_do_not_hide_the_charts(runs_page, tmp_path, content):
-    run = write_run(tmp_path / "mine")
+@pytest.mark.parametrize(("name", "content"), [("truncated", "{"), ("numbers", "[7]")])
+def test_damaged_completions_do_not_hide_the_charts(runs_page, tmp_path, name, content):
+    # The page is shared by the tests. A name of its own keeps the test from seeing the message of an earlier test.
+    run = write_run(tmp_path / name)
     (run.path / "samples.json").write_text(content)
     runs_page.set_input_files("#run-folder", run.path)
-    runs_page.wait_for_selector("#runs >> text=Opened: mine.")
-    assert runs_page.locator("#chart-kl-token .series").count() > 0
+    runs_page.wait_for_selector(f"#runs >> text=Opened: {name}.")
+    runs_page.locator("#chart-kl-token .series").first.wait_for()  # a chart is drawn after its figure is measured
     assert "samples.json: expected" in runs_page.locator("#runs .problem").inner_text()
 
 
