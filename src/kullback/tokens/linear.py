@@ -36,7 +36,7 @@ __all__ = ["head_token_kl", "linear_token_kl"]
 _HALF = (torch.float16, torch.bfloat16)
 _TILE = 4096  # the rows of a head that are converted or subtracted at a time
 _DISTANT = 0.5  # the relative distance from which the difference of the logits has no more digits than the logits
-_CLOSE = 2**-5  # the relative distance of two models below which rounded logits would lose digits of the gradient
+_CLOSE = 1 / 24  # the relative distance of two models below which rounded logits would lose digits of the gradient
 
 
 def linear_token_kl(
@@ -96,7 +96,9 @@ def linear_token_kl(
         The statistics; see `TokenStats`. Nats per position, float32, or float64 if an input is float64. Divergences,
         entropies and log-probabilities have first derivatives with respect to hidden states, weights and biases.
         Products of float16 and bfloat16 are accumulated in float32 and not rounded to half precision. Under autocast,
-        the products use the dtype of autocast.
+        the products use the dtype of autocast. The gradients of two close models (heads and hidden states that differ
+        by less than 1/24) are computed from the difference of their logits. Otherwise the rounding of the logits
+        limits them: logits of 30 are rounded by 1e-6, which is an absolute error of the gradient by a logit.
 
     Raises:
         ArrayTypeError: A hidden state or a weight is not a tensor, or there are weights of an unknown statistic.
