@@ -12,12 +12,11 @@ from kullback.closed_forms.registry import overflows
 from kullback.densities.bounded_estimate import infinite_kl
 from kullback.densities.composites import require_no_mask
 from kullback.densities.gaussian_mixtures import mixture_bounds
+from kullback.densities.integral import kl_integral
 from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density
-from kullback.densities.quadrature import kl_quadrature
 from kullback.densities.relaxed_categorical import kl_relaxed_categorical
 from kullback.densities.resolve import ResolvedDistribution, not_a_distribution, resolve
 from kullback.densities.shared_transforms import without_shared_transforms
-from kullback.densities.summation import kl_summation
 from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
@@ -241,7 +240,7 @@ def _by_quadrature(p: ResolvedDistribution, q: ResolvedDistribution, error: floa
             kinds = ["discrete" if density.discrete else "continuous" for density in (p.density, q.density)]
             return infinite_kl(f"p is {kinds[0]} and q is {kinds[1]}: q is 0 where p is not", "supports")
         try:
-            return (kl_summation if p.density.discrete else kl_quadrature)(p.density, q.density, error=error)
+            return kl_integral(p.density, q.density, error=error)
         except (OverflowError, FloatingPointError, MemoryError) as overflow:
             raise _beyond_float64(p, q) from overflow
         except ValueError as invalid:

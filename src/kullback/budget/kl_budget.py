@@ -24,7 +24,7 @@ from kullback.budget.pull_response import PullExponent
 from kullback.errors import BudgetError
 from kullback.numerics.arguments import is_name, is_number, shown
 
-__all__ = ["KLBudget", "Unit", "require_kl"]
+__all__ = ["MAX_BUDGET_DECAY", "KLBudget", "Unit", "require_kl"]
 
 Unit: TypeAlias = Literal["token", "sequence", "step", "image"]
 
@@ -34,6 +34,7 @@ _NUMBERS = (
     *("mean_log_kl_step", "rms_kl_step", "rms_change_error"),
 )
 
+MAX_BUDGET_DECAY = 10.0  # the largest exponent of a budget that decreases during training
 _STEP_GAIN = 0.2  # weight of the newest step in the running mean `mean_log_kl_step`
 _RMS_GAIN = 0.1  # weight of the newest step in the running mean squares
 _CHANGE_ERROR = 0.003  # largest relative standard error of the change of KL in one step near the target ...

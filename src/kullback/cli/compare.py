@@ -257,12 +257,9 @@ def _compare_texts(options: argparse.Namespace) -> int:
     if options.text is None:
         raise InputError("--text: expected a corpus, got none")
     _check_run(options)
-    from kullback.train.run_checks import require_packages
-
-    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    _import_transformers()
     from kullback.compare.text_level import compare_text_level
 
-    _silence_transformers()
     names = ("context", "stride", "dtype", "device", "output", "resume", "overwrite")
     with results_on_stdout():
         comparison = compare_text_level(
@@ -285,12 +282,9 @@ def _compare_with_endpoint(options: argparse.Namespace) -> Any:
         raise InputError("--text: expected a corpus, got none")
     _check_limit(options)
     _check_run(options)
-    from kullback.train.run_checks import require_packages
-
-    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    _import_transformers()
     from kullback.compare.endpoint import compare_with_endpoint
 
-    _silence_transformers()
     names = ("context", "stride", "bos", "dtype", "device", "output", "resume", "overwrite", "tokenizer")
     numbers = ("top", "sampled_positions", "timeout", "batch_size", "seed")
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
@@ -312,13 +306,11 @@ def _compare_with_file(options: argparse.Namespace) -> Any:
     _check_limit(options)
     _check_run(options)
     from kullback.compare.llama_cpp import open_log_probs
-    from kullback.train.run_checks import require_packages
 
     open_log_probs(options.base)  # raises before libraries are imported that take seconds
-    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    _import_transformers()
     from kullback.compare.stored_base import compare_with_file
 
-    _silence_transformers()
     return compare_with_file(
         options.base,
         options.models,
@@ -357,14 +349,11 @@ def _write(options: argparse.Namespace) -> int:
     for name in (*needless, "json", "batch_size"):
         if getattr(options, name) not in (None, False, []):
             raise InputError(f"--{name.replace('_', '-')}: expected a comparison, got --write-llama-cpp; leave one out")
-    from kullback.train.run_checks import require_packages
-
-    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    _import_transformers()
     from kullback.compare.stored_base import write_base_file
 
     names = ("context", "bos", "dtype", "device", "overwrite")
     given = {name: getattr(options, name) for name in names}
-    _silence_transformers()
     count = write_base_file(options.write_llama_cpp, options.base, options.text, form=options.format, **given)
     print_result(f"wrote {count} chunks to {one_line(str(options.write_llama_cpp))}")
     return 0
@@ -397,10 +386,9 @@ def _compare(options: argparse.Namespace) -> Any:
         raise InputError(f"--{given.replace('_', '-')}: expected --generate N too, got none")
     _check_run(options)
     from kullback.compare.comparison import make_plan, read_result, run_plan
-    from kullback.train.run_checks import require_packages
 
     against = None if options.against is None else read_result(options.against)
-    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
+    _import_transformers()
     plan = make_plan(
         options.base,
         options.models,
@@ -427,12 +415,14 @@ def _compare(options: argparse.Namespace) -> Any:
         overwrite=options.overwrite,
         against=against,
     )
-    _silence_transformers()
     return run_plan(plan, _Progress(quiet=options.json))
 
 
-def _silence_transformers() -> None:
-    """Disable the warnings and the progress bars of transformers."""
+def _import_transformers() -> None:
+    """Import transformers, without its warnings and progress bars, or raise where a package is missing."""
+    from kullback.train.run_checks import require_packages
+
+    require_packages(("torch", "transformers", "safetensors", "huggingface_hub"), extra="train")
     import transformers
 
     transformers.logging.set_verbosity_error()

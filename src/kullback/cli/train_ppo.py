@@ -117,8 +117,11 @@ def _ppo(options: argparse.Namespace) -> int:
     controller = _create_controller(options)
     if options.constrain and controller is None:
         raise InputError("--constrain: expected --budget or --controller FixedBeta as well")
-    if not 0 <= options.budget_decay <= 10:
-        raise InputError(f"--budget-decay: expected a number from 0 to 10, got {options.budget_decay:g}")
+    from kullback.budget.kl_budget import MAX_BUDGET_DECAY
+
+    if not 0 <= options.budget_decay <= MAX_BUDGET_DECAY:
+        expected = f"expected a number from 0 to {MAX_BUDGET_DECAY:g}"
+        raise InputError(f"--budget-decay: {expected}, got {options.budget_decay:g}")
     for option, is_given in (
         ("--mean-over-updates", options.mean_over_updates),
         ("--budget-decay", options.budget_decay != 0),

@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from kullback.compare.block_records import BlockRecords
+from kullback.compare.data_frame import estimates_as_frame
 from kullback.compare.llama_cpp_statistics import LlamaCppStatistic
-from kullback.compare.statistics import DocumentSums, ModelStatistics, PairedDifference, paired_difference
-from kullback.errors import InputError, MissingDependencyError
+from kullback.compare.statistics import (
+    DocumentSums,
+    ModelStatistics,
+    PairedDifference,
+    paired_difference,
+    sums_of_models,
+)
+from kullback.errors import InputError
 from kullback.result import Estimate
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.interrupts import termination_as_interrupt
@@ -143,24 +150,17 @@ class BoundComparison:
         """All metrics as a pandas DataFrame.
 
         Returns:
-            A row for each model and metric, with the columns model, metric, label, value, low, high, std_error and
-            unit; `low` and `high` are the 95% interval, nan where it is not determined.
+            A row for each model and metric, with the columns model, metric, label, value, low, high, std_error, unit
+            and status; `low` and `high` are the 95% interval, nan where it is not determined.
 
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError("pandas is missing: pip install pandas") from error
-        nothing = (float("nan"), float("nan"))
-        rows = [
-            (model.name, name, self.labels[name], e.value, *(e.interval or nothing), e.std_error, e.unit)
+        return estimates_as_frame(
+            ({"model": model.name, "metric": name, "label": self.labels[name]}, estimate)
             for model in self.models
-            for name, e in model.metrics.items()
-        ]
-        columns = ["model", "metric", "label", "value", "low", "high", "std_error", "unit"]
-        return pandas.DataFrame(rows, columns=columns)  # pyright: ignore[reportArgumentType]
+            for name, estimate in model.metrics.items()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All results as a dictionary that JSON can store, the content of result.json.
@@ -241,7 +241,7 @@ def earlier_sums(
     try:
         former = against["config"]
         pairs = [(name, read(former), read(config)) for name, read in keys.items()]
-        found = {model["name"]: DocumentSums.from_state(model[sums]) for model in against["models"]}
+        found = sums_of_models(against, sums)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"--against: expected a result of a comparison of the same kind, got one without {error}"

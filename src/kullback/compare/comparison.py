@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kullback.compare.arguments import checked_arguments
 from kullback.compare.results import FORMAT, Comparison, ModelResult, ModuleShares
-from kullback.compare.statistics import DocumentSums, paired_difference
+from kullback.compare.statistics import DocumentSums, paired_difference, sums_of_models
 from kullback.errors import InputError
 from kullback.runs.write_errors import write_errors
 
@@ -308,7 +308,7 @@ def read_result(
 
 def _earlier_sums(result: Mapping[str, Any], sums: str = "kl_by_document") -> dict[str, DocumentSums]:
     """The sums by document of the models of an earlier result, by name."""
-    found = {str(model["name"]): DocumentSums.from_state(model[sums]) for model in result["models"]}
+    found = sums_of_models(result, sums)
     for name, one in found.items():
         if (sums == "kl_by_document" and "kl" not in one.units) or not one.documents:
             raise InputError(f"no KL of {name}")

@@ -9,6 +9,7 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kullback.compare.data_frame import estimates_as_frame
 from kullback.compare.statistics import (
     DocumentSums,
     ModelStatistics,
@@ -18,7 +19,7 @@ from kullback.compare.statistics import (
     perplexity,
     root_mean_square,
 )
-from kullback.errors import InputError, MissingDependencyError
+from kullback.errors import InputError
 from kullback.result import Estimate
 from kullback.runs.atomic_write import write_atomically
 from kullback.runs.printable import one_line
@@ -305,18 +306,11 @@ class Comparison:
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError("pandas is missing: pip install pandas") from error
-        nothing = (float("nan"), float("nan"))
-        rows = [
-            (model.name, name, e.value, *(e.interval or nothing), e.std_error, e.unit, e.status)
+        return estimates_as_frame(
+            ({"model": model.name, "metric": name}, estimate)
             for model in (*self.models, *self.floors)
-            for name, e in model.metrics.items()
-        ]
-        columns = ["model", "metric", "value", "low", "high", "std_error", "unit", "status"]
-        return pandas.DataFrame(rows, columns=columns)  # pyright: ignore[reportArgumentType]
+            for name, estimate in model.metrics.items()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All results as a dictionary that JSON can store, the content of result.json.

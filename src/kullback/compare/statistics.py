@@ -32,6 +32,7 @@ __all__ = [
     "paired_difference",
     "perplexity",
     "root_mean_square",
+    "sums_of_models",
 ]
 
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -534,6 +535,23 @@ class PairedDifference:
         else:
             shown = [f"{number:.{digits}f}" if digits < 8 else f"{number:.3g}" for number in (value, low, high)]
         return f"{shown[0]} [{shown[1]}, {shown[2]}]{end}"
+
+
+def sums_of_models(result: Mapping[str, Any], key: str) -> dict[str, DocumentSums]:
+    """The sums by document of the models of a stored result, by the names of the models.
+
+    Args:
+        result: The content of a result.json.
+        key: The key of the sums of a model.
+
+    Returns:
+        The sums of each model.
+
+    Raises:
+        KeyError: A model has no name, or no sums of this key.
+        TypeError: The result is not of the form of a result.json.
+    """
+    return {str(model["name"]): DocumentSums.from_state(model[key]) for model in result["models"]}
 
 
 def paired_difference(

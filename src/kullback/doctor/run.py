@@ -224,9 +224,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     findings = check_order(metrics, evaluations)
     is_ordered = not findings
     findings += check_finite_training(metrics)
-    budget = config.get("budget")
-    if not isinstance(budget, dict | None):
-        raise InputError(f"{run.path / 'config.json'}: expected an object or null as budget, got {budget!r}")
+    _require_budget_mapping(config, run.path / "config.json")
     if not (run.model.is_dir() or is_locked(run.path)):
         findings += check_finished(metrics, config.get("steps"))
     findings += check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
@@ -440,10 +438,16 @@ def _check_settings(path: Path, content: Row) -> list[Finding]:
         if value is not None and not (is_number(value) and isfinite(value)):
             raise InputError(f"{path}: expected a finite number as {key}, got {value!r}")
     if content.get("kind") == "ppo":
-        if not isinstance(content.get("budget") or {}, dict):
-            raise InputError(f"{path}: expected an object or null as budget, got {content['budget']!r}")
+        _require_budget_mapping(content, path)
         return check_ppo_settings({**content, "settings": settings})
     return check_settings(settings)
+
+
+def _require_budget_mapping(config: Row, path: Path) -> None:
+    """Check that the budget of a configuration is a mapping or missing."""
+    budget = config.get("budget")
+    if not isinstance(budget, dict | None):
+        raise InputError(f"{path}: expected an object or null as budget, got {budget!r}")
 
 
 def _read_mapping(path: Path) -> Row:

@@ -25,7 +25,7 @@ from kullback.fit.gaussian.multivariate import (
     nearest_normal,
 )
 from kullback.fit.moment_matching import closed_form_mle, match_moments
-from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
+from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import (
     as_samples,
     matched_weights,
@@ -174,7 +174,7 @@ def _fit_of_member(member: Distribution, x: Array | None, weights: Any, target: 
     """The fit of a family whose parameters are all fixed: the member with its KL, or its cross-entropy of samples."""
     diagnostics: dict[str, Any] = {"method": "fixed parameters"}
     if x is None:
-        return _closed_form_fit(member, measure(target, member), diagnostics)
+        return closed_form_fit(member, measure(target, member), diagnostics)
     w = normalised_weights(weights, len(x))
     x, w = x[w > 0], w[w > 0]
     if has_density(type(member)):
@@ -184,7 +184,7 @@ def _fit_of_member(member: Distribution, x: Array | None, weights: Any, target: 
     else:
         sampler = resolve(member).sampler
         value = nan if sampler is None else -float(sampler.log_density(x) @ w)
-    return _closed_form_fit(member, unknown_kl_from_samples(value), diagnostics | {"cross_entropy": value})
+    return closed_form_fit(member, unknown_kl_from_samples(value), diagnostics | {"cross_entropy": value})
 
 
 def _fit_module(
@@ -264,7 +264,7 @@ def _fit_to_samples(
     if closed_form is not None and starts == [closed_form]:
         value = _cross_entropy(closed_form, x, w)
         diagnostics = {"method": "closed form", "cross_entropy": value}
-        return _closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
+        return closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
     parametrisation = parametrise(family, starts[0], fixed)
     objective = CrossEntropyObjective(parametrisation, x, w)
     found = minimise_from_starts(parametrisation, objective, starts)
@@ -319,7 +319,7 @@ def _closed_form_fit_without_density(
     sampler = resolve(closed_form).sampler
     value = nan if sampler is None else -float(sampler.log_density(x) @ weights)
     diagnostics = {"method": "closed form"} | ({} if sampler is None else {"cross_entropy": value})
-    return _closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
+    return closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
 
 
 def _starts_from_samples(
@@ -376,7 +376,7 @@ def _fit_to_target(
     closed_form = _match_support(family, density) if has_support_bounds else None
     closed_form = closed_form or match_moments(family, mean_of(density), fixed)
     if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
-        return _closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
+        return closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
     starts = starts or widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
     if not starts:
         raise missing_start_error(family)
@@ -431,10 +431,3 @@ def _finite_kl(target: Any, member: Distribution) -> Estimate:
             f"expected a target whose KL to some {type(member).__name__} is finite, but {'; '.join(estimate.warnings)}"
         )
     return estimate
-
-
-def _closed_form_fit(best: Distribution, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
-    """The fit of a closed form: the path and the minima hold the result alone."""
-    value, cross_entropy = estimate.value, diagnostics.get("cross_entropy", nan)
-    minima = (Minimum(best, value, (best,), cross_entropy),)
-    return Fit(best, value, estimate, (Step(best, value, cross_entropy),), minima, True, diagnostics)

@@ -5,9 +5,19 @@ from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from kullback.families import Distribution
 from kullback.result import Estimate
 
-__all__ = ["Fit", "Minimum", "Quantity", "Step", "renamed", "unknown_kl_from_samples", "with_distributions"]
+__all__ = [
+    "Fit",
+    "Minimum",
+    "Quantity",
+    "Step",
+    "closed_form_fit",
+    "renamed",
+    "unknown_kl_from_samples",
+    "with_distributions",
+]
 
 Quantity: TypeAlias = Literal["cross_entropy", "evidence_bound", "alpha_divergence"]
 _Item = TypeVar("_Item", "Step", "Minimum")
@@ -129,6 +139,13 @@ def renamed(items: Iterable[_Item], name: Quantity, *, sign: int = 1) -> tuple[_
         1.5
     """
     return tuple(replace(item, **{"kl": nan, name: sign * item.kl}) for item in items)
+
+
+def closed_form_fit(best: Distribution, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
+    """The fit of a closed form: the path and the minima hold the result alone."""
+    value, cross_entropy = estimate.value, diagnostics.get("cross_entropy", nan)
+    minima = (Minimum(best, value, (best,), cross_entropy),)
+    return Fit(best, value, estimate, (Step(best, value, cross_entropy),), minima, True, diagnostics)
 
 
 def unknown_kl_from_samples(cross_entropy: float) -> Estimate:

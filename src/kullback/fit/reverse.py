@@ -13,9 +13,8 @@ from kullback import families
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
-from kullback.densities.quadrature import kl_quadrature
+from kullback.densities.integral import kl_integral
 from kullback.densities.resolve import resolve
-from kullback.densities.summation import kl_summation
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureParametrisation
@@ -294,7 +293,7 @@ def _kl(member: Distribution, target: Density) -> Estimate:
     """KL(member || target), in nats."""
     density = as_density(member)
     assert density is not None
-    return (kl_summation if target.discrete else kl_quadrature)(density, target)
+    return kl_integral(density, target)
 
 
 def _pareto_k(best: Distribution, target: Density) -> float:

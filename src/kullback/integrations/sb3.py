@@ -35,7 +35,7 @@ from torch import Tensor
 
 from kullback.budget.controllers import Controller
 from kullback.budget.displacement import scale_displacement
-from kullback.budget.kl_budget import KLBudget
+from kullback.budget.kl_budget import MAX_BUDGET_DECAY, KLBudget
 from kullback.numerics.arguments import is_number
 from kullback.result import Estimate
 from kullback.samples.clustered_mean import kl_per_token
@@ -43,7 +43,6 @@ from kullback.samples.clustered_mean import kl_per_token
 __all__ = ["BudgetPPO"]
 
 _MEASUREMENTS = 20  # number of measurements of the KL in one update
-_MAX_DECAY = 10.0
 _MAX_ROUNDS = 4  # number of times that two budgets are held one after the other at the end of an update
 
 
@@ -187,8 +186,8 @@ class BudgetPPO(PPO):
                 f"expected a KLBudget as old_budget with mean_over_updates=True, got {self.old_budget!r}: other "
                 "controllers do not hold a mean"
             )
-        if not (is_number(self.budget_decay) and 0 <= self.budget_decay <= _MAX_DECAY):
-            raise BudgetError(f"expected budget_decay from 0 to {_MAX_DECAY:g}, got {self.budget_decay!r}")
+        if not (is_number(self.budget_decay) and 0 <= self.budget_decay <= MAX_BUDGET_DECAY):
+            raise BudgetError(f"expected budget_decay from 0 to {MAX_BUDGET_DECAY:g}, got {self.budget_decay!r}")
         if self.budget_decay and not isinstance(self.old_budget, KLBudget):
             raise BudgetError(
                 f"expected a KLBudget as old_budget with budget_decay={self.budget_decay}, got {self.old_budget!r}"

@@ -556,7 +556,7 @@ class RunDirectory:
             when: "before" or "after" training.
             rows: The images.
         """
-        self._update_json("pictures.json", when, rows)
+        self._write_json("pictures.json", self._updated_json("pictures.json", when, rows))
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl.
@@ -590,7 +590,7 @@ class RunDirectory:
             when: "before" or "after" training.
             samples: The completions.
         """
-        self._update_json("samples.json", when, samples)
+        self._write_json("samples.json", self._updated_json("samples.json", when, samples))
 
     def add_samples(self, step: int, samples: list[Row]) -> None:
         """Write the sampled completions of an evaluation during training to samples.json, under the key "step N".
@@ -602,12 +602,12 @@ class RunDirectory:
             step: The optimizer step N of the evaluation.
             samples: The completions.
         """
-        self._update_json("samples.json", f"step {step}", samples)
-        stored = self.samples()
+        stored = self._updated_json("samples.json", f"step {step}", samples)
         steps = sorted((key for key in stored if _sample_step(key) is not None), key=lambda key: _sample_step(key) or 0)
         if len(steps) > _MAX_EVALUATIONS:
             removed = set(steps[-2::-2])
-            self._write_json("samples.json", {key: rows for key, rows in stored.items() if key not in removed})
+            stored = {key: rows for key, rows in stored.items() if key not in removed}
+        self._write_json("samples.json", stored)
 
     def _remove_samples_after(self, step: int) -> None:
         """Remove the completions of later steps. The key "after" becomes the step of the trained model."""
@@ -657,14 +657,14 @@ class RunDirectory:
                 )
         return content
 
-    def _update_json(self, name: str, key: str, value: Any) -> None:
-        """Set one entry of the object in a file. A damaged file is replaced, so that no training is lost to it."""
+    def _updated_json(self, name: str, key: str, value: Any) -> dict[str, Any]:
+        """The object in a file with one entry set. A damaged file counts as empty: no training is lost."""
         try:
             content = self._read_json(name)
         except InputError as error:
             print(f"kullback: {error}; the file is replaced", file=sys.stderr)
             content = {}
-        self._write_json(name, {**content, key: value})
+        return {**content, key: value}
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(

@@ -17,7 +17,7 @@ from kullback.families import Distribution
 from kullback.fit.gaussian.mixtures import MixtureParametrisation, mixture_starts, moment_matched_normal
 from kullback.fit.gaussian.plane_quadrature import MixtureCrossEntropy, TwoDimensionalKL
 from kullback.fit.gaussian.unnormalised_plane import find_modes, log_evidence
-from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
+from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import mean_and_covariance
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.measure import measure
@@ -180,13 +180,7 @@ def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
         diagnostics = {"method": "moments of samples", "warnings": (warning,)}
     moments = moment_matched_normal(mixture)
     normal = nearest_normal(family, moments.locs[0], moments.covariances[0], rank)
-    return _closed_form_fit(normal, measure(target, normal), diagnostics)
-
-
-def _closed_form_fit(normal: Any, estimate: Estimate, diagnostics: dict[str, Any]) -> Fit:
-    """The fit that is a known normal, with its KL."""
-    step, minimum = Step(normal, estimate.value), Minimum(normal, estimate.value, (normal,))
-    return Fit(normal, estimate.value, estimate, (step,), (minimum,), True, {"method": "closed form"} | diagnostics)
+    return closed_form_fit(normal, measure(target, normal), {"method": "closed form"} | diagnostics)
 
 
 def is_normal(target: Any) -> bool:
@@ -204,7 +198,7 @@ def fit_independent_reverse(target: Any) -> Fit:
     assert mixture is not None
     variances = 1 / np.diag(np.linalg.inv(mixture.covariances[0]))
     normal = nearest_normal(families.Independent, mixture.locs[0], np.diag(variances), None)
-    return _closed_form_fit(normal, measure(normal, target), {})
+    return closed_form_fit(normal, measure(normal, target), {"method": "closed form"})
 
 
 def fit_mixture_forward(

@@ -14,10 +14,9 @@ from kullback import families
 from kullback.closed_forms.supports import has_moving_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
+from kullback.densities.integral import kl_integral
 from kullback.densities.integrand import terms
 from kullback.densities.nodes import Nodes, line_nodes
-from kullback.densities.quadrature import kl_quadrature
-from kullback.densities.summation import kl_summation
 from kullback.discrete.power_divergences import alpha_family
 from kullback.errors import ParameterError, SupportError
 from kullback.fit.solver.parametrisation import FamilyParametrisation
@@ -114,7 +113,7 @@ class _RemeshedObjective:
             nodes = line_nodes(*pair)
             return float(_alpha_divergence(nodes.log_mass(self.target), nodes.log_mass(member), self.alpha))
         try:
-            estimate = (kl_summation if member.discrete else kl_quadrature)(*pair, error=1e-13)
+            estimate = kl_integral(*pair, error=1e-13)
         except SupportError:  # float64 does not resolve the member
             return inf
         # The value of an integral of which a part is missing can be far below the divergence.

@@ -11,10 +11,9 @@ from kullback import families
 from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
+from kullback.densities.integral import kl_integral
 from kullback.densities.integrand import terms
 from kullback.densities.nodes import line_nodes
-from kullback.densities.quadrature import kl_quadrature
-from kullback.densities.summation import kl_summation
 from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.fit.moment_matching import match_moments
@@ -137,7 +136,7 @@ def widened_starts(starts: list[Distribution], target: Density, fixed: dict[str,
         with np.errstate(all="ignore"):
             if terms(log_p, nodes.log_mass(density))[0].sum() < _LARGE_KL:
                 return True
-        return (kl_summation if target.discrete else kl_quadrature)(target, density).value < inf
+        return kl_integral(target, density).value < inf
 
     def wider(start: Any) -> list[Distribution]:
         return [start, *(replace(start, scale=factor * start.scale) for factor in _WIDER)]
