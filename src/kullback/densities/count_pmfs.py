@@ -1,22 +1,15 @@
-"""Log-probabilities of discrete families by the saddle-point form, accurate to rounding for counts of any size.
-
-Stirling's formula is log k! = (k + 1/2) log k - k + log(2 pi)/2 + s(k). In the log-probability of a count k with mean
-m, its leading terms combine with the other terms to the deviance k phi(log(m/k)), so that no large terms cancel.
-
-References:
-    Loader (2000), Fast and accurate computation of binomial probabilities.
-"""
+"""Log-probabilities of discrete families by the saddle-point form, accurate to rounding for counts of any size."""
 
 from collections.abc import Callable
-from math import exp, inf, log, nan, pi
+from math import exp, inf, nan, pi
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
 from kullback.densities.density import Density
+from kullback.densities.saddle_point import poisson_deviance, stirling_remainder
 from kullback.numerics.arrays import Array
-from kullback.numerics.phi import phi
 
 __all__ = ["binomial", "hypergeometric", "negative_binomial", "poisson", "zipf", "zipfian"]
 
@@ -29,7 +22,7 @@ def poisson(rate: float) -> Density:
 
     def log_pmf(k: Array) -> Array:
         positive = np.where(k > 0, k, 1.0)
-        value = -_deviance(positive, rate) - 0.5 * np.log(2 * pi * positive) - _stirling(positive)
+        value = -poisson_deviance(positive, rate) - 0.5 * np.log(2 * pi * positive) - stirling_remainder(positive)
         return np.where(k > 0, value, -rate)
 
     frozen = stats.poisson(rate) if rate < _LARGEST_DRAW else None
@@ -169,21 +162,6 @@ def _log_binomial_bulk(ones: Array, zeros: Array | float, log_odds: float) -> Ar
     """The log-probability of these numbers of ones and zeros in ones + zeros trials, both positive."""
     count = ones + zeros
     one, zero = special.expit(log_odds), special.expit(-log_odds)
-    bulk = _deviance(ones, count * one) + _deviance(zeros, count * zero)
-    ends = _stirling(count) - _stirling(ones) - _stirling(np.asarray(zeros))
+    bulk = poisson_deviance(ones, count * one) + poisson_deviance(zeros, count * zero)
+    ends = stirling_remainder(count) - stirling_remainder(ones) - stirling_remainder(np.asarray(zeros))
     return ends - bulk + 0.5 * np.log(count / ones / zeros / (2 * pi))
-
-
-def _deviance(k: Array | float, mean: Array | float) -> Array:
-    """The Poisson deviance k log(k / mean) - k + mean = k phi(log(mean / k))."""
-    change = (mean - k) / k
-    near = np.abs(change) < 0.5
-    return k * phi(np.where(near, np.log1p(np.where(near, change, 0.0)), np.log(mean) - np.log(k)))
-
-
-def _stirling(k: Array) -> Array:
-    """The remainder of Stirling's formula, s(k) = log k! - (k + 1/2) log k + k - log(2 pi) / 2, for k > 0."""
-    w = 1 / np.maximum(k, 15.0)
-    v = w * w
-    far = w * (1 / 12 - v * (1 / 360 - v * (1 / 1260 - v * (1 / 1680 - v * (1 / 1188 - v * (691 / 360360 - v / 156))))))
-    return np.where(k > 15, far, special.gammaln(k + 1) - (k + 0.5) * np.log(k) + k - 0.5 * log(2 * pi))

@@ -16,7 +16,18 @@ from scipy import special, stats
 from kullback import families
 from kullback.densities import count_pmfs
 from kullback.densities.density import Density
-from kullback.densities.from_scipy import continuous_density, density_of_form
+from kullback.densities.from_scipy import density_of_form
+from kullback.densities.positive_densities import (
+    LARGE_CONCENTRATION,
+    chi_squared,
+    f,
+    gamma,
+    inverse_gamma,
+    log_beta,
+    log_beta_factor,
+    weibull,
+)
+from kullback.densities.saddle_point import poisson_deviance
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.normal_interval import normal_interval
@@ -222,9 +233,26 @@ def _log_power(a: float, x: Array, complement: Array) -> Array:
 
 def _beta(concentration1: float, concentration0: float) -> Density:
     a, b = concentration1, concentration0
+    factor = log_beta_factor(a, b)
+
+    def usual(x: Array, y: Array) -> Array:
+        return _log_power(a - 1, x, y) + _log_power(b - 1, y, x) - log_beta(a, b)
+
+    def saddle_point(x: Array, y: Array) -> Array:
+        bulk = poisson_deviance(a, (a + b) * x) + poisson_deviance(b, (a + b) * y)
+        return np.where((x > 0) & (y > 0), factor - np.log(x) - np.log(y) - bulk, -inf)
+
+    def quantile(levels: Array) -> Array:
+        values = special.betaincinv(a, b, levels)
+        if np.isfinite(values).all():
+            return values
+        # SciPy has no quantiles of very narrow distributions, which are nearly normal.
+        mean, count = a / (a + b), a + b
+        return mean + (mean * (1 - mean) / (count + 1)) ** 0.5 * special.ndtri(levels)
+
     return _unit(
-        lambda x, y: _log_power(a - 1, x, y) + _log_power(b - 1, y, x) - special.betaln(a, b),
-        lambda levels: special.betaincinv(a, b, levels),
+        saddle_point if min(a, b) >= LARGE_CONCENTRATION else usual,
+        quantile,
         lambda count, rng: rng.beta(a, b, count),
     )
 
@@ -261,21 +289,6 @@ def _continuous_bernoulli(probs: float | None, logits: float | None) -> Density:
         quantile,
         lambda count, rng: quantile(np.sort(rng.random(count))),
     )
-
-
-def _f(df1: float, df2: float) -> Density:
-    ratio = df1 / df2
-    constant = log(df1) - log(df2) - float(special.betaln(df1 / 2, df2 / 2))
-
-    def log_density(origin: Array, offset: Array) -> Array:
-        # The terms are small where the density is large, so that the difference of two log-densities keeps its digits.
-        z = ratio * (origin + offset)
-        near, far = np.where(z < 1, np.maximum(z, 0.0), 0.5), np.where(z < 1, 1.0, z)
-        small = special.xlogy(df1 / 2 - 1, near) - (df1 + df2) / 2 * np.log1p(near)
-        large = -np.log(far) - df1 / 2 * np.log1p(1 / far) - df2 / 2 * np.log1p(far)
-        return np.where(z >= 0, constant + np.where(z < 1, small, large), -inf)
-
-    return replace(continuous_density(stats.f, df1, df2), log_density=log_density)
 
 
 _TWO_PI_ERROR = 2.4492935982947064e-16  # 2 pi minus its float64 approximation
@@ -410,7 +423,10 @@ def _log_odds(probs: float | None, logits: float | None) -> float:
 # The densities that SciPy lacks, or computes less accurately. Every other density is computed by `scipy_form`.
 _DENSITIES: dict[type, Callable[..., Density]] = {
     families.Beta: _beta,
+    families.ChiSquared: chi_squared,
     families.ContinuousBernoulli: _continuous_bernoulli,
+    families.Gamma: gamma,
+    families.InverseGamma: inverse_gamma,
     families.Kumaraswamy: _kumaraswamy,
     families.Laplace: _laplace,
     families.NormalMixture: _normal_mixture,
@@ -418,10 +434,11 @@ _DENSITIES: dict[type, Callable[..., Density]] = {
     families.TanhNormal: _tanh_normal,
     families.TruncatedNormal: _truncated_normal,
     families.Uniform: _uniform,
+    families.Weibull: weibull,
     families.VonMises: _von_mises,
     families.Zipf: count_pmfs.zipf,
     families.Normal: _normal,
-    families.F: _f,
+    families.F: f,
     families.Bernoulli: lambda *p: count_pmfs.binomial(1.0, _log_odds(*p)),
     families.Binomial: lambda count, *p: count_pmfs.binomial(count, _log_odds(*p)),
     families.Geometric: lambda *p: count_pmfs.negative_binomial(1.0, -_log_odds(*p)),

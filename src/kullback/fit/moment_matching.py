@@ -5,7 +5,7 @@ expectations to parameters.
 """
 
 from collections.abc import Callable
-from math import frexp, inf, ldexp, log, nan
+from math import frexp, inf, ldexp, nan
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from kullback import families
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array
+from kullback.numerics.log_gamma import binet_slope
+from kullback.numerics.phi import phi
 
 __all__ = ["Expectation", "closed_form_mle", "match_moments"]
 
@@ -22,6 +24,7 @@ __all__ = ["Expectation", "closed_form_mle", "match_moments"]
 Expectation = Callable[[Callable[[Array], Array]], Any]
 
 _LARGEST_CATEGORY = 2**24
+_NEWTON_STEPS = 30
 
 
 def match_moments(family: type[Distribution], mean: Expectation, fixed: dict[str, Any]) -> Distribution | None:
@@ -112,11 +115,27 @@ def _log_normal(mean: Expectation) -> dict[str, Any]:
 
 
 def _gamma(mean: Expectation) -> dict[str, Any]:
-    center = float(mean(lambda x: x))
-    # log E[x] - E[log x], without the cancellation of the two logarithms.
-    gap = float(mean(lambda x: (x / center - 1) - np.log(x / center)))
-    concentration = _positive_root(lambda a: log(a) - float(special.digamma(a)) - gap, 0.5 / gap if gap > 0 else nan)
-    return {"concentration": concentration, "rate": concentration / center}
+    center, gap = _mean_and_log_gap(mean)
+    concentration = _positive_root(lambda a: float(_log_minus_digamma(a) - gap), 0.5 / gap if gap > 0 else nan)
+    return {"concentration": concentration, "rate": concentration / float(center)}
+
+
+def _mean_and_log_gap(mean: Expectation) -> tuple[Any, Any]:
+    """E[x] and log E[x] - E[log x] >= 0, without the cancellation of the two logarithms."""
+    center = mean(lambda x: x)
+    return center, mean(lambda x: phi(_log_ratio(x, center)))
+
+
+def _log_ratio(x: Array, center: Any) -> Array:
+    """log(x / center), by the distance of x from the center where it is small."""
+    change = (x - center) / center
+    is_near = np.abs(change) < 0.5
+    return np.where(is_near, np.log1p(np.where(is_near, change, 0.0)), np.log(x) - np.log(center))
+
+
+def _log_minus_digamma(a: Any) -> Any:
+    """log(a) - digamma(a) > 0, without the cancellation of large logarithms."""
+    return 0.5 / a - binet_slope(np, np.asarray(a))
 
 
 def _inverse_gamma(mean: Expectation) -> dict[str, Any]:
@@ -135,32 +154,49 @@ def _inverse_gaussian(mean: Expectation) -> dict[str, Any]:
 
 
 def _beta(mean: Expectation) -> dict[str, Any]:
-    mean_logs = np.asarray([mean(np.log), mean(lambda x: np.log1p(-x))], dtype=float)
-    names = ("concentration1", "concentration0")
-    return dict(zip(names, _dirichlet_concentration(mean_logs).tolist(), strict=True))
+    ends = _mean_and_log_gap(mean), _mean_and_log_gap(lambda f: mean(lambda x: f(1 - x)))
+    concentration = _dirichlet_concentration(*(np.asarray(pair, float) for pair in zip(*ends, strict=True)))
+    return dict(zip(("concentration1", "concentration0"), concentration.tolist(), strict=True))
 
 
 def _dirichlet(mean: Expectation) -> dict[str, Any]:
-    return {"concentration": _dirichlet_concentration(np.asarray(mean(np.log)))}
+    return {"concentration": _dirichlet_concentration(*_mean_and_log_gap(mean))}
 
 
-def _dirichlet_concentration(mean_logs: Array) -> Array:
-    """The solution a of digamma(a) - digamma(sum a) = E[log x], by Newton's method on log a; nan if there is none."""
-    if not np.isfinite(mean_logs).all() or float(np.asarray(special.logsumexp(mean_logs))) >= 0:
-        return np.full_like(mean_logs, nan)
+def _dirichlet_concentration(center: Array, gap: Array) -> Array:
+    """The solution a of digamma(a) - digamma(sum a) = E[log x], from E[x] and the gaps g = log E[x] - E[log x].
 
-    def excess(u: Array) -> Array:
-        a = np.exp(u)
-        return special.digamma(a) - special.digamma(a.sum()) - mean_logs
+    The coordinates are A = sum a and v = log(a / (A E[x])). With h(a) = log a - digamma(a), v - h(a) + h(A) + g = 0.
+    For a given A, the left side increases with v, and A is the root of sum E[x] (e^v - 1) = 0.
 
-    def jacobian(u: Array) -> Array:
-        a = np.exp(u)
-        return np.diag(special.polygamma(1, a) * a) - special.polygamma(1, a.sum()) * a[None, :]
+    Args:
+        center: E[x], shape (n,).
+        gap: The gaps g, shape (n,).
 
-    solution = optimize.root(excess, np.zeros_like(mean_logs), jac=jacobian, tol=1e-14)
-    if np.abs(excess(solution.x)).max() > 1e-9:
-        solution = optimize.root(excess, solution.x, method="lm", jac=jacobian, tol=1e-14)
-    return np.exp(solution.x) if np.abs(excess(solution.x)).max() < 1e-9 else np.full_like(mean_logs, nan)
+    Returns:
+        The solution, shape (n,); nan if there is none.
+    """
+    total = float(center @ gap)
+    if not (np.isfinite(gap).all() and total > 0):
+        return np.full_like(gap, nan)
+
+    def log_ratios(a: float) -> Array:
+        """The coordinates v for the sum A = a, by Newton's method; the start is close for large and small entries."""
+        digamma = np.log(center) - gap + float(special.digamma(a))
+        start = np.where(digamma > -2.22, np.exp(digamma) + 0.5, -1 / (digamma + np.euler_gamma))
+        v = np.log(start) - np.log(a * center)
+        for _ in range(_NEWTON_STEPS):
+            entries = a * center * np.exp(v)
+            excess = v - _log_minus_digamma(entries) + _log_minus_digamma(a) + gap
+            step = excess / (entries * special.polygamma(1, entries))
+            v = v - step
+            if (np.abs(step) <= 1e-15 * np.abs(v)).all():
+                break
+        return v
+
+    near = (len(center) - 1) / (2 * total)
+    size = _positive_root(lambda a: float(center @ np.expm1(log_ratios(a))), near)
+    return size * center * np.exp(log_ratios(size)) if size > 0 else np.full_like(gap, nan)
 
 
 def _von_mises(mean: Expectation) -> dict[str, Any]:
@@ -186,14 +222,13 @@ def _weibull(mean: Expectation) -> dict[str, Any]:
     center = float(np.exp(mean(np.log)))
 
     def excess(k: float) -> float:
-        power = float(mean(lambda x: (x / center) ** k))
-        return float(mean(lambda x: (x / center) ** k * np.log(x / center))) / power - 1 / k
+        power = float(mean(lambda x: np.exp(k * _log_ratio(x, center))))
+        slope = float(mean(lambda x: np.exp(k * _log_ratio(x, center)) * _log_ratio(x, center)))
+        return slope / power - 1 / k
 
     concentration = _positive_root(excess, 1.0)
-    return {
-        "scale": center * float(mean(lambda x: (x / center) ** concentration)) ** (1 / concentration),
-        "concentration": concentration,
-    }
+    power = float(mean(lambda x: np.exp(concentration * _log_ratio(x, center))))
+    return {"scale": center * power ** (1 / concentration), "concentration": concentration}
 
 
 def _root_mean_square(degrees: float) -> Callable[[Expectation], dict[str, Any]]:
