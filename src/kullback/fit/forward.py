@@ -1,6 +1,7 @@
 """Forward fits: the member of a family that minimises KL(target || member), by maximum likelihood."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from math import inf, nan
 from typing import Any
@@ -23,6 +24,7 @@ from kullback.fit.gaussian.multivariate import (
     fit_mixture_to_samples,
     fit_normal_forward,
     nearest_normal,
+    require_varying_entries,
 )
 from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
@@ -54,7 +56,7 @@ from kullback.fit.target_family import (
 )
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
-from kullback.numerics.arrays import Array, ArrayLike
+from kullback.numerics.arrays import Array, ArrayLike, as_numpy
 from kullback.result import Estimate
 
 __all__ = ["fit_forward"]
@@ -67,6 +69,14 @@ _MULTIVARIATE = (
     families.OneHotCategorical,
 )
 _TARGET_SAMPLES = 65_536  # for the training of a module
+# Families with members that are concentrated near any point of the support.
+_CONCENTRATED = (
+    *(families.Beta, families.Cauchy, families.Gamma, families.Gumbel, families.InverseGamma, families.InverseGaussian),
+    *(families.Kumaraswamy, families.Laplace, families.LogNormal, families.Logistic, families.Normal),
+    *(families.NormalMixture, families.Pareto, families.StudentT, families.TanhNormal, families.TruncatedNormal),
+    *(families.Uniform, families.VonMises, families.Weibull),
+)
+_SCALE_RATIO = 4.0  # of adjacent scales of which the best is a start
 _LEAST_SPREAD = 1e-306  # of samples: the squares of smaller differences lose digits
 
 
@@ -243,24 +253,21 @@ def _fit_to_samples(
         x = vectors_in_support(family, x)
     closed_form = closed_form_mle(family, x, w, fixed)
     if family in NORMAL_FAMILIES:
+        require_varying_entries(x)
         closed_form = nearest_normal(family, *mean_and_covariance(x, w), components)
     elif closed_form is None:
         closed_form = match_moments(family, lambda f: np.tensordot(w, f(x), axes=1), fixed)
     if not has_density(family):
         return _closed_form_fit_without_density(family, closed_form, x, w)
-    if closed_form is None and x.min() == x.max():
-        raise SupportError(
-            f"expected samples that differ, but all {x.size} are {float(x[0])!r}: the likelihood of {family.__name__} "
-            "has no maximum"
-        )
-    if closed_form is None:
+    is_constant = x.min() == x.max()
+    if is_constant and not fixed and family in _CONCENTRATED:
+        raise _constant_samples_error(family, x)
+    if closed_form is None and not is_constant:
         _require_representable_spread(x)
     starts = starts or _starts_from_samples(family, closed_form, x, w, fixed, components)
     member = closed_form or starts[0]
-    if is_count_family(family):
-        # Samples outside of the support can lead to a closed form with one outcome, whose support is smaller.
-        member = match_moments(family, lambda f: f(np.array([0.0, 1.0])).mean(-1), fixed) or member
-    require_samples_in_support(family, member, x)
+    # Samples outside of the support can lead to a closed form with one outcome, whose support is smaller.
+    require_samples_in_support(family, _member_with_two_counts(family, fixed) or member, x)
     if closed_form is not None and starts == [closed_form]:
         value = _cross_entropy(closed_form, x, w)
         diagnostics = {"method": "closed form", "cross_entropy": value}
@@ -277,6 +284,8 @@ def _fit_to_samples(
     value = _cross_entropy(best, x, w)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form", "cross_entropy": value}
     converged = closed_form is not None or found.converged
+    if is_constant and not converged:
+        raise _constant_samples_error(family, x)
     sample = None if converged else objective.only_sample_of_a_component(parametrisation.to_vector(best), 3.0)
     if sample is not None:
         raise SupportError(
@@ -286,6 +295,13 @@ def _fit_to_samples(
         )
     path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
     return Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
+
+
+def _constant_samples_error(family: type[Distribution], x: Array) -> SupportError:
+    return SupportError(
+        f"expected samples that differ, but all {x.size} are {float(x[0])!r}: the likelihood of {family.__name__} "
+        "has no maximum"
+    )
 
 
 def _require_representable_spread(x: Array) -> None:
@@ -333,6 +349,8 @@ def _starts_from_samples(
     """Starting points that match the samples: the closed form, or an approximate member and random mixtures."""
     member = closed_form or approximate_member(family, x, weights, fixed, components)
     if member is None:
+        if counts := _member_with_two_counts(family, fixed):
+            require_samples_in_support(family, counts, x)
         # A member that fits positive samples shows whether the support is the reason.
         positive = approximate_member(family, np.abs(x) + 1, weights, fixed, components)
         if positive is not None:
@@ -345,7 +363,31 @@ def _starts_from_samples(
                 "are not positive"
             )
         raise missing_start_error(family)
-    return [member, *_random_mixture_starts(member, x)]
+    best = closed_form or _with_best_scale(member, x, weights, fixed)
+    return [best, *_random_mixture_starts(member, x)]
+
+
+def _member_with_two_counts(family: type[Distribution], fixed: dict[str, Any]) -> Distribution | None:
+    """The member of a family of counts for one 0 and one 1; None for other families, or without a closed form."""
+    if not is_count_family(family):
+        return None
+    return match_moments(family, lambda f: f(np.array([0.0, 1.0])).mean(-1), fixed)
+
+
+def _with_best_scale(member: Any, x: Array, weights: Array, fixed: dict[str, Any]) -> Distribution:
+    """The member with the scale of the largest likelihood among multiples of its scale, up to the range of the samples.
+
+    The quartiles of samples with heavy tails do not determine the scale of a family with light tails, and from an
+    exponentially small likelihood the descent takes many steps.
+    """
+    if not hasattr(member, "scale") or "scale" in fixed:
+        return member
+    scale = float(as_numpy(member.scale))
+    largest = float(np.abs(x - as_numpy(getattr(member, "loc", 0.0))).max())
+    factors = _SCALE_RATIO ** np.arange(1 + max(0.0, np.log(largest / scale) / np.log(_SCALE_RATIO)) if largest else 1)
+    members = [replace(member, scale=float(factor) * scale) for factor in factors]
+    values = [_cross_entropy(wider, x, weights) for wider in members]
+    return members[int(np.nanargmin(values))] if np.isfinite(values).any() else member
 
 
 def _random_mixture_starts(member: Distribution, x: Array) -> list[Distribution]:

@@ -146,17 +146,29 @@ def require_rank(rank: int | None, size: int) -> int:
 
 def _require_nonsingular(covariance: Array, *, is_diagonal: bool) -> None:
     """Raise SupportError where a distribution with this covariance, or its diagonal, has no density."""
-    variances = np.sort(np.diag(covariance)) if is_diagonal else np.linalg.eigvalsh(covariance)
-    if not variances[0] > (0.0 if is_diagonal else 1e-15 * len(variances) * variances[-1]):
-        reason = (
-            "an entry of the vectors is constant"
-            if is_diagonal
-            else "the vectors lie in a hyperplane (within rounding)"
-        )
-        raise SupportError(
-            f"expected a nonsingular covariance, but {reason}: the likelihood has no maximum; leave out the constant "
-            "or dependent entries"
-        )
+    variances = np.diag(covariance)
+    if not (variances > 0).all():
+        raise _singular_error("an entry of the vectors is constant")
+    if is_diagonal:
+        return
+    # Correlations do not depend on the units of the entries.
+    deviations = np.sqrt(variances)
+    eigenvalues = np.linalg.eigvalsh(covariance / deviations / deviations[:, None])
+    if not eigenvalues[0] > 1e-15 * len(variances) * eigenvalues[-1]:
+        raise _singular_error("the vectors lie in a hyperplane (within rounding)")
+
+
+def require_varying_entries(x: Array) -> None:
+    """Raise SupportError if an entry of samples (n, d) is constant: the rounding of its mean is not a variance."""
+    if (x.min(axis=0) == x.max(axis=0)).any():
+        raise _singular_error("an entry of the vectors is constant")
+
+
+def _singular_error(reason: str) -> SupportError:
+    return SupportError(
+        f"expected a nonsingular covariance, but {reason}: the likelihood has no maximum; leave out the constant or "
+        "dependent entries"
+    )
 
 
 # Forward fits
@@ -240,6 +252,7 @@ def fit_mixture_to_samples(
         weights: The weights of the samples, shape (n,), with sum 1.
         starts: Starting points, in addition to those from k-means.
     """
+    require_varying_entries(x)
     _require_nonsingular(mean_and_covariance(x, weights)[1], is_diagonal=parametrisation.independent)
     starts = [*starts, *_kmeans_starts(x, weights, parametrisation.count)]
     found = minimise_from_starts(parametrisation, MixtureCrossEntropy(parametrisation, x, weights), starts)

@@ -5,6 +5,7 @@ Each objective gives its second-order model by finite differences in steps that 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -312,10 +313,29 @@ class CrossEntropyObjective:
         def value(vectors: Array) -> Array:
             return -(log_prob(vectors) @ self.weights)
 
+        def metric_of_member() -> Array | None:
+            center = _member_density(self.parametrisation, vector)
+            try:
+                nodes = line_nodes(center, center)
+            except SupportError:  # float64 does not resolve the member
+                return None
+
+            def log_mass(vectors: Array) -> Array:
+                return np.stack([nodes.log_mass(_member_density(self.parametrisation, v)) for v in vectors])
+
+            return _fisher_metric(log_mass, np.exp(nodes.log_mass(center)), scales, vector)
+
         scales = self.parametrisation.scales_of_coordinates(vector)
-        return _finite_difference_model(
-            _LocalObjective(value, log_prob, self.weights, scales, is_empirical=True), vector
-        )
+        # At a minimum, where the mean of the scores is 0, the scores of k values have at most k - 1 dimensions.
+        is_mixture = self.parametrisation.family is families.NormalMixture
+        metric = metric_of_member() if self._values <= vector.size and not is_mixture else None
+        local = _LocalObjective(value, log_prob, self.weights, scales, is_empirical=True, metric=metric)
+        return _finite_difference_model(local, vector)
+
+    @cached_property
+    def _values(self) -> int:
+        """The number of different samples."""
+        return len(np.unique(self.x))
 
     def only_sample_of_a_component(self, vector: Array, deviations: float) -> float | None:
         """The only sample within so many standard deviations of a component of a normal mixture; None if there is none.
@@ -349,6 +369,7 @@ class _LocalObjective(NamedTuple):
         scales: The change of each coordinate that changes the member by about its scale, shape (k,).
         quadratures: How many quadratures, each about as large as the sum over the points, one value takes.
         is_empirical: Whether the points are samples, which may be fewer than the parameters.
+        metric: The Fisher metric, shape (k, k); None for its expectation over the points.
     """
 
     value: Callable[[Array], Array]
@@ -357,6 +378,7 @@ class _LocalObjective(NamedTuple):
     scales: Array
     quadratures: int = 1
     is_empirical: bool = False
+    metric: Array | None = None
 
     @property
     def evaluations_per_member(self) -> int:
@@ -373,9 +395,11 @@ def _finite_difference_model(local: _LocalObjective, vector: Array) -> Quadratic
     Raises:
         ParameterError: A neighbour of the member is not representable in floating point.
     """
-    metric = _fisher_metric(local, vector)
-    size = vector.size
-    basis = local.scales[:, None] * fisher_basis(_well_conditioned(metric) if local.is_empirical else metric)
+    size, metric = vector.size, local.metric
+    if metric is None:
+        metric = _fisher_metric(local.log_prob, local.mass, local.scales, vector)
+        metric = _well_conditioned(metric) if local.is_empirical else metric
+    basis = local.scales[:, None] * fisher_basis(metric)
     values = _stencil_values(local, vector, basis)
     if not (np.abs(values) < _OVERFLOW).all():
         return infinite_model(size)._replace(evaluations=local.evaluations_per_member * values.size)
@@ -426,12 +450,12 @@ def _index_pairs(size: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(size) for j in range(i)]
 
 
-def _fisher_metric(local: _LocalObjective, vector: Array) -> Array:
+def _fisher_metric(log_prob: Callable[[Array], Array], mass: Array, scales: Array, vector: Array) -> Array:
     """The Fisher information E[(d log q)(d log q)^T] in the coordinates divided by their scales, shape (k, k)."""
     size = vector.size
-    steps = _SCORE_STEP * np.diag(local.scales)
+    steps = _SCORE_STEP * np.diag(scales)
     with np.errstate(all="ignore"):
-        logs = local.log_prob(np.concatenate([vector + steps, vector - steps]))
+        logs = log_prob(np.concatenate([vector + steps, vector - steps]))
         scores = (logs[:size] - logs[size:]) / (2 * _SCORE_STEP)
-        scores = np.where(np.isfinite(scores) & (local.mass > 0), scores, 0.0)
-        return (scores * local.mass) @ scores.T / float(local.mass.sum())
+        scores = np.where(np.isfinite(scores) & (mass > 0), scores, 0.0)
+        return (scores * mass) @ scores.T / float(mass.sum())

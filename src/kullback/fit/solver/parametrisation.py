@@ -121,7 +121,8 @@ class FamilyParametrisation:
         values, position = dict(self.fixed), 0
         for name, shape, transform, _ in self.free:
             count = int(np.prod(shape))
-            value = transform.inverse(np.reshape(vector[position : position + count], shape))
+            with np.errstate(over="ignore"):  # the family refuses a parameter that is not finite
+                value = transform.inverse(np.reshape(vector[position : position + count], shape))
             values[name] = float(value) if value.ndim == 0 else value
             position += count
         return self.family(**values)

@@ -194,6 +194,11 @@ def approximate_member(
     member = match_moments(family, lambda f: f(x) @ mass, fixed)
     if member is not None:
         return member
+    # A member of which no parameter is fixed. Points that are all equal are spread, because it has no such member.
+    spread = x * np.linspace(0.9, 1.1, x.size) if x.min() == x.max() and x.size > 1 else x
+    free = match_moments(family, lambda f: f(spread) @ mass, {}) if fixed else None
+    if free is not None:
+        return replace(free, **fixed)  # pyright: ignore[reportArgumentType]
     try:
         with np.errstate(all="ignore"):
             return _match_quantiles(family, x, mass, fixed, components)
