@@ -314,3 +314,18 @@ def test_two_processes_share_one_budget(workdir: Path, tiny_model: Path) -> None
     late = [row["kl_policy_ref_per_token"] for row in metrics[15:]]
     assert sum(late) / len(late) == pytest.approx(0.02, rel=0.3)
     assert rows_of(workdir / "run" / "evaluations.jsonl")[0]["count"] == 40
+
+
+def test_two_processes_resume_as_if_they_had_not_stopped(workdir: Path, tiny_model: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "kullback"]
+
+    for output, steps, resume in (("whole", 8, None), ("run", 4, None), ("run", 8, True)):
+        words = command(tiny_model, steps=steps, output=output, resume=resume)
+        words[words.index("per_device_train_batch_size=16")] = "per_device_train_batch_size=8"
+        done = run_in(workdir, [*launcher, *words, "--set", "lr_scheduler_type=constant"])
+        assert done.returncode == 0, done.stderr
+    ours, theirs = rows_of(workdir / "run" / "metrics.jsonl"), rows_of(workdir / "whole" / "metrics.jsonl")
+    times = ("seconds", "step_seconds")
+    assert [{k: v for k, v in row.items() if k not in times} for row in ours] == [
+        {k: v for k, v in row.items() if k not in times} for row in theirs
+    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 
 from kullback.integrations.heldout_positions import HeldOutCompletions
 
@@ -49,14 +49,18 @@ def load_generations(trainer: Any, checkpoint: Path, train_dataloader: Any) -> H
         The held-out completions of this process, or None.
     """
     path = checkpoint / _name(trainer)
-    saved: Any = torch.load(path, map_location=trainer.args.device, weights_only=True) if path.is_file() else {}
+    # PyTorch does not load to a CPU with an index, which is the device of a process that torchrun has started.
+    saved: Any = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+    saved = send_to_device(saved, trainer.args.device)
     processes = trainer.accelerator.num_processes
-    if not all(gather_object([saved.get("processes", processes if saved else 0) == processes])):
+    written_by = gather_object([saved.get("processes", processes if saved else None)])
+    if set(written_by) != {processes}:
+        known = next((number for number in written_by if number is not None), None)
         _logger.warning(
-            "%s lacks the completions of %d processes, because an earlier version or another number of processes wrote "
-            "it: the next steps differ from an uninterrupted run.",
+            "%s: expected the completions of %d processes, got %s: the next steps differ from an uninterrupted run.",
             checkpoint,
             processes,
+            "none, because an earlier version wrote the checkpoint" if known is None else f"those of {known}",
         )
         return None
     trainer._step, trainer._buffered_inputs = saved["micro_batches"], saved["buffered"]
