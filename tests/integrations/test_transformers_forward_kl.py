@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from kullback.errors import InputError
-from kullback.integrations.transformers_forward_kl import ForwardKL
+from kullback.integrations.transformers_forward_kl import ForwardKL, _examples, _Scored
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
@@ -186,7 +186,7 @@ def test_the_floor_of_a_classifier_matches_a_calculation_by_hand(tiny_model: Pat
 
 def test_inputs_without_an_entropy_floor_are_rejected(tiny_model: Path, tmp_path: Path) -> None:
     trainer, rows = make_trainer(tiny_model, tmp_path)
-    with pytest.raises(InputError, match="max_examples to be 1 or more"):
+    with pytest.raises(InputError, match="max_examples to be a whole number, 1 or more"):
         ForwardKL(trainer, max_examples=0)
     nothing = rows.map(lambda row: {"labels": [-100] * len(row["labels"])})
     trainer.train_dataset = nothing
@@ -200,3 +200,108 @@ def test_inputs_without_an_entropy_floor_are_rejected(tiny_model: Path, tmp_path
     trainer = Trainer(regression, arguments(tmp_path), train_dataset=numbers)
     with pytest.raises(InputError, match="no entropy floor"):
         ForwardKL(trainer).measure()
+
+
+def test_classes_of_minus_100_do_not_count(tiny_model: Path, tmp_path: Path) -> None:
+    """As in the loss of the Trainer: two of four equal inputs are labelled, with different classes."""
+    model = LlamaForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": label} for label in (0, 1, -100, -100)])
+    row = ForwardKL(Trainer(model, arguments(tmp_path), train_dataset=rows)).measure()
+    log_p = model.double().eval()(torch.tensor([[5, 6, 7]])).logits[0].detach().log_softmax(-1)
+    assert row["train_entropy_floor_per_example"] == pytest.approx(math.log(2))
+    assert row["train_cross_entropy_per_example"] == pytest.approx(-float(log_p[0] + log_p[1]) / 2, rel=1e-5)
+    outside = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": 3}])
+    with pytest.raises(InputError, match="labels from 0 to 2"):
+        ForwardKL(Trainer(model.float(), arguments(tmp_path), train_dataset=outside)).measure()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"packing": True, "max_length": 24}, {"padding_free": True, "max_length": None}, {"packing": False}],
+    ids=["packing", "padding free", "padding"],
+)
+def test_packed_examples_have_the_contexts_of_their_own_example(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = make_rows(tokenizer, TEXTS * 3)
+    rows = rows.map(lambda row: {"completion_mask": [int(label != -100) for label in row["labels"]]})
+    config = trl.SFTConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        dataloader_pin_memory=False,
+        completion_only_loss=True,
+        **settings,
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    trainer = trl.SFTTrainer(model, config, train_dataset=rows.remove_columns(["labels"]), processing_class=tokenizer)
+    row = ForwardKL(trainer).measure()
+    expected = expected_values(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
+    found = [row[f"train_{name}_per_token"] for name in ("cross_entropy", "entropy_floor", "forward_kl")]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_that_a_model_does_not_separate_have_the_whole_row_as_context(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """With an attention mask, transformers does not separate the examples by their position ids."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    rows = [
+        {
+            "input_ids": [first, 6, 5, 7],
+            "position_ids": [0, 1, 0, 1],
+            "attention_mask": [1] * 4,
+            "labels": [-100, -100, -100, 7 + i],
+        }
+        for i, first in enumerate((8, 9))
+    ]
+    packed = [{key: value for key, value in row.items() if key != "attention_mask"} for row in rows]
+    for dataset, floor in ((packed, math.log(2)), (rows, 0.0)):
+        trainer = Trainer(model, arguments(tmp_path), train_dataset=Dataset.from_list(dataset))
+        assert ForwardKL(trainer).measure()["train_entropy_floor_per_token"] == pytest.approx(floor)
+
+
+def test_encoder_decoder_models_are_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    configuration: Any = T5Config(**sizes)
+    configuration.decoder_start_token_id = 0
+    model = T5ForConditionalGeneration(configuration)
+    rows = Dataset.from_list([{"input_ids": [4, 5, 6, 2], "labels": [7, 8, 9, 2]}])
+    with pytest.raises(InputError, match="an encoder-decoder model"):
+        ForwardKL(Trainer(model, arguments(tmp_path), train_dataset=rows)).measure()
+
+
+@pytest.mark.parametrize(
+    "keywords", [{"max_examples": 2.5}, {"max_examples": True}, {"entropy": -1.0}, {"entropy": "x"}]
+)
+def test_arguments_that_are_no_numbers_of_their_kind_are_refused(
+    tiny_model: Path, tmp_path: Path, keywords: dict[str, Any]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    rows = Dataset.from_list([{"input_ids": [5, 6], "labels": [5, 6]}])
+    with pytest.raises(InputError, match=f"expected {next(iter(keywords))}"):
+        ForwardKL(Trainer(model, arguments(tmp_path), train_dataset=rows), **keywords)
+
+
+@pytest.mark.parametrize("size", [7, 9, 17, 24])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_examples_of_several_processes_count_once(size: int, processes: int) -> None:
+    """In the order in which accelerate gives batches of 4 to the processes, with repeated examples at the end."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    batches = [
+        [
+            [[_Scored([index], [0], [0], [0.0])] for index in batch]
+            for batch in BatchSamplerShard(BatchSampler(SequentialSampler(range(size)), 4, False), processes, process)
+        ]
+        for process in range(processes)
+    ]
+    assert [example.source for example in _examples(batches, size, 4)] == [[index] for index in range(size)]
+    joined = [[[[row[0] for row in batch]] for batch in part] for part in batches]
+    assert [example.source for example in _examples(joined, size, 4)] == [[index] for index in range(size)]

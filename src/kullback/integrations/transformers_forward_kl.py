@@ -1,7 +1,9 @@
 """A callback for the transformers `Trainer` that logs forward KL and the entropy floor of its loss."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sized
-from itertools import islice
+from itertools import islice, pairwise, zip_longest
+from math import inf
 from typing import Any, NamedTuple
 
 from kullback.errors import InputError, MissingDependencyError
@@ -17,6 +19,7 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
+from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.samples.clustered_mean import kl_per_token
 from kullback.tokens.entropy_floor import EmpiricalConditional, Prefixes
 
@@ -24,6 +27,7 @@ __all__ = ["ForwardKL"]
 
 Row = dict[str, Any]
 _IGNORED = -100
+_TOLERANCE, _TOLERANCE_OF_16_BITS = 1e-4, 0.1  # of equal logits, relative to the largest logit
 
 
 def _evenly_spaced(dataset: Any, most: int) -> Any:
@@ -38,11 +42,22 @@ def _evenly_spaced(dataset: Any, most: int) -> Any:
 
 
 class _Scored(NamedTuple):
-    """The contexts and outcomes of one example, and -log of the model's probability of each outcome."""
+    """An example: its input, and the outcomes that count, with -log of the model's probability of each outcome.
 
-    contexts: list[Any]
+    Args:
+        source: The bytes of the input of a classifier, or the token ids of a text.
+        places: The number of tokens before each outcome, which are its context; not used for a classifier.
+        outcomes: The classes or the token ids.
+        surprises: Nats, one for each outcome.
+    """
+
+    source: bytes | list[int]
+    places: list[int]
     outcomes: list[int]
     surprises: list[float]
+
+
+_Row = list[_Scored]  # the examples of a row of a batch: several where examples are packed
 
 
 class ForwardKL(TrainerCallback):
@@ -60,7 +75,9 @@ class ForwardKL(TrainerCallback):
     `train_cross_entropy_per_token`, `train_entropy_floor_per_token`, `train_forward_kl_per_token`, its standard error
     over examples `train_forward_kl_per_token_std_error`, and `train_contexts_seen_once`, the fraction of tokens whose
     context occurs once. With an `eval_dataset` there are the same keys with the prefix `eval_`. For a classifier the
-    keys end in `_per_example`. Labels of -100 and padding are not counted.
+    keys end in `_per_example`. Labels of -100 and padding are not counted. Where examples are packed into one row, the
+    prefix of a token begins at its own example if the model separates the examples by their position ids, which is
+    measured.
 
     Args:
         trainer: A `Trainer` or `SFTTrainer` of a causal language model or a sequence classifier. The callback is
@@ -89,8 +106,10 @@ class ForwardKL(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, *, max_examples: int = 1024, entropy: float | None = None) -> None:
-        if max_examples < 1:
-            raise InputError(f"expected max_examples to be 1 or more, got {max_examples}")
+        if not (is_index(max_examples) and max_examples >= 1):
+            raise InputError(f"expected max_examples to be a whole number, 1 or more, got {shown(max_examples)}")
+        if entropy is not None and not (is_number(entropy) and 0 <= entropy < inf):
+            raise InputError(f"expected entropy to be a finite number of nats, 0 or more, got {shown(entropy)}")
         if trainer.train_dataset is None:
             raise InputError("expected a Trainer with a train_dataset, got none; its entropy floor is logged")
         self.trainer, self.max_examples, self.entropy = trainer, max_examples, entropy
@@ -128,20 +147,20 @@ class ForwardKL(TrainerCallback):
     def _measure_dataset(self, prefix: str, dataset: Any) -> Row:
         """The logged values of one set of examples."""
         subset = _evenly_spaced(dataset, self.max_examples)
-        # The evaluation DataLoader is sequential. With several processes it may repeat examples at the end.
-        scored = gather_object(list(self._score(subset)))[: len(subset)]
-        is_classifier = all(isinstance(example.contexts[0], bytes) for example in scored if example.contexts)
-        unit = "example" if is_classifier else "token"
-        empirical = EmpiricalConditional()
+        scored = _examples(gather_object([list(self._score(subset))]), len(subset), self.trainer.args.eval_batch_size)
+        unit = "example" if all(isinstance(example.source, bytes) for example in scored) else "token"
+        # The contexts are numbered here, because each process has seen its own examples only.
+        prefixes, empirical, pairs = Prefixes(), EmpiricalConditional(), []
         for example in scored:
-            for pair in zip(example.contexts, example.outcomes, strict=True):
+            pairs.append(list(zip(_contexts(example, prefixes), example.outcomes, strict=True)))
+            for pair in pairs[-1]:
                 empirical.add(*pair)
         floor, lengths = empirical.floor(), [len(example.outcomes) for example in scored]
         if not floor.count:
             raise InputError(f"{prefix[:-1]}: expected labels that count, got none in {len(subset)} examples")
         minima = [
-            [empirical.surprise(*pair) if self.entropy is None else self.entropy for pair in zip(c, o, strict=True)]
-            for c, o, _ in scored
+            [empirical.surprise(*pair) if self.entropy is None else self.entropy for pair in pairs_of_example]
+            for pairs_of_example in pairs
         ]
         excess = [sum(example.surprises) - sum(minimum) for example, minimum in zip(scored, minima, strict=True)]
         kl = kl_per_token(excess, lengths, range(len(scored)))
@@ -153,10 +172,16 @@ class ForwardKL(TrainerCallback):
             f"{prefix}contexts_seen_once": floor.seen_once,
         }
 
-    def _score(self, dataset: Any) -> Iterator[_Scored]:
-        """Evaluate the model on all examples, in evaluation mode and without gradient."""
-        trainer, prefixes = self.trainer, Prefixes()
+    def _score(self, dataset: Any) -> Iterator[list[_Row]]:
+        """Evaluate the model on the batches of this process, in evaluation mode and without gradient."""
+        trainer = self.trainer
         model: Any = trainer.model
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise InputError(
+                f"expected a causal language model or a classifier, got {type(model).__name__}, an encoder-decoder "
+                "model: the loss has no entropy floor by prefixes of tokens"
+            )
+        is_separate: bool | None = None
         mode = model.training
         model.eval()
         try:
@@ -166,10 +191,12 @@ class ForwardKL(TrainerCallback):
                 with torch.no_grad(), trainer.compute_loss_context_manager():
                     inputs = {key: value for key, value in batch.items() if key != "labels"}
                     logits = model(**inputs).logits
-                if labels.ndim == 1 and not labels.is_floating_point():
-                    yield from _score_classes(inputs, labels, logits)
+                    if is_separate is None and "position_ids" in inputs:
+                        is_separate = _separates_examples(model, inputs, logits)
+                if labels.ndim == 1 and not labels.is_floating_point() and logits.shape[-1] > 1:
+                    yield _score_classes(inputs, labels, logits)
                 elif labels.ndim == 2 and labels.shape == inputs["input_ids"].shape and model.can_generate():
-                    yield from _score_tokens(inputs, labels, logits, prefixes)
+                    yield _score_tokens(inputs, labels, logits, is_separate=bool(is_separate))
                 else:
                     raise InputError(
                         f"expected token labels of a causal language model or class labels, got {labels.dtype} of "
@@ -179,30 +206,120 @@ class ForwardKL(TrainerCallback):
             model.train(mode)
 
 
-def _score_classes(inputs: Row, labels: Tensor, logits: Tensor) -> Iterator[_Scored]:
+def _examples(batches: list[list[list[_Row]]], size: int, batch_size: int) -> list[_Scored]:
+    """The examples of the batches of all processes, each once.
+
+    Several processes take the batches of a data set in turn. The last batches are completed with examples from the
+    beginning, so that in the order of the batches the repeated examples are last.
+
+    Args:
+        batches: The batches of each process.
+        size: The number of examples of the data set.
+        batch_size: The number of them in a batch.
+
+    Returns:
+        The examples, several for an example of the data set into which several were packed.
+
+    Raises:
+        InputError: A row has the packed examples of a whole batch, and some of them are repeated.
+    """
+    rows = [row for turn in zip_longest(*batches, fillvalue=[]) for batch in turn for row in batch]
+    examples = [example for row in rows for example in row]
+    taken = batch_size * sum(map(len, batches))
+    if len(batches) == 1 or taken == size:
+        return examples
+    if len(rows) >= size:
+        return [example for row in rows[:size] for example in row]
+    if len(examples) != taken:
+        raise InputError(
+            f"expected a number of packed rows that is a multiple of {batch_size} rows on each of {len(batches)} "
+            f"processes, got {size}: some would count twice; pass a multiple of {batch_size * len(batches)} as "
+            "max_examples"
+        )
+    return examples[:size]
+
+
+def _contexts(example: _Scored, prefixes: Prefixes) -> list[Any]:
+    """The context of each outcome: the input of a classifier, or the number of a prefix of tokens."""
+    if isinstance(example.source, bytes):
+        return [example.source] * len(example.outcomes)
+    numbers = prefixes.along([*example.source, 0])
+    return [numbers[place] for place in example.places]
+
+
+def _score_classes(inputs: Row, labels: Tensor, logits: Tensor) -> list[_Row]:
     """The examples of a batch of a classifier: the context is the bytes of the unpadded input."""
+    counted = labels != _IGNORED
+    if bool(((labels < 0) | (labels >= logits.shape[-1]))[counted].any()):
+        outside = int(labels[counted & ((labels < 0) | (labels >= logits.shape[-1]))][0])
+        raise InputError(f"expected labels from 0 to {logits.shape[-1] - 1}, the classes of the model, got {outside}")
     surprises = _surprises(logits, labels)
     attended = inputs.get("attention_mask")
+    rows = []
     for i, label in enumerate(labels.tolist()):
         # Padding depends on the batch and is removed, so that equal inputs are equal contexts.
         parts = [value[i] if attended is None or value.shape != attended.shape else value[i][attended[i].bool()]
                  for key, value in sorted(inputs.items()) if key != "attention_mask"]  # fmt: skip
-        context = b"".join(part.cpu().numpy().tobytes() for part in parts)
-        yield _Scored([context], [label], [surprises[i]])
+        source = b"".join(part.cpu().numpy().tobytes() for part in parts)
+        count = int(counted[i])
+        rows.append([_Scored(source, [0] * count, [label] * count, [surprises[i]] * count)])
+    return rows
 
 
-def _score_tokens(inputs: Row, labels: Tensor, logits: Tensor, prefixes: Prefixes) -> Iterator[_Scored]:
-    """The examples of a batch of a language model: the context of a token is the number of its prefix."""
+def _score_tokens(inputs: Row, labels: Tensor, logits: Tensor, *, is_separate: bool) -> list[_Row]:
+    """The examples of a batch of a language model: the context of a token is the tokens before it.
+
+    Args:
+        inputs: The inputs of the model.
+        labels: The labels, shape (rows, tokens).
+        logits: The logits, shape (rows, tokens, vocabulary).
+        is_separate: Whether the model begins a new context where the position ids begin again.
+    """
     ids, attended = inputs["input_ids"], inputs.get("attention_mask")
     attended = torch.ones_like(ids) if attended is None else attended
     mask = (labels[:, 1:] != _IGNORED) & attended[:, 1:].bool()
+    rows = []
     for i in range(len(ids)):
-        not_padding = attended[i].bool()
-        contexts = torch.full_like(ids[i], -1)
-        contexts[not_padding] = ids.new_tensor(prefixes.along(ids[i][not_padding].tolist()))
+        not_padding = attended[i].bool().nonzero().squeeze(-1)
+        tokens = ids[i][not_padding].tolist()
+        starts = _starts(inputs["position_ids"][i][not_padding]) if is_separate else [0][: len(tokens)]
         outcomes = labels[i, 1:][mask[i]]
         surprises = _surprises(logits[i, :-1][mask[i]], outcomes)
-        yield _Scored(contexts[1:][mask[i]].tolist(), outcomes.tolist(), surprises)
+        # The logits of the column before an outcome follow from the tokens up to that column.
+        columns = torch.searchsorted(not_padding, mask[i].nonzero().squeeze(-1), right=True).tolist()
+        examples = [_Scored(tokens[start:end], [], [], []) for start, end in pairwise([*starts, len(tokens)])]
+        for count, outcome, surprise in zip(columns, outcomes.tolist(), surprises, strict=True):
+            index = max(0, bisect_left(starts, count) - 1)
+            examples[index].places.append(count - starts[index])
+            examples[index].outcomes.append(outcome)
+            examples[index].surprises.append(surprise)
+        rows.append(examples)
+    return rows
+
+
+def _starts(position_ids: Tensor) -> list[int]:
+    """The places at which position ids, shape (tokens,), do not continue those before, from the first on."""
+    begins = torch.ones_like(position_ids, dtype=torch.bool)
+    begins[1:] = position_ids[1:] != position_ids[:-1] + 1
+    return begins.nonzero().squeeze(-1).tolist()
+
+
+def _separates_examples(model: Any, inputs: Row, logits: Tensor) -> bool:
+    """Whether the model begins a new context where the position ids of a packed row begin again.
+
+    The last part of the first row with several parts is evaluated alone. Every process evaluates the model once, also
+    where no row has several parts, because the parts of a sharded model are exchanged.
+    """
+    ids, position_ids = inputs["input_ids"], inputs["position_ids"].expand_as(inputs["input_ids"])
+    attended = inputs.get("attention_mask")
+    found = [(i, starts[-1]) for i in range(len(ids)) if len(starts := _starts(position_ids[i])) > 1]
+    row, start = found[0] if found else (0, 0)
+    alone = {key: value[row : row + 1, start:] for key, value in (("input_ids", ids), ("position_ids", position_ids))}
+    if attended is not None:
+        alone["attention_mask"] = attended[row : row + 1, start:]
+    expected, got = model(**alone).logits[0].float(), logits[row, start:].float()
+    tolerance = _TOLERANCE if model.dtype.itemsize >= 4 else _TOLERANCE_OF_16_BITS
+    return bool((expected - got).abs().max() <= tolerance * expected.abs().max())
 
 
 def _surprises(logits: Tensor, outcomes: Tensor) -> list[float]:

@@ -57,10 +57,10 @@ def load_generations(trainer: Any, checkpoint: Path, train_dataloader: Any) -> H
     if set(written_by) != {processes}:
         known = next((number for number in written_by if number is not None), None)
         _logger.warning(
-            "%s: expected the completions of %d processes, got %s: the next steps differ from an uninterrupted run.",
+            "%s: expected the completions of %d processes, got %s; the next steps differ from an uninterrupted run.",
             checkpoint,
             processes,
-            "none, because an earlier version wrote the checkpoint" if known is None else f"those of {known}",
+            "none, because an earlier version wrote the checkpoint" if known is None else f"completions of {known}",
         )
         return None
     trainer._step, trainer._buffered_inputs = saved["micro_batches"], saved["buffered"]
