@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kullback.errors import InputError, MissingDependencyError
+from kullback.runs.run_directory import RunDirectory
 
 __all__ = [
     "DEMO_RUNS",
@@ -102,14 +103,15 @@ def require_new_runs(output: Path, names: Sequence[str], *, overwrite: bool) -> 
         overwrite: Whether earlier runs may be replaced.
 
     Raises:
-        InputError: A directory exists and may not be replaced, or is not a run directory.
+        InputError: A directory exists and may not be replaced, or contains anything else than a training run.
     """
     for directory in (output / name for name in names):
-        if directory.exists() and not (overwrite and (directory / "config.json").is_file()):
+        if directory.exists() and not overwrite:
             raise InputError(
                 f"--output {output}: {directory.name} already exists; choose another directory, or replace a run by "
                 "--overwrite"
             )
+        RunDirectory(directory).check_output(resume=False, overwrite=overwrite)
 
 
 def require_packages(names: Sequence[str], *, extra: str) -> None:

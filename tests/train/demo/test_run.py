@@ -1,6 +1,7 @@
 """The demonstration with few steps, and its summary."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,11 @@ def test_the_demo_writes_all_runs_and_the_report(
     (tmp_path / "mine" / "budget" / "notes.txt").write_text("not a run")
     assert main(["train", "demo", "--output", "mine", "--overwrite"]) == 2
     assert (tmp_path / "mine" / "budget" / "notes.txt").is_file()
+    # A model of another program under the name of one of the runs is not a run either.
+    model = tmp_path / "models" / "reference"
+    shutil.copytree(tmp_path / "demo" / "reference" / "model", model)
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert main(["train", "demo", "--output", "models", "--overwrite"]) == 2
+    assert "expected a training run to replace" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == files
+    assert main([*words, "--overwrite"]) == 0

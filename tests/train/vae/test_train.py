@@ -333,3 +333,22 @@ def test_the_report_keeps_the_budgets_that_are_not_named_again(tmp_path, capsys,
     assert main([*words, "--budgets", "2", "--resume"]) == 0
     report = (tmp_path / "runs" / "report.html").read_text()
     assert all(f"{nats} nats" in report for nats in (1, 2, 3))
+
+
+def test_images_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    """Pillow clips them at 255 when it converts them to 8 bits."""
+    from PIL import Image
+
+    values = np.random.default_rng(0).random((20, 4, 4))
+    for bits, kind in ((8, np.uint8), (16, np.uint16)):
+        (tmp_path / str(bits)).mkdir()
+        for i, value in enumerate(values):
+            Image.fromarray((value * (2**bits - 1)).astype(kind)).save(tmp_path / str(bits) / f"{i:02}.png")
+    coarse, fine = (load_images(str(tmp_path / name)) for name in ("8", "16"))
+    np.testing.assert_allclose(fine.train, coarse.train, atol=1 / 255)
+    (tmp_path / "32").mkdir()
+    for i, value in enumerate(values):
+        Image.fromarray(value.astype(np.float32)).save(tmp_path / "32" / f"{i:02}.tiff")
+        (tmp_path / "32" / f"{i:02}.tiff").rename(tmp_path / "32" / f"{i:02}.png")
+    with pytest.raises(InputError, match="one with 32 bits"):
+        load_images(str(tmp_path / "32"))

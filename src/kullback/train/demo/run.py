@@ -1,6 +1,5 @@
 """The demonstration: a supervised reference, then GRPO on the addition task without and with a KL budget."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,8 +105,6 @@ def _train_all(
     runs = {name: RunDirectory(output / name) for name in ("unconstrained", "budget")}
     supervised = RunDirectory(output / "reference")
     require_new_runs(output, DEMO_RUNS, overwrite=overwrite)
-    for directory in (output / name for name in DEMO_RUNS):
-        shutil.rmtree(directory, ignore_errors=True)
     supervised.create({"kind": "supervised", "steps": reference_steps, "seed": seed, "data_entropy": answer_entropy()})
     supervised.model.mkdir()
     console.print(
@@ -125,7 +122,7 @@ def _train_all(
     budgets = {"unconstrained": None, "budget": KLBudget(target, unit="token")}
     for name, run in runs.items():
         plan = demo_plan(supervised.model, run.path, budgets[name], steps=steps, seed=seed)
-        if not train_grpo(plan, console=console):
+        if not train_grpo(plan, overwrite=overwrite, console=console):
             raise KeyboardInterrupt
     return runs
 

@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,6 +93,19 @@ def _read(path: Path) -> np.ndarray:
     return scaled
 
 
+def _grey(file: Path, image: Any) -> np.ndarray:
+    """The grey values of an image of Pillow, in [0, 1]."""
+    # Conversions of Pillow from these modes to 8 bits do not scale the values: they clip or wrap them.
+    if image.mode.startswith("I;16"):
+        return np.asarray(image, np.float32) / 65535
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"{file}: expected an image with 8 or 16 bits for each value, got one with 32 bits; save the values as an "
+            "array in [0, 1] by np.save"
+        )
+    return np.asarray(image.convert("L"), np.float32) / 255
+
+
 def _read_folder(path: Path) -> np.ndarray:
     """The image files of a folder in the order of their names, in [0, 1]."""
     from PIL import Image, UnidentifiedImageError
@@ -102,7 +115,7 @@ def _read_folder(path: Path) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as image:
-                images.append(np.asarray(image.convert("L"), np.float32) / 255)
+                images.append(_grey(file, image))
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise InputError(f"{file}: not a readable image: {error}") from error
         if images[-1].shape != images[0].shape:
