@@ -30,11 +30,14 @@ class Nodes:
         offset: The distance from the origin, with its sign, shape (n,).
         log_weight: The logarithm of the quadrature weight of each node, shape (n,). It is 0 for single integers; nodes
             with other weights, which need not be integers, stand for many integers.
+        kl_beyond: The extrapolated part of KL(p || q), in nats, that is beyond the nodes of p and q; `inf` if it
+            diverges.
     """
 
     origin: Array
     offset: Array
     log_weight: Array
+    kl_beyond: float = 0.0
 
     @property
     def x(self) -> Array:
@@ -85,7 +88,9 @@ def line_nodes(p: Density, q: Density) -> Nodes:
         logs = step + np.log(half)[:, None] + np.log(_W)
         far = _tail_nodes(p, rays, tails)
     parts = zip((origin, offset, logs), far, strict=True)
-    return Nodes(*(np.concatenate([np.ravel(part), more]) for part, more in parts))
+    return Nodes(
+        *(np.concatenate([np.ravel(part), more]) for part, more in parts), kl_beyond=sum(tail.kl for tail in tails)
+    )
 
 
 def _tail_nodes(p: Density, rays: list[Ray], tails: list[Tail]) -> Array:
@@ -104,9 +109,8 @@ def _tail_nodes(p: Density, rays: list[Ray], tails: list[Tail]) -> Array:
     return np.stack([origin, offset, np.log(mass) - p.log_density(origin, offset)])
 
 
-def mean_of(density: Density) -> Callable[[Callable[[Array], Array]], Any]:
+def mean_of(density: Density, nodes: Nodes) -> Callable[[Callable[[Array], Array]], Any]:
     """The expectation operator of a density: a function that maps f to E[f(x)], by quadrature or summation."""
-    nodes = line_nodes(density, density)
     mass = np.exp(nodes.log_mass(density))
     positive = mass > 0
     x, mass = nodes.x[positive], mass[positive] / mass[positive].sum()
@@ -152,7 +156,10 @@ def _spaced_counts(p: Density, q: Density) -> Nodes:
     for first, last in gaps_between(exact, low, high):
         parts.append(line_nodes(*(interpolated(density, first - 0.5, last + 0.5) for density in (p, q))))
     columns = ((part.origin, part.offset, part.log_weight) for part in parts)
-    return Nodes(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    return Nodes(
+        *(np.concatenate(column) for column in zip(*columns, strict=True)),
+        kl_beyond=sum(part.kl_beyond for part in parts),
+    )
 
 
 def _is_not_negligible(p: Density, q: Density, k: float) -> bool:

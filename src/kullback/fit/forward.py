@@ -13,7 +13,6 @@ from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
-from kullback.densities.nodes import mean_of
 from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Distribution
@@ -54,6 +53,7 @@ from kullback.fit.target_family import (
     unexpected_option,
     validate_components,
 )
+from kullback.fit.target_moments import match_moments_of_target
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array, ArrayLike, as_numpy
@@ -251,6 +251,11 @@ def _fit_to_samples(
         _require_univariate(family, x)
     elif x.ndim == 2:
         x = vectors_in_support(family, x)
+        if family is families.Dirichlet and (x == x[0]).all():
+            raise SupportError(
+                f"expected samples that differ, but all {len(x)} are {x[0].tolist()}: the likelihood of Dirichlet has "
+                "no maximum"
+            )
     closed_form = closed_form_mle(family, x, w, fixed)
     if family in NORMAL_FAMILIES:
         require_varying_entries(x)
@@ -414,9 +419,12 @@ def _fit_to_target(
     if density is None or not has_density(family):
         return fit_normal_forward(family, target, components)
     _require_target_in_support(family, density)
-    has_support_bounds = family in (families.Uniform, families.Pareto) and not fixed
-    closed_form = _match_support(family, density) if has_support_bounds else None
-    closed_form = closed_form or match_moments(family, mean_of(density), fixed)
+    has_support_bounds = family is families.Uniform or (family is families.Pareto and not fixed)
+    closed_form = _match_support(family, density, fixed) if has_support_bounds else None
+    matched = None if closed_form else match_moments_of_target(family, density, fixed)
+    if matched is not None and not matched.is_resolved:
+        return _fit_by_measure(matched.member, density, target, fixed)
+    closed_form = closed_form or (matched and matched.member)
     if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
         return closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
     starts = starts or widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
@@ -437,6 +445,31 @@ def _fit_to_target(
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
 
 
+def _fit_by_measure(start: Distribution, density: Density, target: Any, fixed: dict[str, Any]) -> Fit:
+    """The fit by a descent on KL as `measure` computes it, which includes the parts of the tails beyond float64.
+
+    Raises:
+        SupportError: KL(target || start) is not known.
+    """
+    parametrisation = parametrise(type(start), start, fixed)
+
+    def divergence(member: Distribution) -> float:
+        estimate = measure(target, member, error=1e-12)
+        return estimate.value if estimate.status in ("exact", "bounded") else inf
+
+    objective = univariate_objective(parametrisation, density, alpha=1.0, divergence=divergence)
+    found = minimise_from_starts(parametrisation, objective, [start], lower_bound=0.0)
+    if not found.minima:
+        raise SupportError(
+            f"expected a target whose tails float64 resolves for a fit of {type(start).__name__}, but a part of the "
+            "expectations is beyond float64 or near an end of the support; fit the distribution of log x, or of the "
+            "distance to the end"
+        )
+    best = found.minima[0].distribution
+    estimate = _finite_kl(target, best)
+    return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, {"method": "Newton"})
+
+
 def _require_target_in_support(family: type[Distribution], density: Density) -> None:
     low, high = shared_support(family)
     if density.support[0] < low or density.support[1] > high:
@@ -447,7 +480,7 @@ def _require_target_in_support(family: type[Distribution], density: Density) -> 
         )
 
 
-def _match_support(family: type[Distribution], density: Density) -> Distribution | None:
+def _match_support(family: type[Distribution], density: Density, fixed: dict[str, Any]) -> Distribution | None:
     """The `Uniform` or `Pareto` with the support of the target: KL is inf for a narrower member, larger for a wider."""
     low, high = density.support
     if family is families.Pareto:
@@ -456,13 +489,14 @@ def _match_support(family: type[Distribution], density: Density) -> Distribution
                 f"expected a target above 0 for Pareto, got a target with support {density.support}: KL is inf for "
                 "every member"
             )
-        return match_moments(family, mean_of(density), {"scale": low})
-    if high - low == inf:
+        matched = match_moments_of_target(family, density, {"scale": low})
+        return matched and matched.member
+    if not {"low", "high"} - set(fixed) <= {name for name, end in (("low", low), ("high", high)) if abs(end) < inf}:
         raise SupportError(
             f"expected a target of bounded support for Uniform, got a target with support {density.support}: KL is inf "
             "for every member"
         )
-    return families.Uniform(low=low, high=high)
+    return families.Uniform(**({"low": low, "high": high} | fixed))
 
 
 def _finite_kl(target: Any, member: Distribution) -> Estimate:

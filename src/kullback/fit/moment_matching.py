@@ -68,6 +68,8 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
     Returns:
         The member; None for other families, or where the likelihood has no maximum.
     """
+    if x.ndim == 1 and family is families.Uniform:
+        return _narrowest_uniform(x, fixed)
     if x.ndim != 1 or fixed:
         return None
     if family is families.Laplace:
@@ -78,8 +80,6 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
         loc = float((x[order][median] + x[order][median + 1]) / 2 if is_between_samples else x[order][median])
         scale = float(np.abs(x - loc) @ weights)
         return families.Laplace(loc=loc, scale=scale) if scale > 0 else None
-    if family is families.Uniform and x.min() < x.max():
-        return families.Uniform(low=float(x.min()), high=float(x.max()))
     if family is families.Pareto and 0 < x.min() < x.max():
         scale = float(x.min())
         with np.errstate(over="ignore"):
@@ -94,6 +94,21 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
             )
         return families.Categorical(probs=np.bincount(x.astype(int), weights))
     return None
+
+
+def _narrowest_uniform(x: Array, fixed: dict[str, Any]) -> families.Uniform | None:
+    """The narrowest Uniform that contains the samples and has the fixed ends; None if it has no width.
+
+    Raises:
+        SupportError: A sample is outside of a fixed end.
+    """
+    low, high = (float(fixed.get(name, end)) for name, end in (("low", x.min()), ("high", x.max())))
+    for i in np.flatnonzero((x < low) | (x > high))[:1].tolist():
+        raise SupportError(
+            f"expected samples between the ends {low!r} and {high!r} of Uniform, of which {', '.join(fixed)} is fixed, "
+            f"but samples[{i}] is {float(x[i])!r}, which makes KL(p || q) inf for every member"
+        )
+    return families.Uniform(low=low, high=high) if low < high else None
 
 
 def _normal(mean: Expectation) -> dict[str, Any]:

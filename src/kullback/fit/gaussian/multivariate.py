@@ -20,7 +20,8 @@ from kullback.fit.gaussian.unnormalised_plane import find_modes, log_evidence
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import mean_and_covariance
 from kullback.fit.solver.multistart import minimise_from_starts
-from kullback.measure import measure
+from kullback.fit.target_moments import match_moments_of_target
+from kullback.measure import components_of, measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
 
@@ -177,7 +178,8 @@ def _singular_error(reason: str) -> SupportError:
 def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
     """Minimise KL(target || q) over normals q, by the target's mean and covariance.
 
-    The moments are exact if the target is a mixture of normals, and otherwise estimated from samples of it.
+    The moments are exact if the target is a mixture of normals or has independent entries, and otherwise estimated from
+    samples of it.
 
     Args:
         family: A member of `NORMAL_FAMILIES`.
@@ -185,6 +187,8 @@ def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
         rank: The rank of the factor of a `LowRankMultivariateNormal`.
     """
     mixture, diagnostics = resolve(target).components, {}
+    independent = _independent_moments(target) if mixture is None else None
+    mixture = mixture or independent
     if mixture is None:
         x = _sample_target(target)
         mixture = Components(np.ones(1), x.mean(axis=0)[None], np.cov(x.T, bias=True)[None])
@@ -192,7 +196,28 @@ def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
         diagnostics = {"method": "moments of samples", "warnings": (warning,)}
     moments = moment_matched_normal(mixture)
     normal = nearest_normal(family, moments.locs[0], moments.covariances[0], rank)
-    return closed_form_fit(normal, measure(target, normal), {"method": "closed form"} | diagnostics)
+    # A covariance without correlations: KL is then a sum over the entries.
+    is_diagonal = independent is not None and family is families.MultivariateNormal
+    equal = (
+        nearest_normal(families.Independent, moments.locs[0], moments.covariances[0], None) if is_diagonal else normal
+    )
+    return closed_form_fit(normal, measure(target, equal), {"method": "closed form"} | diagnostics)
+
+
+def _independent_moments(target: Any) -> Components | None:
+    """The mean and the covariance of a target with independent entries, by quadrature; None for other targets."""
+    independent = resolve(target).family
+    if not isinstance(independent, families.Independent):
+        return None
+    densities = [component.density for component in components_of(independent)]
+    if any(density is None for density in densities):
+        return None
+    matched = [match_moments_of_target(families.Normal, density, {}) for density in densities if density is not None]
+    normals: list[Any] = [entry.member for entry in matched if entry is not None and entry.is_resolved]
+    if len(normals) < len(densities):
+        return None
+    loc, scale = (np.array([float(getattr(normal, name)) for normal in normals]) for name in ("loc", "scale"))
+    return Components(np.ones(1), loc[None], np.diag(scale**2)[None])
 
 
 def is_normal(target: Any) -> bool:

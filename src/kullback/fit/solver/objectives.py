@@ -20,6 +20,7 @@ from kullback.densities.integrand import terms
 from kullback.densities.nodes import Nodes, line_nodes
 from kullback.discrete.power_divergences import alpha_family
 from kullback.errors import ParameterError, SupportError
+from kullback.families import Distribution
 from kullback.fit.solver.parametrisation import FamilyParametrisation
 from kullback.fit.solver.trust_region import Objective, QuadraticModel, fisher_basis, infinite_model
 from kullback.numerics.arrays import Array
@@ -40,19 +41,27 @@ _QUADRATURES = 100  # of an adaptive integral, relative to the sum over fixed no
 # The alpha-divergence to a target
 
 
-def univariate_objective(parametrisation: FamilyParametrisation, target: Density, *, alpha: float) -> Objective:
+def univariate_objective(
+    parametrisation: FamilyParametrisation,
+    target: Density,
+    *,
+    alpha: float,
+    divergence: Callable[[Distribution], float] | None = None,
+) -> Objective:
     """The alpha-divergence between a target and the members of a univariate family.
 
     Args:
         parametrisation: The coordinates of the family.
         target: The density of the target.
         alpha: The order: KL(target || member) at 1, KL(member || target) at 0.
+        divergence: The divergence of a member, which replaces sums over nodes that several members share; None for
+            these sums.
     """
     family = parametrisation.family
     # The nodes of a member do not resolve the ends of the support, or the kink of the density, of another member.
     has_moving_singularities = has_moving_support(family) or issubclass(family, families.Laplace)
-    if has_moving_singularities:
-        return _RemeshedObjective(parametrisation, target, alpha)
+    if divergence is not None or has_moving_singularities:
+        return _RemeshedObjective(parametrisation, target, alpha, divergence)
     if alpha in (0, 1) and family in _STANDARD_SCORES:
         return _LocationScaleObjective(parametrisation, target, alpha)
     return _SharedNodesObjective(parametrisation, target, alpha)
@@ -85,11 +94,19 @@ class _SharedNodesObjective:
 
 @dataclass(frozen=True)
 class _RemeshedObjective:
-    """The alpha-divergence of families with moving singularities: each neighbour is integrated on separate nodes."""
+    """The alpha-divergence of families with moving singularities: each neighbour is integrated on separate nodes.
+
+    Args:
+        parametrisation: The coordinates of the family.
+        target: The density of the target.
+        alpha: The order.
+        given: The divergence of a member; None for integrals of the densities.
+    """
 
     parametrisation: FamilyParametrisation
     target: Density
     alpha: float
+    given: Callable[[Distribution], float] | None = None
 
     def quadratic_model(self, vector: Array) -> QuadraticModel:
         center = _member_density(self.parametrisation, vector)
@@ -99,7 +116,7 @@ class _RemeshedObjective:
         nodes = Nodes(*(part[inside] for part in (nodes.origin, nodes.offset, nodes.log_weight)))
 
         def value(vectors: Array) -> Array:
-            return np.asarray([self._divergence(_member_density(self.parametrisation, v)) for v in vectors])
+            return np.asarray([self._divergence(v) for v in vectors])
 
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_smooth_density(self.parametrisation, v)) for v in vectors])
@@ -108,7 +125,10 @@ class _RemeshedObjective:
         local = _LocalObjective(value, log_prob, np.exp(nodes.log_mass(center)), scales, _QUADRATURES)
         return _finite_difference_model(local, vector)
 
-    def _divergence(self, member: Density) -> float:
+    def _divergence(self, vector: Array) -> float:
+        if self.given is not None:
+            return self.given(self.parametrisation.to_distribution(vector))
+        member = _member_density(self.parametrisation, vector)
         pair = (self.target, member) if self.alpha > 0 else (member, self.target)
         if 0 < self.alpha < 1:
             nodes = line_nodes(*pair)
