@@ -31,7 +31,9 @@ def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> An
     def run_recipe(recipe: str, rows: list[dict[str, Any]], *words: str, model: Path = tiny_model) -> int:
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         common = ["train", recipe, "--model", str(model), "--output", "run", "--steps", "1", *BATCH]
-        if recipe == "grpo":
+        if recipe == "distill":
+            common += ["--teacher", str(model), "--prompts", "rows.jsonl", "--set", "max_completion_length=3"]
+        elif recipe in ("grpo", "rloo"):
             common += ["--prompts", "rows.jsonl", "--reward", "sizes:size", "--set", "num_generations=2"]
             common += ["--set", "max_completion_length=3"]
         else:
@@ -145,3 +147,16 @@ def test_training_that_ends_early_without_an_error_is_refused() -> None:
         require_all_steps(Trainer(), 3, interrupts)
     interrupts.requested = True
     require_all_steps(Trainer(), 3, interrupts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"), [("grpo", ()), ("rloo", ()), ("distill", ()), ("distill", ("--off-policy",))]
+)
+def test_arguments_of_the_chat_template_are_used_wherever_prompts_are_encoded(
+    recipe: str, words: tuple[str, ...], run: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """In training, in the checks and in the evaluations: the template of this model fails without them."""
+    template = "{% if x is not defined %}{{ raise_exception('x is missing') }}{% endif %}{{ x }}" + TEMPLATE
+    model = with_chat_template(tiny_model, tmp_path / "chat", template)
+    settings = ("--set", 'chat_template_kwargs={"x": 7}')
+    assert run(recipe, [CHAT] * 4, *words, *settings, model=model) == 0

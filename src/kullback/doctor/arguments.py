@@ -143,6 +143,7 @@ def require_options(
     *,
     tokenizer: Any,
     ref_tokenizer: Any,
+    chat_template_kwargs: Any,
     autocast: Any,
     optimizer: Any,
     penalty: Any,
@@ -156,6 +157,8 @@ def require_options(
         _require_tokenizer(name, value)
     if ref_tokenizer is not None and tokenizer is None:
         raise InputError("expected tokenizer beside ref_tokenizer, got None; pass the tokenizer of the policy")
+    if not isinstance(chat_template_kwargs, Mapping | None):
+        raise InputError(f"expected chat_template_kwargs to be a mapping or None, got {shown(chat_template_kwargs)}")
     if autocast is not None and not (isinstance(autocast, torch.dtype) and autocast in _PRECISIONS):
         raise InputError(f"expected autocast to be torch.bfloat16, torch.float16 or None, got {shown(autocast)}")
     if optimizer is not None and not _are_parameter_groups(getattr(optimizer, "param_groups", None)):

@@ -35,6 +35,7 @@ def doctor(
     *,
     tokenizer: Any = None,
     ref_tokenizer: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     autocast: torch.dtype | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -63,6 +64,7 @@ def doctor(
         tokenizer: The tokenizer of the policy; None: texts, chat templates and the end of the completion mask, which
             depends on the end-of-sequence token, are not checked.
         ref_tokenizer: The tokenizer of the reference, if it has another.
+        chat_template_kwargs: Further arguments of the chat template with which the prompts were encoded.
         temperature: The sampling temperature, at which the KL is measured too.
         autocast: The dtype of the trainer's mixed precision; None: no autocast.
         optimizer: The optimizer of the policy; None: its parameters are not checked.
@@ -99,6 +101,7 @@ def doctor(
     require_options(
         tokenizer=tokenizer,
         ref_tokenizer=ref_tokenizer,
+        chat_template_kwargs=chat_template_kwargs,
         autocast=autocast,
         optimizer=optimizer,
         penalty=penalty,
@@ -121,7 +124,7 @@ def doctor(
         completions = replace(completions, mask=completions.mask & up_to_eos(completions.tokens, eos))
     findings += check_trained_weights(policy, reference, optimizer)
     subset = completions.subset()
-    findings += check_tokens(subset, tokenizer, ref_tokenizer)
+    findings += check_tokens(subset, tokenizer, ref_tokenizer, chat_template_kwargs)
     findings += check_vocabularies(policy, reference, subset, tokenizer)
     if penalty is not None:
         log_prob = torch.zeros(batch["completion_ids"].shape) - 1.0

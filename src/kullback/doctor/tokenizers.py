@@ -1,5 +1,6 @@
 """Checks of the tokenizers, the chat templates and the vocabularies of a policy and its reference."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from kullback.doctor.finding import Finding
@@ -15,7 +16,12 @@ __all__ = [
 ]
 
 
-def check_tokens(batch: CompletionBatch, tokenizer: Any, ref_tokenizer: Any) -> list[Finding]:
+def check_tokens(
+    batch: CompletionBatch,
+    tokenizer: Any,
+    ref_tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[Finding]:
     """Check that the prompts follow the chat template, and that policy and reference have one tokenizer and template.
 
     Runs `check_beginning_of_sequence`, `check_generation_prompt`, `check_tokenizers` and `check_chat_templates`.
@@ -24,13 +30,15 @@ def check_tokens(batch: CompletionBatch, tokenizer: Any, ref_tokenizer: Any) -> 
         batch: The prompts with their completions.
         tokenizer: The tokenizer of the policy; None: nothing is checked.
         ref_tokenizer: The tokenizer of the reference; None: only the prompts are checked.
+        chat_template_kwargs: Further arguments of the chat template with which the prompts were encoded.
 
     Returns:
         Findings named `chat-template` or `tokenizer`.
     """
     if tokenizer is None or not len(batch.ids):
         return []
-    findings = check_beginning_of_sequence(batch, tokenizer) + check_generation_prompt(batch, tokenizer)
+    findings = check_beginning_of_sequence(batch, tokenizer)
+    findings += check_generation_prompt(batch, tokenizer, chat_template_kwargs)
     if ref_tokenizer is not None:
         findings += check_tokenizers(tokenizer, ref_tokenizer) + check_chat_templates(tokenizer, ref_tokenizer)
     return findings
@@ -105,7 +113,9 @@ def check_beginning_of_sequence(batch: CompletionBatch, tokenizer: Any) -> list[
     return [Finding("chat-template", "error", cause, remedy, evidence)]
 
 
-def check_generation_prompt(batch: CompletionBatch, tokenizer: Any) -> list[Finding]:
+def check_generation_prompt(
+    batch: CompletionBatch, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[Finding]:
     """Check that prompts end with the tokens that the chat template writes before an answer.
 
     Criterion: at least one prompt ends with these tokens, if the tokenizer has a template that writes any.
@@ -113,11 +123,12 @@ def check_generation_prompt(batch: CompletionBatch, tokenizer: Any) -> list[Find
     Args:
         batch: The prompts with their completions.
         tokenizer: The tokenizer of the policy.
+        chat_template_kwargs: Further arguments of the chat template with which the prompts were encoded.
 
     Returns:
         `chat-template` (warning), or nothing.
     """
-    if not tokenizer.chat_template or not (ending := _generation_prompt(tokenizer)):
+    if not tokenizer.chat_template or not (ending := _generation_prompt(tokenizer, chat_template_kwargs or {})):
         return []
     prompts = _prompts(batch)
     if any(ids[-len(ending) :] == ending for ids in prompts):
@@ -138,11 +149,11 @@ def _prompts(batch: CompletionBatch) -> list[list[int]]:
     return [ids[:width][mask.bool()].tolist() for ids, mask in zip(batch.ids, batch.prompt_mask, strict=True)]
 
 
-def _generation_prompt(tokenizer: Any) -> list[int]:
+def _generation_prompt(tokenizer: Any, settings: Mapping[str, Any]) -> list[int]:
     """The tokens that the chat template writes before an answer; empty if it writes none."""
     messages = [{"role": "user", "content": "1"}]
     without, with_prompt = (
-        tokenizer.apply_chat_template(messages, add_generation_prompt=add, return_dict=True)["input_ids"]
+        tokenizer.apply_chat_template(messages, add_generation_prompt=add, return_dict=True, **settings)["input_ids"]
         for add in (False, True)
     )
     return with_prompt[len(without) :] if with_prompt[: len(without)] == without else []

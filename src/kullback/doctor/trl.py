@@ -118,6 +118,7 @@ def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) 
             models.reference,
             {name: value for name, value in inputs.items() if name in BATCH_KEYS},  # versions of TRL add others
             tokenizer=getattr(grpo.processing_class, "tokenizer", grpo.processing_class),
+            chat_template_kwargs=grpo.chat_template_kwargs,
             temperature=grpo.temperature,
             autocast=torch.bfloat16 if grpo.args.bf16 else torch.float16 if grpo.args.fp16 else None,
             optimizer=None if is_copied else optimizer,

@@ -1,7 +1,7 @@
 """Language models of transformers: loading without pickles, hidden states, output heads, sampling and token KL."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -460,7 +460,13 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 @torch.no_grad()
 def sample(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Completions:
     """Sample one completion of each prompt from the full distribution of the model.
 
@@ -473,12 +479,18 @@ def sample(
         prompts: Texts, or lists of messages for the tokenizer's chat template.
         max_new_tokens: The maximum length of a completion in tokens.
         temperature: The divisor of the logits.
+        chat_template_kwargs: Further arguments of the chat template, as in TRL's settings.
     """
     if all(isinstance(prompt, str) for prompt in prompts):
         encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
     else:
         encoded = tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
+            list(prompts),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            padding=True,
+            return_dict=True,
+            **(chat_template_kwargs or {}),
         )
     encoded = encoded.to(model.device)
     attention = encoded["attention_mask"]

@@ -260,8 +260,9 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.off_policy:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        settings: Any = self.chat_template_kwargs
         return [
-            completion_tokens(self.processing_class, *given, ids)[: self.max_completion_length]
+            completion_tokens(self.processing_class, *given, ids, settings)[: self.max_completion_length]
             for given, ids in zip(self._given, prompt_ids, strict=True)
         ]
 
@@ -438,7 +439,13 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         return GKDTrainer.generate_on_policy_outputs(model, inputs, generation_config)
 
 
-def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: list[int]) -> list[int]:
+def completion_tokens(
+    tokenizer: Any,
+    prompt: Any,
+    completion: Any,
+    prompt_ids: list[int],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """The tokens of a given completion after its prompt.
 
     Args:
@@ -447,6 +454,7 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: 
         completion: A text, which the end-of-sequence token follows; or a list of messages, which end as in the chat
             template.
         prompt_ids: The tokens of the prompt.
+        chat_template_kwargs: Further arguments of the chat template.
 
     Raises:
         InputError: The chat template does not begin the conversation with the tokens of the prompt.
@@ -458,7 +466,9 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, prompt_ids: 
     """
     if isinstance(completion, str):
         return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    encoded = tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)["input_ids"]
+    messages = [*prompt, *completion]
+    settings = chat_template_kwargs or {}
+    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **settings)["input_ids"]
     length = len(prompt_ids)
     if encoded[:length] != list(prompt_ids) or len(encoded) == length:
         raise InputError(

@@ -193,7 +193,8 @@ def _train(plan: DistillPlan, run: RunDirectory, resume: bool, console: Console 
         teacher.resize_token_embeddings(sizes[0])
     require_finite_weights(student, step=0)
     limit = args.max_completion_length or 256
-    _require_rows_fit(plan, tokenizer, (student, teacher), limit)
+    template_kwargs: Any = args.chat_template_kwargs
+    _require_rows_fit(plan, tokenizer, (student, teacher), limit, template_kwargs)
     student.to(args.device)  # type: ignore[arg-type]
     with library_errors(ExactDistillationTrainer.__name__):
         trainer = ExactDistillationTrainer(
@@ -218,6 +219,7 @@ def _train(plan: DistillPlan, run: RunDirectory, resume: bool, console: Console 
         rank=args.process_index,
         processes=args.world_size,
         seed=plan.seed,
+        chat_template_kwargs=template_kwargs,
     )
     evaluate = _EvaluateRegularly(trainer, evaluation, run, plan.evaluate_every)
     if checkpoint is None:
@@ -288,15 +290,19 @@ class _EvaluateRegularly(TrainerCallback):
             self.measure(state.global_step)
 
 
-def _require_rows_fit(plan: DistillPlan, tokenizer: Any, models: Sequence[Any], limit: int) -> None:
+def _require_rows_fit(
+    plan: DistillPlan, tokenizer: Any, models: Sequence[Any], limit: int, settings: Mapping[str, Any] | None
+) -> None:
     """Raise InputError if a prompt with its completion is too long for a model, or cannot be encoded."""
     positions = min((count for model in models if (count := positions_of(model)) is not None), default=None)
     for option, rows in (("--prompts", plan.rows), ("--evaluate", plan.evaluation_rows)):
         if plan.off_policy and rows:
-            require_prompts_fit(rows, tokenizer, positions=None, max_new_tokens=0, option=option)
+            require_prompts_fit(
+                rows, tokenizer, positions=None, max_new_tokens=0, option=option, chat_template_kwargs=settings
+            )
             for number, row in enumerate(rows, start=1):
                 with messages_for(option, prefix=f"{option}, row {number}: "):
-                    prompt, completion = given_tokens(tokenizer, row)
+                    prompt, completion = given_tokens(tokenizer, row, settings)
                 length = len(prompt) + min(limit, len(completion))
                 if positions is not None and length > positions:
                     raise InputError(
@@ -304,7 +310,14 @@ def _require_rows_fit(plan: DistillPlan, tokenizer: Any, models: Sequence[Any], 
                         f"have {positions} positions; shorten them, or lower --set max_completion_length"
                     )
         else:
-            require_prompts_fit(rows, tokenizer, positions=positions, max_new_tokens=limit, option=option)
+            require_prompts_fit(
+                rows,
+                tokenizer,
+                positions=positions,
+                max_new_tokens=limit,
+                option=option,
+                chat_template_kwargs=settings,
+            )
 
 
 def _dataset(plan: DistillPlan) -> Dataset:

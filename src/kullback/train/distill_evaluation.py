@@ -1,6 +1,6 @@
 """Evaluation of a student: its divergence from the teacher and its entropy on a fixed set of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class DistillationEvaluation:
         rank: The index of this process. The prompts are divided among all processes.
         processes: The number of processes.
         seed: The seed of the sampling. The state of the global random number generators is not changed.
+        chat_template_kwargs: Further arguments of the tokenizer's chat template, as in training.
     """
 
     rows: Sequence[Row]
@@ -56,6 +57,7 @@ class DistillationEvaluation:
     rank: int = 0
     processes: int = 1
     seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def measure(self, student: Any, teacher: Any, *, step: int) -> tuple[Row, list[Row]]:
         """Evaluate the student in evaluation mode.
@@ -165,9 +167,14 @@ class DistillationEvaluation:
         if not self.off_policy:
             prompts = [row["prompt"] for row in rows]
             return sample(
-                student, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+                student,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                chat_template_kwargs=self.chat_template_kwargs,
             )
-        pairs = [given_tokens(self.tokenizer, row) for row in rows]
+        pairs = [given_tokens(self.tokenizer, row, self.chat_template_kwargs) for row in rows]
         prompts, given = ([torch.tensor(pair[i]) for pair in pairs] for i in (0, 1))
         given = [ids[: self.max_new_tokens] for ids in given]
         columns = []
@@ -185,12 +192,15 @@ class DistillationEvaluation:
         return Completions(ids, attention, columns[1][1].bool().to(student.device))
 
 
-def given_tokens(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
+def given_tokens(
+    tokenizer: Any, row: Row, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> tuple[list[int], list[int]]:
     """The tokens of a prompt, and the tokens of its given completion.
 
     Args:
         tokenizer: The tokenizer.
         row: A row with "prompt" and "completion", both text or both messages.
+        chat_template_kwargs: Further arguments of the chat template.
 
     Raises:
         InputError: The chat template does not begin the conversation with the tokens of the prompt.
@@ -199,10 +209,11 @@ def given_tokens(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
-    return ids, completion_tokens(tokenizer, prompt, row["completion"], ids)
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+        )
+        ids = encoded["input_ids"]
+    return ids, completion_tokens(tokenizer, prompt, row["completion"], ids, chat_template_kwargs)
 
 
 def _summary(results: Sequence[Row]) -> Row:

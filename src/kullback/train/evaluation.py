@@ -48,6 +48,7 @@ class Evaluation:
         rank: The index of this process. The prompts are divided among all processes.
         processes: The number of processes.
         seed: The seed of the sampling. The state of the global random number generators is not changed.
+        chat_template_kwargs: Further arguments of the tokenizer's chat template, as in training.
     """
 
     rows: Sequence[Row]
@@ -58,6 +59,7 @@ class Evaluation:
     rank: int = 0
     processes: int = 1
     seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +108,12 @@ class Evaluation:
         rows = [self.rows[index] for index in indices]
         prompts = [row["prompt"] for row in rows]
         completions = sample(
-            policy, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+            policy,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
         head, hidden = head_of(policy), last_hidden(policy, completions.ids, completions.attention)
         ref_head, ref_hidden = _reference_states(reference, completions)

@@ -231,6 +231,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     tokenizer, policy = load_tokenizer(plan.model), load_model(plan.model)
     require_finite_weights(policy, step=0)
+    template_kwargs: Any = args.chat_template_kwargs
     for option, rows in (("--prompts", plan.rows), ("--evaluate", plan.evaluation_rows)):
         require_prompts_fit(
             rows,
@@ -238,6 +239,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
             positions=positions_of(policy),
             max_new_tokens=args.max_completion_length or 256,
             option=option,
+            chat_template_kwargs=template_kwargs,
         )
     policy.to(args.device)  # type: ignore[arg-type]
     evaluation = Evaluation(
@@ -249,6 +251,7 @@ def _train(plan: GRPOPlan, run: RunDirectory, resume: bool, console: Console | N
         rank=args.process_index,
         processes=args.world_size,
         seed=plan.seed,
+        chat_template_kwargs=template_kwargs,
     )
     _require_enough_prompts(plan, args)
     dataset = _dataset(plan.rows)

@@ -1,6 +1,6 @@
 """Checks of prompts and examples with the tokenizer and the model that they are for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kullback.errors import InputError
@@ -40,7 +40,13 @@ def require_chat_template(rows: Sequence[Row], tokenizer: Any, option: str) -> N
 
 
 def require_prompts_fit(
-    rows: Sequence[Row], tokenizer: Any, *, positions: int | None, max_new_tokens: int, option: str
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    positions: int | None,
+    max_new_tokens: int,
+    option: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that every prompt can be encoded, and that a completion fits into the model's positions after it.
 
@@ -50,15 +56,17 @@ def require_prompts_fit(
         positions: The maximum length of a sequence, or None for no limit.
         max_new_tokens: The maximum length of a completion.
         option: The option that named the file of the prompts, for the message.
+        chat_template_kwargs: Further arguments of the chat template, as in training.
 
     Raises:
         InputError: The chat template rejects a prompt, a prompt has no token, or it is too long. The message gives the
             number of the row, counted from 1.
     """
     require_chat_template(rows, tokenizer, option)
+    settings = chat_template_kwargs or {}
     for start in range(0, len(rows), _BATCH):
         prompts = [row["prompt"] for row in rows[start : start + _BATCH]]
-        for number, length in enumerate(_lengths(prompts, tokenizer, start, option), start=start + 1):
+        for number, length in enumerate(_lengths(prompts, tokenizer, start, option, settings), start=start + 1):
             if length == 0:
                 raise InputError(f"{option}, row {number}: expected a prompt with a token, got none after tokenization")
             if positions is not None and length + max_new_tokens > positions:
@@ -69,14 +77,16 @@ def require_prompts_fit(
                 )
 
 
-def _lengths(prompts: Sequence[Any], tokenizer: Any, start: int, option: str) -> list[int]:
+def _lengths(prompts: Sequence[Any], tokenizer: Any, start: int, option: str, settings: Mapping[str, Any]) -> list[int]:
     """The number of tokens of each prompt, with the text that a chat template adds."""
     if isinstance(prompts[0], str):
         return [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     lengths = []
     for number, prompt in enumerate(prompts, start=start + 1):
         try:
-            encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+            encoded = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **settings
+            )
         except Exception as error:  # a template raises errors of jinja, and may raise others
             message = " ".join(str(error).split())
             raise InputError(f"{option}, row {number}: the chat template rejects the prompt: {message}") from error
