@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from kullback.errors import ArrayTypeError, ShapeError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.integrations.lightning import ForwardKL
 
 # Warnings of Lightning about PyTorch's tree utilities and about small data loaders.
@@ -126,3 +126,55 @@ def test_inputs_of_each_dtype_are_contexts() -> None:
     for given in (inputs, inputs.bfloat16(), inputs.half(), inputs.double(), inputs.clone().requires_grad_()):
         callback = ForwardKL([(given, classes)], log_prob=lambda _, batch: torch.zeros(len(batch[1])))
         assert callback.measure(Linear(2, 2, 1.0))["entropy_floor"] == pytest.approx(floor)
+
+
+def test_log_probabilities_of_half_precision_are_computed_in_float32() -> None:
+    """In bfloat16, a log-softmax has three digits, and the KL of a model near the optimum was negative."""
+    module = Linear(2, 3, 0.1)
+    with torch.no_grad():
+        module.layer.weight.copy_(torch.tensor([[math.log(2), 0.0], [0.0, 0.0], [-9.0, 9.0]]))
+    module.bfloat16()
+    inputs = torch.eye(2).repeat_interleave(3, dim=0).bfloat16()
+    classes = torch.tensor([0, 0, 1, 2, 2, 2])
+    values = ForwardKL([(inputs, classes)]).measure(module)
+    logits = module(inputs).detach().double()
+    assert values["cross_entropy"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, classes)), rel=1e-6)
+    assert values["forward_kl"] > 0
+
+
+def test_examples_of_class_minus_100_are_not_counted() -> None:
+    module = Linear(2, 3, 0.1)
+    inputs, classes = torch.eye(2)[[0, 0, 0, 1]], torch.tensor([0, 1, -100, -100])
+    values = ForwardKL([(inputs, classes)]).measure(module)
+    expected = float(torch.nn.functional.cross_entropy(module(inputs).detach(), classes))
+    assert values["cross_entropy"] == pytest.approx(expected, rel=1e-6)
+    assert values["entropy_floor"] == pytest.approx(math.log(2))
+    narrow = ForwardKL([(inputs, torch.tensor([0, 1, 2, 2], dtype=torch.uint8))]).measure(module)
+    wide = ForwardKL([(inputs, torch.tensor([0, 1, 2, 2]))]).measure(module)
+    assert narrow == wide
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "message"),
+    [
+        ([0.0, 1.0], ArrayTypeError, "whole numbers as classes, got torch.float32"),
+        ([[1, 0], [0, 1]], ShapeError, "one class for each example"),
+        ([0, 3], ShapeError, "classes from 0 to 2"),
+        ([0, -1], ShapeError, "classes from 0 to 2"),
+    ],
+)
+def test_classes_that_are_none_are_refused(classes: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ForwardKL([(torch.eye(2), torch.tensor(classes))]).measure(Linear(2, 3, 0.1))
+
+
+def test_inputs_of_other_shapes_are_other_contexts() -> None:
+    batches = [(torch.zeros(1, 2, 3), torch.tensor([0])), (torch.zeros(1, 3, 2), torch.tensor([1]))]
+    values = ForwardKL(batches, log_prob=lambda _module, _batch: torch.tensor([-0.1])).measure(Linear(2, 3, 0.1))
+    assert values["entropy_floor"] == 0
+
+
+def test_log_probabilities_above_0_are_refused() -> None:
+    callback = ForwardKL([(torch.eye(2), torch.tensor([0, 1]))], log_prob=lambda _module, _batch: torch.ones(2))
+    with pytest.raises(SupportError, match="at most 0, got 1.0"):
+        callback.measure(Linear(2, 3, 0.1))

@@ -1,6 +1,7 @@
 """A callback for Lightning that logs forward KL and the entropy floor of a cross-entropy loss."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from typing import Any
 
 from kullback.errors import MissingDependencyError
@@ -15,18 +16,42 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from kullback.errors import ArrayTypeError, ShapeError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.arrays import as_numpy
 from kullback.samples.clustered_mean import kl_per_token
 from kullback.tokens.entropy_floor import EmpiricalConditional
 
 __all__ = ["ForwardKL"]
 
+_IGNORED = -100  # the class of examples that torch.nn.functional.cross_entropy ignores
+
 
 def _log_prob(module: LightningModule, batch: Any) -> Tensor:
-    """The log-probability of each example's class, from the logits that the module returns."""
+    """The log-probability of each example's class, from the logits that the module returns.
+
+    Raises:
+        ArrayTypeError: The classes are not whole numbers.
+        ShapeError: The classes or the logits have another shape, or a class is outside of the logits.
+    """
     inputs, classes = batch
-    return module(inputs).log_softmax(-1).gather(-1, classes[:, None])[:, 0]
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise ArrayTypeError(f"expected whole numbers as classes, got {classes.dtype}; pass log_prob for other targets")
+    logits = module(inputs)
+    if classes.ndim != 1 or logits.ndim != 2 or len(logits) != len(classes):
+        raise ShapeError(
+            f"expected logits of shape (examples, classes) and one class for each example, got shapes "
+            f"{tuple(logits.shape)} and {tuple(classes.shape)}; pass log_prob for other modules"
+        )
+    classes = classes.long().where(classes != _IGNORED, 0)
+    outside = (classes < 0) | (classes >= logits.shape[-1])
+    if bool(outside.any()):
+        raise ShapeError(
+            f"expected classes from 0 to {logits.shape[-1] - 1}, as many as the module has logits, got "
+            f"{int(classes[outside][0])}"
+        )
+    # A log-softmax in half precision would be rounded to three digits.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    return logits.log_softmax(-1).gather(-1, classes[:, None])[:, 0]
 
 
 def _require_pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -45,12 +70,12 @@ def _require_pair(batch: Any) -> tuple[Tensor, Tensor]:
     return inputs, classes
 
 
-def _as_key(example: Tensor) -> bytes:
-    """The bytes of an input, which are equal for equal inputs."""
+def _as_key(example: Tensor) -> tuple[tuple[int, ...], bytes]:
+    """The shape and the bytes of an input, which are equal for equal inputs."""
     example = example.detach().cpu()
     if example.is_floating_point() or example.is_complex():
         example = example + 0.0  # -0.0 becomes 0.0
-    return as_numpy(example).tobytes()
+    return tuple(example.shape), as_numpy(example).tobytes()
 
 
 class ForwardKL(Callback):
@@ -64,7 +89,8 @@ class ForwardKL(Callback):
 
     These keys are logged at the end of every training epoch, in nats per example unless stated otherwise:
     `forward_kl/cross_entropy`, `forward_kl/entropy_floor`, `forward_kl/forward_kl`, `forward_kl/forward_kl_std_error`
-    and `forward_kl/contexts_seen_once`, the fraction of examples whose input occurs once.
+    and `forward_kl/contexts_seen_once`, the fraction of examples whose input occurs once. Examples of class -100 are
+    not counted, as in PyTorch's cross-entropy.
 
     Args:
         batches: The examples to evaluate on, as batches of (inputs, classes) in a fixed order, for example a DataLoader
@@ -122,6 +148,7 @@ class ForwardKL(Callback):
         Raises:
             ArrayTypeError: The batches are not pairs of tensors.
             ShapeError: `log_prob` does not return one number per example, or there are no examples.
+            SupportError: `log_prob` returns a number above 0.
         """
         empirical, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training
@@ -131,17 +158,22 @@ class ForwardKL(Callback):
                 inputs, classes = _require_pair(batch)
                 with torch.no_grad():
                     values = -self.log_prob(module, [part.to(module.device) for part in batch]).double()
-                if values.shape != classes.shape:
+                if classes.ndim != 1 or values.shape != classes.shape:
                     raise ShapeError(
-                        f"expected log_prob of shape {tuple(classes.shape)}, one value per example, got "
+                        f"expected log_prob of shape ({len(classes)},), one value per example, got "
                         f"{tuple(values.shape)}"
                     )
-                surprises += values.tolist()
-                pairs += zip(map(_as_key, inputs), classes.tolist(), strict=True)
+                if bool((values < -1e-6).any()):
+                    raise SupportError(
+                        f"expected log_prob to return log-probabilities, which are at most 0, got {-float(values.min())}"
+                    )
+                counted = (classes != _IGNORED).tolist()
+                surprises += compress(values.tolist(), counted)
+                pairs += compress(zip(map(_as_key, inputs), classes.tolist(), strict=True), counted)
         finally:
             module.train(mode)
         if not pairs:
-            raise ShapeError("expected at least one example in batches, got none")
+            raise ShapeError("expected at least one example with a class in batches, got none")
         for pair in pairs:
             empirical.add(*pair)
         floor = empirical.floor()
