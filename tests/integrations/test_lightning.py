@@ -176,5 +176,5 @@ def test_inputs_of_other_shapes_are_other_contexts() -> None:
 
 def test_log_probabilities_above_0_are_refused() -> None:
     callback = ForwardKL([(torch.eye(2), torch.tensor([0, 1]))], log_prob=lambda _module, _batch: torch.ones(2))
-    with pytest.raises(SupportError, match="at most 0, got 1.0"):
+    with pytest.raises(SupportError, match=r"at most 0, got 1\.0"):
         callback.measure(Linear(2, 3, 0.1))

@@ -550,6 +550,13 @@ def sums_of_models(result: Mapping[str, Any], key: str) -> dict[str, DocumentSum
     Raises:
         KeyError: A model has no name, or no sums of this key.
         TypeError: The result is not of the form of a result.json.
+
+    Example:
+        >>> sums = DocumentSums({"kl": "nats per token"})
+        >>> sums.add(0, {"kl": [0.1, 0.2]})
+        >>> model = {"name": "mine", "kl_by_document": sums.state()}
+        >>> sums_of_models({"models": [model]}, "kl_by_document")["mine"].tokens
+        2
     """
     return {str(model["name"]): DocumentSums.from_state(model[key]) for model in result["models"]}
 

@@ -165,7 +165,7 @@ class ForwardKL(Callback):
                     )
                 if bool((values < -1e-6).any()):
                     raise SupportError(
-                        f"expected log_prob to return log-probabilities, which are at most 0, got {-float(values.min())}"
+                        f"expected log_prob to return numbers that are at most 0, got {-float(values.min())}"
                     )
                 counted = (classes != _IGNORED).tolist()
                 surprises += compress(values.tolist(), counted)

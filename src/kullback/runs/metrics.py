@@ -23,6 +23,9 @@ __all__ = [
 
 Trainer = Literal["grpo", "ppo", "sft", "distill", "vae", "demo"]
 _BOTH = "metrics.jsonl, evaluations.jsonl"
+_OF_MICRO_BATCHES = (
+    " In metrics.jsonl, TRL gives the means of all micro-batches and processes equal weights, whatever their lengths."
+)
 _METRICS, _EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 
@@ -135,7 +138,7 @@ METRICS: tuple[Metric, ...] = (
         "grpo",
         _BOTH,
         "nats/token",
-        "Mean over completion tokens of the entropy of the policy's next-token distribution.",
+        "Mean over completion tokens of the entropy of the policy's next-token distribution." + _OF_MICRO_BATCHES,
     ),
     Metric(
         "repetition",
@@ -253,9 +256,27 @@ METRICS: tuple[Metric, ...] = (
     Metric("seconds", "ppo", _METRICS, "s", "Time since the start of the run, without interruptions."),
     # Supervised fine-tuning
     Metric("step", "sft", _BOTH, "steps", "The number of optimizer steps."),
-    Metric("loss", "sft", _METRICS, "nats/token", "Cross-entropy of the batch."),
-    Metric("entropy", "sft", _METRICS, "nats/token", "Mean entropy of the model's next-token distribution."),
-    Metric("accuracy", "sft", _METRICS, "fraction", "Fraction of tokens that are the most probable next token."),
+    Metric(
+        "loss",
+        "sft",
+        _METRICS,
+        "nats/token",
+        "The loss of TRL's SFTTrainer: the cross-entropy of the batch without loss_type and label_smoothing_factor.",
+    ),
+    Metric(
+        "entropy",
+        "sft",
+        _METRICS,
+        "nats/token",
+        "Mean entropy of the model's next-token distribution." + _OF_MICRO_BATCHES,
+    ),
+    Metric(
+        "accuracy",
+        "sft",
+        _METRICS,
+        "fraction",
+        "Fraction of tokens that are the most probable next token." + _OF_MICRO_BATCHES,
+    ),
     Metric("learning_rate", "sft", _METRICS, "1/step", "The learning rate of the optimizer."),
     Metric("gradient_norm", "sft", _METRICS, "loss/weight", "Euclidean norm of the gradient before clipping."),
     Metric("seconds", "sft", _METRICS, "s", "Time since the start of the run, without interruptions."),
@@ -344,7 +365,7 @@ METRICS: tuple[Metric, ...] = (
         "distill",
         _BOTH,
         "nats/token",
-        "Mean over completion tokens of the entropy of the student's next-token distribution.",
+        "Mean over completion tokens of the entropy of the student's next-token distribution." + _OF_MICRO_BATCHES,
     ),
     Metric(
         "completion_length",
