@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import rel_entr
 
 from kullback.errors import KullbackError, LabelError
 from kullback.samples.counts import kl_counts
@@ -85,3 +86,42 @@ def test_counts_with_labels_are_matched_by_label() -> None:
     assert kl_counts(*counts).value == kl_counts(*(count.sort_index() for count in counts)).value
     with pytest.raises(LabelError, match="'x' is missing"):
         kl_counts(p, q.drop("x"))
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "size"),
+    [
+        ([*[0.12] * 8, 0.039, 0.001], [*[0.12] * 8, 0.04 - 1e-9, 1e-9], 1000),  # often without the last event
+        ([*[0.12] * 8, 0.037, 0.003], [*[0.12] * 8, 0.04 - 1e-9, 1e-9], 1000),
+        ([0.99, 0.01], [0.999, 0.001], 1000),
+    ],
+)
+def test_a_rare_event_with_most_of_the_kl_makes_the_interval_unreliable(p, q, size):
+    """Of 600 intervals of each case, 69%, 84% and 86% contain the KL."""
+    rng = np.random.default_rng(0)
+    estimates = [kl_counts(rng.multinomial(size, p), q=q) for _ in range(100)]
+    assert {estimate.status for estimate in estimates} == {"unreliable"}
+    assert all("collect more observations" in estimate.warnings[0] for estimate in estimates)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [([0.3, 0.5, 0.2], [0.45, 0.4, 0.15]), ([0.9, 0.05, 0.05], [0.8, 0.15, 0.05]), ([0.05] * 20, [0.05] * 20)],
+)
+def test_other_intervals_contain_the_kl(p, q, known):
+    rng = np.random.default_rng(0)
+    exact = float(rel_entr(p, q).sum())
+    estimates = [
+        kl_counts(x, q=q) if known else kl_counts(x, rng.multinomial(2000, q)) for x in rng.multinomial(2000, p, 300)
+    ]
+    assert {estimate.status for estimate in estimates} == {"estimated"}
+    assert np.mean([low <= exact <= high for low, high in (estimate.interval for estimate in estimates)]) > 0.92
+
+
+def test_the_lower_end_with_few_counts_for_each_of_many_events_is_0():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.full(1000, 0.5)), np.full(1000, 1e-3)
+    estimate = kl_counts(rng.multinomial(1000, p), rng.multinomial(1000, q))
+    assert estimate.value == np.inf
+    assert estimate.interval == (0.0, np.inf)

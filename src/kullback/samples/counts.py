@@ -1,8 +1,10 @@
 """Estimate of KL(p || q) from counts of events, with a confidence interval."""
 
 from math import inf, sqrt
+from typing import NamedTuple
 
 import numpy as np
+from scipy import special, stats
 
 from kullback.discrete.kl import kl_probs
 from kullback.errors import ShapeError, SupportError
@@ -14,6 +16,7 @@ from kullback.result import Estimate
 __all__ = ["kl_counts"]
 
 _SMALL_COUNT = 5  # the expected count below which the chi-square approximation is considered inaccurate (Cochran, 1954)
+_LARGEST_SKEWNESS = 0.2  # of the estimate: 25 times the squared skewness of one observation, per observation
 
 
 def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: ArrayLike | None = None) -> Estimate:
@@ -35,8 +38,10 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
     Returns:
         An `Estimate` in nats. Its value is `inf` if an event that was observed under p was not observed under q, or
         has probability 0: the status is then "unreliable" for counts of q, because q may be positive there, and the
-        lower end of the interval is an estimate after such events were merged with others, which reduces KL. The status
-        is "unreliable", too, if more than a fifth of the events have counts below 5.
+        lower end of the interval is an estimate after such events were merged with others, which reduces KL, or 0 if
+        more than a fifth of the merged events have counts below 5. The status is "unreliable", too, if more than a
+        fifth of the events have counts below 5, if an event that is rare under p and much rarer under q could add more
+        than the interval, and if the skewness of the estimate is above 0.2.
 
     Raises:
         ShapeError: The counts are not vectors of equal length.
@@ -79,23 +84,19 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
             + (f", and {len(missing) - 1} others" if len(missing) > 1 else "")
             + "; the estimate is inf, but q may be positive there"
         )
-        low = _estimate(*_merged(x, y), size_p, size_q)[2]
+        merged = _merged(x, y)
+        few, events = _small_counts(*merged, size_q)
+        # With few counts for each event, the estimate of the merged events is far above their KL.
+        low = 0.0 if 5 * few > events else _estimate(*merged, size_p, size_q).low
         return Estimate(inf, count=count, method=method, interval=(low, inf), status="unreliable", warnings=(warning,))
-    value, std_error, low, high = _estimate(x, y, size_p, size_q)
-    observed = (x > 0) | (y > 0)
-    expected = np.minimum(x, y if q_counts is not None else inf)[observed]
-    small = int((expected < _SMALL_COUNT).sum())
-    warnings = (
-        (f"{small} of {len(expected)} events have counts below {_SMALL_COUNT}; collect more observations",)
-        if 5 * small > len(expected)
-        else ()
-    )
+    estimate = _estimate(x, y, size_p, size_q)
+    warnings = _warnings(x, y, size_p, size_q, estimate)
     return Estimate(
-        value,
-        std_error=std_error,
+        estimate.value,
+        std_error=estimate.std_error,
         count=count,
         method=method,
-        interval=(low, high),
+        interval=(estimate.low, estimate.high),
         status="unreliable" if warnings else "estimated",
         warnings=warnings,
     )
@@ -121,7 +122,47 @@ def _merged(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.append(x[rest], x[first].sum()), np.append(y[rest], y[first].sum())
 
 
-def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> tuple[float, float, float, float]:
+class _CountEstimate(NamedTuple):
+    """The estimate, its standard error, the ends of its interval, and its skewness."""
+
+    value: float
+    std_error: float
+    low: float
+    high: float
+    skewness: float
+
+
+def _small_counts(x: np.ndarray, y: np.ndarray, size_q: float) -> tuple[int, int]:
+    """The number of observed events with small counts, and the number of observed events."""
+    counts = np.minimum(x, y if size_q < inf else inf)[(x > 0) | (y > 0)]
+    return int((counts < _SMALL_COUNT).sum()), len(counts)
+
+
+def _warnings(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float, estimate: _CountEstimate) -> tuple[str, ...]:
+    """Reasons why the interval may not contain the KL in 95% of the cases; empty if none is known."""
+    small, events = _small_counts(x, y, size_q)
+    if 5 * small > events:
+        return (f"{small} of {events} events have counts below {_SMALL_COUNT}; collect more observations",)
+    # An event that is rare under p, and much rarer under q, can have most of the KL.
+    f, g = x / x.sum(), y / y.sum()
+    largest = np.minimum(stats.chi2.ppf(0.975, 2 * (x + 1)) / (2 * size_p), 1.0)  # of the share of each event
+    rare = (x < _SMALL_COUNT) & (g > 0) & (g * size_p < 1) & (largest > g)
+    with np.errstate(divide="ignore"):
+        change = np.where(rare, special.xlogy(largest, largest) - special.xlogy(f, f) - (largest - f) * np.log(g), 0.0)
+    if change.max() > estimate.high - estimate.value:
+        event = int(change.argmax())
+        return (
+            f"the event {event} was observed {x[event]:.0f} times under p, and its probability under q is "
+            f"{g[event]:.2g}: more observations could add {change[event]:.2g} nats; collect more observations",
+        )
+    if abs(estimate.skewness) > _LARGEST_SKEWNESS:
+        return (
+            f"the distribution of the estimate has a skewness of {estimate.skewness:.2g}; collect more observations",
+        )
+    return ()
+
+
+def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _CountEstimate:
     """The estimate, its standard error and the ends of its interval, for y > 0 where x > 0."""
     observed = (x > 0) | (y > 0)
     f, g = x[observed] / x.sum(), y[observed] / y.sum()
@@ -138,4 +179,6 @@ def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> tup
     root_error = 1.96 * sqrt((1 / size_p + 1 / size_q) / 2)
     low = min(corrected - 1.96 * std_error, max(0.0, sqrt(value) - root_error) ** 2)
     high = max(corrected + 1.96 * std_error, (sqrt(value) + root_error) ** 2)
-    return value, std_error, max(0.0, low), high
+    third = float((f[positive] * (log_ratio - (f[positive] * log_ratio).sum()) ** 3).sum()) / size_p**2
+    third -= float((g * (ratio - 1) ** 3).sum()) / size_q**2
+    return _CountEstimate(value, std_error, max(0.0, low), high, third / variance**1.5 if variance > 0 else 0.0)
