@@ -1,8 +1,11 @@
 """Comparisons with models behind servers: bounds of the exact KL, an unbiased estimate, and one line for each error."""
 
 import json
+import math
 import random
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -437,3 +440,76 @@ def test_confident_positions_have_an_upper_bound_and_the_mass_that_is_not_stated
         assert true - 1e-6 <= upper <= true + 1e-3 + 60 * float(1 - p[ids].exp().sum())
         stated = endpoint._stated_tokens([position])
         assert endpoint._tail(stated, position, None) == pytest.approx(float(1 - p[ids].exp().sum()), abs=2e-6)
+
+
+def test_a_reply_that_arrives_byte_by_byte_ends_at_the_timeout(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The timeout of a socket begins again with each byte."""
+    (tmp_path / "a.txt").write_text("12+34=46")
+    is_over = threading.Event()
+
+    def send_slowly(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not is_over.wait(0.05):
+                connection.sendall(b" ")
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        thread = threading.Thread(target=send_slowly, args=(server,))
+        thread.start()
+        name = f"openai:http://127.0.0.1:{server.getsockname()[1]}/v1#tiny"
+        words = ["compare", str(tiny_model), name, "--text", str(tmp_path / "a.txt"), "--timeout", "0.4"]
+        start = time.monotonic()
+        assert main(words) == 2
+        assert time.monotonic() - start < 30
+        is_over.set()
+        thread.join()
+    assert "no reply within 0.4 s" in capsys.readouterr().err
+
+
+def _foreign(entry: dict[str, Any]) -> None:
+    entry["top_logprobs"] = [
+        row and {f"word{i}": v for i, v in enumerate(row.values())} for row in entry["top_logprobs"]
+    ]
+
+
+def _contradiction(entry: dict[str, Any]) -> None:
+    entry["token_logprobs"] = [None, *(value - 0.5 for value in entry["token_logprobs"][1:])]
+
+
+def _all_infinite(entry: dict[str, Any]) -> None:
+    entry["top_logprobs"] = [row and dict.fromkeys(row, -math.inf) for row in entry["top_logprobs"]]
+
+
+def _short(entry: dict[str, Any]) -> None:
+    for key in ("tokens", "token_logprobs", "top_logprobs"):
+        entry[key] = entry[key][:-2]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_foreign, "texts is one; the server has another vocabulary"),
+        (_contradiction, "got two log-probabilities"),
+        (_all_infinite, "of position 1 that are all -inf"),
+        (_short, "tokens for a prompt of"),
+    ],
+)
+def test_replies_that_contradict_themselves_or_the_tokenizer_are_refused(
+    tiny_model: Path, changed: Path, texts: list[str], change: Any, expected: str
+) -> None:
+    with serve(changed, "openai") as server:
+
+        def broken(body: dict[str, Any]) -> tuple[int, Any]:
+            status, reply = server.reply(body)
+            if status == 200 and body.get("echo"):
+                change(reply["choices"][0]["logprobs"])
+            return status, reply
+
+        server.broken = broken
+        with pytest.raises(InputError, match=expected):
+            compare_with_endpoint(str(tiny_model), [name_of(server)], text=texts[:2], sampled_positions=0)

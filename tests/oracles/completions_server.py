@@ -51,7 +51,10 @@ class CompletionsServer(ThreadingHTTPServer):
         with self.lock:
             table = self.log_probs(ids)
             drawn = int(torch.multinomial(table[-1].exp(), 1, generator=self.generator))
-        return 200, getattr(self, f"_{self.kind.replace('-', '_')}")(body, ids, table, drawn)
+        try:
+            return 200, getattr(self, f"_{self.kind.replace('-', '_')}")(body, ids, table, drawn)
+        except _RefusedError as error:
+            return 400, {"error": {"code": 400, "message": str(error)}}
 
     def _vllm(self, body: dict[str, Any], ids: list[int], table: torch.Tensor, drawn: int) -> Any:
         choice: dict[str, Any] = {"index": 0, "text": self.tokenizer.decode([drawn]), "logprobs": None}
@@ -145,10 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.server.broken is not None:
             status, reply = self.server.broken(body)
         else:
-            try:
-                status, reply = self.server.reply(body)
-            except _RefusedError as error:
-                status, reply = 400, {"error": {"code": 400, "message": str(error)}}
+            status, reply = self.server.reply(body)
         content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
         if status in (301, 302, 307):

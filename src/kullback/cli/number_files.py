@@ -678,7 +678,7 @@ def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
         raise MissingDependencyError(f"{text}: reading Parquet files requires pyarrow: pip install pyarrow") from error
     try:
         source = stream if stream.seekable() else io.BytesIO(stream.read())
-        table = pyarrow.parquet.read_table(source)
+        table = pyarrow.parquet.read_table(source, use_threads=False, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{text}: expected a Parquet file: {error}") from error
     index = [one for one in (table.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(one, str)]

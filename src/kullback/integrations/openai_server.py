@@ -20,6 +20,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +32,8 @@ __all__ = ["SCHEME", "Position", "Server", "is_endpoint", "parse_endpoint"]
 SCHEME = "openai:"
 
 _ROUNDING_OF_MASS = 0.02  # of log-probabilities in bfloat16, or printed with few digits
+_ROUNDING_OF_LOG_PROB = 0.01  # by which two statements of one log-probability may differ, relative above 1 nat
+_ENOUGH_NAMES = 10  # texts of tokens, of which a server with the same vocabulary has one that is known
 _ZERO = -9999.0  # servers write log-probabilities of -inf as this number or below, because JSON has no infinities
 _LARGEST_REPLY = 2**28  # bytes
 _PROBE = 16  # tokens of the prompt that finds out how a server states log-probabilities, at most
@@ -169,15 +173,7 @@ class Server:
         data = json.dumps({"model": self.model, "temperature": 1.0, "top_p": 1.0, **body}).encode()
         try:
             request = urllib.request.Request(f"{self.url}/completions", data, headers)
-            with self.opener.open(request, timeout=self.timeout) as reply:
-                content = reply.read(_LARGEST_REPLY + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                detail = _error_text(error.read(4096).replace(key.encode(), b"***") if key else error.read(4096))
-            advice = "; set the environment variable OPENAI_API_KEY" if error.code in (401, 403) and not key else ""
-            if error.code in (400, 413, 422) and len(body.get("prompt", ())) > _PROBE:
-                advice = f"; the prompt has {len(body['prompt'])} tokens: if the server allows fewer, pass --context"
-            raise _HttpError(f"{self.name}: HTTP status {error.code}: {detail}{advice}", error.code) from None
+            status, content = _within(self.timeout, lambda: self._reply(request))
         except (TimeoutError, urllib.error.URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
@@ -187,6 +183,12 @@ class Server:
             raise InputError(f"{self.name}: the server cannot be reached: {reason}") from None
         except Exception as error:  # the errors of http.client for replies that are no HTTP
             raise InputError(f"{self.name}: expected a reply of HTTP, got {type(error).__name__}") from None
+        if status != 200:
+            detail = _error_text(content.replace(key.encode(), b"***") if key else content)
+            advice = "; set the environment variable OPENAI_API_KEY" if status in (401, 403) and not key else ""
+            if status in (400, 413, 422) and len(body.get("prompt", ())) > _PROBE:
+                advice = f"; the prompt has {len(body['prompt'])} tokens: if the server allows fewer, pass --context"
+            raise _HttpError(f"{self.name}: HTTP status {status}: {detail}{advice}", status)
         if len(content) > _LARGEST_REPLY:
             raise InputError(f"{self.name}: expected a reply of at most {_LARGEST_REPLY} bytes; use a smaller --top")
         try:
@@ -196,6 +198,15 @@ class Server:
         if not isinstance(found, dict):
             raise self._malformed(f"JSON of type {type(found).__name__}")
         return found
+
+    def _reply(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        """The status and the content of a reply, or the beginning of the content of an error."""
+        try:
+            with self.opener.open(request, timeout=self.timeout) as reply:
+                return 200, reply.read(_LARGEST_REPLY + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read(4096)
 
     def _malformed(self, found: str) -> InputError:
         return InputError(f"{self.name}: expected the reply of the completions API, got {found}")
@@ -294,13 +305,21 @@ class Server:
             if not isinstance(entry, dict) or not isinstance(entry.get("token_logprobs"), list):
                 return None
             names, rows = entry.get("tokens"), entry.get("top_logprobs")
-            if len(entry["token_logprobs"]) < len(prompt):  # the prompt is not in the reply
+            count = len(entry["token_logprobs"])
+            if count <= 1 < len(prompt):  # the prompt is not in the reply
                 return None
+            if count < len(prompt):
+                raise self._malformed(f"log-probabilities of {count} tokens for a prompt of {len(prompt)}")
             if not isinstance(names, list) or not isinstance(rows, list) or len(rows) != len(names):
                 raise self._malformed("logprobs without tokens and top_logprobs of one length")
             for index, (name, token) in enumerate(zip(names, prompt, strict=False)):
                 self._require_text(token, str(name), index)
             found = [self._by_names(row, index) for index, row in enumerate(rows) if index]
+            if sum(map(len, found)) >= _ENOUGH_NAMES and all(token < 0 for row in found for token in row):
+                raise InputError(
+                    f"{self.name}: expected tokens of the tokenizer in top_logprobs, but none of its "
+                    f"{sum(map(len, found))} texts is one; the server has another vocabulary"
+                )
         if len(found) + 1 < len(prompt):
             raise self._malformed(f"log-probabilities of {len(found) + 1} tokens for a prompt of {len(prompt)}")
         positions = []
@@ -309,6 +328,11 @@ class Server:
             target = log_probs.get(token)
             if self.way == "echo":
                 target = self._number(choice["logprobs"]["token_logprobs"][index], index)
+                other = log_probs.get(token, target)
+                if other != target and not abs(other - target) <= _ROUNDING_OF_LOG_PROB * max(1.0, abs(target)):
+                    raise self._malformed(
+                        f"two log-probabilities, {target:.4g} and {other:.4g}, of the token at position {index}"
+                    )
             elif target is None:
                 raise self._malformed(f"no log-probability of token {token} at position {index} of the prompt")
             positions.append(self._position(log_probs, target))
@@ -389,6 +413,8 @@ class Server:
         mass = math.fsum(map(math.exp, log_probs.values()))
         if mass > 1 + _ROUNDING_OF_MASS:
             raise self._malformed(f"probabilities of position {index} that sum to {mass:.4g}")
+        if log_probs and mass == 0:
+            raise self._malformed(f"log-probabilities of position {index} that are all -inf")
         return log_probs
 
     def _id(self, value: Any, index: int) -> int:
@@ -440,6 +466,33 @@ class Server:
         if not is_number or math.isnan(value) or value > 1e-3:
             raise self._malformed(f"{value!r:.40} as a log-probability at position {index}")
         return -math.inf if value <= _ZERO else float(value)
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """The result of a function, in a thread of its own.
+
+    The timeout of a socket begins again with each byte that arrives, so that it does not limit a slow reply.
+
+    Raises:
+        TimeoutError: The function did not return in time. Its thread ends with the process.
+        Exception: The exception of the function.
+    """
+    outcome: Queue[tuple[Any, Exception | None]] = Queue()
+
+    def run() -> None:
+        try:
+            outcome.put((function(), None))
+        except Exception as error:
+            outcome.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result
 
 
 class _NoLogProbsError(InputError):
