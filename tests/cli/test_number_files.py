@@ -487,3 +487,27 @@ def test_paths_with_colons(tmp_path, capsys):
     path = write(tmp_path / "a.csv:b" / "c:d.csv", "token,q:q,r\na,0.25,0.5\nb,0.75,0.5\n")
     truth = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     assert measure(capsys, f"{path}:q:q", f"{path}:r")["kl"] == pytest.approx(truth, rel=1e-14)
+
+
+@pytest.mark.parametrize("line", [5, 7, 19, 20, 21, 40])
+@pytest.mark.parametrize("header", [True, False])
+def test_the_line_of_a_cell_without_a_number_is_named(tmp_path: Path, capsys, line: int, header: bool) -> None:
+    rows = ["p" if header else "0.5", "", "# a comment", *["0.25"] * 60]
+    rows[line - 1] = "NA"
+    (tmp_path / "p.csv").write_text("\n".join(rows) + "\n")
+    assert main(["fit", str(tmp_path / "p.csv"), "normal"]) == 2
+    assert f"line {line}, column 1: expected a number, got 'NA'" in capsys.readouterr().err
+
+
+def test_parquet_columns_that_are_neither_numbers_nor_labels_are_named(tmp_path: Path, capsys) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = tmp_path / "p.parquet"
+    for column, message in (
+        ({"flag": [True, False]}, "but 'flag' is of type bool"),
+        ({"n": pandas.to_timedelta([1, 2], unit="s")}, "but 'n' is of type duration"),
+        ({"word": ["a", None], "p": [0.5, 0.5]}, "expected a label in each row, got 1 missing in column 'word'"),
+    ):
+        pandas.DataFrame(column).to_parquet(path)
+        assert main(["fit", str(path), "normal"]) == 2
+        assert message in capsys.readouterr().err

@@ -13,6 +13,7 @@ import stat
 import sys
 import warnings
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -253,25 +254,26 @@ def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
     """The table in a text file with one row in each line, whose delimiter, header and labels are recognised."""
     lines = _Lines(file)
     try:
-        sample = list(islice(lines, 20))
+        sample = lines.sample(20)
     except csv.Error as error:
         raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
     if not sample:
         raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
     delimiter = _delimiter(sample)
-    source = chain(sample, lines)
-    stripped = (line.strip() for line in source) if delimiter == " " else source
-    rows = csv.reader(stripped, delimiter=delimiter, skipinitialspace=True, strict=True)
+    stripped = (line.strip() for line in lines) if delimiter == " " else lines
+    reader = csv.reader(stripped, delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows = ((lines.number, row) for row in reader)  # with the number of the last line of each row
     cells = CellReader(text)
     try:
-        first = _trimmed(next(rows))
+        number, first = next(rows)
+        first = _trimmed(first)
         second = next(rows, None)
         has_header = _is_header(first, cells)
         header = first if has_header else None
         if delimiter == "," and has_header and len(first) == 1:
             _require_no_decimal_comma(text, sample[1:])
-        data = chain(() if has_header else (first,), () if second is None else (second,), rows)
-        return _read_rows(text, header, data, cells, lines, name)
+        data = chain(() if has_header else ((number, first),), () if second is None else (second,), rows)
+        return _read_rows(text, header, data, cells, name)
     except csv.Error as error:
         raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
 
@@ -281,12 +283,22 @@ class _Lines:
 
     def __init__(self, file: Iterable[str]) -> None:
         self._file = enumerate(file, 1)
+        self._sample: deque[tuple[int, str]] = deque()
         self.number = 0
+
+    def sample(self, count: int) -> list[str]:
+        """The next lines, at most so many, which remain to be read."""
+        found = [(self.number, line) for line in islice(self, count)]
+        self._sample.extend(found)
+        return [line for _, line in found]
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        if self._sample:
+            self.number, line = self._sample.popleft()
+            return line
         for number, line in self._file:
             self.number = number
             if "\0" in line:
@@ -382,36 +394,33 @@ def _require_no_decimal_comma(text: str, sample: Sequence[str]) -> None:
 def _read_rows(
     text: str,
     header: list[str] | None,
-    data: Iterable[list[str]],
+    data: Iterable[tuple[int, list[str]]],
     cells: CellReader,
-    lines: _Lines,
     name: str | None,
 ) -> Table:
     numbers, labels = array("d"), []
     label_column: int | None = None
-    width = 0
-    for row in data:
+    width = number = 0
+    for number, row in data:
         if width == 0:
             row = _trimmed(row)
             width = len(row)
             if header is not None and len(header) == width - 1:
                 header = ["", *header]  # the header has no name for the column of labels
             if header is not None and len(header) != width:
-                raise _wrong_width(text, lines.number, len(header), width)
+                raise _wrong_width(text, number, len(header), width)
             label_column = _label_column(text, header, [cells.number(cell) is not None for cell in row])
         elif len(row) != width:
             row = _trimmed(row)
         if len(row) != width:
-            raise _wrong_width(text, lines.number, width, len(row))
+            raise _wrong_width(text, number, width, len(row))
         for column, cell in enumerate(row):
             if column == label_column:
                 labels.append(cell.strip())
                 continue
             value = cells.convert(cell)
             if value is None:
-                raise InputError(
-                    f"{text}: line {lines.number}, column {column + 1}: expected a number, got {cell.strip()!r}"
-                )
+                raise InputError(f"{text}: line {number}, column {column + 1}: expected a number, got {cell.strip()!r}")
             numbers.append(value)
     cells.finish()
     if width == 0:
@@ -421,9 +430,7 @@ def _read_rows(
         )
     if header is None and label_column is not None and len(labels) == 1:
         # In one row, a text is a number with a typing error rather than a label.
-        raise InputError(
-            f"{text}: line {lines.number}: expected numbers, got {labels[0]!r} in column {label_column + 1}"
-        )
+        raise InputError(f"{text}: line {number}: expected numbers, got {labels[0]!r} in column {label_column + 1}")
     columns = width - (label_column is not None)
     values = np.frombuffer(numbers, np.float64).reshape(-1, columns)
     if header is not None and label_column is not None:
@@ -670,6 +677,19 @@ def _read_numpy(text: str, stream: BinaryIO, kind: str, name: str | None) -> Tab
         ) from error
 
 
+def _is_label(kind: Any, types: Any) -> bool:
+    """Whether a column of this type of Arrow has labels: texts, categories or times."""
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return is_text or types.is_dictionary(kind) or (types.is_temporal(kind) and not types.is_duration(kind))
+
+
+def _is_readable(kind: Any, types: Any) -> bool:
+    """Whether a column of this type of Arrow has numbers, arrays of numbers, or labels."""
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_number or is_list or _is_label(kind, types)
+
+
 def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
     try:
         import pyarrow
@@ -684,16 +704,17 @@ def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
     index = [one for one in (table.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(one, str)]
     columns = {column: table.column(column) for column in table.column_names}
     if name in columns and name not in index:
-        kept = {name, *index, *(key for key, column in columns.items() if pyarrow.types.is_string(column.type))}
+        kept = {name, *index, *(key for key, column in columns.items() if _is_label(column.type, pyarrow.types))}
         columns = {key: column for key, column in columns.items() if key in kept}
     if table.num_rows == 0 or not columns:
         raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file has no rows")
+    types = pyarrow.types
     for key, column in columns.items():
         if column.null_count:
-            raise InputError(
-                f"{text}: expected a number in each row, got {column.null_count} missing in column {key!r}"
-            )
-    types = pyarrow.types
+            what = "a label" if _is_label(column.type, types) else "a number"
+            raise InputError(f"{text}: expected {what} in each row, got {column.null_count} missing in column {key!r}")
+        if not _is_readable(column.type, types):
+            raise InputError(f"{text}: expected columns of numbers and of labels, but {key!r} is of type {column.type}")
     lists = [key for key, column in columns.items() if types.is_nested(column.type)]
     if lists:
         if len(lists) > 1 and name is None:
