@@ -498,6 +498,36 @@ def test_rows_of_two_processes(kind: str, steps: list[int], tmp_path: Path, caps
     assert (status, found["name"], found["severity"]) == (1, "rows-out-of-order", "error")
 
 
+@pytest.mark.parametrize("kind", ["grpo", "sft", "vae"])
+@pytest.mark.parametrize(
+    ("steps", "checkpoint", "first", "end"),
+    [([1, 2, 3, 7, 8], None, 4, 6), ([5, 6, 7], None, 1, 4), ([1, 2, 3], 8, 4, 8), ([10, 20, 50], None, 30, 40)],
+)
+def test_rows_that_are_missing_are_reported(
+    kind: str,
+    steps: list[int],
+    checkpoint: int | None,
+    first: int,
+    end: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = write_run(tmp_path, [{"step": step, "loss": 0.1} for step in steps], {"kind": kind, "clip": 0.2})
+    if checkpoint is not None:
+        (run / "checkpoints" / f"checkpoint-{checkpoint}").mkdir(parents=True)
+    found = next(one for one in run_doctor(capsys, run)[1] if one["name"] == "missing-rows")
+    assert (found["severity"], found["evidence"]["first missing step"]) == ("warning", first)
+    assert found["evidence"]["last of the range"] == end
+
+
+def test_a_resumed_run_reports_rows_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(write_run(tmp_path, [{"step": step, "loss": 0.1} for step in (1, 2, 3, 9)], {"kind": "sft"}))
+    run.remove_rows_after(8)
+    assert f"{run.path / 'metrics.jsonl'}: the rows of the steps 4 to 8 are missing" in capsys.readouterr().err
+    run.remove_rows_after(3)
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluations_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, correct_rows())
     (run / "evaluations.jsonl").write_text('{"step": 0}\n{"step": 0}\n')

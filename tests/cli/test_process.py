@@ -189,6 +189,19 @@ def test_an_interrupt_that_an_import_hides_is_an_interrupt(tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_a_process_whose_partner_stopped_does_not_report_a_defect(tmp_path: Path) -> None:
+    code = (
+        "from kullback.cli import process\n"
+        "def run(words): raise RuntimeError('[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:4')\n"
+        "import sys; sys.exit(process.run_as_process(run, []))"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "process 1: another process of this run stopped" in done.stderr
+    assert "defect" not in done.stderr
+
+
 def test_a_defect_gives_one_line_and_a_file_with_the_traceback(tmp_path: Path) -> None:
     code = (
         "from kullback.cli import process\n"

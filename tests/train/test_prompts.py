@@ -75,6 +75,22 @@ def test_invalid_examples_are_refused(tmp_path: Path, row: Any, message: str) ->
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ({"role": "assistant", "content": ""}, 'message 2 of "messages": expected text that is not empty as content'),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, "got a message with tool_calls alone"),
+        ({"content": "yes"}, 'message 2 of "messages": expected text that is not empty as role, got null'),
+    ],
+)
+def test_the_message_of_a_chat_that_cannot_be_used_is_named(tmp_path: Path, last: Any, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "1"}, last]}))
+    with pytest.raises(InputError) as caught:
+        read_examples(path)
+    assert message in str(caught.value)
+
+
 ROWS = [{"question": "1+1=", "answer": "2"}, {"question": 'a "quoted",\ntwo-line prompt', "answer": "é"}]
 
 
@@ -154,7 +170,10 @@ def test_a_directory_is_not_a_file_of_prompts(tmp_path: Path) -> None:
         ('{"promt": "a"}\n', "line 1: expected a \"prompt\", got 'promt'"),
         ('{"prompt": 3}\n', 'line 1: expected "prompt" to be text, or a list of messages'),
         ('{"prompt": ""}\n', 'line 1: expected "prompt" to be text, or a list of messages'),
-        ('{"prompt": [{"role": "user"}]}\n', 'line 1: expected "prompt" to be text, or a list of messages'),
+        (
+            '{"prompt": [{"role": "user"}]}\n',
+            'line 1: message 1 of "prompt": expected text that is not empty as content',
+        ),
         ('{"prompt": "a", "answer": 1}\n{"prompt": "b"}\n', "line 2: expected the keys of the first row"),
         ('{"prompt": "a", "n": 1}\n\n{"prompt": "b", "n": "x"}\n', 'line 3: expected "n" to be a number as in line 1'),
         (

@@ -12,6 +12,9 @@ from typing import Any
 
 __all__ = ["run_as_process"]
 
+# Messages of gloo and NCCL in a process whose partner has stopped.
+_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
 
 def run_as_process(run: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
     """Run a command as the main program of this process.
@@ -118,7 +121,12 @@ def _report_defect(error: Exception) -> int:
     import traceback
 
     from kullback.cli import INVALID_INPUT, print_error
+    from kullback.runs.run_directory import process_rank
 
+    rank, processes = process_rank()
+    if processes > 1 and any(text in str(error) for text in _LOST_CONNECTION):
+        print_error(f"process {rank}: another process of this run stopped, which ended the connection; see its message")
+        return INVALID_INPUT
     with tempfile.NamedTemporaryFile(
         "w", prefix="kullback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from math import inf, isfinite
@@ -17,9 +18,9 @@ from kullback.errors import InputError, MissingDependencyError
 from kullback.numerics.arguments import is_number
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
-from kullback.runs.run_directory import RunDirectory
+from kullback.runs.run_directory import RunDirectory, checkpoint_step, missing_steps
 
-__all__ = ["check_finished", "check_order", "doctor_path", "doctor_runs", "find_runs"]
+__all__ = ["check_finished", "check_missing_rows", "check_order", "doctor_path", "doctor_runs", "find_runs"]
 
 Row = dict[str, Any]
 
@@ -224,6 +225,8 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     findings = check_order(metrics, evaluations)
     is_ordered = not findings
     findings += check_finite_training(metrics)
+    if is_ordered:
+        findings += check_missing_rows(metrics, _last_saved_step(run))
     _require_budget_mapping(config, run.path / "config.json")
     if not (run.model.is_dir() or is_locked(run.path)):
         findings += check_finished(metrics, config.get("steps"))
@@ -310,6 +313,15 @@ def _names(value: Any) -> list[str]:
     return [name for name in value if isinstance(name, str)] if isinstance(value, (list, tuple)) else []
 
 
+def _last_saved_step(run: RunDirectory) -> int:
+    """The largest step of a checkpoint or of the model; 0 if there is none, or where a file is damaged."""
+    names = run.checkpoints.glob("checkpoint-*")
+    steps = [checkpoint_step(path) for path in names if path.name.rpartition("-")[2].isdecimal()]
+    with suppress(InputError):  # check_model_files reports a damaged file
+        steps.append(run.model_step() or 0)
+    return max(steps, default=0)
+
+
 def check_order(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Finding]:
     """Check that the steps of the rows increase.
 
@@ -347,6 +359,32 @@ def check_order(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Find
         }
         return [Finding("rows-out-of-order", "error", cause, remedy, evidence)]
     return []
+
+
+def check_missing_rows(metrics: Sequence[Row], last: float) -> list[Finding]:
+    """Check that there is a row for each step up to the last one that was saved.
+
+    Criterion: no gap between the steps of two rows is larger than the smallest one. Every step is logged.
+
+    Args:
+        metrics: The rows of metrics.jsonl, with ascending steps.
+        last: The largest step of a checkpoint or of the model; 0 for none.
+
+    Returns:
+        `missing-rows` (warning), or nothing.
+
+    Example:
+        >>> check_missing_rows([{"step": 1}, {"step": 2}, {"step": 5}], 5)[0].evidence
+        {'ranges': 1, 'first missing step': 3, 'last of the range': 4}
+    """
+    missing = missing_steps([row["step"] for row in metrics], last)
+    if not missing:
+        return []
+    first, end = missing[0]
+    cause = "metrics.jsonl lacks rows of steps that were taken: the file was damaged, cut or edited"
+    remedy = "copy the file again; averages, charts and the other checks use the remaining rows"
+    evidence = {"ranges": len(missing), "first missing step": first, "last of the range": end}
+    return [Finding("missing-rows", "warning", cause, remedy, evidence)]
 
 
 def check_finished(metrics: Sequence[Row], steps: Any) -> list[Finding]:

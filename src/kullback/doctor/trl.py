@@ -16,7 +16,7 @@ from kullback.doctor.forward_pass import CheckedModels, preserve_training_state
 from kullback.doctor.models import doctor
 from kullback.doctor.settings import UNFILTERED, check_settings
 from kullback.doctor.weights import check_optimizer_parameters
-from kullback.errors import InputError
+from kullback.errors import InputError, ShapeError
 
 __all__ = ["doctor_batch", "doctor_trainer"]
 
@@ -105,6 +105,12 @@ def doctor_batch(trainer: GRPOTrainer | RLOOTrainer, inputs: Mapping[str, Any]) 
         []
     """
     grpo: Any = trainer
+    if getattr(grpo, "mask_truncated_completions", False) and not inputs["completion_mask"].any():
+        raise ShapeError(
+            f"expected a completion that ends within {grpo.max_completion_length} tokens, but all "
+            f"{len(inputs['completion_mask'])} of this batch are truncated, and mask_truncated_completions leaves them "
+            "out; increase max_completion_length"
+        )
     # A trainer of this package defines the policy and the reference, and computes the logits from hidden states.
     controller = getattr(grpo, "_controller", None)
     optimizer = getattr(grpo.optimizer, "optimizer", grpo.optimizer)

@@ -263,7 +263,10 @@ def evaluate_log_prob(log_prob: Callable[[Any], Any], x: Array) -> Array:
         )
     if np.isnan(values).any():
         point = x[np.isnan(values)][0].tolist()
-        raise SupportError(f"expected log_prob to return numbers or -inf, but it is nan at {point!r}")
+        raise SupportError(
+            f"expected log_prob to return numbers or -inf, but it is nan at {point!r}; return -inf outside of the "
+            "support, or pass support=(low, high)"
+        )
     return values
 
 

@@ -19,10 +19,11 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ __all__ = [
     "RunDirectory",
     "checkpoint_step",
     "is_main_process",
+    "missing_steps",
     "parse_row",
     "process_rank",
     "run_kind",
@@ -479,6 +481,11 @@ class RunDirectory:
             rows = [row for row in self._rows(name) if row["step"] <= step]
             write_atomically(self.path / name, "".join(_line(row) for row in rows))
         self._remove_samples_after(step)
+        if missing := missing_steps([row["step"] for row in self.metrics()], step):
+            ranges = ", ".join(f"{first:g} to {last:g}" for first, last in missing[:3])
+            print(
+                f"kullback: {self.path / 'metrics.jsonl'}: the rows of the steps {ranges} are missing", file=sys.stderr
+            )
 
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.jsonl.
@@ -670,6 +677,25 @@ class RunDirectory:
         write_atomically(
             self.path / name, json.dumps(_plain(content), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
         )
+
+
+def missing_steps(steps: Sequence[float], last: float) -> list[tuple[float, float]]:
+    """Return the ranges of steps without a row, if rows are written at regular intervals from the first one on.
+
+    Args:
+        steps: The steps of the rows, in ascending order.
+        last: The last step that was taken.
+
+    Returns:
+        The first and the last step of each range.
+
+    Example:
+        >>> missing_steps([1, 2, 5, 6], 8)
+        [(3, 4), (7, 8)]
+    """
+    spacing = min((b - a for a, b in pairwise([0, *steps]) if b > a), default=1)
+    gaps = pairwise([0, *steps, last + spacing])
+    return [(a + spacing, b - spacing) for a, b in gaps if b - a > 1.5 * spacing]
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -241,6 +241,9 @@ def _require_value(row: Row, name: str, place: str, *, chat: bool = False, named
     value = row[name]
     if _is_chat(value) or (not chat and _is_text(value)):
         return value
+    if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
+        number, problem = next(found for found in enumerate(map(_problem_of_message, value), 1) if found[1])
+        raise InputError(f'{place}: message {number} of "{name}": expected {problem}')
     text = "" if chat else "text, or "
     shown = json.dumps(value, default=str)[:60]
     raise InputError(
@@ -256,10 +259,19 @@ def _is_text(value: Any) -> bool:
 def _is_chat(value: Any) -> bool:
     """Whether a value is a list of messages with "role" and "content"."""
     messages = value if isinstance(value, list) and value else [None]
-    return all(
-        isinstance(message, dict) and _is_text(message.get("role")) and _is_text(message.get("content"))
-        for message in messages
-    )
+    return all(isinstance(message, dict) and not _problem_of_message(message) for message in messages)
+
+
+def _problem_of_message(message: Mapping[str, Any]) -> str:
+    """What was expected of a chat message that cannot be used; empty if it can."""
+    for key in ("role", "content"):
+        value = message.get(key)
+        if _is_text(value):
+            continue
+        if key == "content" and message.get("tool_calls"):
+            return "content that is text, got a message with tool_calls alone; leave out or rewrite such conversations"
+        return f"text that is not empty as {key}, got {json.dumps(value, default=str)[:60]}"
+    return ""
 
 
 def _require_same_kinds(row: Mapping[str, Any], kinds: dict[str, tuple[str, str]], place: str) -> None:
