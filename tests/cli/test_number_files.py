@@ -14,7 +14,7 @@ import pytest
 
 from kullback.cli import main
 from kullback.cli.distribution_syntax import read
-from kullback.cli.number_files import Table
+from kullback.cli.number_files import Table, read_file
 from kullback.errors import InputError
 
 P = [0.4, 0.3, 0.2, 0.1]
@@ -511,3 +511,54 @@ def test_parquet_columns_that_are_neither_numbers_nor_labels_are_named(tmp_path:
         pandas.DataFrame(column).to_parquet(path)
         assert main(["fit", str(path), "normal"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_labels_keep_their_spaces_and_lines(tmp_path: Path, capsys) -> None:
+    """The tokens " the" and "the" of a language model are two events."""
+    (tmp_path / "p.csv").write_text('token,p\n" the",0.5\n"the",0.25\nx,0.25\n')
+    (tmp_path / "q.csv").write_text('token,p\n"the",0.5\n" the",0.25\nx,0.25\n')
+    facts = measure(capsys, str(tmp_path / "p.csv"), str(tmp_path / "q.csv"))
+    assert facts["kl"] == pytest.approx(0.25 * math.log(2))
+    (tmp_path / "q.csv").write_text("token,p\n the,0.5\nthe,0.25\nx,0.25\n")  # without quotes, as pandas writes them
+    assert measure(capsys, str(tmp_path / "p.csv"), str(tmp_path / "q.csv"))["kl"] == 0
+    (tmp_path / "q.csv").write_text('token,p\n"the",0.5\nx,0.25\ny,0.25\n')
+    assert main(["measure", str(tmp_path / "p.csv"), str(tmp_path / "q.csv")]) == 2
+    assert "expected the same labels" in capsys.readouterr().err
+    (tmp_path / "lines.csv").write_text('token,p\n"a\n\n# b",0.5\n"a",0.5\n')
+    assert read_file(str(tmp_path / "lines.csv")).events == ("a\n\n# b", "a")
+    (tmp_path / "spaced.csv").write_text('"token", "p"\n"a, b", 0.5\n"c", 0.5\n')
+    assert read_file(str(tmp_path / "spaced.csv")).events == ("a, b", "c")
+
+
+def test_rows_that_begin_with_a_number_sign_are_not_dropped(tmp_path: Path, capsys) -> None:
+    (tmp_path / "p.csv").write_text("# written by hand, 3\ntoken,n\n#,50\nx,25\n")
+    assert main(["fit", str(tmp_path / "p.csv"), "poisson"]) == 2
+    assert "line 3: '#,50' can be a comment, or a row with a label" in capsys.readouterr().err
+    (tmp_path / "p.csv").write_text('# written by hand, 3\n#\ntoken,n\n"#",50\nx,25\n')
+    assert read_file(str(tmp_path / "p.csv")).events == ("#", "x")
+
+
+def test_a_missing_number_in_the_first_row_does_not_make_a_column_of_labels(tmp_path: Path, capsys) -> None:
+    (tmp_path / "p.csv").write_text("y,x\n,1.5\n3,2.5\n2,3.5\n")
+    assert main(["fit", str(tmp_path / "p.csv"), "normal"]) == 2
+    assert "column 1: expected a number in the first row, got ''" in capsys.readouterr().err
+    (tmp_path / "p.csv").write_text("token,p\n,0.5\n3,0.25\nx,0.25\n")
+    assert read_file(str(tmp_path / "p.csv")).events == ("", "3", "x")
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b\x85", "p": 0.25}, {"text": "c", "p": 0.75}]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_file(str(path)).events == ("a\u2028b\x85", "c")
+
+
+def test_rows_of_arrays_in_parquet_are_matched_by_their_labels(tmp_path: Path, capsys) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    rows = {"t": ["a", "b"], "p": [[0.1, 0.9], [0.5, 0.5]]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    pandas.DataFrame({key: values[::-1] for key, values in rows.items()}).to_parquet(tmp_path / "q.parquet")
+    assert main(["measure", str(tmp_path / "p.parquet"), str(tmp_path / "q.parquet"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kl"] == [0, 0]

@@ -22,6 +22,7 @@ from kullback.families import (
     LogNormal,
     MultivariateNormal,
     Normal,
+    Pareto,
     TanhNormal,
     VonMises,
     Weibull,
@@ -211,3 +212,69 @@ def test_two_values_are_fitted_by_a_logistic():
         slopes = mpmath.diff(loss, (u, s), (1, 0)), mpmath.diff(loss, (u, s), (0, 1))
     assert fit.converged
     assert max(map(abs, slopes)) < 1e-7
+
+
+def test_the_log_density_of_a_narrow_dirichlet_has_digits():
+    """For vectors whose sum is exactly 1, which float64 has up to rounding."""
+    x = np.array([0.2, 0.3, 0.5]) + 1e-8 * np.random.default_rng(0).normal(size=(20, 3))
+    x /= x.sum(1, keepdims=True)
+    fit = fit_forward(Dirichlet, samples=x)
+    with mpmath.workdps(60):
+        a = [mpmath.mpf(float(value)) for value in fit.distribution.concentration]
+        log_normaliser = mpmath.fsum(map(mpmath.loggamma, a)) - mpmath.loggamma(mpmath.fsum(a))
+        logs = []
+        for row in x:
+            values = [mpmath.mpf(float(value)) for value in row]
+            total = mpmath.fsum(values)
+            logs.append(mpmath.fsum((c - 1) * mpmath.log(v / total) for c, v in zip(a, values, strict=True)))
+        exact = float(log_normaliser - mpmath.fsum(logs) / len(logs))
+    assert fit.diagnostics["cross_entropy"] == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "fixed", "scale", "alpha"),
+    [
+        ([2.0, 3.0, 5.0], {"alpha": 2.0}, 2.0, 2.0),
+        ([2.0, 4.0], {"scale": 1.0}, 1.0, 2 / np.log(8)),
+        ([2.0, 2.0], {"scale": 1.0}, 1.0, 1 / np.log(2)),
+    ],
+)
+def test_a_pareto_with_a_fixed_parameter(samples, fixed, scale, alpha):
+    member = fit_forward(Pareto, samples=samples, fixed=fixed).distribution
+    assert (member.scale, member.alpha) == pytest.approx((scale, alpha))
+    with pytest.raises(SupportError, match=r"but samples\[0\] is 2.0"):
+        fit_forward(Pareto, samples=samples, fixed={"scale": 2.5})
+    with pytest.raises(SupportError, match="samples that differ"):
+        fit_forward(Pareto, samples=[2.0, 2.0], fixed={"scale": 2.0})
+
+
+@pytest.mark.parametrize(("family", "exponent"), [(Gamma, 170), (InverseGamma, 160), (Weibull, 250)])
+def test_the_log_density_of_samples_over_hundreds_of_powers_of_ten(family, exponent):
+    """Of the fitted member, by the usual formula with 50 digits."""
+    samples = [10.0**-exponent, 10.0**exponent, 1.0, 2.0]
+    fit = fit_forward(family, samples=samples)
+    with mpmath.workdps(50):
+        x = [mpmath.mpf(value) for value in samples]
+        a = mpmath.mpf(float(fit.distribution.concentration))
+        if family is Weibull:
+            logs = [log_weibull_density(value, mpmath.mpf(float(fit.distribution.scale)), a) for value in x]
+        else:
+            rate = mpmath.mpf(float(fit.distribution.rate))
+            inverse = family is InverseGamma
+            logs = [
+                log_gamma_density(1 / value, a, rate) - 2 * mpmath.log(value)
+                if inverse
+                else log_gamma_density(value, a, rate)
+                for value in x
+            ]
+        exact = float(-mpmath.fsum(logs) / 4)
+    assert fit.diagnostics["cross_entropy"] == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6, 1e250])
+def test_a_weibull_of_samples_that_differ_in_the_last_digits(unit):
+    z = np.random.default_rng(0).normal(size=400)
+    x = unit * (1 + 1e-12 * z)
+    wide = fit_forward(Gumbel, samples=-np.log1p((x - unit) / unit) * 1e12)
+    narrow = fit_forward(Weibull, samples=x)
+    assert float(narrow.distribution.concentration) == pytest.approx(1e12 / float(wide.distribution.scale), rel=1e-3)

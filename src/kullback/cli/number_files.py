@@ -252,7 +252,7 @@ def _read_stream(text: str, stream: BinaryIO, kind: str | None, name: str | None
 
 def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
     """The table in a text file with one row in each line, whose delimiter, header and labels are recognised."""
-    lines = _Lines(file)
+    lines = _Lines(text, file)
     try:
         sample = lines.sample(20)
     except csv.Error as error:
@@ -260,13 +260,15 @@ def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
     if not sample:
         raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
     delimiter = _delimiter(sample)
-    stripped = (line.strip() for line in lines) if delimiter == " " else lines
-    reader = csv.reader(stripped, delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows = ((lines.number, row) for row in reader)  # with the number of the last line of each row
+    # Tokens of a language model may begin or end with spaces, so that spaces of labels are kept.
+    is_split_at_spaces = delimiter == " "
+    stripped = (line.strip() if is_split_at_spaces else _SPACE_BEFORE_QUOTE.sub(r"\1", line) for line in lines)
+    reader = csv.reader(stripped, delimiter=delimiter, skipinitialspace=is_split_at_spaces, strict=True)
+    rows = ((lines.number, row) for row in reader if row)  # with the number of the last line of each row
     cells = CellReader(text)
     try:
         number, first = next(rows)
-        first = _trimmed(first)
+        first = [cell.strip() for cell in _without_empty_end(first)]
         second = next(rows, None)
         has_header = _is_header(first, cells)
         header = first if has_header else None
@@ -278,12 +280,18 @@ def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
         raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
 
 
+_SPACE_BEFORE_QUOTE = re.compile(r'(^|[,;\t]) +(?=")')
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?")  # cells without a value, in lower case
+_COMMENT_OR_LABEL = re.compile(r"#[^\s,;\t]*(?:[,;\t]\s*[-+\d.][^,;\t]*)+")
+
+
 class _Lines:
     """The lines of a file that are neither blank nor comments, with the number of the current line."""
 
-    def __init__(self, file: Iterable[str]) -> None:
-        self._file = enumerate(file, 1)
+    def __init__(self, text: str, file: Iterable[str]) -> None:
+        self._text, self._file = text, enumerate(file, 1)
         self._sample: deque[tuple[int, str]] = deque()
+        self._is_quoted = False  # whether the line continues a quoted cell
         self.number = 0
 
     def sample(self, count: int) -> list[str]:
@@ -304,8 +312,15 @@ class _Lines:
             if "\0" in line:
                 raise csv.Error("it contains a null character")
             content = line.strip()
-            if content and not content.startswith("#"):
+            is_quoted, self._is_quoted = self._is_quoted, self._is_quoted != (line.count('"') % 2 == 1)
+            if is_quoted or (content and not content.startswith("#")):
                 return line
+            self._is_quoted = False
+            if _COMMENT_OR_LABEL.fullmatch(content):
+                raise InputError(
+                    f"{self._text}: line {number}: {content[:40]!r} can be a comment, or a row with a label; write the "
+                    'label in quotes, as in "#",1, or write a space after the # of a comment'
+                )
         raise StopIteration
 
 
@@ -321,10 +336,9 @@ def _delimiter(sample: Sequence[str]) -> str:
     return " "
 
 
-def _trimmed(row: list[str]) -> list[str]:
-    """A row without spaces around its cells, and without the empty cell after a delimiter at its end."""
-    row = [cell.strip() for cell in row]
-    return row[:-1] if len(row) > 1 and row[-1] == "" else row
+def _without_empty_end(row: list[str]) -> list[str]:
+    """A row without the empty cell after a delimiter at its end."""
+    return row[:-1] if len(row) > 1 and not row[-1].strip() else row
 
 
 class CellReader:
@@ -335,6 +349,7 @@ class CellReader:
         self.with_point, self.with_comma, self.ambiguous = "", "", ""
 
     def number(self, cell: str) -> float | None:
+        cell = cell.strip()
         value = parse_number(cell)
         if value is None and DECIMAL_COMMA.fullmatch(cell):
             return parse_number(cell.replace(",", "."))
@@ -345,6 +360,7 @@ class CellReader:
         try:
             value = float(cell)
         except ValueError:
+            cell = cell.strip()
             value = self.number(cell)
             if value is not None and "," in cell:
                 if _THOUSANDS.fullmatch(cell):
@@ -403,7 +419,7 @@ def _read_rows(
     width = number = 0
     for number, row in data:
         if width == 0:
-            row = _trimmed(row)
+            row = _without_empty_end(row)
             width = len(row)
             if header is not None and len(header) == width - 1:
                 header = ["", *header]  # the header has no name for the column of labels
@@ -411,12 +427,18 @@ def _read_rows(
                 raise _wrong_width(text, number, len(header), width)
             label_column = _label_column(text, header, [cells.number(cell) is not None for cell in row])
         elif len(row) != width:
-            row = _trimmed(row)
+            row = _without_empty_end(row)
         if len(row) != width:
             raise _wrong_width(text, number, width, len(row))
         for column, cell in enumerate(row):
             if column == label_column:
-                labels.append(cell.strip())
+                is_named = header is not None and header[column].lower() in _INDEX_NAMES
+                if labels and labels[0].strip().lower() in _MISSING and not is_named and cells.number(cell) is not None:
+                    raise InputError(
+                        f"{text}: column {column + 1}: expected a number in the first row, got {labels[0]!r}, and "
+                        f"{cell!r} in line {number}; a column of labels is named label"
+                    )
+                labels.append(cell)
                 continue
             value = cells.convert(cell)
             if value is None:
@@ -543,7 +565,8 @@ def _read_json(text: str, content: str, name: str | None) -> Table:
     """The table in a JSON or JSON Lines file."""
     if not content.strip():
         raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    # Other characters that end a line, such as U+2028, are allowed in the texts of JSON.
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     try:
         json.loads(lines[0][1])
         is_lines = len(lines) > 1
@@ -719,7 +742,12 @@ def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
     if lists:
         if len(lists) > 1 and name is None:
             raise InputError(f"{text}: expected one column of arrays, got {', '.join(lists)}; pass FILE:NAME")
-        return _table_of(text, columns[name or lists[0]].to_pylist(), None)
+        table_of_arrays = _table_of(text, columns[name or lists[0]].to_pylist(), None)
+        label_columns = [key for key, column in columns.items() if _is_label(column.type, types) or key in index]
+        if len(label_columns) != 1 or table_of_arrays.values.ndim != 2:
+            return table_of_arrays
+        labels = tuple(str(value) for value in columns[label_columns[0]].to_pylist())
+        return Table(table_of_arrays.values, None, labels, is_file=True)
     numeric = [
         types.is_integer(c.type) or types.is_floating(c.type) or types.is_decimal(c.type) for c in columns.values()
     ]

@@ -20,6 +20,7 @@ from kullback.densities.from_scipy import density_of_form
 from kullback.densities.positive_densities import (
     LARGE_CONCENTRATION,
     chi_squared,
+    dirichlet_log_density,
     f,
     gamma,
     inverse_gamma,
@@ -32,7 +33,15 @@ from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.normal_interval import normal_interval
 
-__all__ = ["absolute_value", "as_density", "has_density", "in_float64", "is_absolute_value", "scipy_vector"]
+__all__ = [
+    "absolute_value",
+    "as_density",
+    "has_density",
+    "in_float64",
+    "is_absolute_value",
+    "scipy_vector",
+    "vector_log_density",
+]
 
 _BLOCK = 2**16  # values of component densities that are computed at once, which fit into the cache
 _MANY = 64  # components from which equal neighbours share the points around which panels are refined
@@ -96,6 +105,13 @@ def scipy_vector(record: families.Distribution) -> Any:
         raise ParameterError(
             f"expected parameters of one {type(record).__name__} that scipy.stats accepts: {invalid}"
         ) from invalid
+
+
+def vector_log_density(record: families.Distribution) -> Callable[[Array], Array] | None:
+    """The log-density of a distribution of vectors that has more digits than SciPy's; None if there is none."""
+    if not isinstance(record, families.Dirichlet):
+        return None
+    return dirichlet_log_density(as_numpy(record.concentration, np.float64))
 
 
 def is_absolute_value(record: families.Distribution) -> bool:

@@ -1,10 +1,11 @@
-"""Log-densities of gamma, inverse-gamma, F and Weibull distributions that keep their digits where these are narrow.
+"""Log-densities of gamma, inverse-gamma, F, Weibull and Dirichlet distributions that keep their digits where narrow.
 
 The terms of the usual formulas grow with the concentration a, and their rounding with them. In the saddle-point form,
 the log-density of a gamma distribution at x with the mean m is log(a) - log(x) - log(2 pi a)/2 - s(a) - D, where
 D = a phi(log(x/m)) is a deviance and s the remainder of Stirling's formula.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf, log, log1p, pi
 
@@ -13,12 +14,13 @@ from scipy import special, stats
 
 from kullback.densities.density import Density
 from kullback.densities.from_scipy import continuous_density
-from kullback.densities.saddle_point import deviance_of_change, stirling_remainder
+from kullback.densities.saddle_point import deviance_of_change, poisson_deviance, stirling_remainder
 from kullback.numerics.arrays import Array
 
 __all__ = [
     "LARGE_CONCENTRATION",
     "chi_squared",
+    "dirichlet_log_density",
     "f",
     "gamma",
     "inverse_gamma",
@@ -35,15 +37,20 @@ def gamma(concentration: float, rate: float) -> Density:
     """The gamma distribution with density proportional to x^(concentration - 1) e^(-rate x)."""
     density = continuous_density(stats.gamma, concentration, scale=1 / rate)
     mean = concentration / rate
-    if concentration < LARGE_CONCENTRATION or not _SMALLEST < mean < _LARGEST:
-        return density
+    log_gamma = float(special.gammaln(concentration))
 
-    def log_density(origin: Array, offset: Array) -> Array:
+    def usual(origin: Array, offset: Array) -> Array:
+        x = origin + offset
+        power = 0.0 if concentration == 1 else (concentration - 1) * _log_quotient(x, 1 / rate)
+        return np.where((x >= 0) & (x < inf), power - rate * x - log_gamma + log(rate), -inf)
+
+    def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         change = ((origin - mean) + offset) / mean
         return _log_gamma_density(x, change, np.log(x) - log(mean), concentration)
 
-    return replace(density, log_density=log_density)
+    is_narrow = concentration >= LARGE_CONCENTRATION and _SMALLEST < mean < _LARGEST
+    return replace(density, log_density=saddle_point if is_narrow else usual)
 
 
 def chi_squared(df: float) -> Density:
@@ -55,15 +62,28 @@ def inverse_gamma(concentration: float, rate: float) -> Density:
     """The distribution of 1/y, where y has the gamma distribution with these parameters."""
     density = continuous_density(stats.invgamma, concentration, scale=rate)
     center = rate / concentration  # the inverse of the mean of y
-    if concentration < LARGE_CONCENTRATION or not _SMALLEST < center < _LARGEST:
-        return density
+    log_gamma = float(special.gammaln(concentration))
 
-    def log_density(origin: Array, offset: Array) -> Array:
+    def usual(origin: Array, offset: Array) -> Array:
+        x = origin + offset
+        # The rounding of this order is the same for p and q with equal rates.
+        value = -(concentration + 1) * _log_quotient(x, rate) - log_gamma - rate / x - log(rate)
+        return np.where((x > 0) & (x < inf), value, -inf)
+
+    def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         change = -((origin - center) + offset) / x  # of 1/x, relative to 1/center
         return _log_gamma_density(x, change, log(center) - np.log(x), concentration)
 
-    return replace(density, log_density=log_density)
+    is_narrow = concentration >= LARGE_CONCENTRATION and _SMALLEST < center < _LARGEST
+    return replace(density, log_density=saddle_point if is_narrow else usual)
+
+
+def _log_quotient(x: Array, scale: float) -> Array:
+    """log(x / scale), also where the quotient is not a normal number of float64."""
+    quotient = x / scale
+    is_normal = (quotient > _SMALLEST) & (quotient < _LARGEST)
+    return np.where(is_normal, np.log(np.where(is_normal, quotient, 1.0)), np.log(x) - log(scale))
 
 
 def _log_gamma_density(x: Array, change: Array, log_ratio: Array, concentration: float) -> Array:
@@ -117,6 +137,22 @@ def _log1p_ratio(a: float, b: float) -> float:
     return log1p(a / b) if a < b else log(a) - log(b) + log1p(b / a)
 
 
+def dirichlet_log_density(concentration: Array) -> Callable[[Array], Array] | None:
+    """The log-density of a Dirichlet distribution at vectors of shape (n, d); None for small concentrations."""
+    if concentration.ndim != 1 or concentration.min() < LARGE_CONCENTRATION:
+        return None
+    total = float(concentration.sum())
+    factor = 0.5 * float(np.log(concentration / (2 * pi)).sum() - log(total / (2 * pi)))
+    factor += float(stirling_remainder(np.asarray(total)) - stirling_remainder(concentration).sum())
+
+    def log_density(x: Array) -> Array:
+        bulk = poisson_deviance(concentration, total * x) + np.log(x)
+        inside = (x > 0).all(axis=-1)
+        return np.where(inside, factor - np.where(x > 0, bulk, 0.0).sum(axis=-1), -inf)
+
+    return log_density
+
+
 def weibull(scale: float, concentration: float) -> Density:
     """The Weibull distribution."""
     density = continuous_density(stats.weibull_min, concentration, scale=scale)
@@ -125,7 +161,7 @@ def weibull(scale: float, concentration: float) -> Density:
     def log_density(origin: Array, offset: Array) -> Array:
         change = ((origin - scale) + offset) / scale
         is_near = np.abs(change) < 0.5
-        log_ratio = np.where(is_near, np.log1p(np.where(is_near, change, 0.0)), np.log((origin + offset) / scale))
+        log_ratio = np.where(is_near, np.log1p(np.where(is_near, change, 0.0)), _log_quotient(origin + offset, scale))
         power = np.exp(concentration * log_ratio)
         tail = np.where(concentration == 1, 0.0, (concentration - 1) * log_ratio)
         return np.where(origin + offset >= 0, constant + tail - power, -inf)

@@ -83,7 +83,8 @@ class ResolvedDistribution:
         """The log-density, with the sampler if there is one, or None."""
         found = self._first(_sampler)
         if found is None and self.family is not None and (frozen := _families().scipy_vector(self.family)) is not None:
-            return from_methods.as_sampler(frozen)
+            sampler, log_density = from_methods.as_sampler(frozen), _families().vector_log_density(self.family)
+            return sampler if log_density is None else sampler._replace(log_density=log_density)
         return found
 
     @cached_property

@@ -76,6 +76,7 @@ _CONCENTRATED = (
     *(families.NormalMixture, families.Pareto, families.StudentT, families.TanhNormal, families.TruncatedNormal),
     *(families.Uniform, families.VonMises, families.Weibull),
 )
+_LARGEST_MISSING_KL = 1e-7  # nats, relative above 1, by which the value of an objective may differ from the KL
 _SCALE_RATIO = 4.0  # of adjacent scales of which the best is a start
 _LEAST_SPREAD = 1e-306  # of samples: the squares of smaller differences lose digits
 
@@ -265,7 +266,10 @@ def _fit_to_samples(
     if not has_density(family):
         return _closed_form_fit_without_density(family, closed_form, x, w)
     is_constant = x.min() == x.max()
-    if is_constant and not fixed and family in _CONCENTRATED:
+    at_an_end = (
+        closed_form is None and family in (families.Pareto, families.Uniform) and x.min() > shared_support(family)[0]
+    )
+    if is_constant and (at_an_end if fixed else family in _CONCENTRATED):
         raise _constant_samples_error(family, x)
     if closed_form is None and not is_constant:
         _require_representable_spread(x)
@@ -419,7 +423,7 @@ def _fit_to_target(
     if density is None or not has_density(family):
         return fit_normal_forward(family, target, components)
     _require_target_in_support(family, density)
-    has_support_bounds = family is families.Uniform or (family is families.Pareto and not fixed)
+    has_support_bounds = family is families.Uniform or (family is families.Pareto and "scale" not in fixed)
     closed_form = _match_support(family, density, fixed) if has_support_bounds else None
     matched = None if closed_form else match_moments_of_target(family, density, fixed)
     if matched is not None and not matched.is_resolved:
@@ -440,6 +444,10 @@ def _fit_to_target(
         )
     best = closed_form or found.minima[0].distribution
     estimate = _finite_kl(target, best)
+    missing = abs(estimate.value - found.minima[0].kl)
+    if closed_form is None and missing > estimate.error + _LARGEST_MISSING_KL * max(1.0, estimate.value):
+        # The nodes of the objective do not reach into the tails as far as the integral.
+        return _fit_by_measure(best, density, target, fixed)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form"}
     converged = closed_form is not None or found.converged
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
@@ -449,13 +457,14 @@ def _fit_by_measure(start: Distribution, density: Density, target: Any, fixed: d
     """The fit by a descent on KL as `measure` computes it, which includes the parts of the tails beyond float64.
 
     Raises:
-        SupportError: KL(target || start) is not known.
+        SupportError: KL(target || start) is infinite, or not known.
     """
+    _finite_kl(target, start)
     parametrisation = parametrise(type(start), start, fixed)
 
     def divergence(member: Distribution) -> float:
         estimate = measure(target, member, error=1e-12)
-        return estimate.value if estimate.status in ("exact", "bounded") else inf
+        return estimate.value if estimate.error < _LARGEST_MISSING_KL * max(1.0, estimate.value) else inf
 
     objective = univariate_objective(parametrisation, density, alpha=1.0, divergence=divergence)
     found = minimise_from_starts(parametrisation, objective, [start], lower_bound=0.0)
@@ -489,6 +498,8 @@ def _match_support(family: type[Distribution], density: Density, fixed: dict[str
                 f"expected a target above 0 for Pareto, got a target with support {density.support}: KL is inf for "
                 "every member"
             )
+        if "alpha" in fixed:
+            return families.Pareto(scale=low, **fixed)
         matched = match_moments_of_target(family, density, {"scale": low})
         return matched and matched.member
     if not {"low", "high"} - set(fixed) <= {name for name, end in (("low", low), ("high", high)) if abs(end) < inf}:

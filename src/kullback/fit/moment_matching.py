@@ -70,6 +70,8 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
     """
     if x.ndim == 1 and family is families.Uniform:
         return _narrowest_uniform(x, fixed)
+    if x.ndim == 1 and family is families.Pareto and x.min() > 0:
+        return _pareto_of_samples(x, weights, fixed)
     if x.ndim != 1 or fixed:
         return None
     if family is families.Laplace:
@@ -80,12 +82,6 @@ def closed_form_mle(family: type[Distribution], x: Array, weights: Array, fixed:
         loc = float((x[order][median] + x[order][median + 1]) / 2 if is_between_samples else x[order][median])
         scale = float(np.abs(x - loc) @ weights)
         return families.Laplace(loc=loc, scale=scale) if scale > 0 else None
-    if family is families.Pareto and 0 < x.min() < x.max():
-        scale = float(x.min())
-        with np.errstate(over="ignore"):
-            ratio = x / scale
-        logs = np.where(ratio < np.inf, np.log(ratio), np.log(x) - np.log(scale))
-        return families.Pareto(scale=scale, alpha=1 / float(logs @ weights))
     if family is families.Categorical:
         for i in np.flatnonzero((x < 0) | (x % 1 != 0) | (x > _LARGEST_CATEGORY))[:1].tolist():
             raise SupportError(
@@ -109,6 +105,24 @@ def _narrowest_uniform(x: Array, fixed: dict[str, Any]) -> families.Uniform | No
             f"but samples[{i}] is {float(x[i])!r}, which makes KL(p || q) inf for every member"
         )
     return families.Uniform(low=low, high=high) if low < high else None
+
+
+def _pareto_of_samples(x: Array, weights: Array, fixed: dict[str, Any]) -> families.Pareto | None:
+    """The Pareto of the largest likelihood, whose scale is at most the smallest sample; None if all are the scale.
+
+    Raises:
+        SupportError: A sample is below a fixed scale.
+    """
+    scale = float(fixed.get("scale", x.min()))
+    for i in np.flatnonzero(x < scale)[:1].tolist():
+        raise SupportError(
+            f"expected samples from the fixed scale {scale!r} of Pareto on, but samples[{i}] is {float(x[i])!r}, which "
+            "makes KL(p || q) inf for every member"
+        )
+    with np.errstate(all="ignore"):
+        rate = float(_log_ratio(x, scale) @ weights)
+    alpha = fixed.get("alpha", 1 / rate if rate > 0 else None)
+    return None if alpha is None else families.Pareto(scale=scale, alpha=float(alpha))
 
 
 def _normal(mean: Expectation) -> dict[str, Any]:
@@ -235,10 +249,11 @@ def _pareto(mean: Expectation, scale: float) -> dict[str, Any]:
 
 def _weibull(mean: Expectation) -> dict[str, Any]:
     center = float(np.exp(mean(np.log)))
+    shift = float(mean(lambda x: _log_ratio(x, center)))  # the rounding of the center
 
     def excess(k: float) -> float:
         power = float(mean(lambda x: np.exp(k * _log_ratio(x, center))))
-        slope = float(mean(lambda x: np.exp(k * _log_ratio(x, center)) * _log_ratio(x, center)))
+        slope = float(mean(lambda x: np.exp(k * _log_ratio(x, center)) * (_log_ratio(x, center) - shift)))
         return slope / power - 1 / k
 
     concentration = _positive_root(excess, 1.0)

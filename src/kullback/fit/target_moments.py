@@ -41,17 +41,19 @@ def match_moments_of_target(
     Returns:
         The member; None where no closed form exists, or where the target has no such moments.
     """
-    nodes, former = line_nodes(density, density), None
+    nodes, former, first = line_nodes(density, density), None, None
     for _ in range(_MOMENT_ROUNDS):
         member = match_moments(family, mean_of(density, nodes), fixed)
         q = None if member is None else as_density(member)
-        if member is None or q is None:
-            return None
+        if member is None or q is None:  # a moment may overflow in the tail
+            break
         if former is not None and _are_close(former, member):
             missing = abs(1 - float(np.exp(nodes.log_mass(density)).sum()))
             return MatchedMoments(member, nodes.kl_beyond < _NEGLIGIBLE_KL and missing < _NEGLIGIBLE_MASS)
+        first = member if first is None else first
         former, nodes = member, line_nodes(density, q)
-    return None if former is None else MatchedMoments(former, is_resolved=False)
+    # Moments that grow from round to round are wrong from the first one on, and the first one is a start for a descent.
+    return None if first is None else MatchedMoments(first, is_resolved=False)
 
 
 def _are_close(a: Any, b: Any) -> bool:
