@@ -13,6 +13,7 @@ from kullback.families import (
     F,
     Gamma,
     Geometric,
+    HalfNormal,
     Independent,
     InverseGamma,
     Kumaraswamy,
@@ -132,3 +133,17 @@ def test_targets_with_infinite_moments_have_an_infinite_kl(family, target):
 def test_a_pareto_with_a_fixed_alpha_has_the_support_of_the_target():
     fit = fit_forward(Pareto, target=Pareto(scale=2.0, alpha=3.0), fixed={"alpha": 2.0})
     assert (fit.distribution.scale, fit.distribution.alpha) == (2.0, 2.0)
+
+
+def test_independent_entries_whose_moments_depend_on_the_tails():
+    base = InverseGamma(concentration=np.array([2.01, 3.0]), rate=np.ones(2))
+    member = fit_forward(MultivariateNormal, target=Independent(base=base, event_dims=1)).distribution
+    np.testing.assert_allclose(np.diag(member.covariance_matrix), [1 / (1.01**2 * 0.01), 0.25], rtol=1e-6)
+    endless = StudentT(df=np.array([1.9, 5.0]), loc=np.zeros(2), scale=np.ones(2))
+    with pytest.raises(SupportError, match=r"diverges to \+inf"):
+        fit_forward(Independent, target=Independent(base=endless, event_dims=1))
+
+
+def test_the_half_normal_nearest_to_a_heavy_tail():
+    fit = fit_forward(HalfNormal, target=Pareto(scale=1.0, alpha=2.01))
+    assert float(fit.distribution.scale) == pytest.approx((2.01 / 0.01) ** 0.5, rel=1e-9)

@@ -84,7 +84,7 @@ class ResolvedDistribution:
         found = self._first(_sampler)
         if found is None and self.family is not None and (frozen := _families().scipy_vector(self.family)) is not None:
             sampler, log_density = from_methods.as_sampler(frozen), _families().vector_log_density(self.family)
-            return sampler if log_density is None else sampler._replace(log_density=log_density)
+            return sampler and (sampler if log_density is None else sampler._replace(log_density=log_density))
         return found
 
     @cached_property

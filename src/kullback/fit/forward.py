@@ -53,11 +53,15 @@ from kullback.fit.target_family import (
     unexpected_option,
     validate_components,
 )
-from kullback.fit.target_moments import match_moments_of_target
+from kullback.fit.target_moments import (
+    LARGEST_MISSING_KL,
+    finite_kl,
+    fit_by_measure,
+    match_moments_of_target,
+)
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
 from kullback.numerics.arrays import Array, ArrayLike, as_numpy
-from kullback.result import Estimate
 
 __all__ = ["fit_forward"]
 
@@ -76,7 +80,6 @@ _CONCENTRATED = (
     *(families.NormalMixture, families.Pareto, families.StudentT, families.TanhNormal, families.TruncatedNormal),
     *(families.Uniform, families.VonMises, families.Weibull),
 )
-_LARGEST_MISSING_KL = 1e-7  # nats, relative above 1, by which the value of an objective may differ from the KL
 _SCALE_RATIO = 4.0  # of adjacent scales of which the best is a start
 _LEAST_SPREAD = 1e-306  # of samples: the squares of smaller differences lose digits
 
@@ -427,10 +430,10 @@ def _fit_to_target(
     closed_form = _match_support(family, density, fixed) if has_support_bounds else None
     matched = None if closed_form else match_moments_of_target(family, density, fixed)
     if matched is not None and not matched.is_resolved:
-        return _fit_by_measure(matched.member, density, target, fixed)
+        return fit_by_measure(matched.member, density, target, fixed)
     closed_form = closed_form or (matched and matched.member)
     if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
-        return closed_form_fit(closed_form, _finite_kl(target, closed_form), {"method": "closed form"})
+        return closed_form_fit(closed_form, finite_kl(target, closed_form), {"method": "closed form"})
     starts = starts or widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
     if not starts:
         raise missing_start_error(family)
@@ -443,40 +446,14 @@ def _fit_to_target(
             "the target has mass outside the family's support, or its tails are heavier than the family's"
         )
     best = closed_form or found.minima[0].distribution
-    estimate = _finite_kl(target, best)
+    estimate = finite_kl(target, best)
     missing = abs(estimate.value - found.minima[0].kl)
-    if closed_form is None and missing > estimate.error + _LARGEST_MISSING_KL * max(1.0, estimate.value):
-        # The nodes of the objective do not reach into the tails as far as the integral.
-        return _fit_by_measure(best, density, target, fixed)
+    if closed_form is None and missing > estimate.error + LARGEST_MISSING_KL * max(1.0, estimate.value):
+        # The nodes of the objective omit a part of the tails, which the integral has.
+        return fit_by_measure(best, density, target, fixed)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form"}
     converged = closed_form is not None or found.converged
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
-
-
-def _fit_by_measure(start: Distribution, density: Density, target: Any, fixed: dict[str, Any]) -> Fit:
-    """The fit by a descent on KL as `measure` computes it, which includes the parts of the tails beyond float64.
-
-    Raises:
-        SupportError: KL(target || start) is infinite, or not known.
-    """
-    _finite_kl(target, start)
-    parametrisation = parametrise(type(start), start, fixed)
-
-    def divergence(member: Distribution) -> float:
-        estimate = measure(target, member, error=1e-12)
-        return estimate.value if estimate.error < _LARGEST_MISSING_KL * max(1.0, estimate.value) else inf
-
-    objective = univariate_objective(parametrisation, density, alpha=1.0, divergence=divergence)
-    found = minimise_from_starts(parametrisation, objective, [start], lower_bound=0.0)
-    if not found.minima:
-        raise SupportError(
-            f"expected a target whose tails float64 resolves for a fit of {type(start).__name__}, but a part of the "
-            "expectations is beyond float64 or near an end of the support; fit the distribution of log x, or of the "
-            "distance to the end"
-        )
-    best = found.minima[0].distribution
-    estimate = _finite_kl(target, best)
-    return Fit(best, estimate.value, estimate, found.path, found.minima, found.converged, {"method": "Newton"})
 
 
 def _require_target_in_support(family: type[Distribution], density: Density) -> None:
@@ -508,13 +485,3 @@ def _match_support(family: type[Distribution], density: Density, fixed: dict[str
             "for every member"
         )
     return families.Uniform(**({"low": low, "high": high} | fixed))
-
-
-def _finite_kl(target: Any, member: Distribution) -> Estimate:
-    """KL(target || member); SupportError where it is `inf`."""
-    estimate = measure(target, member)
-    if estimate.value == inf:
-        raise SupportError(
-            f"expected a target whose KL to some {type(member).__name__} is finite, but {'; '.join(estimate.warnings)}"
-        )
-    return estimate

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
+from math import inf
 from typing import Any
 
 from kullback.errors import MissingDependencyError
@@ -17,6 +18,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from kullback.errors import ArrayTypeError, ShapeError, SupportError
+from kullback.numerics.arguments import is_number, shown
 from kullback.numerics.arrays import as_numpy
 from kullback.samples.clustered_mean import kl_per_token
 from kullback.tokens.entropy_floor import EmpiricalConditional
@@ -102,7 +104,7 @@ class ForwardKL(Callback):
         name: The prefix of the logged keys.
 
     Raises:
-        ArrayTypeError: The batches can be read only once, or are not pairs of tensors.
+        ArrayTypeError: The batches can be read only once, or are not pairs of tensors; or `entropy` is not a number >= 0.
         ShapeError: `log_prob` does not return one number per example, or there are no examples.
 
     Example:
@@ -134,6 +136,8 @@ class ForwardKL(Callback):
                 f"expected batches that can be read in every epoch, such as a list or a DataLoader, got "
                 f"{type(batches).__name__}, which can be read once"
             )
+        if entropy is not None and not (is_number(entropy) and 0 <= entropy < inf):
+            raise ArrayTypeError(f"expected entropy to be a finite number of nats, 0 or more, got {shown(entropy)}")
         self.batches, self.log_prob, self.entropy, self.name = batches, log_prob, entropy, name
 
     def measure(self, module: LightningModule) -> dict[str, float]:

@@ -191,8 +191,9 @@ class ForwardKL(TrainerCallback):
                 with torch.no_grad(), trainer.compute_loss_context_manager():
                     inputs = {key: value for key, value in batch.items() if key != "labels"}
                     logits = model(**inputs).logits
-                    if is_separate is None and "position_ids" in inputs:
-                        is_separate = _separates_examples(model, inputs, logits)
+                    # In all processes, because each evaluation of a sharded model takes all of them.
+                    if is_separate is None and "position_ids" in inputs and any(gather_object([_has_parts(inputs)])):
+                        is_separate = all(gather_object([_separates_examples(model, inputs, logits)]))
                 if labels.ndim == 1 and not labels.is_floating_point() and logits.shape[-1] > 1:
                     yield _score_classes(inputs, labels, logits)
                 elif labels.ndim == 2 and labels.shape == inputs["input_ids"].shape and model.can_generate():
@@ -304,11 +305,16 @@ def _starts(position_ids: Tensor) -> list[int]:
     return begins.nonzero().squeeze(-1).tolist()
 
 
+def _has_parts(inputs: Row) -> bool:
+    """Whether the position ids of a row begin again."""
+    position_ids = inputs["position_ids"].expand_as(inputs["input_ids"])
+    return any(len(_starts(row)) > 1 for row in position_ids)
+
+
 def _separates_examples(model: Any, inputs: Row, logits: Tensor) -> bool:
     """Whether the model begins a new context where the position ids of a packed row begin again.
 
-    The last part of the first row with several parts is evaluated alone. Every process evaluates the model once, also
-    where no row has several parts, because the parts of a sharded model are exchanged.
+    The last part of the first row with several parts is evaluated alone, or the first row where none has several.
     """
     ids, position_ids = inputs["input_ids"], inputs["position_ids"].expand_as(inputs["input_ids"])
     attended = inputs.get("attention_mask")

@@ -20,7 +20,7 @@ from kullback.fit.gaussian.unnormalised_plane import find_modes, log_evidence
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import mean_and_covariance
 from kullback.fit.solver.multistart import minimise_from_starts
-from kullback.fit.target_moments import match_moments_of_target
+from kullback.fit.target_moments import fit_by_measure, match_moments_of_target
 from kullback.measure import components_of, measure
 from kullback.numerics.arrays import Array
 from kullback.result import Estimate
@@ -212,10 +212,15 @@ def _independent_moments(target: Any) -> Components | None:
     densities = [component.density for component in components_of(independent)]
     if any(density is None for density in densities):
         return None
-    matched = [match_moments_of_target(families.Normal, density, {}) for density in densities if density is not None]
-    normals: list[Any] = [entry.member for entry in matched if entry is not None and entry.is_resolved]
-    if len(normals) < len(densities):
-        return None
+    components = components_of(independent)
+    normals: list[Any] = []
+    for component, density in zip(components, densities, strict=True):
+        matched = None if density is None else match_moments_of_target(families.Normal, density, {})
+        if density is None or matched is None:
+            return None
+        is_known = matched.is_resolved
+        fit = None if is_known else fit_by_measure(matched.member, density, component.given, {})
+        normals.append(matched.member if fit is None else fit.distribution)
     loc, scale = (np.array([float(getattr(normal, name)) for normal in normals]) for name in ("loc", "scale"))
     return Components(np.ones(1), loc[None], np.diag(scale**2)[None])
 
