@@ -278,3 +278,10 @@ def test_a_weibull_of_samples_that_differ_in_the_last_digits(unit):
     wide = fit_forward(Gumbel, samples=-np.log1p((x - unit) / unit) * 1e12)
     narrow = fit_forward(Weibull, samples=x)
     assert float(narrow.distribution.concentration) == pytest.approx(1e12 / float(wide.distribution.scale), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", [Independent, MultivariateNormal])
+@pytest.mark.parametrize("unit", [1e160, 1e-160])
+def test_variances_outside_of_float64_are_refused(family, unit):
+    with pytest.raises(SupportError, match="the variance of entry 1 is"):
+        fit_forward(family, samples=np.random.default_rng(0).normal(size=(20, 2)) * [1, unit])

@@ -33,7 +33,7 @@ EXAMPLES = """P and Q are two tables of probabilities or two families. KL(P || Q
 
 A text file may have a header, and one column of labels. A column of numbers is a column of labels if it is the first
 column and its header is empty, index, id, event, label, token or token_id. If both P and Q have labels, the events are
-matched by label; the labels must be the same.
+matched by label; the labels must be the same, spaces included. Lines that begin with # are comments.
 
 examples:
   kullback measure 0.4,0.3,0.2,0.1 0.3,0.3,0.3,0.1 --terms

@@ -91,7 +91,8 @@ def normalised_weights(weights: ArrayLike | None, count: int) -> Array:
 def mean_and_covariance(x: Array, weights: Array) -> tuple[Array, Array]:
     """The mean, shape (d,), and covariance, shape (d, d), of samples (n, d) with weights (n,) of sum 1."""
     loc = weights @ x
-    return loc, (weights[:, None] * (x - loc)).T @ (x - loc)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses covariances that are not finite
+        return loc, (weights[:, None] * (x - loc)).T @ (x - loc)
 
 
 def require_samples_between_ends(family: type[Distribution], x: Array) -> None:

@@ -104,7 +104,7 @@ class ForwardKL(Callback):
         name: The prefix of the logged keys.
 
     Raises:
-        ArrayTypeError: The batches can be read only once, or are not pairs of tensors; or `entropy` is not a number >= 0.
+        ArrayTypeError: The batches can be read only once, or are not pairs of tensors; `entropy` is not a number >= 0.
         ShapeError: `log_prob` does not return one number per example, or there are no examples.
 
     Example:

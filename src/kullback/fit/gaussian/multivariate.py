@@ -41,6 +41,7 @@ __all__ = [
 
 NORMAL_FAMILIES = (families.Independent, families.LowRankMultivariateNormal, families.MultivariateNormal)
 _TARGET_SAMPLES = 65_536
+_LEAST_VARIANCE = 1e-290  # below which the products of variances lose digits
 _SAMPLES_FOR_KMEANS = 4096
 
 
@@ -148,6 +149,11 @@ def require_rank(rank: int | None, size: int) -> int:
 def _require_nonsingular(covariance: Array, *, is_diagonal: bool) -> None:
     """Raise SupportError where a distribution with this covariance, or its diagonal, has no density."""
     variances = np.diag(covariance)
+    for i in np.flatnonzero(~((variances > _LEAST_VARIANCE) & (variances < np.inf)) & (variances != 0))[:1].tolist():
+        raise SupportError(
+            f"expected variances inside the range of float64, but the variance of entry {i} is {variances[i]:g}; "
+            "change the unit of the entry"
+        )
     if not (variances > 0).all():
         raise _singular_error("an entry of the vectors is constant")
     if is_diagonal:
