@@ -8,6 +8,7 @@ from kullback import fit_forward
 from kullback.errors import SupportError
 from kullback.families import (
     Beta,
+    Cauchy,
     Dirichlet,
     Exponential,
     F,
@@ -147,3 +148,16 @@ def test_independent_entries_whose_moments_depend_on_the_tails():
 def test_the_half_normal_nearest_to_a_heavy_tail():
     fit = fit_forward(HalfNormal, target=Pareto(scale=1.0, alpha=2.01))
     assert float(fit.distribution.scale) == pytest.approx((2.01 / 0.01) ** 0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "target"),
+    [
+        (Kumaraswamy, Beta(concentration1=0.03, concentration0=0.03)),
+        (Cauchy, StudentT(df=0.05, loc=0.0, scale=1.0)),
+    ],
+)
+def test_a_fit_whose_kl_is_not_known_is_not_converged(family, target):
+    fit = fit_forward(family, target=target)
+    assert fit.estimate.status == "unreliable"
+    assert not fit.converged

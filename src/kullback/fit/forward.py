@@ -80,6 +80,7 @@ _CONCENTRATED = (
     *(families.NormalMixture, families.Pareto, families.StudentT, families.TanhNormal, families.TruncatedNormal),
     *(families.Uniform, families.VonMises, families.Weibull),
 )
+_LARGEST_ERROR = 1e-4  # nats, relative above 1, of the KL of a fit that is called converged
 _SCALE_RATIO = 4.0  # of adjacent scales of which the best is a start
 _LEAST_SPREAD = 1e-306  # of samples: the squares of smaller differences lose digits
 
@@ -452,7 +453,8 @@ def _fit_to_target(
         # The nodes of the objective omit a part of the tails, which the integral has.
         return fit_by_measure(best, density, target, fixed)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form"}
-    converged = closed_form is not None or found.converged
+    is_known = estimate.error <= _LARGEST_ERROR * max(1.0, estimate.value)
+    converged = is_known and (closed_form is not None or found.converged)
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
 
 
