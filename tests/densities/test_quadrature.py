@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kullback import families
+from kullback import families, measure
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
 from kullback.densities.quadrature import kl_quadrature
@@ -547,3 +547,19 @@ def test_an_integral_above_float64_has_no_finite_interval(q):
     assert estimate.status == "unreliable"
     assert estimate.error == math.inf
     assert any("exceeds the float64 range" in warning for warning in estimate.warnings)
+
+
+@pytest.mark.parametrize("concentration", [1e8, 1e12, 1e14])
+@pytest.mark.parametrize("family", [Gamma, InverseGamma])
+def test_the_bound_holds_for_narrow_distributions_at_a_small_distance(family, concentration):
+    """KL is a phi(log(r)) for equal concentrations a and the ratio r of the rates."""
+    rate, other = 7.0, 7.0 * (1 + 1 / concentration**0.5 / 10)
+    estimate = measure(
+        family(concentration=concentration, rate=rate),
+        family(concentration=concentration, rate=other),
+        method="quadrature",
+    )
+    with mpmath.workdps(50):
+        ratio = mpmath.mpf(other) / mpmath.mpf(rate)
+        truth = mpmath.mpf(concentration) * (ratio - 1 - mpmath.log(ratio))
+        assert abs(mpmath.mpf(estimate.value) - truth) <= estimate.error + 1e-15 * truth

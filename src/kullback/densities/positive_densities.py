@@ -7,6 +7,7 @@ D = a phi(log(x/m)) is a deviance and s the remainder of Stirling's formula.
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from math import inf, log, log1p, pi
 
 import numpy as np
@@ -36,7 +37,7 @@ _SMALLEST, _LARGEST = 1e-300, 1e300  # centres within which the relative distanc
 def gamma(concentration: float, rate: float) -> Density:
     """The gamma distribution with density proportional to x^(concentration - 1) e^(-rate x)."""
     density = continuous_density(stats.gamma, concentration, scale=1 / rate)
-    mean = concentration / rate
+    mean, residual = _quotient(concentration, rate)
     log_gamma = float(special.gammaln(concentration))
 
     def usual(origin: Array, offset: Array) -> Array:
@@ -46,7 +47,7 @@ def gamma(concentration: float, rate: float) -> Density:
 
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
-        change = ((origin - mean) + offset) / mean
+        change = ((origin - mean) + (offset - residual)) / mean
         return _log_gamma_density(x, change, np.log(x) - log(mean), concentration)
 
     is_narrow = concentration >= LARGE_CONCENTRATION and _SMALLEST < mean < _LARGEST
@@ -61,7 +62,7 @@ def chi_squared(df: float) -> Density:
 def inverse_gamma(concentration: float, rate: float) -> Density:
     """The distribution of 1/y, where y has the gamma distribution with these parameters."""
     density = continuous_density(stats.invgamma, concentration, scale=rate)
-    center = rate / concentration  # the inverse of the mean of y
+    center, residual = _quotient(rate, concentration)  # the inverse of the mean of y
     log_gamma = float(special.gammaln(concentration))
 
     def usual(origin: Array, offset: Array) -> Array:
@@ -72,11 +73,19 @@ def inverse_gamma(concentration: float, rate: float) -> Density:
 
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
-        change = -((origin - center) + offset) / x  # of 1/x, relative to 1/center
+        change = -((origin - center) + (offset - residual)) / x  # of 1/x, relative to 1/center
         return _log_gamma_density(x, change, log(center) - np.log(x), concentration)
 
     is_narrow = concentration >= LARGE_CONCENTRATION and _SMALLEST < center < _LARGEST
     return replace(density, log_density=saddle_point if is_narrow else usual)
+
+
+def _quotient(a: float, b: float) -> tuple[float, float]:
+    """The quotient of two numbers, and the error of its rounding; 0 where the quotient overflows."""
+    quotient = a / b
+    if not 0 < quotient < inf:
+        return quotient, 0.0
+    return quotient, float(Fraction(a) / Fraction(b) - Fraction(quotient))
 
 
 def _log_quotient(x: Array, scale: float) -> Array:
