@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kullback import families, measure
+from kullback import families
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density
 from kullback.densities.quadrature import kl_quadrature
