@@ -156,7 +156,29 @@ def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_s
             bregman = log_gamma_bregman(xp, near + 1, far + 1, far - near) - far * phi(log_ratio(xp, near, far))
             rest = xp.where(poles, bregman + ratio_residual(xp, far * numerator, near * denominator), rest)
         rest = rest + k2 * residual
+        kl = scaled_mass_phi(xp, k2, k1, log_factor, log_mean) + rest
+        # For very different powers, terms of the size of the larger shape cancel.
+        ratio = numerator / denominator
+        different = ((ratio < 0.1) | (ratio > 10)) & (k1 >= 0.5)
+        if holds(~xp.any(different)):
+            return kl
+        safe = [xp.where(different, value, 1.0) for value in (k1, k2, ratio)]
+        other = _kl_of_different_powers(xp, *safe, xp.where(different, log_scales, 0.0))
+        return xp.where(different, other, kl)
     return scaled_mass_phi(xp, k2, k1, log_factor, log_mean) + rest
+
+
+def _kl_of_different_powers(xp: Any, k1: Array, k2: Array, t: Array, log_scales: Array) -> Array:
+    """KL(P || Q) from the entropy of log y and the mean of log q, for y = (x/a2)^c2 and t = c2/c1 far from 1.
+
+    k2 phi(log(m/k2)) + k2 R(k1, t) + log(2 pi/k2)/2 + J(k2) - log(t) - log(2 pi/k1)/2 - J(k1) - 1/2 + k1 J'(k1) with
+    the mean m of y and log(m) = log_scales + t digamma(k1) + R(k1, t).
+    """
+    residual = log_gamma_bregman(xp, k1, k1 + t, t)
+    log_mean = log_scales + t * digamma(xp, k1) + residual
+    mean_term = scaled_mass_phi(xp, k2, xp.ones_like(k2), log_mean, log_mean - xp.log(k2))
+    entropy = xp.log(t) + 0.5 * xp.log(2 * np.pi / k1) + binet(xp, k1) + 0.5 - k1 * binet_slope(xp, k1)
+    return mean_term + k2 * residual + 0.5 * xp.log(2 * np.pi / k2) + binet(xp, k2) - entropy
 
 
 def _fixed_and_equal(left: Any, right: Any) -> bool:
