@@ -261,7 +261,22 @@ def test_examples_that_a_model_does_not_separate_have_the_whole_row_as_context(
     packed = [{key: value for key, value in row.items() if key != "attention_mask"} for row in rows]
     # The first batch, of three rows, has one example in each: whether the model separates them is found out later.
     single = {"input_ids": [2, 3, 4, 5], "position_ids": [0, 1, 2, 3], "attention_mask": [1] * 4, "labels": [-100] * 4}
-    for dataset, floor in ((packed, math.log(2)), (rows, 0.0), ([single] * 3 + rows, 0.0)):
+    # Padding on the right, whose position ids do not continue those of the tokens, is not a part.
+    padded = [
+        {
+            "input_ids": [*row["input_ids"], 0, 0],
+            "position_ids": [0, 1, 2, 3, 1, 1],
+            "attention_mask": [1, 1, 1, 1, 0, 0],
+            "labels": [*row["labels"], -100, -100],
+        }
+        for row in rows
+    ]
+    for dataset, floor in (
+        (packed, math.log(2)),
+        (rows, 0.0),
+        ([single] * 3 + rows, 0.0),
+        (padded, 0.0),
+    ):
         trainer = Trainer(model, arguments(tmp_path), train_dataset=Dataset.from_list(dataset))
         assert ForwardKL(trainer).measure()["train_entropy_floor_per_token"] == pytest.approx(floor)
 

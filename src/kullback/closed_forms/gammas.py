@@ -162,8 +162,8 @@ def _kl_gamma_powers(xp: Any, shapes: tuple[Any, Any], t: tuple[Any, Any], log_s
         different = ((ratio < 0.1) | (ratio > 10)) & (k1 >= 0.5)
         if holds(~xp.any(different)):
             return kl
-        safe = [xp.where(different, value, 1.0) for value in (k1, k2, ratio)]
-        other = _kl_of_different_powers(xp, *safe, xp.where(different, log_scales, 0.0))
+        far_k1, far_k2, far_ratio = (xp.where(different, value, 1.0) for value in (k1, k2, ratio))
+        other = _kl_of_different_powers(xp, far_k1, far_k2, far_ratio, xp.where(different, log_scales, 0.0))
         return xp.where(different, other, kl)
     return scaled_mass_phi(xp, k2, k1, log_factor, log_mean) + rest
 

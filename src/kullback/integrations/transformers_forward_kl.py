@@ -192,7 +192,8 @@ class ForwardKL(TrainerCallback):
                     inputs = {key: value for key, value in batch.items() if key != "labels"}
                     logits = model(**inputs).logits
                     # In all processes, because each evaluation of a sharded model takes all of them.
-                    if is_separate is None and "position_ids" in inputs and any(gather_object([_has_parts(inputs)])):
+                    may_have_parts = is_separate is None and logits.ndim == 3 and "position_ids" in inputs
+                    if may_have_parts and any(gather_object([_last_part(inputs) is not None])):
                         is_separate = all(gather_object([_separates_examples(model, inputs, logits)]))
                 if labels.ndim == 1 and not labels.is_floating_point() and logits.shape[-1] > 1:
                     yield _score_classes(inputs, labels, logits)
@@ -283,7 +284,7 @@ def _score_tokens(inputs: Row, labels: Tensor, logits: Tensor, *, is_separate: b
     for i in range(len(ids)):
         not_padding = attended[i].bool().nonzero().squeeze(-1)
         tokens = ids[i][not_padding].tolist()
-        starts = _starts(inputs["position_ids"][i][not_padding]) if is_separate else [0][: len(tokens)]
+        starts = _starts(inputs["position_ids"].expand_as(ids)[i][not_padding]) if is_separate else [0][: len(tokens)]
         outcomes = labels[i, 1:][mask[i]]
         surprises = _surprises(logits[i, :-1][mask[i]], outcomes)
         # The logits of the column before an outcome follow from the tokens up to that column.
@@ -305,25 +306,34 @@ def _starts(position_ids: Tensor) -> list[int]:
     return begins.nonzero().squeeze(-1).tolist()
 
 
-def _has_parts(inputs: Row) -> bool:
-    """Whether the position ids of a row begin again."""
-    position_ids = inputs["position_ids"].expand_as(inputs["input_ids"])
-    return any(len(_starts(row)) > 1 for row in position_ids)
+def _last_part(inputs: Row) -> tuple[int, int, int] | None:
+    """The row, the first and the last column of the last part of the first row whose position ids begin again."""
+    ids, attended = inputs["input_ids"], inputs.get("attention_mask")
+    position_ids = inputs["position_ids"].expand_as(ids)
+    for row in range(len(ids)):
+        columns = torch.arange(ids.shape[1], device=ids.device) if attended is None else attended[row].nonzero()[:, 0]
+        if len(starts := _starts(position_ids[row][columns])) > 1:
+            return row, int(columns[starts[-1]]), int(columns[-1])
+    return None
 
 
 def _separates_examples(model: Any, inputs: Row, logits: Tensor) -> bool:
     """Whether the model begins a new context where the position ids of a packed row begin again.
 
-    The last part of the first row with several parts is evaluated alone, or the first row where none has several.
+    The last part of a row with several parts is evaluated alone; without such a row, the first token.
     """
-    ids, position_ids = inputs["input_ids"], inputs["position_ids"].expand_as(inputs["input_ids"])
-    attended = inputs.get("attention_mask")
-    found = [(i, starts[-1]) for i in range(len(ids)) if len(starts := _starts(position_ids[i])) > 1]
-    row, start = found[0] if found else (0, 0)
-    alone = {key: value[row : row + 1, start:] for key, value in (("input_ids", ids), ("position_ids", position_ids))}
-    if attended is not None:
-        alone["attention_mask"] = attended[row : row + 1, start:]
-    expected, got = model(**alone).logits[0].float(), logits[row, start:].float()
+    row, first, last = _last_part(inputs) or (0, 0, 0)
+    columns = slice(first, last + 1)
+    position_ids = inputs["position_ids"].expand_as(inputs["input_ids"])
+    alone = {
+        "input_ids": inputs["input_ids"][row : row + 1, columns],
+        "position_ids": position_ids[row : row + 1, columns],
+    }
+    if inputs.get("attention_mask") is not None:
+        alone["attention_mask"] = inputs["attention_mask"][row : row + 1, columns]
+    expected, got = model(**alone).logits[0].float(), logits[row, columns].float()
+    if (first, last) == (0, 0):
+        return True  # the model was evaluated for the other processes
     tolerance = _TOLERANCE if model.dtype.itemsize >= 4 else _TOLERANCE_OF_16_BITS
     return bool((expected - got).abs().max() <= tolerance * expected.abs().max())
 
