@@ -1,4 +1,12 @@
-"""Log-probabilities of discrete families by the saddle-point form, accurate to rounding for counts of any size."""
+"""Log-probabilities of discrete families by the saddle-point form, accurate to rounding for counts of any size.
+
+Stirling's formula is log k! = (k + 1/2) log k - k + log(2 pi)/2 + J(k), with Binet's function J. In the log-probability
+of a count k with mean m, its leading terms combine with the other terms to the deviance k phi(log(m/k)), so that no
+large terms cancel.
+
+References:
+    Loader (2000), Fast and accurate computation of binomial probabilities.
+"""
 
 from collections.abc import Callable
 from math import exp, inf, nan, pi
@@ -8,8 +16,9 @@ import numpy as np
 from scipy import special, stats
 
 from kullback.densities.density import Density
-from kullback.densities.saddle_point import poisson_deviance, stirling_remainder
 from kullback.numerics.arrays import Array
+from kullback.numerics.log_gamma import binet
+from kullback.numerics.phi import log_ratio, phi
 
 __all__ = ["binomial", "hypergeometric", "negative_binomial", "poisson", "zipf", "zipfian"]
 
@@ -22,7 +31,7 @@ def poisson(rate: float) -> Density:
 
     def log_pmf(k: Array) -> Array:
         positive = np.where(k > 0, k, 1.0)
-        value = -poisson_deviance(positive, rate) - 0.5 * np.log(2 * pi * positive) - stirling_remainder(positive)
+        value = -_deviance(positive, rate) - 0.5 * np.log(2 * pi * positive) - binet(np, positive)
         return np.where(k > 0, value, -rate)
 
     frozen = stats.poisson(rate) if rate < _LARGEST_DRAW else None
@@ -162,6 +171,11 @@ def _log_binomial_bulk(ones: Array, zeros: Array | float, log_odds: float) -> Ar
     """The log-probability of these numbers of ones and zeros in ones + zeros trials, both positive."""
     count = ones + zeros
     one, zero = special.expit(log_odds), special.expit(-log_odds)
-    bulk = poisson_deviance(ones, count * one) + poisson_deviance(zeros, count * zero)
-    ends = stirling_remainder(count) - stirling_remainder(ones) - stirling_remainder(np.asarray(zeros))
+    bulk = _deviance(ones, count * one) + _deviance(zeros, count * zero)
+    ends = binet(np, count) - binet(np, ones) - binet(np, np.asarray(zeros))
     return ends - bulk + 0.5 * np.log(count / ones / zeros / (2 * pi))
+
+
+def _deviance(k: Array | float, mean: Array | float) -> Array:
+    """The Poisson deviance k log(k / mean) - k + mean = k phi(log(mean / k))."""
+    return k * phi(log_ratio(np, np.asarray(mean), np.asarray(k)))

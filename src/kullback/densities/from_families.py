@@ -18,17 +18,14 @@ from kullback.densities import count_pmfs
 from kullback.densities.density import Density
 from kullback.densities.from_scipy import density_of_form
 from kullback.densities.positive_densities import (
-    LARGE_CONCENTRATION,
     chi_squared,
     dirichlet_log_density,
     f,
     gamma,
     inverse_gamma,
     log_beta,
-    log_beta_factor,
     weibull,
 )
-from kullback.densities.saddle_point import poisson_deviance
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.normal_interval import normal_interval
@@ -249,14 +246,12 @@ def _log_power(a: float, x: Array, complement: Array) -> Array:
 
 def _beta(concentration1: float, concentration0: float) -> Density:
     a, b = concentration1, concentration0
-    factor = log_beta_factor(a, b)
+    narrow, log_normaliser = dirichlet_log_density(np.asarray([a, b])), log_beta(a, b)
 
-    def usual(x: Array, y: Array) -> Array:
-        return _log_power(a - 1, x, y) + _log_power(b - 1, y, x) - log_beta(a, b)
-
-    def saddle_point(x: Array, y: Array) -> Array:
-        bulk = poisson_deviance(a, (a + b) * x) + poisson_deviance(b, (a + b) * y)
-        return np.where((x > 0) & (y > 0), factor - np.log(x) - np.log(y) - bulk, -inf)
+    def log_density(x: Array, y: Array) -> Array:
+        if narrow is not None:
+            return narrow(np.stack([x, y], axis=-1))
+        return _log_power(a - 1, x, y) + _log_power(b - 1, y, x) - log_normaliser
 
     def quantile(levels: Array) -> Array:
         values = special.betaincinv(a, b, levels)
@@ -267,7 +262,7 @@ def _beta(concentration1: float, concentration0: float) -> Density:
         return mean + (mean * (1 - mean) / (count + 1)) ** 0.5 * special.ndtri(levels)
 
     return _unit(
-        saddle_point if min(a, b) >= LARGE_CONCENTRATION else usual,
+        log_density,
         quantile,
         lambda count, rng: rng.beta(a, b, count),
     )

@@ -16,7 +16,7 @@ from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.numerics.arrays import Array
 from kullback.numerics.log_gamma import binet_slope
-from kullback.numerics.phi import phi
+from kullback.numerics.phi import log_ratio, phi
 
 __all__ = ["Expectation", "closed_form_mle", "match_moments"]
 
@@ -120,7 +120,7 @@ def _pareto_of_samples(x: Array, weights: Array, fixed: dict[str, Any]) -> famil
             "makes KL(p || q) inf for every member"
         )
     with np.errstate(all="ignore"):
-        rate = float(_log_ratio(x, scale) @ weights)
+        rate = float(log_ratio(np, x, np.asarray(scale)) @ weights)
     alpha = fixed.get("alpha", 1 / rate if rate > 0 else None)
     return None if alpha is None else families.Pareto(scale=scale, alpha=float(alpha))
 
@@ -151,15 +151,8 @@ def _gamma(mean: Expectation) -> dict[str, Any]:
 
 def _mean_and_log_gap(mean: Expectation) -> tuple[Any, Any]:
     """E[x] and log E[x] - E[log x] >= 0, without the cancellation of the two logarithms."""
-    center = mean(lambda x: x)
-    return center, mean(lambda x: phi(_log_ratio(x, center)))
-
-
-def _log_ratio(x: Array, center: Any) -> Array:
-    """log(x / center), by the distance of x from the center where it is small."""
-    change = (x - center) / center
-    is_near = np.abs(change) < 0.5
-    return np.where(is_near, np.log1p(np.where(is_near, change, 0.0)), np.log(x) - np.log(center))
+    center = np.asarray(mean(lambda x: x))
+    return center, mean(lambda x: phi(log_ratio(np, x, center)))
 
 
 def _log_minus_digamma(a: Any) -> Any:
@@ -248,17 +241,19 @@ def _pareto(mean: Expectation, scale: float) -> dict[str, Any]:
 
 
 def _weibull(mean: Expectation) -> dict[str, Any]:
-    center = float(np.exp(mean(np.log)))
-    shift = float(mean(lambda x: _log_ratio(x, center)))  # the rounding of the center
+    center = np.exp(np.asarray(mean(np.log)))
+
+    def mean_of_logs(function: Callable[[Array], Array]) -> float:
+        return float(mean(lambda x: function(log_ratio(np, x, center))))
+
+    shift = mean_of_logs(lambda z: z)  # the rounding of the center
 
     def excess(k: float) -> float:
-        power = float(mean(lambda x: np.exp(k * _log_ratio(x, center))))
-        slope = float(mean(lambda x: np.exp(k * _log_ratio(x, center)) * (_log_ratio(x, center) - shift)))
-        return slope / power - 1 / k
+        return mean_of_logs(lambda z: np.exp(k * z) * (z - shift)) / mean_of_logs(lambda z: np.exp(k * z)) - 1 / k
 
     concentration = _positive_root(excess, 1.0)
-    power = float(mean(lambda x: np.exp(concentration * _log_ratio(x, center))))
-    return {"scale": center * power ** (1 / concentration), "concentration": concentration}
+    power = mean_of_logs(lambda z: np.exp(concentration * z))
+    return {"scale": float(center) * power ** (1 / concentration), "concentration": concentration}
 
 
 def _root_mean_square(degrees: float) -> Callable[[Expectation], dict[str, Any]]:
