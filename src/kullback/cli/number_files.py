@@ -51,6 +51,9 @@ FORMATS = {
 _INDEX_NAMES = {"", "index", "unnamed: 0", "__index_level_0__", "id", "event", "label", "token", "token_id", "word"}
 _INDEX_NAMES |= {"symbol", "outcome", "category", "class", "key", "bin", "byte", "name"}
 _MAGIC = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"PAR1": "parquet"}
+_SPACE_BEFORE_QUOTE = re.compile(r'(^|[,;\t]) +(?=")')
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?")  # cells without a value, in lower case
+_COMMENT_OR_LABEL = re.compile(r"#[^\s,;\t]*(?:[,;\t]\s*[-+\d.][^,;\t]*)+")
 _CHUNK = 1 << 20
 _NOT_ZERO = re.compile(r"\s*[-+]?[0.]*[1-9]")  # the start of a number with a digit other than 0 before the exponent
 _FRACTION = re.compile(r"([+-]?[\d.]+)\s*/\s*([\d.]+)")
@@ -278,11 +281,6 @@ def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
         return _read_rows(text, header, data, cells, name)
     except csv.Error as error:
         raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
-
-
-_SPACE_BEFORE_QUOTE = re.compile(r'(^|[,;\t]) +(?=")')
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?")  # cells without a value, in lower case
-_COMMENT_OR_LABEL = re.compile(r"#[^\s,;\t]*(?:[,;\t]\s*[-+\d.][^,;\t]*)+")
 
 
 class _Lines:

@@ -252,9 +252,11 @@ def _contexts(example: _Scored, prefixes: Prefixes) -> list[Any]:
 def _score_classes(inputs: Row, labels: Tensor, logits: Tensor) -> list[_Row]:
     """The examples of a batch of a classifier: the context is the bytes of the unpadded input."""
     counted = labels != _IGNORED
-    if bool(((labels < 0) | (labels >= logits.shape[-1]))[counted].any()):
-        outside = int(labels[counted & ((labels < 0) | (labels >= logits.shape[-1]))][0])
-        raise InputError(f"expected labels from 0 to {logits.shape[-1] - 1}, the classes of the model, got {outside}")
+    outside = counted & ((labels < 0) | (labels >= logits.shape[-1]))
+    if bool(outside.any()):
+        raise InputError(
+            f"expected labels from 0 to {logits.shape[-1] - 1}, the classes of the model, got {int(labels[outside][0])}"
+        )
     surprises = _surprises(logits, labels)
     attended = inputs.get("attention_mask")
     rows = []

@@ -477,11 +477,14 @@ class RunDirectory:
         Args:
             step: The step of the checkpoint; -1 removes all rows.
         """
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
-            rows = [row for row in self._rows(name) if row["step"] <= step]
+        kept = {
+            name: [row for row in self._rows(name) if row["step"] <= step]
+            for name in ("metrics.jsonl", "evaluations.jsonl")
+        }
+        for name, rows in kept.items():
             write_atomically(self.path / name, "".join(_line(row) for row in rows))
         self._remove_samples_after(step)
-        if missing := missing_steps([row["step"] for row in self.metrics()], step):
+        if missing := missing_steps([row["step"] for row in kept["metrics.jsonl"]], step):
             ranges = ", ".join(f"{first:g} to {last:g}" for first, last in missing[:3])
             print(
                 f"kullback: {self.path / 'metrics.jsonl'}: the rows of the steps {ranges} are missing", file=sys.stderr

@@ -85,9 +85,8 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
             + "; the estimate is inf, but q may be positive there"
         )
         merged = _merged(x, y)
-        few, events = _small_counts(*merged, size_q)
         # With few counts for each event, the estimate of the merged events is far above their KL.
-        low = 0.0 if 5 * few > events else _estimate(*merged, size_p, size_q).low
+        low = 0.0 if _small_counts(*merged, size_q) else _estimate(*merged, size_p, size_q).low
         return Estimate(inf, count=count, method=method, interval=(low, inf), status="unreliable", warnings=(warning,))
     estimate = _estimate(x, y, size_p, size_q)
     warnings = _warnings(x, y, size_p, size_q, estimate)
@@ -132,17 +131,19 @@ class _CountEstimate(NamedTuple):
     skewness: float
 
 
-def _small_counts(x: np.ndarray, y: np.ndarray, size_q: float) -> tuple[int, int]:
-    """The number of observed events with small counts, and the number of observed events."""
+def _small_counts(x: np.ndarray, y: np.ndarray, size_q: float) -> str:
+    """A warning if more than a fifth of the observed events have small counts; empty otherwise."""
     counts = np.minimum(x, y if size_q < inf else inf)[(x > 0) | (y > 0)]
-    return int((counts < _SMALL_COUNT).sum()), len(counts)
+    small = int((counts < _SMALL_COUNT).sum())
+    if 5 * small <= len(counts):
+        return ""
+    return f"{small} of {len(counts)} events have counts below {_SMALL_COUNT}; collect more observations"
 
 
 def _warnings(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float, estimate: _CountEstimate) -> tuple[str, ...]:
     """Reasons why the interval may not contain the KL in 95% of the cases; empty if none is known."""
-    small, events = _small_counts(x, y, size_q)
-    if 5 * small > events:
-        return (f"{small} of {events} events have counts below {_SMALL_COUNT}; collect more observations",)
+    if warning := _small_counts(x, y, size_q):
+        return (warning,)
     # An event that is rare under p, and much rarer under q, can have most of the KL.
     f, g = x / x.sum(), y / y.sum()
     largest = np.minimum(stats.chi2.ppf(0.975, 2 * (x + 1)) / (2 * size_p), 1.0)  # of the share of each event
@@ -171,7 +172,8 @@ def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _Co
     ratio = f / g
     events = len(f) - 1
     bias = events / (2 * size_p) + (float(ratio[positive].sum()) - 1) / (2 * size_q)
-    spread_p = float((f[positive] * (log_ratio - (f[positive] * log_ratio).sum()) ** 2).sum())
+    deviation = log_ratio - (f[positive] * log_ratio).sum()
+    spread_p = float((f[positive] * deviation**2).sum())
     spread_q = float((g * (ratio - 1) ** 2).sum())
     variance = spread_p / size_p + spread_q / size_q + events / 2 * (1 / size_p + 1 / size_q) ** 2
     corrected, std_error = float(kl_probs(f, g)) - float(bias), sqrt(variance)
@@ -179,6 +181,6 @@ def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _Co
     root_error = 1.96 * sqrt((1 / size_p + 1 / size_q) / 2)
     low = min(corrected - 1.96 * std_error, max(0.0, sqrt(value) - root_error) ** 2)
     high = max(corrected + 1.96 * std_error, (sqrt(value) + root_error) ** 2)
-    third = float((f[positive] * (log_ratio - (f[positive] * log_ratio).sum()) ** 3).sum()) / size_p**2
+    third = float((f[positive] * deviation**3).sum()) / size_p**2
     third -= float((g * (ratio - 1) ** 3).sum()) / size_q**2
     return _CountEstimate(value, std_error, max(0.0, low), high, third / variance**1.5 if variance > 0 else 0.0)

@@ -215,18 +215,16 @@ def _independent_moments(target: Any) -> Components | None:
     independent = resolve(target).family
     if not isinstance(independent, families.Independent):
         return None
-    densities = [component.density for component in components_of(independent)]
-    if any(density is None for density in densities):
-        return None
-    components = components_of(independent)
     normals: list[Any] = []
-    for component, density in zip(components, densities, strict=True):
-        matched = None if density is None else match_moments_of_target(families.Normal, density, {})
+    for component in components_of(independent):
+        density = component.density
+        matched = density and match_moments_of_target(families.Normal, density, {})
         if density is None or matched is None:
             return None
-        is_known = matched.is_resolved
-        fit = None if is_known else fit_by_measure(matched.member, density, component.given, {})
-        normals.append(matched.member if fit is None else fit.distribution)
+        if matched.is_resolved:
+            normals.append(matched.member)
+        else:
+            normals.append(fit_by_measure(matched.member, density, component.given, {}).distribution)
     loc, scale = (np.array([float(getattr(normal, name)) for normal in normals]) for name in ("loc", "scale"))
     return Components(np.ones(1), loc[None], np.diag(scale**2)[None])
 
