@@ -5,7 +5,6 @@ import math
 import random
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -445,15 +444,17 @@ def test_confident_positions_have_an_upper_bound_and_the_mass_that_is_not_stated
 def test_a_reply_that_arrives_byte_by_byte_ends_at_the_timeout(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The timeout of a socket begins again with each byte."""
+    """The timeout of a socket begins again with each byte. A reply that ended would not be JSON."""
     (tmp_path / "a.txt").write_text("12+34=46")
     is_over = threading.Event()
 
     def send_slowly(server: socket.socket) -> None:
         connection, _ = server.accept()
         with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            while not is_over.wait(0.05):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n")
+            for _ in range(200):
+                if is_over.wait(0.05):
+                    break
                 connection.sendall(b" ")
 
     with socket.socket() as server:
@@ -463,9 +464,7 @@ def test_a_reply_that_arrives_byte_by_byte_ends_at_the_timeout(
         thread.start()
         name = f"openai:http://127.0.0.1:{server.getsockname()[1]}/v1#tiny"
         words = ["compare", str(tiny_model), name, "--text", str(tmp_path / "a.txt"), "--timeout", "0.4"]
-        start = time.monotonic()
         assert main(words) == 2
-        assert time.monotonic() - start < 30
         is_over.set()
         thread.join()
     assert "no reply within 0.4 s" in capsys.readouterr().err
