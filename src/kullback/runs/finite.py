@@ -70,13 +70,14 @@ def require_finite_loss(loss: float, *, step: int) -> None:
 
 
 @contextmanager
-def finite_outputs(step: Callable[[], int]) -> Iterator[None]:
+def finite_outputs(step: Callable[[], int], *, remedy: str = "") -> Iterator[None]:
     """Within the context, the errors of distributions with parameters that are not finite name the step.
 
     Finite weights that are very large have outputs that are not finite, which PyTorch rejects when it samples.
 
     Args:
         step: A function that returns the present step.
+        remedy: What can be changed, for the message.
 
     Raises:
         InputError: A distribution or a controller rejected a value.
@@ -84,13 +85,13 @@ def finite_outputs(step: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except (BudgetError, NotNormalizedError, ParameterError, SupportError) as error:
-        raise _at_step(step(), str(error)) from error
+        raise _at_step(step(), str(error) + (remedy and f"; {remedy}")) from error
     except (RuntimeError, ValueError) as error:
         if not re.search("probability tensor contains|to satisfy the constraint|without overflow", str(error)):
             raise
         message = (
             "expected finite outputs of the model, got nan or infinity; its weights, its inputs, or a temperature near "
-            "0 by which they are divided, can be the cause"
+            "0 by which they are divided, can be the cause" + (remedy and f"; {remedy}")
         )
         raise _at_step(step(), message) from error
 
@@ -130,9 +131,7 @@ def require_finite(
     ]
     if not named:
         return
-    device = named[0][1].device
-    norms = [torch.linalg.vector_norm(tensor).to(device, torch.float64) for _, tensor in named]
-    if bool(torch.isfinite(torch.stack(norms)).all()):
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm([tensor for _, tensor in named]))):
         return
     for name, tensor in named:
         finite = torch.isfinite(tensor)

@@ -5,9 +5,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributions import Normal
 from torch.nn import functional
 
-from kullback.numerics.phi import phi
+from kullback.distributions import kl
 
 __all__ = ["VAE", "Bottleneck", "Likelihood", "kl_to_prior"]
 
@@ -19,20 +20,24 @@ _CONVOLUTION_SIDE = 16  # pixels; images whose sides are at least this long use 
 def kl_to_prior(loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """KL(q(z | x) || p(z)) from normal posteriors to the standard normal prior, for each latent dimension.
 
-    phi(2 log(scale))/2 + loc^2/2, where phi(d) = e^d - 1 - d.
+    phi(2 log(scale))/2 + loc^2/2, where phi(d) = e^d - 1 - d: the closed form of `kullback.kl` for two normals.
 
     Args:
         loc: Posterior means, shape (batch, latents).
         scale: Posterior standard deviations, shape (batch, latents).
 
     Returns:
-        Nats, shape (batch, latents), differentiable; nan where a scale is negative or a parameter is nan.
+        Nats, shape (batch, latents), differentiable.
+
+    Raises:
+        ParameterError: A mean is not finite, or a standard deviation is not a finite positive number.
 
     Example:
         >>> kl_to_prior(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
         tensor([[0.5000, 0.0000]])
     """
-    return (phi(2 * scale.log()) + loc * loc) / 2
+    prior = Normal(loc.new_zeros(()), loc.new_ones(()), validate_args=False)
+    return kl(Normal(loc, scale, validate_args=False), prior)
 
 
 class _Encoder(nn.Module):

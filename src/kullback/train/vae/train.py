@@ -186,7 +186,8 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
     progress_line = RunProgress(
         plan.output.name, plan.steps, target=getattr(budget, "target", None), unit="image", console=console
     )
-    with progress_line as progress, Interrupts() as interrupts, finite_outputs(lambda: step):
+    outputs = finite_outputs(lambda: step, remedy="lower --learning-rate")
+    with progress_line as progress, Interrupts() as interrupts, outputs:
         if step == 0:
             run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
             add_pictures(run, model, held_out, "before")
