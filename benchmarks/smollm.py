@@ -8,9 +8,10 @@ float32 weights. The task is to add two numbers and to reply with the sum only, 
 rewards are whether the last number of the reply is the sum, and the share of the reply's characters that are digits.
 
 For LoRA and for all weights, `BudgetGRPOTrainer` and TRL's `GRPOTrainer` with beta = 0.04 train in two processes, which
-take their steps in alternation, so that other load on the machine affects both. On a CPU the time of a step is the
-processor time of its process and the memory is the largest resident set; on a GPU they are the elapsed time, with
-autocast to bfloat16, and the largest allocation. The KL of the final policy is measured on held-out prompts in float32.
+take their steps in alternation, so that other load on the machine affects both. On a CPU each process has one thread,
+the time of a step is its processor time, which would include the waiting of other threads, and the memory is the
+largest resident set; on a GPU they are the elapsed time, with autocast to bfloat16, and the largest allocation. The KL
+of the final policy is measured on held-out prompts in float32.
 
 A checkpoint is saved every 10 steps, and the same command continues after an interruption. The checkpoints take 3.5 GB.
 """
@@ -165,6 +166,7 @@ def train(run: TrainingRun, connection: Connection) -> None:
     """Train a run from its newest checkpoint, evaluate the final policy, and write result.json."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
     on_gpu = torch.cuda.is_available()
     settings: Row = {
         "max_steps": run.steps,

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,14 @@ from torch import distributions as td
 from kullback import families
 from kullback.densities.gaussian_mixtures import components
 from kullback.distributions import register_kl
-from kullback.errors import NoClosedFormError, NotNormalizedError, ParameterError, ShapeError, SupportError
+from kullback.errors import (
+    ArrayTypeError,
+    NoClosedFormError,
+    NotNormalizedError,
+    ParameterError,
+    ShapeError,
+    SupportError,
+)
 from kullback.families import (
     Bernoulli,
     Beta,
@@ -24,6 +32,7 @@ from kullback.families import (
     Dirichlet,
     Gamma,
     Independent,
+    Laplace,
     Logistic,
     LogNormal,
     MultivariateNormal,
@@ -525,3 +534,43 @@ def test_an_ordinary_sampling_error_does_not_seem_to_be_a_heavy_tail():
     assert {estimate.status for estimate in found} == {"estimated"}
     outside = sum(not estimate.interval[0] <= truth <= estimate.interval[1] for estimate in found)
     assert 0 < outside < 15
+
+
+def _measure_value(p, q):
+    return measure(p, q).value
+
+
+@pytest.mark.parametrize("transform", ["jit", "grad", "vmap"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: _measure_value(Normal(loc=m, scale=1.0), Normal(loc=0.0, scale=1.0)),
+        lambda m: _measure_value(StudentT(df=5.0, loc=m, scale=1.0), Laplace(loc=0.0, scale=1.0)),
+        lambda m: _measure_value(numpyro_distributions.StudentT(5.0, m, 1.0), numpyro_distributions.Laplace()),
+        lambda m: _measure_value(jnp.stack([m / 2, 1 - m / 2]), jnp.array([0.5, 0.5])),
+        lambda m: fit_forward(Normal, target=StudentT(df=5.0, loc=m, scale=1.0)).kl,
+        lambda m: fit_forward(Normal, samples=jnp.stack([m, m + 1, m + 3])).distribution.loc,
+    ],
+    ids=["closed form", "quadrature", "numpyro", "arrays", "fit", "fit to samples"],
+)
+def test_a_transformation_of_jax_is_refused_by_name_instead_of_a_gradient_of_zero(transform, call):
+    argument = jnp.ones(2) if transform == "vmap" else 1.0
+    with pytest.raises(ArrayTypeError, match=r"expected an array outside of jax.jit, grad and vmap"):
+        getattr(jax, transform)(call)(argument)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: _measure_value(Normal(loc=m, scale=1.0), Normal(loc=0.0, scale=1.0)),
+        lambda m: _measure_value(td.Normal(m, 1.0), td.Laplace(0.0, 1.0)),
+        lambda m: _measure_value(torch.stack([m / 2, 1 - m / 2]), torch.tensor([0.5, 0.5])),
+        lambda m: fit_forward(Normal, target=td.StudentT(5.0, m, 1.0)).kl,
+    ],
+    ids=["closed form", "quadrature", "arrays", "fit"],
+)
+def test_a_transformation_of_torch_is_refused_by_name(transform, call):
+    argument = torch.ones(2 if transform == "vmap" else ())
+    with pytest.raises(ArrayTypeError, match=r"expected an array outside of torch.func.grad, vmap and similar"):
+        getattr(torch.func, transform)(call)(argument)

@@ -21,7 +21,7 @@ from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
 from kullback.families import Categorical, Distribution, Independent
 from kullback.numerics.arguments import is_name
-from kullback.numerics.arrays import as_numpy, untracked
+from kullback.numerics.arrays import as_numpy, require_concrete, untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
 from kullback.samples.monte_carlo import kl_monte_carlo
@@ -142,6 +142,7 @@ def resolve_all(*given: Any) -> list[ResolvedDistribution]:
     if not isinstance(given[0], Distribution) and all(map(_is_array_or_list, given)):
         arrays = plain_arrays(*given)
         for array in arrays:
+            require_concrete(array)
             if np.ndim(array) != 1:
                 raise ShapeError(
                     f"expected probabilities of shape (n,), got an array of shape {np.shape(array)}; call "
@@ -158,7 +159,7 @@ def _is_array_or_list(given: Any) -> bool:
 def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: float) -> Estimate | None:
     try:
         sides = p.family_in_float64, q.family_in_float64
-        result = untracked(kl(*sides))
+        result = _known(kl(*sides))
     except NoClosedFormError:
         return None
     except TypeError:  # parameters of several libraries
@@ -166,7 +167,7 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
             return None
         try:
             sides = p.family, q.family
-            result = untracked(kl(*sides))
+            result = _known(kl(*sides))
         except (NoClosedFormError, TypeError):
             return None
     array = np.asarray(result)
@@ -203,6 +204,12 @@ def _by_closed_form(p: ResolvedDistribution, q: ResolvedDistribution, error: flo
     rounding = 0.0 if eps == np.finfo(np.float64).eps else 8 * eps * value
     interval = (value - rounding, value + rounding)
     return Estimate(value, error=rounding, interval=interval, method="closed form", status="exact")
+
+
+def _known(result: Any) -> Any:
+    """The value of a closed form without automatic differentiation, which an `Estimate` does not have."""
+    require_concrete(result)
+    return untracked(result)
 
 
 def _overflows(p: ResolvedDistribution, q: ResolvedDistribution) -> bool:

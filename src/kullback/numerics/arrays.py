@@ -30,6 +30,7 @@ __all__ = [
     "map_blocks",
     "map_row_blocks",
     "numpy_views",
+    "require_concrete",
     "require_untransformed",
     "untracked",
     "with_gradient",
@@ -296,8 +297,28 @@ def holds(flag: Array) -> bool:
         raise
 
 
+def require_concrete(array: Array) -> None:
+    """Raise ArrayTypeError if an array is traced by JAX or transformed by torch.func, so that it has no values."""
+    if array_api_compat.is_torch_array(array):
+        inside = "torch.func.grad, vmap and similar"
+        is_transformed = sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(array)
+    else:
+        inside = "jax.jit, grad and vmap"
+        is_transformed = "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
+    if is_transformed:
+        raise ArrayTypeError(
+            f"expected an array outside of {inside}, got an array inside of one, whose values are not known; estimates "
+            "and fits need values; kullback.kl and functions of arrays such as kl_probs can be transformed"
+        )
+
+
 def as_numpy(array: Array, dtype: Any = None) -> np.ndarray:
-    """The values of an array as a NumPy array, without automatic differentiation; bfloat16 becomes float32."""
+    """The values of an array as a NumPy array, without automatic differentiation; bfloat16 becomes float32.
+
+    Raises:
+        ArrayTypeError: The array is inside a transformation such as jax.jit or torch.func.vmap.
+    """
+    require_concrete(array)
     if array_api_compat.is_torch_array(array):
         array = array.detach().cpu()
         array = array.float() if "bfloat16" in str(array.dtype) else array
