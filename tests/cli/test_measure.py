@@ -3,12 +3,14 @@
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from kullback import families
 from kullback.cli import main
@@ -231,3 +233,54 @@ def test_results_of_files_of_low_precision_have_all_digits(
     assert report["kl"] == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-12)
     assert report["entropy"] == pytest.approx(float(-(p * np.log(p)).sum()), rel=1e-12)
     assert report["cross_entropy"] == pytest.approx(float(-(p * np.log(q)).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "entropy"),
+    [
+        # H = log(2 pi e) + log(det)/2; of the multinomial, sum -log of the probabilities of its values
+        ("multivariate_normal([0,0],[[1,0.2],[0.2,1]])", "multivariate_normal([1,0],[[1,0],[0,1]])", 2.8174660687),
+        ("dirichlet([1,2,3])", "dirichlet([2,2,3])", float(stats.dirichlet([1, 2, 3]).entropy())),
+        ("student_t(0.05,0,1)", "student_t(1,0,1)", float(stats.t(0.05).entropy())),
+        ("beta(1e-3,1e-3)", "beta(1,1)", float(stats.beta(1e-3, 1e-3).entropy())),
+        ("cauchy(1e300,1)", "cauchy(1e300,2)", math.log(4 * math.pi)),
+    ],
+)
+def test_the_entropy_of_every_distribution_that_has_one_is_printed(p, q, entropy, capsys):
+    assert main(["measure", p, q, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["entropy"] == pytest.approx(entropy, rel=1e-9)
+    assert report["cross_entropy"] == pytest.approx(entropy + report["kl"], rel=1e-9, abs=1e-9)
+    assert report["entropy_kind"] == "differential"
+
+
+def test_an_estimated_entropy_has_its_standard_error(capsys):
+    assert main(["measure", "multinomial(5,[0.2,0.8])", "multinomial(5,[0.5,0.5])", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    exact = float(stats.multinomial(5, [0.2, 0.8]).entropy())
+    assert abs(report["entropy"] - exact) < 5 * report["entropy_std_error"]
+    assert "entropy_kind" not in report
+    assert main(["measure", "multinomial(5,[0.2,0.8])", "multinomial(5,[0.5,0.5])"]) == 0
+    assert "estimated, standard error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("p", ["lkj(3,1.0)", "zipf(1.0001)"])
+def test_the_reason_for_an_unknown_entropy_is_printed(p, capsys):
+    assert main(["measure", p, p]) == 0
+    assert re.search(r"^H\(P\)  +unknown: \w", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["0.4,0.6", "--bits", "0.5,0.5"],
+        ["--bits", "0.4,0.6", "--error", "1e-9", "0.5,0.5"],
+        ["0.4,0.6", "--error", "1e-9", "0.5,0.5", "--bits"],
+        ["0.5,0.5", "--reverse", "0.4,0.6", "--bits"],
+    ],
+)
+def test_options_can_be_between_p_and_q(arguments, capsys):
+    assert main(["measure", *arguments]) == 0
+    assert "KL(P || Q)   0.02904940555 bits" in capsys.readouterr().out
+    assert main(["measure", *arguments, "0.1,0.9"]) == 2
+    assert "expected no further arguments, got 0.1,0.9" in capsys.readouterr().err

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kullback.cli.output import print_result, strict, table
-from kullback.errors import InputError, NotNormalizedError, SupportError
+from kullback.errors import InputError, NoClosedFormError, NotNormalizedError, SupportError
 from kullback.runs.printable import one_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from kullback.cli.number_files import Table
+    from kullback.cli.number_tables import Table
     from kullback.families import Distribution
     from kullback.result import Estimate
 
@@ -166,7 +166,7 @@ def _read(options: argparse.Namespace) -> tuple[_Input, _Input]:
 
 
 def _is_table(given: _Input) -> bool:
-    from kullback.cli.number_files import Table
+    from kullback.cli.number_tables import Table
 
     return isinstance(given.member, Table)
 
@@ -380,24 +380,27 @@ def _measure_families(p: Any, q: Any, scale: float, error: float) -> dict[str, A
 
 
 def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
-    """H(P) and H(P, Q) = H(P) + KL(P || Q); empty if P is not univariate, or if they cannot be computed in float64."""
-    from kullback.densities.entropy import entropy_of
-    from kullback.densities.resolve import resolve
+    """H(P) and H(P, Q) = H(P) + KL(P || Q), or the reason why they are not known."""
+    from kullback.measure_entropy import measure_entropy
 
     try:
-        density = resolve(p).density
-        if density is None:
-            return {}
-        entropy = entropy_of(density)
-    except SupportError:
-        return {}
-    if entropy.status == "unreliable":
-        return {}
-    entropy_p = entropy.value
-    if math.isnan(entropy_p) or math.isnan(entropy_p + kl):
-        return {}
-    kind = {} if density.discrete else {"entropy_kind": "differential"}
-    return {"entropy": scale * entropy_p, "cross_entropy": scale * (entropy_p + kl), **kind}
+        entropy = measure_entropy(p)
+        reason = "; ".join(entropy.warnings) if entropy.status == "unreliable" else ""
+    except (NoClosedFormError, SupportError) as error:
+        return {"entropy_unknown": str(error)}
+    if reason or math.isnan(entropy.value + kl):
+        return {"entropy_unknown": reason or "it cannot be computed in float64"}
+    kind = {} if _is_discrete(p) else {"entropy_kind": "differential"}
+    std_error = {"entropy_std_error": scale * entropy.std_error} if entropy.status == "estimated" else {}
+    return {"entropy": scale * entropy.value, "cross_entropy": scale * (entropy.value + kl), **kind, **std_error}
+
+
+def _is_discrete(p: "Distribution") -> bool:
+    from kullback.families import Categorical, Multinomial, OneHotCategorical
+
+    if p.support is not None:
+        return p.support.discrete
+    return isinstance(p, (Categorical, Multinomial, OneHotCategorical))
 
 
 def _without_value(estimate: "Estimate", scale: float) -> dict[str, Any]:
@@ -468,10 +471,14 @@ def _as_text(report: dict[str, Any]) -> str:
         lines.append(f"normalised   {_divisors_as_text(report['divided_by'])}")
     if "entropy" in report:
         kind = "   differential" if "entropy_kind" in report else ""
+        if "entropy_std_error" in report:
+            kind += f"   estimated, standard error {report['entropy_std_error']:.1e}"
         lines += [
             f"H(P)         {_number_as_text(report['entropy'])} {unit}{kind}",
             f"H(P, Q)      {_number_as_text(report['cross_entropy'])} {unit}   = H(P) + KL(P || Q)",
         ]
+    if "entropy_unknown" in report:
+        lines.append(f"H(P)         unknown: {report['entropy_unknown']}")
     lines += [f"KL(P || Q): {warning}" for warning in report.get("warnings", ())]
     lines += [f"KL(Q || P), with p = Q and q = P: {warning}" for warning in reverse.get("warnings", ())]
     if "terms" in report:

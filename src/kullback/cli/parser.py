@@ -66,6 +66,13 @@ class Parser(argparse.ArgumentParser):
         if args is not None:
             self._refuse_unknown_options(args)
         options, unknown = super().parse_known_args(args, namespace)
+        # argparse takes optional arguments from one group without options between them.
+        for action in self._actions:
+            is_free = not action.option_strings and action.nargs == "?" and getattr(options, action.dest, None) is None
+            if unknown and is_free:
+                value = self._get_value(action, unknown.pop(0))
+                self._check_value(action, value)
+                setattr(options, action.dest, value)
         if unknown:
             self.error(f"expected no further arguments, got {' '.join(unknown)}")
         return options, unknown
