@@ -14,7 +14,8 @@ import pytest
 
 from kullback.cli import main
 from kullback.cli.distribution_syntax import read
-from kullback.cli.number_files import Table, read_file
+from kullback.cli.number_files import read_file
+from kullback.cli.number_tables import Table
 from kullback.errors import InputError
 
 P = [0.4, 0.3, 0.2, 0.1]
@@ -562,3 +563,116 @@ def test_rows_of_arrays_in_parquet_are_matched_by_their_labels(tmp_path: Path, c
     assert main(["measure", str(tmp_path / "p.parquet"), str(tmp_path / "q.parquet"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kl"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "0\n100.1\n99.9\n100.0\n",
+        "2019\n100.1\n99.9\n100.0\n",
+        "2019\n3\n4\n2\n",
+        "0,1\n0.3,1.7\n2.5,0.1\n",
+        "0,1,2\n3,1,7\n2,5,0\n",
+        "2019,2020\n0.25,0.5\n0.75,0.5\n",
+        "country,2019\nfr,40\nde,60\n",
+        "country;2019\nfr;40\nde;60\n",
+        "age\t0\na\t0.5\nb\t0.25\n",
+    ],
+)
+def test_a_first_line_of_numbers_that_can_be_names_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match="can contain the names of the columns or data"):
+        read_file(str(path))
+    # Both remedies are accepted: names in place of the line, and names above it.
+    first, rest = content.split("\n", 1)
+    names = re.sub(r"[^,;\t]+", lambda found: f"n{found.start()}", first)
+    path.write_text(f"{names}\n{rest}")
+    replaced = read_file(str(path)).values
+    path.write_text(f"{names}\n{content}")
+    above = read_file(str(path)).values
+    assert len(above) == len(replaced) + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("0\n3\n4\n2\n", 4),  # whole numbers beside a whole number: counts
+        ("0\n0.25\n0.75\n", 3),  # probabilities
+        ("0.0\n100.1\n99.9\n", 3),
+        ("0,1\n1,0\n", 2),
+        ("2019\n2007\n1911\n5\n", 4),
+        ("the\t2019\nof\t1990\nand\t7\n", 3),
+        ("0,1,2\n", 3),
+        ("name,2019\na,40\nb,60\n", 2),  # the name of the first column states that it contains labels
+        ("label,2019,2020\na,40,1\nb,60,2\n", 2),
+    ],
+)
+def test_other_first_lines_are_data_or_names(content: str, rows: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    assert len(read_file(str(path)).values) == rows
+
+
+def test_years_are_names_beside_a_column_of_labels(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("name,2019,2020\na,40,1\nb,60,2\n")
+    assert read_file(f"{path}:2020").values.tolist() == [1, 2]
+    assert read_file(f"{path}:2019").rows is None
+    assert read_file(f"{path}:2019").events == ("a", "b")
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ",", ";"])
+def test_quotation_marks_without_a_pair_are_refused(delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / "words.tsv"
+    path.write_text('token\tcount\n"\t5\nmid\t3\n"\t9\nend\t2\n'.replace("\t", delimiter))
+    with pytest.raises(InputError, match='a quotation mark that is a part of a label is written """"'):
+        read_file(str(path))
+    path.write_text('token\tcount\n"hello\t5\nmid\t3\n'.replace("\t", delimiter))
+    with pytest.raises(InputError, match='a quotation mark that is a part of a label is written """"'):
+        read_file(str(path))
+    path.write_text('token\tcount\n""""\t5\n"a\n"\t3\n"\t\n"\t1\n'.replace("\t", delimiter))
+    assert read_file(str(path)).events == ('"', "a\n", f"{delimiter}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "values", "events"),
+    [
+        ("x,y\n1.0,1\n2.0,\n4.0,2\n", [1, 2, 4], None),
+        ("x,y\n1.0,1\n2.0,NA\n4.0,2\n", [1, 2, 4], None),
+        ("y,x\n,1.0\nNA,2.0\n", [1, 2], None),
+        ("subject,x\n1,5.0\n2,6.0\n3,7.5\n", [5, 6, 7.5], None),
+        ("country,city,x\nfr,paris,1\nfr,lyon,2\n", [1, 2], ("fr, paris", "fr, lyon")),
+        ("word,note,x\nthe,,1\nof,rare,2\n", [1, 2], ("the", "of")),
+        ("id,x,y\n7,1,a\n9,2,b\n", [1, 2], ("a", "b")),
+        ("id,x,y\n7,1,0.5\n9,2,?\n", [1, 2], ("7", "9")),
+    ],
+)
+def test_of_a_named_column_the_other_columns_need_no_numbers(
+    content: str, values: list, events: tuple | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    table = read_file(f"{path}:x")
+    assert (table.values.tolist(), table.events) == (values, events)
+
+
+def test_points_in_files_with_semicolons_can_separate_thousands(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("n;x\n950;a\n1.200;b\n")
+    with pytest.raises(InputError, match=r"'1\.200' can be a decimal point or a separator of thousands"):
+        read_file(str(path))
+    for decimal in ("0.200", "1.2", "1.2000", "1200.500"):
+        path.write_text(f"n;x\n950;a\n1.200;b\n{decimal};c\n")
+        assert read_file(str(path)).values[1] == 1.2
+    path.write_text("n,x\n950,a\n1.200,b\n")
+    assert read_file(str(path)).values[1] == 1.2
+
+
+def test_a_fit_states_the_number_of_samples(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("x\n1\n2\n4\n")
+    assert main(["fit", str(path), "normal"]) == 0
+    assert "3 samples" in capsys.readouterr().out
+    assert main(["fit", str(path), "normal", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 3

@@ -17,17 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kullback.cli.number_files import (
-    DECIMAL_COMMA,
-    FORMATS,
-    CellReader,
-    Table,
-    byte_counts,
-    parse_json,
-    parse_number,
-    read_file,
-    split_name,
-)
+from kullback.cli.delimited_text import DECIMAL_COMMA, CellReader
+from kullback.cli.number_files import FORMATS, byte_counts, parse_json, read_file, split_name
+from kullback.cli.number_tables import Table, parse_number
 from kullback.errors import InputError, KullbackError
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from kullback.cli.distribution_syntax import family_named, parameter_names, read
-    from kullback.cli.number_files import Table
+    from kullback.cli.number_tables import Table
 
     family = family_named(options.family)
     settings: dict[str, Any] = {"fixed": dict(options.fixed), "components": options.components}
@@ -119,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
         error.args = (_with_options(str(error)),)
         raise
     report = _report(fit, options)
+    if isinstance(target, Table):
+        report["samples"] = len(target.values)
     print_result(json.dumps(strict(report)) if options.json else _as_text(report, options))
     return 0
 
@@ -157,7 +159,7 @@ def _parse_fixed(text: str) -> tuple[str, float]:
 
 def _parse_member(text: str) -> "Distribution":
     from kullback.cli.distribution_syntax import read
-    from kullback.cli.number_files import Table
+    from kullback.cli.number_tables import Table
 
     member = read(text)
     if isinstance(member, Table):
@@ -207,7 +209,8 @@ def _parameters(member: "Distribution") -> dict[str, Any]:
 def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
     divergence = "KL(target || member)" if options.direction == "forward" else "KL(member || target)"
     lines = [
-        f"target       {one_line(report['target'])}",
+        f"target       {one_line(report['target'])}"
+        + (f"   {report['samples']} samples" if "samples" in report else ""),
         f"member       {report['family']}({_parameters_as_text(report['parameters'])})",
     ]
     if "cross_entropy" in report:

@@ -1,10 +1,8 @@
 """Files of numbers as tables: CSV, TSV, text, JSON, JSON Lines, Parquet and NumPy files, and standard input.
 
-A table is a vector of events, or a matrix with one distribution in each row. Its events and rows can have labels.
 Nothing in a file is evaluated as code or unpickled.
 """
 
-import csv
 import io
 import json
 import os
@@ -12,29 +10,17 @@ import re
 import stat
 import sys
 import warnings
-from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from kullback.cli.delimited_text import read_delimited
+from kullback.cli.number_tables import Table, assemble, label_column, not_rounded_to_zero, unknown_name
 from kullback.errors import InputError, MissingDependencyError
 
-__all__ = [
-    "DECIMAL_COMMA",
-    "FORMATS",
-    "CellReader",
-    "Table",
-    "byte_counts",
-    "parse_json",
-    "parse_number",
-    "read_file",
-    "split_name",
-]
+__all__ = ["FORMATS", "byte_counts", "parse_json", "read_file", "split_name"]
 
 FORMATS = {
     ".csv": "text",
@@ -47,35 +33,8 @@ FORMATS = {
     ".npz": "npz",
     ".parquet": "parquet",
 }
-# A column with one of these names contains labels even if the labels are numbers.
-_INDEX_NAMES = {"", "index", "unnamed: 0", "__index_level_0__", "id", "event", "label", "token", "token_id", "word"}
-_INDEX_NAMES |= {"symbol", "outcome", "category", "class", "key", "bin", "byte", "name"}
 _MAGIC = {b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"PAR1": "parquet"}
-_SPACE_BEFORE_QUOTE = re.compile(r'(^|[,;\t]) +(?=")')
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?")  # cells without a value, in lower case
-_COMMENT_OR_LABEL = re.compile(r"#[^\s,;\t]*(?:[,;\t]\s*[-+\d.][^,;\t]*)+")
 _CHUNK = 1 << 20
-_NOT_ZERO = re.compile(r"\s*[-+]?[0.]*[1-9]")  # the start of a number with a digit other than 0 before the exponent
-_FRACTION = re.compile(r"([+-]?[\d.]+)\s*/\s*([\d.]+)")
-DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Numbers with labels.
-
-    Args:
-        values: Shape (events,) or (rows, events).
-        events: The labels of the events, or None.
-        rows: The labels of the rows of a matrix, or None.
-        is_file: Whether the numbers are the contents of a file or of standard input.
-    """
-
-    values: np.ndarray
-    events: tuple[str, ...] | None = None
-    rows: tuple[str, ...] | None = None
-    is_file: bool = False
 
 
 def read_file(text: str) -> Table:
@@ -151,37 +110,6 @@ def byte_counts(path: str) -> Table:
     return Table(counts.astype(np.float64), events, is_file=True)
 
 
-def parse_number(cell: str) -> float | None:
-    """The number that a text denotes, such as 0.25, 1e-3, 1/3 or nan; None if it denotes none.
-
-    Raises:
-        InputError: The number is not 0, and is 0 in float64.
-
-    Example:
-        >>> parse_number("1/4"), parse_number("x")
-        (0.25, None)
-    """
-    try:
-        value = None if "_" in cell else float(cell)
-    except ValueError:
-        match = _FRACTION.fullmatch(cell.strip())
-        try:
-            value = float(match[1]) / float(match[2]) if match else None
-        except (ValueError, ZeroDivisionError):
-            return None
-    return _not_rounded_to_zero(cell, value)
-
-
-def _not_rounded_to_zero(cell: str, value: float | None, source: str = "") -> float | None:
-    """The value of a text; InputError if it is 0 in float64, and the number in the text is not 0."""
-    if value == 0 and _NOT_ZERO.match(cell):
-        raise InputError(
-            f"{source}expected numbers that float64 can represent, but {cell.strip()} would become 0; pass the "
-            "logarithms of the probabilities, with --logits"
-        )
-    return value
-
-
 def split_name(text: str) -> tuple[str, str | None]:
     """The path and the name in PATH:NAME, where both can have colons; the name is None if the text is a path.
 
@@ -247,273 +175,7 @@ def _read_stream(text: str, stream: BinaryIO, kind: str | None, name: str | None
     with io.TextIOWrapper(buffered, encoding="utf-16" if utf16 else "utf-8-sig", newline="") as lines:
         if kind == "json":
             return _read_json(text, lines.read(), name)
-        return _read_delimited(text, lines, name)
-
-
-# Delimited text.
-
-
-def _read_delimited(text: str, file: Iterable[str], name: str | None) -> Table:
-    """The table in a text file with one row in each line, whose delimiter, header and labels are recognised."""
-    lines = _Lines(text, file)
-    try:
-        sample = lines.sample(20)
-    except csv.Error as error:
-        raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
-    if not sample:
-        raise InputError(f"{text}: expected a vector or a matrix of numbers, but the file is empty")
-    delimiter = _delimiter(sample)
-    # Tokens of a language model may begin or end with spaces, so that spaces of labels are kept.
-    is_split_at_spaces = delimiter == " "
-    stripped = (line.strip() if is_split_at_spaces else _SPACE_BEFORE_QUOTE.sub(r"\1", line) for line in lines)
-    reader = csv.reader(stripped, delimiter=delimiter, skipinitialspace=is_split_at_spaces, strict=True)
-    rows = ((lines.number, row) for row in reader if row)  # with the number of the last line of each row
-    cells = CellReader(text)
-    try:
-        number, first = next(rows)
-        first = [cell.strip() for cell in _without_empty_end(first)]
-        second = next(rows, None)
-        has_header = _is_header(first, cells)
-        header = first if has_header else None
-        if delimiter == "," and has_header and len(first) == 1:
-            _require_no_decimal_comma(text, sample[1:])
-        data = chain(() if has_header else ((number, first),), () if second is None else (second,), rows)
-        return _read_rows(text, header, data, cells, name)
-    except csv.Error as error:
-        raise InputError(f"{text}: line {lines.number}: {error}; is this a text file?") from error
-
-
-class _Lines:
-    """The lines of a file that are neither blank nor comments, with the number of the current line."""
-
-    def __init__(self, text: str, file: Iterable[str]) -> None:
-        self._text, self._file = text, enumerate(file, 1)
-        self._sample: deque[tuple[int, str]] = deque()
-        self._is_quoted = False  # whether the line continues a quoted cell
-        self.number = 0
-
-    def sample(self, count: int) -> list[str]:
-        """The next lines, at most so many, which remain to be read."""
-        found = [(self.number, line) for line in islice(self, count)]
-        self._sample.extend(found)
-        return [line for _, line in found]
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self._sample:
-            self.number, line = self._sample.popleft()
-            return line
-        for number, line in self._file:
-            self.number = number
-            if "\0" in line:
-                raise csv.Error("it contains a null character")
-            content = line.strip()
-            is_quoted, self._is_quoted = self._is_quoted, self._is_quoted != (line.count('"') % 2 == 1)
-            if is_quoted or (content and not content.startswith("#")):
-                return line
-            self._is_quoted = False
-            if _COMMENT_OR_LABEL.fullmatch(content):
-                raise InputError(
-                    f"{self._text}: line {number}: {content[:40]!r} can be a comment, or a row with a label; write the "
-                    'label in quotes, as in "#",1, or write a space after the # of a comment'
-                )
-        raise StopIteration
-
-
-def _delimiter(sample: Sequence[str]) -> str:
-    unquoted = [re.sub(r'"[^"]*"', "", line) for line in sample]
-    for delimiter in (";", "\t", ","):
-        if any(delimiter in line for line in unquoted):
-            # A number in each field of a text with spaces and decimal commas, such as "0,4 0,6".
-            spaced = all(len(line.split()) > 1 for line in unquoted)
-            if delimiter == "," and spaced and all(DECIMAL_COMMA.fullmatch(x) for s in unquoted for x in s.split()):
-                return " "
-            return delimiter
-    return " "
-
-
-def _without_empty_end(row: list[str]) -> list[str]:
-    """A row without the empty cell after a delimiter at its end."""
-    return row[:-1] if len(row) > 1 and not row[-1].strip() else row
-
-
-class CellReader:
-    """Reads numbers, whose decimal commas must be unambiguous."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.with_point, self.with_comma, self.ambiguous = "", "", ""
-
-    def number(self, cell: str) -> float | None:
-        cell = cell.strip()
-        value = parse_number(cell)
-        if value is None and DECIMAL_COMMA.fullmatch(cell):
-            return parse_number(cell.replace(",", "."))
-        return value
-
-    def convert(self, cell: str) -> float | None:
-        """The number of a cell of data; None if the cell has no number."""
-        try:
-            value = float(cell)
-        except ValueError:
-            cell = cell.strip()
-            value = self.number(cell)
-            if value is not None and "," in cell:
-                if _THOUSANDS.fullmatch(cell):
-                    self.ambiguous = self.ambiguous or cell
-                else:
-                    self.with_comma = self.with_comma or cell
-                return value
-        if "_" in cell:
-            return None
-        if "." in cell and not self.with_point:
-            self.with_point = cell
-        return _not_rounded_to_zero(cell, value, f"{self.text}: ")
-
-    def finish(self) -> None:
-        """Raise InputError if commas of the numbers can be decimal commas or separators of thousands."""
-        comma = self.with_comma or self.ambiguous
-        if comma and self.with_point:
-            raise InputError(
-                f"{self.text}: expected decimal points or decimal commas, got both: {self.with_point!r} and {comma!r}"
-            )
-        if self.ambiguous and not self.with_comma:
-            raise InputError(
-                f"{self.text}: the comma in {self.ambiguous!r} can be a decimal comma or a separator of thousands; "
-                "write the numbers with decimal points"
-            )
-
-
-def _is_header(first: Sequence[str], cells: CellReader) -> bool:
-    """Whether the first line of a file has the names of the columns."""
-    numbers = [cells.number(cell) for cell in first]
-    if all(number is None for number in numbers):
-        return True
-    is_index = first[0].lower() in _INDEX_NAMES and len(first) > 1
-    return is_index and (first[0] == "" or numbers[1:] == list(range(len(first) - 1)))
-
-
-def _require_no_decimal_comma(text: str, sample: Sequence[str]) -> None:
-    """Raise InputError for rows such as 1,5 under the name of one column: one number, or a label and a number."""
-    content = [line.strip() for line in sample]
-    if content and all(DECIMAL_COMMA.fullmatch(line) for line in content):
-        raise InputError(
-            f"{text}: the comma in {content[0]!r} can be a decimal comma, or a separator of a label and a number; "
-            "write the numbers with decimal points, or name both columns"
-        )
-
-
-def _read_rows(
-    text: str,
-    header: list[str] | None,
-    data: Iterable[tuple[int, list[str]]],
-    cells: CellReader,
-    name: str | None,
-) -> Table:
-    numbers, labels = array("d"), []
-    label_column: int | None = None
-    width = number = 0
-    for number, row in data:
-        if width == 0:
-            row = _without_empty_end(row)
-            width = len(row)
-            if header is not None and len(header) == width - 1:
-                header = ["", *header]  # the header has no name for the column of labels
-            if header is not None and len(header) != width:
-                raise _wrong_width(text, number, len(header), width)
-            label_column = _label_column(text, header, [cells.number(cell) is not None for cell in row])
-        elif len(row) != width:
-            row = _without_empty_end(row)
-        if len(row) != width:
-            raise _wrong_width(text, number, width, len(row))
-        for column, cell in enumerate(row):
-            if column == label_column:
-                is_named = header is not None and header[column].lower() in _INDEX_NAMES
-                if labels and labels[0].strip().lower() in _MISSING and not is_named and cells.number(cell) is not None:
-                    raise InputError(
-                        f"{text}: column {column + 1}: expected a number in the first row, got {labels[0]!r}, and "
-                        f"{cell!r} in line {number}; a column of labels is named label"
-                    )
-                labels.append(cell)
-                continue
-            value = cells.convert(cell)
-            if value is None:
-                raise InputError(f"{text}: line {number}, column {column + 1}: expected a number, got {cell.strip()!r}")
-            numbers.append(value)
-    cells.finish()
-    if width == 0:
-        raise InputError(
-            f"{text}: expected a vector or a matrix of numbers, got one line without numbers: "
-            f"{', '.join(header or ())!r:.200}"
-        )
-    if header is None and label_column is not None and len(labels) == 1:
-        # In one row, a text is a number with a typing error rather than a label.
-        raise InputError(f"{text}: line {number}: expected numbers, got {labels[0]!r} in column {label_column + 1}")
-    columns = width - (label_column is not None)
-    values = np.frombuffer(numbers, np.float64).reshape(-1, columns)
-    if header is not None and label_column is not None:
-        header = header[:label_column] + header[label_column + 1 :]
-    return _assemble(text, values, header, labels if label_column is not None else None, name)
-
-
-def _wrong_width(text: str, line: int, expected: int, got: int) -> InputError:
-    return InputError(f"{text}: line {line}: expected {expected} cells, as in the first line, got {got}")
-
-
-def _label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bool]) -> int | None:
-    """The column with the labels of the rows, or None."""
-    texts = [column for column, number in enumerate(is_number) if not number]
-    if len(is_number) == len(texts) or len(texts) > 1:
-        names = [repr(header[column]) if header else str(column + 1) for column in texts]
-        raise InputError(
-            f"{text}: expected a vector or a matrix of numbers, with at most one column of labels, but the columns "
-            f"{' and '.join(names[:3])} contain text"
-        )
-    if texts:
-        return texts[0]
-    return 0 if header and len(header) > 1 and header[0].lower() in _INDEX_NAMES else None
-
-
-def _assemble(
-    text: str,
-    values: np.ndarray,
-    header: Sequence[str] | None,
-    labels: Sequence[str] | None,
-    name: str | None,
-) -> Table:
-    """The table of a matrix whose columns and rows can have names; `name` selects a column or a row."""
-    count, columns = values.shape
-    if labels is None and count > 2 and columns > 1:
-        first = values[:, 0]
-        if first[0] in (0, 1) and np.array_equal(first, np.arange(count) + first[0]):
-            raise InputError(
-                f"{text}: the first column contains {first[0]:.0f}, {first[1]:.0f}, {first[2]:.0f}, ..., which is an "
-                "index of the rows; remove it, or give the columns a header in which its name is index"
-            )
-    events = None if header is None else tuple(header)
-    rows = None if labels is None else tuple(labels)
-    if name is not None:
-        if (header or ()).count(name) + (rows or ()).count(name) > 1:
-            raise InputError(f"{text}: expected one column or row of the name {name!r}, got several; rename them")
-        if header is not None and name in header:
-            return Table(np.ascontiguousarray(values[:, list(header).index(name)]), rows, is_file=True)
-        if rows is not None and name in rows:
-            return Table(values[rows.index(name)], events, is_file=True)
-        raise _unknown_name(text, name, [*(header or ()), *(rows or ())[:20]])
-    if columns == 1:
-        return Table(values[:, 0], rows, is_file=True)
-    if count == 1:
-        return Table(values[0], events, is_file=True)
-    return Table(values, events, rows, is_file=True)
-
-
-def _unknown_name(text: str, name: str, known: Sequence[str]) -> InputError:
-    from kullback.cli.parser import nearest
-
-    names = ", ".join(repr(one) for one in known[:20]) if known else "no names"
-    return InputError(f"{text}: expected one of its names ({names}), got {name!r}{nearest(name, known)}")
+        return read_delimited(text, lines, name)
 
 
 # JSON.
@@ -555,7 +217,7 @@ def _parsed(content: str) -> Any:
         return entries
 
     return json.loads(
-        content, object_pairs_hook=distinct, parse_float=lambda cell: _not_rounded_to_zero(cell, float(cell))
+        content, object_pairs_hook=distinct, parse_float=lambda cell: not_rounded_to_zero(cell, float(cell))
     )
 
 
@@ -591,7 +253,7 @@ def _table_of(text: str, value: Any, name: str | None) -> Table:
         if all(is_number) and name is None:
             return Table(_as_values(text, list(value.values())), tuple(value), is_file=True)
         if any(is_number) and name is not None and name not in value:
-            raise _unknown_name(text, name, list(value))
+            raise unknown_name(text, name, list(value))
         if any(is_number):
             wrong = next((key for key, number in zip(value, is_number, strict=True) if not number), name)
             raise InputError(f"{text}: expected a number for each label, got {value.get(wrong)!r:.80} for {wrong!r}")
@@ -599,7 +261,7 @@ def _table_of(text: str, value: Any, name: str | None) -> Table:
             members = ", ".join(map(repr, list(value)[:20]))
             raise InputError(f"{text}: expected one distribution, got {len(value)}: {members}; pass FILE:NAME")
         if name is not None and name not in value:
-            raise _unknown_name(text, name, list(value))
+            raise unknown_name(text, name, list(value))
         return _table_of(text, value[name or next(iter(value))], None)
     if name is not None:
         raise InputError(f"{text}: expected an object with the member {name!r}, got an array of numbers")
@@ -614,7 +276,7 @@ def _table_of_records(text: str, records: list[dict[str, Any]], name: str | None
             raise InputError(
                 f"{text}: expected the keys {', '.join(header)} in each object, got others in object {index}"
             )
-    label = _label_column(text, header, [_is_number(records[0][key]) for key in header])
+    label = label_column(text, header, [_is_number(records[0][key]) for key in header])
     keys = [key for column, key in enumerate(header) if column != label]
     for index, record in enumerate(records):
         for key in keys:
@@ -622,7 +284,7 @@ def _table_of_records(text: str, records: list[dict[str, Any]], name: str | None
                 raise InputError(f"{text}: object {index}: expected a number for {key!r}, got {record[key]!r:.80}")
     values = np.array([[float(record[key]) for key in keys] for record in records])
     labels = None if label is None else [str(record[header[label]]) for record in records]
-    return _assemble(text, values, keys, labels, name)
+    return assemble(text, values, keys, labels, name)
 
 
 def _is_number(value: Any) -> bool:
@@ -676,7 +338,7 @@ def _read_numpy(text: str, stream: BinaryIO, kind: str, name: str | None) -> Tab
                     arrays = ", ".join(archive.files[:20]) or "no arrays"
                     raise InputError(f"{text}: expected one array, got {arrays}; pass FILE:NAME with the name of one")
                 if name is not None and name not in archive.files:
-                    raise _unknown_name(text, name, archive.files)
+                    raise unknown_name(text, name, archive.files)
                 return Table(_as_values(text, archive[name or archive.files[0]]), is_file=True)
     except InputError:
         raise
@@ -751,10 +413,10 @@ def _read_parquet(text: str, stream: BinaryIO, name: str | None) -> Table:
     ]
     header = list(columns)
     is_number = [number and key not in index for key, number in zip(header, numeric, strict=True)]
-    label = _label_column(text, header, is_number)
+    label = label_column(text, header, is_number)
     keys = [key for column, key in enumerate(header) if column != label]
     # The sum of probabilities in float32 may differ from 1 by their rounding, so that floating-point types are kept.
     kept_types = {key: None if types.is_floating(columns[key].type) else np.float64 for key in keys}
     values = np.column_stack([np.asarray(columns[key].to_numpy(), kept_types[key]) for key in keys])
     labels = None if label is None else [str(value) for value in columns[header[label]].to_pylist()]
-    return _assemble(text, values, keys, labels, name)
+    return assemble(text, values, keys, labels, name)
