@@ -18,6 +18,7 @@ from kullback.densities.gaussian_mixtures import components
 from kullback.distributions import register_kl
 from kullback.errors import (
     ArrayTypeError,
+    DistributionTypeError,
     NoClosedFormError,
     NotNormalizedError,
     ParameterError,
@@ -27,6 +28,7 @@ from kullback.errors import (
 from kullback.families import (
     Bernoulli,
     Beta,
+    Binomial,
     Categorical,
     Cauchy,
     Dirichlet,
@@ -574,3 +576,15 @@ def test_a_transformation_of_torch_is_refused_by_name(transform, call):
     argument = torch.ones(2 if transform == "vmap" else ())
     with pytest.raises(ArrayTypeError, match=r"expected an array outside of torch.func.grad, vmap and similar"):
         getattr(torch.func, transform)(call)(argument)
+
+
+@pytest.mark.parametrize("pair", [(stats.gamma, stats.gamma(2.0)), (stats.poisson(2.0), stats.poisson)])
+def test_a_family_of_scipy_without_parameters_is_named(pair):
+    with pytest.raises(DistributionTypeError, match=r"give it its parameters, scipy\.stats\.\w+\(\.\.\.\)"):
+        measure(*pair)
+
+
+@pytest.mark.parametrize("count", [1_000_000, 1_234_567])
+def test_the_values_where_q_is_zero_have_all_digits(count):
+    estimate = measure(Poisson(rate=3.0), Binomial(total_count=count, probs=0.5))
+    assert estimate.warnings == (f"q is 0 where p is not: {count + 1} <= x <= inf",)

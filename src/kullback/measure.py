@@ -15,7 +15,7 @@ from kullback.densities.gaussian_mixtures import mixture_bounds
 from kullback.densities.integral import kl_integral
 from kullback.densities.point_masses import kl_of_point_masses, kl_without_common_density
 from kullback.densities.relaxed_categorical import kl_relaxed_categorical
-from kullback.densities.resolve import ResolvedDistribution, not_a_distribution, resolve
+from kullback.densities.resolve import ResolvedDistribution, as_family, not_a_distribution, resolve
 from kullback.densities.shared_transforms import without_shared_transforms
 from kullback.distributions import kl, shared_bases
 from kullback.errors import KullbackError, NoClosedFormError, ShapeError, SupportError
@@ -374,6 +374,8 @@ def require_distribution(distribution: ResolvedDistribution) -> None:
     has_log_density = any(hasattr(given, name) for name in ("log_prob", "logpdf", "logpmf"))
     if not has_log_density and not isinstance(given, Distribution) and distribution.components is None:
         raise not_a_distribution(given, "an object with log_prob(x) and sample(count)")
+    if hasattr(given, "freeze") and distribution.density is None:  # a family of SciPy without parameters
+        as_family(given)
     require_no_mask(given)
 
 

@@ -104,6 +104,7 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
         ("0.5,0.5", "1,0,0", "same number of events in P and Q, got 2 and 3"),
         ("1.5,-0.5", "0.5,0.5", "p[1] is -0.5"),
         ("norml(0,1)", "normal(0,1)", "did you mean normal?"),
+        ("gaussian(0,1)", "normal(0,1)", "did you mean normal?"),
         ("normal(0)", "normal(0,1)", "expected Normal to receive scale"),
         ("normal(0,1,2)", "normal(0,1)", "normal takes loc, scale, got more"),
         ("normal(0,sd=2)", "normal(0,1)", "normal takes loc, scale, got sd"),

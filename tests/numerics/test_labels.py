@@ -286,3 +286,17 @@ def test_functions_of_tensors_name_the_argument_that_is_not_a_tensor():
             token_kl([1.0, 2.0], [1.0, 2.0], temperature=temperature)
     with pytest.raises(ArrayTypeError, match="real"):
         token_kl(torch.tensor([1j, 1]), torch.tensor([1j, 1]))
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_a_missing_label_is_one_label(missing):
+    counts = pd.Series([1.0, 2.0, missing, missing, 1.0]).value_counts(dropna=False, normalize=True)
+    others = pd.Series([1.0, missing, 2.0, 2.0, 1.0]).value_counts(dropna=False, normalize=True)
+    # The events 1, 2 and missing have (0.4, 0.2, 0.4) and (0.4, 0.4, 0.2).
+    assert kl_probs(counts, others) == pytest.approx(0.2 * np.log(0.5) + 0.4 * np.log(2))
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_the_tolerance_of_a_sum_does_not_depend_on_the_byte_order(dtype):
+    p, q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.3, 0.3, 0.3, 0.1])
+    assert kl_probs(p, q.astype(dtype)) == pytest.approx(kl_probs(p, q), rel=1e-6)

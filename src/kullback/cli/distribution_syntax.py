@@ -29,6 +29,25 @@ __all__ = ["family_named", "family_names", "parameter_names", "read"]
 
 _TOKEN = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([()\[\],=*+]))")
 _FAMILY = re.compile(r"\s*[A-Za-z_]\w*\s*\(")
+# Names of families in other libraries, where the nearest name would be another family.
+_OTHER_NAMES = {
+    "gaussian": "normal",
+    "gauss": "normal",
+    "norm": "normal",
+    "t": "student_t",
+    "expon": "exponential",
+    "chi2": "chi_squared",
+    "multinormal": "multivariate_normal",
+    "multivariategaussian": "multivariate_normal",
+    "gaussianmixture": "normal_mixture",
+    "gmm": "normal_mixture",
+    "mixture": "normal_mixture",
+    "nbinom": "negative_binomial",
+    "invgauss": "inverse_gaussian",
+    "invgamma": "inverse_gamma",
+    "fisher": "f",
+    "snedecor": "f",
+}
 _BRACKETS = {"[": "]", "(": ")"}
 
 Member: TypeAlias = "Distribution | Table"
@@ -152,7 +171,10 @@ def _nearest_family(name: str) -> str:
     names = {_snake_case(family).replace("_", ""): _snake_case(family) for family in _families_by_key().values()}
     from difflib import get_close_matches
 
-    similar = get_close_matches(name.lower().replace("_", ""), names, n=1)
+    key = name.lower().replace("_", "")
+    if key in _OTHER_NAMES:
+        return f"; did you mean {_OTHER_NAMES[key]}?"
+    similar = get_close_matches(key, names, n=1)
     return f"; did you mean {names[similar[0]]}?" if similar else ""
 
 

@@ -105,15 +105,15 @@ def infinite_kl(reason: str, method: str) -> Estimate:
 def support_gap(p: Density, q: Density) -> str:
     """A description of where p has mass outside the support of q; the empty string if it has none."""
     (low_p, high_p), (low_q, high_q) = p.support, q.support
-    step, sign = (1, "<=") if p.discrete else (0, "<")
+    step, sign, digits = (1, "<=", 17) if p.discrete else (0, "<", 6)
     gaps = []
     if low_p < low_q:
-        gaps.append(f"{low_p:.6g} {sign} x {sign} {min(high_p, low_q - step):.6g}")
+        gaps.append(f"{low_p:.{digits}g} {sign} x {sign} {min(high_p, low_q - step):.{digits}g}")
     for low, high in q.gaps:
         covered = [(max(low, low_p), max(low, low_p)), *p.gaps, (min(high, high_p), min(high, high_p))]
         for (_, first), (last, _) in pairwise(sorted(covered)):
             if max(first, low) < min(last, high):
                 gaps.append(f"{max(first, low):.6g} < x < {min(last, high):.6g}")
     if high_q < high_p:
-        gaps.append(f"{max(low_p, high_q + step):.6g} {sign} x {sign} {high_p:.6g}")
+        gaps.append(f"{max(low_p, high_q + step):.{digits}g} {sign} x {sign} {high_p:.{digits}g}")
     return f"q is 0 where p is not: {' and '.join(gaps)}" if gaps else ""

@@ -40,6 +40,8 @@ from kullback.numerics.arrays import (
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
+_OF_LOGITS = "pass logits to kl_logits"  # a remedy, for messages
+
 
 def kl_probs(
     p: ArrayInput[ArrayT], q: ArrayInput[ArrayT], *, axis: int = -1, where: ArrayLike | None = None
@@ -82,8 +84,8 @@ def _kl_probs(p: Any, q: Any, axis: int, where: ArrayLike | None) -> Any:
     if where is None and (kl := fast_kl_probs(p, q, axis)) is not None:
         return kl
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
-    require_probs(xp, "p", p, probs_p, dtype, axis)
-    require_probs(xp, "q", q, probs_q, dtype, axis)
+    require_probs(xp, "p", p, probs_p, dtype, axis, of_logits=_OF_LOGITS)
+    require_probs(xp, "q", q, probs_q, dtype, axis, of_logits=_OF_LOGITS)
     return cast(xp, differentiable_kl_probs(xp, probs_p, probs_q), dtype)
 
 
@@ -207,8 +209,8 @@ def kl_terms(
         [0.096574, 0.0, 0.25]
     """
     xp, [probs_p, probs_q], dtype = events_last(p, q, axis=axis, where=where, fill=0.0)
-    require_probs(xp, "p", p, probs_p, dtype, axis)
-    require_probs(xp, "q", q, probs_q, dtype, axis)
+    require_probs(xp, "p", p, probs_p, dtype, axis, of_logits=_OF_LOGITS)
+    require_probs(xp, "q", q, probs_q, dtype, axis, of_logits=_OF_LOGITS)
     terms = _differentiable_kl_terms(xp, probs_p, probs_q)
     return cast(xp, xp.moveaxis(terms, -1, axis) if terms.ndim > 1 else terms, dtype)
 

@@ -43,11 +43,16 @@ def mass_tolerance(dtype: Any, events: int) -> float:
     8 eps sqrt(events) where that exceeds 1e-5. In float16 a probability below 2^-14 is rounded to a multiple of 2^-24.
     In float64 and bfloat16 the tolerance does not depend on the number of events.
     """
-    name = str(dtype).split(".")[-1]
+    name = _dtype_name(dtype)
     tolerance = MASS_TOLERANCES.get(name, 1e-9)
     if name == "float16":
         return tolerance + 2.0**-25 * events
     return max(tolerance, 2.0**-20 * sqrt(events)) if name == "float32" else tolerance
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The name of a dtype of any library, such as float32, whatever its byte order is."""
+    return str(getattr(dtype, "name", dtype)).split(".")[-1]
 
 
 def log_mass_tolerance(dtype: Any, events: int) -> float:
@@ -124,7 +129,16 @@ def require_equal_events(shapes: Sequence[tuple[int, ...]], axis: int) -> None:
         )
 
 
-def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: Any, axis: int) -> None:
+def require_probs(
+    xp: Any,
+    name: str,
+    original: ArrayLike,
+    probs: Array,
+    dtype: Any,
+    axis: int,
+    *,
+    of_logits: str = "pass the softmax of logits",
+) -> None:
     """Raise NotNormalizedError unless the entries are >= 0 and sum to 1 along the last axis.
 
     Args:
@@ -134,15 +148,17 @@ def require_probs(xp: Any, name: str, original: ArrayLike, probs: Array, dtype: 
         probs: The converted argument, with the events along the last axis.
         dtype: The common dtype of the arguments.
         axis: The axis of events in the original argument, for messages.
+        of_logits: What to do with logits, for messages.
     """
     probs = untracked(probs)
     if offender := _offender(xp, ~(probs >= 0), probs, name, axis):
-        logs = "if the values are log-probabilities or logits, pass them to kl_log_probs or kl_logits"
-        remedy = _NAN_REMEDY if offender.endswith("nan") else logs
+        remedy = (
+            _NAN_REMEDY if offender.endswith("nan") else f"if the values are log-probabilities or logits, {of_logits}"
+        )
         raise NotNormalizedError(f"expected probabilities, >= 0, but {offender}; {remedy}")
     if offender := _offender(xp, xp.isinf(probs), probs, name, axis):
         raise NotNormalizedError(f"expected finite probabilities, but {offender}; check the computation of it")
-    _require_mass(xp, probs, name, original, dtype, axis, "divide by the sum, or pass logits to kl_logits")
+    _require_mass(xp, probs, name, original, dtype, axis, f"divide by the sum, or {of_logits}")
 
 
 def require_log_probs(xp: Any, name: str, original: ArrayLike, logs: Array, dtype: Any, axis: int) -> None:
@@ -182,7 +198,7 @@ def _require_mass(
     with np.errstate(over="ignore"):  # a sum of inf is refused below
         sums = xp.sum(probs, axis=-1)
     own = getattr(original, "dtype", dtype)
-    own = own if str(own).split(".")[-1] in MASS_TOLERANCES else dtype
+    own = own if _dtype_name(own) in MASS_TOLERANCES else dtype
     tolerance = tolerance_of(own, probs.shape[-1])
     bad = ~(abs(sums - 1) <= tolerance)
     if holds(xp.any(bad)):

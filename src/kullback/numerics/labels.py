@@ -302,8 +302,11 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _positions(first: Any, second: Any, axis: int) -> list[int]:
-    """The position in `second` of each label of `first`; LabelError if the sets of labels differ."""
-    ours, theirs = list(first), list(second)
+    """The position in `second` of each label of `first`; LabelError if the sets of labels differ.
+
+    A missing label, which pandas writes as nan or None, is one label.
+    """
+    ours, theirs = ([None if label != label else label for label in labels] for labels in (first, second))
     where = "" if axis == -1 else f" along axis {axis}"
     remedy = "select the same labels in both, or pass to_numpy() to match the entries by position"
     place = {label: position for position, label in enumerate(theirs)}

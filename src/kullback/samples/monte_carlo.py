@@ -320,7 +320,7 @@ def _log_densities(name: str, x: Array, p: Sampler, q: Sampler, draws: int) -> t
 
 def _point(x: Array, index: int) -> str:
     """One draw as text on one line."""
-    return " ".join(repr(x[index]).split())
+    return " ".join(str(x[index].tolist()).split())
 
 
 def _contradictions(d: Array, excess: Array, reverse: Array | None, precision: float) -> list[str]:
