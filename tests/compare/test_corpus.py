@@ -166,3 +166,14 @@ def test_a_template_that_refuses_the_messages_is_named() -> None:
     tokenizer = SimpleNamespace(bos_token_id=None, chat_template="x", apply_chat_template=refuse)
     with pytest.raises(InputError, match=r"a, line 1: the chat template refuses the messages: .*roles must alternate"):
         encode([Document("a, line 1", [{"role": "user", "content": "hi"}])], tokenizer)
+
+
+def test_empty_files_of_a_directory_are_counted_as_skipped(tmp_path: Path) -> None:
+    for name, content in {"a.txt": "abc", "empty.txt": "", "line.txt": "\n", "short.txt": "a"}.items():
+        (tmp_path / name).write_text(content)
+    corpus = encode(read_documents(tmp_path), Tokenizer())
+    assert (len(corpus.documents), corpus.skipped_documents) == (1, 3)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.txt").write_text(" ")
+    with pytest.raises(InputError, match="expected text, got an empty directory"):
+        list(read_documents(tmp_path / "rows"))

@@ -93,3 +93,12 @@ def test_a_damaged_checkpoint_of_trl(tmp_path: Path) -> None:
     truncate(tmp_path / "checkpoint-4" / "model.safetensors")
     assert {found.name for found in doctor_path(tmp_path)} - before == {"damaged-checkpoint"}
     assert {found.name for found in doctor_path(tmp_path / "checkpoint-4")} >= {"damaged-checkpoint"}
+
+
+@pytest.mark.parametrize("run", ["grpo"], indirect=True)
+def test_a_finished_run_does_not_need_its_last_checkpoint(run: Path) -> None:
+    (run / "model" / "training.json").write_text('{"step": 4}')
+    truncate(run / "checkpoints" / "checkpoint-4" / "optimizer.safetensors")
+    assert "the trained model is complete" in doctor_path(run)[0].remedy
+    (run / "model" / "training.json").write_text('{"step": 3}')
+    assert doctor_path(run)[0].remedy.startswith("--resume continues from checkpoint-2")

@@ -69,3 +69,9 @@ def test_a_network_that_exceeds_the_memory_gives_one_line(
     assert "the memory is not sufficient" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_path_of_a_file_near_the_root_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = compile("raise RuntimeError('no simulator')", "/srv/environment.py", "exec")
+    with pytest.raises(InputError, match=r"no simulator \(/srv/environment\.py, line 1\)"), library_errors("--env x"):
+        exec(code)

@@ -397,3 +397,11 @@ def test_settings_are_parsed_to_the_type_of_the_default() -> None:
         "net_arch": [],
         "activation_fn": "ReLU",
     }
+
+
+def test_a_reference_with_state_dependent_exploration_needs_continuous_actions(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "Pendulum-v1", use_sde=True, device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(
+        InputError, match=r"--reference .*: expected an environment with continuous actions, .* Discrete"
+    ):
+        load_policy(tmp_path / "model.zip", make_environments("CartPole-v1", 1))

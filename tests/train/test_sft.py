@@ -1,6 +1,7 @@
 """SFT runs: the run directory, resuming, the decrease of forward KL, and one-line messages for invalid input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kullback.cli import main
 from kullback.errors import InputError
 from kullback.runs.run_directory import RunDirectory
 from kullback.train.prompts import read_examples
-from kullback.train.sft import SFTPlan, train_sft
+from kullback.train.sft import SFTPlan, _print_untrained_answers, train_sft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
@@ -112,3 +113,14 @@ def test_examples_may_be_chat_messages(tmp_path: Path) -> None:
     assert read_examples(path)[0]["completion"] == [{"role": "assistant", "content": "b"}]
     with pytest.raises(InputError, match="no such file"):
         read_examples(tmp_path / "absent")
+
+
+def test_earlier_answers_of_a_conversation_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    path.write_text("".join(json.dumps({"messages": part}) + "\n" for part in (messages, messages[:2])))
+    plan = SFTPlan(Path("model"), read_examples(path), 1, tmp_path / "run")
+    _print_untrained_answers(plan)
+    assert "--data: 1 of 2 examples have several messages of the assistant" in capsys.readouterr().err
+    _print_untrained_answers(replace(plan, rows=plan.rows[1:]))
+    assert capsys.readouterr().err == ""

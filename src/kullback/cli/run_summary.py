@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +75,7 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
                 outcome |= {"step": steps[None], "last": last[None]}
             print(json.dumps(strict(outcome), allow_nan=False))
         elif not finished:
-            text = f"interrupted; continue with --resume --output {one_line(str(options.output))}"
+            text = f"interrupted; continue with --resume --output {shlex.quote(one_line(str(options.output)))}"
             console.print(_encodable(text, console), highlight=False)
     return 0 if finished else INTERRUPTED
 

@@ -43,8 +43,9 @@ def add_sft(recipes: Any) -> None:
         required=True,
         metavar="FILE",
         help='read training examples from FILE, in JSON Lines (each line is an object with a "prompt" and a '
-        '"completion", with "messages", or with a "text"), JSON, CSV, TSV or Parquet; or from a data set of the '
-        "Hugging Face hub, NAME[:CONFIGURATION[:SPLIT]], such as openai/gsm8k:main (default of SPLIT: train)",
+        '"completion", with "messages" whose last message is the completion, or with a "text"), JSON, CSV, TSV or '
+        "Parquet; or from a data set of the Hugging Face hub, NAME[:CONFIGURATION[:SPLIT]], such as openai/gsm8k:main "
+        "(default of SPLIT: train)",
     )
     add(
         "--prompt-column",

@@ -157,7 +157,7 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
     found = False
     for file in _text_files(path, location, form):
         for document in _file_documents(file, f"{option} {file}", form):
-            found = True
+            found = found or bool(document.content)
             yield document
     if not found:
         raise InputError(f"{location}: expected text, got an empty {'directory' if path.is_dir() else 'file'}")
@@ -184,7 +184,7 @@ def _text_files(path: Path, location: str, form: str | None) -> list[Path]:
 
 
 def _file_documents(path: Path, location: str, form: str | None) -> Iterator[Document]:
-    """The documents of one file; a text file without a character other than spaces has none."""
+    """The documents of one file; an empty text file is one document, and an empty line of a JSON Lines file is none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -198,8 +198,7 @@ def _file_documents(path: Path, location: str, form: str | None) -> Iterator[Doc
             f"{error.start}; convert the file to UTF-8"
         ) from error
     if form == "text" or (form is None and path.suffix.lower() not in _ROWS):
-        if text.strip():
-            yield Document(str(path), text)
+        yield Document(str(path), text if text.strip() else "")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

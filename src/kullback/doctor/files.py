@@ -9,13 +9,15 @@ from kullback.runs.run_directory import checkpoint_step
 __all__ = ["check_checkpoints", "check_model_files"]
 
 
-def check_checkpoints(directory: Path, *, is_written: bool) -> list[Finding]:
+def check_checkpoints(directory: Path, *, is_written: bool, model_step: int | None = None) -> list[Finding]:
     """Check the checkpoints in a directory, or the checkpoint that it is, by the checksums that `--resume` uses.
 
     Args:
         directory: The directory of the checkpoints, or a checkpoint.
         is_written: Whether a process writes to the run; the newest checkpoint may then be incomplete, and is not
             checked.
+        model_step: The number of steps of the intact model of the run, which needs no checkpoint of as many steps;
+            None if the run has no such model.
 
     Returns:
         `damaged-checkpoint` for each checkpoint with a missing or damaged file.
@@ -31,12 +33,13 @@ def check_checkpoints(directory: Path, *, is_written: bool) -> list[Finding]:
         if intact
         else "no checkpoint is intact: copy the checkpoints again, or train again with --overwrite"
     )
+    of_finished = f"the trained model is complete, and does not need the checkpoint; for more steps, {remedy}"
     return [
         Finding(
             "damaged-checkpoint",
             "warning",
             f"{path.name} is damaged: {damage}; a save was interrupted, the disk was full, or a copy was incomplete",
-            remedy,
+            of_finished if model_step is not None and checkpoint_step(path) <= model_step else remedy,
             {"checkpoint": str(path), "damage": damage, "intact": intact},
         )
         for path, damage in checked.items()

@@ -16,6 +16,7 @@ from kullback.doctor.logged_kl import check_finite_training, check_learning, che
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
 from kullback.numerics.arguments import is_number
+from kullback.runs.checksums import find_model_damage
 from kullback.runs.lock import is_locked
 from kullback.runs.metrics import constrained_kl
 from kullback.runs.run_directory import RunDirectory, checkpoint_step, missing_steps
@@ -230,7 +231,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
     _require_budget_mapping(config, run.path / "config.json")
     if not (run.model.is_dir() or is_locked(run.path)):
         findings += check_finished(metrics, config.get("steps"))
-    findings += check_checkpoints(run.checkpoints, is_written=is_locked(run.path))
+    findings += check_checkpoints(run.checkpoints, is_written=is_locked(run.path), model_step=_intact_model_step(run))
     for directory in (run.model, run.path / "reference"):
         findings += check_model_files(directory)
     if kind in _POLICIES and is_ordered:  # the rows of two processes are no series
@@ -320,6 +321,13 @@ def _last_saved_step(run: RunDirectory) -> int:
     with suppress(InputError):  # check_model_files reports a damaged file
         steps.append(run.model_step() or 0)
     return max(steps, default=0)
+
+
+def _intact_model_step(run: RunDirectory) -> int | None:
+    """The number of steps of the trained model; None if there is none, or where a file is damaged."""
+    with suppress(InputError):
+        return None if find_model_damage(run.model) else run.model_step()
+    return None
 
 
 def check_order(metrics: Sequence[Row], evaluations: Sequence[Row]) -> list[Finding]:

@@ -146,12 +146,18 @@ def load_policy(path: Path, env: VecEnv) -> tuple[ActorCriticPolicy, dict[str, A
     weights, settings = _from_directory(path) if path.is_dir() else _from_zip(path)
     kwargs = policy_kwargs(settings)
     policy_class = PPO.policy_aliases[policy_name(env.observation_space)]
+    use_sde = bool(settings.get("use_sde", False))
+    if use_sde and not isinstance(env.action_space, spaces.Box):
+        raise InputError(
+            f"--reference {path}: expected an environment with continuous actions, since the policy explores depending "
+            f"on the state (use_sde), got the action space {env.action_space}"
+        )
     with torch.random.fork_rng():
         policy = policy_class(
             env.observation_space,
             env.action_space,
             lambda _: 0.0,  # type: ignore[arg-type]
-            use_sde=bool(settings.get("use_sde", False)),
+            use_sde=use_sde,
             **kwargs,
         )
     try:

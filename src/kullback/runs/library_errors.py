@@ -56,5 +56,5 @@ def library_errors(name: str) -> Iterator[None]:
                 "require it"
             ) from error
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = "/".join(Path(frame.filename).parts[-3:])
+        place = str(Path(*Path(frame.filename).parts[-3:]))
         raise InputError(f"{name}: {type(error).__name__}: {message[:400]} ({place}, line {frame.lineno})") from error

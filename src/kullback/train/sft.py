@@ -171,6 +171,8 @@ def _train(plan: SFTPlan, run: RunDirectory, resume: bool, console: Console | No
             peft_config=None if plan.lora is None else make_lora_config(plan.lora, model),
         )
     _require_examples_fit(plan, trainer, positions_of(model))
+    if trainer.is_world_process_zero():
+        _print_untrained_answers(plan)
     trainer.pop_callback(PrinterCallback)
     evaluate = _EvaluateRegularly(ForwardKL(trainer, max_examples=plan.max_examples), run, plan.evaluate_every)
     if checkpoint is None:
@@ -242,6 +244,19 @@ def _require_examples_fit(plan: SFTPlan, trainer: SFTTrainer, positions: int | N
             print(
                 f"kullback: {option}: {len(rows) - len(lengths)} of {len(rows)} examples have no token of their "
                 f"completion within max_length={limit}, and are not used",
+                file=sys.stderr,
+            )
+
+
+def _print_untrained_answers(plan: SFTPlan) -> None:
+    """State how many examples have messages of the assistant that are not the completion."""
+    for option, rows in (("--data", plan.rows), ("--evaluate", plan.evaluation_rows)):
+        prompts = [row["prompt"] for row in rows if isinstance(row["prompt"], list)]
+        count = sum(any(message["role"] == "assistant" for message in prompt) for prompt in prompts)
+        if count:
+            print(
+                f"kullback: {option}: {count} of {len(rows)} examples have several messages of the assistant; the last "
+                "is the completion, and earlier ones are neither trained nor measured: add a row that ends with each",
                 file=sys.stderr,
             )
 
