@@ -27,7 +27,9 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
     order. The variance is Var_f(log f/g) / N + Var_g(f/g) / M + (S - 1) (1/N + 1/M)^2 / 2; the last term is the
     variance at p = q, where the others vanish. The interval has a nominal coverage of 95%. It contains the normal
     interval of the estimate and, because KL is approximately a square near p = q, the normal interval of its square
-    root, whose variance is (1/N + 1/M) / 2; its lower end is at least 0. If q is known, 1/M is 0.
+    root, whose variance is (1/N + 1/M) / 2. Its upper end is at least the end for a noncentral chi-squared distribution
+    of KL(f || g) divided by this variance, with S - 1 degrees of freedom, and the end for counts of q whose
+    expectations are the lower limits of Poisson rates; its lower end is at least 0. If q is known, 1/M is 0.
 
     Args:
         p_counts: The number of observations of each event under p: whole numbers, shape (events,). Two arrays with
@@ -59,7 +61,7 @@ def kl_counts(p_counts: ArrayLike, q_counts: ArrayLike | None = None, *, q: Arra
         >>> round(estimate.value, 6), estimate.status
         (0.026219, 'estimated')
         >>> [round(end, 3) for end in estimate.interval]
-        [0.0, 0.128]
+        [0.0, 0.157]
     """
     if (q_counts is None) == (q is None):
         raise SupportError("expected q_counts or q, and not both")
@@ -163,6 +165,14 @@ def _warnings(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float, estima
     return ()
 
 
+def _upper_noncentrality(statistic: float, degrees: int) -> float:
+    """The noncentrality for which a noncentral chi-squared variable is below the statistic with probability 0.025.
+
+    0 if the probability is smaller for every noncentrality.
+    """
+    return float(special.chndtrinc(statistic, degrees, 0.025)) if special.chdtr(degrees, statistic) > 0.025 else 0.0
+
+
 def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _CountEstimate:
     """The estimate, its standard error and the ends of its interval, for y > 0 where x > 0."""
     observed = (x > 0) | (y > 0)
@@ -176,11 +186,21 @@ def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _Co
     spread_p = float((f[positive] * deviation**2).sum())
     spread_q = float((g * (ratio - 1) ** 2).sum())
     variance = spread_p / size_p + spread_q / size_q + events / 2 * (1 / size_p + 1 / size_q) ** 2
-    corrected, std_error = float(kl_probs(f, g)) - float(bias), sqrt(variance)
+    plain, root_variance = float(kl_probs(f, g)), (1 / size_p + 1 / size_q) / 2
+    corrected, std_error = plain - float(bias), sqrt(variance)
     value = max(0.0, corrected)
-    root_error = 1.96 * sqrt((1 / size_p + 1 / size_q) / 2)
+    root_error = 1.96 * sqrt(root_variance)
     low = min(corrected - 1.96 * std_error, max(0.0, sqrt(value) - root_error) ** 2)
-    high = max(corrected + 1.96 * std_error, (sqrt(value) + root_error) ** 2)
+    chi_squared_high = root_variance * _upper_noncentrality(plain / root_variance, events)
+    # The logarithm of a small count is skewed: the count under q may be much larger than its expectation.
+    smaller = f > g
+    lowest = stats.chi2.ppf(0.025, 2 * y[observed][smaller]) / 2 / size_q  # of Poisson rates with larger counts
+    changes = (f - g)[smaller] * np.log(g[smaller] / lowest) if size_q < inf else np.zeros(1)
+    others = float((g * (ratio - 1) ** 2)[~smaller].sum()) / size_q
+    skewed = 1.96**2 * (variance - spread_q / size_q + others) + float(np.square(changes).sum())
+    high = max(
+        corrected + sqrt(skewed), corrected + 1.96 * std_error, (sqrt(value) + root_error) ** 2, chi_squared_high
+    )
     third = float((f[positive] * deviation**3).sum()) / size_p**2
     third -= float((g * (ratio - 1) ** 3).sum()) / size_q**2
     return _CountEstimate(value, std_error, max(0.0, low), high, third / variance**1.5 if variance > 0 else 0.0)
