@@ -4,7 +4,7 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from kullback.discrete.kl import kl_probs
 from kullback.errors import ShapeError, SupportError
@@ -148,7 +148,7 @@ def _warnings(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float, estima
         return (warning,)
     # An event that is rare under p, and much rarer under q, can have most of the KL.
     f, g = x / x.sum(), y / y.sum()
-    largest = np.minimum(stats.chi2.ppf(0.975, 2 * (x + 1)) / (2 * size_p), 1.0)  # of the share of each event
+    largest = np.minimum(special.gammaincinv(x + 1, 0.975) / size_p, 1.0)  # of the share of each event
     rare = (x < _SMALL_COUNT) & (g > 0) & (g * size_p < 1) & (largest > g)
     with np.errstate(divide="ignore"):
         change = np.where(rare, special.xlogy(largest, largest) - special.xlogy(f, f) - (largest - f) * np.log(g), 0.0)
@@ -194,7 +194,7 @@ def _estimate(x: np.ndarray, y: np.ndarray, size_p: float, size_q: float) -> _Co
     chi_squared_high = root_variance * _upper_noncentrality(plain / root_variance, events)
     # The logarithm of a small count is skewed: the count under q may be much larger than its expectation.
     smaller = f > g
-    lowest = stats.chi2.ppf(0.025, 2 * y[observed][smaller]) / 2 / size_q  # of Poisson rates with larger counts
+    lowest = special.gammaincinv(y[observed][smaller], 0.025) / size_q  # of Poisson rates with larger counts
     changes = (f - g)[smaller] * np.log(g[smaller] / lowest) if size_q < inf else np.zeros(1)
     others = float((g * (ratio - 1) ** 2)[~smaller].sum()) / size_q
     skewed = 1.96**2 * (variance - spread_q / size_q + others) + float(np.square(changes).sum())
