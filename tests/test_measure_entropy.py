@@ -21,7 +21,6 @@ MATRIX = [[2.0, 0.5], [0.5, 1.0]]
 BOUNDED = {
     "inverse Gaussian": (f.InverseGaussian(mean=2.0, shape=3.0), stats.invgauss(2 / 3, scale=3.0).entropy()),
     "F": (f.F(df1=3.0, df2=5.0), stats.f(3.0, 5.0).entropy()),
-    "von Mises": (f.VonMises(loc=0.3, concentration=2.0), stats.vonmises(2.0, 0.3).entropy()),
     "binomial": (f.Binomial(total_count=40, probs=0.3), stats.binom(40, 0.3).entropy()),
     "negative binomial": (f.NegativeBinomial(total_count=3.0, probs=0.3), stats.nbinom(3.0, 0.7).entropy()),
     "hypergeometric": (stats.hypergeom(20, 7, 12), stats.hypergeom(20, 7, 12).entropy()),
@@ -70,6 +69,22 @@ EXACT = {
         stats.matrix_normal(np.zeros((3, 2)), np.diag([1.0, 2.0, 3.0]), MATRIX).entropy(),
     ),
     "Dirichlet": (stats.dirichlet([0.5, 2.0]), stats.dirichlet([0.5, 2.0]).entropy()),
+    "von Mises": (f.VonMises(loc=0.3, concentration=2.0), stats.vonmises(2.0, 0.3).entropy()),
+    "Wishart of families": (f.Wishart(df=5.0, covariance_matrix=MATRIX), stats.wishart(5, MATRIX).entropy()),
+    # log Gamma_2(5/2) + 5 + 3/2 log|V/2| - 4 (digamma(5/2) + digamma(2)); SciPy 1.17 returns another value.
+    "inverse Wishart": (
+        f.InverseWishart(df=5.0, scale_matrix=MATRIX),
+        special.multigammaln(2.5, 2) + 5 + 1.5 * math.log(1.75 / 4) - 4 * special.digamma([2.5, 2.0]).sum(),
+    ),
+    "Wishart": (stats.wishart(5, MATRIX), stats.wishart(5, MATRIX).entropy()),
+    "sphere of families": (
+        f.VonMisesFisher(mean_direction=[1.0, 0.0, 0.0], concentration=3.0),
+        stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0).entropy(),
+    ),
+    "sphere": (stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0), stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0).entropy()),
+    # The volume of the 3 x 3 correlation matrices is pi^2/2.
+    "correlation matrices": (f.LKJ(dim=3, concentration=1.0), math.log(math.pi**2 / 2)),
+    "one correlation": (f.LKJ(dim=2, concentration=2.5), stats.beta(2.5, 2.5).entropy() + math.log(2)),
     "product": (
         td.Independent(td.Laplace(torch.zeros(3).double(), torch.tensor([1.0, 2.0, 3.0]).double()), 1),
         3 + math.log(48),
@@ -88,32 +103,59 @@ def test_closed_forms_are_exact(name):
     assert (estimate.status, estimate.error) == ("exact", 0.0)
 
 
+def test_the_entropy_of_correlation_matrices_equals_an_integral():
+    """Of 3 x 3 matrices with the density |R|^1.5 / Z, by uniform draws in the cube of the correlations."""
+    a, b, c = np.random.default_rng(0).uniform(-1, 1, (3, 400_000))
+    determinant = np.maximum(1 + 2 * a * b * c - a**2 - b**2 - c**2, 1e-300)
+    weights = determinant**1.5
+    truth = math.log(8 * weights.mean()) - 1.5 * (weights * np.log(determinant)).sum() / weights.sum()
+    assert measure_entropy(f.LKJ(dim=3, concentration=2.5)).value == pytest.approx(truth, abs=0.01)
+
+
+@pytest.mark.parametrize("df", [2.5, 40.0, 1e8])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_entropies_of_wishart_distributions_keep_their_digits(df, inverse):
+    with mpmath.workdps(40):
+        half, log_v = mpmath.mpf(df) / 2, mpmath.log(mpmath.mpf("1.75"))
+        log_v = -log_v if inverse else log_v
+        log_gamma = mpmath.log(mpmath.pi) / 2 + mpmath.loggamma(half) + mpmath.loggamma(half - 0.5)
+        slope = mpmath.digamma(half) + mpmath.digamma(half - 0.5)
+        truth = 1.5 * log_v + 3 * mpmath.log(2) + log_gamma - (half - 1.5) * slope + 2 * half
+        truth -= 3 * (slope + 2 * mpmath.log(2) + log_v) if inverse else 0
+    p = f.InverseWishart(df=df, scale_matrix=MATRIX) if inverse else f.Wishart(df=df, covariance_matrix=MATRIX)
+    assert measure_entropy(p).value == pytest.approx(float(truth), rel=1e-13, abs=1e-13)
+
+
+@pytest.mark.parametrize("concentration", [0.0, 1e-8, 3.0, 1e6])
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_entropies_on_spheres_equal_those_by_bessel_functions(n, concentration):
+    with mpmath.workdps(40):
+        k, order = mpmath.mpf(concentration) or mpmath.mpf("1e-15"), mpmath.mpf(n) / 2 - 1
+        bessel = mpmath.besseli(order, k)
+        log_normaliser = n / mpmath.mpf(2) * mpmath.log(2 * mpmath.pi) + mpmath.log(bessel) - order * mpmath.log(k)
+        truth = float(log_normaliser - k * mpmath.besseli(order + 1, k) / bessel)
+    p = f.VonMisesFisher(mean_direction=[1.0] + [0.0] * (n - 1), concentration=concentration)
+    assert measure_entropy(p).value == pytest.approx(truth, rel=1e-12, abs=1e-12)
+    if n == 2:
+        assert measure_entropy(f.VonMises(loc=1.0, concentration=concentration)).value == pytest.approx(
+            truth, rel=1e-12
+        )
+
+
 def test_products_of_univariate_distributions_are_sums():
-    base = f.VonMises(loc=[0.0, 1.0], concentration=[2.0, 5.0])
-    truth = sum(float(stats.vonmises(k).entropy()) for k in (2.0, 5.0))
+    base = f.InverseGaussian(mean=[1.0, 2.0], shape=[2.0, 5.0])
+    truth = sum(float(stats.invgauss(m / s, scale=s).entropy()) for m, s in ((1.0, 2.0), (2.0, 5.0)))
     estimate = measure_entropy(f.Independent(base=base, event_dims=1))
     assert estimate.value == pytest.approx(truth, abs=1e-10)
     assert estimate.status == "bounded"
 
 
 DRAWS = {
-    "Wishart of families": (f.Wishart(df=5.0, covariance_matrix=MATRIX), stats.wishart(5, MATRIX).entropy()),
-    # log Gamma_2(5/2) + 5 + 3/2 log|V/2| - 4 (digamma(5/2) + digamma(2)); SciPy 1.17 returns another value.
-    "inverse Wishart": (
-        f.InverseWishart(df=5.0, scale_matrix=MATRIX),
-        special.multigammaln(2.5, 2) + 5 + 1.5 * math.log(1.75 / 4) - 4 * special.digamma([2.5, 2.0]).sum(),
-    ),
     "multinomial of families": (
         f.Multinomial(total_count=5, logits=np.log([0.4, 0.6, 1.0])),
         stats.multinomial(5, [0.2, 0.3, 0.5]).entropy(),
     ),
-    "sphere of families": (
-        f.VonMisesFisher(mean_direction=[1.0, 0.0, 0.0], concentration=3.0),
-        stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0).entropy(),
-    ),
-    "Wishart": (stats.wishart(5, MATRIX), stats.wishart(5, MATRIX).entropy()),
     "multinomial": (stats.multinomial(5, [0.2, 0.3, 0.5]), stats.multinomial(5, [0.2, 0.3, 0.5]).entropy()),
-    "sphere": (stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0), stats.vonmises_fisher([1.0, 0.0, 0.0], 3.0).entropy()),
     "Student": (stats.multivariate_t([0.0, 0.0], MATRIX, 5), stats.multivariate_t([0.0, 0.0], MATRIX, 5).entropy()),
     "mixture": (components([0.5, 0.5], [[0.0, 0.0], [1e3, 0.0]], [np.eye(2)] * 2), math.log(2 * math.pi * math.e * 2)),
 }
@@ -160,10 +202,11 @@ def test_vectors_of_scipy_are_measured_from_draws(p, q):
 
 
 def test_intervals_of_estimates_cover_the_entropy():
-    truth = float(stats.wishart(5, MATRIX).entropy())
+    p = stats.multivariate_t([0.0, 0.0], MATRIX, 5)
+    truth = float(p.entropy())
     covered = 0
     for seed in range(100):
-        low, high = measure_entropy(stats.wishart(5, MATRIX), draws=400, seed=seed, confidence=0.9).interval
+        low, high = measure_entropy(p, draws=400, seed=seed, confidence=0.9).interval
         covered += low <= truth <= high
     assert 81 <= covered <= 98
 
@@ -240,7 +283,7 @@ def test_batches_and_invalid_options_are_refused():
     with pytest.raises(SupportError, match="error > 0"):
         measure_entropy(stats.norm(), error=0.0)
     with pytest.raises(SupportError, match="draws"):
-        measure_entropy(stats.wishart(5, MATRIX), draws=1)
+        measure_entropy(stats.multivariate_t([0.0, 0.0], MATRIX, 5), draws=1)
     with pytest.raises(NoClosedFormError, match="no sampler"):
         measure_entropy(type("Density", (), {"log_prob": lambda self, x: x})())
     with pytest.raises(KullbackError):

@@ -265,9 +265,8 @@ def test_an_estimated_entropy_has_its_standard_error(capsys):
     assert "estimated, standard error" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("p", ["lkj(3,1.0)", "zipf(1.0001)"])
-def test_the_reason_for_an_unknown_entropy_is_printed(p, capsys):
-    assert main(["measure", p, p]) == 0
+def test_the_reason_for_an_unknown_entropy_is_printed(capsys):
+    assert main(["measure", "zipf(1.0001)", "zipf(1.0001)"]) == 0
     assert re.search(r"^H\(P\)  +unknown: \w", capsys.readouterr().out, re.MULTILINE)
 
 

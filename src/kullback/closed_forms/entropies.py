@@ -1,15 +1,20 @@
 """Closed forms of the entropy H(p) = -E_p[log p(x)] of the families, in nats."""
 
 from collections.abc import Callable
-from math import e, log, pi
+from math import e, lgamma, log, pi
 from typing import Any
+
+from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms._cholesky import factor_of, require_square
 from kullback.closed_forms.counts import log_probs_up_to_constant
 from kullback.closed_forms.multivariate import covariance_of
+from kullback.closed_forms.von_mises import kl_von_mises_fisher_von_mises_fisher, kl_von_mises_von_mises
+from kullback.closed_forms.wisharts import require_degrees
 from kullback.discrete.entropy import differentiable_entropy
 from kullback.errors import ShapeError, SupportError
+from kullback.families.base import with_parameters
 from kullback.numerics.arrays import Array, broadcast_arrays, holds, untracked
 from kullback.numerics.log_gamma import binet, binet_slope, digamma_minus_log_difference
 from kullback.numerics.normal_interval import normal_interval
@@ -138,6 +143,62 @@ def _truncated_normal(xp: Any, p: Any) -> Array:
     return xp.log(total) + xp.sum(nodes.weight * exponent, axis=-1) / total
 
 
+def _von_mises(xp: Any, p: Any) -> Array:
+    """log(2 pi) - KL(p || the uniform distribution)."""
+    uniform = with_parameters(f.VonMises, {"loc": p.loc, "concentration": xp.zeros_like(p.concentration)})
+    return log(2 * pi) - kl_von_mises_von_mises(xp, p, uniform)
+
+
+def _von_mises_fisher(xp: Any, p: Any) -> Array:
+    """log S - KL(p || the uniform distribution), where S = 2 pi^(n/2) / Gamma(n/2) is the area of the sphere."""
+    given = {"mean_direction": p.mean_direction, "concentration": xp.zeros_like(p.concentration)}
+    kl = kl_von_mises_fisher_von_mises_fisher(xp, p, with_parameters(f.VonMisesFisher, given))
+    n = p.mean_direction.shape[-1]
+    return log(2) + n / 2 * log(pi) - lgamma(n / 2) - kl
+
+
+def _lkj(xp: Any, p: Any) -> Array:
+    """sum_k (n - k) (H(Beta(a_k, a_k)) + (n - k) log 2 + (n - 1 - k) (digamma(a_k) - digamma(2 a_k))).
+
+    a_k = c + (n - 1 - k)/2 for k = 1 ... n - 1, as in the KL of two LKJ distributions.
+    """
+    size = int(p.dim)
+    order = xp.arange(1, size, dtype=p.concentration.dtype, device=device(p.concentration))
+    a = p.concentration[..., None] + (size - 1 - order) / 2
+    betas = _dirichlet_entropy(xp, xp.stack([a, a], axis=-1))
+    slopes = (size - 1 - order) * (digamma(xp, a) - digamma(xp, 2 * a))
+    return xp.sum((size - order) * (betas + (size - order) * log(2) + slopes), axis=-1)
+
+
+def _wishart(xp: Any, df: Array, log_determinant: Array, size: int) -> Array:
+    """The entropy of a Wishart distribution, where `log_determinant` is the one of its covariance matrix V.
+
+    (n + 1)/2 log|V| + n (n + 1)/2 log 2 + log Gamma_n(df/2) - (df - n - 1)/2 digamma_n(df/2) + n df/2, where Gamma_n
+    and digamma_n are multivariate. With a_i = (df - i)/2 for i = 0 ... n - 1, the terms that grow with df are removed.
+    """
+    require_degrees(df, size)
+    i = xp.arange(0, size, dtype=df.dtype, device=device(df))
+    a = (df[..., None] - i) / 2
+    gammas = xp.log(a) / 2 + (1 + log(2 * pi)) / 2 + _binet_terms(xp, a) + (size - 1 - i) / 2 * digamma(xp, a)
+    constant = size * (size + 1) / 2 * log(2) + size * (size - 1) / 4 * (1 + log(pi))
+    return (size + 1) / 2 * log_determinant + constant + xp.sum(gammas, axis=-1)
+
+
+def _wishart_of_covariance(xp: Any, p: Any) -> Array:
+    size = (p.covariance_matrix if p.scale_tril is None else p.scale_tril).shape[-1]
+    logs = _log_diagonal(xp, size, "covariance_matrix", p.covariance_matrix, p.scale_tril)
+    return _wishart(xp, p.df, 2 * xp.sum(logs, axis=-1), size)
+
+
+def _inverse_wishart(xp: Any, p: Any) -> Array:
+    """H(W) - (n + 1) E log|W|, where W is the inverse, which has a Wishart distribution."""
+    size = p.scale_matrix.shape[-1]
+    log_determinant = -2 * xp.sum(_log_diagonal(xp, size, "scale_matrix", p.scale_matrix, None), axis=-1)
+    a = (p.df[..., None] - xp.arange(0, size, dtype=p.df.dtype, device=device(p.df))) / 2
+    of_inverse = _wishart(xp, p.df, log_determinant, size)
+    return of_inverse - (size + 1) * (size * log(2) + log_determinant + xp.sum(digamma(xp, a), axis=-1))
+
+
 ENTROPIES: dict[type, Callable[..., Array]] = {
     f.Bernoulli: _bernoulli,
     f.Beta: _beta,
@@ -158,6 +219,8 @@ ENTROPIES: dict[type, Callable[..., Array]] = {
         - xp.log(p.concentration1)
         - xp.log(p.concentration0)
     ),
+    f.InverseWishart: _inverse_wishart,
+    f.LKJ: _lkj,
     f.Laplace: lambda xp, p: 1 + log(2) + xp.log(p.scale) + 0 * p.loc,
     f.LogNormal: lambda xp, p: xp.log(p.scale) + (log(2 * pi) + 1) / 2 + p.loc,
     f.Logistic: lambda xp, p: xp.log(p.scale) + 2 + 0 * p.loc,
@@ -172,5 +235,8 @@ ENTROPIES: dict[type, Callable[..., Array]] = {
     f.StudentT: _student_t,
     f.TruncatedNormal: _truncated_normal,
     f.Uniform: lambda xp, p: xp.log(p.high / 2 - p.low / 2) + log(2),
+    f.VonMises: _von_mises,
+    f.VonMisesFisher: _von_mises_fisher,
     f.Weibull: _weibull,
+    f.Wishart: _wishart_of_covariance,
 }

@@ -71,8 +71,7 @@ def _kl_wishart(
     size = shapes[0][-1]
     require_square(name, given[0], size)
     for df in (df_p, df_q):
-        if not is_traced(df) and (smallest := float(values_of(df).min())) <= size - 1:
-            raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
+        require_degrees(df, size)
     factor_p = factor_of(xp, matrix_p, factors[0], (f"p's {name}", "p's scale_tril"))
     factor_q = factor_of(xp, matrix_q, factors[1], (f"q's {name}", "q's scale_tril"))
     if matrix_p is None or matrix_q is None:
@@ -86,6 +85,12 @@ def _kl_wishart(
     half = xp.asarray(np.arange(size) / 2, dtype=eigenvalues.dtype, device=device(eigenvalues))
     a, b, h = (df_p / 2)[..., None], (df_q / 2)[..., None], ((df_q - df_p) / 2)[..., None]
     return means + xp.sum(gamma_kl_equal_mean(xp, a - half, b - half, h) + _stirling_shift(xp, a, b, h, half), axis=-1)
+
+
+def require_degrees(df: Array, size: int) -> None:
+    """Raise ParameterError unless the degrees of freedom exceed the number of rows minus 1."""
+    if not is_traced(df) and (smallest := float(values_of(df).min())) <= size - 1:
+        raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
 
 
 def _stirling_shift(xp: Any, a: Array, b: Array, h: Array, e: Array) -> Array:
