@@ -17,6 +17,7 @@ _MAX_RADIUS = 1.0
 _MIN_RADIUS = 1e-10
 _MIN_RADIUS_NEAR_INFINITY = 1e-2  # closer to a point of infinite value, finite differences are not available
 _SAME_MINIMUM_RADIUS = 0.1  # 0.005 nats
+_LEAST_CURVATURE = 1e-8  # relative to the largest; the finite differences have errors of about 1e-10
 
 
 class QuadraticModel(NamedTuple):
@@ -96,9 +97,11 @@ def minimise(
         step, expected = _trust_region_step(model.gradient, model.hessian, radius)
         length = float(np.linalg.norm(step))
         candidate = vector + model.basis @ step
-        is_convex = np.linalg.eigvalsh(model.hessian)[0] > 0
+        is_convex = _is_positive_definite(model.hessian)
         for descent in known_minima if is_convex else ():
-            if np.linalg.norm(np.linalg.solve(model.basis, descent.vectors[-1] - vector)) < _SAME_MINIMUM_RADIUS:
+            with np.errstate(over="ignore"):
+                distance = np.linalg.norm(np.linalg.solve(model.basis, descent.vectors[-1] - vector))
+            if distance < _SAME_MINIMUM_RADIUS:
                 return descent._replace(evaluations=evaluations)
         # Only a step that the radius does not shorten measures the distance to the minimum.
         is_newton_step = is_convex and length < 0.9 * radius
@@ -131,10 +134,19 @@ def _is_minimum(model: QuadraticModel) -> bool:
 
     The decrease is relative to values above 1, because finite differences of a value v have errors in proportion to v.
     """
-    if not np.linalg.eigvalsh(model.hessian)[0] > 0:
+    if not _is_positive_definite(model.hessian):
         return False
     step = np.linalg.solve(model.hessian, model.gradient)
     return bool(np.linalg.norm(step) < 1e-3 and model.gradient @ step < 1e-12 * max(1.0, abs(model.value)))
+
+
+def _is_positive_definite(hessian: Array) -> bool:
+    """Whether every eigenvalue is positive, and larger than the errors of finite differences.
+
+    In the Fisher-normalised basis the eigenvalues are about 1 near a minimum, unless the members near it are equal.
+    """
+    values = np.linalg.eigvalsh(hessian)
+    return bool(values[0] > _LEAST_CURVATURE * max(1.0, values[-1]))
 
 
 def _model_or_infinite(objective: Objective, vector: Array) -> QuadraticModel:
