@@ -13,6 +13,7 @@ from kullback.closed_forms.supports import is_count_family, shared_support
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
+from kullback.densities.nodes import line_nodes
 from kullback.densities.resolve import resolve
 from kullback.errors import ParameterError, ShapeError, SupportError
 from kullback.families import Distribution
@@ -25,6 +26,7 @@ from kullback.fit.gaussian.multivariate import (
     nearest_normal,
     require_varying_entries,
 )
+from kullback.fit.gaussian.univariate_mixtures import starts_of_increasing_size
 from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import (
@@ -287,7 +289,7 @@ def _fit_to_samples(
         return closed_form_fit(closed_form, unknown_kl_from_samples(value), diagnostics)
     parametrisation = parametrise(family, starts[0], fixed)
     objective = CrossEntropyObjective(parametrisation, x, w)
-    found = minimise_from_starts(parametrisation, objective, starts)
+    found = minimise_from_starts(parametrisation, objective, starts, is_unbounded=objective.is_unbounded)
     if closed_form is None and not found.minima:
         raise SupportError(
             f"expected a finite likelihood at a start, but it is not finite at any of {len(starts)}: pass start=, a "
@@ -299,7 +301,7 @@ def _fit_to_samples(
     converged = closed_form is not None or found.converged
     if is_constant and not converged:
         raise _constant_samples_error(family, x)
-    sample = None if converged else objective.only_sample_of_a_component(parametrisation.to_vector(best), 3.0)
+    sample = None if converged else objective.only_sample_of_a_component(parametrisation.to_vector(best))
     if sample is not None:
         raise SupportError(
             f"expected samples for which the likelihood of {family.__name__} has a maximum, but it increases without "
@@ -359,7 +361,9 @@ def _starts_from_samples(
     fixed: dict[str, Any],
     components: Any,
 ) -> list[Distribution]:
-    """Starting points that match the samples: the closed form, or an approximate member and random mixtures."""
+    """Starting points that match the samples: the closed form, an approximate member, or mixtures of clusters."""
+    if family is families.NormalMixture and components is not None and not fixed:
+        return _mixture_starts_from_samples(x, weights, components)
     member = closed_form or approximate_member(family, x, weights, fixed, components)
     if member is None:
         if counts := _member_with_two_counts(family, fixed):
@@ -376,8 +380,23 @@ def _starts_from_samples(
                 "are not positive"
             )
         raise missing_start_error(family)
-    best = closed_form or _with_best_scale(member, x, weights, fixed)
-    return [best, *_random_mixture_starts(member, x)]
+    return [closed_form or _with_best_scale(member, x, weights, fixed)]
+
+
+def _mixture_starts_from_samples(x: Array, weights: Array, count: int) -> list[Any]:
+    """Starting mixtures of a number of normals, and fits of fewer components to find them."""
+
+    def other_starts(count: int) -> list[Any]:
+        member = approximate_member(families.NormalMixture, x, weights, {}, count)
+        return [] if member is None else [member]
+
+    def fit(starts: list[Any]) -> Any:
+        parametrisation = parametrise(families.NormalMixture, starts[0], {})
+        objective = CrossEntropyObjective(parametrisation, x, weights)
+        found = minimise_from_starts(parametrisation, objective, starts, is_unbounded=objective.is_unbounded)
+        return found.minima[0].distribution if found.minima else None
+
+    return starts_of_increasing_size(x, weights, count, other_starts, fit)
 
 
 def _member_with_two_counts(family: type[Distribution], fixed: dict[str, Any]) -> Distribution | None:
@@ -403,15 +422,6 @@ def _with_best_scale(member: Any, x: Array, weights: Array, fixed: dict[str, Any
     return members[int(np.nanargmin(values))] if np.isfinite(values).any() else member
 
 
-def _random_mixture_starts(member: Distribution, x: Array) -> list[Distribution]:
-    """Mixtures with components at random samples, because the likelihood of a mixture has many maxima."""
-    if not isinstance(member, families.NormalMixture):
-        return []
-    rng = np.random.default_rng(0)
-    locs_of_starts = [rng.choice(x, np.size(member.locs), replace=False) for _ in range(3)]
-    return [families.NormalMixture(weights=member.weights, locs=locs, scales=member.scales) for locs in locs_of_starts]
-
-
 def _cross_entropy(member: Distribution, x: Array, weights: Array) -> float:
     density = as_density(member)
     assert density is not None
@@ -435,7 +445,7 @@ def _fit_to_target(
     closed_form = closed_form or (matched and matched.member)
     if closed_form is not None and (not starts or measure(target, closed_form).value == inf):
         return closed_form_fit(closed_form, finite_kl(target, closed_form), {"method": "closed form"})
-    starts = starts or widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
+    starts = starts or _starts_from_target(family, density, fixed, components)
     if not starts:
         raise missing_start_error(family)
     parametrisation = parametrise(family, starts[0], fixed)
@@ -456,6 +466,33 @@ def _fit_to_target(
     is_known = estimate.error <= _LARGEST_ERROR * max(1.0, estimate.value)
     converged = is_known and (closed_form is not None or found.converged)
     return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
+
+
+def _starts_from_target(
+    family: type[Distribution], density: Density, fixed: dict[str, Any], components: Any
+) -> list[Distribution]:
+    """Starting points that are matched to the target and to parts of it."""
+    if family is families.NormalMixture and components is not None and not fixed:
+        return _mixture_starts_from_target(density, components)
+    return widened_starts(univariate_starts(family, density, fixed, components), density, fixed)
+
+
+def _mixture_starts_from_target(density: Density, count: int) -> list[Any]:
+    """Starting mixtures of a number of normals, and fits of fewer components to find them."""
+    nodes = line_nodes(density, density)
+    mass = np.exp(nodes.log_mass(density))
+    x, mass = nodes.x[mass > 0], mass[mass > 0] / mass.sum()
+
+    def other_starts(count: int) -> list[Any]:
+        return widened_starts(univariate_starts(families.NormalMixture, density, {}, count), density, {})
+
+    def fit(starts: list[Any]) -> Any:
+        parametrisation = parametrise(families.NormalMixture, starts[0], {})
+        objective = univariate_objective(parametrisation, density, alpha=1.0)
+        found = minimise_from_starts(parametrisation, objective, starts, lower_bound=0.0)
+        return found.minima[0].distribution if found.minima else None
+
+    return starts_of_increasing_size(x, mass, count, other_starts, fit)
 
 
 def _require_target_in_support(family: type[Distribution], density: Density) -> None:

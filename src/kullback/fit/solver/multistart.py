@@ -1,6 +1,6 @@
 """Minimisation from several starting points, and the distinct minima that are found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -35,7 +35,12 @@ class MultistartResult(NamedTuple):
 
 
 def minimise_from_starts(
-    parametrisation: Parametrisation, objective: Objective, starts: Sequence[Any], *, lower_bound: float = -inf
+    parametrisation: Parametrisation,
+    objective: Objective,
+    starts: Sequence[Any],
+    *,
+    lower_bound: float = -inf,
+    is_unbounded: Callable[[Array], bool] | None = None,
 ) -> MultistartResult:
     """Minimise an objective from every starting point and collect the distinct minima.
 
@@ -45,11 +50,13 @@ def minimise_from_starts(
         starts: Members of the family. A member on the boundary of the family is skipped.
         lower_bound: A number that no value of the objective is below, such as 0 for a KL. A minimum with this value is
             the lowest, whatever the other starts lead to.
+        is_unbounded: Whether the objective decreases without bound from a vector on. A descent that ends there is
+            used only if no descent converged.
 
     Returns:
-        The minima; if no descent converged, the lowest end point alone, with `converged` false; without minima where
-        the objective is infinite at every start. The descents end after 1e8 evaluations of log-densities, and each
-        descent after half of those that are left.
+        The minima. If a descent that did not converge ended below all minima, its end is the first, with `converged`
+        false. There are no minima where the objective is infinite at every start. The descents end after 1e8
+        evaluations of log-densities, and each descent after half of those that are left.
     """
     evaluations = 0
     ends: list[tuple[Descent, list[Any]]] = []
@@ -89,7 +96,11 @@ def minimise_from_starts(
             basin_of_start.append((vector, ends[-1][1]))
     # The coordinates order minima whose values differ by rounding alone.
     ends.sort(key=lambda end: (round(end[0].values[-1], 9), *end[0].vectors[-1]))
-    accepted = [end for end in ends if end[0].converged] or ends[:1]
+    accepted = [end for end in ends if end[0].converged]
+    lowest_minimum = accepted[0][0].values[-1] if accepted else inf
+    below = (end for end in ends if end[0].values[-1] < lowest_minimum - _tolerance(end[0]))
+    unfinished = [end for end in below if is_unbounded is None or not is_unbounded(end[0].vectors[-1])]
+    accepted = [*unfinished[:1], *accepted] if accepted else ends[:1]
     minima = tuple(
         Minimum(parametrisation.to_distribution(descent.vectors[-1]), descent.values[-1], tuple(basin))
         for descent, basin in accepted
@@ -101,9 +112,16 @@ def minimise_from_starts(
 
 def _is_same_minimum(parametrisation: Parametrisation, first: Descent, second: Descent) -> bool:
     # The round trip sorts the components of mixtures.
-    a, b = (
-        parametrisation.to_vector(parametrisation.to_distribution(descent.vectors[-1])) for descent in (first, second)
-    )
+    with np.errstate(all="ignore"):
+        a, b = (
+            parametrisation.to_vector(parametrisation.to_distribution(descent.vectors[-1]))
+            for descent in (first, second)
+        )
     is_close = np.abs(a - b) <= _COORDINATE_TOLERANCE * (1 + np.abs(a))
     difference = abs(first.values[-1] - second.values[-1])
-    return bool(is_close.all()) and difference <= _VALUE_TOLERANCE * (1 + abs(first.values[-1]))
+    return bool(is_close.all()) and difference <= _tolerance(first)
+
+
+def _tolerance(descent: Descent) -> float:
+    """The difference of values that is a rounding error, in nats."""
+    return _VALUE_TOLERANCE * (1 + abs(descent.values[-1]))

@@ -21,6 +21,7 @@ from kullback.densities.nodes import Nodes, line_nodes
 from kullback.discrete.power_divergences import alpha_family
 from kullback.errors import ParameterError, SupportError
 from kullback.families import Distribution
+from kullback.fit.solver.normal_mixtures import mixture_derivatives
 from kullback.fit.solver.parametrisation import FamilyParametrisation
 from kullback.fit.solver.trust_region import Objective, QuadraticModel, fisher_basis, infinite_model
 from kullback.numerics.arrays import Array
@@ -33,6 +34,7 @@ _SCORE_STEP = 1e-5  # in the coordinates divided by their scales
 _OVERFLOW = 1e150
 _NEARLY_SINGULAR = 1e-4  # the smallest eigenvalue of a metric with a diagonal of ones
 _LEAST_INFORMATION = 3e-3  # of a coordinate, relative to the largest, where the samples hardly depend on it
+_NEGLIGIBLE_DENSITY = 3.0  # standard deviations from a normal that is fitted to one sample
 _UNDERFLOW = 40.0  # standard deviations from a normal at which its density underflows in float64
 _COST_OF_MEMBER = 2000  # the time to construct a member, in simple log-densities
 _QUADRATURES = 100  # of an adaptive integral, relative to the sum over fixed nodes
@@ -79,6 +81,16 @@ class _SharedNodesObjective:
         center = _member_density(self.parametrisation, vector)
         nodes = line_nodes(*((self.target, center) if self.alpha > 0 else (center, self.target)))
         log_target = nodes.log_mass(self.target)
+        if self.parametrisation.family is families.NormalMixture and self.alpha in (0, 1):
+            log_member = nodes.log_mass(center)
+            divergence = float(_alpha_divergence(log_target, log_member, self.alpha))
+            p, q = np.exp(log_target), np.exp(log_member)
+            with np.errstate(invalid="ignore"):
+                log_ratio = np.where((p > 0) & (q > 0), log_member - log_target, 0.0)
+            # The integrands are p log(p/q) - p + q and q log(q/p) - q + p, which vanish at each node where p = q.
+            coefficients = (q - p, q, q) if self.alpha else (q * log_ratio, q * (log_ratio + 1), q)
+            points = nodes.origin, nodes.offset
+            return _model_of_mixture(self.parametrisation, vector, divergence, points, coefficients)
 
         def log_prob(vectors: Array) -> Array:
             return np.stack([nodes.log_mass(_member_density(self.parametrisation, v)) for v in vectors])
@@ -304,6 +316,25 @@ def _scores(parametrisation: FamilyParametrisation, member: Any, nodes: Nodes) -
     return tuple(np.where(np.isfinite(part), part, 0.0) for part in (score, curvature))  # pyright: ignore[reportReturnType]
 
 
+def _model_of_mixture(
+    parametrisation: FamilyParametrisation,
+    vector: Array,
+    value: float,
+    points: tuple[Array, Array],
+    coefficients: tuple[Array, Array, Array],
+    *,
+    is_empirical: bool = False,
+) -> QuadraticModel:
+    """The second-order model of an objective over normal mixtures, from the arguments of `mixture_derivatives`."""
+    evaluations = points[0].size * vector.size + _COST_OF_MEMBER
+    gradient, hessian, metric = mixture_derivatives(parametrisation, vector, points, *coefficients)
+    if not (abs(value) < _OVERFLOW and np.isfinite(metric).all() and np.isfinite(hessian).all()):
+        return infinite_model(vector.size)._replace(evaluations=evaluations)
+    basis = fisher_basis(_well_conditioned(metric) if is_empirical else metric)
+    scales = parametrisation.scales_of_coordinates(vector)[:, None]
+    return QuadraticModel(value, gradient @ basis, basis.T @ hessian @ basis, scales * basis, evaluations)
+
+
 # The cross-entropy of samples
 
 
@@ -326,6 +357,8 @@ class CrossEntropyObjective:
         if self.only_sample_of_a_component(vector, _UNDERFLOW) is not None:
             return infinite_model(vector.size)
         zeros = np.zeros_like(self.x)
+        if self.parametrisation.family is families.NormalMixture:
+            return self._mixture_model(vector)
 
         def log_prob(vectors: Array) -> Array:
             return np.stack([_member_density(self.parametrisation, v).log_density(self.x, zeros) for v in vectors])
@@ -347,17 +380,25 @@ class CrossEntropyObjective:
 
         scales = self.parametrisation.scales_of_coordinates(vector)
         # At a minimum, where the mean of the scores is 0, the scores of k values have at most k - 1 dimensions.
-        is_mixture = self.parametrisation.family is families.NormalMixture
-        metric = metric_of_member() if self._values <= vector.size and not is_mixture else None
+        metric = metric_of_member() if self._values.size <= vector.size else None
         local = _LocalObjective(value, log_prob, self.weights, scales, is_empirical=True, metric=metric)
         return _finite_difference_model(local, vector)
 
-    @cached_property
-    def _values(self) -> int:
-        """The number of different samples."""
-        return len(np.unique(self.x))
+    def _mixture_model(self, vector: Array) -> QuadraticModel:
+        """The second-order model of the cross-entropy of a normal mixture."""
+        points = self.x, np.zeros_like(self.x)
+        member = _member_density(self.parametrisation, vector)
+        with np.errstate(all="ignore"):
+            value = -float(member.log_density(*points) @ self.weights)
+        coefficients = -self.weights, np.zeros_like(self.x), self.weights
+        return _model_of_mixture(self.parametrisation, vector, value, points, coefficients, is_empirical=True)
 
-    def only_sample_of_a_component(self, vector: Array, deviations: float) -> float | None:
+    @cached_property
+    def _values(self) -> Array:
+        """The different samples, in increasing order."""
+        return np.unique(self.x)
+
+    def only_sample_of_a_component(self, vector: Array, deviations: float = _NEGLIGIBLE_DENSITY) -> float | None:
         """The only sample within so many standard deviations of a component of a normal mixture; None if there is none.
 
         Where the density of the component is negligible at all other samples, the likelihood increases without bound as
@@ -368,12 +409,17 @@ class CrossEntropyObjective:
             return None
         with np.errstate(all="ignore"):
             mixture: Any = self.parametrisation.to_distribution(vector)
-        values = np.unique(self.x)
+        values = self._values
         for loc, scale in zip(np.atleast_1d(mixture.locs), np.atleast_1d(mixture.scales), strict=True):
-            covered = values[np.abs(values - loc) <= deviations * scale]
+            covered = values[np.searchsorted(values, loc - deviations * scale) :]
+            covered = covered[: np.searchsorted(covered, loc + deviations * scale, side="right")]
             if covered.size == 1:
                 return float(covered[0])
         return None
+
+    def is_unbounded(self, vector: Array) -> bool:
+        """Whether the likelihood increases without bound as the scale of a component decreases."""
+        return self.only_sample_of_a_component(vector) is not None
 
 
 # The second-order model by finite differences

@@ -13,7 +13,7 @@ from kullback.families import Distribution
 from kullback.families.base import Constraint, Count, Nonnegative, Positive, Probability, Real
 from kullback.numerics.arrays import Array, as_numpy
 
-__all__ = ["FamilyParametrisation", "Parametrisation", "parametrise"]
+__all__ = ["FamilyParametrisation", "Parametrisation", "parametrise", "scale_of"]
 
 
 class Parametrisation(Protocol):
@@ -101,7 +101,7 @@ class FamilyParametrisation:
 
         It is 1 except for locations, whose coordinates have a unit that need not be near the scale of the member.
         """
-        scale = _scale_of(self.to_distribution(vector))
+        scale = scale_of(self.to_distribution(vector))
         scales = [
             np.full(int(np.prod(shape)), scale / unit if transform.is_location else 1.0)
             for _, shape, transform, unit in self.free
@@ -156,14 +156,14 @@ def parametrise(family: type[Distribution], example: Distribution, fixed: dict[s
                 f"{field.name} has no unconstrained parametrisation; fix it with fixed={{{field.name!r}: ...}}"
             )
         transform = _TRANSFORM_OF_PARAMETER.get((family, field.name)) or _TRANSFORM_OF_CONSTRAINT[constraints[0]]
-        unit = _scale_of(example) if transform is _IDENTITY else 1.0
+        unit = scale_of(example) if transform is _IDENTITY else 1.0
         transform = _in_units_of(unit) if transform is _IDENTITY else transform
         shape = np.shape(transform.forward(_parameter_value(example, field.name)))
         free.append(_FreeParameter(field.name, shape, transform, unit))
     return FamilyParametrisation(family, fixed, tuple(free))
 
 
-def _scale_of(example: Distribution) -> float:
+def scale_of(example: Distribution) -> float:
     """The power of 256 nearest to the scale of a member, or to the mean of its scales; 1 without a scale."""
     name = next((name for name in ("scale", "scales") if hasattr(example, name)), None)
     scale = 1.0 if name is None else float(np.mean(_parameter_value(example, name)))
