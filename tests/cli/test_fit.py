@@ -93,3 +93,11 @@ def test_errors_name_the_options_of_the_command(words, message, tmp_path, capsys
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_limit_of_the_family_is_named_instead_of_another_start(capsys, tmp_path):
+    np.savetxt(tmp_path / "x.csv", [2, 3, 3, 4, 3, 3])
+    text = run(capsys, str(tmp_path / "x.csv"), "negative_binomial")
+    assert "not converged: no member that was found is below the limit total_count -> infinity" in text
+    assert "fit Poisson" in text
+    assert "--start" not in text

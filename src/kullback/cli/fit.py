@@ -227,7 +227,8 @@ def _as_text(report: dict[str, Any], options: argparse.Namespace) -> str:
     lines += [f"{label}  {report[name]:.4g}" for name, label in labels.items() if name in report]
     lines += [f"{divergence}: {warning}" for warning in report.get("warnings", ()) if "cross_entropy" not in report]
     if not report["converged"]:
-        lines.append("not converged: the descent ended before the gradient vanished; try another --start")
+        reason = "the descent ended before the gradient vanished; try another --start"
+        lines.append(f"not converged: {report.get('not_converged', reason)}")
     name, label = ("cross_entropy", "-mean log q, nats") if "cross_entropy" in report else ("kl", "KL, nats")
     if len(report["minima"]) > 1:
         rows = [

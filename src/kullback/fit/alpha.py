@@ -7,6 +7,7 @@ from typing import Any
 
 from kullback.densities.from_families import has_density
 from kullback.errors import ParameterError, SupportError
+from kullback.fit.limits import without_limit
 from kullback.fit.result import Fit, renamed
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import univariate_objective
@@ -120,4 +121,9 @@ def fit_alpha(
             )
         path = tuple(replace(step, kl=step.alpha_divergence) for step in path)
         minima = tuple(replace(minimum, kl=minimum.alpha_divergence) for minimum in minima)
-    return adapter.convert_fit(Fit(best.distribution, kl, estimate, path, minima, found.converged, diagnostics))
+    fit = Fit(best.distribution, kl, estimate, path, minima, found.converged, diagnostics)
+    if alpha in (0, 1):
+        fit = without_limit(
+            fit, lambda member: (measure(target, member) if alpha else measure(member, target)).value, fixed
+        )
+    return adapter.convert_fit(fit)

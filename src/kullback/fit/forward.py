@@ -27,6 +27,7 @@ from kullback.fit.gaussian.multivariate import (
     require_varying_entries,
 )
 from kullback.fit.gaussian.univariate_mixtures import starts_of_increasing_size
+from kullback.fit.limits import without_limit
 from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import (
@@ -309,7 +310,8 @@ def _fit_to_samples(
             "or request fewer components"
         )
     path, minima = renamed(found.path, "cross_entropy"), renamed(found.minima, "cross_entropy")
-    return Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
+    fit = Fit(best, nan, unknown_kl_from_samples(value), path, minima, converged, diagnostics)
+    return fit if closed_form else without_limit(fit, lambda member: _cross_entropy(member, x, w), fixed)
 
 
 def _constant_samples_error(family: type[Distribution], x: Array) -> SupportError:
@@ -461,11 +463,15 @@ def _fit_to_target(
     missing = abs(estimate.value - found.minima[0].kl)
     if closed_form is None and missing > estimate.error + LARGEST_MISSING_KL * max(1.0, estimate.value):
         # The nodes of the objective omit a part of the tails, which the integral has.
-        return fit_by_measure(best, density, target, fixed)
+        fit = fit_by_measure(best, density, target, fixed)
+        return without_limit(fit, lambda member: measure(target, member).value, fixed)
     diagnostics = {"method": "Newton" if closed_form is None else "closed form"}
     is_known = estimate.error <= _LARGEST_ERROR * max(1.0, estimate.value)
     converged = is_known and (closed_form is not None or found.converged)
-    return Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
+    if not is_known:
+        diagnostics["not_converged"] = f"the error of KL is {estimate.error:.2g} nats, of which no start is the cause"
+    fit = Fit(best, estimate.value, estimate, found.path, found.minima, converged, diagnostics)
+    return fit if closed_form else without_limit(fit, lambda member: measure(target, member).value, fixed)
 
 
 def _starts_from_target(

@@ -98,6 +98,7 @@ class Fit:
             samples, in nats. `log_evidence`: the logarithm of the integral of an unnormalised target, in nats.
             `evidence_bound`: E_q[log p - log q], in nats, which is at most `log_evidence`. `pareto_k`: the shape of the
             tail of the importance weights p/q; above 0.7, importance sampling from the fit is unreliable.
+            `not_converged`: why `converged` is false, where the reason is known, such as a limit of the family.
 
     Example:
         >>> from kullback import fit_reverse

@@ -27,6 +27,7 @@ from kullback.fit.gaussian.multivariate import (
     require_rank,
     starts_from_target_samples,
 )
+from kullback.fit.limits import without_limit
 from kullback.fit.result import Fit, Minimum, Step, with_distributions
 from kullback.fit.solver.multistart import MultistartResult
 from kullback.fit.solver.starting_points import missing_start_error, univariate_starts
@@ -279,7 +280,7 @@ def _fit_univariate(
         estimate = normalised.with_error_of_evidence(estimate)
         diagnostics["evidence_bound"] = diagnostics["log_evidence"] - estimate.value
     diagnostics["pareto_k"] = _pareto_k(best, density)
-    return _as_fit(found, estimate, diagnostics)
+    return without_limit(_as_fit(found, estimate, diagnostics), lambda member: _kl(member, density).value, fixed)
 
 
 def _infinite_kl_error(family: type[Distribution], density: Density) -> SupportError:
