@@ -175,6 +175,7 @@ class VonMises(Distribution):
     """Von Mises distribution on the circle: x is an angle in radians, and x and x + 2 pi are the same point.
 
     Density: exp(concentration cos(x - loc)) / (2 pi I_0(concentration)) with the modified Bessel function I_0.
+    `measure` and the fits use angles from -pi to pi, and the density is 0 elsewhere.
 
     Args:
         loc: The mean angle in radians; finite, any shape.

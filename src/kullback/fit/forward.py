@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from math import inf, nan
+from math import inf, nan, pi
 from typing import Any
 
 import numpy as np
@@ -502,6 +502,12 @@ def _mixture_starts_from_target(density: Density, count: int) -> list[Any]:
 
 
 def _require_target_in_support(family: type[Distribution], density: Density) -> None:
+    if family is families.VonMises and (density.support[0] < -pi or density.support[1] > pi):
+        raise SupportError(
+            f"expected a target of angles in (-pi, pi] for VonMises, got a target with support {density.support}, so "
+            "that KL(target || member) is inf for every member; pass samples of the target that are wrapped into "
+            "(-pi, pi] by (x + pi) % (2 * pi) - pi"
+        )
     low, high = shared_support(family)
     if density.support[0] < low or density.support[1] > high:
         raise SupportError(

@@ -146,5 +146,12 @@ def require_samples_in_support(family: type[Distribution], member: Distribution,
         raise SupportError(
             f"expected samples inside {family.__name__}'s support {density.support}"
             f"{' of whole numbers' if density.discrete else ''}, but samples[{i}] is {float(x[i])!r}, which makes "
-            "KL(p || q) inf for every member; remove the sample, or fit a family of wider support"
+            f"KL(p || q) inf for every member; {remedy_outside_support(family)}"
         )
+
+
+def remedy_outside_support(family: type[Distribution]) -> str:
+    """What to do where the support of a family does not contain the samples or the target."""
+    if family is families.VonMises:
+        return "wrap the angles into (-pi, pi], by (x + pi) % (2 * pi) - pi"
+    return "remove the sample, or fit a family of wider support"
