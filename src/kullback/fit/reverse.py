@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kullback import families
+from kullback.closed_forms.supports import is_count_family
 from kullback.densities.density import Density
 from kullback.densities.from_families import as_density, has_density
 from kullback.densities.gaussian_mixtures import Components
@@ -253,7 +254,7 @@ def _fit_univariate(
                 f"{type(target).__name__}; pass log_prob, the target's log-density"
             )
     else:
-        if family.support.discrete:  # type: ignore[union-attr]
+        if is_count_family(family):
             raise SupportError(
                 f"expected a family on the real line for log_prob, whose integral is computed, got the discrete family "
                 f"{family.__name__}; pass a distribution on the integers as target"

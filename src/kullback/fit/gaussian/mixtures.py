@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import combinations, islice
+from math import inf
 
 import numpy as np
 from scipy import special, stats
@@ -30,6 +31,11 @@ class MixtureParametrisation:
     count: int
     size: int
     independent: bool = False
+
+    @property
+    def periods(self) -> float:
+        """The period of every coordinate: `inf`, because none is an angle."""
+        return inf
 
     def to_vector(self, mixture: Components) -> Array:
         """The coordinates of a mixture, which do not depend on the order of its components."""

@@ -117,7 +117,9 @@ def _is_same_minimum(parametrisation: Parametrisation, first: Descent, second: D
             parametrisation.to_vector(parametrisation.to_distribution(descent.vectors[-1]))
             for descent in (first, second)
         )
-    is_close = np.abs(a - b) <= _COORDINATE_TOLERANCE * (1 + np.abs(a))
+        distance = np.abs(a - b)
+        distance = np.minimum(distance, np.abs(parametrisation.periods - distance))
+    is_close = distance <= _COORDINATE_TOLERANCE * (1 + np.abs(a))
     difference = abs(first.values[-1] - second.values[-1])
     return bool(is_close.all()) and difference <= _tolerance(first)
 

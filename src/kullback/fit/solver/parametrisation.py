@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import inf, pi
 from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -17,7 +18,15 @@ __all__ = ["FamilyParametrisation", "Parametrisation", "parametrise", "scale_of"
 
 
 class Parametrisation(Protocol):
-    """A bijection between the members of a family and unconstrained vectors."""
+    """A bijection between the members of a family and unconstrained vectors.
+
+    The members at vectors that differ by a period of a coordinate are equal.
+    """
+
+    @property
+    def periods(self) -> Any:
+        """The periods of the coordinates, shape (size,) or a number for all; `inf` for coordinates without a period."""
+        ...
 
     def to_vector(self, distribution: Any, /) -> Array:
         """The coordinates of a member."""
@@ -34,8 +43,15 @@ class _Transform(NamedTuple):
     forward: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     is_location: bool = False
+    period: float = inf
 
 
+def _wrapped(angle: Array) -> Array:
+    """The angle in (-pi, pi] that differs by a multiple of 2 pi."""
+    return np.where((angle > -pi) & (angle <= pi), angle, pi - (pi - angle) % (2 * pi))
+
+
+_ANGLE = _Transform(lambda x: x, _wrapped, period=2 * pi)
 _IDENTITY = _Transform(lambda x: x, lambda x: x)
 _LOG = _Transform(np.log, np.exp)
 _LOGIT = _Transform(special.logit, special.expit)
@@ -64,6 +80,7 @@ _TRANSFORM_OF_PARAMETER: dict[tuple[type, str], _Transform] = {
     (families.Categorical, "probs"): _LOG_RATIOS_TO_LAST,
     (families.OneHotCategorical, "probs"): _LOG_RATIOS_TO_LAST,
     (families.Multinomial, "probs"): _LOG_RATIOS_TO_LAST,
+    (families.VonMises, "loc"): _ANGLE,
     (families.Zipf, "exponent"): _LOG_EXCESS_OVER_ONE,
 }
 
@@ -95,6 +112,11 @@ class FamilyParametrisation:
     def size(self) -> int:
         """The number of coordinates."""
         return sum(int(np.prod(parameter.shape)) for parameter in self.free)
+
+    @property
+    def periods(self) -> Array:
+        """The periods of the coordinates, shape (size,); `inf` for a coordinate without a period."""
+        return np.concatenate([np.full(int(np.prod(one.shape)), one.transform.period) for one in self.free])
 
     def scales_of_coordinates(self, vector: Array) -> Array:
         """The change of each coordinate that changes the member at a vector by about its scale, shape (size,).
