@@ -76,7 +76,7 @@ def test_the_cross_entropy_of_samples_has_its_name(capsys, tmp_path, family):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["binomial"], "pass --start, a member of the family, and total_count in --fixed"),
+        (["binomial"], "because a count cannot be fitted: pass total_count in --fixed"),
         (["binomial", "--fixed", "total_count=10", "--fixed", "total_count=12"], "got total_count 2 times"),
         (["poisson", "--fixed", "rate=-2"], "expected --fixed {'rate': ...} of Poisson to be >= 0"),
         (["normal_mixture"], "got none: pass --components, or a start"),

@@ -411,7 +411,11 @@ def test_rounding_creates_no_modes_of_a_log_density():
 @pytest.mark.parametrize(
     ("family", "samples", "match"),
     [
-        (f.InverseGaussian, [1.0], "expected samples that differ, but all 1 are 1.0"),
+        (
+            f.InverseGaussian,
+            [1.0],
+            "expected two or more samples that differ, got one sample: .* pass samples that differ",
+        ),
         (f.Pareto, [-1.0, 2.0], "expected samples above 0 for Pareto, but the least is -1.0"),
         (f.Zipf, [0.5, 1.0, 2.0], "inside Zipf's support"),
         (f.Zipfian, [1.0, 2.0, 4.0], "total_count in fixed="),

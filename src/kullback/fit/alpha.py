@@ -12,7 +12,7 @@ from kullback.fit.result import Fit, renamed
 from kullback.fit.solver.multistart import minimise_from_starts
 from kullback.fit.solver.objectives import univariate_objective
 from kullback.fit.solver.parametrisation import parametrise
-from kullback.fit.solver.starting_points import univariate_starts, widened_starts
+from kullback.fit.solver.starting_points import missing_start_error, univariate_starts, widened_starts
 from kullback.fit.target_family import family_adapter, list_of_starts, validate_components
 from kullback.fit.targets import univariate_density
 from kullback.measure import measure
@@ -86,10 +86,7 @@ def fit_alpha(
     matched = univariate_starts(adapter.family, density, fixed, components)
     members += widened_starts(matched, density, fixed) if alpha == 1 else matched
     if not members:
-        raise ParameterError(
-            f"expected a start for {adapter.family.__name__}, got none, and none can be guessed: pass start=, a member "
-            "of the family"
-        )
+        raise missing_start_error(adapter.family, fixed)
     parametrisation = parametrise(adapter.family, members[0], fixed)
     objective = univariate_objective(parametrisation, density, alpha=float(alpha))
     found = minimise_from_starts(parametrisation, objective, members)

@@ -260,10 +260,7 @@ def _fit_to_samples(
     elif x.ndim == 2:
         x = vectors_in_support(family, x)
         if family is families.Dirichlet and (x == x[0]).all():
-            raise SupportError(
-                f"expected samples that differ, but all {len(x)} are {x[0].tolist()}: the likelihood of Dirichlet has "
-                "no maximum"
-            )
+            raise _constant_samples_error(family, x)
     closed_form = closed_form_mle(family, x, w, fixed)
     if family in NORMAL_FAMILIES:
         require_varying_entries(x)
@@ -315,9 +312,10 @@ def _fit_to_samples(
 
 
 def _constant_samples_error(family: type[Distribution], x: Array) -> SupportError:
+    received = "got one sample" if len(x) == 1 else f"but all {len(x)} samples are {x[0].tolist()!r}"
     return SupportError(
-        f"expected samples that differ, but all {x.size} are {float(x[0])!r}: the likelihood of {family.__name__} "
-        "has no maximum"
+        f"expected two or more samples that differ, {received}: the likelihood of {family.__name__} has no maximum; "
+        "pass samples that differ"
     )
 
 
@@ -381,7 +379,7 @@ def _starts_from_samples(
                 f"expected samples above 0 for Pareto, but the least is {float(x.min())!r}; leave out the samples that "
                 "are not positive"
             )
-        raise missing_start_error(family)
+        raise missing_start_error(family, fixed)
     return [closed_form or _with_best_scale(member, x, weights, fixed)]
 
 
@@ -449,7 +447,7 @@ def _fit_to_target(
         return closed_form_fit(closed_form, finite_kl(target, closed_form), {"method": "closed form"})
     starts = starts or _starts_from_target(family, density, fixed, components)
     if not starts:
-        raise missing_start_error(family)
+        raise missing_start_error(family, fixed)
     parametrisation = parametrise(family, starts[0], fixed)
     objective = univariate_objective(parametrisation, density, alpha=1.0)
     found = minimise_from_starts(parametrisation, objective, starts, lower_bound=0.0)

@@ -263,7 +263,7 @@ def _fit_univariate(
         density, diagnostics["log_evidence"] = normalised.density, normalised.log_evidence
     matched_starts = univariate_starts(family, density, fixed, components)
     if not starts + matched_starts:
-        raise missing_start_error(family)
+        raise missing_start_error(family, fixed)
     if _kl((starts + matched_starts)[0], density).value == inf:
         matched_starts = [member for member in matched_starts if _kl(member, density).value < inf]
         if not matched_starts:
@@ -285,9 +285,18 @@ def _fit_univariate(
 
 
 def _infinite_kl_error(family: type[Distribution], density: Density) -> SupportError:
+    (low, high), reason = (
+        density.support,
+        "the family has tails too heavy for the target; fit a family of lighter tails",
+    )
+    if low > -inf or high < inf:
+        reason = (
+            f"the family has mass outside the target's support {density.support}, or tails too heavy for the target; "
+            "fit a family of narrower support or lighter tails"
+        )
     return SupportError(
-        f"expected KL({family.__name__} || target) to be finite at a start, but it is inf at each: the family has mass "
-        f"outside the target's support {density.support}, or tails too heavy for the target"
+        f"expected KL({family.__name__} || target) to be finite at a start, but it is inf at each: {reason}, or use "
+        "fit_forward"
     )
 
 

@@ -61,17 +61,21 @@ def nearest_normal(family: type[Distribution], loc: Array, covariance: Array, ra
         ParameterError: The family is not a family of normals, or the rank is not between 1 and d.
         SupportError: The covariance is singular, so that KL(p || q) has no minimum.
     """
-    if family not in NORMAL_FAMILIES:
-        raise ParameterError(
-            f"expected a univariate family and a univariate target, or a family of multivariate normals, got "
-            f"{family.__name__}; draw samples from the target and fit the family to them"
-        )
+    _require_normal_family(family)
     _require_nonsingular(covariance, is_diagonal=family is families.Independent)
     if family is families.LowRankMultivariateNormal:
         return _factor_analysis(loc, covariance, rank)
     if family is families.Independent:
         return _independent_normal(loc, covariance)
     return families.MultivariateNormal(loc=loc, covariance_matrix=covariance)
+
+
+def _require_normal_family(family: type) -> None:
+    if family not in NORMAL_FAMILIES:
+        raise ParameterError(
+            f"expected a univariate family and a univariate target, or a family of multivariate normals, got "
+            f"{family.__name__}; draw samples from the target and fit the family to them"
+        )
 
 
 def convert_to_family(family: type, mixture: Components, rank: int | None) -> Any:
@@ -167,6 +171,11 @@ def _require_nonsingular(covariance: Array, *, is_diagonal: bool) -> None:
 
 def require_varying_entries(x: Array) -> None:
     """Raise SupportError if an entry of samples (n, d) is constant: the rounding of its mean is not a variance."""
+    if len(x) == 1:
+        raise SupportError(
+            "expected two or more samples, got one sample, whose covariance is 0: the likelihood has no maximum; pass "
+            "more samples"
+        )
     if (x.min(axis=0) == x.max(axis=0)).any():
         raise _singular_error("an entry of the vectors is constant")
 
@@ -192,6 +201,7 @@ def fit_normal_forward(family: type, target: Any, rank: int | None) -> Fit:
         target: A multivariate distribution.
         rank: The rank of the factor of a `LowRankMultivariateNormal`.
     """
+    _require_normal_family(family)
     mixture, diagnostics = resolve(target).components, {}
     independent = _independent_moments(target) if mixture is None else None
     mixture = mixture or independent

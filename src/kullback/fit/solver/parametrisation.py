@@ -14,7 +14,7 @@ from kullback.families import Distribution
 from kullback.families.base import Constraint, Count, Nonnegative, Positive, Probability, Real
 from kullback.numerics.arrays import Array, as_numpy
 
-__all__ = ["FamilyParametrisation", "Parametrisation", "parametrise", "scale_of"]
+__all__ = ["FamilyParametrisation", "Parametrisation", "count_parameters", "parametrise", "scale_of"]
 
 
 class Parametrisation(Protocol):
@@ -166,7 +166,7 @@ def parametrise(family: type[Distribution], example: Distribution, fixed: dict[s
         if field.name in fixed or field.name == "logits":  # the equivalent probs are fitted
             continue
         constraints: tuple[Constraint, ...] = getattr(field.type, "__metadata__", ())
-        if _COUNT in constraints:
+        if field.name in count_parameters(family):
             raise ParameterError(
                 f"expected {family.__name__}'s {field.name} in fixed, because a count cannot be fitted: pass "
                 f"fixed={{{field.name!r}: ...}}"
@@ -183,6 +183,15 @@ def parametrise(family: type[Distribution], example: Distribution, fixed: dict[s
         shape = np.shape(transform.forward(_parameter_value(example, field.name)))
         free.append(_FreeParameter(field.name, shape, transform, unit))
     return FamilyParametrisation(family, fixed, tuple(free))
+
+
+def count_parameters(family: type[Distribution]) -> list[str]:
+    """The names of the parameters that are counts, which a descent cannot fit."""
+    return [
+        field.name
+        for field in fields(family)  # pyright: ignore[reportArgumentType]
+        if _COUNT in getattr(field.type, "__metadata__", ())
+    ]
 
 
 def scale_of(example: Distribution) -> float:

@@ -17,6 +17,7 @@ from kullback.densities.nodes import line_nodes
 from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.families import Distribution
 from kullback.fit.moment_matching import match_moments
+from kullback.fit.solver.parametrisation import count_parameters
 from kullback.numerics.arrays import Array
 
 __all__ = ["approximate_member", "missing_start_error", "univariate_starts", "widened_starts"]
@@ -28,21 +29,21 @@ _TAIL_MASS = 1e-3  # the mass of a heavy tail towards infinity that starting poi
 _WIDTHS_OF_ANCHOR = 8.0  # the distance from every anchor, in widths, beyond which points belong to a tail
 
 
-def missing_start_error(family: type[Distribution]) -> ParameterError:
-    """The error for a family whose starting point cannot be guessed."""
-    counts = [
-        field.name
-        for field in fields(family)  # pyright: ignore[reportArgumentType]
-        if field.name in ("total_count", "population", "draws")
-    ]
+def missing_start_error(family: type[Distribution], fixed: dict[str, Any]) -> ParameterError:
+    """The error for a family whose starting point cannot be guessed, given the fixed parameters."""
     if family is families.NormalMixture:
         return ParameterError(
             "expected the number of components of the NormalMixture, got none: pass components=, or a start"
         )
-    or_fixed = f", and {', '.join(counts)} in fixed=" if counts else ""
+    counts = [name for name in count_parameters(family) if name not in fixed]
+    if counts:
+        return ParameterError(
+            f"expected {' and '.join(counts)} of {family.__name__} to be given, because a count cannot be fitted: pass "
+            f"{' and '.join(counts)} in fixed="
+        )
     return ParameterError(
         f"expected a start for {family.__name__}, got none, and none can be guessed: pass start=, a member of the "
-        f"family{or_fixed}"
+        "family"
     )
 
 
