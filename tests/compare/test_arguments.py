@@ -125,7 +125,11 @@ def test_an_adapter_of_another_base_is_one_line(tiny_model: Path, tmp_path: Path
         InputError,
         match=r"--adapter .*lora: expected an adapter of .*, but .* the base in its adapter_config.json is .*other",
     ):
-        kullback.compare(tiny_model, tmp_path / "lora", text=TEXTS)
+        kullback.compare(tiny_model, tmp_path / "lora", text=TEXTS, output=tmp_path / "run")
+    # The corrected call can use the same directory.
+    assert (
+        kullback.compare(tiny_model, tiny_model, text=TEXTS, output=tmp_path / "run").models[0].metrics["kl"].value == 0
+    )
 
 
 def test_heads_that_cannot_be_rounded_in_blocks_are_refused_before_the_run_directory_is_created(

@@ -131,7 +131,7 @@ def test_the_prefix_follows_the_tokenizer() -> None:
     assert without.text_hash == with_bos.text_hash
     with pytest.raises(InputError, match="--bos always"):
         encode(documents, Tokenizer(bos=None), bos="always")
-    with pytest.raises(InputError, match="got 1 shorter documents"):
+    with pytest.raises(InputError, match="but the document is shorter"):
         encode([Document("b", "c")], Tokenizer())
 
 

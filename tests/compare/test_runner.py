@@ -355,17 +355,18 @@ def test_two_processes_give_the_same_results(
         assert found["metrics"] == {name: estimate.to_dict() for name, estimate in model.metrics.items()}
 
 
-def test_an_adapter_equals_the_merged_model(tiny_model: Path, texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["embed_tokens"]], ids=["layers", "embeddings"])
+def test_an_adapter_equals_the_merged_model(
+    tiny_model: Path, texts: list[str], tmp_path: Path, targets: list[str]
+) -> None:
     from peft import LoraConfig, get_peft_model
 
-    adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
-    )
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=targets))
     torch.manual_seed(3)
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=targets == ["embed_tokens"])
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
     result = kullback.compare(

@@ -251,6 +251,14 @@ def test_the_strip_shows_the_state_of_the_budget(live, tmp_path, beta, kl, state
         assert (page.locator(".strip").bounding_box() or {})["y"] == pytest.approx(bar["y"] + bar["height"], abs=1)
 
 
+def test_the_title_shows_a_run_in_progress_before_one_that_is_finished(live, tmp_path):
+    done = create(tmp_path / "done")
+    done.model.mkdir()
+    run = create(tmp_path / "running", changed={60: {"beta": 0.01, "kl_filtered": 0.01}})
+    with run_lock(run.path):
+        assert live(done, run).title() == "not binding 0.01/0.05 · step 60 · running"
+
+
 @pytest.mark.parametrize(("kl", "state"), [(0.09, "held"), (0.11, "above the budget")])
 def test_an_update_may_have_twice_a_budget_of_the_mean(live, tmp_path, kl, state):
     run = create(tmp_path / "mine", changed={60: {"kl_filtered": kl}})

@@ -456,8 +456,12 @@ def _require_steps(steps: int, least: int) -> None:
 def require_kl(value: float, name: str) -> float:
     """A finite KL >= 0 as a number of Python; raises BudgetError for another value."""
     if not (is_number(value) and math.isfinite(value) and value >= 0):
+        is_finite = not is_number(value) or math.isfinite(value)
+        cause = (
+            ": inf means that the policy has positive probability where the reference has none; nan means that logits "
+            "overflowed"
+        )
         raise BudgetError(
-            f"expected {name} to be a finite KL >= 0 in nats, got {shown(value)}: inf means that the policy has "
-            "positive probability where the reference has none; nan means that logits overflowed"
+            f"expected {name} to be a finite KL >= 0 in nats, got {shown(value)}{'' if is_finite else cause}"
         )
     return float(value)

@@ -285,7 +285,8 @@ def encode(
         indices = [roles.setdefault(name, len(roles)) for name in names] or [0] * len(ids)
         encoded.append(TokenizedDocument(document.name, array, np.asarray(indices, np.uint16), prompt))
     if not encoded:
-        raise InputError(f"expected a document of 2 tokens or more, got {skipped} shorter documents")
+        got = "the document is" if skipped == 1 else f"all {skipped} documents are"
+        raise InputError(f"expected a document of 2 tokens or more, but {got} shorter")
     return Corpus(tuple(encoded), prefix, tuple(roles), skipped, texts.hexdigest(), tokens.hexdigest())
 
 

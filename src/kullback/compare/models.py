@@ -116,7 +116,9 @@ def _with_adapter(model: Any, source: ModelSource, adapter: Path) -> Any:
             with catch_warnings():
                 simplefilter("ignore", FutureWarning)  # of transformers about its own methods, which PEFT calls
                 adapted = PeftModel.from_pretrained(model, str(adapter))
-            unused = saved - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            known = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            # An adapter of embeddings contains their weights, too, which PEFT has loaded.
+            unused = {name for name in saved - known if ".base_layer." not in name}
             if unused:
                 reason = f"the base has no layer for {min(unused)}"
         except (RuntimeError, ValueError, KeyError) as error:

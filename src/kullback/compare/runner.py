@@ -59,7 +59,7 @@ from kullback.compare.statistics import DocumentSums, ModelStatistics, confidenc
 from kullback.compare.token_classes import TokenClasses
 from kullback.compare.token_values import DocumentTokens, TokenStore, TokenValues, shown_documents
 from kullback.compare.variants import Candidate, Variant, head_size, require_head_size, token_hidden
-from kullback.errors import InputError
+from kullback.errors import InputError, KullbackError
 from kullback.integrations.transformers import load_config, load_tokenizer
 from kullback.runs.checksums import read_checked, write_checked
 from kullback.runs.interrupts import termination_as_interrupt
@@ -460,7 +460,12 @@ def _directory(plan: Plan, config: dict[str, Any], rank: int) -> Iterator[Path |
                     raise InputError(f"--output {plan.output}: the main process has not created the run directory")
                 time.sleep(0.1)
             directory.check_can_start(config, resume=True)
-        yield plan.output
+        try:
+            yield plan.output
+        except KullbackError:
+            if rank == 0 and not any(path.stat().st_size for path in plan.output.glob("*-*.jsonl")):
+                (plan.output / "config.json").unlink(missing_ok=True)  # the corrected command can start
+            raise
 
 
 class _Records(BlockRecords):

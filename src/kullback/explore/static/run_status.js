@@ -66,7 +66,8 @@ const ICONS = { bad: "#d1242f", warning: "#e0600c", good: "#009a5c", plain: "#7a
 /** Shows the states of the runs in the title of the document and in its icon, for a reader on another tab. */
 export function showInTab(statuses, names, isAnswered = true) {
   const order = ["bad", "warning", "good", "plain"];
-  const worst = statuses.map((status, i) => [status, names[i]]).sort(([a], [b]) => order.indexOf(a.tone) - order.indexOf(b.tone))[0];
+  const rank = ({ tone, isBad, activity }) => (activity === "finished" && !isBad ? order.length : 0) + order.indexOf(tone);
+  const worst = statuses.map((status, i) => [status, names[i]]).sort(([a], [b]) => rank(a) - rank(b))[0];
   if (!worst) return;
   const [{ state, activity, step, kl, target, isBad, isLost }, name] = worst;
   const what = !isAnswered ? "no answer" : isLost ? "KL not finite" : isBad || activity === "finished" ? activity : state;
