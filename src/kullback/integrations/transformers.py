@@ -368,6 +368,8 @@ def completion_kl(
         bias_q=None if reference.bias is None else reference.bias * reference.scale,
         mask=mask,
         temperature=temperature,
+        # A loss weights all tokens alike, so that its gradient is computed while the logits are in memory.
+        token_weights=mask.to(hidden.dtype),
     ).kl
 
 
