@@ -56,7 +56,17 @@ CASES = [
         st.truncnorm(-1.0, 1.5, loc=1.0, scale=2.0),
     ),
     (f.Uniform(low=-1.0, high=3.0), st.uniform(-1.0, 4.0)),
+    (f.VonMises(loc=0.3, concentration=2.0), st.vonmises(2.0, 0.3)),
+    (
+        f.VonMisesFisher(mean_direction=[0.0, 0.6, 0.8], concentration=3.0),
+        st.vonmises_fisher([0.0, 0.6, 0.8], 3.0),
+    ),
     (f.Weibull(scale=2.0, concentration=1.5), st.weibull_min(1.5, scale=2.0)),
+    (f.Wishart(df=5.0, covariance_matrix=[[2.0, 0.5], [0.5, 1.0]]), st.wishart(5, [[2.0, 0.5], [0.5, 1.0]])),
+    (
+        f.Wishart(df=2.5, scale_tril=np.linalg.cholesky([[2.0, 0.5], [0.5, 1.0]])),
+        st.wishart(2.5, [[2.0, 0.5], [0.5, 1.0]]),
+    ),
     *(
         (
             f.MultivariateNormal(loc=[0.0, 1.0], **{name: matrix}),
@@ -89,8 +99,13 @@ def test_entropies_without_a_distribution_of_scipy():
     density = a * b * x ** (a - 1) * (1 - x**a) ** (b - 1)
     truth = -(density * np.log(density)).mean()
     assert entropy(f.Kumaraswamy(concentration1=a, concentration0=b)) == pytest.approx(truth, abs=1e-6)
-    covered = {type(family) for family, _ in CASES} | {f.Categorical, f.OneHotCategorical, f.Kumaraswamy}
-    assert covered == set(ENTROPIES)
+    # The volume of the 3 x 3 correlation matrices is pi^2/2, and an inverse Wishart distribution with one row is an
+    # inverse gamma distribution; SciPy 1.17 returns another entropy of inverse Wishart distributions.
+    assert entropy(f.LKJ(dim=3, concentration=1.0)) == pytest.approx(np.log(np.pi**2 / 2), rel=1e-14)
+    row = f.InverseWishart(df=5.0, scale_matrix=[[3.0]])
+    assert entropy(row) == pytest.approx(float(st.invgamma(2.5, scale=1.5).entropy()), rel=1e-13)
+    covered = {f.Categorical, f.OneHotCategorical, f.Kumaraswamy, f.LKJ, f.InverseWishart}
+    assert covered | {type(family) for family, _ in CASES} == set(ENTROPIES)
 
 
 def _log_beta(a, b):

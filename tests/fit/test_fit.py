@@ -249,6 +249,7 @@ def test_forward_fit_has_the_moments_of_a_multivariate_mixture():
     assert np.diag(fit.distribution.covariance_matrix) == pytest.approx(target.variance.numpy(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_stochastic_gradients_in_five_dimensions():
     root = np.random.default_rng(0).normal(size=(5, 5))
     target = f.MultivariateNormal(loc=np.arange(5.0), covariance_matrix=root @ root.T + np.eye(5))

@@ -43,6 +43,7 @@ def test_more_components_are_not_less_likely(name):
     assert all(more <= fewer + 1e-9 for fewer, more in pairwise(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     [

@@ -134,6 +134,7 @@ def test_an_alpha_fit_needs_a_free_parameter():
         fit_alpha(f.Normal, target=TARGET, alpha=0.5, fixed=ALL)
 
 
+@pytest.mark.slow
 def test_tempered_fits_in_three_dimensions():
     target = f.MultivariateNormal(loc=[1.0, -1.0, 0.5], covariance_matrix=np.diag([1.0, 2.0, 0.5]))
     start = f.MultivariateNormal(loc=np.zeros(3), covariance_matrix=np.eye(3))

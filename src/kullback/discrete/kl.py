@@ -40,7 +40,7 @@ from kullback.numerics.arrays import (
 
 __all__ = ["kl_log_probs", "kl_logits", "kl_probs", "kl_terms"]
 
-_OF_LOGITS = "pass logits to kl_logits"  # a remedy, for messages
+_OF_LOGITS = "pass logarithms to kl_log_probs or kl_logits"  # a remedy, for messages
 
 
 def kl_probs(

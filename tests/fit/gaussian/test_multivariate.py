@@ -195,6 +195,7 @@ def test_integer_weights_equal_repeated_samples():
         assert weighted.diagnostics["cross_entropy"] == pytest.approx(repeated.diagnostics["cross_entropy"], abs=1e-10)
 
 
+@pytest.mark.slow
 def test_independent_normals_by_stochastic_gradients():
     root = np.random.default_rng(0).normal(size=(4, 4))
     covariance = root @ root.T + np.eye(4)
