@@ -265,6 +265,7 @@ def test_stochastic_gradients_in_five_dimensions():
     assert 0 < reverse.kl < 0.1 * independent_kl
 
 
+@pytest.mark.slow
 def test_zuko_flows_in_both_directions():
     import zuko
 

@@ -11,6 +11,7 @@ from kullback import fit_alpha, fit_forward, fit_reverse, measure
 from kullback.errors import ParameterError, ShapeError, SupportError
 
 
+@pytest.mark.slow
 def test_uniform_has_the_bounds_of_the_target() -> None:
     uniform = fit_reverse(f.Uniform, target=stats.uniform(2, 3))
     assert (uniform.distribution.low, uniform.distribution.high, uniform.kl) == (2.0, 5.0, 0.0)
