@@ -396,11 +396,10 @@ def _entropies(p: "Distribution", kl: float, scale: float) -> dict[str, Any]:
 
 
 def _is_discrete(p: "Distribution") -> bool:
+    from kullback.closed_forms.supports import is_count_family
     from kullback.families import Categorical, Multinomial, OneHotCategorical
 
-    if p.support is not None:
-        return p.support.discrete
-    return isinstance(p, (Categorical, Multinomial, OneHotCategorical))
+    return is_count_family(type(p)) or isinstance(p, (Categorical, Multinomial, OneHotCategorical))
 
 
 def _without_value(estimate: "Estimate", scale: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ and raises an error when a parameter violates its constraint.
 
 import functools
 import numbers
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
@@ -36,6 +35,7 @@ from kullback.numerics.arrays import (
     has_values,
     holds,
     is_compiling,
+    is_jax_tracer,
     numpy_views,
     untracked,
 )
@@ -470,7 +470,7 @@ def is_traced(array: Array) -> bool:
     """Whether JAX or torch.func is tracing the array, so that its values are not available."""
     if array_api_compat.is_torch_array(array):
         return not has_values(array)
-    return "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
+    return is_jax_tracer(array)
 
 
 def values_of(array: Array) -> Array:

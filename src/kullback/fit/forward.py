@@ -31,6 +31,7 @@ from kullback.fit.limits import without_limit
 from kullback.fit.moment_matching import closed_form_mle, match_moments
 from kullback.fit.result import Fit, closed_form_fit, renamed, unknown_kl_from_samples
 from kullback.fit.samples import (
+    WRAPPED,
     as_samples,
     matched_weights,
     mean_and_covariance,
@@ -504,7 +505,7 @@ def _require_target_in_support(family: type[Distribution], density: Density) -> 
         raise SupportError(
             f"expected a target of angles in (-pi, pi] for VonMises, got a target with support {density.support}, so "
             "that KL(target || member) is inf for every member; pass samples of the target that are wrapped into "
-            "(-pi, pi] by (x + pi) % (2 * pi) - pi"
+            f"(-pi, pi] by {WRAPPED}"
         )
     low, high = shared_support(family)
     if density.support[0] < low or density.support[1] > high:

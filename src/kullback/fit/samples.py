@@ -15,6 +15,7 @@ from kullback.numerics.arrays import Array, ArrayLike, as_numpy
 from kullback.numerics.labels import is_labelled, plain_arrays, require_unlabelled
 
 __all__ = [
+    "WRAPPED",
     "as_samples",
     "matched_weights",
     "mean_and_covariance",
@@ -24,6 +25,7 @@ __all__ = [
     "vectors_in_support",
 ]
 
+WRAPPED = "(x + pi) % (2 * pi) - pi"  # angles in (-pi, pi], for messages
 _LARGEST_WEIGHT = 1e290
 
 
@@ -153,5 +155,5 @@ def require_samples_in_support(family: type[Distribution], member: Distribution,
 def remedy_outside_support(family: type[Distribution]) -> str:
     """What to do where the support of a family does not contain the samples or the target."""
     if family is families.VonMises:
-        return "wrap the angles into (-pi, pi], by (x + pi) % (2 * pi) - pi"
+        return f"wrap the angles into (-pi, pi], by {WRAPPED}"
     return "remove the sample, or fit a family of wider support"

@@ -24,6 +24,7 @@ __all__ = [
     "has_values",
     "holds",
     "is_compiling",
+    "is_jax_tracer",
     "is_positive",
     "is_transformed",
     "log",
@@ -297,6 +298,11 @@ def holds(flag: Array) -> bool:
         raise
 
 
+def is_jax_tracer(array: Array) -> bool:
+    """Whether JAX is tracing the array, so that its values are not available."""
+    return "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
+
+
 def require_concrete(array: Array) -> None:
     """Raise ArrayTypeError if an array is traced by JAX or transformed by torch.func, so that it has no values."""
     if array_api_compat.is_torch_array(array):
@@ -304,7 +310,7 @@ def require_concrete(array: Array) -> None:
         is_transformed = sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(array)
     else:
         inside = "jax.jit, grad and vmap"
-        is_transformed = "jax" in sys.modules and isinstance(array, sys.modules["jax"].core.Tracer)
+        is_transformed = is_jax_tracer(array)
     if is_transformed:
         raise ArrayTypeError(
             f"expected an array outside of {inside}, got an array inside of one, whose values are not known; estimates "
