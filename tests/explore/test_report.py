@@ -364,8 +364,12 @@ def test_nan_and_the_findings_of_the_doctor_are_shown(show, tmp_path):
 @needs_chromium
 def test_every_uncertainty_is_one_standard_error_and_is_named(show, tmp_path):
     run = create_run(tmp_path / "mine")
+    evaluations = run.evaluations()
+    evaluations[-1]["log_likelihood"] = -19.34  # it is measured after training only
+    (run.path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
     table = outcome_table({"mine": run})
     page = show(load_report_runs({"mine": run})).page
+    assert dict(table["rows"])["log-likelihood, nats per image"] == "-19.3"
     assert table["columns"][0] == "metric (± one standard error)"
     assert dict(table["rows"])["KL(policy || ref), nats per token"] == "0.0492 ± 0.0029 (budget 0.05)"
     columns = page.locator(".outcome thead th").all_inner_texts()

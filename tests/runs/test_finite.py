@@ -49,7 +49,7 @@ def test_after_a_step_the_gradient_is_named_as_the_cause(optimizer: type[torch.o
     optimizer(model.parameters(), lr=1e-4).step()  # type: ignore[call-arg]
     message = rf"^step 5: expected finite gradients, got {value} at index \(1, 0\) of weight"
     with pytest.raises(InputError, match=message):
-        require_finite_step(model, step=5)
+        require_finite_step(list(model.named_parameters()), step=5)
 
 
 def test_after_a_step_the_weight_is_named_if_the_gradients_are_finite() -> None:
@@ -57,7 +57,7 @@ def test_after_a_step_the_weight_is_named_if_the_gradients_are_finite() -> None:
     model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.full((2,), 3e38)
     torch.optim.SGD(model.parameters(), lr=10.0).step()
     with pytest.raises(InputError, match=r"^step 5: expected finite weights, got -inf at index 0 of bias"):
-        require_finite_step(model, step=5)
+        require_finite_step(list(model.named_parameters()), step=5)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

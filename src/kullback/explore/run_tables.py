@@ -117,8 +117,8 @@ def _results(run: RunDirectory) -> dict[str, str]:
     first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
 
     def change(key: str) -> str:
-        if as_of and last is first:
-            return f"{_value(first, key)}{as_of}"
+        if (as_of and last is first) or (first and key not in first):  # it was measured once
+            return f"{_value(last, key)}{as_of}"
         return f"{_number(first.get(key))} → {_value(last, key)}{as_of}"
 
     results = {f"reward {name} (optimised)": change(f"rewards/{name}") for name in config.get("rewards") or ()}

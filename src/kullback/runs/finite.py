@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,20 +46,22 @@ def require_finite_gradients(model: torch.nn.Module, *, step: int) -> None:
     require_finite("gradient", gradients, where=f"step {step}", advice=_ADVICE)
 
 
-def require_finite_step(model: torch.nn.Module, *, step: int) -> None:
+def require_finite_step(weights: Sequence[tuple[str, torch.nn.Parameter]], *, step: int) -> None:
     """Raise InputError if an optimizer step has made a weight nan or infinite; the message names the gradient if it is.
 
     A step with a gradient that is not finite makes its weight nan or infinite, so that the gradients are examined only
     to find the cause.
 
     Args:
-        model: The model after the step, with its gradients.
+        weights: The weights by name after the step, with their gradients. A training loop lists them once, because
+            `named_parameters` takes a fifth of the time of the check.
         step: The step that was taken, for the message.
     """
+    where = f"step {step}"
     try:
-        require_finite_weights(model, step=step)
+        require_finite("weight", weights, where=where, advice=_ADVICE)
     except InputError:
-        require_finite_gradients(model, step=step)
+        require_finite("gradient", [(name, weight.grad) for name, weight in weights], where=where, advice=_ADVICE)
         raise
 
 

@@ -423,7 +423,7 @@ METRICS: tuple[Metric, ...] = (
         "vae",
         _EVALUATIONS,
         "nats/image",
-        "Before and after training: importance-sampling estimate of log p(x) with 256 samples, on 256 held-out images.",
+        "After training: importance-sampling estimate of log p(x) with 256 samples, on 256 held-out images.",
         "Over images.",
     ),
     Metric(

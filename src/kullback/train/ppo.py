@@ -262,8 +262,10 @@ def _about_rounding(plan: PPOPlan) -> str:
 @contextmanager
 def _finite_updates(model: BudgetPPO) -> Iterator[None]:
     """Within the context, an optimizer step raises InputError if a gradient or a weight is not finite."""
-    optimizer, policy = model.policy.optimizer, model.policy
-    hook = optimizer.register_step_post_hook(lambda *_: require_finite_step(policy, step=model.num_timesteps))
+    weights = list(model.policy.named_parameters())
+    hook = model.policy.optimizer.register_step_post_hook(
+        lambda *_: require_finite_step(weights, step=model.num_timesteps)
+    )
     try:
         yield
     finally:

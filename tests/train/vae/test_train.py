@@ -149,7 +149,7 @@ def test_the_budget_is_met(tmp_path, digits, target, rate):
     assert {"kl_filtered", "learning_rate_scale", "displacement_scale"} <= run.metrics()[-1].keys()
     assert run.evaluations()[-1]["elbo"] > run.evaluations()[0]["elbo"] + 10
     assert not any("alarm" in row for row in run.evaluations()[1:])
-    assert [row["step"] for row in run.evaluations() if "log_likelihood" in row] == [0, 700]
+    assert [row["step"] for row in run.evaluations() if "log_likelihood" in row] == [700]
     assert (run.model / "model.safetensors").is_file()
     assert len(run.pictures()["after"]) == 5
 

@@ -36,8 +36,8 @@ function resultsOf({ config, budget, metrics, evaluations }, divergences) {
   const asOf = evaluations.lastRow && last.step !== steps ? ` (as of step ${last.step})` : "";
   // The evaluation before training is absent if the file has been damaged.
   const first = evaluations.firstRow?.step === 0 ? evaluations.firstRow : {};
-  const change = (key) => (asOf && evaluations.view.rows === 1 && first.step === 0
-    ? generalFormat(first[key]) : `${generalFormat(first[key])} → ${generalFormat(last[key])}`) + asOf;
+  const measuredOnce = (key) => first.step === 0 && ((asOf && evaluations.view.rows === 1) || !Object.hasOwn(first, key));
+  const change = (key) => (measuredOnce(key) ? "" : `${generalFormat(first[key])} → `) + generalFormat(last[key]) + asOf;
   const results = {};
   for (const [list, word] of [["rewards", "optimised"], ["watched", "watched"]]) {
     for (const name of Array.isArray(config[list]) ? config[list] : []) results[`reward ${name} (${word})`] = change(`rewards/${name}`);

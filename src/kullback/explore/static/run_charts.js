@@ -254,7 +254,7 @@ export function runSections(runs, views, xName, divergences) {
       one("cross-entropy", "Cross-entropy of the classes", "nats per image", "", "cross_entropy"),
       one("accuracy", "Accuracy", "fraction", "", "accuracy", { max: 1 }),
       one("elbo", "Evidence lower bound (ELBO)", "nats per image", "A lower bound of log p(x).", "elbo"),
-      one("likelihood", "Log-likelihood", "nats per image", "Importance-sampling estimate of log p(x), before and after training.", "log_likelihood"),
+      one("likelihood", "Log-likelihood", "nats per image", "Importance-sampling estimate of log p(x), after training.", "log_likelihood"),
       one("active", "Active units", "dimensions", "Latent dimensions whose posterior mean has a variance above 0.01 over the images.", "active_units", { zero: true }),
       klByDimension(),
     ]],

@@ -165,7 +165,8 @@ def train_latent(
 def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, console: Console | None) -> bool:
     """Train in a run directory that is locked; see `train_latent`."""
     model = _make_model(plan, images)
-    other_parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
+    weights = list(model.named_parameters())
+    other_parameters = [parameter for name, parameter in weights if not name.startswith("encoder.")]
     groups = [{"params": list(model.encoder.parameters())}, {"params": other_parameters}]
     optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, fused=True)
     budget, step = plan.budget, 0
@@ -189,7 +190,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
     outputs = finite_outputs(lambda: step, remedy="lower --learning-rate")
     with progress_line as progress, Interrupts() as interrupts, outputs:
         if step == 0:
-            run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0))
+            run.add_evaluation(evaluate(model, held_out, held_out_labels, step=0, likelihood=False))
             add_pictures(run, model, held_out, "before")
         while step < plan.steps and not interrupts.requested:
             step += 1
@@ -216,7 +217,7 @@ def _train(plan: LatentPlan, images: Images, run: RunDirectory, resume: bool, co
             learning_rate_scale = budget.learning_rate_scale if isinstance(budget, KLBudget) else 1.0
             with scaled_learning_rates(optimiser.param_groups[:1], learning_rate_scale):
                 optimiser.step()
-            require_finite_step(model, step=step)
+            require_finite_step(weights, step=step)
             controller_row: Row = {}
             if budget_step is not None:
                 assert isinstance(budget, KLBudget)
