@@ -443,15 +443,21 @@ def test_without_trls_fused_head_its_loss_by_liger_is_refused(
         make(KLBudget(0.05), use_liger_kernel=True)
 
 
-def test_a_step_is_measured_by_one_forward_pass_and_every_held_out_kl_is_present(make: MakeTrainer) -> None:
-    trainer = make(KLBudget(0.05), max_steps=5)
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    # Half of a batch is held out, and on average an eighth of that is added in each step. No step needs the brake.
+    [(16, [8, 9, 9, 9, 9]), (8, [4, 5, 4, 5, 4]), (32, [16, 18, 18, 18, 18])],
+)
+def test_a_step_is_measured_by_one_forward_pass_and_every_held_out_kl_is_present(
+    make: MakeTrainer, batch: int, rows: list[int]
+) -> None:
+    trainer = make(KLBudget(0.05), max_steps=5, per_device_train_batch_size=batch)
     controller = trainer._controller
     passes, measure = [], controller.weights.float32_hidden
     controller.weights.float32_hidden = lambda ids, attention: passes.append(len(ids)) or measure(ids, attention)
     trainer.train()
-    # Half of a batch of 16 is held out, and an eighth of that is added in each step. No step needs the brake.
-    assert passes == [8, 9, 9, 9, 9]
+    assert passes == rows
     held_out = controller.held_out
-    assert len(held_out) == 8
+    assert len(held_out) == batch // 2
     assert controller.added is None
     torch.testing.assert_close(held_out.kl, controller.with_present_kl(held_out).kl, rtol=1e-4, atol=1e-7)

@@ -930,7 +930,8 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _apply(self, budget: KLBudget) -> float:
         """Scale the displacement, with the brake if there are held-out completions, and return the factor.
 
-        An eighth of the held-out completions, which are half a batch, is replaced by completions of the newest batch.
+        On average an eighth of the held-out completions, which are half a batch, is replaced in each step by completions
+        of the newest batch.
         The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
         effect of later steps on its KL is representative.
         """
@@ -943,8 +944,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
             if newest is not None:
                 self.held_out = self.with_present_kl(self._sample(newest, size))
             return factor
-        count = math.ceil(size / _HELD_OUT_STEPS)
-        self.added = None if newest is None else self._sample(newest, count)
+        steps = self.trainer.state.global_step
+        count = (steps + 1) * size // _HELD_OUT_STEPS - steps * size // _HELD_OUT_STEPS  # an eighth on average
+        self.added = self._sample(newest, count) if newest is not None and count > 0 else None
         self.trainer.budget, factor = self.step.apply(budget)
         if self.added is not None:
             self.held_out, self.added = self.held_out.renewed(self.added, count, size), None
