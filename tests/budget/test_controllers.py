@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,3 +119,11 @@ def test_only_known_controllers_are_stored_and_made() -> None:
     with pytest.raises(BudgetError, match="'pull_exponent'"):
         controller_from_dict({"kind": "KLBudget", "target": 1.0})
     assert set(CONTROLLERS) == {type(rule).__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1), torch.tensor(0.5)])
+def test_scalars_of_other_libraries_are_stored_as_numbers(number) -> None:
+    for rule in (FixedBeta(number), PPO2017(number), RLlibController(beta=number), Ziegler2019(gain=number)):
+        state = json.loads(json.dumps(controller_to_dict(rule)))
+        assert controller_from_dict(state) == rule
+        assert all(type(value) is float for value in vars(rule).values())

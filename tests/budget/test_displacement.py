@@ -1,9 +1,12 @@
 """The displacement of weights, and float32 copies of weights of lower precision."""
 
+import math
+
 import pytest
 import torch
 
 from kullback.budget.displacement import Float32Weights, scale_displacement
+from kullback.errors import BudgetError
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -64,3 +67,16 @@ def test_weights_that_were_loaded_are_read() -> None:
         weight[1] = 3.0
     copies.read()
     torch.testing.assert_close(copies.copy_of(weight).detach(), torch.tensor([1.0001, 3.0]))
+
+
+def test_anchors_that_do_not_fit_and_factors_without_sense_are_refused() -> None:
+    weight = torch.ones(2)
+    for anchors, factor, said in (
+        ([], 0.5, "as many anchors as weights, 1, got 0"),
+        ([torch.zeros(3)], 0.5, r"an anchor of the shape \(2,\) of weight 0, got \(3,\)"),
+        ([torch.zeros(2)], math.nan, "factor to be a finite number, got nan"),
+        ([torch.zeros(2)], None, "factor to be a finite number, got None"),
+    ):
+        with pytest.raises(BudgetError, match=said):
+            scale_displacement([weight], anchors, factor)
+    assert weight.tolist() == [1.0, 1.0]

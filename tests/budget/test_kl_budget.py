@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -497,3 +498,29 @@ def test_scalars_of_numpy_become_numbers_that_json_can_store() -> None:
     budget = budget.after_brake(np.float32(0.06), np.float32(0.05), factor=np.float32(0.9))
     budget = budget.update_evaluation(np.float32(0.05), std_error=error)
     assert KLBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        *[(None, name, ..., f"without '{name}'") for name in ("price", "kl_filter", "learning_rate_scale")],
+        ("kl_filter", "covariance", ..., "without 'kl_filter.covariance'"),
+        ("pull_exponent", "value", ..., "without 'pull_exponent.value'"),
+        *[("kl_filter", "value", bad, "kl_filter.value to be a finite number >= 0") for bad in (math.nan, -1.0, None)],
+        ("kl_filter", "drift", math.inf, "kl_filter.drift to be a finite number, got inf"),
+        ("kl_filter", "has_step_update", 1, "has_step_update to be true or false"),
+        ("pull_exponent", "std_error", "1", "pull_exponent.std_error to be a finite number >= 0"),
+        (None, "rms_kl_step", math.nan, "rms_kl_step=nan"),
+        (None, "rms_change_error", -1.0, "rms_change_error=-1.0"),
+        (None, "mean_log_kl_step", math.inf, "mean_log_kl_step=inf"),
+    ],
+)
+def test_a_damaged_state_is_refused(part: str | None, key: str, value: object, said: str) -> None:
+    state = KLBudget(0.05).update(0.04, std_error=0.004, count=16).to_dict()
+    damaged = state if part is None else state[part]
+    if value is ...:
+        del damaged[key]
+    else:
+        damaged[key] = value
+    with pytest.raises(BudgetError, match=re.escape(said)):
+        KLBudget.from_dict(state)

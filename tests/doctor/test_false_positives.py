@@ -203,7 +203,7 @@ def test_the_rewards_identify_why_nothing_trains(values: Row, severity: str, tex
 
 
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
-@pytest.mark.parametrize("key", ["loss", "policy_loss", "gradient_norm"])
+@pytest.mark.parametrize("key", ["loss", "policy_loss", "distortion", "cross_entropy", "gradient_norm"])
 def test_a_run_that_ends_with_a_loss_that_is_not_finite(key: str, bad: float | None) -> None:
     rows = [{"step": 1, key: 0.1}, {"step": 2, key: 0.2}, {"step": 3, key: bad}]
     [found] = check_finite_training(rows)

@@ -114,3 +114,26 @@ def test_integer_rewards_are_accepted() -> None:
     assert gae(torch.tensor([[1, 1, 1]]), torch.tensor([[1, 1, 1]]), decay=0.5).tolist() == [[1.5, 1.0, 0.0]]
     assert group_advantages(torch.tensor([1, 0]), torch.zeros(2), scale=False).tolist() == [0.5, -0.5]
     assert leave_one_out(torch.tensor([1, 0, 0]), torch.zeros(3)).tolist() == pytest.approx([1.0, -0.5, -0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "rewards", [[512.0, 430.0, 120.0, 256.0, 64.0, 300.0, 480.0, 10.0], [1.0] * 1500 + [0.0] * 1500, [6e4, -6e4, 0.0]]
+)
+def test_rewards_of_16_bits_have_the_advantages_of_the_same_rewards_in_float64(
+    dtype: torch.dtype, rewards: list[float]
+) -> None:
+    rounded, prompts = torch.tensor(rewards).to(dtype), torch.zeros(len(rewards))
+    for advantages in (group_advantages, leave_one_out):
+        got = advantages(rounded, prompts)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), advantages(rounded.double(), prompts), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), [(torch.float32, [1e-38, 1e-25, 1e20, 1e38]), (torch.float64, [1e-300, 1e-200, 1e200, 1e307])]
+)
+def test_squares_of_very_large_and_very_small_rewards_do_not_overflow(dtype: torch.dtype, sizes: list[float]) -> None:
+    for size in sizes:
+        got = group_advantages(torch.tensor([0.0, 0.0, 0.0, size], dtype=dtype), torch.zeros(4))
+        torch.testing.assert_close(got, torch.tensor([-0.5, -0.5, -0.5, 1.5], dtype=dtype), rtol=1e-6, atol=1e-6)

@@ -59,3 +59,13 @@ def test_invalid_arguments_raise() -> None:
 def test_a_normalizer_that_is_not_positive_is_refused(normalizer, convert):
     with pytest.raises(PenaltyError, match="positive finite normalizer"):
         aggregate_tokens(torch.ones(2, 3), normalizer=convert(normalizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("how", "expected"), [("token_mean", 96), ("sequence_mean", 96), ("sequence_sum", 192_000)])
+def test_sums_of_values_of_16_bits_do_not_overflow(dtype: torch.dtype, how: str, expected: float) -> None:
+    values = torch.full((4, 2000), 96.0, dtype=dtype, requires_grad=True)
+    got = aggregate_tokens(values, None, how)
+    got.backward()
+    assert got.item() == expected
+    assert values.grad.dtype == dtype

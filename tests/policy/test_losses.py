@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
 
@@ -314,3 +315,14 @@ def test_without_pytorch_the_error_names_the_extra(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'kullback[train]'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("loss", [ppo_loss, grpo_loss])
+def test_a_beta_in_a_tensor_is_checked_as_a_number(loss: Callable[..., torch.Tensor], bad: float) -> None:
+    log_prob = torch.full((2, 3), -1.0, requires_grad=True)
+    rest = {"log_prob": log_prob, "ref_log_prob": torch.full((2, 3), -2.0), "advantages": torch.zeros(2)}
+    for beta in (bad, torch.tensor(bad), torch.tensor([[0.1], [bad]])):
+        with pytest.raises(PenaltyError, match=r"expected .*beta"):
+            loss(**rest, beta=beta)
+    assert loss(**rest, beta=torch.tensor(0.1)) == loss(**rest, beta=0.1)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,3 +110,17 @@ def test_one_prompt_and_infinite_kl():
     infinite = kl_per_sequence([math.inf, 0.4], [0, 1])
     assert infinite.value == math.inf
     assert math.isnan(infinite.std_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_tensors_of_a_model_in_training_are_accepted(dtype: torch.dtype) -> None:
+    sums = torch.tensor([0.25, 0.5, 0.125, 0.0], dtype=dtype, requires_grad=True)
+    lengths, prompts = torch.tensor([4, 4, 2, 2], dtype=dtype), torch.tensor([0, 0, 1, 1])
+    plain = [0.25, 0.5, 0.125, 0.0], [4, 4, 2, 2], [0, 0, 1, 1]
+    assert kl_per_token(sums, lengths, prompts) == kl_per_token(*plain)
+    assert kl_per_sequence(sums, prompts) == kl_per_sequence(plain[0], plain[2])
+
+
+def test_a_prompt_that_is_nan_is_refused() -> None:
+    with pytest.raises(SupportError, match="the prompt of each completion to be a number, but it is nan at index 1"):
+        kl_per_sequence([0.1, 0.2], [0.0, math.nan])

@@ -50,6 +50,7 @@ class FixedBeta:
 
     def __post_init__(self) -> None:
         _require(is_number(self.beta) and 0 <= self.beta < math.inf, "a finite beta >= 0", beta=self.beta)
+        _make_floats(self)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         observed_kl = require_kl(observed_kl, "observed_kl")
@@ -80,6 +81,7 @@ class PPO2017:
 
     def __post_init__(self) -> None:
         _require_target(self.target, self.beta)
+        _make_floats(self)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         observed_kl = require_kl(observed_kl, "observed_kl")
@@ -110,6 +112,7 @@ class RLlibController:
 
     def __post_init__(self) -> None:
         _require_target(self.target, self.beta)
+        _make_floats(self)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         observed_kl = require_kl(observed_kl, "observed_kl")
@@ -142,6 +145,7 @@ class Ziegler2019:
     def __post_init__(self) -> None:
         _require_target(self.target, self.beta)
         _require(is_number(self.gain) and 0 < self.gain < math.inf, "a finite gain > 0", gain=self.gain)
+        _make_floats(self)
 
     def update(self, observed_kl: float, *, std_error: float = math.nan, count: int = 1) -> Self:  # noqa: ARG002
         observed_kl = require_kl(observed_kl, "observed_kl")
@@ -227,6 +231,12 @@ def controller_config(controller: Any, *, unit: str) -> dict[str, Any]:
         "unit": unit,
         **{key: stored[key] for key in settings if key in stored},
     }
+
+
+def _make_floats(controller: Any) -> None:
+    """Replace scalars of NumPy and PyTorch by numbers of Python, which JSON can store."""
+    for name, value in vars(controller).items():
+        object.__setattr__(controller, name, float(value))
 
 
 def _bounded(beta: float) -> float:

@@ -1,9 +1,11 @@
 """The displacement of weights from the weights of a reference, for PyTorch, and float32 copies of trained weights."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from kullback.errors import MissingDependencyError
+from kullback.errors import BudgetError, MissingDependencyError
+from kullback.numerics.arguments import is_number, shown
 
 try:
     import torch
@@ -28,7 +30,10 @@ def scale_displacement(weights: Iterable[Tensor], anchors: Iterable[Tensor], fac
     Args:
         weights: The weights that are changed.
         anchors: As many tensors of the same shapes, in any floating dtype.
-        factor: The factor; 1 leaves the weights unchanged.
+        factor: The factor, a finite number; 1 leaves the weights unchanged.
+
+    Raises:
+        BudgetError: The factor is not a finite number, or the numbers or the shapes of the tensors differ.
 
     Example:
         >>> weight = torch.tensor([2.0, 4.0])
@@ -36,8 +41,17 @@ def scale_displacement(weights: Iterable[Tensor], anchors: Iterable[Tensor], fac
         >>> weight
         tensor([1., 3.])
     """
+    if not (is_number(factor) and math.isfinite(factor)):
+        raise BudgetError(f"expected factor to be a finite number, got {shown(factor)}")
     if factor == 1.0:
         return
+    weights, anchors = list(weights), list(anchors)
+    if len(weights) != len(anchors):
+        raise BudgetError(f"expected as many anchors as weights, {len(weights)}, got {len(anchors)}")
+    for index, (weight, anchor) in enumerate(zip(weights, anchors, strict=True)):
+        if weight.shape != anchor.shape:
+            shapes = tuple(weight.shape), tuple(anchor.shape)
+            raise BudgetError(f"expected an anchor of the shape {shapes[0]} of weight {index}, got {shapes[1]}")
     for weight, anchor in zip(weights, anchors, strict=True):
         weight.copy_(torch.lerp(anchor.to(weight.dtype), weight, factor))
 

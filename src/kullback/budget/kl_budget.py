@@ -17,6 +17,7 @@ slowest to the fastest, which all act on one filtered estimate of the KL (`filte
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from kullback.budget.kl_filter import KLFilter
@@ -33,6 +34,9 @@ _NUMBERS = (
     *("price", "price_min", "price_max", "gain", "step_limit", "learning_rate_scale"),
     *("mean_log_kl_step", "rms_kl_step", "rms_change_error"),
 )
+
+# The fields of the filter and of the exponent that can be negative.
+_SIGNED = ("drift", "covariance", "offset", "mean_log_kl_step")
 
 MAX_BUDGET_DECAY = 10.0  # the largest exponent of a budget that decreases during training
 _STEP_GAIN = 0.2  # weight of the newest step in the running mean `mean_log_kl_step`
@@ -156,6 +160,10 @@ class KLBudget:
         if not (0 < self.gain < math.inf and 0 < self.step_limit < math.inf and 0 < self.learning_rate_scale <= 1):
             got = f"gain={self.gain}, step_limit={self.step_limit}, learning_rate_scale={self.learning_rate_scale}"
             raise BudgetError(f"expected gain > 0, step_limit > 0 and 0 < learning_rate_scale <= 1, got {got}")
+        is_valid = math.isfinite(self.mean_log_kl_step)
+        if not (is_valid and 0 <= self.rms_kl_step < math.inf and 0 <= self.rms_change_error < math.inf):
+            got = ", ".join(f"{name}={getattr(self, name)}" for name in _NUMBERS[-3:])
+            raise BudgetError(f"expected running means that are finite, and mean squares >= 0, got {got}")
 
     @property
     def filtered_kl(self) -> float:
@@ -413,10 +421,16 @@ class KLBudget:
             fields = _renamed(state, _FORMER_NAMES)
             if fields.get("unit") == "latent":
                 fields["unit"] = "image"
-            fields["pull_exponent"] = PullExponent(**_renamed(fields["pull_exponent"], _FORMER_EXPONENT_NAMES))
-            fields["kl_filter"] = KLFilter(**_renamed(fields["kl_filter"], _FORMER_FILTER_NAMES))
+            exponent = _renamed(fields["pull_exponent"], _FORMER_EXPONENT_NAMES)
+            kl_filter = _renamed(fields["kl_filter"], _FORMER_FILTER_NAMES)
+            fields["pull_exponent"] = _part(PullExponent, "pull_exponent", exponent)
+            fields["kl_filter"] = _part(KLFilter, "kl_filter", kl_filter)
+            if missing := sorted(_names_of(cls) - fields.keys()):
+                raise KeyError(*missing[:1])
             return cls(**fields)
-        except (AttributeError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got one without {error}") from error
+        except (AttributeError, TypeError) as error:
             raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got {shown(state)}: {error}") from error
 
     def _next_price(self) -> float:
@@ -434,6 +448,23 @@ class KLBudget:
 def _renamed(state: Mapping[str, Any], former_names: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a saved state under their present names."""
     return {former_names.get(name, name): value for name, value in state.items()}
+
+
+def _names_of(kind: type) -> set[str]:
+    return {field.name for field in dataclass_fields(kind)}
+
+
+def _part(kind: type, name: str, state: Mapping[str, Any]) -> Any:
+    """Return a part of a budget from its saved state; raises BudgetError or KeyError unless all fields are valid."""
+    if missing := sorted(_names_of(kind) - state.keys()):
+        raise KeyError(f"{name}.{missing[0]}")
+    for key, value in state.items():
+        is_signed = key in _SIGNED
+        holds = isinstance(value, bool) if key == "has_step_update" else is_number(value) and math.isfinite(value)
+        if not holds or not (is_signed or value >= 0):
+            expected = "true or false" if key == "has_step_update" else "a finite number" + " >= 0" * (not is_signed)
+            raise BudgetError(f"expected {name}.{key} to be {expected}, got {shown(value)}")
+    return kind(**state)
 
 
 def _running_rms(rms: float, value: float) -> float:

@@ -44,7 +44,7 @@ rounding in bfloat16 1e-4 and more."""
 _UPDATE_KL = "kl_old_policy_per_step"
 _MIN_ROWS = 5  # before conclusions about a whole run are drawn
 _BFLOAT16_KL = 1e-3  # nats per token: rounding of logits to bfloat16 causes at most about this KL of equal models
-_LOSSES = ("loss", "policy_loss", "value_loss", "gradient_norm")
+_LOSSES = ("loss", "policy_loss", "value_loss", "distortion", "cross_entropy", "gradient_norm")
 
 
 def kl_keys(rows: Iterable[Row]) -> list[str]:

@@ -930,10 +930,9 @@ class _BudgetCallback(TrainerCallback, ExportableState):
     def _apply(self, budget: KLBudget) -> float:
         """Scale the displacement, with the brake if there are held-out completions, and return the factor.
 
-        On average an eighth of the held-out completions, which are half a batch, is replaced in each step by completions
-        of the newest batch.
-        The KL of the newest batch before the step is not representative, because the step was taken on this batch. The
-        effect of later steps on its KL is representative.
+        On average an eighth of the held-out completions, which are half a batch, is replaced in each step by
+        completions of the newest batch. The KL of the newest batch before the step is not representative, because the
+        step was taken on this batch. The effect of later steps on its KL is representative.
         """
         newest, self.newest = self.newest, None
         processes = self.trainer.accelerator.num_processes

@@ -29,8 +29,8 @@ def group_advantages(
         scale: Whether to divide by the standard deviation of the group.
 
     Returns:
-        Shape (batch,); dimensionless, or in units of reward with `scale=False`. Exactly 0 in a group whose rewards are
-        all equal.
+        Shape (batch,), in float32 or float64; dimensionless, or in units of reward with `scale=False`. Exactly 0 in a
+        group whose rewards are all equal.
 
     Raises:
         ShapeError: The shapes differ, or a prompt has only one completion.
@@ -50,8 +50,11 @@ def group_advantages(
     centered = _centered(rewards, group, count)
     if not scale:
         return centered
-    deviation = (_group_sums(centered**2, group, count) / (count - 1)).sqrt()[group]
-    return torch.where(deviation > 0, centered / torch.where(deviation > 0, deviation, 1.0), 0.0)
+    # Relative to the largest of the group, so that the squares neither overflow nor underflow.
+    largest = torch.zeros_like(count).scatter_reduce(0, group, centered.abs(), "amax")[group]
+    relative = torch.where(largest > 0, centered / torch.where(largest > 0, largest, 1.0), 0.0)
+    deviation = (_group_sums(relative**2, group, count) / (count - 1)).sqrt()[group]
+    return torch.where(deviation > 0, relative / torch.where(deviation > 0, deviation, 1.0), 0.0)
 
 
 def leave_one_out(rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -66,7 +69,7 @@ def leave_one_out(rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " b
         prompts: Shape (batch,): the index of each completion's prompt. Completions with equal numbers form a group.
 
     Returns:
-        Shape (batch,), in units of reward.
+        Shape (batch,), in units of reward, in float32 or float64.
 
     Raises:
         ShapeError: The shapes differ, or a prompt has only one completion.
@@ -148,7 +151,10 @@ def gae(
 def _groups(
     rewards: Shaped[Tensor, " batch"], prompts: Shaped[Tensor, " batch"]
 ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"], Float[Tensor, " groups"]]:
-    """The rewards in a floating dtype, the group index of each completion, and the size of each group."""
+    """The rewards in float32 or float64, the group index of each completion, and the size of each group.
+
+    In 16 bits the squares of rewards would overflow, and sums of more than 256 rewards would not increase.
+    """
     require_tensors(rewards=rewards, prompts=prompts)
     if rewards.ndim != 1 or rewards.shape != prompts.shape:
         raise ShapeError(
@@ -160,7 +166,8 @@ def _groups(
             f"expected at least two completions per prompt, but prompt {indices[count < 2][0].item()} has one; sample "
             "more completions or remove the prompt"
         )
-    rewards = rewards if rewards.is_floating_point() else rewards.to(torch.get_default_dtype())
+    least = torch.float32 if rewards.is_floating_point() else torch.get_default_dtype()
+    rewards = rewards.to(torch.promote_types(rewards.dtype, least))
     if (invalid := ~rewards.isfinite()).any():
         row = int(invalid.nonzero()[0, 0])
         raise SupportError(

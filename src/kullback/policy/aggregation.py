@@ -9,8 +9,7 @@ from torch import Tensor
 from kullback.errors import PenaltyError, ShapeError
 from kullback.numerics.arguments import is_name, shown
 from kullback.numerics.array_types import Bool, Float, Shaped
-from kullback.numerics.arrays import has_values
-from kullback.tokens.logits import as_mask, as_scalar, is_scalar, require_tensors
+from kullback.tokens.logits import as_mask, as_scalar, can_be_checked, is_scalar, require_tensors
 
 __all__ = ["Aggregate", "aggregate_tokens", "require_aggregate", "token_mask"]
 
@@ -43,8 +42,8 @@ def aggregate_tokens(
             sequences times the maximal length.
 
     Returns:
-        A scalar in the unit of `values`, differentiable. A sequence without tokens contributes 0; a batch without
-        tokens gives 0.
+        A scalar in the unit of `values`, in float32 or float64, differentiable. A sequence without tokens contributes
+        0; a batch without tokens gives 0.
 
     Raises:
         ShapeError: The mask does not have the shape of `values`.
@@ -63,11 +62,10 @@ def aggregate_tokens(
     require_aggregate(how)
     if normalizer is not None and not is_scalar(normalizer):
         raise PenaltyError(f"expected normalizer to be a number, got {normalizer!r}")
-    # A check of a tensor on a GPU would synchronise it.
-    is_known = not isinstance(normalizer, Tensor) or (normalizer.device.type == "cpu" and has_values(normalizer))
-    if normalizer is not None and is_known and not 0 < normalizer < inf:
+    if normalizer is not None and can_be_checked(normalizer) and not 0 < normalizer < inf:
         raise PenaltyError(f"expected a positive finite normalizer, got {shown(normalizer)}")
     mask = token_mask(values, mask)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))  # sums of 16 bits overflow, or do not increase
     sums, lengths = torch.where(mask, values, 0.0).sum(-1), mask.sum(-1)
     if how == "sequence_mean":
         sums = sums / lengths.clamp(min=1)

@@ -15,7 +15,7 @@ from kullback.numerics.array_types import Bool, Float, Shaped
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.policy.estimators import bounded_exp, straight_through
 from kullback.policy.penalty import KLPenalty
-from kullback.tokens.logits import as_scalar, is_scalar, require_tensors
+from kullback.tokens.logits import as_scalar, can_be_checked, is_scalar, require_tensors
 
 __all__ = ["Clip", "Ratio", "clipped_surrogate", "grpo_loss", "ppo_loss"]
 
@@ -99,6 +99,10 @@ def ppo_loss(
             raise ShapeError(
                 f"expected beta without axes, or of a shape that broadcasts to {tuple(loss.shape)}, got "
                 f"{tuple(beta.shape)}"
+            )
+        if can_be_checked(beta) and not bool(((beta >= 0) & (beta < inf)).all()):
+            raise PenaltyError(
+                f"expected finite values of beta >= 0, got {shown(beta)}; a negative beta would reward divergence"
             )
     elif not (is_scalar(beta) and 0 <= beta < inf):
         raise PenaltyError(

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kullback.errors import ShapeError, SupportError
-from kullback.numerics.arguments import as_float64
+from kullback.numerics.arguments import as_float64, as_real_array
 from kullback.numerics.labels import plain_arrays
 from kullback.result import Estimate
 
@@ -33,7 +33,7 @@ def kl_per_token(kl_sums: ArrayLike, lengths: ArrayLike, prompts: ArrayLike) -> 
     Raises:
         ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or contain no
             token.
-        SupportError: A KL is nan, or a length is negative or not finite.
+        SupportError: A KL or a prompt is nan, or a length is negative or not finite.
 
     References:
         Cochran (1977), Sampling Techniques, chapter 6, for the ratio estimator.
@@ -65,7 +65,7 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
 
     Raises:
         ShapeError: The arguments differ in shape or in their pandas index, are not one-dimensional, or are empty.
-        SupportError: A KL is nan.
+        SupportError: A KL or a prompt is nan.
 
     Example:
         >>> round(kl_per_sequence([0.2, 0.4, 0.3, 0.1], prompts=[0, 0, 1, 1]).value, 6)
@@ -76,8 +76,9 @@ def kl_per_sequence(kl_sums: ArrayLike, prompts: ArrayLike) -> Estimate:
 
 def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -> Estimate:
     """The ratio estimator sum(sums) / sum(weights), clustered by prompt."""
-    sums, weights, prompts = map(np.asarray, plain_arrays(sums, weights, prompts))
-    sums, weights = np.float64(sums), np.float64(weights)
+    sums, weights, prompts = plain_arrays(sums, weights, prompts)
+    sums, weights = as_float64("kl_sums", sums), as_float64("lengths", weights)
+    prompts = as_real_array("prompts", prompts)
     if not sums.shape == weights.shape == prompts.shape or sums.ndim != 1:
         raise ShapeError(
             f"expected a KL, a length and a prompt for each completion, each of shape (sequences,), got shapes "
@@ -86,6 +87,7 @@ def _ratio(sums: ArrayLike, weights: ArrayLike, prompts: ArrayLike, unit: str) -
     for name, values, bad, words in (
         ("the KL of each completion", sums, np.isnan(sums), "a number"),
         ("the length of each completion", weights, ~((weights >= 0) & (weights < np.inf)), ">= 0 and finite"),
+        ("the prompt of each completion", prompts, np.isnan(prompts), "a number"),
     ):
         if bad.any():
             first = int(np.flatnonzero(bad)[0])

@@ -10,7 +10,7 @@ from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportError
 from kullback.numerics.arguments import as_float64, boolean_mask, is_number, shown
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
-from kullback.numerics.arrays import ArrayLike, as_floats, cast, is_compiling
+from kullback.numerics.arrays import ArrayLike, as_floats, cast, has_values, is_compiling
 from kullback.numerics.labels import plain_arrays
 
 __all__ = ["token_kl"]
@@ -75,7 +75,9 @@ def _token_kl(p_logits: Any, q_logits: Any, mask: ArrayLike | None, temperature:
             raise ArrayTypeError(f"expected real logits, got {p.dtype} and {q.dtype}")
     else:
         xp, [p, q], _ = as_floats(p_logits, q_logits)
-    if p.shape != q.shape or p.ndim == 0 or p.shape[-1] == 0:
+    if p.shape == q.shape and p.ndim > 0 and p.shape[-1] == 0:
+        raise ShapeError(f"expected logits of at least one token, got the shape {tuple(p.shape)}")
+    if p.shape != q.shape or p.ndim == 0:
         raise ShapeError(
             f"expected p_logits and q_logits of one shape (..., V), got {tuple(p.shape)} and {tuple(q.shape)}; the "
             "models must share a vocabulary and the same positions"
@@ -172,6 +174,11 @@ def is_scalar(value: Any) -> bool:
 def as_scalar(value: Any) -> Any:
     """A number for which `is_scalar` is true, as a float, because PyTorch refuses integers beyond 64 bits."""
     return value if isinstance(value, Tensor) else float(value)
+
+
+def can_be_checked(value: Any) -> bool:
+    """Whether the value of a number or a tensor is known here; a check of a tensor on a GPU would synchronise it."""
+    return not isinstance(value, Tensor) or (value.device.type == "cpu" and has_values(value))
 
 
 def require_temperature(temperature: float) -> float:
