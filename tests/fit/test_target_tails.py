@@ -131,6 +131,13 @@ def test_targets_with_infinite_moments_have_an_infinite_kl(family, target):
         fit_forward(family, target=target)
 
 
+@pytest.mark.parametrize("exponent", [1.1, 1.2, 1.5, 1.9])
+@pytest.mark.parametrize("family", [Poisson, Geometric])
+def test_counts_without_a_mean_have_an_infinite_kl(family, exponent):
+    with pytest.raises(SupportError, match=r"diverges to \+inf|inf at all .* its tails are heavier"):
+        fit_forward(family, target=stats.zipf(exponent))
+
+
 def test_a_pareto_with_a_fixed_alpha_has_the_support_of_the_target():
     fit = fit_forward(Pareto, target=Pareto(scale=2.0, alpha=3.0), fixed={"alpha": 2.0})
     assert (fit.distribution.scale, fit.distribution.alpha) == (2.0, 2.0)

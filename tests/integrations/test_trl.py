@@ -395,6 +395,18 @@ def test_the_doctor_finds_nothing_in_rloo(make: MakeTrainer, kind: Any, beta: fl
         assert doctor_trainer(make(KLBudget(0.05), kind=kind, beta=beta)) == []
 
 
+@pytest.mark.parametrize("kind", [BudgetGRPOTrainer, BudgetRLOOTrainer])
+def test_settings_by_which_the_kl_would_be_wrong_are_refused(make: MakeTrainer, kind: Any) -> None:
+    from peft import LoraConfig
+
+    with pytest.raises(BudgetError, match="expected torch_compile=False"):
+        make(KLBudget(0.05), kind=kind, torch_compile=True)
+    for replication in ([[0, 2], [0, 2]], [[0, 2], [1, 2]]):
+        adapter = LoraConfig(r=2, layer_replication=replication, task_type="CAUSAL_LM")
+        with pytest.raises(BudgetError, match="expected a peft_config without layer_replication"):
+            make(KLBudget(0.05), kind=kind, peft_config=adapter)
+
+
 def test_a_budget_per_step_is_refused(make: MakeTrainer) -> None:
     with pytest.raises(BudgetError, match="'token' or 'sequence' of completions, got 'step'"):
         make(KLBudget(0.05, unit="step"))

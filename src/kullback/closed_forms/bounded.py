@@ -1,6 +1,7 @@
 """KL for the uniform, beta, Kumaraswamy, continuous Bernoulli and Pareto distributions."""
 
 from itertools import product
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,12 @@ def kl_pareto_pareto(xp: Any, p: Any, q: Any) -> Array:
 def kl_uniform_uniform(xp: Any, p: Any, q: Any) -> Array:
     """KL(P || Q) for P = Uniform(low1, high1) and Q = Uniform(low2, high2).
 
-    log(1 + ((low1 - low2) + (high2 - high1))/(high1 - low1)), which is the log-ratio of the widths. The result is `inf`
-    where the interval of P is not inside the interval of Q.
+    log((high2 - low2)/(high1 - low1)), where the difference of the widths is (low1 - low2) + (high2 - high1). The
+    result is `inf` where the interval of P is not inside the interval of Q.
     """
-    outside = (p.low - q.low) + (q.high - p.high)
-    return xp.log1p(outside / (p.high - p.low))
+    scale = xp.where(q.high - q.low < inf, 1.0, 0.25)  # a width can overflow although the bounds do not
+    low1, high1, low2, high2 = (scale * bound for bound in (p.low, p.high, q.low, q.high))
+    return log_ratio(xp, high2 - low2, high1 - low1, (low1 - low2) + (high2 - high1))
 
 
 @closed_form((f.Uniform, f.Pareto))

@@ -33,10 +33,15 @@ def kl_bernoulli_bernoulli(xp: Any, p: Any, q: Any) -> Array:
 
 
 def log_probs_up_to_constant(xp: Any, d: Any) -> list[Array]:
-    """The log-probabilities of success and of failure, up to a common constant."""
+    """The log-probabilities of success and of failure, up to a common constant.
+
+    Of logits, the less probable event has a logarithm below 0, so that its derivative, which is small and accurate, is
+    the derivative with respect to the logit.
+    """
     if d.logits is None:
         return [xp.log(d.probs), xp.log1p(-d.probs)]
-    return [d.logits, xp.zeros_like(d.logits)]
+    zero = xp.zeros_like(d.logits)
+    return [xp.minimum(d.logits, zero), xp.minimum(-d.logits, zero)]
 
 
 def success_prob(xp: Any, d: Any) -> Array:

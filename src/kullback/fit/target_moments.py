@@ -60,7 +60,10 @@ def match_moments_of_target(
             missing = abs(1 - float(np.exp(nodes.log_mass(density)).sum()))
             return MatchedMoments(member, nodes.kl_beyond < _NEGLIGIBLE_KL and missing < _NEGLIGIBLE_MASS)
         first = member if first is None else first
-        former, nodes = member, line_nodes(density, q)
+        try:
+            former, nodes = member, line_nodes(density, q)
+        except SupportError:  # the target has no mean, so that the mean of its nodes is a count beyond 2**53
+            return None
     # Moments that grow from round to round are wrong from the first one on, and the first one is a start for a descent.
     return None if first is None else MatchedMoments(first, is_resolved=False)
 

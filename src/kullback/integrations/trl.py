@@ -127,6 +127,17 @@ class BudgetTrainer(Trainer):
             raise BudgetError(f"expected {config}.sync_ref_model = False: a budget needs a reference that is fixed")
         if resume_budget not in ("refuse", "given", "saved"):
             raise BudgetError(f"expected resume_budget to be 'refuse', 'given' or 'saved', got {resume_budget!r}")
+        if args.torch_compile:
+            raise BudgetError(
+                "expected torch_compile=False, got True: the KL is computed from the output layer of the model, which "
+                "is called without its decoder"
+            )
+        if getattr(kwargs.get("peft_config"), "layer_replication", None):
+            raise BudgetError(
+                "expected a peft_config without layer_replication, which adds layers to the reference as well, so that "
+                "the KL would not be relative to the model as it was given; apply get_peft_model before, and pass the "
+                "result as model: it is then the reference"
+            )
         if FusedCausalLMOutput is None and getattr(args, "use_liger_kernel", False):
             raise BudgetError(
                 "expected use_liger_kernel=False with TRL 1.14, whose loss then multiplies the hidden states by the "

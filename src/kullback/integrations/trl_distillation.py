@@ -219,6 +219,11 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or DistillationConfig
+        if config.torch_compile:
+            raise InputError(
+                "expected torch_compile=False, got True: the loss is computed from the output layers, which are called "
+                "without their decoders"
+            )
         self._choose_divergence(config.beta, divergence, weight, aggregate)
         self.off_policy = off_policy
         _require_vocabulary_of(args, kwargs, teacher_tokenizer)

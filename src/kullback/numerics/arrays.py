@@ -518,12 +518,13 @@ def with_gradient(
         def forward(arrays: Any, tangents: Any) -> Any:
             output = function(*arrays)
             change = jax.numpy.zeros_like(output)
-            for pullback, tangent in zip(pullbacks, tangents, strict=True):
+            for pullback, array, tangent in zip(pullbacks, arrays, tangents, strict=True):
                 if type(tangent) is SymbolicZero:
                     continue
 
-                def back(gradient: Any, pullback: Any = pullback) -> Any:
-                    return pullback(jax.numpy, gradient, output, *arrays)
+                def back(gradient: Any, pullback: Any = pullback, dtype: Any = array.dtype) -> Any:
+                    # With 64 bits enabled, constants in float64 would make the gradient of a float32 array float64.
+                    return pullback(jax.numpy, gradient, output, *arrays).astype(dtype)
 
                 # The Jacobian-vector product is the transpose of the pullback.
                 change += jax.linear_transpose(back, output)(tangent)[0]

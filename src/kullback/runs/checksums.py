@@ -8,6 +8,7 @@ from pathlib import Path
 from kullback.runs.atomic_write import follow_umask, open_atomically, write_atomically
 
 __all__ = [
+    "CHECKSUMS",
     "find_damage",
     "find_model_damage",
     "has_safetensors_length",
@@ -17,7 +18,7 @@ __all__ = [
     "write_checksums",
 ]
 
-_FILE = "checksums.json"
+CHECKSUMS = "checksums.json"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -36,9 +37,9 @@ def write_checksums(checkpoint: Path) -> None:
     sums = {
         path.relative_to(checkpoint).as_posix(): _sha256(path)
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != _FILE
+        if path.is_file() and path.name != CHECKSUMS
     }
-    write_atomically(checkpoint / _FILE, json.dumps(sums, indent=2) + "\n")
+    write_atomically(checkpoint / CHECKSUMS, json.dumps(sums, indent=2) + "\n")
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -62,9 +63,9 @@ def find_damage(checkpoint: Path) -> str | None:
     try:
         if not (checkpoint / "trainer_state.json").is_file():
             return "trainer_state.json is missing"
-        if not (checkpoint / _FILE).is_file():
+        if not (checkpoint / CHECKSUMS).is_file():
             return _find_structural_damage(checkpoint)
-        sums = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
+        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
         for name, expected in sums.items():
             path = checkpoint / name
             if not path.is_file():
@@ -72,7 +73,7 @@ def find_damage(checkpoint: Path) -> str | None:
             if _sha256(path) != expected:
                 return f"{name} differs from its checksum"
     except (ValueError, AttributeError):
-        return f"{_FILE} is not a JSON object"
+        return f"{CHECKSUMS} is not a JSON object"
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     return None

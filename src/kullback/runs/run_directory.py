@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from kullback.errors import InputError
 from kullback.runs.atomic_write import follow_umask, umask, write_atomically
-from kullback.runs.checksums import find_damage, find_model_damage, weight_files
+from kullback.runs.checksums import CHECKSUMS, find_damage, find_model_damage, weight_files
 from kullback.runs.interrupts import termination_as_interrupt
 from kullback.runs.lock import LOCK_FILE, run_lock
 from kullback.runs.metrics import with_present_keys, with_present_settings
@@ -354,7 +354,9 @@ class RunDirectory:
                     other.rename(aside)
                 return path
             damaged.append((path, damage))
-        complete = [(path, reason) for path, reason in damaged if (path / "trainer_state.json").is_file()]
+        # Of a checkpoint whose process ended before the last files, both of these are missing.
+        last_files = ("trainer_state.json", CHECKSUMS)
+        complete = [(path, reason) for path, reason in damaged if any((path / name).is_file() for name in last_files)]
         if complete:
             path, reason = complete[0]
             raise InputError(
