@@ -3,6 +3,8 @@
 import math
 
 import pytest
+import torch
+from torch import distributions
 
 from kullback import families as f
 from kullback import measure
@@ -76,3 +78,22 @@ def test_a_fit_to_values_beyond_float64_is_refused():
     for loc in (1e6, -1e6):
         with pytest.raises(SupportError, match="float64"):
             fit_forward(f.Gamma, target=f.LogNormal(loc=loc, scale=3.0))
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace"])
+@pytest.mark.parametrize(
+    ("weight", "loc"), [(1e-20, 1e10), (1e-33, 1e17), (1e-36, 1e19), (1e-40, 1e21), (1e-60, 1e31), (1e-100, 1e51)]
+)
+def test_a_light_component_that_is_far_away_is_within_the_error_bound(kind, weight, loc):
+    if kind == "normal":
+        p = f.NormalMixture(weights=[1.0, weight], locs=[0.0, loc], scales=[1.0, 1.0])
+        q, truth = f.Normal(loc=0.0, scale=1.0), weight * (loc**2 / 2 + math.log(weight))
+    else:
+        locs, ones = torch.tensor([0.0, loc], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        weights = distributions.Categorical(torch.tensor([1.0, weight], dtype=torch.float64))
+        p = distributions.MixtureSameFamily(weights, distributions.Laplace(locs, ones))
+        q, truth = distributions.Laplace(locs[0], ones[0]), weight * (loc + math.log(weight))
+    estimate = measure(p, q)
+    low, high = estimate.interval
+    assert low - 1e-12 * truth <= truth <= high * (1 + 1e-12)
+    assert estimate.status == "unreliable" or estimate.error < 1e-10 * max(1.0, truth)

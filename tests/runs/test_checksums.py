@@ -1,5 +1,6 @@
 """Damaged checkpoints are recognised, and a run continues from the newest intact one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,16 @@ def test_only_damaged_checkpoints_give_one_line(run: RunDirectory) -> None:
     for step in (1, 2):
         damage(run.checkpoints / f"checkpoint-{step}" / "model.safetensors", "truncated")
     with pytest.raises(InputError, match=r"checkpoint-2 and all others are damaged: model\.safetensors"):
+        run.checkpoint_to_resume()
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors"])
+def test_a_checkpoint_that_lost_a_file_is_damaged_and_the_run_does_not_start_again(
+    run: RunDirectory, name: str
+) -> None:
+    for step in (1, 2):
+        (run.checkpoints / f"checkpoint-{step}" / name).unlink()
+    with pytest.raises(InputError, match=rf"checkpoint-2 and all others are damaged: {re.escape(name)} is missing"):
         run.checkpoint_to_resume()
 
 

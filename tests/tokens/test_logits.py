@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -219,6 +220,13 @@ def test_arrays_and_lists_give_the_values_of_tensors(library, temperature):
         (torch.zeros((2, 3)), torch.zeros((2, 3)), torch.tensor([1, np.nan]), "numbers 0 and 1, got nan"),
         (torch.zeros((2, 3)), torch.zeros((2, 3)), [0.0, -1.0], "numbers 0 and 1, got -1"),
         (["a"], ["b"], None, "string 'a'"),
+        (
+            pd.DataFrame(np.zeros((2, 3)), index=["u", "v"]),
+            np.zeros((2, 3)),
+            pd.Series([True, False], index=["v", "u"]),
+            "mask without labels, got a Series",
+        ),
+        (torch.zeros((2, 0)), torch.zeros((2, 0)), None, "logits of at least one token"),
         (None, None, None, "got None"),
         (torch.zeros((2, 3)).to_sparse(), torch.zeros((2, 3)).to_sparse(), None, "to_dense"),
     ],

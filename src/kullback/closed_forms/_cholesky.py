@@ -6,8 +6,8 @@ import array_api_compat
 import numpy as np
 
 from kullback.errors import ParameterError, ShapeError
-from kullback.families.base import is_traced, values_of
-from kullback.numerics.arrays import Array, holds, untracked
+from kullback.families.base import values_of
+from kullback.numerics.arrays import Array, holds, is_traced, untracked
 from kullback.numerics.phi import log1p_residual, log_ratio, phi
 
 __all__ = [

@@ -17,8 +17,8 @@ from kullback.closed_forms.counts import (
 from kullback.closed_forms.registry import closed_form
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import NoClosedFormError
-from kullback.families.base import is_traced, values_of
-from kullback.numerics.arrays import Array, broadcast_arrays, untracked
+from kullback.families.base import values_of
+from kullback.numerics.arrays import Array, broadcast_arrays, is_traced, untracked
 from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, log_gamma_residual
 from kullback.numerics.phi import log_ratio, phi
 

@@ -13,7 +13,7 @@ from kullback import families as f
 from kullback.closed_forms.supports import is_contained, is_univariate
 from kullback.errors import ArrayTypeError, NoClosedFormError, ShapeError
 from kullback.families import Distribution, NormalMixture
-from kullback.families.base import first_offender, is_traced, values_of, with_parameters
+from kullback.families.base import first_offender, values_of, with_parameters
 from kullback.numerics.arrays import (
     Array,
     as_floats,
@@ -22,6 +22,7 @@ from kullback.numerics.arrays import (
     cast,
     elementwise_with_gradient,
     from_numpy,
+    is_traced,
     numpy_views,
     untracked,
 )

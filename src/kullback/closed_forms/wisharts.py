@@ -16,8 +16,8 @@ from kullback.closed_forms._cholesky import (
 )
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
-from kullback.families.base import is_traced, values_of
-from kullback.numerics.arrays import Array
+from kullback.families.base import values_of
+from kullback.numerics.arrays import Array, is_traced
 from kullback.numerics.log_gamma import gamma_kl_equal_mean
 from kullback.numerics.phi import log1p_residual, log_ratio
 

@@ -32,14 +32,14 @@ from kullback.numerics.arrays import (
     ArrayLike,
     as_floats,
     as_numpy,
-    has_values,
     holds,
     is_compiling,
-    is_jax_tracer,
+    is_traced,
     numpy_views,
     untracked,
 )
 from kullback.numerics.labels import plain_arrays, require_unlabelled
+from kullback.numerics.records import comparison_key
 
 __all__ = [
     "POSITIVE_REALS",
@@ -57,7 +57,6 @@ __all__ = [
     "Support",
     "axes",
     "first_offender",
-    "is_traced",
     "record",
     "require",
     "require_axes",
@@ -247,7 +246,7 @@ class Distribution:
             return NotImplemented
         names = [field.name for field in fields(self)]  # pyright: ignore[reportArgumentType]
         pairs = ((getattr(self, name), getattr(other, name)) for name in names)
-        return all(mine is theirs or _key(mine) == _key(theirs) for mine, theirs in pairs)
+        return all(mine is theirs or comparison_key(mine) == comparison_key(theirs) for mine, theirs in pairs)
 
     def __hash__(self) -> int:
         """The hash of the class and of the numbers, equal for equal distributions.
@@ -263,7 +262,7 @@ class Distribution:
                     "distribution as a key outside of the transformed function"
                 )
         try:
-            return hash((type(self), *map(_key, values.values())))
+            return hash((type(self), *map(comparison_key, values.values())))
         except TypeError as error:
             raise ArrayTypeError(
                 f"expected a {type(self).__name__} with hashable parameters, but {error}; use another key"
@@ -288,20 +287,6 @@ def with_parameters(family: type[Distribution], values: dict[str, Any]) -> Any:
     for name in family.__dataclass_fields__:  # pyright: ignore[reportAttributeAccessIssue]
         object.__setattr__(member, name, values.get(name))
     return member
-
-
-def _key(value: Any) -> Any:
-    """A parameter for comparison: the shape and the numbers of an array, or the value itself."""
-    if is_traced(value):
-        return ("traced", id(value))
-    if isinstance(value, list | tuple) or array_api_compat.is_array_api_obj(value):
-        try:
-            array: Any = np.asarray(plain_arrays(value)[0]) if isinstance(value, list | tuple) else value
-            flat = array.reshape(-1).tolist()
-        except (ArrayTypeError, ShapeError):
-            return value
-        return tuple(map(int, array.shape)), tuple(flat)
-    return ((), (value,)) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
 
 
 def require(owner: Distribution, name: str, value: ArrayLike, constraint: Constraint) -> None:
@@ -464,13 +449,6 @@ def first_offender(name: str, array: Array, bad: Array) -> str:
         return f"it is {float(array)!r}"
     index = tuple(int(indices[0]) for indices in xp.nonzero(bad))
     return f"{name}[{', '.join(map(str, index))}] is {float(array[index])!r}"
-
-
-def is_traced(array: Array) -> bool:
-    """Whether JAX or torch.func is tracing the array, so that its values are not available."""
-    if array_api_compat.is_torch_array(array):
-        return not has_values(array)
-    return is_jax_tracer(array)
 
 
 def values_of(array: Array) -> Array:

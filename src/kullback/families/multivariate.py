@@ -10,12 +10,12 @@ from kullback.families.base import (
     Positive,
     Real,
     axes,
-    is_traced,
     record,
     require_axes,
     require_one_of,
     require_unit_length,
 )
+from kullback.numerics.arrays import is_traced
 
 __all__ = [
     "LKJ",

@@ -6,6 +6,7 @@ from math import isnan, nan
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from kullback.families import Distribution
+from kullback.numerics.records import EqualByValue
 from kullback.result import Estimate
 
 __all__ = [
@@ -23,8 +24,8 @@ Quantity: TypeAlias = Literal["cross_entropy", "evidence_bound", "alpha_divergen
 _Item = TypeVar("_Item", "Step", "Minimum")
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, eq=False)
+class Step(EqualByValue):
     """One iterate of a descent.
 
     Args:
@@ -50,8 +51,8 @@ class Step:
     alpha_divergence: float = nan
 
 
-@dataclass(frozen=True)
-class Minimum:
+@dataclass(frozen=True, eq=False)
+class Minimum(EqualByValue):
     """A local minimum of KL over a family.
 
     Args:
@@ -79,8 +80,8 @@ class Minimum:
     alpha_divergence: float = nan
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, eq=False)
+class Fit(EqualByValue):
     """The result of `fit_forward`, `fit_reverse`, `fit_alpha` or `fit_tempered`; `repr` omits `path` and basins.
 
     Args:

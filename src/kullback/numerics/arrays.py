@@ -26,6 +26,7 @@ __all__ = [
     "is_compiling",
     "is_jax_tracer",
     "is_positive",
+    "is_traced",
     "is_transformed",
     "log",
     "map_blocks",
@@ -188,6 +189,13 @@ def has_values(tensor: Array) -> bool:
             return False
         tensor = functorch.get_unwrapped(tensor)
     return not torch.compiler.is_compiling() and type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
+
+
+def is_traced(array: Array) -> bool:
+    """Whether JAX or torch.func is tracing the array, so that its values are not available."""
+    if array_api_compat.is_torch_array(array):
+        return not has_values(array)
+    return is_jax_tracer(array)
 
 
 def is_transformed(torch: Any) -> bool:

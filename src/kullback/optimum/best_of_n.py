@@ -13,12 +13,13 @@ from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, log, untracked
 from kullback.numerics.labels import require_unlabelled
 from kullback.numerics.phi import phi
+from kullback.numerics.records import EqualByValue
 
 __all__ = ["BestOfN", "best_of_n_kl_bound", "best_of_n_policy"]
 
 
-@dataclass(frozen=True)
-class BestOfN(Generic[ArrayT]):
+@dataclass(frozen=True, eq=False)
+class BestOfN(EqualByValue, Generic[ArrayT]):
     """The best-of-n policy with its KL and its expected reward.
 
     Args:

@@ -10,6 +10,7 @@ from kullback.discrete.validation import require_logits
 from kullback.errors import InputError, ShapeError
 from kullback.numerics.arguments import as_float64, is_index, is_number, shown
 from kullback.numerics.arrays import ArrayLike
+from kullback.numerics.records import EqualByValue
 
 __all__ = ["Sequences", "enumerate_sequences", "next_token_probs", "tabulate"]
 
@@ -18,7 +19,7 @@ _LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Sequences:
+class Sequences(EqualByValue):
     """The completions of one prompt and their probabilities under the reference.
 
     Args:

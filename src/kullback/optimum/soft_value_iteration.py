@@ -7,6 +7,7 @@ import numpy as np
 from kullback.errors import SupportError
 from kullback.numerics.arguments import is_index, is_number, shown
 from kullback.numerics.arrays import ArrayLike
+from kullback.numerics.records import EqualByValue
 from kullback.optimum._tilt_kernel import tilt_rows
 from kullback.optimum.mdp import MDP
 from kullback.optimum.trajectory_kl import (
@@ -24,7 +25,7 @@ _ROWS = 2**14  # states per block, so that the intermediate arrays of a block fi
 
 
 @dataclass(frozen=True, eq=False)
-class SoftOptimum:
+class SoftOptimum(EqualByValue):
     """The optimal policy and values of KL-regularised control.
 
     Args:

@@ -13,6 +13,7 @@ from kullback.numerics.arguments import shown
 from kullback.numerics.array_types import ArrayInput, ArrayT
 from kullback.numerics.arrays import Array, as_floats, cast, holds, is_positive, require_untransformed, untracked
 from kullback.numerics.labels import require_unlabelled
+from kullback.numerics.records import EqualByValue
 from kullback.optimum._tilt_kernel import beta_for_budget, tilt_rows
 
 __all__ = ["Frontier", "Optimum", "frontier", "tilt", "tilt_to_budget"]
@@ -20,8 +21,8 @@ __all__ = ["Frontier", "Optimum", "frontier", "tilt", "tilt_to_budget"]
 _MAX_POINTS = 10**7  # of a frontier, whose arrays then fit into memory
 
 
-@dataclass(frozen=True)
-class Optimum(Generic[ArrayT]):
+@dataclass(frozen=True, eq=False)
+class Optimum(EqualByValue, Generic[ArrayT]):
     """The policy that maximises E[reward] - beta KL(policy || ref), with its KL, reward and beta.
 
     Args:
@@ -146,8 +147,8 @@ def tilt_to_budget(
         return _optimum(xp, dtype, probs, rewards, weights, beta, contexts is None)
 
 
-@dataclass(frozen=True)
-class Frontier(Generic[ArrayT]):
+@dataclass(frozen=True, eq=False)
+class Frontier(EqualByValue, Generic[ArrayT]):
     """The largest expected reward for each KL(policy || ref).
 
     Along the last axis, `kl` increases from 0 to its largest value and `beta` decreases from `inf` to 0.

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from kullback.errors import PenaltyError, ShapeError
 from kullback.numerics.arguments import is_name, is_number, shown
 from kullback.numerics.array_types import Float, Int, Shaped
+from kullback.numerics.records import EqualByValue
 from kullback.policy.aggregation import Aggregate, aggregate_tokens, token_mask
 from kullback.tokens.linear import linear_token_kl, require_heads, require_positive, require_settings
 from kullback.tokens.logits import as_logits, require_tensors, token_kl
@@ -41,7 +42,7 @@ WEIGHTED_DIVERGENCES: tuple[str, ...] = tuple(name for name in DISTILLATION_DIVE
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationLoss:
+class DistillationLoss(EqualByValue):
     """The loss of a batch of tokens, and what it is made of.
 
     Args:

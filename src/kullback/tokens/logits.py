@@ -11,7 +11,7 @@ from kullback.errors import ArrayTypeError, KullbackError, ShapeError, SupportEr
 from kullback.numerics.arguments import as_float64, boolean_mask, is_number, shown
 from kullback.numerics.array_types import ArrayInput, ArrayT, Bool, Float
 from kullback.numerics.arrays import ArrayLike, as_floats, cast, has_values, is_compiling
-from kullback.numerics.labels import plain_arrays
+from kullback.numerics.labels import is_labelled, plain_arrays, require_unlabelled
 
 __all__ = ["token_kl"]
 
@@ -51,7 +51,8 @@ def token_kl(
         these are not errors, because a check would synchronise the device.
 
     Raises:
-        ArrayTypeError: The logits are arrays of two libraries, or are not numbers.
+        ArrayTypeError: The logits are arrays of two libraries, or are not numbers, or the logits and the mask have
+            labels, which are not matched.
         ShapeError: The shapes differ, or the vocabulary is empty.
         SupportError: The temperature is not a positive finite number.
 
@@ -69,6 +70,8 @@ def token_kl(
 
 def _token_kl(p_logits: Any, q_logits: Any, mask: ArrayLike | None, temperature: float) -> Any:
     xp: Any = torch_namespace
+    if is_labelled(mask) and (is_labelled(p_logits) or is_labelled(q_logits)):
+        require_unlabelled("mask", mask)
     if isinstance(p_logits, Tensor) and isinstance(q_logits, Tensor):
         p, q = plain_arrays(p_logits, q_logits)
         if p.is_complex() or q.is_complex():

@@ -13,6 +13,7 @@ from kullback.errors import ArrayTypeError, ShapeError
 from kullback.numerics.array_types import Bool, Float, Int
 from kullback.numerics.arrays import require_untransformed
 from kullback.numerics.phi import phi
+from kullback.numerics.records import EqualByValue
 from kullback.tokens import engine
 from kullback.tokens.logits import as_logits, require_tensors
 
@@ -20,7 +21,7 @@ __all__ = ["TokenStats", "token_stats"]
 
 
 @dataclass(frozen=True, eq=False)
-class TokenStats:
+class TokenStats(EqualByValue):
     """Statistics of p and q at every position; each field has the shape of the positions. Units are nats.
 
     Args:
