@@ -48,7 +48,7 @@ from kullback.families import (
 from kullback.fit.forward import fit_forward
 from kullback.fit.reverse import fit_reverse
 from kullback.measure import measure
-from kullback.measure_entropy import measure_entropy
+from kullback.measure_entropy import measure_cross_entropy, measure_entropy
 
 REFERENCE = Path(__file__).parent / "data" / "families.json"
 inf = math.inf
@@ -385,6 +385,25 @@ def test_deterministic_without_sampling():
 def test_invalid_arguments_raise(p, q, error, words):
     with pytest.raises(error, match=words):
         measure(p, q)
+
+
+@pytest.mark.parametrize("options", [{"confidence": 2}, {"confidence": "x"}, {"draws": 1}, {"seed": -1}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "function", [measure, measure_cross_entropy, lambda p, _q, **options: measure_entropy(p, **options)]
+)
+def test_options_are_checked_where_a_closed_form_does_not_use_them(function, options):
+    with pytest.raises(SupportError, match="expected"):
+        function(Normal(loc=0.0, scale=1.0), Normal(loc=0.0, scale=2.0), **options)
+
+
+@pytest.mark.parametrize("matrix", [[[1.0, 2.0], [2.0, 1.0]], [[1.0, 0.5], [0.2, 1.0]]])
+@pytest.mark.parametrize("name", ["covariance_matrix", "precision_matrix"])
+def test_the_matrix_that_was_given_is_named(name, matrix):
+    p = MultivariateNormal(loc=[0.0, 0.0], **{name: matrix})
+    for other in ("covariance_matrix", "precision_matrix", "scale_tril"):
+        q = MultivariateNormal(loc=[0.0, 0.0], **{other: [[1.0, 0.0], [0.0, 1.0]]})
+        with pytest.raises(ParameterError, match=f"expected p's {name} to be"):
+            measure(p, q)
 
 
 @pytest.mark.parametrize("error", [0.0, -1.0, math.nan])

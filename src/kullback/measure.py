@@ -24,7 +24,7 @@ from kullback.numerics.arguments import is_name
 from kullback.numerics.arrays import as_numpy, require_concrete, untracked
 from kullback.numerics.labels import is_labelled, plain_arrays
 from kullback.result import Estimate, Status
-from kullback.samples.monte_carlo import kl_monte_carlo
+from kullback.samples.monte_carlo import kl_monte_carlo, require_options
 
 __all__ = ["components_of", "measure", "require_distribution", "require_error", "resolve_all", "sum_of_estimates"]
 
@@ -75,7 +75,8 @@ def measure(
         DistributionTypeError: p or q is not a distribution.
         ShapeError: p or q is a batch, or p and q are distributions on different spaces.
         NotNormalizedError: Probabilities do not sum to 1.
-        SupportError: A log-density is nan, `error` is not positive, or `method` is unknown.
+        SupportError: A log-density is nan, `error` is not positive, `method` is unknown, or `draws`, `seed` or
+            `confidence` is outside its domain.
 
     References:
         Hershey and Olsen (2007), eqs. 18 and 21-24, for the bounds of Gaussian mixtures.
@@ -91,6 +92,7 @@ def measure(
         inf
     """
     require_error(error)
+    require_options(draws, seed, confidence)
     if method is not None and not is_name(method, _METHODS):
         raise SupportError(f"expected method to be one of {', '.join(map(repr, _METHODS))} or None, got {method!r}")
     p, q = resolve_all(p, q)

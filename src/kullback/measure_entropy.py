@@ -23,7 +23,7 @@ from kullback.measure import (
 )
 from kullback.numerics.arrays import as_numpy
 from kullback.result import Estimate
-from kullback.samples.monte_carlo import cross_entropy_monte_carlo
+from kullback.samples.monte_carlo import cross_entropy_monte_carlo, require_options
 
 __all__ = ["measure_cross_entropy", "measure_entropy"]
 
@@ -69,6 +69,7 @@ def measure_entropy(
         (2.41433598, 'bounded', 'summation')
     """
     require_error(error)
+    require_options(draws, seed, confidence)
     [p] = resolve_all(p)
     found = _without_draws(p, error)
     return _from_draws(p, p, draws, seed, confidence) if found is None else found

@@ -174,7 +174,7 @@ def documented_keys() -> set[str]:
         ({"model": "absent"}, "--model absent: no such directory"),
         ({"prompts": "absent.jsonl"}, "--prompts absent.jsonl: no such file"),
         ({"prompts": "bad.jsonl"}, "line 2: not JSON"),
-        ({"prompts": "unprompted.jsonl"}, 'line 1: expected a "prompt"'),
+        ({"prompts": "unprompted.jsonl"}, 'line 1: expected the column "prompt"'),
         ({"reward": "my_rewards:gives_nan"}, "gives_nan gave nan for completion 0"),
         ({"reward": "my_rewards:too_few"}, "too_few returned 1 values for 40 completions"),
         ({"reward": "my_rewards:raises"}, "raises raised ValueError: no such column"),

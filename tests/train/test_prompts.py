@@ -59,7 +59,7 @@ def test_valid_forms_of_examples(tmp_path: Path, row: Any, prompt: Any, completi
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a"}, 'expected a "completion"'),
+        ({"prompt": "a"}, 'expected the column "completion"'),
         ({"messages": CHAT}, "end with a message of the assistant"),
         ({"messages": "hi"}, '"messages" to be a list of messages'),
         ({"text": 3}, '"text" to be text'),
@@ -125,7 +125,7 @@ def test_tables_are_read_by_the_name_of_the_prompt_column(tmp_path: Path, name: 
     assert read_prompts(tmp_path / name, column="question") == expected
     examples = read_examples(tmp_path / name, prompt_column="question", completion_column="answer")
     assert examples == [{"prompt": row["question"], "completion": row["answer"]} for row in ROWS]
-    with pytest.raises(InputError, match="expected a \"prompt\", got 'question', 'answer'"):
+    with pytest.raises(InputError, match="expected the column \"prompt\", got 'question', 'answer'"):
         read_prompts(tmp_path / name)
 
 
@@ -167,7 +167,7 @@ def test_a_directory_is_not_a_file_of_prompts(tmp_path: Path) -> None:
         ("", "no rows"),
         ('{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON: Expecting value at column 12"),
         ('{"prompt": "a"}\n\n["b"]\n', "line 3: expected an object, got list"),
-        ('{"promt": "a"}\n', "line 1: expected a \"prompt\", got 'promt'"),
+        ('{"promt": "a"}\n', "line 1: expected the column \"prompt\", got 'promt'"),
         ('{"prompt": 3}\n', 'line 1: expected "prompt" to be text, or a list of messages'),
         ('{"prompt": ""}\n', 'line 1: expected "prompt" to be text, or a list of messages'),
         (
@@ -227,4 +227,4 @@ def test_an_unknown_column_is_answered_with_the_columns_and_a_hint(tmp_path: Pat
     assert read_prompts(str(path), column="question") == [{"prompt": "1+1=", "answer": "2"}]
     with pytest.raises(InputError) as error:
         read_prompts(path, column=column)
-    assert str(error.value).endswith(f"expected a \"{column}\", got 'question', 'answer'{hint}")
+    assert str(error.value).endswith(f"expected the column \"{column}\", got 'question', 'answer'{hint}")

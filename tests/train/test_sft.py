@@ -83,7 +83,7 @@ def test_the_command_writes_the_run_directory_that_it_reports(
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ('{"prompt": "1+1="}', [], "line 1: expected a \"completion\", got 'prompt'"),
+        ('{"prompt": "1+1="}', [], "line 1: expected the column \"completion\", got 'prompt'"),
         ('{"prompt": "1+1=", "completion": ""}', [], 'line 1: expected "completion" to be text'),
         ("", [], "no rows"),
         ('{"prompt": "1", "completion": "2"}', ["--set", "learning_rat=1"], "SFTConfig has no learning_rat"),

@@ -63,6 +63,9 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
         residuals = sum_factor_residuals(xp, factor_p, factor_q)
         return (residuals + xp.sum(distance * distance, axis=(-2, -1))) / 2
     else:
+        for name, matrix, side in ((name_p, matrix_p, "p"), (name_q, matrix_q, "q")):
+            if name == "precision_matrix":  # an error about its inverse would name a parameter that was not given
+                cholesky(xp, matrix, f"{side}'s {name}")
         matrix_p, matrix_q = _covariance(xp, name_p, matrix_p), _covariance(xp, name_q, matrix_q)
         factor_p, factor_q = (
             cholesky(xp, matrix_p, "p's covariance_matrix"),

@@ -14,7 +14,7 @@ from kullback.numerics.arrays import Array, as_numpy
 from kullback.numerics.phi import phi
 from kullback.result import Estimate
 
-__all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo"]
+__all__ = ["Sampler", "cross_entropy_monte_carlo", "kl_monte_carlo", "require_options"]
 
 
 _FEWEST_DRAWS = 2000  # of an interval whose status is "estimated"
@@ -85,7 +85,7 @@ def kl_monte_carlo(p: Sampler, q: Sampler, *, draws: int = 65_536, seed: int = 0
         >>> abs(estimate.value - 0.5) < 4 * estimate.std_error
         True
     """
-    _require_options(draws, seed, confidence)
+    require_options(draws, seed, confidence)
     _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     log_p, log_q, precision = _log_densities("p", x, p, q, draws)
@@ -168,7 +168,7 @@ def cross_entropy_monte_carlo(
         >>> round(cross_entropy_monte_carlo(p, p).value, 9)  # the density is 2 everywhere
         -0.693147181
     """
-    _require_options(draws, seed, confidence)
+    require_options(draws, seed, confidence)
     _require_samplers(p, q)
     x = _draw("p", p, draws, seed)
     _, log_q, precision = _log_densities("p", x, p, q, draws)
@@ -234,7 +234,8 @@ def _few_draws(terms: Array, x: Array) -> list[str]:
     return []
 
 
-def _require_options(draws: int, seed: int, confidence: float) -> None:
+def require_options(draws: int, seed: int, confidence: float) -> None:
+    """Raise SupportError unless the options of a Monte Carlo estimate are in their domains."""
     if not (isinstance(draws, int | np.integer) and draws >= 2):
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
     if draws > _MAX_DRAWS:

@@ -237,7 +237,7 @@ def _require_value(row: Row, name: str, place: str, *, chat: bool = False, named
         keys = ", ".join(map(repr, row)) or "no keys"
         similar = get_close_matches(name, row, n=1)
         hint = f'; did you mean "{similar[0]}"?' if similar else f"; name the column by {named_by}" if named_by else ""
-        raise InputError(f'{place}: expected a "{name}", got {keys}{hint}')
+        raise InputError(f'{place}: expected the column "{name}", got {keys}{hint}')
     value = row[name]
     if _is_chat(value) or (not chat and _is_text(value)):
         return value
