@@ -18,11 +18,11 @@ within 10% of its budget is included from the end of its first third. FixedBeta 
 price of KLBudget at the middle learning rate. Rewards at equal KL are compared by interpolation between the runs of
 KLBudget, whose default budgets are factors of ten apart; where the reward is concave in sqrt(KL), this is below the
 reward of KLBudget at that KL. --equal-kl removes this error: it trains KLBudget with the mean KL of each run of another
-controller as its budget, and stores nothing; the next --summary uses these runs. Runs that already exist under --output
-are read, not repeated.
+controller as its budget, with the same rate and seed, and compares the rewards in pairs. Runs that already exist under
+--output are read, not repeated.
 
 The figures of the language task are stored as the table "seeds" if there are several seeds, and as "learning-rates"
-otherwise; --summary stores the table "controllers".
+otherwise; --summary stores the table "controllers", and --equal-kl the table "equal-kl-TASK".
 """
 
 import argparse
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import nan
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 import results
 import transformers
@@ -59,6 +59,10 @@ SUMMARY_COLUMNS = [
     "first within 10% after",
     "reward minus reward of KLBudget at equal KL",
 ]
+EQUAL_KL_COLUMNS = [
+    *("controller", "its target", "mean KL", "reward", "KL of KLBudget", "reward of KLBudget"),
+    *("difference of the rewards", "standard error", "runs"),
+]
 CONTROLLERS = ("KLBudget", "PPO2017", "RLlibController", "Ziegler2019", "FixedBeta")
 _CLOSE = 0.1
 
@@ -86,13 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             controller = TASKS[options.task].budget(budget)
             trace = train(options.output, options.task, controller, "KLBudget", budget, rate, seed, steps)
             print(results.markdown_row(row(trace)), flush=True)
-        return
-    if options.summary:
+        name, table = f"equal-kl-{options.task}", equal_kl_table(read(options.output, options.task))
+        print(f"\n{results.markdown(table)}")
+    elif options.summary:
         name, table = "controllers", summary_table([trace for task in TASKS for trace in read(options.output, task)])
         print(results.markdown(table))
     else:
         name, table = "seeds" if len(options.seeds) > 1 else "learning-rates", (COLUMNS, _rows(options))
-    if table[1] and not options.no_save and (options.summary or options.task == "sums"):
+    is_table = options.summary or options.equal_kl or options.task == "sums"
+    if table[1] and not options.no_save and is_table:
         results.save("budget", {name: table}, packages=("torch", "transformers", "trl", "stable-baselines3"))
 
 
@@ -134,12 +140,46 @@ def _controller(kind: str, budget: float, options: argparse.Namespace, rates: Se
 
 def equal_kl_settings(traces: Sequence[Trace]) -> list[tuple[float, float, int, int]]:
     """Return the budget, the rate, the seed and the steps of KLBudget's runs at the late KLs of other controllers."""
-    settings = [
-        (float(f"{fmean(trace.late_kls):.3g}"), trace.rate, trace.seed, int(trace.name.split("_")[-1]))
-        for trace in traces
-        if trace.kind not in ("none", "KLBudget") and not trace.diverged
-    ]
+    settings = [_equal_kl_setting(trace) for trace in traces if _can_be_matched(trace)]
     return sorted({setting for setting in settings if setting[0] > 0})
+
+
+def _can_be_matched(trace: Trace) -> bool:
+    return trace.kind not in ("none", "KLBudget") and not trace.diverged
+
+
+def _equal_kl_setting(trace: Trace) -> tuple[float, float, int, int]:
+    return float(f"{fmean(trace.late_kls):.3g}"), trace.rate, trace.seed, int(trace.name.split("_")[-1])
+
+
+def equal_kl_table(traces: Sequence[Trace]) -> results.Table:
+    """Return one row for each controller and target: its rewards, and the rewards of KLBudget at the KL of each run.
+
+    The rewards are means over the last two thirds of a run, as the KL is.
+    """
+    budget_runs = {trace.name: trace for trace in traces if trace.kind == "KLBudget"}
+    groups: dict[tuple[str, float], list[tuple[Trace, Trace]]] = {}
+    for trace in traces:
+        name = name_of("KLBudget", *_equal_kl_setting(trace)) if _can_be_matched(trace) else ""
+        if name in budget_runs:
+            groups.setdefault((trace.kind, trace.budget), []).append((trace, budget_runs[name]))
+    rows = []
+    for (kind, target), pairs in sorted(groups.items()):
+        differences = [budget_run.late_reward - run.late_reward for run, budget_run in pairs]
+        error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else nan
+        figures = [fmean(value(run) for run, _ in pairs) for value in (_late_kl, _late_reward)]
+        figures += [fmean(value(budget_run) for _, budget_run in pairs) for value in (_late_kl, _late_reward)]
+        cells = [f"{figure:.4g}" for figure in figures]
+        rows.append([kind, f"{target:g}", *cells, f"{fmean(differences):+.3g}", f"{error:.2g}", str(len(pairs))])
+    return EQUAL_KL_COLUMNS, rows
+
+
+def _late_kl(trace: Trace) -> float:
+    return fmean(trace.late_kls)
+
+
+def _late_reward(trace: Trace) -> float:
+    return trace.late_reward
 
 
 def row(trace: Trace) -> list[str]:

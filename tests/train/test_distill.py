@@ -153,7 +153,7 @@ def test_teachers_that_cannot_be_used_are_refused(
         (["--weight", "1", "--divergence", "skew_forward"], "--weight: expected a number between 0 and 1, got 1.0"),
         (["--weight", "nan", "--divergence", "skew_forward"], "--weight: expected a number between 0 and 1, got nan"),
         (["--completion-column", "answer"], "--completion-column: expected --off-policy as well"),
-        (["--off-policy", "--completion-column", "answer"], 'expected a "answer"'),
+        (["--off-policy", "--completion-column", "answer"], 'expected the column "answer"'),
         (["--set", "beta=0.5"], "--divergence"),
         (["--set", "max_completion_length=60"], "the model has 32 positions"),
         (["--set", "learning_rat=1"], "DistillationConfig has no learning_rat"),

@@ -235,7 +235,19 @@ def _few_draws(terms: Array, x: Array) -> list[str]:
 
 
 def require_options(draws: int, seed: int, confidence: float) -> None:
-    """Raise SupportError unless the options of a Monte Carlo estimate are in their domains."""
+    """Check the options of a Monte Carlo estimate, also where a closed form does not use them.
+
+    Args:
+        draws: The number of samples.
+        seed: The seed of the random generator.
+        confidence: The coverage probability of the interval.
+
+    Raises:
+        SupportError: `draws` is below 2 or too large, `seed` is negative, or `confidence` is not between 0 and 1.
+
+    Example:
+        >>> require_options(100, 0, 0.95)
+    """
     if not (isinstance(draws, int | np.integer) and draws >= 2):
         raise SupportError(f"expected draws to be a whole number >= 2, got {draws!r}")
     if draws > _MAX_DRAWS:
