@@ -107,6 +107,9 @@ def test_bytes_of_files_and_files_of_numbers(tmp_path: Path, capsys: pytest.Capt
         ("gaussian(0,1)", "normal(0,1)", "did you mean normal?"),
         ("normal(0)", "normal(0,1)", "expected Normal to receive scale"),
         ("normal(0,1,2)", "normal(0,1)", "normal takes loc, scale, got more"),
+        ("normal(0,1/0)", "normal(0,1)", "expected a number, got '1/0)'"),
+        ("categorical(.4,.6)", "0.5,0.5", "got probs and logits; write a vector in brackets, as in probs=[0.4, 0.6]"),
+        ("dirichlet(1,2)", "dirichlet([1,2])", "got more; write a vector in brackets, as in concentration=[0.4, 0.6]"),
         ("normal(0,sd=2)", "normal(0,1)", "normal takes loc, scale, got sd"),
         ("normal(0,loc=2)", "normal(0,1)", "got loc twice"),
         ("normal(0,-1)", "normal(0,1)", "scale to be > 0 and finite, but it is -1.0"),
@@ -171,6 +174,12 @@ def test_files_without_numbers_are_refused(tmp_path: Path, capsys: pytest.Captur
         assert "expected a vector or a matrix of numbers" in capsys.readouterr().err
     assert main(["measure", f"bytes:{tmp_path}/empty", f"bytes:{tmp_path}/empty"]) == 2
     assert "the file is empty" in capsys.readouterr().err
+
+
+def test_parameters_can_be_fractions() -> None:
+    assert read("normal(-1/2, 1 / 3)") == read("normal(-0.5, 0.3333333333333333)")
+    assert read("mixture(1/4*normal(0,1) + 3/4*normal(1,1))") == read("mixture(0.25*normal(0,1) + 0.75*normal(1,1))")
+    assert read("dirichlet([1/2, 3])") == read("dirichlet([0.5, 3])")
 
 
 def test_parameters_by_order_and_by_name_are_the_same() -> None:

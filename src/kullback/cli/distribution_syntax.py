@@ -6,9 +6,10 @@ number    = a decimal number, or a fraction such as 1/3; with a decimal comma if
 json      = a JSON array of numbers or of rows, or a JSON object from labels to numbers
 FILE      = a path with one of the suffixes in `number_files.FORMATS`
 family    = name "(" [ argument { "," argument } ] ")"
-          | "mixture(" decimal "*" family { "+" decimal "*" family } ")"
+          | "mixture(" fraction "*" family { "+" fraction "*" family } ")"
 argument  = [ name "=" ] value
-value     = [ "+" ] decimal | "[" [ value { "," value } ] "]"
+fraction  = decimal [ "/" decimal ]
+value     = [ "+" ] fraction | "[" [ value { "," value } ] "]"
 """
 
 import re
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["family_named", "family_names", "parameter_names", "read"]
 
-_TOKEN = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|([()\[\],=*+]))")
+_DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_TOKEN = re.compile(rf"\s*(?:(-?{_DECIMAL}(?:\s*/\s*{_DECIMAL})?)|([A-Za-z_]\w*)|([()\[\],=*+]))")
 _FAMILY = re.compile(r"\s*[A-Za-z_]\w*\s*\(")
 # Names of families in other libraries, where the nearest name would be another family.
 _OTHER_NAMES = {
@@ -210,6 +212,12 @@ def _families_by_key() -> dict[str, type["Distribution"]]:
     return {name.lower(): getattr(families, name) for name in names}
 
 
+def _vector_hint(family: type["Distribution"], parameters: dict[str, Any]) -> str:
+    """How a vector is written, if a number was passed where the family has a vector; otherwise an empty text."""
+    vectors = [name for name in family.event_axes if isinstance(parameters.get(name), float)]
+    return f"; write a vector in brackets, as in {vectors[0]}=[0.4, 0.6]" if vectors else ""
+
+
 class _Parser:
     """A recursive-descent parser of the rule `family`, with one method for each rule."""
 
@@ -241,7 +249,7 @@ class _Parser:
         self.take("(")
         weights, parts = [], []
         while True:
-            weights.append(float(self.take("number")))
+            weights.append(self.number())
             self.take("*")
             part = self.family()
             if not isinstance(part, Normal):
@@ -269,13 +277,16 @@ class _Parser:
                 self.take("=")
             if name not in names or name in parameters:
                 got = "more" if name is None else f"{name} twice" if name in parameters else name
-                raise InputError(f"{self.text!r}: {_snake_case(family)} takes {', '.join(names)}, got {got}")
+                hint = _vector_hint(family, parameters)
+                raise InputError(f"{self.text!r}: {_snake_case(family)} takes {', '.join(names)}, got {got}{hint}")
             parameters[name] = self.value()
         self.take(")")
         try:
             distribution = family(**parameters)
         except (TypeError, ValueError) as error:
             if isinstance(error, KullbackError):
+                if hint := _vector_hint(family, parameters):
+                    raise InputError(f"{self.text!r}: {error}{hint}") from None
                 raise
             missing = [name for name in names if name not in parameters]
             problem = f"also needs {', '.join(missing)}" if missing else f"does not accept these parameters: {error}"
@@ -284,11 +295,19 @@ class _Parser:
         is_vector = family.__name__ == "Categorical" and np.ndim(parameters.get("probs", 0)) in (1, 2)
         return Table(np.asarray(parameters["probs"])) if is_vector else distribution
 
+    def number(self) -> float:
+        start = self.position
+        value = parse_number(self.take("number").replace(" ", ""))
+        if value is None:
+            self.position = start
+            raise self.failure("a number")
+        return value
+
     def value(self) -> Any:
         if self.peek() != "[":
             if self.peek() == "+":
                 self.take("+")
-            return float(self.take("number"))
+            return self.number()
         self.take("[")
         values: list[Any] = []
         while self.peek() != "]":
