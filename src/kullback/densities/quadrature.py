@@ -15,9 +15,8 @@ from kullback.result import Estimate
 
 __all__ = ["integrals", "kl_quadrature", "perturbed"]
 
-_MOST_SPACING = (
-    64.0  # largest distance of the float64 numbers at an anchor that panels resolve, as a multiple of its width
-)
+# The largest distance of the float64 numbers at an anchor that the panels resolve, as a multiple of its width.
+_MOST_SPACING = 64.0
 _WIDTHS = 16.0  # the length of a part that panels do not resolve, as a multiple of the width of its anchor
 
 

@@ -9,7 +9,6 @@ from scipy import sparse
 from kullback.errors import NotNormalizedError, ShapeError, SupportError
 from kullback.numerics.arguments import as_float64, is_index, is_number, shown
 from kullback.numerics.labels import is_labelled, require_unlabelled
-from kullback.numerics.records import EqualByValue
 
 __all__ = ["MDP"]
 
@@ -17,7 +16,7 @@ _MAX_HORIZON = 10**9  # each step needs an array of the size of the rewards
 
 
 @dataclass(frozen=True, eq=False)
-class MDP(EqualByValue):
+class MDP:
     """A Markov decision process with S states and A actions.
 
     The fields are converted to float64: `transitions` to a SciPy sparse array of shape (S * A, S), and all others to
