@@ -267,6 +267,15 @@ def test_an_update_may_have_twice_a_budget_of_the_mean(live, tmp_path, kl, state
     assert part(live(run), "budget").inner_text() == f"{state}, stopped"
 
 
+def test_a_run_without_a_kl_has_no_state_of_its_budget(live, tmp_path):
+    run = create(tmp_path / "mine")
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        rows = [json.loads(line) for line in (run.path / name).read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if "kl_" not in key} for row in rows]
+        (run.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert part(live(run), "budget").inner_text() == "no KL yet, stopped"
+
+
 def test_a_run_that_died_is_red_and_a_cut_network_is_named(live, tmp_path):
     run = create(tmp_path / "mine")
     page = live(run, expected="ERR_INTERNET_DISCONNECTED")

@@ -25,6 +25,7 @@ from kullback.budget.kl_budget import KLBudget
 from kullback.errors import BudgetError, InputError
 from kullback.integrations.sb3 import BudgetPPO
 from kullback.integrations.sb3_policies import policy_kl
+from kullback.integrations.sb3_saved import load_policy, make_environments
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
@@ -221,6 +222,34 @@ def test_a_recurrent_reference_is_refused(env: str) -> None:
     for given in (reference, reference.policy):
         with pytest.raises(BudgetError, match=r"reference without a recurrent state.*VecFrameStack"):
             BudgetPPO("MlpPolicy", env, reference=given, **SMALL)
+
+
+@pytest.mark.parametrize("lstm_hidden_size", [4, 256])
+def test_files_of_masked_and_recurrent_policies_are_refused_without_unpickling(
+    tmp_path: Path, lstm_hidden_size: int
+) -> None:
+    recurrent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"lstm_hidden_size": lstm_hidden_size})
+    masked = MaskablePPO("MlpPolicy", Masked(spaces.Discrete(2)), **SMALL)
+    for model, said in ((masked, "a reference without action masks"), (recurrent, "a reference without a recurrent")):
+        model.save(tmp_path / "saved.zip")
+        with pytest.raises(InputError, match=f"saved.zip: expected {said}"):
+            load_policy(tmp_path / "saved.zip", make_environments("CartPole-v1", 1))
+
+
+@pytest.mark.parametrize("arguments", ["", "bad=None", "render_mode=None"])
+def test_the_constructor_of_an_environment_needs_no_render_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"plain_{arguments.partition('=')[0]}"
+    (tmp_path / f"{name}.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n\n"
+        f"class Plain(CartPoleEnv):\n    def __init__(self, {arguments}):\n        super().__init__()\n\n"
+        f"gymnasium.register('{name.replace('_', '-')}-v0', Plain)\n"
+    )
+    environments = make_environments(f"{name}:{name.replace('_', '-')}-v0", 2)
+    assert environments.num_envs == 2
+    assert environments.reset().shape == (2, 4)
 
 
 def test_a_reference_that_acts_otherwise_with_the_same_weights_is_refused() -> None:

@@ -179,7 +179,7 @@ class BudgetPPO(PPO):
                 )
             if isinstance(controller, KLBudget) and controller.unit != "step":
                 raise BudgetError(
-                    f"expected a {name} per 'step', got {controller.unit!r}: the KL is a mean over visited states"
+                    f"expected {name} per 'step', got {controller.unit!r}: the KL is a mean over visited states"
                 )
         if self.mean_over_updates and not isinstance(self.old_budget, KLBudget):
             raise BudgetError(

@@ -54,12 +54,23 @@ __all__ = [
     "kl_per_state",
     "policy_kl",
     "require_plain_policy",
+    "require_plain_policy_of",
     "require_same_actions",
     "require_same_shape",
     "rollout_episodes",
     "rollout_states",
     "select_states",
 ]
+
+_MASKED = (
+    "expected a {what} without action masks, got {name} of MaskablePPO: PPO takes actions that are masked, where the "
+    "KL is infinite. Train without masks, with a penalty for invalid actions in the reward; the KL of two masked "
+    "policies is policy_kl(p.get_distribution(states, masks), q.get_distribution(states, masks))"
+)
+_RECURRENT = (
+    "expected a {what} without a recurrent state, got {name} of RecurrentPPO: its action distribution depends on the "
+    "whole episode. Use a feedforward policy, with the last observations stacked by VecFrameStack"
+)
 
 States = Tensor | dict[str, Tensor]
 
@@ -398,20 +409,32 @@ def require_plain_policy(policy_class: type, what: str) -> None:
     evaluate = getattr(policy_class, "evaluate_actions", None)
     arguments = () if evaluate is None else inspect.signature(evaluate).parameters
     if "action_masks" in arguments:
-        raise BudgetError(
-            f"expected a {what} without action masks, got {name} of MaskablePPO: PPO takes actions that are masked, "
-            "where the KL is infinite. Train without masks, with a penalty for invalid actions in the reward; the KL "
-            "of two masked policies is policy_kl(p.get_distribution(states, masks), q.get_distribution(states, masks))"
-        )
+        raise BudgetError(_MASKED.format(what=what, name=name))
     if "lstm_states" in arguments:
-        raise BudgetError(
-            f"expected a {what} without a recurrent state, got {name} of RecurrentPPO: its action distribution depends "
-            "on the whole episode. Use a feedforward policy, with the last observations stacked by VecFrameStack"
-        )
+        raise BudgetError(_RECURRENT.format(what=what, name=name))
     if not issubclass(policy_class, ActorCriticPolicy):
         raise BudgetError(
             f"expected a {what} that is an ActorCriticPolicy of stable-baselines3, as PPO and A2C have, got {name}"
         )
+
+
+def require_plain_policy_of(module: str, what: str) -> None:
+    """Check by the name of its module that a saved policy has neither action masks nor a recurrent state.
+
+    Args:
+        module: The name of the module of the policy's class.
+        what: "policy" or "reference", for the message.
+
+    Raises:
+        BudgetError: The policy is of MaskablePPO or RecurrentPPO of sb3-contrib.
+
+    Example:
+        >>> require_plain_policy_of("stable_baselines3.common.policies", "reference")
+    """
+    if module.startswith("sb3_contrib.common.maskable"):
+        raise BudgetError(_MASKED.format(what=what, name="a policy"))
+    if module.startswith("sb3_contrib.common.recurrent"):
+        raise BudgetError(_RECURRENT.format(what=what, name="a policy"))
 
 
 def require_same_shape(policy: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

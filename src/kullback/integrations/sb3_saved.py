@@ -9,11 +9,12 @@ import re
 import sys
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kullback.errors import BudgetError, InputError, MissingDependencyError
-from kullback.integrations.sb3_policies import require_same_shape
+from kullback.integrations.sb3_policies import require_plain_policy_of, require_same_shape
 from kullback.runs.atomic_write import write_atomically
 
 try:
@@ -65,7 +66,7 @@ def make_environments(name: str, count: int) -> VecEnv:
     if ":" in name and (working_directory := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, working_directory)
     try:
-        environments = make_vec_env(name, count, env_kwargs={"render_mode": None})
+        environments = make_vec_env(partial(gymnasium.make, name), count)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise InputError(f"--env {name or repr(name)}: {' '.join(str(error).split())}") from error
     except (Exception, SystemExit) as error:  # the module and the constructor are user code
@@ -187,6 +188,12 @@ def _from_zip(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             data, stored = json.loads(archive.read("data")), archive.read("policy.pth")
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"--reference {path}: expected a model saved by stable-baselines3") from error
+    policy_class = data.get("policy_class") if isinstance(data, dict) else None
+    module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
+    try:
+        require_plain_policy_of(str(module), "reference")
+    except BudgetError as error:
+        raise InputError(f"--reference {path}: {error}") from error
     try:
         weights = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError and many other exceptions

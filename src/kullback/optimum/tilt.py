@@ -318,10 +318,9 @@ def _require_values(
     ref, reward, multiplier = untracked(ref), untracked(reward), untracked(multiplier)
     possible = is_positive(xp, ref)
     highest, lowest = (xp.where(possible, reward, end) for end in (-inf, inf))
-    if holds(
-        xp.any(xp.max(highest, axis=-1) / 2 - xp.min(lowest, axis=-1) / 2 > float(xp.finfo(reward.dtype).max) / 2)
-        & xp.all(~possible | (abs(reward) < inf))
-    ):
+    with np.errstate(invalid="ignore"):  # infinite rewards, which are refused below
+        spread = xp.max(highest, axis=-1) / 2 - xp.min(lowest, axis=-1) / 2
+    if holds(xp.any(spread > float(xp.finfo(reward.dtype).max) / 2) & xp.all(~possible | (abs(reward) < inf))):
         raise SupportError(
             f"expected rewards whose differences fit {reward.dtype}, got rewards from {float(xp.min(lowest)):.3g} to "
             f"{float(xp.max(highest)):.3g}; divide the rewards by a constant"

@@ -42,7 +42,8 @@ export function statusOf(run, elapsed = 0) {
   const kl = (budget ? lastValue(metrics, "kl_filtered") : undefined) ?? lastValue(metrics, key) ?? lastValue(evaluations, key);
   const isLost = metrics.lastRow?.[key] === "not finite";
   let state = "no budget";
-  if (budget) {
+  if (budget && !isLost && !Number.isFinite(kl)) state = "no KL yet";
+  else if (budget) {
     const isMean = config.budget?.mean_over_updates; // one update may have more or less than a budget of the mean
     const most = (lastValue(metrics, "kl_budget") ?? budget.target) + (isMean ? 1.05 : 0.2) * budget.target;
     state = kl > most ? "above the budget" : !isMean && !config.budget?.decay && kl < 0.5 * budget.target ? "below the budget" : "held";
