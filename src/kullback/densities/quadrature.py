@@ -101,9 +101,12 @@ def _between_floats(p: Density, q: Density) -> float:
     x, width = anchors[np.spacing(np.abs(anchors[:, 0])) > _MOST_SPACING * anchors[:, 1]].T
     # Near an end of a support, offsets from the end resolve the density.
     inside = ~np.isin(x, [*p.support, *q.support])
+    x, width = x[inside], width[inside]
+    if x.size == 0:  # a log-density given by the user may refuse an empty array
+        return 0.0
     with np.errstate(all="ignore"):
         kl = terms(p.log_density(x, np.zeros_like(x)), q.log_density(x, np.zeros_like(x)))[0]
-    return float(((_WIDTHS * width + 4 * np.spacing(np.abs(x))) * kl)[inside].sum())
+    return float(((_WIDTHS * width + 4 * np.spacing(np.abs(x))) * kl).sum())
 
 
 def _log_pair(p: Density, q: Density, panels: Panels, u: Array) -> tuple[Array, Array, Array]:
