@@ -96,6 +96,7 @@ def test_wishart_with_a_given_factor_in_float32(origin):
     assert float(kl(*pairs[origin]())) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_matrix_normal_with_given_factors_in_float32():
     loc, identity = as_float32_jax(np.zeros((20, 3))), as_float32_jax(np.eye(20))
     p = numpyro.MatrixNormal(loc, as_float32_jax(FACTOR), as_float32_jax(np.eye(3)))

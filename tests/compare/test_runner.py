@@ -337,6 +337,7 @@ def test_devices_that_cannot_compute_are_refused(device: str, tiny_model: Path) 
         kullback.compare(tiny_model, tiny_model, text=["1+2=3"], device=device)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_results(
     comparison: Comparison,
     tiny_model: Path,

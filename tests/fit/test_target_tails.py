@@ -131,7 +131,7 @@ def test_targets_with_infinite_moments_have_an_infinite_kl(family, target):
         fit_forward(family, target=target)
 
 
-@pytest.mark.parametrize("exponent", [1.1, 1.2, 1.5, 1.9])
+@pytest.mark.parametrize("exponent", [*(pytest.param(x, marks=pytest.mark.slow) for x in (1.1, 1.2, 1.5)), 1.9])
 @pytest.mark.parametrize("family", [Poisson, Geometric])
 def test_counts_without_a_mean_have_an_infinite_kl(family, exponent):
     with pytest.raises(SupportError, match=r"diverges to \+inf|inf at all .* its tails are heavier"):

@@ -71,6 +71,7 @@ def test_the_kl_of_constant_counts_that_differ_is_computed_inside_jit():
         assert float(jax.jit(lambda x: x + kl(p, q))(0.0)) == pytest.approx(truth, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_numpyro_binomials_inside_jit_and_grad():
     counts, probs, other = jax.numpy.asarray([10, 3, 7]), jax.numpy.asarray([0.3, 0.5, 0.9]), jax.numpy.asarray(0.4)
     for total_count in (counts, 10):

@@ -182,6 +182,7 @@ def test_a_run_without_any_reward_is_stopped(words: list[str], capsys: pytest.Ca
     assert last.startswith("kullback: step 3: every reward of every completion was None in 3 generations in succession")
 
 
+@pytest.mark.slow
 def test_a_reward_that_prints_does_not_change_the_results(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kullback", *words, "--reward", "callables:noisy", "--json"],
