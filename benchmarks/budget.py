@@ -167,19 +167,12 @@ def equal_kl_table(traces: Sequence[Trace]) -> results.Table:
     for (kind, target), pairs in sorted(groups.items()):
         differences = [budget_run.late_reward - run.late_reward for run, budget_run in pairs]
         error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else nan
-        figures = [fmean(value(run) for run, _ in pairs) for value in (_late_kl, _late_reward)]
-        figures += [fmean(value(budget_run) for _, budget_run in pairs) for value in (_late_kl, _late_reward)]
+        figures: list[float] = []
+        for side in zip(*pairs, strict=True):
+            figures += [fmean(fmean(run.late_kls) for run in side), fmean(run.late_reward for run in side)]
         cells = [f"{figure:.4g}" for figure in figures]
         rows.append([kind, f"{target:g}", *cells, f"{fmean(differences):+.3g}", f"{error:.2g}", str(len(pairs))])
     return EQUAL_KL_COLUMNS, rows
-
-
-def _late_kl(trace: Trace) -> float:
-    return fmean(trace.late_kls)
-
-
-def _late_reward(trace: Trace) -> float:
-    return trace.late_reward
 
 
 def row(trace: Trace) -> list[str]:

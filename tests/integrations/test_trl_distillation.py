@@ -267,6 +267,12 @@ def test_both_trainers_train_on_policy(tiny_model: Path, tmp_path: Path) -> None
         assert all(row["loss"] > 0 and row["entropy"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("trainer_class", [ExactDistillationTrainer, ExactGKDTrainer])
+def test_compiled_models_are_refused(trainer_class: Any, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected torch_compile=False"):
+        make(trainer_class, tiny_model, tmp_path, settings={"torch_compile": True})
+
+
 def test_what_is_not_handled_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a divergence out of forward"):
         make(ExactDistillationTrainer, tiny_model, tmp_path, divergence="backward")

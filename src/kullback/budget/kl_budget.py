@@ -426,7 +426,7 @@ class KLBudget:
             fields["pull_exponent"] = _part(PullExponent, "pull_exponent", exponent)
             fields["kl_filter"] = _part(KLFilter, "kl_filter", kl_filter)
             if missing := sorted(_names_of(cls) - fields.keys()):
-                raise KeyError(*missing[:1])
+                raise KeyError(missing[0])
             return cls(**fields)
         except KeyError as error:
             raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got one without {error}") from error

@@ -72,6 +72,14 @@ def divergence_of_beta(beta: float) -> tuple[DistillationDivergence, float]:
     return (names[beta], 0.5) if beta in names else ("generalized_js", float(beta))
 
 
+def _require_uncompiled(config: Any) -> None:
+    if config.torch_compile:
+        raise InputError(
+            "expected torch_compile=False, got True: the loss is computed from the output layers, which are called "
+            "without their decoders"
+        )
+
+
 def require_same_vocabulary(student: Any, teacher: Any) -> None:
     """Check that two tokenizers give every token the same id.
 
@@ -219,11 +227,7 @@ class ExactDistillationTrainer(_ExactLoss, DistillationTrainer):
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or DistillationConfig
-        if config.torch_compile:
-            raise InputError(
-                "expected torch_compile=False, got True: the loss is computed from the output layers, which are called "
-                "without their decoders"
-            )
+        _require_uncompiled(config)
         self._choose_divergence(config.beta, divergence, weight, aggregate)
         self.off_policy = off_policy
         _require_vocabulary_of(args, kwargs, teacher_tokenizer)
@@ -363,6 +367,7 @@ class ExactGKDTrainer(_ExactLoss, GKDTrainer):
         **kwargs: Any,
     ) -> None:
         config = kwargs.get("args", args[2] if len(args) > 2 else None) or GKDConfig
+        _require_uncompiled(config)
         self._choose_divergence(config.beta, divergence, weight, aggregate)
         _require_vocabulary_of(args, kwargs, teacher_tokenizer)
         self._is_generated = False

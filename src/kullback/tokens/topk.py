@@ -10,8 +10,7 @@ from torch import Tensor
 from kullback.discrete.kl import differentiable_kl_logits
 from kullback.errors import ArrayTypeError, NotNormalizedError, ShapeError
 from kullback.numerics.array_types import Float, Int
-from kullback.numerics.arrays import has_values
-from kullback.tokens.logits import require_tensors
+from kullback.tokens.logits import can_be_checked, require_tensors
 
 __all__ = ["TopKTokenKL", "bounds_of_events", "topk_token_kl"]
 
@@ -87,7 +86,7 @@ def topk_token_kl(
         )
     dtype = torch.promote_types(torch.promote_types(p_topk_log_probs.dtype, q_logits.dtype), torch.float32)
     log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
-    if q.device.type == "cpu" and has_values(q) and has_values(log_p):  # on a GPU, the checks would synchronise it
+    if can_be_checked(q) and can_be_checked(log_p):
         _check(log_p, ids, q.shape[-1])
     rounding = torch.finfo(p_topk_log_probs.dtype).eps
     entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
