@@ -91,15 +91,19 @@ def _remember_interrupts() -> list[int]:
     Returns:
         The list of received signals, which is extended when a signal arrives.
     """
+    from kullback.runs.interrupts import interrupt_after_imports
+
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         return received
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return received
 
-    def interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
+    interrupt = interrupt_after_imports()
+
+    def record(number: int, frame: Any) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
     previous_hook = sys.unraisablehook
 
@@ -110,7 +114,7 @@ def _remember_interrupts() -> list[int]:
         else:
             previous_hook(unraisable)
 
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, record)
     sys.unraisablehook = raise_again
     return received
 

@@ -2,11 +2,57 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupts", "termination_as_interrupt"]
+__all__ = ["Interrupts", "interrupt_after_imports", "termination_as_interrupt"]
+
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+SECONDS_UNTIL_NEXT_ATTEMPT = 0.05
+
+
+def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
+    """Return a handler of signals that raises KeyboardInterrupt, after the import that is in progress, if there is one.
+
+    An exception during the initialisation of an extension module can abort the process, and an import can replace it by
+    an exception of another type. A second signal raises KeyboardInterrupt at once.
+    """
+    timer: threading.Timer | None = None
+    is_from_timer = False
+
+    def send_again(number: int, main_thread: int) -> None:
+        nonlocal is_from_timer
+        is_from_timer = True
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main_thread, number)  # also ends a call of the operating system that waits
+        else:
+            signal.raise_signal(number)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal timer, is_from_timer
+        is_second_signal = timer is not None and not is_from_timer
+        is_from_timer = False
+        if timer is not None:
+            timer.cancel()
+            timer = None
+        if is_second_signal or not _is_importing(frame):
+            raise KeyboardInterrupt
+        timer = threading.Timer(SECONDS_UNTIL_NEXT_ATTEMPT, send_again, [number, threading.get_ident()])
+        timer.daemon = True
+        timer.start()
+
+    return interrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether a frame is executed by the import system."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _termination_signals() -> list[int]:
@@ -23,10 +69,7 @@ def termination_as_interrupt() -> Iterator[None]:
     of the main thread, which alone receives signals, the context has no effect.
     """
 
-    def interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    with _handled(_termination_signals(), interrupt):
+    with _handled(_termination_signals(), interrupt_after_imports()):
         yield
 
 
