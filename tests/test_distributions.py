@@ -630,6 +630,7 @@ def test_binomials_of_different_counts_keep_their_accuracy(n, m, p, q):
     assert relative_error(got, truth) < 1e-13
 
 
+@pytest.mark.slow
 def test_gradients_of_zipf_variables_in_torch_and_jax():
     for a, b in ((1.7, 2.9), (2.5, 2.500001), (3.0, 3.0)):
         leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (a, b)]

@@ -111,6 +111,7 @@ def columns(file: str, name: str) -> list[str]:
     return STORED[file][name]["columns"]
 
 
+@pytest.mark.slow
 def test_arrays_error_run(directory: Path) -> None:
     arrays.main(["--parts", "error"])
     table = json.loads((directory / "arrays.json").read_text(encoding="utf-8"))["error"]

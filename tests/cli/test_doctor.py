@@ -89,6 +89,7 @@ def names(findings: list[dict[str, Any]]) -> list[str]:
     return [finding["name"] for finding in findings]
 
 
+@pytest.mark.slow
 def test_a_run_within_its_budget_gives_no_finding(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(KLBudget(0.02), steps=30)
     assert run_doctor(capsys, run) == (0, [])
@@ -96,6 +97,7 @@ def test_a_run_within_its_budget_gives_no_finding(train: Train, capsys: pytest.C
     assert capsys.readouterr().out == f"{run}: nothing found\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["token", "sequence"])
 def test_a_budget_that_is_not_reached(train: Train, capsys: pytest.CaptureFixture[str], unit: Any) -> None:
     budget = KLBudget(6.0, unit=unit, price=5.1e-4)
@@ -106,6 +108,7 @@ def test_a_budget_that_is_not_reached(train: Train, capsys: pytest.CaptureFixtur
     assert found["evidence"][f"mean KL per {other}"] > 0
 
 
+@pytest.mark.slow
 def test_beta_at_its_upper_bound(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     # Without the displacement step only the penalty constrains the KL, which is not enough.
     monkeypatch.setattr(Callback, "_apply", lambda self, budget: 1.0)
@@ -114,6 +117,7 @@ def test_beta_at_its_upper_bound(train: Train, capsys: pytest.CaptureFixture[str
     assert found[1]["evidence"]["upper bound of beta"] == pytest.approx(500)
 
 
+@pytest.mark.slow
 def test_a_kl_above_its_budget(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(Callback, "_apply", lambda self, budget: 1.0)
     _, found = run_doctor(capsys, train(KLBudget(1e-3, learning_rate_scale=1.0)))
@@ -177,6 +181,7 @@ def test_padding_in_the_lengths(train: Train, capsys: pytest.CaptureFixture[str]
     assert names(found) == ["mask-mismatch"]
 
 
+@pytest.mark.slow
 def test_a_logged_kl_that_differs_from_the_evaluation(
     train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -198,12 +203,14 @@ def test_an_infinite_kl(train: Train, capsys: pytest.CaptureFixture[str], monkey
     assert names(found) == ["kl-not-finite"]
 
 
+@pytest.mark.slow
 def test_rewards_that_are_all_equal(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     _, found = run_doctor(capsys, train(None, rewards=[constant], watched=[]))
     assert names(found) == ["nothing-trains"]
     assert "equal rewards" in found[0]["cause"]
 
 
+@pytest.mark.slow
 def test_reward_hacking(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(None, watched=[shorter], steps=40, evaluate_every=20, evaluation_rows=ROWS * 4)
     status, found = run_doctor(capsys, run)
@@ -226,12 +233,14 @@ def repeating(completions: Sequence[str], **_: Any) -> list[float]:
     return [max(map(text.count, text), default=0) / 6 for text in completions]
 
 
+@pytest.mark.slow
 def test_text_that_degenerates(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     _, found = run_doctor(capsys, train(None, rewards=[repeating], watched=[], steps=40))
     assert names(found) == ["degeneration"]
     assert found[0]["evidence"].keys() >= {"entropy", "proxy repeating"}
 
 
+@pytest.mark.slow
 def test_a_policy_that_gets_worse(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     # The advantages have the wrong sign, so the policy unlearns what is rewarded.
     def scored(self: Any, inputs: Any, original: Any = GRPOTrainer._generate_and_score_completions) -> Any:
@@ -244,6 +253,7 @@ def test_a_policy_that_gets_worse(train: Train, capsys: pytest.CaptureFixture[st
     assert names(found) == ["collapse"]
 
 
+@pytest.mark.slow
 def test_a_diverging_beta(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     _, found = run_doctor(capsys, train(PPO2017(1e-7), steps=18, evaluate_every=0))
     assert "beta-diverges" in names(found)
@@ -251,6 +261,7 @@ def test_a_diverging_beta(train: Train, capsys: pytest.CaptureFixture[str]) -> N
     assert evidence["last beta"] > 1e4 * evidence["first beta"]
 
 
+@pytest.mark.slow
 def test_k1_in_the_log(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     def record(self: Any, inputs: Any, scored: Any, original: Any = Callback.record) -> None:
         ids, mask = scored.ids, scored.mask
@@ -322,6 +333,7 @@ def trl_run(kind: Any, tiny_model: Path, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_a_plain_trl_run(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     correct = trl_run(GRPOTrainer, tiny_model, tmp_path / "correct")
     assert run_doctor(capsys, correct) == run_doctor(capsys, correct / "checkpoint-5") == (0, [])

@@ -340,6 +340,7 @@ def test_the_memory_for_bytes_of_a_large_file_is_bounded(tmp_path: Path) -> None
     assert peak < 16 * 2**20  # 64 MiB of content
 
 
+@pytest.mark.slow
 def test_the_memory_for_a_text_file_is_the_memory_of_its_numbers(tmp_path: Path) -> None:
     count = 300_000
     (tmp_path / "large.csv").write_text("p\n" + "0.123456789012345678\n" * count)

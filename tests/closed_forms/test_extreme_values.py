@@ -135,6 +135,7 @@ def test_batches_mix_extreme_and_ordinary_parameters():
     assert got[0] == pytest.approx(300 * np.log(10) + np.log(2 * np.pi) / 2 - 1 - np.log(2), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_traced_parameters_give_the_same_values_and_finite_gradients():
     with jax.enable_x64(True):
         dirichlets = jax.jit(lambda a, b: kl(f.Dirichlet(concentration=a), f.Dirichlet(concentration=b)))

@@ -204,6 +204,7 @@ def test_both_sides_can_be_servers(
             compare_with_endpoint(name_of(other), [name_of(vllm)], text=texts)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_bounds_and_continues_a_run(
     vllm: CompletionsServer,
     tiny_model: Path,

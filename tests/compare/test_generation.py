@@ -182,6 +182,7 @@ def free_running(comparison: Comparison) -> list[Any]:
     return [one.to_dict() for one in found if one is not None]
 
 
+@pytest.mark.slow
 def test_a_floor_and_a_rounded_cache_have_continuations(comparison: Comparison, tiny_model: Path) -> None:
     assert len(free_running(comparison)) == 2
     floor = comparison.floors[0].free_running
@@ -194,6 +195,7 @@ def test_a_floor_and_a_rounded_cache_have_continuations(comparison: Comparison, 
     assert 0 < near < far
 
 
+@pytest.mark.slow
 def test_one_model_at_a_time_gives_the_same_results(comparison: Comparison, tiny_model: Path, model: Path) -> None:
     settings: dict[str, Any] = {"text": TEXTS, "generate": TOKENS, "floor": "bfloat16", "continuations": 2}
     alone = kullback.compare(tiny_model, model, **settings, one_at_a_time=True)

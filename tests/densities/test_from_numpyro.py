@@ -117,6 +117,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_values_and_gradients_match_numpyro(name):
     def both(x):
@@ -140,6 +141,7 @@ def test_jit_vmap_and_both_gradient_modes(name):
     np.testing.assert_allclose(many, [ours(jnp.asarray(v)) for v in (1.3, 1.7)], rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_distributions_are_accepted_by_jit_and_vmap():
     p, q = d.Normal(jnp.zeros(2), jnp.ones(2)), d.Normal(jnp.ones(2), 2 * jnp.ones(2))
     truth = [math.log(2) - 0.25] * 2
@@ -174,6 +176,7 @@ def test_extreme_probabilities():
     )
 
 
+@pytest.mark.slow
 def test_dtypes():
     assert kl(d.Normal(0.0, 1.0), d.Normal(1.0, 1.0)).dtype == jnp.float64
     one = jnp.ones((), jnp.float32)
@@ -219,6 +222,7 @@ def test_batch_shapes(make, batch):
     assert jax.eval_shape(lambda: kl(make(), make())).shape == batch
 
 
+@pytest.mark.slow
 def test_matrix_normals():
     row, column = jnp.linalg.cholesky(COV), jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
     p, q = d.MatrixNormal(jnp.ones((3, 2)), row, column), d.MatrixNormal(jnp.zeros((3, 2)), jnp.eye(3), jnp.eye(2))
@@ -382,6 +386,7 @@ def test_distributions_without_a_record_are_measured_by_density(p, q, scipy_p, s
     assert abs(found.value - other.value) <= found.error + other.error + 1e-15
 
 
+@pytest.mark.slow
 def test_discrete_distributions_without_a_record():
     inflated = measure(d.ZeroInflatedPoisson(0.5, 2.0), d.Poisson(2.0))
     k = np.arange(60)

@@ -111,6 +111,7 @@ def part(page: Page, label: str, i: int = 0):
     )
 
 
+@pytest.mark.slow
 def test_an_update_keeps_zoom_scale_cursor_focus_scroll_and_what_was_opened(live, tmp_path):
     run = create(tmp_path / "mine")
     page = live(run)
@@ -167,6 +168,7 @@ def test_an_update_keeps_the_selections_of_completions(live, tmp_path):
     assert shown.all_inner_texts() == ["zero", "at 60"]
 
 
+@pytest.mark.slow
 def test_one_row_of_a_long_run_is_found_by_zooming(live, tmp_path):
     run = create(tmp_path / "long", steps=1)
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -204,6 +206,7 @@ def test_one_row_of_a_long_run_is_found_by_zooming(live, tmp_path):
     assert page.locator(".toolbar [role=status]").text_content() == ""
 
 
+@pytest.mark.slow
 def test_a_poll_of_a_long_run_takes_at_most_50_ms_of_processor_time(tmp_path, monkeypatch):
     monkeypatch.setattr(BackgroundChecks, "latest", lambda *_: None)  # the doctor runs in a process of its own
     run = create(tmp_path / "long", steps=1)
@@ -276,6 +279,7 @@ def test_a_run_without_a_kl_has_no_state_of_its_budget(live, tmp_path):
     assert part(live(run), "budget").inner_text() == "no KL yet, stopped"
 
 
+@pytest.mark.slow
 def test_a_run_that_died_is_red_and_a_cut_network_is_named(live, tmp_path):
     run = create(tmp_path / "mine")
     page = live(run, expected="ERR_INTERNET_DISCONNECTED")
@@ -291,6 +295,7 @@ def test_a_run_that_died_is_red_and_a_cut_network_is_named(live, tmp_path):
     page.wait_for_selector(".run-list >> text=61 steps", timeout=15_000)
 
 
+@pytest.mark.slow
 def test_nan_is_visible_in_chart_table_strip_and_title_and_findings_link_to_their_step(live, tmp_path):
     lost = {step: {"kl_policy_ref_per_token": math.nan} for step in (51, 52)}
     run = create(tmp_path / "mine", changed=lost)
@@ -319,6 +324,7 @@ def test_nan_is_visible_in_chart_table_strip_and_title_and_findings_link_to_thei
     assert page.title().startswith("KL not finite")
 
 
+@pytest.mark.slow
 def test_a_damaged_line_is_named_and_the_runs_stay(live, tmp_path):
     runs = [create(tmp_path / name) for name in ("a", "b")]
     page = live(*runs)

@@ -115,6 +115,7 @@ def test_local_minima_of_other_mixtures(weights, locs, scales):
     assert (fit["mean"], fit["sd"]) == pytest.approx((float(forward.loc), float(forward.scale)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_maps_are_accurate_to_two_percent():
     means, sds = np.linspace(-15, 35, 7).tolist(), (0.4 * 62.5 ** (np.arange(9) / 8)).tolist()
     for seed in range(4):
@@ -253,6 +254,7 @@ def test_optimal_policies_and_best_of_n():
         assert evaluate(f"bestOfN(given.r, given.w, {n})", **given) == pytest.approx(expected.tolist(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_gridworld_policy_is_the_soft_optimum():
     """The policy and its KL equal the result of soft value iteration on the same gridworld as a finite-horizon MDP."""
     side, horizon, goal = 3, 5, 2

@@ -533,6 +533,7 @@ def expected_reward(policy: np.ndarray, rewards: dict[int, float]) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_a_small_budget_in_the_gridworld_learns_the_true_reward(open_explorer):
     """The true reward once had its largest value, 0.209, where an honest reward would have given 0.954."""
     page = open_explorer("#policy")
@@ -618,6 +619,7 @@ def state_of(page: Page) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_address_restores_the_state(open_explorer, browser):
     page = open_explorer("#directions", permissions=["clipboard-read", "clipboard-write"])
     initial = state_of(page)
@@ -645,6 +647,7 @@ def test_the_address_restores_the_state(open_explorer, browser):
     wait_until(page, "location.hash === '#directions' || !location.hash.includes('?')")
 
 
+@pytest.mark.slow
 def test_an_invalid_address_is_ignored(open_explorer):
     initial = state_of(open_explorer())
     for address in (
@@ -755,6 +758,7 @@ def test_changes_are_announced_politely(open_explorer):
     assert inside == 0, "an image has no focusable content"
 
 
+@pytest.mark.slow
 def test_figures_are_saved_as_svg_and_csv(open_explorer):
     page = open_explorer("#directions?guess1=A&guessed=1")
     figures = page.eval_on_selector_all("figure.live", "all => all.map((node) => node.id)")

@@ -62,6 +62,7 @@ def test_the_values_of_a_cauchy() -> None:
         assert fit.kl == pytest.approx(0.1827583087, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.55, 0.6, 0.75])
 def test_powers_of_a_cauchy(exponent: float) -> None:
     best_scale, best_kl = best_normal_for_student(1.0, exponent)
@@ -88,6 +89,7 @@ def test_a_power_without_a_finite_integral(exponent: float, scale: float) -> Non
         fit_tempered(f.Normal, log_prob=lambda x: -np.log1p((x / scale) ** 2), exponents=[exponent, 1.0])
 
 
+@pytest.mark.slow
 def test_a_power_with_a_pole_that_is_not_integrable() -> None:
     gamma = f.Gamma(concentration=0.4, rate=1.0)  # x^(-0.6 t) diverges at 0 for t >= 5/3
     [fit] = fit_tempered(f.Gamma, target=gamma, exponents=[1.5])
@@ -103,6 +105,7 @@ def test_the_mass_beyond_float64_is_a_part_of_the_integral(excess: float) -> Non
     assert found.log_evidence == pytest.approx(-math.log(excess), abs=found.error + 1e-9)
 
 
+@pytest.mark.slow
 def test_an_integral_at_distances_beyond_float64_is_unreliable() -> None:
     # The integral of 1 / (x log(x)^2) beyond x is 1 / log(x): 0.14% of it lies beyond 1e308.
     with np.errstate(all="ignore"):
@@ -158,6 +161,7 @@ def test_inverse_gamma_targets(concentration: float, unit: float) -> None:
     assert fit.kl == pytest.approx(found.fun, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_pareto_targets(alpha: float) -> None:
     target = f.Pareto(scale=1e-5, alpha=alpha)
@@ -196,6 +200,7 @@ def test_a_family_whose_kl_is_infinite_everywhere() -> None:
 # A start of any scale, and coordinates of any unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [f.Normal, f.Laplace, f.StudentT])
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_a_start_of_another_scale(family: type, scale: float) -> None:

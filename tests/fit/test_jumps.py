@@ -25,6 +25,7 @@ def test_a_uniform_fit_to_an_exponential_target(low: float) -> None:
     assert fit.diagnostics["log_evidence"] == pytest.approx(0.0, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_a_target_between_two_jumps() -> None:
     fit = fit_reverse(Uniform, log_prob=truncated(2.0, 5.0))
     assert fit.diagnostics["log_evidence"] == pytest.approx(math.log(-math.expm1(-3.0)), rel=1e-12)

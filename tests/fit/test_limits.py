@@ -81,6 +81,7 @@ def test_other_limits_are_named(start, target, fixed, limit):
     assert limit in reason(fit_forward(type(start), target=target, start=start, fixed=fixed))
 
 
+@pytest.mark.slow
 def test_an_inverse_gaussian_tends_to_a_levy_distribution():
     fit = fit_reverse(f.InverseGaussian, target=f.InverseGamma(concentration=0.5, rate=1.0))
     assert "mean -> infinity, which is InverseGamma(concentration=0.5, rate=1)" in reason(fit)

@@ -35,6 +35,7 @@ def test_a_fit_is_as_likely_as_expectation_maximisation_from_k_means(name, count
     assert max(fit.distribution.scales) < 10 * x.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_more_components_are_not_less_likely(name):
     values = [

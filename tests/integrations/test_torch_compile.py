@@ -133,6 +133,7 @@ def test_distributions_from_outside_the_graph_and_constants():
     )
 
 
+@pytest.mark.slow
 def test_two_families():
     parameters = drawn([real, positive])
     assert_equal_without_compilation(

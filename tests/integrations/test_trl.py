@@ -185,6 +185,7 @@ def completions_of(log_probs: torch.Tensor, end: int) -> list[list[int]]:
     return [[end], *([first, second] for first in tokens if first != end for second in tokens)]
 
 
+@pytest.mark.slow
 def test_per_sequence_the_expected_gradient_is_that_of_whole_completions(make: MakeTrainer) -> None:
     """Summed over all that can be written, one row at a time, against the KL of the completions' distributions."""
     trainer = make(KLBudget(0.05, unit="sequence", price=0.05))  # beta 1
@@ -455,6 +456,7 @@ def test_without_trls_fused_head_its_loss_by_liger_is_refused(
         make(KLBudget(0.05), use_liger_kernel=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "rows"),
     # Half of a batch is held out, and on average an eighth of that is added in each step. No step needs the brake.

@@ -214,6 +214,7 @@ def test_forward_mode_of_torch_equals_reverse_mode(pair):
     torch.testing.assert_close(forward[fits], reverse[fits], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [-30.0, -17.8, 12.0, 17.7904, 20.0, 60.0])
 @pytest.mark.parametrize("second", [-18.5035, -1.0, 0.0, 9.0])
 def test_gradients_of_saturated_logits_in_float32(first, second):

@@ -100,6 +100,7 @@ def test_invalid_constants_are_refused_inside_jit():
             jax.jit(lambda x, make=make: x + kl(make(), make()))(0.0)
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing():
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

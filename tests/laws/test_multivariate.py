@@ -174,6 +174,7 @@ def test_chain_rule_for_grouped_categories(kind, seed):
         assert whole == pytest.approx(count.get("total_count", 1) * stats.entropy(p, q), rel=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [f.Wishart, f.InverseWishart])
 @law
 def test_principal_submatrices_of_wisharts_have_smaller_kl(kind, seed):

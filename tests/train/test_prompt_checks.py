@@ -149,6 +149,7 @@ def test_training_that_ends_early_without_an_error_is_refused() -> None:
     require_all_steps(Trainer(), 3, interrupts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words"), [("grpo", ()), ("rloo", ()), ("distill", ()), ("distill", ("--off-policy",))]
 )

@@ -49,6 +49,7 @@ def test_a_resumed_run_is_identical_to_an_uninterrupted_run(tiny_model: Path, tm
     assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
 
 
+@pytest.mark.slow
 def test_forward_kl_decreases_and_is_measured_on_both_sets(tiny_model: Path, tmp_path: Path) -> None:
     assert train_sft(make_plan(tiny_model, tmp_path / "run", steps=60))
     rows = RunDirectory(tmp_path / "run").evaluations()

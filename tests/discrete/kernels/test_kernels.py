@@ -112,6 +112,7 @@ def test_probabilities_are_accurate_at_every_distance(backend, delta, n, dtype, 
         assert relative_error(got, kl(p, q)) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [1.0, 1e-9])
 def test_many_blocks(backend, monkeypatch, delta):
     monkeypatch.setattr(oracle, "KL_DIGITS", 60)  # enough of a KL of 1e-18, and quicker

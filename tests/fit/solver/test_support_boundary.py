@@ -27,6 +27,7 @@ def test_uniform_has_the_bounds_of_the_target() -> None:
     assert (steep.distribution.low, steep.distribution.high) == pytest.approx((0, 0.6), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_uniform_fitted_to_a_smooth_target_has_one_minimum() -> None:
     """At both ends of the uniform, the log-density of the target is its mean over the uniform minus 1."""
     law = stats.skewnorm(5, 2, 3)
@@ -39,6 +40,7 @@ def test_uniform_fitted_to_a_smooth_target_has_one_minimum() -> None:
     assert law.logpdf([low, high]) == pytest.approx([mean - 1, mean - 1], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_pareto_has_the_lower_bound_of_the_target() -> None:
     law = stats.pareto(1.5, scale=2.0)
     for fit in (fit_forward(f.Pareto, target=law), fit_reverse(f.Pareto, target=law)):
