@@ -51,6 +51,8 @@ _OUTWARD_MAX = (
 )
 _OUTWARD_FROM = 0.8  # multiple of the target above which scaling may increase the KL
 _BRAKE_FROM = 1.2  # multiple of the target above which the brake acts
+_FAR_BELOW = 0.8  # multiple of the set point below which the price decreases slowly ...
+_FAR_BELOW_GAIN = 0.5  # ... with this share of the gain: the KL that a policy gains at a low price has little reward
 _PRICE_CHANGE_MAX = 0.12  # largest gain of log(price) over several steps
 _OFFSET_MAX = 0.15  # largest |log| of the KL on the evaluation set over the KL on batches that is corrected
 
@@ -104,7 +106,8 @@ class KLBudget:
             not depend on the size of the budget.
         price_min: The smallest price, which applies while the constraint does not bind.
         price_max: The largest price.
-        gain: The largest change of log(price) in one step.
+        gain: The largest change of log(price) in one step, and twice its largest change while the KL is below 0.8
+            times the target.
         step_limit: The root-mean-square change of the KL in one optimizer step near the target, as a share of the
             target.
         learning_rate_scale: The factor on the learning rate, in (0, 1]. The initial value is small, since the size of a
@@ -442,7 +445,8 @@ class KLBudget:
         rms_kl_step = self.rms_kl_step * self.learning_rate_scale
         lead = self.mean_log_kl_step / rms_kl_step if rms_kl_step > 0 else 0.0
         error = max(-1.0, min(1.0, lead + math.log(self.filtered_kl) - math.log(self.effective_target)))
-        return max(self.price_min, min(self.price_max, self.price * math.exp(self.gain * error)))
+        gain = self.gain * (_FAR_BELOW_GAIN if self.filtered_kl < _FAR_BELOW * self.effective_target else 1.0)
+        return max(self.price_min, min(self.price_max, self.price * math.exp(gain * error)))
 
 
 def _renamed(state: Mapping[str, Any], former_names: Mapping[str, str]) -> dict[str, Any]:

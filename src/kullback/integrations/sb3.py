@@ -66,8 +66,8 @@ class BudgetPPO(PPO):
     Args:
         policy: As for `PPO`.
         env: As for `PPO`.
-        budget: The controller of KL(policy || reference), in nats per step. None: the KL is measured but not
-            controlled.
+        budget: The controller of KL(policy || reference), in nats per step. A `KLBudget` with default settings starts
+            at a beta of 0.06 / sqrt(target). None: the KL is measured but not controlled.
         old_budget: The controller of KL(old policy || policy) over one update, in nats per step. This is the direction
             of the PPO paper.
         mean_over_updates: Whether a `KLBudget` as `old_budget` holds the mean of the KL over the updates instead of the
@@ -426,6 +426,8 @@ class _Update:
         """Scale the displacement until the KLs are at the budgets, update the controllers, and log."""
         model, self.present = self.model, None
         held = [constraint for constraint in self.constraints if constraint.scales_weights]
+        for constraint in held:
+            constraint.after_steps()
         for _ in range(_MAX_ROUNDS):
             # The budget of the old policy is last, since a scaling for one budget may change the KL of the other.
             changes = [constraint.scale_to_budget(may_increase=len(held) == 1) for constraint in held]

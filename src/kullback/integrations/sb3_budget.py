@@ -31,6 +31,9 @@ _STEP_CUT = 0.7  # factor on the learning rate after it ...
 _STEP_GROWTH = 1.2  # ... and its growth in one step, for at most _GROWTH_STEPS steps, after a measurement below it
 _GROWTH_STEPS = 4
 _LEAD = 1.0  # intervals by which the KL is extrapolated
+_INITIAL_PRICE = 0.06  # initial price of the KL to the reference / sqrt(target)
+_FAR_BELOW = 0.8  # share of the set point below which ...
+_PRICE_DECAY = 0.95  # ... the price is multiplied by this factor in an update
 _HELD_FROM = 0.9  # share of the set point above which an update was held
 _OFFSET_GAIN = 0.3  # share of the difference between the KL on new states and the budget that is corrected at once
 _OFFSET_MAX = math.log(3.0)  # largest |log| of this correction
@@ -40,9 +43,16 @@ _HORIZON = 10  # updates over which a mean budget spends what earlier updates le
 class PolicyConstraint:
     """A constraint on KL(old policy || policy) or on KL(policy || reference) during one update of `BudgetPPO`.
 
-    A `KLBudget` changes beta at intervals within the update, by the KL over all states of the rollout, so that the
-    optimizer itself ends the update near the set point. At the end the displacement of the actor's weights is scaled
-    so that the KL is at the set point.
+    The KL to the old policy starts at 0, and a `KLBudget` changes its beta at intervals within the update, so that the
+    optimizer itself ends the update near the set point. The beta of the KL to the reference is changed once in an
+    update, by the KL after the optimizer's steps, until these do not change the KL on average: beta is then the
+    Lagrange multiplier. At the end the displacement of the actor's weights is scaled so that the KL is at the set
+    point.
+
+    The KL to the reference increases over many updates. Its beta starts near the Lagrange multiplier and decreases
+    slowly, because the optimizer spends the KL on changes with little reward if beta is low before the KL is at its
+    budget. With advantages of unit variance, the reward is about c sqrt(KL) with c from 0.1 to 0.5, so that the
+    multiplier is c / (2 sqrt(budget)).
 
     With `mean_over_updates`, the mean of KL(old policy || policy) over the updates is held at the budget. An update may
     have its own budget and a tenth of what earlier updates left, and the displacement is only reduced. With
@@ -125,7 +135,7 @@ class PolicyConstraint:
         budget, kl, set_point = self.controller, self.mean_kl(), self.set_point
         self.highest_kl = max(self.highest_kl, kl)
         predicted = kl + _LEAD * (kl - budget.filtered_kl)
-        if predicted > set_point or is_late or not self.is_old:
+        if self.is_old and (predicted > set_point or is_late):
             budget = budget.update_price(predicted, set_point=set_point, steps=steps)
         is_high = kl > _LIMIT * set_point
         if is_high:  # A high price keeps the KL near its set point; scaling the displacement also removes progress.
@@ -138,6 +148,15 @@ class PolicyConstraint:
         self.controller = replace(budget, kl_filter=_measured(budget.kl_filter, kl))
         if is_high:
             self.scale_to(set_point, kl)
+
+    def after_steps(self) -> None:
+        """Change the price of the KL to the reference by the KL after all optimizer steps of the update."""
+        if self.is_old:
+            return
+        budget, set_point, kl = self.controller, self.set_point, self.mean_kl()
+        factor = _PRICE_DECAY if kl < _FAR_BELOW * set_point else min(math.e, kl / set_point)
+        price = max(budget.price_min, min(budget.price_max, factor * budget.price))
+        self.controller = replace(budget, price=price)
 
     def scale_to(self, set_point: float, kl: float) -> float:
         """Scale the displacement of the actor's weights once, for the KL to be at the set point.
@@ -204,6 +223,9 @@ class PolicyConstraint:
             offset = budget.kl_filter.offset if self.is_mean else 0.0
             self.controller = replace(budget, kl_filter=KLFilter(offset=offset), pull_exponent=PullExponent())
             return
+        if budget == KLBudget(budget.target, unit="step"):  # the initial state with default settings
+            price = _INITIAL_PRICE * math.sqrt(budget.target)
+            budget = replace(budget, price=max(budget.price_min, min(budget.price_max, price)))
         kl, kl_filter = self.mean_kl(), budget.kl_filter
         was_held = budget.status != "not binding" and budget.filtered_kl > _HELD_FROM * self.set_point
         if not self.has_fixed_states and was_held and kl > 0:
