@@ -524,3 +524,13 @@ def test_a_damaged_state_is_refused(part: str | None, key: str, value: object, s
         damaged[key] = value
     with pytest.raises(BudgetError, match=re.escape(said)):
         KLBudget.from_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("kl", "share"), [(0.01, 0.5), (0.05, 0.5), (0.079, 0.5), (0.081, 1.0), (0.1, 1.0), (0.2, 1.0)]
+)
+def test_the_price_decreases_slowly_while_the_kl_is_far_below_its_target(kl: float, share: float) -> None:
+    budget = replace(KLBudget(0.1, price=0.01), kl_filter=KLFilter(value=kl))
+    after = budget.update(kl, std_error=0.0, count=64)
+    error = max(-1.0, min(1.0, math.log(after.filtered_kl / 0.1)))
+    assert after.price == pytest.approx(0.01 * math.exp(share * 0.05 * error), rel=1e-12)

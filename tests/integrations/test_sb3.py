@@ -1,7 +1,7 @@
 """PPO of stable-baselines3: the exact KL of its policies, and an algorithm that is PPO but for what it is to hold."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -672,3 +672,70 @@ def test_the_distributions_of_the_anchors_are_computed_once_in_an_update(budgets
     assert calls["old"] == 1
     assert calls["reference"] == ("budget" in budgets)
     assert calls["policy"] < 60  # of 320 minibatches, whose distributions are taken from the loss
+
+
+class Betas(BaseCallback):
+    """Records beta, the factor on the displacement and the KL at the reference states after each update."""
+
+    NAMES = ("beta", "displacement_scale", "kl_policy_ref_per_reference_step")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[float, ...]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        values = self.model.logger.name_to_value
+        if "train/beta" in values:
+            self.rows.append(tuple(float(values[f"train/{name}"]) for name in self.NAMES))
+
+
+def betas(budget: KLBudget, updates: int, **settings: Any) -> list[tuple[float, ...]]:
+    states = np.random.default_rng(0).uniform(-0.1, 0.1, (64, 4)).astype(np.float32)
+    model = BudgetPPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        budget=budget,
+        reference_states=states,
+        n_steps=128,
+        batch_size=32,
+        seed=0,
+        **settings,
+    )
+    recorded = Betas()
+    model.learn(128 * (updates + 1), callback=recorded, log_interval=None)
+    return recorded.rows[:updates]
+
+
+@pytest.mark.parametrize(
+    ("budget", "beta"),
+    [
+        (KLBudget(0.25, unit="step"), 0.06 / 0.5),
+        (KLBudget(4.0, unit="step"), 0.06 / 2),
+        (KLBudget(1e-6, unit="step"), 500.0),  # the smallest price
+        (KLBudget(0.25, unit="step", price=0.1), 0.1 / 0.25),
+        (KLBudget(0.25, unit="step", gain=0.02), 5e-3 / 0.25),
+    ],
+)
+def test_the_beta_of_the_reference_starts_near_the_multiplier_and_decreases_slowly_far_below_the_budget(
+    budget: KLBudget, beta: float
+) -> None:
+    # With a learning rate of almost 0, the KL stays far below the budget.
+    rows = betas(budget, 3, learning_rate=1e-9)
+    expected = [max(budget.price_min / budget.target, beta * 0.95**update) for update in (1, 2, 3)]
+    assert [row[0] for row in rows] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_beta_of_the_reference_increases_where_the_steps_of_an_update_increase_the_kl() -> None:
+    rows = betas(KLBudget(0.005, unit="step"), 16, learning_rate=1e-3)
+    held = [(before, after) for before, after in pairwise(rows) if before[2] > 0.9 * 0.005]
+    assert len(held) > 8
+    for before, after in held:
+        change, scale = after[0] / before[0], after[1]
+        # The KL before the scaling is above the budget where the scaling reduces the KL, and beta follows this KL.
+        assert (change - 1) * (1 - scale) >= 0 or 0.97 < change < 1.03
+    assert any(after[0] > before[0] for before, after in held)
+    assert any(after[0] < before[0] for before, after in held)
