@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -513,3 +515,36 @@ def test_replies_that_contradict_themselves_or_the_tokenizer_are_refused(
         server.broken = broken
         with pytest.raises(InputError, match=expected):
             compare_with_endpoint(str(tiny_model), [name_of(server)], text=texts[:2], sampled_positions=0)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 11), st.floats(0, 5), st.booleans())
+def test_tokens_that_are_not_the_most_probable_give_lower_bounds(
+    seed: int, k: int, scale: float, is_event: bool
+) -> None:
+    # A server adds the token of the text to the most probable ones, and between two servers the last event is the tail.
+    generator = torch.Generator().manual_seed(seed)
+    p = (3 * torch.randn(12, dtype=torch.float64, generator=generator)).log_softmax(-1)
+    q = (p + scale * torch.randn(12, dtype=torch.float64, generator=generator)).log_softmax(-1)
+    tokens = torch.randperm(12, generator=generator)[:k]
+    other, ids = q, tokens.tolist()
+    if is_event:
+        tail = q.clone()
+        tail[tokens] = -math.inf
+        other, ids = torch.cat([q[tokens], tail.logsumexp(-1)[None]]), list(range(k))
+    bounds = endpoint._bounds_of_tokens(p[tokens].tolist(), ids, other)
+    for bound, (first, second) in ((bounds.kl, (p, q)), (bounds.reverse_kl, (q, p))):
+        exact = float((first.exp() * (first - second)).sum())
+        merged = torch.ones(12, dtype=torch.bool)
+        merged[tokens] = False
+        masses = first[merged].logsumexp(-1), second[merged].logsumexp(-1)
+        known = float((first[tokens].exp() * (first[tokens] - second[tokens])).sum())
+        of_events = known + float(masses[0].exp() * (masses[0] - masses[1]))
+        assert float(bound) <= exact + 1e-9
+        assert float(bound) == pytest.approx(of_events, rel=1e-6, abs=1e-9)
+
+
+def test_an_improbable_token_of_the_text_does_not_change_the_bound() -> None:
+    p = torch.full((100,), 0.499999 / 98, dtype=torch.float64)
+    p[0], p[1] = 0.5, 1e-6
+    bounds = endpoint._bounds_of_tokens(p[:2].log().tolist(), [0, 1], torch.zeros(100, dtype=torch.float64))
+    assert float(bounds.kl) == pytest.approx(1.6195297286979629, rel=1e-9)  # also the exact KL; it was 4.6

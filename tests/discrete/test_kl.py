@@ -571,3 +571,12 @@ def test_the_message_fits_the_fault():
         kl_probs([0.5, math.nan], [0.5, 0.5])
     with pytest.raises(NotNormalizedError, match=r"sums to 3\.0; divide by the sum"):
         kl_probs([2.0, 1.0], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("function", [kl_probs, kl_logits, kl_log_probs])
+@pytest.mark.parametrize(
+    "value", [np.array(1.0), np.float64(1.0), np.array(0.0), torch.tensor(1.0), torch.tensor(0.0), 1.0]
+)
+def test_arrays_without_an_axis_of_events_are_refused(function, value):
+    with pytest.raises(ShapeError, match="to be an axis of the shapes"):
+        function(value, value)

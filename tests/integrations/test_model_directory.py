@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,29 @@ def test_missing_weights_are_not_drawn_at_random(tiny_model: Path, tmp_path: Pat
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"model.layers.1.mlp.up_proj.weight is missing \(1 in total\)"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "it does not load: .*optimum"),
+        ({"quant_method": "awq", "bits": 4}, "it does not load: "),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "it does not load: .*bitsandbytes"),
+        ({"quant_method": "torchao", "quant_type": "int8"}, "it does not load: "),
+        ({"quant_method": "superquant", "bits": 2}, "expected a quantisation that .* supports, got 'superquant'"),
+    ],
+)
+def test_quantised_weights_that_cannot_be_used_are_refused(
+    quantisation: dict[str, Any], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    from kullback.integrations.transformers import load_model
+
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantisation}))
+    with pytest.raises(InputError, match=message):
         load_model(directory)
 
 

@@ -160,6 +160,33 @@ def test_budgets_are_met_to_rounding(kind, size):
         assert relative(budgets[row], truth(ref, reward, best.beta[row])[1]) < 1e-12
 
 
+@pytest.mark.parametrize("reward", [[0.0, 1.0, 2.0], [0.0, 100.0, 200.0], [0.0, 0.0, 1.0], [-3.0, 1.9, 2.0]])
+@pytest.mark.parametrize("digits", [6, 8, 10, 12, 14])
+def test_budgets_close_to_the_largest_kl_are_met_to_rounding(digits, reward):
+    ref = [0.5, 0.3, 0.2]
+    budget = -math.log(0.2) * (1 - 10.0**-digits)
+    best = tilt_to_budget(ref, reward, budget)
+    assert float(best.kl) == pytest.approx(budget, rel=4e-15)
+    assert not best.saturated
+    with mpmath.workdps(50):
+
+        def kl(beta):
+            weights = [
+                mpmath.mpf(p) * mpmath.exp((r - 2 if reward[2] == 2 else r) / beta)
+                for p, r in zip(ref, reward, strict=True)
+            ]
+            total = mpmath.fsum(weights)
+            return mpmath.fsum(
+                w / total * mpmath.log(w / total / p) for w, p in zip(weights, map(mpmath.mpf, ref), strict=True)
+            )
+
+        # The rounding of the KL is a relative error 2e-16 * 10^digits of the remaining KL.
+        beta = mpmath.mpf(float(best.beta))
+        tolerance = 4e-16 * 10**digits
+        remaining = budget * 10.0**-digits
+        assert abs(kl(beta) - budget) <= tolerance * remaining + 1e-15
+
+
 def test_rewards_that_differ_by_rounding_or_are_very_large():
     ref = [0.2, 0.3, 0.5]
     for reward in ([1.0, 1 + 1e-15, 0.0], [-1e300, 0.0, 1e300], [1e-300, 0.0, 2e-300]):

@@ -129,3 +129,33 @@ def test_invalid_arguments_raise():
         topk_token_kl(values, torch.tensor([[0, 1, 2, 12]]).expand(3, 4), q)
     with pytest.raises(NotNormalizedError, match="at most 1, got a sum of 2"):
         topk_token_kl(values + 1, ids, q)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "vocabulary"),
+    [
+        ([0.5, 0.3], 2),  # the whole vocabulary, truncated and not normalised again
+        ([0.1, 0.1], 4),  # two other tokens of at most 0.1 each
+        ([0.5, 1e-6], 100),  # a sampled token instead of the second most probable one
+        ([0.9, 0.0], 5),  # nothing can follow a probability of 0
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_that_are_not_the_largest_of_a_distribution_are_refused(probabilities, vocabulary, dtype):
+    log_p = torch.tensor([[0.6, 0.3], probabilities], dtype=dtype).log()
+    ids = torch.tensor([[0, 1], [1, 0]])
+    q = torch.zeros(2, vocabulary, dtype=dtype)
+    with pytest.raises(
+        NotNormalizedError, match=f"the 2 largest probabilities of a distribution over {vocabulary} tokens"
+    ):
+        topk_token_kl(log_p[1:], ids[1:], q[1:])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+def test_rounded_log_probabilities_of_nearly_uniform_distributions_are_accepted(seed, k, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    p = 1e-3 * torch.randn(64, 12, dtype=torch.float64, generator=generator)
+    values, ids = p.log_softmax(-1).topk(k)
+    values = values.to(dtype)
+    if float(values.double().exp().sum(-1).max()) <= 1:  # a larger sum is refused in any case
+        assert bool(topk_token_kl(values, ids, p.float()).missing_mass.isfinite().all())

@@ -327,8 +327,10 @@ def _measure_counts(p: _Input, q: _Input, scale: float) -> dict[str, Any]:
         if given.values.ndim != 1:
             raise InputError(f"{given.name}: {given.text!r}: --counts: expected a vector, got a matrix; pass FILE:NAME")
         values = given.values
+        with np.errstate(over="ignore"):
+            total = values.sum()
         _refuse(given, ~(np.isfinite(values) & (values >= 0)), "counts, which are whole numbers >= 0")
-        known[given.name] = bool(values.sum() and abs(values.sum() - 1) <= 1e-9 and (values % 1 != 0).any())
+        known[given.name] = bool(total and abs(total - 1) <= 1e-9 and (values % 1 != 0).any())
         if not known[given.name]:
             _refuse(given, values % 1 != 0, "counts, which are whole numbers >= 0")
             if not values.any():

@@ -14,7 +14,7 @@ estimated without bias from tokens v ~ p:
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import inf, log
+from math import exp, inf, log
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ from kullback.integrations.openai_server import Position, Server, is_endpoint, p
 from kullback.integrations.transformers import Head, load_config, load_tokenizer
 from kullback.numerics.phi import phi
 from kullback.runs.run_directory import versions
-from kullback.tokens.topk import TopKTokenKL, bounds_of_events, topk_token_kl
+from kullback.tokens.topk import TopKTokenKL, bounds_of_events
 
 __all__ = ["compare_with_endpoint"]
 
 _DEFAULT_CONTEXT = 2048
 _ROWS = 64  # positions whose logits are in memory at a time
+_ROUNDED_EXCESS = 1e-4  # log of a sum above 1 that rounding does not explain
 _LEAST_TAIL = 1e-5
 """Servers round log-probabilities in float32, which changes the tail by about 1e-6. Tokens are moved to a smaller tail,
 the least probable first, which leaves the KL of the events a lower bound."""
@@ -465,15 +466,8 @@ class _Pair:
 
     def _bounds(self, log_probs: Sequence[float], tokens: Sequence[int], other: Tensor | None) -> TopKTokenKL:
         assert other is not None
-        if not tokens:
-            nothing = torch.zeros((), dtype=torch.float64)
-            return TopKTokenKL(nothing, nothing, nothing + 1, nothing + inf)
-        values = torch.tensor(log_probs, dtype=torch.float64)
-        excess = float(values.logsumexp(0))
-        if 0 < excess < 1e-4:  # the rounding of log-probabilities in float32
-            values = values - excess
         try:
-            return topk_token_kl(values, torch.tensor(tokens), other)
+            return _bounds_of_tokens(log_probs, tokens, other)
         except NotNormalizedError as error:
             server = self.base.server or self.model.server
             assert server is not None
@@ -561,6 +555,27 @@ def _known_tokens(positions: Sequence[Position], vocabulary: int) -> list[int]:
         masses = np.cumsum(np.exp([position.log_probs[token] for token in tokens]))
         tokens = tokens[: int((masses <= 1 - _LEAST_TAIL).sum())]
     return tokens
+
+
+def _bounds_of_tokens(log_probs: Sequence[float], tokens: Sequence[int], other: Tensor) -> TopKTokenKL:
+    """Lower bounds of both directions of KL between a distribution of which some tokens are known, and logits.
+
+    The tokens need not be the most probable ones: a server adds the token of the text to them, and the last event of
+    `other` may contain many tokens.
+    """
+    if not tokens:
+        nothing = torch.zeros((), dtype=torch.float64)
+        return TopKTokenKL(nothing, nothing, nothing + 1, nothing + inf)
+    values = torch.tensor(log_probs, dtype=torch.float64)
+    excess = float(values.logsumexp(0))
+    if excess >= _ROUNDED_EXCESS:
+        raise NotNormalizedError(
+            f"expected log-probabilities whose probabilities sum to at most 1, got a sum of {exp(excess):.6g}; "
+            "normalise them over the whole vocabulary"
+        )
+    values = values - max(0.0, excess)
+    rounding = 4 * torch.finfo(torch.float64).eps
+    return bounds_of_events(values, torch.tensor(tokens), other, resolution=rounding, are_largest=False)
 
 
 def _values(tokens: Sequence[int], position: Position | None, table: Tensor | None) -> list[float]:

@@ -157,9 +157,19 @@ def load_model(directory: Path, dtype: torch.dtype | str = torch.float32) -> Pre
             dtype=dtype,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError),
+        ImportError,  # the library of a quantised model is missing
+    ) as error:
         raise InputError(f"--model {directory}: it does not load: {_first_line(error)}") from error
     model, loading = loaded
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is not None and getattr(model, "hf_quantizer", None) is None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise InputError(
+            f"--model {directory}: expected a quantisation that this version of transformers supports, got {method!r} "
+            "in its config.json; save the dequantised weights, or remove quantization_config if they are not quantised"
+        )
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise InputError(
             f"--model {directory}: expected all weights of {type(model).__name__}, but {missing[0]} is missing "

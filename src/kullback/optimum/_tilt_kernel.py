@@ -219,7 +219,7 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
     target = xp.where(is_binding, budget, 1.0)
     epsilon = xp.finfo(ref.dtype).eps
     tolerance = 4 * epsilon
-    # Where log KL is within this distance of the target, one step of Newton's method is exact to rounding.
+    # Where log KL and log t are within this distance of the solution, one step of Newton's method is exact to rounding.
     close = 0.1 * tolerance**0.5
 
     def approximate(t: Array) -> tuple[Array, Array, Array]:
@@ -244,11 +244,14 @@ def _beta_value(xp: Any, ref: Array, reward: Array, weights: Array, budget: Arra
         kl, slope, rounding = statistics(t)
         log_error = xp.log(kl / target)
         low, high = xp.where(log_error < 0, t, low), xp.where(log_error < 0, high, t)
-        candidate = t * xp.exp(-log_error * kl / slope)
+        log_step = -log_error * kl / slope
+        candidate = t * xp.exp(log_step)
         inside = (candidate > low) & (candidate < high)
         middle = xp.sqrt(low) * xp.sqrt(high)
         done = ~is_binding | (abs(log_error) <= tolerance) | (high - low <= tolerance * high)
-        is_last = (inside & (abs(log_error) <= close)) | ~(abs(log_error) > rounding)
+        # Close to the largest KL, a small error of log KL is a large error of log t.
+        is_close = (abs(log_error) <= close) & (abs(log_step) <= close)
+        is_last = (inside & is_close) | ~(abs(log_error) > rounding)
         return xp.where(done, t, xp.where(inside, candidate, middle)), low, high, done | is_last, count + 1
 
     def solve(statistics: Callable[[Array], tuple[Array, ...]], start: Array) -> Array:

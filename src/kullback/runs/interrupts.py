@@ -10,14 +10,15 @@ from typing import Any
 __all__ = ["Interrupts", "interrupt_after_imports", "termination_as_interrupt"]
 
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
-SECONDS_UNTIL_NEXT_ATTEMPT = 0.05
+PYTHON_IMPORTS = ("exec", "_gcd_import", "__import__")
+SECONDS_UNTIL_NEXT_ATTEMPT = 0.02
 
 
 def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
-    """Return a handler of signals that raises KeyboardInterrupt, after the import that is in progress, if there is one.
+    """Return a handler of signals that raises KeyboardInterrupt, but not during the import of an extension module.
 
-    An exception during the initialisation of an extension module can abort the process, and an import can replace it by
-    an exception of another type. A second signal raises KeyboardInterrupt at once.
+    An exception during the initialisation of an extension module can abort the process. The exception is then raised
+    after the initialisation, or at a second signal.
     """
     timer: threading.Timer | None = None
     is_from_timer = False
@@ -37,7 +38,7 @@ def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
         if timer is not None:
             timer.cancel()
             timer = None
-        if is_second_signal or not _is_importing(frame):
+        if is_second_signal or not _initialises_extension(frame):
             raise KeyboardInterrupt
         timer = threading.Timer(SECONDS_UNTIL_NEXT_ATTEMPT, send_again, [number, threading.get_ident()])
         timer.daemon = True
@@ -46,11 +47,14 @@ def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
     return interrupt
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    """Return whether a frame is executed by the import system."""
+def _initialises_extension(frame: FrameType | None) -> bool:
+    """Return whether the import system is creating or initialising an extension module."""
     while frame is not None:
-        if frame.f_code.co_filename == IMPORT_SYSTEM:
-            return True
+        # By this function, the import system executes Python modules, imports parents, and initialises extensions.
+        if frame.f_code.co_filename == IMPORT_SYSTEM and frame.f_code.co_name == "_call_with_frames_removed":
+            called = frame.f_locals.get("f")
+            if getattr(called, "__name__", None) not in PYTHON_IMPORTS:
+                return True
         frame = frame.f_back
     return False
 

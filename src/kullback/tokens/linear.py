@@ -133,6 +133,8 @@ def linear_token_kl(
     offset, vocabulary = _vocabulary_part(len(weight_p), group, weight_p.device)
     if vocabulary == 0:
         raise ShapeError("expected at least one token in the vocabulary, got heads without rows")
+    if 0 in (hidden_p.shape[-1], hidden_q.shape[-1]):
+        raise ShapeError("expected hidden states of at least one dimension, got a last axis of length 0")
     known = {name: weights.reshape(-1) for name, weights in as_weights(token_weights, shape).items()}
     kept = None
     temperature, chunk = require_settings(temperature, chunk)

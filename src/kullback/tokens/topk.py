@@ -67,7 +67,8 @@ def topk_token_kl(
     Raises:
         ArrayTypeError: An argument is not a tensor, or the ids are not integers.
         ShapeError: The shapes do not match, or an id is repeated or outside the vocabulary.
-        NotNormalizedError: The probabilities of the top k sum to more than 1.
+        NotNormalizedError: The probabilities of the top k sum to more than 1, or to less than 1 by more than the other
+            tokens can have, each of which has at most p_k.
 
     Example:
         >>> log_probs, ids = torch.tensor([[0.5, 0.3]]).log(), torch.tensor([[2, 0]])
@@ -86,9 +87,9 @@ def topk_token_kl(
         )
     dtype = torch.promote_types(torch.promote_types(p_topk_log_probs.dtype, q_logits.dtype), torch.float32)
     log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
-    if can_be_checked(q) and can_be_checked(log_p):
-        _check(log_p, ids, q.shape[-1])
     rounding = torch.finfo(p_topk_log_probs.dtype).eps
+    if can_be_checked(q) and can_be_checked(log_p):
+        _check(log_p, ids, q.shape[-1], rounding)
     entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
     # A relative error e of log p is a relative error |log p| e of p.
     return bounds_of_events(log_p, ids, q, resolution=rounding * (2 + entropy), are_largest=True)
@@ -152,8 +153,8 @@ def _products(mass: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(mass > 0, mass * (log_p - log_q), 0.0)
 
 
-def _check(log_p: Tensor, ids: Tensor, vocabulary: int) -> None:
-    """Raises unless the ids are different tokens and the probabilities sum to at most 1."""
+def _check(log_p: Tensor, ids: Tensor, vocabulary: int, rounding: float) -> None:
+    """Raises unless the ids are different tokens whose probabilities can be the largest of a distribution."""
     if not ids.numel():
         return
     ordered = ids.sort(dim=-1).values
@@ -161,9 +162,23 @@ def _check(log_p: Tensor, ids: Tensor, vocabulary: int) -> None:
         raise ShapeError(f"expected ids from 0 to {vocabulary - 1}, got {int(ordered.min())} to {int(ordered.max())}")
     if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
         raise ShapeError("expected k different ids at each position, got a repeated id")
-    mass = log_p.exp().sum(-1).max()
-    if not bool(mass <= 1 + (1e-9 if log_p.dtype == torch.float64 else 1e-5 * log_p.shape[-1] ** 0.5)):
+    tolerance = 1e-9 if log_p.dtype == torch.float64 else 1e-5 * log_p.shape[-1] ** 0.5
+    masses = log_p.exp().sum(-1)
+    if not bool((mass := masses.max()) <= 1 + tolerance):
         raise NotNormalizedError(
             f"expected log-probabilities whose probabilities sum to at most 1, got a sum of {float(mass):.6g}; "
             "normalise them over the whole vocabulary"
+        )
+    # A relative error e of log p is a relative error |log p| e of p.
+    least, others = log_p.amin(-1), vocabulary - ids.shape[-1]
+    errors = rounding * (2 + torch.where(log_p > -torch.inf, -log_p * log_p.exp(), 0.0).sum(-1))
+    errors = errors + torch.where(least > -torch.inf, -rounding * least, 0.0).clamp(min=0)
+    shortfall = 1 - masses - others * least.exp() - errors
+    if bool(shortfall.max() > tolerance):
+        worst = int(shortfall.argmax())
+        raise NotNormalizedError(
+            f"expected the {ids.shape[-1]} largest probabilities of a distribution over {vocabulary} tokens, got a sum "
+            f"of {float(masses.flatten()[worst]):.6g}, which {others} others of at most "
+            f"{float(least.exp().flatten()[worst]):.6g} do not complete to 1; pass the most probable tokens, with "
+            "log-probabilities that are normalised over the whole vocabulary"
         )

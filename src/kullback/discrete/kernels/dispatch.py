@@ -118,7 +118,9 @@ def _probs(p: Array, q: Array, axis: int, threads: int = 0) -> Array | None:
     tolerance = _TOLERANCES.get(dtype)
     if tolerance is None or q.dtype != dtype or not p.size or (axis is not _LAST and not _is_last(axis, p, q)):
         return None
-    if shape and shape[-1] > _FEW_EVENTS:
+    if not shape:
+        return None  # without an axis of events
+    if shape[-1] > _FEW_EVENTS:
         tolerance = mass_tolerance(dtype, shape[-1])
     if len(shape) != 1 or q.shape != shape:
         if compiled:
@@ -151,7 +153,7 @@ def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = 
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
     if p.dtype not in _LOG_DTYPES or q.dtype != p.dtype or (axis is not _LAST and not _is_last(axis, p, q)):
         return None
-    if compiled is None:
+    if compiled is None or not p.shape:  # or there is no axis of events
         return None
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
