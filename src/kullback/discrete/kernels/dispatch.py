@@ -153,7 +153,7 @@ def _logits(p: Array, q: Array, axis: int, threads: int = 0, tolerance: float = 
     """KL of logits in NumPy arrays; None if no kernel applies, or a mass deviates from 1 by more than the tolerance."""
     if p.dtype not in _LOG_DTYPES or q.dtype != p.dtype or (axis is not _LAST and not _is_last(axis, p, q)):
         return None
-    if compiled is None or not p.shape:  # or there is no axis of events
+    if compiled is None or not p.shape:  # the axis of events may be absent
         return None
     if p.dtype == _BFLOAT16:
         p, q = p.view(np.uint16), q.view(np.uint16)
