@@ -74,13 +74,13 @@ def test_a_signal_during_the_import_of_a_python_module_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "module_of_the_test.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)\nassert False\n"
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nos.environ['IMPORTED'] = '1'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = time.monotonic()
+    monkeypatch.setenv("IMPORTED", "0")
     with pytest.raises(KeyboardInterrupt), termination_as_interrupt():
         importlib.import_module("module_of_the_test")
-    assert time.monotonic() - before < 4
+    assert os.environ["IMPORTED"] == "0"
 
 
 def test_a_signal_that_waits_is_not_lost_with_its_handler() -> None:
@@ -90,11 +90,11 @@ def test_a_signal_that_waits_is_not_lost_with_its_handler() -> None:
         "with termination_as_interrupt():\n"
         "    importlib._bootstrap._call_with_frames_removed(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
         "time.sleep(20)\n"
+        "print('not interrupted')\n"
     )
-    before = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
-    assert time.monotonic() - before < 15
+    assert done.stdout == ""
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ class KLBudget:
             scale = min(1.0, _LEARNING_RATE_GROWTH * scale)
         kl_filter = self.kl_filter.after_batch(observed_kl, std_error=error, count=number)
         updated = replace(self, kl_filter=kl_filter, learning_rate_scale=scale)
-        return replace(updated, price=updated._next_price())
+        return updated.with_price(updated._next_price())
 
     def update_price(self, observed_kl: float, *, set_point: float, steps: int = 1) -> Self:
         """Update the price alone, with a KL that was measured without error after a number of optimizer steps.
@@ -262,7 +262,22 @@ class KLBudget:
         _require_steps(steps, 0)
         log_error = math.log(observed_kl / set_point) if observed_kl > 0 else -1.0
         change = min(self.gain * steps, _PRICE_CHANGE_MAX) * max(-1.0, min(1.0, log_error))
-        return replace(self, price=max(self.price_min, min(self.price_max, self.price * math.exp(change))))
+        return self.with_price(self.price * math.exp(change))
+
+    def with_price(self, price: float) -> Self:
+        """Replace the price by the nearest one within `price_min` and `price_max`.
+
+        Args:
+            price: A number in units of reward.
+
+        Returns:
+            The new state.
+
+        Example:
+            >>> KLBudget(0.1).with_price(0.02).price, KLBudget(0.1).with_price(9.0).price
+            (0.02, 0.5)
+        """
+        return replace(self, price=max(self.price_min, min(self.price_max, price)))
 
     def update_learning_rate_scale(self, before: float, after: float, *, steps: int) -> Self:
         """Update the learning-rate scale alone, with the change of a KL that was measured without error.
@@ -437,7 +452,7 @@ class KLBudget:
             raise BudgetError(f"expected a dictionary from KLBudget.to_dict, got {shown(state)}: {error}") from error
 
     def _next_price(self) -> float:
-        """Return the price after one step of integral control on log KL, with the mean step as a lead term."""
+        """Return the price, before its limits, after integral control on log KL with the mean step as a lead term."""
         if self.filtered_kl <= 0:
             return self.price
         # If all steps increase the KL equally, the lead is 1: the price increases at the target and is constant on the
@@ -446,7 +461,7 @@ class KLBudget:
         lead = self.mean_log_kl_step / rms_kl_step if rms_kl_step > 0 else 0.0
         error = max(-1.0, min(1.0, lead + math.log(self.filtered_kl) - math.log(self.effective_target)))
         gain = self.gain * (_FAR_BELOW_GAIN if self.filtered_kl < _FAR_BELOW * self.effective_target else 1.0)
-        return max(self.price_min, min(self.price_max, self.price * math.exp(gain * error)))
+        return self.price * math.exp(gain * error)
 
 
 def _renamed(state: Mapping[str, Any], former_names: Mapping[str, str]) -> dict[str, Any]:

@@ -568,7 +568,7 @@ def _bounds_of_tokens(log_probs: Sequence[float], tokens: Sequence[int], other: 
         return TopKTokenKL(nothing, nothing, nothing + 1, nothing + inf)
     values = torch.tensor(log_probs, dtype=torch.float64)
     excess = float(values.logsumexp(0))
-    if excess >= _ROUNDED_EXCESS:
+    if not excess < _ROUNDED_EXCESS:
         raise NotNormalizedError(
             f"expected log-probabilities whose probabilities sum to at most 1, got a sum of {exp(excess):.6g}; "
             "normalise them over the whole vocabulary"

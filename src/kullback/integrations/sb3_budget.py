@@ -139,7 +139,7 @@ class PolicyConstraint:
             budget = budget.update_price(predicted, set_point=set_point, steps=steps)
         is_high = kl > _LIMIT * set_point
         if is_high:  # A high price keeps the KL near its set point; scaling the displacement also removes progress.
-            budget = replace(budget, price=min(budget.price_max, _PRICE_JUMP * budget.price))
+            budget = budget.with_price(_PRICE_JUMP * budget.price)
         if self.is_old:
             change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
             budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
@@ -155,8 +155,7 @@ class PolicyConstraint:
             return
         budget, set_point, kl = self.controller, self.set_point, self.mean_kl()
         factor = _PRICE_DECAY if kl < _FAR_BELOW * set_point else min(math.e, kl / set_point)
-        price = max(budget.price_min, min(budget.price_max, factor * budget.price))
-        self.controller = replace(budget, price=price)
+        self.controller = budget.with_price(factor * budget.price)
 
     def scale_to(self, set_point: float, kl: float) -> float:
         """Scale the displacement of the actor's weights once, for the KL to be at the set point.
@@ -224,8 +223,7 @@ class PolicyConstraint:
             self.controller = replace(budget, kl_filter=KLFilter(offset=offset), pull_exponent=PullExponent())
             return
         if budget == KLBudget(budget.target, unit="step"):  # the initial state with default settings
-            price = _INITIAL_PRICE * math.sqrt(budget.target)
-            budget = replace(budget, price=max(budget.price_min, min(budget.price_max, price)))
+            budget = budget.with_price(_INITIAL_PRICE * math.sqrt(budget.target))
         kl, kl_filter = self.mean_kl(), budget.kl_filter
         was_held = budget.status != "not binding" and budget.filtered_kl > _HELD_FROM * self.set_point
         if not self.has_fixed_states and was_held and kl > 0:

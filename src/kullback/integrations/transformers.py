@@ -49,6 +49,9 @@ __all__ = [
     "sample",
 ]
 
+# ImportError: the library of a quantised model is missing.
+_LOAD_ERRORS = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+
 Prompt = str | list[dict[str, str]]
 
 _SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -157,10 +160,7 @@ def load_model(directory: Path, dtype: torch.dtype | str = torch.float32) -> Pre
             dtype=dtype,
             output_loading_info=True,
         )
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError),
-        ImportError,  # the library of a quantised model is missing
-    ) as error:
+    except _LOAD_ERRORS as error:
         raise InputError(f"--model {directory}: it does not load: {_first_line(error)}") from error
     model, loading = loaded
     quantisation = getattr(model.config, "quantization_config", None)

@@ -9,9 +9,9 @@ from typing import Any
 
 __all__ = ["Interrupts", "interrupt_after_imports", "termination_as_interrupt"]
 
-IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
-PYTHON_IMPORTS = ("exec", "_gcd_import", "__import__")
-SECONDS_UNTIL_NEXT_ATTEMPT = 0.02
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+_PYTHON_IMPORTS = ("exec", "_gcd_import", "__import__")
+_SECONDS_UNTIL_NEXT_ATTEMPT = 0.02
 
 
 def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
@@ -40,7 +40,7 @@ def interrupt_after_imports() -> Callable[[int, FrameType | None], None]:
             timer = None
         if is_second_signal or not _initialises_extension(frame):
             raise KeyboardInterrupt
-        timer = threading.Timer(SECONDS_UNTIL_NEXT_ATTEMPT, send_again, [number, threading.get_ident()])
+        timer = threading.Timer(_SECONDS_UNTIL_NEXT_ATTEMPT, send_again, [number, threading.get_ident()])
         timer.daemon = True
         timer.start()
 
@@ -51,9 +51,9 @@ def _initialises_extension(frame: FrameType | None) -> bool:
     """Return whether the import system is creating or initialising an extension module."""
     while frame is not None:
         # By this function, the import system executes Python modules, imports parents, and initialises extensions.
-        if frame.f_code.co_filename == IMPORT_SYSTEM and frame.f_code.co_name == "_call_with_frames_removed":
+        if frame.f_code.co_filename == _IMPORT_SYSTEM and frame.f_code.co_name == "_call_with_frames_removed":
             called = frame.f_locals.get("f")
-            if getattr(called, "__name__", None) not in PYTHON_IMPORTS:
+            if getattr(called, "__name__", None) not in _PYTHON_IMPORTS:
                 return True
         frame = frame.f_back
     return False

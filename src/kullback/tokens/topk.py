@@ -87,12 +87,14 @@ def topk_token_kl(
         )
     dtype = torch.promote_types(torch.promote_types(p_topk_log_probs.dtype, q_logits.dtype), torch.float32)
     log_p, q, ids = p_topk_log_probs.to(dtype), q_logits.to(dtype), p_topk_ids.long()
-    rounding = torch.finfo(p_topk_log_probs.dtype).eps
-    if can_be_checked(q) and can_be_checked(log_p):
-        _check(log_p, ids, q.shape[-1], rounding)
-    entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
     # A relative error e of log p is a relative error |log p| e of p.
-    return bounds_of_events(log_p, ids, q, resolution=rounding * (2 + entropy), are_largest=True)
+    rounding = torch.finfo(p_topk_log_probs.dtype).eps
+    entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
+    resolution = rounding * (2 + entropy)
+    if can_be_checked(q) and can_be_checked(log_p):
+        least = log_p.amin(-1)
+        _check(log_p, ids, q.shape[-1], resolution - rounding * torch.where(least > -torch.inf, least, 0.0))
+    return bounds_of_events(log_p, ids, q, resolution=resolution, are_largest=True)
 
 
 def bounds_of_events(
@@ -153,8 +155,11 @@ def _products(mass: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(mass > 0, mass * (log_p - log_q), 0.0)
 
 
-def _check(log_p: Tensor, ids: Tensor, vocabulary: int, rounding: float) -> None:
-    """Raises unless the ids are different tokens whose probabilities can be the largest of a distribution."""
+def _check(log_p: Tensor, ids: Tensor, vocabulary: int, errors: Tensor) -> None:
+    """Raises unless the ids are different tokens whose probabilities can be the largest of a distribution.
+
+    `errors` are the rounding errors of the largest sum that all tokens can have, of shape (...).
+    """
     if not ids.numel():
         return
     ordered = ids.sort(dim=-1).values
@@ -169,16 +174,13 @@ def _check(log_p: Tensor, ids: Tensor, vocabulary: int, rounding: float) -> None
             f"expected log-probabilities whose probabilities sum to at most 1, got a sum of {float(mass):.6g}; "
             "normalise them over the whole vocabulary"
         )
-    # A relative error e of log p is a relative error |log p| e of p.
-    least, others = log_p.amin(-1), vocabulary - ids.shape[-1]
-    errors = rounding * (2 + torch.where(log_p > -torch.inf, -log_p * log_p.exp(), 0.0).sum(-1))
-    errors = errors + torch.where(least > -torch.inf, -rounding * least, 0.0).clamp(min=0)
-    shortfall = 1 - masses - others * least.exp() - errors
+    least_p, others = log_p.amin(-1).exp(), vocabulary - ids.shape[-1]
+    shortfall = 1 - masses - others * least_p - errors
     if bool(shortfall.max() > tolerance):
         worst = int(shortfall.argmax())
         raise NotNormalizedError(
             f"expected the {ids.shape[-1]} largest probabilities of a distribution over {vocabulary} tokens, got a sum "
             f"of {float(masses.flatten()[worst]):.6g}, which {others} others of at most "
-            f"{float(least.exp().flatten()[worst]):.6g} do not complete to 1; pass the most probable tokens, with "
+            f"{float(least_p.flatten()[worst]):.6g} do not complete to 1; pass the most probable tokens, with "
             "log-probabilities that are normalised over the whole vocabulary"
         )
