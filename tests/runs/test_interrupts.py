@@ -73,13 +73,13 @@ def test_a_signal_during_the_initialisation_of_an_extension_waits_and_a_second_d
 def test_a_signal_during_the_import_of_a_python_module_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "module_of_the_test.py").write_text(
+    (tmp_path / "imported_module.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nos.environ['IMPORTED'] = '1'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("IMPORTED", "0")
     with pytest.raises(KeyboardInterrupt), termination_as_interrupt():
-        importlib.import_module("module_of_the_test")
+        importlib.import_module("imported_module")
     assert os.environ["IMPORTED"] == "0"
 
 
