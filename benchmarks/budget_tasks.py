@@ -26,6 +26,7 @@ _ERROR_FILE = "error.txt"
 _PPO = {"n_envs": 4, "n_steps": 256, "batch_size": 64, "save_every": 1000}
 _ROLLOUT = 1024
 _EVALUATION_PROMPTS = 2048  # 512 prompts give a standard error of 3 to 10%
+_EVALUATION_EPISODES = 256
 _DISCOUNT = {"CartPole-v1": 0.99, "Pendulum-v1": 0.9}
 
 
@@ -38,6 +39,7 @@ class Trace:
         kls: KL at these steps, in the unit of the task; of a diverged run, before it diverged.
         batch_kl: Mean KL over the training batches after the first third.
         diverged: Whether training ended with an error.
+        final_reward: The reward of the last policy, in evaluation episodes or on held-out samples.
         not_binding: For each evaluation, whether the price was within a quarter of its minimum and the KL below the
             budget.
     """
@@ -52,6 +54,7 @@ class Trace:
     kls: list[float]
     batch_kl: float
     rewards: list[float]
+    final_reward: float
     beta: float
     diverged: bool
     not_binding: list[bool]
@@ -65,6 +68,10 @@ class Trace:
     def late_reward(self) -> float:
         """Mean reward after the first third."""
         return fmean(self.rewards[len(self.rewards) // 3 :])
+
+    def kl_and_reward(self, of: Literal["mean", "end"]) -> tuple[float, float]:
+        """Return the means after the first third, or the values of the last policy."""
+        return (fmean(self.late_kls), self.late_reward) if of == "mean" else (self.kls[-1], self.final_reward)
 
     def settling_step(self, close: float) -> float | None:
         """Return the first step at which |KL / budget - 1| <= close, or None."""
@@ -149,6 +156,7 @@ def _trace(task: str, run: RunDirectory) -> Trace:
         [row[keys.kl] for row in after_start],
         fmean(row[keys.batch_kl] for row in metrics if row["step"] > first_third),
         [reward for row in rows if (reward := row[keys.reward]) is not None],
+        run.evaluations()[-1][keys.reward],
         metrics[-1].get("beta") or 0.0,
         (run.path / _ERROR_FILE).is_file(),
         [betas.get(row["step"], 1.0) <= low_price and row[keys.kl] < float(budget) for row in after_start],
@@ -183,6 +191,7 @@ def _ppo(env: str, output: Path, controller: Controller | None, rate: float, see
         seed=seed,
         settings={**settings, "learning_rate": rate},
         evaluate_every=0,
+        evaluation_episodes=_EVALUATION_EPISODES,
     )
     train_ppo(plan, console=QUIET)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from kullback.integrations.sb3_policies import ActionDistributions, States, action_distributions
@@ -21,9 +22,7 @@ __all__ = ["PolicyConstraint"]
 
 _TOLERANCE = 1.02  # an update ends at a KL below this multiple of its set point
 _MAX_SCALINGS = 8  # number of scalings of the displacement at the end of an update
-_OUTWARD_FROM = (
-    0.2  # share of the set point above which scaling may increase the KL to it, if the KL was lower before ...
-)
+_OUTWARD_FROM = 0.2  # share of the set point above which scaling may increase the KL to it ...
 _OUTWARD_FROM_HIGH = 0.05  # ... if the KL was above the set point within the update
 _LIMIT = 2.0  # multiple of the set point above which the displacement is scaled within an update
 _PRICE_JUMP = 1.5  # factor on the price after a measurement above that limit
@@ -32,8 +31,11 @@ _STEP_GROWTH = 1.2  # ... and its growth in one step, for at most _GROWTH_STEPS 
 _GROWTH_STEPS = 4
 _LEAD = 1.0  # intervals by which the KL is extrapolated
 _INITIAL_PRICE = 0.06  # initial price of the KL to the reference / sqrt(target)
-_FAR_BELOW = 0.8  # share of the set point below which ...
-_PRICE_DECAY = 0.95  # ... the price is multiplied by this factor in an update
+_FAR_BELOW = 0.8  # share of the set point below which the optimizer alone increases the KL to the reference, and ...
+_PRICE_DECAY = 0.95  # ... its price is multiplied by this factor in an update
+_PRICE_FALL, _PRICE_RISE = 0.25, 1.0  # largest changes of its log(price) in another update
+_BETA_EXPONENT = 3.0  # within an update, its beta is multiplied by (KL / set point) to this power ...
+_RATIO_MIN, _RATIO_MAX = 0.8, 2.0  # ... with the ratio within these limits
 _HELD_FROM = 0.9  # share of the set point above which an update was held
 _OFFSET_GAIN = 0.3  # share of the difference between the KL on new states and the budget that is corrected at once
 _OFFSET_MAX = math.log(3.0)  # largest |log| of this correction
@@ -44,15 +46,20 @@ class PolicyConstraint:
     """A constraint on KL(old policy || policy) or on KL(policy || reference) during one update of `BudgetPPO`.
 
     The KL to the old policy starts at 0, and a `KLBudget` changes its beta at intervals within the update, so that the
-    optimizer itself ends the update near the set point. The beta of the KL to the reference is changed once in an
-    update, by the KL after the optimizer's steps, until these do not change the KL on average: beta is then the
-    Lagrange multiplier. At the end the displacement of the actor's weights is scaled so that the KL is at the set
-    point.
+    optimizer itself ends the update near the set point. At the end the displacement of the actor's weights is scaled so
+    that the KL is at the set point.
+
+    The beta of the KL to the reference is an estimate of the Lagrange multiplier, which is changed once in an update.
+    Within the update it is multiplied by (KL / set point)^3 at each interval, as in the method of multipliers with an
+    augmented Lagrangian: the optimizer itself then returns to the set point, and the scaling at the end, which changes
+    all weights by the same factor and costs reward, is small. At the end of the update, beta is multiplied by the mean
+    of these factors and by the ratio that remains, so that it is constant where the KL is at the set point on average.
 
     The KL to the reference increases over many updates. Its beta starts near the Lagrange multiplier and decreases
     slowly, because the optimizer spends the KL on changes with little reward if beta is low before the KL is at its
     budget. With advantages of unit variance, the reward is about c sqrt(KL) with c from 0.1 to 0.5, so that the
-    multiplier is c / (2 sqrt(budget)).
+    multiplier is c / (2 sqrt(budget)). For the same reason, a KL that is far below the budget at the start of an update
+    is increased by the optimizer alone, and not by scaling.
 
     With `mean_over_updates`, the mean of KL(old policy || policy) over the updates is held at the budget. An update may
     have its own budget and a tenth of what earlier updates left, and the displacement is only reduced. With
@@ -81,7 +88,9 @@ class PolicyConstraint:
         self.scales_weights = isinstance(self.controller, KLBudget)
         self.learning_rate_scales: list[float] = []
         self.displacement_scale = 1.0
+        self.beta_factor, self.log_beta_factors = 1.0, [0.0]
         self.highest_kl = 0.0  # within the update
+        self.is_far_below = False  # at the start of the update
         if self.scales_weights:
             self._start_update()
 
@@ -105,7 +114,7 @@ class PolicyConstraint:
         return self.controller.target * (self.share + math.expm1(-offset))
 
     def penalty(self, obs: Any, now: ActionDistributions) -> Tensor:
-        """Return beta times the KL at each state of a minibatch, shape (states,).
+        """Return beta, with its factor within the update, times the KL at each state of a minibatch, shape (states,).
 
         Args:
             obs: The observations of the policy.
@@ -113,7 +122,8 @@ class PolicyConstraint:
         """
         rows = self.update.batch_rows
         anchor = action_distributions(self.anchor, obs) if rows is None else self.anchor_on_rollout.rows(rows)
-        return self.controller.beta * self._kl(now, anchor, ActionDistributions.kl_with_torch_gradient)
+        beta = self.beta_factor * self.controller.beta
+        return beta * self._kl(now, anchor, ActionDistributions.kl_with_torch_gradient)
 
     def mean_kl(self) -> float:
         """The mean KL of the present policy, over all states of the rollout or over the fixed states."""
@@ -140,11 +150,11 @@ class PolicyConstraint:
         is_high = kl > _LIMIT * set_point
         if is_high:  # A high price keeps the KL near its set point; scaling the displacement also removes progress.
             budget = budget.with_price(_PRICE_JUMP * budget.price)
-        if self.is_old:
-            change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
-            budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
-        else:  # The KL on other states follows the KL on these states only if the steps are small.
-            budget = budget.update_learning_rate_scale(budget.filtered_kl, kl, steps=steps)
+        if not self.is_old:
+            self.beta_factor = max(_RATIO_MIN, min(_RATIO_MAX, kl / set_point)) ** _BETA_EXPONENT
+            self.log_beta_factors.append(math.log(self.beta_factor))
+        change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
+        budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
         self.controller = replace(budget, kl_filter=_measured(budget.kl_filter, kl))
         if is_high:
             self.scale_to(set_point, kl)
@@ -154,7 +164,11 @@ class PolicyConstraint:
         if self.is_old:
             return
         budget, set_point, kl = self.controller, self.set_point, self.mean_kl()
-        factor = _PRICE_DECAY if kl < _FAR_BELOW * set_point else min(math.e, kl / set_point)
+        if self.is_far_below and kl < _FAR_BELOW * set_point:
+            factor = _PRICE_DECAY
+        else:
+            change = math.log(max(kl, 1e-300) / set_point) + fmean(self.log_beta_factors)
+            factor = math.exp(max(-_PRICE_FALL, min(_PRICE_RISE, change)))
         self.controller = budget.with_price(factor * budget.price)
 
     def scale_to(self, set_point: float, kl: float) -> float:
@@ -190,7 +204,10 @@ class PolicyConstraint:
             Whether the weights were changed.
         """
         set_point, kl, first = self.set_point, self.mean_kl(), self.displacement_scale
-        least = (_OUTWARD_FROM_HIGH if self.highest_kl > set_point else _OUTWARD_FROM) * set_point
+        if self.is_far_below:
+            least = _FAR_BELOW * set_point
+        else:
+            least = (_OUTWARD_FROM_HIGH if self.highest_kl > set_point else _OUTWARD_FROM) * set_point
         may_increase = may_increase and not self.is_mean and self.controller.status != "not binding" and kl > least
         for _ in range(_MAX_SCALINGS):
             if (set_point / _TOLERANCE <= kl or not may_increase) and kl <= _TOLERANCE * set_point:
@@ -232,6 +249,7 @@ class PolicyConstraint:
             offset = kl_filter.offset + _OFFSET_GAIN * min(1.0, kl / budget.target - 1)
             kl_filter = replace(kl_filter, offset=max(-_OFFSET_MAX, min(_OFFSET_MAX, offset)))
         self.controller = replace(budget, kl_filter=_measured(kl_filter, kl))
+        self.is_far_below = kl < _FAR_BELOW * self.set_point
 
     def _spend(self, kl: float) -> None:
         """Set the set point of the next update to its budget and a share of what the updates so far have left.
