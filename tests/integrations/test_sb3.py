@@ -1,7 +1,7 @@
 """PPO of stable-baselines3: the exact KL of its policies, and an algorithm that is PPO but for what it is to hold."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +24,13 @@ from kullback.budget.controllers import PPO2017, FixedBeta
 from kullback.budget.kl_budget import KLBudget
 from kullback.errors import BudgetError, NoClosedFormError, ShapeError
 from kullback.integrations.sb3 import BudgetPPO, _Update
-from kullback.integrations.sb3_policies import actor_weights, differentiable_kl_per_state, kl_per_state, policy_kl
+from kullback.integrations.sb3_policies import (
+    ActionDistributions,
+    actor_weights,
+    differentiable_kl_per_state,
+    kl_per_state,
+    policy_kl,
+)
 
 STATES = 5
 
@@ -729,6 +735,29 @@ def test_the_beta_of_the_reference_starts_near_the_multiplier_and_decreases_slow
     assert [row[0] for row in rows] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("target", "ratio"), [(2.0, 0.8), (1 / 0.9, 0.9), (1 / 1.3, 1.3), (0.02, 2.0)])
+def test_the_penalty_grows_with_the_third_power_of_the_kl_within_an_update(target: float, ratio: float) -> None:
+    # `target` is relative to the KL; ratios below 0.8 and above 2 count as these.
+    model = trained(BudgetPPO, Toy(SPACES["categorical"]), budget=KLBudget(1.0, unit="step"))
+    torch.manual_seed(0)
+    for weight in model.policy.parameters():
+        weight.data += 0.5 * torch.randn_like(weight)
+    model.old.load_state_dict(model.policy.state_dict())
+    model.rollout_buffer.reset()
+    model.rollout_buffer.observations[:] = np.random.default_rng(0).normal(size=model.rollout_buffer.observations.shape)
+    states = torch.as_tensor(model.rollout_buffer.observations)[:, 0]
+    now, then = (one.get_distribution(states) for one in (model.policy, model.reference))
+    kl = by_torch(now, then).detach()
+    target *= float(kl.mean())
+    model.budget = KLBudget(target, unit="step", price=0.1, price_max=0.1)
+    (constraint,) = _Update(model).constraints
+    constraint.after_interval(1, is_late=False)
+    penalty = constraint.penalty(states, ActionDistributions.of(model.policy.get_distribution(states)))
+    if ratio < 2:  # a KL above twice the set point is scaled to it
+        torch.testing.assert_close(penalty, 0.1 / target * ratio**3 * kl, rtol=1e-4, atol=1e-6)
+    assert constraint.beta_factor == pytest.approx(ratio**3, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_the_beta_of_the_reference_converges_from_a_low_and_from_a_high_initial_price() -> None:
     # The Lagrange multiplier is a property of the task: it does not depend on the initial price.
@@ -737,6 +766,10 @@ def test_the_beta_of_the_reference_converges_from_a_low_and_from_a_high_initial_
     assert means[0] > 4 * 0.1
     assert means[1] < 6 / 3
     assert 1 / 3 < means[0] / means[1] < 3
+    # A KL that is far below the budget is increased by the optimizer alone.
+    far_below = [after[1] for before, after in pairwise(high) if max(before[2], after[2]) < 0.8 * 0.005]
+    assert len(far_below) > 5
+    assert set(far_below) == {1.0}
     # While beta changes, the KL is at the budget.
     for rows in (low, high):
         assert [row[2] for row in rows[-4:]] == pytest.approx([0.005] * 4, rel=0.025)

@@ -1012,10 +1012,10 @@ def _resumed_budget(given: Any, saved: Any, choice: str) -> Any:
         )
     if choice == "saved" or not (isinstance(given, KLBudget) and isinstance(saved, KLBudget)):
         return saved if choice == "saved" else given
-    return replace(
+    resumed = replace(
         saved,
         target=given.target,
-        price=max(given.price_min, min(given.price_max, saved.price)),
+        price=given.price,
         price_min=given.price_min,
         price_max=given.price_max,
         gain=given.gain,
@@ -1024,3 +1024,4 @@ def _resumed_budget(given: Any, saved: Any, choice: str) -> Any:
         mean_log_kl_step=saved.mean_log_kl_step * min(1.0, saved.target / given.target),
         rms_kl_step=saved.rms_kl_step * saved.target / given.target,
     )
+    return resumed.with_price(saved.price)
