@@ -166,6 +166,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"before": 0.1, "after": 0.2, "displacement_scale": 1.0, "std_error": 0.1},
     ),
     "KLBudget.after_brake": (BUDGET.after_brake, {"before": 0.1, "after": 0.2, "factor": 1.0}),
+    "KLBudget.update_learning_rate_scale": (
+        BUDGET.update_learning_rate_scale,
+        {"before": 0.1, "after": 0.2, "steps": 2},
+    ),
     "linear_token_kl": (
         kullback.linear_token_kl,
         {

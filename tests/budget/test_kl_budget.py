@@ -473,6 +473,22 @@ def test_the_price_changes_by_the_logarithm_of_a_measured_kl() -> None:
     assert budget.price == budget.price_max
 
 
+def test_the_learning_rate_limits_the_measured_change_of_the_kl_in_a_step() -> None:
+    # Steps that change the KL by 10% of the target at the full learning rate, near the target.
+    budget = KLBudget(0.1, step_limit=0.02, learning_rate_scale=1.0)
+    for _ in range(100):
+        change = 0.1 * 0.1 * budget.learning_rate_scale * math.sqrt(4)
+        budget = budget.update_learning_rate_scale(0.1, 0.1 + change, steps=4)
+    assert budget.learning_rate_scale == pytest.approx(0.2, rel=1e-6)
+    # Below the target, the limit is larger by a factor of up to 5: at a KL of 0.02 times the scale s, the limit is
+    # 0.02 (1 + 4 (1 - 0.2 s)), and 0.1 s is equal to it at s = 1 / 1.16.
+    for _ in range(100):
+        change = 0.1 * 0.1 * budget.learning_rate_scale * math.sqrt(4)
+        budget = budget.update_learning_rate_scale(0.0, change, steps=4)
+    assert budget.learning_rate_scale == pytest.approx(1 / 1.16, rel=1e-6)
+    assert KLBudget(0.1).update_learning_rate_scale(0.1, 0.1, steps=2).learning_rate_scale == pytest.approx(0.144)
+
+
 def test_scalars_of_numpy_become_numbers_that_json_can_store() -> None:
     budget = KLBudget(np.float32(0.05), gain=np.float64(0.1), price=np.float32(0.01))
     assert {type(value) for value in (budget.target, budget.gain, budget.price)} == {float}

@@ -279,6 +279,39 @@ class KLBudget:
         """
         return replace(self, price=max(self.price_min, min(self.price_max, price)))
 
+    def update_learning_rate_scale(self, before: float, after: float, *, steps: int) -> Self:
+        """Update the learning-rate scale alone, with the change of a KL that was measured without error.
+
+        The root-mean-square change in one step is limited to `step_limit` of the target near it, and to five times as
+        much far below it. The changes of several steps are taken as independent.
+
+        Args:
+            before: The KL in nats per unit before the steps.
+            after: The KL after them.
+            steps: The number of optimizer steps.
+
+        Returns:
+            The new state.
+
+        Raises:
+            BudgetError: An argument is not a finite number, or `steps` is below 1.
+
+        Example:
+            >>> round(KLBudget(0.1).update_learning_rate_scale(0.08, 0.1, steps=4).learning_rate_scale, 6)
+            0.02
+        """
+        for name, value in (("before", before), ("after", after)):
+            if not (is_number(value) and math.isfinite(value)):
+                raise BudgetError(f"expected {name} to be a finite number of nats, got {shown(value)}")
+        _require_steps(steps, 1)
+        step = min(1.0, abs(after - before) / self.target) / math.sqrt(steps)
+        rms_kl_step = _running_rms(self.rms_kl_step, step / self.learning_rate_scale)
+        step_limit = self.step_limit * (1 + _STEP_LIMIT_FAR * max(0.0, 1 - after / self.target))
+        scale = min(1.0, step_limit / max(rms_kl_step, 1e-300))
+        scale = min(scale, _LEARNING_RATE_GROWTH ** min(steps, 1000) * self.learning_rate_scale)
+        scale = max(scale, min(_LEARNING_RATE_MIN, self.learning_rate_scale))
+        return replace(self, rms_kl_step=rms_kl_step, learning_rate_scale=scale)
+
     def after_step(
         self, before: float, after: float, *, displacement_scale: float, std_error: float = math.nan
     ) -> Self:

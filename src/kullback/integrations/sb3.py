@@ -63,7 +63,8 @@ class BudgetPPO(PPO):
     the policy visited; KL(old policy || policy), and KL(policy || reference) at the `reference_states`, after it.
     `BudgetPPO.load` uses pickle, as all of stable-baselines3 does.
 
-    Of the settings of a `KLBudget`, `step_limit` has no effect here, and `gain` has an effect in an `old_budget` only.
+    Of the settings of a `KLBudget`, `step_limit` has an effect only in a `budget` without `reference_states`, and
+    `gain` only in an `old_budget`.
 
     Args:
         policy: As for `PPO`.

@@ -153,8 +153,11 @@ class PolicyConstraint:
         if not self.is_old:
             self.beta_factor = max(_RATIO_MIN, min(_RATIO_MAX, kl / set_point)) ** _BETA_EXPONENT
             self.log_beta_factors.append(math.log(self.beta_factor))
-        change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
-        budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
+        if self.is_old or self.has_fixed_states:
+            change = _STEP_CUT if is_high else _STEP_GROWTH ** min(steps, _GROWTH_STEPS)
+            budget = replace(budget, learning_rate_scale=min(1.0, change * budget.learning_rate_scale))
+        else:  # The KL on the states of the next rollout follows the KL on these states only if the steps are small.
+            budget = budget.update_learning_rate_scale(budget.filtered_kl, kl, steps=steps)
         self.controller = replace(budget, kl_filter=_measured(budget.kl_filter, kl))
         if is_high:
             self.scale_to(set_point, kl)
