@@ -3,8 +3,7 @@
     .venv/bin/python benchmarks/budget.py    KLBudget on the language task, 9 runs: ten minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 1e-3 --seeds 0 1 2 --unconstrained
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers all --unconstrained
-    .venv/bin/python benchmarks/budget.py --task digits --equal-kl mean    KLBudget at the mean KLs of other controllers
-    .venv/bin/python benchmarks/budget.py --task digits --equal-kl end    KLBudget at their KLs at the end of training
+    .venv/bin/python benchmarks/budget.py --task digits --equal-kl    KLBudget at the final KLs of other controllers
     .venv/bin/python benchmarks/budget.py --summary    a table of all runs under --output, by task and controller
 
 The tasks, and the KL by which each run is evaluated (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 2048
@@ -18,14 +17,12 @@ KLBudget below the budget with the price at its minimum, where the constraint do
 within 10% of its budget is included from the end of its first third. FixedBeta has no target: its price is the final
 price of KLBudget at the middle learning rate. Rewards at equal KL are compared by interpolation between the runs of
 KLBudget, whose default budgets are factors of ten apart; where the reward is concave in sqrt(KL), this is below the
-reward of KLBudget at that KL. --equal-kl removes this error: it trains KLBudget with the KL of each run of another
-controller as its budget, with the same rate and seed, and compares the rewards in pairs. With "end", the KL and the
-reward are those of the last policy (PPO: 256 episodes). With "mean", they are means over the last two thirds of the
-run; where the reward at a fixed KL increases with the training time, this favours controllers whose KL increases. Runs
-that already exist under --output are read, not repeated.
+reward of KLBudget at that KL. --equal-kl removes this error: it trains KLBudget with the KL of the last policy of each
+run of another controller as its budget, with the same rate, seed and number of steps, and compares the rewards of the
+last policies in pairs (PPO: in 256 episodes). Runs that already exist under --output are read, not repeated.
 
 The figures of the language task are stored as the table "seeds" if there are several seeds, and as "learning-rates"
-otherwise; --summary stores the table "controllers", and --equal-kl the table "equal-kl-TASK" or "equal-kl-end-TASK".
+otherwise; --summary stores the table "controllers", and --equal-kl the table "equal-kl-TASK".
 """
 
 import argparse
@@ -34,7 +31,6 @@ from itertools import pairwise
 from math import nan
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Literal
 
 import results
 import transformers
@@ -64,13 +60,11 @@ SUMMARY_COLUMNS = [
     "reward minus reward of KLBudget at equal KL",
 ]
 EQUAL_KL_COLUMNS = [
-    *("controller", "its target", "KL", "reward", "KL of KLBudget", "reward of KLBudget"),
+    *("controller", "its target", "final KL", "reward", "KL of KLBudget", "reward of KLBudget"),
     *("difference of the rewards", "standard error", "runs"),
 ]
 CONTROLLERS = ("KLBudget", "PPO2017", "RLlibController", "Ziegler2019", "FixedBeta")
 _CLOSE = 0.1
-
-Figures = Literal["mean", "end"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[0])
     add("--steps", type=int, help="optimizer steps, or PPO updates; default: the number of the task")
     add("--unconstrained", action="store_true", help="also run each setting without a budget")
-    add("--equal-kl", choices=("mean", "end"), help="train KLBudget at the KLs of the other finished runs")
+    add("--equal-kl", action="store_true", help="train KLBudget at the final KLs of other controllers")
     add("--summary", action="store_true", help="train nothing; summarise the runs under --output")
     results.add_save_option(parser)
     options = parser.parse_args(arguments)
@@ -92,12 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     if options.equal_kl:
         print(results.markdown((COLUMNS, [])))
-        for budget, rate, seed, steps in equal_kl_settings(read(options.output, options.task), options.equal_kl):
+        for budget, rate, seed, steps in equal_kl_settings(read(options.output, options.task)):
             controller = TASKS[options.task].budget(budget)
             trace = train(options.output, options.task, controller, "KLBudget", budget, rate, seed, steps)
             print(results.markdown_row(row(trace)), flush=True)
-        name = f"equal-kl-{options.task}" if options.equal_kl == "mean" else f"equal-kl-end-{options.task}"
-        table = equal_kl_table(read(options.output, options.task), options.equal_kl)
+        name, table = f"equal-kl-{options.task}", equal_kl_table(read(options.output, options.task))
         print(f"\n{results.markdown(table)}")
     elif options.summary:
         name, table = "controllers", summary_table([trace for task in TASKS for trace in read(options.output, task)])
@@ -145,9 +138,9 @@ def _controller(kind: str, budget: float, options: argparse.Namespace, rates: Se
     return {"PPO2017": PPO2017, "RLlibController": RLlibController, "Ziegler2019": Ziegler2019}[kind](budget)
 
 
-def equal_kl_settings(traces: Sequence[Trace], of: Figures) -> list[tuple[float, float, int, int]]:
-    """Return the budget, the rate, the seed and the steps of KLBudget's runs at the KLs of other controllers."""
-    settings = [_equal_kl_setting(trace, of) for trace in traces if _can_be_matched(trace)]
+def equal_kl_settings(traces: Sequence[Trace]) -> list[tuple[float, float, int, int]]:
+    """Return the budget, the rate, the seed and the steps of KLBudget's runs at the final KLs of other controllers."""
+    settings = [_equal_kl_setting(trace) for trace in traces if _can_be_matched(trace)]
     return sorted({setting for setting in settings if setting[0] > 0})
 
 
@@ -155,25 +148,28 @@ def _can_be_matched(trace: Trace) -> bool:
     return trace.kind not in ("none", "KLBudget") and not trace.diverged
 
 
-def _equal_kl_setting(trace: Trace, of: Figures) -> tuple[float, float, int, int]:
-    return float(f"{trace.kl_and_reward(of)[0]:.3g}"), trace.rate, trace.seed, int(trace.name.split("_")[-1])
+def _equal_kl_setting(trace: Trace) -> tuple[float, float, int, int]:
+    return float(f"{trace.kls[-1]:.3g}"), trace.rate, trace.seed, int(trace.name.split("_")[-1])
 
 
-def equal_kl_table(traces: Sequence[Trace], of: Figures) -> results.Table:
-    """Return one row for each controller and target: its rewards, and the rewards of KLBudget at the KL of each run."""
+def equal_kl_table(traces: Sequence[Trace]) -> results.Table:
+    """Return one row for each controller and target: its rewards, and the rewards of KLBudget at the KL of each run.
+
+    The rewards and the KL are of the last policies.
+    """
     budget_runs = {trace.name: trace for trace in traces if trace.kind == "KLBudget"}
     groups: dict[tuple[str, float], list[tuple[Trace, Trace]]] = {}
     for trace in traces:
-        name = name_of("KLBudget", *_equal_kl_setting(trace, of)) if _can_be_matched(trace) else ""
+        name = name_of("KLBudget", *_equal_kl_setting(trace)) if _can_be_matched(trace) else ""
         if name in budget_runs:
             groups.setdefault((trace.kind, trace.budget), []).append((trace, budget_runs[name]))
     rows = []
     for (kind, target), pairs in sorted(groups.items()):
-        differences = [budget_run.kl_and_reward(of)[1] - run.kl_and_reward(of)[1] for run, budget_run in pairs]
+        differences = [budget_run.final_reward - run.final_reward for run, budget_run in pairs]
         error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else nan
         figures: list[float] = []
         for side in zip(*pairs, strict=True):
-            figures += [fmean(values) for values in zip(*(run.kl_and_reward(of) for run in side), strict=True)]
+            figures += [fmean(run.kls[-1] for run in side), fmean(run.final_reward for run in side)]
         cells = [f"{figure:.4g}" for figure in figures]
         rows.append([kind, f"{target:g}", *cells, f"{fmean(differences):+.3g}", f"{error:.2g}", str(len(pairs))])
     return EQUAL_KL_COLUMNS, rows

@@ -69,10 +69,6 @@ class Trace:
         """Mean reward after the first third."""
         return fmean(self.rewards[len(self.rewards) // 3 :])
 
-    def kl_and_reward(self, of: Literal["mean", "end"]) -> tuple[float, float]:
-        """Return the means after the first third, or the values of the last policy."""
-        return (fmean(self.late_kls), self.late_reward) if of == "mean" else (self.kls[-1], self.final_reward)
-
     def settling_step(self, close: float) -> float | None:
         """Return the first step at which |KL / budget - 1| <= close, or None."""
         near = (step for step, kl in zip(self.steps, self.kls, strict=True) if abs(kl / self.budget - 1) <= close)
