@@ -143,7 +143,7 @@ def trace(kind: str, kls: list[float], **fields: object) -> Trace:
     values = {
         "task": "sums", "name": "", "kind": kind, "budget": 0.0 if kind == "none" else 0.1, "rate": 1e-3, "seed": 0,
         "steps": list(range(20, 20 * len(kls) + 1, 20)), "kls": kls, "batch_kl": 0.1, "rewards": [0.5, 0.9, 0.9],
-        "beta": 0.2, "diverged": False, "not_binding": [False] * len(kls),
+        "final_reward": 0.9, "beta": 0.2, "diverged": False, "not_binding": [False] * len(kls),
     }  # fmt: skip
     return Trace(**{**values, **fields})
 
@@ -176,7 +176,19 @@ def test_settings_at_equal_kl() -> None:
         trace("FixedBeta", [0.05, 0.1, 0.3], name="FixedBeta_0.1_0.001_0_60"),
         trace("FixedBeta", [0.0, 0.0, 0.0], name="FixedBeta_0.2_0.001_0_60"),
     ]
-    assert budget.equal_kl_settings(runs) == [(0.2, 1e-3, 0, 60)]
+    assert budget.equal_kl_settings(runs) == [(0.3, 1e-3, 0, 60)]
+
+
+def test_rewards_at_equal_kl_are_those_of_the_last_policies() -> None:
+    runs = [
+        trace("FixedBeta", [0.05, 0.1, 0.3], name="FixedBeta_0.1_0.001_0_60", final_reward=16.0),
+        trace("FixedBeta", [0.05, 0.1, 0.5], name="FixedBeta_0.1_0.001_1_60", seed=1, final_reward=18.0),
+        trace("KLBudget", [0.3, 0.3, 0.301], name="KLBudget_0.3_0.001_0_60", final_reward=19.0),
+        trace("KLBudget", [0.5, 0.5, 0.501], name="KLBudget_0.5_0.001_1_60", seed=1, final_reward=23.0),
+    ]
+    head, rows = budget.equal_kl_table(runs)
+    assert head == columns("budget", "equal-kl-digits") == columns("budget", "equal-kl-CartPole-v1")
+    assert rows == [["FixedBeta", "0.1", "0.4", "17", "0.401", "21", "+4", "1", "2"]]
 
 
 def test_the_reward_difference_vanishes_on_a_run_of_equal_kl() -> None:
