@@ -132,6 +132,28 @@ def test_half_precision_products_are_not_rounded_to_half_precision(dtype):
         torch.testing.assert_close(narrow.grad.double(), exact.grad, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("cap", [0.5, 2.0, 30.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_capped_heads_of_close_models(cap, scale):
+    # The logits of q are computed by their difference from p; at a scale of 100, tanh is 1 to rounding.
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden, change = (torch.randn(*shape, generator=generator).double() for shape in ((9, 4), (6, 4), (6, 4)))
+    weight, hidden_q = scale * weight, (hidden + 0.3 * hidden.abs() * change).requires_grad_()
+    targets = torch.tensor([0, 8, 3, 3, 5, 1])
+    got = linear_token_kl(hidden, weight, hidden_q, weight, targets=targets, softcap_p=cap, softcap_q=cap)
+    p, q = (cap * torch.tanh(h @ weight.T / cap) for h in (hidden, hidden_q))
+    expected = token_stats(p, q, targets)
+    for name in ("kl", "log_prob_q"):
+        values = [getattr(stats, name) for stats in (got, expected)]
+        torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
+        gradients = [torch.autograd.grad(value.sum(), hidden_q, retain_graph=True)[0] for value in values]
+        torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10 * scale)
+    narrow = linear_token_kl(
+        hidden.float(), weight.float(), hidden_q.float(), weight.float(), softcap_p=cap, softcap_q=cap
+    )
+    torch.testing.assert_close(narrow.kl.double(), expected.kl, rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("cap", [None, 4.0])
 @pytest.mark.parametrize("known", ["kl", "mixed", "wrong", None])
 def test_statistics_and_gradients_with_caps_scales_and_known_weights(cap, known):

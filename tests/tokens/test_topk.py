@@ -112,6 +112,15 @@ def test_a_student_that_excludes_a_token_of_the_top_and_all_others(excluded):
     assert bounds.kl == bounds.kl_upper == math.inf
 
 
+def test_a_probability_that_underflows_is_not_zero():
+    p = torch.tensor([0.0, -50.0, -104.0, -110.0, -130.0])
+    values, ids = p.log_softmax(-1).topk(4)
+    q = p + torch.tensor([0.0, 1e-6, 0.3, 0.1, 0.1])
+    assert topk_token_kl(values, ids, q).reverse_kl < 1e-30
+    q[4] = -torch.inf
+    assert topk_token_kl(values, ids, q).kl_upper == torch.inf
+
+
 def test_no_missing_mass_is_not_minus_zero():
     bounds = topk_token_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0, 1]), torch.zeros(3))
     assert math.copysign(1.0, bounds.missing_mass.item()) == 1.0

@@ -227,18 +227,21 @@ class _Transform:
         elif self.scale != temperature:
             logits.mul_(self.scale / temperature)
 
-    def apply_to_change(self, changes: Tensor, logits: Tensor, temperature: float) -> None:
-        """Replace the changes of the products by the changes of the logits, of which `logits` are those before.
+    def apply_to_change(self, changes: Tensor, products: Tensor, temperature: float) -> None:
+        """Replace the changes of the products by the changes of the logits, of which `products` are those before.
 
-        tanh(x + y) - tanh(x) = (1 - tanh(x)^2) tanh(y) / (1 + tanh(x) tanh(y)), which does not cancel.
+        tanh(x + y) - tanh(x) = sinh(y) / (cosh(x) cosh(x + y)), which does not cancel. With |y| - |x| - |x + y| <= 0 as
+        an exponent, it does not overflow, and has all digits where tanh(x) is 1 to rounding.
         """
         if self.cap is None:
             self.apply(changes, temperature)
             return
-        for change, before in zip(changes.split(_TILE, dim=1), logits.split(_TILE, dim=1), strict=True):
-            tanh = before * (temperature / self.cap)
-            change.mul_(self.scale / self.cap).tanh_()
-            change.mul_((1 - tanh.square()) / (1 + tanh * change)).mul_(self.cap / temperature)
+        for change, product in zip(changes.split(_TILE, dim=1), products.split(_TILE, dim=1), strict=True):
+            y = change.mul_(self.scale / self.cap)
+            x = product * (self.scale / self.cap)
+            before, after, size = x.abs(), (x + y).abs(), y.abs()
+            far = (size - before - after).exp() / (((-2 * before).exp() + 1) * ((-2 * after).exp() + 1))
+            change.copy_(-2 * (-2 * size).expm1() * far * y.sign()).mul_(self.cap / temperature)
 
     def derivative(self, temperature: float) -> tuple[float, float]:
         """a and b of the derivative a - b z^2 of the logits z with respect to the products."""
@@ -361,9 +364,11 @@ class _Chunks:
         transforms, temperature = self.settings.transforms, self.settings.temperature
         p, q = (buffer[: rows.stop - rows.start] for buffer in self.buffers)
         with _without_autocast(p):
-            self._whole_logits(0, rows, p)
+            self._products(0, rows, p)
             if self.difference is None:
-                self._whole_logits(1, rows, q)
+                self._products(1, rows, q)
+                for transform, products in zip(transforms, (p, q), strict=True):
+                    transform.apply(products, temperature)
                 return [p, q]
             changes_hidden, changes_weight = self.difference
             q.zero_()
@@ -378,15 +383,15 @@ class _Chunks:
                 change = (0 if bias_q is None else bias_q) - (0 if bias_p is None else bias_p)
                 q += torch.where(torch.isneginf(bias_p), 0.0, change) if bias_p is not None else change
             transforms[1].apply_to_change(q, p, temperature)
+            transforms[0].apply(p, temperature)
         return [p, q]
 
-    def _whole_logits(self, side: int, rows: slice, out: Tensor) -> None:
-        """Write the logits of a head at these positions."""
+    def _products(self, side: int, rows: slice, out: Tensor) -> None:
+        """Write the products of a head at these positions, with its bias."""
         _product(self.hidden[side][rows], self.weight[side], out)
         bias = self.bias[side]
         if bias is not None:
             out += bias
-        self.settings.transforms[side].apply(out, self.settings.temperature)
 
     def _changes(self) -> tuple[bool, bool] | None:
         """Whether the hidden states and the weights differ, if the logits of q are computed by their difference from p.
@@ -470,7 +475,8 @@ class _Chunks:
         if self.ids is None:
             return None
         inside, columns = self.settings.part.columns(self.ids[rows], logits[0].shape[1])
-        return inside, columns[inside], [z[inside, columns[inside]] for z in logits]
+        of_p, of_q = (z[inside, columns[inside]] for z in logits)
+        return inside, columns[inside], [of_p, of_q if self.difference is None else of_p + of_q]
 
     def reduce(self, gradients: list[Tensor | None]) -> None:
         """Sum the gradients of the hidden states over the parts of the vocabulary."""

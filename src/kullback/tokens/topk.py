@@ -125,7 +125,9 @@ def bounds_of_events(
         missing = -log_p.logsumexp(-1).clamp(max=0).expm1() + 0.0  # not -0.0
         lowest, highest = (missing - resolution).clamp(min=0), missing + resolution
         if are_largest:
-            limit = number * least_p.exp()
+            # Not 0 where the probability underflows: a token with a small probability is possible.
+            smallest = torch.where(least_p > -torch.inf, torch.finfo(log_p.dtype).tiny, 0.0)
+            limit = torch.maximum(number * least_p.exp(), smallest)
             lowest, missing, highest = (torch.minimum(mass, limit) for mass in (lowest, missing, highest))
     else:
         rest_q = torch.full_like(log_z, -torch.inf)
