@@ -170,7 +170,7 @@ class PolicyConstraint:
         if self.is_far_below and kl < _FAR_BELOW * set_point:
             factor = _PRICE_DECAY
         else:
-            change = math.log(max(kl, 1e-300) / set_point) + fmean(self.log_beta_factors)
+            change = fmean(self.log_beta_factors) + (math.log(kl / set_point) if kl > 0 else -math.inf)
             factor = math.exp(max(-_PRICE_FALL, min(_PRICE_RISE, change)))
         self.controller = budget.with_price(factor * budget.price)
 

@@ -213,9 +213,9 @@ METRICS: tuple[Metric, ...] = (
         "ppo",
         _METRICS,
         "reward/nat",
-        "The coefficient of the KL penalty after the update. With a budget of the KL to the reference, it is the "
-        "estimated Lagrange multiplier, and the loss has this coefficient times (KL / set point)^3, see ppo.md. PPO "
-        "normalises advantages, so that the unit of reward is their standard deviation.",
+        "The coefficient of the KL penalty at the end of the update. With a `KLBudget` of the KL to the reference, it "
+        "is the estimate of the Lagrange multiplier after the update; within the next update, the loss has it times "
+        "(KL / set point)^3. PPO normalises advantages, so that the unit of reward is their standard deviation.",
     ),
     Metric(
         "kl_filtered", "ppo", _METRICS, "nats/step", "The controller's estimate of the KL at the end of the update."
