@@ -37,6 +37,7 @@ def by_numpyro(scale: float) -> Any:
     return numpyro.TransformedDistribution(numpyro.Normal(0.0, scale), numpyro.transforms.SigmoidTransform())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 3.0), (0.7, 4.0)])
 def test_a_density_on_the_unit_interval_has_a_finite_kl(a: float, b: float) -> None:
     p = f.Beta(concentration1=a, concentration0=b)

@@ -173,6 +173,7 @@ def test_bits():
 # Gradients.
 
 
+@pytest.mark.slow
 def test_gradients_match_finite_differences_and_agree_across_libraries():
     generator = torch.Generator().manual_seed(3)
     weights = torch.linspace(-1, 2, 4, dtype=torch.float64)

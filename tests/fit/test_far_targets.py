@@ -73,6 +73,7 @@ def test_two_equal_modes_far_apart():
     assert len(fit.minima) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [20.0, 1e3, 1e4, -1e4, 1e6])
 def test_modes_at_any_distance_of_a_log_density(distance):
     fit = fit_reverse(f.Normal, log_prob=two_normals(distance))

@@ -181,6 +181,7 @@ def test_pareto_targets(alpha: float) -> None:
     assert uniform.kl == pytest.approx(found.fun, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_tempered_levy_of_which_most_mass_is_far_away() -> None:
     # The power 0.7 is an inverse gamma distribution with concentration 0.05 and rate 0.35.
     fits = fit_tempered(f.LogNormal, target=stats.levy(), exponents=[0.7, 1.0])

@@ -306,6 +306,7 @@ def test_each_update_ends_on_the_old_policys_budget(name: str) -> None:
     assert np.mean(kls[2:]) == pytest.approx(target, rel=0.1)
 
 
+@pytest.mark.slow
 def test_two_budgets_are_kept_at_once() -> None:
     model = BudgetPPO(
         "MlpPolicy",
@@ -330,6 +331,7 @@ def test_two_budgets_are_kept_at_once() -> None:
     } <= got.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use_sde", "seed"), [(True, 0), (False, 2)])
 def test_of_two_budgets_neither_takes_the_others_pull_for_a_step(use_sde: bool, seed: int) -> None:
     model = BudgetPPO(

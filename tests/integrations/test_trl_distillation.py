@@ -258,6 +258,7 @@ def test_completions_of_messages_continue_the_prompt(tiny_model: Path) -> None:
         completion_tokens(tokenizer, prompt, completion, [5, *ids])
 
 
+@pytest.mark.slow
 def test_both_trainers_train_on_policy(tiny_model: Path, tmp_path: Path) -> None:
     for trainer_class in (ExactDistillationTrainer, ExactGKDTrainer):
         trainer = make(trainer_class, tiny_model, tmp_path, settings={"max_steps": 2, "gradient_accumulation_steps": 2})

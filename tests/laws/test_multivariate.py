@@ -125,6 +125,7 @@ def test_chain_rule_for_multivariate_normals(pair, seed):
         assert part + expected_conditional_kl(p, q, first, rest) == pytest.approx(whole, rel=1e-9)
 
 
+@pytest.mark.slow
 @law
 def test_chain_rule_for_matrix_normals(seed):
     rng = np.random.default_rng(seed)
@@ -198,6 +199,7 @@ def test_principal_submatrices_of_wisharts_have_smaller_kl(kind, seed):
     assert corners[0] == pytest.approx(kl(*numbers), rel=1e-11)
 
 
+@pytest.mark.slow
 @law
 def test_chain_rule_for_wisharts(seed):
     """Bartlett decomposition of [[A, B], [B', d]]: given A, B is normal and d - B' A^-1 B is a gamma variable."""

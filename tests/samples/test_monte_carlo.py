@@ -258,6 +258,7 @@ def test_draws_of_one_outcome_do_not_determine_an_interval():
     assert {estimate.status for estimate in seen} == {"unreliable"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "q"),
     [
