@@ -302,17 +302,30 @@ def _shape_and_rate(xp: Any, d: Any) -> tuple[Array, Array]:
 
 def _mean_log(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log x for x uniform on (low, high): log(high) - (r - log(1 + r))/r with r = (high - low)/low."""
+    low, high = _above(xp, low, high, 0.0)
     return _mean_log_of_ends(xp, *broadcast_arrays(xp, low, high, high - low, xp.log(high)))
 
 
 def _mean_log_of_complement(xp: Any, low: Array, high: Array) -> Array:
     """The mean of log(1 - x) for x uniform on (low, high), also where high is so small that 1 - high is rounded."""
+    inside = high <= 1
+    low, high = xp.where(inside, low, 0.25), xp.where(inside, high, 0.5)
     return _mean_log_of_ends(xp, *broadcast_arrays(xp, 1 - high, 1 - low, high - low, xp.log1p(-low)))
 
 
 def _mean_log_above(xp: Any, low: Array, high: Array, scale: Array) -> Array:
     """The mean of log(x/scale) for x uniform on (low, high), accurate where low, high and scale are nearly equal."""
+    low, high = _above(xp, low, high, scale)
     return _mean_log_above_scale(xp, *broadcast_arrays(xp, low, high, scale))
+
+
+def _above(xp: Any, low: Array, high: Array, smallest: Array | float) -> tuple[Array, Array]:
+    """The ends of an interval, or of another one where low < smallest, where the KL is infinite.
+
+    The derivative of such an entry is then finite, and 0 times it is 0, while the values of JAX are traced too.
+    """
+    inside = low >= smallest
+    return xp.where(inside, low, smallest + 1.0), xp.where(inside, high, smallest + 2.0)
 
 
 def _mean_log_above_value(xp: Any, low: Array, high: Array, scale: Array) -> Array:

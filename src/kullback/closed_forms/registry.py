@@ -22,6 +22,7 @@ from kullback.numerics.arrays import (
     cast,
     elementwise_with_gradient,
     from_numpy,
+    holds,
     is_traced,
     numpy_views,
     untracked,
@@ -172,11 +173,14 @@ def _value(xp: Any, function: Callable[..., Array], p: Any, q: Any, univariate: 
     """`function(xp, p, q)`, and `inf` where the support of q does not contain the support of p."""
     result = function(xp, p, q)
     finite = _is_finite(xp, result)
-    if not finite and univariate and type(p) in _RESCALED and type(q) in _RESCALED:
-        result = _rescaled(xp, function, p, q, result)
     contained = is_contained(xp, p, q) if univariate else True
-    if contained is not True:
-        result = xp.where(xp.asarray(contained, device=array_api_compat.device(result)), result, np.inf)
+    if finite and (contained is True or (contained is not False and holds(xp.all(contained)))):
+        return result
+    if is_traced(result) or not univariate or NormalMixture in (type(p), type(q)):
+        contained = xp.asarray(contained, device=array_api_compat.device(result))
+        result = xp.where(contained, result, np.inf)
+    else:
+        result = _by_rows(xp, function, p, q, result, contained)
     if not finite:
         _require_no_nan(xp, p, q, result)
     return result
@@ -188,30 +192,33 @@ def _in_blocks(xp: Any, function: Callable[..., Array], p: Any, q: Any, shape: t
     The message of the error must name the index of an entry in the whole array.
     """
     size = prod(shape)
-    sides = [_selected(side, shape, slice(None)) for side in (p, q)]
+    sides = [_selected(xp, side, shape, slice(None)) for side in (p, q)]
     out = np.empty(size, next(value.dtype for value in vars(sides[0]).values() if value is not None))
     for start in range(0, size, _BLOCK):
         block = slice(start, start + _BLOCK)
         try:
-            out[block] = _value(xp, function, *(_selected(side, (size,), block) for side in sides), univariate=True)
+            out[block] = _value(xp, function, *(_selected(xp, side, (size,), block) for side in sides), univariate=True)
         except NoClosedFormError:
             return None
     return out.reshape(shape)
 
 
-def _selected(record: Any, shape: tuple[int, ...], entries: Any) -> Any:
+def _selected(xp: Any, record: Any, shape: tuple[int, ...], entries: Any) -> Any:
     """The record with entries of its parameters, each of which has this shape or no axes.
 
+    A number of NumPy without axes stays one. A tensor without axes has one entry for each of `entries`, so that its
+    gradient is 0, and not nan, if there are none.
+
     Args:
-        record: A univariate distribution with NumPy arrays as parameters.
+        xp: The array namespace of the parameters.
+        record: A univariate distribution with arrays as parameters.
         shape: The shape to which the parameters broadcast.
-        entries: A mask of this shape, or a slice of the flattened arrays.
+        entries: A slice of the flattened arrays, or the indices of entries in them.
     """
     chosen = with_parameters(type(record), {})
     for name, value in vars(record).items():
-        if value is not None and value.ndim:
-            value = np.broadcast_to(value, shape)
-            value = value.reshape(-1)[entries] if isinstance(entries, slice) else value[entries]
+        if value is not None and (value.ndim or not array_api_compat.is_numpy_namespace(xp)):
+            value = xp.reshape(xp.broadcast_to(value, shape), (-1,))[entries]
         object.__setattr__(chosen, name, value)
     return chosen
 
@@ -244,31 +251,53 @@ def _require_no_nan(xp: Any, p: Distribution, q: Distribution, result: Array) ->
         )
 
 
-def _rescaled(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Array) -> Array:
-    """`result` with the entries that are not finite computed for c x, with a power of two c, where those are finite.
+def _by_rows(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Array, contained: Array | bool) -> Array:
+    """`result`, computed again for c x, with a power of two c, where it is not finite.
 
-    A square of a scale, or a difference of two locations, may overflow or underflow although the KL does not.
+    A square of a scale, or a difference of two locations, may overflow or underflow although the KL does not. The
+    result is `inf` where it is infinite for every c, and where the support of q does not contain the support of p.
+    The gradient of such an entry is 0. Every finite entry is computed from its own parameters, because 0 times an
+    infinite partial derivative of another entry is nan.
     """
-    if array_api_compat.is_numpy_namespace(xp) and result.ndim and np.isfinite(result).any():
-        chosen = ~np.isfinite(result)
-        p, q = (_selected(side, result.shape, chosen) for side in (p, q))
-        result = result.copy()
-        result[chosen] = _rescaled(xp, function, p, q, result[chosen])
-        return result
-    exponent = np.log2(float(xp.finfo(result.dtype).max)) * 0.6
-    for c in (2.0**-4, 2.0 ** -int(exponent), 2.0 ** int(exponent)):
-        changed = []
-        for side in (p, q):
-            changed.append(copy(side))
-            changed[-1].__dict__.pop("log_scale", None)
-            for name, power in _RESCALED[type(side)].items():
-                object.__setattr__(changed[-1], name, getattr(side, name) * c**power)
-        other = function(xp, *changed)
-        finite = xp.isfinite(untracked(result))
-        result = xp.where(finite, result, other) if xp.any(finite) else other
-        if _is_finite(xp, result):
-            break
-    return xp.where(xp.isnan(untracked(result)), np.inf, result)
+    shape, device = result.shape, array_api_compat.device(result)
+
+    def compute(c: float, entries: Array) -> Array:
+        sides = (side if c == 1 else _rescaled(side, c) for side in (p, q))
+        values = function(xp, *(_selected(xp, side, shape, entries) for side in sides))
+        return xp.broadcast_to(values, entries.shape)
+
+    values = xp.reshape(untracked(result), (-1,))
+    contained = xp.reshape(xp.broadcast_to(xp.asarray(contained, device=device), shape), (-1,))
+    finite = contained & xp.isfinite(values)
+    entries = xp.nonzero(finite)[0]
+    indices = [entries]
+    results = [values[entries] if array_api_compat.is_numpy_namespace(xp) else compute(1.0, entries)]
+    entries = xp.nonzero(contained & ~finite)[0]
+    values = values[entries]
+    if type(p) in _RESCALED and type(q) in _RESCALED:
+        exponent = int(np.log2(float(xp.finfo(result.dtype).max)) * 0.6)
+        for c in (2.0**-4, 2.0**-exponent, 2.0**exponent):
+            if entries.shape[0] == 0:
+                break
+            values = untracked(compute(c, entries))
+            finite = xp.isfinite(values)
+            if xp.any(finite):
+                indices.append(entries[finite])
+                results.append(compute(c, entries[finite]))
+            entries, values = entries[~finite], values[~finite]
+        values = xp.where(xp.isnan(values), np.inf, values)
+    indices += [entries, xp.nonzero(~contained)[0]]
+    results += [values, xp.full(indices[-1].shape, np.inf, dtype=result.dtype, device=device)]
+    return xp.reshape(xp.concat(results)[xp.argsort(xp.concat(indices))], shape)
+
+
+def _rescaled(side: Any, c: float) -> Any:
+    """The distribution of c x, for x from a distribution of one of the families of `_RESCALED`."""
+    changed = copy(side)
+    changed.__dict__.pop("log_scale", None)
+    for name, power in _RESCALED[type(side)].items():
+        object.__setattr__(changed, name, getattr(side, name) * c**power)
+    return changed
 
 
 def overflows(p: Distribution, q: Distribution) -> bool:

@@ -445,8 +445,10 @@ FORM(exponential_normal, ToNormal<ExponentialMoments>)
             F64 Vector factor = F64 gather(static_cast<const Real *>(upstream) + i, 1, length);                        \
             name##_inputs(inputs, i, length, x);                                                                       \
             F64 form::gradient(x, g);                                                                                  \
+            F64 Integers used = factor != F64 all(0); /* 0 times the infinite derivative of an infinite KL is nan */   \
             for (int k = 0; k < F64 form::count; k++)                                                                  \
-                if (outs[k]) F64 scatter(factor * g[k], static_cast<Real *>(outs[k]) + i, 1, length);                  \
+                if (outs[k])                                                                                           \
+                    F64 scatter(used ? factor * g[k] : F64 all(0), static_cast<Real *>(outs[k]) + i, 1, length);       \
         }                                                                                                              \
     }
 WIDE_FORM(gamma, Gamma)

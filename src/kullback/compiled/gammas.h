@@ -43,7 +43,7 @@ INLINE Integers phi_of(Vector d, Vector &phi, Vector &expm1) {
     Vector r, power, tail;
     split_exponent(d > SMALLEST_EXPONENT ? d : all(SMALLEST_EXPONENT), r, power, tail);
     phi = ((power - Real(1)) - d) + power * r + power * tail;
-    expm1 = phi + d;
+    expm1 = (power - Real(1)) + (power * r + power * tail);
     return d < Real(709);
 }
 
