@@ -497,7 +497,7 @@ def test_incompatible_shapes_are_rejected(form):
         form(0.0, 0.0)
     with pytest.raises(ShapeError):
         form(torch.tensor(p), torch.tensor(p), where=[True, False])
-    for axis in (None, (0, 1)):
+    for axis in (None, (0, 1), True, False):
         with pytest.raises(TypeError, match="expected one axis of events"):
             form(p, p, axis=axis)
     with pytest.raises(TypeError, match="arrays of numpy and torch; convert one"):

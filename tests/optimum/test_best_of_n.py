@@ -180,3 +180,15 @@ def test_invalid_arguments_raise():
         best_of_n_policy([0.5, 0.5], [0.0, 1.0, 2.0], 2)
     with pytest.raises(ShapeError, match="at least one event"):
         best_of_n_policy([], [], 2)
+
+
+@pytest.mark.parametrize("n", [1.0, 1 + 1e-4, 1.5])
+def test_a_number_of_samples_near_1_keeps_its_digits(n):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ref = rng.dirichlet(np.full(7, 0.5))
+        reward = np.round(rng.normal(size=7), 1)
+        best = best_of_n_policy(ref, reward, n)
+        policy, kl = high_precision(ref, reward, n)
+        np.testing.assert_allclose(best.policy, np.asarray(policy, float), rtol=1e-13)
+        assert abs(best.kl - float(kl)) <= 1e-9 * float(kl) if n > 1 else best.kl == 0

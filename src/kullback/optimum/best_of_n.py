@@ -136,15 +136,15 @@ def _log_ratio(xp: Any, probs: Array, values: Array, n: Array) -> Array:
     # The smaller of two complementary sums has the smaller rounding error.
     upper = greater < 0.5
     log_at_most = xp.where(upper, xp.log1p(-xp.where(upper, greater, 0.0)), xp.log(at_most))
-    # (1 - y^n) / (1 - y) is a smooth function of x = 1 - y, with value n at x = 0.
+    # (1 - y^n) / (1 - y) = 1 + y (1 - y^(n - 1)) / (1 - y), which is 1 for n = 1 and n for x = 1 - y = 0.
     x = xp.where(upper, at_least - greater, at_most - less) / at_most
-    near = x < 0.5
-    small = xp.where(near & (x != 0), x, 0.25)
-    smooth = -xp.expm1(n * xp.log1p(-small)) / small
-    y = xp.where(near | (less == 0), 0.0, less / at_most)
-    power = xp.where(y > 0, xp.exp(n * xp.log(xp.where(y > 0, y, 1.0))), 0.0)
-    quotient = xp.where(near, xp.where(x == 0, n, smooth), (1 - power) / xp.where(near, 1.0, 1 - y))
-    return xp.take_along_axis((n - 1) * log_at_most + xp.log(quotient), xp.argsort(order, axis=-1), axis=-1)
+    near, equal = x < 0.5, x == 0
+    x = xp.where(near & ~equal, x, 0.25)
+    y = xp.where(near | (less == 0), 0.5, less / at_most)
+    of_x = (1 - x) * -xp.expm1((n - 1) * xp.log1p(-x)) / x
+    of_y = y * -xp.expm1((n - 1) * xp.log(y)) / (1 - y)
+    more = xp.where(near, xp.where(equal, n - 1, of_x), xp.where(less == 0, 0.0, of_y))
+    return xp.take_along_axis((n - 1) * log_at_most + xp.log1p(more), xp.argsort(order, axis=-1), axis=-1)
 
 
 def _ties(xp: Any, values: Array) -> tuple[Array, Array]:

@@ -183,7 +183,7 @@ def _gradient_rows(kernel: str, p: Array, q: Array, gradient: Array, threads: in
 
 def _is_last(axis: int, p: Array, q: Array) -> bool:
     """Whether an axis is the last axis of both arrays."""
-    if not isinstance(axis, int | np.integer):  # such as an array, which `events_last` refuses
+    if type(axis) is not int and not isinstance(axis, np.integer):  # such as a boolean, which `events_last` refuses
         return False
     return bool(axis == -1 or (axis == p.ndim - 1 and p.shape == q.shape))
 
