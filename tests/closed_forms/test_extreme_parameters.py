@@ -98,3 +98,15 @@ def test_bernoulli_to_poisson_at_any_rate(rate):
     kl(f.Bernoulli(probs=torch.tensor(0.4, dtype=torch.float64)), f.Poisson(rate=leaf)).backward()
     assert leaf.grad is not None
     assert math.isclose(leaf.grad.item(), 1 - 0.4 / rate, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scale", "loc"), [(1e-3, -50.0), (1e-8, -50.0), (1e-12, -100.0), (0.3, 1.0), (0.6, 1.0), (0.999, 0.0)]
+)
+def test_gradient_of_a_narrow_laplace_distribution_below_the_mode_of_a_gumbel_distribution(scale, loc):
+    leaf = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    [slope] = torch.autograd.grad(kl(f.Laplace(loc=loc, scale=leaf), f.Gumbel(loc=0.0, scale=1.0)), leaf)
+    with mpmath.workdps(40):
+        r = mpf(scale)
+        truth = mpmath.exp(-mpf(loc)) * 2 * r / (1 - r**2) ** 2 - 1 / r
+    assert relative_error(slope, truth) < 1e-14

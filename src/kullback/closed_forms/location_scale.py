@@ -150,6 +150,8 @@ def kl_laplace_gumbel(xp: Any, p: Any, q: Any) -> Array:
     for scale1 >= scale2, where E_P exp(-x/scale2) is infinite.
     """
     ratio, z = p.scale / q.scale, (p.loc - q.loc) / q.scale
-    finite = p.scale < q.scale
-    tail = xp.where(finite, (q.scale - p.scale) / q.scale * (1 + ratio), 1.0)
+    finite, small = p.scale < q.scale, p.scale < q.scale / 2
+    # The derivative of 1 - r^2 does not cancel for small r, and its value as a product does not for r near 1.
+    near = xp.where(finite, (q.scale - p.scale) / q.scale * (1 + ratio), 1.0)
+    tail = xp.where(small, 1 - ratio * ratio, near)
     return xp.where(finite, z + xp.exp(-z) / tail - 1 - np.log(2) - log_ratio(xp, p.scale, q.scale), np.inf)
