@@ -25,7 +25,7 @@ from kullback.families import (
     Transformed,
 )
 from kullback.numerics.array_types import ArrayInput, ArrayT
-from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, is_compiling
+from kullback.numerics.arrays import Array, ArrayLike, as_floats, cast, holds, is_compiling
 
 if TYPE_CHECKING:
     import torch
@@ -355,17 +355,18 @@ def _as_transformed(d: Any) -> Any:
 
 
 def _kl_if_supports_differ(xp: Any, p: Any, q: Any) -> Array:
-    """`inf` if the support of q contains the support of p in no member of the batch; otherwise NoClosedFormError."""
+    """`inf` if the support of q contains the support of p in no member of the batch; otherwise NoClosedFormError.
+
+    While values are traced, the result is nan where the support of q contains the support of p.
+    """
     contained = is_contained(xp, p, q)
-    if contained is True or (contained is not False and xp.any(contained)):
+    if contained is True or (contained is not False and holds(xp.any(contained))):
         raise _no_closed_form(p, q)
-    shapes = [
-        tuple(value.shape[:-1] if isinstance(d, NormalMixture) else value.shape)  # the last axis indexes components
-        for d in (p, q)
-        for value in vars(d).values()
-        if value is not None
-    ]
-    result = xp.full(np.broadcast_shapes(*shapes), np.inf)
+    values = [(d, value) for d in (p, q) for value in vars(d).values() if value is not None]
+    # The last axis of a mixture indexes its components.
+    shapes = [tuple(value.shape[:-1] if isinstance(d, NormalMixture) else value.shape) for d, value in values]
+    result = xp.full(np.broadcast_shapes(*shapes), np.inf, device=array_api_compat.device(values[0][1]))
+    result = result if contained is False else xp.where(contained, np.nan, result)
     return cast(xp, result, result.dtype)
 
 

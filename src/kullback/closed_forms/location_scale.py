@@ -6,7 +6,7 @@ import numpy as np
 
 from kullback import families as f
 from kullback.closed_forms.registry import closed_form, where_equal
-from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, holds
+from kullback.numerics.arrays import Array, broadcast_arrays, elementwise_with_gradient, holds, sign
 from kullback.numerics.log_sinhc import log_sinhc_slope
 from kullback.numerics.phi import log_ratio, phi, ratio_residual
 from kullback.numerics.special import erf
@@ -31,7 +31,7 @@ _laplace_spread = elementwise_with_gradient(
     ),
     lambda xp, _gradient, _output, ratio, *_: xp.zeros_like(ratio),
     lambda xp, gradient, _output, _ratio, distance, scale, q_scale: (
-        gradient * -xp.expm1(-abs(distance) / scale) * xp.sign(distance) / q_scale
+        gradient * -xp.expm1(-abs(distance) / scale) * sign(xp, distance) / q_scale
     ),
     lambda xp, gradient, _output, _ratio, distance, scale, q_scale: (
         gradient * _laplace_spread_slope(xp, abs(distance) / scale) / q_scale

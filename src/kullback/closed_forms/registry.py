@@ -176,7 +176,7 @@ def _value(xp: Any, function: Callable[..., Array], p: Any, q: Any, univariate: 
     contained = is_contained(xp, p, q) if univariate else True
     if finite and (contained is True or (contained is not False and holds(xp.all(contained)))):
         return result
-    if is_traced(result) or not univariate or NormalMixture in (type(p), type(q)):
+    if is_traced(result) or is_traced(contained) or not univariate or NormalMixture in (type(p), type(q)):
         contained = xp.asarray(contained, device=array_api_compat.device(result))
         result = xp.where(contained, result, np.inf)
     else:

@@ -24,7 +24,7 @@ from kullback.discrete.validation import events_last, require_probs
 from kullback.errors import ArrayTypeError, ParameterNameError, SupportError
 from kullback.numerics.arguments import is_number
 from kullback.numerics.array_types import ArrayInput, ArrayT, Column, Float, PerEvent, PerRow
-from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, with_gradient
+from kullback.numerics.arrays import Array, ArrayLike, cast, is_positive, map_row_blocks, sign, with_gradient
 
 __all__ = ["divergence"]
 
@@ -175,8 +175,8 @@ def _total_variation() -> ValueAndGradients:
 
     return (
         value,
-        lambda xp, _value, _p, _q, d: -xp.sign(d) / 2,
-        lambda xp, _value, _p, _q, d: xp.sign(d) / 2,
+        lambda xp, _value, _p, _q, d: -sign(xp, d) / 2,
+        lambda xp, _value, _p, _q, d: sign(xp, d) / 2,
     )
 
 

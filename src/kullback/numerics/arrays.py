@@ -34,6 +34,7 @@ __all__ = [
     "numpy_views",
     "require_concrete",
     "require_untransformed",
+    "sign",
     "untracked",
     "with_gradient",
 ]
@@ -343,6 +344,11 @@ def as_numpy(array: Array, dtype: Any = None) -> np.ndarray:
 def is_positive(xp: Any, x: Array) -> Array:
     """x > 0 for x >= 0, including subnormal numbers, which comparisons in JAX treat as 0."""
     return _bits(xp, x) > 0 if array_api_compat.is_jax_namespace(xp) else x > 0
+
+
+def sign(xp: Any, x: Array) -> Array:
+    """-1, 0 or 1, or nan for nan; array_api_compat's function for PyTorch cannot be mapped by torch.func.vmap."""
+    return xp.where(x > 0, 1.0, xp.where(x < 0, -1.0, x))
 
 
 def log(xp: Any, x: Array) -> Array:
