@@ -46,6 +46,10 @@ def kl(p: Any, q: Any) -> Array:
     very large parameters keep their relative accuracy. A family that is a special case of another family, as the
     exponential distribution is of the gamma distribution, uses the closed form of the more general family.
 
+    A few forms require that p and q have an equal parameter, such as the scale of two logistic distributions. They do
+    not determine the derivative with respect to the parameter of one side, which is nan; pass one array to both sides
+    to differentiate along both. An infinite entry of a batch does not change the gradient of other entries.
+
     Inside `torch.compile`, KL of two distributions of PyTorch or of two families of tensors is one operation of the
     graph, and the constraints of the parameters are not checked.
 

@@ -1,6 +1,7 @@
 """Functions of torch.func and JAX of the KL of every registered univariate pair and of every divergence."""
 
 import jax
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
@@ -77,3 +78,32 @@ def test_pairs_without_a_closed_form_while_values_are_traced(p, q, name, contain
     expected = np.nan if contained else np.inf
     np.testing.assert_array_equal(torch.func.vmap(of_value)(torch.tensor(values)), expected)
     np.testing.assert_array_equal(jax.jit(of_value)(jax.numpy.asarray(values)), expected)
+
+
+def kl_of_logistics(scale):
+    """KL of Logistic(1, scale) and Logistic(0, scale), with a float in the place of one location."""
+    return kl(f.Logistic(loc=1.0, scale=scale), f.Logistic(loc=0.0, scale=scale))
+
+
+def test_a_parameter_that_both_sides_share():
+    expected = float(mp.diff(lambda s: mp.coth(1 / (2 * s)) / s - 2, 2))
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+    def mixed_dtypes(scale):
+        return kl(f.Logistic(loc=one, scale=scale), f.Logistic(loc=zero, scale=scale))
+
+    def beside_an_infinite_entry(scale):
+        loc = torch.tensor([1.0, 1e308], dtype=torch.float64)
+        kls = kl(f.Logistic(loc=loc, scale=scale), f.Logistic(loc=-loc / 2 + 0.5, scale=scale))
+        assert kls[1] == torch.inf
+        return kls[0]
+
+    with jax.enable_x64(True):
+        assert float(jax.grad(kl_of_logistics)(2.0)) == pytest.approx(expected, rel=1e-12)
+        assert float(jax.jit(jax.grad(kl_of_logistics))(jax.numpy.asarray(2.0))) == pytest.approx(expected, rel=1e-12)
+    assert float(torch.func.grad(mixed_dtypes)(torch.tensor(2.0))) == pytest.approx(expected, rel=1e-6)
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    [slope] = torch.autograd.grad(mixed_dtypes(scale), scale)
+    assert float(slope) == pytest.approx(expected, rel=1e-12)
+    [slope] = torch.autograd.grad(beside_an_infinite_entry(torch.stack([scale, one / 2])), scale)
+    assert float(slope) == pytest.approx(expected, rel=1e-12)

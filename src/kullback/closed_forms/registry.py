@@ -151,6 +151,8 @@ def _of_values(
             f"expected the parameters of {type(p).__name__} and {type(q).__name__} to be arrays of one library, got "
             f"arrays of {' and '.join(sorted(libraries))}; convert one of them"
         ) from error
+    first: dict[int, int] = {}  # a parameter that p and q share stays one array, which `where_equal` recognises
+    arrays = [arrays[first.setdefault(id(value), k)] for k, value in enumerate(values)]
     shapes, mixtures = [tuple(array.shape) for array in arrays], []
     if univariate:
         # The last axis of a mixture indexes its components; p and q may have different numbers of components.
@@ -203,7 +205,7 @@ def _in_blocks(xp: Any, function: Callable[..., Array], p: Any, q: Any, shape: t
     return out.reshape(shape)
 
 
-def _selected(xp: Any, record: Any, shape: tuple[int, ...], entries: Any) -> Any:
+def _selected(xp: Any, record: Any, shape: tuple[int, ...], entries: Any, known: dict[int, Array] | None = None) -> Any:
     """The record with entries of its parameters, each of which has this shape or no axes.
 
     A number of NumPy without axes stays one. A tensor without axes has one entry for each of `entries`, so that its
@@ -214,11 +216,14 @@ def _selected(xp: Any, record: Any, shape: tuple[int, ...], entries: Any) -> Any
         record: A univariate distribution with arrays as parameters.
         shape: The shape to which the parameters broadcast.
         entries: A slice of the flattened arrays, or the indices of entries in them.
+        known: The entries of other parameters by the identity of the parameter; the entries of this record are added.
     """
-    chosen = with_parameters(type(record), {})
+    chosen, known = with_parameters(type(record), {}), {} if known is None else known
     for name, value in vars(record).items():
         if value is not None and (value.ndim or not array_api_compat.is_numpy_namespace(xp)):
-            value = xp.reshape(xp.broadcast_to(value, shape), (-1,))[entries]
+            if id(value) not in known:
+                known[id(value)] = xp.reshape(xp.broadcast_to(value, shape), (-1,))[entries]
+            value = known[id(value)]
         object.__setattr__(chosen, name, value)
     return chosen
 
@@ -262,8 +267,9 @@ def _by_rows(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Ar
     shape, device = result.shape, array_api_compat.device(result)
 
     def compute(c: float, entries: Array) -> Array:
-        sides = (side if c == 1 else _rescaled(side, c) for side in (p, q))
-        values = function(xp, *(_selected(xp, side, shape, entries) for side in sides))
+        known: dict[Any, Array] = {}  # p and q may share a parameter
+        sides = [_selected(xp, side, shape, entries, known) for side in (p, q)]
+        values = function(xp, *(sides if c == 1 else (_rescaled(side, c, known) for side in sides)))
         return xp.broadcast_to(values, entries.shape)
 
     values = xp.reshape(untracked(result), (-1,))
@@ -291,12 +297,16 @@ def _by_rows(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Ar
     return xp.reshape(xp.concat(results)[xp.argsort(xp.concat(indices))], shape)
 
 
-def _rescaled(side: Any, c: float) -> Any:
-    """The distribution of c x, for x from a distribution of one of the families of `_RESCALED`."""
+def _rescaled(side: Any, c: float, known: dict[Any, Array]) -> Any:
+    """The distribution of c x, for x from a distribution of one of the families of `_RESCALED`.
+
+    `known` contains the changed parameters by their identity and their power of c.
+    """
     changed = copy(side)
     changed.__dict__.pop("log_scale", None)
     for name, power in _RESCALED[type(side)].items():
-        object.__setattr__(changed, name, getattr(side, name) * c**power)
+        value = getattr(side, name)
+        object.__setattr__(changed, name, known.setdefault((id(value), power), value * c**power))
     return changed
 
 
