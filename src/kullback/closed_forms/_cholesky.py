@@ -7,20 +7,21 @@ import numpy as np
 
 from kullback.errors import ParameterError, ShapeError
 from kullback.families.base import values_of
-from kullback.numerics.arrays import Array, holds, is_traced, untracked
+from kullback.numerics.arrays import Array, holds, is_traced, untracked, with_gradient
 from kullback.numerics.phi import log1p_residual, log_ratio, phi
 
 __all__ = [
+    "change_from_factors",
     "cholesky",
-    "eigenvalues_from_factors",
     "factor_of",
     "log_determinant_ratios",
     "require_lower",
     "require_square",
-    "sum_eigenvalue_residuals",
     "sum_factor_residuals",
+    "sum_product_residuals",
+    "sum_residuals",
     "whiten",
-    "whitened_eigenvalues",
+    "whitened_change",
 ]
 
 
@@ -76,11 +77,10 @@ def factor_of(xp: Any, matrix: Array | None, factor: Array | None, names: tuple[
     return xp.tril(factor)
 
 
-def eigenvalues_from_factors(xp: Any, factor_p: Array, factor_q: Array) -> Array:
-    """The eigenvalues of Q^-1 P - 1 for P and Q with these lower factors, whose products are not formed."""
+def change_from_factors(xp: Any, factor_p: Array, factor_q: Array) -> Array:
+    """L^-1 P L^-T - 1 for P and Q = L L^T with these lower factors, whose products are not formed."""
     step = whiten(xp, factor_q, factor_p - factor_q)
-    square = step @ xp.matrix_transpose(step)
-    return _eigenvalues_or_inf(xp, step + xp.matrix_transpose(step) + square)
+    return step + xp.matrix_transpose(step) + step @ xp.matrix_transpose(step)
 
 
 def sum_factor_residuals(xp: Any, factor_p: Array, factor_q: Array) -> Array:
@@ -104,11 +104,11 @@ def whiten(xp: Any, factor: Array, matrix: Array) -> Array:
     return xp.linalg.solve(factor, matrix)
 
 
-def whitened_eigenvalues(xp: Any, factor: Array, change: Array) -> Array:
-    """The eigenvalues of factor^-1 change factor^-T for a symmetric matrix `change`."""
+def whitened_change(xp: Any, factor: Array, change: Array) -> Array:
+    """factor^-1 change factor^-T for a symmetric matrix `change`."""
     half = xp.matrix_transpose(whiten(xp, factor, change))
     whole = whiten(xp, factor, half)
-    return _eigenvalues_or_inf(xp, (whole + xp.matrix_transpose(whole)) / 2)
+    return (whole + xp.matrix_transpose(whole)) / 2
 
 
 def _eigenvalues_or_inf(xp: Any, matrix: Array) -> Array:
@@ -125,11 +125,96 @@ def log_determinant_ratios(xp: Any, factor_p: Array, factor_q: Array) -> Array:
     return 2 * log_ratio(xp, xp.linalg.diagonal(factor_p), xp.linalg.diagonal(factor_q))
 
 
-def sum_eigenvalue_residuals(xp: Any, eigenvalues: Array, log_determinants: Array) -> Array:
-    """sum_i (e_i - log(1 + e_i)) for the eigenvalues e_i of Q^-1 P - 1.
+def sum_residuals(xp: Any, change: Array, logs: Array) -> Array:
+    """tr(E) - log det(1 + E) for a symmetric matrix E, as the sum of e_i - log(1 + e_i) over its eigenvalues e_i.
 
-    `log_determinants` are numbers whose sum is sum_i log(1 + e_i); they are used where some |e_i| >= 1/2.
+    Args:
+        xp: The array namespace.
+        change: E, shape (..., n, n), positive definite after 1 is added to the diagonal.
+        logs: Numbers whose sum over the last axis is log det(1 + E), which are used where some |e_i| >= 1/2.
+
+    Returns:
+        The sums, shape (...). They are differentiated as a function of the matrix, to every order. The derivatives of
+        the eigenvalues themselves are divided by differences of eigenvalues, which may be 0.
     """
-    near = xp.all(abs(eigenvalues) < 0.5, axis=-1)
+    lead = np.broadcast_shapes(tuple(change.shape[:-2]), tuple(logs.shape[:-1]))
+    change = xp.broadcast_to(change, (*lead, *change.shape[-2:]))
+    logs = xp.broadcast_to(logs, (*lead, logs.shape[-1]))
+    return _sum_residuals(xp, change, logs, _eigenvalues_or_inf(xp, untracked(change)))
+
+
+def sum_product_residuals(xp: Any, rows: Array, columns: Array, logs: Array) -> Array:
+    """`sum_residuals` of the matrix E with 1 + E = (1 + R) x (1 + C), the Kronecker product, which is not formed.
+
+    Args:
+        xp: The array namespace.
+        rows: R, shape (..., m, m).
+        columns: C, shape (..., n, n).
+        logs: Numbers whose sum over the last axis is log det(1 + E).
+
+    Returns:
+        The sums, shape (...).
+    """
+    shapes = tuple(rows.shape[:-2]), tuple(columns.shape[:-2]), tuple(logs.shape[:-1])
+    lead = np.broadcast_shapes(*shapes)
+    rows, columns = (xp.broadcast_to(matrix, (*lead, *matrix.shape[-2:])) for matrix in (rows, columns))
+    logs = xp.broadcast_to(logs, (*lead, logs.shape[-1]))
+    r, c = (_eigenvalues_or_inf(xp, untracked(matrix)) for matrix in (rows, columns))
+    table = r[..., :, None] + c[..., None, :] + r[..., :, None] * c[..., None, :]
+    return _sum_product_residuals(xp, rows, columns, logs, xp.reshape(table, (*lead, -1)))
+
+
+def _is_near(xp: Any, eigenvalues: Array) -> Array:
+    return xp.all(abs(eigenvalues) < 0.5, axis=-1)
+
+
+def _sum_of_eigenvalues(xp: Any, logs: Array, eigenvalues: Array) -> Array:
+    near = _is_near(xp, eigenvalues)
     close = xp.sum(log1p_residual(xp.where(near[..., None], eigenvalues, 0.0)), axis=-1)
-    return xp.where(near, close, xp.sum(eigenvalues, axis=-1) - xp.sum(log_determinants, axis=-1))
+    return xp.where(near, close, xp.sum(eigenvalues, axis=-1) - xp.sum(logs, axis=-1))
+
+
+def _by_matrix(xp: Any, gradient: Array, near: Array, matrix: Array, factor: Array | None) -> Array:
+    """The gradient of the sum with respect to R: n (1 + R)^-1 (R + t (1 + R)), where C has n rows and the mean t.
+
+    For one matrix E it is (1 + E)^-1 E. Where some |e_i| >= 1/2, the logarithms are other arguments, and only the trace
+    contributes: n (1 + t).
+    """
+    eye = xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=array_api_compat.device(matrix))
+    safe = xp.where(near[..., None, None], matrix, 0.0)
+    if factor is None:
+        by_matrix = xp.linalg.solve(eye + safe, safe)
+        of_trace = eye
+    else:
+        count = factor.shape[-1]
+        mean = (xp.linalg.trace(factor) / count)[..., None, None]
+        by_matrix = count * xp.linalg.solve(eye + safe, safe + mean * (eye + safe))
+        of_trace = count * (1 + mean) * eye
+    return gradient[..., None, None] * xp.where(near[..., None, None], by_matrix, of_trace)
+
+
+def _by_logs(xp: Any, gradient: Array, near: Array, logs: Array) -> Array:
+    return xp.where(near, 0.0, -gradient)[..., None] * xp.ones_like(logs)
+
+
+_sum_residuals = with_gradient(
+    lambda xp, _change, logs, eigenvalues: _sum_of_eigenvalues(xp, logs, eigenvalues),
+    lambda xp, gradient, _output, change, _logs, eigenvalues: _by_matrix(
+        xp, gradient, _is_near(xp, eigenvalues), change, None
+    ),
+    lambda xp, gradient, _output, _change, logs, eigenvalues: _by_logs(xp, gradient, _is_near(xp, eigenvalues), logs),
+    lambda xp, _gradient, _output, _change, _logs, eigenvalues: xp.zeros_like(eigenvalues),
+)
+_sum_product_residuals = with_gradient(
+    lambda xp, _rows, _columns, logs, eigenvalues: _sum_of_eigenvalues(xp, logs, eigenvalues),
+    lambda xp, gradient, _output, rows, columns, _logs, eigenvalues: _by_matrix(
+        xp, gradient, _is_near(xp, eigenvalues), rows, columns
+    ),
+    lambda xp, gradient, _output, rows, columns, _logs, eigenvalues: _by_matrix(
+        xp, gradient, _is_near(xp, eigenvalues), columns, rows
+    ),
+    lambda xp, gradient, _output, _rows, _columns, logs, eigenvalues: _by_logs(
+        xp, gradient, _is_near(xp, eigenvalues), logs
+    ),
+    lambda xp, _gradient, _output, _rows, _columns, _logs, eigenvalues: xp.zeros_like(eigenvalues),
+)

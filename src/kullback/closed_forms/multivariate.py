@@ -7,15 +7,16 @@ from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms._cholesky import (
+    change_from_factors,
     cholesky,
-    eigenvalues_from_factors,
     factor_of,
     log_determinant_ratios,
     require_square,
-    sum_eigenvalue_residuals,
     sum_factor_residuals,
+    sum_product_residuals,
+    sum_residuals,
     whiten,
-    whitened_eigenvalues,
+    whitened_change,
 )
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ShapeError
@@ -51,7 +52,7 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
             cholesky(xp, matrix_p, "p's precision_matrix"),
             cholesky(xp, matrix_q, "q's precision_matrix"),
         )
-        eigenvalues = whitened_eigenvalues(xp, factor_p, matrix_q - matrix_p)
+        change = whitened_change(xp, factor_p, matrix_q - matrix_p)
         logs = log_determinant_ratios(xp, factor_q, factor_p)
         distance = xp.matrix_transpose(factor_q) @ shift
     elif "scale_tril" in (name_p, name_q):
@@ -71,10 +72,10 @@ def kl_multivariate_normal_multivariate_normal(xp: Any, p: Any, q: Any) -> Array
             cholesky(xp, matrix_p, "p's covariance_matrix"),
             cholesky(xp, matrix_q, "q's covariance_matrix"),
         )
-        eigenvalues = whitened_eigenvalues(xp, factor_q, matrix_p - matrix_q)
+        change = whitened_change(xp, factor_q, matrix_p - matrix_q)
         logs = log_determinant_ratios(xp, factor_p, factor_q)
         distance = whiten(xp, factor_q, shift)
-    return (sum_eigenvalue_residuals(xp, eigenvalues, logs) + xp.sum(distance * distance, axis=(-2, -1))) / 2
+    return (sum_residuals(xp, change, logs) + xp.sum(distance * distance, axis=(-2, -1))) / 2
 
 
 def _event_size(p: Any, q: Any) -> int:
@@ -154,17 +155,15 @@ def kl_matrix_normal_matrix_normal(xp: Any, p: Any, q: Any) -> Array:
         )
         factors.append(factor_q)
         if any(factor is not None for _, factor in pair):
-            changes.append(eigenvalues_from_factors(xp, factor_p, factor_q))
+            changes.append(change_from_factors(xp, factor_p, factor_q))
         else:
-            changes.append(whitened_eigenvalues(xp, factor_q, pair[0][0] - pair[1][0]))
+            changes.append(whitened_change(xp, factor_q, pair[0][0] - pair[1][0]))
         logs.append(log_determinant_ratios(xp, factor_p, factor_q))
 
-    def pairwise_sums(r: Array, c: Array) -> Array:
-        table = r[..., :, None] + c[..., None, :]
-        return xp.reshape(table, (*table.shape[:-2], rows * columns))
-
-    product_of_changes = changes[0][..., :, None] * changes[1][..., None, :]
-    whole = pairwise_sums(*changes) + xp.reshape(product_of_changes, (*product_of_changes.shape[:-2], rows * columns))
+    (change_of_rows, change_of_columns), (logs_of_rows, logs_of_columns) = changes, logs
+    table = logs_of_rows[..., :, None] + logs_of_columns[..., None, :]
+    table = xp.reshape(table, (*table.shape[:-2], rows * columns))
+    residuals = sum_product_residuals(xp, change_of_rows, change_of_columns, table)
     half = xp.matrix_transpose(whiten(xp, factors[0], p.loc - q.loc))
     distance = whiten(xp, factors[1], half)
-    return (sum_eigenvalue_residuals(xp, whole, pairwise_sums(*logs)) + xp.sum(distance * distance, axis=(-2, -1))) / 2
+    return (residuals + xp.sum(distance * distance, axis=(-2, -1))) / 2

@@ -7,12 +7,12 @@ from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms._cholesky import (
-    eigenvalues_from_factors,
+    change_from_factors,
     factor_of,
     log_determinant_ratios,
     require_square,
-    sum_eigenvalue_residuals,
-    whitened_eigenvalues,
+    sum_residuals,
+    whitened_change,
 )
 from kullback.closed_forms.registry import closed_form
 from kullback.errors import ParameterError, ShapeError
@@ -75,14 +75,15 @@ def _kl_wishart(
     factor_p = factor_of(xp, matrix_p, factors[0], (f"p's {name}", "p's scale_tril"))
     factor_q = factor_of(xp, matrix_q, factors[1], (f"q's {name}", "q's scale_tril"))
     if matrix_p is None or matrix_q is None:
-        eigenvalues = eigenvalues_from_factors(xp, factor_p, factor_q)
+        change = change_from_factors(xp, factor_p, factor_q)
     else:
-        eigenvalues = whitened_eigenvalues(xp, factor_q, matrix_p - matrix_q)
+        change = whitened_change(xp, factor_q, matrix_p - matrix_q)
     logs = log_determinant_ratios(xp, factor_p, factor_q)
-    # The ratio of the means df V has the eigenvalues 1 + e + x + x e with x = (df_p - df_q)/df_q.
+    # The ratio of the means df V is (1 + E) (1 + x) with x = (df_p - df_q)/df_q, for the ratio 1 + E of the matrices V.
     x, log_x = ((df_p - df_q) / df_q)[..., None], log_ratio(xp, df_p, df_q)[..., None]
-    means = df_q / 2 * sum_eigenvalue_residuals(xp, eigenvalues + x + x * eigenvalues, logs + log_x)
-    half = xp.asarray(np.arange(size) / 2, dtype=eigenvalues.dtype, device=device(eigenvalues))
+    eye = xp.eye(size, dtype=change.dtype, device=device(change))
+    means = df_q / 2 * sum_residuals(xp, change + x[..., None] * (eye + change), logs + log_x)
+    half = xp.asarray(np.arange(size) / 2, dtype=change.dtype, device=device(change))
     a, b, h = (df_p / 2)[..., None], (df_q / 2)[..., None], ((df_q - df_p) / 2)[..., None]
     return means + xp.sum(gamma_kl_equal_mean(xp, a - half, b - half, h) + _stirling_shift(xp, a, b, h, half), axis=-1)
 
