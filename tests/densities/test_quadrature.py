@@ -116,9 +116,10 @@ def by_mpmath(log_p, log_q, points):
 
 def log_t(df, loc, scale):
     df, loc, scale = map(mpf, (df, loc, scale))
-    constant = (
-        mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2 - mpmath.log(scale)
-    )
+    with mpmath.workdps(40):
+        constant = (
+            mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2 - mpmath.log(scale)
+        )
     return lambda x: constant - (df + 1) / 2 * mpmath.log1p(((x - loc) / scale) ** 2 / df)
 
 
@@ -563,3 +564,43 @@ def test_the_bound_holds_for_narrow_distributions_at_a_small_distance(family, co
         ratio = mpmath.mpf(other) / mpmath.mpf(rate)
         truth = mpmath.mpf(concentration) * (ratio - 1 - mpmath.log(ratio))
         assert abs(mpmath.mpf(estimate.value) - truth) <= estimate.error + 1e-15 * truth
+
+
+KINKS = [
+    (Laplace, (-5.764743958602443, 0.38518716163232763), [0.24383778, 0.75616222], [-5.79620966, 2.61510864]),
+    (Normal, (-0.5970996088090578, 2.9929521135443835), [0.73253, 0.26747], [9.003502043765847, -6.168992094911255]),
+    (Laplace, (1.6306995733361234, 0.9908411488938067), [0.27023, 0.72977], [4.312157233453729, 12.718078311193901]),
+    (Laplace, (-3.3, 5.38), [0.8928, 0.1072], [-2.8630470253133913, 0.6610776559113187]),
+]
+
+
+@pytest.mark.parametrize(("family", "p", "weights", "locs"), KINKS)
+@pytest.mark.parametrize("scales", [(0.02314849, 0.023235), (0.013, 0.013), (0.0116, 0.01155)])
+def test_kink_of_a_mixture_near_an_end_of_a_panel(family, p, weights, locs, scales):
+    """log q of two narrow components is nearly two parabolas, whose crossing lies between two of their anchors."""
+    q = NormalMixture(weights=weights, locs=locs, scales=scales)
+    got = kl_quadrature(as_density(family(loc=p[0], scale=p[1])), as_density(q))
+    with mpmath.workdps(30):
+        loc, scale = map(mpmath.mpf, p)
+        parts = [list(map(mpmath.mpf, values)) for values in (weights, locs, scales)]
+
+        def component(x, k):
+            weight, at, width = (values[k] for values in parts)
+            return mpmath.log(weight / width) - ((x - at) / width) ** 2 / 2
+
+        def integrand(x):
+            z = abs(x - loc) / scale
+            log_p = -z - mpmath.log(2) if family is Laplace else -z * z / 2 - mpmath.log(2 * mpmath.pi) / 2
+            logs = sorted(component(x, k) for k in (0, 1))
+            log_q = logs[1] + mpmath.log1p(mpmath.exp(logs[0] - logs[1])) - mpmath.log(2 * mpmath.pi) / 2
+            return mpmath.exp(log_p) / scale * (log_p - mpmath.log(scale) - log_q)
+
+        kink = mpmath.findroot(
+            lambda x: component(x, 0) - component(x, 1), (parts[1][0], parts[1][1]), solver="anderson"
+        )
+        width = 1 / abs(mpmath.diff(lambda x: component(x, 0) - component(x, 1), kink))
+        edges = {loc + k * scale for k in (-70, -30, -10, -3, 0, 3, 10, 30, 70)}
+        edges |= {kink + k * width for k in (-60, -20, -5, 0, 5, 20, 60)} | set(parts[1])
+        truth = mpmath.quad(integrand, sorted(edges))
+    assert got.status == "bounded"
+    assert abs(got.value - truth) <= got.error
