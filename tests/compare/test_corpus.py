@@ -175,5 +175,5 @@ def test_empty_files_of_a_directory_are_counted_as_skipped(tmp_path: Path) -> No
     assert (len(corpus.documents), corpus.skipped_documents) == (1, 3)
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.txt").write_text(" ")
-    with pytest.raises(InputError, match="expected text, got an empty directory"):
+    with pytest.raises(InputError, match="expected text, got only empty files"):
         list(read_documents(tmp_path / "rows"))

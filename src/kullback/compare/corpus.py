@@ -160,7 +160,7 @@ def read_documents(source: str | Path, option: str = "--text", *, form: str | No
             found = found or bool(document.content)
             yield document
     if not found:
-        raise InputError(f"{location}: expected text, got an empty {'directory' if path.is_dir() else 'file'}")
+        raise InputError(f"{location}: expected text, got {'only empty files' if path.is_dir() else 'an empty file'}")
 
 
 def _text_files(path: Path, location: str, form: str | None) -> list[Path]:

@@ -217,7 +217,7 @@ def _check_run(run: RunDirectory) -> list[Finding]:
         got = f"kind {kind!r}" if kind is not None else _keys_as_text(config) if isinstance(config, dict) else config
         is_model = isinstance(config, dict) and bool({"model_type", "architectures"} & config.keys())
         raise InputError(
-            f"{run.path}: expected a run of kullback train grpo, rloo or ppo, got a config.json of another kind: "
+            f"{run.path}: expected a run of kullback train, got a config.json of another kind: "
             f"{'the configuration of a model; pass the run directory' if is_model else got}"
         )
     metrics, evaluations = run.metrics(), run.evaluations()
