@@ -570,6 +570,7 @@ def test_rows_of_arrays_in_parquet_are_matched_by_their_labels(tmp_path: Path, c
     "content",
     [
         "0\n100.1\n99.9\n100.0\n",
+        "0\n3\n4\n2\n",
         "2019\n100.1\n99.9\n100.0\n",
         "2019\n3\n4\n2\n",
         "0,1\n0.3,1.7\n2.5,0.1\n",
@@ -598,7 +599,6 @@ def test_a_first_line_of_numbers_that_can_be_names_is_refused(content: str, tmp_
 @pytest.mark.parametrize(
     ("content", "rows"),
     [
-        ("0\n3\n4\n2\n", 4),  # whole numbers beside a whole number: counts
         ("0\n0.25\n0.75\n", 3),  # probabilities
         ("0.0\n100.1\n99.9\n", 3),
         ("0,1\n1,0\n", 2),

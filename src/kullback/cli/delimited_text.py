@@ -233,10 +233,10 @@ class _FirstRow:
         return self.are_years or self.are_positions
 
     def compare(self, cells: Sequence[str]) -> None:
-        """Compare it with another row: a year beside years, and a whole number beside whole numbers, is data."""
+        """Compare it with another row: a year beside years is data, and so is `0,1` beside two whole numbers."""
         whole = [int(cell) for cell in map(str.strip, cells) if _WHOLE.fullmatch(cell)]
         self.are_years = self.are_years and not any(number in _YEARS for number in whole)
-        self.are_positions = self.are_positions and (len(self.cells) > 2 or not whole)
+        self.are_positions = self.are_positions and (len(self.cells) != 2 or not whole)
 
     def require_data(self, text: str, values: np.ndarray) -> None:
         """Raise InputError if its numbers can be names, in a file of several rows.
