@@ -1,9 +1,12 @@
-"""Measure how accurately controllers hold a KL budget, over tasks, budgets, learning rates and seeds.
+r"""Measure how accurately controllers hold a KL budget, over tasks, budgets, learning rates and seeds.
 
     .venv/bin/python benchmarks/budget.py    KLBudget on the language task, 9 runs: ten minutes
     .venv/bin/python benchmarks/budget.py --budgets 0.05 --rates 1e-3 --seeds 0 1 2 --unconstrained
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers all --unconstrained
-    .venv/bin/python benchmarks/budget.py --task digits --equal-kl    KLBudget at the final KLs of other controllers
+    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers KLBudget --rates 4.5e-4 --seeds 0
+    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers FixedBeta Ziegler2019 --rates 4.5e-4 \
+        --seeds 0 1 2 3 4 5 6 7 8 9
+    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --equal-kl    KLBudget at the final KLs of other controllers
     .venv/bin/python benchmarks/budget.py --summary    a table of all runs under --output, by task and controller
 
 The tasks, and the KL by which each run is evaluated (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 2048
