@@ -6,7 +6,7 @@ r"""Measure how accurately controllers hold a KL budget, over tasks, budgets, le
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers KLBudget --rates 4.5e-4 --seeds 0
     .venv/bin/python benchmarks/budget.py --task CartPole-v1 --controllers FixedBeta Ziegler2019 --rates 4.5e-4 \
         --seeds 0 1 2 3 4 5 6 7 8 9
-    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --equal-kl    KLBudget at the final KLs of other controllers
+    .venv/bin/python benchmarks/budget.py --task CartPole-v1 --equal-kl    KLBudget at the final KLs of the other rules
     .venv/bin/python benchmarks/budget.py --summary    a table of all runs under --output, by task and controller
 
 The tasks, and the KL by which each run is evaluated (benchmarks/budget_tasks.py): "sums", GRPO: the exact KL on 2048

@@ -106,6 +106,17 @@ def test_closed_and_full_standard_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_outcome_of_training_that_cannot_be_written_is_an_error(tmp_path):
+    train = f"kullback train vae --budget 5 --steps 2 --output {tmp_path}/run"
+    assert shell(train).returncode == 0
+    for options in ("", "--json"):
+        done = shell(f"{train} --resume {options} >/dev/full")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == "kullback: the output cannot be written: No space left on device"
+        assert shell(f"{train} --resume {options} | head -0; exit ${{PIPESTATUS[0]}}").returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [

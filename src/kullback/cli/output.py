@@ -1,31 +1,54 @@
 """Output of the commands: results on standard output, plain-text tables, and JSON without infinities."""
 
+import errno
 import io
 import math
 import os
+import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kullback.errors import InputError
 from kullback.runs.printable import one_line, printable
 
-__all__ = ["discard_output", "open_diagnostics", "print_result", "strict", "table"]
+__all__ = ["discard_output", "open_diagnostics", "output_errors", "print_result", "strict", "table"]
 
 
-def print_result(text: str) -> None:
-    """Print the result of a command. The reader of a pipe may have closed it, which is not an error.
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Within the context, results are written. A reader that has closed its pipe or terminal is not an error.
 
     Raises:
         InputError: The output cannot be written, for example because the disk is full.
     """
     try:
-        print(printable(text), flush=True)
+        yield
     except BrokenPipeError:
         discard_output(sys.stdout)
     except OSError as error:
+        was_terminal = error.errno == errno.EIO and _is_device(sys.stdout)
         discard_output(sys.stdout)
-        raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+        if not was_terminal:
+            raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+def _is_device(stream: Any) -> bool:
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):  # the stream is closed or is not a file
+        return False
+
+
+def print_result(text: str) -> None:
+    """Print the result of a command.
+
+    Raises:
+        InputError: The output cannot be written, for example because the disk is full.
+    """
+    with output_errors():
+        print(printable(text), flush=True)
 
 
 class _DiagnosticFile(io.FileIO):

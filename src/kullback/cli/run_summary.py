@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from kullback.cli.output import discard_output, open_diagnostics, strict
+from kullback.cli.output import discard_output, open_diagnostics, output_errors, strict
 from kullback.runs.printable import one_line, printable
 
 __all__ = [
@@ -47,7 +47,7 @@ def write_report(runs: Mapping[str, Any], path: Path, *, title: str, console: An
     table = Table(*(Column(_encodable(one_line(name), console), overflow="fold") for name in outcomes["columns"]))
     for row in outcomes["rows"]:
         table.add_row(*(_encodable(cell, console) for cell in row))
-    with suppress(OSError):  # the terminal was closed
+    with output_errors():
         console.print(table)
         if summary:
             console.print(_encodable(summary, console), highlight=False, soft_wrap=True)
@@ -68,12 +68,12 @@ def print_outcome(options: argparse.Namespace, runs: Mapping[Any, Any], *, finis
     """
     last = {name: (run.evaluations() or [None])[-1] for name, run in runs.items()}
     steps = {name: (run.metrics() or [{"step": 0}])[-1]["step"] for name, run in runs.items()}
-    with suppress(OSError):  # the terminal was closed
+    with output_errors():
         if options.json:
             outcome = {"run": str(options.output), "ended": finished, "step": steps, "last": last}
             if None in runs:
                 outcome |= {"step": steps[None], "last": last[None]}
-            print(json.dumps(strict(outcome), allow_nan=False))
+            print(json.dumps(strict(outcome), allow_nan=False), flush=True)
         elif not finished:
             text = f"interrupted; continue with --resume --output {shlex.quote(one_line(str(options.output)))}"
             console.print(_encodable(text, console), highlight=False)
