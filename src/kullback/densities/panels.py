@@ -69,9 +69,9 @@ def integrate(
     The rule is applied to each panel and to its two halves. The difference of the two results bounds the error of the
     second by a large factor once the function is resolved. Panels with too large a difference are halved again.
 
-    Both results miss a kink between the last node and an end of the panel. There, the value at the end differs from the
-    polynomial through the nodes, by as much for the half as for the whole panel, where the difference for a smooth
-    function decreases by several powers of 2. Half of this difference times the distance of the node from the end
+    Both results miss a kink or a jump between the last node and an end of the panel. There, the value at the end
+    differs from the polynomial through the nodes, by as much for the half as for the whole panel, where the difference
+    for a smooth function decreases by several powers of 2. This difference times the distance of the node from the end
     bounds what is missed.
 
     Args:
@@ -94,7 +94,7 @@ def integrate(
         count = panels.low.size
         sums = parts[:, :count] + parts[:, count:]
         outer = np.stack([part_ends[0, :, :count], part_ends[1, :, count:]])
-        missed = np.where(outer > ends / 16, outer, 0.0).sum(axis=0) * (panels.high - panels.low) * _GAP / 8
+        missed = np.where(outer > ends / 16, outer, 0.0).sum(axis=0) * (panels.high - panels.low) * _GAP / 4
         error = np.abs(sums - whole) + missed
         total, total_error = done + sums.sum(axis=1), done_error + error.sum(axis=1)
         excess = excess_of(total, total_error)
