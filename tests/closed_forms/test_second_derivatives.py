@@ -71,6 +71,20 @@ def test_second_derivative_along_a_symmetric_direction(name, case):
     assert float(torch.func.hessian(along)(torch.tensor(0.0, dtype=torch.float64))) == pytest.approx(truth, rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from forward mode
+@pytest.mark.parametrize("name", FAMILIES)
+def test_second_derivatives_can_be_mapped(name):
+    make = FAMILIES[name][0]
+    p, q = (torch.tensor(np.stack(side)) for side in zip(*CASES, strict=True))
+    step = torch.tensor(DIRECTION)
+
+    def second(p, q):
+        return torch.func.hessian(lambda t: kl(make(p), make(q + t * step)))(torch.tensor(0.0, dtype=torch.float64))
+
+    alone = [float(second(*case)) for case in zip(p, q, strict=True)]
+    np.testing.assert_allclose(torch.func.vmap(second)(p, q), alone, rtol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["covariance", "Wishart", "MatrixNormal"])
 def test_hessian_of_equal_distributions_in_jax(name):
