@@ -109,7 +109,7 @@ def test_an_earlier_result_is_compared(run: Run, model: Path, tmp_path: Path, co
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--context", "0"], "--context: expected at least 1"),
+        (["--context", "0"], "--context: expected at least 2"),
         (["--fail-above", "-1"], "--fail-above: expected a finite number"),
         (["--fail-above", "nan"], "--fail-above: expected a finite number"),
         (["--resume"], "--resume: expected --output RUN"),

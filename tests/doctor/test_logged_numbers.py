@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from kullback.doctor.logged_kl import check_learning, check_logged_kl
 from kullback.doctor.masks import check_masks
 from kullback.doctor.penalty_gradient import check_penalty_gradient
 from kullback.doctor.recorded_log_probs import explain
-from kullback.errors import InputError, ShapeError
+from kullback.errors import ArrayTypeError, InputError, ShapeError, SupportError
 from kullback.policy.penalty import KLPenalty
 
 END, PAD = 1, 0
@@ -155,6 +156,23 @@ def test_wrong_signs_detached_terms_and_clamps_are_identified(dtype: torch.dtype
     mask[:, :6] = True
     outside = torch.where(mask, 1.0, -5.0).to(dtype)
     assert check_penalty_gradient(lambda p, q: (outside * k2(p, q)).sum(), at, mask) == []
+
+
+def test_a_penalty_with_nan_or_inf_is_not_clean():
+    at = torch.full((2, 8), -1.0)
+    nan, inf = float("nan"), float("inf")
+    for penalty in (
+        lambda p, q: torch.sqrt(q - p),
+        lambda p, q: (p - q) * nan,
+        lambda p, q: (p - q) * inf,
+        lambda p, q: torch.exp(1e3 * (p - q)),
+    ):
+        assert names(check_penalty_gradient(penalty, at)) == ["kl-gradient-unknown"]
+    with pytest.raises(SupportError, match="finite log_prob"):
+        check_penalty_gradient(lambda p, q: (p - q) ** 2 / 2, at * nan)
+    for values in ([[-1.0] * 8] * 2, np.full((2, 8), -1.0)):
+        with pytest.raises(ArrayTypeError, match="expected log_prob to be a tensor"):
+            check_penalty_gradient(lambda p, q: (p - q) ** 2 / 2, values)
 
 
 def test_completions_of_one_token_share_one_factor() -> None:

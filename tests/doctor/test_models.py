@@ -97,6 +97,12 @@ def lora() -> Any:
 # -- correct trainers --
 
 
+def test_another_trainer_is_refused() -> None:
+    for other in (None, 3, torch.nn.Linear(1, 1)):
+        with pytest.raises(InputError, match="expected a GRPOTrainer or an RLOOTrainer of TRL, got"):
+            doctor_trainer(other)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",

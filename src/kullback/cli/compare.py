@@ -373,13 +373,13 @@ def _compare(options: argparse.Namespace) -> Any:
     """Check the options, and run the comparison."""
     if options.text is None:
         raise InputError("--text: expected a corpus, got none; it is required unless BASE is a file of llama.cpp")
-    for option, value in (
-        ("--context", options.context),
-        ("--stride", options.stride),
-        ("--batch-size", options.batch_size),
+    for option, value, least in (
+        ("--context", options.context, 2),
+        ("--stride", options.stride, 1),
+        ("--batch-size", options.batch_size, 1),
     ):
-        if value is not None and value < 1:
-            raise InputError(f"{option}: expected at least 1, got {value}")
+        if value is not None and value < least:
+            raise InputError(f"{option}: expected at least {least}, got {value}")
     _check_limit(options)
     given = next((name for name in _OF_GENERATE if getattr(options, name) is not None), None)
     if given is not None and options.generate is None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kullback.doctor.finding import Finding
-from kullback.errors import ArrayTypeError, ShapeError
+from kullback.errors import ArrayTypeError, ShapeError, SupportError
 from kullback.numerics.arguments import shown
+from kullback.tokens.logits import require_tensors
 
 __all__ = ["Penalty", "check_penalty_gradient"]
 
@@ -57,10 +58,11 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
         `logged-kl-differs-from-trained` (error) for the form 1 - e^-L,
         `kl-direction` (error) for the form e^L - 1 or L + L^2/2,
         `kl-sign` (error) for a negative factor,
-        `kl-gradient-unknown` (warning) for another gradient; or nothing.
+        `kl-gradient-unknown` (warning) for another gradient, such as nan or inf; or nothing.
 
     Raises:
-        ArrayTypeError: The term is not a tensor of real numbers.
+        ArrayTypeError: `log_prob` or the term is not a tensor of real numbers.
+        SupportError: A log-probability of a token that counts is not finite.
         ShapeError: The term has neither one value nor one for each token.
 
     Example:
@@ -70,10 +72,19 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
         >>> check_penalty_gradient(lambda log_prob, ref: (log_prob - ref) ** 2 / 2, torch.full((2, 8), -1.0))
         []
     """
+    require_tensors(log_prob=log_prob)
     counted = torch.ones(log_prob.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    if not log_prob.detach().cpu()[counted].isfinite().all():
+        raise SupportError("expected finite log_prob wherever mask is True, got nan or inf")
     generator = torch.Generator().manual_seed(0)
     log_ratio = torch.randn(log_prob.shape, generator=generator, dtype=torch.float64)
     gradient = _gradient(penalty, log_prob, log_ratio, counted)
+    invalid = int((~gradient[counted].isfinite()).sum())
+    if invalid:
+        cause = "the gradient of the KL term is nan or inf where policy and reference differ by about 1 nat"
+        remedy = "compare the term with kullback.KLPenalty, whose gradients are tested"
+        evidence = {"tokens with nan or inf": invalid, "of": int(counted.sum())}
+        return [Finding("kl-gradient-unknown", "warning", cause, remedy, evidence)]
     if not gradient[counted].any():
         cause = "the KL term has no gradient: its value is logged, but it does not train the policy"
         remedy = "do not detach log_prob, and check that beta is not 0; or add the KL to the reward instead"

@@ -39,6 +39,7 @@ def doctor_trainer(
         Findings, errors first; an empty list if nothing is wrong.
 
     Raises:
+        InputError: `trainer` is of another class, or has no prompts.
         ShapeError: No completion has a token that counts.
 
     Example:
@@ -56,6 +57,11 @@ def doctor_trainer(
         ...     doctor_trainer(trainer)
         []
     """
+    if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
+        raise InputError(
+            f"expected a GRPOTrainer or an RLOOTrainer of TRL, got {type(trainer).__name__}; for other trainers call "
+            "kullback.doctor with their models and log-probabilities"
+        )
     grpo: Any = trainer
     if rows is None:
         group = grpo.num_generations
