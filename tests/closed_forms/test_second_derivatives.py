@@ -71,6 +71,7 @@ def test_second_derivative_along_a_symmetric_direction(name, case):
     assert float(torch.func.hessian(along)(torch.tensor(0.0, dtype=torch.float64))) == pytest.approx(truth, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from forward mode
 @pytest.mark.parametrize("name", FAMILIES)
 def test_second_derivatives_can_be_mapped(name):

@@ -17,6 +17,7 @@ COUNTS = {f.Binomial, f.Zipfian}  # a sum over counts that are mapped has no fix
 UNIVARIATE = [pair for pair in PAIRS if all(kind.support is not None for kind in pair) and not COUNTS & set(pair)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", UNIVARIATE, ids=lambda pair: "-".join(kind.__name__ for kind in pair))
 def test_mapped_gradients_are_the_gradients_of_the_batch(pair):
     p, q = draw_pair(pair, np.random.default_rng(0))  # values that float32 represents
