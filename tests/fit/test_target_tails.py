@@ -157,14 +157,14 @@ def test_the_half_normal_nearest_to_a_heavy_tail():
     assert float(fit.distribution.scale) == pytest.approx((2.01 / 0.01) ** 0.5, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("family", "target"),
-    [
-        (Kumaraswamy, Beta(concentration1=0.03, concentration0=0.03)),
-        (Cauchy, StudentT(df=0.05, loc=0.0, scale=1.0)),
-    ],
-)
-def test_a_fit_whose_kl_is_not_known_is_not_converged(family, target):
-    fit = fit_forward(family, target=target)
+def test_a_fit_whose_kl_is_not_known_is_not_converged():
+    fit = fit_forward(Kumaraswamy, target=Beta(concentration1=0.03, concentration0=0.03))
     assert fit.estimate.status == "unreliable"
     assert not fit.converged
+
+
+def test_the_kl_of_a_fit_to_a_tail_of_power_1_20():
+    fit = fit_forward(Cauchy, target=StudentT(df=0.05, loc=0.0, scale=1.0))
+    # by mpmath with 30 digits, at the fitted scale of 122068.1797769482; it is stationary there
+    assert abs(fit.kl - 10.3192595121847840) <= fit.estimate.error
+    assert fit.converged
