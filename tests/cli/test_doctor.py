@@ -382,9 +382,15 @@ def test_settings_in_a_file(
     [
         (None, "no such file or directory"),
         ({}, "expected a run directory, found no config.json in it"),
-        ({"config.json": '{"model_type": "llama"}'}, "expected a run of kullback train"),
+        (
+            {"config.json": '{"model_type": "llama"}'},
+            "expected a run of kullback train, got a config.json of another kind: ",
+        ),
         ({"config.json": "[1]"}, "expected a JSON object, got [1]"),
-        ({"config.json": '{"kind": "supervised"}'}, "expected a run of kullback train"),
+        (
+            {"config.json": '{"kind": "supervised"}'},
+            "expected a run of kullback train, got a config.json of another kind: ",
+        ),
         ({"config.json": '{"kind": "grpo"'}, "not JSON"),
         ({"config.json": '{"kind": "grpo"}'}, "no step was taken yet"),
         ({"config.json": '{"kind": "grpo"}', "metrics.jsonl": '{"step": 1\n'}, "a line that is not JSON"),

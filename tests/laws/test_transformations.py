@@ -73,7 +73,7 @@ def test_pairs_without_a_closed_form_while_values_are_traced(p, q, name, contain
     def of_value(value):
         return kl(p, q(**{name: value}, **others))
 
-    if contained:  # the support of q contains that of p, and no closed form is known
+    if contained:  # the support of q contains the support of p, and no closed form is known
         with pytest.raises(NoClosedFormError):
             of_value(torch.tensor(values))
     expected = np.nan if contained else np.inf
