@@ -1,9 +1,11 @@
 """Checks of masks, penalties and logged numbers: every inserted fault gives its finding, valid numbers give none."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from kullback.doctor.budget_and_rewards import check_budget, check_reward_hacking
 from kullback.doctor.finding import Finding
 from kullback.doctor.kl_value import check_kl_value
-from kullback.doctor.logged_kl import check_learning, check_logged_kl
+from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
 from kullback.doctor.masks import check_masks
 from kullback.doctor.penalty_gradient import check_penalty_gradient
 from kullback.doctor.recorded_log_probs import explain
@@ -329,6 +331,69 @@ def test_budgets(kls: list[float], betas: list[float], expected: list[str]) -> N
 def test_an_unknown_unit_of_a_budget_is_refused() -> None:
     with pytest.raises(InputError, match="'step' or 'image', got 'tokens'"):
         check_budget([], [], target=0.05, unit="tokens")
+
+
+FRAME = pd.DataFrame({"step": [1, 2], "kl_policy_ref_per_token": [0.0, 0.01]})
+
+
+@pytest.mark.parametrize("rows", [FRAME, {"step": 1}, "metrics.jsonl", 3, None, [FRAME], [1, 2]])
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_finite_training,
+        check_learning,
+        lambda rows: check_logged_kl(rows, []),
+        lambda rows: check_logged_kl([], rows),
+        lambda rows: check_budget(rows, [], target=0.05, unit="token"),
+        lambda rows: check_budget([], rows, target=0.05, unit="token"),
+        lambda rows: check_reward_hacking(rows, proxies=["reward"]),
+        lambda rows: check_reward_hacking([], proxies=["reward"], metrics=rows),
+    ],
+)
+def test_what_is_not_a_list_of_rows_is_refused(check: Callable[[Any], Any], rows: Any) -> None:
+    with pytest.raises(InputError, match=r"expected (metrics|evaluations)(\[0\])? to be .*; pass \[json\.loads"):
+        check(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": -1}, "budget that is a finite number of nats above 0, got -1"),
+        ({"target": np.nan}, "got nan"),
+        ({"target": "0.05"}, "got '0.05'"),
+        ({"unit": ["token"]}, "expected unit to be"),
+        ({"price": 3}, "lower and the upper bound of beta"),
+        ({"price": (1.0, 2.0, 3.0)}, "lower and the upper bound of beta"),
+        ({"price": (2.0, 1.0)}, "in ascending order"),
+        ({"price": (-1.0, 1.0)}, "0 or more"),
+        ({"name": 3}, "expected name to be the key of a KL"),
+    ],
+)
+def test_arguments_of_a_budget_are_validated(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_budget([], [], **{"target": 0.05, "unit": "token"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"proxies": "reward"}, "expected proxies to be a list of names of rewards, got 'reward'"),
+        ({"watched": [3]}, "expected watched to be a list of names"),
+        ({"watched": None}, "expected watched to be a list of names"),
+        ({"budget": 0.05}, "the key of a KL and its budget in nats, got 0.05"),
+        ({"budget": ("kl", -1)}, "number of nats above 0"),
+        ({"completions": 0}, "expected completions to be a whole number, 1 or more"),
+    ],
+)
+def test_arguments_about_rewards_are_validated(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_reward_hacking([], **{"proxies": ["reward"]} | arguments)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.array])
+def test_numbers_of_numpy_are_numbers(kind: Callable[[float], Any]) -> None:
+    rows = rows_with(kl_policy_ref_per_token=[kind(0.4)] * 40, beta=[kind(0.3)] * 40)
+    assert names(check_budget(rows, [], target=0.05, unit="token", price=BOUNDS)) == ["over-budget"]
 
 
 @pytest.mark.parametrize(("filtered", "message"), [(0.05, "--states reference"), (0.01, "larger learning rate")])

@@ -113,6 +113,19 @@ def test_batches_that_can_be_read_once_are_refused_before_training() -> None:
         ForwardKL(iter([(torch.eye(3), torch.arange(3))]))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": 3}, "expected batches of examples, such as a DataLoader"),
+        ({"batches": [], "log_prob": 3}, "expected log_prob to be a function"),
+        ({"batches": [], "name": 3}, "expected name to be the prefix of the keys"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_training(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArrayTypeError, match=message):
+        ForwardKL(**arguments)
+
+
 def test_no_examples_and_missing_classes_are_refused() -> None:
     with pytest.raises(ShapeError, match="at least one example"):
         ForwardKL([]).measure(Linear(3, 3, 1.0))

@@ -305,6 +305,12 @@ def test_arguments_that_are_no_numbers_of_their_kind_are_refused(
         ForwardKL(Trainer(model, arguments(tmp_path), train_dataset=rows), **keywords)
 
 
+@pytest.mark.parametrize("trainer", [3, None, Trainer])
+def test_what_is_not_a_trainer_is_refused(trainer: Any) -> None:
+    with pytest.raises(InputError, match="expected a Trainer of transformers, got"):
+        ForwardKL(trainer)
+
+
 @pytest.mark.parametrize("size", [7, 9, 17, 24])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_examples_of_several_processes_count_once(size: int, processes: int) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from kullback import families as f
 from kullback.discrete.divergence import divergence
+from kullback.discrete.kl import kl_logits, kl_probs
 from kullback.distributions import kl
 from kullback.errors import NoClosedFormError
 
@@ -55,6 +56,33 @@ def test_mapped_gradients_of_divergences(name):
     whole = torch.autograd.grad(divergence(*leaves, name).sum(), leaves)
     for got, expected in zip(mapped, whole, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch calls it in forward mode
+def test_mapped_hessians_of_logits_are_the_fisher_information():
+    rng = np.random.default_rng(0)
+    p, q = (torch.tensor(3 * rng.normal(size=(4, 5))) for _ in range(2))
+    probs = torch.softmax(q, -1)
+    fisher = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    for second in (torch.func.hessian, lambda f, argnums: torch.func.jacrev(torch.func.jacrev(f, argnums), argnums)):
+        np.testing.assert_allclose(torch.func.vmap(second(kl_logits, 1))(p, q), fisher, rtol=1e-12, atol=1e-15)
+        at_p = torch.func.vmap(second(kl_logits, 0))(q, q)  # the second derivative is the same at p = q
+        np.testing.assert_allclose(at_p, fisher, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["kl", *NAMES])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch calls it in forward mode
+def test_mapped_hessians_are_the_hessians_of_each_row(name):
+    rng = np.random.default_rng(0)
+    p, q = (torch.tensor(rng.dirichlet(np.ones(4), size=3)) for _ in range(2))
+
+    def of_logits(logits, q):
+        p = torch.softmax(logits, -1)
+        return kl_probs(p, q) if name == "kl" else divergence(p, q, name)
+
+    mapped = torch.func.vmap(torch.func.hessian(of_logits))(p, q)
+    single = [torch.autograd.functional.hessian(lambda row, j=j: of_logits(row, q[j]), p[j]) for j in range(len(p))]
+    np.testing.assert_allclose(mapped, torch.stack(single), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize(

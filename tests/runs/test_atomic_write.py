@@ -36,3 +36,10 @@ def test_devices_are_written_to() -> None:
     with open_atomically(Path(os.devnull)) as file:
         file.write(b"text")
     assert not Path(os.devnull).is_file()
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "result.json"
+    with pytest.raises(FileNotFoundError) as error:
+        write_atomically(path, "{}")
+    assert error.value.filename == str(path)

@@ -8,9 +8,18 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import Row, finite_values, kl_keys, logged_std_errors, number, second_half
+from kullback.doctor.logged_kl import (
+    Row,
+    finite_values,
+    kl_keys,
+    logged_std_errors,
+    number,
+    require_rows,
+    second_half,
+)
 from kullback.doctor.sampling_error import exceeds, std_error_of_mean, upper_bound_of_mean
 from kullback.errors import InputError
+from kullback.numerics.arguments import is_index, is_name, is_number, shown
 from kullback.runs.metrics import kl_key
 
 __all__ = [
@@ -127,7 +136,7 @@ def check_budget(
         metrics: One row for each step.
         evaluations: One row for each evaluation on fixed prompts.
         target: The budget, in nats per unit.
-        unit: "token", "sequence" or "step".
+        unit: "token", "sequence", "step" or "image".
         price: The lower and the upper bound of beta * target, in units of the reward.
         name: The key of the constrained KL; None: KL(policy || reference) per unit.
 
@@ -135,20 +144,36 @@ def check_budget(
         Findings named `beta-at-upper-bound`, `beta-diverges`, `over-budget` or `budget-not-reached`.
 
     Raises:
-        InputError: The unit is unknown.
+        InputError: The metrics or the evaluations are not a sequence of mappings, or the budget, its unit, the bounds
+            or the name are not of the kind above.
 
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.4, "beta": 0.1} for i in range(40)]
         >>> [finding.name for finding in check_budget(rows, [], target=0.05, unit="token")]
         ['over-budget']
     """
-    if unit not in _UNITS:
-        raise InputError(f"expected unit to be {', '.join(map(repr, _UNITS[:-1]))} or {_UNITS[-1]!r}, got {unit!r}")
+    require_rows("metrics", metrics)
+    require_rows("evaluations", evaluations)
+    _require_budget(target)
+    if not is_name(unit, _UNITS):
+        units = f"{', '.join(map(repr, _UNITS[:-1]))} or {_UNITS[-1]!r}"
+        raise InputError(f"expected unit to be {units}, got {shown(unit)}")
+    if not (isinstance(price, Sequence) and len(price) == 2 and all(is_number(bound) for bound in price)):
+        raise InputError(f"expected price to be the lower and the upper bound of beta * target, got {shown(price)}")
+    if not 0 <= price[0] <= price[1]:
+        raise InputError(f"expected the bounds of price to be 0 or more and in ascending order, got {shown(price)}")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"expected name to be the key of a KL or None, got {shown(name)}")
     rows = BudgetRows(metrics, evaluations, target, unit, price, name or kl_key(unit))
     if len(rows.logged) < _MIN_STEPS or not rows.values:
         return []
     checks = (check_beta_at_upper_bound, check_beta_divergence, check_over_budget, check_budget_not_reached)
     return [finding for check in checks for finding in check(rows)]
+
+
+def _require_budget(target: Any) -> None:
+    if not (is_number(target) and 0 < target < math.inf):
+        raise InputError(f"expected a KL budget that is a finite number of nats above 0, got {shown(target)}")
 
 
 def check_beta_at_upper_bound(rows: BudgetRows) -> list[Finding]:
@@ -303,12 +328,28 @@ def check_reward_hacking(
     Returns:
         A finding named `reward-hacking`, `collapse` or `degeneration`, or nothing.
 
+    Raises:
+        InputError: The evaluations or the metrics are not a sequence of mappings, or another argument is not of the
+            kind above.
+
     Example:
         >>> first = {"rewards/proxy": 0.5, "rewards/true": 0.5, "count": 500, "entropy": 0.6}
         >>> last = {"rewards/proxy": 0.9, "rewards/true": 0.0, "count": 500, "entropy": 1.9}
         >>> check_reward_hacking([first, last], proxies=["proxy"], watched=["true"])[0].name
         'reward-hacking'
     """
+    require_rows("evaluations", evaluations)
+    require_rows("metrics", metrics)
+    for names, argument in ((proxies, "proxies"), (watched, "watched")):
+        is_list = isinstance(names, Sequence) and not isinstance(names, str)
+        if not (is_list and all(isinstance(name, str) for name in names)):
+            raise InputError(f"expected {argument} to be a list of names of rewards, got {shown(names)}")
+    if budget is not None:
+        if not (isinstance(budget, Sequence) and len(budget) == 2 and isinstance(budget[0], str)):
+            raise InputError(f"expected budget to be the key of a KL and its budget in nats, got {shown(budget)}")
+        _require_budget(budget[1])
+    if completions is not None and not (is_index(completions) and completions >= 1):
+        raise InputError(f"expected completions to be a whole number, 1 or more, or None, got {shown(completions)}")
     if len(evaluations) < 2:
         return []
     errors = {name: _reward_std_error(metrics, evaluations, name, completions) for name in (*proxies, *watched)}

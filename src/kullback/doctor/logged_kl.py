@@ -13,6 +13,8 @@ from kullback.doctor.sampling_error import (
     std_error_of_mean,
     student_quantile,
 )
+from kullback.errors import InputError
+from kullback.numerics.arguments import is_number, shown
 from kullback.runs.metrics import METRICS
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "kl_keys",
     "logged_std_errors",
     "number",
+    "require_rows",
     "second_half",
 ]
 
@@ -57,12 +60,12 @@ def kl_keys(rows: Iterable[Row]) -> list[str]:
 def number(row: Row, key: str) -> float | None:
     """The number under a key, which may be inf or nan; None where the key is absent or its value is not a number."""
     value = row.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return float(value) if value is not None and is_number(value) else None
 
 
 def _finite(row: Row, key: str) -> float | None:
@@ -87,6 +90,24 @@ def second_half(values: Sequence[tuple[int, float]]) -> Sequence[tuple[int, floa
     return values[len(values) // 2 :]
 
 
+def require_rows(name: str, rows: Any) -> None:
+    """Check that an argument is a sequence of rows.
+
+    Args:
+        name: The name of the argument.
+        rows: The argument.
+
+    Raises:
+        InputError: It is not a sequence of mappings.
+    """
+    remedy = 'pass [json.loads(line) for line in open("metrics.jsonl")], or frame.to_dict("records") of a table'
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
+        raise InputError(f"expected {name} to be a list of mappings, one for each row, got {shown(rows)}; {remedy}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"expected {name}[{index}] to be a mapping of keys to values, got {shown(row)}; {remedy}")
+
+
 def check_logged_kl(
     metrics: Sequence[Row], evaluations: Sequence[Row], *, first_is_reference: bool = True
 ) -> list[Finding]:
@@ -105,10 +126,15 @@ def check_logged_kl(
         Findings named `kl-at-start`, `kl-not-finite`, `negative-kl`, `reference-moved`, `mask-mismatch`,
         `logged-kl-differs-from-evaluation` or `engine-mismatch`.
 
+    Raises:
+        InputError: The metrics or the evaluations are not a sequence of mappings.
+
     Example:
         >>> [finding.name for finding in check_logged_kl([{"step": 1, "kl_policy_ref_per_token": 0.02}], [])]
         ['kl-at-start']
     """
+    require_rows("metrics", metrics)
+    require_rows("evaluations", evaluations)
     findings: list[Finding] = []
     for key in kl_keys([*metrics, *evaluations]):
         findings += check_kl_at_start(key, metrics if first_is_reference else [], evaluations)
@@ -138,10 +164,14 @@ def check_finite_training(metrics: Sequence[Row]) -> list[Finding]:
     Returns:
         `training-not-finite` (error), or nothing.
 
+    Raises:
+        InputError: The metrics are not a sequence of mappings.
+
     Example:
         >>> check_finite_training([{"step": 1, "loss": 0.2}, {"step": 2, "loss": None}])[0].evidence
         {'first step': 2, 'value': 'loss', 'rows': 1}
     """
+    require_rows("metrics", metrics)
     affected = [
         (index, key)
         for index, row in enumerate(metrics)
@@ -174,11 +204,15 @@ def check_learning(metrics: Sequence[Row]) -> list[Finding]:
     Returns:
         `nothing-trains` (error or warning), or nothing.
 
+    Raises:
+        InputError: The metrics are not a sequence of mappings.
+
     Example:
         >>> rows = [{"step": i, "kl_policy_ref_per_token": 0.0, "gradient_norm": 0.0} for i in range(1, 9)]
         >>> check_learning(rows)[0].name
         'nothing-trains'
     """
+    require_rows("metrics", metrics)
     for key in (*kl_keys(metrics), _UPDATE_KL):
         later = [value for step, value in finite_values(metrics, key) if step > 1]
         if len(later) < _MIN_ROWS or any(value != 0 for value in later):

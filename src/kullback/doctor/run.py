@@ -272,6 +272,9 @@ def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: 
             _number_of_budget(path, budget, name, default)
             for name, default in (("target", None), ("price_min", 0.0), ("price_max", inf))
         )
+        if not 0 <= lower <= upper:
+            config_file = path / "config.json"
+            raise InputError(f"{config_file}: expected 0 <= price_min <= price_max, got {lower!r} and {upper!r}")
         constraint = key, target
         # The controllers other than KLBudget do not bound beta. An evaluation has the KL of a single update, so the KL
         # to the old policy is checked by the metrics only.

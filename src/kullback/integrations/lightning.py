@@ -104,7 +104,8 @@ class ForwardKL(Callback):
         name: The prefix of the logged keys.
 
     Raises:
-        ArrayTypeError: The batches can be read only once, or are not pairs of tensors; `entropy` is not a number >= 0.
+        ArrayTypeError: The batches cannot be iterated over, can be read only once, or are not pairs of tensors;
+            `log_prob` is not a function, `entropy` is not a number >= 0, or `name` is not a string.
         ShapeError: `log_prob` does not return one number per example, or there are no examples.
 
     Example:
@@ -131,6 +132,10 @@ class ForwardKL(Callback):
         entropy: float | None = None,
         name: str = "forward_kl",
     ) -> None:
+        if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+            raise ArrayTypeError(
+                f"expected batches of examples, such as a DataLoader or a list of pairs, got {shown(batches)}"
+            )
         if isinstance(batches, Iterator):
             raise ArrayTypeError(
                 f"expected batches that can be read in every epoch, such as a list or a DataLoader, got "
@@ -138,6 +143,10 @@ class ForwardKL(Callback):
             )
         if entropy is not None and not (is_number(entropy) and 0 <= entropy < inf):
             raise ArrayTypeError(f"expected entropy to be a finite number of nats, 0 or more, got {shown(entropy)}")
+        if not callable(log_prob):
+            raise ArrayTypeError(f"expected log_prob to be a function of the module and a batch, got {shown(log_prob)}")
+        if not isinstance(name, str):
+            raise ArrayTypeError(f"expected name to be the prefix of the keys, got {shown(name)}")
         self.batches, self.log_prob, self.entropy, self.name = batches, log_prob, entropy, name
 
     def measure(self, module: LightningModule) -> dict[str, float]:

@@ -88,7 +88,8 @@ class ForwardKL(TrainerCallback):
             the examples.
 
     Raises:
-        InputError: The trainer has no training examples, or its labels are neither token ids nor classes.
+        InputError: The trainer is not a `Trainer`, it has no training examples, or its labels are neither token ids nor
+            classes.
 
     Example:
         >>> import tempfile
@@ -106,6 +107,8 @@ class ForwardKL(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, *, max_examples: int = 1024, entropy: float | None = None) -> None:
+        if not isinstance(trainer, Trainer):
+            raise InputError(f"expected a Trainer of transformers, got {shown(trainer)}")
         if not (is_index(max_examples) and max_examples >= 1):
             raise InputError(f"expected max_examples to be a whole number, 1 or more, got {shown(max_examples)}")
         if entropy is not None and not (is_number(entropy) and 0 <= entropy < inf):

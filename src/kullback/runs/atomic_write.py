@@ -91,7 +91,11 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     path = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)  # the caller does not know the name of the temporary file
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

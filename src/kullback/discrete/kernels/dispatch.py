@@ -96,9 +96,9 @@ def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if tracked or torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
         return None
-    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        return None
     try:
+        if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            return None
         arrays = [_as_array(tensor.detach()) for tensor in tensors]
     except (RuntimeError, TypeError):  # no concrete dense values: under vmap, or sparse, or of another type
         return None
