@@ -96,6 +96,7 @@ PENALTIES: dict[Gradient, KLPenalty] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", PENALTIES)
 @pytest.mark.parametrize("beta", [2.0, 0.5])
 def test_expected_gradient_is_zero_at_the_stationary_point(gradient: Gradient, beta: float) -> None:

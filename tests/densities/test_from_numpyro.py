@@ -55,6 +55,7 @@ def _in_double_precision():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p_family", "q_family", "p", "q", "truth", "delta"), cases(FROM_NAMES))
 def test_reference_values(p_family, q_family, p, q, truth, delta):
     has_form = oracle.has_closed_form(record_class(p_family), record_class(q_family), p, q)

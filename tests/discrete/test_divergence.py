@@ -106,7 +106,10 @@ def reference_cases():
             yield pytest.param(p, q, name, expected, delta, id=f"{case['name'][:24]}-{name}")
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "library",  # JAX compiles each function for each shape
+    [pytest.param(one, marks=pytest.mark.slow) if one is jnp.asarray else one for one in LIBRARIES],
+)
 @pytest.mark.parametrize(("p", "q", "name", "expected", "delta"), list(reference_cases()))
 def test_reference_values(p, q, name, expected, delta, library):
     tolerance = 1e-13 + (4e-16 / delta if delta else 0)
@@ -310,7 +313,12 @@ GENERATORS = [
     ),
     (lambda xp: lambda t: (t**3 - t) / 6, lambda p, q: divergence(p, q, "alpha", alpha=3)),
 ]
-SPACES = [(np, np.asarray), (torch, torch.tensor), (jnp, jnp.asarray), (array_api_strict, array_api_strict.asarray)]
+SPACES = [
+    (np, np.asarray),
+    (torch, torch.tensor),
+    pytest.param(jnp, jnp.asarray, marks=pytest.mark.slow),
+    (array_api_strict, array_api_strict.asarray),
+]
 
 
 @pytest.mark.parametrize(("xp", "library"), SPACES, ids=["numpy", "torch", "jax", "strict"])

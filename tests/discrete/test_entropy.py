@@ -19,7 +19,9 @@ from kullback.result import nats_to_bits
 from ..oracles import discrete as oracle
 
 REFERENCE = Path(__file__).parents[1] / "data" / "discrete.json"
-LIBRARIES = [np.asarray, torch.tensor, jnp.asarray, array_api_strict.asarray]
+# JAX compiles each function for each shape.
+JAX = pytest.param(jnp.asarray, marks=pytest.mark.slow)
+LIBRARIES = [np.asarray, torch.tensor, JAX, array_api_strict.asarray]
 inf = math.inf
 mp = oracle.mpmath
 

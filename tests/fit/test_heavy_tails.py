@@ -36,6 +36,7 @@ def best_normal_for_student(df: float, exponent: float = 1.0) -> tuple[float, fl
     return math.exp(found.x), float(found.fun)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (3.0, 1e-6), (-1e6, 1.0), (1e3, 1e9), (0.0, 1e-100)])
 @pytest.mark.parametrize("df", [0.5, 1.0, 2.0, 3.0])
 def test_student_targets_at_any_location_and_unit(df: float, loc: float, scale: float) -> None:

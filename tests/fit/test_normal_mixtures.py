@@ -23,6 +23,7 @@ SAMPLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_fit_is_as_likely_as_expectation_maximisation_from_k_means(name, count):

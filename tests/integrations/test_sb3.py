@@ -718,6 +718,7 @@ def betas(budget: KLBudget, updates: int, **settings: Any) -> list[tuple[float, 
     return recorded.rows[:updates]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "beta"),
     [

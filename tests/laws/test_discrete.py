@@ -225,6 +225,7 @@ def test_libraries_agree(name, pair):
             assert float(got) == pytest.approx(expected, rel=1e-11, abs=1e-15)
 
 
+@pytest.mark.slow
 @each
 def test_jax_agrees(name):
     # One shape only, because JAX compiles once for each shape.

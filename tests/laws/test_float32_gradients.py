@@ -235,7 +235,7 @@ def test_gradients_of_saturated_logits_in_float32(first, second):
             assert slope == pytest.approx((count or 1) * truth, rel=2e-6)
 
 
-@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("library", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_gradient_of_von_mises_in_float32(library):
     # I_1(100)/I_0(100) - I_1(10)/I_0(10) is minus the derivative with respect to the second concentration.
     slopes = []

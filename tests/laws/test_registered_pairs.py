@@ -90,12 +90,8 @@ def finite_difference(function, values, index, step=1e-6):
     return (function(shifted[0]) - function(shifted[1])) / (2 * width)
 
 
-@pytest.mark.parametrize(
-    "pair",
-    # The incomplete beta functions and the tails of these families take several seconds in JAX.
-    [pytest.param(p, marks=pytest.mark.slow) if {f.Beta, f.TruncatedNormal} & set(p) else p for p in UNIVARIATE],
-    ids=name_of,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", UNIVARIATE, ids=name_of)
 def test_gradients_in_torch_and_jax(pair):
     p, q = oracle.draw(*pair, np.random.default_rng(5))
     names = [(side, name) for side, record in enumerate((p, q)) for name in parameters(record)]

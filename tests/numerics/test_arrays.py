@@ -103,6 +103,7 @@ def test_exact_kl_in_jax_matches_torch(form, x64):
         np.testing.assert_allclose(got, got.T, atol=1e-4 if not x64 else 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=["probs", "log_probs", "logits", "terms"])
 def test_gradients_in_jax_are_finite_at_equality_at_zeros_and_at_impossible_events(form):
     def given(values):
@@ -191,6 +192,7 @@ def test_holds():
 # Subnormal numbers, which XLA treats as 0.
 
 
+@pytest.mark.slow
 def test_subnormal_probabilities_in_jax():
     assert not bool(jnp.float32(1e-42) > 0)  # XLA treats the number as 0
     for x64, values in (

@@ -37,7 +37,11 @@ LIBRARIES = {
     "jax": jnp.asarray,
     "strict": lambda x: array_api_strict.asarray(np.asarray(x)),
 }
-library = pytest.mark.parametrize("array", LIBRARIES.values(), ids=LIBRARIES)
+# JAX compiles each function for each shape.
+library = pytest.mark.parametrize(
+    "array",
+    [pytest.param(array, id=name, marks=[pytest.mark.slow] * (name == "jax")) for name, array in LIBRARIES.items()],
+)
 
 
 def simplex(rng, *shape):

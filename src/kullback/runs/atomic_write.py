@@ -94,7 +94,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        error.filename = str(path)  # the caller does not know the name of the temporary file
+        error.filename = str(path)  # in place of the name of the temporary file
         raise
     try:
         with os.fdopen(handle, "wb") as file:

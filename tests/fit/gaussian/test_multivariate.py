@@ -266,6 +266,7 @@ def test_funnel_without_a_computable_integral():
     assert fit.path[-1].evidence_bound == pytest.approx(bound, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_integral_of_the_rosenbrock_density():
     fit = fit_reverse(
         f.MultivariateNormal,
