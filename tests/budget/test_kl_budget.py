@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,6 +364,12 @@ def test_it_is_frozen_and_updates_leave_the_old_state_alone() -> None:
 def test_nonsense_is_refused(arguments: dict, said: str) -> None:
     with pytest.raises(BudgetError, match=said.replace(".", r"\.")):
         KLBudget(**arguments)
+
+
+@pytest.mark.parametrize("price", [None, "x", [0.1], math.nan])
+def test_a_price_that_is_no_number_is_refused(price: Any) -> None:
+    with pytest.raises(BudgetError, match="expected a price that is a number in units of reward"):
+        KLBudget(0.1).with_price(price)
 
 
 @pytest.mark.parametrize("kl", [-1e-9, math.nan, math.inf])

@@ -633,14 +633,16 @@ def test_a_damaged_run_of_a_directory_does_not_hide_the_others(
     write_run(tmp_path / "a", correct_rows())
     for name, content in (("no-step", ""), ("binary", "\x00\xff" * 50), ("half", '{"step": 1}\n{"st\n')):
         write_run(write_run(tmp_path / name, correct_rows()), content, name="metrics.jsonl")
-    (write_run(tmp_path / "config", correct_rows()) / "config.json").write_text("{")
+    configs = {"config": "{", "list": "[1]", "null": '{"kind": null}', "number": "3"}
+    for name, content in configs.items():
+        (write_run(tmp_path / name, correct_rows()) / "config.json").write_text(content)
     capsys.readouterr()
     assert main(["doctor", "--json", str(tmp_path)]) == 1
     findings = {
         Path(run).name: [finding["name"] for finding in found]
         for run, found in json.loads(capsys.readouterr().out)["findings"].items()
     }
-    damaged = {name: ["unreadable"] for name in ("no-step", "binary", "half", "config")}
+    damaged = {name: ["unreadable"] for name in ("no-step", "binary", "half", *configs)}
     assert findings == {"a": [], **damaged}
     assert main(["doctor", str(tmp_path / "config")]) == 2  # a run that is named must be readable
 

@@ -110,3 +110,14 @@ def test_gradient_of_a_narrow_laplace_distribution_below_the_mode_of_a_gumbel_di
         r = mpf(scale)
         truth = mpmath.exp(-mpf(loc)) * 2 * r / (1 - r**2) ** 2 - 1 / r
     assert relative_error(slope, truth) < 1e-14
+
+
+@pytest.mark.parametrize(("mean1", "mean2"), [(1e-310, 1e-310), (1e-310, 2e-310), (3e-300, 1e-310), (1e-200, 1e-210)])
+def test_inverse_gaussians_with_tiny_means(mean1, mean2):
+    with mpmath.workdps(50):
+        a, b = mpf(mean1), mpf(mean2)
+        truth = 2 * (a - b) ** 2 / (2 * a * b**2) + (1 - mpmath.log(2)) / 2
+    got = float(kl(f.InverseGaussian(mean=mean1, shape=1.0), f.InverseGaussian(mean=mean2, shape=2.0)))
+    assert got == pytest.approx(float(truth), rel=1e-12)
+    same = f.InverseGaussian(mean=mean1, shape=1.0)
+    assert float(kl(same, same)) == 0

@@ -9,7 +9,7 @@ import torch
 from torch import distributions as d
 
 from kullback import kl
-from kullback.errors import ParameterError, ShapeError
+from kullback.errors import NoClosedFormError, ParameterError, ShapeError
 from kullback.families import LKJ
 
 
@@ -84,3 +84,9 @@ def test_float32_gradients_agree_with_float64():
         gradients.append([g.double() for g in torch.autograd.grad(value.sum(), (p, q))])
     for narrow, wide in zip(*gradients, strict=True):
         torch.testing.assert_close(narrow, wide, rtol=3e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1e8, 1e308])
+def test_a_kl_with_too_many_terms_is_refused(dim):
+    with pytest.raises(NoClosedFormError, match="at most 10000000 rows"):
+        kl(LKJ(dim=dim, concentration=1.0), LKJ(dim=dim, concentration=2.0))

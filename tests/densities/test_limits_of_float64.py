@@ -1,16 +1,18 @@
 """Parameters at the limits of float64: a right value, an estimate whose status states the doubt, or a clear refusal."""
 
 import math
+from contextlib import suppress
 
 import pytest
 import torch
+from scipy import stats
 from torch import distributions
 
 from kullback import families as f
 from kullback import measure
 from kullback.densities.entropy import entropy_of
 from kullback.densities.from_families import as_density
-from kullback.errors import SupportError
+from kullback.errors import KullbackError, ParameterError, SupportError
 from kullback.fit import fit_forward
 
 BEYOND = {
@@ -97,3 +99,32 @@ def test_a_light_component_that_is_far_away_is_within_the_error_bound(kind, weig
     low, high = estimate.interval
     assert low - 1e-12 * truth <= truth <= high * (1 + 1e-12)
     assert estimate.status == "unreliable" or estimate.error < 1e-10 * max(1.0, truth)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda df: f.ChiSquared(df=df),
+        lambda df: f.Gamma(concentration=df, rate=1.0),
+        lambda df: f.InverseGamma(concentration=df, rate=1.0),
+        lambda df: f.F(df1=df, df2=3.0),
+        lambda df: f.F(df1=3.0, df2=df),
+        lambda mean: f.InverseGaussian(mean=mean, shape=1.0),
+        lambda mean: f.Wishart(df=3.0, covariance_matrix=[[mean]]),
+    ],
+)
+@pytest.mark.parametrize("value", [5e-324, 1e-310])
+def test_subnormal_parameters_give_a_kl_or_a_refusal(make, value):
+    member = make(value)
+    with suppress(KullbackError):
+        assert measure(member, member).value == 0
+    for p, q in ((member, make(3.0)), (make(3.0), member), (member, f.Normal(loc=0.0, scale=1.0))):
+        with suppress(KullbackError):
+            assert measure(p, q).value >= 0
+
+
+@pytest.mark.parametrize("odds", [5e-324, 1e-310])
+def test_parameters_at_which_scipy_ends_the_process_are_refused(odds):
+    for member in (stats.invgauss(odds), stats.nchypergeom_wallenius(140, 80, 60, odds)):
+        with pytest.raises(ParameterError, match="SciPy's functions end the process"):
+            measure(member, f.Poisson(rate=1.0))

@@ -573,6 +573,20 @@ def test_the_message_fits_the_fault():
         kl_probs([2.0, 1.0], [0.5, 0.5])
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor])
+@pytest.mark.usefixtures("unchecked_shapes")  # which would refuse every axis but an int
+def test_an_axis_of_any_integer_type(form, library):
+    sides = [[0.5, 0.2], [0.5, 0.8]], [[0.25, 0.2], [0.75, 0.8]]
+    p, q = (library(in_form(form, np.asarray(side))) for side in sides)
+    expected = np.asarray(form(p, q, axis=0))
+    for axis in (np.int64(0), np.int8(-2), np.asarray(0)):
+        np.testing.assert_array_equal(form(p, q, axis=axis), expected)
+    for axis in (None, "x", 1.5, (0,), True):
+        with pytest.raises(ArrayTypeError, match="expected one axis of events, an integer"):
+            form(p, q, axis=axis)
+
+
 @pytest.mark.parametrize("function", [kl_probs, kl_logits, kl_log_probs])
 @pytest.mark.parametrize(
     "value", [np.array(1.0), np.float64(1.0), np.array(0.0), torch.tensor(1.0), torch.tensor(0.0), 1.0]

@@ -175,6 +175,10 @@ def test_a_penalty_with_nan_or_inf_is_not_clean():
     for values in ([[-1.0] * 8] * 2, np.full((2, 8), -1.0)):
         with pytest.raises(ArrayTypeError, match="expected log_prob to be a tensor"):
             check_penalty_gradient(lambda p, q: (p - q) ** 2 / 2, values)
+    with pytest.raises(ArrayTypeError, match=r"log_prob to be a tensor of floats, got torch\.int64"):
+        check_penalty_gradient(lambda p, q: (p - q) ** 2 / 2, torch.full((2, 8), -1))
+    with pytest.raises(ArrayTypeError, match="expected penalty to be a function"):
+        check_penalty_gradient(3, at)  # pyright: ignore
 
 
 def test_completions_of_one_token_share_one_factor() -> None:

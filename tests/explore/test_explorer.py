@@ -144,6 +144,7 @@ def test_the_server_answers_only_its_two_paths(run, tmp_path):
             assert request_status(address, "/TOKEN/", method) == 501
         for query in ("run=mine", "run=other&from=0&to=1", "run=mine&from=x&to=1", "since=[]", "since={"):
             assert request_status(address, f"/TOKEN/runs.json?{query}") == 404, query
+        assert request_status(address, "/TOKEN/runs.json?since=" + "[" * 3000) == 404
         assert request_status(address, "/TOKEN/runs.json?run=mine&from=0&to=3") == 200
     finally:
         server.shutdown()

@@ -9,7 +9,7 @@ from scipy import stats
 
 from kullback import families as f
 from kullback import fit_alpha, fit_forward, fit_reverse, fit_tempered
-from kullback.errors import KullbackError, ParameterError, SupportError
+from kullback.errors import DistributionTypeError, KullbackError, ParameterError, SupportError
 
 TARGET = f.Normal(loc=1.0, scale=2.0)
 ALL = {"loc": 0.0, "scale": 1.0}
@@ -114,6 +114,24 @@ class Shift(torch.nn.Module):
 def test_an_option_that_is_not_used_is_refused(call, option):
     with pytest.raises(ParameterError, match=f"expected no {option} for"):
         call()
+
+
+class Returning(Shift):
+    def forward(self):
+        return self.loc
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda module: fit_forward(module, samples=np.zeros((4, 3))),
+        lambda module: fit_reverse(module, log_prob=lambda x: -(x**2).sum(-1)),
+    ],
+)
+@pytest.mark.parametrize("module", [torch.nn.Linear(3, 3), Returning()], ids=["takes an argument", "returns a tensor"])
+def test_a_module_without_a_distribution_is_refused(call, module):
+    with pytest.raises(DistributionTypeError, match="one that returns a distribution when it is called without arg"):
+        call(module)
 
 
 @pytest.mark.parametrize("components", [0, -1, 2.5, "2", True])

@@ -273,10 +273,15 @@ class KLBudget:
         Returns:
             The new state.
 
+        Raises:
+            BudgetError: The price is not a number.
+
         Example:
             >>> KLBudget(0.1).with_price(0.02).price, KLBudget(0.1).with_price(9.0).price
             (0.02, 0.5)
         """
+        if not is_number(price) or math.isnan(price):
+            raise BudgetError(f"expected a price that is a number in units of reward, got {shown(price)}")
         return replace(self, price=max(self.price_min, min(self.price_max, price)))
 
     def update_learning_rate_scale(self, before: float, after: float, *, steps: int) -> Self:

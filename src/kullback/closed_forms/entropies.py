@@ -61,7 +61,7 @@ def _dirichlet_entropy(xp: Any, a: Array) -> Array:
 
 def _beta(xp: Any, p: Any) -> Array:
     """log B(a, b) - (a - 1) digamma(a) - (b - 1) digamma(b) + (a + b - 2) digamma(a + b)."""
-    return _dirichlet_entropy(xp, xp.stack([p.concentration1, p.concentration0], axis=-1))
+    return _dirichlet_entropy(xp, xp.stack(broadcast_arrays(xp, p.concentration1, p.concentration0), axis=-1))
 
 
 def _student_t(xp: Any, p: Any) -> Array:

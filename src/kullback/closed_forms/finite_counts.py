@@ -119,7 +119,7 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "expected concrete counts, got counts that JAX or torch.func is tracing: the sum over the counts needs a "
             "fixed length; pass the counts as constants"
         )
-    last = max(float(values_of(count).max()) for count in counts)
+    last = max((float(values_of(count).max()) for count in counts if 0 not in count.shape), default=0.0)
     if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > _MAX_TERMS:
         raise NoClosedFormError(
             f"expected counts for which the KL is a sum of at most {_MAX_TERMS:.0e} terms over the batch, got counts "

@@ -19,8 +19,8 @@ def kl_inverse_gaussian_inverse_gaussian(xp: Any, p: Any, q: Any) -> Array:
     """
     change = (p.mean - q.mean) / q.mean
     square, ratio = change * change, q.shape / p.mean
-    # The quotient may underflow and the square may overflow although the product is an ordinary number.
+    # The quotient and the square may underflow or overflow although the product is an ordinary number.
     root = xp.sqrt(q.shape) / xp.sqrt(p.mean) * change
-    fits = (square < inf) & (ratio > 0)
-    distance = xp.where(fits, ratio * xp.where(fits, square, 0.0), root * root)
+    fits = (square < inf) & (ratio > 0) & (ratio < inf)
+    distance = xp.where(fits, xp.where(fits, ratio, 0.0) * xp.where(fits, square, 0.0), root * root)
     return (ratio_residual(xp, q.shape, p.shape) + distance) / 2

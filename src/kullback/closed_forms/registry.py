@@ -342,7 +342,9 @@ def where_equal(xp: Any, p: Any, q: Any, name: str, kl: Array) -> Array:
                 f"expected p and q = {type(p).__name__} with equal {name}, but {offender} and q's {name} differs; "
                 "kullback.measure(p, q) bounds or estimates the KL"
             )
-    return kl if of_p is of_q else _where_equal(xp, *broadcast_arrays(xp, kl, of_p, of_q))
+    if of_p is of_q:
+        return kl + xp.zeros_like(of_p)  # with the shape to which all parameters broadcast
+    return _where_equal(xp, *broadcast_arrays(xp, kl, of_p, of_q))
 
 
 _where_equal = elementwise_with_gradient(

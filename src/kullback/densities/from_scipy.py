@@ -385,8 +385,18 @@ _REFLECTIONS: dict[type, Any] = {
 }
 
 
+# Distributions for which an error of Boost, which SciPy does not handle, ends the process at a subnormal parameter.
+_ENDS_THE_PROCESS = {"invgauss", "nchypergeom_wallenius"}
+_SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
+
+
 def _quartiles(family: Any, *arguments: float) -> Array:
     """The quartiles, for which SciPy searches if it has no formula; DistributionTypeError if it finds none."""
+    if family.name in _ENDS_THE_PROCESS and any(0 < abs(argument) < _SMALLEST_NORMAL for argument in arguments):
+        raise ParameterError(
+            f"scipy.stats.{family.name}: expected shape parameters of at least {_SMALLEST_NORMAL:.3g}, got "
+            f"{', '.join(f'{argument:g}' for argument in arguments)}; SciPy's functions end the process for these"
+        )
     try:
         return family.ppf([0.25, 0.5, 0.75], *arguments)
     except (ArithmeticError, RuntimeError, ValueError) as error:

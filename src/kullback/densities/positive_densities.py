@@ -15,6 +15,7 @@ from scipy import special, stats
 
 from kullback.densities.density import Density
 from kullback.densities.from_scipy import continuous_density
+from kullback.errors import SupportError
 from kullback.numerics.arrays import Array
 from kullback.numerics.log_gamma import binet
 from kullback.numerics.phi import log_ratio, phi
@@ -29,7 +30,7 @@ def gamma(concentration: float, rate: float) -> Density:
     """The gamma distribution with density proportional to x^(concentration - 1) e^(-rate x)."""
     density = continuous_density(stats.gamma, concentration, scale=1 / rate)
     mean, residual = _quotient(concentration, rate)
-    log_gamma, constant = float(special.gammaln(concentration)), _gamma_constant(concentration)
+    log_gamma = float(special.gammaln(concentration))
 
     def usual(origin: Array, offset: Array) -> Array:
         x = origin + offset
@@ -39,7 +40,7 @@ def gamma(concentration: float, rate: float) -> Density:
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         deviance = concentration * phi(log_ratio(np, x, mean, (origin - mean) + (offset - residual)))
-        return np.where((x > 0) & (x < inf), constant - np.log(x) - deviance, -inf)
+        return np.where((x > 0) & (x < inf), _gamma_constant(concentration) - np.log(x) - deviance, -inf)
 
     is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < mean < _LARGEST
     return replace(density, log_density=saddle_point if is_narrow else usual)
@@ -47,14 +48,20 @@ def gamma(concentration: float, rate: float) -> Density:
 
 def chi_squared(df: float) -> Density:
     """The chi-squared distribution, which is gamma(df / 2, 1 / 2)."""
-    return gamma(df / 2, 0.5)
+    return gamma(_half(df), 0.5)
+
+
+def _half(df: float) -> float:
+    if not df / 2 > 0:
+        raise SupportError(f"expected degrees of freedom whose half is above 0 in float64, got {df:.15g}")
+    return df / 2
 
 
 def inverse_gamma(concentration: float, rate: float) -> Density:
     """The distribution of 1/y, where y has the gamma distribution with these parameters."""
     density = continuous_density(stats.invgamma, concentration, scale=rate)
     center, residual = _quotient(rate, concentration)  # the inverse of the mean of y
-    log_gamma, constant = float(special.gammaln(concentration)), _gamma_constant(concentration)
+    log_gamma = float(special.gammaln(concentration))
 
     def usual(origin: Array, offset: Array) -> Array:
         x = origin + offset
@@ -65,7 +72,7 @@ def inverse_gamma(concentration: float, rate: float) -> Density:
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         deviance = concentration * phi(log_ratio(np, center, x, (center - origin) + (residual - offset)))
-        return np.where((x > 0) & (x < inf), constant - np.log(x) - deviance, -inf)
+        return np.where((x > 0) & (x < inf), _gamma_constant(concentration) - np.log(x) - deviance, -inf)
 
     is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < center < _LARGEST
     return replace(density, log_density=saddle_point if is_narrow else usual)
@@ -86,7 +93,7 @@ def _gamma_constant(concentration: float) -> float:
 def f(df1: float, df2: float) -> Density:
     """The F distribution."""
     ratio = df1 / df2
-    constant = log(df1) - log(df2) - log_beta(df1 / 2, df2 / 2)
+    constant = log(df1) - log(df2) - log_beta(_half(df1), _half(df2))
     factor = _log_beta_factor(np.asarray([df1 / 2, df2 / 2]))
 
     def usual(origin: Array, offset: Array) -> Array:

@@ -3,6 +3,7 @@
 Under tracing (jit, vmap, compile) values are not available, and only the shapes are checked.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from math import inf, log, sqrt
 from typing import Any
@@ -78,6 +79,7 @@ def events_last(*values: ArrayLike, axis: int, where: ArrayLike | None, fill: fl
     """
     if not is_index(axis):
         raise ArrayTypeError(f"expected one axis of events, an integer, got {axis!r}; reshape several axes into one")
+    axis = operator.index(axis)
     if where is not None:
         *given, where = _with_mask(*values, where)
         values = tuple(given)

@@ -61,7 +61,7 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
         `kl-gradient-unknown` (warning) for another gradient, such as nan or inf; or nothing.
 
     Raises:
-        ArrayTypeError: `log_prob` or the term is not a tensor of real numbers.
+        ArrayTypeError: `penalty` is not a function, or `log_prob` or the term is not a tensor of floats.
         SupportError: A log-probability of a token that counts is not finite.
         ShapeError: The term has neither one value nor one for each token.
 
@@ -72,7 +72,11 @@ def check_penalty_gradient(penalty: Penalty, log_prob: Tensor, mask: Tensor | No
         >>> check_penalty_gradient(lambda log_prob, ref: (log_prob - ref) ** 2 / 2, torch.full((2, 8), -1.0))
         []
     """
+    if not callable(penalty):
+        raise ArrayTypeError(f"expected penalty to be a function of (log_prob, ref_log_prob), got {shown(penalty)}")
     require_tensors(log_prob=log_prob)
+    if not log_prob.is_floating_point():
+        raise ArrayTypeError(f"expected log_prob to be a tensor of floats, got {log_prob.dtype}; pass log_prob.float()")
     counted = torch.ones(log_prob.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     if not log_prob.detach().cpu()[counted].isfinite().all():
         raise SupportError("expected finite log_prob wherever mask is True, got nan or inf")

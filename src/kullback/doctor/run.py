@@ -161,8 +161,10 @@ def _is_run(path: Path) -> bool:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return (path / "metrics.jsonl").is_file()
-    return isinstance(config, dict) and config.get("kind") in (*_POLICIES, *_OTHER_KINDS)
+        config = None
+    if isinstance(config, dict) and isinstance(config.get("kind", ""), str):
+        return config.get("kind") in (*_POLICIES, *_OTHER_KINDS)
+    return (path / "metrics.jsonl").is_file()  # a run with a damaged config.json
 
 
 def _other_content(path: Path) -> str:

@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         make, content_type = found[0]
         try:
             body = make(dict(parse_qsl(address.query, keep_blank_values=True)))
-        except (LookupError, ValueError, AttributeError):
+        except (LookupError, ValueError, AttributeError, RecursionError):
             return self._send(404, b"not found\n", "text/plain")
         except (KullbackError, OSError) as error:
             return self._send(503, f"{error}\n".encode(), "text/plain; charset=utf-8")

@@ -355,7 +355,7 @@ def axes(**names: str) -> Mapping[str, str]:
 def _require_broadcast(owner: Distribution) -> None:
     """Raise ShapeError unless the shapes of the parameters broadcast; axes of an event with one letter have one length.
 
-    An axis of length 1 fits every length.
+    An axis of length 1 fits every length. An axis of an event is not empty, except for the rank of a low-rank factor.
     """
     shapes = {}
     for name, constraints, _ in _constraints(type(owner)):
@@ -372,6 +372,10 @@ def _require_broadcast(owner: Distribution) -> None:
         batches.append(shape[: max(len(shape) - len(letters), 0)])
         for letter, length in zip(reversed(letters), reversed(shape), strict=False):
             lengths.setdefault(letter, set()).add(length)
+    empty = [letter for letter, found in lengths.items() if 0 in found and letter != "rank"]
+    if empty:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ShapeError(f"expected {type(owner).__name__}'s parameters to have at least one entry, got {found}")
     try:
         np.broadcast_shapes(*batches)
         fits = all(len(found - {1}) <= 1 for found in lengths.values())

@@ -11,11 +11,12 @@ import numpy as np
 from kullback import families
 from kullback.densities.gaussian_mixtures import Components
 from kullback.densities.resolve import resolve
-from kullback.errors import MissingDependencyError, ShapeError, SupportError
+from kullback.errors import DistributionTypeError, MissingDependencyError, ShapeError, SupportError
 from kullback.families import Distribution
 from kullback.fit.gaussian.multivariate import convert_to_family
 from kullback.fit.result import Fit, Minimum, Step, renamed, unknown_kl_from_samples
 from kullback.measure import measure
+from kullback.numerics.arguments import shown
 from kullback.result import Estimate
 from kullback.samples.pareto_k import pareto_k
 
@@ -196,7 +197,21 @@ def fit_module_reverse(
 
 def _distribution(module: torch.nn.Module) -> Any:
     """The module itself if it has `log_prob`, else the distribution that it returns when it is called."""
-    return module if hasattr(module, "log_prob") else module()
+    if hasattr(module, "log_prob"):
+        return module
+    try:
+        distribution = module()
+    except TypeError as error:
+        raise DistributionTypeError(
+            f"expected a module with log_prob, or one that returns a distribution when it is called without arguments, "
+            f"got {type(module).__name__}: {error}"
+        ) from error
+    if not hasattr(distribution, "log_prob"):
+        raise DistributionTypeError(
+            f"expected a module with log_prob, or one that returns a distribution when it is called without arguments, "
+            f"got {type(module).__name__}, which returns {shown(distribution)}"
+        )
+    return distribution
 
 
 def _weighted_samples(module: torch.nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:

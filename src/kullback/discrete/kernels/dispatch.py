@@ -84,7 +84,7 @@ def fast_kl_logits_grad_q(gradient: ArrayLike, p_logits: ArrayLike, q_logits: Ar
 def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike, last: Any) -> Array | None:
     """Call the function with the NumPy arrays that share memory with memory maps, or with tensors without a gradient.
 
-    `last` is the axis, or a third tensor. None if the arguments are not such arrays.
+    `last` is an axis, or a third array with the type of the others. None if the arguments are not such arrays.
     """
     if isinstance(p, np.memmap) or isinstance(q, np.memmap):
         p, q = (np.asarray(side) if type(side) is np.memmap else side for side in (p, q))
@@ -92,7 +92,7 @@ def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike
     torch = sys.modules.get("torch")
     if torch is None or type(p) is not torch.Tensor or type(q) is not torch.Tensor or p.dtype != q.dtype:
         return None
-    tensors = [p, q] if isinstance(last, int) else [p, q, last]
+    tensors = [p, q, last] if isinstance(last, torch.Tensor) else [p, q]
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if tracked or torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
         return None
@@ -102,7 +102,7 @@ def _as_arrays(function: Callable[..., Array | None], p: ArrayLike, q: ArrayLike
         arrays = [_as_array(tensor.detach()) for tensor in tensors]
     except (RuntimeError, TypeError):  # no concrete dense values: under vmap, or sparse, or of another type
         return None
-    kl = function(*arrays[:2], last if isinstance(last, int) else arrays[2], torch.get_num_threads())
+    kl = function(*arrays[:2], arrays[2] if isinstance(last, torch.Tensor) else last, torch.get_num_threads())
     return None if kl is None else torch.as_tensor(kl).to(p.dtype)
 
 
