@@ -9,7 +9,7 @@ from scipy import stats
 from torch import distributions
 
 from kullback import families as f
-from kullback import measure
+from kullback import measure, measure_entropy
 from kullback.densities.entropy import entropy_of
 from kullback.densities.from_families import as_density
 from kullback.errors import KullbackError, ParameterError, SupportError
@@ -123,8 +123,27 @@ def test_subnormal_parameters_give_a_kl_or_a_refusal(make, value):
             assert measure(p, q).value >= 0
 
 
-@pytest.mark.parametrize("odds", [5e-324, 1e-310])
-def test_parameters_at_which_scipy_ends_the_process_are_refused(odds):
-    for member in (stats.invgauss(odds), stats.nchypergeom_wallenius(140, 80, 60, odds)):
+@pytest.mark.parametrize(
+    "member",
+    [
+        stats.invgauss(1e-310),
+        stats.nchypergeom_wallenius(140, 80, 60, 5e-324),
+        stats.nchypergeom_fisher(140, 80, 60, 1e200),
+    ],
+    ids=str,
+)
+def test_parameters_at_which_scipy_ends_the_process_are_refused(member):
+    for p, q in ((member, f.Poisson(rate=1.0)), (f.Poisson(rate=1.0), member)):
         with pytest.raises(ParameterError, match="SciPy's functions end the process"):
-            measure(member, f.Poisson(rate=1.0))
+            measure(p, q)
+
+
+@pytest.mark.parametrize("count", [2.0**52, 1e16, 1e17, 1e20, 1e300])
+def test_negative_binomials_with_counts_at_which_scipy_ends_the_process(count):
+    p, q = f.NegativeBinomial(total_count=count, probs=0.3), f.NegativeBinomial(total_count=3.0, probs=0.3)
+    for first, second in ((p, q), (q, p), (stats.nbinom(count, 0.7), q), (p, f.Poisson(rate=1.0))):
+        with suppress(KullbackError):
+            assert measure(first, second).value >= 0
+    with suppress(KullbackError):
+        assert measure_entropy(p).value >= 0
+    assert measure(p, p).value == 0

@@ -34,6 +34,26 @@ def test_an_empty_batch_has_an_empty_result(pair, library):
     assert tuple(kl(pair[0](**p), pair[1](**q)).shape) == (0,)
 
 
+EMPTY = {
+    "Wishart": lambda: f.Wishart(df=np.ones(0), covariance_matrix=[[1.0]]),
+    "InverseWishart": lambda: f.InverseWishart(df=np.ones(0), scale_matrix=[[1.0]]),
+    "Dirichlet": lambda: f.Dirichlet(concentration=np.ones((0, 2))),
+    "MultivariateNormal": lambda: f.MultivariateNormal(loc=np.ones((0, 2)), scale_tril=np.eye(2)),
+    "Categorical": lambda: f.Categorical(probs=np.ones((0, 2))),
+    "Multinomial": lambda: f.Multinomial(total_count=3, probs=np.ones((0, 2))),
+    "LKJ": lambda: f.LKJ(dim=3, concentration=np.ones(0)),
+    "VonMisesFisher": lambda: f.VonMisesFisher(mean_direction=[1.0, 0.0], concentration=np.ones(0)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_batch_of_vectors_or_matrices_has_an_empty_result(name):
+    member = EMPTY[name]()
+    assert kl(member, member).shape == (0,)
+    if name != "Multinomial":  # whose entropy has no closed form
+        assert entropy(member).shape == (0,)
+
+
 @pytest.mark.parametrize("library", [np.asarray, torch.tensor])
 @pytest.mark.parametrize("family", FAMILIES, ids=name_of)
 def test_one_parameter_of_a_batch_is_broadcast(family, library):
@@ -54,6 +74,22 @@ def test_one_parameter_of_a_batch_is_broadcast(family, library):
                 continue
             assert tuple(got.shape) == (2,), varied
             np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9, err_msg=varied)
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.event_axes], ids=name_of)
+def test_the_kl_of_a_distribution_to_itself_is_0_at_every_magnitude(family, library):
+    values = {name: np.float64(value[0]) for name, value in member_values(family).items()}
+    for varied in values:
+        for extreme in (5e-324, 1e-310, 1e-300, 1e-200, 1e200, 1e300, 1.7e308):
+            changed = values | {varied: np.full_like(values[varied], extreme)}
+            try:
+                member = family(**{name: library(np.stack([value, value])) for name, value in changed.items()})
+                same = family(**{name: library(np.stack([value, value])) for name, value in changed.items()})
+                kls = kl(member, same)
+            except (NoClosedFormError, ParameterError, ShapeError):
+                continue
+            np.testing.assert_array_equal(kls, 0, err_msg=f"{varied} {extreme}")
 
 
 @pytest.mark.parametrize(

@@ -260,9 +260,9 @@ def _by_rows(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Ar
     """`result`, computed again for c x, with a power of two c, where it is not finite.
 
     A square of a scale, or a difference of two locations, may overflow or underflow although the KL does not. The
-    result is `inf` where it is infinite for every c, and where the support of q does not contain the support of p.
-    The gradient of such an entry is 0. Every finite entry is computed from its own parameters, because 0 times an
-    infinite partial derivative of another entry is nan.
+    result is `inf` where it is infinite for every c, and where the support of q does not contain the support of p; it
+    is 0 where p and q have equal parameters. The gradient of such an entry is 0. Every finite entry is computed from
+    its own parameters, because 0 times an infinite partial derivative of another entry is nan.
     """
     shape, device = result.shape, array_api_compat.device(result)
 
@@ -292,9 +292,24 @@ def _by_rows(xp: Any, function: Callable[..., Array], p: Any, q: Any, result: Ar
                 results.append(compute(c, entries[finite]))
             entries, values = entries[~finite], values[~finite]
         values = xp.where(xp.isnan(values), np.inf, values)
+    if type(p) is type(q):
+        equal = xp.broadcast_to(xp.asarray(_are_equal(p, q), device=device), shape)
+        values = xp.where(xp.reshape(equal, (-1,))[entries], 0.0, values)
     indices += [entries, xp.nonzero(~contained)[0]]
     results += [values, xp.full(indices[-1].shape, np.inf, dtype=result.dtype, device=device)]
     return xp.reshape(xp.concat(results)[xp.argsort(xp.concat(indices))], shape)
+
+
+def _are_equal(p: Any, q: Any) -> Array | bool:
+    """Whether p and q, of one family, have equal parameters; False where one has probs and the other logits."""
+    equal: Array | bool = True
+    for name, of_p in vars(p).items():
+        of_q = vars(q).get(name)
+        if (of_p is None) != (of_q is None):
+            return False
+        if of_p is not None:
+            equal = equal & (untracked(of_p) == untracked(of_q))
+    return equal
 
 
 def _rescaled(side: Any, c: float, known: dict[Any, Array]) -> Any:

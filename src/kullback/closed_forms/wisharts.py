@@ -90,7 +90,9 @@ def _kl_wishart(
 
 def require_degrees(df: Array, size: int) -> None:
     """Raise ParameterError unless the degrees of freedom exceed the number of rows minus 1."""
-    if not is_traced(df) and (smallest := float(values_of(df).min())) <= size - 1:
+    if is_traced(df) or 0 in df.shape:
+        return
+    if (smallest := float(values_of(df).min())) <= size - 1:
         raise ParameterError(f"expected df > {size - 1} for {size} x {size} matrices, got {smallest!r}")
 
 

@@ -76,7 +76,8 @@ def negative_binomial(total_count: float, log_odds: float) -> Density:
         return np.where(k > 0, _log_binomial_bulk(positive, total_count, log_odds) + last, total_count * log_zero)
 
     mean = total_count * exp(log_odds) if log_odds < 700 else inf
-    frozen = stats.nbinom(total_count, exp(log_zero)) if max(total_count, mean) < _LARGEST_DRAW else None
+    # Above, an error of Boost in the quantiles ends the process.
+    frozen = stats.nbinom(total_count, exp(log_zero)) if max(total_count, mean) < 2.0**50 else None
     moments = mean, (mean / exp(log_zero)) ** 0.5 if log_zero > -700 else inf
     return _counts(log_pmf, frozen, moments, 0.0 if log_odds == -inf else inf)
 

@@ -385,17 +385,21 @@ _REFLECTIONS: dict[type, Any] = {
 }
 
 
-# Distributions for which an error of Boost, which SciPy does not handle, ends the process at a subnormal parameter.
-_ENDS_THE_PROCESS = {"invgauss", "nchypergeom_wallenius"}
-_SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
+# Outside these limits of parameters, an error of Boost, which SciPy does not handle, ends the process.
+_LIMITS = {
+    "invgauss": (float(np.finfo(np.float64).tiny), inf),
+    "nchypergeom_fisher": (0.0, 1e100),
+    "nchypergeom_wallenius": (float(np.finfo(np.float64).tiny), inf),
+}
 
 
 def _quartiles(family: Any, *arguments: float) -> Array:
     """The quartiles, for which SciPy searches if it has no formula; DistributionTypeError if it finds none."""
-    if family.name in _ENDS_THE_PROCESS and any(0 < abs(argument) < _SMALLEST_NORMAL for argument in arguments):
+    smallest, largest = _LIMITS.get(family.name, (0.0, inf))
+    if any(argument != 0 and not smallest <= abs(argument) <= largest for argument in arguments):
         raise ParameterError(
-            f"scipy.stats.{family.name}: expected shape parameters of at least {_SMALLEST_NORMAL:.3g}, got "
-            f"{', '.join(f'{argument:g}' for argument in arguments)}; SciPy's functions end the process for these"
+            f"scipy.stats.{family.name}: expected parameters from {smallest:.3g} to {largest:.3g}, got "
+            f"{', '.join(f'{argument:.15g}' for argument in arguments)}; SciPy's functions end the process for these"
         )
     try:
         return family.ppf([0.25, 0.5, 0.75], *arguments)
