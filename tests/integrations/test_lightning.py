@@ -126,6 +126,12 @@ def test_arguments_of_another_kind_are_refused_before_training(arguments: dict[s
         ForwardKL(**arguments)
 
 
+@pytest.mark.parametrize("module", ["module", None, torch.nn.Linear])
+def test_what_is_not_a_module_is_refused(module: Any) -> None:
+    with pytest.raises(ArrayTypeError, match="expected a LightningModule, got"):
+        ForwardKL([(torch.eye(3), torch.arange(3))]).measure(module)
+
+
 def test_no_examples_and_missing_classes_are_refused() -> None:
     with pytest.raises(ShapeError, match="at least one example"):
         ForwardKL([]).measure(Linear(3, 3, 1.0))
