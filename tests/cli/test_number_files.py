@@ -677,3 +677,13 @@ def test_a_fit_states_the_number_of_samples(tmp_path: Path, capsys) -> None:
     assert "3 samples" in capsys.readouterr().out
     assert main(["fit", str(path), "normal", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 3
+
+
+@pytest.mark.parametrize("first", ["", "Unnamed: 0"])
+@pytest.mark.parametrize(("name", "delimiter"), [("p.csv", ","), ("p.tsv", "\t"), ("p.csv", ";")])
+def test_an_index_of_pandas_beside_labels_is_no_event(tmp_path, first, name, delimiter):
+    rows = [[first, "label", "count"], ["0", "a", "50"], ["1", "b", "30"], ["2", "c", "20"]]
+    path = write(tmp_path / name, "".join(delimiter.join(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="the first column has no name beside the labels in column 2"):
+        read(str(path))
+    assert read(f"{path}:count").values.tolist() == [50, 30, 20]
