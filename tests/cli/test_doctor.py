@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -503,6 +504,32 @@ def test_updates_are_compared_with_their_own_budgets(
         for i, own in enumerate(budgets)
     ]
     budget = {"kind": "KLBudget", "target": 0.01, "unit": "step", "constrain": "old-policy", "decay": 2.0}
+    run = write_run(tmp_path / "run", rows, {"kind": "ppo", "steps": 20, "clip": None, "budget": budget})
+    (run / "model").mkdir()
+    assert [name for name in names(run_doctor(capsys, run)[1]) if "budget" in name] == names_found
+
+
+@pytest.mark.parametrize(("factor", "names_found"), [(1.0, []), (1.6, ["over-budget"])])
+def test_a_mean_over_updates_with_a_decay_is_compared_with_the_mean_of_the_budgets(
+    factor: float, names_found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The last updates have far more than their own budgets, and the mean of all is factor times the mean budget.
+    budgets = np.linspace(0.02, 0.0001, 20)
+    kls = factor * budgets.mean() * np.ones(20) * np.tile([0.5, 1.5], 10)
+    kls[10:] *= budgets[10:].mean() / budgets.mean()
+    rows = [
+        {
+            "step": i + 1,
+            "loss": 0.1,
+            "kl_budget": own,
+            "kl_old_policy_per_step": kl,
+            "kl_old_policy_per_step_std_error": 1e-3 * kl,
+            "beta": 1.0,
+        }
+        for i, (own, kl) in enumerate(zip(budgets.tolist(), kls.tolist(), strict=True))
+    ]
+    budget = {"kind": "KLBudget", "target": 0.01, "unit": "step", "constrain": "old-policy", "decay": 1.0}
+    budget |= {"mean_over_updates": True}
     run = write_run(tmp_path / "run", rows, {"kind": "ppo", "steps": 20, "clip": None, "budget": budget})
     (run / "model").mkdir()
     assert [name for name in names(run_doctor(capsys, run)[1]) if "budget" in name] == names_found

@@ -7,12 +7,13 @@ from dataclasses import replace
 from itertools import pairwise
 from math import inf, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kullback.doctor.budget_and_rewards import check_budget, check_reward_hacking
 from kullback.doctor.files import check_checkpoints, check_model_files
 from kullback.doctor.finding import Finding
-from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl
+from kullback.doctor.logged_kl import check_finite_training, check_learning, check_logged_kl, finite_values, second_half
 from kullback.doctor.settings import check_ppo_settings, check_settings
 from kullback.errors import InputError, MissingDependencyError
 from kullback.numerics.arguments import is_number
@@ -282,8 +283,13 @@ def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: 
         # to the old policy is checked by the metrics only.
         rows = [] if budget.get("constrain") == "old-policy" else evaluations
         unit = str(budget.get("unit", "token"))
-        # With a decay, the KL of each update is compared with its own budget.
-        compared = [_relative_to_budget(row, key, target) for row in metrics] if budget.get("decay") else metrics
+        # With a decay, the KL of each update is compared with its own budget; if the mean over the updates is held, the
+        # mean KL of the updates is compared with the mean of their budgets.
+        compared = metrics
+        if budget.get("decay"):
+            late = [own for _, own in second_half(finite_values(metrics, "kl_budget"))]
+            own = fmean(late) if late and budget.get("mean_over_updates") else None
+            compared = [_relative_to_budget(row, key, target, own) for row in metrics]
         findings += check_budget(compared, rows, target=target, unit=unit, price=(lower, upper), name=key)
     per_device = settings.get("per_device_train_batch_size")
     findings += check_reward_hacking(
@@ -297,9 +303,12 @@ def _check_policy_run(path: Path, config: Row, metrics: list[Row], evaluations: 
     return findings
 
 
-def _relative_to_budget(row: Row, key: str, target: float) -> Row:
-    """A row whose KL, and its standard error, are scaled as if the budget of the update were the mean budget."""
-    own: Any = row.get("kl_budget")
+def _relative_to_budget(row: Row, key: str, target: float, mean: float | None) -> Row:
+    """A row whose KL, and its standard error, are scaled as if its budget were the target.
+
+    Its budget is `mean`, or, if that is None, the budget of the update.
+    """
+    own: Any = row.get("kl_budget") if mean is None else mean
     if not (is_number(own) and own > 0):
         return row
     return row | {name: row[name] * target / own for name in (key, f"{key}_std_error") if is_number(row.get(name))}
