@@ -130,7 +130,7 @@ def test_subnormal_parameters_give_a_kl_or_a_refusal(make, value):
         stats.nchypergeom_wallenius(140, 80, 60, 5e-324),
         stats.nchypergeom_fisher(140, 80, 60, 1e200),
     ],
-    ids=str,
+    ids=lambda member: member.dist.name,
 )
 def test_parameters_at_which_scipy_ends_the_process_are_refused(member):
     for p, q in ((member, f.Poisson(rate=1.0)), (f.Poisson(rate=1.0), member)):
