@@ -126,7 +126,7 @@ def test_arguments_of_another_kind_are_refused_before_training(arguments: dict[s
         ForwardKL(**arguments)
 
 
-@pytest.mark.parametrize("module", ["module", None, torch.nn.Linear])
+@pytest.mark.parametrize("module", ["module", None, torch.nn.Linear, torch.nn.Linear(3, 3)])
 def test_what_is_not_a_module_is_refused(module: Any) -> None:
     with pytest.raises(ArrayTypeError, match="expected a LightningModule, got"):
         ForwardKL([(torch.eye(3), torch.arange(3))]).measure(module)

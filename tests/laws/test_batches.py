@@ -67,7 +67,7 @@ def test_one_parameter_of_a_batch_is_broadcast(family, library):
             try:
                 expected = [float(function(family(**member))) for member in single]
                 got = function(family(**batch))
-            except (NoClosedFormError, ParameterError):  # of the limits of two members, which are in no order
+            except (NoClosedFormError, ParameterError):  # no form, or limits that are not in order
                 continue
             except ShapeError:
                 assert family is f.VonMisesFisher  # the length of a vector is an axis of the event

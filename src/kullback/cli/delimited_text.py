@@ -300,11 +300,6 @@ def _columns(
         label = label_column(text, header, is_number)
         labels = [] if label is None else [label]
         numbers = [column for column in range(len(row)) if column != label]
-        if header is not None and label not in (None, 0) and header[0].strip().lower() in ("", "unnamed: 0"):
-            raise InputError(
-                f"{text}: the first column has no name beside the labels in column {label + 1}, as an index of pandas; "
-                "leave it out, name it if it contains numbers of events, or select a column by FILE:NAME"
-            )
     return _Columns(
         len(row),
         numbers,

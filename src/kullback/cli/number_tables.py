@@ -75,6 +75,11 @@ def label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bo
             f"{' and '.join(names[:3])} contain text"
         )
     if texts:
+        if header and texts[0] != 0 and header[0].strip().lower() in ("", "unnamed: 0"):
+            raise InputError(
+                f"{text}: the first column has no name beside the labels in column {texts[0] + 1}, as an index of "
+                "pandas; leave it out, name it if it contains numbers of events, or select a column by FILE:NAME"
+            )
         return texts[0]
     return 0 if header and len(header) > 1 and header[0].lower() in INDEX_NAMES else None
 

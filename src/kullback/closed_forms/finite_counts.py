@@ -22,9 +22,9 @@ from kullback.numerics.arrays import Array, broadcast_arrays, is_traced, untrack
 from kullback.numerics.log_gamma import digamma, digamma_minus_log_difference, log_gamma_residual
 from kullback.numerics.phi import log_ratio, phi
 
-__all__: list[str] = []
+__all__ = ["MAX_TERMS"]
 
-_MAX_TERMS = 1e7  # the arrays of 1e7 terms take several gigabytes
+MAX_TERMS = 1e7  # the arrays of 1e7 terms take several gigabytes
 
 
 @closed_form((f.Binomial, f.Binomial), (f.Bernoulli, f.Binomial), (f.Binomial, f.Bernoulli))
@@ -120,9 +120,9 @@ def _count_grid(xp: Any, *counts: Array) -> Array:
             "fixed length; pass the counts as constants"
         )
     last = max((float(values_of(count).max()) for count in counts if 0 not in count.shape), default=0.0)
-    if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > _MAX_TERMS:
+    if last * math.prod(np.broadcast_shapes(*(tuple(count.shape) for count in counts))) > MAX_TERMS:
         raise NoClosedFormError(
-            f"expected counts for which the KL is a sum of at most {_MAX_TERMS:.0e} terms over the batch, got counts "
+            f"expected counts for which the KL is a sum of at most {MAX_TERMS:.0e} terms over the batch, got counts "
             f"up to {last:.15g}; kullback.measure bounds the KL of one pair"
         )
     return xp.arange(int(last) + 1, dtype=counts[0].dtype, device=device(counts[0]))

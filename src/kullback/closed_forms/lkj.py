@@ -4,12 +4,11 @@ from array_api_compat import device
 
 from kullback import families as f
 from kullback.closed_forms.dirichlets import kl_beta_beta
+from kullback.closed_forms.finite_counts import MAX_TERMS
 from kullback.closed_forms.registry import FORMS, evaluate_form
 from kullback.errors import NoClosedFormError, ShapeError
 from kullback.families.base import with_parameters
 from kullback.numerics.arrays import Array, as_floats, cast
-
-_MAX_ROWS = 10**7  # the arrays of 1e7 terms take several gigabytes
 
 
 def kl_lkj_lkj(p: f.LKJ, q: f.LKJ) -> Array:
@@ -22,10 +21,10 @@ def kl_lkj_lkj(p: f.LKJ, q: f.LKJ) -> Array:
     size, other = int(p.dim), int(q.dim)
     if size != other:
         raise ShapeError(f"expected p and q to have the same number of rows, got dim={size} and dim={other}")
-    if size > _MAX_ROWS:
+    if size > MAX_TERMS:
         raise NoClosedFormError(
-            f"expected LKJ distributions of at most {_MAX_ROWS} rows, because their KL is a sum with a term for each "
-            f"row, got dim={p.dim:.15g}"
+            f"expected LKJ distributions of at most {MAX_TERMS:.0f} rows, because their KL is a sum with a term for "
+            f"each row, got dim={p.dim:.15g}"
         )
     xp, [first, second], dtype = as_floats(p.concentration, q.concentration)
     order = xp.arange(1, size, dtype=first.dtype, device=device(first))

@@ -23,6 +23,9 @@ from kullback.numerics.phi import log_ratio, phi
 __all__ = ["binomial", "hypergeometric", "negative_binomial", "poisson", "zipf", "zipfian"]
 
 _LARGEST_DRAW = 2.0**62  # SciPy draws 64-bit integers
+_LARGEST_QUANTILE = (
+    2.0**50
+)  # for larger quantiles of nbinom, an error of Boost, which SciPy does not handle, ends the process
 _LARGEST_TABLE = 2.0**20  # integers of a finite support that are summed one by one
 
 
@@ -76,8 +79,7 @@ def negative_binomial(total_count: float, log_odds: float) -> Density:
         return np.where(k > 0, _log_binomial_bulk(positive, total_count, log_odds) + last, total_count * log_zero)
 
     mean = total_count * exp(log_odds) if log_odds < 700 else inf
-    # Above, an error of Boost in the quantiles ends the process.
-    frozen = stats.nbinom(total_count, exp(log_zero)) if max(total_count, mean) < 2.0**50 else None
+    frozen = stats.nbinom(total_count, exp(log_zero)) if max(total_count, mean) < _LARGEST_QUANTILE else None
     moments = mean, (mean / exp(log_zero)) ** 0.5 if log_zero > -700 else inf
     return _counts(log_pmf, frozen, moments, 0.0 if log_odds == -inf else inf)
 

@@ -8,7 +8,7 @@ where D = a phi(log(x/m)) is a deviance and J is Binet's function.
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from math import inf, log, log1p, pi
+from math import inf, log, log1p, nan, pi
 
 import numpy as np
 from scipy import special, stats
@@ -30,7 +30,8 @@ def gamma(concentration: float, rate: float) -> Density:
     """The gamma distribution with density proportional to x^(concentration - 1) e^(-rate x)."""
     density = continuous_density(stats.gamma, concentration, scale=1 / rate)
     mean, residual = _quotient(concentration, rate)
-    log_gamma = float(special.gammaln(concentration))
+    is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < mean < _LARGEST
+    log_gamma, constant = float(special.gammaln(concentration)), _gamma_constant(concentration) if is_narrow else nan
 
     def usual(origin: Array, offset: Array) -> Array:
         x = origin + offset
@@ -40,9 +41,8 @@ def gamma(concentration: float, rate: float) -> Density:
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         deviance = concentration * phi(log_ratio(np, x, mean, (origin - mean) + (offset - residual)))
-        return np.where((x > 0) & (x < inf), _gamma_constant(concentration) - np.log(x) - deviance, -inf)
+        return np.where((x > 0) & (x < inf), constant - np.log(x) - deviance, -inf)
 
-    is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < mean < _LARGEST
     return replace(density, log_density=saddle_point if is_narrow else usual)
 
 
@@ -61,7 +61,8 @@ def inverse_gamma(concentration: float, rate: float) -> Density:
     """The distribution of 1/y, where y has the gamma distribution with these parameters."""
     density = continuous_density(stats.invgamma, concentration, scale=rate)
     center, residual = _quotient(rate, concentration)  # the inverse of the mean of y
-    log_gamma = float(special.gammaln(concentration))
+    is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < center < _LARGEST
+    log_gamma, constant = float(special.gammaln(concentration)), _gamma_constant(concentration) if is_narrow else nan
 
     def usual(origin: Array, offset: Array) -> Array:
         x = origin + offset
@@ -72,9 +73,8 @@ def inverse_gamma(concentration: float, rate: float) -> Density:
     def saddle_point(origin: Array, offset: Array) -> Array:
         x = origin + offset
         deviance = concentration * phi(log_ratio(np, center, x, (center - origin) + (residual - offset)))
-        return np.where((x > 0) & (x < inf), _gamma_constant(concentration) - np.log(x) - deviance, -inf)
+        return np.where((x > 0) & (x < inf), constant - np.log(x) - deviance, -inf)
 
-    is_narrow = concentration >= _LARGE_CONCENTRATION and _SMALLEST < center < _LARGEST
     return replace(density, log_density=saddle_point if is_narrow else usual)
 
 

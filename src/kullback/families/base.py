@@ -372,18 +372,16 @@ def _require_broadcast(owner: Distribution) -> None:
         batches.append(shape[: max(len(shape) - len(letters), 0)])
         for letter, length in zip(reversed(letters), reversed(shape), strict=False):
             lengths.setdefault(letter, set()).add(length)
-    empty = [letter for letter, found in lengths.items() if 0 in found and letter != "rank"]
-    if empty:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ShapeError(f"expected {type(owner).__name__}'s parameters to have at least one entry, got {found}")
     try:
         np.broadcast_shapes(*batches)
         fits = all(len(found - {1}) <= 1 for found in lengths.values())
     except ValueError:
         fits = False
-    if not fits:
+    is_empty = any(0 in found for letter, found in lengths.items() if letter != "rank")
+    if is_empty or not fits:
+        wanted = "at least one entry" if is_empty else "shapes that broadcast"
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ShapeError(f"expected {type(owner).__name__}'s parameters to have shapes that broadcast, got {found}")
+        raise ShapeError(f"expected {type(owner).__name__}'s parameters to have {wanted}, got {found}")
 
 
 def require_order(owner: Distribution, name: str, other: str, *, strict: bool = True) -> None:

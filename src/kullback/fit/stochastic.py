@@ -199,18 +199,14 @@ def _distribution(module: torch.nn.Module) -> Any:
     """The module itself if it has `log_prob`, else the distribution that it returns when it is called."""
     if hasattr(module, "log_prob"):
         return module
+    expected = "expected a module with log_prob, or one that returns a distribution when it is called without arguments"
     try:
         distribution = module()
     except TypeError as error:
-        raise DistributionTypeError(
-            f"expected a module with log_prob, or one that returns a distribution when it is called without arguments, "
-            f"got {type(module).__name__}: {error}"
-        ) from error
+        raise DistributionTypeError(f"{expected}, got {type(module).__name__}: {error}") from error
     if not hasattr(distribution, "log_prob"):
-        raise DistributionTypeError(
-            f"expected a module with log_prob, or one that returns a distribution when it is called without arguments, "
-            f"got {type(module).__name__}, which returns {shown(distribution)}"
-        )
+        returned = shown(distribution)
+        raise DistributionTypeError(f"{expected}, got {type(module).__name__}, which returns {returned}")
     return distribution
 
 

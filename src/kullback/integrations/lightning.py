@@ -159,11 +159,11 @@ class ForwardKL(Callback):
             The logged values by key, without the prefix, in nats per example except `contexts_seen_once`.
 
         Raises:
-            ArrayTypeError: The module is not a module of PyTorch, or the batches are not pairs of tensors.
+            ArrayTypeError: The module is not a `LightningModule`, or the batches are not pairs of tensors.
             ShapeError: `log_prob` does not return one number per example, or there are no examples.
             SupportError: `log_prob` returns a number above 0.
         """
-        if not isinstance(module, torch.nn.Module):
+        if not isinstance(module, LightningModule):
             raise ArrayTypeError(f"expected a LightningModule, got {shown(module)}")
         empirical, pairs, surprises = EmpiricalConditional(), [], []
         mode = module.training
