@@ -687,3 +687,12 @@ def test_an_index_of_pandas_beside_labels_is_no_event(tmp_path, first, name, del
     with pytest.raises(InputError, match="the first column has no name beside the labels in column 2"):
         read(str(path))
     assert read(f"{path}:count").values.tolist() == [50, 30, 20]
+
+
+@pytest.mark.parametrize("first", ["", "Unnamed: 0"])
+def test_an_index_of_pandas_beside_labels_is_no_event_of_objects(tmp_path, first):
+    rows = [{first: 0, "label": "a", "count": 50}, {first: 1, "label": "b", "count": 30}]
+    path = write(tmp_path / "p.json", json.dumps(rows))
+    with pytest.raises(InputError, match="the first column has no name beside the labels in column 2"):
+        read(str(path))
+    assert read(f"{path}:count").values.tolist() == [50, 30]

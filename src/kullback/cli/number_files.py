@@ -276,7 +276,7 @@ def _table_of_records(text: str, records: list[dict[str, Any]], name: str | None
             raise InputError(
                 f"{text}: expected the keys {', '.join(header)} in each object, got others in object {index}"
             )
-    label = label_column(text, header, [_is_number(records[0][key]) for key in header])
+    label = label_column(text, header, [_is_number(records[0][key]) for key in header], name)
     keys = [key for column, key in enumerate(header) if column != label]
     for index, record in enumerate(records):
         for key in keys:

@@ -65,8 +65,10 @@ def not_rounded_to_zero(cell: str, value: float | None, source: str = "") -> flo
     return value
 
 
-def label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bool]) -> int | None:
-    """The column with the labels of the rows, or None."""
+def label_column(
+    text: str, header: Sequence[str] | None, is_number: Sequence[bool], name: str | None = None
+) -> int | None:
+    """The column with the labels of the rows, or None; `name` is the column that the user selects, if any."""
     texts = [column for column, number in enumerate(is_number) if not number]
     if len(is_number) == len(texts) or len(texts) > 1:
         names = [repr(header[column]) if header else str(column + 1) for column in texts]
@@ -75,7 +77,7 @@ def label_column(text: str, header: Sequence[str] | None, is_number: Sequence[bo
             f"{' and '.join(names[:3])} contain text"
         )
     if texts:
-        if header and texts[0] != 0 and header[0].strip().lower() in ("", "unnamed: 0"):
+        if header and not name and texts[0] != 0 and header[0].strip().lower() in ("", "unnamed: 0"):
             raise InputError(
                 f"{text}: the first column has no name beside the labels in column {texts[0] + 1}, as an index of "
                 "pandas; leave it out, name it if it contains numbers of events, or select a column by FILE:NAME"

@@ -65,7 +65,7 @@ def number(row: Row, key: str) -> float | None:
             return float(value)
         except OverflowError:
             return math.inf if value > 0 else -math.inf
-    return float(value) if is_number(value) else None
+    return float(value) if value is not None and is_number(value) else None
 
 
 def _finite(row: Row, key: str) -> float | None:
